@@ -1,0 +1,80 @@
+"""Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import DecoderConfig
+from jaxllm.layers.cache import KVCache
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.position import apply_rope, rope_frequencies
+from jaxllm.sharding import constrain
+
+
+class Attention(nnx.Module):
+    """Causal self-attention; with a cache, attention to everything in the cache."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        options = {"use_bias": config.attn_bias, "rngs": rngs}
+        self.q_proj = Linear("BTD,DNH->BTNH", (D, N, H), config, **options)
+        self.k_proj = Linear("BTD,DKH->BTKH", (D, K, H), config, **options)
+        self.v_proj = Linear("BTD,DKH->BTKH", (D, K, H), config, **options)
+        self.o_proj = Linear("BTNH,NHD->BTD", (N, H, D), config, **options)
+        self.config = config
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        positions_BT: Array,
+        segment_ids_BT: Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Array, KVCache | None]:
+        """The attended values, BTD, and the cache with `x` written to it."""
+        q_BTNH = constrain(self.q_proj(x_BTD), "BTNH")
+        k_BTKH = constrain(self.k_proj(x_BTD), "BTKH")
+        v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
+        q_BTNH = self.rotate(q_BTNH, positions_BT)
+        k_BTKH = self.rotate(k_BTKH, positions_BT)
+        if cache is None:
+            out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+        else:
+            cache = cache.write(k_BTKH, v_BTKH, positions_BT)
+            out_BTNH = attention(q_BTNH, *cache, cache.visible(positions_BT))
+        return self.o_proj(constrain(out_BTNH, "BTNH")), cache
+
+    def rotate(self, x_BTNH: Array, positions_BT: Array) -> Array:
+        """Queries or keys with their positions in them."""
+        config = self.config
+        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        return apply_rope(x_BTNH, positions_BT, frequencies, config.rope_layout)
+
+
+def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:
+    """`softmax(q k / sqrt(H)) v` where the mask is True; key head k serves query heads kG to kG+G-1.
+
+    The mask may have 1 for B. Softmax in float32; a query that sees nothing gets the mean of v.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    lowest = jnp.finfo(jnp.float32).min
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS * H**-0.5, lowest)
+    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH)
+    return out_BTKGH.reshape(B, T, N, H)
+
+
+def causal_attention(
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None = None
+) -> Array:
+    """Attention of each token to itself and to those before it in its segment, BTNH."""
+    T = q_BTNH.shape[1]
+    mask_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
+    if segment_ids_BT is not None:
+        mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    return attention(q_BTNH, k_BTKH, v_BTKH, mask_BTS)

@@ -1,0 +1,89 @@
+"""A model's parameters as plain pytrees, and where they live on a mesh.
+
+Jitted code takes and returns nested dicts of arrays: they cost the least to dispatch, and they
+are what checkpoints hold. A model is bound to them again inside.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from jaxllm.models import build, build_abstract
+from jaxllm.models.decoder import Decoder
+from jaxllm.sharding import sharding
+
+Params = dict[str, Any]
+
+
+def split(model: Decoder) -> tuple[Callable[[Params], Decoder], Params]:
+    """The model as a function of its parameters, and the parameters as a nested dict."""
+    graphdef, state = nnx.split(model)
+    treedef = jax.tree.structure(state)
+
+    def bind(params: Params) -> Decoder:
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, jax.tree.leaves(params)))
+
+    return bind, nnx.to_pure_dict(state)
+
+
+def named_parameters(model: Decoder) -> dict[str, nnx.Variable]:
+    """Every parameter by its dotted name, as in `layers.attn.q_proj.kernel`."""
+    return {
+        ".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+
+
+def with_arrays(model: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
+    """The model with these arrays as its parameters; `arrays` must name every one."""
+    graphdef, state = nnx.split(model)
+    flat = nnx.to_flat_state(state)
+    values = [(path, v.replace(arrays[".".join(map(str, path))])) for path, v in flat]
+    return nnx.merge(graphdef, nnx.from_flat_state(values))
+
+
+def letters(variable: nnx.Variable) -> str:
+    """The dimension letters of a parameter; stacking puts an L in front of them."""
+    stacked = len(variable.get_value().shape) - len(variable.dims)
+    return "L" * stacked + variable.dims
+
+
+def shardings(model: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each parameter lives, by dotted name."""
+    return {
+        name: sharding(letters(variable), variable.get_value().shape, mesh)
+        for name, variable in named_parameters(model).items()
+    }
+
+
+def tree_of(model: Decoder, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
+    """`leaf(name, variable)` of every parameter, in the shape of the parameters' nested dict."""
+    flat = [
+        (path, leaf(".".join(map(str, path)), variable))
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    ]
+    tree: Params = {}
+    for path, value in flat:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree
+
+
+def initialize(config: Any, mesh: Mesh, seed: int) -> Decoder:
+    """A randomly initialised model, every parameter created on the devices that hold it."""
+    bind, abstract = split(build_abstract(config))
+    placed = shardings(bind(abstract), mesh)
+    out_shardings = tree_of(bind(abstract), lambda name, _: placed[name])
+    create = jax.jit(
+        lambda: split(build(config, rngs=nnx.Rngs(seed)))[1], out_shardings=out_shardings
+    )
+    return bind(create())
+
+
+def count(model: Decoder) -> int:
+    """The number of parameters."""
+    return sum(variable.get_value().size for variable in named_parameters(model).values())

@@ -1,0 +1,61 @@
+"""Dimension letters, and the mesh axes each one is sharded over.
+
+Layouts are mesh shapes: an axis of size 1 shards nothing, so data parallelism, FSDP, tensor
+parallelism and their products are all this one table.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+DIMS: dict[str, tuple[str, ...]] = {
+    "B": ("data", "fsdp"),  # batch
+    "T": (),  # query length
+    "S": (),  # key length
+    "C": (),  # cache slots
+    "D": ("fsdp",),  # embed_dim
+    "N": ("tensor",),  # query heads
+    "K": ("tensor",),  # key/value heads
+    "G": (),  # query heads per key/value head
+    "H": (),  # head_dim
+    "F": ("tensor",),  # mlp_dim
+    "V": ("tensor",),  # vocab_size
+    "L": (),  # layers, where stacked
+    ".": (),  # any dimension kept whole
+}
+
+
+def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    """Partition of an array of `shape` whose dimensions are the letters `dims`.
+
+    A mesh axis goes to its first claimant, so that `BTD` is split over the batch and `DF` over
+    both dimensions. A dimension that the axis does not divide stays whole (two key/value heads
+    on four tensor-parallel devices, one sequence on a data-parallel mesh).
+    """
+    used: set[str] = set()
+    parts: list[tuple[str, ...] | None] = []
+    for letter, size in zip(dims, shape, strict=True):
+        axes: tuple[str, ...] = ()
+        for axis in DIMS[letter]:
+            ways = mesh_shape.get(axis, 1)
+            if ways > 1 and axis not in used and size % ways == 0:
+                axes, size = (*axes, axis), size // ways
+        used.update(axes)
+        parts.append(axes or None)
+    return PartitionSpec(*parts)
+
+
+def sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where each part of a parameter lives on the mesh."""
+    return NamedSharding(mesh, spec(dims, shape, mesh.shape))
+
+
+def constrain(x: jax.Array, dims: str) -> jax.Array:
+    """Shards the activation `x` by its dimensions; does nothing outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh.shape))
