@@ -1,7 +1,7 @@
 """The architecture of a model, as frozen data: a config is hashable and says everything."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 RopeLayout = Literal["half", "interleaved"]
@@ -17,7 +17,7 @@ class RopeScaling:
     `original_max_len / high_freq_factor`, and blends in between (Llama 3.1).
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["linear", "llama3"]
     factor: float
@@ -40,7 +40,7 @@ class RopeScaling:
 class DecoderConfig:
     """A decoder-only transformer: pre-norm blocks of grouped-query attention and a gated MLP."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     vocab_size: int
     embed_dim: int

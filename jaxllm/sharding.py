@@ -37,12 +37,13 @@ def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> Part
     """
     used: set[str] = set()
     parts: list[tuple[str, ...] | None] = []
+    axes: tuple[str, ...]
     for letter, size in zip(dims, shape, strict=True):
-        axes: tuple[str, ...] = ()
+        axes, ways = (), 1
         for axis in DIMS[letter]:
-            ways = mesh_shape.get(axis, 1)
-            if ways > 1 and axis not in used and size % ways == 0:
-                axes, size = (*axes, axis), size // ways
+            more = ways * mesh_shape.get(axis, 1)
+            if more > ways and axis not in used and size % more == 0:
+                axes, ways = (*axes, axis), more
         used.update(axes)
         parts.append(axes or None)
     return PartitionSpec(*parts)

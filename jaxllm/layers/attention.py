@@ -52,9 +52,10 @@ class Attention(nnx.Module):
 
 
 def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:
-    """`softmax(q k / sqrt(H)) v` where the mask is True; key head k serves query heads kG to kG+G-1.
+    """`softmax(q k / sqrt(H)) v` where the mask is True, BTNH.
 
-    The mask may have 1 for B. Softmax in float32; a query that sees nothing gets the mean of v.
+    Each key/value head serves G consecutive query heads. The mask may have 1 for B. The softmax
+    is in float32; a query that sees nothing gets the mean of v.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]

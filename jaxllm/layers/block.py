@@ -32,9 +32,7 @@ class Block(nnx.Module):
         cache: KVCache | None = None,
     ) -> tuple[Array, KVCache | None]:
         """The residual stream after this layer, BTD, and the layer's cache."""
-        attended_BTD, cache = self.attn(
-            self.attn_norm(x_BTD), positions_BT, segment_ids_BT, cache
-        )
+        attended_BTD, cache = self.attn(self.attn_norm(x_BTD), positions_BT, segment_ids_BT, cache)
         x_BTD = constrain(x_BTD + attended_BTD, "BTD")
         x_BTD = constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "BTD")
         return x_BTD, cache
@@ -77,12 +75,14 @@ def apply_layers(
 
 def unstack(layers: Block) -> nnx.List:
     """The same blocks one by one: faster to decode with, since a scan would slice every kernel."""
-    graphdef, state = nnx.split(layers)
-    num_layers = jax.tree.leaves(state)[0].shape[0]
-    split = jax.jit(
-        lambda stacked: [jax.tree.map(lambda x: x[i], stacked) for i in range(num_layers)]
-    )
-    return nnx.List([nnx.merge(graphdef, block) for block in split(state)])
+    graphdef, stacked = nnx.split(layers)
+    num_layers = jax.tree.leaves(stacked)[0].shape[0]
+    blocks = jax.jit(lambda tree: [_layer(tree, i) for i in range(num_layers)])(stacked)
+    return nnx.List([nnx.merge(graphdef, block) for block in blocks])
+
+
+def _layer(stacked: nnx.State, i: int) -> nnx.State:
+    return jax.tree.map(lambda x: x[i], stacked)
 
 
 def stack(layers: nnx.List) -> Block:

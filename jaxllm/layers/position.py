@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al., 2021)."""
 
-import numpy as np
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxllm.config import RopeLayout, RopeScaling

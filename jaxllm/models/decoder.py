@@ -70,7 +70,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Array, Caches | None]:
         """The normalised last hidden state, BTD, and the cache. Arguments as for `__call__`."""
         if cache is not None and segment_ids is not None:
-            raise ValueError("segment_ids with a cache: pad on the right and give positions instead")
+            raise ValueError("segment_ids with a cache: pad on the right, give positions")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         x_BTD = constrain(self.embed(tokens_BT), "BTD")

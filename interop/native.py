@@ -1,0 +1,90 @@
+"""Native checkpoints: Orbax, with the model's config beside its parameters.
+
+A folder written by `save`, one step that `jaxllm train` wrote, or a whole run, of which the
+newest step counts. Each holds the parameters as the item `model` and says what they are in its
+metadata, so that it loads onto any mesh without further information.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from jaxllm.config import Dtype, from_dict, to_dict
+from jaxllm.models import build_abstract
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import shardings, split, tree_of
+
+from . import origin as origins
+from .tensors import CheckpointError
+
+
+def is_native(path: Path) -> bool:
+    """Whether a folder is a native checkpoint, or a run that holds some."""
+    return _is_step(path) or bool(_steps(path))
+
+
+def describe(model: Decoder) -> dict[str, Any]:
+    """The metadata from which `load` rebuilds the model."""
+    return {
+        "config": to_dict(model.config),
+        "origin": origins.to_dict(origins.origin_of(model)),
+    }
+
+
+def save(model: Decoder, path: Path) -> None:
+    """Writes the model as a native checkpoint."""
+    ocp.save_checkpointables(
+        path, {"model": split(model)[1]}, custom_metadata={"jaxllm": describe(model)}
+    )
+
+
+def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Decoder:
+    """The model of a native checkpoint, or of a run's newest step."""
+    if not _is_step(path):
+        path = _steps(path)[-1]
+    found = ocp.checkpointables_metadata(path)
+    about = (found.custom_metadata or {}).get("jaxllm")
+    if about is None or "model" not in found.metadata:
+        raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
+    config = from_dict(about["config"])
+    if dtype is not None:
+        config = dataclasses.replace(config, param_dtype=dtype, dtype=dtype)
+    model = build_abstract(config)
+    stored = _flat(found.metadata["model"])
+    placed = {} if mesh is None else shardings(model, mesh)
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+
+    def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        kept = np.dtype(dtype) if dtype is not None else stored[name].dtype
+        shape = variable.get_value().shape
+        return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
+
+    bind, _ = split(model)
+    model = bind(ocp.load_checkpointables(path, {"model": tree_of(model, target)})["model"])
+    if (origin := origins.from_dict(about["origin"])) is not None:
+        model.origin = origin
+    return model
+
+
+def _is_step(path: Path) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file()
+
+
+def _steps(path: Path) -> list[Path]:
+    """The complete steps of a run, oldest first."""
+    folder = path / "checkpoints"
+    steps = [step for step in folder.glob("*") if step.name.isdigit() and _is_step(step)]
+    return sorted(steps, key=lambda step: int(step.name))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,151 @@
+"""Before any tensor is read: which stored tensors make up which array, and all that is wrong."""
+
+import dataclasses
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from jaxllm.config import DecoderConfig, Dtype
+
+from .directory import Checkpoint
+from .families import Fields, Layout, Table, nearest
+from .rules import Index, Range, Side, Sizes, Transfer
+from .tensors import CheckpointError, StoredTensor
+
+
+class Assembly(NamedTuple):
+    """How one of the model's arrays is put together."""
+
+    transfer: Transfer
+    index: Index
+    dtype: np.dtype
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole array."""
+        return self.transfer.target.shape(self.transfer.sizes)
+
+    def read(self, tensors: Mapping[str, StoredTensor], box: Sequence[Range]) -> np.ndarray:
+        """A box of the array, from just the bytes that it needs."""
+        out = np.empty([high - low for low, high in box], self.dtype)
+        for piece in self.transfer.pieces(self.index, box):
+            self.transfer.copy(piece, tensors[piece.name].open(), out)
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A checkpoint that fits its config: the model, and how to assemble each of its arrays."""
+
+    config: DecoderConfig
+    layout: Layout
+    table: Table
+    assemblies: Mapping[str, Assembly]
+
+
+def make_plan(checkpoint: Checkpoint) -> Plan:
+    """Accounts for every field of the config and every tensor, from the headers alone.
+
+    Raises CheckpointError with everything missing, unexpected, mis-shaped or not understood.
+    """
+    family, tensors = checkpoint.family, checkpoint.tensors
+    fields = Fields(checkpoint.config)
+    problems: list[str] = []
+    try:
+        values, layout = family.read_config(fields, tensors)
+        problems = [f"{family.config_file}: {problem}" for problem in fields.finish()]
+        dtype = _main_dtype(tensors)
+        config = DecoderConfig(**values, param_dtype=dtype, dtype=dtype)
+        table = family.table(config, layout)
+    except ValueError as error:
+        problems.append(f"{family.config_file}: {error}")
+        raise CheckpointError(problems, checkpoint.path) from None
+    problems += check_tensors(table, tensors)
+    if problems:
+        raise CheckpointError(problems, checkpoint.path)
+    assemblies = dict(_assemblies(table, tensors))
+    if mixed := _mixed_dtypes(assemblies, tensors):
+        raise CheckpointError(mixed, checkpoint.path)
+    return Plan(config, layout, table, assemblies)
+
+
+def check_tensors(table: Table, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """What is missing, unexpected or mis-shaped, with the name or the axis that was meant."""
+    expected = {
+        name: rule.stored for rule in table.rules for name, _ in rule.stored.names(table.sizes)
+    }
+    optional = {*table.tied, *(derived.name for derived in table.derived)}
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [
+        name
+        for name in tensors
+        if name not in expected
+        and name not in optional
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
+    ]
+    shapes = {
+        name: _shape_problem(side, tensors[name].shape, table.sizes)
+        for name, side in expected.items()
+        if name in tensors
+    }
+    return [
+        *(f"{name} is missing{nearest(name, unexpected)}" for name in missing),
+        *(f"{name} is unexpected{nearest(name, missing)}" for name in unexpected),
+        *(f"{name}: {problem}" for name, problem in shapes.items() if problem),
+    ]
+
+
+def _shape_problem(side: Side, shape: tuple[int, ...], sizes: Sizes) -> str | None:
+    expected = side.shape(sizes)
+    if shape == expected:
+        return None
+    if len(shape) != len(expected):
+        return f"shape is {expected} from the config, {shape} in the file"
+    return "; ".join(
+        f"{_spell_dim(dim, sizes)} from the config, {found} in the file"
+        for dim, wanted, found in zip(side.dims, expected, shape, strict=True)
+        if wanted != found
+    )
+
+
+def _spell_dim(dim: Sequence[str], sizes: Sizes) -> str:
+    if len(dim) == 1:
+        return f"{dim[0]} is {sizes[dim[0]]}"
+    factors = " x ".join(str(sizes[axis]) for axis in dim)
+    return f"({' '.join(dim)}) is {factors} = {math.prod(sizes[axis] for axis in dim)}"
+
+
+def _main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
+    """The dtype of most bytes: what the model was saved in."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if tensor.dtype.name in get_args(Dtype):
+            sizes[tensor.dtype.name] += math.prod(tensor.shape)
+    return max(sizes, key=sizes.__getitem__, default="float32")
+
+
+def _assemblies(
+    table: Table, tensors: Mapping[str, StoredTensor]
+) -> Iterator[tuple[str, Assembly]]:
+    for rule in table.rules:
+        transfer = rule.stacked("L").importing(table.sizes)
+        first = rule.stored.spell(dict.fromkeys(rule.stored.name_axes, 0))
+        for name, index in transfer.target.names(table.sizes):
+            yield name, Assembly(transfer, index, tensors[first].dtype)
+
+
+def _mixed_dtypes(
+    assemblies: Mapping[str, Assembly], tensors: Mapping[str, StoredTensor]
+) -> list[str]:
+    """Arrays whose parts are stored in different dtypes, which one array cannot keep."""
+    problems = []
+    for name, assembly in assemblies.items():
+        box = [(0, size) for size in assembly.shape()]
+        sources = {piece.name for piece in assembly.transfer.pieces(assembly.index, box)}
+        dtypes = sorted({tensors[source].dtype.name for source in sources})
+        if len(dtypes) > 1:
+            problems.append(f"{name} is stored in parts of {' and '.join(dtypes)}")
+    return problems

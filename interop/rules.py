@@ -1,0 +1,243 @@
+"""Checkpoint rules: one line says how stored tensors and a model's array hold the same numbers.
+
+    Rule("model.layers.{L}.self_attn.q_proj.weight : (N r h) D",
+         "layers.{L}.attn.q_proj.kernel : D N (r h)")
+
+Each side is a name and the dimensions of the array under that name. A dimension is an axis or,
+in brackets, several axes merged, the first varying slowest. An axis may also live in the name:
+`{L}` stands for its index, `{T:02}` for its index in two digits, `{G=gate|up}` for its label.
+
+Both sides must have the same axes. A rule is thereby a relabelling of indices, so it is a
+bijection, both directions come from the one line, a round trip returns the same bits, and any
+part of an array pulls back to the parts of the tensors that hold it.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import numpy as np
+
+Sizes = Mapping[str, int]
+Index = Mapping[str, int]
+Range = tuple[int, int]
+
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::(\d+))?(?:=([^}]*))?\}")
+_DIMENSION = re.compile(r"\(([^()]*)\)|(\w+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a rule: a name in which axes may stand, and an array's dimensions."""
+
+    name: str
+    dims: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The side written as `name : dims`."""
+        name, colon, pattern = text.partition(" : ")
+        if not colon or _DIMENSION.sub("", pattern).strip():
+            raise ValueError(f"{text!r} is not of the form 'name : A (B C)'")
+        dims = tuple(
+            tuple((merged or single).split()) for merged, single in _DIMENSION.findall(pattern)
+        )
+        return cls(name.strip(), dims)
+
+    @cached_property
+    def name_axes(self) -> tuple[str, ...]:
+        """The axes that live in the name."""
+        return tuple(match[1] for match in _PLACEHOLDER.finditer(self.name))
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """All axes: those in the name, then those of the array."""
+        return (*self.name_axes, *self.array_axes)
+
+    @cached_property
+    def array_axes(self) -> tuple[str, ...]:
+        """The axes of the array, merged or not."""
+        return tuple(itertools.chain.from_iterable(self.dims))
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The shape of the array under each name."""
+        return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
+
+    def spell(self, index: Index) -> str:
+        """The name at these positions of its axes."""
+
+        def fill(match: re.Match[str]) -> str:
+            axis, width, labels = match.groups()
+            position = index[axis]
+            return labels.split("|")[position] if labels else f"{position:0{width or 1}}"
+
+        return _PLACEHOLDER.sub(fill, self.name)
+
+    def names(self, sizes: Sizes) -> Iterator[tuple[str, Index]]:
+        """Every name, and the positions of its axes."""
+        for positions in itertools.product(*(range(sizes[axis]) for axis in self.name_axes)):
+            index = dict(zip(self.name_axes, positions, strict=True))
+            yield self.spell(index), index
+
+    def stacked(self, axis: str) -> Self:
+        """This side with `axis` moved from its name to the front of its array."""
+        if axis not in self.name_axes:
+            return self
+        name = re.sub(rf"\{{{axis}\}}\.", "", self.name)
+        return dataclasses.replace(self, name=name, dims=((axis,), *self.dims))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Stored tensors on the left, a model's arrays on the right, the same numbers in both.
+
+    A `replicated` axis is in the stored name alone: every tensor along it is a copy.
+    """
+
+    stored: Side
+    model: Side
+    replicated: tuple[str, ...] = ()
+
+    def __init__(self, stored: str | Side, model: str | Side, replicated: str = ""):
+        sides = [Side.parse(side) if isinstance(side, str) else side for side in (stored, model)]
+        copies = tuple(replicated.split())
+        object.__setattr__(self, "stored", sides[0])
+        object.__setattr__(self, "model", sides[1])
+        object.__setattr__(self, "replicated", copies)
+        self._check_bijection()
+
+    def _check_bijection(self) -> None:
+        axes = [set(side.axes) for side in (self.stored, self.model)]
+        problems = [
+            f"{', '.join(sorted(only))} only on the {where}"
+            for only, where in (
+                (axes[0] - axes[1] - set(self.replicated), "left"),
+                (axes[1] - axes[0], "right"),
+            )
+            if only
+        ]
+        for side in (self.stored, self.model):
+            twice = {axis for axis in side.axes if side.axes.count(axis) > 1}
+            if twice:
+                problems.append(f"{', '.join(sorted(twice))} twice in {side.name!r}")
+        if wrong := [a for a in self.replicated if a not in self.stored.name_axes or a in axes[1]]:
+            problems.append(f"replicated {', '.join(wrong)} must be in the left name alone")
+        if problems:
+            raise ValueError(
+                f"not a bijection: {self.stored.name} <-> {self.model.name}: " + "; ".join(problems)
+            )
+
+    def importing(self, sizes: Sizes) -> "Transfer":
+        """From the stored tensors to the model's arrays."""
+        return Transfer(self.stored, self.model, sizes)
+
+    def exporting(self, sizes: Sizes) -> "Transfer":
+        """From the model's arrays to the stored tensors."""
+        return Transfer(self.model, self.stored, sizes)
+
+    def stacked(self, axis: str) -> "Rule":
+        """The rule for a model whose arrays are stacked along `axis`."""
+        return Rule(self.stored, self.model.stacked(axis), " ".join(self.replicated))
+
+
+class Piece(NamedTuple):
+    """A part of an array, and the part of one tensor that holds the same numbers."""
+
+    name: str  # of the tensor
+    ranges: Mapping[str, Range]  # of every axis
+    place: tuple[slice, ...]  # where in the box that was asked for lies the region
+    region: Mapping[str, Range]  # of the array's axes, of which `ranges` is a part
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """One direction of a rule at given sizes: from the tensors of `source` to those of `target`."""
+
+    source: Side
+    target: Side
+    sizes: Sizes
+
+    def pieces(self, index: Index, box: Sequence[Range]) -> Iterator[Piece]:
+        """The pieces of source tensors that make up `box` of the target tensor at `index`.
+
+        An axis that only the source's name has is a copy, of which the first is read.
+        """
+        source, target, sizes = self.source, self.target, self.sizes
+        copies = {axis: (0, 1) for axis in source.name_axes if axis not in target.axes}
+        fixed = {axis: (position, position + 1) for axis, position in index.items()}
+        choices = (
+            split_range(low, high, [sizes[axis] for axis in dim])
+            for dim, (low, high) in zip(target.dims, box, strict=True)
+        )
+        for factors in itertools.product(*choices):
+            bounds = itertools.chain.from_iterable(factors)
+            region = dict(zip(target.array_axes, bounds, strict=True))
+            merged = [_merged(dim, region, sizes) for dim in target.dims]
+            place = tuple(
+                slice(start - low, stop - low)
+                for (start, stop), (low, _) in zip(merged, box, strict=True)
+            )
+            ranges = {**copies, **fixed, **region}
+            for positions in itertools.product(*(range(*ranges[a]) for a in source.name_axes)):
+                at = dict(zip(source.name_axes, positions, strict=True))
+                narrowed = {axis: (position, position + 1) for axis, position in at.items()}
+                yield Piece(source.spell(at), {**ranges, **narrowed}, place, region)
+
+    def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
+        """Copies one piece of `tensor` to its place in `out`, the box that was asked for."""
+        source, target = self.source.array_axes, self.target.array_axes
+        whole = {axis: (0, self.sizes[axis]) for axis in source}
+        shared = [axis for axis in target if axis in source]
+        order = [axis for axis in source if axis in shared]
+        from_view = _view(tensor, source, whole, piece, shared)
+        into_view = _view(out[piece.place], target, piece.region, piece, shared)
+        into_view[...] = from_view.transpose([order.index(axis) for axis in shared])
+
+
+def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, ...]]:
+    """Covers [low, high) of a merged dimension by boxes over its factors, each one contiguous."""
+    if low >= high:
+        return []
+    if len(sizes) <= 1:
+        return [((low, high),)] if sizes else [()]
+    inner = math.prod(sizes[1:])
+    (first, head), (last, tail) = divmod(low, inner), divmod(high, inner)
+    if first == last:
+        return [((first, first + 1), *rest) for rest in split_range(head, tail, sizes[1:])]
+    boxes: list[tuple[Range, ...]] = []
+    if head:
+        boxes += [((first, first + 1), *rest) for rest in split_range(head, inner, sizes[1:])]
+        first += 1
+    if first < last:
+        boxes.append(((first, last), *((0, size) for size in sizes[1:])))
+    boxes += [((last, last + 1), *rest) for rest in split_range(0, tail, sizes[1:])]
+    return boxes
+
+
+def _merged(dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes) -> Range:
+    """Where a contiguous box over the factors of a merged dimension starts and stops in it."""
+    start = last = 0
+    for axis in dim:
+        low, high = region[axis]
+        start, last = start * sizes[axis] + low, last * sizes[axis] + high - 1
+    return start, last + 1
+
+
+def _view(
+    array: np.ndarray,
+    axes: Sequence[str],
+    region: Mapping[str, Range],
+    piece: Piece,
+    kept: Sequence[str],
+) -> np.ndarray:
+    """The piece's part of an array that holds `region`, one dimension for each kept axis."""
+    factors = array.reshape([high - low for low, high in (region[axis] for axis in axes)])
+    at: list[slice | int] = []
+    for axis in axes:
+        start, stop = (bound - region[axis][0] for bound in piece.ranges[axis])
+        at.append(slice(start, stop) if axis in kept else start)
+    return factors[(*at, ...)]

@@ -1,0 +1,151 @@
+"""Models to checkpoints, in the spelling of any family that can say what they are."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import named_parameters
+
+from . import native
+from .directory import write_tensors
+from .families import FAMILIES, Family, Layout, Table
+from .origin import Origin, origin_of
+from .rules import Index, Transfer
+from .tensors import CheckpointError, TensorSource
+
+Format = Literal["hf", "meta", "tlama", "native"]
+
+COMPANIONS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.tiktoken")
+
+
+def save_pretrained(
+    model: Decoder,
+    path: str | Path,
+    *,
+    format: Format | None = None,  # noqa: A002 - the word that users expect
+    model_parallel: int | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes the model where transformers, Meta's code, tlama-core or jaxllm can read it.
+
+    Args:
+        model: as `load_pretrained` or training made it; its layers scanned or not.
+        path: a folder that does not exist yet, or is empty.
+        format: "hf", "meta", "tlama" or "native"; by default that of the model's origin, and
+            "hf" for a model that has none.
+        model_parallel: how many shards to write, for "meta"; by default as many as were read.
+        max_shard_bytes: where to begin another safetensors file.
+
+    Raises:
+        CheckpointError: the folder is not empty, or the format cannot say what the model is.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is not an empty folder; choose a new one")
+    origin = origin_of(model)
+    family = _choose_family(origin, format, model_parallel)
+    if family is None:
+        native.save(model, path.resolve())
+        return
+    is_return = origin is not None and origin.family == family.name
+    base = json.loads(origin.config) if origin is not None and is_return else {}
+    layout = origin.layout if origin is not None and is_return else Layout()
+    if model_parallel is not None:
+        layout = dataclasses.replace(layout, model_parallel=model_parallel)
+    try:
+        config = family.write_config(model.config, base)
+        table = family.table(model.config, layout)
+    except ValueError as error:
+        raise CheckpointError(f"cannot write this model as {family.format!r}: {error}") from None
+    with _complete_folder(path) as partial:
+        write_tensors(partial, family, dict(_sources(model, table)), max_shard_bytes)
+        (partial / family.config_file).write_text(json.dumps(config, indent=2) + "\n")
+        _copy_companions(origin, partial)
+
+
+def _choose_family(
+    origin: Origin | None, chosen: Format | None, model_parallel: int | None
+) -> Family | None:
+    """The family to write; None for a native checkpoint."""
+    families = {family.format: family for family in FAMILIES}
+    if chosen not in (None, "native", *families):
+        known = ", ".join([*families, "native"])
+        raise CheckpointError(f"format={chosen!r} is not one of {known}")
+    if chosen is None:
+        names = {family.name: family for family in FAMILIES}
+        family = families["hf"] if origin is None else names[origin.family]
+    else:
+        family = families.get(chosen)
+    if model_parallel is not None and (family is None or family.storage != "consolidated"):
+        raise CheckpointError(
+            f"model_parallel={model_parallel} is for format 'meta', not "
+            f"{'native' if family is None else family.format!r}"
+        )
+    return family
+
+
+def _sources(model: Decoder, table: Table) -> Iterator[tuple[str, TensorSource]]:
+    """Every tensor to be stored, put together from the model's arrays when its turn comes."""
+    arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
+    for rule in table.rules:
+        side = rule.stacked("L") if model.config.scan_layers else rule
+        transfer = side.exporting(table.sizes)
+        # All tensors of one rule come from the same array if layers are stacked.
+        on_host = functools.lru_cache(maxsize=1)(lambda name: np.asarray(arrays[name]))
+        for name, index in transfer.target.names(table.sizes):
+            yield name, _source(transfer, index, on_host, arrays)
+    for derived in table.derived:
+        value = derived.compute()
+        yield derived.name, TensorSource(value.dtype, value.shape, derived.compute)
+
+
+def _source(
+    transfer: Transfer,
+    index: Index,
+    on_host: Callable[[str], np.ndarray],
+    arrays: Mapping[str, jax.Array],
+) -> TensorSource:
+    shape = transfer.target.shape(transfer.sizes)
+    pieces = list(transfer.pieces(index, [(0, size) for size in shape]))
+    dtype = np.dtype(arrays[pieces[0].name].dtype)
+
+    def produce() -> np.ndarray:
+        out = np.empty(shape, dtype)
+        for piece in pieces:
+            transfer.copy(piece, on_host(piece.name), out)
+        return out
+
+    return TensorSource(dtype, shape, produce)
+
+
+def _copy_companions(origin: Origin | None, folder: Path) -> None:
+    """Takes the tokenizer and generation files along, if the model's origin still has them."""
+    if origin is None:
+        return
+    for pattern in COMPANIONS:
+        for file in Path(origin.directory).glob(pattern):
+            shutil.copy2(file, folder / file.name)
+
+
+@contextmanager
+def _complete_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its name when everything in it is written."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
