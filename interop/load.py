@@ -13,12 +13,12 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jaxllm.config import Dtype
 from jaxllm.models import build_abstract
 from jaxllm.models.decoder import Decoder
+from jaxllm.origin import Origin
 from jaxllm.params import shardings, with_arrays
 
 from . import native
 from .directory import open_checkpoint
 from .families import Table
-from .origin import Origin
 from .plan import Assembly, make_plan
 from .tensors import CheckpointError, StoredTensor
 
@@ -58,7 +58,10 @@ def load_pretrained(
     }
     model = with_arrays(model, arrays)
     model.origin = Origin(
-        checkpoint.family.name, json.dumps(checkpoint.config), plan.layout, str(path.resolve())
+        family=checkpoint.family.name,
+        config=json.dumps(checkpoint.config),
+        layout=json.dumps(dataclasses.asdict(plan.layout)),
+        directory=str(path.resolve()),
     )
     return model
 

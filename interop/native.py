@@ -5,7 +5,6 @@ newest step counts. Each holds the parameters as the item `model` and says what 
 metadata, so that it loads onto any mesh without further information.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,16 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.config import Dtype, from_dict, to_dict
-from jaxllm.models import build_abstract
+from jaxllm.config import Dtype
 from jaxllm.models.decoder import Decoder
-from jaxllm.params import shardings, split, tree_of
+from jaxllm.params import describe, from_description, shardings, split, tree_of
 
-from . import origin as origins
 from .tensors import CheckpointError
 
 
 def is_native(path: Path) -> bool:
     """Whether a folder is a native checkpoint, or a run that holds some."""
     return _is_step(path) or bool(_steps(path))
-
-
-def describe(model: Decoder) -> dict[str, Any]:
-    """The metadata from which `load` rebuilds the model."""
-    return {
-        "config": to_dict(model.config),
-        "origin": origins.to_dict(origins.origin_of(model)),
-    }
 
 
 def save(model: Decoder, path: Path) -> None:
@@ -52,10 +41,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
     about = (found.custom_metadata or {}).get("jaxllm")
     if about is None or "model" not in found.metadata:
         raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
-    config = from_dict(about["config"])
-    if dtype is not None:
-        config = dataclasses.replace(config, param_dtype=dtype, dtype=dtype)
-    model = build_abstract(config)
+    model = from_description(about, **({"param_dtype": dtype, "dtype": dtype} if dtype else {}))
     stored = _flat(found.metadata["model"])
     placed = {} if mesh is None else shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
@@ -66,10 +52,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
         return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
 
     bind, _ = split(model)
-    model = bind(ocp.load_checkpointables(path, {"model": tree_of(model, target)})["model"])
-    if (origin := origins.from_dict(about["origin"])) is not None:
-        model.origin = origin
-    return model
+    return bind(ocp.load_checkpointables(path, {"model": tree_of(model, target)})["model"])
 
 
 def _is_step(path: Path) -> bool:

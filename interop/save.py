@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from jaxllm.models.decoder import Decoder
+from jaxllm.origin import Origin
 from jaxllm.params import named_parameters
 
 from . import native
 from .directory import write_tensors
 from .families import FAMILIES, Family, Layout, Table
-from .origin import Origin, origin_of
 from .rules import Index, Transfer
 from .tensors import CheckpointError, TensorSource
 
@@ -51,14 +51,14 @@ def save_pretrained(
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists and is not an empty folder; choose a new one")
-    origin = origin_of(model)
+    origin = model.origin
     family = _choose_family(origin, format, model_parallel)
     if family is None:
         native.save(model, path.resolve())
         return
-    is_return = origin is not None and origin.family == family.name
-    base = json.loads(origin.config) if origin is not None and is_return else {}
-    layout = origin.layout if origin is not None and is_return else Layout()
+    base, layout = {}, Layout()
+    if origin is not None and origin.family == family.name:
+        base, layout = json.loads(origin.config), Layout(**json.loads(origin.layout))
     if model_parallel is not None:
         layout = dataclasses.replace(layout, model_parallel=model_parallel)
     try:

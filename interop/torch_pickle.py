@@ -4,8 +4,10 @@ It is parsed into records, and nothing that it names is imported; it is emitted 
 """
 
 import io
+import math
 import pickle
 import pickletools
+import reprlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -70,12 +72,11 @@ class View(NamedTuple):
     @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie in C order without gaps."""
-        step = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if size != 1 and stride != step:
-                return 0 in self.shape
-            step *= size
-        return True
+        expected = _c_strides(self.shape)
+        return 0 in self.shape or all(
+            size == 1 or stride == step
+            for size, stride, step in zip(self.shape, self.strides, expected, strict=True)
+        )
 
 
 def parse(data: bytes) -> dict[str, object]:
@@ -111,12 +112,12 @@ def as_view(entry: object) -> View | None:
 
     Raises `CheckpointError` for nested dictionaries and for tensors that overrun their storage.
     """
-    if isinstance(entry, _Parameter):
-        entry = entry.data
     match entry:
-        case _Tensor() | _LaterTensor():
-            return _checked_view(entry)
-        case None | bool() | int() | float() | str() | bytes() | _Inert():
+        case (_Tensor() as tensor) | _Parameter(arguments=(_Tensor() as tensor, *_)):
+            return _checked_view(tensor)
+        case _Parameter():
+            raise CheckpointError("is a parameter without a tensor")
+        case None | bool() | int() | float() | str() | bytes() | _Record():
             return None
         case dict():
             keys = ", ".join(repr(key) for key in entry if isinstance(key, str))
@@ -132,77 +133,50 @@ def emit(tensors: Mapping[str, TensorSource]) -> bytes:
         _text(name) + _emit_tensor(source, str(key))
         for key, (name, source) in enumerate(tensors.items())
     ]
-    return b"".join(
-        [pickle.PROTO, b"\2", _ORDERED_DICT, pickle.MARK, *items, pickle.SETITEMS, pickle.STOP]
-    )
+    filled = _EMPTY_ORDERED_DICT + pickle.MARK + b"".join(items) + pickle.SETITEMS
+    return pickle.PROTO + b"\2" + filled + pickle.STOP
 
 
-class _Inert:
-    """Stands for what is not a tensor: it can be made and filled, to no effect."""
+class _Record:
+    """Stands for whatever a pickle calls: it keeps the arguments, and nothing else happens."""
 
-    def __init__(self, *args: object):
-        pass
+    arguments: tuple[object, ...] = ()
 
-    # Every class that a pickle can reach has this method: without it, BUILD may set attributes of
-    # the class itself.
+    def __init__(self, *arguments: object):
+        self.arguments = arguments
+
+    # All classes within a pickle's reach have this method: without it, BUILD could set attributes
+    # of the class itself.
     def __setstate__(self, state: object) -> None:
         pass
 
 
+class _Tensor(_Record):
+    """A call of `torch._utils._rebuild_tensor_v2` or `_v3`."""
+
+
+class _Parameter(_Record):
+    """A call of `torch._utils._rebuild_parameter`."""
+
+
 class _StateDict(dict):
-    """An OrderedDict; PyTorch's has attributes, the versions of modules, which are left out."""
+    """An OrderedDict; the attributes of PyTorch's, which are versions of modules, are left out."""
 
-    __setstate__ = _Inert.__setstate__
-
-
-class _Tensor(NamedTuple):
-    """The arguments of `torch._utils._rebuild_tensor_v2`."""
-
-    storage: object
-    offset: object
-    shape: object
-    strides: object
-    requires_grad: object
-    hooks: object
-    metadata: object = None
-    __setstate__ = _Inert.__setstate__
-
-
-class _LaterTensor(NamedTuple):
-    """The arguments of `torch._utils._rebuild_tensor_v3`."""
-
-    storage: object
-    offset: object
-    shape: object
-    strides: object
-    requires_grad: object
-    hooks: object
-    dtype: object
-    metadata: object = None
-    __setstate__ = _Inert.__setstate__
-
-
-class _Parameter(NamedTuple):
-    """The arguments of `torch._utils._rebuild_parameter`."""
-
-    data: object
-    requires_grad: object
-    hooks: object
-    __setstate__ = _Inert.__setstate__
+    __setstate__ = _Record.__setstate__
 
 
 # Names of dtypes stay strings, which a pickle can neither call nor change.
 _GLOBALS: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): _StateDict,
     ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _LaterTensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _Tensor,
     ("torch._utils", "_rebuild_parameter"): _Parameter,
     ("torch.storage", "UntypedStorage"): "ByteStorage",
     **{("torch", name): name for name in _STORAGES | _LATER_DTYPES},
     # What modules keep beside their tensors, such as `_extra_state` in Llama 4.
-    ("torch", "Size"): _Inert,
-    ("_io", "BytesIO"): _Inert,
-    ("_codecs", "encode"): _Inert,
+    ("torch", "Size"): _Record,
+    ("_io", "BytesIO"): _Record,
+    ("_codecs", "encode"): _Record,
 }
 
 
@@ -217,7 +191,7 @@ class _Unpickler(pickle.Unpickler):
         """The record that stands for a name."""
         if (module, name) not in _GLOBALS:
             self.forbidden.append(f"{module}.{name}")
-        return _GLOBALS.get((module, name), _Inert)
+        return _GLOBALS.get((module, name), _Record)
 
     def persistent_load(self, pid: object) -> Storage:
         """The storage that a persistent id describes."""
@@ -235,18 +209,88 @@ def _check_integers(data: bytes) -> None:
             raise pickle.UnpicklingError(f"integer too large at byte {position}")
 
 
-def _checked_view(tensor: _Tensor | _LaterTensor) -> View:
-    storage, offset, strides = tensor.storage, tensor.offset, tensor.strides
-    if not isinstance(storage, Storage):
-        raise CheckpointError("is not the view of a storage")
+def _checked_view(tensor: _Tensor) -> View:
+    match tensor.arguments:
+        case (Storage() as storage, offset, sizes, steps, _, _, *rest):
+            pass
+        case _:
+            raise CheckpointError("is not a view of a storage")
     dtype = storage.dtype
-    if isinstance(tensor, _LaterTensor):
-        if not isinstance(tensor.dtype, str) or tensor.dtype not in _LATER_DTYPES:
-            raise CheckpointError("has no dtype")
-        dtype = _LATER_DTYPES[tensor.dtype]
-    if tensor.metadata:
-        raise CheckpointError("is a conjugated or negated view, which must be resolved before saving")
-    shape = checked_shape(tensor.shape, dtype)
-    strides = checked_shape(tensor.strides, dtype)
-    ...
-    return view
+    if rest and isinstance(rest[0], str):  # what `_rebuild_tensor_v3` adds
+        dtype = _LATER_DTYPES.get(str(rest.pop(0)), dtype)
+    if any(rest):  # metadata: the tensor's numbers are not those of its storage
+        raise CheckpointError("is conjugated or negated lazily, which must be resolved first")
+    shape = checked_shape(sizes, dtype)
+    start, strides = _checked_place(offset, steps, len(shape))
+    reach = [stride * (size - 1) for size, stride in zip(shape, strides, strict=True)]
+    end = start + (0 if 0 in shape else sum(reach) + 1)
+    if end * dtype.itemsize > storage.nbytes:
+        raise CheckpointError(
+            f"shape {list(shape)} with offset {start} and strides {list(strides)} reaches "
+            f"element {end} of a storage of {storage.nbytes // dtype.itemsize}"
+        )
+    return View(storage, dtype, start, shape, strides)
+
+
+def _checked_place(offset: object, strides: object, rank: int) -> tuple[int, tuple[int, ...]]:
+    match (offset, strides):
+        case (int(start), tuple(steps)) if len(steps) == rank:
+            if all(type(number) is int and number >= 0 for number in (start, *steps)):
+                return start, steps
+    raise CheckpointError(
+        f"offset {reprlib.repr(offset)} and strides {reprlib.repr(strides)} do not place "
+        f"{rank} dimensions"
+    )
+
+
+def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = [max(size, 1) for size in shape]
+    return tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return pickle.BINUNICODE + len(data).to_bytes(4, "little") + data
+
+
+def _integer(value: int) -> bytes:
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return pickle.LONG1 + bytes([len(data)]) + data
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+def _call(function: bytes, *arguments: bytes) -> bytes:
+    return function + _tuple(*arguments) + pickle.REDUCE
+
+
+_EMPTY_ORDERED_DICT = _call(_global("collections", "OrderedDict"))
+
+
+def _emit_tensor(source: TensorSource, key: str) -> bytes:
+    is_later = source.dtype in _LATER_NAMES
+    storage = (
+        _global("torch.storage", "UntypedStorage")
+        if is_later
+        else _global("torch", _STORAGE_NAMES[source.dtype])
+    )
+    size = source.nbytes if is_later else math.prod(source.shape)
+    view = [
+        _tuple(_text("storage"), storage, _text(key), _text("cpu"), _integer(size))
+        + pickle.BINPERSID,
+        _integer(0),
+        _tuple(*map(_integer, source.shape)),
+        _tuple(*map(_integer, _c_strides(source.shape))),
+        pickle.NEWFALSE,  # requires_grad
+        _EMPTY_ORDERED_DICT,  # hooks
+    ]
+    if is_later:
+        dtype = _global("torch", _LATER_NAMES[source.dtype])
+        return _call(_global("torch._utils", "_rebuild_tensor_v3"), *view, dtype)
+    return _call(_global("torch._utils", "_rebuild_tensor_v2"), *view)

@@ -4,6 +4,7 @@ Jitted code takes and returns nested dicts of arrays: they cost the least to dis
 are what checkpoints hold. A model is bound to them again inside.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,10 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from jaxllm.config import from_dict, to_dict
 from jaxllm.models import build, build_abstract
 from jaxllm.models.decoder import Decoder
+from jaxllm.origin import Origin
 from jaxllm.sharding import sharding
 
 Params = dict[str, Any]
@@ -60,17 +63,10 @@ def shardings(model: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
 
 def tree_of(model: Decoder, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
     """`leaf(name, variable)` of every parameter, in the shape of the parameters' nested dict."""
-    flat = [
-        (path, leaf(".".join(map(str, path)), variable))
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-    ]
-    tree: Params = {}
-    for path, value in flat:
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
+    flat = nnx.to_flat_state(nnx.state(model))
+    return nnx.traversals.unflatten_mapping(
+        {path: leaf(".".join(map(str, path)), variable) for path, variable in flat}
+    )
 
 
 def initialize(config: Any, mesh: Mesh, seed: int) -> Decoder:
@@ -87,3 +83,18 @@ def initialize(config: Any, mesh: Mesh, seed: int) -> Decoder:
 def count(model: Decoder) -> int:
     """The number of parameters."""
     return sum(variable.get_value().size for variable in named_parameters(model).values())
+
+
+def describe(model: Decoder) -> dict[str, Any]:
+    """What a native checkpoint says of its model: all that `from_description` needs."""
+    origin = None if model.origin is None else dataclasses.asdict(model.origin)
+    return {"config": to_dict(model.config), "origin": origin}
+
+
+def from_description(description: dict[str, Any], **changes: Any) -> Decoder:
+    """The model of a description, without weights; `changes` replace fields of its config."""
+    config = dataclasses.replace(from_dict(description["config"]), **changes)
+    model = build_abstract(config)
+    if description["origin"] is not None:
+        model.origin = Origin(**description["origin"])
+    return model

@@ -49,6 +49,20 @@ def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> Part
     return PartitionSpec(*parts)
 
 
+def unsplit(
+    dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
+) -> list[tuple[str, str, int]]:
+    """The (mesh axis, letter, size) that `spec` leaves whole because the axis does not divide it."""
+    parts = spec(dims, shape, mesh_shape)
+    used = {axis for part in parts for axis in part or ()}
+    return [
+        (axis, letter, size)
+        for letter, size in zip(dims, shape, strict=True)
+        for axis in DIMS[letter]
+        if mesh_shape.get(axis, 1) > 1 and axis not in used
+    ]
+
+
 def sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Where each part of a parameter lives on the mesh."""
     return NamedSharding(mesh, spec(dims, shape, mesh.shape))

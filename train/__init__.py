@@ -1,1 +1,7 @@
-"""."""
+"""Training: everything that needs a mesh, a disk or a clock."""
+
+from .config import ConfigError, TrainConfig, load_config
+from .loop import TrainResult, train
+from .mesh import make_mesh
+
+__all__ = ["ConfigError", "TrainConfig", "TrainResult", "load_config", "make_mesh", "train"]

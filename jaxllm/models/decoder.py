@@ -12,6 +12,7 @@ from jaxllm.layers.block import apply_layers, make_layers, stack, unstack
 from jaxllm.layers.cache import KVCache
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.norm import RMSNorm
+from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
 Caches = KVCache | tuple[KVCache, ...]
@@ -31,6 +32,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         D, V = config.embed_dim, config.vocab_size
         self.config = config
+        self.origin: Origin | None = None  # set by whoever fills in the weights
         self.embed = Embedding(config, rngs=rngs)
         self.layers = make_layers(config, rngs=rngs)
         self.final_norm = RMSNorm(config)
@@ -101,9 +103,7 @@ def with_scanned_layers(model: Decoder, scan: bool) -> Decoder:
     """The same model, same weights, with its layers stacked for a scan or one by one."""
     if model.config.scan_layers == scan:
         return model
-    config = dataclasses.replace(model.config, scan_layers=scan)
-    changed = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    changed.embed, changed.final_norm = model.embed, model.final_norm
-    changed.lm_head = model.lm_head
+    changed = nnx.merge(*nnx.split(model))
+    changed.config = dataclasses.replace(model.config, scan_layers=scan)
     changed.layers = stack(model.layers) if scan else unstack(model.layers)
     return changed

@@ -1,0 +1,180 @@
+"""PyTorch zip checkpoints (.pth, .bin), read and written without PyTorch and without running code.
+
+Such a file is a zip: `data.pkl` describes a state dict, and each `data/<key>` holds the numbers of
+one storage, uncompressed.
+"""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from . import torch_pickle
+from .tensors import CheckpointError, StoredTensor, TensorSource, replacing
+
+_LOCAL_HEADER_BYTES = 30
+_ZIP64_FIELD_BYTES = 20
+_ALIGNMENT = 64  # of storages, as PyTorch writes them
+
+
+class Contents(NamedTuple):
+    """What a file holds: its tensors, and the names of the entries that are not tensors."""
+
+    tensors: dict[str, StoredTensor]
+    skipped: tuple[str, ...]
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Where each tensor of a file lies; no tensor is read. See `read_contents`."""
+    return read_contents(path).tensors
+
+
+def read_contents(path: Path) -> Contents:
+    """Where each tensor of a file lies, and which entries (None, numbers, BytesIO) were skipped.
+
+    Raises `CheckpointError`, with all problems, unless the file is one flat state dict whose
+    tensors lie within their storages.
+    """
+    with path.open("rb") as stream:
+        try:
+            archive = _Archive(stream)
+            # PyTorch before 2.1 did not write the record, nor big-endian files.
+            if "byteorder" in archive.records and archive.read("byteorder") != b"little":
+                raise CheckpointError("the byte order is not little")
+            return _read_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))
+        except CheckpointError as error:
+            raise CheckpointError(error.within(path)) from None
+
+
+def write(path: Path, tensors: Mapping[str, TensorSource]) -> None:
+    """Writes a file for `torch.load`, with one tensor at a time in memory.
+
+    Raises `CheckpointError` if a tensor is not what was announced; a failure leaves nothing behind.
+    """
+    problems = [
+        f"{path}: tensor {name!r}: PyTorch has no dtype {source.dtype}"
+        for name, source in tensors.items()
+        if source.dtype not in torch_pickle.WRITABLE_DTYPES
+    ]
+    if problems:
+        raise CheckpointError(problems)
+    with replacing(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        _write_record(archive, "data.pkl", torch_pickle.emit(tensors))
+        _write_record(archive, "byteorder", b"little")
+        for key, (name, source) in enumerate(tensors.items()):
+            try:
+                _write_record(archive, f"data/{key}", source.payload())
+            except CheckpointError as error:
+                raise CheckpointError(error.within(f"{path}: tensor {name!r}")) from None
+        _write_record(archive, "version", b"3\n")
+
+
+class _Archive:
+    """The records of a zip file, named without their top folder and never decompressed."""
+
+    def __init__(self, stream: BinaryIO):
+        _check_is_zip(stream)
+        try:
+            infos = zipfile.ZipFile(stream).infolist()
+        except Exception as error:  # a damaged directory raises nearly anything
+            raise CheckpointError(f"truncated or damaged zip: {error}") from None
+        self.stream = stream
+        self.size = stream.seek(0, io.SEEK_END)
+        self.records = {info.filename.partition("/")[2]: info for info in infos}
+        if len(self.records) < len(infos):
+            raise CheckpointError("the zip has several records of one name")
+
+    def locate(self, name: str) -> tuple[int, int]:
+        """First byte and number of bytes of a record. Raises `CheckpointError` if there is none."""
+        info = self.records.get(name)
+        if info is None:
+            raise CheckpointError(f"record {name!r} is missing")
+        is_encrypted = info.flag_bits & 1
+        if is_encrypted or info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"record {name!r} is compressed or encrypted, not stored")
+        start = self._data_start(info)
+        if start is None or info.compress_size != info.file_size:
+            raise CheckpointError(f"record {name!r} is not where the zip's directory says")
+        if start + info.file_size > self.size:
+            raise CheckpointError(f"record {name!r} reaches beyond the end of the file")
+        return start, info.file_size
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a small record. Raises `CheckpointError` if its checksum is wrong."""
+        start, size = self.locate(name)
+        self.stream.seek(start)
+        data = self.stream.read(size)
+        # PyTorch writes 0 when it was told not to compute checksums.
+        if self.records[name].CRC not in (0, zlib.crc32(data)):
+            raise CheckpointError(f"record {name!r} does not match its checksum")
+        return data
+
+    def _data_start(self, info: zipfile.ZipInfo) -> int | None:
+        """Where the local header of a record ends; None if there is no such header."""
+        if info.header_offset < 0:
+            return None
+        self.stream.seek(info.header_offset)
+        header = self.stream.read(_LOCAL_HEADER_BYTES)
+        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\3\4"):
+            return None
+        name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
+        encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
+        if self.stream.read(name_bytes).decode(encoding, "replace") != info.orig_filename:
+            return None
+        return info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+
+
+def _check_is_zip(stream: BinaryIO) -> None:
+    start = stream.read(512)
+    is_pickle, is_tar = start.startswith(b"\x80"), start[257:262] == b"ustar"
+    if is_pickle or is_tar:
+        raise CheckpointError(
+            f"a {'pickle' if is_pickle else 'tar'} file, as PyTorch wrote before 1.6, is not read: "
+            "load it with PyTorch and save it again"
+        )
+    if not start.startswith(b"PK\3\4"):
+        raise CheckpointError("not a zip file, which is what PyTorch writes")
+
+
+def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> Contents:
+    problems: list[str] = []
+    tensors: dict[str, StoredTensor] = {}
+    skipped: list[str] = []
+    for name, entry in state.items():
+        try:
+            view = torch_pickle.as_view(entry)
+            if view is None:
+                skipped.append(name)
+            else:
+                tensors[name] = _stored_tensor(path, archive, name, view)
+        except CheckpointError as error:
+            problems += error.within(f"entry {name!r}")
+    if problems:
+        raise CheckpointError(problems)
+    return Contents(tensors, tuple(skipped))
+
+
+def _stored_tensor(
+    path: Path, archive: _Archive, name: str, view: torch_pickle.View
+) -> StoredTensor:
+    start, nbytes = archive.locate(f"data/{view.storage.key}")
+    if nbytes != view.storage.nbytes:
+        raise CheckpointError(
+            f"record 'data/{view.storage.key}' has {nbytes} bytes, "
+            f"its storage should have {view.storage.nbytes}"
+        )
+    offset = start + view.offset * view.dtype.itemsize
+    strides = None if view.is_contiguous else view.strides
+    return StoredTensor(name, view.dtype, view.shape, path, offset, strides)
+
+
+def _write_record(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+    info = zipfile.ZipInfo(f"archive/{name}")
+    # The field 'FB', whose content has no meaning, moves the data to a multiple of the alignment.
+    header = archive.start_dir + _LOCAL_HEADER_BYTES + len(info.filename) + 4 + _ZIP64_FIELD_BYTES
+    info.extra = struct.pack("<2sH", b"FB", -header % _ALIGNMENT) + bytes(-header % _ALIGNMENT)
+    with archive.open(info, "w", force_zip64=True) as record:
+        record.write(data)

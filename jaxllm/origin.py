@@ -1,0 +1,13 @@
+"""Where a model came from, carried with it so that it can go back in the same spelling."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads what is in it."""
+
+    family: str
+    config: str  # its config file, for the fields that do not bear on the numbers
+    layout: str  # how its tensors were cut into files
+    directory: str  # the tokenizer and generation files are here

@@ -1,0 +1,164 @@
+"""The metrics file survives kills and resumes exactly; progress lines stay plain off a terminal."""
+
+import io
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.train.metrics import MetricLog, Progress, read_metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@given(st.lists(st.floats(allow_nan=False), max_size=5))
+def test_numbers_come_back_bit_for_bit(tmp_path_factory, losses):
+    folder = tmp_path_factory.mktemp("run")
+    with MetricLog(folder) as log:
+        for step, loss in enumerate(losses):
+            log.write(step, {"loss": loss})
+    found = [record["loss"] for record in read_metrics(folder / "metrics.jsonl")]
+    assert list(map(repr, found)) == list(map(repr, losses))
+
+
+def test_arrays_become_numbers_and_counts_stay_whole(tmp_path):
+    with MetricLog(tmp_path) as log:
+        log.write(3, {"loss": np.float32(0.1), "tokens": 512, "norm": np.array(2.0)})
+        log.write(4, {"loss": math.nan})
+    first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert first == '{"step": 3, "loss": 0.10000000149011612, "tokens": 512, "norm": 2.0}'
+    assert math.isnan(json.loads(second)["loss"])
+
+
+def test_every_line_is_there_before_the_run_ends(tmp_path):
+    with MetricLog(tmp_path) as log:
+        log.write(1, {"loss": 2.0})
+        assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+
+
+def write_run(folder, steps, **options):
+    with MetricLog(folder, **options) as log:
+        for step in steps:
+            log.write(step, {"loss": 1 / (step + 3)})
+            if step % 4 == 0:
+                log.write(step, {"held_out_loss": step / 7})
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 40))
+def test_a_killed_and_resumed_run_leaves_the_file_of_one_that_was_not(
+    tmp_path_factory, saved, more, torn
+):
+    straight, resumed = (tmp_path_factory.mktemp("run") for _ in range(2))
+    write_run(straight, range(20))
+    write_run(resumed, range(saved + more + 1))
+    with (resumed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss": 0.1234567890123456'[:torn])
+    write_run(resumed, range(saved + 1, 20), resume_at=saved)
+    assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert [file.name for file in resumed.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_new_run_sets_the_numbers_of_another_aside(tmp_path):
+    write_run(tmp_path, range(3))
+    old = (tmp_path / "metrics.jsonl").read_text()
+    write_run(tmp_path, range(1))
+    write_run(tmp_path / "elsewhere", range(1), resume_at=5)
+    assert (tmp_path / "metrics.old.jsonl").read_text() == old
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', ""])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+        read_metrics(path)
+
+
+def test_tensorboard_gets_the_numbers_only_if_asked(tmp_path):
+    pytest.importorskip("tensorboardX")
+    write_run(tmp_path / "plain", range(2))
+    write_run(tmp_path / "asked", range(2), tensorboard=True)
+    assert not (tmp_path / "plain" / "tensorboard").exists()
+    (events,) = (tmp_path / "asked" / "tensorboard").iterdir()
+    assert b"held_out_loss" in events.read_bytes()
+
+
+def test_wandb_continues_the_same_run_and_starts_another_for_a_new_one(tmp_path, monkeypatch):
+    runs, logged = [], []
+
+    def init(**options):
+        runs.append(options)
+        return SimpleNamespace(
+            log=logged.append,
+            finish=lambda: logged.append("finished"),
+            define_metric=lambda *_, **__: None,
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    write_run(tmp_path, [0], wandb="project")
+    write_run(tmp_path, [1], wandb="project", resume_at=0)
+    write_run(tmp_path, [1], wandb="project")
+    assert logged[1] == {"step": 0, "held_out_loss": 0.0}
+    assert logged.count("finished") == 3
+    assert {run["project"] for run in runs} == {"project"}
+    first, second, third = (run["id"] for run in runs)
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"), [({"tensorboard": True}, "tensorboard"), ({"wandb": "p"}, "wandb")]
+)
+def test_what_is_asked_for_and_not_installed_is_named(tmp_path, monkeypatch, options, extra):
+    for module in ("tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"pip install jaxllm\[{extra}\]"):
+        MetricLog(tmp_path, **options)
+
+
+def run_progress(stream, steps=range(1, 31), **options):
+    with Progress(30, tokens_per_step=512, stream=stream, **options) as progress:
+        for step in steps:
+            progress.update(step, 5 / step)
+    return stream.getvalue()
+
+
+def test_progress_elsewhere_than_on_a_terminal_is_a_plain_line_now_and_then(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = run_progress(io.StringIO(), steps=range(1, 31), log_every=20)
+    first, last = text.splitlines()
+    assert first.startswith("step 20/30  loss 0.2500  ")
+    assert last.startswith("step 30/30  loss 0.1667  ")
+    assert "tokens/s" in last
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_speed_and_time_left_follow_the_clock():
+    stream = io.StringIO()
+    progress = Progress(30, start=10, tokens_per_step=512, log_every=5, stream=stream)
+    clock = iter(range(0, 100, 2))
+    progress._display.get_time = lambda: next(clock)
+    for step in range(11, 16):
+        progress.update(step, 1.0)
+    assert stream.getvalue() == "step 15/30  loss 1.0000  256 tokens/s  0:00:30 left\n"
+
+
+def test_progress_on_a_terminal_is_one_line_rewritten(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    text = run_progress(Terminal())
+    assert "\x1b[" in text
+    assert "30/30" in text
+    assert "loss 0.1667" in text
+
+
+def test_a_terminal_that_cannot_rewrite_lines_gets_plain_ones(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in run_progress(Terminal())

@@ -1,0 +1,35 @@
+"""The picture of a run."""
+
+import json
+import struct
+
+import pytest
+
+from jaxllm.train.plot import plot_losses
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"step": 1, "loss": 2.0}],
+        [{"step": s, "loss": 5 / s, "norm": 1.0} for s in range(1, 9)]
+        + [{"step": 8, "held_out_loss": 1}],
+    ],
+)
+def test_the_picture_is_a_png_of_the_stated_size(tmp_path, records):
+    png = tmp_path / "loss.png"
+    plot_losses(write(tmp_path / "metrics.jsonl", *records), png)
+    header = png.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    assert struct.unpack(">II", header[16:]) == (1200, 700)
+
+
+def test_a_file_without_losses_is_named(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", {"step": 1, "norm": 2.0})
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no line with a loss"):
+        plot_losses(path, tmp_path / "loss.png")

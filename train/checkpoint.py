@@ -1,0 +1,66 @@
+"""Checkpoints of a run: model, optimizer, position in the data, and the resolved config."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import describe
+
+from .config import TrainConfig, to_dict
+from .step import TrainState
+
+ABOUT = "jaxllm"  # the key of our metadata; `jaxllm.interop` reads the model by it
+
+
+class Checkpoints:
+    """The checkpoints of one run, the newest few kept. Use `open_checkpoints`."""
+
+    def __init__(self, checkpointer: ocp.training.Checkpointer):
+        self._checkpointer = checkpointer
+
+    @property
+    def latest(self) -> int | None:
+        """The number of steps taken at the newest complete checkpoint."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(
+        self, state: TrainState, config: TrainConfig, model: Decoder, data: dict[str, Any]
+    ) -> None:
+        """Begins to write the state in the background; it may be donated at once.
+
+        `data` says where in the text the run is, and by what it knows the text.
+        """
+        step = int(state.step)
+        if step == self.latest:
+            return
+        about = {**describe(model), "run": to_dict(config), "data": data}
+        items = {"model": state.params, "optimizer": state.optimizer}
+        self._checkpointer.save_checkpointables_async(step, items, custom_metadata={ABOUT: about})
+
+    def about(self) -> dict[str, Any]:
+        """The metadata of the newest checkpoint: config, origin, run and data."""
+        return self._checkpointer.checkpointables_metadata(self.latest).custom_metadata[ABOUT]
+
+    def load(self, abstract: TrainState) -> TrainState:
+        """The newest state, each array placed as its abstract counterpart says."""
+        targets = {"model": abstract.params, "optimizer": abstract.optimizer}
+        items = self._checkpointer.load_checkpointables(self.latest, targets)
+        step = jax.device_put(jnp.asarray(self.latest, jnp.int32), abstract.step.sharding)
+        return TrainState(items["model"], items["optimizer"], step)
+
+
+@contextmanager
+def open_checkpoints(folder: Path, keep: int) -> Iterator[Checkpoints]:
+    """The checkpoints below `folder`; on leaving, waits until the last one is written."""
+    policy = ocp.training.preservation_policies.LatestN(keep)
+    with ocp.training.Checkpointer(
+        folder, preservation_policy=policy, cleanup_tmp_directories=True
+    ) as checkpointer:
+        yield Checkpoints(checkpointer)

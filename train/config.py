@@ -1,0 +1,170 @@
+"""A run as frozen data: read from YAML, overridden on the command line, saved with every step."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxllm.config import DecoderConfig, Dtype, Remat
+
+from .data import DataConfig
+from .mesh import MeshConfig
+from .optimizer import OptimizerConfig
+
+
+class ConfigError(ValueError):
+    """What is wrong with a run's config, in one line for each problem."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run: everything needed to repeat it."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    output: str  # folder of the run: config, metrics, plot, checkpoints
+    steps: int
+    batch_size: int  # sequences per optimizer step, over all devices
+    seq_len: int
+    model: DecoderConfig | None = None  # an architecture to initialise ...
+    init_from: str | None = None  # ... or a checkpoint to start from
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    accumulate: int = 1  # microbatches per step: the same update in less memory
+    dtype: Dtype | None = None  # of activations; by default the model's. Parameters are float32
+    remat: Remat | None = None  # by default the model's
+    loss_chunk: int = 512  # tokens of a sequence whose logits are in memory at a time
+    seed: int = 0  # of the initial weights
+    log_every: int = 10
+    eval_every: int = 100
+    eval_batches: int = 16  # at most; the held-out text may give fewer
+    save_every: int = 100
+    keep: int = 2  # newest checkpoints
+    tensorboard: bool = False
+    wandb: str | None = None  # project
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.init_from is None):
+            raise ValueError("give either model or init_from")
+        counts = ("steps", "batch_size", "seq_len", "accumulate", "loss_chunk", "log_every")
+        for name in (*counts, "eval_every", "eval_batches", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is less than 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
+            )
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is not less than "
+                f"steps={self.steps}"
+            )
+
+
+# What a resumed run may change: where and how it runs, not what it computes.
+FREE_ON_RESUME = (
+    *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
+    *("tensorboard", "wandb", "init_from"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The run of a YAML file, with `--a.b value` overrides.
+
+    Raises ConfigError with every field that is unknown (and the nearest known one), missing or
+    of the wrong type. An unknown override ends the process with status 2 and a suggestion.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    config = from_dict(data, str(path))
+    if not overrides:
+        return config
+    import tyro
+
+    try:
+        return tyro.cli(TrainConfig, prog="jaxllm train", args=list(overrides), default=config)
+    except ValueError as error:
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from None
+
+
+def from_dict(data: Any, place: str) -> TrainConfig:
+    """The run that plain data describes. Raises ConfigError, naming `place`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(TrainConfig).validate_python(data)
+    except ValidationError as error:
+        problems = [f"{place}: {_explain(problem)}" for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The run as plain data, for YAML."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Writes the resolved run as YAML."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(_listed(to_dict(config)), sort_keys=False), encoding="utf-8")
+
+
+def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+    """What differs from a saved run in a way that would change its numbers."""
+    now = to_dict(config)
+    return [
+        f"{name}: {old!r} in the checkpoint, {new!r} now"
+        for name, old, new in _differences(saved, _listed(now))
+        if name.partition(".")[0] not in FREE_ON_RESUME
+    ]
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's errors, with the nearest field for an unknown one."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "unexpected_keyword_argument":
+        known = _fields_at(problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        return f"unknown field {name!r}; {meant}"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    given = "" if isinstance(problem["input"], dict) else f"={problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{name}{given}: {message}" if name else message
+
+
+def _fields_at(loc: Sequence[int | str]) -> list[str]:
+    """The fields of the dataclass that a location such as ("optimizer",) leads to."""
+    kind: Any = TrainConfig
+    for key in loc:
+        hints = typing.get_type_hints(kind)
+        options = (hints[str(key)], *typing.get_args(hints[str(key)]))
+        kind = next(option for option in options if dataclasses.is_dataclass(option))
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _listed(data: Any) -> Any:
+    """The same data with lists for tuples, as YAML and JSON would give it back."""
+    if isinstance(data, dict):
+        return {key: _listed(value) for key, value in data.items()}
+    return [_listed(item) for item in data] if isinstance(data, list | tuple) else data
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name, old, new

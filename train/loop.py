@@ -1,0 +1,270 @@
+"""The training loop: take a batch, take a step; now and then log, evaluate, save."""
+
+import dataclasses
+import logging
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import (
+    count,
+    describe,
+    from_description,
+    initialize,
+    letters,
+    named_parameters,
+    split,
+)
+from jaxllm.sharding import spec, unsplit
+
+from .checkpoint import Checkpoints, open_checkpoints
+from .config import ConfigError, TrainConfig, changes, save_config
+from .data import Batch as HostBatch
+from .data import Batches, load_corpus
+from .mesh import make_mesh
+from .metrics import MetricLog, Progress
+from .plot import plot_losses
+from .step import Batch, Steps, TrainState, make_steps
+
+log = logging.getLogger("jaxllm")
+
+
+class TrainResult(NamedTuple):
+    """What a run leaves in memory; the rest is in its folder."""
+
+    model: Decoder
+    held_out_loss: float | None  # nats per token; None if no text was held out
+
+
+def train(
+    config: TrainConfig, model: Decoder | None = None, *, resume: bool = False
+) -> TrainResult:
+    """Runs `config` from its first step, or from its newest checkpoint, to its last.
+
+    Args:
+        config: the run. `config.output` receives config.yaml, metrics.jsonl, loss.png and
+            checkpoints/.
+        model: the weights that `config.init_from` names, float32; consumed.
+        resume: continue the run in `config.output`.
+
+    Raises:
+        ConfigError: the folder holds another run, or nothing to resume, or a run whose numbers
+            this config would change; or the config does not fit the devices or the data.
+        FloatingPointError: the loss is not finite. Nothing of that step is saved.
+    """
+    mesh, batches = _prepare(config)
+    folder = Path(config.output).resolve()
+    with ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
+        model = _model(config, model, mesh, checkpoints, batches, resume=resume)
+        steps = make_steps(config, model, mesh)
+        bind, params = split(model)
+        state = checkpoints.load(steps.abstract_state) if resume else _place(steps, params)
+        start = int(state.step)
+        _announce(config, model, mesh, batches, start)
+        save_config(config, folder / "config.yaml")
+        report = stack.enter_context(Report(config, folder, start if resume else None))
+        data, held_out_loss = batches.train(start), None
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = steps.train(state, _on_mesh(next(data), mesh, config))
+            report.add(step, metrics)
+            is_last = step == config.steps
+            if step % config.eval_every == 0 or is_last:
+                held_out_loss = _evaluate(steps, state, batches, mesh, config)
+                report.held_out(step, held_out_loss)
+            if step % config.save_every == 0 or is_last:
+                report.flush()
+                checkpoints.save(state, config, model, batches.fingerprint())
+    plot_losses(folder / "metrics.jsonl", folder / "loss.png")
+    return TrainResult(bind(state.params), held_out_loss)
+
+
+class Report:
+    """The numbers of a run on their way to its log and its progress line.
+
+    A step's metrics are fetched when the next step is under way, so that no device waits for it.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, resume_at: int | None):
+        self._waiting: tuple[int, dict[str, Array]] | None = None
+        self._stack = ExitStack()
+        self._log: MetricLog | None = None
+        if jax.process_index() == 0:
+            services = {"tensorboard": config.tensorboard, "wandb": config.wandb}
+            self._log = self._stack.enter_context(
+                MetricLog(folder, resume_at=resume_at, **services)
+            )
+            tokens = config.batch_size * config.seq_len
+            progress = Progress(
+                config.steps,
+                start=resume_at or 0,
+                tokens_per_step=tokens,
+                log_every=config.log_every,
+            )
+            self._progress = self._stack.enter_context(progress)
+
+    def add(self, step: int, metrics: dict[str, Array]) -> None:
+        """Takes a step's metrics and lets go of the step's before."""
+        self.flush()
+        self._waiting = step, metrics
+
+    def held_out(self, step: int, loss: float | None) -> None:
+        """Writes the held-out loss, nats per token, behind the metrics of its step."""
+        self.flush()
+        if self._log is not None and loss is not None:
+            self._log.write(step, {"held_out_loss": loss})
+
+    def flush(self) -> None:
+        """Writes what is waiting. Raises FloatingPointError if its loss is not finite."""
+        if self._waiting is None:
+            return
+        step, waiting = self._waiting
+        self._waiting = None
+        metrics = {name: float(value) for name, value in waiting.items()}
+        if self._log is not None:
+            self._log.write(step, metrics)
+            self._progress.update(step, metrics["loss"])
+        if not all(map(math.isfinite, metrics.values())):
+            raise FloatingPointError(f"step {step}: {metrics}; the run stops, and saves nothing")
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _prepare(config: TrainConfig) -> tuple[Mesh, Batches]:
+    """The mesh and the data. Raises ConfigError if the config does not fit them."""
+    try:
+        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        corpus = load_corpus(config.data)
+        batches = Batches(
+            corpus,
+            seq_len=config.seq_len,
+            batch_size=config.batch_size,
+            seed=config.data.seed,
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    rows, ways = config.batch_size // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise ConfigError(
+            f"batch_size / accumulate = {rows} sequences do not divide among "
+            f"data x fsdp = {ways} devices"
+        )
+    return mesh, batches
+
+
+def _model(
+    config: TrainConfig,
+    model: Decoder | None,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    batches: Batches,
+    *,
+    resume: bool,
+) -> Decoder:
+    """The model to train; abstract if its weights are in a checkpoint."""
+    overrides = {"dtype": config.dtype, "remat": config.remat}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if resume:
+        return _resumed_model(config, checkpoints, batches)
+    if checkpoints.latest is not None:
+        raise ConfigError(
+            f"{config.output} holds a run of {checkpoints.latest} steps: --resume continues it, "
+            "another --output leaves it alone"
+        )
+    if config.model is not None:
+        model = initialize(dataclasses.replace(config.model, **given), mesh, config.seed)
+    elif model is not None:
+        bind, _ = split(from_description(describe(model), **given))
+        model = bind(split(model)[1])
+    else:
+        raise ConfigError(
+            "init_from names a checkpoint: give its model, as load_pretrained reads it"
+        )
+    _check_model(model, batches)
+    return model
+
+
+def _resumed_model(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> Decoder:
+    if checkpoints.latest is None:
+        raise ConfigError(f"{config.output} holds no checkpoint to resume from")
+    about = checkpoints.about()
+    problems = changes(about["run"], config)
+    if about["data"] != batches.fingerprint():
+        problems.append("the text is not the one that the run was trained on")
+    if problems:
+        raise ConfigError(
+            "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
+        )
+    return from_description(about)
+
+
+def _check_model(model: Decoder, batches: Batches) -> None:
+    """Refuses parameters too coarse to learn, and tokens that the model does not know."""
+    coarse = {
+        variable.get_value().dtype.name
+        for variable in named_parameters(model).values()
+        if variable.get_value().dtype != np.float32
+    }
+    if coarse:
+        raise ConfigError(
+            f"the parameters are {', '.join(coarse)}, which loses small updates: load them with "
+            "dtype='float32'; the activations may be coarser (dtype in the run's config)"
+        )
+    known, needed = model.config.vocab_size, batches.corpus.tokenizer.vocab_size
+    if needed > known:
+        raise ConfigError(f"the tokenizer has {needed} tokens, the model's vocab_size is {known}")
+
+
+def _place(steps: Steps, params: dict) -> TrainState:
+    """The first state, on the mesh."""
+    places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
+    return steps.init(jax.device_put(params, places))
+
+
+def _on_mesh(batch: HostBatch, mesh: Mesh, config: TrainConfig) -> Batch:
+    """The rows that this process has, as its part of the global batch."""
+    rows = spec("B", (config.batch_size,), mesh.shape)
+    sharding = NamedSharding(mesh, PartitionSpec(*rows, None))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def _evaluate(
+    steps: Steps, state: TrainState, batches: Batches, mesh: Mesh, config: TrainConfig
+) -> float | None:
+    """Nats per token of the held-out text; None if there is none."""
+    total = targets = 0.0
+    for batch in batches.held_out(config.eval_batches):
+        loss, number = steps.evaluate(state.params, _on_mesh(batch, mesh, config))
+        total, targets = total + float(loss), targets + float(number)
+    return total / targets if targets else None
+
+
+def _announce(
+    config: TrainConfig, model: Decoder, mesh: Mesh, batches: Batches, start: int
+) -> None:
+    """Says what is about to run, and which parameters the mesh does not split as it could."""
+    shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    targets = batches.windows_per_epoch * config.seq_len
+    epochs = config.steps * config.batch_size / batches.windows_per_epoch
+    log.info("%s parameters on %s", f"{count(model):,}", shape)
+    log.info("%s training tokens; %d steps are %.2f epochs", f"{targets:,}", config.steps, epochs)
+    if start:
+        log.info("resumed after step %d", start)
+    for name, variable in named_parameters(model).items():
+        whole = unsplit(letters(variable), variable.get_value().shape, mesh.shape)
+        for axis, letter, size in whole:
+            log.info("%s: %s=%d is not split, %s does not divide it", name, letter, size, axis)

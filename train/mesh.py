@@ -1,0 +1,46 @@
+"""The device mesh."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxllm.sharding import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many ways each thing is split; the product is the number of devices."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    data: int = 1  # copies of the model, each with a part of the batch
+    fsdp: int = 1  # parts of every parameter, and of the batch
+    tensor: int = 1  # parts of the heads, the MLP and the vocabulary
+
+    def __post_init__(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if size < 1:
+                raise ValueError(f"mesh.{name}={size} is less than 1")
+
+
+def make_mesh(**sizes: int) -> Mesh:
+    """The mesh of `make_mesh(fsdp=4, tensor=2)` over all devices; axes not named have size 1.
+
+    Raises ValueError for an unknown axis or another number of devices than there are.
+    """
+    if unknown := sizes.keys() - set(MESH_AXES):
+        raise ValueError(
+            f"unknown mesh axis {', '.join(unknown)}; known are {', '.join(MESH_AXES)}"
+        )
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    needed, found = math.prod(shape), jax.device_count()
+    if needed != found:
+        named = " x ".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
+        hint = ""
+        if jax.default_backend() == "cpu":
+            hint = f"; for virtual CPU devices set JAX_NUM_CPU_DEVICES={needed}"
+        raise ValueError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
