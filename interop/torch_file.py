@@ -4,7 +4,6 @@ Such a file is a zip: `data.pkl` describes a state dict, and each `data/<key>` h
 one storage, uncompressed.
 """
 
-import io
 import struct
 import zipfile
 import zlib
@@ -15,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 from . import torch_pickle
 from .tensors import CheckpointError, StoredTensor, TensorSource, replacing
 
+_LOCAL_HEADER = b"PK\3\4"
+_ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")  # also of the directory, of a descriptor
 _LOCAL_HEADER_BYTES = 30
 _ZIP64_FIELD_BYTES = 20
 _ALIGNMENT = 64  # of storages, as PyTorch writes them
@@ -82,7 +83,6 @@ class _Archive:
         except Exception as error:  # a damaged directory raises nearly anything
             raise CheckpointError(f"truncated or damaged zip: {error}") from None
         self.stream = stream
-        self.size = stream.seek(0, io.SEEK_END)
         self.records = {info.filename.partition("/")[2]: info for info in infos}
         if len(self.records) < len(infos):
             raise CheckpointError("the zip has several records of one name")
@@ -96,10 +96,8 @@ class _Archive:
         if is_encrypted or info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"record {name!r} is compressed or encrypted, not stored")
         start = self._data_start(info)
-        if start is None or info.compress_size != info.file_size:
+        if start is None or not self._is_followed_by_zip(start + info.file_size):
             raise CheckpointError(f"record {name!r} is not where the zip's directory says")
-        if start + info.file_size > self.size:
-            raise CheckpointError(f"record {name!r} reaches beyond the end of the file")
         return start, info.file_size
 
     def read(self, name: str) -> bytes:
@@ -118,13 +116,18 @@ class _Archive:
             return None
         self.stream.seek(info.header_offset)
         header = self.stream.read(_LOCAL_HEADER_BYTES)
-        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\3\4"):
+        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER):
             return None
         name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
         encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
         if self.stream.read(name_bytes).decode(encoding, "replace") != info.orig_filename:
             return None
         return info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+
+    def _is_followed_by_zip(self, end: int) -> bool:
+        """Whether a record can end here; the checksum of a storage would cost reading it."""
+        self.stream.seek(end)
+        return self.stream.read(4) in _ZIP_SIGNATURES
 
 
 def _check_is_zip(stream: BinaryIO) -> None:
@@ -135,7 +138,7 @@ def _check_is_zip(stream: BinaryIO) -> None:
             f"a {'pickle' if is_pickle else 'tar'} file, as PyTorch wrote before 1.6, is not read: "
             "load it with PyTorch and save it again"
         )
-    if not start.startswith(b"PK\3\4"):
+    if not start.startswith(_LOCAL_HEADER):
         raise CheckpointError("not a zip file, which is what PyTorch writes")
 
 

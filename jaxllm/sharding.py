@@ -52,7 +52,7 @@ def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> Part
 def unsplit(
     dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> list[tuple[str, str, int]]:
-    """The (mesh axis, letter, size) that `spec` leaves whole because the axis does not divide it."""
+    """The (mesh axis, letter, size) that `spec` leaves whole: the axis does not divide it."""
     parts = spec(dims, shape, mesh_shape)
     used = {axis for part in parts for axis in part or ()}
     return [

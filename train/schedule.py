@@ -6,7 +6,7 @@ from jax import Array
 
 
 def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from `peak / warmup_steps` to `peak`, then half a cosine (Loshchilov, 2017) to `final`.
+    """Linear warm-up to `peak`, then half a cosine (Loshchilov and Hutter, 2017) down to `final`.
 
     The first step, number 0, already learns: `peak * (step + 1) / warmup_steps`. From
     `total_steps` on the rate stays at `final`.

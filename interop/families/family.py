@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxllm.interop.rules import Rule
-from jaxllm.interop.tensors import StoredTensor
 
 from jaxllm.config import DecoderConfig
+from jaxllm.interop.rules import Rule
+from jaxllm.interop.tensors import StoredTensor
 
 Json = dict[str, Any]
 REQUIRED: Any = object()

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
+from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
-
-from jaxllm.config import DecoderConfig, RopeScaling
 
 from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs
 

@@ -7,10 +7,9 @@ columns of a row-parallel one over the shards T, and copies the norms to each.
 import dataclasses
 from collections.abc import Mapping
 
+from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
-
-from jaxllm.config import DecoderConfig, RopeScaling
 
 from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs
 from .mlp_width import mlp_width, width_fields

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jaxllm.interop.rules import Rule
-from jaxllm.interop.tensors import StoredTensor
 
 from jaxllm.config import DecoderConfig
+from jaxllm.interop.rules import Rule
+from jaxllm.interop.tensors import StoredTensor
 from jaxllm.layers.position import rope_frequencies
 
 from .family import Derived, Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs
