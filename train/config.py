@@ -91,7 +91,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     import tyro
 
     try:
-        return tyro.cli(TrainConfig, prog="jaxllm train", args=list(overrides), default=config)
+        return tyro.cli(
+            TrainConfig,
+            prog=f"jaxllm train {path}",
+            args=list(overrides),
+            default=config,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
     except ValueError as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from None
 

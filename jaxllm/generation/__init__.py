@@ -1,1 +1,6 @@
-"""."""
+"""Sampling text from a model."""
+
+from jaxllm.generation.decode import generate
+from jaxllm.generation.sampling import Sampling
+
+__all__ = ["Sampling", "generate"]

@@ -1,0 +1,220 @@
+"""The command `jaxllm`. The one file that joins training and interop.
+
+Each command imports what it needs when it runs, so that `--help` answers at once. Exit status:
+0 if all is well, 1 if a checkpoint or a comparison is not, 2 if the command or a config is wrong.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxllm.models.decoder import Decoder
+    from jaxllm.train.text import Tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments, rest = _parser().parse_known_args(argv)
+    if rest and arguments.command != "train":
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return arguments.run(arguments, rest) if rest else arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("jaxllm: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FloatingPointError, OSError) as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Prints what is wrong, without a traceback, and returns the exit status for it."""
+    from jaxllm.interop import CheckpointError
+
+    for line in str(error).splitlines():
+        print(f"jaxllm: {line}", file=sys.stderr)
+    return 1 if isinstance(error, CheckpointError | FloatingPointError) else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxllm",
+        description="Move language models between PyTorch and JAX with the numbers proven equal, "
+        "and train and sample them.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[..., int], purpose: str, *, add_help: bool = True
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=purpose, description=purpose, add_help=add_help)
+        command.set_defaults(run=run)
+        return command
+
+    quickstart = add("quickstart", _quickstart, "The whole loop on this machine, with proof.")
+    quickstart.add_argument("--output", default="runs/quickstart", help="folder (%(default)s)")
+    quickstart.add_argument("--steps", type=_count, default=200, help="of training (%(default)s)")
+
+    train = add("train", _train, "Train the run that a YAML file describes.", add_help=False)
+    train.add_argument("config", help="a YAML file, as in configs/; with --help: its fields")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.epilog = "Any field of the file can be overridden: --optimizer.learning-rate 1e-4"
+
+    generate = add("generate", _generate, "Continue prompts with a model.")
+    generate.add_argument("path", help="a checkpoint of any known family, or a run")
+    generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
+    generate.add_argument("--max-new-tokens", type=_count, default=128, help="(%(default)s)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)"
+    )
+    generate.add_argument("--top-k", type=_count)
+    generate.add_argument("--top-p", type=float)
+    generate.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    generate.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
+    generate.add_argument("--tokenizer", help="a tokenizer.json; default: the checkpoint's own")
+    generate.add_argument("--json", action="store_true", help="print prompts and tokens as JSON")
+
+    convert = add("convert", _convert, "Write a checkpoint in another spelling.")
+    convert.add_argument("source", help="a checkpoint of any known family, or a run")
+    convert.add_argument("destination", help="a folder that does not exist yet")
+    convert.add_argument("--to", choices=("hf", "meta", "tlama", "native"), help="default: hf")
+    convert.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
+    convert.add_argument("--model-parallel", type=_count, help="shards to write, for meta")
+
+    parity = add("parity", _parity, "Compare a Hugging Face Llama, run by transformers, with ours.")
+    parity.add_argument("path", help="a Hugging Face checkpoint")
+    parity.add_argument("--text", help="a text file to compare on; default: random tokens")
+    parity.add_argument("--num-tokens", type=_count, default=384, help="(%(default)s)")
+    parity.add_argument("--seed", type=int, default=0, help="of the random tokens (%(default)s)")
+    parity.add_argument(
+        "--output", default="runs/parity", help="folder of the report (%(default)s)"
+    )
+    parity.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def _count(text: str) -> int:
+    """A whole number of at least one, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from jaxllm.quickstart import quickstart
+
+    _log_to_stderr()
+    return 0 if quickstart(Path(arguments.output), arguments.steps) else 1
+
+
+def _train(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    from jaxllm.interop import load_pretrained
+    from jaxllm.train import load_config, make_mesh, train
+
+    _log_to_stderr()
+    config = load_config(arguments.config, overrides)
+    model = None
+    if config.init_from is not None and not arguments.resume:
+        mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+        model = load_pretrained(config.init_from, mesh=mesh, dtype="float32")
+    result = train(config, model, resume=arguments.resume)
+    if result.held_out_loss is not None:
+        print(f"held-out loss {result.held_out_loss:.4f} nats per token")
+    print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from jaxllm.generation import Sampling, generate
+    from jaxllm.interop import load_pretrained
+
+    sampling = Sampling(
+        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
+    )
+    model = load_pretrained(arguments.path, dtype=arguments.dtype)
+    tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
+    tokens = generate(
+        model,
+        [tokenizer.encode(prompt) for prompt in arguments.prompt],
+        arguments.max_new_tokens,
+        sampling=sampling,
+        eos_ids=[tokenizer.eos_id],
+        seed=arguments.seed,
+    )
+    for prompt, new in zip(arguments.prompt, tokens, strict=True):
+        text = tokenizer.decode([token for token in new if token != tokenizer.eos_id])
+        if arguments.json:
+            print(json.dumps({"prompt": prompt, "text": text, "tokens": new}))
+        else:
+            print(prompt + text)
+    return 0
+
+
+def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
+    """The tokenizer asked for, else that of the checkpoint or its origin, else bytes."""
+    from jaxllm.train.text import load_tokenizer
+
+    folders = [Path(path)] if model.origin is None else [Path(path), Path(model.origin.directory)]
+    own = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    tokenizer = load_tokenizer(given or own)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        )
+    if given is None and own is None and model.config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"{path} has no tokenizer.json, and its vocabulary of {model.config.vocab_size} tokens "
+            "is not bytes: give --tokenizer"
+        )
+    return tokenizer
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop import load_pretrained, save_pretrained
+
+    model = load_pretrained(arguments.source, dtype=arguments.dtype)
+    save_pretrained(
+        model,
+        arguments.destination,
+        format=arguments.to or "hf",
+        model_parallel=arguments.model_parallel,
+    )
+    print(f"{arguments.destination}: {model.config.num_layers} layers, {arguments.to or 'hf'}")
+    return 0
+
+
+def _parity(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.parity import check_checkpoint
+
+    text = None if arguments.text is None else Path(arguments.text).read_text(encoding="utf-8")
+    report = check_checkpoint(
+        arguments.path, text=text, num_tokens=arguments.num_tokens, seed=arguments.seed
+    )
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    report.write_html(folder / "parity.html")
+    if arguments.json:
+        print(json.dumps(report.to_json()))
+    else:
+        from rich.console import Console
+
+        Console().print(report.table())
+        print(f"{folder}: parity.json, parity.html")
+    return 0 if report.ok else 1
+
+
+def _log_to_stderr() -> None:
+    """Shows what the library says of its progress, and not what its dependencies say."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("jaxllm")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -1,0 +1,171 @@
+"""The whole loop on one machine: PyTorch to JAX, training on a mesh, and back, with proof."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from jaxllm.config import DecoderConfig
+from jaxllm.generation import Sampling, generate
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.interop.hugging_face import generate_greedily, open_exported, save_random_llama
+from jaxllm.interop.parity import Report, check_checkpoint
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import count
+from jaxllm.train import TrainConfig, make_mesh, train
+from jaxllm.train.data import DataConfig, load_corpus
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.metrics import read_metrics
+from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.text import ByteTokenizer
+
+log = logging.getLogger("jaxllm")
+
+LLAMA = DecoderConfig(
+    vocab_size=256,  # the bytes
+    embed_dim=256,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    mlp_dim=704,
+    max_len=1024,
+)
+MESH = MeshConfig(fsdp=4, tensor=2)
+PROMPTS = ("import os\n\n\ndef ", "class Queue:\n    def __init__(self", "for i in range(")
+NEW_TOKENS = 64
+
+
+class Check(NamedTuple):
+    """One thing that was proven, or not."""
+
+    what: str
+    measured: str
+    wanted: str
+    ok: bool
+
+
+def quickstart(folder: Path, steps: int) -> bool:
+    """Makes everything below `folder` and prints what was measured; says whether all of it held."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", MESH.fsdp * MESH.tensor)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    begun = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    checks: list[Check] = []
+    for check in _loop(folder, steps):
+        checks.append(check)
+        log.info("%s %s: %s", "ok  " if check.ok else "FAIL", check.what, check.measured)
+    _summarise(folder, checks, time.monotonic() - begun)
+    return all(check.ok for check in checks)
+
+
+def _loop(folder: Path, steps: int) -> Iterator[Check]:
+    """Each stage of the loop, and what it proves."""
+    source, exported = folder / "llama", folder / "llama_trained"
+    mesh = make_mesh(fsdp=MESH.fsdp, tensor=MESH.tensor)
+
+    log.info("\n1. A random Llama, built in PyTorch and saved by transformers: %s", source)
+    save_random_llama(LLAMA, source)
+
+    log.info("\n2. Into JAX, onto a mesh of %d x %d virtual devices", MESH.fsdp, MESH.tensor)
+    model = load_pretrained(source, mesh=mesh)
+    log.info("%s parameters", f"{count(model):,}")
+    yield _parity_check("import parity", check_checkpoint(source, model=model), folder, "import")
+
+    log.info("\n3. Trained on the text of Python's own standard library")
+    config = run_config(folder, source, steps)
+    model = train(config, model).model
+    losses = [
+        record["held_out_loss"]
+        for record in read_metrics(folder / "run" / "metrics.jsonl")
+        if "held_out_loss" in record
+    ]
+    measured = f"{losses[0]:.3f} to {losses[-1]:.3f} nats"
+    learned = losses[0] > 5 and losses[-1] < 2.6
+    yield Check("held-out loss per byte", measured, "from above 5 to below 2.6", learned)
+
+    log.info("\n4. Back to PyTorch: %s", exported)
+    save_pretrained(model, exported)
+    reloaded, complaints = open_exported(exported)
+    found = ", ".join(f"{len(keys)} {kind.split('_')[0]}" for kind, keys in complaints.items())
+    loads = not any(complaints.values())
+    yield Check("AutoModelForCausalLM.from_pretrained", found, "0 missing, 0 unexpected", loads)
+    report = check_checkpoint(exported, model=model, text=_held_out_text(config.data))
+    yield _parity_check("export parity", report, folder, "export")
+
+    prompts = [ByteTokenizer().encode(prompt) for prompt in PROMPTS]
+    theirs = generate_greedily(reloaded, prompts, NEW_TOKENS)
+    yield _greedy_check(model, mesh, prompts, theirs)
+    _show_sample(model, mesh)
+
+
+def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
+    """The training run: some two minutes on two cores with the default number of steps."""
+    return TrainConfig(
+        output=str(folder / "run"),
+        init_from=str(source),
+        steps=steps,
+        batch_size=16,
+        seq_len=256,
+        mesh=MESH,
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=min(20, steps // 2)),
+        log_every=max(1, steps // 10),
+        eval_every=max(1, steps // 4),
+        eval_batches=4,
+        save_every=max(1, steps // 2),
+    )
+
+
+def _parity_check(what: str, report: Report, folder: Path, name: str) -> Check:
+    """The verdict of a parity report, which is kept as a page."""
+    report.write_html(folder / f"parity_{name}.html")
+    error = report.logits.relative_l2
+    measured = f"relative L2 {error:.1e} over {report.num_tokens} tokens"
+    return Check(what, measured, "<= 1e-5, every layer in parity", report.ok and error <= 1e-5)
+
+
+def _greedy_check(
+    model: Decoder, mesh: Mesh, prompts: Sequence[list[int]], theirs: list[list[int]]
+) -> Check:
+    with jax.set_mesh(mesh):
+        ours = generate(model, prompts, NEW_TOKENS)
+    equal = sum(a == b for row, other in zip(ours, theirs, strict=True) for a, b in zip(row, other))
+    total = NEW_TOKENS * len(prompts)
+    return Check("greedy tokens", f"{equal} of {total} equal", "all equal", ours == theirs)
+
+
+def _held_out_text(data: DataConfig) -> str:
+    """Some text that was not trained on."""
+    return ByteTokenizer().decode(np.asarray(load_corpus(data).held_out[:4096]).tolist())
+
+
+def _show_sample(model: Decoder, mesh: Mesh) -> None:
+    prompt = PROMPTS[0]
+    sampling = Sampling(temperature=0.8, top_p=0.95)
+    with jax.set_mesh(mesh):
+        [tokens] = generate(model, [ByteTokenizer().encode(prompt)], 240, sampling=sampling)
+    log.info("\n5. A sample of its Python\n\n%s%s", prompt, ByteTokenizer().decode(tokens))
+
+
+def _summarise(folder: Path, checks: Sequence[Check], seconds: float) -> None:
+    table = Table(title=f"\nMeasured in this run, in {seconds:.0f} s", title_justify="left")
+    for column in ("", "what", "measured", "wanted"):
+        table.add_column(column)
+    for check in checks:
+        table.add_row("ok" if check.ok else "FAIL", check.what, check.measured, check.wanted)
+    console = Console()
+    console.print(table)
+    for path in sorted(folder.iterdir()):
+        files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        console.print(f"  {path}{'/' if path.is_dir() else ''}  {size:.1f} MB", highlight=False)
