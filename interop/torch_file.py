@@ -42,7 +42,7 @@ def read_contents(path: Path) -> Contents:
     with path.open("rb") as stream:
         try:
             archive = _Archive(stream)
-            # PyTorch before 2.1 did not write the record, nor big-endian files.
+            # Old PyTorch versions write no such record: their files are taken as little-endian.
             if "byteorder" in archive.records and archive.read("byteorder") != b"little":
                 raise CheckpointError("the byte order is not little")
             return _read_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))

@@ -59,9 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=_count, default=200, help="of training (%(default)s)")
 
     train = add("train", _train, "Train the run that a YAML file describes.", add_help=False)
-    train.add_argument("config", help="a YAML file, as in configs/; with --help: its fields")
+    train.set_defaults(show_help=train.print_help)
+    train.add_argument("config", nargs="?", help="a YAML file, as in configs/")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    train.epilog = "Any field of the file can be overridden: --optimizer.learning-rate 1e-4"
+    train.epilog = (
+        "Any field of the file can be overridden: --optimizer.learning-rate 1e-4. "
+        "`jaxllm train FILE --help` lists them."
+    )
 
     generate = add("generate", _generate, "Continue prompts with a model.")
     generate.add_argument("path", help="a checkpoint of any known family, or a run")
@@ -111,6 +115,9 @@ def _quickstart(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    if arguments.config is None:
+        arguments.show_help()
+        return 0 if "-h" in overrides or "--help" in overrides else 2
     from jaxllm.interop import load_pretrained
     from jaxllm.train import load_config, make_mesh, train
 

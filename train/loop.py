@@ -73,7 +73,8 @@ def train(
         save_config(config, folder / "config.yaml")
         report = stack.enter_context(Report(config, folder, start if resume else None))
         held_out_loss = _evaluate(steps, state, batches, mesh, config)
-        report.held_out(start, held_out_loss)
+        if start == 0:
+            report.held_out(0, held_out_loss)
         data = batches.train(start)
         for step in range(start + 1, config.steps + 1):
             state, metrics = steps.train(state, _on_mesh(next(data), mesh, config))

@@ -1,5 +1,7 @@
 """Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,11 +19,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        options = {"use_bias": config.attn_bias, "rngs": rngs}
-        self.q_proj = Linear("BTD,DNH->BTNH", (D, N, H), config, **options)
-        self.k_proj = Linear("BTD,DKH->BTKH", (D, K, H), config, **options)
-        self.v_proj = Linear("BTD,DKH->BTKH", (D, K, H), config, **options)
-        self.o_proj = Linear("BTNH,NHD->BTD", (N, H, D), config, **options)
+        linear = partial(Linear, config=config, use_bias=config.attn_bias, rngs=rngs)
+        self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
+        self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
+        self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D))
         self.config = config
 
     def __call__(

@@ -1,6 +1,7 @@
 """One transformer layer, and a stack of them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array
 
 from jaxllm.config import DecoderConfig, Remat
 from jaxllm.layers.attention import Attention
-from jaxllm.layers.cache import KVCache
+from jaxllm.layers.cache import Caches, KVCache
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.sharding import constrain
@@ -38,7 +39,8 @@ class Block(nnx.Module):
         return x_BTD, cache
 
 
-Step = Callable[[Block, Array, KVCache | None], tuple[Array, KVCache | None]]
+Layers = Block | nnx.List
+Step = Callable[[Block, Array, Any], tuple[Array, Any]]
 
 REMAT_POLICIES = {
     "full": None,
@@ -46,7 +48,7 @@ REMAT_POLICIES = {
 }
 
 
-def make_layers(config: DecoderConfig, *, rngs: nnx.Rngs) -> Block | nnx.List:
+def make_layers(config: DecoderConfig, *, rngs: nnx.Rngs) -> Layers:
     """The blocks of a model: stacked along a leading L when they are to be scanned."""
     keys = jax.random.split(rngs.params(), config.num_layers)
 
@@ -57,8 +59,8 @@ def make_layers(config: DecoderConfig, *, rngs: nnx.Rngs) -> Block | nnx.List:
 
 
 def apply_layers(
-    layers: Block | nnx.List, step: Step, x_BTD: Array, caches: tuple | KVCache | None, remat: Remat
-) -> tuple[Array, tuple | KVCache | None]:
+    layers: Layers, step: Step, x_BTD: Array, caches: Caches | None, remat: Remat
+) -> tuple[Array, Caches | None]:
     """Runs `step` over the blocks in order; the caches are stacked or listed as the blocks are."""
     is_stacked = isinstance(layers, Block)
     if remat != "none":
@@ -73,20 +75,24 @@ def apply_layers(
     return x_BTD, None if caches is None else tuple(written)
 
 
-def unstack(layers: Block) -> nnx.List:
-    """The same blocks one by one: faster to decode with, since a scan would slice every kernel."""
+def unstack(layers: Layers) -> nnx.List:
+    """The blocks one by one: faster to decode with, since a scan slices every kernel anew."""
+    if not isinstance(layers, Block):
+        return layers
     graphdef, stacked = nnx.split(layers)
     num_layers = jax.tree.leaves(stacked)[0].shape[0]
     blocks = jax.jit(lambda tree: [_layer(tree, i) for i in range(num_layers)])(stacked)
     return nnx.List([nnx.merge(graphdef, block) for block in blocks])
 
 
+def stack(layers: Layers) -> Block:
+    """The inverse of `unstack`."""
+    if isinstance(layers, Block):
+        return layers
+    states = [nnx.state(block) for block in layers]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *states)
+    return nnx.merge(nnx.graphdef(layers[0]), stacked)
+
+
 def _layer(stacked: nnx.State, i: int) -> nnx.State:
     return jax.tree.map(lambda x: x[i], stacked)
-
-
-def stack(layers: nnx.List) -> Block:
-    """The inverse of `unstack`."""
-    graphdef = nnx.graphdef(layers[0])
-    states = [nnx.state(block) for block in layers]
-    return nnx.merge(graphdef, jax.tree.map(lambda *xs: jnp.stack(xs), *states))

@@ -37,3 +37,7 @@ class KVCache(NamedTuple):
     def visible(self, positions_BT: Array) -> Array:
         """Which slots a query at each position may see, BTC."""
         return jnp.arange(self.k_BCKH.shape[1]) <= positions_BT[..., None]
+
+
+# Of a whole model: stacked along a leading L, or one for each layer.
+Caches = KVCache | tuple[KVCache, ...]

@@ -9,14 +9,14 @@ from jaxllm.sharding import constrain
 
 
 class Linear(nnx.Module):
-    """`einsum(equation, x, kernel) + bias`, as in `Linear("BTD,DNH->BTNH", (D, N, H), config)`."""
+    """`einsum(equation, x, kernel) + bias`, as in `Linear("BTD,DNH->BTNH", (D, N, H), ...)`."""
 
     def __init__(
         self,
         equation: str,
         shape: tuple[int, ...],
-        config: DecoderConfig,
         *,
+        config: DecoderConfig,
         use_bias: bool = False,
         rngs: nnx.Rngs,
     ):

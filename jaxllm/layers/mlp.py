@@ -1,5 +1,7 @@
 """The feed-forward half of a block."""
 
+from functools import partial
+
 import jax
 from flax import nnx
 from jax import Array
@@ -14,10 +16,10 @@ class MLP(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         D, F = config.embed_dim, config.mlp_dim
-        options = {"use_bias": config.mlp_bias, "rngs": rngs}
-        self.gate_proj = Linear("BTD,DF->BTF", (D, F), config, **options)
-        self.up_proj = Linear("BTD,DF->BTF", (D, F), config, **options)
-        self.down_proj = Linear("BTF,FD->BTD", (F, D), config, **options)
+        linear = partial(Linear, config=config, use_bias=config.mlp_bias, rngs=rngs)
+        self.gate_proj = linear("BTD,DF->BTF", (D, F))
+        self.up_proj = linear("BTD,DF->BTF", (D, F))
+        self.down_proj = linear("BTF,FD->BTD", (F, D))
 
     def __call__(self, x_BTD: Array) -> Array:
         """Each position transformed on its own, BTD."""

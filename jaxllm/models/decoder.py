@@ -1,6 +1,7 @@
 """Decoder-only language model, the architecture of Llama."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,13 +10,11 @@ from jax import Array
 
 from jaxllm.config import DecoderConfig
 from jaxllm.layers.block import apply_layers, make_layers, stack, unstack
-from jaxllm.layers.cache import KVCache
+from jaxllm.layers.cache import Caches, KVCache
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
-
-Caches = KVCache | tuple[KVCache, ...]
 
 
 class Output(NamedTuple):
@@ -36,9 +35,8 @@ class Decoder(nnx.Module):
         self.embed = Embedding(config, rngs=rngs)
         self.layers = make_layers(config, rngs=rngs)
         self.final_norm = RMSNorm(config)
-        self.lm_head = nnx.data(
-            None if config.tie_embeddings else Linear("BTD,DV->BTV", (D, V), config, rngs=rngs)
-        )
+        head = partial(Linear, "BTD,DV->BTV", (D, V), config=config, rngs=rngs)
+        self.lm_head = nnx.data(None if config.tie_embeddings else head())
 
     def __call__(
         self,
@@ -101,9 +99,10 @@ class Decoder(nnx.Module):
 
 def with_scanned_layers(model: Decoder, scan: bool) -> Decoder:
     """The same model, same weights, with its layers stacked for a scan or one by one."""
-    if model.config.scan_layers == scan:
+    layers = stack(model.layers) if scan else unstack(model.layers)
+    if layers is model.layers:
         return model
     changed = nnx.merge(*nnx.split(model))
     changed.config = dataclasses.replace(model.config, scan_layers=scan)
-    changed.layers = stack(model.layers) if scan else unstack(model.layers)
+    changed.layers = layers
     return changed

@@ -449,6 +449,21 @@ def test_a_wrong_zip_is_named(tmp_path):
     assert problems(path) == ["record 'data.pkl' does not match its checksum"]
 
 
+def test_records_that_changed_places_are_found(tmp_path):
+    torch.save({"a": torch.zeros(6), "b": torch.ones(6)}, tmp_path / "x")
+    with zipfile.ZipFile(tmp_path / "x") as archive:
+        offsets = [archive.getinfo(f"x/data/{key}").header_offset for key in "01"]
+    first, second = (offset.to_bytes(4, "little") for offset in offsets)
+    start, directory = (content := (tmp_path / "x").read_bytes()).split(b"PK\1\2", 1)
+    swapped = directory.replace(first, b"????").replace(second, first).replace(b"????", second)
+    (tmp_path / "x").write_bytes(start + b"PK\1\2" + swapped)
+    assert len(content) == (tmp_path / "x").stat().st_size
+    assert problems(tmp_path / "x") == [
+        f"entry '{name}': record 'data/{key}' is not where the zip's directory says"
+        for name, key in zip("ab", "01", strict=True)
+    ]
+
+
 def save_example(path: Path, writer: str) -> dict[str, torch.Tensor]:
     """A file that one of the two writers wrote, small enough that every byte can be damaged."""
     base = torch.arange(12.0)

@@ -1,0 +1,119 @@
+"""Cached generation in a loop on the device equals the plain loop, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import random_model
+
+from jaxllm.generation import Sampling, generate
+from jaxllm.generation.decode import _decode
+from jaxllm.models import with_scanned_layers
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(0, 96, length).tolist() for length in (5, 17, 1, 9)]
+
+
+def greedy_by_hand(model, prompt: list[int], new: int) -> list[int]:
+    """One full forward pass for each token."""
+    forward = jax.jit(lambda tokens: model(tokens).logits)
+    tokens = list(prompt)
+    for _ in range(new):
+        # Padding on the right cannot change what comes before it.
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(tokens)] = tokens
+        tokens.append(int(forward(padded)[0, len(tokens) - 1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("rope_layout", ["half", "interleaved"])
+def test_greedy_equals_a_full_forward_pass_for_each_token(scan_layers, rope_layout):
+    model = random_model(scan_layers=scan_layers, rope_layout=rope_layout)
+    assert generate(model, PROMPTS, 12) == [greedy_by_hand(model, p, 12) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=30, top_p=0.95)])
+def test_a_prompt_gives_the_same_tokens_alone_and_in_a_batch(sampling):
+    model = with_scanned_layers(random_model(), False)
+    together = generate(model, PROMPTS, 20, sampling=sampling, seed=5)
+    assert generate(model, PROMPTS[:1], 20, sampling=sampling, seed=5) == together[:1]
+    if sampling.temperature == 0:
+        assert [generate(model, [p], 20)[0] for p in PROMPTS] == together
+
+
+def test_the_seed_decides_and_rows_differ():
+    model = with_scanned_layers(random_model(), False)
+    sampling = Sampling(temperature=1.0)
+    rows = generate(model, [PROMPTS[0]] * 3, 16, sampling=sampling, seed=1)
+    assert rows == generate(model, [PROMPTS[0]] * 3, 16, sampling=sampling, seed=1)
+    assert rows != generate(model, [PROMPTS[0]] * 3, 16, sampling=sampling, seed=2)
+    assert len({tuple(row) for row in rows}) == 3
+
+
+def test_a_row_ends_with_its_first_end_token():
+    model = with_scanned_layers(random_model(), False)
+    free = generate(model, PROMPTS, 20)
+    end = free[1][4]
+    ended = generate(model, PROMPTS, 20, eos_ids=[end])
+    for row, stopped in zip(free, ended, strict=True):
+        cut = row.index(end) + 1 if end in row else len(row)
+        assert stopped == row[:cut]
+
+
+def test_a_sharded_model_generates_the_same():
+    from jaxllm.params import named_parameters, shardings, with_arrays
+    from jaxllm.train import make_mesh
+
+    model = random_model()
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    places = shardings(model, mesh)
+    arrays = {
+        n: jax.device_put(v.get_value(), places[n]) for n, v in named_parameters(model).items()
+    }
+    with jax.set_mesh(mesh):
+        assert generate(with_arrays(model, arrays), PROMPTS, 12) == generate(model, PROMPTS, 12)
+
+
+def test_prompts_of_like_length_share_a_program():
+    model = with_scanned_layers(random_model(seed=9), False)
+    before = _decode._cache_size()
+    for length, new in ((3, 5), (7, 9), (16, 16), (11, 1)):
+        [row] = generate(model, [RNG.integers(0, 96, length).tolist()], new)
+        assert len(row) == new
+    assert _decode._cache_size() - before <= 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        ([], 4, "no prompts"),
+        ([[1], []], 4, "prompt 1 is empty"),
+        ([[1, 96]], 4, "prompt 0 has token 96; vocab_size is 96"),
+        ([[-1]], 4, "prompt 0 has token -1"),
+        ([[1]], 0, "max_new_tokens=0 is less than 1"),
+    ],
+)
+def test_bad_prompts_are_refused(prompts, new, message):
+    with pytest.raises(ValueError, match=message):
+        generate(random_model(), prompts, new)
+
+
+def test_the_loop_is_inside_the_program():
+    """One while loop on the device, and no copy of a key/value cache larger than one update."""
+    model = with_scanned_layers(random_model(), False)
+    from flax import nnx
+
+    graphdef, state = nnx.split(model)
+    arguments = (np.zeros((1, 16), np.int32), np.array([5], np.int32), np.int32(8))
+    lowered = _decode.lower(
+        graphdef,
+        Sampling(),
+        16,
+        nnx.to_pure_dict(state),
+        *arguments,
+        np.array([], np.int32),
+        jax.random.key(0),
+    )
+    assert lowered.as_text().count("stablehlo.while") >= 1
+    assert jnp.asarray(generate(model, [[1]], 2)).shape == (1, 2)
