@@ -6,7 +6,6 @@ metadata, so that it loads onto any mesh without further information.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,14 +34,15 @@ def save(model: Decoder, path: Path) -> None:
 
 def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Decoder:
     """The model of a native checkpoint, or of a run's newest step."""
+    path = path.resolve()  # Orbax finds nothing by a relative path
     if not _is_step(path):
         path = _steps(path)[-1]
     found = ocp.checkpointables_metadata(path)
     about = (found.custom_metadata or {}).get("jaxllm")
-    if about is None or "model" not in found.metadata:
+    if about is None or not found.metadata.get("model"):
         raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
     model = from_description(about, **({"param_dtype": dtype, "dtype": dtype} if dtype else {}))
-    stored = _flat(found.metadata["model"])
+    stored = nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")
     placed = {} if mesh is None else shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
@@ -64,10 +64,3 @@ def _steps(path: Path) -> list[Path]:
     folder = path / "checkpoints"
     steps = [step for step in folder.glob("*") if step.name.isdigit() and _is_step(step)]
     return sorted(steps, key=lambda step: int(step.name))
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

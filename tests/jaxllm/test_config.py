@@ -1,0 +1,127 @@
+"""A config says everything, refuses what is not a model, and survives a trip through a file."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import TINY
+
+from jaxllm.config import DecoderConfig, RopeScaling, from_dict, to_dict
+
+scalings = st.builds(
+    lambda kind, factor, low, extra, length: RopeScaling(
+        kind=kind,
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=low + extra,
+        original_max_len=length,
+    ),
+    st.sampled_from(["linear", "llama3"]),
+    st.floats(1, 64),
+    st.floats(0.1, 4),
+    st.floats(0, 8),
+    st.integers(1, 131072),
+)
+
+
+@st.composite
+def configs(draw) -> DecoderConfig:
+    groups = draw(st.integers(1, 4))
+    kv_heads = draw(st.integers(1, 8))
+    return DecoderConfig(
+        vocab_size=draw(st.integers(1, 200000)),
+        embed_dim=draw(st.integers(1, 8192)),
+        num_layers=draw(st.integers(1, 80)),
+        num_heads=groups * kv_heads,
+        num_kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 128)),
+        mlp_dim=draw(st.integers(1, 30000)),
+        norm_eps=draw(st.floats(1e-8, 1e-2)),
+        rope_theta=draw(st.floats(1e3, 1e7)),
+        rope_layout=draw(st.sampled_from(["half", "interleaved"])),
+        rope_scaling=draw(st.none() | scalings),
+        attn_bias=draw(st.booleans()),
+        tie_embeddings=draw(st.booleans()),
+        param_dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"])),
+        remat=draw(st.sampled_from(["none", "dots", "full"])),
+    )
+
+
+@given(configs())
+def test_plain_data_and_back(config):
+    read = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert read == config
+    assert hash(read) == hash(config)
+    assert type(read.rope_scaling) is type(config.rope_scaling)
+
+
+def test_a_config_is_frozen_and_a_change_is_another_config():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.num_layers = 2
+    changed = dataclasses.replace(TINY, rope_layout="interleaved")
+    assert changed != TINY
+    assert len({TINY, changed, dataclasses.replace(changed, rope_layout="half")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_heads": 6, "num_kv_heads": 4}, ["num_heads=6", "num_kv_heads=4"]),
+        ({"head_dim": 7}, ["head_dim=7", "odd"]),
+        ({"vocab_size": 0}, ["vocab_size=0"]),
+        ({"mlp_dim": -4}, ["mlp_dim=-4"]),
+        ({"num_layers": 0}, ["num_layers=0"]),
+        ({"num_kv_heads": 0}, ["num_kv_heads=0"]),
+        ({"max_len": 0}, ["max_len=0"]),
+        ({"rope_layout": "quarter"}, ["rope_layout='quarter'", "half", "interleaved"]),
+        ({"remat": "some"}, ["remat='some'", "none", "dots", "full"]),
+        ({"dtype": "float64"}, ["dtype='float64'", "bfloat16"]),
+        ({"param_dtype": "fp32"}, ["param_dtype='fp32'", "float32"]),
+    ],
+)
+def test_what_is_no_model_is_refused_with_name_and_value(changes, said):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
+        dataclasses.replace(TINY, **changes)
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kind": "yarn", "factor": 2.0}, ["yarn", "linear", "llama3"]),
+        ({"kind": "linear", "factor": 0.5}, ["factor=0.5"]),
+        (
+            {"kind": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0},
+            ["high_freq_factor=1.0", "low_freq_factor=4.0"],
+        ),
+    ],
+)
+def test_what_is_no_scaling_is_refused_with_name_and_value(fields, said):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
+        RopeScaling(**fields)
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_layer": 3}, "num_layer"),
+        ({"vocab_size": "many"}, "vocab_size"),
+        ({"embed_dim": 32.5}, "embed_dim"),
+        ({"rope_scaling": {"kind": "linear", "factor": 2.0, "factr": 1.0}}, "factr"),
+        ({"rope_scaling": {"kind": "linear"}}, "factor"),
+        ({"num_heads": 5}, "num_heads=5"),
+    ],
+)
+def test_unknown_missing_and_ill_typed_fields_are_named(changes, named):
+    with pytest.raises(ValueError, match=named):
+        from_dict(to_dict(TINY) | changes)
+
+
+def test_all_problems_of_plain_data_are_in_one_error():
+    data = to_dict(TINY) | {"num_layer": 3, "vocab_size": "many"}
+    del data["mlp_dim"]
+    with pytest.raises(ValueError, match=r"(?s)(?=.*num_layer)(?=.*vocab_size)(?=.*mlp_dim)"):
+        from_dict(data)

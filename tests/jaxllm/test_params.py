@@ -1,0 +1,160 @@
+"""Models as plain pytrees: nothing is lost, nothing is reordered, and they are born sharded."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+from tiny import TINY, random_model
+
+from jaxllm.models import build, build_abstract
+from jaxllm.origin import Origin
+from jaxllm.params import (
+    count,
+    describe,
+    from_description,
+    initialize,
+    named_parameters,
+    shardings,
+    split,
+    tree_of,
+    with_arrays,
+)
+
+MESH_SHAPES = [(8, 1, 1), (1, 4, 2), (2, 2, 2)]
+
+
+def mesh_of(shape: tuple[int, int, int]) -> Mesh:
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def values(model) -> dict[str, np.ndarray]:
+    return {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
+
+
+def assert_same_bits(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    assert ours.keys() == theirs.keys()
+    differ = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
+    assert not differ
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(tie_embeddings=True, attn_bias=True)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Twelve layers one by one: as strings, their indices would sort as 0, 1, 10, 11, 2."""
+    abstract = build_abstract(dataclasses.replace(TINY, num_layers=12, scan_layers=False))
+    rng = np.random.default_rng(3)
+    shapes = {name: v.get_value().shape for name, v in named_parameters(abstract).items()}
+    return with_arrays(abstract, {n: jnp.asarray(rng.random(s)) for n, s in shapes.items()})
+
+
+@pytest.mark.parametrize("which", ["model", "deep"])
+def test_bind_undoes_split(which, request):
+    model = request.getfixturevalue(which)
+    bind, params = split(model)
+    bound = bind(params)
+    assert bound.config == model.config
+    assert_same_bits(values(bound), values(model))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("which", ["model", "deep"])
+def test_each_leaf_is_bound_where_its_name_says(which, request):
+    model = request.getfixturevalue(which)
+    bind, _ = split(model)
+    names = tree_of(model, lambda name, _: name)
+    for name, variable in named_parameters(bind(names)).items():
+        assert variable.get_value() == name
+
+
+def test_with_arrays_replaces_every_parameter_and_needs_all(model):
+    new = {name: jnp.asarray(value + 1) for name, value in values(model).items()}
+    before = values(model)
+    assert_same_bits(values(with_arrays(model, new)), {k: np.asarray(v) for k, v in new.items()})
+    assert_same_bits(values(model), before)
+    del new["final_norm.scale"]
+    with pytest.raises(KeyError, match=r"final_norm\.scale"):
+        with_arrays(model, new)
+
+
+def test_names_are_those_of_the_attributes():
+    stacked = named_parameters(build_abstract(TINY))
+    listed = named_parameters(build_abstract(dataclasses.replace(TINY, scan_layers=False)))
+    assert len(stacked) == 12
+    assert "layers.attn.q_proj.kernel" in stacked
+    expected = {
+        name.replace("layers.", f"layers.{i}.")
+        for name in stacked
+        for i in range(TINY.num_layers)
+    }
+    assert listed.keys() == expected
+
+
+def test_count_is_the_sum_by_hand():
+    c = TINY
+    attention = 2 * c.embed_dim * c.head_dim * (c.num_heads + c.num_kv_heads)
+    layer = attention + 3 * c.embed_dim * c.mlp_dim + 2 * c.embed_dim
+    expected = c.num_layers * layer + 2 * c.vocab_size * c.embed_dim + c.embed_dim
+    assert count(build_abstract(c)) == expected
+    tied = build_abstract(dataclasses.replace(c, tie_embeddings=True))
+    assert count(tied) == expected - c.vocab_size * c.embed_dim
+
+
+@pytest.fixture(scope="module")
+def unsharded():
+    create = jax.jit(lambda: split(build(TINY, rngs=nnx.Rngs(7)))[1])
+    bind, _ = split(build_abstract(TINY))
+    return values(bind(create()))
+
+
+@pytest.mark.parametrize("shape", MESH_SHAPES)
+def test_initialised_on_a_mesh_the_bits_are_those_of_one_device(shape, unsharded):
+    mesh = mesh_of(shape)
+    model = initialize(TINY, mesh, 7)
+    assert_same_bits(values(model), unsharded)
+    placed = shardings(model, mesh)
+    for name, variable in named_parameters(model).items():
+        assert variable.get_value().sharding == placed[name], name
+
+
+def test_initial_weights_are_random_by_layer_and_by_seed(unsharded):
+    other = values(initialize(TINY, mesh_of((8, 1, 1)), 8))
+    for name, value in unsharded.items():
+        if name.endswith("scale"):
+            assert (value == 1).all(), name
+            continue
+        assert (value != other[name]).mean() > 0.99, name
+        np.testing.assert_allclose(value.std(), TINY.init_std, rtol=0.1)
+        if name.startswith("layers."):
+            assert (value[0] != value[1]).mean() > 0.99, name
+
+
+@pytest.mark.parametrize("with_origin", [True, False])
+def test_a_description_in_json_says_what_the_model_is(with_origin, model):
+    described = with_arrays(model, {n: v.get_value() for n, v in named_parameters(model).items()})
+    if with_origin:
+        described.origin = Origin(family="f", config="{}", layout="{}", directory="/somewhere")
+    read = from_description(json.loads(json.dumps(describe(described))))
+    assert read.config == model.config
+    assert read.origin == described.origin
+    shapes = {name: v.get_value() for name, v in named_parameters(read).items()}
+    for name, variable in named_parameters(model).items():
+        assert (shapes[name].shape, shapes[name].dtype) == (
+            variable.get_value().shape,
+            variable.get_value().dtype,
+        )
+
+
+def test_a_description_with_changes(model):
+    read = from_description(describe(model), remat="full", dtype="bfloat16")
+    assert read.config == dataclasses.replace(model.config, remat="full", dtype="bfloat16")
+    with pytest.raises(TypeError, match="no_such_field"):
+        from_description(describe(model), no_such_field=1)

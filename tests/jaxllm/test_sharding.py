@@ -1,0 +1,176 @@
+"""The letters' table: a mesh axis is used once, splits evenly, and every parameter agrees."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from tiny import TINY
+
+from jaxllm.models import build_abstract
+from jaxllm.params import letters, named_parameters, shardings
+from jaxllm.sharding import DIMS, MESH_AXES, constrain, sharding, spec, unsplit
+
+SIZES = {
+    "V": TINY.vocab_size,
+    "D": TINY.embed_dim,
+    "L": TINY.num_layers,
+    "N": TINY.num_heads,
+    "K": TINY.num_kv_heads,
+    "H": TINY.head_dim,
+    "F": TINY.mlp_dim,
+}
+
+# Every size that the table splits is a multiple of 8, and no two are equal.
+EVEN = dataclasses.replace(
+    TINY, vocab_size=96, embed_dim=64, num_heads=16, num_kv_heads=8, head_dim=4, mlp_dim=80
+)
+
+meshes = st.fixed_dictionaries({axis: st.integers(1, 8) for axis in MESH_AXES})
+arrays = st.lists(
+    st.tuples(st.sampled_from(sorted(DIMS)), st.integers(1, 48)), min_size=0, max_size=5
+)
+
+
+def mesh_of(**sizes: int) -> Mesh:
+    """A mesh over as many of the devices as it needs."""
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(
+        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def axes_of(dims: str, shape: list[int], mesh: dict[str, int]) -> list[tuple[str, ...]]:
+    """The mesh axes of each dimension; a PartitionSpec writes a single one without its tuple."""
+    parts = spec(dims, shape, mesh)
+    return [(part,) if isinstance(part, str) else part or () for part in parts]
+
+
+@given(arrays, meshes)
+def test_an_axis_is_used_once_splits_evenly_and_is_left_out_only_for_cause(array, mesh):
+    dims, shape = "".join(letter for letter, _ in array), [size for _, size in array]
+    parts = axes_of(dims, shape, mesh)
+    assert len(parts) == len(dims)
+    used = [axis for part in parts for axis in part]
+    assert len(used) == len(set(used))
+    taken: set[str] = set()
+    for letter, size, part in zip(dims, shape, parts, strict=True):
+        assert size % math.prod(mesh[axis] for axis in part) == 0
+        assert [axis for axis in DIMS[letter] if axis in part] == list(part)
+        ways = 1
+        for axis in DIMS[letter]:
+            if axis in part:
+                ways *= mesh[axis]
+            else:
+                assert mesh[axis] == 1 or axis in taken or size % (ways * mesh[axis])
+        taken.update(part)
+
+
+@given(arrays, meshes)
+def test_unsplit_names_the_axes_that_no_dimension_took(array, mesh):
+    dims, shape = "".join(letter for letter, _ in array), [size for _, size in array]
+    used = {axis for part in axes_of(dims, shape, mesh) for axis in part}
+    whole = unsplit(dims, shape, mesh)
+    wanted = {axis for letter in dims for axis in DIMS[letter] if mesh[axis] > 1}
+    assert {axis for axis, _, _ in whole} == wanted - used
+    assert all((letter, size) in array for _, letter, size in whole)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "mesh", "expected"),
+    [
+        ("BTD", (8, 5, 32), {"fsdp": 4, "data": 2}, (("data", "fsdp"), None, None)),
+        ("BTD", (8, 5, 32), {}, (None, None, None)),
+        ("DF", (32, 56), {"fsdp": 4, "tensor": 2}, (("fsdp",), ("tensor",))),
+        # Two key/value heads on four tensor-parallel devices stay whole, four heads do not.
+        ("DKH", (32, 2, 16), {"tensor": 4}, (None, None, None)),
+        ("DNH", (32, 4, 16), {"tensor": 4}, (None, ("tensor",), None)),
+        # One sequence: no axis of the batch divides it, so D gets fsdp.
+        ("BTD", (1, 5, 32), {"data": 2, "fsdp": 4}, (None, None, ("fsdp",))),
+        # Of a product, the part that divides.
+        ("B", (4,), {"data": 4, "fsdp": 2}, (("data",),)),
+        ("B", (6,), {"data": 4, "fsdp": 2}, (("fsdp",),)),
+        ("V.", (96, 32), {"tensor": 2, "fsdp": 4}, (("tensor",), None)),
+    ],
+)
+def test_the_table_by_hand(dims, shape, mesh, expected):
+    assert spec(dims, shape, mesh) == PartitionSpec(*expected)
+
+
+def test_dims_and_shape_must_have_the_same_length():
+    with pytest.raises(ValueError, match="shorter"):
+        spec("BTD", (2, 3), {})
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attn_bias": True, "mlp_bias": True}, {"tie_embeddings": True}]
+)
+def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
+    model = build_abstract(dataclasses.replace(TINY, scan_layers=scan, **changes))
+    for name, variable in named_parameters(model).items():
+        shape = tuple(SIZES[letter] for letter in letters(variable))
+        assert shape == variable.get_value().shape, name
+        assert letters(variable).startswith("L") == (scan and name.startswith("layers.")), name
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"tensor": 8},
+        {"fsdp": 4, "tensor": 2},
+        {"data": 2, "tensor": 4},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+)
+def test_layouts_are_mesh_shapes(sizes):
+    """Each parameter has on each device exactly the part that its letters promise."""
+    mesh = mesh_of(**sizes)
+    config = dataclasses.replace(EVEN, attn_bias=True, mlp_bias=True)
+    model = build_abstract(config)
+    placed = shardings(model, mesh)
+    assert placed.keys() == named_parameters(model).keys()
+    for name, variable in named_parameters(model).items():
+        shape = variable.get_value().shape
+        held = math.prod(placed[name].shard_shape(shape))
+        ways = sizes.get("fsdp", 1) ** ("D" in variable.dims)
+        ways *= sizes.get("tensor", 1) ** any(letter in variable.dims for letter in "NKFV")
+        assert held * ways == math.prod(shape), name
+        assert placed[name].memory_kind == jax.devices()[0].default_memory().kind
+
+
+def test_shards_tile_the_array():
+    mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    array = np.arange(32 * 4 * 16).reshape(32, 4, 16)
+    placed = jax.device_put(array, sharding("DNH", array.shape, mesh))
+    covered = np.zeros(array.shape, int)
+    for shard in placed.addressable_shards:
+        assert shard.data.shape == (16, 2, 16)
+        np.testing.assert_array_equal(shard.data, array[shard.index])
+        covered[shard.index] += 1
+    assert (covered == 2).all()  # once on each half of the data axis
+
+
+def test_constrain_places_activations_under_a_mesh_and_does_nothing_without():
+    x_BTD = jnp.ones((8, 3, 32))
+    assert constrain(x_BTD, "BTD") is x_BTD
+    mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda x: constrain(x, "BTD"))(x_BTD)
+    assert out.sharding.is_equivalent_to(sharding("BTD", x_BTD.shape, mesh), 3)
+    assert out.addressable_shards[0].data.shape == (2, 3, 32)
+
+
+def test_an_abstract_model_knows_its_letters_in_tree_mode():
+    with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
+        names = named_parameters(build_abstract(TINY))
+    assert letters(names["layers.attn.q_proj.kernel"]) == "LDNH"

@@ -1,0 +1,111 @@
+"""The wheel, in an environment without PyTorch, beside a user's own `train.py`."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+WITHOUT = ("torch", "transformers", "jaxllm", "__editable__")
+
+SCRIPT = """
+import importlib.util, pathlib, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+import train as users_own_train
+
+assert users_own_train.MINE
+assert importlib.util.find_spec("torch") is None and importlib.util.find_spec("transformers") is None
+import jaxllm
+assert "site-packages" in jaxllm.__file__, jaxllm.__file__
+
+from jaxllm.config import DecoderConfig
+from jaxllm.generation import generate
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.train import TrainConfig, make_mesh, train
+from jaxllm.train.data import DataConfig
+from jaxllm.train.mesh import MeshConfig
+
+sizes = dict(vocab_size=256, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+text = pathlib.Path("text.txt")
+text.write_text("to be or not to be, that is the question. " * 200)
+config = TrainConfig(
+    output="run", steps=4, batch_size=8, seq_len=32, model=DecoderConfig(**sizes, mlp_dim=64),
+    data=DataConfig(text=(str(text),), held_out=0.2),
+    mesh=MeshConfig(fsdp=4, tensor=2),
+)
+result = train(config)
+for form in ("hf", "meta", "tlama", "native"):
+    save_pretrained(result.model, form, format=form)
+    model = load_pretrained(form, mesh=make_mesh(fsdp=4, tensor=2))
+    np.testing.assert_array_equal(model.embed.embedding[...], result.model.embed.embedding[...])
+assert len(generate(load_pretrained("run"), [[116, 111]], 5)[0]) == 5
+assert not {"torch", "transformers"} & set(sys.modules)
+print("trained, saved, loaded")
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> Path:
+    """A virtual environment with the built wheel and our dependencies, but without PyTorch."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run([sys.executable, *build], check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+    python = folder / "env" / "bin" / "python"
+    [site] = (folder / "env" / "lib").glob("python*/site-packages")
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not entry.name.startswith(WITHOUT):
+            (site / entry.name).symlink_to(entry)
+    install = [
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
+    subprocess.run([sys.executable, *install], check=True, capture_output=True)
+    return folder
+
+
+def run(environment: Path, *command: str, cwd: Path) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "JAX_NUM_CPU_DEVICES")}
+    return subprocess.run(
+        [str(environment / "env" / "bin" / command[0]), *command[1:]],
+        cwd=cwd,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_trains_and_loads_without_pytorch_beside_a_users_train_py(environment, tmp_path):
+    (tmp_path / "train.py").write_text("MINE = True\n")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = run(environment, "python", "script.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "trained, saved, loaded" in done.stdout
+
+
+def test_help_answers_and_a_command_that_needs_pytorch_says_so(environment, tmp_path):
+    assert run(environment, "jaxllm", "--help", cwd=tmp_path).returncode == 0
+    done = run(environment, "jaxllm", "quickstart", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pip install 'jaxllm[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_only_one_name_is_claimed(environment):
+    [site] = (environment / "env" / "lib").glob("python*/site-packages")
+    ours = {path.name for path in site.iterdir() if not path.is_symlink()}
+    assert {name for name in ours if not name.endswith(".dist-info")} == {"jaxllm"}
