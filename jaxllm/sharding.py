@@ -35,32 +35,38 @@ def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> Part
     both dimensions. A dimension that the axis does not divide stays whole (two key/value heads
     on four tensor-parallel devices, one sequence on a data-parallel mesh).
     """
-    used: set[str] = set()
-    parts: list[tuple[str, ...] | None] = []
-    axes: tuple[str, ...]
-    for letter, size in zip(dims, shape, strict=True):
-        axes, ways = (), 1
-        for axis in DIMS[letter]:
-            more = ways * mesh_shape.get(axis, 1)
-            if more > ways and axis not in used and size % more == 0:
-                axes, ways = (*axes, axis), more
-        used.update(axes)
-        parts.append(axes or None)
-    return PartitionSpec(*parts)
+    return PartitionSpec(*(axes or None for axes in _claims(dims, shape, mesh_shape)))
 
 
 def unsplit(
     dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> list[tuple[str, str, int]]:
-    """The (mesh axis, letter, size) that `spec` leaves whole: the axis does not divide it."""
-    parts = spec(dims, shape, mesh_shape)
-    used = {axis for part in parts for axis in part or ()}
+    """The (mesh axis, letter, size) that `spec` leaves whole: the axis does not divide the size."""
+    used = {axis for axes in _claims(dims, shape, mesh_shape) for axis in axes}
     return [
         (axis, letter, size)
         for letter, size in zip(dims, shape, strict=True)
         for axis in DIMS[letter]
         if mesh_shape.get(axis, 1) > 1 and axis not in used
     ]
+
+
+def _claims(
+    dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
+) -> list[tuple[str, ...]]:
+    """The mesh axes that each dimension gets."""
+    used: set[str] = set()
+    claims: list[tuple[str, ...]] = []
+    for letter, size in zip(dims, shape, strict=True):
+        axes: tuple[str, ...] = ()
+        ways = 1
+        for axis in DIMS[letter]:
+            more = ways * mesh_shape.get(axis, 1)
+            if more > ways and axis not in used and size % more == 0:
+                axes, ways = (*axes, axis), more
+        used.update(axes)
+        claims.append(axes)
+    return claims
 
 
 def sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
