@@ -87,15 +87,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_consolidated(path: Path) -> dict[str, StoredTensor]:
     """The tensors of all model-parallel shards, their names prefixed with the shard: `00/norm`."""
-    files = sorted(file for file in path.iterdir() if CONSOLIDATED.fullmatch(file.name))
-    ranks = [int(CONSOLIDATED.fullmatch(file.name)[1]) for file in files]
-    if ranks != list(range(len(ranks))) or not ranks:
-        found = ", ".join(file.name for file in files) or "none"
+    matches = (CONSOLIDATED.fullmatch(file.name) for file in path.iterdir())
+    files = {int(match[1]): path / match[0] for match in matches if match}
+    if sorted(files) != list(range(len(files))) or not files:
+        found = ", ".join(sorted(file.name for file in files.values())) or "none"
         raise CheckpointError(
             [f"{path} should hold consolidated.00.pth, consolidated.01.pth, ... but has {found}"]
         )
     return {
         f"{rank:02}/{name}": tensor
-        for rank, file in zip(ranks, files, strict=True)
+        for rank, file in sorted(files.items())
         for name, tensor in torch_file.read_header(file).items()
     }

@@ -77,7 +77,8 @@ def _place(
     boxes: dict[tuple, np.ndarray] = {}
     shards = []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        box = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        parts = zip(index or (), shape, strict=True)
+        box = tuple(part.indices(size)[:2] for part, size in parts)
         if box not in boxes:
             part = assembly.read(tensors, box)
             boxes[box] = part if dtype is None else part.astype(np.dtype(dtype))

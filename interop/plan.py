@@ -5,7 +5,7 @@ import fnmatch
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from .rules import Index, Range, Side, Sizes, Transfer
 from .tensors import CheckpointError, StoredTensor
 
 
-class Assembly(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Assembly:
     """How one of the model's arrays is put together."""
 
     transfer: Transfer
@@ -118,13 +119,13 @@ def _spell_dim(dim: Sequence[str], sizes: Sizes) -> str:
     return f"({' '.join(dim)}) is {factors} = {math.prod(sizes[axis] for axis in dim)}"
 
 
-def _main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
+def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
     """The dtype of most bytes: what the model was saved in."""
-    sizes: Counter[str] = Counter()
+    sizes = Counter[str]()
     for tensor in tensors.values():
-        if tensor.dtype.name in get_args(Dtype):
-            sizes[tensor.dtype.name] += math.prod(tensor.shape)
-    return max(sizes, key=sizes.__getitem__, default="float32")
+        sizes[tensor.dtype.name] += tensor.nbytes
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    return max(known, key=sizes.__getitem__)
 
 
 def _assemblies(

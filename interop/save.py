@@ -73,7 +73,7 @@ def save_pretrained(
 
 
 def _choose_family(
-    origin: Origin | None, chosen: Format | None, model_parallel: int | None
+    origin: Origin | None, chosen: str | None, model_parallel: int | None
 ) -> Family | None:
     """The family to write; None for a native checkpoint."""
     families = {family.format: family for family in FAMILIES}
@@ -81,10 +81,9 @@ def _choose_family(
         known = ", ".join([*families, "native"])
         raise CheckpointError(f"format={chosen!r} is not one of {known}")
     if chosen is None:
-        names = {family.name: family for family in FAMILIES}
-        family = families["hf"] if origin is None else names[origin.family]
-    else:
-        family = families.get(chosen)
+        names = {family.name: family.format for family in FAMILIES}
+        chosen = "hf" if origin is None else names[origin.family]
+    family = families.get(chosen)
     if model_parallel is not None and (family is None or family.storage != "consolidated"):
         raise CheckpointError(
             f"model_parallel={model_parallel} is for format 'meta', not "

@@ -5,7 +5,7 @@ import logging
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -101,9 +101,13 @@ class Report:
         self._stack = ExitStack()
         self._log: MetricLog | None = None
         if jax.process_index() == 0:
-            services = {"tensorboard": config.tensorboard, "wandb": config.wandb}
             self._log = self._stack.enter_context(
-                MetricLog(folder, resume_at=resume_at, **services)
+                MetricLog(
+                    folder,
+                    resume_at=resume_at,
+                    tensorboard=config.tensorboard,
+                    wandb=config.wandb,
+                )
             )
             tokens = config.batch_size * config.seq_len
             progress = Progress(
@@ -177,7 +181,7 @@ def _model(
     resume: bool,
 ) -> Decoder:
     """The model to train; abstract if its weights are in a checkpoint."""
-    overrides = {"dtype": config.dtype, "remat": config.remat}
+    overrides: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
     if resume:
         return _resumed_model(config, checkpoints, batches)

@@ -1,7 +1,7 @@
 """One optimizer step: a jitted function from state and batch to state and metrics."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
     schedule = make_schedule(config.optimizer, config.steps)
     by_name = shardings(model, mesh)
     placed = tree_of(model, lambda name, _: by_name[name])
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere: Any = NamedSharding(mesh, PartitionSpec())
     state_shardings = TrainState(
         placed, optimizer_shardings(optimizer, params, placed, mesh), everywhere
     )

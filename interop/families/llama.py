@@ -73,16 +73,6 @@ def _read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json` in the spelling of transformers 4, which 5 reads as well."""
-    scaling = config.rope_scaling
-    rope: Json | None = None
-    if scaling is not None:
-        rope = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling is not None and scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_len,
-        }
     kept = {k: v for k, v in base.items() if k not in ("rope_parameters", "dtype")}
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -99,13 +89,24 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "max_position_embeddings": config.max_len,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_scaling": rope,
+        "rope_scaling": _write_scaling(config.rope_scaling),
         "attention_bias": config.attn_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "torch_dtype": config.param_dtype,
     }
+
+
+def _write_scaling(scaling: RopeScaling | None) -> Json | None:
+    if scaling is None:
+        return None
+    rope: Json = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        rope["low_freq_factor"] = scaling.low_freq_factor
+        rope["high_freq_factor"] = scaling.high_freq_factor
+        rope["original_max_position_embeddings"] = scaling.original_max_len
+    return rope
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:

@@ -62,11 +62,11 @@ def apply_layers(
     layers: Layers, step: Step, x_BTD: Array, caches: Caches | None, remat: Remat
 ) -> tuple[Array, Caches | None]:
     """Runs `step` over the blocks in order; the caches are stacked or listed as the blocks are."""
-    is_stacked = isinstance(layers, Block)
     if remat != "none":
         # A scanned body is compiled on its own, where no common subexpression can undo the remat.
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=not is_stacked)
-    if is_stacked:
+        listed = not isinstance(layers, Block)
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=listed)
+    if isinstance(layers, Block):
         return jax.lax.scan(lambda x, layer: step(layer[0], x, layer[1]), x_BTD, (layers, caches))
     written = []
     for i, block in enumerate(layers):

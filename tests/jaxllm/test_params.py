@@ -91,9 +91,7 @@ def test_names_are_those_of_the_attributes():
     assert len(stacked) == 12
     assert "layers.attn.q_proj.kernel" in stacked
     expected = {
-        name.replace("layers.", f"layers.{i}.")
-        for name in stacked
-        for i in range(TINY.num_layers)
+        name.replace("layers.", f"layers.{i}.") for name in stacked for i in range(TINY.num_layers)
     }
     assert listed.keys() == expected
 

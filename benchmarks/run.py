@@ -1,0 +1,55 @@
+"""`make bench`: every benchmark beside its peer, as ratios with their spread.
+
+    python benchmarks/run.py [--rounds 7] [--json FILE]
+
+Exit status 1 if a ratio is below its target.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import decode
+import jax
+import train_step
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> int:
+    """Runs all benchmarks and prints one row for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
+    parser.add_argument("--json", help="file for the figures")
+    arguments = parser.parse_args()
+    results = [benchmark.run(arguments.rounds) for benchmark in (train_step, decode)]
+    device = jax.devices()[0]
+    where = f"{device.platform} {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    table = Table(title=f"jaxllm against transformers on torch: {where}", title_justify="left")
+    for column in ("benchmark", "ours", "theirs", "times as fast", "quartiles", "target"):
+        table.add_column(column)
+    for result in results:
+        low, high = result.spread
+        table.add_row(
+            result.name,
+            f"{result.ours:.3f} s",
+            f"{result.theirs:.3f} s",
+            f"{result.ratio:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{result.target:.1f}",
+        )
+    Console().print(table)
+    if arguments.json:
+        figures = {"where": where, "results": [result._asdict() for result in results]}
+        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if all(result.ratio >= result.target for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

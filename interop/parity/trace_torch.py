@@ -1,0 +1,65 @@
+"""What the reference computes on the way from tokens to logits."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .taps import LOGITS
+
+if TYPE_CHECKING:
+    import torch
+
+
+def trace_reference(
+    reference: "torch.nn.Module", tokens_BT: np.ndarray, modules: Sequence[str], attention: str
+) -> dict[str, np.ndarray]:
+    """The outputs of `modules` and the logits, in float32.
+
+    Args:
+        reference: a causal language model of transformers.
+        tokens_BT: token ids.
+        modules: names as in `named_modules()`.
+        attention: the implementation, by its name in transformers.
+    """
+    import torch
+
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(name: str, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        # A copy: what follows may write to the same memory.
+        outputs[name] = first.detach().to("cpu", torch.float32, copy=True).numpy()
+
+    with ExitStack() as stack:
+        stack.enter_context(_inference(reference, attention))
+        for name in modules:
+            hook = reference.get_submodule(name).register_forward_hook(
+                lambda module, args, output, name=name: keep(name, output)
+            )
+            stack.callback(hook.remove)
+        tokens = torch.as_tensor(tokens_BT, dtype=torch.int64, device=reference.device)
+        keep(LOGITS, reference(tokens, use_cache=False).logits)
+    return outputs
+
+
+@contextmanager
+def _inference(reference: Any, attention: str) -> Iterator[None]:
+    """No dropout, no gradients, exact float32 products; all is as it was afterwards."""
+    import torch
+
+    training = [module for module in reference.modules() if module.training]
+    implementation = reference.config._attn_implementation
+    precision = torch.get_float32_matmul_precision()
+    reference.eval()
+    reference.set_attn_implementation(attention)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        reference.set_attn_implementation(implementation)
+        for module in training:
+            module.training = True
