@@ -13,6 +13,9 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.position import apply_rope, rope_frequencies
 from jaxllm.sharding import constrain
 
+MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
+MAX_BLOCKS = 16  # in a program, whatever the length
+
 
 class Attention(nnx.Module):
     """Causal self-attention; with a cache, attention to everything in the cache."""
@@ -62,22 +65,34 @@ def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> A
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) * H**-0.5
     lowest = jnp.finfo(jnp.float32).min
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS * H**-0.5, lowest)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, lowest)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH)
+    out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
     return out_BTKGH.reshape(B, T, N, H)
 
 
 def causal_attention(
     q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None = None
 ) -> Array:
-    """Attention of each token to itself and to those before it in its segment, BTNH."""
+    """Attention of each token to itself and to those before it in its segment, BTNH.
+
+    Goes by blocks of queries, each of which sees the keys up to its own end: half the work of
+    masking all T x T scores. The backward pass computes the probabilities again (Dao et al.,
+    2022), so that none are kept.
+    """
     T = q_BTNH.shape[1]
-    mask_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
-    if segment_ids_BT is not None:
-        mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    return attention(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
+    size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
+    attend = jax.checkpoint(attention)
+    outs = []
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        mask_BTS = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None]
+        if segment_ids_BT is not None:
+            own, seen = segment_ids_BT[:, start:stop], segment_ids_BT[:, :stop]
+            mask_BTS &= own[:, :, None] == seen[:, None, :]
+        queries = q_BTNH[:, start:stop]
+        outs.append(attend(queries, k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS))
+    return jnp.concatenate(outs, axis=1)

@@ -1,5 +1,9 @@
 """Dense projections, written as einsums so that the equation states every shape."""
 
+import functools
+import re
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -35,8 +39,7 @@ class Linear(nnx.Module):
 
     def accumulate(self, x: Array) -> Array:
         """The projection in float32, as it comes out of the matrix unit: for logits."""
-        kernel = self.kernel[...].astype(self.dtype)
-        y = jnp.einsum(self.equation, x, kernel, preferred_element_type=jnp.float32)
+        y = project(self.equation, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
@@ -57,5 +60,37 @@ class Embedding(nnx.Module):
 
     def attend(self, x_BTD: Array) -> Array:
         """The logits of a tied head, BTV, in float32."""
-        table_VD = self.embedding[...].astype(self.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        return project("BTD,VD->BTV", x_BTD, self.embedding[...])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project(equation: str, x: Array, kernel: Array) -> Array:
+    """`einsum(equation, x, kernel)` in the dtype of `x`, accumulated and returned in float32.
+
+    The kernel's gradient comes in the kernel's own dtype, not rounded to that of `x` before. Its
+    product is ordered for speed: the fast path of XLA's CPU backend wants the contracted
+    dimensions last in memory, and without a barrier it would fold the transposition back in.
+    """
+    return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _project_forward(equation: str, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return project(equation, x, kernel), (x, kernel)
+
+
+def _project_backward(equation: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
+    dy = dy.astype(x.dtype)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dx = einsum(f"{y_dims},{kernel_dims}->{x_dims}", dy, kernel.astype(x.dtype))
+    flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # the contracted ones first
+    x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)
+    x_flipped = jax.lax.platform_dependent(
+        x_flipped, cpu=jax.lax.optimization_barrier, default=lambda same: same
+    )
+    dkernel = einsum(f"{flipped},{y_dims}->{kernel_dims}", x_flipped, dy)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+project.defvjp(_project_forward, _project_backward)

@@ -1,0 +1,204 @@
+"""Every command as a new user would type it, wrong arguments included."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import random_model
+
+from jaxllm.cli import main
+from jaxllm.interop import load_pretrained, save_pretrained
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def byte_model(tmp_path_factory) -> Path:
+    """A Hugging Face folder of a model over bytes."""
+    folder = tmp_path_factory.mktemp("cli") / "llama"
+    save_pretrained(random_model(vocab_size=256, head_dim=8), folder)
+    return folder
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jaxllm", *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_answers_in_a_second_and_imports_nothing_heavy():
+    script = (
+        "import sys\n"
+        "from jaxllm.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'jax', 'torch', 'transformers', 'orbax', 'flax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("[]\n")
+    for command in ("quickstart", "train", "generate", "convert", "parity"):
+        assert command in done.stdout
+
+
+def test_generate_prints_the_prompt_and_its_continuation(byte_model, capsys):
+    arguments = [
+        "generate",
+        str(byte_model),
+        "--prompt",
+        "def f(",
+        "--max-new-tokens",
+        "8",
+        "--json",
+    ]
+    assert main(arguments) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["prompt"] == "def f("
+    assert 1 <= len(row["tokens"]) <= 8
+    assert main([*arguments[:-1], "--temperature", "0.9", "--top-k", "9", "--top-p", "0.9"]) == 0
+    assert capsys.readouterr().out.startswith("def f(")
+
+
+def test_convert_writes_what_loads_again(byte_model, tmp_path, capsys):
+    assert (
+        main(
+            [
+                "convert",
+                str(byte_model),
+                str(tmp_path / "meta"),
+                "--to",
+                "meta",
+                "--model-parallel",
+                "2",
+            ]
+        )
+        == 0
+    )
+    assert main(["convert", str(tmp_path / "meta"), str(tmp_path / "hf")]) == 0
+    assert (tmp_path / "hf" / "model.safetensors").stat().st_size == (
+        byte_model / "model.safetensors"
+    ).stat().st_size
+    a, b = (load_pretrained(folder) for folder in (byte_model, tmp_path / "hf"))
+    np.testing.assert_array_equal(
+        a.layers.mlp.up_proj.kernel[...], b.layers.mlp.up_proj.kernel[...]
+    )
+    capsys.readouterr()
+    assert main(["convert", str(byte_model), str(tmp_path / "hf")]) == 1
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["generate", "nowhere", "--prompt", "x"], 1, "nowhere is not a folder"),
+        (
+            ["generate", "MODEL", "--prompt", "x", "--dtype", "int8"],
+            2,
+            "dtype='int8' is not one of float32",
+        ),
+        (["generate", "MODEL", "--prompt", "x", "--top-k", "4"], 2, "need a temperature above 0"),
+        (["generate", "MODEL", "--prompt", ""], 2, "prompt 0 is empty"),
+        (["convert", "MODEL", "OUT", "--model-parallel", "2"], 1, "is for format 'meta', not 'hf'"),
+        (
+            ["convert", "MODEL", "OUT", "--to", "meta", "--model-parallel", "3"],
+            1,
+            "3 model-parallel shards",
+        ),
+        (["train", "nowhere.yaml"], 2, "nowhere.yaml: No such file"),
+        (["parity", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_a_status(
+    arguments, status, message, byte_model, tmp_path, capsys
+):
+    places = {"MODEL": str(byte_model), "OUT": str(tmp_path / "out")}
+    assert main([places.get(argument, argument) for argument in arguments]) == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["generate"], ["generate", "x", "--max-new-tokens", "0"]]
+)
+def test_bad_usage_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: jaxllm" in capsys.readouterr().err
+
+
+def test_a_misspelt_key_names_the_nearest(tmp_path, capsys):
+    text = (ROOT / "configs" / "tiny.yaml").read_text()
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text.replace("learning_rate", "learning_rat").replace("seq_len", "seqlen"))
+    assert main(["train", str(bad)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        f"jaxllm: {bad}: unknown field 'optimizer.learning_rat'; did you mean 'learning_rate'?"
+        in lines
+    )
+    assert f"jaxllm: {bad}: unknown field 'seqlen'; did you mean 'seq_len'?" in lines
+
+
+@pytest.mark.parametrize("damage", ["delete", "rename", "reshape"])
+def test_a_damaged_tensor_is_named(damage, byte_model, tmp_path, capsys):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(byte_model / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensor = tensors.pop(name)
+    if damage == "rename":
+        tensors[name.replace("k_proj", "key_proj")] = tensor
+    if damage == "reshape":
+        tensors[name] = np.concatenate([tensor, tensor])
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((byte_model / "config.json").read_text())
+    assert main(["generate", str(tmp_path), "--prompt", "x"]) == 1
+    err = capsys.readouterr().err
+    assert name in err
+    said = {
+        "delete": "is missing",
+        "rename": "did you mean",
+        "reshape": "from the config, 32 in the file",
+    }
+    assert said[damage] in err
+
+
+def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
+    """A run through the command line, from a checkpoint, that goes on and is exported."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    (tmp_path / "run.yaml").write_text(
+        f"output: {tmp_path}/run\nsteps: 4\nbatch_size: 8\nseq_len: 32\ninit_from: {byte_model}\n"
+        f"data:\n  text: [{tmp_path}/text.txt]\n  held_out: 0.2\nmesh: {{fsdp: 4, tensor: 2}}\n"
+    )
+    config = str(tmp_path / "run.yaml")
+    assert main(["train", config, "--save-every", "2"]) == 0
+    out = capsys.readouterr()
+    assert "held-out loss" in out.out
+    assert main(["train", config]) == 2
+    assert "holds a run of 4 steps: --resume continues it" in capsys.readouterr().err
+    assert main(["train", config, "--resume", "--optimizer.learning-rate", "1.0"]) == 2
+    assert "optimizer.learning_rate: 0.0003 in the checkpoint, 1.0 now" in capsys.readouterr().err
+    assert main(["train", config, "--resume"]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    assert (
+        main(["generate", str(tmp_path / "run"), "--prompt", "the ", "--max-new-tokens", "4"]) == 0
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the ")
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: jaxllm")
+    assert not list(tmp_path.iterdir())
