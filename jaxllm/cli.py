@@ -6,6 +6,8 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 
 import argparse
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     if rest and arguments.command != "train":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    _quieten_dependencies()
     try:
         return arguments.run(arguments, rest) if rest else arguments.run(arguments)
     except KeyboardInterrupt:
@@ -216,12 +219,16 @@ def _parity(arguments: argparse.Namespace) -> int:
 
 def _log_to_stderr() -> None:
     """Shows what the library says of its progress, and not what its dependencies say."""
-    import logging
-
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("jaxllm")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _quieten_dependencies() -> None:
+    """Progress bars and remarks of libraries are not for whoever typed a command of ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)

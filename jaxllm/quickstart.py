@@ -130,7 +130,7 @@ def _parity_check(what: str, report: Report, folder: Path, name: str) -> Check:
     """The verdict of a parity report, which is kept as a page."""
     report.write_html(folder / f"parity_{name}.html")
     error = report.logits.relative_l2
-    measured = f"relative L2 {error:.1e} over {report.num_tokens} tokens"
+    measured = f"relative L2 {error:.1e} over {report.tokens} tokens"
     return Check(what, measured, "<= 1e-5, every layer in parity", report.ok and error <= 1e-5)
 
 
