@@ -77,6 +77,6 @@ def _theirs(tokens: np.ndarray) -> Callable[[], None]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        float(loss)
+        loss.item()
 
     return step

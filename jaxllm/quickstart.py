@@ -99,7 +99,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     reloaded, complaints = open_exported(exported)
     found = ", ".join(f"{len(keys)} {kind.split('_')[0]}" for kind, keys in complaints.items())
     loads = not any(complaints.values())
-    yield Check("AutoModelForCausalLM.from_pretrained", found, "0 missing, 0 unexpected", loads)
+    yield Check("from_pretrained", found, "0 missing, 0 unexpected", loads)
     report = check_checkpoint(exported, model=model, text=_held_out_text(config.data))
     yield _parity_check("export parity", report, folder, "export")
 
@@ -116,7 +116,7 @@ def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
         init_from=str(source),
         steps=steps,
         batch_size=16,
-        seq_len=256,
+        seq_len=128,
         mesh=MESH,
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=min(20, steps // 2)),
         log_every=max(1, steps // 10),
