@@ -43,7 +43,7 @@ class TrainConfig:
     eval_batches: int = 16  # at most; the held-out text may give fewer
     save_every: int = 100
     keep: int = 2  # newest checkpoints
-    tensorboard: bool = False
+    tensorboard: bool | None = None  # by default, if tensorboardX is installed
     wandb: str | None = None  # project
 
     def __post_init__(self) -> None:

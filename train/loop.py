@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ class Report:
                 MetricLog(
                     folder,
                     resume_at=resume_at,
-                    tensorboard=config.tensorboard,
+                    tensorboard=_wants_tensorboard(config),
                     wandb=config.wandb,
                 )
             )
@@ -147,6 +148,12 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+def _wants_tensorboard(config: TrainConfig) -> bool:
+    if config.tensorboard is None:
+        return find_spec("tensorboardX") is not None
+    return config.tensorboard
 
 
 def _prepare(config: TrainConfig) -> tuple[Mesh, Batches]:
