@@ -11,9 +11,8 @@ BUCKET_STARTS = (0, 4, 32, 128, 512)
 
 def relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
     """`|ours - reference| / |reference|` over all elements. Equal zeros are 0 apart, not NaN."""
-    reference = np.asarray(reference, np.float64)
-    distance = float(np.linalg.norm((np.asarray(ours, np.float64) - reference).ravel()))
-    size = float(np.linalg.norm(reference.ravel()))
+    distance = float(np.linalg.norm(_difference(ours, reference).ravel()))
+    size = float(np.linalg.norm(np.asarray(reference, np.float64).ravel()))
     if size == 0:
         return 0.0 if distance == 0 else math.inf
     return distance / size
@@ -21,7 +20,7 @@ def relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
 
 def max_abs(ours: np.ndarray, reference: np.ndarray) -> float:
     """The largest difference of two elements."""
-    return float(np.max(np.abs(np.asarray(ours, np.float64) - np.asarray(reference, np.float64))))
+    return float(np.max(np.abs(_difference(ours, reference))))
 
 
 def max_over_rms(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -31,6 +30,11 @@ def max_over_rms(ours: np.ndarray, reference: np.ndarray) -> float:
     if rms == 0:
         return 0.0 if largest == 0 else math.inf
     return largest / rms
+
+
+def _difference(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # two infinities are NaN apart
+        return np.asarray(ours, np.float64) - np.asarray(reference, np.float64)
 
 
 def kl_per_token(ours_BTV: np.ndarray, reference_BTV: np.ndarray) -> np.ndarray:

@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
 ULP = 2.0**-23
 
 
-def exact_products(reference: "torch.nn.Module") -> AbstractContextManager[Any]:
+def exact_products(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
     """Matrix products and attention in float64, rounded to float32 when they are done."""
     import torch
     from torch.nn import functional
@@ -48,7 +48,7 @@ def exact_products(reference: "torch.nn.Module") -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def other_roundings(reference: "torch.nn.Module") -> Iterator[None]:
+def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
     """Every number that a module without submodules returns is off by up to its last bit."""
     import torch
 
@@ -72,5 +72,5 @@ def other_roundings(reference: "torch.nn.Module") -> Iterator[None]:
 
 
 # How attention is implemented, and what else is done in another way.
-Way = tuple[str, Callable[["torch.nn.Module"], AbstractContextManager[Any]]]
+Way = tuple[str, Callable[["PreTrainedModel"], AbstractContextManager[Any]]]
 WAYS: tuple[Way, ...] = (("sdpa", exact_products), ("eager", other_roundings))

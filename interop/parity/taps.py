@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxllm.config import DecoderConfig
-
-from ..families.family import decoder_sizes, head_pairs
-from ..rules import Rule, Transfer
+from jaxllm.interop.families.family import decoder_sizes, head_pairs
+from jaxllm.interop.rules import Rule, Transfer
 
 # The logits of both sides are taken from their outputs, since not every family has them as the
 # output of a module. They go by the name of the module that makes them.
@@ -71,16 +70,14 @@ class Alignment:
         }
 
     def _steps(self) -> Iterator[tuple[str, Transfer, Mapping[str, int]]]:
-        """All taps in execution order: consecutive rules of the layers alternate, layer by layer."""
-        for is_layered, group in itertools.groupby(self.rules, lambda r: "L" in r.model.axes):
-            rules = tuple(group)
+        """All taps in execution order: rules of the layers alternate, layer by layer."""
+        for _, rules in itertools.groupby(self.rules, lambda rule: "L" in rule.model.name_axes):
             steps = [
-                (index.get("L", 0) if is_layered else 0, path, rule.importing(self.sizes), index)
+                (path, rule.importing(self.sizes), index)
                 for rule in rules
                 for path, index in rule.model.names(self.sizes)
             ]
-            for _, path, transfer, index in sorted(steps, key=lambda step: step[0]):
-                yield path, transfer, index
+            yield from sorted(steps, key=lambda step: step[2].get("L", 0))
 
 
 def _assemble(

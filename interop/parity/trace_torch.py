@@ -9,11 +9,11 @@ import numpy as np
 from .taps import LOGITS
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
 
 def trace_reference(
-    reference: "torch.nn.Module", tokens_BT: np.ndarray, modules: Sequence[str], attention: str
+    reference: "PreTrainedModel", tokens_BT: np.ndarray, modules: Sequence[str], attention: str
 ) -> dict[str, np.ndarray]:
     """The outputs of `modules` and the logits, in float32.
 
@@ -45,7 +45,7 @@ def trace_reference(
 
 
 @contextmanager
-def _inference(reference: Any, attention: str) -> Iterator[None]:
+def _inference(reference: "PreTrainedModel", attention: str) -> Iterator[None]:
     """No dropout, no gradients, exact float32 products; all is as it was afterwards."""
     import torch
 

@@ -11,6 +11,7 @@ from jax import Array
 from jaxllm.config import DecoderConfig, Remat
 from jaxllm.layers.attention import Attention
 from jaxllm.layers.cache import Caches, KVCache
+from jaxllm.layers.linear import PROJECTION
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.sharding import constrain
@@ -44,7 +45,7 @@ Step = Callable[[Block, Array, Any], tuple[Array, Any]]
 
 REMAT_POLICIES = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION),
 }
 
 

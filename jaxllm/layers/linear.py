@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import DecoderConfig
 from jaxllm.sharding import constrain
+
+PROJECTION = "projection"  # the name by which rematerialisation keeps what a Linear computed
 
 
 class Linear(nnx.Module):
@@ -35,7 +38,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """The projection, in the config's activation dtype."""
-        return self.accumulate(x).astype(self.dtype)
+        return checkpoint_name(self.accumulate(x).astype(self.dtype), PROJECTION)
 
     def accumulate(self, x: Array) -> Array:
         """The projection in float32, as it comes out of the matrix unit: for logits."""

@@ -10,11 +10,14 @@ from jaxllm.config import RopeLayout, RopeScaling
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
     """Radians per position of each of the H/2 rotated pairs.
 
-    Computed once, on the host, in float32 and in the order of operations of the PyTorch
-    originals, so that the tables agree to the bit whatever the accelerator.
+    Computed once, on the host, and rounded to float32 where PyTorch rounds, so that the tables
+    agree with the originals whatever the accelerator.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1.0) / np.float32(theta) ** exponents
+    # The power in float64: NumPy's float32 power is off by up to two units in the last place,
+    # which 131072 positions turn into 2e-4 radians.
+    powers = (theta ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1.0) / powers
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":

@@ -128,7 +128,7 @@ def test_frequencies_are_those_of_transformers_to_the_last_bit_but_one(scaling):
 def test_scaled_frequencies_are_those_of_transformers(scaling):
     for head_dim, theta in grid([64, 80, 128]):
         frequencies = rope_frequencies(head_dim, theta, scaling)
-        # A division rounds, and the blend subtracts nearly equal numbers, so a unit in the last place grows.
+        # A division rounds; the blend subtracts nearly equal numbers, so an error grows.
         np.testing.assert_allclose(frequencies, inv_freq(head_dim, theta, scaling), rtol=2e-6)
         assert frequencies.dtype == np.float32
 

@@ -1,0 +1,121 @@
+"""Layers by steps: where the error lies, and how far beyond its threshold."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from .outline import number, outline
+from .report import Report, TapResult
+from .svg import WIDTH, drawing, element, text, titled
+
+LEFT, TOP, CELL_HEIGHT, MAX_CELL_WIDTH = 104, 26, 30, 84
+NUMBERS_FIT = 50  # a cell this wide has room for its number
+
+# Error over threshold, as a power of ten, and its colour. The jump is at the threshold.
+HELD = ((-2.0, (238, 244, 239)), (0.0, (148, 196, 160)))
+BROKEN = ((0.0, (246, 190, 130)), (2.0, (214, 84, 62)), (5.0, (106, 15, 35)))
+UNDEFINED = (34, 28, 38)
+
+
+def heat_map(report: Report) -> str:
+    """A column for each layer and a row for each of its steps."""
+    parts = outline(report.taps)
+    steps = parts.steps or ("output",)
+    columns: list[tuple[str, dict[str, TapResult]]] = [
+        *((tap.path, {steps[-1]: tap}) for tap in parts.before),
+        *((layer.rpartition(".")[2], taps) for layer, taps in parts.layers.items()),
+        *((tap.path, {steps[-1]: tap}) for tap in parts.after),
+    ]
+    width = min((WIDTH - LEFT) / len(columns), MAX_CELL_WIDTH)
+    bottom = TOP + len(steps) * CELL_HEIGHT
+    elements = [
+        text(LEFT - 10, TOP + row * CELL_HEIGHT + 19, step, css="label", text_anchor="end")
+        for row, step in enumerate(steps)
+    ]
+    stride = math.ceil(26 / width)  # every so manieth layer has room for its number
+    for at, (name, taps) in enumerate(columns):
+        x = LEFT + at * width
+        for row, step in enumerate(steps):
+            if step in taps:
+                first = taps[step] is report.first_divergence
+                elements.append(_cell(taps[step], x, TOP + row * CELL_HEIGHT, width, first))
+        elements += _column_name(name, len(taps), x + width / 2, bottom, stride)
+    elements += _legend(bottom + 30)
+    return drawing(bottom + 62, elements, "error over threshold of every step of every layer")
+
+
+def _cell(tap: TapResult, x: float, y: float, width: float, first: bool) -> str:
+    gap = min(1.0, width / 12)
+    box = _box(x, y, width, gap, css="cell", fill=_color(tap.ratio))
+    if first:  # a frame, and a light gap that sets it off from any colour
+        inner = _box(x, y, width, 4 * gap, fill=_color(tap.ratio))
+        box = _box(x, y, width, gap, css="first") + inner
+    if width >= NUMBERS_FIT:
+        css = "value light" if _is_dark(tap.ratio) else "value"
+        middle = x + width / 2
+        box += text(middle, y + 19, number(tap.relative_l2), css=css, text_anchor="middle")
+    return titled(
+        box,
+        f"{tap.path}\nrelative L2 {number(tap.relative_l2)}, max |d| / rms "
+        f"{number(tap.max_over_rms)}\nnoise {number(tap.floor)}, threshold "
+        f"{number(tap.threshold)}\nerror / threshold {number(tap.ratio)}",
+    )
+
+
+def _box(x: float, y: float, width: float, gap: float, **attributes: str) -> str:
+    return element(
+        "rect",
+        x=x + gap,
+        y=y + gap,
+        width=width - 2 * gap,
+        height=CELL_HEIGHT - 2 * gap,
+        rx=min(3.0, width / 4),
+        **attributes,
+    )
+
+
+def _column_name(name: str, cells: int, x: float, bottom: float, stride: int) -> Iterator[str]:
+    """A layer's number above its column; another module's name upright over its only cell."""
+    if name.isdecimal():
+        if int(name) % stride == 0:
+            yield text(x, TOP - 8, name, css="tick", text_anchor="middle")
+    elif cells == 1:
+        y = bottom - CELL_HEIGHT - 8
+        turn = f"rotate(-90 {x + 4:.1f} {y:.1f})"
+        yield text(x + 4, y, name, css="label", transform=turn)
+
+
+def _legend(y: float) -> Iterator[str]:
+    """The colours and what they mean, from a hundredth of the threshold to 1e5 times."""
+    width, half = 34, 17
+    for at in range(-4, 10):  # in half powers of ten, to show the jump at the threshold
+        fill = _color(1.001 * 10 ** (at / 2))
+        yield element("rect", x=LEFT + (at + 4) * half, y=y, width=half, height=10, fill=fill)
+    for at, label in enumerate(("0.01", "0.1", "1", "10", "100", "1e3", "1e4", "1e5")):
+        x = LEFT + at * width
+        yield text(x, y + 24, label, css="tick", text_anchor="middle")
+    x = LEFT + 7 * width + 20
+    yield text(x, y + 9, "error / threshold", css="tick")
+    yield element("rect", css="first", x=x + 120, y=y - 2, width=22, height=14, rx=3)
+    yield text(x + 150, y + 9, "first divergence", css="tick")
+
+
+def _color(ratio: float) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*_rgb(ratio))
+
+
+def _rgb(ratio: float) -> tuple[int, ...]:
+    if math.isnan(ratio):
+        return UNDEFINED
+    stops = HELD if ratio <= 1 else BROKEN
+    exponent = math.log10(ratio) if ratio > 0 else -math.inf
+    exponent = min(max(exponent, stops[0][0]), stops[-1][0])
+    for (low, start), (high, end) in itertools.pairwise(stops):
+        if exponent <= high:
+            share = (exponent - low) / (high - low)
+            return tuple(round(a + share * (b - a)) for a, b in zip(start, end, strict=True))
+    return stops[-1][1]
+
+
+def _is_dark(ratio: float) -> bool:
+    return sum(_rgb(ratio)) < 380

@@ -1,0 +1,65 @@
+"""A report for the terminal: the verdict, the layers at a glance, the positions."""
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from .outline import explanation, headline, number, outline, tightest
+from .report import Bucket, LogitsResult, Report, TapResult
+
+
+def render(report: Report) -> RenderableType:
+    """The whole report, about 80 columns wide."""
+    color = "green" if report.ok else "red"
+    levels = "   ".join(
+        f"{'✓' if held else '✗'} {level}" for level, held in report.verdicts.items()
+    )
+    verdict = Panel(
+        Text(f"{explanation(report)}\n\n{levels}"),
+        title=f"[bold]{headline(report)}",
+        subtitle=f"{report.tokens} tokens, float32",
+        border_style=color,
+        title_align="left",
+        subtitle_align="left",
+        width=80,
+    )
+    return Group(verdict, _steps(report), _positions(report))
+
+
+def _steps(report: Report) -> Table:
+    """A row for each layer, with its first step beyond its threshold, or closest to it."""
+    table = Table("", "step", title="Relative L2 error", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("error", "noise", "threshold", "of threshold"):
+        table.add_column(column, justify="right")
+    parts = outline(report.taps)
+    for tap in parts.before:
+        _add_row(table, tap.path, "", tap)
+    for layer, steps in parts.layers.items():
+        tap = tightest(steps.values())
+        _add_row(table, layer, next(step for step, t in steps.items() if t is tap), tap)
+    for tap in parts.after:
+        _add_row(table, tap.path, "", tap)
+    return table
+
+
+def _add_row(table: Table, place: str, step: str, tap: TapResult) -> None:
+    figures = map(number, (tap.relative_l2, tap.floor, tap.threshold))
+    share = f"{tap.ratio:.2f}" if tap.ok else f"✗ {number(tap.ratio)}"
+    table.add_row(place, step, *figures, share, style=None if tap.ok else "red")
+
+
+def _positions(report: Report) -> Table:
+    """A row for each bucket of positions, and one for all."""
+    table = Table("position", title="Logits", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("tokens", "rel. L2", "KL mean", "KL max", "same top 1"):
+        table.add_column(column, justify="right")
+    rows: list[tuple[str, int, Bucket | LogitsResult]] = [
+        *((bucket.label, bucket.tokens, bucket) for bucket in report.buckets),
+        ("all", report.tokens, report.logits),
+    ]
+    for label, tokens, result in rows:
+        figures = map(number, (result.relative_l2, result.kl_mean, result.kl_max))
+        table.add_row(label, str(tokens), *figures, f"{result.top1_agreement:.2%}")
+    return table

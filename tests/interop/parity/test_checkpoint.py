@@ -1,0 +1,101 @@
+"""A folder in, a report out; whatever is wrong with the folder is said clearly."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from jaxllm.interop import CheckpointError, load_pretrained
+from jaxllm.interop.parity import check_checkpoint
+from jaxllm.interop.parity.prompt import random_tokens, text_tokens
+
+
+@pytest.fixture
+def folder(make_llama, convert, tmp_path):
+    convert(make_llama())
+    return tmp_path / "llama"
+
+
+def test_a_checkpoint_passes(folder):
+    report = check_checkpoint(folder)
+    assert report.ok
+    assert (report.batch_size, report.length) == (2, 384)
+    assert report.seed == 0
+    assert report.subject == "llama"
+    assert {"jax", "torch", "transformers"} <= report.versions.keys()
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_another_model_fails(folder, make_llama, convert):
+    broken = load_pretrained(folder, dtype="float32")
+    broken.final_norm.scale[...] *= 1.01
+    report = check_checkpoint(str(folder), num_tokens=320, model=broken)
+    assert report.first_divergence.path == "final_norm"
+
+
+def test_text_is_spelt_with_the_tokenizer_of_the_folder(folder):
+    words = {"a": 5, "b": 6, "c": 95}
+    Tokenizer(models.WordLevel(words, unk_token="c")).save(str(folder / "tokenizer.json"))
+    assert text_tokens("a", folder, 96, 4).tolist() == [[5, 5, 5, 5]]
+    report = check_checkpoint(folder, text="a")
+    assert report.batch_size == 1
+    assert report.length == 384
+    assert report.seed is None
+
+
+def test_text_without_tokenizer_is_bytes(tmp_path):
+    assert text_tokens("aé", tmp_path, 256, 5).tolist() == [[97, 195, 169, 97, 195]]
+    with pytest.raises(CheckpointError, match="255 tokens are too few"):
+        text_tokens("a", tmp_path, 255, 5)
+    with pytest.raises(ValueError, match="no tokens"):
+        text_tokens("", tmp_path, 256, 5)
+
+
+def test_random_tokens_are_rare_and_frequent_and_repeated():
+    tokens_BT = random_tokens(50_000, 2, 400, seed=1)
+    assert tokens_BT.shape == (2, 400)
+    assert tokens_BT.min() == 0
+    assert tokens_BT.max() == 49_999
+    np.testing.assert_array_equal(tokens_BT[:, 303:], tokens_BT[:, 3:100])
+    _, counts = np.unique(tokens_BT, return_counts=True)
+    assert (counts == 1).sum() > 100
+    assert counts.max() > 10
+    assert not np.array_equal(tokens_BT, random_tokens(50_000, 2, 400, seed=2))
+
+
+def test_given_tokens_are_used(folder, tokens):
+    report = check_checkpoint(folder, tokens=tokens)
+    assert (report.batch_size, report.length, report.seed) == (*tokens.shape, None)
+
+
+def test_what_cannot_be_checked_is_refused(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
+        check_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        check_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="num_tokens=299 is less than 300"):
+        check_checkpoint(folder, num_tokens=299)
+    with pytest.raises(ValueError, match="both given"):
+        check_checkpoint(folder, tokens=np.zeros((1, 300), int), text="a")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="model_type 'bert'; known are llama"):
+        check_checkpoint(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
+        check_checkpoint(folder)
+
+
+def test_weights_that_transformers_would_make_up_are_refused(folder):
+    model = load_pretrained(folder, dtype="float32")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.self_attn\.k_proj\.bias"):
+        check_checkpoint(folder, model=model)
+
+
+def test_without_transformers_the_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install jaxllm\[torch\]"):
+        check_checkpoint(folder)

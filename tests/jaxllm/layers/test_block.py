@@ -1,0 +1,156 @@
+"""A stack of blocks computes the same however it is stored, scanned or recomputed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.layers.block import apply_layers, stack, unstack
+from jaxllm.layers.cache import KVCache
+
+TOLERANCE = 2e-6  # relative L2, float32
+B, T = 2, 9
+X_BTD = np.random.default_rng(5).standard_normal((B, T, TINY.embed_dim)).astype(np.float32)
+SEGMENTS = jnp.asarray([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2])
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    return random_model(attn_bias=True, mlp_bias=True).layers
+
+
+@pytest.fixture(scope="module")
+def listed(stacked):
+    return unstack(stacked)
+
+
+def apply(layers, x_BTD, segment_ids=None, caches=None, remat="none"):
+    positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+
+    def step(block, x, cache):
+        return block(x, positions_BT, segment_ids, cache)
+
+    return apply_layers(layers, step, x_BTD, caches, remat)
+
+
+@functools.partial(jax.jit, static_argnames="remat")
+def value_and_gradients(layers, x_BTD, remat):
+    """The output's dot product with a fixed array, and its gradients."""
+    graphdef, state = nnx.split(layers)
+    weight = jnp.sin(jnp.arange(x_BTD.size, dtype=jnp.float32)).reshape(x_BTD.shape)
+
+    def loss(state, x):
+        out, _ = apply(nnx.merge(graphdef, state), x, SEGMENTS, remat=remat)
+        return jnp.vdot(out, weight)
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(state, x_BTD)
+
+
+def leaves(tree) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def bits(tree) -> list[bytes]:
+    return [leaf.tobytes() for leaf in leaves(tree)]
+
+
+def test_a_block_adds_attention_and_then_the_mlp(listed):
+    block = listed[1]
+    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+
+    @jax.jit
+    def by_hand(block, x_BTD):
+        attended, _ = block.attn(block.attn_norm(x_BTD), positions_BT, SEGMENTS)
+        middle = x_BTD + attended
+        return middle + block.mlp(block.mlp_norm(middle))
+
+    out, cache = jax.jit(lambda block, x: block(x, positions_BT, SEGMENTS))(block, X_BTD)
+    assert cache is None
+    assert relative_l2(out, by_hand(block, X_BTD)) < TOLERANCE
+
+
+def test_stack_is_the_inverse_of_unstack(stacked, listed):
+    assert len(listed) == TINY.num_layers
+    again = stack(listed)
+    assert jax.tree.structure(again) == jax.tree.structure(stacked)
+    assert bits(again) == bits(stacked)
+    assert [bits(block) for block in unstack(again)] == [bits(block) for block in listed]
+    firsts = [bits(block)[0] for block in listed]
+    assert len(set(firsts)) == TINY.num_layers
+
+
+def test_stacking_keeps_letters_and_dtypes():
+    model = random_model(param_dtype="bfloat16")
+    listed = unstack(model.layers)
+    for state in (nnx.state(listed[0]), nnx.state(stack(listed))):
+        for _, variable in nnx.to_flat_state(state):
+            assert variable.get_value().dtype == jnp.bfloat16
+            assert variable.dims
+
+
+def test_scanned_is_listed(stacked, listed):
+    scanned = value_and_gradients(stacked, X_BTD, "none")
+    one_by_one = value_and_gradients(listed, X_BTD, "none")
+    assert float(scanned[0]) == pytest.approx(float(one_by_one[0]), rel=1e-5)
+    assert relative_l2(scanned[1][1], one_by_one[1][1]) < TOLERANCE
+    restacked = stack(nnx.merge(nnx.graphdef(listed), one_by_one[1][0]))
+    for ours, theirs in zip(leaves(scanned[1][0]), leaves(nnx.state(restacked)), strict=True):
+        assert relative_l2(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("form", "remat"), [("stacked", "dots"), ("stacked", "full"), ("listed", "full")]
+)
+def test_recomputing_changes_no_value_and_no_gradient(form, remat, request):
+    layers = request.getfixturevalue(form)
+    plain = leaves(value_and_gradients(layers, X_BTD, "none"))
+    recomputed = leaves(value_and_gradients(layers, X_BTD, remat))
+    for ours, theirs in zip(recomputed, plain, strict=True):
+        assert relative_l2(ours, theirs) < TOLERANCE
+
+
+def test_recomputing_saves_memory(stacked):
+    """In this order: everything is kept, the products are, nothing is."""
+
+    def kept(remat: str) -> int:
+        graphdef, state = nnx.split(stacked)
+
+        def pullback(state):
+            return jax.vjp(lambda s: apply(nnx.merge(graphdef, s), X_BTD, remat=remat)[0], state)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(pullback, state))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+    assert kept("full") < kept("dots") < kept("none")
+
+
+def test_caches_are_stacked_or_listed_as_the_blocks_are(stacked, listed):
+    empty = KVCache.empty(TINY, B, T + 2)
+    many = KVCache(*(jnp.stack([x] * TINY.num_layers) for x in empty))
+    scanned, stacked_caches = jax.jit(apply)(stacked, X_BTD, None, many)
+    one_by_one, listed_caches = jax.jit(apply)(listed, X_BTD, None, (empty,) * TINY.num_layers)
+    assert relative_l2(scanned, one_by_one) < TOLERANCE
+    assert relative_l2(scanned, jax.jit(apply)(stacked, X_BTD)[0]) < TOLERANCE
+    assert isinstance(stacked_caches, KVCache)
+    assert isinstance(listed_caches, tuple)
+    for i, cache in enumerate(listed_caches):
+        for ours, theirs in zip(cache, stacked_caches, strict=True):
+            assert relative_l2(ours[:, :T], theirs[i, :, :T]) < TOLERANCE
+            assert (ours[:, T:] == 0).all()
+
+
+def test_low_precision_keeps_its_dtype_through_the_stack():
+    model = random_model(dtype="bfloat16")
+    low, _ = jax.jit(apply)(model.layers, jnp.asarray(X_BTD, jnp.bfloat16))
+    exact, _ = jax.jit(apply)(random_model().layers, X_BTD)
+    assert low.dtype == jnp.bfloat16
+    assert relative_l2(low, exact) < 5e-2
+
+
+def test_the_config_is_all_that_a_block_knows(listed):
+    assert dataclasses.replace(TINY, attn_bias=True, mlp_bias=True) == listed[0].attn.config

@@ -1,0 +1,113 @@
+"""Projections and the embedding: what the equations say, in which precision, on which devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from jax.sharding import AxisType
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.layers.linear import Embedding, Linear
+from jaxllm.sharding import sharding
+
+TOLERANCE = 2e-6  # relative L2, float32
+
+# Equation, kernel shape, letters of kernel and bias, input shape.
+CASES = [
+    ("BTD,DNH->BTNH", (12, 3, 4), "DNH", "NH", (2, 5, 12)),
+    ("BTNH,NHD->BTD", (3, 4, 12), "NHD", "D", (2, 5, 3, 4)),
+    ("BTD,DF->BTF", (12, 7), "DF", "F", (2, 5, 12)),
+]
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def linear(equation: str, shape: tuple[int, ...], *, use_bias: bool, **changes) -> Linear:
+    """A projection with random kernel and bias."""
+    config = dataclasses.replace(TINY, **changes)
+    made = Linear(equation, shape, config=config, use_bias=use_bias, rngs=nnx.Rngs(0))
+    made.kernel.set_value(jnp.asarray(draw(*shape, seed=1), config.param_dtype))
+    if use_bias:
+        bias = draw(*made.bias.get_value().shape, seed=2)
+        made.bias.set_value(jnp.asarray(bias, config.param_dtype))
+    return made
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(("equation", "shape", "dims", "bias_dims", "x_shape"), CASES)
+def test_it_is_a_matrix_product_plus_a_bias(equation, shape, dims, bias_dims, x_shape, use_bias):
+    layer, x = linear(equation, shape, use_bias=use_bias), draw(*x_shape)
+    inner = 2 if equation.startswith("BTNH") else 1  # dimensions that are summed over
+    width = np.prod(shape[:inner])
+    matrix = torch.tensor(np.asarray(layer.kernel[...])).reshape(width, -1)
+    expected = torch.tensor(x).reshape(2, 5, width) @ matrix
+    assert layer.kernel.dims == dims
+    assert (layer.bias is not None) == use_bias
+    if use_bias:
+        assert layer.bias.dims == bias_dims
+        assert layer.bias.get_value().shape == shape[inner:]
+        expected = expected + torch.tensor(np.asarray(layer.bias[...])).reshape(-1)
+    assert relative_l2(layer(x), expected.reshape(2, 5, *shape[inner:])) < TOLERANCE
+
+
+def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
+    config = dataclasses.replace(TINY, init_std=0.37)
+    layer = Linear("BTD,DF->BTF", (64, 200), config=config, use_bias=True, rngs=nnx.Rngs(0))
+    assert np.std(layer.kernel[...]) == pytest.approx(0.37, rel=0.02)
+    assert (layer.bias[...] == 0).all()
+    assert np.std(Embedding(config, rngs=nnx.Rngs(0)).embedding[...]) == pytest.approx(
+        0.37, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_low_precision_accumulates_in_float32(param_dtype):
+    layer = linear(
+        "BTD,DF->BTF", (256, 7), use_bias=True, dtype="bfloat16", param_dtype=param_dtype
+    )
+    x = jnp.asarray(draw(2, 5, 256), jnp.bfloat16)
+    kernel = np.asarray(layer.kernel[...].astype(jnp.bfloat16), np.float64)
+    exact = np.asarray(x, np.float64) @ kernel + np.asarray(layer.bias[...], np.float64)
+    sums = layer.accumulate(x)
+    assert sums.dtype == jnp.float32
+    assert relative_l2(sums, exact) < TOLERANCE
+    out = layer(x)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, sums.astype(jnp.bfloat16))
+
+
+def test_an_embedding_looks_up_rows_and_attends_by_them():
+    embed = random_model().embed
+    table, tokens = np.asarray(embed.embedding[...]), np.array([[3, 95, 0], [3, 1, 2]])
+    np.testing.assert_array_equal(embed(tokens), table[tokens])
+    x_BTD = draw(2, 3, TINY.embed_dim)
+    assert relative_l2(embed.attend(x_BTD), x_BTD @ table.T) < TOLERANCE
+
+
+def test_an_embedding_in_low_precision():
+    embed = random_model(dtype="bfloat16").embed
+    table, tokens = embed.embedding[...], np.array([[3, 95, 0]])
+    assert table.dtype == jnp.float32
+    np.testing.assert_array_equal(embed(tokens), table[tokens].astype(jnp.bfloat16))
+    logits = embed.attend(embed(tokens))
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.9
+
+
+def test_a_sharded_table_gives_the_same_rows():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    embed = random_model().embed
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (8, 6))
+    expected = embed(tokens)
+    table = embed.embedding[...]
+    embed.embedding.set_value(jax.device_put(table, sharding("VD", table.shape, mesh)))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(tokens, sharding("BT", tokens.shape, mesh))
+        found = jax.jit(lambda embed, tokens: embed(tokens))(embed, placed)
+    np.testing.assert_array_equal(found, expected)

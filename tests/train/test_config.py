@@ -1,0 +1,303 @@
+"""A run's config: every problem at once, the field that was meant, and nothing lost in a file."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TINY
+
+from jaxllm.config import to_dict as model_to_dict
+from jaxllm.train import ConfigError, TrainConfig, load_config
+from jaxllm.train.config import FREE_ON_RESUME, changes, from_dict, save_config, to_dict
+from jaxllm.train.data import DataConfig
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.optimizer import OptimizerConfig
+
+RUN = TrainConfig(
+    output="runs/tiny",
+    steps=20,
+    batch_size=8,
+    seq_len=32,
+    model=TINY,
+    data=DataConfig(text=("a.txt", "b/*.jsonl"), held_out=0.1),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
+    mesh=MeshConfig(fsdp=4, tensor=2),
+)
+
+SMALLEST = {
+    "output": "runs/tiny",
+    "steps": 20,
+    "batch_size": 8,
+    "seq_len": 32,
+    "init_from": "somewhere",
+}
+
+
+def write(folder: Path, data: object) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
+
+
+def listed(config: TrainConfig) -> dict:
+    """As YAML or JSON give it back."""
+    return json.loads(json.dumps(to_dict(config)))
+
+
+def problems(folder: Path, data: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(folder, data))
+    return str(caught.value).splitlines()
+
+
+def test_defaults_fill_in_what_a_file_leaves_out(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    assert config == TrainConfig(**SMALLEST)
+    assert (config.optimizer, config.mesh, config.data) == (
+        OptimizerConfig(),
+        MeshConfig(),
+        DataConfig(),
+    )
+
+
+def test_saved_and_loaded_a_run_is_the_same(tmp_path):
+    """YAML has lists where the config has tuples."""
+    save_config(RUN, tmp_path / "config.yaml")
+    read = load_config(tmp_path / "config.yaml")
+    assert read == RUN
+    assert read.data.text == ("a.txt", "b/*.jsonl")
+    assert hash(read) == hash(RUN)
+    assert "!!python" not in (tmp_path / "config.yaml").read_text()
+
+
+@given(
+    st.builds(
+        dataclasses.replace,
+        st.just(RUN),
+        accumulate=st.sampled_from([1, 2, 4]),
+        dtype=st.sampled_from([None, "float32", "bfloat16"]),
+        remat=st.sampled_from([None, "none", "dots", "full"]),
+        wandb=st.none() | st.text(min_size=1),
+        seed=st.integers(0, 2**31),
+        data=st.builds(
+            DataConfig,
+            text=st.none() | st.lists(st.text(min_size=1), min_size=1).map(tuple),
+            eos=st.none() | st.text(),
+            held_out=st.floats(0, 0.99),
+        ),
+        optimizer=st.builds(
+            OptimizerConfig, learning_rate=st.floats(1e-8, 1), b2=st.floats(0, 0.999)
+        ),
+    )
+)
+@settings(max_examples=50)
+def test_plain_data_and_back(config):
+    assert from_dict(listed(config), "here") == config
+    assert from_dict(yaml.safe_load(yaml.safe_dump(listed(config))), "here") == config
+    assert changes(listed(config), config) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "meant"),
+    [
+        ((), "stepz", "steps"),
+        ((), "batchsize", "batch_size"),
+        (("optimizer",), "learning_rat", "learning_rate"),
+        (("optimizer",), "weight_deacy", "weight_decay"),
+        (("mesh",), "tensors", "tensor"),
+        (("data",), "heldout", "held_out"),
+        (("model",), "num_layer", "num_layers"),
+    ],
+)
+def test_an_unknown_field_is_named_with_the_one_that_was_meant(path, given, meant, tmp_path):
+    data = listed(RUN)
+    inner = data
+    for key in path:
+        inner = inner[key]
+    inner[given] = 1
+    (line,) = problems(tmp_path, data)
+    assert ".".join([*path, given]) in line
+    assert f"did you mean {meant!r}?" in line
+    assert "run.yaml" in line
+
+
+def test_an_unknown_field_like_no_other_is_named_with_those_known(tmp_path):
+    (line,) = problems(tmp_path, listed(RUN) | {"mesh": {"zzz": 1}})
+    assert "mesh.zzz" in line
+    assert all(axis in line for axis in ("data", "fsdp", "tensor"))
+
+
+def test_an_unknown_field_of_the_rope_scaling(tmp_path):
+    data = listed(RUN)
+    data["model"]["rope_scaling"] = {"kind": "linear", "factor": 2.0, "facter": 2.0}
+    (line,) = problems(tmp_path, data)
+    assert "model.rope_scaling.facter" in line
+    assert "'factor'" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": "many"}, ["steps='many'", "integer"]),
+        ({"steps": 1.5}, ["steps=1.5"]),
+        ({"tensorboard": "perhaps"}, ["tensorboard='perhaps'"]),
+        ({"dtype": "fp32"}, ["dtype='fp32'", "float32"]),
+        ({"optimizer": {"b1": "high"}}, ["optimizer.b1='high'"]),
+        ({"mesh": 8}, ["mesh"]),
+        ({"data": {"text": "a.txt"}}, ["data.text='a.txt'"]),
+        ({"steps": 0}, ["steps=0"]),
+        ({"accumulate": 3}, ["batch_size=8", "accumulate=3"]),
+        ({"optimizer": {"warmup_steps": 20}}, ["warmup_steps=20", "steps=20"]),
+        ({"optimizer": {"clip_norm": 0.0}}, ["clip_norm=0.0"]),
+        ({"mesh": {"fsdp": 0}}, ["fsdp=0"]),
+        ({"data": {"held_out": 1.0}}, ["held_out=1.0"]),
+        ({"model": model_to_dict(TINY)}, ["model", "init_from"]),
+        ({"init_from": None}, ["model", "init_from"]),
+        (
+            {"init_from": None, "model": model_to_dict(TINY) | {"head_dim": 7}},
+            ["head_dim=7"],
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_value_that_will_not_do_is_named(changed, said, tmp_path):
+    lines = problems(tmp_path, SMALLEST | changed)
+    assert any(all(part in line for part in said) for line in lines), lines
+    assert all(line.startswith(str(tmp_path / "run.yaml")) for line in lines)
+
+
+@pytest.mark.parametrize("name", ["output", "steps", "batch_size", "seq_len"])
+def test_a_missing_field_is_named(name, tmp_path):
+    (line,) = problems(tmp_path, {k: v for k, v in SMALLEST.items() if k != name})
+    assert f"{name} is missing" in line
+
+
+def test_every_problem_is_in_one_error(tmp_path):
+    data = listed(RUN) | {"stepz": 1, "seq_len": "long"}
+    del data["output"]
+    data["optimizer"]["b3"] = 0.9
+    data["model"]["head_dim"] = "wide"
+    data["mesh"]["fsdp"] = -2
+    lines = problems(tmp_path, data)
+    said = ["stepz", "seq_len='long'", "output is missing", "optimizer.b3", "model.head_dim='wide'"]
+    for part in [*said, "fsdp=-2"]:
+        assert sum(part in line for line in lines) == 1, (part, lines)
+    assert len(lines) == 6
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
+        load_config(tmp_path / "nothing.yaml")
+    (tmp_path / "bad.yaml").write_text("steps: [1\nseq_len: 2")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"empty\.yaml"):
+        load_config(tmp_path / "empty.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match=r"list\.yaml"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_numbers_as_yaml_spells_them(tmp_path):
+    """YAML 1.1 takes 1e-4 for a string."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST) + "optimizer: {learning_rate: 1e-4, b2: .95}\n")
+    config = load_config(file)
+    assert (config.optimizer.learning_rate, config.optimizer.b2) == (1e-4, 0.95)
+
+
+def test_overrides_replace_single_fields(tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    overrides = ["--steps", "7", "--optimizer.learning-rate", "0.5", "--mesh.fsdp", "8"]
+    overrides += ["--mesh.tensor", "1", "--dtype", "bfloat16", "--model.num-layers", "2"]
+    config = load_config(tmp_path / "run.yaml", overrides)
+    assert config == dataclasses.replace(
+        RUN,
+        steps=7,
+        optimizer=dataclasses.replace(RUN.optimizer, learning_rate=0.5),
+        mesh=MeshConfig(fsdp=8),
+        dtype="bfloat16",
+        model=dataclasses.replace(TINY, num_layers=2),
+    )
+
+
+def test_an_unknown_override_ends_with_a_suggestion(tmp_path, capsys):
+    save_config(RUN, tmp_path / "run.yaml")
+    with pytest.raises(SystemExit) as caught:
+        load_config(tmp_path / "run.yaml", ["--optimizer.learning-rat", "1"])
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert "--optimizer.learning-rate" in output.err + output.out
+
+
+def test_an_override_that_will_not_do_is_named(tmp_path, capsys):
+    save_config(RUN, tmp_path / "run.yaml")
+    with pytest.raises(SystemExit) as caught:
+        load_config(tmp_path / "run.yaml", ["--batch-size", "9", "--accumulate", "2"])
+    assert caught.value.code == 2
+    assert "batch_size=9" in capsys.readouterr().err
+
+
+# What a resumed run may change, and what it may not.
+
+
+def test_nothing_has_changed():
+    assert changes(listed(RUN), RUN) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"steps": 30}, "steps: 20 in the checkpoint, 30 now"),
+        ({"seq_len": 64}, "seq_len: 32 in the checkpoint, 64 now"),
+        (
+            {"optimizer": dataclasses.replace(RUN.optimizer, b2=0.99)},
+            "optimizer.b2: 0.95 in the checkpoint, 0.99 now",
+        ),
+        (
+            {"model": dataclasses.replace(TINY, num_layers=5)},
+            "model.num_layers: 3 in the checkpoint, 5 now",
+        ),
+        (
+            {"data": dataclasses.replace(RUN.data, text=("a.txt",))},
+            "data.text: ['a.txt', 'b/*.jsonl'] in the checkpoint, ['a.txt'] now",
+        ),
+        ({"dtype": "bfloat16"}, "dtype: None in the checkpoint, 'bfloat16' now"),
+        ({"accumulate": 2}, "accumulate: 1 in the checkpoint, 2 now"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_change_of_the_numbers_is_named_with_both_values(changed, line):
+    assert changes(listed(RUN), dataclasses.replace(RUN, **changed)) == [line]
+
+
+def test_where_and_how_a_run_runs_may_change():
+    free = {
+        "output": "elsewhere",
+        "mesh": MeshConfig(data=8),
+        "log_every": 1,
+        "eval_every": 1,
+        "eval_batches": 1,
+        "save_every": 1,
+        "keep": 9,
+        "tensorboard": True,
+        "wandb": "project",
+    }
+    assert changes(listed(RUN), dataclasses.replace(RUN, **free)) == []
+    assert set(free) | {"init_from"} == set(FREE_ON_RESUME)
+
+
+def test_every_change_is_named():
+    now = dataclasses.replace(
+        RUN, seed=3, steps=30, optimizer=dataclasses.replace(RUN.optimizer, eps=1e-6)
+    )
+    assert [line.partition(":")[0] for line in changes(listed(RUN), now)] == [
+        "steps",
+        "optimizer.eps",
+        "seed",
+    ]

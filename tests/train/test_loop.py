@@ -1,0 +1,383 @@
+"""Runs: what they leave behind, what they refuse, and that an interruption changes no bit."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.interop import load_pretrained
+from jaxllm.origin import Origin
+from jaxllm.params import named_parameters, with_arrays
+from jaxllm.train import ConfigError, TrainConfig, TrainResult, load_config, train
+from jaxllm.train.config import save_config
+from jaxllm.train.data import DataConfig, load_corpus, windows
+from jaxllm.train.loss import next_token_loss
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.metrics import read_metrics
+from jaxllm.train.optimizer import OptimizerConfig
+
+STEPS, SAVED, SEEN = 10, 4, 6  # of the run; at the newest checkpoint when it is killed; in its log
+REPOSITORY = Path(__file__).parents[2]
+TINY_BYTES = dataclasses.replace(TINY, vocab_size=256, num_layers=2)
+
+# Writes step 6 and then waits to be killed.
+WAITING_RUN = f"""
+import sys, time
+from jaxllm.train import load_config, train
+from jaxllm.train.metrics import MetricLog
+
+def write_and_wait(log, step, numbers, write=MetricLog.write):
+    write(log, step, numbers)
+    if step == {SEEN}:
+        time.sleep(600)
+
+MetricLog.write = write_and_wait
+train(load_config(sys.argv[1]))
+"""
+
+
+def write_text(file: Path, seed: int) -> str:
+    """Words that can be learned, in an order that can not."""
+    words = ["the ", "mesh ", "is ", "a ", "shape ", "of ", "devices. "]
+    file.write_text("".join(random.Random(seed).choices(words, k=900)))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt", 0)
+
+
+@pytest.fixture(scope="module")
+def make(text):
+    """The config of the run, with an output folder and changes."""
+
+    def config(output: Path, **changes: object) -> TrainConfig:
+        run = TrainConfig(
+            output=str(output),
+            steps=STEPS,
+            batch_size=8,
+            seq_len=16,
+            model=TINY_BYTES,
+            data=DataConfig(text=(text,), held_out=0.1),
+            optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+            mesh=MeshConfig(fsdp=4, tensor=2),
+            save_every=SAVED,
+            eval_every=5,
+            eval_batches=4,
+            seed=3,
+            tensorboard=False,
+        )
+        return dataclasses.replace(run, **changes)
+
+    return config
+
+
+@pytest.fixture(scope="module")
+def straight(make, tmp_path_factory) -> tuple[TrainConfig, TrainResult]:
+    """An uninterrupted run."""
+    config = make(tmp_path_factory.mktemp("straight") / "run")
+    return config, train(config)
+
+
+@pytest.fixture(scope="module")
+def killed(make, tmp_path_factory) -> Path:
+    """The folder of the same run, killed without notice after step 6, saved after step 4."""
+    folder = tmp_path_factory.mktemp("killed")
+    config = make(folder / "run")
+    save_config(config, folder / "run.yaml")
+    command = [sys.executable, "-c", WAITING_RUN, str(folder / "run.yaml")]
+    log, metrics = folder / "stderr", folder / "run" / "metrics.jsonl"
+    checkpoint = folder / "run" / "checkpoints" / str(SAVED) / "_CHECKPOINT_METADATA"
+    with log.open("w") as stderr, subprocess.Popen(command, cwd=REPOSITORY, stderr=stderr) as run:
+        try:
+            deadline = time.monotonic() + 240
+            while not (checkpoint.exists() and SEEN in steps_in(metrics)):
+                assert run.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+        finally:
+            os.kill(run.pid, signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL
+    assert max(steps_in(metrics)) == SEEN
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupted(killed, tmp_path) -> Path:
+    """A copy of it, to be resumed."""
+    return Path(shutil.copytree(killed, tmp_path / "run"))
+
+
+def steps_in(metrics: Path) -> list[int]:
+    return [record["step"] for record in read_metrics(metrics)] if metrics.exists() else []
+
+
+def values(model) -> dict[str, np.ndarray]:
+    return {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
+
+
+def bits(model) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in values(model).items()}
+
+
+def saved_steps(output: str | Path) -> list[int]:
+    folders = (Path(output) / "checkpoints").glob("*/_CHECKPOINT_METADATA")
+    return sorted(int(file.parent.name) for file in folders)
+
+
+def saved_optimizer(output: str | Path) -> list[bytes]:
+    """The moments and counts of a run's last checkpoint."""
+    step = Path(output) / "checkpoints" / str(STEPS)
+    about = ocp.checkpointables_metadata(step).metadata["optimizer"]
+    alone = SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alone), about
+    )
+    loaded = ocp.load_checkpointables(step, {"optimizer": target})
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_run_leaves_its_config_its_numbers_a_picture_and_checkpoints(straight):
+    config, result = straight
+    folder = Path(config.output)
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "metrics.jsonl", "loss.png", "checkpoints"),
+    }
+    assert load_config(folder / "config.yaml") == config
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert saved_steps(folder) == [8, 10]  # the newest two
+    records = read_metrics(folder / "metrics.jsonl")
+    trained = [record for record in records if "loss" in record]
+    assert [record["step"] for record in trained] == list(range(1, STEPS + 1))
+    assert all(
+        record.keys() == {"step", "loss", "grad_norm", "learning_rate"} for record in trained
+    )
+    assert [record["learning_rate"] for record in trained[:2]] == pytest.approx([0.005, 0.01])
+    held_out = {r["step"]: r["held_out_loss"] for r in records if "held_out_loss" in r}
+    assert {5, 10} <= held_out.keys()
+    assert held_out[10] == result.held_out_loss
+    assert held_out[10] < trained[0]["loss"] - 1  # it learns
+    assert trained[0]["loss"] == pytest.approx(math.log(256), rel=0.05)
+
+
+def test_the_model_that_is_returned_is_the_one_that_is_saved(straight):
+    config, result = straight
+    assert result.model.config == config.model
+    assert bits(load_pretrained(config.output)) == bits(result.model)
+    earlier = load_pretrained(Path(config.output) / "checkpoints" / "8")
+    assert bits(earlier) != bits(result.model)
+    assert earlier.config == config.model
+
+
+def test_every_checkpoint_that_is_due_is_written(straight, killed, tmp_path, make):
+    """Also where one comes before the last is on the disk, and while the next steps are taken."""
+    config = make(tmp_path / "run", save_every=1, keep=99)
+    train(config)
+    assert saved_steps(config.output) == list(range(1, STEPS + 1))
+    for step, folder in ((SAVED, killed), (STEPS, Path(straight[0].output))):
+        ours, theirs = (Path(f) / "checkpoints" / str(step) for f in (config.output, folder))
+        assert bits(load_pretrained(ours)) == bits(load_pretrained(theirs))
+
+
+def test_its_first_loss_and_its_held_out_loss_are_those_of_its_data(straight):
+    """Computed anew: from the text to nats per token."""
+    config, result = straight
+    corpus = load_corpus(config.data)
+    rows = np.arange(-(-(len(corpus.held_out) - 1) // config.seq_len))
+    assert rows.size <= config.eval_batches * config.batch_size
+    batch = windows(corpus.held_out, rows, config.seq_len)
+    alone = with_arrays(result.model, {n: jnp.asarray(v) for n, v in values(result.model).items()})
+    total = next_token_loss(alone, batch["tokens"], batch["mask"], 512)
+    expected = float(total) / batch["mask"].sum()
+    assert result.held_out_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_killed_and_resumed_no_bit_differs(straight, interrupted, make):
+    config, result = straight
+    assert saved_steps(interrupted) == [SAVED]
+    resumed = train(make(interrupted), resume=True)
+    assert bits(resumed.model) == bits(result.model)
+    assert resumed.held_out_loss == result.held_out_loss
+    moments = saved_optimizer(interrupted)
+    assert moments == saved_optimizer(config.output)
+    assert len(moments) > 2 * len(values(result.model))
+    ours, theirs = (read_metrics(Path(f) / "metrics.jsonl") for f in (interrupted, config.output))
+    assert ours == theirs
+    assert (interrupted / "loss.png").exists()
+
+
+def test_resumed_on_another_mesh_it_is_nearly_the_same(straight, interrupted, make):
+    config, result = straight
+    resumed = train(make(interrupted, mesh=MeshConfig(data=8), log_every=3), resume=True)
+    theirs = values(result.model)
+    for name, ours in values(resumed.model).items():
+        assert relative_l2(ours, theirs[name]) < 1e-5, name
+    losses = [
+        [record["loss"] for record in read_metrics(Path(f) / "metrics.jsonl") if "loss" in record]
+        for f in (interrupted, config.output)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][:SAVED] == losses[1][:SAVED]
+
+
+def test_a_run_that_is_complete_has_nothing_to_resume(straight, tmp_path, make):
+    config, result = straight
+    folder = Path(shutil.copytree(config.output, tmp_path / "run"))
+    again = train(make(folder), resume=True)
+    assert bits(again.model) == bits(result.model)
+    assert read_metrics(folder / "metrics.jsonl") == read_metrics(
+        Path(config.output) / "metrics.jsonl"
+    )
+
+
+def test_other_text_is_refused(interrupted, make, text, tmp_path):
+    before = contents(interrupted)
+    elsewhere = write_text(tmp_path / "other.txt", 1)
+    with pytest.raises(ConfigError, match=r"data\.text"):
+        train(make(interrupted, data=DataConfig(text=(elsewhere,), held_out=0.1)), resume=True)
+    original = Path(text).read_text()
+    try:  # the same name, but not the same text
+        Path(text).write_text(original[:-20] + "a" + original[-20:])
+        with pytest.raises(ConfigError, match="the text is not the one"):
+            train(make(interrupted), resume=True)
+    finally:
+        Path(text).write_text(original)
+    assert contents(interrupted) == before
+
+
+def test_other_numbers_are_refused_all_of_them_named(interrupted, make):
+    before = contents(interrupted)
+    changed = make(
+        interrupted,
+        steps=20,
+        optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=2),
+        model=dataclasses.replace(TINY_BYTES, num_layers=3),
+    )
+    with pytest.raises(ConfigError) as caught:
+        train(changed, resume=True)
+    lines = str(caught.value).splitlines()
+    for name in ("steps: 10", "optimizer.learning_rate: 0.01", "model.num_layers: 2"):
+        assert sum(f"{name} in the checkpoint" in line for line in lines) == 1, name
+    assert len(lines) == 3
+    assert contents(interrupted) == before
+
+
+def test_a_folder_with_a_run_is_left_alone(interrupted, make):
+    before = contents(interrupted)
+    with pytest.raises(ConfigError, match=r"holds a run of 4 steps: --resume"):
+        train(make(interrupted))
+    assert contents(interrupted) == before
+
+
+def test_nothing_to_resume(tmp_path, make):
+    with pytest.raises(ConfigError, match="no checkpoint to resume"):
+        train(make(tmp_path / "run"), resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, make):
+    """The step before is saved, that step is not; the log says what happened."""
+    config = make(
+        tmp_path / "run", optimizer=OptimizerConfig(learning_rate=1e30), save_every=1, keep=9
+    )
+    with pytest.raises(FloatingPointError, match=r"step \d: .*loss"):
+        train(config)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    last = max(record["step"] for record in records)
+    assert last < STEPS
+    assert not all(
+        math.isfinite(value) for r in records if r["step"] == last for value in r.values()
+    )
+    assert saved_steps(tmp_path / "run") == list(range(1, last))
+
+
+def test_it_starts_from_given_weights_and_may_compute_in_bfloat16(tmp_path, make, text):
+    """The parameters stay float32, and the checkpoint remembers where they came from."""
+    model = random_model(vocab_size=256, num_layers=2)
+    model.origin = Origin(family="llama", config="{}", layout="{}", directory="/somewhere")
+    before = values(model)
+    config = make(
+        tmp_path / "run",
+        model=None,
+        init_from="somewhere",
+        dtype="bfloat16",
+        remat="full",
+        steps=1,
+        optimizer=OptimizerConfig(learning_rate=1e-6),
+        accumulate=2,
+        mesh=MeshConfig(data=4, tensor=2),
+    )
+    result = train(config, model)
+    assert result.model.config == dataclasses.replace(
+        TINY_BYTES, dtype="bfloat16", remat="full", max_len=result.model.config.max_len
+    )
+    loaded = load_pretrained(tmp_path / "run")
+    assert loaded.origin.family == "llama"
+    for name, value in values(loaded).items():
+        assert value.dtype == np.float32
+        assert 0 < relative_l2(value, before[name]) < 1e-3, name
+    corpus = load_corpus(config.data)
+    rows = np.arange(-(-(len(corpus.held_out) - 1) // config.seq_len))
+    batch = windows(corpus.held_out, rows, config.seq_len)
+    exact = random_model(vocab_size=256, num_layers=2)
+    total = next_token_loss(exact, batch["tokens"], batch["mask"], 512)
+    assert result.held_out_loss == pytest.approx(float(total) / batch["mask"].sum(), rel=2e-2)
+
+
+def test_coarse_parameters_are_refused(tmp_path, make):
+    coarse = dataclasses.replace(TINY_BYTES, param_dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"bfloat16.*dtype='float32'"):
+        train(make(tmp_path / "run", model=coarse))
+    given = make(tmp_path / "run", model=None, init_from="somewhere")
+    with pytest.raises(ConfigError, match=r"float16.*dtype='float32'"):
+        train(given, random_model(vocab_size=256, num_layers=2, param_dtype="float16"))
+    with pytest.raises(ConfigError, match="init_from"):
+        train(given)
+    assert saved_steps(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": TINY}, r"256 tokens.*vocab_size is 96"),
+        ({"mesh": MeshConfig(fsdp=4)}, r"fsdp=4.* needs 4 devices, but there are 8"),
+        ({"accumulate": 4}, r"2 sequences do not divide .* 4 devices"),
+        ({"data": DataConfig(text=("nothing.txt",))}, r"nothing\.txt.*matches no file"),
+        ({"seq_len": 10000}, r"8 x 10000 needs 80001 tokens"),
+        ({"data": DataConfig(tokenizer="nowhere")}, r"nowhere"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_does_not_fit_is_named_before_anything_is_written(changes, said, tmp_path, make):
+    with pytest.raises(ConfigError, match=said):
+        train(make(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_metrics_are_json_lines(straight):
+    lines = (Path(straight[0].output) / "metrics.jsonl").read_text().splitlines()
+    assert all(isinstance(json.loads(line), dict) for line in lines)

@@ -1,0 +1,115 @@
+"""The loss of the next token: PyTorch's, however it is chunked, masked or differentiated."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.params import split
+from jaxllm.train.loss import cross_entropy, next_token_loss
+
+TOLERANCE = 1e-5  # relative, float32
+B, T = 3, 13
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, TINY.vocab_size, (B, T + 1)), rng.random((B, T)) < 0.6
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def loss_of(model, tokens, mask_BT, chunk):
+    return next_token_loss(model, tokens, mask_BT, chunk)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4))
+def value_and_gradient(params, bind, tokens, mask_BT, chunk):
+    return jax.value_and_grad(lambda p: next_token_loss(bind(p), tokens, mask_BT, chunk))(params)
+
+
+def test_it_is_the_sum_of_torch_s_cross_entropy_where_the_mask_is(model, batch):
+    tokens, mask_BT = batch
+    logits = torch.tensor(np.asarray(model(tokens[:, :-1]).logits))
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten(), reduction="none"
+    )
+    expected = (expected.view(B, T) * torch.tensor(mask_BT)).sum()
+    assert float(loss_of(model, tokens, mask_BT, 512)) == pytest.approx(
+        float(expected), rel=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize(("chunk", "tied"), [(1, False), (4, False), (4, True), (12, False)])
+def test_chunks_change_neither_value_nor_gradient(chunk, tied, batch):
+    """Chunks of one token, and chunks of which the last is not full."""
+    bind, params = split(random_model(tie_embeddings=tied, num_layers=1))
+    whole, gradient = value_and_gradient(params, bind, *batch, T)
+    value, found = value_and_gradient(params, bind, *batch, chunk)
+    assert float(value) == pytest.approx(float(whole), rel=TOLERANCE)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
+        assert relative_l2(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", [4, 512])
+def test_what_is_masked_does_not_count(model, batch, chunk):
+    """The last token of each row is only a target; where it is masked it may be anything."""
+    tokens, mask_BT = batch[0], batch[1].copy()
+    mask_BT[:, -1] = False
+    changed = tokens.copy()
+    changed[:, -1] = (changed[:, -1] + 1) % TINY.vocab_size
+    before, after = (float(loss_of(model, t, mask_BT, chunk)) for t in (tokens, changed))
+    assert before == after
+    mask_BT[:, -1] = True
+    assert float(loss_of(model, changed, mask_BT, chunk)) != before
+    assert float(loss_of(model, tokens, np.zeros_like(mask_BT), chunk)) == 0
+
+
+def test_losses_of_parts_add_up(model, batch):
+    tokens, mask_BT = batch
+    parts = [loss_of(model, tokens, mask_BT & (np.arange(T) % 3 == i), 4) for i in range(3)]
+    assert float(sum(parts)) == pytest.approx(float(loss_of(model, tokens, mask_BT, 4)), rel=1e-5)
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    logits = jnp.array([[[1e4, -1e4, 0.0], [-1e30, 1e30, 0.0]]])
+    targets = jnp.array([[0, 1]])
+    np.testing.assert_array_equal(cross_entropy(logits, targets), [[0, 0]])
+    np.testing.assert_allclose(cross_entropy(logits, 1 - targets), [[2e4, 2e30]], rtol=1e-6)
+    gradient = jax.grad(lambda logits: cross_entropy(logits, targets).sum())(logits)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary():
+    model = random_model()
+    model.lm_head.kernel.set_value(jnp.zeros_like(model.lm_head.kernel[...]))
+    tokens = np.zeros((2, 6), np.int32)
+    loss = loss_of(model, tokens, np.ones((2, 5), bool), 512)
+    assert float(loss) == pytest.approx(10 * np.log(TINY.vocab_size), rel=1e-6)
+
+
+def test_chunks_save_the_memory_of_the_logits():
+    """512 tokens and 4096 words: all logits are 8 MiB, a chunk's 0.5 MiB."""
+    model = random_model(vocab_size=4096, num_layers=1)
+    graphdef, state = nnx.split(model)
+    tokens = jax.ShapeDtypeStruct((1, 513), jnp.int32)
+    mask_BT = jax.ShapeDtypeStruct((1, 512), bool)
+
+    def temporary(chunk: int) -> int:
+        def loss(state, tokens, mask_BT):
+            return next_token_loss(nnx.merge(graphdef, state), tokens, mask_BT, chunk)
+
+        compiled = jax.jit(jax.grad(loss)).lower(state, tokens, mask_BT).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(512) - temporary(32) > 8 * 2**20
