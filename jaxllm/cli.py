@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     quickstart = add("quickstart", _quickstart, "The whole loop on this machine, with proof.")
     quickstart.add_argument("--output", default="runs/quickstart", help="folder (%(default)s)")
-    quickstart.add_argument("--steps", type=_count, default=300, help="of training (%(default)s)")
+    quickstart.add_argument("--steps", type=_count, default=400, help="of training (%(default)s)")
 
     train = add("train", _train, "Train the run that a YAML file describes.", add_help=False)
     train.set_defaults(show_help=train.print_help)

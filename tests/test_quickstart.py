@@ -10,7 +10,7 @@ def test_the_loop_proves_itself_and_says_what_does_not_hold(tmp_path):
     said = [line for line in done.stderr.splitlines() if line.startswith(("ok  ", "FAIL"))]
     assert [line.split(":")[0] for line in said] == [
         "ok   import parity",
-        "FAIL held-out loss per byte",
+        "FAIL held-out loss",
         "ok   from_pretrained",
         "ok   export parity",
         "ok   greedy tokens",

@@ -20,7 +20,7 @@ import numpy as np
 import train as users_own_train
 
 assert users_own_train.MINE
-assert importlib.util.find_spec("torch") is None and importlib.util.find_spec("transformers") is None
+assert not any(map(importlib.util.find_spec, ("torch", "transformers")))
 import jaxllm
 assert "site-packages" in jaxllm.__file__, jaxllm.__file__
 

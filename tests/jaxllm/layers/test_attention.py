@@ -16,7 +16,8 @@ from jaxllm.layers.attention import attention, causal_attention
 from jaxllm.layers.cache import KVCache
 
 TOLERANCE = 2e-6  # relative L2, float32
-SHAPES = [(1, 4, 2), (2, 4, 4), (17, 6, 3), (129, 6, 2), (200, 8, 1)]  # T, N, K
+# T, N, K; the last is in as many blocks as there can be, none of which has a power of 2.
+SHAPES = [(1, 4, 2), (2, 4, 4), (17, 6, 3), (129, 6, 2), (300, 8, 1), (2100, 2, 1)]
 
 jitted = jax.jit(causal_attention)
 
@@ -54,8 +55,8 @@ def test_any_mask_and_fewer_or_more_keys_than_queries(T, S):
 
 
 def test_gradients_are_those_of_torch():
-    arrays = qkv(37, 37, 6, 2)
-    weight = draw(2, 37, 6, 8, seed=4)
+    arrays = qkv(137, 137, 6, 2)
+    weight = draw(2, 137, 6, 8, seed=4)
     gradient = jax.jit(jax.grad(lambda qkv: jnp.vdot(causal_attention(*qkv), weight)))
     ours = gradient(tuple(map(jnp.asarray, arrays)))
     tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
@@ -95,6 +96,16 @@ def test_segments_are_attended_one_by_one(lengths, padding):
         alone = torch_attention(q[:, part], k[:, part], v[:, part], is_causal=True)
         assert relative_l2(out[:, part], alone) < TOLERANCE
         start += length
+
+
+def test_segments_across_the_bounds_of_blocks():
+    T = 300
+    starts = [0, 90, 128, 129, 200, 260]
+    segment_ids = np.searchsorted(starts, np.arange(T), side="right")[None].repeat(2, 0)
+    q, k, v = qkv(T, T, 4, 2)
+    mask_BTS = (segment_ids[:, :, None] == segment_ids[:, None]) & np.tri(T, dtype=bool)
+    expected = torch_attention(q, k, v, attn_mask=torch.tensor(mask_BTS)[:, None])
+    assert relative_l2(jitted(q, k, v, segment_ids), expected) < TOLERANCE
 
 
 def test_the_future_changes_nothing():

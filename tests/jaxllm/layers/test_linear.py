@@ -56,6 +56,56 @@ def test_it_is_a_matrix_product_plus_a_bias(equation, shape, dims, bias_dims, x_
     assert relative_l2(layer(x), expected.reshape(2, 5, *shape[inner:])) < TOLERANCE
 
 
+@pytest.mark.parametrize(("equation", "shape", "dims", "bias_dims", "x_shape"), CASES)
+def test_gradients_are_those_of_torch(equation, shape, dims, bias_dims, x_shape):
+    graphdef, state = nnx.split(linear(equation, shape, use_bias=True))
+    x, weight = draw(*x_shape), draw(2, 5, *[shape[dims.index(dim)] for dim in bias_dims], seed=3)
+    gradient = jax.jit(
+        jax.grad(lambda state, x: jnp.vdot(nnx.merge(graphdef, state)(x), weight), argnums=(0, 1))
+    )
+    by_state, by_x = gradient(state, jnp.asarray(x))
+    tensors = {name: torch.tensor(np.asarray(state[name].get_value())) for name in state}
+    for tensor in (*tensors.values(), x_tensor := torch.tensor(x)):
+        tensor.requires_grad_()
+    y = torch.einsum(equation, x_tensor, tensors["kernel"]) + tensors["bias"]
+    (y * torch.tensor(weight)).sum().backward()
+    assert relative_l2(by_x, x_tensor.grad) < TOLERANCE
+    for name, tensor in tensors.items():
+        assert relative_l2(by_state[name].get_value(), tensor.grad) < TOLERANCE, name
+
+
+def test_gradients_of_a_tied_head_are_those_of_torch():
+    graphdef, state = nnx.split(random_model().embed)
+    x, weight = draw(2, 5, TINY.embed_dim), draw(2, 5, TINY.vocab_size, seed=3)
+
+    def loss(state, x):
+        return jnp.vdot(nnx.merge(graphdef, state).attend(x), weight)
+
+    by_state, by_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, jnp.asarray(x))
+    table = torch.tensor(np.asarray(state["embedding"].get_value()), requires_grad=True)
+    x_tensor = torch.tensor(x, requires_grad=True)
+    (x_tensor @ table.T * torch.tensor(weight)).sum().backward()
+    assert relative_l2(by_state["embedding"].get_value(), table.grad) < TOLERANCE
+    assert relative_l2(by_x, x_tensor.grad) < TOLERANCE
+
+
+def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_the_activations_dtype():
+    """Sums over many tokens keep their float32, of which bfloat16 would drop 16 bits."""
+    graphdef, state = nnx.split(
+        linear("BTD,DF->BTF", (12, 7), use_bias=False, dtype="bfloat16", param_dtype="float32")
+    )
+    x = jnp.asarray(draw(4, 64, 12), jnp.bfloat16)
+
+    def loss(state):
+        return nnx.merge(graphdef, state)(x).astype(jnp.float32).sum()
+
+    found = np.asarray(jax.jit(jax.grad(loss))(state)["kernel"].get_value())
+    exact = np.asarray(x, np.float64).sum((0, 1))[:, None].repeat(7, 1)
+    assert found.dtype == np.float32
+    assert relative_l2(found, exact) < 1e-5
+    assert (found != found.astype(jnp.bfloat16)).mean() > 0.5
+
+
 def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
     config = dataclasses.replace(TINY, init_std=0.37)
     layer = Linear("BTD,DF->BTF", (64, 200), config=config, use_bias=True, rngs=nnx.Rngs(0))
