@@ -62,7 +62,8 @@ def make_plan(checkpoint: Checkpoint) -> Plan:
         config = DecoderConfig(**values, param_dtype=dtype, dtype=dtype)
         table = family.table(config, layout)
     except ValueError as error:
-        problems.append(f"{family.config_file}: {error}")
+        if not fields.problems:  # else it follows from one of them
+            problems.append(f"{family.config_file}: {error}")
         raise CheckpointError(problems, checkpoint.path) from None
     problems += check_tensors(table, tensors)
     if problems:

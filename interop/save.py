@@ -24,7 +24,10 @@ from .tensors import CheckpointError, TensorSource
 
 Format = Literal["hf", "meta", "tlama", "native"]
 
-COMPANIONS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.tiktoken")
+COMPANIONS = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template*", "generation_config.json", "*.tiktoken"),
+)
 
 
 def save_pretrained(
@@ -132,7 +135,8 @@ def _copy_companions(origin: Origin | None, folder: Path) -> None:
         return
     for pattern in COMPANIONS:
         for file in Path(origin.directory).glob(pattern):
-            shutil.copy2(file, folder / file.name)
+            if file.is_file():
+                shutil.copy2(file, folder / file.name)
 
 
 @contextmanager

@@ -42,7 +42,11 @@ class Checkpoints:
             return
         about = {**describe(model), "run": to_dict(config), "data": data}
         items = {"model": state.params, "optimizer": state.optimizer}
-        self._checkpointer.save_checkpointables_async(step, items, custom_metadata={ABOUT: about})
+        # Orbax would skip this one, without a word, were the one before still being written.
+        self._checkpointer.wait()
+        self._checkpointer.save_checkpointables_async(
+            step, items, force=True, custom_metadata={ABOUT: about}
+        )
 
     def about(self) -> dict[str, Any]:
         """The metadata of the newest checkpoint: config, origin, run and data."""

@@ -15,7 +15,7 @@ from .schedule import warmup_cosine
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW's settings. Parameters of one dimension (norms and biases) do not decay."""
+    """AdamW's settings. Only kernels and embeddings decay, not norms and biases."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -49,8 +49,9 @@ def make_optimizer(
     config: OptimizerConfig, steps: int, model: Decoder
 ) -> optax.GradientTransformation:
     """The update rule for the parameters of `model`."""
-    # By the letters, not by the rank: stacking gives the scale of a norm a second dimension.
-    decays = tree_of(model, lambda _, variable: len(variable.dims) >= 2)
+    # PyTorch's rule is two or more dimensions. Here it is the name: stacked layers give the scale
+    # of a norm a second dimension, and the bias of a head has N and H.
+    decays = tree_of(model, lambda name, _: name.endswith((".kernel", ".embedding")))
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

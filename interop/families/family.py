@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from jaxllm.interop.tensors import StoredTensor
 
 Json = dict[str, Any]
 REQUIRED: Any = object()
+Part = TypeVar("Part")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,16 @@ class Fields:
     def ignore(self, *names: str) -> None:
         """Declares fields that do not bear on the numbers."""
         self.known.update(names)
+
+    def build(self, part: type[Part], /, **values: Any) -> Part | None:
+        """A part of the config made of fields; None, and a problem, if they do not fit it."""
+        if self.problems:
+            return None
+        try:
+            return part(**values)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return None
 
     def finish(self) -> list[str]:
         """All that is wrong with the file, fields that nobody understands included."""

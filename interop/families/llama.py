@@ -56,9 +56,10 @@ def _read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     kind = rope.take("rope_type", str, rope.take("type", str, "default"))
     scaling = None
     if kind == "linear":
-        scaling = RopeScaling(kind="linear", factor=rope.take("factor", float))
+        scaling = rope.build(RopeScaling, kind="linear", factor=rope.take("factor", float))
     elif kind == "llama3":
-        scaling = RopeScaling(
+        scaling = rope.build(
+            RopeScaling,
             kind="llama3",
             factor=rope.take("factor", float),
             low_freq_factor=rope.take("low_freq_factor", float),

@@ -4,7 +4,6 @@ Rotated pairs are neighbours. fairscale splits the rows of a column-parallel pro
 columns of a row-parallel one over the shards T, and copies the norms to each.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig, RopeScaling
@@ -55,7 +54,7 @@ def _read_scaling(fields: Fields) -> RopeScaling | None:
     high = fields.take("rope_high_freq_factor", float, SCALED_ROPE.high_freq_factor)
     if not used:
         return None
-    return dataclasses.replace(SCALED_ROPE, factor=factor, high_freq_factor=high)
+    return fields.build(RopeScaling, kind="llama3", factor=factor, high_freq_factor=high)
 
 
 def _released_length(theta: float, scaling: RopeScaling | None) -> int:

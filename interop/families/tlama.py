@@ -20,9 +20,10 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     heads = fields.take("n_heads", int, 32)
     width = fields.take("d_model", int, 4096)
     multiplier = fields.take("ffn_dim_multiplier", float, None)
-    std, mean = fields.take("weight_init", list, [0.02, 0.0])
-    if mean != 0:
-        fields.problems.append(f"weight_init={[std, mean]} has a mean other than 0.0")
+    init = fields.take("weight_init", list, [0.02, 0.0])
+    if len(init) != 2 or not isinstance(init[0], float) or init[1] != 0:
+        fields.problems.append(f"weight_init={init!r} is not [std, 0.0]")
+        init = [0.02, 0.0]
     config = {
         "vocab_size": fields.take("vocab_size", int, 128000),
         "embed_dim": width,
@@ -36,7 +37,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "max_len": fields.take("max_seq_len", int, 2048),
         "norm_eps": fields.take("norm_eps", float, 1e-5),
         "rope_theta": fields.take("rope_theta", float, 500000.0),
-        "init_std": std,
+        "init_std": init[0],
     }
     return config, Layout()
 

@@ -27,6 +27,7 @@ MESHES = {
     "fsdp=8": {"fsdp": 8},
     "fsdp=4 x tensor=2": {"fsdp": 4, "tensor": 2},
     "tensor=4 x data=2": {"tensor": 4, "data": 2},
+    "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 CHANGES = {"num_layers": 2, "attn_bias": True, "mlp_bias": True}
 
@@ -146,7 +147,7 @@ INVOLUNTARY = "nvoluntary full rematerialization"
 
 @pytest.mark.parametrize(
     ("mesh_name", "microbatches"),
-    [*((name, 2) for name in MESHES), ("fsdp=4 x tensor=2", 1)],
+    [*((name, 2) for name in MESHES), ("data=2 x fsdp=2 x tensor=2", 1)],
 )
 def test_no_array_is_gathered_against_the_compiler_s_will(
     mesh_name, microbatches, really_compiling, capfd

@@ -51,7 +51,7 @@ def draw_tokens(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_packed_documents_are_as_one_by_one(model):
-    """Positions start anew in each document; a wrong mask or position shows in the logits."""
+    """Positions start anew in each document, though RoPE would not mind if they did not."""
     lengths = [11, 1, 17, 6]
     documents = [draw_tokens(1, n, seed=n) for n in lengths]
     padding = 5
