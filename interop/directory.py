@@ -1,7 +1,6 @@
 """A checkpoint's folder: which family wrote it, and where its tensors lie."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from . import safetensors_file, torch_file
 from .families import FAMILIES, Family
-from .tensors import CheckpointError, StoredTensor, TensorSource
+from .tensors import CheckpointError, StoredTensor, TensorSource, parse_json
 
 CONSOLIDATED = re.compile(r"consolidated\.(\d+)\.pth")
 
@@ -61,7 +60,7 @@ def _read_family(path: Path) -> tuple[Family, dict[str, Any]]:
         config_file = path / family.config_file
         if not config_file.is_file():
             continue
-        config = _read_json(config_file)
+        config = read_json(config_file)
         if config.get("model_type") == family.model_type:
             return family, config
     found = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
@@ -71,18 +70,16 @@ def _read_family(path: Path) -> tuple[Family, dict[str, Any]]:
         for family in FAMILIES
     )
     if (path / "config.json").is_file():
-        found = f"config.json of model_type {_read_json(path / 'config.json').get('model_type')!r}"
+        found = f"config.json of model_type {read_json(path / 'config.json').get('model_type')!r}"
     raise CheckpointError([f"{path} is not of a known family: it has {found}; known are {known}"])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError, also for a key that occurs twice."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError([f"{path} is not valid JSON: {error}"]) from None
-    if not isinstance(data, dict):
-        raise CheckpointError([f"{path} holds a {type(data).__name__}, not an object"])
-    return data
+        return parse_json(path.read_bytes())
+    except CheckpointError as error:
+        raise CheckpointError(error.within(path)) from None
 
 
 def _read_consolidated(path: Path) -> dict[str, StoredTensor]:

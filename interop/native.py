@@ -26,10 +26,9 @@ def is_native(path: Path) -> bool:
 
 
 def save(model: Decoder, path: Path) -> None:
-    """Writes the model as a native checkpoint."""
-    ocp.save_checkpointables(
-        path, {"model": split(model)[1]}, custom_metadata={"jaxllm": describe(model)}
-    )
+    """Writes the model into a folder, as a run of no steps."""
+    step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
+    ocp.save_checkpointables(step, items, custom_metadata={"jaxllm": describe(model)})
 
 
 def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Decoder:

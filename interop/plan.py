@@ -62,7 +62,7 @@ def make_plan(checkpoint: Checkpoint) -> Plan:
         config = DecoderConfig(**values, param_dtype=dtype, dtype=dtype)
         table = family.table(config, layout)
     except ValueError as error:
-        if not fields.problems:  # else it follows from one of them
+        if fields.is_complete:  # else it may follow from what is missing
             problems.append(f"{family.config_file}: {error}")
         raise CheckpointError(problems, checkpoint.path) from None
     problems += check_tensors(table, tensors)
@@ -93,7 +93,14 @@ def check_tensors(table: Table, tensors: Mapping[str, StoredTensor]) -> list[str
         for name, side in expected.items()
         if name in tensors
     }
+    dtypes = {
+        name: tensors[name].dtype.name
+        for name in expected
+        if name in tensors and tensors[name].dtype.name not in get_args(Dtype)
+    }
+    readable = ", ".join(get_args(Dtype))
     return [
+        *(f"{name} is {dtype}; readable are {readable}" for name, dtype in dtypes.items()),
         *(f"{name} is missing{nearest(name, unexpected)}" for name in missing),
         *(f"{name} is unexpected{nearest(name, missing)}" for name in unexpected),
         *(f"{name}: {problem}" for name, problem in shapes.items() if problem),

@@ -2,7 +2,6 @@
 
 import json
 import reprlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +15,7 @@ from .tensors import (
     StoredTensor,
     TensorSource,
     checked_shape,
+    parse_json,
     replacing,
 )
 
@@ -107,26 +107,7 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
                 f"header of {length} bytes, {size - 8} bytes follow and "
                 f"{MAX_HEADER_BYTES} are allowed"
             )
-        return _parse_json(stream.read(length)), 8 + length
-
-
-def _parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object in which no key occurs twice: `json` alone would drop the first silently."""
-    repeated: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return dict(pairs)
-
-    try:
-        parsed = json.loads(text.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"not valid JSON: {error}") from None
-    if repeated:
-        raise CheckpointError([f"key {key!r} occurs more than once" for key in repeated])
-    if not isinstance(parsed, dict):
-        raise CheckpointError("the JSON is not an object")
-    return parsed
+        return parse_json(stream.read(length)), 8 + length
 
 
 def _stored_tensors(path: Path, header: dict[str, Any], start: int) -> dict[str, StoredTensor]:
@@ -215,7 +196,7 @@ def _read_indexed(directory: Path, found: list[str]) -> dict[str, StoredTensor]:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        places = _parse_json(path.read_bytes()).get("weight_map")
+        places = parse_json(path.read_bytes()).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
             raise CheckpointError("weight_map does not map tensor names to file names")
     except CheckpointError as error:

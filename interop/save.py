@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import jax
 import numpy as np
@@ -51,13 +52,15 @@ def save_pretrained(
     Raises:
         CheckpointError: the folder is not empty, or the format cannot say what the model is.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists and is not an empty folder; choose a new one")
     origin = model.origin
     family = _choose_family(origin, format, model_parallel)
     if family is None:
-        native.save(model, path.resolve())
+        with _complete_folder(path) as partial:
+            native.save(model, partial)
+            _copy_companions(model.origin, partial)
         return
     base, layout = {}, Layout()
     if origin is not None and origin.family == family.name:
@@ -142,8 +145,7 @@ def _copy_companions(origin: Origin | None, folder: Path) -> None:
 @contextmanager
 def _complete_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` that takes its name when everything in it is written."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -1,13 +1,15 @@
 """Tensors of checkpoint files: where they lie, where they come from, what can be wrong."""
 
+import json
 import math
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import ml_dtypes
@@ -123,6 +125,25 @@ def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
         raise CheckpointError(f"shape {reprlib.repr(shape)} is larger than any array")
     return tuple(shape)
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """A JSON object in which no key occurs twice: `json` alone would drop the first silently."""
+    repeated: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    try:
+        parsed = json.loads(text.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"not valid JSON: {error}") from None
+    if repeated:
+        raise CheckpointError([f"key {key!r} occurs more than once" for key in repeated])
+    if not isinstance(parsed, dict):
+        raise CheckpointError("the JSON is not an object")
+    return parsed
 
 
 @contextmanager

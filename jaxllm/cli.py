@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     if rest and arguments.command != "train":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    _quieten_dependencies()
+    _set_environment()
     try:
         return arguments.run(arguments, rest) if rest else arguments.run(arguments)
     except KeyboardInterrupt:
@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     convert = add("convert", _convert, "Write a checkpoint in another spelling.")
     convert.add_argument("source", help="a checkpoint of any known family, or a run")
     convert.add_argument("destination", help="a folder that does not exist yet")
-    convert.add_argument("--to", choices=("hf", "meta", "tlama", "native"), help="default: hf")
+    formats = ("hf", "meta", "tlama", "native")
+    convert.add_argument("--to", choices=formats, default="hf", help="(%(default)s)")
     convert.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     convert.add_argument("--model-parallel", type=_count, help="shards to write, for meta")
 
@@ -148,7 +149,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
     tokens = generate(
         model,
-        [tokenizer.encode(prompt) for prompt in arguments.prompt],
+        [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt],
         arguments.max_new_tokens,
         sampling=sampling,
         eos_ids=[tokenizer.eos_id],
@@ -164,9 +165,13 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
-    """The tokenizer asked for, else that of the checkpoint or its origin, else bytes."""
+    """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
+    from jaxllm.train import load_config
+    from jaxllm.train.data import corpus_tokenizer
     from jaxllm.train.text import load_tokenizer
 
+    if given is None and (Path(path) / "config.yaml").is_file():
+        return corpus_tokenizer(load_config(Path(path) / "config.yaml").data)
     folders = [Path(path)] if model.origin is None else [Path(path), Path(model.origin.directory)]
     own = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
     tokenizer = load_tokenizer(given or own)
@@ -189,10 +194,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     save_pretrained(
         model,
         arguments.destination,
-        format=arguments.to or "hf",
+        format=arguments.to,
         model_parallel=arguments.model_parallel,
     )
-    print(f"{arguments.destination}: {model.config.num_layers} layers, {arguments.to or 'hf'}")
+    print(f"{arguments.destination}: {model.config.num_layers} layers, {arguments.to}")
     return 0
 
 
@@ -227,8 +232,11 @@ def _log_to_stderr() -> None:
     logger.propagate = False
 
 
-def _quieten_dependencies() -> None:
-    """Progress bars and remarks of libraries are not for whoever typed a command of ours."""
+def _set_environment() -> None:
+    """Threads for virtual devices; no progress bars and remarks of libraries below ours."""
+    if devices := os.environ.get("JAX_NUM_CPU_DEVICES"):
+        # XLA's own default starves collectives; see `train.mesh.use_virtual_devices`.
+        os.environ.setdefault("NPROC", str(8 * int(devices)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -16,13 +16,18 @@ from rich.table import Table
 from jaxllm.config import DecoderConfig
 from jaxllm.generation import Sampling, generate
 from jaxllm.interop import load_pretrained, save_pretrained
-from jaxllm.interop.hugging_face import generate_greedily, open_exported, save_random_llama
+from jaxllm.interop.hugging_face import (
+    generate_greedily,
+    open_exported,
+    require_torch,
+    save_random_llama,
+)
 from jaxllm.interop.parity import Report, check_checkpoint
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import count
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data import DataConfig, load_corpus
-from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.mesh import MeshConfig, use_virtual_devices
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.optimizer import OptimizerConfig
 from jaxllm.train.text import ByteTokenizer
@@ -40,6 +45,7 @@ LLAMA = DecoderConfig(
     max_len=1024,
 )
 MESH = MeshConfig(fsdp=4, tensor=2)
+MADE = ("llama", "llama_trained", "run", "parity_import.html", "parity_export.html")
 PROMPTS = ("import os\n\n\ndef ", "class Queue:\n    def __init__(self", "for i in range(")
 NEW_TOKENS = 64
 
@@ -55,18 +61,28 @@ class Check(NamedTuple):
 
 def quickstart(folder: Path, steps: int) -> bool:
     """Makes everything below `folder` and prints what was measured; says whether all of it held."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", MESH.fsdp * MESH.tensor)
+    require_torch()
+    _clear(folder)
+    use_virtual_devices(MESH.fsdp * MESH.tensor)
     jax.config.update("jax_default_matmul_precision", "highest")
     begun = time.monotonic()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     checks: list[Check] = []
     for check in _loop(folder, steps):
         checks.append(check)
         log.info("%s %s: %s", "ok  " if check.ok else "FAIL", check.what, check.measured)
     _summarise(folder, checks, time.monotonic() - begun)
     return all(check.ok for check in checks)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier quickstart made. Raises ValueError if there is anything else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if foreign := sorted({path.name for path in folder.iterdir()} - set(MADE)):
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)}, which no quickstart made: give another --output"
+        )
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _loop(folder: Path, steps: int) -> Iterator[Check]:

@@ -202,3 +202,35 @@ def test_the_module_is_the_command(tmp_path):
     assert done.returncode == 0
     assert done.stdout.startswith("usage: jaxllm")
     assert not list(tmp_path.iterdir())
+
+
+def test_quickstart_touches_no_folder_of_yours(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main(["quickstart", "--output", str(tmp_path)]) == 2
+    assert "holds thesis.txt, which no quickstart made" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected fields, as in configs/tiny.yaml, found None"),
+        ("- 1", "found [1]"),
+        ("steps: 2\nsteps: 3", "'steps' occurs more than once"),
+        ("optimizer: {b1: 0.9, b1: 0.8}", "'b1' occurs more than once"),
+        ("a: [", "while parsing"),
+    ],
+)
+def test_yaml_that_is_no_run_is_refused(text, message, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["train", str(tmp_path / "run.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_resume_without_a_run_leaves_nothing_behind(tmp_path, capsys):
+    arguments = [str(ROOT / "configs" / "tiny.yaml"), "--output", str(tmp_path / "run"), "--resume"]
+    assert main(["train", *arguments, "--mesh.data", "8"]) == 2
+    assert "holds no checkpoint to resume from" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -80,10 +80,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = _read_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     config = from_dict(data, str(path))
     if not overrides:
@@ -102,10 +102,28 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from None
 
 
+def _read_yaml(text: str) -> Any:
+    """The data of a YAML text. Raises YAMLError also for a key that occurs twice in a mapping."""
+    import yaml
+
+    def check(node: Any) -> None:
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise yaml.YAMLError(f"{', '.join(map(repr, repeated))} occurs more than once")
+            for _, value in node.value:
+                check(value)
+
+    check(yaml.compose(text, yaml.SafeLoader))
+    return yaml.safe_load(text)
+
+
 def from_dict(data: Any, place: str) -> TrainConfig:
     """The run that plain data describes. Raises ConfigError, naming `place`."""
     from pydantic import TypeAdapter, ValidationError
 
+    if not isinstance(data, dict):
+        raise ConfigError(f"{place}: expected fields, as in configs/tiny.yaml, found {data!r}")
     try:
         return TypeAdapter(TrainConfig).validate_python(data)
     except ValidationError as error:
@@ -119,10 +137,15 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Writes the resolved run as YAML."""
+    """Writes the resolved run as YAML, unless the file already says the same."""
     import yaml
 
-    path.write_text(yaml.safe_dump(_listed(to_dict(config)), sort_keys=False), encoding="utf-8")
+    if path.exists() and load_config(path) == config:
+        return
+    unfinished = path.with_suffix(".tmp")
+    text = yaml.safe_dump(_listed(to_dict(config)), sort_keys=False)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:

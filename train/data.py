@@ -48,7 +48,7 @@ class Corpus:
 
 def load_corpus(cfg: DataConfig) -> Corpus:
     """Reads, splits and tokenises. Raises ValueError or FileNotFoundError naming what is bad."""
-    tokenizer = load_tokenizer(cfg.tokenizer, eos=cfg.eos)
+    tokenizer = corpus_tokenizer(cfg)
     found = stdlib_documents() if cfg.text is None else text_documents(cfg.text, key=cfg.text_key)
     train, held_out = split_documents(found, cfg.held_out)
     return Corpus(
@@ -56,6 +56,11 @@ def load_corpus(cfg: DataConfig) -> Corpus:
         token_stream(held_out, tokenizer, cache=cfg.cache),
         tokenizer,
     )
+
+
+def corpus_tokenizer(cfg: DataConfig) -> Tokenizer:
+    """The tokenizer of a run."""
+    return load_tokenizer(cfg.tokenizer, eos=cfg.eos)
 
 
 def token_stream(

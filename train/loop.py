@@ -30,9 +30,10 @@ from .config import ConfigError, TrainConfig, changes, save_config
 from .data import Batch as HostBatch
 from .data import Batches, load_corpus
 from .mesh import make_mesh
-from .metrics import MetricLog, Progress
+from .metrics import MetricLog, Progress, read_metrics
 from .plot import plot_losses
 from .step import Batch, Steps, TrainState, make_steps
+from .text import ByteTokenizer
 
 log = logging.getLogger("jaxllm")
 
@@ -62,6 +63,8 @@ def train(
     """
     mesh, batches = _prepare(config)
     folder = Path(config.output).resolve()
+    if resume and not (folder / "checkpoints").is_dir():
+        raise ConfigError(f"{config.output} holds no checkpoint to resume from")
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
@@ -71,7 +74,6 @@ def train(
         state = checkpoints.load(steps.abstract_state) if resume else _place(steps, params)
         start = int(state.step)
         _announce(config, model, mesh, batches, start)
-        save_config(config, folder / "config.yaml")
         report = stack.enter_context(Report(config, folder, start if resume else None))
         held_out_loss = _evaluate(steps, state, batches, mesh, config)
         if start == 0:
@@ -87,7 +89,6 @@ def train(
             if step % config.save_every == 0 or is_last:
                 report.flush()
                 checkpoints.save(state, config, model, batches.fingerprint())
-    plot_losses(folder / "metrics.jsonl", folder / "loss.png")
     return TrainResult(bind(state.params), held_out_loss)
 
 
@@ -101,7 +102,10 @@ class Report:
         self._waiting: tuple[int, dict[str, Array]] | None = None
         self._stack = ExitStack()
         self._log: MetricLog | None = None
+        self._folder = folder
         if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, folder / "config.yaml")
             self._log = self._stack.enter_context(
                 MetricLog(
                     folder,
@@ -148,6 +152,8 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        if self._log is not None and any("loss" in row for row in read_metrics(self._log.path)):
+            plot_losses(self._log.path, self._folder / "loss.png")
 
 
 def _wants_tensorboard(config: TrainConfig) -> bool:
@@ -166,6 +172,7 @@ def _prepare(config: TrainConfig) -> tuple[Mesh, Batches]:
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.data.seed,
+            **_share(mesh),
         )
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
@@ -176,6 +183,15 @@ def _prepare(config: TrainConfig) -> tuple[Mesh, Batches]:
             f"data x fsdp = {ways} devices"
         )
     return mesh, batches
+
+
+def _share(mesh: Mesh) -> dict[str, int]:
+    """Which part of each batch this process feeds: processes that share rows feed the same."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    parts = rows.addressable_devices_indices_map((ways,)).values()
+    mine = sorted({part[0].indices(ways)[0] for part in parts if part is not None})
+    return {"rank": mine[0] // len(mine), "world": ways // len(mine)}
 
 
 def _model(
@@ -197,6 +213,8 @@ def _model(
             f"{config.output} holds a run of {checkpoints.latest} steps: --resume continues it, "
             "another --output leaves it alone"
         )
+    if config.model is not None and model is not None:
+        raise ConfigError("the config describes a new model, but one is given: use init_from")
     if config.model is not None:
         model = initialize(dataclasses.replace(config.model, **given), mesh, config.seed)
     elif model is not None:
@@ -236,9 +254,14 @@ def _check_model(model: Decoder, batches: Batches) -> None:
             f"the parameters are {', '.join(coarse)}, which loses small updates: load them with "
             "dtype='float32'; the activations may be coarser (dtype in the run's config)"
         )
-    known, needed = model.config.vocab_size, batches.corpus.tokenizer.vocab_size
-    if needed > known:
-        raise ConfigError(f"the tokenizer has {needed} tokens, the model's vocab_size is {known}")
+    tokenizer, known = batches.corpus.tokenizer, model.config.vocab_size
+    if tokenizer.vocab_size > known:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is {known}"
+        )
+    own = None if model.origin is None else Path(model.origin.directory) / "tokenizer.json"
+    if isinstance(tokenizer, ByteTokenizer) and own is not None and own.is_file():
+        raise ConfigError(f"the model's tokens are those of {own}: give it as data.tokenizer")
 
 
 def _place(steps: Steps, params: dict) -> TrainState:
@@ -249,10 +272,13 @@ def _place(steps: Steps, params: dict) -> TrainState:
 
 def _on_mesh(batch: HostBatch, mesh: Mesh, config: TrainConfig) -> Batch:
     """The rows that this process has, as its part of the global batch."""
-    rows = spec("B", (config.batch_size,), mesh.shape)
-    sharding = NamedSharding(mesh, PartitionSpec(*rows, None))
+    parts = spec("B", (config.batch_size,), mesh.shape)
+    sharding = NamedSharding(mesh, PartitionSpec(*parts, None))
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(
+            sharding, rows, (config.batch_size, rows.shape[1])
+        )
+        for name, rows in batch.items()
     }
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import os
 from typing import ClassVar
 
 import jax
 from jax.sharding import AxisType, Mesh
 
 from jaxllm.sharding import MESH_AXES
+
+THREADS_PER_DEVICE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,15 @@ class MeshConfig:
                 raise ValueError(f"mesh.{name}={size} is less than 1")
 
 
+def use_virtual_devices(count: int) -> None:
+    """Makes the CPU look like `count` devices. Call it before anything has used a device."""
+    # A collective holds one thread for each device until all have come. XLA's pool has as many
+    # threads as the machine has cores, and programs in flight would wait for each other forever.
+    os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
 def make_mesh(**sizes: int) -> Mesh:
     """The mesh of `make_mesh(fsdp=4, tensor=2)` over all devices; axes not named have size 1.
 
@@ -41,6 +53,7 @@ def make_mesh(**sizes: int) -> Mesh:
         named = " x ".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
         hint = ""
         if jax.default_backend() == "cpu":
-            hint = f"; for virtual CPU devices set JAX_NUM_CPU_DEVICES={needed}"
+            threads = THREADS_PER_DEVICE * needed
+            hint = f"; for virtual ones set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
         raise ValueError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

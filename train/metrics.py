@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib import import_module
+from itertools import count
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
@@ -40,8 +41,8 @@ class MetricLog:
     """Appends to `directory/metrics.jsonl` and, if asked, to TensorBoard and W&B.
 
     A resumed run takes back what it had written after step `resume_at`. A new run (None) moves a
-    file that it finds to `metrics.old.jsonl`. Construct it in one process only. Raises
-    ModuleNotFoundError naming the extra to install.
+    file it finds to `metrics.old.1.jsonl` or the next free number. Construct it in one process
+    only. Raises ModuleNotFoundError naming the extra to install.
     """
 
     def __init__(
@@ -140,7 +141,8 @@ def _number(value: SupportsFloat) -> float:
 
 def _take_back(path: Path, resume_at: int | None) -> None:
     if resume_at is None:
-        path.replace(path.with_name("metrics.old.jsonl"))
+        names = (f"metrics.old.{number}.jsonl" for number in count(1))
+        path.replace(next(old for old in map(path.with_name, names) if not old.exists()))
         return
     kept = [record for record in read_metrics(path) if record["step"] <= resume_at]
     rewritten = path.with_suffix(".tmp")

@@ -28,6 +28,10 @@ class ByteTokenizer:
             raise ValueError(f"{where} is NUL, which ends a document where tokens are bytes")
         return list(text.encode())
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The same as `encode`: a text of bytes has no token to begin with."""
+        return self.encode(text)
+
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of `ids`, with U+FFFD wherever they are not UTF-8."""
         return bytes(map(int, ids)).decode(errors="replace")
@@ -62,6 +66,11 @@ class FileTokenizer:
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`, none of them special, nothing added, nothing cut off."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The tokens of a text to be continued: begun as the tokenizer begins texts, not ended."""
+        ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        return ids[:-1] if ids[-1:] == [self.eos_id] and len(ids) > 1 else ids
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of `ids`, special tokens spelled out."""

@@ -64,20 +64,23 @@ class Fields:
         self.data = data
         self.known: set[str] = set()
         self.problems: list[str] = []
+        self.is_complete = True  # whether every value taken is the file's own, or a default
 
     def take(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
         """The field's value; null and absence give the default. An int will do for a float."""
         self.known.add(name)
         value = self.data.get(name)
         if value is None:
-            if default is REQUIRED:
-                self.problems.append(f"{name} is missing")
-                return kind()
-            return default
+            if default is not REQUIRED:
+                return default
+            self.problems.append(f"{name} is missing")
+            self.is_complete = False
+            return kind()
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
             self.problems.append(f"{name}={value!r} is not of type {kind.__name__}")
+            self.is_complete = False
             return kind() if default is REQUIRED else default
         return value
 

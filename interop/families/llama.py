@@ -13,7 +13,8 @@ IGNORED_FIELDS = (
     *("_name_or_path", "architectures", "model_type", "transformers_version", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "pretraining_tp"),
     *("output_attentions", "output_hidden_states", "return_dict", "problem_type"),
-    *("id2label", "label2id", "chunk_size_feed_forward"),
+    *("id2label", "label2id", "chunk_size_feed_forward", "is_llama_config"),
+    *("_attn_implementation_autoset", "transformers.js_config"),
 )
 
 
@@ -22,6 +23,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     fields.require("hidden_act", "silu")
     fields.require("attention_dropout", 0.0)
     fields.require("is_encoder_decoder", False)
+    fields.require("rope_interleaved", False)
     fields.ignore(*IGNORED_FIELDS)
     heads = fields.take("num_attention_heads", int)
     width = fields.take("hidden_size", int)
@@ -51,6 +53,8 @@ def _read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     theta = fields.take("rope_theta", float, 10000.0)
     old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
     rope = Fields(new or old)
+    if old and new and old != new:
+        fields.problems.append(f"rope_scaling={old!r} and rope_parameters={new!r} differ")
     rope.require("partial_rotary_factor", 1.0)
     theta = rope.take("rope_theta", float, theta)
     kind = rope.take("rope_type", str, rope.take("type", str, "default"))

@@ -1,8 +1,6 @@
 """Parity of a checkpoint on disk: transformers runs it, we run it, and the two are compared."""
 
 import dataclasses
-import importlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxllm.interop.directory import read_json
+from jaxllm.interop.hugging_face import require_torch
 from jaxllm.interop.load import load_pretrained
 from jaxllm.interop.tensors import CheckpointError
 from jaxllm.models.decoder import Decoder
@@ -57,7 +57,7 @@ def check_checkpoint(
         )
     path = Path(path)
     _check_folder(path)
-    _require_transformers()
+    require_torch()
     if model is None:
         model = load_pretrained(path, dtype="float32")
     vocab_size = model.config.vocab_size
@@ -70,16 +70,6 @@ def check_checkpoint(
     return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
 
 
-def _require_transformers() -> None:
-    try:
-        importlib.import_module("transformers")
-        importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"parity runs the reference in PyTorch: pip install jaxllm[torch] ({error})"
-        ) from error
-
-
 def _check_folder(path: Path) -> None:
     """Refuses what transformers cannot run, or what there are no taps for."""
     if not path.is_dir():
@@ -87,14 +77,10 @@ def _check_folder(path: Path) -> None:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
-            f"{path} has no config.json; the reference is run by transformers, which needs a folder"
-            " of Hugging Face"
+            f"{path} has no config.json, and transformers, which runs the reference, needs one: "
+            f"`jaxllm convert {path} NEW --to hf` makes such a folder"
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{config_file} is not valid JSON: {error}") from None
-    family = config.get("model_type") if isinstance(config, dict) else None
+    family = read_json(config_file).get("model_type")
     if family not in TAPS:
         raise CheckpointError(f"{path} is of model_type {family!r}; known are {', '.join(TAPS)}")
 

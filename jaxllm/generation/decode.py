@@ -120,7 +120,7 @@ def _until_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
 def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} is less than 1")
-    if not prompts:
+    if len(prompts) == 0:
         raise ValueError("no prompts")
     vocab_size = model.config.vocab_size
     for i, prompt in enumerate(prompts):

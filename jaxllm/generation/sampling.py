@@ -1,6 +1,7 @@
 """From logits to tokens: greedy, temperature, top-k, top-p. Pure functions of logits and keys."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} is negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} is not a number from 0 up")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} is less than 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:

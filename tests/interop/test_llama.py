@@ -322,6 +322,30 @@ def test_fields_that_change_no_number_are_kept(llama, tmp_path):
     assert exported["torch_dtype"] == "float32"
 
 
+PUBLISHED = {
+    "SmolLM2": {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"}},
+    },
+    "transformers-4.48": {"_attn_implementation_autoset": True},
+}
+
+
+@pytest.mark.parametrize("fields", PUBLISHED.values(), ids=PUBLISHED)
+def test_fields_that_published_models_have_are_understood_and_kept(fields, llama, tmp_path):
+    edit_config(llama, **fields)
+    save_pretrained(load_pretrained(llama), tmp_path / "out")
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: exported.get(name, "lost") for name in fields} == fields
+
+
+def test_neighbouring_pairs_in_a_hugging_face_file_are_refused(llama):
+    """nanotron's word for the other layout; transformers would not look at it."""
+    edit_config(llama, rope_interleaved=True)
+    assert "rope_interleaved=True" in problems(llama)
+
+
 COMPANIONS = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -390,6 +414,13 @@ def test_a_problem_of_a_config_is_named_beside_another(changes, said, llama):
     message = problems(llama)
     assert said in message
     assert "no_such_field=1" in message
+
+
+def test_a_problem_of_the_sizes_is_named_beside_one_of_the_activation(llama):
+    edit_config(llama, hidden_act="gelu", num_key_value_heads=4)
+    message = problems(llama)
+    assert "hidden_act='gelu'" in message
+    assert "num_kv_heads=4" in message
 
 
 NAMES = [

@@ -71,7 +71,7 @@ def test_a_new_run_sets_the_numbers_of_another_aside(tmp_path):
     old = (tmp_path / "metrics.jsonl").read_text()
     write_run(tmp_path, range(1))
     write_run(tmp_path / "elsewhere", range(1), resume_at=5)
-    assert (tmp_path / "metrics.old.jsonl").read_text() == old
+    assert (tmp_path / "metrics.old.1.jsonl").read_text() == old
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
 
 

@@ -59,7 +59,7 @@ def test_temperature_zero_takes_the_most_likely():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature=-1.0 is negative"),
+        ({"temperature": -1.0}, "temperature=-1.0 is not a number from 0 up"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0 is less than 1"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"),
         ({"top_k": 5}, "need a temperature above 0"),

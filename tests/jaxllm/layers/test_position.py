@@ -181,7 +181,7 @@ def test_rotation_is_multiplication_of_complex_numbers(layout, scaling):
 )
 @scalings(PLAIN, {"linear4.0": LINEAR["linear4.0"]})
 def test_rotation_is_that_of_transformers_up_to_position_131071(head_dim, theta, scaling):
-    q_BTNH, k_BTKH = draw(2, POSITIONS.size, 4, head_dim), draw(2, POSITIONS.size, 2, head_dim)
+    q_BTNH, k_BTKH = np.split(draw(2, POSITIONS.size, 6, head_dim), [4], axis=2)
     positions_BT = np.stack([POSITIONS, POSITIONS[::-1]])
     rotary = theirs(head_dim, theta, scaling)
     cos, sin = rotary(torch.zeros(()), torch.tensor(positions_BT))
@@ -191,7 +191,7 @@ def test_rotation_is_that_of_transformers_up_to_position_131071(head_dim, theta,
     frequencies = rope_frequencies(head_dim, theta, scaling)
     for x, reference in zip((q_BTNH, k_BTKH), expected, strict=True):
         ours = apply_rope(jnp.asarray(x), jnp.asarray(positions_BT), frequencies, "half")
-        assert relative_l2(ours, reference) < 10 * TOLERANCE
+        assert relative_l2(ours, reference) < TOLERANCE
 
 
 def test_the_layouts_are_each_other_s_permutation():
@@ -204,17 +204,20 @@ def test_the_layouts_are_each_other_s_permutation():
     assert not np.array_equal(half, apply_rope(x_BTNH, positions_BT, frequencies, "interleaved"))
 
 
+@jax.jit
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    return apply_rope(x_BTNH, positions_BT, rope_frequencies(32, 1e4, None), "half")
+
+
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_a_score_depends_on_the_distance_alone(query, key, shift):
-    frequencies = rope_frequencies(32, 1e4, None)
-    rotate = jax.jit(lambda x, p: apply_rope(x, p, frequencies, "half"))
+    q, k = np.split(draw(1, 2, 1, 32), 2, axis=1)
 
     def score(query: int, key: int) -> float:
-        q, k = draw(1, 1, 1, 32), draw(1, 2, 1, 32)[:, :1]
         return float((rotate(q, jnp.array([[query]])) * rotate(k, jnp.array([[key]]))).sum())
 
-    assert score(query, key) == pytest.approx(score(query + shift, key + shift), abs=1e-3)
+    assert score(query, key) == pytest.approx(score(query + shift, key + shift), abs=5e-3)
 
 
 def test_positions_are_exact_where_activations_are_bfloat16():
