@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     _set_environment()
     try:
-        return arguments.run(arguments, rest) if rest else arguments.run(arguments)
+        arguments.overrides = rest
+        return arguments.run(arguments)
     except KeyboardInterrupt:
         print("jaxllm: interrupted", file=sys.stderr)
         return 130
@@ -118,15 +119,15 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     return 0 if quickstart(Path(arguments.output), arguments.steps) else 1
 
 
-def _train(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+def _train(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         arguments.show_help()
-        return 0 if "-h" in overrides or "--help" in overrides else 2
+        return 0 if {"-h", "--help"} & set(arguments.overrides) else 2
     from jaxllm.interop import load_pretrained
     from jaxllm.train import load_config, make_mesh, train
 
     _log_to_stderr()
-    config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, arguments.overrides)
     model = None
     if config.init_from is not None and not arguments.resume:
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)

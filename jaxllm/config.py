@@ -27,8 +27,11 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         _check_choice(self, "kind", ("linear", "llama3"))
-        if self.factor < 1:
-            raise ValueError(f"RopeScaling.factor={self.factor} is less than 1")
+        for name in ("factor", "original_max_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"RopeScaling.{name}={getattr(self, name)} is less than 1")
+        if self.low_freq_factor <= 0:
+            raise ValueError(f"RopeScaling.low_freq_factor={self.low_freq_factor} is not positive")
         if self.high_freq_factor < self.low_freq_factor:
             raise ValueError(
                 f"high_freq_factor={self.high_freq_factor} is less than "
@@ -70,6 +73,9 @@ class DecoderConfig:
         for name in (*sizes, "mlp_dim", "max_len"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is less than 1")
+        for name in ("norm_eps", "rope_theta"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not positive")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"

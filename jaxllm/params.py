@@ -40,7 +40,16 @@ def named_parameters(model: Decoder) -> dict[str, nnx.Variable]:
 
 
 def with_arrays(model: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
-    """The model with these arrays as its parameters; `arrays` must name every one."""
+    """The model with these arrays as its parameters.
+
+    Raises ValueError unless `arrays` names every parameter, no other, in its shape.
+    """
+    wanted = {
+        name: variable.get_value().shape for name, variable in named_parameters(model).items()
+    }
+    given = {name: array.shape for name, array in arrays.items()}
+    if wrong := {name for name, _ in wanted.items() ^ given.items()}:
+        raise ValueError(f"not the parameters of this model: {', '.join(sorted(wrong))}")
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     values = [(path, v.replace(arrays[".".join(map(str, path))])) for path, v in flat]

@@ -4,10 +4,9 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxllm.config import DecoderConfig
-from jaxllm.models import build
+from jaxllm.models import build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import named_parameters, with_arrays
 
@@ -26,7 +25,7 @@ TINY = DecoderConfig(
 
 def random_model(seed: int = 0, **changes: object) -> Decoder:
     """A tiny model with distinct random numbers in every parameter; no norm scale is one."""
-    model = build(dataclasses.replace(TINY, **changes), rngs=nnx.Rngs(seed))
+    model = build_abstract(dataclasses.replace(TINY, **changes))
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, variable in named_parameters(model).items():

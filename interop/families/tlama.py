@@ -21,7 +21,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     width = fields.take("d_model", int, 4096)
     multiplier = fields.take("ffn_dim_multiplier", float, None)
     init = fields.take("weight_init", list, [0.02, 0.0])
-    if len(init) != 2 or not isinstance(init[0], float) or init[1] != 0:
+    if len(init) != 2 or type(init[0]) not in (int, float) or init[1] != 0:
         fields.problems.append(f"weight_init={init!r} is not [std, 0.0]")
         init = [0.02, 0.0]
     config = {

@@ -1,4 +1,4 @@
-"""Whole models. The type of a config decides the class of its model."""
+"""Whole models."""
 
 from flax import nnx
 
@@ -7,12 +7,10 @@ from jaxllm.models.decoder import Decoder, Output, with_scanned_layers
 
 __all__ = ["Decoder", "Output", "build", "build_abstract", "with_scanned_layers"]
 
-MODELS = {DecoderConfig: Decoder}
-
 
 def build(config: DecoderConfig, *, rngs: nnx.Rngs) -> Decoder:
     """The model that `config` describes, with random weights."""
-    return MODELS[type(config)](config, rngs=rngs)
+    return Decoder(config, rngs=rngs)
 
 
 def build_abstract(config: DecoderConfig) -> Decoder:

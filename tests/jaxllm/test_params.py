@@ -80,9 +80,11 @@ def test_with_arrays_replaces_every_parameter_and_needs_all(model):
     before = values(model)
     assert_same_bits(values(with_arrays(model, new)), {k: np.asarray(v) for k, v in new.items()})
     assert_same_bits(values(model), before)
-    del new["final_norm.scale"]
-    with pytest.raises(KeyError, match=r"final_norm\.scale"):
-        with_arrays(model, new)
+    wrong = {**new, "final_norm.bias": new["final_norm.scale"]}
+    wrong["embed.embedding"] = new["embed.embedding"].T
+    del wrong["final_norm.scale"]
+    with pytest.raises(ValueError, match=r": embed\.embedding, final_norm\.bias, final_norm\.scale"):
+        with_arrays(model, wrong)
 
 
 def test_names_are_those_of_the_attributes():
