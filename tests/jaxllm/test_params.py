@@ -83,7 +83,8 @@ def test_with_arrays_replaces_every_parameter_and_needs_all(model):
     wrong = {**new, "final_norm.bias": new["final_norm.scale"]}
     wrong["embed.embedding"] = new["embed.embedding"].T
     del wrong["final_norm.scale"]
-    with pytest.raises(ValueError, match=r": embed\.embedding, final_norm\.bias, final_norm\.scale"):
+    named = r": embed\.embedding, final_norm\.bias, final_norm\.scale"
+    with pytest.raises(ValueError, match=named):
         with_arrays(model, wrong)
 
 
