@@ -182,5 +182,5 @@ def _summarise(folder: Path, checks: Sequence[Check], seconds: float) -> None:
     console.print(table)
     for path in sorted(folder.iterdir()):
         files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-        size = sum(file.stat().st_size for file in files) / 1e6
-        console.print(f"  {path}{'/' if path.is_dir() else ''}  {size:.1f} MB", highlight=False)
+        size = sum(file.stat().st_size for file in files) / 1e3
+        console.print(f"  {path}{'/' if path.is_dir() else ''}  {size:,.0f} kB", highlight=False)

@@ -2,6 +2,14 @@
 
 from .config import ConfigError, TrainConfig, load_config
 from .loop import TrainResult, train
-from .mesh import make_mesh
+from .mesh import make_mesh, use_virtual_devices
 
-__all__ = ["ConfigError", "TrainConfig", "TrainResult", "load_config", "make_mesh", "train"]
+__all__ = [
+    "ConfigError",
+    "TrainConfig",
+    "TrainResult",
+    "load_config",
+    "make_mesh",
+    "train",
+    "use_virtual_devices",
+]

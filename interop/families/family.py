@@ -122,6 +122,12 @@ def nearest(name: str, candidates: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def refuse(spelling: str, holds: Mapping[str, bool]) -> None:
+    """Raises ValueError with every architecture that holds and that `spelling` cannot say."""
+    if wrong := [what for what, is_so in holds.items() if is_so]:
+        raise ValueError(f"{spelling} cannot say {'; '.join(wrong)}")
+
+
 def decoder_sizes(config: DecoderConfig) -> dict[str, int]:
     """The axes of a decoder's rules: the legend's letters, and a head's pairs (r 2, h H/2)."""
     return {

@@ -10,8 +10,8 @@ from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs
-from .mlp_width import mlp_width, width_fields
+from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs, refuse
+from .meta_fields import mlp_width, unsaid_by_meta, width_fields
 
 # The constants of Meta's own `apply_scaling`, where `params.json` does not give them.
 SCALED_ROPE = RopeScaling(kind="llama3", factor=8.0, high_freq_factor=4.0)
@@ -67,20 +67,15 @@ def _released_length(theta: float, scaling: RopeScaling | None) -> int:
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `params.json`. Raises ValueError for what it cannot say."""
     scaling = config.rope_scaling
-    problems = {
-        f"head_dim={config.head_dim} is not embed_dim / num_heads": (
-            config.head_dim * config.num_heads != config.embed_dim
-        ),
-        "attn_bias": config.attn_bias,
-        "mlp_bias": config.mlp_bias,
+    unsaid = {
+        **unsaid_by_meta(config),
         "linear RoPE scaling": scaling is not None and scaling.kind != "llama3",
         "RoPE low_freq_factor and original_max_len other than 1 and 8192": (
             scaling is not None
             and (scaling.low_freq_factor, scaling.original_max_len) != (1.0, 8192)
         ),
     }
-    if wrong := [problem for problem, holds in problems.items() if holds]:
-        raise ValueError(f"params.json cannot say {'; '.join(wrong)}")
+    refuse("params.json", unsaid)
     json = {
         **base,
         "dim": config.embed_dim,

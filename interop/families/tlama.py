@@ -9,8 +9,8 @@ from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 from jaxllm.layers.position import rope_frequencies
 
-from .family import Derived, Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs
-from .mlp_width import mlp_width, width_fields
+from .family import Derived, Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs, refuse
+from .meta_fields import mlp_width, unsaid_by_meta, width_fields
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
@@ -44,16 +44,10 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """The constructor's arguments. Raises ValueError for what they cannot say."""
-    problems = {
-        f"head_dim={config.head_dim} is not embed_dim / num_heads": (
-            config.head_dim * config.num_heads != config.embed_dim
-        ),
-        "attn_bias": config.attn_bias,
-        "mlp_bias": config.mlp_bias,
-        "RoPE scaling": config.rope_scaling is not None,
-    }
-    if wrong := [problem for problem, holds in problems.items() if holds]:
-        raise ValueError(f"a TlamaConfig cannot say {'; '.join(wrong)}")
+    refuse(
+        "a TlamaConfig",
+        {**unsaid_by_meta(config), "RoPE scaling": config.rope_scaling is not None},
+    )
     json = {
         **base,
         "model_type": "tlama",

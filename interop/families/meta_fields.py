@@ -1,4 +1,4 @@
-"""The rule by which Meta's code and its descendants round the width of an MLP."""
+"""What the configs of Meta's code and its descendants say and do not say."""
 
 from jaxllm.config import DecoderConfig
 
@@ -32,3 +32,13 @@ def width_fields(config: DecoderConfig, base: Json, *, thirds_with_multiplier: b
     # Half a unit above F, so that truncation lands on F whatever the rounding of the quotient.
     multiplier = (F + 0.5) / mlp_width(D, 1, None, thirds=thirds_with_multiplier)
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
+
+
+def unsaid_by_meta(config: DecoderConfig) -> dict[str, bool]:
+    """What these configs have no field for, and whether the config needs it."""
+    is_derived = config.head_dim * config.num_heads == config.embed_dim
+    return {
+        f"head_dim={config.head_dim} is not embed_dim / num_heads": not is_derived,
+        "attn_bias": config.attn_bias,
+        "mlp_bias": config.mlp_bias,
+    }
