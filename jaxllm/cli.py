@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -23,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     if rest and arguments.command != "train":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    _set_environment()
     try:
+        _set_environment()
         arguments.overrides = rest
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -130,7 +131,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     model = None
     if config.init_from is not None and not arguments.resume:
-        mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+        mesh = make_mesh(**dataclasses.asdict(config.mesh))
         model = load_pretrained(config.init_from, mesh=mesh, dtype="float32")
     result = train(config, model, resume=arguments.resume)
     if result.held_out_loss is not None:

@@ -75,7 +75,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The run of a YAML file, with `--a.b value` overrides.
 
     Raises ConfigError with every field that is unknown (and the nearest known one), missing or
-    of the wrong type. An unknown override ends the process with status 2 and a suggestion.
+    of the wrong type. A bad override ends the process with status 2 and a suggestion.
     """
     import yaml
 
@@ -90,16 +90,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         return config
     import tyro
 
-    try:
-        return tyro.cli(
-            TrainConfig,
-            prog=f"jaxllm train {path}",
-            args=list(overrides),
-            default=config,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
-    except ValueError as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from None
+    return tyro.cli(
+        TrainConfig,
+        prog=f"jaxllm train {path}",
+        args=list(overrides),
+        default=config,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 def _read_yaml(text: str) -> Any:

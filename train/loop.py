@@ -75,7 +75,9 @@ def train(
         start = int(state.step)
         _announce(config, model, mesh, batches, start)
         report = stack.enter_context(Report(config, folder, start if resume else None))
-        held_out_loss = _evaluate(steps, state, batches, mesh, config)
+        held_out_loss = None
+        if start in (0, config.steps):
+            held_out_loss = _evaluate(steps, state, batches, mesh, config)
         if start == 0:
             report.held_out(0, held_out_loss)
         data = batches.train(start)

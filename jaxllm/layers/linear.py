@@ -87,7 +87,7 @@ def _project_backward(equation: str, saved: tuple[Array, Array], dy: Array) -> t
     dy = dy.astype(x.dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dx = einsum(f"{y_dims},{kernel_dims}->{x_dims}", dy, kernel.astype(x.dtype))
-    flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # the contracted ones first
+    flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # B and T, summed here, last
     x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)
     x_flipped = jax.lax.platform_dependent(
         x_flipped, cpu=jax.lax.optimization_barrier, default=lambda same: same
