@@ -18,8 +18,7 @@ from jaxllm.params import shardings, with_arrays
 
 from . import native
 from .directory import open_checkpoint
-from .families import Table
-from .plan import Assembly, make_plan
+from .plan import Assembly, Plan, make_plan
 from .tensors import CheckpointError, StoredTensor
 
 
@@ -45,7 +44,7 @@ def load_pretrained(
         return native.load(path, mesh=mesh, dtype=dtype)
     checkpoint = open_checkpoint(path)
     plan = make_plan(checkpoint)
-    _check_copies(plan.table, checkpoint.tensors, path)
+    _check_copies(plan, path)
     config = plan.config
     if dtype is not None:
         config = dataclasses.replace(config, param_dtype=dtype, dtype=dtype)
@@ -53,7 +52,7 @@ def load_pretrained(
     placed = {} if mesh is None else shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
     arrays = {
-        name: _place(assembly, checkpoint.tensors, placed.get(name, alone), dtype)
+        name: _place(assembly, plan.tensors, placed.get(name, alone), dtype)
         for name, assembly in plan.assemblies.items()
     }
     model = with_arrays(model, arrays)
@@ -86,14 +85,15 @@ def _place(
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def _check_copies(table: Table, tensors: Mapping[str, StoredTensor], path: Path) -> None:
+def _check_copies(plan: Plan, path: Path) -> None:
     """Refuses copies that are not copies: tied heads and tensors replicated over the shards."""
-    pairs = [(copy, original) for copy, original in table.tied.items() if copy in tensors]
-    for rule in table.rules:
+    tensors = plan.tensors
+    pairs = [(copy, original) for copy, original in plan.table.tied.items() if copy in tensors]
+    for rule, sizes in plan.rules:
         if rule.replicated:
-            for name, index in rule.stored.names(table.sizes):
-                first = rule.stored.spell({**index, **dict.fromkeys(rule.replicated, 0)})
-                pairs.append((name, first))
+            for name, index in rule.stored.names(sizes):
+                original = {**index, **dict.fromkeys(rule.replicated, 0)}
+                pairs.append((name, rule.stored.spell(original, sizes)))
     if problems := [
         f"{copy} should be a copy of {original} but differs from it"
         for copy, original in pairs

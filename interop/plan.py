@@ -10,10 +10,12 @@ from typing import get_args
 import numpy as np
 
 from jaxllm.config import DecoderConfig, Dtype
+from jaxllm.models import build_abstract
+from jaxllm.params import stacks
 
 from .directory import Checkpoint
 from .families import Fields, Layout, Table, nearest
-from .rules import Index, Range, Side, Sizes, Transfer
+from .rules import BoundRule, Index, Range, Side, Sizes, Transfer
 from .tensors import CheckpointError, StoredTensor
 
 
@@ -44,6 +46,8 @@ class Plan:
     config: DecoderConfig
     layout: Layout
     table: Table
+    rules: tuple[BoundRule, ...]
+    tensors: Mapping[str, StoredTensor]  # as the rules name them: the parts of fused ones apart
     assemblies: Mapping[str, Assembly]
 
 
@@ -61,24 +65,55 @@ def make_plan(checkpoint: Checkpoint) -> Plan:
         dtype = _main_dtype(tensors)
         config = DecoderConfig(**values, param_dtype=dtype, dtype=dtype)
         table = family.table(config, layout)
+        rules = table.bound(stacks(build_abstract(config)))
     except ValueError as error:
         if fields.is_complete:  # else it may follow from what is missing
             problems.append(f"{family.config_file}: {error}")
         raise CheckpointError(problems, checkpoint.path) from None
-    problems += check_tensors(table, tensors)
+    tensors = split_fused(rules, tensors)
+    problems += check_tensors(table, rules, tensors)
     if problems:
         raise CheckpointError(problems, checkpoint.path)
-    assemblies = dict(_assemblies(table, tensors))
+    assemblies = dict(_assemblies(rules, tensors))
     if mixed := _mixed_dtypes(assemblies, tensors):
         raise CheckpointError(mixed, checkpoint.path)
-    return Plan(config, layout, table, assemblies)
+    return Plan(config, layout, table, rules, tensors, assemblies)
 
 
-def check_tensors(table: Table, tensors: Mapping[str, StoredTensor]) -> list[str]:
+def split_fused(
+    rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The tensors, with each fused one replaced by its parts, as far as it has rows for them."""
+    split = dict(tensors)
+    for fused, parts in fused_parts(rules).items():
+        whole = tensors.get(fused)
+        if whole is None or not whole.shape:
+            continue
+        rows = [shape[0] for shape in parts.values()]
+        if sum(rows) != whole.shape[0]:
+            continue
+        del split[fused]
+        for part, start, count in zip(parts, np.cumsum([0, *rows]), rows, strict=False):
+            split[part] = whole.rows(part, int(start), count)
+    return split
+
+
+def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The name of each fused tensor, and the names and shapes of its parts in their order."""
+    fused: dict[str, dict[str, tuple[int, ...]]] = {}
+    for bound in rules:
+        for name, shape in bound.stored():
+            whole, is_part, _ = name.partition("#")
+            if is_part:
+                fused.setdefault(whole, {})[name] = shape
+    return fused
+
+
+def check_tensors(
+    table: Table, rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
+) -> list[str]:
     """What is missing, unexpected or mis-shaped, with the name or the axis that was meant."""
-    expected = {
-        name: rule.stored for rule in table.rules for name, _ in rule.stored.names(table.sizes)
-    }
+    expected = {name: bound for bound in rules for name, _ in bound.stored()}
     optional = {*table.tied, *(derived.name for derived in table.derived)}
     missing = [name for name in expected if name not in tensors]
     unexpected = [
@@ -89,8 +124,8 @@ def check_tensors(table: Table, tensors: Mapping[str, StoredTensor]) -> list[str
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
     ]
     shapes = {
-        name: _shape_problem(side, tensors[name].shape, table.sizes)
-        for name, side in expected.items()
+        name: _shape_problem(bound.rule.stored, tensors[name].shape, bound.sizes)
+        for name, bound in expected.items()
         if name in tensors
     }
     dtypes = {
@@ -137,12 +172,12 @@ def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
 
 
 def _assemblies(
-    table: Table, tensors: Mapping[str, StoredTensor]
+    rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> Iterator[tuple[str, Assembly]]:
-    for rule in table.rules:
-        transfer = rule.stacked("L").importing(table.sizes)
-        first = rule.stored.spell(dict.fromkeys(rule.stored.name_axes, 0))
-        for name, index in transfer.target.names(table.sizes):
+    for rule, sizes in rules:
+        transfer = rule.importing(sizes)
+        first = rule.stored.spell(dict.fromkeys(rule.stored.name_axes, 0), sizes)
+        for name, index in transfer.target.names(sizes):
             yield name, Assembly(transfer, index, tensors[first].dtype)
 
 

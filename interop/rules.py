@@ -5,7 +5,12 @@
 
 Each side is a name and the dimensions of the array under that name. A dimension is an axis or,
 in brackets, several axes merged, the first varying slowest. An axis may also live in the name:
-`{L}` stands for its index, `{T:02}` for its index in two digits, `{G=gate|up}` for its label.
+`{L}` stands for its index, `{T:02}` for its index in two digits, `{G=gate|up}` for its label,
+`{K R}` for the index of two axes merged. A stored name that ends in `#part` is a part of a fused
+tensor, whose parts follow each other along its first dimension in the order of their rules:
+
+    Rule("h.{L}.qkv.weight#q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H"),
+    Rule("h.{L}.qkv.weight#k : (K H) D", "layers.{L}.attn.k_proj.kernel : D K H"),
 
 Both sides must have the same axes. A rule is thereby a relabelling of indices, so it is a
 bijection, both directions come from the one line, a round trip returns the same bits, and any
@@ -25,8 +30,11 @@ import numpy as np
 Sizes = Mapping[str, int]
 Index = Mapping[str, int]
 Range = tuple[int, int]
+# By the path of a list of layers, each array's label and the layers that it holds. One layer's
+# array is not stacked and its label is the layer's number; that of others is a slice, as in "0:32".
+Stacks = Mapping[str, Mapping[str, range]]
 
-_PLACEHOLDER = re.compile(r"\{(\w+)(?::(\d+))?(?:=([^}]*))?\}")
+_PLACEHOLDER = re.compile(r"\{(\w+(?: \w+)*)(?::(\d+))?(?:=([^}]*))?\}")
 _DIMENSION = re.compile(r"\(([^()]*)\)|(\w+)")
 
 
@@ -51,7 +59,9 @@ class Side:
     @cached_property
     def name_axes(self) -> tuple[str, ...]:
         """The axes that live in the name."""
-        return tuple(match[1] for match in _PLACEHOLDER.finditer(self.name))
+        return tuple(
+            axis for match in _PLACEHOLDER.finditer(self.name) for axis in match[1].split()
+        )
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -67,12 +77,14 @@ class Side:
         """The shape of the array under each name."""
         return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
 
-    def spell(self, index: Index) -> str:
+    def spell(self, index: Index, sizes: Sizes) -> str:
         """The name at these positions of its axes."""
 
         def fill(match: re.Match[str]) -> str:
-            axis, width, labels = match.groups()
-            position = index[axis]
+            axes, width, labels = match.groups()
+            position = 0
+            for axis in axes.split():
+                position = position * sizes[axis] + index[axis]
             return labels.split("|")[position] if labels else f"{position:0{width or 1}}"
 
         return _PLACEHOLDER.sub(fill, self.name)
@@ -81,13 +93,23 @@ class Side:
         """Every name, and the positions of its axes."""
         for positions in itertools.product(*(range(sizes[axis]) for axis in self.name_axes)):
             index = dict(zip(self.name_axes, positions, strict=True))
-            yield self.spell(index), index
+            yield self.spell(index, sizes), index
 
-    def stacked(self, axis: str) -> Self:
-        """This side with `axis` moved from its name to the front of its array."""
-        if axis not in self.name_axes:
-            return self
-        name = re.sub(rf"\{{{axis}\}}\.", "", self.name)
+    def at(self, axis: str, positions: Sequence[int], sizes: Sizes) -> Self:
+        """This side with `axis`, which lives in the name, cut down to some of its positions."""
+
+        def label(match: re.Match[str]) -> str:
+            if match[1] != axis:
+                return match[0]
+            whole = Side(match[0], ())
+            labels = "|".join(whole.spell({axis: i}, sizes) for i in positions)
+            return f"{{{axis}={labels}}}"
+
+        return dataclasses.replace(self, name=_PLACEHOLDER.sub(label, self.name))
+
+    def stacked(self, axis: str, label: str) -> Self:
+        """This side with `axis` moved from its name, where `label` replaces it, to the array."""
+        name = re.sub(rf"\{{{axis}(:\d+)?(=[^}}]*)?\}}", label, self.name)
         return dataclasses.replace(self, name=name, dims=((axis,), *self.dims))
 
 
@@ -95,16 +117,25 @@ class Side:
 class Rule:
     """Stored tensors on the left, a model's arrays on the right, the same numbers in both.
 
-    A `replicated` axis is in the stored name alone: every tensor along it is a copy.
+    A `replicated` axis is in the stored name alone: every tensor along it is a copy. `layers` are
+    the positions of the axis in the model's name `layers.{L}` at which the rule holds; None: all.
     """
 
     stored: Side
     model: Side
     replicated: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
 
-    def __init__(self, stored: str | Side, model: str | Side, replicated: str = ""):
+    def __init__(
+        self,
+        stored: str | Side,
+        model: str | Side,
+        replicated: str = "",
+        layers: Sequence[int] | None = None,
+    ):
         sides = [Side.parse(side) if isinstance(side, str) else side for side in (stored, model)]
         copies = tuple(replicated.split())
+        object.__setattr__(self, "layers", None if layers is None else tuple(layers))
         object.__setattr__(self, "stored", sides[0])
         object.__setattr__(self, "model", sides[1])
         object.__setattr__(self, "replicated", copies)
@@ -139,9 +170,33 @@ class Rule:
         """From the model's arrays to the stored tensors."""
         return Transfer(self.model, self.stored, sizes)
 
-    def stacked(self, axis: str) -> "Rule":
-        """The rule for a model whose arrays are stacked along `axis`."""
-        return Rule(self.stored, self.model.stacked(axis), " ".join(self.replicated))
+    def bound(self, sizes: Sizes, stacks: Stacks) -> "Iterator[BoundRule]":
+        """The rule for a model whose layers are stacked so: once for each stack it holds for."""
+        layered = re.match(r"((?:\w+\.)*layers)\.\{(\w+)\}\.", self.model.name)
+        if layered is None:
+            yield BoundRule(self, sizes)
+            return
+        path, axis = layered.groups()
+        for label, positions in stacks[path].items():
+            if self.layers is not None and not set(positions) <= set(self.layers):
+                continue
+            stored = self.stored.at(axis, positions, sizes)
+            one = self.model.at(axis, positions, sizes)
+            model = one.stacked(axis, label) if len(positions) > 1 else one
+            rule = Rule(stored, model, " ".join(self.replicated))
+            yield BoundRule(rule, {**sizes, axis: len(positions)})
+
+
+class BoundRule(NamedTuple):
+    """A rule and the sizes of its axes."""
+
+    rule: Rule
+    sizes: Sizes
+
+    def stored(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every stored tensor's name and shape."""
+        side = self.rule.stored
+        return ((name, side.shape(self.sizes)) for name, _ in side.names(self.sizes))
 
 
 class Piece(NamedTuple):
@@ -185,7 +240,7 @@ class Transfer:
             for positions in itertools.product(*(range(*ranges[a]) for a in source.name_axes)):
                 at = dict(zip(source.name_axes, positions, strict=True))
                 narrowed = {axis: (position, position + 1) for axis, position in at.items()}
-                yield Piece(source.spell(at), {**ranges, **narrowed}, place, region)
+                yield Piece(source.spell(at, sizes), {**ranges, **narrowed}, place, region)
 
     def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
         """Copies one piece of `tensor` to its place in `out`, the box that was asked for."""

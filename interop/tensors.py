@@ -7,7 +7,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
@@ -79,6 +79,12 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Bytes of the tensor in C order; a strided one may lie in fewer or more."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, name: str, start: int, count: int) -> "StoredTensor":
+        """The tensor, under another name, of `count` rows from `start` on."""
+        row = self.strides[0] if self.strides else math.prod(self.shape[1:])
+        offset = self.offset + start * row * self.dtype.itemsize
+        return replace(self, name=name, shape=(count, *self.shape[1:]), offset=offset)
 
     def open(self) -> np.ndarray:
         """A read-only view of the file, in which nothing is read before it is touched."""

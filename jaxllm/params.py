@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.config import from_dict, to_dict
+from jaxllm.layers.stack import held
 from jaxllm.models import build, build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.origin import Origin
@@ -33,7 +34,7 @@ def split(model: Decoder) -> tuple[Callable[[Params], Decoder], Params]:
 
 
 def named_parameters(model: Decoder) -> dict[str, nnx.Variable]:
-    """Every parameter by its dotted name, as in `layers.attn.q_proj.kernel`."""
+    """Every parameter by its dotted name, as in `layers.0:32.attn.q_proj.kernel`."""
     return {
         ".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))
     }
@@ -54,6 +55,20 @@ def with_arrays(model: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
     flat = nnx.to_flat_state(state)
     values = [(path, v.replace(arrays[".".join(map(str, path))])) for path, v in flat]
     return nnx.merge(graphdef, nnx.from_flat_state(values))
+
+
+def stacks(model: Decoder) -> dict[str, dict[str, range]]:
+    """By the path of each list of layers, its arrays' labels and the layers that each one holds.
+
+    As in `{"layers": {"0:32": range(0, 32)}}`, of `layers.0:32.attn.q_proj.kernel`.
+    """
+    found: dict[str, dict[str, range]] = {}
+    for name in named_parameters(model):
+        path, is_layer, rest = name.rpartition("layers.")
+        if is_layer:
+            label = rest.partition(".")[0]
+            found.setdefault(path + "layers", {})[label] = held(label)
+    return found
 
 
 def letters(variable: nnx.Variable) -> str:

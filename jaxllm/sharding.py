@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
 DIMS: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),  # batch
@@ -23,6 +23,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "H": (),  # head_dim
     "F": ("tensor",),  # mlp_dim
     "V": ("tensor",),  # vocab_size
+    "E": ("expert",),  # experts
     "L": (),  # layers, where stacked
     ".": (),  # any dimension kept whole
 }

@@ -88,7 +88,7 @@ def test_convert_writes_what_loads_again(byte_model, tmp_path, capsys):
     ).stat().st_size
     a, b = (load_pretrained(folder) for folder in (byte_model, tmp_path / "hf"))
     np.testing.assert_array_equal(
-        a.layers.mlp.up_proj.kernel[...], b.layers.mlp.up_proj.kernel[...]
+        a.layers["0:3"].mlp.up_proj.kernel[...], b.layers["0:3"].mlp.up_proj.kernel[...]
     )
     capsys.readouterr()
     assert main(["convert", str(byte_model), str(tmp_path / "hf")]) == 1

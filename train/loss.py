@@ -7,8 +7,12 @@ from jax import Array, lax
 from jaxllm.models.decoder import Decoder
 
 
-def next_token_loss(model: Decoder, tokens: Array, mask_BT: Array, chunk: int) -> Array:
+def next_token_loss(
+    model: Decoder, tokens: Array, mask_BT: Array, chunk: int
+) -> tuple[Array, Array]:
     """The summed negative log-likelihood, in nats, of each masked-in token given those before it.
+
+    And the model's auxiliary loss, which is a mean already.
 
     Args:
         model: of any size of vocabulary.
@@ -17,7 +21,7 @@ def next_token_loss(model: Decoder, tokens: Array, mask_BT: Array, chunk: int) -
         chunk: how many tokens of a sequence have their logits in memory at a time. Their logits
             are computed again for the gradient if there is more than one chunk.
     """
-    x_BTD, _ = model.hidden(tokens[:, :-1])
+    x_BTD, _, aux_loss = model.hidden(tokens[:, :-1])
     targets_BT = tokens[:, 1:]
 
     def chunk_loss(x_BTD: Array, targets_BT: Array, mask_BT: Array) -> Array:
@@ -25,7 +29,7 @@ def next_token_loss(model: Decoder, tokens: Array, mask_BT: Array, chunk: int) -
 
     length = targets_BT.shape[1]
     if length <= chunk:
-        return chunk_loss(x_BTD, targets_BT, mask_BT)
+        return chunk_loss(x_BTD, targets_BT, mask_BT), aux_loss
     # Chunks along T, so that the batch stays sharded as it is.
     num_chunks = -(-length // chunk)
     chunks = [_cut(x, num_chunks, chunk) for x in (x_BTD, targets_BT, mask_BT)]
@@ -34,7 +38,7 @@ def next_token_loss(model: Decoder, tokens: Array, mask_BT: Array, chunk: int) -
         jnp.zeros((), jnp.float32),
         tuple(chunks),
     )
-    return total
+    return total, aux_loss
 
 
 def cross_entropy(logits_BTV: Array, targets_BT: Array) -> Array:

@@ -49,8 +49,12 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
         placed, optimizer_shardings(optimizer, params, placed, mesh), everywhere
     )
 
-    def loss(params: Params, batch: Batch) -> Array:
+    def losses(params: Params, batch: Batch) -> tuple[Array, Array]:
         return next_token_loss(bind(params), batch["tokens"], batch["mask"], config.loss_chunk)
+
+    def loss(params: Params, batch: Batch) -> Array:
+        total, aux_loss = losses(params, batch)
+        return total + aux_loss * jnp.sum(batch["mask"])
 
     def init(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
@@ -69,7 +73,7 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
         return TrainState(params, moments, state.step + 1), metrics
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return loss(params, batch), jnp.sum(batch["mask"])
+        return losses(params, batch)[0], jnp.sum(batch["mask"])
 
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),

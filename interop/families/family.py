@@ -2,13 +2,13 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.rules import Rule
+from jaxllm.interop.rules import BoundRule, Rule, Stacks
 from jaxllm.interop.tensors import StoredTensor
 
 Json = dict[str, Any]
@@ -41,6 +41,10 @@ class Table:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copy: original
     derived: tuple[Derived, ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: why
+
+    def bound(self, stacks: Stacks) -> tuple[BoundRule, ...]:
+        """The rules, with their sizes, for a model whose layers are stacked so."""
+        return tuple(bound for rule in self.rules for bound in rule.bound(self.sizes, stacks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +126,32 @@ def nearest(name: str, candidates: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def refuse(spelling: str, holds: Mapping[str, bool]) -> None:
-    """Raises ValueError with every architecture that holds and that `spelling` cannot say."""
+# Sizes, which every spelling has, and what does not bear on the numbers of a forward pass.
+_SAID_BY_ALL = {
+    *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+    *("max_len", "norm_eps", "rope_layout", "init_std", "param_dtype", "dtype", "scan_layers"),
+    "remat",
+}
+
+
+def refuse(
+    spelling: str, config: DecoderConfig, says: Collection[str], holds: Mapping[str, bool]
+) -> None:
+    """Raises ValueError with all of a config's architecture that `spelling` cannot say.
+
+    Args:
+        spelling: its name, for the message.
+        config: of which every field that is not Llama's must be among `says`.
+        says: the names of fields.
+        holds: what the spelling cannot say of those fields, and whether the config has it.
+    """
+    unsaid = {
+        f"{field.name}={value!r}": value != field.default
+        for field in dataclasses.fields(config)
+        if field.name not in {*_SAID_BY_ALL, *says}
+        for value in [getattr(config, field.name)]
+    }
+    holds = {**unsaid, **holds}
     if wrong := [what for what, is_so in holds.items() if is_so]:
         raise ValueError(f"{spelling} cannot say {'; '.join(wrong)}")
 

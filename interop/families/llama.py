@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs
+from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs, refuse
 
 # Bookkeeping, token ids and generation settings: none of them bears on a forward pass.
 IGNORED_FIELDS = (
@@ -28,6 +28,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     heads = fields.take("num_attention_heads", int)
     width = fields.take("hidden_size", int)
     theta, scaling = _read_rope(fields)
+    bias = fields.take("attention_bias", bool, False)
     config = {
         "vocab_size": fields.take("vocab_size", int),
         "embed_dim": width,
@@ -40,7 +41,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "norm_eps": fields.take("rms_norm_eps", float, 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "attn_bias": fields.take("attention_bias", bool, False),
+        "qkv_bias": bias,
+        "attn_out_bias": bias,
         "mlp_bias": fields.take("mlp_bias", bool, False),
         "tie_embeddings": fields.take("tie_word_embeddings", bool, False),
         "init_std": fields.take("initializer_range", float, 0.02),
@@ -78,6 +80,13 @@ def _read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json` in the spelling of transformers 4, which 5 reads as well."""
+    biases = ("qkv_bias", "attn_out_bias", "mlp_bias")
+    refuse(
+        "model_type 'llama'",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", *biases),
+        {"qkv_bias without attn_out_bias, or the reverse": config.qkv_bias != config.attn_out_bias},
+    )
     kept = {k: v for k, v in base.items() if k not in ("rope_parameters", "dtype")}
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -95,7 +104,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": _write_scaling(config.rope_scaling),
-        "attention_bias": config.attn_bias,
+        "attention_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
@@ -135,7 +144,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     ]
     if not config.tie_embeddings:
         rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
-    if config.attn_bias:
+    if config.qkv_bias:
         rules += [
             Rule(attn + "q_proj.bias : (N r h)", "layers.{L}.attn.q_proj.bias : N " + pairs),
             Rule(attn + "k_proj.bias : (K r h)", "layers.{L}.attn.k_proj.bias : K " + pairs),

@@ -35,10 +35,6 @@ def width_fields(config: DecoderConfig, base: Json, *, thirds_with_multiplier: b
 
 
 def unsaid_by_meta(config: DecoderConfig) -> dict[str, bool]:
-    """What these configs have no field for, and whether the config needs it."""
+    """What these configs leave to be derived, and whether the config differs from that."""
     is_derived = config.head_dim * config.num_heads == config.embed_dim
-    return {
-        f"head_dim={config.head_dim} is not embed_dim / num_heads": not is_derived,
-        "attn_bias": config.attn_bias,
-        "mlp_bias": config.mlp_bias,
-    }
+    return {f"head_dim={config.head_dim} is not embed_dim / num_heads": not is_derived}

@@ -75,7 +75,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
             and (scaling.low_freq_factor, scaling.original_max_len) != (1.0, 8192)
         ),
     }
-    refuse("params.json", unsaid)
+    refuse("params.json", config, ("rope_theta", "rope_scaling", "tie_embeddings"), unsaid)
     json = {
         **base,
         "dim": config.embed_dim,

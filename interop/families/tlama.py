@@ -44,10 +44,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """The constructor's arguments. Raises ValueError for what they cannot say."""
-    refuse(
-        "a TlamaConfig",
-        {**unsaid_by_meta(config), "RoPE scaling": config.rope_scaling is not None},
-    )
+    refuse("a TlamaConfig", config, ("rope_theta", "tie_embeddings"), unsaid_by_meta(config))
     json = {
         **base,
         "model_type": "tlama",

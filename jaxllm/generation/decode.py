@@ -86,7 +86,10 @@ def _decode(
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), i))(rows)
         return sampling(model.unembed(x_BD[:, None])[:, 0], keys_B)
 
-    x_BTD, cache = model.hidden(tokens_BT, cache=model.init_cache(B, T + room))
+    positions_BT = jnp.arange(T)[None]
+    positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
+    empty = model.init_cache(B, T + room)
+    x_BTD, cache, _ = model.hidden(tokens_BT, positions=positions_BT, cache=empty)
     first_B = choose(x_BTD[rows, lengths_B - 1], jnp.int32(0))
     out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
 
@@ -97,7 +100,7 @@ def _decode(
     def step(carry: tuple) -> tuple:
         i, token_B, is_done_B, cache, out_BR = carry
         positions_B1 = (lengths_B + i - 1)[:, None]
-        x_B1D, cache = model.hidden(token_B[:, None], positions=positions_B1, cache=cache)
+        x_B1D, cache, _ = model.hidden(token_B[:, None], positions=positions_B1, cache=cache)
         token_B = choose(x_B1D[:, 0], i)
         is_done_B |= jnp.isin(token_B, eos_ids)
         return i + 1, token_B, is_done_B, cache, out_BR.at[:, i].set(token_B)

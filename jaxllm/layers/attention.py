@@ -1,5 +1,6 @@
-"""Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
+"""Grouped-query attention (Ainslie et al., 2023)."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -7,27 +8,38 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, LayerKind, Temperature
 from jaxllm.layers.cache import KVCache
 from jaxllm.layers.linear import Linear
-from jaxllm.layers.position import apply_rope, rope_frequencies
+from jaxllm.layers.mask import Sight, same_segment
+from jaxllm.layers.norm import Norm, normalize
+from jaxllm.layers.position import Rotation, apply_rope
 from jaxllm.sharding import constrain
 
 MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
 MAX_BLOCKS = 16  # in a program, whatever the length
 
+# Added to the scores of queries and keys at these positions: (BT, BS) -> BNTS. B may be 1.
+Bias = Callable[[Array, Array], Array]
+
 
 class Attention(nnx.Module):
-    """Causal self-attention; with a cache, attention to everything in the cache."""
+    """Self-attention; with a cache, attention to everything in the cache."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        linear = partial(Linear, config=config, use_bias=config.attn_bias, rngs=rngs)
+        linear = partial(Linear, config=config, use_bias=config.qkv_bias, rngs=rngs)
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
         self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
-        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D))
-        self.config = config
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attn_out_bias)
+        q_norm = k_norm = None
+        if config.qk_norm == "head":
+            q_norm, k_norm = Norm("H", (H,), config), Norm("H", (H,), config)
+        elif config.qk_norm == "full":
+            q_norm, k_norm = Norm("NH", (N, H), config), Norm("KH", (K, H), config)
+        self.q_norm, self.k_norm = nnx.data(q_norm), nnx.data(k_norm)
+        self.config, self.kind = config, kind
 
     def __call__(
         self,
@@ -35,38 +47,83 @@ class Attention(nnx.Module):
         positions_BT: Array,
         segment_ids_BT: Array | None = None,
         cache: KVCache | None = None,
+        bias: Bias | None = None,
     ) -> tuple[Array, KVCache | None]:
         """The attended values, BTD, and the cache with `x` written to it."""
-        q_BTNH = constrain(self.q_proj(x_BTD), "BTNH")
-        k_BTKH = constrain(self.k_proj(x_BTD), "BTKH")
+        q_BTNH = self.place(self.q_proj(x_BTD), self.q_norm, positions_BT)
+        k_BTKH = self.place(self.k_proj(x_BTD), self.k_norm, positions_BT)
+        q_BTNH = constrain(self.heat(q_BTNH, positions_BT), "BTNH")
+        k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
-        q_BTNH = self.rotate(q_BTNH, positions_BT)
-        k_BTKH = self.rotate(k_BTKH, positions_BT)
+        config, sight = self.config, Sight.of(self.config, self.kind)
+        attend = partial(attention, scale=config.attn_scale, softcap=config.attn_softcap)
         if cache is None:
-            out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+            out_BTNH = self_attention(
+                *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT),
+                sight=sight,
+                bias=bias,
+                attend=attend,
+            )
         else:
             cache = cache.write(k_BTKH, v_BTKH, positions_BT)
-            out_BTNH = attention(q_BTNH, *cache, cache.visible(positions_BT))
+            slots_1C = jnp.arange(cache.length)[None]
+            mask_BTC = sight.mask(positions_BT, slots_1C)
+            offset = None if bias is None else bias(positions_BT, slots_1C)
+            out_BTNH = attend(q_BTNH, *cache, mask_BTC, offset)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
-    def rotate(self, x_BTNH: Array, positions_BT: Array) -> Array:
-        """Queries or keys with their positions in them."""
-        config = self.config
-        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        return apply_rope(x_BTNH, positions_BT, frequencies, config.rope_layout)
+    def place(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
+        """Queries or keys, normalised as the config says, with their positions in them."""
+        if norm is not None:
+            x_BTNH = norm(x_BTNH)
+        rotation = Rotation.of(self.config, self.kind)
+        if rotation is None:
+            return x_BTNH
+        x_BTNH = apply_rope(x_BTNH, positions_BT, rotation)
+        if self.config.qk_norm == "after_rope":
+            return normalize(x_BTNH, self.config.norm_eps).astype(x_BTNH.dtype)
+        return x_BTNH
+
+    def heat(self, q_BTNH: Array, positions_BT: Array) -> Array:
+        """Queries scaled by the temperature of their positions, on layers without RoPE."""
+        temperature = self.config.attn_temperature
+        if temperature is None or Rotation.of(self.config, self.kind) is not None:
+            return q_BTNH
+        growth_BT = temperature_growth(temperature, positions_BT)
+        return (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
 
 
-def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:
-    """`softmax(q k / sqrt(H)) v` where the mask is True, BTNH.
+def temperature_growth(temperature: Temperature, positions_BT: Array) -> Array:
+    """The factor of a query at each position, BT, in float32."""
+    steps_BT = jnp.floor((positions_BT.astype(jnp.float32) + 1) / temperature.floor_scale)
+    return 1 + temperature.scale * jnp.log1p(steps_BT)
 
-    Each key/value head serves G consecutive query heads. The mask may have 1 for B. The softmax
-    is in float32; a query that sees nothing gets the mean of v.
+
+def attention(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    mask_BTS: Array,
+    bias_BNTS: Array | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """`softmax(q k scale + bias) v` where the mask is True, BTNH; the scale is 1 / sqrt(H).
+
+    Each key/value head serves G consecutive query heads. Mask and bias may have 1 for B. The
+    softmax is in float32; a query that sees nothing gets the mean of v. A `softcap` bounds the
+    scores to `softcap * tanh(scores / softcap)`, before the bias.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) * H**-0.5
+    scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) * (scale or H**-0.5)
+    if softcap is not None:
+        scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
+    if bias_BNTS is not None:
+        scores_BKGTS += bias_BNTS.reshape(-1, K, N // K, *bias_BNTS.shape[2:])
     lowest = jnp.finfo(jnp.float32).min
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, lowest)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
@@ -74,25 +131,35 @@ def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> A
     return out_BTKGH.reshape(B, T, N, H)
 
 
-def causal_attention(
-    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None = None
+def self_attention(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    positions_BT: Array,
+    segment_ids_BT: Array | None = None,
+    *,
+    sight: Sight,
+    bias: Bias | None = None,
+    attend: Callable[..., Array] = attention,
 ) -> Array:
-    """Attention of each token to itself and to those before it in its segment, BTNH.
+    """Attention of each token to those of its segment that it sees, BTNH.
 
-    Goes by blocks of queries, each of which sees the keys up to its own end: half the work of
-    masking all T x T scores. The backward pass computes the probabilities again (Dao et al.,
-    2022), so that none are kept.
+    Positions must grow within a segment; they may have 1 for B. Goes by blocks of queries, each
+    of which meets only the keys in its reach: half the work of masking all T x T scores, or much
+    less with a window. The backward pass computes the probabilities again (Dao et al., 2022), so
+    that none are kept.
     """
     T = q_BTNH.shape[1]
     size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
-    attend = jax.checkpoint(attention)
+    attend = jax.checkpoint(attend)
     outs = []
     for start in range(0, T, size):
-        stop = min(start + size, T)
-        mask_BTS = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None]
+        own = slice(start, min(start + size, T))
+        seen = sight.keys(own.start, own.stop, T)
+        at = positions_BT[:, own], positions_BT[:, seen]
+        mask_BTS = sight.mask(*at)
         if segment_ids_BT is not None:
-            own, seen = segment_ids_BT[:, start:stop], segment_ids_BT[:, :stop]
-            mask_BTS &= own[:, :, None] == seen[:, None, :]
-        queries = q_BTNH[:, start:stop]
-        outs.append(attend(queries, k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS))
+            mask_BTS &= same_segment(segment_ids_BT[:, own], segment_ids_BT[:, seen])
+        offset = None if bias is None else bias(*at)
+        outs.append(attend(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, offset))
     return jnp.concatenate(outs, axis=1)

@@ -26,18 +26,23 @@ class KVCache(NamedTuple):
         shape = (batch_size, length, config.num_kv_heads, config.head_dim)
         return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
+    @property
+    def length(self) -> int:
+        """The number of slots."""
+        return self.k_BCKH.shape[-3]
+
     def write(self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array) -> Self:
-        """The cache with these tokens in it. A position past the last slot is dropped."""
-        slots = jnp.arange(positions_BT.shape[0])[:, None], positions_BT
+        """The cache with these tokens in it.
+
+        A token at a position past the last slot is dropped, and so is one at position -1, which
+        is padding. The positions may have 1 for B.
+        """
+        slots_BT = jnp.where(positions_BT < 0, self.length, positions_BT)
+        slots = jnp.arange(k_BTKH.shape[0])[:, None], slots_BT
         return type(self)(
             constrain(self.k_BCKH.at[slots].set(k_BTKH), "BCKH"),
             constrain(self.v_BCKH.at[slots].set(v_BTKH), "BCKH"),
         )
 
-    def visible(self, positions_BT: Array) -> Array:
-        """Which slots a query at each position may see, BTC."""
-        return jnp.arange(self.k_BCKH.shape[1]) <= positions_BT[..., None]
 
-
-# Of a whole model: stacked along a leading L, or one for each layer.
-Caches = KVCache | tuple[KVCache, ...]
+Caches = dict[str, KVCache]  # of a whole model, by the labels of its layers, stacked as they are

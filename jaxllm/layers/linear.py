@@ -66,6 +66,21 @@ class Embedding(nnx.Module):
         return project("BTD,VD->BTV", x_BTD, self.embedding[...])
 
 
+class PositionTable(nnx.Module):
+    """A learned vector for each position up to `max_len`."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        shape = (config.max_len, config.embed_dim)
+        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
+        self.dtype = config.dtype
+        self.embedding = nnx.Param(table, dims=".D")
+
+    def __call__(self, positions_BT: Array) -> Array:
+        """The vectors of the positions, BTD; NaN past the last, which no training has seen."""
+        table = constrain(self.embedding[...], "..")
+        return table.at[positions_BT].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def project(equation: str, x: Array, kernel: Array) -> Array:
     """`einsum(equation, x, kernel)` in the dtype of `x`, accumulated and returned in float32.

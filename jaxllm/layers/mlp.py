@@ -6,23 +6,36 @@ import jax
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import Activation, DecoderConfig
 from jaxllm.layers.linear import Linear
 from jaxllm.sharding import constrain
 
 
 class MLP(nnx.Module):
-    """SwiGLU (Shazeer, 2020): `down(silu(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`, as SwiGLU (Shazeer, 2020) is; ungated, `down(act(up(x)))`."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        D, F = config.embed_dim, config.mlp_dim
+    def __init__(self, config: DecoderConfig, *, mlp_dim: int | None = None, rngs: nnx.Rngs):
+        D, F = config.embed_dim, mlp_dim or config.mlp_dim
         linear = partial(Linear, config=config, use_bias=config.mlp_bias, rngs=rngs)
-        self.gate_proj = linear("BTD,DF->BTF", (D, F))
+        self.activation = config.activation
+        self.gate_proj = nnx.data(linear("BTD,DF->BTF", (D, F)) if config.gated_mlp else None)
         self.up_proj = linear("BTD,DF->BTF", (D, F))
         self.down_proj = linear("BTF,FD->BTD", (F, D))
 
     def __call__(self, x_BTD: Array) -> Array:
         """Each position transformed on its own, BTD."""
+        if self.gate_proj is None:
+            up_BTF = constrain(self.up_proj(x_BTD), "BTF")
+            return self.down_proj(activate(self.activation, up_BTF))
         gate_BTF = constrain(self.gate_proj(x_BTD), "BTF")
         up_BTF = constrain(self.up_proj(x_BTD), "BTF")
-        return self.down_proj(jax.nn.silu(gate_BTF) * up_BTF)
+        return self.down_proj(activate(self.activation, gate_BTF) * up_BTF)
+
+
+def activate(activation: Activation, x: Array) -> Array:
+    """The nonlinearity of this name, elementwise; `gelu_tanh` is the approximation of `gelu`."""
+    if activation == "gelu":
+        return jax.nn.gelu(x, approximate=False)
+    if activation == "gelu_tanh":
+        return jax.nn.gelu(x, approximate=True)
+    return {"silu": jax.nn.silu, "relu": jax.nn.relu}[activation](x)

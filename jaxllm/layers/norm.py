@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream."""
+"""Normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,37 @@ from jax import Array
 from jaxllm.config import DecoderConfig
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm (Zhang and Sennrich, 2019): normalise in float32, cast, then scale."""
+class Norm(nnx.Module):
+    """The config's norm over the dimensions `dims`, an array's last ones, with their shape.
 
-    def __init__(self, config: DecoderConfig):
+    `rms` (Zhang and Sennrich, 2019) normalises in float32, casts, then scales, as Llama does;
+    `rms_float32` scales before it casts; `rms_plus_one` does so by one more than its parameter
+    (Gemma). `layer` (Ba et al., 2016) also centres and adds a bias.
+    """
+
+    def __init__(self, dims: str, shape: tuple[int, ...], config: DecoderConfig):
+        self.kind = config.norm
         self.eps = config.norm_eps
-        self.scale = nnx.Param(jnp.ones(config.embed_dim, config.param_dtype), dims="D")
+        start = jnp.zeros if self.kind == "rms_plus_one" else jnp.ones
+        self.scale = nnx.Param(start(shape, config.param_dtype), dims=dims)
+        bias = nnx.Param(jnp.zeros(shape, config.param_dtype), dims=dims)
+        self.bias = nnx.data(bias if self.kind == "layer" else None)
 
-    def __call__(self, x_BTD: Array) -> Array:
-        """`x / rms(x) * scale`, in the dtype of `x`."""
-        h_BTD = x_BTD.astype(jnp.float32)
-        rms = jax.lax.rsqrt(jnp.mean(jnp.square(h_BTD), axis=-1, keepdims=True) + self.eps)
-        return (h_BTD * rms).astype(x_BTD.dtype) * self.scale[...].astype(x_BTD.dtype)
+    def __call__(self, x: Array) -> Array:
+        """`x` normalised, in its own shape and dtype."""
+        scale, axes = self.scale[...], tuple(range(-self.scale.ndim, 0))
+        h = x.astype(jnp.float32)
+        if self.bias is not None:
+            h = normalize(h - jnp.mean(h, axes, keepdims=True), self.eps, axes)
+            return (h * scale + self.bias[...]).astype(x.dtype)
+        h = normalize(h, self.eps, axes)
+        if self.kind == "rms":
+            return h.astype(x.dtype) * scale.astype(x.dtype)
+        offset = 1.0 if self.kind == "rms_plus_one" else 0.0
+        return (h * (offset + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+def normalize(x: Array, eps: float, axes: tuple[int, ...] = (-1,)) -> Array:
+    """`x / rms(x)` over the axes, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + eps)

@@ -1,10 +1,30 @@
 """Rotary position embedding (Su et al., 2021)."""
 
+from typing import NamedTuple, Self
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxllm.config import RopeLayout, RopeScaling
+from jaxllm.config import DecoderConfig, LayerKind, RopeLayout, RopeScaling
+
+
+class Rotation(NamedTuple):
+    """How a layer's queries and keys are rotated."""
+
+    frequencies: np.ndarray  # radians per position of each rotated pair
+    layout: RopeLayout
+
+    @classmethod
+    def of(cls, config: DecoderConfig, kind: LayerKind) -> Self | None:
+        """That of a layer of this kind; None if it has no RoPE."""
+        if config.positions != "rope" or kind.rope == "none":
+            return None
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if kind.rope == "local":
+            theta, scaling = config.local_rope_theta, None
+        rotated = int(config.head_dim * config.rope_fraction)
+        return cls(rope_frequencies(rotated, theta, scaling), config.rope_layout)
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -39,20 +59,22 @@ def _llama3_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.nda
     return scaled.astype(np.float32)
 
 
-def apply_rope(
-    x_BTNH: Array, positions_BT: Array, frequencies: np.ndarray, layout: RopeLayout
-) -> Array:
-    """Rotates each pair of `x` by `position * frequency`.
+def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
+    """Rotates each pair of the first elements of `x` by `position * frequency`.
 
-    Pair j is (j, j + H/2) in the `half` layout of Hugging Face Llama and (2j, 2j + 1) in the
-    `interleaved` layout of the paper and of Meta's code. Same dtype out as in.
+    Pair j of R rotated elements is (j, j + R/2) in the `half` layout of Hugging Face Llama and
+    (2j, 2j + 1) in the `interleaved` layout of the paper and of Meta's code. Elements past R
+    stay as they are. Same dtype out as in.
     """
     # float32: bfloat16 cannot tell position 257 from 256.
-    angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
+    angles = positions_BT[..., None, None].astype(jnp.float32) * rotation.frequencies
     sin, cos = jnp.sin(angles), jnp.cos(angles)
-    pairs = (2, -1) if layout == "half" else (-1, 2)
-    axis = -2 if layout == "half" else -1
-    x = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], *pairs)
+    R = 2 * rotation.frequencies.size
+    rotated, rest = x_BTNH[..., :R], x_BTNH[..., R:]
+    pairs = (2, -1) if rotation.layout == "half" else (-1, 2)
+    axis = -2 if rotation.layout == "half" else -1
+    x = rotated.astype(jnp.float32).reshape(*rotated.shape[:-1], *pairs)
     x1, x2 = jnp.take(x, 0, axis), jnp.take(x, 1, axis)
-    rotated = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
-    return rotated.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+    turned = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
+    turned = turned.reshape(rotated.shape).astype(x_BTNH.dtype)
+    return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned

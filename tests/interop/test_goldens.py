@@ -16,7 +16,7 @@ from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Layout
-from jaxllm.params import named_parameters, split
+from jaxllm.params import named_parameters, split, stacks
 
 TOLERANCE = 1e-5  # relative L2, float32
 FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -51,10 +51,10 @@ def as_stored(model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     family = next(family for family in FAMILIES if family.name == model.origin.family)
     table = family.table(model.config, Layout(**json.loads(model.origin.layout)))
     tensors = {}
-    for rule in table.rules:
-        transfer = rule.stacked("L").exporting(table.sizes)
-        for name, index in transfer.target.names(table.sizes):
-            out = np.empty(transfer.target.shape(table.sizes), np.float32)
+    for rule, sizes in table.bound(stacks(model)):
+        transfer = rule.exporting(sizes)
+        for name, index in transfer.target.names(sizes):
+            out = np.empty(transfer.target.shape(sizes), np.float32)
             for piece in transfer.pieces(index, [(0, size) for size in out.shape]):
                 transfer.copy(piece, arrays[piece.name], out)
             tensors[name] = out

@@ -21,7 +21,7 @@ from jaxllm.interop.directory import open_checkpoint
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.llama import LLAMA
 from jaxllm.models import build_abstract, with_scanned_layers
-from jaxllm.params import named_parameters, shardings, with_arrays
+from jaxllm.params import named_parameters, shardings, stacks, with_arrays
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
 LENGTH = 320
@@ -233,10 +233,10 @@ def test_the_layout_of_rotated_pairs_is_an_in_memory_matter(case, saved, tmp_pat
     table = LLAMA.table(config, Layout())
     tensors = open_checkpoint(saved(case)).tensors
     arrays = {}
-    for rule in table.rules:
-        transfer = rule.stacked("L").importing(table.sizes)
-        for name, index in transfer.target.names(table.sizes):
-            shape = transfer.target.shape(table.sizes)
+    for rule, sizes in table.bound(stacks(half)):
+        transfer = rule.importing(sizes)
+        for name, index in transfer.target.names(sizes):
+            shape = transfer.target.shape(sizes)
             out = np.empty(shape, np.float32)
             for piece in transfer.pieces(index, [(0, size) for size in shape]):
                 transfer.copy(piece, tensors[piece.name].open(), out)
@@ -496,7 +496,7 @@ def test_a_layer_in_another_dtype_cannot_be_stacked(llama):
     name = NAMES[2]
     edit_tensors(llama, lambda tensors: tensors.update({name: tensors[name].half()}))
     message = problems(llama)
-    assert "layers.attn.k_proj.kernel" in message
+    assert "layers.0:3.attn.k_proj.kernel" in message
     assert "float16 and float32" in message
 
 

@@ -369,6 +369,6 @@ def test_params_that_are_not_understood_are_named(changes, said, tmp_path):
 def test_what_params_json_cannot_say_is_refused(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     model = load_pretrained(folder)
-    model.config = dataclasses.replace(model.config, attn_bias=True, head_dim=16)
-    with pytest.raises(CheckpointError, match=r"(?s)(?=.*attn_bias)(?=.*head_dim=16)"):
+    model.config = dataclasses.replace(model.config, qkv_bias=True, attn_out_bias=True, head_dim=16)
+    with pytest.raises(CheckpointError, match=r"(?s)(?=.*qkv_bias)(?=.*head_dim=16)"):
         save_pretrained(model, tmp_path / "out")

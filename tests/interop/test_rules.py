@@ -126,9 +126,9 @@ def test_a_stacked_model_takes_the_same_rule():
     sizes = {"L": 3, "G": 2, "F": 4, "D": 5}
     stored = by_index(rule.stored, sizes)
     one_by_one = convert(rule.importing(sizes), stored)
-    stacked = rule.stacked("L")
-    assert stacked.model == Side("layers.mlp.w_in", (("L",), ("D",), ("G",), ("F",)))
-    whole = convert(stacked.importing(sizes), stored)["layers.mlp.w_in"]
+    [(stacked, bound)] = rule.bound(sizes, {"layers": {"0:3": range(3)}})
+    assert stacked.model == Side("layers.0:3.mlp.w_in", (("L",), ("D",), ("G",), ("F",)))
+    whole = convert(stacked.importing(bound), stored)["layers.0:3.mlp.w_in"]
     for layer in range(3):
         np.testing.assert_array_equal(whole[layer], one_by_one[f"layers.{layer}.mlp.w_in"])
     np.testing.assert_array_equal(stored["h.1.up.weight"].T, whole[1, :, 1])

@@ -44,7 +44,7 @@ def assert_same_bits(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray])
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(tie_embeddings=True, attn_bias=True)
+    return random_model(tie_embeddings=True, qkv_bias=True, attn_out_bias=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,11 @@ def test_names_are_those_of_the_attributes():
     stacked = named_parameters(build_abstract(TINY))
     listed = named_parameters(build_abstract(dataclasses.replace(TINY, scan_layers=False)))
     assert len(stacked) == 12
-    assert "layers.attn.q_proj.kernel" in stacked
+    assert "layers.0:3.attn.q_proj.kernel" in stacked
     expected = {
-        name.replace("layers.", f"layers.{i}.") for name in stacked for i in range(TINY.num_layers)
+        name.replace("layers.0:3.", f"layers.{i}.")
+        for name in stacked
+        for i in range(TINY.num_layers)
     }
     assert listed.keys() == expected
 

@@ -111,7 +111,8 @@ def test_dims_and_shape_must_have_the_same_length():
 
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize(
-    "changes", [{}, {"attn_bias": True, "mlp_bias": True}, {"tie_embeddings": True}]
+    "changes",
+    [{}, {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True}, {"tie_embeddings": True}],
 )
 def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
     model = build_abstract(dataclasses.replace(TINY, scan_layers=scan, **changes))
@@ -135,7 +136,7 @@ def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
 def test_layouts_are_mesh_shapes(sizes):
     """Each parameter has on each device exactly the part that its letters promise."""
     mesh = mesh_of(**sizes)
-    config = dataclasses.replace(EVEN, attn_bias=True, mlp_bias=True)
+    config = dataclasses.replace(EVEN, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
     model = build_abstract(config)
     placed = shardings(model, mesh)
     assert placed.keys() == named_parameters(model).keys()
@@ -173,4 +174,4 @@ def test_constrain_places_activations_under_a_mesh_and_does_nothing_without():
 def test_an_abstract_model_knows_its_letters_in_tree_mode():
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         names = named_parameters(build_abstract(TINY))
-    assert letters(names["layers.attn.q_proj.kernel"]) == "LDNH"
+    assert letters(names["layers.0:3.attn.q_proj.kernel"]) == "LDNH"

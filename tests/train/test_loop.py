@@ -152,7 +152,7 @@ def saved_optimizer(output: str | Path) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded)]
 
 
-whole_loss = jax.jit(lambda model, tokens, mask: next_token_loss(model, tokens, mask, 512))
+whole_loss = jax.jit(lambda model, tokens, mask: next_token_loss(model, tokens, mask, 512)[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -30,12 +30,12 @@ def batch():
 
 @functools.partial(jax.jit, static_argnums=3)
 def loss_of(model, tokens, mask_BT, chunk):
-    return next_token_loss(model, tokens, mask_BT, chunk)
+    return next_token_loss(model, tokens, mask_BT, chunk)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def value_and_gradient(params, bind, tokens, mask_BT, chunk):
-    return jax.value_and_grad(lambda p: next_token_loss(bind(p), tokens, mask_BT, chunk))(params)
+    return jax.value_and_grad(lambda p: next_token_loss(bind(p), tokens, mask_BT, chunk)[0])(params)
 
 
 def test_it_is_the_sum_of_torch_s_cross_entropy_where_the_mask_is(model, batch):
@@ -107,7 +107,7 @@ def test_chunks_save_the_memory_of_the_logits():
 
     def temporary(chunk: int) -> int:
         def loss(state, tokens, mask_BT):
-            return next_token_loss(nnx.merge(graphdef, state), tokens, mask_BT, chunk)
+            return next_token_loss(nnx.merge(graphdef, state), tokens, mask_BT, chunk)[0]
 
         compiled = jax.jit(jax.grad(loss)).lower(state, tokens, mask_BT).compile()
         return compiled.memory_analysis().temp_size_in_bytes

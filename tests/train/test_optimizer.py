@@ -74,7 +74,7 @@ def test_decay_hits_exactly_what_has_two_letters_or_more(scan):
 @pytest.mark.parametrize("scan", [True, False])
 def test_no_bias_decays(scan):
     """In PyTorch each is a vector, though ours of the heads has the letters N and H."""
-    model = random_model(scan_layers=scan, attn_bias=True, mlp_bias=True)
+    model = random_model(scan_layers=scan, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
     found = moved(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
     assert found == {name: name.endswith(("kernel", "embedding")) for name in found}
 
@@ -167,7 +167,7 @@ def test_moments_live_with_their_parameters():
 
 def test_letters_of_a_stacked_norm():
     model = build_abstract(TINY)
-    assert letters(named_parameters(model)["layers.attn_norm.scale"]) == "LD"
+    assert letters(named_parameters(model)["layers.0:3.attn_norm.scale"]) == "LD"
 
 
 @pytest.mark.parametrize(

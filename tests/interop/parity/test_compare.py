@@ -183,13 +183,13 @@ def test_bugs_are_caught_where_they_are(pair, tokens, bug, path):
     assert report.verdicts["layers"] == (path == "lm_head")
 
 
-def window_off_by_one(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=None):
+def window_off_by_one(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT, **_):
     T = q_BTNH.shape[1]
     mask_TS = jnp.tril(jnp.ones((T, T), bool)) & ~jnp.tril(jnp.ones((T, T), bool), -(T - 1))
     return attention.attention(q_BTNH, k_BTKH, v_BTKH, mask_TS[None])
 
 
-def tiled_heads(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=None):
+def tiled_heads(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT, **_):
     B, T, N, H = q_BTNH.shape
     mixed = q_BTNH.reshape(B, T, N // 2, 2, H).swapaxes(2, 3).reshape(B, T, N, H)
     mask_TS = jnp.tril(jnp.ones((T, T), bool))
@@ -199,7 +199,7 @@ def tiled_heads(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=None):
 @pytest.mark.parametrize("wrong", [window_off_by_one, tiled_heads])
 def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong):
     llama, model = pair
-    monkeypatch.setattr(attention, "causal_attention", wrong)
+    monkeypatch.setattr(attention, "self_attention", wrong)
     assert compare(llama, model, tokens).first_divergence.path == "layers.0.attn"
 
 

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.layers.block import apply_layers, stack, unstack
 from jaxllm.layers.cache import KVCache
+from jaxllm.layers.stack import apply_layers, restack
 
 TOLERANCE = 2e-6  # relative L2, float32
 B, T = 2, 9
@@ -21,12 +21,12 @@ SEGMENTS = jnp.asarray([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2])
 
 @pytest.fixture(scope="module")
 def stacked():
-    return random_model(attn_bias=True, mlp_bias=True).layers
+    return random_model(qkv_bias=True, attn_out_bias=True, mlp_bias=True).layers
 
 
 @pytest.fixture(scope="module")
 def listed(stacked):
-    return unstack(stacked)
+    return unstacked(stacked)
 
 
 def apply(layers, x_BTD, segment_ids=None, caches=None, remat="none"):
@@ -35,7 +35,7 @@ def apply(layers, x_BTD, segment_ids=None, caches=None, remat="none"):
     def step(block, x, cache):
         return block(x, positions_BT, segment_ids, cache)
 
-    return apply_layers(layers, step, x_BTD, caches, remat)
+    return apply_layers(layers, step, x_BTD, caches, remat)[:2]
 
 
 @functools.partial(jax.jit, static_argnames="remat")
@@ -51,6 +51,14 @@ def value_and_gradients(layers, x_BTD, remat):
     return jax.value_and_grad(loss, argnums=(0, 1))(state, x_BTD)
 
 
+def unstacked(layers):
+    return restack(layers, TINY.kinds, False)
+
+
+def stacked_again(layers):
+    return restack(layers, TINY.kinds, True)
+
+
 def leaves(tree) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
@@ -60,7 +68,7 @@ def bits(tree) -> list[bytes]:
 
 
 def test_a_block_adds_attention_and_then_the_mlp(listed):
-    block = listed[1]
+    block = listed["1"]
     positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
 
     @jax.jit
@@ -69,25 +77,26 @@ def test_a_block_adds_attention_and_then_the_mlp(listed):
         middle = x_BTD + attended
         return middle + block.mlp(block.mlp_norm(middle))
 
-    out, cache = jax.jit(lambda block, x: block(x, positions_BT, SEGMENTS))(block, X_BTD)
+    out, cache, aux_loss = jax.jit(lambda block, x: block(x, positions_BT, SEGMENTS))(block, X_BTD)
     assert cache is None
+    assert aux_loss == 0
     assert relative_l2(out, by_hand(block, X_BTD)) < TOLERANCE
 
 
-def test_stack_is_the_inverse_of_unstack(stacked, listed):
+def test_stack_is_the_inverse_of_unstacked(stacked, listed):
     assert len(listed) == TINY.num_layers
-    again = stack(listed)
+    again = stacked_again(listed)
     assert jax.tree.structure(again) == jax.tree.structure(stacked)
     assert bits(again) == bits(stacked)
-    assert [bits(block) for block in unstack(again)] == [bits(block) for block in listed]
+    assert [bits(block) for block in unstacked(again)] == [bits(block) for block in listed]
     firsts = [bits(block)[0] for block in listed]
     assert len(set(firsts)) == TINY.num_layers
 
 
 def test_stacking_keeps_letters_and_dtypes():
     model = random_model(param_dtype="bfloat16")
-    listed = unstack(model.layers)
-    for state in (nnx.state(listed[0]), nnx.state(stack(listed))):
+    listed = unstacked(model.layers)
+    for state in (nnx.state(listed["0"]), nnx.state(stacked_again(listed))):
         for _, variable in nnx.to_flat_state(state):
             assert variable.get_value().dtype == jnp.bfloat16
             assert variable.dims
@@ -98,7 +107,7 @@ def test_scanned_is_listed(stacked, listed):
     one_by_one = value_and_gradients(listed, X_BTD, "none")
     assert float(scanned[0]) == pytest.approx(float(one_by_one[0]), rel=1e-5)
     assert relative_l2(scanned[1][1], one_by_one[1][1]) < TOLERANCE
-    restacked = stack(nnx.merge(nnx.graphdef(listed), one_by_one[1][0]))
+    restacked = stacked_again(nnx.merge(nnx.graphdef(listed), one_by_one[1][0]))
     for ours, theirs in zip(leaves(scanned[1][0]), leaves(nnx.state(restacked)), strict=True):
         assert relative_l2(ours, theirs) < TOLERANCE
 
@@ -131,15 +140,17 @@ def test_recomputing_saves_memory(stacked):
 
 def test_caches_are_stacked_or_listed_as_the_blocks_are(stacked, listed):
     empty = KVCache.empty(TINY, B, T + 2)
-    many = KVCache(*(jnp.stack([x] * TINY.num_layers) for x in empty))
+    many = {"0:3": KVCache(*(jnp.stack([x] * TINY.num_layers) for x in empty))}
     scanned, stacked_caches = jax.jit(apply)(stacked, X_BTD, None, many)
-    one_by_one, listed_caches = jax.jit(apply)(listed, X_BTD, None, (empty,) * TINY.num_layers)
+    one_by_one, listed_caches = jax.jit(apply)(
+        listed, X_BTD, None, {str(i): empty for i in range(3)}
+    )
     assert relative_l2(scanned, one_by_one) < TOLERANCE
     assert relative_l2(scanned, jax.jit(apply)(stacked, X_BTD)[0]) < TOLERANCE
-    assert isinstance(stacked_caches, KVCache)
-    assert isinstance(listed_caches, tuple)
-    for i, cache in enumerate(listed_caches):
-        for ours, theirs in zip(cache, stacked_caches, strict=True):
+    assert list(stacked_caches) == ["0:3"]
+    assert list(listed_caches) == ["0", "1", "2"]
+    for i, cache in enumerate(listed_caches.values()):
+        for ours, theirs in zip(cache, stacked_caches["0:3"], strict=True):
             assert relative_l2(ours[:, :T], theirs[i, :, :T]) < TOLERANCE
             assert (ours[:, T:] == 0).all()
 
@@ -153,4 +164,7 @@ def test_low_precision_keeps_its_dtype_through_the_stack():
 
 
 def test_the_config_is_all_that_a_block_knows(listed):
-    assert dataclasses.replace(TINY, attn_bias=True, mlp_bias=True) == listed[0].attn.config
+    assert (
+        dataclasses.replace(TINY, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
+        == listed["0"].attn.config
+    )

@@ -13,7 +13,7 @@ TOLERANCE = 2e-6  # relative L2, float32
 
 
 def mlp_of(**changes):
-    return random_model(scan_layers=False, num_layers=1, **changes).layers[0].mlp
+    return random_model(scan_layers=False, num_layers=1, **changes).layers["0"].mlp
 
 
 def torch_mlp(x_BTD: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -12,13 +12,13 @@ from flax import nnx
 from tiny import TINY, relative_l2
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from jaxllm.layers.norm import RMSNorm
+from jaxllm.layers.norm import Norm
 
 TOLERANCE = 1e-6  # relative L2, float32
 
 
-def norm_of(scale: np.ndarray, **changes) -> RMSNorm:
-    norm = RMSNorm(dataclasses.replace(TINY, embed_dim=scale.size, **changes))
+def norm_of(scale: np.ndarray, **changes) -> Norm:
+    norm = Norm("D", scale.shape, dataclasses.replace(TINY, **changes))
     norm.scale.set_value(jnp.asarray(scale, norm.scale.get_value().dtype))
     return norm
 

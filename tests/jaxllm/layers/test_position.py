@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from jaxllm.config import RopeScaling
-from jaxllm.layers.position import apply_rope, rope_frequencies
+from jaxllm.layers.position import Rotation, apply_rope, rope_frequencies
 
 TOLERANCE = 1e-6  # relative L2, float32
 FAR = 131071
@@ -172,7 +172,9 @@ def test_rotation_is_multiplication_of_complex_numbers(layout, scaling):
     x_BTNH = draw(2, POSITIONS.size, 3, 16)
     for theta in THETAS:
         frequencies = rope_frequencies(16, theta, scaling)
-        ours = apply_rope(jnp.asarray(x_BTNH), jnp.asarray(positions_BT), frequencies, layout)
+        ours = apply_rope(
+            jnp.asarray(x_BTNH), jnp.asarray(positions_BT), Rotation(frequencies, layout)
+        )
         assert relative_l2(ours, rotated(x_BTNH, positions_BT, frequencies, layout)) < TOLERANCE
 
 
@@ -190,7 +192,7 @@ def test_rotation_is_that_of_transformers_up_to_position_131071(head_dim, theta,
     )
     frequencies = rope_frequencies(head_dim, theta, scaling)
     for x, reference in zip((q_BTNH, k_BTKH), expected, strict=True):
-        ours = apply_rope(jnp.asarray(x), jnp.asarray(positions_BT), frequencies, "half")
+        ours = apply_rope(jnp.asarray(x), jnp.asarray(positions_BT), Rotation(frequencies, "half"))
         assert relative_l2(ours, reference) < TOLERANCE
 
 
@@ -198,15 +200,17 @@ def test_the_layouts_are_each_other_s_permutation():
     frequencies = rope_frequencies(16, 1e4, None)
     x_BTNH, positions_BT = jnp.asarray(draw(1, 9, 2, 16)), jnp.arange(9)[None]
     order = np.arange(16).reshape(2, 8).T.ravel()  # interleaved element e is half element order[e]
-    half = apply_rope(x_BTNH, positions_BT, frequencies, "half")
-    interleaved = apply_rope(x_BTNH[..., order], positions_BT, frequencies, "interleaved")
+    half = apply_rope(x_BTNH, positions_BT, Rotation(frequencies, "half"))
+    interleaved = apply_rope(x_BTNH[..., order], positions_BT, Rotation(frequencies, "interleaved"))
     np.testing.assert_array_equal(half[..., order], interleaved)
-    assert not np.array_equal(half, apply_rope(x_BTNH, positions_BT, frequencies, "interleaved"))
+    assert not np.array_equal(
+        half, apply_rope(x_BTNH, positions_BT, Rotation(frequencies, "interleaved"))
+    )
 
 
 @jax.jit
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    return apply_rope(x_BTNH, positions_BT, rope_frequencies(32, 1e4, None), "half")
+    return apply_rope(x_BTNH, positions_BT, Rotation(rope_frequencies(32, 1e4, None), "half"))
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
@@ -223,7 +227,9 @@ def test_a_score_depends_on_the_distance_alone(query, key, shift):
 def test_positions_are_exact_where_activations_are_bfloat16():
     """bfloat16 itself cannot tell 257 from 256."""
     x_BTNH = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
-    out = apply_rope(x_BTNH, jnp.array([[256, 257]]), rope_frequencies(4, 1e4, None), "half")
+    out = apply_rope(
+        x_BTNH, jnp.array([[256, 257]]), Rotation(rope_frequencies(4, 1e4, None), "half")
+    )
     assert out.dtype == jnp.bfloat16
     exact = rotated(
         np.ones((1, 2, 1, 4)), np.array([[256, 257]]), rope_frequencies(4, 1e4, None), "half"

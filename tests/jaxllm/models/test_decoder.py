@@ -137,14 +137,14 @@ def test_a_tied_head_is_the_embedding():
     tied = random_model(tie_embeddings=True)
     assert "lm_head.kernel" not in named_parameters(tied)
     tokens = draw_tokens(2, 9)
-    x_BTD, _ = tied.hidden(tokens)
+    x_BTD, _, _ = tied.hidden(tokens)
     table = np.asarray(named_parameters(tied)["embed.embedding"].get_value(), np.float64)
     assert relative_l2(logits_of(tied, tokens), np.asarray(x_BTD) @ table.T) < TOLERANCE
 
 
 def test_an_untied_head_is_its_own(model):
     tokens = draw_tokens(2, 9)
-    x_BTD, _ = model.hidden(tokens)
+    x_BTD, _, _ = model.hidden(tokens)
     kernel = np.asarray(named_parameters(model)["lm_head.kernel"].get_value(), np.float64)
     assert relative_l2(logits_of(model, tokens), np.asarray(x_BTD) @ kernel) < TOLERANCE
 
@@ -163,7 +163,7 @@ def test_logits_are_float32_and_not_rounded(tied):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_scanned_is_one_by_one(tied):
-    scanned = random_model(tie_embeddings=tied, attn_bias=True)
+    scanned = random_model(tie_embeddings=tied, qkv_bias=True, attn_out_bias=True)
     listed = with_scanned_layers(scanned, False)
     tokens = draw_tokens(2, 11)
     assert relative_l2(logits_of(listed, tokens), logits_of(scanned, tokens)) < TOLERANCE
@@ -180,7 +180,7 @@ def test_the_same_form_is_the_same_model(model):
     assert with_scanned_layers(model, True) is model
     with_scanned_layers(model, False)
     assert model.config.scan_layers
-    assert "layers.attn.q_proj.kernel" in named_parameters(model)
+    assert "layers.0:3.attn.q_proj.kernel" in named_parameters(model)
 
 
 def test_seventy_billion_parameters_take_no_memory():
@@ -198,7 +198,7 @@ def test_seventy_billion_parameters_take_no_memory():
 
 def test_it_works_in_tree_mode():
     """The announced default of Flax: modules are trees, without shared references."""
-    config = dataclasses.replace(TINY, num_layers=2, attn_bias=True)
+    config = dataclasses.replace(TINY, num_layers=2, qkv_bias=True, attn_out_bias=True)
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         model = build(config, rngs=nnx.Rngs(0))
         nnx.check_pytree(model)

@@ -1,0 +1,174 @@
+"""The layers of a model in order, those that are alike stacked so that they are compiled once."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import Remat
+from jaxllm.layers.linear import PROJECTION
+
+Kind = TypeVar("Kind", bound=Hashable)
+# (a layer, x, the layer's cache) -> (x, the cache, the layer's auxiliary loss)
+Step = Callable[[Any, Array, Any], tuple[Array, Any, Array]]
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION),
+}
+
+
+class Run(NamedTuple):
+    """Layers that repeat with a period: `start` + offset + period * i, for each i < `repeats`."""
+
+    start: int
+    period: int
+    repeats: int
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each array of layers: "5" for one layer, a slice for those of a stack."""
+        start, period, repeats = self
+        if repeats == 1:
+            return [str(start + offset) for offset in range(period)]
+        step = f":{period}" if period > 1 else ""
+        stop = start + period * repeats
+        return [f"{first}:{stop}{step}" for first in range(start, start + period)]
+
+
+def runs(kinds: Sequence[Hashable], scan: bool) -> list[Run]:
+    """Cuts layers of these kinds into runs, each of which repeats the same kinds.
+
+    From the left, the period that covers the most layers, the shortest of such. Without `scan`
+    there is one run of all layers, repeated once.
+    """
+    if not scan:
+        return [Run(0, len(kinds), 1)]
+    found, start = [], 0
+    while start < len(kinds):
+        rest = kinds[start:]
+        candidates = [Run(start, period, _repeats(rest, period)) for period in _periods(len(rest))]
+        repeating = [run for run in candidates if run.repeats > 1] or [Run(start, 1, 1)]
+        best = max(repeating, key=lambda run: (run.period * run.repeats, -run.period))
+        found.append(best)
+        start += best.period * best.repeats
+    return found
+
+
+def _periods(count: int) -> range:
+    return range(1, count // 2 + 1)
+
+
+def _repeats(kinds: Sequence[Hashable], period: int) -> int:
+    repeats = 1
+    while list(kinds[repeats * period : (repeats + 1) * period]) == list(kinds[:period]):
+        repeats += 1
+    return repeats
+
+
+def held(label: str) -> range:
+    """The layers that an array of this label holds: "5" or, stacked, "0:32" or "1:24:6"."""
+    first, *rest = map(int, label.split(":"))
+    return range(first, *rest) if rest else range(first, first + 1)
+
+
+def labels(layers: nnx.Dict) -> list[str]:
+    """Those of the layers' arrays; a dict that is being traced holds more than layers."""
+    return [label for label in layers if label[0].isdigit()]
+
+
+def make_layers(
+    make: Callable[[Kind, Array], nnx.Module], kinds: Sequence[Kind], scan: bool, key: Array
+) -> nnx.Dict:
+    """`make(kind, key)` of each layer, by label; a run's layers are stacked along a leading L."""
+    keys = jax.random.split(key, len(kinds))
+    layers = {}
+    for run in runs(kinds, scan):
+        for label in run.labels:
+            positions = held(label)
+            kind, own = kinds[positions[0]], keys[positions.start : positions.stop : positions.step]
+            build = lambda key, kind=kind: make(kind, key)  # noqa: E731
+            layers[label] = jax.vmap(build)(own) if len(positions) > 1 else build(own[0])
+    return nnx.Dict(layers)
+
+
+def apply_layers(
+    layers: nnx.Dict, step: Step, x_BTD: Array, caches: Mapping[str, Any] | None, remat: Remat
+) -> tuple[Array, dict[str, Any] | None, Array]:
+    """Runs `step` over the layers in order: the last x, the caches by label, the auxiliary loss."""
+    written: dict[str, Any] = {}
+    aux_loss = jnp.zeros((), jnp.float32)
+    for run in _runs_of(layers):
+        blocks = tuple(layers[label] for label in run.labels)
+        given = None if caches is None else tuple(caches[label] for label in run.labels)
+        apply = partial(_apply_period, step, remat, run.repeats > 1)
+        if run.repeats > 1:
+            x_BTD, (own, losses) = jax.lax.scan(apply, x_BTD, (blocks, given))
+        else:
+            x_BTD, (own, losses) = apply(x_BTD, (blocks, given))
+        written.update(zip(run.labels, own, strict=True))
+        aux_loss += jnp.sum(losses)
+    return x_BTD, None if caches is None else written, aux_loss
+
+
+def _apply_period(
+    step: Step, remat: Remat, is_scanned: bool, x_BTD: Array, period: tuple
+) -> tuple[Array, tuple[tuple, Array]]:
+    """The layers of one period, one after the other."""
+    if remat != "none":
+        # A scanned body is compiled on its own, where no common subexpression can undo the remat.
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=not is_scanned)
+    blocks, given = period
+    written, aux_loss = [], jnp.zeros((), jnp.float32)
+    for i, block in enumerate(blocks):
+        x_BTD, cache, loss = step(block, x_BTD, None if given is None else given[i])
+        written.append(cache)
+        aux_loss += loss
+    return x_BTD, (tuple(written), aux_loss)
+
+
+def _runs_of(layers: nnx.Dict) -> list[Run]:
+    """The runs that the labels say."""
+    found: list[Run] = []
+    for positions in sorted(map(held, labels(layers)), key=lambda positions: positions.start):
+        if not found or positions.start >= found[-1].start + found[-1].period:
+            found.append(Run(positions.start, positions.step, len(positions)))
+    return found
+
+
+def restack(layers: nnx.Dict, kinds: Sequence[Hashable], scan: bool) -> nnx.Dict:
+    """The same layers stacked for a scan, or one by one.
+
+    One by one is faster to decode with, since a scan slices every kernel anew.
+    """
+    wanted = [label for run in runs(kinds, scan) for label in run.labels]
+    if set(wanted) == set(labels(layers)):
+        return layers
+    single: dict[int, nnx.Module] = {}
+    for label in labels(layers):
+        positions = held(label)
+        single.update(zip(positions, _split(layers[label], len(positions)), strict=True))
+    return nnx.Dict({label: _join([single[i] for i in held(label)]) for label in wanted})
+
+
+def _split(block: nnx.Module, count: int) -> list[nnx.Module]:
+    if count == 1:
+        return [block]
+    graphdef, stacked = nnx.split(block)
+    states = jax.jit(lambda tree: [_layer(tree, i) for i in range(count)])(stacked)
+    return [nnx.merge(graphdef, state) for state in states]
+
+
+def _layer(stacked: nnx.State, i: int) -> nnx.State:
+    return jax.tree.map(lambda x: x[i], stacked)
+
+
+def _join(blocks: Sequence[nnx.Module]) -> nnx.Module:
+    if len(blocks) == 1:
+        return blocks[0]
+    states = [nnx.state(block) for block in blocks]
+    return nnx.merge(nnx.graphdef(blocks[0]), jax.tree.map(lambda *xs: jnp.stack(xs), *states))
