@@ -3,8 +3,15 @@
 from .family import Derived, Family, Fields, Layout, Table, nearest
 from .llama import LLAMA
 from .meta_llama import META_LLAMA
+from .qwen3 import QWEN3
 from .tlama import TLAMA
 
 __all__ = ["FAMILIES", "Derived", "Family", "Fields", "Layout", "Table", "nearest"]
 
-FAMILIES = (LLAMA, META_LLAMA, TLAMA)
+# Of families that can say the same model, the first is written.
+FAMILIES = (
+    LLAMA,
+    QWEN3,
+    META_LLAMA,
+    TLAMA,
+)
