@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "`jaxllm train FILE --help` lists them."
     )
 
+    plan = add("plan", _plan, "Say what a run will take, before it is started.")
+    plan.add_argument("config", help="a YAML file, as in configs/")
+    plan.add_argument("--plot", metavar="PNG", help="draw the learning rate")
+    plan.add_argument("--json", action="store_true", help="print the figures as JSON")
+
     generate = add("generate", _generate, "Continue prompts with a model.")
     generate.add_argument("path", help="a checkpoint of any known family, or a run")
     generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
@@ -137,6 +142,22 @@ def _train(arguments: argparse.Namespace) -> int:
     if result.held_out_loss is not None:
         print(f"held-out loss {result.held_out_loss:.4f} nats per token")
     print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from jaxllm.train import load_config
+    from jaxllm.train.plan import plan
+    from jaxllm.train.plot import plot_schedule
+
+    config = load_config(arguments.config)
+    planned = plan(config)
+    if arguments.plot:
+        plot_schedule(config.optimizer, config.steps, arguments.plot)
+    if arguments.json:
+        print(json.dumps(planned._asdict()))
+    else:
+        print(planned)
     return 0
 
 

@@ -234,3 +234,16 @@ def test_resume_without_a_run_leaves_nothing_behind(tmp_path, capsys):
     assert main(["train", *arguments, "--mesh.data", "8"]) == 2
     assert "holds no checkpoint to resume from" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_says_what_a_run_takes(tmp_path, capsys):
+    config = str(ROOT / "configs" / "tiny.yaml")
+    assert main(["plan", config, "--plot", str(tmp_path / "schedule.png")]) == 0
+    out = capsys.readouterr().out
+    assert "parameters        " in out
+    assert "compute-optimal" in out
+    assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plan", config, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 60 * 16 * 128
+    assert main(["plan", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err

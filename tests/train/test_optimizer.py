@@ -19,7 +19,7 @@ from jaxllm.train.optimizer import (
     make_schedule,
     optimizer_shardings,
 )
-from jaxllm.train.schedule import warmup_cosine
+from jaxllm.train.schedule import warmup_decay
 
 TOLERANCE = 2e-6  # relative L2 of parameters, float32
 STEPS = 20
@@ -133,7 +133,7 @@ def test_twenty_steps_are_those_of_torch(scan):
 )
 def test_the_schedule_by_hand(step, rate):
     """Four steps of warm-up to 1.0, then a cosine down to 0.1 at step 12."""
-    assert float(warmup_cosine(1.0, 0.1, 4, 12)(step)) == pytest.approx(rate, rel=1e-6)
+    assert float(warmup_decay(1.0, 0.1, 4, 12)(step)) == pytest.approx(rate, rel=1e-6)
     assert rate_by_hand(step, peak=1.0, final=0.1, warmup=4, total=12) == pytest.approx(rate)
 
 

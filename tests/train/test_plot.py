@@ -1,16 +1,23 @@
-"""The picture of a run."""
+"""The pictures of a run."""
 
 import json
 import struct
 
 import pytest
 
-from jaxllm.train.plot import plot_losses
+from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.plot import plot_losses, plot_schedule
 
 
 def write(path, *records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+def size_of(png):
+    header = png.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    return struct.unpack(">II", header[16:])
 
 
 @pytest.mark.parametrize(
@@ -24,9 +31,13 @@ def write(path, *records):
 def test_the_picture_is_a_png_of_the_stated_size(tmp_path, records):
     png = tmp_path / "loss.png"
     plot_losses(write(tmp_path / "metrics.jsonl", *records), png)
-    header = png.read_bytes()[:24]
-    assert header.startswith(b"\x89PNG")
-    assert struct.unpack(">II", header[16:]) == (1200, 700)
+    assert size_of(png) == (1200, 700)
+
+
+def test_a_schedule_is_drawn_likewise(tmp_path):
+    png = tmp_path / "schedule.png"
+    plot_schedule(OptimizerConfig(warmup_steps=10, decay="multi_step"), 100, png)
+    assert size_of(png) == (1200, 700)
 
 
 def test_a_file_without_losses_is_named(tmp_path):

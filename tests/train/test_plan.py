@@ -1,0 +1,53 @@
+"""The plan of a run: counted by hand, by placement, and by the scaling law."""
+
+import dataclasses
+
+import pytest
+from tiny import TINY
+
+from jaxllm.params import count, initialize, named_parameters
+from jaxllm.train import TrainConfig, make_mesh
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.plan import optimal_parameters, parameters_per_device, plan
+
+RUN = TrainConfig(output="runs/x", steps=100, batch_size=8, seq_len=64, model=TINY)
+SIZES = {"data": 1, "fsdp": 2, "tensor": 4, "expert": 1}
+
+
+def test_counts_are_those_of_the_model():
+    planned = plan(RUN)
+    D, N, K, H, F = 32, 4, 2, 16, 56
+    layer = 2 * D + 2 * D * N * H + 2 * D * K * H + 3 * D * F
+    assert planned.parameters == 2 * 96 * D + D + 3 * layer
+    assert planned.tokens == 100 * 8 * 64
+    assert planned.operations == 6.0 * planned.parameters * planned.tokens
+
+
+def test_the_optimum_spends_the_same_arithmetic():
+    planned = plan(RUN)
+    spent = 6 * planned.optimal_parameters * planned.optimal_tokens
+    assert spent == pytest.approx(planned.operations)
+    assert planned.optimal_tokens == pytest.approx(20 * planned.optimal_parameters)
+
+
+def test_chinchilla_itself_is_near_the_optimum():
+    """70B parameters on 1.4T tokens (Hoffmann et al., 2022)."""
+    assert optimal_parameters(6 * 70e9 * 1.4e12) == pytest.approx(70e9)
+
+
+def test_memory_is_that_of_the_placed_parameters():
+    model = initialize(TINY, make_mesh(**SIZES), seed=0)
+    device = {}
+    for variable in named_parameters(model).values():
+        for shard in variable.get_value().addressable_shards:
+            device[shard.device] = device.get(shard.device, 0) + shard.data.size
+    assert parameters_per_device(TINY, SIZES) == max(device.values()) < count(model)
+    on_mesh = dataclasses.replace(RUN, mesh=MeshConfig(fsdp=2, tensor=4))
+    assert plan(on_mesh).bytes_per_device == 16 * max(device.values())
+
+
+def test_what_cannot_be_planned_is_explained():
+    with pytest.raises(ValueError, match="init_from='x' has no sizes"):
+        plan(dataclasses.replace(RUN, model=None, init_from="x"))
+    with pytest.raises(ValueError, match=r"operations=0\.0 is not a positive"):
+        optimal_parameters(0.0)

@@ -1,0 +1,86 @@
+"""What a run will take, before it is started: parameters, tokens, arithmetic, memory."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxllm.config import DecoderConfig
+from jaxllm.models import build_abstract
+from jaxllm.params import count, letters, named_parameters
+from jaxllm.sharding import MESH_AXES, spec
+
+from .config import TrainConfig
+
+TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al., 2022, table 3)
+BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments
+
+
+class Plan(NamedTuple):
+    """What a run takes. Arithmetic is 6 operations for each parameter and token."""
+
+    parameters: int
+    tokens: int  # of all steps
+    operations: float
+    optimal_parameters: float  # of the best model for so much arithmetic ...
+    optimal_tokens: float  # ... and the tokens that it should be trained on
+    bytes_per_device: int  # of parameters, gradients and moments on the fullest device
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """Compute-optimal is about 20."""
+        return self.tokens / self.parameters
+
+    def __str__(self) -> str:
+        return (
+            f"parameters        {self.parameters:,}\n"
+            f"tokens            {self.tokens:,}, {self.tokens_per_parameter:.3g} per parameter "
+            f"({TOKENS_PER_PARAMETER} are compute-optimal)\n"
+            f"arithmetic        {self.operations:.3g} operations\n"
+            f"best for as much  {self.optimal_parameters:.3g} parameters on "
+            f"{self.optimal_tokens:.3g} tokens\n"
+            f"on each device    {self.bytes_per_device / 2**20:,.1f} MiB of parameters, gradients "
+            "and moments"
+        )
+
+
+def plan(config: TrainConfig) -> Plan:
+    """What the run of a config takes. Its model must be in it, not in a checkpoint."""
+    if config.model is None:
+        raise ValueError(f"init_from={config.init_from!r} has no sizes to plan with; give model")
+    parameters = count(build_abstract(config.model))
+    tokens = config.steps * config.batch_size * config.seq_len
+    operations = 6.0 * parameters * tokens
+    best = optimal_parameters(operations)
+    mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+    held = parameters_per_device(config.model, mesh)
+    return Plan(
+        parameters,
+        tokens,
+        operations,
+        best,
+        TOKENS_PER_PARAMETER * best,
+        held * BYTES_PER_PARAMETER,
+    )
+
+
+def optimal_parameters(operations: float) -> float:
+    """The compute-optimal size, N in `C = 6 N D` with `D = 20 N` (Hoffmann et al., 2022)."""
+    if not 0 < operations < math.inf:
+        raise ValueError(f"operations={operations} is not a positive number")
+    return math.sqrt(operations / (6 * TOKENS_PER_PARAMETER))
+
+
+def parameters_per_device(config: DecoderConfig, mesh_shape: dict[str, int]) -> int:
+    """How many parameters each device of such a mesh holds."""
+    mesh = AbstractMesh(
+        tuple(mesh_shape.values()), tuple(mesh_shape), (AxisType.Auto,) * len(mesh_shape)
+    )
+    total = 0
+    for variable in named_parameters(build_abstract(config)).values():
+        shape = variable.get_value().shape
+        placed = jax.sharding.NamedSharding(mesh, spec(letters(variable), shape, mesh_shape))
+        total += int(np.prod(placed.shard_shape(shape)))
+    return total
