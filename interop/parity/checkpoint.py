@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxllm.interop.directory import read_json
+from jaxllm.interop.families import FAMILIES
 from jaxllm.interop.hugging_face import require_torch
 from jaxllm.interop.load import load_pretrained
 from jaxllm.interop.tensors import CheckpointError
@@ -17,7 +18,6 @@ from jaxllm.models.decoder import Decoder
 from .judge import compare
 from .prompt import MIN_TOKENS, random_tokens, text_tokens
 from .report import Report
-from .taps import TAPS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,9 +80,11 @@ def _check_folder(path: Path) -> None:
             f"{path} has no config.json, and transformers, which runs the reference, needs one: "
             f"`jaxllm convert {path} NEW --to hf` makes such a folder"
         )
-    family = read_json(config_file).get("model_type")
-    if family not in TAPS:
-        raise CheckpointError(f"{path} is of model_type {family!r}; known are {', '.join(TAPS)}")
+    given = read_json(config_file).get("model_type")
+    known = [family.model_type for family in FAMILIES if family.format == "hf"]
+    if given not in known:
+        names = ", ".join(map(str, known))
+        raise CheckpointError(f"{path} is of model_type {given!r}; known are {names}")
 
 
 def _load_reference(path: Path) -> "PreTrainedModel":

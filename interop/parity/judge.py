@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from jaxllm.models.decoder import Decoder
+from jaxllm.interop.families import FAMILIES, Layout, Table
+from jaxllm.models.decoder import Decoder, with_scanned_layers
 
 from . import metrics, tolerance
 from .recording import Recording, record
 from .report import Bucket, LogitsResult, Report, TapResult
-from .taps import LOGITS, TAPS, Alignment
+from .taps import LOGITS, Alignment, derive
 from .trace_jax import PRECISION, trace_model
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def compare(
     """
     tokens_BT = np.asarray(tokens)
     _check(reference, model, tokens_BT, levels)
-    rules = TAPS[reference.config.model_type](model.config) if "layers" in levels else ()
-    alignment = Alignment(rules, model.config, tokens_BT.shape)
-    recording = record(reference, tokens_BT, alignment)
-    ours = trace_model(model, tokens_BT, alignment.paths)
+    listed = with_scanned_layers(model, False)
+    taps = derive(_table(reference, model), listed, tokens_BT.shape) if "layers" in levels else ()
+    recording = record(reference, tokens_BT, Alignment(taps))
+    ours = trace_model(listed, tokens_BT, [path for path in recording.arrays if path != LOGITS])
     return judge(recording, ours, levels, subject=type(reference).__name__)
 
 
@@ -96,6 +97,16 @@ def judge(
             "most": tolerance.MOST,
         },
     )
+
+
+def _table(reference: "PreTrainedModel", model: Decoder) -> Table:
+    """How the reference's tensors are named, and laid out in ours."""
+    known = {family.model_type: family for family in FAMILIES if family.format == "hf"}
+    model_type = reference.config.model_type
+    if model_type not in known:
+        names = ", ".join(map(str, known))
+        raise ValueError(f"model_type={model_type!r} is not of a known family, only {names} are")
+    return known[model_type].table(model.config, Layout())
 
 
 def _judge_tap(path: str, ours: np.ndarray, recording: Recording) -> TapResult:
@@ -152,9 +163,6 @@ def _check(
     """Refuses what cannot be compared."""
     if not levels or not set(levels) <= set(LEVELS):
         raise ValueError(f"levels={levels!r} are not of {', '.join(LEVELS)}")
-    family = reference.config.model_type
-    if family not in TAPS:
-        raise ValueError(f"model_type={family!r} has no taps, only {', '.join(TAPS)} have")
     dtypes = {str(parameter.dtype) for parameter in reference.parameters()}
     if dtypes != {"torch.float32"}:
         raise ValueError(

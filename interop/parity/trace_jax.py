@@ -28,9 +28,8 @@ def trace_model(
     with jax.default_matmul_precision(PRECISION):
         out, captured = forward(jnp.asarray(tokens_BT))
     outputs = {
-        ".".join(map(str, path[:-1])): variable.get_value()[0]
+        ".".join(name for name in map(str, path) if name != "__call__"): variable.get_value()[0]
         for path, variable in nnx.to_flat_state(captured)
-        if path[-1] == "__call__"
     }
     if missing := [path for path in paths if path not in outputs]:
         raise ValueError(f"the model has no {', '.join(missing)}")

@@ -1,8 +1,9 @@
 """What the reference computes on the way from tokens to logits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 def trace_reference(
     reference: "PreTrainedModel", tokens_BT: np.ndarray, modules: Sequence[str], attention: str
 ) -> dict[str, np.ndarray]:
-    """The outputs of `modules` and the logits, in float32.
+    """The outputs of `modules`, what attention was given and returned, and the logits, in float32.
+
+    In the order of execution. Of the module `x` of an attention, its queries, keys, values and
+    heads go by `x@query`, `x@key`, `x@value` and `x@mixed`.
 
     Args:
         reference: a causal language model of transformers.
@@ -34,6 +38,7 @@ def trace_reference(
 
     with ExitStack() as stack:
         stack.enter_context(_inference(reference, attention))
+        stack.enter_context(_watched_attention(reference, keep))
         for name in modules:
             hook = reference.get_submodule(name).register_forward_hook(
                 lambda module, args, output, name=name: keep(name, output)
@@ -42,6 +47,35 @@ def trace_reference(
         tokens = torch.as_tensor(tokens_BT, dtype=torch.int64, device=reference.device)
         keep(LOGITS, reference(tokens, use_cache=False).logits)
     return outputs
+
+
+@contextmanager
+def _watched_attention(
+    reference: "PreTrainedModel", keep: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """Keeps what every function of attention is given and returns."""
+    from transformers.modeling_utils import AttentionInterface
+
+    names = {id(module): name for name, module in reference.named_modules()}
+    chosen = AttentionInterface.get_interface
+
+    def get_interface(self: Any, implementation: str, default: Callable) -> Callable:
+        attend = chosen(self, implementation, default)
+
+        def watched(
+            module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any
+        ) -> Any:
+            name = names[id(module)]
+            for what, tensor in (("query", query), ("key", key), ("value", value)):
+                keep(f"{name}@{what}", tensor)
+            returned = attend(module, query, key, value, *args, **options)
+            keep(f"{name}@mixed", returned)
+            return returned
+
+        return watched
+
+    with mock.patch.object(AttentionInterface, "get_interface", get_interface):
+        yield
 
 
 @contextmanager

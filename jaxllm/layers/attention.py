@@ -14,6 +14,7 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.mask import Sight, same_segment
 from jaxllm.layers.norm import Norm, normalize
 from jaxllm.layers.position import Rotation, apply_rope
+from jaxllm.layers.trace import show
 from jaxllm.sharding import constrain
 
 MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
@@ -55,6 +56,7 @@ class Attention(nnx.Module):
         q_BTNH = constrain(self.heat(q_BTNH, positions_BT), "BTNH")
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
+        show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
         config, sight = self.config, Sight.of(self.config, self.kind)
         attend = partial(attention, scale=config.attn_scale, softcap=config.attn_softcap)
         if cache is None:
@@ -70,6 +72,7 @@ class Attention(nnx.Module):
             mask_BTC = sight.mask(positions_BT, slots_1C)
             offset = None if bias is None else bias(positions_BT, slots_1C)
             out_BTNH = attend(q_BTNH, *cache, mask_BTC, offset)
+        show(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def place(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:

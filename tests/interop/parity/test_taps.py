@@ -1,43 +1,73 @@
-"""Taps are aligned by name, by layout and in the order of execution."""
+"""Taps follow from the weights' rules: aligned by name and by layout."""
 
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import random_model
 
-from jaxllm.interop.parity.taps import TAPS, Alignment
+from jaxllm.interop.families import Layout
+from jaxllm.interop.families.llama import LLAMA
+from jaxllm.interop.parity.taps import Alignment, derive
 
-LAYER = ("attn_norm", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn", "mlp_norm", "mlp")
-
-
-def alignment(**sizes):
-    return Alignment(TAPS["llama"](TINY), TINY, sizes.get("shape_BT", (2, 5)))
-
-
-def test_taps_are_in_execution_order():
-    layers = [
-        path
-        for i in range(3)
-        for path in (*(f"layers.{i}.{step}" for step in LAYER), f"layers.{i}")
-    ]
-    assert alignment().paths == ("embed", *layers, "final_norm")
+HEADS = ("q", "k", "v", "mixed")
+LAYER = (
+    *("", ".attn_norm", ".attn", ".mlp_norm", ".mlp"),
+    *(f".attn.{name}" for name in (*HEADS, "q_proj", "k_proj", "v_proj", "o_proj")),
+    *(f".mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+)
+WIDTHS = {"query": (4, 5, 16), "key": (2, 5, 16), "value": (2, 5, 16), "mixed": (5, 4, 16)}
 
 
-def test_heads_are_split_off_and_rotated_pairs_reordered():
+def alignment(**changes):
+    model = random_model(scan_layers=False, **changes)
+    return Alignment(derive(LLAMA.table(model.config, Layout()), model, (2, 5)))
+
+
+def outputs_of(aligned):
+    """Random numbers in place of what the reference returns."""
+    rng = np.random.default_rng(0)
+    outputs = {}
+    for tap in aligned.taps:
+        for module in tap.modules:
+            what = module.partition("@")[2]
+            shape = (2, *WIDTHS[what]) if what else tap.rule.stored.shape(tap.sizes)
+            outputs[module] = rng.random(shape, np.float32)
+    return outputs
+
+
+def test_every_step_of_every_layer_has_a_tap():
     aligned = alignment()
-    outputs = {
-        name: np.random.default_rng(i).random((2, 5, width))
-        for i, name in enumerate(aligned.modules)
-        for width in [64 if "q_proj" in name else 32]
-    }
+    layers = {f"layers.{i}{step}" for i in range(3) for step in LAYER}
+    arrays = aligned.align(outputs_of(aligned))
+    assert set(arrays) == {"embed", "final_norm", "lm_head", *layers}
+    assert "model.layers.2.self_attn" in aligned.modules
+
+
+def test_taps_come_in_the_order_in_which_the_reference_ran():
+    aligned = alignment()
+    outputs = outputs_of(aligned)
+    backwards = dict(reversed(outputs.items()))
+    assert list(aligned.align(backwards)) == list(aligned.align(outputs))[::-1]
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
+    aligned = alignment(rope_layout=layout)
+    outputs = outputs_of(aligned)
     arrays = aligned.align(outputs)
-    q = outputs["model.layers.1.self_attn.q_proj"].astype(np.float32)
-    np.testing.assert_array_equal(arrays["layers.1.attn.q_proj"], q.reshape(2, 5, 4, 16))
-    assert tuple(arrays) == aligned.paths
+    q = outputs["model.layers.1.self_attn.q_proj"].astype(np.float32).reshape(2, 5, 4, 16)
+    key = outputs["model.layers.1.self_attn@key"].astype(np.float32).swapaxes(1, 2)
+    if layout == "interleaved":
+        q, key = (
+            x.reshape(*x.shape[:-1], 2, 8).swapaxes(-1, -2).reshape(x.shape) for x in (q, key)
+        )
+    np.testing.assert_array_equal(arrays["layers.1.attn.q_proj"], q)
+    np.testing.assert_array_equal(arrays["layers.1.attn.k"], key)
 
 
 def test_other_sizes_are_refused_by_name():
     aligned = alignment()
-    outputs = dict.fromkeys(aligned.modules, np.zeros((2, 5, 7)))
+    outputs = outputs_of(aligned)
+    outputs["model.embed_tokens"] = np.zeros((2, 5, 7))
     with pytest.raises(
         ValueError, match=r"embed_tokens .* \(2, 5, 7\), the model has \(2, 5, 32\)"
     ):
