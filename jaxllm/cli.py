@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--top-k", type=_count)
     generate.add_argument("--top-p", type=float)
+    generate.add_argument("--beams", type=_count, help="search for the likeliest text instead")
     generate.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     generate.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     generate.add_argument("--tokenizer", help="a tokenizer.json; default: the checkpoint's own")
@@ -162,7 +163,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from jaxllm.generation import Sampling, generate
+    from jaxllm.generation import Sampling, beam_search, generate
     from jaxllm.interop import load_pretrained
 
     sampling = Sampling(
@@ -170,14 +171,16 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     model = load_pretrained(arguments.path, dtype=arguments.dtype)
     tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
-    tokens = generate(
-        model,
-        [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt],
-        arguments.max_new_tokens,
-        sampling=sampling,
-        eos_ids=[tokenizer.eos_id],
-        seed=arguments.seed,
-    )
+    if arguments.beams and sampling != Sampling():
+        raise ValueError("--beams does not sample: give no temperature, top-k or top-p")
+    prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
+    limit, eos_ids = arguments.max_new_tokens, [tokenizer.eos_id]
+    if arguments.beams:
+        tokens = beam_search(model, prompts, limit, num_beams=arguments.beams, eos_ids=eos_ids)
+    else:
+        tokens = generate(
+            model, prompts, limit, sampling=sampling, eos_ids=eos_ids, seed=arguments.seed
+        )
     for prompt, new in zip(arguments.prompt, tokens, strict=True):
         text = tokenizer.decode([token for token in new if token != tokenizer.eos_id])
         if arguments.json:

@@ -236,6 +236,14 @@ def test_resume_without_a_run_leaves_nothing_behind(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_beams_replace_sampling(byte_model, capsys):
+    command = ["generate", str(byte_model), "--prompt", "ab", "--max-new-tokens", "4"]
+    assert main([*command, "--beams", "3"]) == 0
+    assert capsys.readouterr().out.startswith("ab")
+    assert main([*command, "--beams", "3", "--temperature", "1"]) == 2
+    assert "--beams does not sample" in capsys.readouterr().err
+
+
 def test_plan_says_what_a_run_takes(tmp_path, capsys):
     config = str(ROOT / "configs" / "tiny.yaml")
     assert main(["plan", config, "--plot", str(tmp_path / "schedule.png")]) == 0

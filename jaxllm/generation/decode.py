@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.generation.sampling import Sampling
+from jaxllm.layers.cache import Caches
 from jaxllm.models import with_scanned_layers
 from jaxllm.models.decoder import Decoder
 
@@ -42,19 +43,13 @@ def generate(
     Raises:
         ValueError: no prompt, an empty one, an unknown token, or fewer than one new token.
     """
-    _check(model, prompts, max_new_tokens)
-    model = with_scanned_layers(model, False)
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    # Sizes are rounded up, so that few programs are compiled whatever the prompts.
-    width, room = _bucket(int(lengths.max())), _bucket(max_new_tokens)
-    tokens = np.zeros((len(prompts), width), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    graphdef, state = nnx.split(model)
+    check_prompts(model, prompts, max_new_tokens)
+    tokens, lengths = padded(prompts)
+    graphdef, state = nnx.split(with_scanned_layers(model, False))
     out = _decode(
         graphdef,
         sampling,
-        room,
+        bucket(max_new_tokens),
         nnx.to_pure_dict(state),
         tokens,
         lengths,
@@ -62,7 +57,7 @@ def generate(
         np.array(sorted(eos_ids), np.int32),
         jax.random.key(seed),
     )
-    return [_until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in np.asarray(out)]
+    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in np.asarray(out)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -79,18 +74,15 @@ def _decode(
 ) -> Array:
     """New tokens in a (B, room) array, of which `limit` are asked for."""
     model: Decoder = nnx.merge(graphdef, nnx.State(params))
-    B, T = tokens_BT.shape
+    B = tokens_BT.shape[0]
     rows = jnp.arange(B)
 
     def choose(x_BD: Array, i: Array) -> Array:
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), i))(rows)
         return sampling(model.unembed(x_BD[:, None])[:, 0], keys_B)
 
-    positions_BT = jnp.arange(T)[None]
-    positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
-    empty = model.init_cache(B, T + room)
-    x_BTD, cache, _ = model.hidden(tokens_BT, positions=positions_BT, cache=empty)
-    first_B = choose(x_BTD[rows, lengths_B - 1], jnp.int32(0))
+    x_BD, cache = prefill(model, tokens_BT, lengths_B, room)
+    first_B = choose(x_BD, jnp.int32(0))
     out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
 
     def is_going(carry: tuple) -> Array:
@@ -109,18 +101,40 @@ def _decode(
     return jax.lax.while_loop(is_going, step, start)[-1]
 
 
-def _bucket(size: int) -> int:
-    """The next power of two, at least 16."""
+def prefill(
+    model: Decoder, tokens_BT: Array, lengths_B: Array, room: int
+) -> tuple[Array, Caches | None]:
+    """The hidden state of each prompt's last token, BD, and a cache with `room` for more."""
+    B, T = tokens_BT.shape
+    positions_BT = jnp.arange(T)[None]
+    positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
+    empty = model.init_cache(B, T + room)
+    x_BTD, cache, _ = model.hidden(tokens_BT, positions=positions_BT, cache=empty)
+    return x_BTD[jnp.arange(B), lengths_B - 1], cache
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts side by side, BT, and their lengths, B."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    tokens = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return tokens, lengths
+
+
+def bucket(size: int) -> int:
+    """The next power of two, at least 16: so few programs are compiled whatever the sizes."""
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _until_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
+def until_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
     """The tokens up to and with the first that ends a text."""
     ends = (place + 1 for place, token in enumerate(tokens) if token in eos_ids)
     return tokens[: next(ends, len(tokens))]
 
 
-def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_prompts(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises ValueError for prompts and lengths that make no sense for the model."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} is less than 1")
     if len(prompts) == 0:

@@ -1,0 +1,174 @@
+"""Beam search: the likeliest of many continuations, rather than the likeliest next token."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxllm.generation.decode import bucket, check_prompts, padded, prefill, until_end
+from jaxllm.models import with_scanned_layers
+from jaxllm.models.decoder import Decoder
+
+NEVER = -1e9  # a score that nothing else has
+
+
+def beam_search(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    num_beams: int,
+    length_penalty: float = 1.0,
+    eos_ids: Sequence[int] = (),
+) -> list[list[int]]:
+    """The best continuation of each prompt that was found, up to and with the first of `eos_ids`.
+
+    The algorithm is that of transformers' `generate`, and so are its choices: a continuation of n
+    tokens scores its log-probability over `n ** length_penalty`, and a row ends when its best live
+    beam, at its present length, scores less than its worst finished one. Rows do not affect each
+    other.
+
+    Args:
+        model: if its layers are scanned they are unstacked first.
+        prompts: token ids, of any lengths.
+        max_new_tokens: the most tokens to return for a prompt.
+        num_beams: continuations that are kept at each step; 1 is greedy.
+        length_penalty: above 0 favours long continuations.
+        eos_ids: tokens that end a text.
+
+    Raises:
+        ValueError: no prompt, an empty one, an unknown token, fewer than one new token or beam, or
+            more beams than the vocabulary has first tokens for.
+    """
+    check_prompts(model, prompts, max_new_tokens)
+    kept = max(2, 1 + len(set(eos_ids))) * num_beams
+    if num_beams < 1 or kept > num_beams * model.config.vocab_size:
+        raise ValueError(
+            f"num_beams={num_beams} is not from 1 up, with {kept} candidates at most as many as "
+            f"{num_beams} times vocab_size={model.config.vocab_size}"
+        )
+    tokens, lengths = padded(prompts)
+    graphdef, state = nnx.split(with_scanned_layers(model, False))
+    out = _search(
+        graphdef,
+        (num_beams, kept, bucket(max_new_tokens)),
+        nnx.to_pure_dict(state),
+        tokens,
+        lengths,
+        np.int32(max_new_tokens),
+        np.float32(length_penalty),
+        np.array(sorted(set(eos_ids)), np.int32),
+    )
+    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in np.asarray(out)]
+
+
+class Beams(NamedTuple):
+    """The search of B rows by W beams, each of room R."""
+
+    live_BWR: Array
+    live_score_BW: Array  # summed log-probabilities
+    done_BWR: Array
+    done_score_BW: Array  # divided by a power of the length
+    is_done_BW: Array
+    can_improve_B: Array
+
+    @classmethod
+    def start(cls, B: int, W: int, R: int) -> "Beams":
+        """Beams of which only the first counts: all of them begin with the same prompt."""
+        tokens_BWR = jnp.zeros((B, W, R), jnp.int32)
+        return cls(
+            tokens_BWR,
+            jnp.full((B, W), NEVER).at[:, 0].set(0.0),
+            tokens_BWR,
+            jnp.full((B, W), NEVER),
+            jnp.zeros((B, W), bool),
+            jnp.ones(B, bool),
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _search(
+    graphdef: nnx.GraphDef,
+    sizes: tuple[int, int, int],
+    params: dict,
+    tokens_BT: Array,
+    lengths_B: Array,
+    limit: Array,
+    length_penalty: Array,
+    eos_ids: Array,
+) -> Array:
+    """The best continuations, BR, of which `limit` tokens are asked for."""
+    model: Decoder = nnx.merge(graphdef, nnx.State(params))
+    W, kept, R = sizes
+    B = tokens_BT.shape[0]
+    x_BD, cache = prefill(model, tokens_BT, lengths_B, R)
+    logits_BV = model.unembed(x_BD[:, None])[:, 0]
+    V = logits_BV.shape[-1]
+    cache = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), cache)
+    starts_B1 = jnp.repeat(lengths_B, W)[:, None]
+
+    def is_going(carry: tuple) -> Array:
+        i, beams, *_ = carry
+        return (i < limit) & beams.can_improve_B.any()
+
+    def step(carry: tuple) -> tuple:
+        i, beams, logits_BWV, cache = carry
+        beams, parents_BW = advance(i, beams, logits_BWV)
+        rows = (jnp.arange(B)[:, None] * W + parents_BW).reshape(-1)
+        cache = jax.tree.map(lambda x: x[rows], cache)
+        newest = beams.live_BWR[:, :, i].reshape(-1, 1)
+        x_B1D, cache, _ = model.hidden(newest, positions=starts_B1 + i, cache=cache)
+        return i + 1, beams, model.unembed(x_B1D).reshape(B, W, V), cache
+
+    def advance(i: Array, beams: Beams, logits_BWV: Array) -> tuple[Beams, Array]:
+        """The beams one token longer, and which of the old ones each live one continues."""
+        scores_BWV = jax.nn.log_softmax(logits_BWV) + beams.live_score_BW[..., None]
+        score_BK, flat_BK = jax.lax.top_k(scores_BWV.reshape(B, -1), kept)
+        parent_BK, token_BK = flat_BK // V, flat_BK % V
+        candidate_BKR = _pick(beams.live_BWR, parent_BK).at[:, :, i].set(token_BK)
+        ends_BK = jnp.isin(token_BK, eos_ids) | (i + 1 == limit)
+        live_score_BW, best_BW = jax.lax.top_k(score_BK + NEVER * ends_BK, W)
+        finishes_BK = ends_BK & (jnp.arange(kept) < W) & beams.can_improve_B[:, None]
+        normal_BK = score_BK / (i + 1.0) ** length_penalty
+        beams = _finish(beams, candidate_BKR, jnp.where(finishes_BK, normal_BK, NEVER), finishes_BK)
+        attainable_B = live_score_BW[:, 0] / (i + 1.0) ** length_penalty
+        worst_BW = jnp.where(beams.is_done_BW, beams.done_score_BW.min(1, keepdims=True), NEVER)
+        beams = beams._replace(
+            live_BWR=_pick(candidate_BKR, best_BW),
+            live_score_BW=live_score_BW,
+            can_improve_B=beams.can_improve_B & (attainable_B[:, None] > worst_BW).any(1),
+        )
+        return beams, _pick(parent_BK, best_BW)
+
+    logits_BWV = jnp.broadcast_to(logits_BV[:, None], (B, W, V))
+    carry = (jnp.int32(0), Beams.start(B, W, R), logits_BWV, cache)
+    return jax.lax.while_loop(is_going, step, carry)[1].done_BWR[:, 0]
+
+
+def _finish(beams: Beams, candidate_BKR: Array, score_BK: Array, is_done_BK: Array) -> Beams:
+    """The beams with the best of the finished continuations, old and new."""
+    W = beams.done_score_BW.shape[1]
+    score, tokens, is_done = (
+        jnp.concatenate(pair, axis=1)
+        for pair in (
+            (beams.done_score_BW, score_BK),
+            (beams.done_BWR, candidate_BKR),
+            (beams.is_done_BW, is_done_BK),
+        )
+    )
+    done_score_BW, best_BW = jax.lax.top_k(score, W)
+    return beams._replace(
+        done_BWR=_pick(tokens, best_BW),
+        done_score_BW=done_score_BW,
+        is_done_BW=_pick(is_done, best_BW),
+    )
+
+
+def _pick(x_BW: Array, index_BK: Array) -> Array:
+    """`x[b, index[b, k]]` for every b and k."""
+    return jax.vmap(lambda row, index: row[index])(x_BW, index_BK)

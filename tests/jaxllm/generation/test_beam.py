@@ -1,0 +1,85 @@
+"""Beam search: the same tokens as transformers, and the true optimum where beams suffice."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import torch
+from tiny import random_model
+from transformers import AutoModelForCausalLM
+
+from jaxllm.generation import beam_search, generate
+from jaxllm.interop import save_pretrained
+from jaxllm.models import with_scanned_layers
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(0, 96, length).tolist() for length in (5, 17, 1, 9)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return with_scanned_layers(random_model(), False)
+
+
+@pytest.fixture(scope="module")
+def original(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("beam") / "llama"
+    save_pretrained(model, folder, format="hf")
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def by_transformers(original, prompt: list[int], new: int, ends: list[int], **options) -> list[int]:
+    tokens = torch.tensor([prompt])
+    out = original.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=ends or None,
+        **options,
+    )[0, len(prompt) :].tolist()
+    cut = next((i + 1 for i, token in enumerate(out) if token in ends), len(out))
+    return out[:cut]
+
+
+@pytest.mark.parametrize("num_beams", [2, 4])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("ends", [[], [7], list(range(0, 96, 5))])
+def test_tokens_are_those_of_transformers(model, original, num_beams, length_penalty, ends):
+    ours = beam_search(
+        model, PROMPTS, 12, num_beams=num_beams, length_penalty=length_penalty, eos_ids=ends
+    )
+    options = {"num_beams": num_beams, "length_penalty": length_penalty}
+    assert ours == [by_transformers(original, p, 12, ends, **options) for p in PROMPTS]
+
+
+def test_one_beam_is_greedy(model):
+    assert beam_search(model, PROMPTS, 10, num_beams=1) == generate(model, PROMPTS, 10)
+
+
+def test_a_prompt_gives_the_same_tokens_alone_and_in_a_batch(model):
+    together = beam_search(model, PROMPTS, 10, num_beams=3, eos_ids=[4])
+    alone = [beam_search(model, [p], 10, num_beams=3, eos_ids=[4])[0] for p in PROMPTS]
+    assert together == alone
+
+
+def test_enough_beams_find_the_best_of_all():
+    small = random_model(vocab_size=5)
+    prompt, new = [1, 2, 3], 3
+    [found] = beam_search(small, [prompt], new, num_beams=25)
+    every = np.array([[*prompt, *rest] for rest in itertools.product(range(5), repeat=new)])
+    log_probs = jax.nn.log_softmax(small(every).logits)
+    rows = np.arange(len(every))
+    score = sum(
+        np.asarray(log_probs[rows, len(prompt) - 1 + i, every[:, len(prompt) + i]])
+        for i in range(new)
+    )
+    assert found == every[score.argmax(), len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("num_beams", [0, -1])
+def test_too_few_beams_are_refused(model, num_beams):
+    with pytest.raises(ValueError, match=f"num_beams={num_beams}"):
+        beam_search(model, PROMPTS, 4, num_beams=num_beams)
