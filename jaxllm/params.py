@@ -12,42 +12,47 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from jaxllm.config import from_dict, to_dict
+from jaxllm.config import from_dict, to_dict, with_fields
 from jaxllm.layers.stack import held
-from jaxllm.models import build, build_abstract
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import AnyModel, Model, build, build_abstract
 from jaxllm.origin import Origin
 from jaxllm.sharding import sharding
 
 Params = dict[str, Any]
 
 
-def split(model: Decoder) -> tuple[Callable[[Params], Decoder], Params]:
+def split(model: AnyModel) -> tuple[Callable[[Params], AnyModel], Params]:
     """The model as a function of its parameters, and the parameters as a nested dict."""
     graphdef, state = nnx.split(model)
     treedef = jax.tree.structure(state)
 
-    def bind(params: Params) -> Decoder:
+    def bind(params: Params) -> AnyModel:
         return nnx.merge(graphdef, jax.tree.unflatten(treedef, jax.tree.leaves(params)))
 
     return bind, nnx.to_pure_dict(state)
 
 
-def named_parameters(model: Decoder) -> dict[str, nnx.Variable]:
+def named_parameters(model: Model) -> dict[str, nnx.Variable]:
     """Every parameter by its dotted name, as in `layers.0:32.attn.q_proj.kernel`."""
     return {
         ".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))
     }
 
 
-def with_arrays(model: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
+def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape, by dotted name."""
+    return {
+        name: tuple(variable.get_value().shape)
+        for name, variable in named_parameters(model).items()
+    }
+
+
+def with_arrays(model: AnyModel, arrays: Mapping[str, jax.Array]) -> AnyModel:
     """The model with these arrays as its parameters.
 
     Raises ValueError unless `arrays` names every parameter, no other, in its shape.
     """
-    wanted = {
-        name: variable.get_value().shape for name, variable in named_parameters(model).items()
-    }
+    wanted = shapes_of(model)
     given = {name: array.shape for name, array in arrays.items()}
     if wrong := {name for name, _ in wanted.items() ^ given.items()}:
         raise ValueError(f"not the parameters of this model: {', '.join(sorted(wrong))}")
@@ -57,7 +62,7 @@ def with_arrays(model: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
     return nnx.merge(graphdef, nnx.from_flat_state(values))
 
 
-def stacks(model: Decoder) -> dict[str, dict[str, range]]:
+def stacks(model: Model) -> dict[str, dict[str, range]]:
     """By the path of each list of layers, its arrays' labels and the layers that each one holds.
 
     As in `{"layers": {"0:32": range(0, 32)}}`, of `layers.0:32.attn.q_proj.kernel`.
@@ -77,7 +82,7 @@ def letters(variable: nnx.Variable) -> str:
     return "L" * stacked + variable.dims
 
 
-def shardings(model: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
+def shardings(model: Model, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where each parameter lives, by dotted name."""
     return {
         name: sharding(letters(variable), variable.get_value().shape, mesh)
@@ -85,7 +90,7 @@ def shardings(model: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
     }
 
 
-def tree_of(model: Decoder, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
+def tree_of(model: Model, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
     """`leaf(name, variable)` of every parameter, in the shape of the parameters' nested dict."""
     flat = nnx.to_flat_state(nnx.state(model))
     return nnx.traversals.unflatten_mapping(
@@ -93,7 +98,7 @@ def tree_of(model: Decoder, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
     )
 
 
-def initialize(config: Any, mesh: Mesh, seed: int) -> Decoder:
+def initialize(config: Any, mesh: Mesh, seed: int) -> Model:
     """A randomly initialised model, every parameter created on the devices that hold it."""
     bind, abstract = split(build_abstract(config))
     placed = shardings(bind(abstract), mesh)
@@ -104,20 +109,20 @@ def initialize(config: Any, mesh: Mesh, seed: int) -> Decoder:
     return bind(create())
 
 
-def count(model: Decoder) -> int:
+def count(model: Model) -> int:
     """The number of parameters."""
     return sum(variable.get_value().size for variable in named_parameters(model).values())
 
 
-def describe(model: Decoder) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """What a native checkpoint says of its model: all that `from_description` needs."""
     origin = None if model.origin is None else dataclasses.asdict(model.origin)
     return {"config": to_dict(model.config), "origin": origin}
 
 
-def from_description(description: dict[str, Any], **changes: Any) -> Decoder:
-    """The model of a description, without weights; `changes` replace fields of its config."""
-    config = dataclasses.replace(from_dict(description["config"]), **changes)
+def from_description(description: dict[str, Any], **changes: Any) -> Model:
+    """The model of a description, without weights; `changes` are those of `with_fields`."""
+    config = with_fields(from_dict(description["config"]), **changes)
     model = build_abstract(config)
     if description["origin"] is not None:
         model.origin = Origin(**description["origin"])

@@ -24,6 +24,8 @@ DIMS: dict[str, tuple[str, ...]] = {
     "F": ("tensor",),  # mlp_dim
     "V": ("tensor",),  # vocab_size
     "E": ("expert",),  # experts
+    "I": (),  # input_dim
+    "O": (),  # output_dim
     "L": (),  # layers, where stacked
     ".": (),  # any dimension kept whole
 }

@@ -5,8 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.config import DecoderConfig
-from jaxllm.models import build_abstract
+from jaxllm.config import Config, DecoderConfig
+from jaxllm.models import Model, build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import named_parameters, with_arrays
 
@@ -25,7 +25,12 @@ TINY = DecoderConfig(
 
 def random_model(seed: int = 0, **changes: object) -> Decoder:
     """A tiny model with distinct random numbers in every parameter; no norm scale is one."""
-    model = build_abstract(dataclasses.replace(TINY, **changes))
+    return random_of(dataclasses.replace(TINY, **changes), seed)
+
+
+def random_of(config: Config, seed: int = 0) -> Model:
+    """The model of a config, with numbers like those of `random_model`."""
+    model = build_abstract(config)
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, variable in named_parameters(model).items():

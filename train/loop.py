@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Decoder, Model
 from jaxllm.params import (
     count,
     describe,
@@ -46,7 +46,7 @@ class TrainResult(NamedTuple):
 
 
 def train(
-    config: TrainConfig, model: Decoder | None = None, *, resume: bool = False
+    config: TrainConfig, model: Model | None = None, *, resume: bool = False
 ) -> TrainResult:
     """Runs `config` from its first step, or from its newest checkpoint, to its last.
 
@@ -198,7 +198,7 @@ def _share(mesh: Mesh) -> dict[str, int]:
 
 def _model(
     config: TrainConfig,
-    model: Decoder | None,
+    model: Model | None,
     mesh: Mesh,
     checkpoints: Checkpoints,
     batches: Batches,
@@ -226,8 +226,7 @@ def _model(
         raise ConfigError(
             "init_from names a checkpoint: give its model, as load_pretrained reads it"
         )
-    _check_model(model, batches)
-    return model
+    return _checked(model, batches)
 
 
 def _resumed_model(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> Decoder:
@@ -241,11 +240,18 @@ def _resumed_model(config: TrainConfig, checkpoints: Checkpoints, batches: Batch
         raise ConfigError(
             "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
         )
-    return from_description(about)
+    return _decoder(from_description(about))
 
 
-def _check_model(model: Decoder, batches: Batches) -> None:
-    """Refuses parameters too coarse to learn, and tokens that the model does not know."""
+def _decoder(model: Model) -> Decoder:
+    if not isinstance(model, Decoder):
+        raise ConfigError(f"only decoders can be trained, not an {type(model).__name__}")
+    return model
+
+
+def _checked(model: Model, batches: Batches) -> Decoder:
+    """The model, unless its parameters are too coarse to learn, or it does not know all tokens."""
+    model = _decoder(model)
     coarse = {
         variable.get_value().dtype.name
         for variable in named_parameters(model).values()
@@ -264,6 +270,7 @@ def _check_model(model: Decoder, batches: Batches) -> None:
     own = None if model.origin is None else Path(model.origin.directory) / "tokenizer.json"
     if isinstance(tokenizer, ByteTokenizer) and own is not None and own.is_file():
         raise ConfigError(f"the model's tokens are those of {own}: give it as data.tokenizer")
+    return model
 
 
 def _place(steps: Steps, params: dict) -> TrainState:

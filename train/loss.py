@@ -8,7 +8,11 @@ from jaxllm.models.decoder import Decoder
 
 
 def next_token_loss(
-    model: Decoder, tokens: Array, mask_BT: Array, chunk: int
+    model: Decoder,
+    tokens: Array,
+    mask_BT: Array,
+    chunk: int,
+    dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
     """The summed negative log-likelihood, in nats, of each masked-in token given those before it.
 
@@ -20,8 +24,9 @@ def next_token_loss(
         mask_BT: which targets count.
         chunk: how many tokens of a sequence have their logits in memory at a time. Their logits
             are computed again for the gradient if there is more than one chunk.
+        dropout_key: that of a call of the model.
     """
-    x_BTD, _, aux_loss = model.hidden(tokens[:, :-1])
+    x_BTD, _, aux_loss = model.hidden(tokens[:, :-1], dropout_key=dropout_key)
     targets_BT = tokens[:, 1:]
 
     def chunk_loss(x_BTD: Array, targets_BT: Array, mask_BT: Array) -> Array:

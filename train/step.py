@@ -49,18 +49,25 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
         placed, optimizer_shardings(optimizer, params, placed, mesh), everywhere
     )
 
-    def losses(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return next_token_loss(bind(params), batch["tokens"], batch["mask"], config.loss_chunk)
+    def losses(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
+        return next_token_loss(
+            bind(params), batch["tokens"], batch["mask"], config.loss_chunk, key
+        )
 
-    def loss(params: Params, batch: Batch) -> Array:
-        total, aux_loss = losses(params, batch)
+    def loss(params: Params, batch: Batch, key: Array | None) -> Array:
+        total, aux_loss = losses(params, batch, key)
         return total + aux_loss * jnp.sum(batch["mask"])
 
     def init(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        total, grads = accumulate(jax.value_and_grad(loss), state.params, batch, config.accumulate)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        total, grads = accumulate(
+            jax.value_and_grad(loss),
+            *(state.params, batch, config.accumulate),
+            key if model.config.dropout else None,
+        )
         targets = jnp.maximum(jnp.sum(batch["mask"]), 1)
         grads = jax.tree.map(lambda grad: grad / targets, grads)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
@@ -88,17 +95,19 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
 
 
 def accumulate(
-    value_and_grad: Callable[[Params, Batch], tuple[Array, Params]],
+    value_and_grad: Callable[[Params, Batch, Array | None], tuple[Array, Params]],
     params: Params,
     batch: Batch,
     microbatches: int,
+    key: Array | None = None,
 ) -> tuple[Array, Params]:
     """The summed loss and its gradient, over the batch cut into microbatches, in float32.
 
-    Sums, so that every target weighs the same however the masked ones are distributed.
+    Sums, so that every target weighs the same however the masked ones are distributed. Each
+    microbatch drops out by a key of its own.
     """
     if microbatches == 1:
-        return value_and_grad(params, batch)
+        return value_and_grad(params, batch, key)
     # Every microbatch takes rows from each device's part of the batch.
     cut = {
         name: constrain(
@@ -107,9 +116,12 @@ def accumulate(
         for name, x in batch.items()
     }
 
-    def add(sums: tuple[Array, Params], microbatch: Batch) -> tuple[tuple[Array, Params], None]:
-        return jax.tree.map(jnp.add, sums, value_and_grad(params, microbatch)), None
+    def add(
+        sums: tuple[Array, Params], own: tuple[Batch, Array | None]
+    ) -> tuple[tuple[Array, Params], None]:
+        return jax.tree.map(jnp.add, sums, value_and_grad(params, *own)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
-    sums, _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), cut)
+    keys = None if key is None else jax.random.split(key, microbatches)
+    sums, _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), (cut, keys))
     return sums

@@ -10,15 +10,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxllm.generation.decode import bucket, check_prompts, padded, prefill, until_end
-from jaxllm.models import with_scanned_layers
-from jaxllm.models.decoder import Decoder
+from jaxllm.generation.decode import bucket, check_prompts, of_tokens, padded, prefill, until_end
+from jaxllm.models import Model, TokenModel, with_scanned_layers
 
 NEVER = -1e9  # a score that nothing else has
 
 
 def beam_search(
-    model: Decoder,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
@@ -45,6 +44,7 @@ def beam_search(
         ValueError: no prompt, an empty one, an unknown token, fewer than one new token or beam, or
             more beams than the vocabulary has first tokens for.
     """
+    model = of_tokens(model)
     check_prompts(model, prompts, max_new_tokens)
     kept = max(2, 1 + len(set(eos_ids))) * num_beams
     if num_beams < 1 or kept > num_beams * model.config.vocab_size:
@@ -103,10 +103,10 @@ def _search(
     eos_ids: Array,
 ) -> Array:
     """The best continuations, BR, of which `limit` tokens are asked for."""
-    model: Decoder = nnx.merge(graphdef, nnx.State(params))
+    whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     W, kept, R = sizes
     B = tokens_BT.shape[0]
-    x_BD, cache = prefill(model, tokens_BT, lengths_B, R)
+    model, x_BD, cache, lengths_B = prefill(whole, tokens_BT, lengths_B, R)
     logits_BV = model.unembed(x_BD[:, None])[:, 0]
     V = logits_BV.shape[-1]
     cache = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), cache)

@@ -9,16 +9,16 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxllm.config import EncoderDecoderConfig
 from jaxllm.generation.sampling import Sampling
-from jaxllm.layers.cache import Caches
-from jaxllm.models import with_scanned_layers
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Decoder, EncoderDecoder, Model, TokenModel, with_scanned_layers
+from jaxllm.models.stack import Caches
 
 GREEDY = Sampling()
 
 
 def generate(
-    model: Decoder,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
@@ -27,6 +27,9 @@ def generate(
     seed: int = 0,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to and with the first of `eos_ids`.
+
+    An encoder-decoder reads the prompt as its source, and what follows is the target, without the
+    `config.start_token` that it begins with.
 
     Rows do not affect each other: a prompt gives the same tokens alone and in a batch, and a
     sampled row depends on `seed` and on its place in the batch alone.
@@ -41,8 +44,10 @@ def generate(
         seed: of the random numbers.
 
     Raises:
-        ValueError: no prompt, an empty one, an unknown token, or fewer than one new token.
+        ValueError: no prompt, an empty one, an unknown token, fewer than one new token, or an
+            encoder-decoder without `config.start_token`; a model whose tokens are vectors.
     """
+    model = of_tokens(model)
     check_prompts(model, prompts, max_new_tokens)
     tokens, lengths = padded(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
@@ -73,15 +78,15 @@ def _decode(
     key: Array,
 ) -> Array:
     """New tokens in a (B, room) array, of which `limit` are asked for."""
-    model: Decoder = nnx.merge(graphdef, nnx.State(params))
     B = tokens_BT.shape[0]
     rows = jnp.arange(B)
+    whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
+    model, x_BD, cache, lengths_B = prefill(whole, tokens_BT, lengths_B, room)
 
     def choose(x_BD: Array, i: Array) -> Array:
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), i))(rows)
         return sampling(model.unembed(x_BD[:, None])[:, 0], keys_B)
 
-    x_BD, cache = prefill(model, tokens_BT, lengths_B, room)
     first_B = choose(x_BD, jnp.int32(0))
     out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
 
@@ -102,15 +107,27 @@ def _decode(
 
 
 def prefill(
-    model: Decoder, tokens_BT: Array, lengths_B: Array, room: int
-) -> tuple[Array, Caches | None]:
-    """The hidden state of each prompt's last token, BD, and a cache with `room` for more."""
+    model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int
+) -> tuple[Decoder, Array, Caches | None, Array]:
+    """The decoder that is to continue, and how far it has come with each prompt.
+
+    That is the hidden state of the last token, BD, a cache with `room` for more, and the number of
+    tokens in it, B: of the prompt, or of the target if an encoder has read the prompt.
+    """
+    source = None
+    if isinstance(model, EncoderDecoder):
+        tokens_BT = tokens_BT[:, : model.config.longest_source]  # no prompt is longer
+        is_token_BT = jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None]
+        source, _ = model.encode(tokens_BT, segment_ids=is_token_BT)
+        assert model.config.start_token is not None, "checked with the prompts"
+        tokens_BT = jnp.full_like(tokens_BT[:, :1], model.config.start_token)
+        model, lengths_B = model.decoder, jnp.ones_like(lengths_B)
     B, T = tokens_BT.shape
     positions_BT = jnp.arange(T)[None]
     positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
-    empty = model.init_cache(B, T + room)
+    empty = model.init_cache(B, T + room, source)
     x_BTD, cache, _ = model.hidden(tokens_BT, positions=positions_BT, cache=empty)
-    return x_BTD[jnp.arange(B), lengths_B - 1], cache
+    return model, x_BTD[jnp.arange(B), lengths_B - 1], cache, lengths_B
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,15 +150,49 @@ def until_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
     return tokens[: next(ends, len(tokens))]
 
 
-def check_prompts(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def of_tokens(model: Model) -> TokenModel:
+    """The model. Raises ValueError for one of vectors, which has no tokens to choose from."""
+    if not isinstance(model, TokenModel):
+        raise ValueError(f"a {type(model).__name__} has no vocabulary: call it with its vectors")
+    return model
+
+
+def check_prompts(
+    model: TokenModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     """Raises ValueError for prompts and lengths that make no sense for the model."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} is less than 1")
     if len(prompts) == 0:
         raise ValueError("no prompts")
-    vocab_size = model.config.vocab_size
+    vocab_size = _prompt_vocab_size(model)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} is empty: there is nothing to continue")
         if unknown := [token for token in prompt if not 0 <= token < vocab_size]:
             raise ValueError(f"prompt {i} has token {unknown[0]}; vocab_size is {vocab_size}")
+    _check_length(model, max(map(len, prompts)), max_new_tokens)
+
+
+def _check_length(model: TokenModel, longest_prompt: int, max_new_tokens: int) -> None:
+    """Raises ValueError for more tokens than the model has positions for."""
+    config = model.config
+    if isinstance(config, EncoderDecoderConfig):
+        limit = config.longest_source
+        if limit is not None and longest_prompt > limit:
+            raise ValueError(f"a prompt of {longest_prompt} tokens; positions end at {limit}")
+        config, longest_prompt = config.decoder, 1  # the target's first token
+    # The last token is not read.
+    if config.longest is not None and longest_prompt + max_new_tokens - 1 > config.longest:
+        raise ValueError(
+            f"{longest_prompt} tokens and max_new_tokens={max_new_tokens}; positions end at "
+            f"max_len={config.longest}"
+        )
+
+
+def _prompt_vocab_size(model: TokenModel) -> int:
+    if isinstance(model, Decoder):
+        return model.config.vocab_size
+    if model.config.start_token is None:
+        raise ValueError("config.start_token=None: no token for a target to begin with")
+    return model.config.source_vocab_size or model.config.decoder.vocab_size

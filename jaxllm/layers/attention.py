@@ -1,6 +1,6 @@
 """Grouped-query attention (Ainslie et al., 2023)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import DecoderConfig, LayerKind, Temperature
-from jaxllm.layers.cache import KVCache
+from jaxllm.config import LayerKind, StackConfig, Temperature
+from jaxllm.layers.cache import Cache
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mask import Sight, same_segment
 from jaxllm.layers.norm import Norm, normalize
@@ -27,7 +27,7 @@ Bias = Callable[[Array, Array], Array]
 class Attention(nnx.Module):
     """Self-attention; with a cache, attention to everything in the cache."""
 
-    def __init__(self, config: DecoderConfig, kind: LayerKind, *, rngs: nnx.Rngs):
+    def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         linear = partial(Linear, config=config, use_bias=config.qkv_bias, rngs=rngs)
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
@@ -47,9 +47,9 @@ class Attention(nnx.Module):
         x_BTD: Array,
         positions_BT: Array,
         segment_ids_BT: Array | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         bias: Bias | None = None,
-    ) -> tuple[Array, KVCache | None]:
+    ) -> tuple[Array, Cache | None]:
         """The attended values, BTD, and the cache with `x` written to it."""
         q_BTNH = self.place(self.q_proj(x_BTD), self.q_norm, positions_BT)
         k_BTKH = self.place(self.k_proj(x_BTD), self.k_norm, positions_BT)
@@ -67,11 +67,10 @@ class Attention(nnx.Module):
                 attend=attend,
             )
         else:
-            cache = cache.write(k_BTKH, v_BTKH, positions_BT)
-            slots_1C = jnp.arange(cache.length)[None]
-            mask_BTC = sight.mask(positions_BT, slots_1C)
-            offset = None if bias is None else bias(positions_BT, slots_1C)
-            out_BTNH = attend(q_BTNH, *cache, mask_BTC, offset)
+            cache, (k_BSKH, v_BSKH, keys_BS) = cache.extended(k_BTKH, v_BTKH, positions_BT)
+            mask_BTS = sight.mask(positions_BT, keys_BS)
+            offset = None if bias is None else bias(positions_BT, keys_BS)
+            out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, offset)
         show(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
@@ -153,11 +152,9 @@ def self_attention(
     that none are kept.
     """
     T = q_BTNH.shape[1]
-    size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
     attend = jax.checkpoint(attend)
     outs = []
-    for start in range(0, T, size):
-        own = slice(start, min(start + size, T))
+    for own in query_blocks(T):
         seen = sight.keys(own.start, own.stop, T)
         at = positions_BT[:, own], positions_BT[:, seen]
         mask_BTS = sight.mask(*at)
@@ -166,3 +163,9 @@ def self_attention(
         offset = None if bias is None else bias(*at)
         outs.append(attend(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, offset))
     return jnp.concatenate(outs, axis=1)
+
+
+def query_blocks(T: int) -> Iterator[slice]:
+    """The queries that go through attention together, block by block."""
+    size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
+    return (slice(start, min(start + size, T)) for start in range(0, T, size))

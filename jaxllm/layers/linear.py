@@ -1,6 +1,7 @@
 """Dense projections, written as einsums so that the equation states every shape."""
 
 import functools
+import math
 import re
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import StackConfig
 from jaxllm.sharding import constrain
 
 PROJECTION = "projection"  # the name by which rematerialisation keeps what a Linear computed
@@ -23,12 +24,12 @@ class Linear(nnx.Module):
         equation: str,
         shape: tuple[int, ...],
         *,
-        config: DecoderConfig,
+        config: StackConfig,
         use_bias: bool = False,
         rngs: nnx.Rngs,
     ):
         _, dims, output = equation.replace("->", ",").split(",")
-        kernel = config.init_std * rngs.params.normal(shape, config.param_dtype)
+        kernel = draw_kernel(equation, shape, config, rngs)
         sizes = {dim: size for dim, size in zip(dims, shape, strict=True) if dim in output}
         bias = jnp.zeros([*sizes.values()], config.param_dtype)
         self.equation = equation
@@ -46,20 +47,41 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
-class Embedding(nnx.Module):
-    """A vector for each token; `attend` is its transpose, for models that tie their head."""
+def draw_kernel(
+    equation: str, shape: tuple[int, ...], config: StackConfig, rngs: nnx.Rngs
+) -> Array:
+    """A new kernel, as `config.init` says.
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.embed_dim)
+    Its fans are the sizes of the dimensions that the equation sums over, and of those it adds.
+    """
+    if config.init == "normal":
+        return config.init_std * rngs.params.normal(shape, config.param_dtype)
+    _, dims, output = equation.replace("->", ",").split(",")
+    fans = {True: 1, False: 1}
+    for dim, size in zip(dims, shape, strict=True):
+        fans[dim in output] *= size
+    bound = math.sqrt(6 / sum(fans.values()))
+    return rngs.params.uniform(shape, config.param_dtype, -bound, bound)
+
+
+class Embedding(nnx.Module):
+    """A vector for each token; `attend` is its transpose, for models that tie their head.
+
+    Vectors are scaled as the config says; `attend` knows no scale.
+    """
+
+    def __init__(self, vocab_size: int, config: StackConfig, *, rngs: nnx.Rngs):
+        shape = (vocab_size, config.embed_dim)
         table = config.init_std * rngs.params.normal(shape, config.param_dtype)
-        self.dtype = config.dtype
+        self.dtype, self.scale = config.dtype, config.embed_scale
         self.embedding = nnx.Param(table, dims="VD")
 
     def __call__(self, tokens_BT: Array) -> Array:
         """The vectors of `tokens`, BTD."""
         # A lookup in a table split over D reshards the whole table: gather its width first.
         table_VD = constrain(self.embedding[...], "V.")
-        return table_VD[tokens_BT].astype(self.dtype)
+        x_BTD = table_VD[tokens_BT].astype(self.dtype)
+        return x_BTD if self.scale == 1.0 else x_BTD * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x_BTD: Array) -> Array:
         """The logits of a tied head, BTV, in float32."""
@@ -69,16 +91,17 @@ class Embedding(nnx.Module):
 class PositionTable(nnx.Module):
     """A learned vector for each position up to `max_len`."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        shape = (config.max_len, config.embed_dim)
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        self.offset = config.position_offset
+        shape = (self.offset + config.max_len, config.embed_dim)
         table = config.init_std * rngs.params.normal(shape, config.param_dtype)
         self.dtype = config.dtype
         self.embedding = nnx.Param(table, dims=".D")
 
     def __call__(self, positions_BT: Array) -> Array:
         """The vectors of the positions, BTD; NaN past the last, which no training has seen."""
-        table = constrain(self.embedding[...], "..")
-        return table.at[positions_BT].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        table, rows_BT = constrain(self.embedding[...], ".."), positions_BT + self.offset
+        return table.at[rows_BT].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 import jax.numpy as jnp
 from jax import Array
 
-from jaxllm.config import DecoderConfig, LayerKind
+from jaxllm.config import LayerKind, StackConfig
 
 
 class Sight(NamedTuple):
@@ -16,9 +16,10 @@ class Sight(NamedTuple):
     chunk: int | None = None  # of the tokens 0 to chunk - 1, chunk to 2 chunk - 1, ... its own
 
     @classmethod
-    def of(cls, config: DecoderConfig, kind: LayerKind) -> Self:
+    def of(cls, config: StackConfig, kind: LayerKind) -> Self:
         """That of a layer of this kind."""
         return cls(
+            causal=config.causal,
             window=config.window if kind.sees == "window" else None,
             chunk=config.chunk if kind.sees == "chunk" else None,
         )
@@ -33,9 +34,14 @@ class Sight(NamedTuple):
             mask_BTS &= q_BT1 // self.chunk == k_B1S // self.chunk
         return mask_BTS
 
+    @property
+    def reach(self) -> int | None:
+        """Of how many tokens, itself the last, a query sees some at most; None: of all."""
+        return min(filter(None, (self.window, self.chunk)), default=None)
+
     def keys(self, start: int, stop: int, length: int) -> slice:
         """All that the queries from `start` to `stop` may see, of a sequence of this length."""
-        reach = min(filter(None, (self.window, self.chunk)), default=length)
+        reach = length if self.reach is None else self.reach
         return slice(max(0, start + 1 - reach), stop if self.causal else length)
 
 

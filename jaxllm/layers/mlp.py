@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import Activation, DecoderConfig
+from jaxllm.config import Activation, StackConfig
 from jaxllm.layers.linear import Linear
 from jaxllm.sharding import constrain
 
@@ -14,7 +14,7 @@ from jaxllm.sharding import constrain
 class MLP(nnx.Module):
     """`down(act(gate(x)) * up(x))`, as SwiGLU (Shazeer, 2020) is; ungated, `down(act(up(x)))`."""
 
-    def __init__(self, config: DecoderConfig, *, mlp_dim: int | None = None, rngs: nnx.Rngs):
+    def __init__(self, config: StackConfig, *, mlp_dim: int | None = None, rngs: nnx.Rngs):
         D, F = config.embed_dim, mlp_dim or config.mlp_dim
         linear = partial(Linear, config=config, use_bias=config.mlp_bias, rngs=rngs)
         self.activation = config.activation
@@ -38,4 +38,5 @@ def activate(activation: Activation, x: Array) -> Array:
         return jax.nn.gelu(x, approximate=False)
     if activation == "gelu_tanh":
         return jax.nn.gelu(x, approximate=True)
-    return {"silu": jax.nn.silu, "relu": jax.nn.relu}[activation](x)
+    others = {"silu": jax.nn.silu, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+    return others[activation](x)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import StackConfig
 
 
 class Norm(nnx.Module):
@@ -16,9 +16,11 @@ class Norm(nnx.Module):
     (Gemma). `layer` (Ba et al., 2016) also centres and adds a bias.
     """
 
-    def __init__(self, dims: str, shape: tuple[int, ...], config: DecoderConfig):
+    def __init__(
+        self, dims: str, shape: tuple[int, ...], config: StackConfig, eps: float | None = None
+    ):
         self.kind = config.norm
-        self.eps = config.norm_eps
+        self.eps = config.norm_eps if eps is None else eps
         start = jnp.zeros if self.kind == "rms_plus_one" else jnp.ones
         self.scale = nnx.Param(start(shape, config.param_dtype), dims=dims)
         bias = nnx.Param(jnp.zeros(shape, config.param_dtype), dims=dims)

@@ -1,22 +1,36 @@
-"""Rotary position embedding (Su et al., 2021)."""
+"""Positions as rotations of queries and keys (Su et al., 2021), and as sinusoids."""
 
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxllm.config import DecoderConfig, LayerKind, RopeLayout, RopeScaling
+from jaxllm.config import LayerKind, RopeLayout, RopeScaling, StackConfig
 
 
 class Rotation(NamedTuple):
-    """How a layer's queries and keys are rotated."""
+    """How a layer's queries and keys are rotated.
 
-    frequencies: np.ndarray  # radians per position of each rotated pair
+    Where frequencies depend on the length of a sequence, that is the last position of a row in
+    one call of the model, plus one; padding, which is at position -1, does not count. With a
+    cache, then, queries turn at the frequencies of the length so far and keys stay as they were
+    written, as in transformers. Up to `original_max_len` that is what a call without a cache
+    computes; past it, it is not, there or here. (Phi-3's `generate` in transformers fills the
+    cache anew when it gets there; `jaxllm.generation` does not.)
+    """
+
+    frequencies: np.ndarray  # radians per position of each rotated pair, P
     layout: RopeLayout
+    attention_factor: float = 1.0  # of cosines and sines
+    # The frequencies of sequences of these lengths, B111 -> B11P, where they depend on it.
+    at_length: Callable[[Array], Array] | None = None
 
     @classmethod
-    def of(cls, config: DecoderConfig, kind: LayerKind) -> Self | None:
+    def of(cls, config: StackConfig, kind: LayerKind) -> Self | None:
         """That of a layer of this kind; None if it has no RoPE."""
         if config.positions != "rope" or kind.rope == "none":
             return None
@@ -24,25 +38,60 @@ class Rotation(NamedTuple):
         if kind.rope == "local":
             theta, scaling = config.local_rope_theta, None
         rotated = int(config.head_dim * config.rope_fraction)
-        return cls(rope_frequencies(rotated, theta, scaling), config.rope_layout)
+        return cls.scaled(rotated, theta, scaling, config.rope_layout)
+
+    @classmethod
+    def scaled(
+        cls, rotated: int, theta: float, scaling: RopeScaling | None, layout: RopeLayout
+    ) -> Self:
+        """That of a head's first `rotated` elements."""
+        frequencies = rope_frequencies(rotated, theta, scaling)
+        if scaling is None:
+            return cls(frequencies, layout)
+        at_length: Callable[[Array], Array] | None = None
+        if scaling.kind == "dynamic":
+            at_length = partial(_dynamic_frequencies, frequencies, scaling)
+        if scaling.kind == "longrope":
+            long = _longrope_frequencies(_powers(rotated, theta), scaling.long_factor)
+            at_length = lambda length: jnp.where(  # noqa: E731
+                length > scaling.original_max_len, long, frequencies
+            )
+        return cls(frequencies, layout, attention_factor(scaling), at_length)
+
+    def angles(self, positions_BT: Array) -> Array:
+        """Radians by which each pair of every head turns, BT1P."""
+        frequencies: np.ndarray | Array = self.frequencies
+        if self.at_length is not None:
+            length_B = jnp.max(positions_BT, axis=1) + 1
+            frequencies = self.at_length(length_B[:, None, None, None])
+        # float32: bfloat16 cannot tell position 257 from 256.
+        return positions_BT[..., None, None].astype(jnp.float32) * frequencies
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per position of each of the H/2 rotated pairs.
+    """Radians per position of each of the H/2 rotated pairs, in sequences of the original length.
 
     Computed once, on the host, and rounded to float32 where PyTorch rounds, so that the tables
     agree with the originals whatever the accelerator.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    # The power in float64: NumPy's float32 power is off by up to two units in the last place,
-    # which 131072 positions turn into 2e-4 radians.
-    powers = (theta ** exponents.astype(np.float64)).astype(np.float32)
+    powers = _powers(head_dim, theta)
     frequencies = np.float32(1.0) / powers
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return frequencies
     if scaling.kind == "linear":
         return frequencies / np.float32(scaling.factor)
-    return _llama3_frequencies(frequencies, scaling)
+    if scaling.kind == "llama3":
+        return _llama3_frequencies(frequencies, scaling)
+    if scaling.kind == "yarn":
+        return _yarn_frequencies(powers, theta, scaling)
+    return _longrope_frequencies(powers, scaling.short_factor)
+
+
+def _powers(head_dim: int, theta: float) -> np.ndarray:
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    # The power in float64: NumPy's float32 power is off by up to two units in the last place,
+    # which 131072 positions turn into 2e-4 radians.
+    return (theta ** exponents.astype(np.float64)).astype(np.float32)
 
 
 def _llama3_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -59,6 +108,51 @@ def _llama3_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.nda
     return scaled.astype(np.float32)
 
 
+def _yarn_frequencies(powers: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
+    H, one = 2 * powers.size, np.float32(1)
+
+    def pair(turns: float) -> float:
+        """The pair, a fraction maybe, that turns so often in the original length."""
+        return (
+            H * math.log(scaling.original_max_len / (2 * math.pi * turns)) / (2 * math.log(theta))
+        )
+
+    first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, H - 1)
+    width = np.float32(last - first if last != first else 0.001)
+    rising = (np.arange(powers.size, dtype=np.float32) - np.float32(first)) / width
+    kept = one - np.clip(rising, 0, 1)
+    stretched = one / (np.float32(scaling.factor) * powers)
+    return stretched * (one - kept) + one / powers * kept
+
+
+def _longrope_frequencies(powers: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    return np.float32(1) / (np.array(factors, np.float32) * powers)
+
+
+def _dynamic_frequencies(frequencies: np.ndarray, scaling: RopeScaling, length: Array) -> Array:
+    """Those of theta times `growth ** (H / (H - 2))`, growth being 1 at the original length."""
+    excess = jnp.maximum(length - scaling.original_max_len, 0) / scaling.original_max_len
+    growth = 1 + scaling.factor * excess.astype(jnp.float32)
+    # 2j/(H - 2) for pair j of H/2. The table is taken times a power close to one: a power of theta
+    # anew would be less exact by the logarithm of theta.
+    exponents = np.arange(frequencies.size, dtype=np.float32) / np.float32(frequencies.size - 1)
+    return jnp.asarray(frequencies) * growth**-exponents
+
+
+def attention_factor(scaling: RopeScaling) -> float:
+    """What cosines and sines are multiplied by: the given, or what the kind's paper suggests."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.kind == "yarn":
+        return 0.1 * math.log(scaling.factor) + 1.0
+    if scaling.kind == "longrope":
+        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_len))
+    return 1.0
+
+
 def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
     """Rotates each pair of the first elements of `x` by `position * frequency`.
 
@@ -66,9 +160,10 @@ def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
     (2j, 2j + 1) in the `interleaved` layout of the paper and of Meta's code. Elements past R
     stay as they are. Same dtype out as in.
     """
-    # float32: bfloat16 cannot tell position 257 from 256.
-    angles = positions_BT[..., None, None].astype(jnp.float32) * rotation.frequencies
+    angles = rotation.angles(positions_BT)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
+    if rotation.attention_factor != 1.0:
+        sin, cos = sin * rotation.attention_factor, cos * rotation.attention_factor
     R = 2 * rotation.frequencies.size
     rotated, rest = x_BTNH[..., :R], x_BTNH[..., R:]
     pairs = (2, -1) if rotation.layout == "half" else (-1, 2)
@@ -78,3 +173,20 @@ def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
     turned = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
     turned = turned.reshape(rotated.shape).astype(x_BTNH.dtype)
     return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned
+
+
+def sinusoids(positions_BT: Array, embed_dim: int) -> Array:
+    """A vector for each position, BTD, in float32 (Vaswani et al., 2017).
+
+    Element 2j is `sin(p / 10000 ** (2j / D))`, element 2j + 1 the cosine of the same.
+    """
+    angles = positions_BT[..., None].astype(jnp.float32) * wave_frequencies(embed_dim)
+    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return waves.reshape(*positions_BT.shape, -1)[..., :embed_dim]
+
+
+def wave_frequencies(embed_dim: int) -> np.ndarray:
+    """Radians per position of each sinusoid, rounded where models in PyTorch round them."""
+    step = np.float32(-math.log(10000.0) / embed_dim)
+    exponents = np.arange(0, embed_dim, 2, dtype=np.float32) * step
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)

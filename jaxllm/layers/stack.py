@@ -13,8 +13,8 @@ from jaxllm.config import Remat
 from jaxllm.layers.linear import PROJECTION
 
 Kind = TypeVar("Kind", bound=Hashable)
-# (a layer, x, the layer's cache) -> (x, the cache, the layer's auxiliary loss)
-Step = Callable[[Any, Array, Any], tuple[Array, Any, Array]]
+# (a layer, x, its cache and what else it is given) -> (x, the cache, what else it returns)
+Step = Callable[[Any, Array, Any], tuple[Array, Any, Any]]
 
 REMAT_POLICIES = {
     "full": None,
@@ -98,37 +98,37 @@ def make_layers(
 
 def apply_layers(
     layers: nnx.Dict, step: Step, x_BTD: Array, caches: Mapping[str, Any] | None, remat: Remat
-) -> tuple[Array, dict[str, Any] | None, Array]:
-    """Runs `step` over the layers in order: the last x, the caches by label, the auxiliary loss."""
+) -> tuple[Array, dict[str, Any] | None, dict[str, Any]]:
+    """Runs `step` over the layers in order: the last x; by label, the caches and what else."""
     written: dict[str, Any] = {}
-    aux_loss = jnp.zeros((), jnp.float32)
+    others: dict[str, Any] = {}
     for run in _runs_of(layers):
         blocks = tuple(layers[label] for label in run.labels)
         given = None if caches is None else tuple(caches[label] for label in run.labels)
         apply = partial(_apply_period, step, remat, run.repeats > 1)
         if run.repeats > 1:
-            x_BTD, (own, losses) = jax.lax.scan(apply, x_BTD, (blocks, given))
+            x_BTD, (own, other) = jax.lax.scan(apply, x_BTD, (blocks, given))
         else:
-            x_BTD, (own, losses) = apply(x_BTD, (blocks, given))
+            x_BTD, (own, other) = apply(x_BTD, (blocks, given))
         written.update(zip(run.labels, own, strict=True))
-        aux_loss += jnp.sum(losses)
-    return x_BTD, None if caches is None else written, aux_loss
+        others.update(zip(run.labels, other, strict=True))
+    return x_BTD, None if caches is None else written, others
 
 
 def _apply_period(
     step: Step, remat: Remat, is_scanned: bool, x_BTD: Array, period: tuple
-) -> tuple[Array, tuple[tuple, Array]]:
+) -> tuple[Array, tuple[tuple, tuple]]:
     """The layers of one period, one after the other."""
     if remat != "none":
         # A scanned body is compiled on its own, where no common subexpression can undo the remat.
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=not is_scanned)
     blocks, given = period
-    written, aux_loss = [], jnp.zeros((), jnp.float32)
+    written, others = [], []
     for i, block in enumerate(blocks):
-        x_BTD, cache, loss = step(block, x_BTD, None if given is None else given[i])
+        x_BTD, cache, other = step(block, x_BTD, None if given is None else given[i])
         written.append(cache)
-        aux_loss += loss
-    return x_BTD, (tuple(written), aux_loss)
+        others.append(other)
+    return x_BTD, (tuple(written), tuple(others))
 
 
 def _runs_of(layers: nnx.Dict) -> list[Run]:

@@ -1,18 +1,95 @@
 """Whole models."""
 
+import dataclasses
+from typing import Any, TypeVar, overload
+
 from flax import nnx
 
-from jaxllm.config import DecoderConfig
-from jaxllm.models.decoder import Decoder, Output, with_scanned_layers
+from jaxllm.config import (
+    Config,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    SequenceConfig,
+    SequenceToSequenceConfig,
+    StackConfig,
+)
+from jaxllm.models.decoder import Decoder, Output
+from jaxllm.models.encoder_decoder import EncoderDecoder
+from jaxllm.models.sequence import SequenceModel, SequenceToSequence
 
-__all__ = ["Decoder", "Output", "build", "build_abstract", "with_scanned_layers"]
+__all__ = [
+    "Decoder",
+    "EncoderDecoder",
+    "Model",
+    "Output",
+    "SequenceModel",
+    "SequenceToSequence",
+    "TokenModel",
+    "build",
+    "build_abstract",
+    "with_scanned_layers",
+    "with_window",
+]
+
+TokenModel = Decoder | EncoderDecoder
+Model = TokenModel | SequenceModel | SequenceToSequence
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 
-def build(config: DecoderConfig, *, rngs: nnx.Rngs) -> Decoder:
+@overload
+def build(config: DecoderConfig, *, rngs: nnx.Rngs) -> Decoder: ...
+@overload
+def build(config: EncoderDecoderConfig, *, rngs: nnx.Rngs) -> EncoderDecoder: ...
+@overload
+def build(config: SequenceConfig, *, rngs: nnx.Rngs) -> SequenceModel: ...
+@overload
+def build(config: SequenceToSequenceConfig, *, rngs: nnx.Rngs) -> SequenceToSequence: ...
+def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     """The model that `config` describes, with random weights."""
-    return Decoder(config, rngs=rngs)
+    return _CLASSES[type(config)](config, rngs=rngs)
 
 
-def build_abstract(config: DecoderConfig) -> Decoder:
+_CLASSES: dict[type[Config], Any] = {
+    DecoderConfig: Decoder,
+    EncoderDecoderConfig: EncoderDecoder,
+    SequenceConfig: SequenceModel,
+    SequenceToSequenceConfig: SequenceToSequence,
+}
+
+
+@overload
+def build_abstract(config: DecoderConfig) -> Decoder: ...
+@overload
+def build_abstract(config: EncoderDecoderConfig) -> EncoderDecoder: ...
+@overload
+def build_abstract(config: SequenceConfig) -> SequenceModel: ...
+@overload
+def build_abstract(config: SequenceToSequenceConfig) -> SequenceToSequence: ...
+def build_abstract(config: Config) -> Model:
     """The model with shapes and dtypes in place of weights: nothing is allocated."""
     return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+
+
+def with_scanned_layers(model: AnyModel, scan: bool) -> AnyModel:
+    """The same model, same weights, with its layers stacked for a scan or one by one."""
+    return model.restacked(scan)  # type: ignore[return-value] # mypy takes Self for the union
+
+
+def with_window(model: AnyModel, window: int) -> AnyModel:
+    """The same model, same weights, whose tokens see the last `window` up to themselves, no more.
+
+    Of two stacks, that of the decoder. A cache then keeps as many tokens, however long the text.
+    """
+    config, origin = model.config, model.origin
+    if isinstance(config, StackConfig):
+        config = _slid(config, window)
+    else:
+        config = dataclasses.replace(config, decoder=_slid(config.decoder, window))
+    changed = nnx.merge(nnx.graphdef(build_abstract(config)), nnx.state(model))
+    changed.origin = origin
+    return changed
+
+
+def _slid(config: Any, window: int) -> Any:
+    pattern = tuple(dataclasses.replace(kind, sees="window") for kind in config.pattern)
+    return dataclasses.replace(config, pattern=pattern, window=window, chunk=None)

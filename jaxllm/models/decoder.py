@@ -2,19 +2,18 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import DecoderConfig, LayerKind
-from jaxllm.layers.block import Block
-from jaxllm.layers.cache import Caches, KVCache
-from jaxllm.layers.linear import Embedding, Linear, PositionTable
-from jaxllm.layers.norm import Norm
-from jaxllm.layers.stack import apply_layers, held, labels, make_layers, restack
+from jaxllm.config import DecoderConfig
+from jaxllm.layers.cross_attention import Source
+from jaxllm.layers.linear import Embedding, Linear
+from jaxllm.layers.stack import restack
+from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, place
+from jaxllm.models.stack import Caches, Stack
 from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
@@ -22,29 +21,30 @@ from jaxllm.sharding import constrain
 class Output(NamedTuple):
     """What a model computes from tokens."""
 
-    logits: Array  # BTV, float32
+    logits: Array  # BTV, float32; of vectors BTO or, pooled, BO
     cache: Caches | None
     aux_loss: Array  # scalar, to be added to the training loss
 
 
-class Decoder(nnx.Module):
-    """Tokens to logits: embed, `num_layers` blocks, norm, project to the vocabulary."""
+class Decoder(Stack):
+    """Tokens to logits: embed, a stack of layers, project to the vocabulary."""
+
+    config: DecoderConfig
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         D, V = config.embed_dim, config.vocab_size
-        self.config = config
         self.origin: Origin | None = None  # set by whoever fills in the weights
-        self.embed = Embedding(config, rngs=rngs)
-        is_learned = config.positions == "learned"
-        self.embed_position = nnx.data(PositionTable(config, rngs=rngs) if is_learned else None)
-
-        def make(kind: LayerKind, key: Array) -> Block:
-            return Block(config, kind, rngs=nnx.Rngs(params=key))
-
-        self.layers = make_layers(make, config.kinds, config.scan_layers, rngs.params())
-        self.final_norm = nnx.data(Norm("D", (D,), config) if config.final_norm else None)
+        self.embed = Embedding(V, config, rngs=rngs)
+        super().__init__(config, rngs=rngs)
+        vision = image_proj = None
+        if config.vision is not None:
+            vision, F = VisionEncoder(config, rngs=rngs), config.vision.output_dim
+            image_proj = Linear("BTF,FD->BTD", (F, D), config=config, rngs=rngs)
+        self.vision, self.image_proj = nnx.data(vision), nnx.data(image_proj)
         head = partial(Linear, "BTD,DV->BTV", (D, V), config=config, rngs=rngs)
         self.lm_head = nnx.data(None if config.tie_embeddings else head())
+        bias = nnx.Param(jnp.zeros((V,), config.param_dtype), dims="V")
+        self.head_bias = nnx.data(bias if config.head_bias else None)
 
     def __call__(
         self,
@@ -53,6 +53,8 @@ class Decoder(nnx.Module):
         segment_ids: Array | None = None,
         positions: Array | None = None,
         cache: Caches | None = None,
+        image_embedding: MaskedEmbedding | None = None,
+        dropout_key: Array | None = None,
     ) -> Output:
         """The logits that predict each token's successor.
 
@@ -62,11 +64,19 @@ class Decoder(nnx.Module):
                 documents have an id each. Not for use with a cache.
             positions: BT, for RoPE and for the cache's slots. Default: 0, 1, 2, ...
             cache: of `init_cache`, or as the last call returned it.
+            image_embedding: what stands in for some of the tokens, of `see`.
+            dropout_key: of `jax.random.key`, another for each step of training. By default
+                nothing is dropped out.
         """
-        x_BTD, cache, aux_loss = self.hidden(
-            tokens_BT, segment_ids=segment_ids, positions=positions, cache=cache
+        x_BTD, cache, loss = self.hidden(
+            tokens_BT,
+            segment_ids=segment_ids,
+            positions=positions,
+            cache=cache,
+            image_embedding=image_embedding,
+            dropout_key=dropout_key,
         )
-        return Output(self.unembed(x_BTD), cache, aux_loss)
+        return Output(self.unembed(x_BTD), cache, loss)
 
     def hidden(
         self,
@@ -75,57 +85,67 @@ class Decoder(nnx.Module):
         segment_ids: Array | None = None,
         positions: Array | None = None,
         cache: Caches | None = None,
+        image_embedding: MaskedEmbedding | None = None,
+        source: Source | None = None,
+        dropout_key: Array | None = None,
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache, the auxiliary loss. Arguments of `__call__`."""
-        if cache is not None and segment_ids is not None:
-            raise ValueError("segment_ids with a cache: pad on the right, give positions")
-        if positions is None:
-            positions = jnp.arange(tokens_BT.shape[1])[None]
-        x_BTD = self.enter(tokens_BT, positions)
-        x_BTD, cache, aux_loss = apply_layers(
-            self.layers,
-            lambda block, x, layer_cache: block(x, positions, segment_ids, layer_cache),
-            x_BTD,
-            cache,
-            self.config.remat,
-        )
-        return x_BTD if self.final_norm is None else self.final_norm(x_BTD), cache, aux_loss
+        """The last hidden state, BTD, the cache, the auxiliary loss.
 
-    def enter(self, tokens_BT: Array, positions_BT: Array) -> Array:
-        """What the first layer is given, BTD."""
+        Arguments of `__call__`, and the `source` of an encoder that the decoder attends to.
+        """
+        return self.transform(
+            self.enter(tokens_BT, image_embedding),
+            segment_ids=segment_ids,
+            positions=positions,
+            cache=cache,
+            source=source,
+            dropout_key=dropout_key,
+        )
+
+    def see(self, images_ICHW: Array, tokens_BT: Array) -> MaskedEmbedding:
+        """Embeds images for the places that the tokens hold for them, in order, row after row.
+
+        Raises ValueError if the model sees no images, or if they are more or fewer than the places.
+        """
+        vision = self.config.vision
+        if self.vision is None or vision is None or vision.image_token is None:
+            raise ValueError(f"vision={vision}: no token holds the place of an image")
+        rows_ITF = self.vision(images_ICHW)
+        mask_BT = jnp.equal(tokens_BT, vision.image_token)
+        return place(rows_ITF.reshape(-1, rows_ITF.shape[-1]), mask_BT)
+
+    def enter(self, tokens_BT: Array, image: MaskedEmbedding | None = None) -> Array:
+        """The tokens' embeddings, BTD, those of an image in their places."""
         x_BTD = self.embed(tokens_BT)
-        if self.config.embed_scale != 1.0:
-            x_BTD = x_BTD * jnp.asarray(self.config.embed_scale, x_BTD.dtype)
-        if self.embed_position is not None:
-            x_BTD = x_BTD + self.embed_position(positions_BT)
-        return constrain(x_BTD, "BTD")
+        if image is not None:
+            if self.image_proj is None:
+                raise ValueError("image_embedding for a model without vision")
+            image_BTD = self.image_proj(image.embedding_BTF.astype(x_BTD.dtype))
+            x_BTD = jnp.where(image.mask_BT[..., None], image_BTD, x_BTD)
+        return x_BTD
 
     def unembed(self, x_BTD: Array) -> Array:
         """The logits of a hidden state, BTV, in float32."""
         head = self.embed.attend if self.lm_head is None else self.lm_head.accumulate
-        logits_BTV, cap = head(x_BTD), self.config.logit_softcap
+        logits_BTV, scale, cap = head(x_BTD), self.config.logit_scale, self.config.logit_softcap
+        if scale != 1.0:
+            logits_BTV = logits_BTV * scale
+        if self.head_bias is not None:
+            logits_BTV += self.head_bias[...].astype(jnp.float32)
         if cap is not None:
             logits_BTV = cap * jnp.tanh(logits_BTV / cap)
         return constrain(logits_BTV, "BTV")
 
-    def init_cache(self, batch_size: int, length: int) -> Caches:
-        """An empty cache of `length` slots for each layer, stacked as the layers are."""
-        empty = KVCache.empty(self.config, batch_size, length)
-
-        def of(count: int) -> KVCache:
-            if count == 1:
-                return empty
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), empty)
-
-        return {label: of(len(held(label))) for label in labels(self.layers)}
-
-
-def with_scanned_layers(model: Decoder, scan: bool) -> Decoder:
-    """The same model, same weights, with its layers stacked for a scan or one by one."""
-    layers = restack(model.layers, model.config.kinds, scan)
-    if layers is model.layers:
-        return model
-    changed = nnx.merge(*nnx.split(model))
-    changed.config = dataclasses.replace(model.config, scan_layers=scan)
-    changed.layers = layers
-    return changed
+    def restacked(self, scan: bool) -> Self:
+        """The same model, same weights, with its layers stacked for a scan or one by one."""
+        changed, vision = super().restacked(scan), self.vision
+        if vision is None:
+            return changed
+        layers = restack(vision.layers, vision.kinds, scan)
+        if layers is vision.layers:
+            return changed
+        changed = nnx.merge(*nnx.split(changed))
+        changed.config = dataclasses.replace(self.config, scan_layers=scan)
+        assert changed.vision is not None, "as above"
+        changed.vision.layers = layers
+        return changed

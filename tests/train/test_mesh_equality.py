@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.config import Experts, LayerKind
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, shardings, split, tree_of
 from jaxllm.sharding import MESH_AXES, spec
@@ -65,8 +66,9 @@ def loss_and_gradient(
     placed = shardings(model, mesh)
     places = tree_of(model, lambda name, _: placed[name])
 
-    def loss(params, batch):
-        return next_token_loss(bind(params), batch["tokens"], batch["mask"], chunk)[0]
+    def loss(params, batch, key):
+        total, aux_loss = next_token_loss(bind(params), batch["tokens"], batch["mask"], chunk, key)
+        return total + aux_loss * batch["mask"].sum()
 
     def both(params, batch):
         return accumulate(jax.value_and_grad(loss), params, batch, microbatches)
@@ -132,6 +134,50 @@ def test_recomputing_on_a_mesh_changes_nothing(batch, alone):
     assert_equal(loss_and_gradient(model, batch, {"fsdp": 4, "tensor": 2}), alone)
 
 
+# Every other layer has experts, which eight ways do not divide: those stay whole.
+SPARSE = {
+    "num_layers": 4,
+    "pattern": (LayerKind(), LayerKind(mlp="experts")),
+    "experts": Experts(
+        num_experts=4, top_k=2, mlp_dim=24, normalize=True, shared_mlp_dim=40, aux_weight=0.1
+    ),
+    "mlp_bias": True,
+}
+EXPERT_MESHES = {
+    "expert=4": {"expert": 4},
+    "expert=8": {"expert": 8},
+    "data=4 x expert=2": {"data": 4, "expert": 2},
+    "fsdp=2 x tensor=2 x expert=2": {"fsdp": 2, "tensor": 2, "expert": 2},
+    "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def sparse_alone(batch):
+    return loss_and_gradient(random_model(**SPARSE), batch, {})
+
+
+@pytest.mark.parametrize("sizes", EXPERT_MESHES.values(), ids=EXPERT_MESHES)
+def test_experts_on_a_mesh_are_those_of_one_device(sizes, batch, sparse_alone):
+    assert_equal(loss_and_gradient(random_model(**SPARSE), batch, sizes), sparse_alone)
+
+
+def test_experts_are_split_over_their_number_and_both_their_widths():
+    mesh = submesh({"fsdp": 2, "tensor": 2, "expert": 2})
+    placed = {
+        name.removeprefix("layers.1:4:2.mlp."): sharding.spec
+        for name, sharding in shardings(random_model(**SPARSE), mesh).items()
+    }
+    up, down = (
+        PartitionSpec(None, "expert", "fsdp", "tensor"),
+        PartitionSpec(None, "expert", "tensor", "fsdp"),
+    )
+    assert placed["gate_proj.kernel"] == placed["up_proj.kernel"] == up
+    assert placed["down_proj.kernel"] == down
+    assert placed["up_proj.bias"] == PartitionSpec(None, "expert", "tensor")
+    assert placed["router.kernel"] == PartitionSpec(None, "fsdp", "expert")
+
+
 @pytest.fixture
 def really_compiling() -> Iterator[None]:
     """A program from the cache says nothing on stderr."""
@@ -147,12 +193,16 @@ INVOLUNTARY = "nvoluntary full rematerialization"
 
 @pytest.mark.parametrize(
     ("mesh_name", "microbatches"),
-    [*((name, 2) for name in MESHES), ("data=2 x fsdp=2 x tensor=2", 1)],
+    [
+        *((name, 2) for name in MESHES),
+        ("data=2 x fsdp=2 x tensor=2", 1),
+        *((name, 1) for name in EXPERT_MESHES if "expert" in name),
+    ],
 )
 def test_no_array_is_gathered_against_the_compiler_s_will(
     mesh_name, microbatches, really_compiling, capfd
 ):
-    sizes = MESHES[mesh_name]
+    sizes = {**MESHES, **EXPERT_MESHES}[mesh_name]
     mesh = submesh(sizes)
     config = TrainConfig(
         output="nowhere",
@@ -163,7 +213,7 @@ def test_no_array_is_gathered_against_the_compiler_s_will(
         accumulate=microbatches,
         loss_chunk=7,
     )
-    model = random_model(**CHANGES)
+    model = random_model(**SPARSE if "expert" in sizes else CHANGES)
     with jax.set_mesh(mesh):
         steps = make_steps(config, model, mesh)
         rows = NamedSharding(mesh, PartitionSpec(*spec("B", (B,), mesh.shape), None))

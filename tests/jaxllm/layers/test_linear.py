@@ -111,7 +111,7 @@ def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
     layer = Linear("BTD,DF->BTF", (64, 200), config=config, use_bias=True, rngs=nnx.Rngs(0))
     assert np.std(layer.kernel[...]) == pytest.approx(0.37, rel=0.02)
     assert (layer.bias[...] == 0).all()
-    assert np.std(Embedding(config, rngs=nnx.Rngs(0)).embedding[...]) == pytest.approx(
+    assert np.std(Embedding(96, config, rngs=nnx.Rngs(0)).embedding[...]) == pytest.approx(
         0.37, rel=0.1
     )
 

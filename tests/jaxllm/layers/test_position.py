@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import relative_l2
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from jaxllm.config import RopeScaling
-from jaxllm.layers.position import Rotation, apply_rope, rope_frequencies
+from jaxllm.config import ROPE_SCALINGS, RopeScaling
+from jaxllm.layers.position import Rotation, apply_rope, attention_factor, rope_frequencies
 
 TOLERANCE = 1e-6  # relative L2, float32
 FAR = 131071
@@ -42,8 +43,38 @@ LLAMA3 = {
         (16.0, 1.0, 1.0, 8192),
     ]
 }
+YARN = {
+    "yarn": RopeScaling(kind="yarn", factor=4.0, original_max_len=4096),
+    "yarn-1": RopeScaling(kind="yarn", factor=1.0, original_max_len=4096),
+    "yarn-sharp": RopeScaling(
+        kind="yarn", factor=16.0, original_max_len=2048, beta_fast=9.0, beta_slow=2.5
+    ),
+    "yarn-untruncated": RopeScaling(
+        kind="yarn", factor=3.3, original_max_len=32768, truncate=False, attention_factor=0.77
+    ),
+    "yarn-no-band": RopeScaling(
+        kind="yarn", factor=8.0, original_max_len=512, beta_fast=2.0, beta_slow=2.0, truncate=False
+    ),
+}
+DYNAMIC = {
+    "dynamic": RopeScaling(kind="dynamic", factor=4.0, original_max_len=2048),
+    "dynamic-1": RopeScaling(kind="dynamic", factor=1.0, original_max_len=1000),
+}
 PLAIN = {"plain": None}
-SCALINGS = PLAIN | LINEAR | LLAMA3
+SCALINGS = PLAIN | LINEAR | LLAMA3 | YARN
+LENGTHS = [1, 511, 512, 513, 2048, 2049, 4097, 65536, 131072]
+
+
+def longrope(head_dim: int, **fields: object) -> RopeScaling:
+    """A scaling by random numbers, different in short and long sequences."""
+    factors = 1 + np.random.default_rng(head_dim).random((2, head_dim // 2)) * [[0.5], [30]]
+    short, long = (tuple(row) for row in factors.tolist())
+    return RopeScaling(
+        kind="longrope",
+        **{"factor": 32.0, "original_max_len": 4096, **fields},
+        short_factor=short,
+        long_factor=long,
+    )
 
 
 def scalings(*kinds: dict) -> pytest.MarkDecorator:
@@ -54,23 +85,27 @@ def scalings(*kinds: dict) -> pytest.MarkDecorator:
 
 def theirs(head_dim: int, theta: float, scaling: RopeScaling | None) -> LlamaRotaryEmbedding:
     """The module of transformers for the same settings."""
-    rope = {"rope_type": "default", "rope_theta": theta}
+    return LlamaRotaryEmbedding(their_config(head_dim, theta, scaling))
+
+
+def their_config(head_dim: int, theta: float, scaling: RopeScaling | None) -> LlamaConfig:
+    rope, length = {"rope_type": "default", "rope_theta": theta}, 131072
     if scaling is not None:
+        fields = {name: getattr(scaling, name) for name in ROPE_SCALINGS[scaling.kind]}
+        original = fields.pop("original_max_len", None)
         rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling is not None and scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_len,
-        }
-    config = LlamaConfig(
+        rope |= {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        if scaling.kind == "dynamic":  # to transformers the original length is the longest
+            length = original
+        elif original is not None:
+            rope["original_max_position_embeddings"] = original
+    return LlamaConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,
         head_dim=head_dim,
-        max_position_embeddings=131072,
+        max_position_embeddings=length,
         rope_parameters=rope,
     )
-    return LlamaRotaryEmbedding(config)
 
 
 def inv_freq(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -131,6 +166,97 @@ def test_scaled_frequencies_are_those_of_transformers(scaling):
         # A division rounds; the blend subtracts nearly equal numbers, so an error grows.
         np.testing.assert_allclose(frequencies, inv_freq(head_dim, theta, scaling), rtol=2e-6)
         assert frequencies.dtype == np.float32
+
+
+@scalings(YARN)
+def test_yarn_is_that_of_transformers(scaling):
+    """Bit for bit but for the powers of theta, which PyTorch rounds to within one unit."""
+    for head_dim, theta in grid([16, 64, 80, 128]):
+        config = their_config(head_dim, theta, scaling)
+        expected, factor = ROPE_INIT_FUNCTIONS["yarn"](config)
+        assert attention_factor(scaling) == factor
+        # The blend subtracts no nearly equal numbers, but it may add two that are one unit off.
+        assert ulps(rope_frequencies(head_dim, theta, scaling), expected.numpy()) <= 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_factor": 1.3}, {"factor": 1.0}])
+def test_longrope_is_that_of_transformers(changes):
+    """To the last bit but one: PyTorch's powers of theta are a unit off at times."""
+    for head_dim, theta in grid([16, 64, 96, 128]):
+        scaling = longrope(head_dim, **changes)
+        for length in (1, 4096, 4097, 131072):
+            config = their_config(head_dim, theta, scaling)
+            expected, factor = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=length)
+            assert attention_factor(scaling) == factor
+            ours = frequencies_at(head_dim, theta, scaling, length)
+            assert ulps(ours, expected.numpy()) <= 1, (head_dim, theta, length)
+
+
+@scalings(DYNAMIC)
+def test_dynamic_is_that_of_transformers(scaling):
+    """The growth, its power and the product are each rounded, on the device and in PyTorch.
+
+    Against float64, ours are up to 4 units off, and those of transformers up to 3.
+    """
+    for head_dim, theta in grid([16, 64, 80, 128]):
+        config = their_config(head_dim, theta, scaling)
+        for length in LENGTHS:
+            expected, factor = ROPE_INIT_FUNCTIONS["dynamic"](config, seq_len=length)
+            assert attention_factor(scaling) == factor == 1
+            ours = frequencies_at(head_dim, theta, scaling, length)
+            assert ulps(ours, expected.numpy()) <= 5, (head_dim, theta, length)
+            if length <= scaling.original_max_len:
+                np.testing.assert_array_equal(ours, rope_frequencies(head_dim, theta, None))
+
+
+def frequencies_at(head_dim: int, theta: float, scaling: RopeScaling, length: int) -> np.ndarray:
+    """What a sequence of this length is rotated by: the angles at its position 1."""
+    rotation = Rotation.scaled(head_dim, theta, scaling, "half")
+    assert rotation.at_length is not None
+    return np.asarray(jax.jit(rotation.at_length)(np.array([[[[length]]]])))[0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling(kind="dynamic", factor=4.0, original_max_len=64),
+        longrope(64, original_max_len=64),
+    ],
+    ids=lambda scaling: scaling.kind,
+)
+def test_rows_have_frequencies_of_their_own_length_without_padding(scaling):
+    """A row that is long, one that is short, and one that padding at -1 makes short."""
+    positions_BT = np.array([[1, 2, 64], [1, 2, 63], [1, 2, -1]])
+    x_BTNH = draw(3, 3, 2, 64)
+    rotation = Rotation.scaled(64, 1e4, scaling, "half")
+    ours = np.asarray(apply_rope(jnp.asarray(x_BTNH), jnp.asarray(positions_BT), rotation))
+    for row, positions in enumerate(positions_BT):
+        rotary = theirs(64, 1e4, scaling)
+        cos, sin = rotary(torch.zeros(()), torch.tensor(positions)[None])
+        x = torch.tensor(x_BTNH[row : row + 1])
+        expected, _ = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
+        assert relative_l2(ours[row : row + 1], expected) < TOLERANCE
+    assert relative_l2(ours[0, :2], rotated_alone(x_BTNH[0, :2], rotation)) > 1e-3
+    assert relative_l2(ours[1, :2], rotated_alone(x_BTNH[1, :2], rotation)) == 0
+
+
+def rotated_alone(x_TNH: np.ndarray, rotation: Rotation) -> np.ndarray:
+    """The vectors at positions 1 and 2 of a sequence of nothing else."""
+    return np.asarray(apply_rope(jnp.asarray(x_TNH)[None], jnp.array([[1, 2]]), rotation))[0]
+
+
+@scalings(YARN)
+def test_cosines_and_sines_grow_by_the_attention_factor(scaling):
+    positions_BT = POSITIONS[None]
+    x_BTNH = draw(1, POSITIONS.size, 3, 64)
+    cos, sin = theirs(64, 1e4, scaling)(torch.zeros(()), torch.tensor(positions_BT))
+    x = torch.tensor(x_BTNH)
+    expected, _ = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
+    rotation = Rotation.scaled(64, 1e4, scaling, "half")
+    ours = apply_rope(jnp.asarray(x_BTNH), jnp.asarray(positions_BT), rotation)
+    assert relative_l2(ours, expected) < TOLERANCE
+    norm = np.linalg.norm(np.asarray(ours)) / np.linalg.norm(x_BTNH)
+    assert norm == pytest.approx(attention_factor(scaling), rel=1e-6)
 
 
 def test_the_grid_reaches_every_branch_of_llama3():

@@ -1,0 +1,130 @@
+"""Models whose tokens are vectors of numbers: regression, autoregression, one sequence to another."""
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
+from jaxllm.layers.cross_attention import Source
+from jaxllm.layers.linear import Linear
+from jaxllm.models.decoder import Output
+from jaxllm.models.encoder_decoder import TwoStacks
+from jaxllm.models.stack import Caches, Stack, first_positions
+from jaxllm.origin import Origin
+from jaxllm.sharding import constrain
+
+
+class SequenceModel(Stack):
+    """Vectors to vectors: project, a stack of layers, project; pooled, to one for a sequence."""
+
+    config: SequenceConfig
+
+    def __init__(self, config: SequenceConfig, *, rngs: nnx.Rngs):
+        D, linear = config.embed_dim, partial(Linear, config=config, use_bias=True, rngs=rngs)
+        self.origin: Origin | None = None  # set by whoever fills in the weights
+        self.input_proj = linear("BTI,ID->BTD", (config.input_dim, D))
+        super().__init__(config, rngs=rngs)
+        self.output_proj = linear("BTD,DO->BTO", (D, config.output_dim))
+
+    def __call__(
+        self,
+        x_BTI: Array,
+        *,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        cache: Caches | None = None,
+        dropout_key: Array | None = None,
+    ) -> Output:
+        """What becomes of each token, BTO, or of each sequence, BO.
+
+        Args:
+            x_BTI: the tokens.
+            segment_ids: BT; tokens attend within equal ids only. 0 is padding, which is no part
+                of a mean either. Not for use with a cache.
+            positions: BT, for sinusoids and the like and for the cache. Default: 0, 1, 2, ...
+            cache: of `init_cache`, or as the last call returned it.
+            dropout_key: of `jax.random.key`, another for each step of training. By default
+                nothing is dropped out.
+        """
+        x_BTD, cache, loss = self.hidden(
+            x_BTI,
+            segment_ids=segment_ids,
+            positions=positions,
+            cache=cache,
+            dropout_key=dropout_key,
+        )
+        if self.config.pooled:
+            return Output(self.unembed(mean(x_BTD, segment_ids)[:, None])[:, 0], cache, loss)
+        return Output(self.unembed(x_BTD), cache, loss)
+
+    def hidden(
+        self, x_BTI: Array, *, source: Source | None = None, **options: Any
+    ) -> tuple[Array, Caches | None, Array]:
+        """The last hidden state, BTD, the cache, the auxiliary loss.
+
+        Options of `__call__`, and the `source` of an encoder that the tokens attend to.
+        """
+        return self.transform(constrain(self.input_proj(x_BTI), "BTD"), source=source, **options)
+
+    def unembed(self, x_BTD: Array) -> Array:
+        """What a hidden state says, BTO, in float32."""
+        return self.output_proj.accumulate(x_BTD)
+
+    def generate_next_token(self, x_BTI: Array, *, segment_ids: Array | None = None) -> Array:
+        """What becomes of the last token of each row, (B, 1, O): the next, if trained to be.
+
+        Raises ValueError if sequences are pooled.
+        """
+        if self.config.pooled:
+            raise ValueError(f"pooled={self.config.pooled}: no token has an output of its own")
+        T = x_BTI.shape[1]
+        x_BTD, _, _ = self.hidden(x_BTI, segment_ids=segment_ids)
+        if segment_ids is None:
+            return self.unembed(x_BTD[:, -1:])
+        last_B = jnp.max(jnp.where(jnp.asarray(segment_ids) != 0, jnp.arange(T), 0), axis=1)
+        return self.unembed(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1))
+
+    def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
+        """As that of every stack.
+
+        Raises ValueError if sequences are pooled, or longer than the positions go.
+        """
+        if self.config.pooled:
+            raise ValueError(f"pooled={self.config.pooled}: a mean is over a whole sequence")
+        first_positions(length, self.config.longest)
+        return super().init_cache(batch_size, length, source)
+
+
+class SequenceToSequence(TwoStacks):
+    """Vectors of a source and of a target to vectors."""
+
+    config: SequenceToSequenceConfig
+    decoder: SequenceModel
+
+    def __init__(self, config: SequenceToSequenceConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.origin: Origin | None = None  # set by whoever fills in the weights
+        shape = (config.source_dim, config.encoder.embed_dim)
+        self.source_proj = Linear(
+            "BSI,ID->BSD", shape, config=config.encoder, use_bias=True, rngs=rngs
+        )
+        self.encoder = Stack(config.encoder, rngs=rngs)
+        self.decoder = SequenceModel(config.decoder, rngs=rngs)
+
+    def enter(self, src_BS: Array) -> Array:
+        """The projections of a source, BSD. Raises ValueError if it is too long."""
+        first_positions(src_BS.shape[1], self.config.longest_source)
+        return constrain(self.source_proj(src_BS), "BSD")
+
+
+def mean(x_BTD: Array, segment_ids_BT: Array | None) -> Array:
+    """That of each row's tokens, BD; padding is none."""
+    x_BTD = x_BTD.astype(jnp.float32)
+    if segment_ids_BT is None:
+        return x_BTD.mean(axis=1)
+    is_token_BT1 = (jnp.asarray(segment_ids_BT) != 0)[..., None]
+    total_BD = jnp.where(is_token_BT1, x_BTD, 0).sum(axis=1)
+    return total_BD / jnp.maximum(is_token_BT1.sum(axis=1), 1)

@@ -1,0 +1,145 @@
+"""From embeddings to hidden states: what encoders and decoders have in common."""
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import LayerKind, StackConfig
+from jaxllm.layers.bias import make_bias
+from jaxllm.layers.block import Block
+from jaxllm.layers.cache import Cache, make_cache
+from jaxllm.layers.cross_attention import CrossCache, Memory, Source
+from jaxllm.layers.dropout import drop, layer_keys, subkeys
+from jaxllm.layers.linear import PositionTable
+from jaxllm.layers.moe import Load, aux_loss
+from jaxllm.layers.norm import Norm
+from jaxllm.layers.position import sinusoids
+from jaxllm.layers.stack import apply_layers, held, labels, make_layers, restack
+from jaxllm.sharding import constrain
+
+# Of a whole stack, by the labels of its layers, stacked as they are.
+Caches = dict[str, Cache | CrossCache]
+
+
+class Stack(nnx.Module):
+    """Positions, `num_layers` blocks, norm."""
+
+    config: StackConfig
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        norm = ("D", (config.embed_dim,), config)
+        self.config = config
+        is_learned = config.positions == "learned"
+        self.embed_position = nnx.data(PositionTable(config, rngs=rngs) if is_learned else None)
+        self.embed_norm = nnx.data(Norm(*norm) if config.embed_norm else None)
+        self.position_bias = nnx.data(make_bias(config, rngs=rngs))
+
+        def make(kind: LayerKind, key: Array) -> Block:
+            return Block(config, kind, rngs=nnx.Rngs(params=key))
+
+        self.layers = make_layers(make, config.kinds, config.scan_layers, rngs.params())
+        last = Norm(*norm, eps=config.final_norm_eps) if config.final_norm else None
+        self.final_norm = nnx.data(last)
+
+    def transform(
+        self,
+        x_BTD: Array,
+        *,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        cache: Caches | None = None,
+        source: Source | None = None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Array, Caches | None, Array]:
+        """The last hidden state, BTD, the cache and the auxiliary loss, of embedded tokens."""
+        if cache is not None and segment_ids is not None:
+            raise ValueError("segment_ids with a cache: pad on the right, give positions")
+        if self.config.cross_attention and source is None and cache is None:
+            raise ValueError("a stack with cross_attention needs a source, or a cache of one")
+        if positions is None:
+            positions = first_positions(x_BTD.shape[1], self.config.longest)
+        rate = self.config.dropout
+        first_key, key = subkeys(dropout_key if rate else None, 2)
+
+        def step(
+            block: Block, x_BTD: Array, given: tuple[Cache | CrossCache | None, Array | None]
+        ) -> tuple[Array, Cache | CrossCache | None, Load | None]:
+            own, own_key = given
+            return block(
+                x_BTD, positions, segment_ids, own, self.position_bias, source, own_key
+            )
+
+        x_BTD, written, loads = apply_layers(
+            self.layers,
+            step,
+            drop(self.place(x_BTD, positions), rate, first_key),
+            {
+                label: (
+                    None if cache is None else cache[label],
+                    None if key is None else layer_keys(key, held(label)),
+                )
+                for label in labels(self.layers)
+            },
+            self.config.remat,
+        )
+        x_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        loss = aux_loss(self.config.experts, loads.values())
+        return x_BTD, None if cache is None else written, loss
+
+    def place(self, x_BTD: Array, positions_BT: Array) -> Array:
+        """What the first layer is given, BTD."""
+        if self.embed_position is not None:
+            x_BTD = x_BTD + self.embed_position(positions_BT)
+        if self.config.positions == "sinusoidal":
+            x_BTD = x_BTD + sinusoids(positions_BT, x_BTD.shape[-1]).astype(x_BTD.dtype)
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        return constrain(x_BTD, "BTD")
+
+    def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
+        """An empty cache for each layer, for sequences of `length`, stacked as the layers are.
+
+        Layers of a window or of chunks keep no more tokens than they can see. With
+        cross-attention, each layer's keys and values of the source as well. Raises ValueError if
+        tokens see those after them.
+        """
+
+        def of(label: str) -> Cache | CrossCache:
+            kind, count = self.config.kinds[held(label)[0]], len(held(label))
+            own = make_cache(self.config, kind, batch_size, length)
+            if count > 1:
+                own = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
+            return CrossCache(own, self._remember(label, source)) if is_cross else own
+
+        is_cross = self.config.cross_attention
+        return {label: of(label) for label in labels(self.layers)}
+
+    def _remember(self, label: str, source: Source | None) -> Memory:
+        """What the layers of a label keep of a source."""
+        if source is None:
+            raise ValueError("a cache with cross_attention needs a source")
+        block = self.layers[label]
+        if len(held(label)) == 1:
+            return block.cross_attn.remember(source)
+        return jax.vmap(lambda one: one.cross_attn.remember(source))(block)
+
+    def restacked(self, scan: bool) -> Self:
+        """The same stack, same weights, with its layers stacked for a scan or one by one."""
+        layers = restack(self.layers, self.config.kinds, scan)
+        if layers is self.layers:
+            return self
+        changed = nnx.merge(*nnx.split(self))
+        changed.config = dataclasses.replace(self.config, scan_layers=scan)
+        changed.layers = layers
+        return changed
+
+
+def first_positions(length: int, longest: int | None) -> Array:
+    """0, 1, 2, ... as one row, BT. Raises ValueError for more than there are positions."""
+    if longest is not None and length > longest:
+        raise ValueError(f"a sequence of {length} tokens; positions end at max_len={longest}")
+    return jnp.arange(length)[None]

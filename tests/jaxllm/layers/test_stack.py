@@ -1,0 +1,193 @@
+"""Layers of several kinds: how they are cut into runs, labelled, stacked and taken apart again."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import Experts, LayerKind
+from jaxllm.layers.stack import Run, apply_layers, held, labels, make_layers, restack, runs
+from jaxllm.models import with_scanned_layers
+from jaxllm.params import named_parameters
+
+TOLERANCE = 2e-6  # relative L2, float32
+
+# The kinds of layers, and the runs that they are cut into.
+CUTS = {
+    "a": [Run(0, 1, 1)],
+    "ab": [Run(0, 1, 1), Run(1, 1, 1)],
+    "aaaa": [Run(0, 1, 4)],
+    "abab": [Run(0, 2, 2)],
+    "ababa": [Run(0, 2, 2), Run(4, 1, 1)],
+    "abababab": [Run(0, 2, 4)],
+    "aaab" * 3: [Run(0, 4, 3)],
+    "aaabaaabaa": [Run(0, 4, 2), Run(8, 1, 2)],
+    "aaabaa": [Run(0, 1, 3), Run(3, 1, 1), Run(4, 1, 2)],
+    "baaaa": [Run(0, 1, 1), Run(1, 1, 4)],
+    "abbbb": [Run(0, 1, 1), Run(1, 1, 4)],
+    "cababab": [Run(0, 1, 1), Run(1, 2, 3)],
+    "aabb": [Run(0, 1, 2), Run(2, 1, 2)],
+    "abc": [Run(0, 1, 1), Run(1, 1, 1), Run(2, 1, 1)],
+    "aaabbbaaabbb": [Run(0, 6, 2)],
+}
+
+
+@pytest.mark.parametrize(("kinds", "expected"), CUTS.items(), ids=CUTS)
+def test_runs_repeat_with_the_period_that_covers_the_most(kinds, expected):
+    assert runs(kinds, scan=True) == expected
+
+
+def test_without_a_scan_there_is_one_run_of_all_layers_once():
+    assert runs("aabab", scan=False) == [Run(0, 5, 1)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_runs_cover_every_layer_once_and_repeat_their_kinds(seed):
+    rng = np.random.default_rng(seed)
+    kinds = "".join(rng.choice(list("abc"[: 1 + seed % 3]), rng.integers(1, 40)))
+    for scan in (True, False):
+        found = runs(kinds, scan)
+        covered = [i for start, p, n in found for i in range(start, start + p * n)]
+        assert covered == list(range(len(kinds)))
+        for run in found:
+            for label in run.labels:
+                assert len({kinds[i] for i in held(label)}) == 1
+        everything = sorted(i for run in found for label in run.labels for i in held(label))
+        assert everything == covered
+
+
+def test_labels_are_slices_of_the_layers():
+    assert Run(0, 1, 32).labels == ["0:32"]
+    assert Run(0, 4, 2).labels == ["0:8:4", "1:8:4", "2:8:4", "3:8:4"]
+    assert Run(3, 1, 1).labels == ["3"]
+    assert Run(2, 3, 1).labels == ["2", "3", "4"]
+
+
+def test_held_are_the_layers_of_a_label():
+    assert held("5") == range(5, 6)
+    assert held("0:32") == range(32)
+    assert list(held("1:24:6")) == [1, 7, 13, 19]
+
+
+class Layer(nnx.Module):
+    """Doubles or turns, by its kind, and adds a vector of its own."""
+
+    def __init__(self, kind: str, key: jax.Array):
+        self.kind = kind
+        self.offset = nnx.Param(jax.random.normal(key, (3,)), dims="D")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (2 * x if self.kind == "a" else -x) + self.offset
+
+
+def layers_of(kinds: str, scan: bool) -> nnx.Dict:
+    return make_layers(Layer, kinds, scan, jax.random.key(0))
+
+
+def offsets(layers: nnx.Dict) -> dict[str, np.ndarray]:
+    return {label: np.asarray(layers[label].offset[...]) for label in labels(layers)}
+
+
+@pytest.mark.parametrize("kinds", CUTS)
+def test_restacking_there_and_back_moves_no_bit(kinds):
+    stacked, listed = layers_of(kinds, True), layers_of(kinds, False)
+    assert labels(listed) == [str(i) for i in range(len(kinds))]
+    assert labels(stacked) == [label for run in CUTS[kinds] for label in run.labels]
+    for found, expected in (
+        (restack(stacked, kinds, False), listed),
+        (restack(restack(stacked, kinds, False), kinds, True), stacked),
+    ):
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for label, offset in offsets(expected).items():
+            np.testing.assert_array_equal(offsets(found)[label], offset)
+            assert found[label].kind == kinds[held(label)[0]]
+    assert len({offset.tobytes() for offset in offsets(listed).values()}) == len(kinds)
+
+
+def test_restacking_as_they_are_is_nothing():
+    stacked = layers_of("ababa", True)
+    assert restack(stacked, "ababa", True) is stacked
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("kinds", CUTS)
+def test_layers_apply_in_order_however_they_are_stacked(kinds, remat):
+    """Each has its own cache and returns its own rest; those without one return nothing."""
+    x = jnp.asarray([[1.0, 2.0, 3.0]])
+    expected, by_hand = x, []
+    listed = layers_of(kinds, False)
+    for label in labels(listed):
+        by_hand.append(expected.sum() if listed[label].kind == "a" else None)
+        expected = listed[label](expected)
+
+    def step(layer, x, cache):
+        return layer(x), cache + x, x.sum() if layer.kind == "a" else None
+
+    for scan in (True, False):
+        layers = layers_of(kinds, scan)
+        caches = {
+            label: jnp.stack([jnp.full((1, 3), i) for i in held(label)])
+            if len(held(label)) > 1
+            else jnp.full((1, 3), held(label)[0])
+            for label in labels(layers)
+        }
+        out, written, others = jax.jit(partial(apply_layers, step=step, remat=remat))(
+            layers, x_BTD=x, caches=caches
+        )
+        np.testing.assert_allclose(out, expected, rtol=1e-6)
+        assert set(written) == set(others) == set(labels(layers))
+        for label, rest in others.items():
+            wanted = [by_hand[i] for i in held(label)]
+            if wanted[0] is None:
+                assert rest is None
+            else:
+                np.testing.assert_allclose(np.ravel(rest), wanted, rtol=1e-5)
+                sums = np.reshape(written[label] - caches[label], (len(wanted), 3)).sum(-1)
+                np.testing.assert_allclose(sums, wanted, rtol=1e-5)
+
+
+EXPERTS = Experts(num_experts=5, top_k=2, mlp_dim=24)
+# One layer without RoPE in four, windows on the others, experts on every second layer.
+PATTERN = (
+    LayerKind(sees="window"),
+    LayerKind(sees="window", mlp="experts"),
+    LayerKind(sees="window", rope="local"),
+    LayerKind(rope="none", mlp="experts"),
+)
+
+
+@pytest.mark.parametrize("num_layers", [4, 6, 8, 11])
+def test_a_model_of_many_kinds_is_the_same_scanned_or_listed(num_layers):
+    model = random_model(
+        num_layers=num_layers, pattern=PATTERN, window=5, experts=EXPERTS, local_rope_theta=100.0
+    )
+    listed = with_scanned_layers(model, False)
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 12))
+    logits = jax.jit(lambda model: model(tokens).logits)
+    assert relative_l2(logits(model), logits(listed)) < TOLERANCE
+    again = named_parameters(with_scanned_layers(listed, True))
+    assert again.keys() == named_parameters(model).keys()
+    for name, variable in named_parameters(model).items():
+        np.testing.assert_array_equal(again[name].get_value(), variable.get_value())
+
+
+def test_each_kind_of_a_pattern_matters():
+    """No layer of the model is of another kind than its own."""
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, 12))
+    changes = {"num_layers": 6, "window": 5, "local_rope_theta": 100.0}
+    kinds = tuple(dataclasses.replace(kind, mlp="dense") for kind in PATTERN)
+
+    def logits(pattern):
+        return jax.jit(lambda: random_model(pattern=pattern, **changes)(tokens).logits)()
+
+    expected = logits(kinds)
+    for i in range(len(kinds)):
+        for other in (LayerKind(), kinds[i - 1]):
+            if other != kinds[i]:
+                changed = (*kinds[:i], other, *kinds[i + 1 :])
+                assert relative_l2(logits(changed), expected) > 1e-3, (i, other)

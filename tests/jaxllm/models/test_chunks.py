@@ -1,0 +1,92 @@
+"""Layers of chunks among layers without positions whose queries grow: cached as in one pass."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import Experts, LayerKind, Temperature
+from jaxllm.models import with_scanned_layers
+
+TOLERANCE = 3e-6  # relative L2 of logits, float32
+CHUNK, LENGTH = 8, 37  # four chunks, and a part of the fifth
+LOCAL = LayerKind(sees="chunk")
+GLOBAL = LayerKind(rope="none", mlp="experts")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(
+        num_layers=4,
+        pattern=(LOCAL, GLOBAL),
+        chunk=CHUNK,
+        qk_norm="after_rope",
+        attn_temperature=Temperature(scale=0.5, floor_scale=5.0),
+        experts=Experts(num_experts=5, top_k=2, mlp_dim=24, scores="sigmoid", scale="input"),
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, TINY.vocab_size, (3, LENGTH))
+
+
+@jax.jit
+def logits_of(model, tokens, positions=None):
+    return model(tokens, positions=positions).logits
+
+
+@jax.jit
+def step(model, tokens, positions, cache):
+    out = model(tokens, positions=positions, cache=cache)
+    return out.logits, out.cache
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_token_by_token_every_boundary_is_as_in_one_pass(model, tokens, scan):
+    model = with_scanned_layers(model, scan)
+    whole = logits_of(model, tokens)
+    cache = model.init_cache(len(tokens), LENGTH + 2)
+    for t in range(LENGTH):
+        logits, cache = step(model, tokens[:, t : t + 1], np.full((1, 1), t), cache)
+        assert relative_l2(logits[:, 0], whole[:, t]) < TOLERANCE, t
+
+
+def test_prompts_that_end_around_every_boundary_are_continued_as_in_one_pass(model):
+    """A row for each end, so that the rows are at different chunks as well."""
+    boundaries = np.arange(CHUNK, LENGTH, CHUNK)
+    lengths = np.sort(np.concatenate([boundaries - 1, boundaries, boundaries + 1]))
+    rows, longest = np.arange(lengths.size), lengths.max()
+    tokens = np.random.default_rng(1).integers(0, TINY.vocab_size, (rows.size, LENGTH))
+    whole = np.asarray(logits_of(model, tokens))
+    counted = np.arange(longest)[None]
+    positions = np.where(counted < lengths[:, None], counted, -1)
+    cache = model.init_cache(rows.size, LENGTH)
+    logits, cache = step(model, tokens[:, :longest], positions, cache)
+    for row, length in enumerate(lengths):
+        assert relative_l2(logits[row, :length], whole[row, :length]) < TOLERANCE
+    for i in range(LENGTH - lengths.min()):
+        at = np.minimum(lengths + i, LENGTH - 1)
+        logits, cache = step(model, tokens[rows, at][:, None], at[:, None], cache)
+        assert relative_l2(logits[:, 0], whole[rows, at]) < TOLERANCE, at
+
+
+def test_positions_matter_to_layers_without_rope_by_the_temperature_alone(model, tokens):
+    """RoPE does not mind where a text begins; the temperature does."""
+    first, shifted = np.arange(CHUNK)[None], np.arange(CHUNK, 2 * CHUNK)[None]
+    cold = random_model(num_layers=2, pattern=(LOCAL, LayerKind(rope="none")), chunk=CHUNK)
+    short = tokens[:, :CHUNK]
+    at = [[logits_of(m, short, where) for where in (first, shifted)] for m in (model, cold)]
+    assert relative_l2(*at[0]) > 1e-3
+    assert relative_l2(*at[1]) < 1e-5
+
+
+def test_a_token_of_another_chunk_is_seen_by_layers_without_rope_alone(tokens):
+    local = random_model(num_layers=3, pattern=(LOCAL,), chunk=CHUNK)
+    both = random_model(num_layers=3, pattern=(LOCAL, LayerKind(rope="none")), chunk=CHUNK)
+    changed = tokens.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % TINY.vocab_size
+    for model, is_seen in ((local, False), (both, True)):
+        moved = np.asarray(logits_of(model, tokens) != logits_of(model, changed))
+        reached = [t >= 2 and (is_seen or t < CHUNK) for t in range(LENGTH)]
+        assert moved.any((0, 2)).tolist() == reached

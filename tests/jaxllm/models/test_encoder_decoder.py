@@ -1,0 +1,154 @@
+"""What holds of encoder-decoders whatever their family."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_of, relative_l2
+
+from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig, from_dict, to_dict
+from jaxllm.generation import generate
+from jaxllm.params import describe, from_description, named_parameters, split, stacks
+
+TOKENS = np.random.default_rng(0)
+SRC, TGT = TOKENS.integers(0, 96, (2, 11)), TOKENS.integers(0, 96, (2, 9))
+
+
+def config_of(encoder: dict | None = None, decoder: dict | None = None, **changes):
+    """A tiny config: relative biases and post-norm, four layers and three."""
+    shared = {"positions": "relative", "relative": RelativeBuckets(count=8, max_distance=20)}
+    shared |= {"norm": "layer", "norm_placement": "post", "embed_norm": True}
+    names = {field.name for field in dataclasses.fields(StackConfig)}
+    sizes = {name: value for name, value in vars(TINY).items() if name in names}
+    one = {**sizes, **shared, "num_layers": 4, "causal": False, **(encoder or {})}
+    other = {**shared, "cross_attention": True, **(decoder or {})}
+    return EncoderDecoderConfig(
+        encoder=StackConfig(**one), decoder=dataclasses.replace(TINY, **other), **changes
+    )
+
+
+def logits_of(model, src=SRC, tgt=TGT, **masks):
+    return np.asarray(jax.jit(lambda model: model(src, tgt, **masks).logits)(model))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_of(config_of())
+
+
+def changed(tokens: np.ndarray, place: int) -> np.ndarray:
+    other = tokens.copy()
+    other[:, place] = (other[:, place] + 1) % 96
+    return other
+
+
+def test_all_of_the_source_is_seen_and_none_of_the_target_ahead(model):
+    before = logits_of(model)
+    for place in (0, 10):
+        after = logits_of(model, src=changed(SRC, place))
+        assert (np.abs(after - before).max(-1) > 1e-4).all()
+    after = logits_of(model, tgt=changed(TGT, 5))
+    np.testing.assert_array_equal(after[:, :5], before[:, :5])
+    assert (np.abs(after - before)[:, 5:].max(-1) > 1e-4).all()
+
+
+def test_padding_of_the_source_changes_nothing(model):
+    padded = np.concatenate([SRC, np.full((2, 5), 7)], axis=1)
+    mask = np.arange(16) < 11
+    found = logits_of(model, src=padded, src_segment_ids=np.stack([mask] * 2))
+    assert relative_l2(found, logits_of(model)) <= 1e-6
+    assert relative_l2(logits_of(model, src=padded), logits_of(model)) > 1e-3
+
+
+def test_packed_pairs_do_not_see_each_other(model):
+    """Segments of source and target with the same number belong together."""
+    src, tgt = SRC.reshape(1, -1), TGT.reshape(1, -1)
+    masks = {
+        "src_segment_ids": np.repeat([[1, 2]], 11, axis=1),
+        "segment_ids": np.repeat([[1, 2]], 9, axis=1),
+    }
+    found = logits_of(model, src=src, tgt=tgt, **masks)
+    assert relative_l2(found.reshape(2, 9, -1), logits_of(model)) <= 1e-6
+
+
+def test_the_source_may_have_an_embedding_of_its_own():
+    own = random_of(config_of(source_vocab_size=50))
+    names = named_parameters(own)
+    assert names["source_embed.embedding"].get_value().shape == (50, 32)
+    assert "source_embed.embedding" not in named_parameters(random_of(config_of()))
+    src = SRC % 50
+    before = logits_of(own, src=src)
+    table = own.source_embed.embedding
+    table.set_value(table.get_value()[::-1])
+    assert relative_l2(logits_of(own, src=src), before) > 1e-3
+
+
+def test_layers_are_stacked_in_each_stack(model):
+    assert stacks(model) == {
+        "encoder.layers": {"0:4": range(4)},
+        "decoder.layers": {"0:3": range(3)},
+    }
+
+
+def test_rematerialised_gradients_are_the_same(model):
+    def gradient(config):
+        bind, _ = split(random_of(config))
+        loss = lambda params: jnp.square(bind(params)(SRC, TGT).logits).mean()  # noqa: E731
+        return jax.jit(jax.grad(loss))(split(model)[1])
+
+    plain, full = (
+        gradient(config_of({"remat": remat}, {"remat": remat})) for remat in ("none", "full")
+    )
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(full), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_generation_begins_with_the_start_token():
+    model = random_of(config_of(start_token=3))
+    prompts = [SRC[0].tolist(), SRC[1, :4].tolist()]
+    for prompt, found in zip(prompts, generate(model, prompts, 6), strict=True):
+        target = [3]
+        for _ in range(6):
+            logits = logits_of(model, np.array([prompt]), np.array([target]))
+            target.append(int(logits[0, -1].argmax()))
+        assert found == target[1:]
+
+
+def test_generation_without_a_start_token_is_refused(model):
+    with pytest.raises(ValueError, match="start_token=None"):
+        generate(model, [[1]], 3)
+
+
+def test_prompts_are_of_the_sources_vocabulary():
+    model = random_of(config_of(source_vocab_size=50, start_token=3))
+    with pytest.raises(ValueError, match="prompt 0 has token 60; vocab_size is 50"):
+        generate(model, [[60]], 3)
+
+
+def test_a_decoder_needs_a_source(model):
+    with pytest.raises(ValueError, match="needs a source"):
+        model.decode(TGT)
+
+
+def test_descriptions_and_plain_data_come_back(model):
+    assert from_dict(to_dict(model.config)) == model.config
+    assert from_description(describe(model), dtype="bfloat16").config.encoder.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "changes", "message"),
+    [
+        ({"causal": True}, {}, {}, "encoder.causal=True and decoder.causal=True"),
+        ({}, {"cross_attention": False}, {}, "decoder.cross_attention=False"),
+        ({"embed_dim": 16}, {}, {}, "embed_dim is 16 in the encoder, 32 in the decoder"),
+        ({"embed_scale": 2.0}, {}, {}, "embed_scale is 2.0 in the encoder, 1.0 in the decoder"),
+        ({}, {}, {"source_vocab_size": 0}, "source_vocab_size=0 is less than 1"),
+        ({}, {}, {"start_token": 96}, "start_token=96 is not of vocab_size=96"),
+    ],
+)
+def test_stacks_must_fit(encoder, decoder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(encoder, decoder, **changes)

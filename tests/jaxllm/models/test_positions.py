@@ -1,0 +1,138 @@
+"""Every kind of positions: cached, ragged, packed, and where they end."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_model, random_of, relative_l2
+
+from jaxllm.config import DecoderConfig, EncoderDecoderConfig, RelativeBuckets, StackConfig
+from jaxllm.generation import generate
+from jaxllm.layers.bias import DistanceBias
+
+TOLERANCE = 1e-5  # relative L2, float32
+KINDS = {
+    "rope": {"rope_layout": "interleaved"},
+    "learned": {},
+    "sinusoidal": {},
+    "alibi": {},
+    "relative": {"relative": RelativeBuckets(count=8, max_distance=20)},
+    "distance": {},
+    "none": {},
+}
+LENGTH = 24
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, LENGTH))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request):
+    """A decoder whose positions end at 24, where they end."""
+    return random_model(positions=request.param, max_len=LENGTH, **KINDS[request.param])
+
+
+@jax.jit
+def logits_of(model, tokens, segment_ids=None):
+    return model(tokens, segment_ids=segment_ids).logits
+
+
+def test_cached_is_uncached(model):
+    """Rows of different lengths, a few tokens at once and then one by one, to the last position."""
+    run = jax.jit(
+        lambda model, tokens, positions, cache: model(tokens, positions=positions, cache=cache)
+    )
+    expected, lengths = logits_of(model, TOKENS), np.array([5, 3, 1])
+    at = np.arange(5)[None]
+    at = np.where(at < lengths[:, None], at, -1)
+    out = run(model, TOKENS[:, :5], at, model.init_cache(3, LENGTH + 8))
+    for row, length in enumerate(lengths):
+        assert relative_l2(out.logits[row, :length], expected[row, :length]) < TOLERANCE
+    for i in range(LENGTH - 5):
+        at = (lengths + i)[:, None]
+        out = run(model, np.take_along_axis(TOKENS, at, 1), at, out.cache)
+        assert relative_l2(out.logits, np.take_along_axis(expected, at[..., None], 1)) < TOLERANCE
+
+
+def test_padded_rows_are_as_one_by_one(model):
+    lengths = (LENGTH, 13, 1)
+    is_token = np.arange(LENGTH) < np.array(lengths)[:, None]
+    found = logits_of(model, np.where(is_token, TOKENS, 0), is_token.astype(np.int32))
+    for row, length in enumerate(lengths):
+        alone = logits_of(model, TOKENS[row : row + 1, :length])
+        assert relative_l2(found[row, :length], alone[0]) < TOLERANCE
+
+
+def test_distances_are_rows_of_each_layers_own_table():
+    bias = random_model(positions="distance", max_len=4, scan_layers=False).layers["1"].attn_bias
+    assert isinstance(bias, DistanceBias)
+    table = np.asarray(bias.embedding[...])
+    assert table.shape == (7, TINY.num_heads)
+    found = bias(jnp.array([[0, 3]]), jnp.array([[0, 1, 3]]))
+    assert found.shape == (1, TINY.num_heads, 2, 3)
+    for i, query in enumerate((0, 3)):
+        for j, key in enumerate((0, 1, 3)):
+            np.testing.assert_array_equal(found[0, :, i, j], table[key - query + 3])
+    beyond = bias(jnp.array([[4, 0]]), jnp.array([[0, 4]]))
+    assert np.isnan(beyond[0, :, 0, 0]).all()
+    assert np.isnan(beyond[0, :, 1, 1]).all()
+    assert not np.isnan(beyond[0, :, 0, 1]).any()
+
+
+def test_a_longer_sequence_is_refused_where_positions_end(model):
+    tokens = np.concatenate([TOKENS, TOKENS], axis=1)
+    if model.config.longest is None:
+        assert np.isfinite(logits_of(model, tokens)).all()
+        return
+    with pytest.raises(ValueError, match="a sequence of 48 tokens; positions end at max_len=24"):
+        model(tokens)
+    # Packed documents have positions of their own.
+    at, segments = np.tile(np.arange(LENGTH), 2)[None], np.repeat([[1, 2]], LENGTH, axis=1)
+    packed = model(tokens, positions=at, segment_ids=segments).logits
+    assert relative_l2(packed[:, LENGTH:], logits_of(model, TOKENS)) < TOLERANCE
+
+
+def test_generation_stops_where_positions_end(model):
+    prompt = TOKENS[0, :20].tolist()
+    assert len(generate(model, [prompt], 5)[0]) == 5
+    if model.config.longest is not None:
+        with pytest.raises(ValueError, match=r"20 tokens and max_new_tokens=6; .* max_len=24"):
+            generate(model, [prompt], 6)
+
+
+def shared(**changes: object) -> EncoderDecoderConfig:
+    stack = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(StackConfig)}
+    stack |= {"max_len": LENGTH, "norm": "layer"}
+    encoder = {**stack, "causal": False, "positions": "none"}
+    decoder = {**stack, "cross_attention": True, "positions": "learned", "vocab_size": 96}
+    return EncoderDecoderConfig(
+        encoder=StackConfig(**encoder),
+        decoder=DecoderConfig(**decoder),
+        **{"share_positions": True, "start_token": 1, **changes},
+    )
+
+
+def test_one_table_of_positions_may_serve_both_stacks():
+    config = shared()
+    model = random_of(config)
+    assert model.encoder.embed_position is None
+    table = model.decoder.embed_position.embedding[...]
+    source, _ = model.encode(TOKENS)
+    x = model.decoder.embed(TOKENS) + table[:LENGTH]
+    assert relative_l2(source.x_BSD, model.encoder.transform(x)[0]) < TOLERANCE
+    with pytest.raises(ValueError, match="a sequence of 48 tokens; positions end at max_len=24"):
+        model.encode(np.concatenate([TOKENS, TOKENS], axis=1))
+    with pytest.raises(ValueError, match="a prompt of 25 tokens; positions end at 24"):
+        generate(model, [[3] * 25], 2)
+    # A prompt of 20 tokens goes in as 32, of which there are positions for 24.
+    prompt = TOKENS[0, :20].tolist()
+    tokens = generate(model, [prompt], 3)[0]
+    logits = model(np.array([prompt]), np.array([[1, *tokens[:2]]])).logits
+    assert np.argmax(logits[0], -1).tolist() == tokens
+
+
+def test_sharing_needs_a_table_and_no_other():
+    config = shared()
+    encoder = dataclasses.replace(config.encoder, positions="learned")
+    with pytest.raises(ValueError, match="share_positions with positions 'learned' in the encoder"):
+        dataclasses.replace(config, encoder=encoder)

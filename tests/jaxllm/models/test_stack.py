@@ -1,0 +1,132 @@
+"""The switches of a stack around its layers, and of the head, each beside its formula."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import DecoderConfig, RelativeBuckets
+from jaxllm.layers.norm import Norm
+from jaxllm.layers.position import sinusoids
+from jaxllm.params import named_parameters
+
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 9))
+X_BTD = np.random.default_rng(1).standard_normal((2, 9, TINY.embed_dim)).astype(np.float32)
+POSITIONS = np.arange(9)[None]
+
+
+@jax.jit
+def hidden_of(model, tokens):
+    return model.hidden(tokens)[0]
+
+
+def test_sinusoids_are_those_of_the_paper():
+    """PE(p, 2j) = sin(p / 10000 ** (2j / D)), PE(p, 2j + 1) its cosine."""
+    positions = np.array([[0, 1, 511], [3, 70, 8]])
+    found = sinusoids(positions, 6)
+    for j in range(3):
+        angles = positions / 10000 ** (2 * j / 6)
+        np.testing.assert_allclose(found[..., 2 * j], np.sin(angles), atol=3e-5)
+        np.testing.assert_allclose(found[..., 2 * j + 1], np.cos(angles), atol=3e-5)
+
+
+def test_sinusoids_are_added_to_what_the_first_layer_is_given():
+    model = random_model(positions="sinusoidal")
+    assert not any("position" in name for name in named_parameters(model))
+    expected = X_BTD + np.asarray(sinusoids(POSITIONS, TINY.embed_dim))
+    assert relative_l2(model.place(X_BTD, POSITIONS), expected) <= 1e-6
+
+
+def test_rows_before_the_offset_belong_to_no_position():
+    model = random_model(positions="learned", position_offset=2)
+    table = np.asarray(model.embed_position.embedding[...])
+    assert table.shape == (TINY.max_len + 2, TINY.embed_dim)
+    found = model.place(X_BTD, POSITIONS)
+    assert relative_l2(found, X_BTD + table[2:11]) <= 1e-6
+    last = model.place(X_BTD, np.full((1, 9), TINY.max_len - 1))
+    assert relative_l2(last, X_BTD + table[-1]) <= 1e-6
+    assert np.isnan(model.place(X_BTD, np.full((1, 9), TINY.max_len))).all()
+
+
+def test_the_norm_of_embeddings_comes_after_positions():
+    model = random_model(positions="learned", embed_norm=True, norm="layer")
+    sum_BTD = X_BTD + np.asarray(model.embed_position.embedding[...])[:9]
+    mean, variance = (f(sum_BTD, axis=-1, keepdims=True) for f in (np.mean, np.var))
+    scale, bias = (np.asarray(x[...]) for x in (model.embed_norm.scale, model.embed_norm.bias))
+    expected = (sum_BTD - mean) / np.sqrt(variance + TINY.norm_eps) * scale + bias
+    assert relative_l2(model.place(X_BTD, POSITIONS), expected) <= 1e-6
+
+
+def test_the_last_norm_may_have_an_eps_of_its_own():
+    own = random_model(final_norm_eps=0.5)
+    last = random_model(final_norm=False)
+    norm = Norm("D", (TINY.embed_dim,), dataclasses.replace(TINY, norm_eps=0.5))
+    norm.scale.set_value(own.final_norm.scale.get_value())
+    # Parameters are drawn in the order of their names: without the last norm they are others.
+    for name, variable in named_parameters(last).items():
+        variable.set_value(named_parameters(own)[name].get_value())
+    assert relative_l2(hidden_of(own, TOKENS), norm(hidden_of(last, TOKENS))) <= 1e-6
+
+
+def test_a_stack_that_is_not_causal_sees_what_follows():
+    changed = TOKENS.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % TINY.vocab_size
+    for causal in (True, False):
+        model = random_model(causal=causal)
+        moved = np.abs(hidden_of(model, changed) - hidden_of(model, TOKENS)).max(-1)
+        assert (moved[:, :6] > 1e-4).all() != causal
+        assert (moved[:, 6:] > 1e-4).all()
+
+
+def test_relative_positions_are_one_table_for_all_layers():
+    model = random_model(positions="relative", relative=RelativeBuckets(count=8, max_distance=20))
+    assert model.position_bias.embedding[...].shape == (8, TINY.num_heads)
+    before = hidden_of(model, TOKENS)
+    model.position_bias.embedding.set_value(model.position_bias.embedding.get_value()[::-1])
+    assert relative_l2(hidden_of(model, TOKENS), before) > 1e-3
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_scaled_then_biased_then_capped(tied):
+    plain = random_model(tie_embeddings=tied)
+    model = random_model(tie_embeddings=tied, logit_scale=0.3, head_bias=True, logit_softcap=2.0)
+    for name, variable in named_parameters(plain).items():
+        named_parameters(model)[name].set_value(variable.get_value())
+    bias = np.asarray(model.head_bias[...])
+    assert bias.shape == (TINY.vocab_size,)
+    expected = 2.0 * np.tanh((0.3 * np.asarray(plain.unembed(X_BTD)) + bias) / 2.0)
+    assert relative_l2(model.unembed(X_BTD), expected) <= 1e-6
+
+
+def test_embeddings_are_scaled_but_not_where_they_are_the_head():
+    scaled, plain = (random_model(tie_embeddings=True, embed_scale=scale) for scale in (5.0, 1.0))
+    np.testing.assert_array_equal(scaled.enter(TOKENS), 5 * jnp.asarray(plain.enter(TOKENS)))
+    np.testing.assert_array_equal(scaled.unembed(X_BTD), plain.unembed(X_BTD))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_offset": -1}, "position_offset=-1 is negative"),
+        ({"position_offset": 2}, "position_offset=2 is for positions='learned', not 'rope'"),
+        ({"positions": "relative"}, "relative=None with positions='relative'"),
+        ({"relative": RelativeBuckets()}, "with positions='rope'"),
+        ({"final_norm_eps": 0.0}, "final_norm_eps=0.0 is not positive"),
+        ({"logit_scale": 0.0}, "logit_scale=0.0 is not positive"),
+        ({"cross_attention": True, "qk_norm": "head"}, "cross_attention with qk_norm='head'"),
+        (
+            {"positions": "relative", "relative": RelativeBuckets(count=5), "causal": False},
+            "relative.count=5 is odd or below 4, with causal=False",
+        ),
+        (
+            {"positions": "relative", "relative": RelativeBuckets(count=32, max_distance=16)},
+            "max_distance=16 is not above the 16 distances",
+        ),
+    ],
+)
+def test_switches_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig(**{**vars(TINY), **changes})
