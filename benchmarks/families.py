@@ -1,4 +1,4 @@
-"""`python benchmarks/families.py`: measures every case of tests/hf_cases.py for docs/families.md.
+"""`python benchmarks/families.py`: measures every case of the tests for docs/families.md.
 
 The tests hold each case to the same limits; this keeps the figures.
 """
@@ -19,12 +19,17 @@ import torch
 import transformers
 
 from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.models import Model
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
-from hf_cases import CASES, LENGTH, Case, stored, tokens_of  # noqa: E402
+import encoder_decoder_cases  # noqa: E402
+import hf_cases  # noqa: E402
+from encoder_decoder_cases import inputs_of, logits_of_original  # noqa: E402
+from hf_cases import LENGTH, stored, tokens_of  # noqa: E402
 from tiny import relative_l2  # noqa: E402
 
+CASES = {**hf_cases.CASES, **encoder_decoder_cases.CASES}
 PAGE = ROOT / "docs" / "families.md"
 
 
@@ -38,7 +43,7 @@ class Measured(NamedTuple):
     not_loaded: int  # keys that `from_pretrained` found missing, unexpected or mis-shaped
 
 
-def measure(case: Case) -> Measured:
+def measure(case: hf_cases.Case | encoder_decoder_cases.Case) -> Measured:
     """Builds the model, brings it here and takes it back."""
     original = case.build()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,10 +53,7 @@ def measure(case: Case) -> Measured:
         save_pretrained(model, after)
         theirs, ours = stored(before), stored(after)
         _, info = type(original).from_pretrained(after, output_loading_info=True)
-    tokens = tokens_of(original)
-    with torch.no_grad():
-        expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits.numpy()
-    found = np.asarray(jax.jit(lambda model, tokens: model(tokens).logits)(model, tokens))
+    expected, found = logits_of(original, model)
     return Measured(
         tensors=len(theirs),
         relative_l2=relative_l2(found, expected),
@@ -61,6 +63,20 @@ def measure(case: Case) -> Measured:
             len(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")
         ),
     )
+
+
+def logits_of(original: torch.nn.Module, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """What both compute of the same tokens, padding left out."""
+    if original.config.is_encoder_decoder:
+        inputs = inputs_of(original)
+        found = jax.jit(encoder_decoder_cases.logits_of)(model, inputs)
+        is_token = inputs.is_tgt_BT == 1
+        return logits_of_original(original, inputs)[is_token], np.asarray(found)[is_token]
+    tokens = tokens_of(original)
+    with torch.no_grad():
+        expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits.numpy()
+    found = jax.jit(lambda model, tokens: model(tokens).logits)(model, tokens)
+    return expected, np.asarray(found)
 
 
 def differing_bits(theirs: dict[str, tuple], ours: dict[str, tuple]) -> int:

@@ -16,6 +16,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import decode
+import export_weights
+import import_weights
 import jax
 import train_step
 from rich.console import Console
@@ -29,20 +31,22 @@ def main() -> int:
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     results = [benchmark.run(arguments.rounds) for benchmark in (train_step, decode)]
+    results += import_weights.run(arguments.rounds)
+    results += export_weights.run(arguments.rounds)
     device = jax.devices()[0]
     where = f"{device.platform} {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}"
-    table = Table(title=f"jaxllm against transformers on torch: {where}", title_justify="left")
-    for column in ("benchmark", "ours", "theirs", "times as fast", "quartiles", "target"):
+    table = Table(title=f"jaxllm beside its peers: {where}", title_justify="left")
+    for column in ("benchmark", "ours", "theirs", "times as good", "quartiles", "target"):
         table.add_column(column)
     for result in results:
         low, high = result.spread
         table.add_row(
             result.name,
-            f"{result.ours:.3f} s",
-            f"{result.theirs:.3f} s",
+            f"{result.ours:.3f} {result.unit}",
+            f"{result.theirs:.3f} {result.unit}",
             f"{result.ratio:.2f}",
             f"{low:.2f} to {high:.2f}",
-            f"{result.target:.1f}",
+            f"{result.target:.2f}",
         )
     Console().print(table)
     if arguments.json:

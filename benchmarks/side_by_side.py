@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Comparison(NamedTuple):
-    """Seconds of each, and how many times as fast as theirs ours is."""
+    """Seconds of each, or another unit, and how many times as fast (or small) ours is."""
 
     name: str
     ours: float
@@ -15,6 +15,7 @@ class Comparison(NamedTuple):
     ratio: float  # median of theirs / ours over the rounds
     spread: tuple[float, float]  # first and third quartile of the ratio
     target: float
+    unit: str = "s"
 
 
 def compare(

@@ -1,7 +1,28 @@
 """Checkpoints of PyTorch models, in and out. Reading and writing them needs no PyTorch."""
 
+from .conversion import Conversion, convert
+from .inspection import Inspection, inspect
 from .load import load_pretrained
+from .plan import Plan, plan
+from .rules import Rule
 from .save import save_pretrained
+from .suggestion import Suggestions, suggest
 from .tensors import CheckpointError
+from .verification import Verification, verify
 
-__all__ = ["CheckpointError", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "CheckpointError",
+    "Conversion",
+    "Inspection",
+    "Plan",
+    "Rule",
+    "Suggestions",
+    "Verification",
+    "convert",
+    "inspect",
+    "load_pretrained",
+    "plan",
+    "save_pretrained",
+    "suggest",
+    "verify",
+]

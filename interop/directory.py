@@ -2,15 +2,21 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import safetensors_file, torch_file
 from .families import FAMILIES, Family
-from .tensors import CheckpointError, StoredTensor, TensorSource, parse_json
+from .index import read_indexed
+from .tensors import CheckpointError, StoredTensor, parse_json
 
 CONSOLIDATED = re.compile(r"consolidated\.(\d+)\.pth")
+STATE_DICT = "state_dict.pth"
+BIN_NAME = "pytorch_model.bin"
+BIN_INDEX_NAME = "pytorch_model.bin.index.json"
+
+Tensors = dict[str, StoredTensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,53 +31,31 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Reads a folder's config and headers. Raises CheckpointError for what is not a checkpoint."""
+    check_is_folder(path)
+    family, config = _read_family(path)
+    return Checkpoint(path, family, config, _read_headers(path, _READERS[family.storage]))
+
+
+def open_tensors(path: Path) -> Tensors:
+    """Where the tensors of a folder lie, whoever wrote it; raises CheckpointError if it has none.
+
+    The files that a known family would read; else all that are named as if they held tensors.
+    """
+    check_is_folder(path)
+    found = {file.name for file in path.iterdir()}
+    if found & {safetensors_file.INDEX_NAME, safetensors_file.SINGLE_NAME}:
+        return _read_headers(path, safetensors_file.read_checkpoint)
+    if found & {BIN_INDEX_NAME, BIN_NAME}:
+        return _read_headers(path, read_hugging_face)
+    if any(map(CONSOLIDATED.fullmatch, found)):
+        return _read_headers(path, read_consolidated)
+    return _read_headers(path, _read_all)
+
+
+def check_is_folder(path: Path) -> None:
+    """Raises CheckpointError if there is no folder at `path`."""
     if not path.is_dir():
         raise CheckpointError([f"{path} is not a folder"])
-    family, config = _read_family(path)
-    readers = {
-        "safetensors": safetensors_file.read_checkpoint,
-        "state_dict": lambda folder: torch_file.read_header(folder / "state_dict.pth"),
-        "consolidated": _read_consolidated,
-    }
-    return Checkpoint(path, family, config, readers[family.storage](path))
-
-
-def write_tensors(
-    path: Path, family: Family, tensors: Mapping[str, TensorSource], max_shard_bytes: int
-) -> None:
-    """Writes a checkpoint's tensors into an existing folder, each produced when its turn comes."""
-    if family.storage == "safetensors":
-        safetensors_file.write_checkpoint(path, tensors, max_shard_bytes)
-    elif family.storage == "state_dict":
-        torch_file.write(path / "state_dict.pth", tensors)
-    else:
-        for rank in sorted({name.partition("/")[0] for name in tensors}):
-            of_rank = {
-                name.partition("/")[2]: source
-                for name, source in tensors.items()
-                if name.startswith(rank + "/")
-            }
-            torch_file.write(path / f"consolidated.{rank}.pth", of_rank)
-
-
-def _read_family(path: Path) -> tuple[Family, dict[str, Any]]:
-    """The family whose config file lies in the folder, and that file's content."""
-    for family in FAMILIES:
-        config_file = path / family.config_file
-        if not config_file.is_file():
-            continue
-        config = read_json(config_file)
-        if config.get("model_type") == family.model_type:
-            return family, config
-    found = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
-    known = ", ".join(
-        f"{family.config_file}"
-        + (f" of model_type {family.model_type!r}" if family.model_type else "")
-        for family in FAMILIES
-    )
-    if (path / "config.json").is_file():
-        found = f"config.json of model_type {read_json(path / 'config.json').get('model_type')!r}"
-    raise CheckpointError([f"{path} is not of a known family: it has {found}; known are {known}"])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,7 +66,43 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(error.within(path)) from None
 
 
-def _read_consolidated(path: Path) -> dict[str, StoredTensor]:
+def read_hugging_face(path: Path) -> Tensors:
+    """The tensors of a folder of transformers: safetensors, or `.bin` where there are none."""
+    found = sorted(file.name for file in path.iterdir())
+    if safetensors_file.INDEX_NAME in found or safetensors_file.SINGLE_NAME in found:
+        return safetensors_file.read_checkpoint(path)
+    if BIN_INDEX_NAME in found:
+        return unwrapped(read_indexed(path / BIN_INDEX_NAME, torch_file.read_header))
+    if BIN_NAME in found:
+        return unwrapped(torch_file.read_header(path / BIN_NAME))
+    raise CheckpointError(
+        f"{path}: none of {safetensors_file.INDEX_NAME}, {safetensors_file.SINGLE_NAME}, "
+        f"{BIN_INDEX_NAME} and {BIN_NAME}; found {', '.join(found) or 'nothing'}"
+    )
+
+
+def unwrapped(tensors: Mapping[str, StoredTensor]) -> Tensors:
+    """The tensors by the names they had before the model was wrapped to be trained.
+
+    Data parallelism puts `module.` in front, and `torch.compile` puts `_orig_mod.` before what it
+    compiled. Raises CheckpointError if two tensors have one name without.
+    """
+    plain: dict[str, str] = {}
+    problems = []
+    for name in tensors:
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        while len(parts) > 1 and parts[0] == "module":
+            parts.pop(0)
+        short = ".".join(parts)
+        if short in plain:
+            problems.append(f"{plain[short]} and {name} are both {short}")
+        plain[short] = name
+    if problems:
+        raise CheckpointError(problems)
+    return {short: dataclasses.replace(tensors[name], name=short) for short, name in plain.items()}
+
+
+def read_consolidated(path: Path) -> Tensors:
     """The tensors of all model-parallel shards, their names prefixed with the shard: `00/norm`."""
     matches = (CONSOLIDATED.fullmatch(file.name) for file in path.iterdir())
     files = {int(match[1]): path / match[0] for match in matches if match}
@@ -96,3 +116,62 @@ def _read_consolidated(path: Path) -> dict[str, StoredTensor]:
         for rank, file in sorted(files.items())
         for name, tensor in torch_file.read_header(file).items()
     }
+
+
+def _read_family(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The family whose config file lies in the folder, and that file's content."""
+    for family in FAMILIES:
+        config_file = path / family.config_file
+        if not config_file.is_file():
+            continue
+        config = read_json(config_file)
+        if config.get("model_type") == family.model_type:
+            return family, config
+    found = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
+    if (path / "config.json").is_file():
+        found = f"config.json of model_type {read_json(path / 'config.json').get('model_type')!r}"
+    raise CheckpointError(
+        f"{path} is not of a known family: it has {found}; known are {known_families()}"
+    )
+
+
+def known_families() -> str:
+    """How the families are known: by their config files, and by what those say."""
+    kinds: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        kinds.setdefault(family.config_file, []).append(repr(family.model_type))
+    return "; ".join(
+        file if kinds[file] == ["None"] else f"{file} of model_type {', '.join(kinds[file])}"
+        for file in kinds
+    )
+
+
+def _read_headers(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
+    try:
+        return read(path)
+    except OSError as error:  # a folder where a file should be, a link to nowhere, no permission
+        raise CheckpointError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _read_all(path: Path) -> Tensors:
+    """The tensors of every file that could hold some, their names prefixed with the file's."""
+    readers = {
+        ".safetensors": safetensors_file.read_header,
+        **dict.fromkeys((".bin", ".pth", ".pt"), torch_file.read_header),
+    }
+    files = [file for file in sorted(path.iterdir()) if file.suffix in readers and file.is_file()]
+    if not files:
+        found = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
+        raise CheckpointError(f"{path} has no file of tensors; it has {found}")
+    return {
+        name if len(files) == 1 else f"{file.name}/{name}": tensor
+        for file in files
+        for name, tensor in readers[file.suffix](file).items()
+    }
+
+
+_READERS: dict[str, Callable[[Path], Tensors]] = {
+    "safetensors": read_hugging_face,
+    "state_dict": lambda path: torch_file.read_header(path / STATE_DICT),
+    "consolidated": read_consolidated,
+}

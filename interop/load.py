@@ -1,102 +1,85 @@
 """Checkpoints to models: every device shard is read from the bytes that hold it."""
 
-import dataclasses
-import json
-from collections.abc import Mapping
+import logging
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
-from jaxllm.models import build_abstract
-from jaxllm.models.decoder import Decoder
-from jaxllm.origin import Origin
-from jaxllm.params import shardings, with_arrays
+from jaxllm.models import Model, build_abstract
+from jaxllm.params import with_arrays
 
 from . import native
-from .directory import open_checkpoint
-from .plan import Assembly, Plan, make_plan
-from .tensors import CheckpointError, StoredTensor
+from .assembly import assembly_of
+from .copies import check_copies
+from .parameters import origin_of
+from .plan import MAX_RAM, Plan, make_plan
+from .sizes import parse_size
+from .stream import stream
+from .user_rules import family_of, open_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def load_pretrained(
-    path: str | Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None
-) -> Decoder:
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Dtype | None = None,
+    strict: bool = True,
+    max_ram: int | str = MAX_RAM,
+    rules: Any = None,
+) -> Model:
     """The model stored at `path`: a folder of Hugging Face, of Meta, of tlama, or a native one.
 
+    Numbers are taken as they are, NaN and infinity among them, bit for bit.
+
     Args:
-        path: the folder.
+        path: the folder; with rules of your own it may be a file.
         mesh: where the parameters are to live, each device's part loaded straight to it; by
             default all of them on the first device.
         dtype: of the parameters and the activations; by default each parameter's own, as stored.
+        strict: whether to refuse what the folder has beyond the model: tensors and fields of its
+            config that nobody understands. If not, they are logged as a warning and left out.
+            What is missing, mis-shaped or unsupported is refused either way.
+        max_ram: host memory to take above that of the arrays: bytes, or a text like "256MiB".
+        rules: of a model of your own, as docs/rules.md says: a Python file, which is run, or an
+            object that defines the same.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or a tensor is missing, unexpected or
             mis-shaped, or a field of its config is not understood. Lists everything wrong.
+        ValueError: `dtype` or `max_ram` is not one.
     """
     if dtype not in (None, *get_args(Dtype)):
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
-    path = Path(path)
+    path, budget = Path(path), parse_size(max_ram)
     if native.is_native(path):
+        if rules is not None:
+            family_of(rules)  # to write it by
         return native.load(path, mesh=mesh, dtype=dtype)
-    checkpoint = open_checkpoint(path)
-    plan = make_plan(checkpoint)
-    _check_copies(plan, path)
-    config = plan.config
-    if dtype is not None:
-        config = dataclasses.replace(config, param_dtype=dtype, dtype=dtype)
-    model = build_abstract(config)
-    placed = {} if mesh is None else shardings(model, mesh)
-    alone = SingleDeviceSharding(jax.local_devices()[0])
-    arrays = {
-        name: _place(assembly, plan.tensors, placed.get(name, alone), dtype)
-        for name, assembly in plan.assemblies.items()
-    }
-    model = with_arrays(model, arrays)
-    model.origin = Origin(
-        family=checkpoint.family.name,
-        config=json.dumps(checkpoint.config),
-        layout=json.dumps(dataclasses.asdict(plan.layout)),
-        directory=str(path.resolve()),
-    )
+    checkpoint = open_checkpoint(path, rules)
+    plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
+    if plan.tolerated:
+        logger.warning("%s: left out, since strict=False:\n  %s", path, "\n  ".join(plan.tolerated))
+    check_copies(plan, path)
+    model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
+    model.origin = origin_of(checkpoint, plan)
     return model
 
 
-def _place(
-    assembly: Assembly,
-    tensors: Mapping[str, StoredTensor],
-    sharding: Sharding,
-    dtype: Dtype | None,
-) -> jax.Array:
-    """The array on its devices. What several devices hold is read once."""
-    shape = assembly.shape()
-    boxes: dict[tuple, np.ndarray] = {}
-    shards = []
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        parts = zip(index or (), shape, strict=True)
-        box = tuple(part.indices(size)[:2] for part, size in parts)
-        if box not in boxes:
-            part = assembly.read(tensors, box)
-            boxes[box] = part if dtype is None else part.astype(np.dtype(dtype))
-        shards.append(jax.device_put(boxes[box], device))
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
-
-
-def _check_copies(plan: Plan, path: Path) -> None:
-    """Refuses copies that are not copies: tied heads and tensors replicated over the shards."""
-    tensors = plan.tensors
-    pairs = [(copy, original) for copy, original in plan.table.tied.items() if copy in tensors]
-    for rule, sizes in plan.rules:
-        if rule.replicated:
-            for name, index in rule.stored.names(sizes):
-                original = {**index, **dict.fromkeys(rule.replicated, 0)}
-                pairs.append((name, rule.stored.spell(original, sizes)))
-    if problems := [
-        f"{copy} should be a copy of {original} but differs from it"
-        for copy, original in pairs
-        if tensors[copy].open().tobytes() != tensors[original].open().tobytes()
-    ]:
-        raise CheckpointError(problems, path)
+def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
+    """The model's arrays on their devices."""
+    assemblies = {
+        name: assembly_of(array.side, array.sizes, array.dtype, array.sharding)
+        for name, array in plan.arrays.items()
+    }
+    stream(plan.moves(), assemblies, plan.max_ram)
+    return {
+        name: jax.make_array_from_single_device_arrays(
+            array.shape, array.sharding, assemblies[name].arrays()
+        )
+        for name, array in plan.arrays.items()
+    }

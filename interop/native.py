@@ -5,19 +5,25 @@ newest step counts. Each holds the parameters as the item `model` and says what 
 metadata, so that it loads onto any mesh without further information.
 """
 
+import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.config import Dtype
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 from jaxllm.params import describe, from_description, shardings, split, tree_of
 
+from .sources import Box, TensorSource, slices
 from .tensors import CheckpointError
+
+_CACHE_BYTES = 32 << 20
 
 
 def is_native(path: Path) -> bool:
@@ -25,23 +31,17 @@ def is_native(path: Path) -> bool:
     return _is_step(path) or bool(_steps(path))
 
 
-def save(model: Decoder, path: Path) -> None:
+def save(model: Model, path: Path) -> None:
     """Writes the model into a folder, as a run of no steps."""
     step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
     ocp.save_checkpointables(step, items, custom_metadata={"jaxllm": describe(model)})
 
 
-def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Decoder:
+def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Model:
     """The model of a native checkpoint, or of a run's newest step."""
-    path = path.resolve()  # Orbax finds nothing by a relative path
-    if not _is_step(path):
-        path = _steps(path)[-1]
-    found = ocp.checkpointables_metadata(path)
-    about = (found.custom_metadata or {}).get("jaxllm")
-    if about is None or not found.metadata.get("model"):
-        raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
+    path = find_step(path)
+    about, stored = _describe(path)
     model = from_description(about, **({"param_dtype": dtype, "dtype": dtype} if dtype else {}))
-    stored = nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")
     placed = {} if mesh is None else shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
@@ -52,6 +52,72 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
 
     bind, _ = split(model)
     return bind(ocp.load_checkpointables(path, {"model": tree_of(model, target)})["model"])
+
+
+def find_step(path: Path, step: int | None = None) -> Path:
+    """The folder of one step of a run, the newest by default; Orbax wants absolute paths.
+
+    Raises CheckpointError if the run has no such step.
+    """
+    path = path.resolve()
+    if _is_step(path):
+        if step not in (None, int(path.name) if path.name.isdigit() else None):
+            raise CheckpointError(f"{path} is one checkpoint, not a run with a step {step}")
+        return path
+    steps = _steps(path)
+    if step is None:
+        return steps[-1]
+    found = [folder for folder in steps if int(folder.name) == step]
+    if not found:
+        known = ", ".join(folder.name for folder in steps)
+        raise CheckpointError(f"{path} has no checkpoint of step {step}; it has {known}")
+    return found[0]
+
+
+def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
+    """The model of a step, without weights, and its arrays, which are read chunk by chunk.
+
+    An array is cut into chunks as it was sharded when it was saved. The chunks last read are kept:
+    a tensor needs all those of its layers, which lie in one if they were stacked on one device.
+    """
+    about, stored = _describe(path)
+    stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
+    # One array's and the next's.
+    cache_bytes = max(_CACHE_BYTES, 2 * max(map(_chunk_bytes, stores)))
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+    arrays = {name: _source(_open_array(path, name, context)) for name in stored}
+    return from_description(about), arrays
+
+
+def array_spec(step: Path, name: str) -> dict[str, Any]:
+    """Where TensorStore finds an array of a step."""
+    base = {"driver": "file", "path": f"{step / 'model'}/"}
+    return {"driver": "auto", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+
+
+def _open_array(path: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
+    return tensorstore.open(array_spec(path, name), read=True, context=context).result()
+
+
+def _source(store: tensorstore.TensorStore) -> TensorSource:
+    def read(box: Box) -> np.ndarray:
+        return store[slices(box)].read().result()
+
+    return TensorSource(store.dtype.numpy_dtype, tuple(store.shape), read)
+
+
+def _chunk_bytes(store: tensorstore.TensorStore) -> int:
+    shape = store.chunk_layout.read_chunk.shape or ()
+    return math.prod(size or 1 for size in shape) * store.dtype.numpy_dtype.itemsize
+
+
+def _describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a step says of its model, and the metadata of each of its arrays."""
+    found = ocp.checkpointables_metadata(path)
+    about = (found.custom_metadata or {}).get("jaxllm")
+    if about is None or not found.metadata.get("model"):
+        raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
+    return about, nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")
 
 
 def _is_step(path: Path) -> bool:

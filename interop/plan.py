@@ -1,83 +1,200 @@
 """Before any tensor is read: which stored tensors make up which array, and all that is wrong."""
 
 import dataclasses
-import fnmatch
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from jaxllm.config import DecoderConfig, Dtype
+from jaxllm.config import Config, Dtype, make_config, with_fields
 from jaxllm.models import build_abstract
-from jaxllm.params import stacks
+from jaxllm.params import shapes_of, shardings, stacks
 
+from .bijection import fused_parts
 from .directory import Checkpoint
-from .families import Fields, Layout, Table, nearest
-from .rules import BoundRule, Index, Range, Side, Sizes, Transfer
+from .families import Fields, Layout, Table
+from .mismatch import check_arrays, check_tensors
+from .rules import BoundRule, Index, Side, Sizes
+from .sizes import parse_size
+from .stream import Move, window_bytes
 from .tensors import CheckpointError, StoredTensor
+from .user_rules import open_checkpoint
+
+MAX_RAM = "256MiB"
 
 
-@dataclasses.dataclass(frozen=True)
-class Assembly:
-    """How one of the model's arrays is put together."""
+class PlannedArray(NamedTuple):
+    """An array of the model: what it is, what it was stored as, and where it goes."""
 
-    transfer: Transfer
-    index: Index
+    side: Side
+    sizes: Sizes
+    stored: np.dtype
     dtype: np.dtype
+    sharding: Sharding
 
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the whole array."""
-        return self.transfer.target.shape(self.transfer.sizes)
+        return self.side.shape(self.sizes)
 
-    def read(self, tensors: Mapping[str, StoredTensor], box: Sequence[Range]) -> np.ndarray:
-        """A box of the array, from just the bytes that it needs."""
-        out = np.empty([high - low for low, high in box], self.dtype)
-        for piece in self.transfer.pieces(self.index, box):
-            self.transfer.copy(piece, tensors[piece.name].open(), out)
-        return out
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A checkpoint that fits its config: the model, and how to assemble each of its arrays."""
+    """A checkpoint that fits its config: the model, and how each of its arrays is put together."""
 
-    config: DecoderConfig
+    config: Config
     layout: Layout
     table: Table
     rules: tuple[BoundRule, ...]
     tensors: Mapping[str, StoredTensor]  # as the rules name them: the parts of fused ones apart
-    assemblies: Mapping[str, Assembly]
+    arrays: Mapping[str, PlannedArray]
+    max_ram: int
+    tolerated: tuple[str, ...] = ()  # what would have been refused, had it not been for strict
+
+    def moves(self) -> Iterator[Move]:
+        """Every stored tensor that is read; of copies, the first."""
+        for rule, sizes in self.rules:
+            transfer = rule.exporting(sizes)
+            for name, index in rule.stored.names(sizes):
+                if not any(index[axis] for axis in rule.replicated):
+                    yield Move(self.tensors[name], transfer, index)
+
+    def copies(self) -> Iterator[tuple[str, str]]:
+        """Stored tensors that must have the bits of another, which is read instead of them."""
+        for copy, original in self.table.tied.items():
+            if copy in self.tensors:
+                yield copy, original
+        for rule, sizes in self.rules:
+            for name, index in rule.stored.names(sizes):
+                if any(index[axis] for axis in rule.replicated):
+                    first = {**index, **dict.fromkeys(rule.replicated, 0)}
+                    yield name, rule.stored.spell(first, sizes)
+
+    @property
+    def bytes_by_device(self) -> dict[str, int]:
+        """What each device of the mesh will hold."""
+        total = Counter[str]()
+        for array in self.arrays.values():
+            shard = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            for device in array.sharding.device_set:
+                total[str(device)] += shard
+        return dict(sorted(total.items()))
+
+    @property
+    def window_bytes(self) -> int:
+        """Peak host memory above the arrays: all that the threads that read can have in hand."""
+        return window_bytes(self.max_ram)
+
+    @property
+    def dtype_changes(self) -> dict[str, tuple[str, str]]:
+        """The arrays that do not keep the dtype they are stored in, and both dtypes."""
+        return {
+            name: (array.stored.name, array.dtype.name)
+            for name, array in self.arrays.items()
+            if array.stored != array.dtype
+        }
 
 
-def make_plan(checkpoint: Checkpoint) -> Plan:
+def plan(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Dtype | None = None,
+    max_ram: int | str = MAX_RAM,
+    rules: Any = None,
+) -> Plan:
+    """What `load_pretrained` with these arguments would do, from the headers alone.
+
+    Raises CheckpointError, as it would, with everything that does not fit.
+    """
+    return make_plan(open_checkpoint(Path(path), rules), mesh=mesh, dtype=dtype, max_ram=max_ram)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Dtype | None = None,
+    max_ram: int | str = MAX_RAM,
+    strict: bool = True,
+) -> Plan:
     """Accounts for every field of the config and every tensor, from the headers alone.
 
     Raises CheckpointError with everything missing, unexpected, mis-shaped or not understood.
     """
-    family, tensors = checkpoint.family, checkpoint.tensors
-    fields = Fields(checkpoint.config)
-    problems: list[str] = []
-    try:
-        values, layout = family.read_config(fields, tensors)
-        problems = [f"{family.config_file}: {problem}" for problem in fields.finish()]
-        dtype = _main_dtype(tensors)
-        config = DecoderConfig(**values, param_dtype=dtype, dtype=dtype)
-        table = family.table(config, layout)
-        rules = table.bound(stacks(build_abstract(config)))
-    except ValueError as error:
-        if fields.is_complete:  # else it may follow from what is missing
-            problems.append(f"{family.config_file}: {error}")
-        raise CheckpointError(problems, checkpoint.path) from None
-    tensors = split_fused(rules, tensors)
-    problems += check_tensors(table, rules, tensors)
-    if problems:
+    if dtype not in (None, *get_args(Dtype)):
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    account = take_account(checkpoint)
+    problems = account.problems + (account.unknown if strict else [])
+    config = account.config
+    if problems or config is None:
         raise CheckpointError(problems, checkpoint.path)
-    assemblies = dict(_assemblies(rules, tensors))
-    if mixed := _mixed_dtypes(assemblies, tensors):
-        raise CheckpointError(mixed, checkpoint.path)
-    return Plan(config, layout, table, rules, tensors, assemblies)
+    if dtype is not None:
+        config = with_fields(config, param_dtype=dtype, dtype=dtype)
+    arrays = _place(account, config, mesh, dtype)
+    return Plan(
+        config,
+        account.layout,
+        account.table,
+        account.rules,
+        account.tensors,
+        arrays,
+        parse_size(max_ram),
+        tuple(account.unknown),
+    )
+
+
+@dataclasses.dataclass
+class Account:
+    """What is understood of a checkpoint, and what is not. `config` is None if it has none."""
+
+    tensors: Mapping[str, StoredTensor]
+    config: Config | None = None
+    layout: Layout = dataclasses.field(default_factory=Layout)
+    table: Table = dataclasses.field(default_factory=lambda: Table((), {}))
+    rules: tuple[BoundRule, ...] = ()
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what becomes of each
+    problems: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)  # fields and tensors
+
+
+def take_account(checkpoint: Checkpoint) -> Account:
+    """Follows every field and every tensor to where it ends."""
+    family, account = checkpoint.family, Account(checkpoint.tensors)
+    fields = Fields(checkpoint.config)
+    try:
+        values, account.layout = family.read_config(fields, checkpoint.tensors)
+        dtype = _main_dtype(checkpoint.tensors)
+        account.config = make_config(values, param_dtype=dtype, dtype=dtype)
+        account.table = family.table(account.config, account.layout)
+        model = build_abstract(account.config)
+        account.rules = account.table.bound(stacks(model))
+        account.problems += check_arrays(account.rules, shapes_of(model))
+    except (ValueError, ArithmeticError) as error:  # sizes are divided before all are checked
+        account.config = None
+        if fields.is_complete:  # else it may follow from what is missing
+            account.problems.append(f"{family.config_file or family.name}: {error}")
+    account.fields = fields.uses()
+    said = [f"{family.config_file}: {problem}" for problem in fields.problems]
+    account.problems = said + account.problems
+    account.unknown += [f"{family.config_file}: {problem}" for problem in fields.unknown()]
+    if account.config is not None:
+        account.tensors = split_fused(account.rules, checkpoint.tensors)
+        findings = check_tensors(account.table, account.rules, account.tensors)
+        account.problems += findings.problems
+        account.unknown += findings.unexpected
+    return account
 
 
 def split_fused(
@@ -98,68 +215,12 @@ def split_fused(
     return split
 
 
-def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The name of each fused tensor, and the names and shapes of its parts in their order."""
-    fused: dict[str, dict[str, tuple[int, ...]]] = {}
-    for bound in rules:
-        for name, shape in bound.stored():
-            whole, is_part, _ = name.partition("#")
-            if is_part:
-                fused.setdefault(whole, {})[name] = shape
-    return fused
-
-
-def check_tensors(
-    table: Table, rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
-) -> list[str]:
-    """What is missing, unexpected or mis-shaped, with the name or the axis that was meant."""
-    expected = {name: bound for bound in rules for name, _ in bound.stored()}
-    optional = {*table.tied, *(derived.name for derived in table.derived)}
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [
-        name
-        for name in tensors
-        if name not in expected
-        and name not in optional
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
-    ]
-    shapes = {
-        name: _shape_problem(bound.rule.stored, tensors[name].shape, bound.sizes)
-        for name, bound in expected.items()
-        if name in tensors
-    }
-    dtypes = {
-        name: tensors[name].dtype.name
-        for name in expected
-        if name in tensors and tensors[name].dtype.name not in get_args(Dtype)
-    }
-    readable = ", ".join(get_args(Dtype))
-    return [
-        *(f"{name} is {dtype}; readable are {readable}" for name, dtype in dtypes.items()),
-        *(f"{name} is missing{nearest(name, unexpected)}" for name in missing),
-        *(f"{name} is unexpected{nearest(name, missing)}" for name in unexpected),
-        *(f"{name}: {problem}" for name, problem in shapes.items() if problem),
-    ]
-
-
-def _shape_problem(side: Side, shape: tuple[int, ...], sizes: Sizes) -> str | None:
-    expected = side.shape(sizes)
-    if shape == expected:
-        return None
-    if len(shape) != len(expected):
-        return f"shape is {expected} from the config, {shape} in the file"
-    return "; ".join(
-        f"{_spell_dim(dim, sizes)} from the config, {found} in the file"
-        for dim, wanted, found in zip(side.dims, expected, shape, strict=True)
-        if wanted != found
-    )
-
-
-def _spell_dim(dim: Sequence[str], sizes: Sizes) -> str:
-    if len(dim) == 1:
-        return f"{dim[0]} is {sizes[dim[0]]}"
-    factors = " x ".join(str(sizes[axis]) for axis in dim)
-    return f"({' '.join(dim)}) is {factors} = {math.prod(sizes[axis] for axis in dim)}"
+def arrays_of(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
+    """The arrays that have numbers of the stored tensor at `index`."""
+    axes = model.name_axes
+    choices = [(index[axis],) if axis in index else range(sizes[axis]) for axis in axes]
+    for positions in itertools.product(*choices):
+        yield model.spell(dict(zip(axes, positions, strict=True)), sizes)
 
 
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
@@ -171,25 +232,24 @@ def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
     return max(known, key=sizes.__getitem__)
 
 
-def _assemblies(
-    rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
-) -> Iterator[tuple[str, Assembly]]:
-    for rule, sizes in rules:
-        transfer = rule.importing(sizes)
-        first = rule.stored.spell(dict.fromkeys(rule.stored.name_axes, 0), sizes)
-        for name, index in transfer.target.names(sizes):
-            yield name, Assembly(transfer, index, tensors[first].dtype)
-
-
-def _mixed_dtypes(
-    assemblies: Mapping[str, Assembly], tensors: Mapping[str, StoredTensor]
-) -> list[str]:
-    """Arrays whose parts are stored in different dtypes, which one array cannot keep."""
-    problems = []
-    for name, assembly in assemblies.items():
-        box = [(0, size) for size in assembly.shape()]
-        sources = {piece.name for piece in assembly.transfer.pieces(assembly.index, box)}
-        dtypes = sorted({tensors[source].dtype.name for source in sources})
-        if len(dtypes) > 1:
-            problems.append(f"{name} is stored in parts of {' and '.join(dtypes)}")
-    return problems
+def _place(
+    account: Account, config: Config, mesh: Mesh | None, dtype: Dtype | None
+) -> dict[str, PlannedArray]:
+    """Every array of the model. Raises CheckpointError for one of several dtypes."""
+    placed = {} if mesh is None else shardings(build_abstract(config), mesh)
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+    arrays: dict[str, PlannedArray] = {}
+    mixed: dict[str, str] = {}
+    for rule, sizes in account.rules:
+        for source, index in rule.stored.names(sizes):
+            stored = account.tensors[source].dtype
+            kept = stored if dtype is None else np.dtype(dtype)
+            for name in arrays_of(rule.model, index, sizes):
+                sharding = placed.get(name, alone)
+                array = PlannedArray(rule.model, sizes, stored, kept, sharding)
+                if arrays.setdefault(name, array).dtype != kept:
+                    both = sorted([stored.name, arrays[name].stored.name])
+                    mixed[name] = f"{name} is stored in parts of {' and '.join(both)}"
+    if mixed:
+        raise CheckpointError(list(mixed.values()))
+    return arrays

@@ -21,15 +21,18 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from .copying import copy_bits
+
 Sizes = Mapping[str, int]
 Index = Mapping[str, int]
 Range = tuple[int, int]
+Ranges = Mapping[str, Range]
 # By the path of a list of layers, each array's label and the layers that it holds. One layer's
 # array is not stacked and its label is the layer's number; that of others is a slice, as in "0:32".
 Stacks = Mapping[str, Mapping[str, range]]
@@ -51,6 +54,10 @@ class Side:
         name, colon, pattern = text.partition(" : ")
         if not colon or _DIMENSION.sub("", pattern).strip():
             raise ValueError(f"{text!r} is not of the form 'name : A (B C)'")
+        if braces := re.findall(r"\{[^}]*\}?|\}", _PLACEHOLDER.sub("", name)):
+            raise ValueError(
+                f"{braces[0]!r} in {name!r} is not {{A}}, {{A:02}}, {{A=x|y}} or {{A B}}"
+            )
         dims = tuple(
             tuple((merged or single).split()) for merged, single in _DIMENSION.findall(pattern)
         )
@@ -62,6 +69,15 @@ class Side:
         return tuple(
             axis for match in _PLACEHOLDER.finditer(self.name) for axis in match[1].split()
         )
+
+    @cached_property
+    def labels(self) -> dict[str, list[str]]:
+        """By the axes of a placeholder, as in `K R`, the labels that stand for their positions."""
+        return {
+            match[1]: match[3].split("|")
+            for match in _PLACEHOLDER.finditer(self.name)
+            if match[3] is not None
+        }
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -85,7 +101,9 @@ class Side:
             position = 0
             for axis in axes.split():
                 position = position * sizes[axis] + index[axis]
-            return labels.split("|")[position] if labels else f"{position:0{width or 1}}"
+            if labels is not None:
+                return labels.split("|")[position]
+            return f"{position:0{width or 1}}"
 
         return _PLACEHOLDER.sub(fill, self.name)
 
@@ -155,12 +173,49 @@ class Rule:
             twice = {axis for axis in side.axes if side.axes.count(axis) > 1}
             if twice:
                 problems.append(f"{', '.join(sorted(twice))} twice in {side.name!r}")
+            for placeholder, labels in side.labels.items():
+                if again := sorted({label for label in labels if labels.count(label) > 1}):
+                    problems.append(f"{placeholder} has {', '.join(map(repr, again))} twice")
         if wrong := [a for a in self.replicated if a not in self.stored.name_axes or a in axes[1]]:
             problems.append(f"replicated {', '.join(wrong)} must be in the left name alone")
+        problems += self._misplaced_layers() + self._misplaced_parts()
         if problems:
-            raise ValueError(
-                f"not a bijection: {self.stored.name} <-> {self.model.name}: " + "; ".join(problems)
-            )
+            raise ValueError(f"not a bijection: {self}: " + "; ".join(problems))
+
+    def _misplaced_layers(self) -> list[str]:
+        """What is wrong with `layers`, and with where the layers' axis stands."""
+        problems = []
+        if self.layers is not None:
+            if self.layered is None:
+                problems.append(f"layers={self.layers} without layers.{{L}} in the right name")
+            if wrong := [i for i in self.layers if i < 0 or self.layers.count(i) > 1]:
+                problems.append(f"layers has {', '.join(map(str, wrong))} twice or below 0")
+        if self.layered is not None:
+            axis = self.layered[1]
+            merged = [m[1] for m in _PLACEHOLDER.finditer(self.stored.name) if " " in m[1]]
+            if any(axis in placeholder.split() for placeholder in merged):
+                problems.append(f"{axis}, of the layers, is merged in {self.stored.name!r}")
+        return problems
+
+    def _misplaced_parts(self) -> list[str]:
+        """What is wrong with the `#part` of a name."""
+        problems = []
+        if "#" in self.model.name:
+            problems.append(f"a #part in {self.model.name!r}, on the right")
+        if self.stored.name.count("#") > 1 or self.stored.name.endswith("#"):
+            problems.append(f"{self.stored.name!r} does not name one part")
+        if "#" in self.stored.name and not self.stored.dims:
+            problems.append(f"{self.stored.name!r} has no dimension along which parts follow")
+        return problems
+
+    def __str__(self) -> str:
+        return f"{self.stored.name} <-> {self.model.name}"
+
+    @cached_property
+    def layered(self) -> tuple[str, str] | None:
+        """The path of the layers that it is about and their axis, as in `layers` and `L`."""
+        match = re.match(r"((?:\w+\.)*layers)\.\{(\w+)\}\.", self.model.name)
+        return match and (match[1], match[2])
 
     def importing(self, sizes: Sizes) -> "Transfer":
         """From the stored tensors to the model's arrays."""
@@ -171,12 +226,16 @@ class Rule:
         return Transfer(self.model, self.stored, sizes)
 
     def bound(self, sizes: Sizes, stacks: Stacks) -> "Iterator[BoundRule]":
-        """The rule for a model whose layers are stacked so: once for each stack it holds for."""
-        layered = re.match(r"((?:\w+\.)*layers)\.\{(\w+)\}\.", self.model.name)
-        if layered is None:
+        """The rule for a model whose layers are stacked so: once for each stack it holds for.
+
+        Raises ValueError if the sizes do not fit the rule, or a stack only in part.
+        """
+        if problems := [*self._unfit_sizes(sizes), *self._unfit_stacks(sizes, stacks)]:
+            raise ValueError(f"{self}: " + "; ".join(problems))
+        if self.layered is None:
             yield BoundRule(self, sizes)
             return
-        path, axis = layered.groups()
+        path, axis = self.layered
         for label, positions in stacks[path].items():
             if self.layers is not None and not set(positions) <= set(self.layers):
                 continue
@@ -185,6 +244,41 @@ class Rule:
             model = one.stacked(axis, label) if len(positions) > 1 else one
             rule = Rule(stored, model, " ".join(self.replicated))
             yield BoundRule(rule, {**sizes, axis: len(positions)})
+
+    def _unfit_sizes(self, sizes: Sizes) -> Iterator[str]:
+        """Axes that have no size, and labels that are more or fewer than their axis's positions."""
+        for axis in dict.fromkeys(self.stored.axes):
+            if sizes.get(axis, 0) < 1:
+                yield f"{axis} has no size" if axis not in sizes else f"{axis} is {sizes[axis]}"
+        for side in (self.stored, self.model):
+            for placeholder, labels in side.labels.items():
+                count = math.prod(sizes.get(axis, 0) for axis in placeholder.split())
+                if count and count != len(labels):
+                    yield f"{placeholder} is {count}, but has the labels {'|'.join(labels)}"
+
+    def _unfit_stacks(self, sizes: Sizes, stacks: Stacks) -> Iterator[str]:
+        """Layers that the model does not have, and stacks that the rule holds for only in part."""
+        if self.layered is None:
+            return
+        path, axis = self.layered
+        if path not in stacks:
+            yield f"{axis}: the model has no {path}"
+            return
+        count = sum(map(len, stacks[path].values()))
+        if axis in sizes and sizes[axis] != count:
+            yield f"{axis} is {sizes[axis]}, the model has {count} layers"
+        holds = set(range(count)) if self.layers is None else set(self.layers)
+        if beyond := sorted(holds - set(range(count))):
+            yield f"{axis}: layers {', '.join(map(str, beyond))} are not of the model's {count}"
+        for label, positions in stacks[path].items():
+            own = holds & set(positions)
+            if own and own != set(positions):
+                yield f"{axis}: {path}.{label} are one array, it holds for {sorted(own)} of them"
+            if own and axis in self.stored.array_axes and len(positions) < count:
+                yield (
+                    f"{axis} is in the array of {self.stored.name!r}, but {path}.{label} are only "
+                    f"{len(positions)} of {count} layers"
+                )
 
 
 class BoundRule(NamedTuple):
@@ -206,6 +300,8 @@ class Piece(NamedTuple):
     ranges: Mapping[str, Range]  # of every axis
     place: tuple[slice, ...]  # where in the box that was asked for lies the region
     region: Mapping[str, Range]  # of the array's axes, of which `ranges` is a part
+    box: tuple[Range, ...]  # of the tensor: all of it that must be read
+    held: Mapping[str, Range]  # of the axes in that box, of which `ranges` is a part as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,26 +327,45 @@ class Transfer:
         for factors in itertools.product(*choices):
             bounds = itertools.chain.from_iterable(factors)
             region = dict(zip(target.array_axes, bounds, strict=True))
-            merged = [_merged(dim, region, sizes) for dim in target.dims]
+            spans = [interval(dim, region, sizes) for dim in target.dims]
             place = tuple(
                 slice(start - low, stop - low)
-                for (start, stop), (low, _) in zip(merged, box, strict=True)
+                for (start, stop), (low, _) in zip(spans, box, strict=True)
             )
             ranges = {**copies, **fixed, **region}
             for positions in itertools.product(*(range(*ranges[a]) for a in source.name_axes)):
                 at = dict(zip(source.name_axes, positions, strict=True))
                 narrowed = {axis: (position, position + 1) for axis, position in at.items()}
-                yield Piece(source.spell(at, sizes), {**ranges, **narrowed}, place, region)
+                wanted = {**ranges, **narrowed}
+                held = dict(bound for dim in source.dims for bound in _hull(dim, wanted, sizes))
+                needed = tuple(interval(dim, held, sizes) for dim in source.dims)
+                yield Piece(source.spell(at, sizes), wanted, place, region, needed, held)
+
+    def read(
+        self,
+        index: Index,
+        box: Sequence[Range],
+        read: Callable[[str, Sequence[Range]], np.ndarray],
+        dtype: np.dtype,
+    ) -> np.ndarray:
+        """`box` of the target tensor at `index`, from the boxes of tensors that `read` returns."""
+        out = np.empty([high - low for low, high in box], dtype)
+        for piece in self.pieces(index, box):
+            self.copy_part(piece, read(piece.name, piece.box), out)
+        return out
 
     def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
         """Copies one piece of `tensor` to its place in `out`, the box that was asked for."""
+        self.copy_part(piece, tensor[tuple(slice(*bounds) for bounds in piece.box)], out)
+
+    def copy_part(self, piece: Piece, part: np.ndarray, out: np.ndarray) -> None:
+        """Copies one piece to its place in `out`; `part` is the piece's box of its tensor."""
         source, target = self.source.array_axes, self.target.array_axes
-        whole = {axis: (0, self.sizes[axis]) for axis in source}
         shared = [axis for axis in target if axis in source]
         order = [axis for axis in source if axis in shared]
-        from_view = _view(tensor, source, whole, piece, shared)
-        into_view = _view(out[piece.place], target, piece.region, piece, shared)
-        into_view[...] = from_view.transpose([order.index(axis) for axis in shared])
+        from_view = part_of(part, source, piece.held, piece.ranges, shared)
+        into_view = part_of(out[piece.place], target, piece.region, piece.ranges, shared)
+        copy_bits(from_view.transpose([order.index(axis) for axis in shared]), into_view)
 
 
 def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, ...]]:
@@ -273,7 +388,7 @@ def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, 
     return boxes
 
 
-def _merged(dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes) -> Range:
+def interval(dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes) -> Range:
     """Where a contiguous box over the factors of a merged dimension starts and stops in it."""
     start = last = 0
     for axis in dim:
@@ -282,17 +397,27 @@ def _merged(dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes) -> Ra
     return start, last + 1
 
 
-def _view(
+def _hull(
+    dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes
+) -> Iterator[tuple[str, Range]]:
+    """The smallest box over the factors of a merged dimension that holds `region` and no gaps."""
+    is_whole = False
+    for axis in dim:
+        yield axis, (0, sizes[axis]) if is_whole else region[axis]
+        is_whole |= region[axis][1] - region[axis][0] > 1
+
+
+def part_of(
     array: np.ndarray,
     axes: Sequence[str],
     region: Mapping[str, Range],
-    piece: Piece,
+    ranges: Mapping[str, Range],
     kept: Sequence[str],
 ) -> np.ndarray:
-    """The piece's part of an array that holds `region`, one dimension for each kept axis."""
+    """The `ranges` of an array that holds `region`, one dimension for each kept axis."""
     factors = array.reshape([high - low for low, high in (region[axis] for axis in axes)])
     at: list[slice | int] = []
     for axis in axes:
-        start, stop = (bound - region[axis][0] for bound in piece.ranges[axis])
+        start, stop = (bound - region[axis][0] for bound in ranges[axis])
         at.append(slice(start, stop) if axis in kept else start)
     return factors[(*at, ...)]

@@ -1,23 +1,24 @@
-"""safetensors files and Hugging Face checkpoint directories, read lazily, written as a stream."""
+"""safetensors files and Hugging Face checkpoint directories, read lazily, laid out for writing."""
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .index import read_indexed
+from .sources import TensorSource
 from .tensors import (
     DTYPE_NAMES,
     DTYPES,
     CheckpointError,
     StoredTensor,
-    TensorSource,
     checked_shape,
     parse_json,
-    replacing,
 )
+from .writing import PlannedFile
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -44,56 +45,66 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
     """
     found = sorted(path.name for path in directory.iterdir())
     if INDEX_NAME in found:
-        return _read_indexed(directory, found)
+        return read_indexed(directory / INDEX_NAME, read_header)
     if SINGLE_NAME in found:
         return read_header(directory / SINGLE_NAME)
     content = ", ".join(found) or "nothing"
     raise CheckpointError(f"{directory}: no {INDEX_NAME} and no {SINGLE_NAME}; found {content}")
 
 
-def write(
-    path: Path,
+def lay_out(
+    name: str,
     tensors: Mapping[str, TensorSource],
     metadata: Mapping[str, str] = PYTORCH_METADATA,
-) -> None:
-    """Writes one file, with one tensor at a time in memory; a failure leaves nothing behind.
+) -> PlannedFile:
+    """One file. Names keep their order; the data of wider dtypes come first, which aligns all.
 
-    Names keep their order. The data of wider dtypes come first, which aligns every tensor.
+    Raises `CheckpointError` for what the format cannot hold.
     """
-    header, layout = _lay_out(path, tensors, metadata)
-    with replacing(path) as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        for name in layout:
-            try:
-                stream.write(tensors[name].payload())
-            except CheckpointError as error:
-                raise CheckpointError(error.within(f"{path}: tensor {name!r}")) from None
+    problems = [
+        f"{name}: tensor {tensor!r}: safetensors files have no dtype {source.dtype}"
+        for tensor, source in tensors.items()
+        if source.dtype not in DTYPE_NAMES
+    ]
+    if "__metadata__" in tensors:
+        problems.append(f"{name}: a tensor cannot be named '__metadata__'")
+    if problems:
+        raise CheckpointError(problems)
+    layout = sorted(tensors, key=lambda tensor: -tensors[tensor].dtype.itemsize)
+    sizes = [tensors[tensor].nbytes for tensor in layout]
+    begins = dict(zip(layout, accumulate([0, *sizes]), strict=False))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for tensor, source in tensors.items():
+        begin = begins[tensor]
+        header[tensor] = {
+            "dtype": DTYPE_NAMES[source.dtype],
+            "shape": source.shape,
+            "data_offsets": [begin, begin + source.nbytes],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    places = {tensor: start + begins[tensor] for tensor in tensors}
+    frame = {0: len(text).to_bytes(8, "little") + text}
+    return PlannedFile(name, start + sum(sizes), frame, places, {})
 
 
-def write_checkpoint(
-    directory: Path,
-    tensors: Mapping[str, TensorSource],
-    max_shard_bytes: int = 5_000_000_000,
-) -> None:
-    """Writes a Hugging Face directory: one file, or shards in the tensors' order and their index.
+def lay_out_checkpoint(
+    tensors: Mapping[str, TensorSource], max_shard: int
+) -> tuple[list[PlannedFile], dict[str, bytes]]:
+    """A Hugging Face directory: one file, or shards in the tensors' order and their index.
 
-    Raises `CheckpointError` if the directory already holds weights; a failure leaves none behind.
+    The index is a file by name and content, to be written last. No shard has more than `max_shard`
+    bytes of tensors, but for a tensor that is larger and has a file of its own.
     """
-    present = sorted(path.name for path in directory.glob("*.safetensors"))
-    if present or (directory / INDEX_NAME).exists():
-        # A leftover index would send every reader to the old shards.
-        raise CheckpointError(f"{directory}: already holds {', '.join(present) or INDEX_NAME}")
-    shards = _split(tensors, max_shard_bytes)
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, shard in shards.items():
-            write(directory / name, shard)
-        if len(shards) > 1:
-            _write_index(directory / INDEX_NAME, shards)
-    except BaseException:
-        for name in shards:
-            (directory / name).unlink(missing_ok=True)
-        raise
+    shards = _split(tensors, max_shard)
+    files = [lay_out(name, shard) for name, shard in shards.items()]
+    if len(files) == 1:
+        return files, {}
+    places = {name: file.name for file in files for name in file.places}
+    total = sum(source.nbytes for source in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    return files, {INDEX_NAME: json.dumps(index, indent=2).encode() + b"\n"}
 
 
 def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -173,85 +184,16 @@ def _coverage_problems(spans: list[tuple[int, int, str]], length: int) -> list[s
     return problems
 
 
-def _read_indexed(directory: Path, found: list[str]) -> dict[str, StoredTensor]:
-    places = _read_index(directory / INDEX_NAME)
-    problems: list[str] = []
-    tensors: dict[str, StoredTensor] = {}
-    for file in sorted(set(places.values())):
-        # What the listing lacks is missing, or a path that leads out of the directory.
-        if file not in found or not (directory / file).is_file():
-            problems.append(f"{directory / INDEX_NAME}: {file!r} is not a file of this directory")
-            continue
-        try:
-            stored = read_header(directory / file)
-        except CheckpointError as error:
-            problems += error.problems
-            continue
-        tensors |= stored
-        problems += _placement_problems(directory / file, stored.keys(), places)
-    if problems:
-        raise CheckpointError(problems)
-    return {name: tensors[name] for name in places}
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        places = parse_json(path.read_bytes()).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-            raise CheckpointError("weight_map does not map tensor names to file names")
-    except CheckpointError as error:
-        raise CheckpointError(error.within(path)) from None
-    return places
-
-
-def _placement_problems(path: Path, stored: Iterable[str], places: Mapping[str, str]) -> list[str]:
-    here = {name for name, file in places.items() if file == path.name}
-    problems = [
-        f"{path}: tensor {name!r} is missing, the index places it here"
-        for name in sorted(here.difference(stored))
-    ]
-    for name in sorted(set(stored) - here):
-        place = f"the index places it in {places[name]!r}" if name in places else "not in the index"
-        problems.append(f"{path}: tensor {name!r} is here, {place}")
-    return problems
-
-
-def _lay_out(
-    path: Path, tensors: Mapping[str, TensorSource], metadata: Mapping[str, str]
-) -> tuple[bytes, list[str]]:
-    """The padded header, and the names in the order of their data."""
-    problems = [
-        f"{path}: tensor {name!r}: safetensors files have no dtype {source.dtype}"
-        for name, source in tensors.items()
-        if source.dtype not in DTYPE_NAMES
-    ]
-    if "__metadata__" in tensors:
-        problems.append(f"{path}: a tensor cannot be named '__metadata__'")
-    if problems:
-        raise CheckpointError(problems)
-    layout = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    ends = dict(zip(layout, accumulate(tensors[name].nbytes for name in layout), strict=True))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    for name, source in tensors.items():
-        header[name] = {
-            "dtype": DTYPE_NAMES[source.dtype],
-            "shape": source.shape,
-            "data_offsets": [ends[name] - source.nbytes, ends[name]],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8), layout
-
-
 def _split(
-    tensors: Mapping[str, TensorSource], max_shard_bytes: int
+    tensors: Mapping[str, TensorSource], max_shard: int
 ) -> dict[str, dict[str, TensorSource]]:
     """File name -> its tensors; a tensor larger than the limit has a file of its own."""
     shards: list[dict[str, TensorSource]] = [{}]
-    room = max_shard_bytes
+    room = max_shard
     for name, source in tensors.items():
         if source.nbytes > room and shards[-1]:
             shards.append({})
-            room = max_shard_bytes
+            room = max_shard
         shards[-1][name] = source
         room -= source.nbytes
     if len(shards) == 1:
@@ -260,11 +202,3 @@ def _split(
         f"model-{number:05}-of-{len(shards):05}.safetensors": shard
         for number, shard in enumerate(shards, 1)
     }
-
-
-def _write_index(path: Path, shards: Mapping[str, Mapping[str, TensorSource]]) -> None:
-    sizes = [source.nbytes for shard in shards.values() for source in shard.values()]
-    places = {name: file for file, shard in shards.items() for name in shard}
-    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
-    with replacing(path) as stream:
-        stream.write(json.dumps(index, indent=2).encode() + b"\n")

@@ -1,15 +1,13 @@
-"""Tensors of checkpoint files: where they lie, where they come from, what can be wrong."""
+"""Tensors of checkpoint files: where they lie, and what can be wrong."""
 
 import json
 import math
-import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from weakref import WeakValueDictionary
 
 import ml_dtypes
@@ -80,43 +78,22 @@ class StoredTensor:
         """Bytes of the tensor in C order; a strided one may lie in fewer or more."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def element_strides(self) -> tuple[int, ...]:
+        """How many elements apart neighbours along each dimension lie in the file."""
+        if self.strides is not None:
+            return self.strides
+        return tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
+
     def rows(self, name: str, start: int, count: int) -> "StoredTensor":
         """The tensor, under another name, of `count` rows from `start` on."""
-        row = self.strides[0] if self.strides else math.prod(self.shape[1:])
-        offset = self.offset + start * row * self.dtype.itemsize
+        offset = self.offset + start * self.element_strides[0] * self.dtype.itemsize
         return replace(self, name=name, shape=(count, *self.shape[1:]), offset=offset)
 
     def open(self) -> np.ndarray:
         """A read-only view of the file, in which nothing is read before it is touched."""
         strides = self.strides and tuple(stride * self.dtype.itemsize for stride in self.strides)
         return np.ndarray(self.shape, self.dtype, _file_bytes(self.path), self.offset, strides)
-
-
-@dataclass(frozen=True)
-class TensorSource:
-    """A tensor to be written: announced now, produced when its turn comes."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    produce: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor in C order."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def payload(self) -> memoryview:
-        """Produces the tensor, as bytes in C order.
-
-        Raises `CheckpointError` if its dtype or shape is not the announced one.
-        """
-        array = self.produce()
-        if (array.dtype, array.shape) != (self.dtype, self.shape):
-            raise CheckpointError(
-                f"announced as {self.dtype}{list(self.shape)}, "
-                f"produced as {array.dtype}{list(array.shape)}"
-            )
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
@@ -150,20 +127,6 @@ def parse_json(text: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise CheckpointError("the JSON is not an object")
     return parsed
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Writes `<path>.partial`, which becomes `path` when all went well and vanishes if not."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _file_bytes(path: Path) -> np.memmap:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from . import torch_pickle
-from .tensors import CheckpointError, StoredTensor, TensorSource, replacing
+from . import torch_pickle, zip_layout
+from .sources import TensorSource
+from .tensors import CheckpointError, StoredTensor
+from .writing import PlannedFile
 
 _LOCAL_HEADER = b"PK\3\4"
 _ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")  # also of the directory, of a descriptor
 _LOCAL_HEADER_BYTES = 30
-_ZIP64_FIELD_BYTES = 20
-_ALIGNMENT = 64  # of storages, as PyTorch writes them
 
 
 class Contents(NamedTuple):
@@ -50,27 +50,28 @@ def read_contents(path: Path) -> Contents:
             raise CheckpointError(error.within(path)) from None
 
 
-def write(path: Path, tensors: Mapping[str, TensorSource]) -> None:
-    """Writes a file for `torch.load`, with one tensor at a time in memory.
-
-    Raises `CheckpointError` if a tensor is not what was announced; a failure leaves nothing behind.
-    """
+def lay_out(name: str, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+    """One file for `torch.load`. Raises `CheckpointError` for what PyTorch cannot hold."""
     problems = [
-        f"{path}: tensor {name!r}: PyTorch has no dtype {source.dtype}"
-        for name, source in tensors.items()
+        f"{name}: tensor {tensor!r}: PyTorch has no dtype {source.dtype}"
+        for tensor, source in tensors.items()
         if source.dtype not in torch_pickle.WRITABLE_DTYPES
     ]
     if problems:
         raise CheckpointError(problems)
-    with replacing(path) as stream, zipfile.ZipFile(stream, "w") as archive:
-        _write_record(archive, "data.pkl", torch_pickle.emit(tensors))
-        _write_record(archive, "byteorder", b"little")
-        for key, (name, source) in enumerate(tensors.items()):
-            try:
-                _write_record(archive, f"data/{key}", source.payload())
-            except CheckpointError as error:
-                raise CheckpointError(error.within(f"{path}: tensor {name!r}")) from None
-        _write_record(archive, "version", b"3\n")
+    storages: list[tuple[str, bytes | int]] = [
+        (f"data/{key}", source.nbytes) for key, source in enumerate(tensors.values())
+    ]
+    head = [("data.pkl", torch_pickle.emit(tensors)), ("byteorder", b"little")]
+    layout = zip_layout.lay_out("archive", [*head, *storages, ("version", b"3\n")])
+    keys = {tensor: f"data/{key}" for key, tensor in enumerate(tensors)}
+    return PlannedFile(
+        name,
+        layout.size,
+        layout.frame,
+        {tensor: layout.starts[key] for tensor, key in keys.items()},
+        {tensor: layout.checksums[key] for tensor, key in keys.items()},
+    )
 
 
 class _Archive:
@@ -172,12 +173,3 @@ def _stored_tensor(
     offset = start + view.offset * view.dtype.itemsize
     strides = None if view.is_contiguous else view.strides
     return StoredTensor(name, view.dtype, view.shape, path, offset, strides)
-
-
-def _write_record(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    info = zipfile.ZipInfo(f"archive/{name}")
-    # The field 'FB', whose content has no meaning, moves the data to a multiple of the alignment.
-    header = archive.start_dir + _LOCAL_HEADER_BYTES + len(info.filename) + 4 + _ZIP64_FIELD_BYTES
-    info.extra = struct.pack("<2sH", b"FB", -header % _ALIGNMENT) + bytes(-header % _ALIGNMENT)
-    with archive.open(info, "w", force_zip64=True) as record:
-        record.write(data)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .tensors import CheckpointError, TensorSource, checked_shape
+from .sources import TensorSource
+from .tensors import CheckpointError, checked_shape
 
 _STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype(np.float64),

@@ -8,4 +8,5 @@ One letter means one dimension, everywhere: in array names (`q_BTNH`), in einsum
     S key length       K key/value heads    E experts
     C cache slots      H head_dim           L layers
     G query heads that share one key/value head (N = K G)
+    I input_dim, O output_dim of models whose tokens are vectors of numbers
 """

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,16 +94,50 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--tokenizer", help="a tokenizer.json; default: the checkpoint's own")
     generate.add_argument("--json", action="store_true", help="print prompts and tokens as JSON")
 
-    convert = add("convert", _convert, "Write a checkpoint in another spelling.")
+    _add_convert_options(add("convert", _convert, "Write a checkpoint in another spelling."))
+    purpose = "Prove that a checkpoint survives the way there and back."
+    _add_verify_options(add("verify", _verify, purpose))
+
+    inspect = add("inspect", _inspect, "Say what lies in a folder, and whether it would load.")
+    inspect.add_argument("path", help="any folder of tensors")
+    inspect.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    purpose = "Compare a Hugging Face checkpoint, run by transformers, with ours."
+    _add_parity_options(add("parity", _parity, purpose))
+    return parser
+
+
+def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("source", help="a checkpoint of any known family, or a run")
     convert.add_argument("destination", help="a folder that does not exist yet")
-    formats = ("hf", "meta", "tlama", "native")
+    formats = ("hf", "meta", "tlama", "llm", "native")
     convert.add_argument("--to", choices=formats, default="hf", help="(%(default)s)")
     convert.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     convert.add_argument("--model-parallel", type=_count, help="shards to write, for meta")
+    convert.add_argument("--step", type=int, help="of a run; default: its newest")
+    convert.add_argument("--max-ram", default="256MiB", help="for tensors (%(default)s)")
+    convert.epilog = "After a kill the same command goes on where it was."
 
-    parity = add("parity", _parity, "Compare a Hugging Face Llama, run by transformers, with ours.")
-    parity.add_argument("path", help="a Hugging Face checkpoint")
+
+def _add_verify_options(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("path", help="a checkpoint of any known family, or a run")
+    verify.add_argument("--step", type=int, help="of a run; default: its newest")
+    verify.add_argument(
+        "--manifest", help="a file of the tensors' sha256: compared if it exists, else written"
+    )
+    verify.add_argument("--max-ram", default="256MiB", help="for tensors (%(default)s)")
+    verify.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_parity_options(parity: argparse.ArgumentParser) -> None:
+    parity.add_argument("path", help="a Hugging Face checkpoint of any known family")
+    parity.add_argument(
+        "--levels",
+        nargs="+",
+        metavar="LEVEL",
+        help="of weights, config, logits, layers, gradients, step, curve and generate; "
+        "default: all but curve, which takes longest",
+    )
     parity.add_argument("--text", help="a text file to compare on; default: random tokens")
     parity.add_argument("--num-tokens", type=_count, default=384, help="(%(default)s)")
     parity.add_argument("--seed", type=int, default=0, help="of the random tokens (%(default)s)")
@@ -109,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
         "--output", default="runs/parity", help="folder of the report (%(default)s)"
     )
     parity.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser
 
 
 def _count(text: str) -> int:
@@ -214,25 +249,94 @@ def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from jaxllm.interop import load_pretrained, save_pretrained
+    from jaxllm.interop import convert
+    from jaxllm.interop.sizes import spell_size
 
-    model = load_pretrained(arguments.source, dtype=arguments.dtype)
-    save_pretrained(
-        model,
-        arguments.destination,
-        format=arguments.to,
-        model_parallel=arguments.model_parallel,
+    begun = time.perf_counter()
+    with _progress_bar(arguments.destination) as progress:
+        done = convert(
+            arguments.source,
+            arguments.destination,
+            to=arguments.to,
+            dtype=arguments.dtype,
+            model_parallel=arguments.model_parallel,
+            step=arguments.step,
+            max_ram=arguments.max_ram,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - begun
+    kept = (
+        f", {spell_size(done.num_bytes_kept)} of them there already" if done.num_bytes_kept else ""
     )
-    print(f"{arguments.destination}: {model.config.num_layers} layers, {arguments.to}")
+    print(
+        f"{arguments.destination}: {done.spelling}, {spell_size(done.num_bytes)}{kept}, "
+        f"{seconds:.1f} s"
+    )
     return 0
+
+
+@contextmanager
+def _progress_bar(purpose: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function to be told of bytes done and to be done; None where nobody looks."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(purpose, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop import verify
+
+    found = verify(
+        arguments.path,
+        step=arguments.step,
+        manifest=arguments.manifest,
+        max_ram=arguments.max_ram,
+    )
+    if arguments.json:
+        print(json.dumps(found.to_json()))
+    else:
+        for problem in found.problems:
+            print(problem)
+        print(found.summary)
+    return 0 if found.ok else 1
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop import inspect
+
+    inspection = inspect(arguments.path)
+    if arguments.json:
+        print(json.dumps(inspection.to_json()))
+    else:
+        from rich.console import Console
+
+        from jaxllm.interop.listing import render
+
+        Console().print(render(inspection))
+    return 0 if inspection.ok else 1
 
 
 def _parity(arguments: argparse.Namespace) -> int:
     from jaxllm.interop.parity import check_checkpoint
 
     text = None if arguments.text is None else Path(arguments.text).read_text(encoding="utf-8")
+    levels = {} if arguments.levels is None else {"levels": arguments.levels}
     report = check_checkpoint(
-        arguments.path, text=text, num_tokens=arguments.num_tokens, seed=arguments.seed
+        arguments.path, text=text, num_tokens=arguments.num_tokens, seed=arguments.seed, **levels
     )
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     log.info("\n2. Into JAX, onto a mesh of %d x %d virtual devices", MESH.fsdp, MESH.tensor)
     model = load_pretrained(source, mesh=mesh)
     log.info("%s parameters", f"{count(model):,}")
-    yield _parity_check("import parity", check_checkpoint(source, model=model), folder, "import")
+    yield _parity_check("import parity", _compare(source, model), folder, "import")
 
     log.info("\n3. Trained on the text of Python's own standard library")
     config = run_config(folder, source, steps)
@@ -116,7 +116,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     found = ", ".join(f"{len(keys)} {kind.split('_')[0]}" for kind, keys in complaints.items())
     loads = not any(complaints.values())
     yield Check("from_pretrained", found, "0 and 0", loads)
-    report = check_checkpoint(exported, model=model, text=_held_out_text(config.data))
+    report = _compare(exported, model, text=_held_out_text(config.data))
     yield _parity_check("export parity", report, folder, "export")
 
     prompts = [ByteTokenizer().encode(prompt) for prompt in PROMPTS]
@@ -142,9 +142,15 @@ def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
     )
 
 
+def _compare(path: Path, model: Decoder, text: str | None = None) -> Report:
+    """The forward pass alone, so that it is quick: training and generation are shown below."""
+    return check_checkpoint(path, model=model, text=text, levels=("logits", "layers"))
+
+
 def _parity_check(what: str, report: Report, folder: Path, name: str) -> Check:
     """The verdict of a parity report, which is kept as a page."""
     report.write_html(folder / f"parity_{name}.html")
+    assert report.logits is not None, "asked for"
     error = report.logits.relative_l2
     measured = f"relative L2 {error:.1e}, {report.tokens} tokens"
     return Check(what, measured, "<= 1e-5", report.ok and error <= 1e-5)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from hf_cases import CASES
+import encoder_decoder_cases
+import hf_cases
 
 from jaxllm.interop.families import FAMILIES
 
+CASES = {**hf_cases.CASES, **encoder_decoder_cases.CASES}
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 

@@ -19,7 +19,8 @@ BELOW = {
     "models": {"config", "sharding", "origin", "layers"},
     "params": {"config", "sharding", "origin", "layers", "models"},
     "generation": {"config", "sharding", "origin", "layers", "models", "params"},
-    "interop": {"config", "sharding", "origin", "layers", "models", "params"},
+    # Parity compares what both sides generate.
+    "interop": {"config", "sharding", "origin", "layers", "models", "params", "generation"},
     "train": {"config", "sharding", "origin", "layers", "models", "params"},
 }
 # The commands join everything.

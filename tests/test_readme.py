@@ -1,30 +1,19 @@
-"""Every command that the README marks as runnable runs, in order, in one folder."""
+"""Every block that the README or a page of docs/ marks as runnable runs, page by page."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"```(sh|python) run\n(.*?)```", re.DOTALL)
+import pytest
+from pages import ROOT, run_blocks
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_commands_of_the_readme_run(tmp_path):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    assert len(blocks) >= 3
-    # As a reader's shell has it, without this suite's eight devices.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    for language, text in blocks:
-        command = [sys.executable, "-c", text]
-        if language == "sh":
-            bin_folder = Path(sys.executable).parent
-            command = ["bash", "-euc", f"export PATH={bin_folder}:$PATH\n{text}"]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    marked = re.findall(r"^```\w+ (?:run|file=\S+)$", page.read_text(), re.MULTILINE)
+    assert run_blocks(page, tmp_path) == len(marked)
+    assert marked or page.name != "README.md"
 
 
 def test_the_readme_is_short():

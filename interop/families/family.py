@@ -2,26 +2,41 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, TypeVar
+import reprlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import Config, DecoderConfig, StackConfig
+from jaxllm.interop.bijection import bind
 from jaxllm.interop.rules import BoundRule, Rule, Stacks
 from jaxllm.interop.tensors import StoredTensor
 
 Json = dict[str, Any]
 REQUIRED: Any = object()
+# A damaged config must not fill the memory: a model is laid out before its tensors are looked for.
+MAX_INT = 2**31 - 1
+MAX_COUNT = 10_000  # layers, experts
+MAX_FLOAT = float(np.finfo(np.float32).max)
 Part = TypeVar("Part")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's tensors are cut into files, where its config does not say."""
+    """How a checkpoint's tensors are named and cut into files, where its config does not say."""
 
     model_parallel: int = 1
     embedding_split: Literal["vocab", "width"] = "vocab"
+    names: Sequence[str] = ()  # of tensors that go by several, those that this checkpoint has
+    experts: Literal["each", "fused"] = "each"  # a tensor for each expert, or one for all
+    file: str = ""  # that held them, if the family does not say
+
+    @property
+    def written(self) -> Self:
+        """The layout to write what was read in this one: fused experts need transformers 5."""
+        return dataclasses.replace(self, experts="each")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +56,12 @@ class Table:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copy: original
     derived: tuple[Derived, ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: why
+    copies: Collection[str] = ()  # of the tied, those that are stored none the less
+    file: str = ""  # to hold them, if the family does not say
 
     def bound(self, stacks: Stacks) -> tuple[BoundRule, ...]:
         """The rules, with their sizes, for a model whose layers are stacked so."""
-        return tuple(bound for rule in self.rules for bound in rule.bound(self.sizes, stacks))
+        return bind(self.rules, self.sizes, stacks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +70,19 @@ class Family:
 
     name: str
     format: str  # what `save_pretrained` calls it
-    storage: Literal["safetensors", "state_dict", "consolidated"]
-    config_file: str
+    storage: Literal["safetensors", "state_dict", "consolidated", "file"]
+    config_file: str  # "" if it needs none
     model_type: str | None  # as its config file says, if it says
     read_config: Callable[["Fields", Mapping[str, StoredTensor]], tuple[Json, Layout]]
-    write_config: Callable[[DecoderConfig, Json], Json]  # on top of the JSON that it came with
-    table: Callable[[DecoderConfig, Layout], Table]
+    write_config: Callable[[Any, Json], Json]  # on top of the JSON that it came with
+    table: Callable[[Any, Layout], Table]
+    config_class: type[Config] = DecoderConfig  # of the models that it can say
+
+    def check_class(self, config: Config) -> None:
+        """Raises ValueError for a config of a class that this family knows nothing of."""
+        if not isinstance(config, self.config_class):
+            ours, given = self.config_class.__name__, type(config).__name__
+            raise ValueError(f"it is for models of {ours}, this is one of {given}")
 
 
 class Fields:
@@ -67,6 +91,8 @@ class Fields:
     def __init__(self, data: Json):
         self.data = data
         self.known: set[str] = set()
+        self.ignored: set[str] = set()
+        self.parts: dict[str, Fields] = {}
         self.problems: list[str] = []
         self.is_complete = True  # whether every value taken is the file's own, or a default
 
@@ -81,12 +107,19 @@ class Fields:
             self.is_complete = False
             return kind()
         if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is not kind:
-            self.problems.append(f"{name}={value!r} is not of type {kind.__name__}")
+            value = float(value) if abs(value) <= MAX_INT else value
+        if problem := _type_problem(name, value, kind):
+            self.problems.append(f"{name}={reprlib.repr(value)} {problem}")
             self.is_complete = False
             return kind() if default is REQUIRED else default
         return value
+
+    def take_nullable(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
+        """As `take`, of a field whose null is not its default: None."""
+        if name in self.data and self.data[name] is None:
+            self.known.add(name)
+            return None
+        return self.take(name, kind, default)
 
     def require(self, name: str, *allowed: Any) -> None:
         """Refuses a field whose value would change the numbers in a way not implemented."""
@@ -98,26 +131,58 @@ class Fields:
     def ignore(self, *names: str) -> None:
         """Declares fields that do not bear on the numbers."""
         self.known.update(names)
+        self.ignored.update(names)
 
-    def build(self, part: type[Part], /, **values: Any) -> Part | None:
+    def build(self, part: Callable[..., Part], /, **values: Any) -> Part | None:
         """A part of the config made of fields; None, and a problem, if they do not fit it."""
-        if self.problems:
-            return None
-        try:
-            return part(**values)
-        except ValueError as error:
-            self.problems.append(str(error))
-            return None
+        if not self.problems:
+            try:
+                return part(**values)
+            except ValueError as error:
+                self.problems.append(str(error))
+        self.is_complete = False
+        return None
 
-    def finish(self) -> list[str]:
-        """All that is wrong with the file, fields that nobody understands included."""
-        unknown = [
+    @contextmanager
+    def part(self, name: str) -> "Iterator[Fields]":
+        """The fields of an object within this one, whose problems are this one's as well."""
+        inner = Fields(self.take(name, dict, {}))
+        yield inner
+        self.is_complete &= inner.is_complete
+        self.problems += [f"{name}: {problem}" for problem in inner.problems]
+        self.parts[name] = inner
+
+    def unknown(self) -> list[str]:
+        """The fields that nobody understands."""
+        own = [
             f"{name}={self.data[name]!r} is not a field that this family understands"
             + nearest(name, self.known)
             for name in self.data
             if name not in self.known
         ]
-        return self.problems + unknown
+        inner = [f"{name}: {text}" for name, part in self.parts.items() for text in part.unknown()]
+        return own + inner
+
+    def finish(self) -> list[str]:
+        """All that is wrong with the file, fields that nobody understands included."""
+        return self.problems + self.unknown()
+
+    def uses(self) -> dict[str, str]:
+        """What becomes of each field of the file: it is read, ignored or unknown."""
+        fates = {**dict.fromkeys(self.known, "read"), **dict.fromkeys(self.ignored, "ignored")}
+        return {name: fates.get(name, "unknown") for name in self.data}
+
+
+def _type_problem(name: str, value: Any, kind: type) -> str | None:
+    """What is wrong with a field's value, before it is known what it is for."""
+    if type(value) is not kind:
+        return f"is not of type {kind.__name__}"
+    if kind is float:
+        return None if abs(value) <= MAX_FLOAT else "is no finite float32"
+    if kind is not int:
+        return None
+    limit = MAX_COUNT if "layer" in name or "expert" in name else MAX_INT
+    return f"is beyond {limit:,}" if abs(value) > limit else None
 
 
 def nearest(name: str, candidates: Any) -> str:
@@ -130,12 +195,12 @@ def nearest(name: str, candidates: Any) -> str:
 _SAID_BY_ALL = {
     *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
     *("max_len", "norm_eps", "rope_layout", "init_std", "param_dtype", "dtype", "scan_layers"),
-    "remat",
+    *("remat", "dropout", "init"),
 }
 
 
 def refuse(
-    spelling: str, config: DecoderConfig, says: Collection[str], holds: Mapping[str, bool]
+    spelling: str, config: StackConfig, says: Collection[str], holds: Mapping[str, bool]
 ) -> None:
     """Raises ValueError with all of a config's architecture that `spelling` cannot say.
 
@@ -157,8 +222,11 @@ def refuse(
 
 
 def decoder_sizes(config: DecoderConfig) -> dict[str, int]:
-    """The axes of a decoder's rules: the legend's letters, and a head's pairs (r 2, h H/2)."""
-    return {
+    """The axes of a decoder's rules: the legend's letters, and a head's pairs (r 2, h H/2).
+
+    Of experts: E of them, G projections into each, X its width, and S that of the shared one.
+    """
+    sizes = {
         "V": config.vocab_size,
         "D": config.embed_dim,
         "L": config.num_layers,
@@ -168,7 +236,12 @@ def decoder_sizes(config: DecoderConfig) -> dict[str, int]:
         "r": 2,
         "h": config.head_dim // 2,
         "F": config.mlp_dim,
+        "G": 2,
     }
+    if config.experts is not None:
+        sizes |= {"E": config.experts.num_experts, "X": config.experts.mlp_dim}
+        sizes["S"] = config.experts.shared_mlp_dim or 0
+    return sizes
 
 
 def head_pairs(config: DecoderConfig) -> str:

@@ -3,12 +3,13 @@
 Configs are read in the spelling of transformers 4 or 5 and written in that of 4, which 5 reads.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 
-from jaxllm.config import DecoderConfig, RopeScaling
+from jaxllm.config import Activation, DecoderConfig
 from jaxllm.interop.rules import Rule
 
-from .family import Fields, Json, head_pairs
+from .family import Fields, Json, Layout, Table, decoder_sizes, head_pairs
 
 # Bookkeeping, token ids and generation settings: none of them bears on a forward pass.
 IGNORED_FIELDS = (
@@ -18,6 +19,23 @@ IGNORED_FIELDS = (
     *("id2label", "label2id", "chunk_size_feed_forward"),
     *("_attn_implementation_autoset", "transformers.js_config"),
 )
+# How to generate, which transformers 4 kept among the fields of a model.
+GENERATION_FIELDS = (
+    *("forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated", "prefix"),
+    *("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "do_sample"),
+    *("no_repeat_ngram_size", "repetition_penalty", "temperature", "top_k", "top_p"),
+    *("task_specific_params", "num_return_sequences", "bad_words_ids", "diversity_penalty"),
+)
+# What transformers calls them; of several names for one, that which it writes comes first.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
 IGNORED_TENSORS = {"model.layers.*.self_attn.rotary_emb.inv_freq": "derived from the config"}
 
 
@@ -34,13 +52,16 @@ def read_decoder(fields: Fields, **defaults: object) -> Json:
         return fields.take(name, kind, defaults.get(name, default))
 
     heads = fields.take("num_attention_heads", int)
+    kv_heads = fields.take_nullable(
+        "num_key_value_heads", int, defaults.get("num_key_value_heads", heads)
+    )
     width = fields.take("hidden_size", int)
     return {
         "vocab_size": fields.take("vocab_size", int),
         "embed_dim": width,
         "num_layers": fields.take("num_hidden_layers", int),
         "num_heads": heads,
-        "num_kv_heads": take("num_key_value_heads", int, heads),
+        "num_kv_heads": heads if kv_heads is None else kv_heads,
         "head_dim": take("head_dim", int, width // max(heads, 1)),
         "mlp_dim": fields.take("intermediate_size", int),
         "max_len": take("max_position_embeddings", int, 2048),
@@ -52,9 +73,11 @@ def read_decoder(fields: Fields, **defaults: object) -> Json:
 
 def write_decoder(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
     """The fields of `read_decoder` on top of those of `base` that are not of version 5 alone."""
-    kept = {k: v for k, v in base.items() if k not in ("rope_parameters", "dtype")}
+    outdated = ("rope_parameters", "original_max_position_embeddings", "dtype")
+    kept = {name: value for name, value in base.items() if name not in outdated}
     return {
         "architectures": [architecture],
+        "pad_token_id": None,  # a class's own default may lie outside the vocabulary
         **kept,
         "model_type": model_type,
         "vocab_size": config.vocab_size,
@@ -72,52 +95,21 @@ def write_decoder(config: DecoderConfig, base: Json, model_type: str, architectu
     }
 
 
-def read_rope(fields: Fields, default_theta: float = 10000.0) -> Json:
-    """Base and scaling from `rope_parameters` (v5), or `rope_theta` and `rope_scaling` (v4)."""
-    theta = fields.take("rope_theta", float, default_theta)
-    old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
-    rope = Fields(new or old)
-    if old and new and old != new:
-        fields.problems.append(f"rope_scaling={old!r} and rope_parameters={new!r} differ")
-    rope.require("partial_rotary_factor", 1.0)
-    theta = rope.take("rope_theta", float, theta)
-    scaling = _read_scaling(rope)
-    fields.problems += [f"RoPE: {problem}" for problem in rope.finish()]
-    return {"rope_theta": theta, "rope_scaling": scaling}
+def read_activation(fields: Fields, name: str, default: str) -> Activation:
+    """The activation that the field `name` says, by any of the names of transformers."""
+    given = fields.take(name, str, default)
+    if given not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        fields.problems.append(f"{name}={given!r} is not supported, only {known}")
+        return ACTIVATIONS[default]
+    return ACTIVATIONS[given]
 
 
-def _read_scaling(rope: Fields) -> RopeScaling | None:
-    kind = rope.take("rope_type", str, rope.take("type", str, "default"))
-    if kind == "linear":
-        return rope.build(RopeScaling, kind="linear", factor=rope.take("factor", float))
-    if kind == "llama3":
-        return rope.build(
-            RopeScaling,
-            kind="llama3",
-            factor=rope.take("factor", float),
-            low_freq_factor=rope.take("low_freq_factor", float),
-            high_freq_factor=rope.take("high_freq_factor", float),
-            original_max_len=rope.take("original_max_position_embeddings", int),
-        )
-    if kind != "default":
-        rope.problems.append(f"rope_type={kind!r} is not supported, only default, linear or llama3")
-    return None
-
-
-def write_rope(config: DecoderConfig) -> Json:
-    """The fields of `read_rope`, in the spelling of transformers 4."""
-    return {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config.rope_scaling)}
-
-
-def _write_scaling(scaling: RopeScaling | None) -> Json | None:
-    if scaling is None:
-        return None
-    rope: Json = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        rope["low_freq_factor"] = scaling.low_freq_factor
-        rope["high_freq_factor"] = scaling.high_freq_factor
-        rope["original_max_position_embeddings"] = scaling.original_max_len
-    return rope
+def write_activation(config: DecoderConfig, name: str, base: Json) -> Json:
+    """The field of `read_activation`, as it was if that is what it still means."""
+    if ACTIVATIONS.get(base.get(name, "")) == config.activation:
+        return {name: base[name]}
+    return {name: next(n for n, ours in ACTIVATIONS.items() if ours == config.activation)}
 
 
 def outer_rules(config: DecoderConfig) -> list[Rule]:
@@ -144,51 +136,96 @@ def norm_rules(**names: str) -> list[Rule]:
     ]
 
 
-def attention_rules(config: DecoderConfig) -> list[Rule]:
-    """Separate projections under `self_attn`, with the biases and norms that the config has."""
+def layer_norm_rules(theirs: str, ours: str) -> list[Rule]:
+    """A norm with a bias, by its name here and there."""
+    return [
+        Rule(f"{theirs}.weight : D", f"{ours}.scale : D"),
+        Rule(f"{theirs}.bias : D", f"{ours}.bias : D"),
+    ]
+
+
+def attention_rules(config: DecoderConfig, stored_pairs: str = "r h") -> list[Rule]:
+    """Separate projections under `self_attn`, with the biases and norms that the config has.
+
+    `stored_pairs` are the axes of a rotated head as stored: "h r" if pairs are neighbours.
+    """
     theirs, ours, pairs = "model.layers.{L}.self_attn.", "layers.{L}.attn.", head_pairs(config)
+    q, k = f"(N {stored_pairs})", f"(K {stored_pairs})"
     rules = [
-        Rule(theirs + "q_proj.weight : (N r h) D", ours + "q_proj.kernel : D N " + pairs),
-        Rule(theirs + "k_proj.weight : (K r h) D", ours + "k_proj.kernel : D K " + pairs),
+        Rule(f"{theirs}q_proj.weight : {q} D", ours + "q_proj.kernel : D N " + pairs),
+        Rule(f"{theirs}k_proj.weight : {k} D", ours + "k_proj.kernel : D K " + pairs),
         Rule(theirs + "v_proj.weight : (K H) D", ours + "v_proj.kernel : D K H"),
         Rule(theirs + "o_proj.weight : D (N H)", ours + "o_proj.kernel : N H D"),
     ]
     if config.qkv_bias:
         rules += [
-            Rule(theirs + "q_proj.bias : (N r h)", ours + "q_proj.bias : N " + pairs),
-            Rule(theirs + "k_proj.bias : (K r h)", ours + "k_proj.bias : K " + pairs),
+            Rule(f"{theirs}q_proj.bias : {q}", ours + "q_proj.bias : N " + pairs),
+            Rule(f"{theirs}k_proj.bias : {k}", ours + "k_proj.bias : K " + pairs),
             Rule(theirs + "v_proj.bias : (K H)", ours + "v_proj.bias : K H"),
         ]
     if config.attn_out_bias:
         rules.append(Rule(theirs + "o_proj.bias : D", ours + "o_proj.bias : D"))
     if config.qk_norm == "head":
         rules += [
-            Rule(theirs + "q_norm.weight : (r h)", ours + "q_norm.scale : " + pairs),
-            Rule(theirs + "k_norm.weight : (r h)", ours + "k_norm.scale : " + pairs),
+            Rule(f"{theirs}q_norm.weight : ({stored_pairs})", ours + "q_norm.scale : " + pairs),
+            Rule(f"{theirs}k_norm.weight : ({stored_pairs})", ours + "k_norm.scale : " + pairs),
         ]
     if config.qk_norm == "full":
         rules += [
-            Rule(theirs + "q_norm.weight : (N r h)", ours + "q_norm.scale : N " + pairs),
-            Rule(theirs + "k_norm.weight : (K r h)", ours + "k_norm.scale : K " + pairs),
+            Rule(f"{theirs}q_norm.weight : {q}", ours + "q_norm.scale : N " + pairs),
+            Rule(f"{theirs}k_norm.weight : {k}", ours + "k_norm.scale : K " + pairs),
         ]
     return rules
 
 
-def gated_mlp_rules(config: DecoderConfig, layers: Sequence[int] | None = None) -> list[Rule]:
-    """`gate_proj`, `up_proj` and `down_proj` under `mlp`, on these layers or on all."""
-    theirs, ours = "model.layers.{L}.mlp.", "layers.{L}.mlp."
+def gated_mlp_rules(
+    config: DecoderConfig,
+    layers: Sequence[int] | None = None,
+    *,
+    theirs: str = "mlp",
+    ours: str = "mlp",
+    width: str = "F",
+) -> list[Rule]:
+    """`gate_proj`, `up_proj` and `down_proj` under the name `theirs`, on these layers or on all."""
+    F, stored, model = width, f"model.layers.{{L}}.{theirs}.", f"layers.{{L}}.{ours}."
     sides = [
-        ("gate_proj.weight : F D", "gate_proj.kernel : D F"),
-        ("up_proj.weight : F D", "up_proj.kernel : D F"),
-        ("down_proj.weight : D F", "down_proj.kernel : F D"),
+        (f"gate_proj.weight : {F} D", f"gate_proj.kernel : D {F}"),
+        (f"up_proj.weight : {F} D", f"up_proj.kernel : D {F}"),
+        (f"down_proj.weight : D {F}", f"down_proj.kernel : {F} D"),
     ]
     if config.mlp_bias:
         sides += [
-            ("gate_proj.bias : F", "gate_proj.bias : F"),
-            ("up_proj.bias : F", "up_proj.bias : F"),
+            (f"gate_proj.bias : {F}", f"gate_proj.bias : {F}"),
+            (f"up_proj.bias : {F}", f"up_proj.bias : {F}"),
             ("down_proj.bias : D", "down_proj.bias : D"),
         ]
-    return [Rule(theirs + stored, ours + model, layers=layers) for stored, model in sides]
+    return [Rule(stored + left, model + right, layers=layers) for left, right in sides]
+
+
+def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules of a model that is a part of another, where it has this prefix."""
+    return [
+        Rule(
+            dataclasses.replace(rule.stored, name=prefix + rule.stored.name),
+            rule.model,
+            " ".join(rule.replicated),
+            rule.layers,
+        )
+        for rule in rules
+    ]
+
+
+def llama_table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a decoder that names its tensors as Llama does."""
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        *attention_rules(config),
+        *gated_mlp_rules(config),
+    ]
+    return Table(
+        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
+    )
 
 
 def layers_of(config: DecoderConfig, mlp: str) -> list[int]:

@@ -38,8 +38,8 @@ def read_qwen_windows(fields: Fields) -> Json:
     """The pattern and the window of Qwen's configs: from some layer on, if they are used."""
     count = fields.take("num_hidden_layers", int)
     is_used = fields.take("use_sliding_window", bool, False)
-    window = fields.take("sliding_window", int, 4096) if is_used else None
-    fields.ignore("sliding_window")
+    window = fields.take_nullable("sliding_window", int, 4096)
+    window = window if is_used else None
     full = fields.take("max_window_layers", int, 28)
     default = [
         "full_attention" if window is None or i < full else "sliding_attention"
@@ -69,3 +69,39 @@ def write_layer_types(config: DecoderConfig) -> list[str]:
     """The field `layer_types`."""
     names = {sees: name for name, sees in SEES.items()}
     return [names[kind.sees] for kind in config.kinds]
+
+
+def one_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
+    """The pattern and the window where all layers are alike: they have it or, if None, none has."""
+    kind = LayerKind(sees="all" if window is None else "window", mlp=mlp)
+    return {"window": window, "pattern": (kind,)}
+
+
+def unsaid_of_one_window(config: DecoderConfig) -> dict[str, bool]:
+    """A window on some layers alone, and whether the config has it."""
+    return {"a window on some layers alone": len({kind.sees for kind in config.kinds}) > 1}
+
+
+def unsaid_layers(config: DecoderConfig, **said: Sequence[str]) -> dict[str, bool]:
+    """What layers may be, of each field of their kinds, and whether the config's are else."""
+    return {
+        f"layers of {field}={value!r}": value not in values
+        for field, values in said.items()
+        for value in sorted({getattr(kind, field) for kind in config.kinds})
+    }
+
+
+def read_nope_layers(fields: Fields, count: int) -> set[int]:
+    """Those without RoPE: `no_rope_layers` has a 1 for each layer that does have it."""
+    given = fields.take("no_rope_layers", list, [])
+    interval = fields.take("no_rope_layer_interval", int, 4)
+    if not given:
+        return set(range(interval - 1, count, interval)) if interval > 0 else set()
+    if len(given) < count or any(has_rope not in (0, 1) for has_rope in given):
+        fields.problems.append(f"no_rope_layers={given!r} is not a 0 or 1 for each layer")
+    return {i for i, has_rope in enumerate(given) if not has_rope}
+
+
+def write_nope_layers(config: DecoderConfig) -> list[int]:
+    """The field `no_rope_layers`."""
+    return [int(kind.rope != "none") for kind in config.kinds]

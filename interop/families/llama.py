@@ -5,19 +5,9 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
-from .hugging_face import (
-    IGNORED_TENSORS,
-    attention_rules,
-    gated_mlp_rules,
-    norm_rules,
-    outer_rules,
-    read_decoder,
-    read_rope,
-    tied_head,
-    write_decoder,
-    write_rope,
-)
+from .family import Family, Fields, Json, Layout, refuse
+from .hugging_face import llama_table, read_decoder, write_decoder
+from .rope import read_rope, write_rope
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
@@ -54,19 +44,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a Hugging Face Llama."""
-    rules = [
-        *outer_rules(config),
-        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
-        *attention_rules(config),
-        *gated_mlp_rules(config),
-    ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
-
-
 LLAMA = Family(
     name="llama",
     format="hf",
@@ -75,5 +52,5 @@ LLAMA = Family(
     model_type="llama",
     read_config=read_config,
     write_config=write_config,
-    table=table,
+    table=llama_table,
 )

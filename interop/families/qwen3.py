@@ -5,20 +5,10 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
-from .hugging_face import (
-    IGNORED_TENSORS,
-    attention_rules,
-    gated_mlp_rules,
-    norm_rules,
-    outer_rules,
-    read_decoder,
-    read_rope,
-    tied_head,
-    write_decoder,
-    write_rope,
-)
-from .layer_types import read_qwen_windows, write_qwen_windows
+from .family import Family, Fields, Json, Layout, refuse
+from .hugging_face import llama_table, read_decoder, write_decoder
+from .layer_types import read_qwen_windows, unsaid_layers, write_qwen_windows
+from .rope import read_rope, write_rope
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
@@ -48,6 +38,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
             "qkv_bias without attn_out_bias, or the reverse": (
                 config.qkv_bias != config.attn_out_bias
             ),
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
         },
     )
     return {
@@ -59,19 +50,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a Qwen3."""
-    rules = [
-        *outer_rules(config),
-        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
-        *attention_rules(config),
-        *gated_mlp_rules(config),
-    ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
-
-
 QWEN3 = Family(
     name="qwen3",
     format="hf",
@@ -80,5 +58,5 @@ QWEN3 = Family(
     model_type="qwen3",
     read_config=read_config,
     write_config=write_config,
-    table=table,
+    table=llama_table,
 )

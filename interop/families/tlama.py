@@ -63,10 +63,11 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict. A tied head, which this format lacks, is written out."""
+    """Every tensor of the state dict. A tied head, which this format lacks, is copied."""
     pairs = head_pairs(config)
     attn, ffn = "layers.{L}.attention.", "layers.{L}.ffn."
-    head = "embed.embedding : V D" if config.tie_embeddings else "lm_head.kernel : D V"
+    tied = {"output.weight": "token_emb.weight"} if config.tie_embeddings else {}
+    head = () if tied else (Rule("output.weight : V D", "lm_head.kernel : D V"),)
     return Table(
         rules=(
             Rule("token_emb.weight : V D", "embed.embedding : V D"),
@@ -80,8 +81,10 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
             Rule(ffn + "w3.weight : F D", "layers.{L}.mlp.up_proj.kernel : D F"),
             Rule(ffn + "w2.weight : D F", "layers.{L}.mlp.down_proj.kernel : F D"),
             Rule("norm.weight : D", "final_norm.scale : D"),
-            Rule("output.weight : V D", head),
+            *head,
         ),
+        tied=tied,
+        copies=tuple(tied),
         sizes=decoder_sizes(config),
         derived=(Derived("freq_cis", lambda: rotations(config)),),
     )

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from .outline import number
-from .report import Bucket, Report, TapResult
+from .report import Bucket, Report
+from .rows import TapResult
 from .svg import WIDTH, LogAxis, drawing, element, text, titled
 
 LEFT, RIGHT, TOP = 52, WIDTH - 12, 14
@@ -76,7 +77,8 @@ def _panel(
     report: Report, title: str, value: Callable[[Bucket], float], left: float, right: float
 ) -> Iterator[str]:
     bottom, top = 178, 34
-    limit = [report.logits.threshold] if title == "relative L2" else []
+    logits = report.logits if title == "relative L2" else None
+    limit = [] if logits is None else [logits.threshold]
     values = [value(bucket) for bucket in report.buckets]
     axis = LogAxis.around([*values, *limit], bottom, top)
     yield text(left, 14, title, css="label")
@@ -93,3 +95,51 @@ def _panel(
         shown = number(error) if math.isfinite(error) else str(error)
         yield titled(stem, f"positions {bucket.label}: {shown}")
         yield text(x, bottom + 18, bucket.label, css="tick", text_anchor="middle")
+
+
+def curve_chart(report: Report) -> str:
+    """The losses of training, and how far those of the two sides are apart."""
+    rows, bottom, top, middle = report.curve, 178, 34, WIDTH / 2
+    losses = [loss for row in rows for loss in (row.ours, row.theirs) if math.isfinite(loss)]
+    low, high = min(losses, default=0.0), max(losses, default=1.0)
+    span = high - low or 1.0
+    left = [LEFT + i * (middle - 24 - LEFT) / max(len(rows) - 1, 1) for i in range(len(rows))]
+    right = [x + middle for x in left]
+    axis = LogAxis.around(
+        [v for r in rows for v in (r.measured, r.floor, r.threshold)], bottom, top
+    )
+
+    def loss_y(loss: float) -> float:
+        return bottom - (loss - low) / span * (bottom - top) if math.isfinite(loss) else top
+
+    def line(css: str, xs: Sequence[float], ys: Sequence[float]) -> str:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
+        return element("polyline", css=css, points=points)
+
+    elements = [
+        text(LEFT, 14, "loss, nats per token", css="label"),
+        *(
+            text(LEFT - 8, loss_y(v) + 4, f"{v:.2f}", css="tick", text_anchor="end")
+            for v in (low, high)
+        ),
+        line("noise", left, [loss_y(row.theirs) for row in rows]),
+        line("error", left, [loss_y(row.ours) for row in rows]),
+        text(right[0], 14, "relative difference", css="label"),
+        *axis.ticks(right[0], RIGHT),
+        line("noise", right, [axis.y(row.floor) for row in rows]),
+        line("threshold", right, [axis.y(row.threshold) for row in rows]),
+        line("error", right, [axis.y(row.measured) for row in rows]),
+    ]
+    for row, x, other in zip(rows, left, right, strict=True):
+        css = "point" if row.ok else "point bad"
+        title = f"{row.path}: {row.ours:.6f}, the reference {row.theirs:.6f}"
+        elements.append(titled(element("circle", css=css, cx=x, cy=loss_y(row.ours), r=2.8), title))
+        y = axis.y(row.measured)
+        title = f"{row.path}: {number(row.measured)} of {number(row.threshold)}"
+        elements.append(titled(element("circle", css=css, cx=other, cy=y, r=2.8), title))
+    elements += (
+        text(xs[at], bottom + 18, str(at), css="tick", text_anchor="middle")
+        for xs in (left, right)
+        for at in sorted({0, len(rows) // 2, len(rows) - 1})
+    )
+    return drawing(210, elements, "loss of training on both sides, and its difference")

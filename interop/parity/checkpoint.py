@@ -1,7 +1,7 @@
 """Parity of a checkpoint on disk: transformers runs it, we run it, and the two are compared."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,16 @@ from jaxllm.interop.load import load_pretrained
 from jaxllm.interop.tensors import CheckpointError
 from jaxllm.models.decoder import Decoder
 
-from .judge import compare
+from .judge import LEVELS, compare
 from .prompt import MIN_TOKENS, random_tokens, text_tokens
 from .report import Report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# A curve takes as long as all other levels together, or longer: each of its steps is three
+# forward and three backward passes of the reference, which is also trained in two other ways.
+USUAL = tuple(level for level in LEVELS if level != "curve")
 
 
 def check_checkpoint(
@@ -32,6 +36,7 @@ def check_checkpoint(
     batch_size: int = 2,
     seed: int = 0,
     model: Decoder | None = None,
+    levels: Sequence[str] = USUAL,
 ) -> Report:
     """Whether we compute from a checkpoint what transformers computes from it.
 
@@ -43,6 +48,7 @@ def check_checkpoint(
         batch_size: the number of rows of random tokens.
         seed: of the random tokens.
         model: what to compare; by default what `load_pretrained` makes of the folder.
+        levels: of those of `compare`; by default all but the curve.
 
     Raises:
         ImportError: torch or transformers is not installed.
@@ -66,7 +72,7 @@ def check_checkpoint(
         tokens = text_tokens(text, path, vocab_size, num_tokens)
     elif tokens is None:
         tokens = random_tokens(vocab_size, batch_size, num_tokens, seed)
-    report = compare(_load_reference(path), model, tokens)
+    report = compare(_load_reference(path), model, tokens, levels=levels)
     return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
 
 

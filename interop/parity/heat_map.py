@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterator
 
 from .outline import number, outline
-from .report import Report, TapResult
+from .report import Report
+from .rows import TapResult
 from .svg import WIDTH, drawing, element, text, titled
 
 LEFT, TOP, CELL_HEIGHT, MAX_CELL_WIDTH = 104, 26, 30, 84
@@ -58,7 +59,9 @@ def _cell(tap: TapResult, x: float, y: float, width: float, first: bool) -> str:
         box,
         f"{tap.path}\nrelative L2 {number(tap.relative_l2)}, max |d| / rms "
         f"{number(tap.max_over_rms)}\nnoise {number(tap.floor)}, threshold "
-        f"{number(tap.threshold)}\nerror / threshold {number(tap.ratio)}",
+        f"{number(tap.threshold)}\nerror / threshold {number(tap.ratio)}\nunits in the last "
+        f"place: median {number(tap.ulp_p50)}, p99 {number(tap.ulp_p99)}, largest "
+        f"{number(tap.ulp_max)}",
     )
 
 

@@ -1,27 +1,39 @@
-"""The comparison itself: two traces, tap by tap, against the reference's own noise."""
+"""The comparison itself: level by level, against the reference's own noise."""
 
+import dataclasses
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import optax
 
-from jaxllm.interop.families import FAMILIES, Layout, Table
-from jaxllm.models.decoder import Decoder, with_scanned_layers
+from jaxllm.interop.families import Table
+from jaxllm.models import with_scanned_layers
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import stacks
 
 from . import metrics, tolerance
+from .decoding import compare_generation
+from .recipe import Recipe
 from .recording import Recording, record
-from .report import Bucket, LogitsResult, Report, TapResult
-from .taps import LOGITS, Alignment, derive
+from .report import Bucket, LogitsResult, Report
+from .routing import flips
+from .rows import LOGITS, TapResult
+from .spelling import table_of
+from .taps import Alignment, derive
 from .trace_jax import PRECISION, trace_model
+from .training import judge_curve, judge_gradients, judge_step, train_both
+from .weights import compare_config, compare_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LEVELS = ("logits", "layers")
-PACKAGES = ("jaxllm", "jax", "flax", "numpy")
+LEVELS = ("weights", "config", "logits", "layers", "gradients", "step", "curve", "generate")
+FORWARD = ("logits", "layers")
+PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
 
 
 def compare(
@@ -30,36 +42,87 @@ def compare(
     tokens: np.ndarray,
     *,
     levels: Sequence[str] = LEVELS,
+    recipe: Recipe | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Report:
-    """Whether `model` computes what `reference` computes, and if not, where they part.
+    """Whether `model` is what `reference` is and computes what it computes, or where they part.
 
-    Both run in float32. An error is too large if it exceeds the reference's own rounding noise,
-    which is measured by computing the reference in other ways that are just as right.
+    Both run in float32. Weights must agree in every bit and configs in every field. Elsewhere an
+    error is too large if it exceeds the reference's own rounding noise, which is measured by
+    computing the reference in other ways that are just as right.
 
     Args:
         reference: a causal language model of transformers; unchanged afterwards.
-        model: ours, its layers stacked or not.
+        model: ours, its layers stacked or not; unchanged as well.
         tokens: BT, token ids. Mistakes in positions show beyond the first few hundred only.
-        levels: `logits`: the predictions; `layers`: every step of every layer.
+        levels: `weights`: every tensor, bit by bit; `config`: every field that bears on the
+            numbers; `logits`: the predictions; `layers`: every step of every layer; `gradients`:
+            of every parameter; `step`: AdamW's moments and update; `curve`: the loss of every step
+            of training on the same batches; `generate`: greedy and beam search.
+        recipe: how both are trained; by default 20 steps of AdamW.
+        optimizer: ours, if it is to be another implementation of the recipe than optax's own. It
+            is for the parameters of `model`.
 
     Raises:
         ValueError: a level is unknown, a dtype is not float32, the reference is of a family without
-            taps, the two differ in their sizes, or the tokens are not in the vocabulary.
+            rules, the two differ in their sizes, or the tokens are not in the vocabulary.
     """
-    tokens_BT = np.asarray(tokens)
+    tokens_BT, recipe = np.asarray(tokens), recipe or Recipe()
     _check(reference, model, tokens_BT, levels)
     listed = with_scanned_layers(model, False)
-    taps = derive(_table(reference, model), listed, tokens_BT.shape) if "layers" in levels else ()
+    table = table_of(reference, model)
+    found: dict[str, Sequence[Any]] = {}
+    if "config" in levels:
+        found["config"] = compare_config(reference, model)
+    if "weights" in levels:
+        found["weights"] = compare_weights(reference, listed, table)
+    report = _report(type(reference).__name__, tokens_BT, ("torch", "transformers"))
+    if set(FORWARD) & set(levels):
+        report = _compare_forward(reference, listed, table, tokens_BT, levels)
+    if {"gradients", "step", "curve"} & set(levels):
+        steps = recipe.steps if "curve" in levels else 1
+        rules = table.bound(stacks(listed))
+        runs = train_both(reference, model, rules, tokens_BT, steps, recipe, optimizer)
+        judges: dict[str, Any] = {
+            "gradients": judge_gradients,
+            "step": judge_step,
+            "curve": judge_curve,
+        }
+        found |= {level: judged(runs) for level, judged in judges.items() if level in levels}
+    if "generate" in levels:
+        found["generate"] = compare_generation(reference, model, tokens_BT)
+    held = {
+        **report.verdicts,
+        **{level: all(row.ok for row in rows) for level, rows in found.items()},
+    }
+    rows: dict[str, Any] = {level: tuple(rows) for level, rows in found.items()}
+    return dataclasses.replace(report, verdicts={level: held[level] for level in levels}, **rows)
+
+
+def _compare_forward(
+    reference: "PreTrainedModel",
+    listed: Decoder,
+    table: Table,
+    tokens_BT: np.ndarray,
+    levels: Sequence[str],
+) -> Report:
+    """The levels of one forward pass."""
+    taps = derive(table, listed, tokens_BT.shape) if "layers" in levels else ()
     recording = record(reference, tokens_BT, Alignment(taps))
     ours = trace_model(listed, tokens_BT, [path for path in recording.arrays if path != LOGITS])
-    return judge(recording, ours, levels, subject=type(reference).__name__)
+    wanted = [level for level in levels if level in FORWARD]
+    report = judge(recording, ours, wanted, subject=type(reference).__name__)
+    if listed.config.experts is None:
+        return report
+    top_k = listed.config.experts.top_k
+    found = flips(ours, recording.arrays, recording.routers, top_k)
+    return dataclasses.replace(report, flips=tuple(found))
 
 
 def judge(
     recording: Recording, ours: dict[str, np.ndarray], levels: Sequence[str], subject: str
 ) -> Report:
     """The report on our trace, given the reference's."""
-    batch_size, length = recording.tokens_BT.shape
     kl_BT = _kl(ours[LOGITS], recording.arrays[LOGITS])
     logits = _judge_logits(ours[LOGITS], kl_BT, recording)
     taps = tuple(
@@ -71,12 +134,23 @@ def judge(
         "logits": logits.ok,
         "layers": all(tap.ok for tap in taps if tap.path != LOGITS),
     }
-    return Report(
-        subject=subject,
+    report = _report(subject, recording.tokens_BT, ())
+    return dataclasses.replace(
+        report,
         verdicts={level: held[level] for level in levels},
         taps=taps,
         logits=logits,
         buckets=tuple(_buckets(ours[LOGITS], recording.arrays[LOGITS], kl_BT)),
+        versions={**report.versions, **recording.versions},
+    )
+
+
+def _report(subject: str, tokens_BT: np.ndarray, packages: Sequence[str]) -> Report:
+    """A report on nothing yet: what is compared, on what and with what."""
+    batch_size, length = tokens_BT.shape
+    return Report(
+        subject=subject,
+        verdicts={},
         batch_size=batch_size,
         length=length,
         seed=None,
@@ -87,36 +161,30 @@ def judge(
         },
         versions={
             "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-            **recording.versions,
+            **{package: version(package) for package in (*PACKAGES, *packages)},
             "device": jax.devices()[0].device_kind,
         },
         tolerance={
             "noise_factor": tolerance.NOISE_FACTOR,
             "least": tolerance.LEAST,
             "most": tolerance.MOST,
+            "most_in_training": tolerance.MOST_IN_TRAINING,
         },
     )
 
 
-def _table(reference: "PreTrainedModel", model: Decoder) -> Table:
-    """How the reference's tensors are named, and laid out in ours."""
-    known = {family.model_type: family for family in FAMILIES if family.format == "hf"}
-    model_type = reference.config.model_type
-    if model_type not in known:
-        names = ", ".join(map(str, known))
-        raise ValueError(f"model_type={model_type!r} is not of a known family, only {names} are")
-    return known[model_type].table(model.config, Layout())
-
-
 def _judge_tap(path: str, ours: np.ndarray, recording: Recording) -> TapResult:
     theirs, floor = recording.arrays[path], recording.floors[path]
+    ulp_p50, ulp_p99, ulp_max = metrics.ulps(ours, theirs)
     return TapResult(
         path=path,
         relative_l2=metrics.relative_l2(ours, theirs),
         max_over_rms=metrics.max_over_rms(ours, theirs),
         floor=floor,
         threshold=tolerance.threshold(floor),
+        ulp_p50=ulp_p50,
+        ulp_p99=ulp_p99,
+        ulp_max=ulp_max,
     )
 
 

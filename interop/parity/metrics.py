@@ -37,6 +37,25 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
         return np.asarray(ours, np.float64) - np.asarray(reference, np.float64)
 
 
+def ulps(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """How many float32 numbers apart two elements lie: the median, p99 and maximum of all.
+
+    Both zeros are one number. What is not a number is infinitely far from everything.
+    """
+    a, b = (_ordered(np.ascontiguousarray(x, np.float32)) for x in (ours, reference))
+    apart = np.abs(a - b).astype(np.float64)
+    apart[np.isnan(ours) | np.isnan(reference)] = math.inf
+    # Without interpolation, which is undefined next to infinity.
+    p50, p99, most = np.quantile(apart, (0.5, 0.99, 1.0), method="higher")
+    return float(p50), float(p99), float(most)
+
+
+def _ordered(x: np.ndarray) -> np.ndarray:
+    """The numbers' places in the order of all float32 numbers."""
+    bits = x.view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
 def kl_per_token(ours_BTV: np.ndarray, reference_BTV: np.ndarray) -> np.ndarray:
     """`KL(reference || ours)` of the next-token distributions, in nats, BT."""
     kl_BT = np.empty(reference_BTV.shape[:-1])

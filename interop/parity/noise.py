@@ -57,6 +57,8 @@ def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
     def nudge(output: Any) -> Any:
         if isinstance(output, tuple):
             return tuple(nudge(part) for part in output)
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return output  # the experts that a router chose
         draw = 2 * torch.rand(output.shape, generator=generator) - 1
         return output * (1 + ULP * draw.to(output.device))
 

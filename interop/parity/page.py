@@ -5,19 +5,23 @@ from html import escape
 
 from .charts import position_chart, profile_chart
 from .heat_map import heat_map
-from .outline import explanation, headline, number, tightest
+from .level_sections import level_sections, table
+from .outline import compared, explanation, flips_note, headline, name, number, tightest
 from .page_style import STYLE
-from .report import Report
+from .report import LogitsResult, Report
 
 
 def render(report: Report) -> str:
     """The page's HTML."""
     verdict = "ok" if report.ok else "bad"
-    body = "\n".join(
-        (
-            f'<header class="{verdict}"><p class="subject">{escape(report.subject)}</p>',
-            f"<h1>{headline(report)}</h1><p>{_explanation(report)}</p>{_levels(report)}</header>",
-            _figures(report),
+    parts = [
+        f'<header class="{verdict}"><p class="subject">{escape(report.subject)}</p>',
+        f"<h1>{headline(report)}</h1><p>{_explanation(report)}</p>{_levels(report)}</header>",
+        _figures(report.logits, report) if report.logits else "",
+        _section("Level by level", "From the first cause to its last effect.", _overview(report)),
+    ]
+    if "layers" in report.verdicts:
+        parts += [
             _section(
                 "Every step of every layer",
                 "Relative L2 error over its threshold. Point at a cell for its numbers.",
@@ -29,15 +33,19 @@ def render(report: Report) -> str:
                 " computed in other ways that are just as right.",
                 profile_chart(report),
             ),
+        ]
+    if report.logits is not None:
+        parts.append(
             _section(
                 "By position",
                 "Logits. A wrong mask shows at the first tokens, a wrong rotary frequency at the"
                 " last.",
                 position_chart(report) + _buckets(report),
-            ),
-            _section("How it was judged", _rule(report), _facts(report)),
+            )
         )
-    )
+    parts += [_section(*section) for section in level_sections(report)]
+    parts.append(_section("How it was judged", _rule(report), _facts(report)))
+    body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
@@ -52,8 +60,12 @@ def _section(title: str, caption: str, content: str) -> str:
 
 def _explanation(report: Report) -> str:
     """The sentence with its path set apart and its numbers in one piece."""
-    path = (report.first_divergence or tightest(report.taps)).path
-    sentence = escape(explanation(report)).replace(path, f"<code>{path}</code>", 1)
+    sentence = escape(explanation(report))
+    if first := report.first_divergence:
+        path = escape(first.path)
+        sentence = sentence.replace(path, f"<code>{path}</code>", 1)
+    if note := flips_note(report):
+        sentence += f"<br>{escape(note)}"
     return re.sub(r"(\d)e-(\d)", "\\1e\N{NON-BREAKING HYPHEN}\\2", sentence)
 
 
@@ -65,9 +77,26 @@ def _levels(report: Report) -> str:
     return f'<ul class="levels">{"".join(badges)}</ul>'
 
 
-def _figures(report: Report) -> str:
+def _overview(report: Report) -> str:
+    """A row for each level, with what came closest to its threshold or first went beyond it."""
+    rows = []
+    for level, results in report.rows.items():
+        if level not in report.verdicts:
+            continue
+        held = report.verdicts[level]
+        worst = tightest(results) if results else None
+        place = "" if worst is None or not (worst.threshold or worst.measured) else name(worst)
+        figures = ["", "", ""]
+        if worst is not None and worst.threshold:
+            figures = [number(x) for x in (worst.measured, worst.floor, worst.threshold)]
+        cells = [f"{'✓' if held else '✗'} {level}", compared(level, report), place, *figures]
+        rows.append((not held, cells))
+    head = ("level", "compared", "closest to its threshold", "error", "noise", "threshold")
+    return table(head, rows)
+
+
+def _figures(logits: LogitsResult, report: Report) -> str:
     """The five numbers that a reader looks for first."""
-    logits = report.logits
     figures = (
         (number(logits.relative_l2), "relative L2 of logits", f"noise {number(logits.floor)}"),
         (number(logits.max_over_rms), "max |d| / rms", f"max |d| {number(logits.max_abs)}"),
@@ -87,24 +116,25 @@ def _figures(report: Report) -> str:
 
 
 def _buckets(report: Report) -> str:
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("positions", "tokens", "relative L2", "KL mean", "KL max", "same top 1")
-    )
-    rows = "".join(
-        f"<tr><td>{bucket.label}</td><td>{bucket.tokens}</td><td>{number(bucket.relative_l2)}</td>"
-        f"<td>{number(bucket.kl_mean)}</td><td>{number(bucket.kl_max)}</td>"
-        f"<td>{bucket.top1_agreement:.2%}</td></tr>"
+    head = ("positions", "tokens", "relative L2", "KL mean", "KL max", "same top 1")
+    rows = (
+        [
+            bucket.label,
+            str(bucket.tokens),
+            *map(number, (bucket.relative_l2, bucket.kl_mean, bucket.kl_max)),
+            f"{bucket.top1_agreement:.2%}",
+        ]
         for bucket in report.buckets
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return table(head, ((False, cells) for cells in rows))
 
 
 def _rule(report: Report) -> str:
     bounds = report.tolerance
     return (
         f"An error may be {bounds['noise_factor']:g} times the reference's own noise, at least "
-        f"{number(bounds['least'])} and at most {number(bounds['most'])}."
+        f"{number(bounds['least'])} and at most {number(bounds['most'])}, in training "
+        f"{number(bounds['most_in_training'])}. Weights and configs must be equal."
     )
 
 

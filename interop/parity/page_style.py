@@ -51,7 +51,10 @@ table { width: 100%; border-collapse: collapse; margin-top: 16px; font-size: 14p
   font-variant-numeric: tabular-nums; }
 th { font-weight: 500; color: var(--soft); font-size: 12px; }
 th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .left2 :is(th, td):nth-child(2),
+.left3 :is(th, td):is(:nth-child(2), :nth-child(3)) { text-align: left; }
+tr.bad td { color: var(--bad); }
+td { overflow-wrap: anywhere; }
 dl { margin: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr));
   gap: 10px 24px; }
 dt { color: var(--soft); font-size: 12px; }

@@ -8,7 +8,9 @@ import numpy as np
 
 from . import metrics
 from .noise import WAYS
-from .taps import LOGITS, Alignment
+from .routing import ROUTER
+from .rows import LOGITS
+from .taps import Alignment
 from .trace_torch import trace_reference
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ class Recording:
     floors: dict[str, float]  # relative L2 between the reference and itself computed otherwise
     versions: dict[str, str]  # of what computed it
     logits_noise: float  # the largest difference between its logits and those computed otherwise
+    # What its routers computed otherwise, once for each way, by our names.
+    routers: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def record(reference: "PreTrainedModel", tokens_BT: np.ndarray, alignment: Alignment) -> Recording:
@@ -38,14 +42,17 @@ def record(reference: "PreTrainedModel", tokens_BT: np.ndarray, alignment: Align
     arrays = _trace(reference, tokens_BT, alignment, "eager")
     floors = dict.fromkeys(arrays, 0.0)
     logits_noise = 0.0
+    routers: dict[str, list[np.ndarray]] = {path: [] for path in arrays if path.endswith(ROUTER)}
     for attention, otherwise in WAYS:
         with otherwise(reference):
             other = _trace(reference, tokens_BT, alignment, attention)
         for path, array in arrays.items():
             floors[path] = max(floors[path], metrics.relative_l2(other[path], array))
+            if path in routers:
+                routers[path].append(other[path])
         logits_noise = max(logits_noise, metrics.max_abs(other[LOGITS], arrays[LOGITS]))
     versions = {package: version(package) for package in ("torch", "transformers")}
-    return Recording(tokens_BT, arrays, floors, versions, logits_noise)
+    return Recording(tokens_BT, arrays, floors, versions, logits_noise, routers)
 
 
 def _trace(

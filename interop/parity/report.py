@@ -1,37 +1,27 @@
 """What a comparison found."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 
+from .rows import (
+    LOGITS,
+    FieldResult,
+    Judged,
+    LossResult,
+    RouterFlips,
+    ScoresResult,
+    TapResult,
+    TensorResult,
+    TextResult,
+    WeightResult,
+)
 
-@dataclasses.dataclass(frozen=True)
-class TapResult:
-    """How far one activation is from the reference's, and how far it may be."""
-
-    path: str  # in our names, as in `layers.7.mlp`
-    relative_l2: float
-    max_over_rms: float
-    floor: float  # the reference against itself, computed in another way
-    threshold: float
-
-    @property
-    def measured(self) -> float:
-        """The number that decides."""
-        return self.relative_l2
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is no more than rounding noise. NaN is not."""
-        return self.relative_l2 <= self.threshold
-
-    @property
-    def ratio(self) -> float:
-        """The error in thresholds: above 1 it is too large."""
-        return self.relative_l2 / self.threshold
+__all__ = ["Bucket", "LogitsResult", "Report", "TapResult"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +68,16 @@ class Report:
 
     subject: str  # what was compared
     verdicts: dict[str, bool]  # by level
-    taps: tuple[TapResult, ...]  # in execution order
-    logits: LogitsResult
-    buckets: tuple[Bucket, ...]
+    config: tuple[FieldResult, ...] = ()
+    weights: tuple[WeightResult, ...] = ()
+    taps: tuple[TapResult, ...] = ()  # in execution order, the logits last
+    logits: LogitsResult | None = None
+    buckets: tuple[Bucket, ...] = ()
+    flips: tuple[RouterFlips, ...] = ()
+    gradients: tuple[TensorResult, ...] = ()
+    step: tuple[TensorResult, ...] = ()
+    curve: tuple[LossResult, ...] = ()
+    generate: tuple[TextResult | ScoresResult, ...] = ()
     batch_size: int
     length: int
     seed: int | None  # of the tokens, if they were drawn
@@ -94,9 +91,27 @@ class Report:
         return all(self.verdicts.values())
 
     @property
-    def first_divergence(self) -> TapResult | None:
-        """The first activation, in execution order, that is off by more than noise."""
-        return next((tap for tap in self.taps if not tap.ok), None)
+    def rows(self) -> dict[str, tuple[Judged, ...]]:
+        """What was compared, by level, in the order in which one level's error is another's."""
+        parts: list[tuple[TapResult, ...]] = [(), ()]
+        for tap in self.taps:
+            parts[tap.path == LOGITS] += (tap,)
+        return {
+            "config": self.config,
+            "weights": self.weights,
+            "layers": parts[0],
+            "logits": parts[1],
+            "gradients": self.gradients,
+            "step": self.step,
+            "curve": self.curve,
+            "generate": self.generate,
+        }
+
+    @property
+    def first_divergence(self) -> Judged | None:
+        """The first of all rows that is off by more than noise; activations as they execute."""
+        rows = itertools.chain.from_iterable(self.rows.values())
+        return next((row for row in rows if not row.ok), None)
 
     @property
     def tokens(self) -> int:
@@ -110,8 +125,11 @@ class Report:
             "ok": self.ok,
             **dataclasses.asdict(self),
             "tokens": self.tokens,
-            "first_divergence": first and _tap(first),
-            "taps": [_tap(tap) for tap in self.taps],
+            "first_divergence": first and first.to_json(),
+            **{
+                name: [row.to_json() for row in getattr(self, name)]
+                for name in ("config", "weights", "taps", "gradients", "step", "curve", "generate")
+            },
         }
         return _finite(data)
 
@@ -126,10 +144,6 @@ class Report:
         from .screen import render
 
         return render(self)
-
-
-def _tap(tap: TapResult) -> dict[str, Any]:
-    return {**dataclasses.asdict(tap), "measured": tap.measured, "ok": tap.ok}
 
 
 def _finite(data: Any) -> Any:

@@ -6,8 +6,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .outline import explanation, headline, number, outline, tightest
-from .report import Bucket, LogitsResult, Report, TapResult
+from .outline import (
+    compared,
+    explanation,
+    flips_note,
+    headline,
+    name,
+    number,
+    outline,
+    tightest,
+)
+from .report import Bucket, LogitsResult, Report
+from .rows import TapResult
 
 
 def render(report: Report) -> RenderableType:
@@ -16,8 +26,9 @@ def render(report: Report) -> RenderableType:
     levels = "   ".join(
         f"{'✓' if held else '✗'} {level}" for level, held in report.verdicts.items()
     )
+    lines = [explanation(report), flips_note(report), levels]
     verdict = Panel(
-        Text(f"{explanation(report)}\n\n{levels}"),
+        Text("\n\n".join(filter(None, lines))),
         title=f"[bold]{headline(report)}",
         subtitle=f"{report.tokens} tokens, float32",
         border_style=color,
@@ -25,7 +36,31 @@ def render(report: Report) -> RenderableType:
         subtitle_align="left",
         width=80,
     )
-    return Group(verdict, _steps(report), _positions(report))
+    parts: list[RenderableType] = [verdict, _levels(report)]
+    if "layers" in report.verdicts:
+        parts.append(_steps(report))
+    if report.logits is not None:
+        parts.append(_positions(report, report.logits))
+    return Group(*parts)
+
+
+def _levels(report: Report) -> Table:
+    """A row for each level, with what came closest to its threshold or first went beyond it."""
+    table = Table("level", "compared", box=SIMPLE_HEAD)
+    for column in ("error", "noise", "threshold"):
+        table.add_column(column, justify="right")
+    for level in report.rows:
+        if level not in report.verdicts:
+            continue
+        rows = report.rows[level]
+        worst = tightest(rows) if rows else None
+        figures = ["", "", ""]
+        if worst is not None and worst.threshold:
+            figures = [number(x) for x in (worst.measured, worst.floor, worst.threshold)]
+        where = "" if worst is None or worst.ok else f": {name(worst)}"
+        style = None if report.verdicts[level] else "red"
+        table.add_row(level, compared(level, report) + where, *figures, style=style)
+    return table
 
 
 def _steps(report: Report) -> Table:
@@ -50,14 +85,14 @@ def _add_row(table: Table, place: str, step: str, tap: TapResult) -> None:
     table.add_row(place, step, *figures, share, style=None if tap.ok else "red")
 
 
-def _positions(report: Report) -> Table:
+def _positions(report: Report, logits: LogitsResult) -> Table:
     """A row for each bucket of positions, and one for all."""
     table = Table("position", title="Logits", title_justify="left", box=SIMPLE_HEAD)
     for column in ("tokens", "rel. L2", "KL mean", "KL max", "same top 1"):
         table.add_column(column, justify="right")
     rows: list[tuple[str, int, Bucket | LogitsResult]] = [
         *((bucket.label, bucket.tokens, bucket) for bucket in report.buckets),
-        ("all", report.tokens, report.logits),
+        ("all", report.tokens, logits),
     ]
     for label, tokens, result in rows:
         figures = map(number, (result.relative_l2, result.kl_mean, result.kl_max))

@@ -19,10 +19,6 @@ from jaxllm.layers.norm import Norm
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import stacks
 
-# The logits of both sides are taken from their outputs, since not every family has them as the
-# output of a module. They go by the name of the module that makes them.
-LOGITS = "lm_head"
-
 # What attention is given and returns: their name, ours, and the projection whose rule says how a
 # head's elements lie.
 HEADS = (

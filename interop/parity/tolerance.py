@@ -12,6 +12,10 @@ LEAST = 16 * 2.0**-24
 MOST = 1e-3
 
 
-def threshold(floor: float) -> float:
+# Of gradients, moments, updates and losses.
+MOST_IN_TRAINING = 1e-4
+
+
+def threshold(floor: float, most: float = MOST) -> float:
     """The relative L2 error that is still noise where the reference's own is `floor`."""
-    return min(max(NOISE_FACTOR * floor, LEAST), MOST)
+    return min(max(NOISE_FACTOR * floor, LEAST), most)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.models.decoder import Decoder, with_scanned_layers
+from jaxllm.models import with_scanned_layers
+from jaxllm.models.decoder import Decoder
 
-from .taps import LOGITS
+from .rows import LOGITS
 
 PRECISION = "highest"  # float32 products; by default accelerators round their inputs
 

@@ -1,13 +1,13 @@
 """What the reference computes on the way from tokens to logits."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 
-from .taps import LOGITS
+from .rows import LOGITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,16 +37,51 @@ def trace_reference(
         outputs[name] = first.detach().to("cpu", torch.float32, copy=True).numpy()
 
     with ExitStack() as stack:
-        stack.enter_context(_inference(reference, attention))
+        stack.enter_context(prepared(reference, attention))
+        stack.enter_context(torch.no_grad())
         stack.enter_context(_watched_attention(reference, keep))
-        for name in modules:
+        routers = _routers(reference, modules)
+        for name in [name for name in modules if name not in routers.values()]:
             hook = reference.get_submodule(name).register_forward_hook(
                 lambda module, args, output, name=name: keep(name, output)
             )
             stack.callback(hook.remove)
+        stack.enter_context(_watched_products(routers, keep))
         tokens = torch.as_tensor(tokens_BT, dtype=torch.int64, device=reference.device)
         keep(LOGITS, reference(tokens, use_cache=False).logits)
     return outputs
+
+
+def _routers(reference: "PreTrainedModel", modules: Sequence[str]) -> dict[int, str]:
+    """By the identity of their weights, modules that return more than their product.
+
+    What else they return, and in what order, is their own choice.
+    """
+    found = {}
+    for name in modules:
+        module = reference.get_submodule(name)
+        if "router" in type(module).__name__.lower() and hasattr(module, "weight"):
+            found[id(module.weight)] = name
+    return found
+
+
+def _watched_products(
+    weights: Mapping[int, str], keep: Callable[[str, Any], None]
+) -> AbstractContextManager[Any]:
+    """Keeps what `linear` makes of these weights, whatever other mode computes it."""
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    class WatchedProducts(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            returned = func(*args, **(kwargs or {}))
+            if func is functional.linear and len(args) > 1 and id(args[1]) in weights:
+                keep(weights[id(args[1])], returned)
+            return returned
+
+    return WatchedProducts()
 
 
 @contextmanager
@@ -79,19 +114,20 @@ def _watched_attention(
 
 
 @contextmanager
-def _inference(reference: "PreTrainedModel", attention: str) -> Iterator[None]:
-    """No dropout, no gradients, exact float32 products; all is as it was afterwards."""
+def prepared(reference: "PreTrainedModel", attention: str) -> Iterator[None]:
+    """No dropout, exact float32 products, attention so implemented; all as it was afterwards."""
     import torch
 
     training = [module for module in reference.modules() if module.training]
     implementation = reference.config._attn_implementation
     precision = torch.get_float32_matmul_precision()
     reference.eval()
-    reference.set_attn_implementation(attention)
+    # Models that cap their scores have no fused attention.
+    can = attention != "sdpa" or reference._supports_sdpa
+    reference.set_attn_implementation(attention if can else "eager")
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
         reference.set_attn_implementation(implementation)

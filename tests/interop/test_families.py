@@ -59,13 +59,14 @@ def test_there_and_back_no_bit_differs(case, tmp_path):
         assert torch.equal(tensor, original.state_dict()[name]), name
 
 
-def test_the_config_comes_back(case, tmp_path):
+def test_the_config_comes_back(case, request, tmp_path):
     """What is written means the same to transformers, also without the fields that it came with."""
     _, original, _, model = case
     model.origin = None
     save_pretrained(model, tmp_path / "out", format="hf")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
-    assert config.model_type == original.config.model_type
+    written_as = CASES[request.node.callspec.params["case"]].written_as
+    assert config.model_type == (written_as or original.config.model_type)
     again = load_pretrained(tmp_path / "out")
     assert again.config == model.config
     tokens = tokens_of(original, batch_size=1)
@@ -75,7 +76,10 @@ def test_the_config_comes_back(case, tmp_path):
         ).eval()
         expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits
         found = rebuilt(input_ids=torch.tensor(tokens), use_cache=False).logits
-    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    if written_as:  # by other code: what one fused product summed, several may sum in other order
+        assert relative_l2(found, expected) <= 1e-6
+    else:
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
 
 def test_cached_equals_uncached(case):

@@ -192,7 +192,7 @@ def test_shards_with_an_index_are_as_one_file(saved, tmp_path):
     assert len(list(source.glob("*.safetensors"))) > 2
     model = load_pretrained(source)
     assert bits(model) == bits(load_pretrained(saved("biases")))
-    save_pretrained(model, tmp_path / "out", max_shard_bytes=30_000)
+    save_pretrained(model, tmp_path / "out", max_shard=30_000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     assert stored(tmp_path / "out") == stored(saved("biases"))
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -377,12 +377,12 @@ def test_every_problem_of_a_config_is_in_one_error(llama):
         rms_norm_eps="small",
         hidden_act="gelu",
         quantization_config={"quant_method": "gptq"},
-        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "beta_fast": 32.0},
+        rope_parameters={"rope_type": "proportional", "rope_theta": 1e4, "beta_fast": 32.0},
     )
     message = problems(llama)
     for said in (
         *("sliding_windw=4096", "rms_norm_eps='small'", "float", "hidden_act='gelu'", "'silu'"),
-        *("quantization_config", "rope_type='yarn'", "llama3", "beta_fast", "config.json"),
+        *("quantization_config", "rope_type='proportional'", "yarn", "beta_fast", "config.json"),
     ):
         assert said in message, said
     assert str(llama) in message
@@ -395,7 +395,7 @@ def test_every_problem_of_a_config_is_in_one_error(llama):
         ({"num_atention_heads": 6, "num_attention_heads": ...}, "did you mean"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_parameters": LINEAR | {"factor": 0.5}}, "factor=0.5"),
-        ({"rope_parameters": LLAMA3 | {"original_max_position_embeddings": ...}}, "original_max"),
+        ({"rope_parameters": LLAMA3 | {"low_freq_factor": ...}}, "low_freq_factor is missing"),
         ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"num_key_value_heads": 4}, "num_kv_heads=4"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes'"),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tiny import relative_l2
+from tiny import random_model, relative_l2
 from transformers import AutoModelForCausalLM
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
@@ -268,6 +268,36 @@ def test_cut_anew_into_other_shards_no_bit_differs(name, tmp_path):
         assert bits(load_pretrained(out)) == bits(model)
 
 
+def test_more_shards_than_key_value_heads_have_copies_of_them(tmp_path):
+    """As Llama 3.1 405B was released: neighbouring shards have the same head."""
+    case = CASES["llama3"]
+    model = load_pretrained(write(tmp_path / "meta", case, 1))
+    out = tmp_path / "out"
+    save_pretrained(model, out, model_parallel=8)
+    whole = random_state(case)
+    for rank in range(8):
+        shard = torch.load(out / f"consolidated.{rank:02}.pth", weights_only=True)
+        for name in ("wk", "wv"):
+            key = f"layers.1.attention.{name}.weight"
+            assert torch.equal(shard[key], whole[key].chunk(4)[rank // 2])
+        assert torch.equal(
+            shard["layers.1.attention.wq.weight"],
+            whole["layers.1.attention.wq.weight"].chunk(8)[rank],
+        )
+    again = load_pretrained(out)
+    assert bits(again) == bits(model)
+    save_pretrained(again, tmp_path / "back")
+    assert stored(tmp_path / "back") == stored(out)
+
+    def change(tensors: dict) -> None:
+        tensors["layers.1.attention.wv.weight"][3, 5] += 1e-3
+
+    edit_shard(out, 3, change)
+    message = problems(out)
+    assert "03/layers.1.attention.wv.weight" in message
+    assert "02/layers.1.attention.wv.weight" in message
+
+
 def test_params_that_the_release_had_are_kept(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     save_pretrained(load_pretrained(folder), tmp_path / "out")
@@ -285,18 +315,29 @@ def test_a_model_of_transformers_becomes_one_of_meta_s(tmp_path):
     assert stored(tmp_path / "out") == stored(tmp_path / "meta")
 
 
+@pytest.mark.parametrize("chosen", ["meta", "llm", "tlama"])
+def test_a_tied_head_is_written_out_where_heads_are_never_tied(chosen, tmp_path):
+    tied = random_model(tie_embeddings=True, head_dim=8)
+    shards = {"model_parallel": 2} if chosen == "meta" else {}
+    save_pretrained(tied, tmp_path / "out", format=chosen, **shards)
+    untied = load_pretrained(tmp_path / "out")
+    assert not untied.config.tie_embeddings
+    assert bits(untied)["lm_head.kernel"]
+    assert relative_l2(logits_of(untied, draw_tokens()), logits_of(tied, draw_tokens())) <= 1e-6
+
+
 # What is wrong is named.
 
 
 def test_shards_that_do_not_divide_are_refused_with_both_numbers(tmp_path):
     model = load_pretrained(write(tmp_path / "meta", CASES["llama3"], 2))
     with pytest.raises(CheckpointError) as caught:
-        save_pretrained(model, tmp_path / "out", model_parallel=8)
-    assert "8 model-parallel shards" in str(caught.value)
-    assert "num_kv_heads=4" in str(caught.value)
-    assert "num_heads" not in str(caught.value)  # 8 heads do divide
+        save_pretrained(model, tmp_path / "out", model_parallel=16)
+    assert "16 model-parallel shards" in str(caught.value)
+    assert "num_heads=8" in str(caught.value)
+    assert "num_kv_heads" not in str(caught.value)  # four shards could have each
     with pytest.raises(
-        CheckpointError, match=r"3 model-parallel shards .*num_heads=8.*mlp_dim=224"
+        CheckpointError, match=r"3 model-parallel shards .*num_heads=8.*mlp_dim=224.*num_kv_heads=4"
     ):
         save_pretrained(model, tmp_path / "out", model_parallel=3)
     assert not (tmp_path / "out").exists()
@@ -355,7 +396,11 @@ def test_a_tensor_that_one_shard_has_too_many_is_named(tmp_path):
         ({"dimm": 64}, "dimm=64"),
         ({"n_heads": "8"}, "n_heads='8'"),
         ({"norm_eps": None}, "norm_eps is missing"),
-        ({"moe_args": {"num_experts": 16}}, "moe_args"),
+        ({"moe_args": {"num_experts": 16}}, "layers.{0..1}.feed_forward.router_DE are missing"),
+        ({"moe_args": {"num_experts": 16, "topk": 2}}, "moe_args: topk=2"),
+        ({"moe_args": {"num_experts": 2, "top_k": 4}}, "top_k=4"),
+        ({"nope_layer_interval": 0}, "nope_layer_interval=0"),
+        ({"lora_args": {"rank": 8}}, "lora_args"),
         ({"ffn_dim_multiplier": 1.4}, "feed_forward.w1.weight"),
     ],
     ids=str,

@@ -8,7 +8,6 @@ import pickle
 import random
 import sys
 import tarfile
-import weakref
 import zipfile
 from pathlib import Path
 
@@ -19,8 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.interop import torch_file
-from jaxllm.interop.tensors import CheckpointError, StoredTensor, TensorSource
+from jaxllm.interop import torch_file, zip_layout
+from jaxllm.interop.sources import TensorSource, of_array
+from jaxllm.interop.tensors import CheckpointError, StoredTensor
+from jaxllm.interop.writing import create, partial_path, write_files
 
 DTYPES = {
     torch.bool: np.bool_,
@@ -66,10 +67,11 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def sources(arrays: dict) -> dict[str, TensorSource]:
-    return {
-        name: TensorSource(array.dtype, array.shape, lambda array=array: array)
-        for name, array in arrays.items()
-    }
+    return {name: of_array(array) for name, array in arrays.items()}
+
+
+def write(path: Path, tensors: dict[str, TensorSource]) -> None:
+    write_files(path.parent, [torch_file.lay_out(path.name, tensors)], tensors)
 
 
 def assert_same(stored: dict[str, StoredTensor], tensors: dict) -> None:
@@ -117,7 +119,7 @@ def test_what_pytorch_saves_is_read(tmp_path, dtype, shape):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pytorch_loads_what_is_written(tmp_path, dtype, shape):
     tensor = random_tensor(dtype, shape)
-    torch_file.write(tmp_path / "x", sources({"w": to_numpy(tensor)}))
+    write(tmp_path / "x", sources({"w": to_numpy(tensor)}))
     for mmap in (False, True):
         loaded = torch.load(tmp_path / "x", weights_only=True, mmap=mmap)
         assert list(loaded) == ["w"]
@@ -129,7 +131,7 @@ def test_pytorch_loads_what_is_written(tmp_path, dtype, shape):
 
 def test_written_storages_are_aligned_and_intact(tmp_path):
     arrays = {"é" * n: np.full(n, n, np.float32) for n in range(1, 70, 7)}
-    torch_file.write(tmp_path / "x", sources(arrays))
+    write(tmp_path / "x", sources(arrays))
     stored = torch_file.read_header(tmp_path / "x")
     assert list(stored) == list(arrays)
     assert all(tensor.offset % 64 == 0 for tensor in stored.values())
@@ -141,27 +143,46 @@ def test_written_storages_are_aligned_and_intact(tmp_path):
 
 def test_equal_tensors_are_written_as_equal_files(tmp_path):
     for name in "xy":
-        torch_file.write(tmp_path / name, sources({"w": np.ones(5)}))
+        write(tmp_path / name, sources({"w": np.ones(5)}))
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
 def test_an_empty_state_dict_goes_both_ways(tmp_path):
     torch.save({}, tmp_path / "x")
-    torch_file.write(tmp_path / "y", {})
+    write(tmp_path / "y", {})
     assert torch_file.read_header(tmp_path / "x") == torch_file.read_header(tmp_path / "y") == {}
     assert torch.load(tmp_path / "y", weights_only=True) == {}
 
 
 def test_large_files_use_zip64(tmp_path, monkeypatch):
     arrays = {str(n): np.full(100, n) for n in range(3)}
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)  # as if the records reached beyond 2 GiB
-    torch_file.write(tmp_path / "x", sources(arrays))
+    monkeypatch.setattr(zip_layout, "LIMIT", 1000)  # as if the records reached beyond 2 GiB
+    write(tmp_path / "x", sources(arrays))
     monkeypatch.undo()
     loaded = torch.load(tmp_path / "x", weights_only=True)
     assert_same(torch_file.read_header(tmp_path / "x"), loaded)
     assert {name: tensor.tolist() for name, tensor in loaded.items()} == {
         name: array.tolist() for name, array in arrays.items()
     }
+
+
+def test_tensors_beyond_4_gib_are_found(tmp_path):
+    """Laid out and not filled in: the file takes no room on the disk."""
+    shapes = {"a": (5 << 30,), "b": (1 << 20, 3 << 12), "c": (7,)}
+    tensors = {
+        name: TensorSource(np.dtype(np.int8), shape, lambda box: np.empty(0, np.int8))
+        for name, shape in shapes.items()
+    }
+    file = torch_file.lay_out("x", tensors)
+    create(tmp_path, file)
+    path = partial_path(tmp_path, file)
+    assert path.stat().st_blocks < 1000
+    stored = torch_file.read_header(path)
+    assert {name: tensor.offset for name, tensor in stored.items()} == file.places
+    loaded = torch.load(path, weights_only=True, mmap=True)
+    assert {name: tuple(tensor.shape) for name, tensor in loaded.items()} == shapes
+    with zipfile.ZipFile(path) as archive:
+        assert [info.file_size for info in archive.infolist()][2:-1] == [5 << 30, 12 << 30, 7]
 
 
 def test_views_of_shared_storages_are_honoured(tmp_path):
@@ -238,7 +259,7 @@ def test_reading_needs_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it now fails
     monkeypatch.setitem(sys.modules, "torch._utils", None)
     stored = torch_file.read_header(tmp_path / "x")
-    torch_file.write(tmp_path / "y", sources({"w": stored["w"].open()}))
+    write(tmp_path / "y", sources({"w": stored["w"].open()}))
     assert torch_file.read_header(tmp_path / "y")["w"].open().tolist() == [1, 1]
 
 
@@ -471,7 +492,7 @@ def save_example(path: Path, writer: str) -> dict[str, torch.Tensor]:
     if writer == "torch":
         torch.save(state, path)
     else:
-        torch_file.write(path, sources({name: to_numpy(t) for name, t in state.items()}))
+        write(path, sources({name: to_numpy(t) for name, t in state.items()}))
     return state
 
 
@@ -533,42 +554,12 @@ def test_a_forged_pickle_never_reaches_beyond_the_file(image, data):
         tensor.open().tobytes()
 
 
-def test_one_tensor_is_in_memory_at_a_time(tmp_path):
-    produced: list[weakref.ref] = []
-
-    def produce() -> np.ndarray:
-        assert not any(array() is not None for array in produced)
-        array = np.zeros((100, 100), ml_dtypes.bfloat16).T
-        produced.append(weakref.ref(array))
-        return array
-
-    dtype = np.dtype(ml_dtypes.bfloat16)
-    tensors = {name: TensorSource(dtype, (100, 100), produce) for name in "abcde"}
-    torch_file.write(tmp_path / "x", tensors)
-    assert len(produced) == 5
-
-
-def test_a_failed_writing_leaves_what_was_there(tmp_path):
-    torch_file.write(tmp_path / "x", sources({"w": np.ones(3)}))
-    lying = TensorSource(np.dtype(np.float32), (2,), lambda: np.ones(3))
-    with pytest.raises(CheckpointError) as error:
-        torch_file.write(tmp_path / "x", {"good": lying} | {"bad": lying})
-    assert error.value.problems == (
-        f"{tmp_path}/x: tensor 'good': announced as float32[2], produced as float64[3]",
-    )
-    failing = TensorSource(np.dtype(np.float32), (2,), lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        torch_file.write(tmp_path / "x", {"w": failing})
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    assert torch_file.read_header(tmp_path / "x")["w"].open().tolist() == [1, 1, 1]
-
-
 def test_what_pytorch_cannot_hold_is_refused_before_writing(tmp_path):
     arrays = {"a": np.zeros(1, ">f4"), "b": np.zeros(1, ml_dtypes.int4), "c": np.zeros(1)}
     with pytest.raises(CheckpointError) as error:
-        torch_file.write(tmp_path / "x", sources(arrays))
+        write(tmp_path / "x", sources(arrays))
     assert error.value.problems == (
-        f"{tmp_path}/x: tensor 'a': PyTorch has no dtype >f4",
-        f"{tmp_path}/x: tensor 'b': PyTorch has no dtype int4",
+        "x: tensor 'a': PyTorch has no dtype >f4",
+        "x: tensor 'b': PyTorch has no dtype int4",
     )
     assert list(tmp_path.iterdir()) == []

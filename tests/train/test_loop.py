@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
-from tiny import TINY, random_model, relative_l2
+from tiny import TINY, random_model, random_of, relative_l2
 
+from jaxllm.config import EncoderDecoderConfig, StackConfig
 from jaxllm.interop import load_pretrained
 from jaxllm.origin import Origin
 from jaxllm.params import named_parameters, with_arrays
@@ -353,6 +354,12 @@ def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
             train(config, random_model(vocab_size=256, num_layers=2, param_dtype=dtype))
     with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
         train(config, random_model(num_layers=2))
+    decoder = dataclasses.replace(TINY_BYTES, cross_attention=True)
+    names = {field.name for field in dataclasses.fields(StackConfig)}
+    encoder = {name: value for name, value in vars(TINY_BYTES).items() if name in names}
+    two = EncoderDecoderConfig(encoder=StackConfig(**encoder | {"causal": False}), decoder=decoder)
+    with pytest.raises(ConfigError, match="only decoders can be trained, not an EncoderDecoder"):
+        train(config, random_of(two))
     with pytest.raises(ConfigError, match="init_from"):
         train(config)
     assert contents(tmp_path / "run") == {}

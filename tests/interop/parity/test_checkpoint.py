@@ -1,5 +1,6 @@
 """A folder in, a report out; whatever is wrong with the folder is said clearly."""
 
+import functools
 import json
 import sys
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from jaxllm.interop import CheckpointError, load_pretrained
-from jaxllm.interop.parity import check_checkpoint
+from jaxllm.interop import CheckpointError, load_pretrained, parity
 from jaxllm.interop.parity.prompt import random_tokens, text_tokens
+
+check_checkpoint = functools.partial(parity.check_checkpoint, levels=("logits", "layers"))
 
 
 @pytest.fixture
@@ -33,6 +35,13 @@ def test_another_model_fails(folder, make_llama, convert):
     broken.final_norm.scale[...] *= 1.01
     report = check_checkpoint(str(folder), num_tokens=320, model=broken)
     assert report.first_divergence.path == "final_norm"
+
+
+def test_all_levels_but_the_curve_are_the_default(folder, tokens):
+    report = parity.check_checkpoint(folder, tokens=tokens[:1, :64])
+    assert report.ok, report.first_divergence
+    wanted = {"weights", "config", "logits", "layers", "gradients", "step", "generate"}
+    assert report.verdicts.keys() == wanted
 
 
 def test_text_is_spelt_with_the_tokenizer_of_the_folder(folder):

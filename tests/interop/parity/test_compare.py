@@ -1,6 +1,7 @@
 """Honest models always pass; every injected bug is caught, at the step where it is."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.parity import compare
+from jaxllm.interop.parity import compare as compare_all
 from jaxllm.layers import attention
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
+
+compare = functools.partial(compare_all, levels=("logits", "layers"))
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -260,7 +263,7 @@ def test_both_models_are_left_as_they_were(make_llama, convert, tokens):
 def test_what_cannot_be_compared_is_refused(make_llama, convert, tokens):
     llama = make_llama()
     model = convert(llama)
-    with pytest.raises(ValueError, match=r"levels=.* are not of logits, layers"):
+    with pytest.raises(ValueError, match=r"levels=.* are not of weights, config, logits, layers"):
         compare(llama, model, tokens, levels=("logits", "layer"))
     with pytest.raises(ValueError, match="not integers"):
         compare(llama, model, tokens.astype(np.float32))

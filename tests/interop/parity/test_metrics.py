@@ -40,6 +40,23 @@ def test_max_over_rms():
     assert metrics.max_over_rms(reference * 0, reference * 0) == 0
 
 
+def test_ulps_count_the_float32_numbers_between():
+    reference = np.array([1.0, 1.0, 2.0, 0.0, -1.0], np.float32)
+    ours = reference.copy()
+    ours[0] = np.nextafter(reference[0], np.float32(2))
+    ours[2] = np.float32(2 - 3 * 2.0**-23)  # below 2 neighbours are half as far apart
+    assert metrics.ulps(ours, reference) == (0, 3, 3)
+    assert metrics.ulps(reference, reference) == (0, 0, 0)
+
+
+def test_ulps_across_zero_and_of_what_is_not_a_number():
+    tiny = np.float32(2.0**-149)
+    assert metrics.ulps(np.array([tiny]), np.array([-tiny]))[2] == 2
+    assert metrics.ulps(np.array([-0.0], np.float32), np.array([0.0], np.float32))[2] == 0
+    ours = np.array([1, 1, np.nan], np.float32)
+    assert metrics.ulps(ours, np.ones(3, np.float32)) == (0, math.inf, math.inf)
+
+
 def test_kl_by_hand():
     p, q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.25, 0.5])
     by_hand = 0.5 * math.log(2) + 0.25 * math.log(1) + 0.25 * math.log(1 / 2)

@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from jaxllm.interop.parity.outline import outline
 from jaxllm.interop.parity.report import Bucket, LogitsResult, Report, TapResult
 
 NAN = float("nan")
@@ -35,7 +36,7 @@ def make_report(error: float = 4e-7) -> Report:
         seed=7,
         dtypes={"model": "float32"},
         versions={"jax": "0.10.2"},
-        tolerance={"noise_factor": 4.0, "least": 1e-6, "most": 1e-3},
+        tolerance={"noise_factor": 4.0, "least": 1e-6, "most": 1e-3, "most_in_training": 1e-4},
     )
 
 
@@ -73,6 +74,10 @@ def test_json_is_valid_and_complete(report):
         "max_over_rms": 0.0,
         "floor": 3e-7,
         "threshold": 1.2e-6,
+        "ulp_p50": 0.0,
+        "ulp_p99": 0.0,
+        "ulp_max": 0.0,
+        "hint": None,
         "measured": 0.0,
         "ok": True,
     }
@@ -110,3 +115,9 @@ def test_the_table_says_the_verdict(report):
     assert "4-31" in text
     if not report.ok:
         assert "layers.0.mlp" in text
+
+
+def test_steps_of_unlike_layers_keep_their_order():
+    paths = ("0.norm", "0.up", "0.mlp", "0", "1.norm", "1.router", "1.mlp", "1")
+    rows = [tap(f"layers.{path}", 0.0) for path in paths]
+    assert outline(rows).steps == ("norm", "router", "up", "mlp", "output")

@@ -1,0 +1,131 @@
+"""Writing a 1.5 GB Llama, bfloat16, from 8 virtual CPU devices: ours against what writes less.
+
+`save_pretrained` gathers, transposes and splits stacked layers on the way to the disk. The peers
+need not: a plain write of the same bytes, `safetensors.flax.save_file` of the arrays as they are,
+and transformers with the model in PyTorch. All end when the bytes are on the disk.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from large_llama import LLAMA
+from memory import peak_above
+from side_by_side import Comparison, compare
+
+from jaxllm.interop import save_pretrained
+from jaxllm.interop.hugging_face import open_exported, require_torch
+from jaxllm.interop.writing import sync
+from jaxllm.models import Model
+from jaxllm.params import initialize, named_parameters
+from jaxllm.train import make_mesh
+
+BUDGET = 256  # MiB of host memory above the arrays
+TARGETS = {  # of the speed of what does less, in this order
+    "a plain write of the bytes": 1 / 1.5,
+    "safetensors.flax.save_file": 1 / 2,
+    "transformers": 1 / 2,
+}
+
+
+def run(rounds: int) -> list[Comparison]:
+    """In a process of its own, since the number of devices is fixed when jax starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        command = [sys.executable, __file__, "--rounds", str(rounds), "--json", str(figures)]
+        subprocess.run(command, check=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"})
+        return [Comparison(**row) for row in json.loads(figures.read_text())]
+
+
+def main() -> None:
+    """Measures, and writes the figures to a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
+    parser.add_argument("--json", required=True, help="file for the figures")
+    parser.add_argument("--folder", help="where to write; default: beside the figures")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        rows = [row._asdict() for row in _compare_all(Path(folder), arguments.rounds)]
+    Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _compare_all(folder: Path, rounds: int) -> Iterator[Comparison]:
+    config = dataclasses.replace(LLAMA, param_dtype="bfloat16", dtype="bfloat16")
+    model = initialize(config, make_mesh(fsdp=4, tensor=2), 0)
+    jax.block_until_ready(jax.tree.leaves(model))
+    ours = _written(folder / "ours", lambda path: save_pretrained(model, path))
+    yield _memory(ours, rounds)
+    source = folder / "ours"
+    peers = [_plain_write(source), _save_file(model), _transformers(source)]
+    for theirs, (name, target) in zip(peers, TARGETS.items(), strict=True):
+        what = f"export 1.5 GB from 8 devices, against {name}"
+        peer = _written(folder / "theirs", theirs)
+        yield compare(what, ours, peer, rounds=rounds, target=target)
+
+
+def _memory(ours: Callable[[], None], rounds: int) -> Comparison:
+    ours()
+    peaks = [max(peak_above(ours), 1.0) for _ in range(max(rounds, 2))]
+    low, _, high = statistics.quantiles([BUDGET / peak for peak in peaks], n=4)
+    peak = statistics.median(peaks)
+    name = "export 1.5 GB from 8 devices, host memory above the arrays against a budget"
+    return Comparison(name, peak, BUDGET, BUDGET / peak, (low, high), 1.0, "MiB")
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> Callable[[], None]:
+    """Writes a folder anew and waits for the disk."""
+
+    def run() -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        write(path)
+        for file in path.iterdir():
+            sync(file)
+
+    return run
+
+
+def _plain_write(source: Path) -> Callable[[Path], None]:
+    """One file after the other, in pieces of 8 MiB, from memory."""
+    data = {file.name: file.read_bytes() for file in source.iterdir()}
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        for name, content in data.items():
+            with (path / name).open("wb") as stream:
+                view = memoryview(content)
+                for start in range(0, len(view), 8 << 20):
+                    stream.write(view[start : start + (8 << 20)])
+
+    return write
+
+
+def _save_file(model: Model) -> Callable[[Path], None]:
+    from safetensors.flax import save_file
+
+    arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        save_file(arrays, path / "model.safetensors")
+
+    return write
+
+
+def _transformers(source: Path) -> Callable[[Path], None]:
+    _, transformers = require_torch()
+    transformers.utils.logging.disable_progress_bar()
+    theirs, _ = open_exported(source)
+    return lambda path: theirs.save_pretrained(path, max_shard_size="5GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""A Llama too large to be made in memory, written tensor by tensor."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.export import plan_export, possible_families
+from jaxllm.interop.parameters import Parameters
+from jaxllm.interop.sources import Box, TensorSource
+from jaxllm.interop.writing import write_files
+from jaxllm.models import build_abstract
+from jaxllm.params import shapes_of, stacks
+
+# 1.52 GB in bfloat16.
+LLAMA = DecoderConfig(
+    vocab_size=32000,
+    embed_dim=2048,
+    num_layers=14,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    mlp_dim=5632,
+    max_len=2048,
+)
+
+
+def save_large_llama(config: DecoderConfig, folder: Path, max_shard: int) -> None:
+    """Writes random numbers in bfloat16 as a Hugging Face folder."""
+    config = dataclasses.replace(config, param_dtype="bfloat16", dtype="bfloat16")
+    model, dtype = build_abstract(config), np.dtype("bfloat16")
+    rng = np.random.default_rng(0)
+
+    def draw(box: Box) -> np.ndarray:
+        # Bits of numbers between 2^-63 and 2.
+        drawn = rng.integers(0x2000, 0x4000, [high - low for low, high in box], np.uint16)
+        return drawn.view(dtype)
+
+    arrays = {name: TensorSource(dtype, shape, draw) for name, shape in shapes_of(model).items()}
+    parameters = Parameters(config, None, stacks(model), arrays)
+    export = plan_export(parameters, possible_families(None, "hf", None), None, max_shard)
+    folder.mkdir(parents=True)
+    write_files(folder, export.files, export.tensors)
+    for name, text in export.texts.items():
+        (folder / name).write_bytes(text)

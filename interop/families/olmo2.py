@@ -1,0 +1,85 @@
+"""OLMo 2 as Hugging Face writes it: norms on what sublayers return, and on all heads together."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.tensors import StoredTensor
+
+from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .hugging_face import (
+    IGNORED_TENSORS,
+    attention_rules,
+    gated_mlp_rules,
+    norm_rules,
+    outer_rules,
+    read_decoder,
+    tied_head,
+    write_decoder,
+)
+from .rope import read_rope, write_rope
+
+FIXED = {"norm": "rms_float32", "norm_placement": "output", "qk_norm": "full"}
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    bias = fields.take("attention_bias", bool, False)
+    config = {
+        **read_decoder(fields, rms_norm_eps=1e-5),
+        **read_rope(fields),
+        **FIXED,
+        "qkv_bias": bias,
+        "attn_out_bias": bias,
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    says = ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias")
+    refuse(
+        "model_type 'olmo2'",
+        config,
+        (*says, *FIXED),
+        {
+            **{
+                f"{name}={getattr(config, name)!r}": getattr(config, name) != value
+                for name, value in FIXED.items()
+            },
+            "qkv_bias without attn_out_bias, or the reverse": (
+                config.qkv_bias != config.attn_out_bias
+            ),
+        },
+    )
+    return {
+        **write_decoder(config, base, "olmo2", "Olmo2ForCausalLM"),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of an OLMo 2."""
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
+        *attention_rules(config),
+        *gated_mlp_rules(config),
+    ]
+    return Table(
+        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
+    )
+
+
+OLMO2 = Family(
+    name="olmo2",
+    format="hf",
+    storage="safetensors",
+    config_file="config.json",
+    model_type="olmo2",
+    read_config=read_config,
+    write_config=write_config,
+    table=table,
+)

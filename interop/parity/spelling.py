@@ -1,0 +1,135 @@
+"""The reference's names and layouts, and its tensors brought into ours, by its family's rules."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxllm.interop.bijection import fused_parts
+from jaxllm.interop.families import FAMILIES, Family, Fields, Layout, Table
+from jaxllm.interop.plan import arrays_of
+from jaxllm.interop.rules import BoundRule, Rule
+from jaxllm.interop.sources import of_array, transferred
+from jaxllm.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DECAYED = ("kernel", "embedding")
+
+
+def family_of(reference: "PreTrainedModel") -> Family:
+    """The family whose checkpoints the reference reads.
+
+    Raises ValueError if there is none.
+    """
+    known = {family.model_type: family for family in FAMILIES if family.format == "hf"}
+    model_type = reference.config.model_type
+    if model_type not in known:
+        names = ", ".join(map(str, known))
+        raise ValueError(f"model_type={model_type!r} is not of a known family, only {names} are")
+    return known[model_type]
+
+
+def read_config(reference: "PreTrainedModel") -> tuple[dict[str, Any], Layout, list[str]]:
+    """The reference's config in our fields, how its tensors lie, and what is not understood."""
+    fields = Fields(reference.config.to_dict())
+    try:
+        # Of the tensors, families of Hugging Face look at the names alone.
+        names: Any = dict.fromkeys(reference.state_dict())
+        values, layout = family_of(reference).read_config(fields, names)
+    except ValueError as error:
+        return {}, Layout(), [*fields.finish(), str(error)]
+    return values, layout, fields.finish()
+
+
+def table_of(reference: "PreTrainedModel", model: Decoder) -> Table:
+    """How the reference's tensors are named, and laid out in ours."""
+    return with_own_head(
+        family_of(reference).table(model.config, read_config(reference)[1]), reference
+    )
+
+
+def with_own_head(table: Table, reference: "PreTrainedModel") -> Table:
+    """The table with the head's name in memory, where checkpoints have another for it."""
+    state, head = reference.state_dict(), reference.get_output_embeddings()
+    found = (name for name, module in reference.named_modules() if module is head)
+    own = f"{next(found, '')}.weight"
+
+    def rename(name: str) -> str:
+        return own if name not in state and own in state else name
+
+    rules = tuple(
+        Rule(dataclasses.replace(rule.stored, name=rename(rule.stored.name)), rule.model)
+        if rule.model.name == "lm_head.kernel"
+        else rule
+        for rule in table.rules
+    )
+    tied = {rename(copy): original for copy, original in table.tied.items()}
+    return dataclasses.replace(table, rules=rules, tied=tied)
+
+
+def tensors_of(reference: "PreTrainedModel") -> dict[str, np.ndarray]:
+    """The reference's state, as NumPy sees it, tied copies included."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in reference.state_dict().items()}
+
+
+def split_fused(
+    rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The tensors as the rules name them, of fused ones the parts, as far as they have the rows."""
+    split = dict(tensors)
+    for fused, parts in fused_parts(rules).items():
+        rows = [shape[0] for shape in parts.values()]
+        whole = tensors.get(fused)
+        if whole is None or not whole.ndim or len(whole) != sum(rows):
+            continue
+        del split[fused]
+        stops = np.cumsum(rows)
+        for part, stop, count in zip(parts, stops, rows, strict=True):
+            split[part] = whole[stop - count : stop]
+    return split
+
+
+def imported(
+    rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The reference's tensors, or what is laid out as they are, by our names and in our layout.
+
+    Without those that it does not have, or has in another shape.
+    """
+    sources = split_fused(rules, tensors)
+    found = {}
+    for rule, sizes in (bound for bound in rules if not any(unfit(bound, sources))):
+        transfer = rule.importing(sizes)
+        wanted = {name: of_array(sources[name]) for name, _ in rule.stored.names(sizes)}
+        for name, index in transfer.target.names(sizes):
+            source = transferred(transfer, index, wanted)
+            found[name] = source.read(source.whole)
+    return found
+
+
+def unfit(bound: BoundRule, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """What the reference lacks for a rule, or has in another shape."""
+    for name, shape in bound.stored():
+        if name not in tensors:
+            yield f"the reference has no {name}"
+        elif tensors[name].shape != shape:
+            yield f"{name} of the reference is {tensors[name].shape}, the model has {shape}"
+
+
+def our_names(rules: Sequence[BoundRule]) -> dict[str, list[str]]:
+    """By the name of each stored tensor, the parameters that it has numbers of."""
+    found: dict[str, list[str]] = {}
+    for rule, sizes in rules:
+        for stored, index in rule.stored.names(sizes):
+            whole = stored.partition("#")[0]
+            found.setdefault(whole, []).extend(arrays_of(rule.model, index, sizes))
+    return found
+
+
+def decayed(rules: Sequence[BoundRule]) -> set[str]:
+    """The stored tensors that weight decay is for: kernels and embeddings."""
+    names = our_names(rules).items()
+    return {stored for stored, ours in names if ours[0].endswith(DECAYED)}

@@ -1,0 +1,171 @@
+"""The levels below any computing: the config field by field, the weights bit by bit."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families import Table
+from jaxllm.interop.rules import BoundRule
+from jaxllm.models import build_abstract, with_scanned_layers
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import named_parameters, stacks
+
+from .rows import FieldResult, WeightResult
+from .spelling import (
+    family_of,
+    imported,
+    our_names,
+    read_config,
+    split_fused,
+    tensors_of,
+    unfit,
+    with_own_head,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What two configs may differ in and still mean the same numbers. The layout of rotated pairs says
+# how our kernels lie, which the rules follow; how long sequences were says nothing of the short.
+FREE = {
+    "max_len",
+    "init",
+    "init_std",
+    "dropout",
+    "rope_layout",
+    "param_dtype",
+    "dtype",
+    "scan_layers",
+    "remat",
+}
+
+
+def compare_config(reference: "PreTrainedModel", model: Decoder) -> list[FieldResult]:
+    """Every field that bears on the numbers, read from the reference's config and in ours."""
+    theirs, problems = config_of(reference, model)
+    if theirs is None:
+        return [FieldResult("config", "", problem) for problem in problems]
+    ours, given = _flat(model.config), _flat(theirs)
+    rows = [
+        FieldResult(f"config.{name}", ours.get(name, "None"), given.get(name, "None"))
+        for name in {**ours, **given}
+    ]
+    return [*rows, *(FieldResult("config", "", problem) for problem in problems)]
+
+
+def config_of(
+    reference: "PreTrainedModel", model: Decoder
+) -> tuple[DecoderConfig | None, list[str]]:
+    """The reference's config as ours would be, and what is wrong with it."""
+    values, _, problems = read_config(reference)
+    kept = {name: getattr(model.config, name) for name in ("param_dtype", "dtype")}
+    try:
+        return DecoderConfig(**{**values, **kept}), problems
+    except (ValueError, TypeError) as error:
+        return None, problems or [str(error)]
+
+
+def _flat(config: DecoderConfig) -> dict[str, str]:
+    """Fields, those of parts by dotted names; of the pattern, what every layer has."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value: Any = getattr(config, field.name)
+        if field.name == "pattern":
+            for part in dataclasses.fields(config.kinds[0]):
+                kinds = (getattr(kind, part.name) for kind in config.kinds)
+                flat[f"pattern.{part.name}"] = " ".join(map(str, kinds))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            inner = dataclasses.asdict(value).items()
+            flat |= {f"{field.name}.{name}": repr(part) for name, part in inner}
+        elif field.name not in FREE:
+            flat[field.name] = repr(value)
+    return flat
+
+
+def compare_weights(
+    reference: "PreTrainedModel", model: Decoder, table: Table
+) -> list[WeightResult]:
+    """Every tensor of the reference, led through the rules, against ours.
+
+    Args:
+        reference: of transformers.
+        model: ours, its layers one by one.
+        table: of the reference's family, for our config.
+    """
+    tensors, rules = tensors_of(reference), table.bound(stacks(model))
+    ours = {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
+    rows = list(_rules(rules, tensors, ours))
+    rows += _copies(table, rules, tensors)
+    accounted = {*our_names(rules), *table.tied, *(derived.name for derived in table.derived)}
+    unexpected = [
+        name
+        for name in tensors
+        if name not in accounted and not any(fnmatchcase(name, p) for p in table.ignored)
+    ]
+    if unexpected:
+        places = _places(reference, model)
+        rows += [_alone(name, tensors[name], places.get(name, name)) for name in unexpected]
+    return rows
+
+
+def _rules(
+    rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]
+) -> Iterator[WeightResult]:
+    parts = split_fused(rules, tensors)
+    for bound in rules:
+        stored = tuple(name for name, _ in bound.stored())
+        problems = list(unfit(bound, parts))
+        theirs = {} if problems else imported([bound], _whole(stored, parts))
+        for name, _ in bound.rule.model.names(bound.sizes):
+            path, _, parameter = name.rpartition(".")
+            num_bits = 8 * ours[name].nbytes
+            differing = num_bits if problems else differing_bits(ours[name], theirs[name])
+            yield WeightResult(path, parameter, stored, num_bits, differing, "; ".join(problems))
+
+
+def _whole(stored: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: parts[name] for name in stored}
+
+
+def _copies(
+    table: Table, rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
+) -> Iterator[WeightResult]:
+    """Tensors that the table says are copies of others."""
+    names = our_names(rules)
+    for copy, original in table.tied.items():
+        if copy in tensors and original in tensors:
+            path, _, parameter = names[original][0].rpartition(".")
+            bits = 8 * tensors[copy].nbytes
+            differing = differing_bits(tensors[copy], tensors[original])
+            yield WeightResult(path, parameter, (copy,), bits, differing, f"a copy of {original}")
+
+
+def _places(reference: "PreTrainedModel", model: Decoder) -> dict[str, str]:
+    """Where the tensors would be in a model of the reference's own config."""
+    config, _ = config_of(reference, model)
+    if config is None:
+        return {}
+    table = with_own_head(family_of(reference).table(config, read_config(reference)[1]), reference)
+    whole = with_scanned_layers(
+        build_abstract(dataclasses.replace(config, scan_layers=False)), False
+    )
+    return {stored: ours[0] for stored, ours in our_names(table.bound(stacks(whole))).items()}
+
+
+def _alone(name: str, tensor: np.ndarray, place: str) -> WeightResult:
+    path, _, parameter = place.rpartition(".")
+    bits = 8 * tensor.nbytes
+    return WeightResult(path, parameter, (name,), bits, bits, "the model has no such tensor")
+
+
+def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """Bits in which two arrays differ; all of them if their shapes do."""
+    if ours.shape != theirs.shape:
+        return 8 * theirs.nbytes
+    same = np.ascontiguousarray(ours.astype(theirs.dtype, copy=False))
+    a, b = (x.reshape(-1).view(np.uint8) for x in (same, np.ascontiguousarray(theirs)))
+    return int(np.bitwise_count(a ^ b).sum(dtype=np.int64))

@@ -1,0 +1,210 @@
+"""Arrays that are read in parts, wherever they lie: in a file, on devices, or spread over others.
+
+A box is one range per dimension. Reading a box brings that much to the host, and no more.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .rules import Index, Range, Transfer
+from .tensors import CheckpointError, StoredTensor
+
+Box = Sequence[Range]
+Read = Callable[[Box], np.ndarray]
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """An array announced by dtype and shape, of which `read` returns any box."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Read
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array in C order."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def whole(self) -> Box:
+        """The box that is all of the array."""
+        return tuple((0, size) for size in self.shape)
+
+    def payload(self, max_bytes: int) -> Iterator[memoryview]:
+        """The bytes of the array in C order, at most so many at a time.
+
+        Raises `CheckpointError` if what is read has not the announced dtype or shape.
+        """
+        for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
+            array = self.read(box)
+            announced = self.dtype, tuple(high - low for low, high in box)
+            if (array.dtype, array.shape) != announced:
+                raise CheckpointError(
+                    f"announced as {self.dtype}{list(announced[1])}, "
+                    f"produced as {array.dtype}{list(array.shape)}"
+                )
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    def astype(self, dtype: np.dtype) -> "TensorSource":
+        """The same numbers in another dtype, rounded to nearest."""
+        if dtype == self.dtype:
+            return self
+        return replace(self, dtype=dtype, read=lambda box: self.read(box).astype(dtype))
+
+
+def boxes(shape: Sequence[int], max_elements: int) -> Iterator[Box]:
+    """Cuts an array into boxes of at most so many elements, each contiguous in C order."""
+    if math.prod(shape) == 0:
+        return
+    inner = list(shape)
+    lead = 0
+    while lead < len(shape) and math.prod(inner[lead + 1 :]) > max_elements:
+        lead += 1
+    step = max(max_elements // math.prod(inner[lead + 1 :]), 1)
+    rest = tuple((0, size) for size in inner[lead + 1 :])
+    for index in np.ndindex(*inner[:lead]):
+        first = tuple((i, i + 1) for i in index)
+        if lead == len(shape):
+            yield first
+            continue
+        for start in range(0, inner[lead], step):
+            yield (*first, (start, min(start + step, inner[lead])), *rest)
+
+
+def slices(box: Box) -> tuple[slice, ...]:
+    """The box as an index of an array."""
+    return tuple(slice(low, high) for low, high in box)
+
+
+def of_array(array: np.ndarray) -> TensorSource:
+    """An array in memory."""
+    return TensorSource(array.dtype, array.shape, lambda box: array[slices(box)])
+
+
+def of_stored(tensor: StoredTensor) -> TensorSource:
+    """A tensor of a file."""
+    return TensorSource(tensor.dtype, tensor.shape, lambda box: tensor.open()[slices(box)])
+
+
+def of_jax(array: jax.Array | np.ndarray) -> TensorSource:
+    """An array on devices; every process must read the same boxes if it spans several."""
+    if isinstance(array, np.ndarray):
+        return of_array(array)
+    read = partial(_gather, array) if spans_processes(array) else _shard_reader(array)
+    return TensorSource(np.dtype(array.dtype), array.shape, read)
+
+
+def spans_processes(array: jax.Array | np.ndarray) -> bool:
+    """Whether no process alone has all of the array."""
+    return isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    )
+
+
+def _shard_reader(array: jax.Array) -> Read:
+    """Reads boxes from the shards that this process has, each part from one of them."""
+    shards = {}
+    for shard in array.addressable_shards:
+        parts = zip(shard.index, array.shape, strict=True)
+        shards[tuple(part.indices(size)[:2] for part, size in parts)] = shard.data
+
+    def read(box: Box) -> np.ndarray:
+        out = None
+        for held, data in shards.items():
+            common = [
+                (max(low, first), min(high, last))
+                for (low, high), (first, last) in zip(box, held, strict=True)
+            ]
+            if any(low >= high for low, high in common):
+                continue
+            part = _on_host(data, _relative(common, held))
+            if common == list(box):
+                return part
+            if out is None:
+                out = np.empty([high - low for low, high in box], part.dtype)
+            out[slices(_relative(common, box))] = part
+        return np.empty([high - low for low, high in box], array.dtype) if out is None else out
+
+    return read
+
+
+def _relative(box: Box, within: Box) -> Box:
+    """The box, counted from the start of another that holds it."""
+    return [
+        (low - first, high - first) for (low, high), (first, _) in zip(box, within, strict=True)
+    ]
+
+
+def _on_host(data: jax.Array, box: Box) -> np.ndarray:
+    """A box of an array on one device; the device cuts it, unless its memory is the host's."""
+    if data.platform() == "cpu" or list(box) == [(0, size) for size in data.shape]:
+        return np.asarray(data)[slices(box)]
+    cut = _cutter(tuple(high - low for low, high in box))
+    return np.asarray(cut(data, [low for low, _ in box]))
+
+
+@lru_cache(maxsize=1024)
+def _cutter(sizes: tuple[int, ...]) -> Callable[[jax.Array, list[int]], jax.Array]:
+    return jax.jit(lambda data, starts: jax.lax.dynamic_slice(data, starts, sizes))
+
+
+def _gather(array: jax.Array, box: Box) -> np.ndarray:
+    """A box of an array that spans processes: its shards are gathered, on every process alike."""
+    gather = _gatherer(array.sharding, array.shape, tuple(high - low for low, high in box))
+    return np.asarray(gather(array, [low for low, _ in box]).addressable_data(0))
+
+
+@lru_cache(maxsize=1024)
+def _gatherer(
+    sharding: NamedSharding, shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> Callable[[jax.Array, list[int]], jax.Array]:
+    """Cuts dimensions that are not sharded, gathers the rest, and cuts that."""
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    is_split = [a != b for a, b in zip(sharding.shard_shape(shape), shape, strict=True)]
+    first = [shape[i] if is_split[i] else sizes[i] for i in range(len(shape))]
+
+    def gather(array: jax.Array, starts: list[jax.Array]) -> jax.Array:
+        here = [0 if split else start for split, start in zip(is_split, starts, strict=True)]
+        cut = jax.lax.dynamic_slice(array, here, first)
+        cut = jax.lax.with_sharding_constraint(cut, everywhere)
+        rest = [start if split else 0 for split, start in zip(is_split, starts, strict=True)]
+        return jax.lax.dynamic_slice(cut, rest, sizes)
+
+    return jax.jit(gather, out_shardings=everywhere)
+
+
+def transferred(
+    transfer: Transfer, index: Index, sources: Mapping[str, TensorSource]
+) -> TensorSource:
+    """The target tensor of a rule at `index`, read from the rule's source tensors."""
+    shape = transfer.target.shape(transfer.sizes)
+    named = {axis: index.get(axis, 0) for axis in transfer.source.name_axes}
+    dtype = sources[transfer.source.spell(named, transfer.sizes)].dtype
+
+    def read(box: Box) -> np.ndarray:
+        return transfer.read(index, box, lambda name, part: sources[name].read(part), dtype)
+
+    return TensorSource(dtype, shape, read)
+
+
+def joined(parts: Sequence[TensorSource]) -> TensorSource:
+    """The fused tensor whose rows are those of the parts, one part after the other."""
+    first, stops = parts[0], np.cumsum([part.shape[0] for part in parts])
+
+    def read(box: Box) -> np.ndarray:
+        (low, high), *rest = box
+        found = []
+        for part, stop in zip(parts, map(int, stops), strict=True):
+            start = stop - part.shape[0]
+            if low < stop and start < high:
+                found.append(part.read([(max(low, start) - start, min(high, stop) - start), *rest]))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return TensorSource(first.dtype, (int(stops[-1]), *first.shape[1:]), read)

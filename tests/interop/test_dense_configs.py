@@ -1,0 +1,273 @@
+"""Configs of Gemma, Phi-3 and the GPTs where they say little, say it as of old, or say too much."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from hf_cases import CASES, longrope, rope, tokens_of
+from safetensors.torch import load_file, save_file
+from tiny import TINY, relative_l2
+
+from jaxllm.config import DecoderConfig, LayerKind, RopeScaling
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.interop.families import FAMILIES, Fields
+
+BY_NAME = {family.name: family for family in FAMILIES}
+# What every config must say; of GPT-2's everything has a default.
+BARE = {
+    "vocab_size": 96,
+    "hidden_size": 128,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 8,
+    "intermediate_size": 56,
+}
+PREFIXES = {
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
+    "phi3": "Phi3",
+    "gpt2": "GPT2",
+    "gpt_neox": "GPTNeoX",
+}
+LOCAL = LayerKind(sees="window", rope="local")
+GEMMA = {
+    "norm": "rms_plus_one",
+    "norm_placement": "sandwich",
+    "embed_scale": TINY.embed_dim**0.5,
+    "activation": "gelu_tanh",
+}
+GPT2 = {
+    "norm": "layer",
+    "positions": "learned",
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "qkv_bias": True,
+    "attn_out_bias": True,
+    "num_kv_heads": 4,
+    "head_dim": 8,
+}
+NEOX = {**GPT2, "positions": "rope"}
+
+
+def bare(family: str) -> dict:
+    return {} if family == "gpt2" else BARE
+
+
+def read(family: str, **fields: object) -> DecoderConfig:
+    """The config of a file that says little more than its sizes."""
+    given = Fields({"model_type": family, **bare(family), **fields})
+    values, _ = BY_NAME[family].read_config(given, {})
+    assert given.finish() == []
+    return DecoderConfig(**values)
+
+
+def problems(family: str, **fields: object) -> str:
+    given = Fields({"model_type": family, **bare(family), **fields})
+    BY_NAME[family].read_config(given, {})
+    return "; ".join(given.finish())
+
+
+@pytest.mark.parametrize("family", PREFIXES)
+def test_what_a_config_leaves_out_is_as_in_transformers(family):
+    theirs = getattr(transformers, f"{PREFIXES[family]}Config")(**bare(family))
+    ours = read(family)
+    assert ours.vocab_size == theirs.vocab_size
+    assert ours.embed_dim == theirs.hidden_size
+    assert ours.num_heads == theirs.num_attention_heads
+    assert ours.num_kv_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
+    assert ours.head_dim == getattr(
+        theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads
+    )
+    assert ours.max_len == theirs.max_position_embeddings
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    assert ours.init_std == theirs.initializer_range
+    eps = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+    assert ours.norm_eps == next(getattr(theirs, name) for name in eps if hasattr(theirs, name))
+    assert ours.attn_softcap == getattr(theirs, "attn_logit_softcapping", None)
+    assert ours.logit_softcap == getattr(theirs, "final_logit_softcapping", None)
+    assert ours.window == getattr(theirs, "sliding_window", None)
+    types = ["sliding_attention" if k.sees == "window" else "full_attention" for k in ours.kinds]
+    assert types == getattr(theirs, "layer_types", types)
+    if hasattr(theirs, "query_pre_attn_scalar"):
+        assert ours.attn_scale == theirs.query_pre_attn_scalar**-0.5
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 6, 9])
+def test_gemma_3_slides_but_for_every_nth_layer(period):
+    theirs = transformers.Gemma3TextConfig(**BARE, sliding_window_pattern=period)
+    ours = read("gemma3_text", sliding_window_pattern=period)
+    assert [kind == LOCAL for kind in ours.kinds] == [
+        name == "sliding_attention" for name in theirs.layer_types
+    ]
+    assert (ours.window is None) == (period == 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("gemma2", {"cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh"}),
+        ("gemma3_text", {"_sliding_window_pattern": 6, "use_bidirectional_attention": False}),
+        ("phi3", {"auto_map": {}, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "lm_head_bias": False}),
+        ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "attention_bias": False}),
+        ("gpt_neox", {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}),
+        ("gpt_neox", {"classifier_dropout": 0.1, "is_decoder": True}),
+    ],
+    ids=str,
+)
+def test_what_does_not_bear_on_the_numbers_is_ignored(family, fields):
+    assert read(family, **fields) == read(family)
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
+def test_an_activation_of_several_names_keeps_its_own(name):
+    config = read("gpt_neox", hidden_act=name)
+    assert config.activation == "gelu_tanh"
+    write = BY_NAME["gpt_neox"].write_config
+    assert write(config, {"hidden_act": name})["hidden_act"] == name
+    relu = dataclasses.replace(config, activation="relu")
+    assert write(relu, {"hidden_act": name})["hidden_act"] == "relu"
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ("gemma2", {"sliding_window": None}, "sliding_window is null"),
+        ("gemma2", {"hidden_activation": "gelu_10"}, "hidden_activation='gelu_10'"),
+        ("gemma2", rope("default", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ("phi3", {"attention_bias": True}, "attention_bias=True"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias=True"),
+        ("phi3", {"interpolate_factor": 2}, "interpolate_factor=2"),
+        ("gpt2", {"num_key_value_heads": 2}, "num_key_value_heads=2 is not a field"),
+        ("gpt_neox", {"head_dim": 16}, "head_dim=16 is not a field"),
+    ],
+    ids=str,
+)
+def test_what_would_change_the_numbers_is_refused(family, fields, words):
+    assert words in problems(family, **fields)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("llama", {**GEMMA}, "norm='rms_plus_one'"),
+        ("llama", {"rope_fraction": 0.5}, "rope_fraction=0.5"),
+        ("gemma2", {}, "norm='rms'; norm_placement='pre'; embed_scale=1.0, only 5.6"),
+        ("gemma2", {**GEMMA, "qk_norm": "head"}, "qk_norm='head'"),
+        ("gemma2", {**GEMMA, "local_rope_theta": 5.0}, "local_rope_theta=5.0"),
+        ("gemma2", {**GEMMA, "window": 9, "pattern": (LOCAL,)}, "rope='local'"),
+        ("gemma2", {**GEMMA, "attn_scale": 0.3}, "attn_scale=0.3"),
+        ("gemma2", {**GEMMA, "qkv_bias": True}, "qkv_bias without attn_out_bias"),
+        ("gemma3_text", GEMMA, "qk_norm='none'"),
+        ("gemma3_text", {**GEMMA, "qk_norm": "head", "attn_softcap": 9.0}, "attn_softcap=9.0"),
+        (
+            "gemma3_text",
+            {**GEMMA, "qk_norm": "head", "window": 9, "pattern": (LayerKind(sees="window"),)},
+            "rope='global'",
+        ),
+        ("phi3", {"qkv_bias": True}, "qkv_bias=True"),
+        ("phi3", {"rope_layout": "interleaved", "rope_fraction": 0.5}, "rope_layout='interleaved'"),
+        (
+            "phi3",
+            {"window": 9, "pattern": (LayerKind(sees="window"), LayerKind())},
+            "some layers alone",
+        ),
+        (
+            "phi3",
+            {
+                "rope_scaling": RopeScaling(
+                    kind="longrope",
+                    factor=2.0,
+                    short_factor=(1.0,) * 8,
+                    long_factor=(2.0,) * 8,
+                )
+            },
+            "not embed_dim / num_heads wide",
+        ),
+        ("gpt2", {}, "norm='rms'; positions='rope'; a part without bias; a gated MLP"),
+        ("gpt2", {**GPT2, "attn_scale": 0.5}, "attn_scale=0.5"),
+        ("gpt2", {**GPT2, "norm_placement": "parallel"}, "norm_placement='parallel'"),
+        ("gpt2", {**GPT2, "num_kv_heads": 2}, "num_kv_heads=2 of num_heads=4"),
+        ("gpt2", {**GPT2, "head_dim": 16}, "head_dim=16"),
+        ("gpt_neox", {}, "norm='rms'; an MLP that is gated or without bias"),
+        ("gpt_neox", {**NEOX, "attn_out_bias": False}, "qkv_bias without attn_out_bias"),
+        ("gpt_neox", {**NEOX, "norm_placement": "sandwich"}, "norm_placement='sandwich'"),
+        ("gpt_neox", {**NEOX, "rope_layout": "interleaved"}, "rope_layout='interleaved'"),
+    ],
+    ids=str,
+)
+def test_what_a_family_cannot_say_is_not_written(family, changes, words):
+    with pytest.raises(ValueError, match=f"cannot say .*{words}"):
+        BY_NAME[family].write_config(dataclasses.replace(TINY, **changes), {})
+
+
+def test_gemma_writes_a_whole_number_for_the_scale_of_scores():
+    write = BY_NAME["gemma2"].write_config
+    for scalar in (1, 144, 168, 224, 256):
+        config = dataclasses.replace(TINY, **GEMMA, attn_scale=scalar**-0.5)
+        assert write(config, {})["query_pre_attn_scalar"] == scalar
+    config = dataclasses.replace(TINY, **GEMMA)
+    assert write(config, {})["query_pre_attn_scalar"] == TINY.head_dim
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gemma_scales_embeddings_by_a_rounded_number(dtype, tmp_path):
+    """The root of D is rounded to the weights' dtype, and then the product is."""
+    original = CASES["gemma2"].build().to(getattr(torch, dtype))
+    original.save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path)
+    tokens = tokens_of(original)
+    with torch.no_grad():
+        expected = original.model.embed_tokens(torch.tensor(tokens)).float().numpy()
+    found = model.embed(tokens)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.astype(jnp.float32), expected)
+
+
+def test_the_root_of_any_width_is_rounded_as_in_pytorch():
+    for dtype in ("bfloat16", "float16"):
+        roots = [width**0.5 for width in range(1, 9000)]
+        theirs = torch.tensor(roots).to(getattr(torch, dtype)).float().numpy()
+        ours = np.array([jnp.dtype(dtype).type(root) for root in roots]).astype(np.float32)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_buffers_of_pythia_are_ignored_and_its_biases_are_not(tmp_path):
+    """transformers of old saved the causal mask and the frequencies."""
+    original = CASES["gpt_neox"].build()
+    original.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    buffers = {
+        "bias": torch.tril(torch.ones(512, 512, dtype=torch.bool))[None, None],
+        "masked_bias": torch.tensor(-1e9),
+        "rotary_emb.inv_freq": torch.ones(1),
+    }
+    tensors = load_file(file) | {
+        f"gpt_neox.layers.{i}.attention.{name}": tensor.clone()
+        for i in range(4)
+        for name, tensor in buffers.items()
+    }
+    save_file(tensors, file)
+    model, tokens = load_pretrained(tmp_path), tokens_of(original)
+    with torch.no_grad():
+        expected = original(input_ids=torch.tensor(tokens)).logits
+    assert relative_l2(model(tokens).logits, expected) <= 1e-5
+
+
+def test_phi_3_writes_what_version_4_can_read(tmp_path):
+    """Of scaling its three fields alone, by the old name of the first."""
+    CASES["phi3/longrope-beyond"].build().save_pretrained(tmp_path / "in")
+    save_pretrained(load_pretrained(tmp_path / "in"), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    factors = longrope(64, 4)["rope_parameters"]
+    assert written["rope_scaling"] == {
+        "type": "longrope",
+        "short_factor": factors["short_factor"],
+        "long_factor": factors["long_factor"],
+    }
+    assert written["original_max_position_embeddings"] == 64
+    assert written["partial_rotary_factor"] == 0.5
