@@ -34,6 +34,12 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj"), ("gate_proj", "up
 TOGETHER = ({"N", "H"}, {"K", "H"})  # axes that are merged everywhere
 CLOSE = 0.8  # of the best likeness: near enough to be what was meant
 WEAK = 0.15  # a likeness that says nothing
+EPSILON = 0.001  # of likeness: less than any word is worth
+ORDER = (
+    *("embed", "embed_position", "attn_norm", "q_proj", "k_proj", "v_proj", "o_proj"),
+    *("q_norm", "k_norm", "attn_out_norm", "mlp_norm", "gate_proj", "up_proj", "down_proj"),
+    *("mlp_out_norm", "final_norm", "lm_head"),
+)
 _NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")
 
 
@@ -204,6 +210,7 @@ class _Search:
         stored = [tensor for tensor in self.stored if tensor not in pairs]
         likeness = np.array([[self._fit(s, (t,)) for t in targets] for s in stored])
         if likeness.size:
+            likeness += (likeness > 0) * _order(stored, targets)
             for i, j in zip(*linear_sum_assignment(-likeness), strict=True):
                 if likeness[i, j] > 0:
                     pairs[stored[i]] = (targets[j],)
@@ -226,7 +233,7 @@ class _Search:
         if not self._ways(tensor, targets):
             return 0.0
         likeness = self.vocabulary.likeness(tensor.name, tuple(target.name for target in targets))
-        return likeness + 0.001  # what alone fits is better than nothing
+        return likeness + EPSILON  # what alone fits is better than nothing
 
     def _ways(self, tensor: Stored, targets: tuple[Target, ...]) -> list[list[Dims]]:
         """How the tensor's dimensions may be those of the arrays: the dimensions for each.
@@ -237,6 +244,8 @@ class _Search:
             return []
         inside = {"E"} if tensor.has_experts else set()
         axes = [tuple(a for a in target.axes if a not in inside) for target in targets]
+        if self.heads_are_alike and len({own for own in axes if "N" in own}) == 1:
+            axes = [tuple("N" if axis == "K" else axis for axis in own) for own in axes]
         if inside and any("E" not in target.axes for target in targets):
             return []
         if len(targets) == 1:
@@ -423,6 +432,20 @@ def _is_flipped(target: Target, dims: Dims) -> bool:
     """Whether the axes lie in another order than in the model's array."""
     flat = [axis for dim in dims for axis in dim]
     return flat != [axis for axis in target.axes if axis in flat]
+
+
+def _order(stored: Sequence[Stored], targets: Sequence[Target]) -> np.ndarray:
+    """A little more for pairs that stand at like places, to decide where names say nothing."""
+    last = max(len(stored), len(targets)) - 1 or 1
+    usual = sorted(range(len(targets)), key=lambda i: _place(targets[i].name))
+    places = np.argsort(usual)
+    return EPSILON * (1 - abs(np.arange(len(stored))[:, None] - places[None]) / last)
+
+
+def _place(name: str) -> int:
+    """Where most models define what fills this array."""
+    parts = (number for number, part in enumerate(ORDER) if f".{part}." in f".{name}")
+    return next(parts, len(ORDER))
 
 
 def _choose(target: Target, ways: list[list[Dims]], is_flipped: bool) -> list[Dims]:

@@ -35,6 +35,14 @@ WORDS = {
     **dict.fromkeys(("layer", "layers", "block", "blocks", "h", "transformer", "decoder"), ""),
 }
 
+# Of models that are not decoders alone.
+T5 = {
+    "mlp.wi_0.weight": "layers.{L}.mlp.gate_proj.kernel",
+    "mlp.wi_1.weight": "layers.{L}.mlp.up_proj.kernel",
+}
+
+OTHER_KIND = 0.3  # how much less a name speaks of a bias if it has no such word, or the reverse
+
 Targets = tuple[str, ...]  # the arrays that a tensor fills, by their names in the model
 
 
@@ -55,10 +63,12 @@ class Vocabulary:
     def likeness(self, name: str, targets: Targets) -> float:
         """How much the name speaks of these arrays: from 0 to 1."""
         given = words(name)
-        return max(
+        is_other = ("bias" in given) != targets[0].endswith("bias")
+        best = max(
             self._sum(given & known) / max(self._sum(given | known), 1e-9)
             for known in self.known[targets]
         )
+        return best * (OTHER_KIND if is_other else 1)
 
     def _sum(self, chosen: frozenset[str]) -> float:
         return sum(self.weight.get(word, 0.0) for word in chosen)
@@ -76,6 +86,7 @@ def words(name: str) -> frozenset[str]:
 
 def _spellings(config: Config) -> Iterator[tuple[str, Targets]]:
     """The stored names that families would give the tensors of this model, and what they fill."""
+    yield from ((stored, (filled,)) for stored, filled in T5.items())
     for family in FAMILIES:
         try:
             table = family.table(config, Layout())

@@ -16,6 +16,7 @@ BELOW = {
     "sharding": set(),
     "origin": set(),
     "layers": {"config", "sharding"},
+    "presets": {"config"},
     "models": {"config", "sharding", "origin", "layers"},
     "params": {"config", "sharding", "origin", "layers", "models"},
     "generation": {"config", "sharding", "origin", "layers", "models", "params"},

@@ -148,11 +148,15 @@ def self_attention(
 
     Positions must grow within a segment; they may have 1 for B. Goes by blocks of queries, each
     of which meets only the keys in its reach: half the work of masking all T x T scores, or much
-    less with a window. The backward pass computes the probabilities again (Dao et al., 2022), so
-    that none are kept.
+    less with a window. The backward pass computes the probabilities again (Dao et al., 2022), and
+    the biases, so that none are kept.
     """
     T = q_BTNH.shape[1]
-    attend = jax.checkpoint(attend)
+
+    @jax.checkpoint
+    def attend_block(q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array]) -> Array:
+        return attend(q, k, v, mask, None if bias is None else bias(*at))
+
     outs = []
     for own in query_blocks(T):
         seen = sight.keys(own.start, own.stop, T)
@@ -160,8 +164,7 @@ def self_attention(
         mask_BTS = sight.mask(*at)
         if segment_ids_BT is not None:
             mask_BTS &= same_segment(segment_ids_BT[:, own], segment_ids_BT[:, seen])
-        offset = None if bias is None else bias(*at)
-        outs.append(attend(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, offset))
+        outs.append(attend_block(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
     return jnp.concatenate(outs, axis=1)
 
 

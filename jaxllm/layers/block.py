@@ -85,7 +85,8 @@ class Block(nnx.Module):
     ) -> Array:
         """The residual stream with what cross-attention finds in the source, BTD."""
         attn, norm = self.cross_attn, self.cross_norm
-        assert attn is not None and norm is not None, "checked by the caller"
+        assert attn is not None, "checked by the caller"
+        assert norm is not None, "which every such layer has"
         gathered_BTD = attn(self.enter(norm, x_BTD), memory, segment_ids_BT)
         return self.leave(norm, self.cross_out_norm, x_BTD, gathered_BTD, key)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import count
 from pathlib import Path
 
 import jax
@@ -83,9 +84,9 @@ def write(folder: Path, arguments: dict, reference: torch.nn.Module) -> Path:
     return folder
 
 
-def inputs_of(arguments: dict) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+def inputs_of(arguments: dict, seed: int = 1) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Tokens, and what tells our model where the source is padded."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     if arguments["model_type"] == "nima-gpt":
         return [rng.integers(0, 96, (2, 320))], {}
     src, pad = rng.integers(4, 96, (2, 320)), arguments.get("pad_idx", 0)
@@ -102,11 +103,24 @@ def test_logits_are_those_of_the_reference(case):
     assert relative_l2(run(load_pretrained(folder), *inputs), expected) <= TOLERANCE
 
 
+def is_smooth(exact: torch.nn.Module, inputs: list[np.ndarray]) -> bool:
+    """Whether no number is so near the kink of a ReLU that rounding decides on its gradient."""
+    found = []
+    for name, module in exact.named_modules():
+        if name.endswith("linear1"):
+            module.register_forward_hook(lambda _, __, x: found.append(x.abs().min().item()))
+    with torch.no_grad():
+        exact(*map(torch.tensor, inputs))
+    return min(found) > 5e-6  # float32 is off by up to 2e-6 there
+
+
 def test_gradients_are_those_of_the_reference(case, tmp_path):
     """Rules only move numbers, so a gradient is read as the weights are; theirs is of float64."""
     reference, folder, arguments = case
-    inputs, masks = inputs_of(arguments)
     exact = copy.deepcopy(reference).double()
+    drawn = (inputs_of(arguments, seed) for seed in count())
+    is_gated = arguments.get("feed_forward", "ffn") != "ffn"
+    inputs, masks = next(d for d in drawn if is_gated or is_smooth(exact, d[0]))
     logits = exact(*map(torch.tensor, inputs))
     weights = np.random.default_rng(2).standard_normal(logits.shape)
     (logits * torch.tensor(weights)).sum().backward()

@@ -116,6 +116,27 @@ def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
     )
 
 
+@pytest.mark.parametrize(
+    ("equation", "shape", "fans"),
+    [
+        ("BTD,DNH->BTNH", (120, 6, 10), (120, 60)),
+        ("BTNH,NHD->BTD", (6, 10, 120), (60, 120)),
+        ("BTD,DF->BTF", (64, 200), (64, 200)),
+    ],
+)
+def test_xavier_kernels_are_uniform_as_those_of_pytorch(equation, shape, fans):
+    """Beside an `nn.Linear` of the same fans: its bound, its deviation; biases are zero."""
+    config = dataclasses.replace(TINY, init="xavier", init_std=0.37)
+    layer = Linear(equation, shape, config=config, use_bias=True, rngs=nnx.Rngs(0))
+    theirs = torch.empty(fans[1], fans[0])
+    torch.nn.init.xavier_uniform_(theirs, generator=torch.Generator().manual_seed(0))
+    kernel, bound = np.asarray(layer.kernel[...]), (6 / sum(fans)) ** 0.5
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    assert kernel.std() == pytest.approx(float(theirs.std()), rel=0.03)
+    assert kernel.mean() == pytest.approx(0, abs=0.03 * bound)
+    assert (layer.bias[...] == 0).all()
+
+
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_low_precision_accumulates_in_float32(param_dtype):
     layer = linear(

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from jaxllm.config import Experts, LayerKind
-from jaxllm.layers.moe import Load, load_balance, project_groups
+from jaxllm.layers.moe import Load, load_balance, overflowing, project_groups
 from jaxllm.layers.stack import restack
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -129,6 +129,46 @@ def test_what_a_token_gets_depends_on_no_other():
     assert relative_l2(together[:, T:], np.broadcast_to(together[:, :1], crowded.shape)) < TOLERANCE
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("capacity", [1, 3, 5, 100])
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_a_full_expert_turns_the_tokens_after_away(top_k, capacity, is_gated):
+    """One token after the other; padding is turned away and takes nobody's place."""
+    experts = dataclasses.replace(EXPERTS, top_k=top_k, capacity=capacity, router_bias=True)
+    moe = moe_of(experts, mlp_bias=True, gated_mlp=is_gated)
+    weights = tensors(nnx.split(moe)[1])
+    own = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] != "overflow"}
+    last = {n.removeprefix("overflow."): x for n, x in weights.items() if n.startswith("overflow.")}
+    taken, spilled, expected = [0] * E, 0, torch.zeros(B * T, TINY.embed_dim)
+    tokens = torch.tensor(X_BTD).reshape(-1, TINY.embed_dim)
+    for s, token in enumerate(tokens):
+        logits = token @ own["router.kernel"] + own["router.bias"]
+        for e in logits.topk(top_k).indices.tolist() if not PADDING.reshape(-1)[s] else []:
+            is_full = taken[e] == capacity
+            taken[e] += not is_full
+            spilled += is_full
+            y = torch_mlp(token, last, ...) if is_full else torch_mlp(token, own, e)
+            expected[s] += logits.softmax(-1)[e] * y
+    assert (spilled > 0) == (capacity < 5 or (capacity == 5 and top_k == 2))
+    out, load = jax.jit(moe)(X_BTD, ~PADDING)
+    kept = ~PADDING.reshape(-1)
+    assert relative_l2(out.reshape(-1, TINY.embed_dim)[kept], expected[kept]) < TOLERANCE
+    assert float(load.chosen_E.sum()) == top_k * kept.sum()  # those turned away as well
+
+
+def test_places_are_taken_in_order():
+    chosen = jnp.asarray([2, 0, 2, 2, 3, 0, 1])  # 3: padding
+    assert overflowing(chosen, 3, 2).tolist() == [2, 0, 2, 3, 3, 0, 1]
+    assert overflowing(chosen, 3, 1).tolist() == [2, 0, 3, 3, 3, 3, 1]
+
+
+def test_the_overflow_expert_learns_from_what_it_is_given():
+    experts = dataclasses.replace(EXPERTS, capacity=1)
+    graphdef, state = nnx.split(moe_of(experts))
+    gradient = jax.grad(lambda s: jnp.square(nnx.merge(graphdef, s)(X_BTD)[0]).sum())(state)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["overflow"]))
+
+
 @pytest.mark.parametrize("counts", [[3, 0, 1, 8, 0], [0, 0, 12, 0, 0], [2, 3, 2, 3, 2]], ids=str)
 def test_ragged_groups_are_products_one_by_one(counts):
     D = TINY.embed_dim
@@ -195,6 +235,16 @@ def test_the_balancing_loss_is_that_of_transformers(num_layers, is_token):
     assert float(load_balance(loads, "model")) == pytest.approx(expected, rel=1e-6)
     one_by_one = [float(load_balancing_loss_func((layer,), E, 2, mask)) for layer in logits]
     assert float(load_balance(loads, "layer")) == pytest.approx(np.mean(one_by_one), rel=1e-6)
+
+
+def test_the_sum_is_each_layers_without_the_number_of_experts():
+    logits, loads = loads_of(num_layers=3)
+    by_hand = 0.0
+    for layer in logits:
+        probs = layer.softmax(-1)
+        chosen = torch.zeros_like(probs).scatter(-1, probs.topk(2).indices, 1.0)
+        by_hand += float((chosen.mean(0) * probs.mean(0)).sum())
+    assert float(load_balance(loads, "sum")) == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_layers_may_balance_each_other_out_of_the_whole_model_s_loss():

@@ -1,0 +1,85 @@
+"""Presets: the document's sizes, beside the reference; and how their weights start."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jaxllm.config import make_config
+from jaxllm.interop.families import Fields
+from jaxllm.interop.families.nima_gpt import NIMA_GPT
+from jaxllm.interop.families.nima_transformer import NIMA_TRANSFORMER
+from jaxllm.interop.reference import nima
+from jaxllm.models import build, build_abstract
+from jaxllm.params import count, named_parameters
+from jaxllm.presets import SIZES, gpt, transformer
+
+MILLIONS = {"tiny": (10, 32000), "small": (125, 50257), "medium": (350, 50257)}
+
+
+def of_reference(reference: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in reference.parameters())
+
+
+def read(family, **arguments):
+    return make_config(family.read_config(Fields(arguments), {})[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_decoder_has_the_parameters_of_the_document(size):
+    millions, vocab_size = MILLIONS[size]
+    config = gpt(size, vocab_size)
+    found = count(build_abstract(config))
+    assert found / 1e6 == pytest.approx(millions, rel=0.16 if size == "tiny" else 0.02)
+    with torch.device("meta"):
+        assert found == of_reference(nima.GPTModel(vocab_size, **nima.PRESETS[size]))
+    assert config == read(NIMA_GPT, vocab_size=vocab_size, **nima.PRESETS[size])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_encoder_decoder_has_as_many_layers_in_each_stack(size):
+    config = transformer(size, 32000, 30000)
+    layers = dict(nima.PRESETS[size])
+    layers["n_encoder_layers"] = layers["n_decoder_layers"] = layers.pop("n_layers")
+    arguments = {"src_vocab_size": 32000, "tgt_vocab_size": 30000, **layers}
+    with torch.device("meta"):
+        reference = nima.TransformerModel(**arguments)
+    assert count(build_abstract(config)) == of_reference(reference)
+    assert config == read(NIMA_TRANSFORMER, **arguments)
+
+
+def test_changes_are_fields_of_the_stacks():
+    assert gpt("tiny", 300, positions="rope", dropout=0.0).positions == "rope"
+    config = transformer("tiny", 300, 300, norm_placement="pre", final_norm=True)
+    assert config.encoder.norm_placement == config.decoder.norm_placement == "pre"
+    with pytest.raises(ValueError, match="size='huge' is not one of tiny, small, medium"):
+        gpt("huge")
+
+
+@pytest.mark.parametrize("init", ["xavier", "normal"])
+def test_every_tensor_starts_as_the_document_says(init):
+    """Kernels by their fans or with 0.02, tables with 0.02, biases zero and norms one."""
+    decoder = gpt("tiny", 300, init=init, positions="distance", tie_embeddings=False)
+    encoder_decoder = transformer("tiny", 300, 280, init=init)
+    for config in (decoder, encoder_decoder, dataclasses.replace(decoder, positions="learned")):
+        for name, variable in named_parameters(build(config, rngs=nnx.Rngs(0))).items():
+            value = np.asarray(variable.get_value())
+            if name.endswith("bias") or name.endswith("scale"):
+                assert (value == name.endswith("scale")).all(), name
+            elif init == "normal" or name.endswith("embedding"):
+                assert value.std() == pytest.approx(0.02, rel=0.05), name
+                assert np.abs(value).max() > 0.05, name
+            else:
+                fans = fans_of(variable.dims, value.shape)
+                bound = (6 / sum(fans)) ** 0.5
+                assert 0.99 * bound < np.abs(value).max() <= bound, name
+                assert value.std() == pytest.approx(bound / 3**0.5, rel=0.02), name
+
+
+def fans_of(dims: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Those of the `nn.Linear` that a kernel is: of heads into the width, or out of it."""
+    sizes = dict(zip(dims, shape[-len(dims) :], strict=True))
+    own = sizes.pop("D")
+    return own, int(np.prod([*sizes.values()]))

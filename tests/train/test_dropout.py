@@ -1,0 +1,87 @@
+"""Training with dropout: other masks in each step and microbatch, none in evaluation."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_model
+
+from jaxllm.params import split
+from jaxllm.train import TrainConfig, make_mesh
+from jaxllm.train.data import DataConfig
+from jaxllm.train.loss import next_token_loss
+from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.step import accumulate, make_steps
+
+RATE = 0.3
+BATCH = {
+    "tokens": np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 10)),
+    "mask": np.ones((4, 9), np.int32),
+}
+
+
+def run(rate: float, *, seed: int = 0, microbatches: int = 1, start: int = 0) -> dict[str, float]:
+    """The loss of one step on a mesh, and that of evaluation before it."""
+    model = random_model(dropout=rate)
+    config = TrainConfig(
+        output="unused",
+        steps=10,
+        batch_size=4,
+        seq_len=9,
+        accumulate=microbatches,
+        seed=seed,
+        model=model.config,
+        data=DataConfig(text=("unused",)),
+        optimizer=OptimizerConfig(warmup_steps=1),
+    )
+    mesh = make_mesh(fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        steps = make_steps(config, model, mesh)
+        state = steps.init(split(model)[1])
+        held_out, targets = steps.evaluate(state.params, BATCH)
+        _, metrics = steps.train(state._replace(step=jnp.int32(start)), BATCH)
+    return {"held out": float(held_out / targets), "loss": float(metrics["loss"])}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run(0.0)
+
+
+def test_evaluation_drops_nothing_and_training_does(plain):
+    found = run(RATE)
+    assert found["held out"] == plain["held out"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert abs(found["loss"] / plain["loss"] - 1) > 1e-3
+
+
+def test_the_seed_and_the_step_decide():
+    found = run(RATE)
+    assert run(RATE) == found
+    assert run(RATE, seed=1)["loss"] != found["loss"]
+    assert run(RATE, start=3)["loss"] != found["loss"]
+
+
+def test_microbatches_drop_by_keys_of_their_own():
+    """Of equal rows, equal masks would make equal losses."""
+    bind, params = split(random_model(dropout=RATE))
+    rows = {name: np.repeat(x[:1], 2, axis=0) for name, x in BATCH.items()}
+
+    def loss(params, batch, key):
+        return next_token_loss(bind(params), batch["tokens"], batch["mask"], 512, key)[0]
+
+    both = jax.jit(lambda key: accumulate(jax.value_and_grad(loss), params, rows, 2, key)[0])
+    alone = jax.jit(loss)
+    row = {name: x[:1] for name, x in rows.items()}
+    key = jax.random.key(1)
+    by_hand = [float(alone(params, row, own)) for own in jax.random.split(key, 2)]
+    assert by_hand[0] != by_hand[1]
+    assert float(both(key)) == pytest.approx(sum(by_hand), rel=1e-6)
+
+
+def test_a_sequence_past_the_learned_positions_is_refused():
+    model = random_model(positions="learned", max_len=8)
+    with pytest.raises(ValueError, match="a sequence of 9 tokens; positions end at max_len=8"):
+        next_token_loss(model, BATCH["tokens"], BATCH["mask"], 512)
+    longer = random_model(positions="learned", max_len=9)
+    next_token_loss(longer, BATCH["tokens"], BATCH["mask"], 512)
