@@ -45,6 +45,7 @@ def load_pretrained(
             config that nobody understands. If not, they are logged as a warning and left out.
             What is missing, mis-shaped or unsupported is refused either way.
         max_ram: host memory to take above that of the arrays: bytes, or a text like "256MiB".
+            It does not bind Orbax, which reads native checkpoints and takes an array at a time.
         rules: of a model of your own, as docs/rules.md says: a Python file, which is run, or an
             object that defines the same.
 

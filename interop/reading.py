@@ -9,12 +9,10 @@ from typing import Self
 import numpy as np
 
 from .rules import Range
-from .sources import boxes
+from .sources import Box, boxes
 from .tensors import CheckpointError, StoredTensor
 
 PAGE_BYTES = 4096  # the disk reads whole pages: to leave out less is not worth another request
-
-Box = Sequence[Range]
 
 
 def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:

@@ -49,8 +49,8 @@ class Stored:
 
     name: str  # with {L} and {E} in it
     shape: Shape
-    layers: tuple[int, ...] | None  # None: it is in no layer
-    has_experts: bool
+    layers: tuple[int, ...] | None = None  # None: it is in no layer
+    has_experts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +122,18 @@ def suggest(
     """
     table = None
     if isinstance(tensors, Mapping):
-        shapes = {name: tuple(getattr(of, "shape", of)) for name, of in tensors.items()}
+        shapes = {
+            name: tuple(of.shape if hasattr(of, "shape") else of) for name, of in tensors.items()
+        }
     elif rules is None and config is not None:
         shapes = {name: of.shape for name, of in unwrapped(read_weights(Path(tensors))).items()}
     else:
-        checkpoint = open_checkpoint(Path(tensors), rules)
+        try:
+            checkpoint = open_checkpoint(Path(tensors), rules)
+        except CheckpointError as error:
+            if rules is not None:
+                raise
+            raise CheckpointError([*error.problems, "so its config must be given"]) from None
         shapes = {name: of.shape for name, of in checkpoint.tensors.items()}
         account = take_account(checkpoint)
         if account.config is None:
@@ -251,13 +258,13 @@ class _Search:
         if len(targets) == 1:
             return [[dims] for dims in _arrangements(axes[0], tensor.shape, self.sizes)]
         ways = []
-        for place in range(min(len(tensor.shape), 2)):
+        for place in range(len(tensor.shape)):
             rows = tensor.shape[place]
             each = [
                 [
                     d
                     for d in _arrangements(own, tensor.shape, self.sizes, place)
-                    if "D" not in d[place]
+                    if not {"D", "E"} & set(d[place])
                 ]
                 for own in axes
             ]
@@ -284,7 +291,7 @@ class _Search:
                 *self._turned(tensor, ways[tensor], way),
             ]
             fit = self._fit(tensor, targets)
-            for rule in _rules(tensor, targets, way):
+            for rule in _rules(tensor, targets, way, self.sizes):
                 said.append(Suggested(rule, round(fit, 3), tuple(doubts)))
                 doubts = []
         left = [tensor for tensor in self.stored if tensor not in pairs]
@@ -302,8 +309,10 @@ class _Search:
     def _convention(
         self, pairs: Mapping[Stored, tuple[Target, ...]], ways: Mapping[Stored, list[list[Dims]]]
     ) -> bool:
-        """Whether kernels lie transposed to ours, as `torch.nn.Linear` has them: most of those
-        that can lie in one way only do."""
+        """Whether kernels lie transposed to ours, as `torch.nn.Linear` has them.
+
+        The majority of those decides that can lie in one way only.
+        """
         votes = [
             _is_flipped(targets[0], ways[tensor][0][0])
             for tensor, targets in pairs.items()
@@ -320,7 +329,7 @@ class _Search:
         """What else a tensor may be, and whether its name says anything."""
         if len(targets) > 1:
             names = ", ".join(target.name.split(".")[-2] for target in targets)
-            yield f"fused: the order {names} is that of most models, no shape tells it"
+            yield f"fused: {names} one after the other, as in most models; no shape tells it"
             return
         own = self._fit(tensor, targets)
         rivals = [
@@ -376,35 +385,32 @@ def _fold(
         key = _NUMBER.sub("\0", name), shape
         alike.setdefault(key, []).append(tuple(map(int, _NUMBER.findall(name))))
     for (template, shape), rows in alike.items():
-        yield from _fold_columns(template, shape, rows, layers, num_experts)
+        yield from _fold_columns(Stored(template, shape), rows, layers, num_experts)
 
 
 def _fold_columns(
-    template: str,
-    shape: Shape,
+    tensor: Stored,
     rows: Sequence[tuple[int, ...]],
     layers: Collection[tuple[int, ...]],
     num_experts: int | None,
 ) -> Iterator[Stored]:
-    """Replaces the numbers of a template, from the left, by an axis or by themselves."""
-    if "\0" not in template:
-        number = re.search(r"\{L=([\d,]+)\}", template)
-        own = tuple(map(int, number[1].split(","))) if number else None
-        yield Stored(re.sub(r"\{L=[\d,]+\}", "{L}", template), shape, own, "{E}" in template)
+    """Replaces the numbers of a name, each a NUL in it, from the left: by an axis, or as it is."""
+    if "\0" not in tensor.name:
+        yield tensor
         return
     values = tuple(sorted({row[0] for row in rows}))
-    if "{L=" not in template and values in layers:
-        axis = f"{{L={','.join(map(str, values))}}}"
-    elif "{E}" not in template and num_experts and values == tuple(range(num_experts)):
-        axis = "{E}"
+    cut = lambda text, **known: dataclasses.replace(  # noqa: E731
+        tensor, name=tensor.name.replace("\0", text, 1), **known
+    )
+    if tensor.layers is None and values in layers:
+        named = {cut("{L}", layers=values): values}
+    elif not tensor.has_experts and num_experts and values == tuple(range(num_experts)):
+        named = {cut("{E}", has_experts=True): values}
     else:
-        for value in values:
-            own = [row[1:] for row in rows if row[0] == value]
-            literal = template.replace("\0", str(value), 1)
-            yield from _fold_columns(literal, shape, own, layers, num_experts)
-        return
-    rest = [row[1:] for row in rows]
-    yield from _fold_columns(template.replace("\0", axis, 1), shape, rest, layers, num_experts)
+        named = {cut(str(value)): (value,) for value in values}
+    for one, own in named.items():
+        rest = [row[1:] for row in rows if row[0] in own]
+        yield from _fold_columns(one, rest, layers, num_experts)
 
 
 def _arrangements(
@@ -454,7 +460,9 @@ def _choose(target: Target, ways: list[list[Dims]], is_flipped: bool) -> list[Di
     return next((way for way in ways if _is_flipped(target, way[0]) == wanted), ways[0])
 
 
-def _rules(tensor: Stored, targets: tuple[Target, ...], way: list[Dims]) -> Iterator[Rule]:
+def _rules(
+    tensor: Stored, targets: tuple[Target, ...], way: list[Dims], sizes: Sizes
+) -> Iterator[Rule]:
     """One rule; for parts of different shapes, one for each."""
     layers = tensor.layers
     every = layers is None or layers == tuple(range(len(layers)))
@@ -464,7 +472,8 @@ def _rules(tensor: Stored, targets: tuple[Target, ...], way: list[Dims]) -> Iter
     if len(targets) == 1:
         yield Rule(Side(tensor.name, way[0]), sides[0], layers=kept)
     elif len(set(way)) == 1:
-        place = next(i for i, dim in enumerate(way[0]) if "D" not in dim)
+        extents = Side(tensor.name, way[0]).shape(sizes)
+        place = next(i for i, extent in enumerate(extents) if extent != tensor.shape[i])
         dims = tuple(("P", *dim) if i == place else dim for i, dim in enumerate(way[0]))
         model = targets[0].name.replace(f".{names[0]}_proj.", f".{{P={'|'.join(names)}}}_proj.")
         yield Rule(Side(tensor.name, dims), Side(model, sides[0].dims), layers=kept)

@@ -128,13 +128,16 @@ def _run(path: Path, text: str) -> UserFamily:
     """The family of a file with this text, which finds modules beside it, as a script does."""
     with _importing_from(path.parent):
         attributes = runpy.run_path(str(path), run_name=path.stem)
-    reference = attributes.get("reference")
+    family = _define(path.name, attributes.get)
+    if family.reference is None:
+        return family
+    build = family.reference
 
-    def build(fields: Json) -> Any:
+    def reference(fields: Json) -> Any:
         with _importing_from(path.parent):
-            return reference(fields)
+            return build(fields)
 
-    return _define(path.name, {**attributes, "reference": reference and build}.get)
+    return dataclasses.replace(family, reference=reference)
 
 
 @contextmanager
@@ -191,7 +194,7 @@ class _Definition:
 
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
         """The fields of the config, and the name of the file."""
-        files = {tensor.path.name for tensor in stored.values()}
+        files = {tensor.path.name for tensor in stored.values() if tensor is not None}
         file = files.pop() if len(files) == 1 else HOME
         return _values(self.config(fields)), Layout(file=file, names=tuple(stored))
 
@@ -217,11 +220,12 @@ class _Definition:
             raise ValueError(f"{self.name}: {wrong[0]!r} is not a Rule")
         labels = [side.labels for rule in rules for side in (rule.stored, rule.model)]
         counted = {axis: len(of) for some in labels for axis, of in some.items() if " " not in axis}
-        decoder = config if isinstance(config, DecoderConfig) else config.decoder
+        decoder = getattr(config, "decoder", config)
+        legend = decoder_sizes(decoder) if isinstance(decoder, DecoderConfig) else {}
         derived, tied = self.said("derived", config, {}), self.said("tied", config, {})
         return Table(
             rules,
-            {**counted, **decoder_sizes(decoder), **self.said("sizes", config, {})},
+            {**counted, **legend, **self.said("sizes", config, {})},
             tied=tied,
             derived=tuple(Derived(name, compute) for name, compute in derived.items()),
             ignored=self.said("ignored", config, {}),

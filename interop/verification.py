@@ -90,7 +90,7 @@ class Verification:
         return (
             f"{self.path}: {len(self.tensors)} tensors, {spell_size(self.num_bytes)}, "
             f"there and back through {self.through}: {self.differing_bits:,} differing bits"
-            + (f", {alone} tensors have no way back" if alone else "")
+            + (f", {alone} without a way back" if alone else "")
             + (f", {self.num_nonfinite:,} numbers not finite" if self.num_nonfinite else "")
             + (f", {len(self.changes)} changes since the manifest" if self.changes else "")
         )
@@ -161,6 +161,8 @@ def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
     plan = make_plan(checkpoint)
     again = dict(exported(of_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
+    for derived in plan.table.derived:  # an export computes it anew, and may round otherwise
+        again.pop(derived.name, None)
     return checkpoint.family.name, {
         name: _Pair(of_stored(tensor), again.get(name), _why_ignored(name, plan.table))
         for name, tensor in checkpoint.tensors.items()
@@ -168,8 +170,9 @@ def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
 
 
 def _why_ignored(name: str, table: Table) -> str:
-    matching = (why for pattern, why in table.ignored.items() if fnmatchcase(name, pattern))
-    return next(matching, "")
+    reasons = {derived.name: "derived from the config" for derived in table.derived}
+    reasons |= table.ignored
+    return next((why for pattern, why in reasons.items() if fnmatchcase(name, pattern)), "")
 
 
 def _native_pairs(parameters: Parameters, rules: Any) -> tuple[str, dict[str, _Pair]]:

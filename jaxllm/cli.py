@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxllm.config import Config
     from jaxllm.models.decoder import Decoder
     from jaxllm.train.text import Tokenizer
 
@@ -101,16 +102,29 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add("inspect", _inspect, "Say what lies in a folder, and whether it would load.")
     inspect.add_argument("path", help="any folder of tensors")
     inspect.add_argument("--json", action="store_true", help="print everything as JSON")
+    _add_rules(inspect)
+
+    suggest = add("suggest", _suggest, "Propose rules for tensors that have none.")
+    suggest.add_argument("path", help="a file or a folder of tensors")
+    suggest.add_argument("--config", help="a YAML file of the fields of the model's config")
+    _add_rules(suggest)
 
     purpose = "Compare a Hugging Face checkpoint, run by transformers, with ours."
     _add_parity_options(add("parity", _parity, purpose))
     return parser
 
 
+def _add_rules(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--rules", help="a Python file, which is run: a model of your own (docs/rules.md)"
+    )
+
+
 def _add_convert_options(convert: argparse.ArgumentParser) -> None:
+    _add_rules(convert)
     convert.add_argument("source", help="a checkpoint of any known family, or a run")
     convert.add_argument("destination", help="a folder that does not exist yet")
-    formats = ("hf", "meta", "tlama", "llm", "native")
+    formats = ("hf", "meta", "tlama", "llm", "nima", "components", "native", "rules")
     convert.add_argument("--to", choices=formats, default="hf", help="(%(default)s)")
     convert.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     convert.add_argument("--model-parallel", type=_count, help="shards to write, for meta")
@@ -120,6 +134,7 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
 
 
 def _add_verify_options(verify: argparse.ArgumentParser) -> None:
+    _add_rules(verify)
     verify.add_argument("path", help="a checkpoint of any known family, or a run")
     verify.add_argument("--step", type=int, help="of a run; default: its newest")
     verify.add_argument(
@@ -130,6 +145,7 @@ def _add_verify_options(verify: argparse.ArgumentParser) -> None:
 
 
 def _add_parity_options(parity: argparse.ArgumentParser) -> None:
+    _add_rules(parity)
     parity.add_argument("path", help="a Hugging Face checkpoint of any known family")
     parity.add_argument(
         "--levels",
@@ -263,6 +279,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             step=arguments.step,
             max_ram=arguments.max_ram,
             progress=progress,
+            rules=arguments.rules,
         )
     seconds = time.perf_counter() - begun
     kept = (
@@ -305,6 +322,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         step=arguments.step,
         manifest=arguments.manifest,
         max_ram=arguments.max_ram,
+        rules=arguments.rules,
     )
     if arguments.json:
         print(json.dumps(found.to_json()))
@@ -318,7 +336,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import inspect
 
-    inspection = inspect(arguments.path)
+    inspection = inspect(arguments.path, rules=arguments.rules)
     if arguments.json:
         print(json.dumps(inspection.to_json()))
     else:
@@ -330,13 +348,36 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0 if inspection.ok else 1
 
 
+def _suggest(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop import suggest
+
+    config = None if arguments.config is None else _read_config(Path(arguments.config))
+    print(suggest(arguments.path, config, rules=arguments.rules))
+    return 0
+
+
+def _read_config(path: Path) -> "Config":
+    import yaml
+
+    from jaxllm.config import from_dict
+
+    fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is not a file of fields")
+    return from_dict(fields)
+
+
 def _parity(arguments: argparse.Namespace) -> int:
     from jaxllm.interop.parity import check_checkpoint
 
     text = None if arguments.text is None else Path(arguments.text).read_text(encoding="utf-8")
-    levels = {} if arguments.levels is None else {"levels": arguments.levels}
     report = check_checkpoint(
-        arguments.path, text=text, num_tokens=arguments.num_tokens, seed=arguments.seed, **levels
+        arguments.path,
+        text=text,
+        num_tokens=arguments.num_tokens,
+        seed=arguments.seed,
+        levels=arguments.levels,
+        rules=arguments.rules,
     )
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from tiny import random_model
 
 from jaxllm.cli import main
+from jaxllm.config import to_dict
 from jaxllm.interop import load_pretrained, save_pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -255,3 +257,25 @@ def test_plan_says_what_a_run_takes(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["tokens"] == 60 * 16 * 128
     assert main(["plan", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_suggest_prints_rules_to_paste(byte_model, tmp_path, capsys):
+    config = to_dict(load_pretrained(byte_model).config)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    weights = str(byte_model / "model.safetensors")
+    assert main(["suggest", weights, "--config", str(tmp_path / "model.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("rules = [\n    Rule(")
+    assert '"layers.{L}.attn.q_proj.kernel : D N H"' in out
+    assert main(["suggest", weights]) == 1
+    assert "so its config must be given" in capsys.readouterr().err
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert main(["suggest", weights, "--config", str(tmp_path / "list.yaml")]) == 2
+    assert "is not a file of fields" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "parity", "convert", "suggest"])
+def test_rules_that_are_not_there_are_named(command, byte_model, tmp_path, capsys):
+    rest = [str(tmp_path / "out")] if command == "convert" else []
+    assert main([command, str(byte_model), *rest, "--rules", "nothing.py"]) == 1
+    assert "rules='nothing.py' is not a file" in capsys.readouterr().err

@@ -50,9 +50,7 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
     )
 
     def losses(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
-        return next_token_loss(
-            bind(params), batch["tokens"], batch["mask"], config.loss_chunk, key
-        )
+        return next_token_loss(bind(params), batch["tokens"], batch["mask"], config.loss_chunk, key)
 
     def loss(params: Params, batch: Batch, key: Array | None) -> Array:
         total, aux_loss = losses(params, batch, key)

@@ -28,7 +28,7 @@ ATTENTIONS = ("mha", "mqa", "gqa")
 
 
 def read_layers(fields: Fields) -> Json:
-    """The arguments that layers get. How a model is run, with or without a cache, is not its own."""
+    """The arguments that layers get. With or without a cache is how a model is run."""
     fields.ignore("model_type", "use_kv_cache")
     width, heads = fields.take("embed_dim", int), fields.take("num_heads", int)
     if heads and width % heads:
@@ -79,7 +79,7 @@ def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
         if not ffn.take("use_moe", bool, False):
             ffn.ignore(*names)
             return None
-        experts = ffn.build(
+        return ffn.build(
             Experts,
             num_experts=ffn.take("num_experts", int),
             capacity=ffn.take("capacity", int),
@@ -90,7 +90,6 @@ def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
             router_bias=True,
             balance="sum",
         )
-    return experts
 
 
 def write_layers(config: StackConfig, base: Json) -> Json:

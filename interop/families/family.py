@@ -177,9 +177,9 @@ def _type_problem(name: str, value: Any, kind: type) -> str | None:
     """What is wrong with a field's value, before it is known what it is for."""
     if type(value) is not kind:
         return f"is not of type {kind.__name__}"
-    if kind is float:
+    if isinstance(value, float):
         return None if abs(value) <= MAX_FLOAT else "is no finite float32"
-    if kind is not int:
+    if not isinstance(value, int):
         return None
     limit = MAX_COUNT if "layer" in name or "expert" in name else MAX_INT
     return f"is beyond {limit:,}" if abs(value) > limit else None

@@ -16,6 +16,7 @@ from jaxllm.interop.tensors import CheckpointError
 from jaxllm.models.decoder import Decoder
 
 from .judge import LEVELS, compare
+from .plain import NOT_PLAIN, load_plain
 from .prompt import MIN_TOKENS, random_tokens, text_tokens
 from .report import Report
 
@@ -36,7 +37,8 @@ def check_checkpoint(
     batch_size: int = 2,
     seed: int = 0,
     model: Decoder | None = None,
-    levels: Sequence[str] = USUAL,
+    levels: Sequence[str] | None = None,
+    rules: Any = None,
 ) -> Report:
     """Whether we compute from a checkpoint what transformers computes from it.
 
@@ -49,6 +51,8 @@ def check_checkpoint(
         seed: of the random tokens.
         model: what to compare; by default what `load_pretrained` makes of the folder.
         levels: of those of `compare`; by default all but the curve.
+        rules: of a model of your own, as docs/rules.md says, which its own `reference` runs
+            instead of transformers; `path` may then be a file. All but generate can be compared.
 
     Raises:
         ImportError: torch or transformers is not installed.
@@ -62,17 +66,22 @@ def check_checkpoint(
             f"num_tokens={num_tokens} is less than {MIN_TOKENS}: wrong positions show late"
         )
     path = Path(path)
-    _check_folder(path)
+    if rules is None:
+        _check_folder(path)
+    elif beyond := set(levels or ()) & set(NOT_PLAIN):
+        raise ValueError(f"levels={sorted(beyond)} need a model of transformers, not rules")
     require_torch()
     if model is None:
-        model = load_pretrained(path, dtype="float32")
+        model = load_pretrained(path, dtype="float32", rules=rules)
+    possible = [level for level in USUAL if rules is None or level not in NOT_PLAIN]
     vocab_size = model.config.vocab_size
     is_random = tokens is None and text is None
     if text is not None:
         tokens = text_tokens(text, path, vocab_size, num_tokens)
     elif tokens is None:
         tokens = random_tokens(vocab_size, batch_size, num_tokens, seed)
-    report = compare(_load_reference(path), model, tokens, levels=levels)
+    reference = _load_reference(path) if rules is None else load_plain(path, rules)
+    report = compare(reference, model, tokens, levels=possible if levels is None else levels)
     return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
 
 

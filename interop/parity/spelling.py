@@ -24,6 +24,8 @@ def family_of(reference: "PreTrainedModel") -> Family:
 
     Raises ValueError if there is none.
     """
+    if (own := getattr(reference, "jaxllm_family", None)) is not None:
+        return own
     known = {family.model_type: family for family in FAMILIES if family.format == "hf"}
     model_type = reference.config.model_type
     if model_type not in known:

@@ -157,9 +157,7 @@ def of_tokens(model: Model) -> TokenModel:
     return model
 
 
-def check_prompts(
-    model: TokenModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
+def check_prompts(model: TokenModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raises ValueError for prompts and lengths that make no sense for the model."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} is less than 1")

@@ -120,9 +120,7 @@ class RingCache(NamedTuple):
 Cache = KVCache | RingCache
 
 
-def make_cache(
-    config: StackConfig, kind: LayerKind, batch_size: int, length: int
-) -> Cache:
+def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: int) -> Cache:
     """An empty cache for a layer of this kind: of `length` slots, or of those that it looks back.
 
     Raises ValueError if tokens see those after them, so that none is ever done with.

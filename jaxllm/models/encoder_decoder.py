@@ -50,9 +50,7 @@ class TwoStacks(nnx.Module):
                 nothing is dropped out.
         """
         src_key, tgt_key = subkeys(dropout_key, 2)
-        source, encoder_loss = self.encode(
-            src_BS, segment_ids=src_segment_ids, dropout_key=src_key
-        )
+        source, encoder_loss = self.encode(src_BS, segment_ids=src_segment_ids, dropout_key=src_key)
         x_BTD, _, loss = self.decoder.hidden(
             tgt_BT, segment_ids=segment_ids, source=source, dropout_key=tgt_key
         )

@@ -1,4 +1,4 @@
-"""Models whose tokens are vectors of numbers: regression, autoregression, one sequence to another."""
+"""Models whose tokens are vectors of numbers, and give one for a sequence or one for each token."""
 
 from functools import partial
 from typing import Any

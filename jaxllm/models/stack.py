@@ -69,9 +69,7 @@ class Stack(nnx.Module):
             block: Block, x_BTD: Array, given: tuple[Cache | CrossCache | None, Array | None]
         ) -> tuple[Array, Cache | CrossCache | None, Load | None]:
             own, own_key = given
-            return block(
-                x_BTD, positions, segment_ids, own, self.position_bias, source, own_key
-            )
+            return block(x_BTD, positions, segment_ids, own, self.position_bias, source, own_key)
 
         x_BTD, written, loads = apply_layers(
             self.layers,

@@ -128,9 +128,7 @@ def test_gradients_are_those_of_the_reference(case, tmp_path):
         for parameter in exact.parameters():
             parameter.copy_(parameter.grad)
     gradients = load_pretrained(write(tmp_path, arguments, exact.float()))
-    expected = {
-        name: np.asarray(v.get_value()) for name, v in named_parameters(gradients).items()
-    }
+    expected = {name: np.asarray(v.get_value()) for name, v in named_parameters(gradients).items()}
     bind, params = split(load_pretrained(folder))
     found = jax.jit(jax.grad(lambda p: (bind(p)(*inputs, **masks).logits * weights).sum()))(params)
     ours = {name: np.asarray(v.get_value()) for name, v in named_parameters(bind(found)).items()}

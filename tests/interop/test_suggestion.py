@@ -262,7 +262,7 @@ def test_a_fused_projection_becomes_its_parts(tmp_path):
     assert not suggestions.unfilled
     expected = {text_of(rule.stored).replace("(G", "(P") for rule in true}
     assert {text_of(one.rule.stored) for one in suggestions.rules} == expected
-    assert "# ? fused: the order gate_proj, up_proj" in str(suggestions)
+    assert "# ? fused: gate_proj, up_proj one after the other" in str(suggestions)
     # What has rules is left alone.
     some = SimpleNamespace(config=config, rules=true[2:], tied=mine["tied"])
     rest = suggest(model.state_dict(), config, rules=some)
@@ -293,12 +293,26 @@ def test_layers_experts_and_numbers_that_are_neither(tmp_path):
     assert not suggestions.unfilled
 
 
+def test_fused_experts_become_two_projections(tmp_path):
+    """As transformers 5 has them in memory: gate and up in one, a matrix for each expert."""
+    original = CASES["mixtral"].build()
+    original.save_pretrained(tmp_path / "mixtral")
+    config = load_pretrained(tmp_path / "mixtral").config
+    suggestions = suggest(original.state_dict(), config)
+    lines = {one.rule.model.name: text_of(one.rule.stored) for one in suggestions.rules}
+    experts = "model.layers.{L}.mlp.experts."
+    fused = lines["layers.{L}.mlp.{P=gate|up}_proj.kernel"]
+    assert fused == experts + "gate_up_proj : E (P F) D"
+    assert lines["layers.{L}.mlp.down_proj.kernel"] == experts + "down_proj : E D F"
+    assert not suggestions.unfilled
+
+
 def test_without_a_config_it_is_that_of_the_folder(models, tmp_path):
     original = CASES["llama"].build()
     original.save_pretrained(tmp_path / "llama")
     assert not suggest(tmp_path / "llama").rules  # a known family: every tensor has its rule
     torch.save({f"my.{n}": t for n, t in original.state_dict().items()}, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="so its config must be given"):
         suggest(tmp_path / "w.pt")
     suggestions = suggest(tmp_path / "w.pt", models["llama"][0])
     assert len(suggestions.rules) == 12

@@ -1,13 +1,12 @@
 """Training with dropout: other masks in each step and microbatch, none in evaluation."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import TINY, random_model
 
-from jaxllm.params import split
+from jaxllm.params import shardings, split, tree_of
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data import DataConfig
 from jaxllm.train.loss import next_token_loss
@@ -38,7 +37,8 @@ def run(rate: float, *, seed: int = 0, microbatches: int = 1, start: int = 0) ->
     mesh = make_mesh(fsdp=4, tensor=2)
     with jax.set_mesh(mesh):
         steps = make_steps(config, model, mesh)
-        state = steps.init(split(model)[1])
+        places = tree_of(model, lambda name, _: shardings(model, mesh)[name])
+        state = steps.init(jax.device_put(split(model)[1], places))
         held_out, targets = steps.evaluate(state.params, BATCH)
         _, metrics = steps.train(state._replace(step=jnp.int32(start)), BATCH)
     return {"held out": float(held_out / targets), "loss": float(metrics["loss"])}
