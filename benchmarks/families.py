@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -65,7 +65,7 @@ def measure(case: hf_cases.Case | encoder_decoder_cases.Case) -> Measured:
     )
 
 
-def logits_of(original: torch.nn.Module, model: Model) -> tuple[np.ndarray, np.ndarray]:
+def logits_of(original: Any, model: Model) -> tuple[np.ndarray, np.ndarray]:
     """What both compute of the same tokens, padding left out."""
     if original.config.is_encoder_decoder:
         inputs = inputs_of(original)
@@ -85,7 +85,7 @@ def differing_bits(theirs: dict[str, tuple], ours: dict[str, tuple]) -> int:
     for name in theirs.keys() | ours.keys():
         a, b = theirs.get(name), ours.get(name)
         if a is None or b is None or a[:2] != b[:2]:
-            count += 8 * len((a or b)[2])
+            count += 8 * max(len(side[2]) for side in (a, b) if side is not None)
         else:
             pair = (np.frombuffer(side[2], np.uint8) for side in (a, b))
             count += int(np.bitwise_count(np.bitwise_xor(*pair)).sum())
