@@ -133,6 +133,14 @@ def attention(
     return out_BTKGH.reshape(B, T, N, H)
 
 
+def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
+    """Each key/value head as often as `n_rep` consecutive query heads need it, BSNH.
+
+    For attention that does not group heads, as `attention` does without copying any.
+    """
+    return jnp.repeat(kv_BSKH, n_rep, axis=2)
+
+
 def self_attention(
     q_BTNH: Array,
     k_BTKH: Array,

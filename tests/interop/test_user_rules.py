@@ -185,9 +185,7 @@ def test_a_native_checkpoint_goes_back_by_rules_that_are_named(folder, rules, tm
     convert(folder, tmp_path / "native", to="native", rules=rules)
     user_rules._given.clear()  # in another process
     model = load_pretrained(tmp_path / "native")
-    with pytest.raises(
-        CheckpointError, match=re.escape("of my_rules.py, which were not")
-    ):
+    with pytest.raises(CheckpointError, match=re.escape("of my_rules.py, which were not")):
         save_pretrained(model, tmp_path / "out")
     convert(tmp_path / "native", tmp_path / "out", to="rules", rules=rules)
     assert same(torch.load(tmp_path / "out" / "weights.pt"), mine.state_dict())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import scaled_dot_product_attention
 
-from jaxllm.layers.attention import attention, self_attention
+from jaxllm.layers.attention import attention, repeat_kv, self_attention
 from jaxllm.layers.cache import KVCache
 from jaxllm.layers.mask import Sight
 
@@ -79,6 +79,15 @@ def test_each_key_value_head_serves_consecutive_query_heads():
     for n in range(6):
         alone = jitted(q[:, :, n : n + 1], k[:, :, n // 2][:, :, None], v[:, :, n // 2][:, :, None])
         assert relative_l2(out[:, :, n : n + 1], alone) < TOLERANCE
+
+
+def test_repeated_key_value_heads_give_what_grouped_ones_do():
+    q, k, v = qkv(5, 5, N=6, K=2)
+    repeated = repeat_kv(k, 3), repeat_kv(v, 3)
+    np.testing.assert_array_equal(repeated[0], torch.as_tensor(k).repeat_interleave(3, dim=2))
+    everything = jnp.ones((1, 5, 5), bool)
+    ours = attention(q, k, v, everything)
+    assert relative_l2(attention(q, *repeated, everything), ours) <= TOLERANCE
 
 
 def test_a_query_that_sees_nothing_gets_the_mean_value():
