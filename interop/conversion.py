@@ -22,7 +22,7 @@ from .tensors import CheckpointError
 from .writing import CHUNK_BYTES, WORKERS, Digest, in_threads
 
 # Of a chunk there may be: what was read, the model's part, that in the new spelling, in C order.
-COPIES = 4
+COPIES = 5
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
 

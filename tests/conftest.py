@@ -22,3 +22,10 @@ def no_lasting_mesh():
     """A test that forgets a mesh must not change the next one."""
     yield
     assert jax.sharding.get_abstract_mesh().empty
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_lasting_programs():
+    """Thousands of compiled programs slow the interpreter down and fill the memory."""
+    yield
+    jax.clear_caches()

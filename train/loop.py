@@ -45,9 +45,7 @@ class TrainResult(NamedTuple):
     held_out_loss: float | None  # nats per token; None if no text was held out
 
 
-def train(
-    config: TrainConfig, model: Model | None = None, *, resume: bool = False
-) -> TrainResult:
+def train(config: TrainConfig, model: Model | None = None, *, resume: bool = False) -> TrainResult:
     """Runs `config` from its first step, or from its newest checkpoint, to its last.
 
     Args:

@@ -26,6 +26,7 @@ TEXT = "language_model."
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """The config of a `config.json`, in the spelling of transformers 4 or 5."""
     fields.ignore(*IGNORED_FIELDS, "boi_token_index", "eoi_token_index")
+    fields.require("is_encoder_decoder", False)
     image_token = fields.take("image_token_index", int, IMAGE_TOKEN)
     with fields.part("text_config") as text:
         config = read_text(text)

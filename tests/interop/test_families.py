@@ -26,6 +26,10 @@ def case(request, tmp_path_factory):
     return request.param.partition("/")[0], original, folder, load_pretrained(folder)
 
 
+# What the tests of layers and caches show in all variants is shown here once for each family.
+once_a_family = pytest.mark.parametrize("case", [n for n in CASES if "/" not in n], indirect=True)
+
+
 @jax.jit
 def logits_of(model, tokens):
     return model(tokens).logits
@@ -39,6 +43,7 @@ def test_logits_are_those_of_transformers(case):
     assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
 
 
+@once_a_family
 def test_layers_one_by_one_compute_the_same(case):
     _, original, _, model = case
     tokens = tokens_of(original, batch_size=1)
@@ -82,6 +87,7 @@ def test_the_config_comes_back(case, request, tmp_path):
         np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
 
+@once_a_family
 def test_cached_equals_uncached(case):
     """A prompt and then token by token: every window, chunk and frequency holds in the cache."""
     _, original, _, model = case

@@ -21,6 +21,10 @@ from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train.optimizer import OptimizerConfig, make_optimizer
 
 FAMILIES = [name for name in CASES if "/" not in name]
+# Of one kind each, for the levels that compile a training step or a decoder: the others differ
+# from these in what the levels before them show.
+SLOW = ("llama", "gemma2", "gpt2", "mixtral")
+QUICK = ("weights", "config", "logits", "layers")
 SHORT = Recipe(steps=3)
 
 
@@ -32,17 +36,19 @@ def both(name, folder):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_passes_every_level(name, tmp_path):
+def test_every_family_passes(name, tmp_path):
     original, model = both(name, tmp_path)
     # Windows and chunks end within these; the forward pass of longer ones is tested elsewhere.
     tokens = tokens_of(original, batch_size=1)[:, :128]
-    report = compare(original, model, tokens, recipe=SHORT)
+    levels = LEVELS if name in SLOW else QUICK
+    report = compare(original, model, tokens, levels=levels, recipe=SHORT)
     assert report.ok, report.first_divergence
     assert report.first_divergence is None
-    assert report.verdicts == dict.fromkeys(LEVELS, True)
-    assert all(report.rows[level] for level in LEVELS)
+    assert report.verdicts == dict.fromkeys(levels, True)
+    assert all(report.rows[level] for level in levels)
     assert report.flips == (), "a tie between experts: the errors after it are no rounding"
-    assert {row.parameter for row in report.gradients} >= {"kernel", "scale"}
+    if name in SLOW:
+        assert {row.parameter for row in report.gradients} >= {"kernel", "scale"}
 
 
 @pytest.fixture(scope="module")
