@@ -26,15 +26,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Two frameworks that each take all cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def make_llama() -> Callable:
     """Llamas of transformers; no two of their numbers agree, and no norm scale is one."""
