@@ -120,7 +120,7 @@ def vision_sizes(vision: Vision) -> dict[str, int]:
 
 def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
     """The encoder of a `vision_config`."""
-    fields.ignore(*IGNORED_FIELDS, "norm_eps", "initializer_range")
+    fields.ignore(*IGNORED_FIELDS, "norm_eps", "initializer_range", "is_encoder_decoder")
     fields.ignore("vision_feature_layer", "vision_feature_select_strategy")
     fields.require("hidden_act", "gelu")
     fields.require("attention_dropout", 0.0)
