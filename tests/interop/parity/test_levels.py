@@ -23,7 +23,7 @@ from jaxllm.train.optimizer import OptimizerConfig, make_optimizer
 FAMILIES = [name for name in CASES if "/" not in name]
 # Of one kind each, for the levels that compile a training step or a decoder: the others differ
 # from these in what the levels before them show.
-SLOW = ("llama", "gpt2", "mixtral")
+SLOW = ("llama", "mixtral")
 QUICK = ("weights", "config", "logits", "layers")
 SHORT = Recipe(steps=3)
 

@@ -45,8 +45,8 @@ def by_transformers(original, prompt: list[int], new: int, ends: list[int], **op
 
 
 @pytest.mark.parametrize("num_beams", [2, 4])
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("ends", [[], [7], list(range(0, 96, 5))])
+@pytest.mark.parametrize("length_penalty", [0.0, 2.0])
+@pytest.mark.parametrize("ends", [[], list(range(0, 96, 5))])
 def test_tokens_are_those_of_transformers(model, original, num_beams, length_penalty, ends):
     ours = beam_search(
         model, PROMPTS, 12, num_beams=num_beams, length_penalty=length_penalty, eos_ids=ends
