@@ -3,7 +3,7 @@
 from .conversion import Conversion, convert
 from .inspection import Inspection, inspect
 from .load import load_pretrained
-from .plan import Plan, plan
+from .planning import Plan, plan
 from .rules import Rule
 from .save import save_pretrained
 from .suggestion import Suggestions, suggest

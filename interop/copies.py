@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .plan import Plan
+from .planning import Plan
 from .reading import Reader, chunks
 from .stream import chunk_bytes
 from .tensors import CheckpointError, StoredTensor

@@ -14,7 +14,7 @@ from jaxllm.origin import Origin
 from . import safetensors_file, torch_file
 from .families import FAMILIES, Family, Layout, Table
 from .parameters import Parameters
-from .plan import fused_parts
+from .planning import fused_parts
 from .sources import TensorSource, joined, of_array, transferred
 from .tensors import CheckpointError
 from .user_rules import family_of, known_family

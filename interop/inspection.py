@@ -11,7 +11,7 @@ from . import native
 from .directory import Checkpoint, check_is_folder, open_tensors
 from .folding import fold
 from .mismatch import reason_to_ignore
-from .plan import Account, Plan, arrays_of, make_plan, take_account
+from .planning import Account, Plan, arrays_of, make_plan, take_account
 from .sources import TensorSource
 from .tensors import CheckpointError, StoredTensor
 from .user_rules import open_checkpoint

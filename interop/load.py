@@ -15,7 +15,7 @@ from . import native
 from .assembly import assembly_of
 from .copies import check_copies
 from .parameters import origin_of
-from .plan import MAX_RAM, Plan, make_plan
+from .planning import MAX_RAM, Plan, make_plan
 from .sizes import parse_size
 from .stream import stream
 from .user_rules import family_of, open_checkpoint

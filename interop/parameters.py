@@ -16,7 +16,7 @@ from jaxllm.params import named_parameters, stacks
 from . import native
 from .copies import check_copies
 from .directory import Checkpoint
-from .plan import Plan, make_plan
+from .planning import Plan, make_plan
 from .rules import Stacks
 from .sources import TensorSource, of_jax, of_stored, spans_processes, transferred
 from .tensors import CheckpointError

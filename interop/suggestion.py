@@ -20,7 +20,7 @@ from .directory import unwrapped
 from .families import Layout, Table
 from .families.family import decoder_sizes
 from .mismatch import reason_to_ignore
-from .plan import take_account
+from .planning import take_account
 from .rules import Rule, Side, Sizes
 from .tensors import CheckpointError
 from .user_rules import family_of, open_checkpoint, read_weights

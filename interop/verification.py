@@ -16,7 +16,7 @@ from .directory import read_json
 from .export import exported, possible_families, spell
 from .families import Table
 from .parameters import Parameters, of_checkpoint, of_step
-from .plan import make_plan
+from .planning import make_plan
 from .sizes import parse_size, spell_size
 from .sources import TensorSource, of_stored, transferred
 from .tensors import CheckpointError

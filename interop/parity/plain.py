@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.interop.mismatch import reason_to_ignore
-from jaxllm.interop.plan import take_account
+from jaxllm.interop.planning import take_account
 from jaxllm.interop.tensors import CheckpointError
 from jaxllm.interop.user_rules import UserFamily, family_of, open_checkpoint
 

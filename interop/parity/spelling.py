@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.interop.bijection import fused_parts
 from jaxllm.interop.families import FAMILIES, Family, Fields, Layout, Table
-from jaxllm.interop.plan import arrays_of
+from jaxllm.interop.planning import arrays_of
 from jaxllm.interop.rules import BoundRule, Rule
 from jaxllm.interop.sources import of_array, transferred
 from jaxllm.models.decoder import Decoder

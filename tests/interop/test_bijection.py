@@ -8,7 +8,7 @@ import pytest
 from jaxllm.interop.bijection import bind, fused_parts
 from jaxllm.interop.families import Table
 from jaxllm.interop.mismatch import check_arrays, check_tensors
-from jaxllm.interop.plan import split_fused
+from jaxllm.interop.planning import split_fused
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxllm.interop.export import exported
 from jaxllm.interop.families import Table
-from jaxllm.interop.plan import split_fused
+from jaxllm.interop.planning import split_fused
 from jaxllm.interop.rules import Rule, Side, Transfer, split_range
 from jaxllm.interop.sources import of_array
 from jaxllm.interop.tensors import StoredTensor

@@ -15,7 +15,7 @@ from pages import ROOT, shown_files
 
 from jaxllm.interop import CheckpointError, load_pretrained, suggest
 from jaxllm.interop.families import FAMILIES, Fields, Layout, Table
-from jaxllm.interop.plan import split_fused
+from jaxllm.interop.planning import split_fused
 from jaxllm.interop.suggestion import text_of
 from jaxllm.interop.tensors import StoredTensor
 from jaxllm.models import build_abstract
