@@ -5,21 +5,16 @@ need not: a plain write of the same bytes, `safetensors.flax.save_file` of the a
 and transformers with the model in PyTorch. All end when the bytes are on the disk.
 """
 
-import argparse
 import dataclasses
-import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from large_llama import LLAMA
 from memory import peak_above
+from own_process import run_script, write_figures
 from side_by_side import Comparison, compare
 
 from jaxllm.interop import save_pretrained
@@ -38,24 +33,8 @@ TARGETS = {  # of the speed of what does less, in this order
 
 
 def run(rounds: int) -> list[Comparison]:
-    """In a process of its own, since the number of devices is fixed when jax starts."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
-        command = [sys.executable, __file__, "--rounds", str(rounds), "--json", str(figures)]
-        subprocess.run(command, check=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"})
-        return [Comparison(**row) for row in json.loads(figures.read_text())]
-
-
-def main() -> None:
-    """Measures, and writes the figures to a file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--json", required=True, help="file for the figures")
-    parser.add_argument("--folder", help="where to write; default: beside the figures")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        rows = [row._asdict() for row in _compare_all(Path(folder), arguments.rounds)]
-    Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
+    """In a process of its own."""
+    return run_script(__file__, rounds)
 
 
 def _compare_all(folder: Path, rounds: int) -> Iterator[Comparison]:
@@ -128,4 +107,4 @@ def _transformers(source: Path) -> Callable[[Path], None]:
 
 
 if __name__ == "__main__":
-    main()
+    write_figures(str(__doc__).splitlines()[0], _compare_all)

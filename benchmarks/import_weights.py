@@ -5,21 +5,17 @@ need not: a plain read of the same files into memory, `safetensors.flax.load_fil
 transformers, whose arrays are as they are stored. The files come from the disk each time.
 """
 
-import argparse
 import ctypes
 import gc
-import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from large_llama import LLAMA, save_large_llama
 from memory import peak_above
+from own_process import run_script, write_figures
 from side_by_side import Comparison, compare
 
 from jaxllm.interop import load_pretrained
@@ -32,29 +28,13 @@ MAX_SHARD = 520_000_000
 
 
 def run(rounds: int) -> list[Comparison]:
-    """In a process of its own, since the number of devices is fixed when jax starts."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
-        command = [sys.executable, __file__, "--rounds", str(rounds), "--json", str(figures)]
-        subprocess.run(command, check=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"})
-        return [Comparison(**row) for row in json.loads(figures.read_text())]
+    """In a process of its own."""
+    return run_script(__file__, rounds)
 
 
-def main() -> None:
-    """Measures, and writes the figures to a file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--json", required=True, help="file for the figures")
-    parser.add_argument("--folder", help="where to put the weights; default: a temporary one")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        source = Path(folder) / "llama"
-        save_large_llama(LLAMA, source, MAX_SHARD)
-        rows = [row._asdict() for row in _compare_all(source, arguments.rounds)]
-    Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def _compare_all(source: Path, rounds: int) -> Iterator[Comparison]:
+def _compare_all(folder: Path, rounds: int) -> Iterator[Comparison]:
+    source = folder / "llama"
+    save_large_llama(LLAMA, source, MAX_SHARD)
     files = sorted(source.glob("*.safetensors"))
     assert len(files) == 3
     mesh = make_mesh(fsdp=4, tensor=2)
@@ -122,4 +102,4 @@ def _transformers(source: Path) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    write_figures(str(__doc__).splitlines()[0], _compare_all)
