@@ -10,7 +10,7 @@ from jaxllm.config import EncoderDecoderConfig, StackConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table
+from .family import Fields, Json, Layout, Table, hf_family
 from .hugging_face import (
     GENERATION_FIELDS,
     IGNORED_FIELDS,
@@ -197,14 +197,4 @@ def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
     return rules
 
 
-BART = Family(
-    name="bart",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="bart",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-    config_class=EncoderDecoderConfig,
-)
+BART = hf_family("bart", read_config, write_config, table, EncoderDecoderConfig)

@@ -85,6 +85,27 @@ class Family:
             raise ValueError(f"it is for models of {ours}, this is one of {given}")
 
 
+def hf_family(
+    name: str,
+    read_config: Callable[["Fields", Mapping[str, StoredTensor]], tuple[Json, Layout]],
+    write_config: Callable[[Any, Json], Json],
+    table: Callable[[Any, Layout], Table],
+    config_class: type[Config] = DecoderConfig,
+) -> Family:
+    """A family of Hugging Face's, which goes by its `model_type`."""
+    return Family(
+        name=name,
+        format="hf",
+        storage="safetensors",
+        config_file="config.json",
+        model_type=name,
+        read_config=read_config,
+        write_config=write_config,
+        table=table,
+        config_class=config_class,
+    )
+
+
 class Fields:
     """A config file being read. Each field must be taken, or declared not to matter."""
 

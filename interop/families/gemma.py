@@ -5,16 +5,15 @@ from collections.abc import Callable, Mapping
 from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.rules import Rule
 
-from .family import Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, refuse
 from .hugging_face import (
-    IGNORED_TENSORS,
     attention_rules,
+    decoder_table,
     gated_mlp_rules,
     norm_rules,
     outer_rules,
     read_activation,
     read_decoder,
-    tied_head,
     write_activation,
     write_decoder,
 )
@@ -144,6 +143,4 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         *attention_rules(config),
         *gated_mlp_rules(config),
     ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
+    return decoder_table(config, rules)

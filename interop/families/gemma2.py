@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout
+from .family import Fields, Json, Layout, hf_family
 from .gemma import read_gemma, refuse_gemma, table, write_gemma
 from .rope import read_rope, write_rope
 
@@ -27,13 +27,4 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {**write_gemma(config, base, "gemma2", "Gemma2ForCausalLM"), **write_rope(config)}
 
 
-GEMMA2 = Family(
-    name="gemma2",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="gemma2",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+GEMMA2 = hf_family("gemma2", read_config, write_config, table)

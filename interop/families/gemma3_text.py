@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout
+from .family import Fields, Json, Layout, hf_family
 from .gemma import read_gemma, refuse_gemma, table, write_gemma
 from .rope import read_rope_by_layer, write_rope
 
@@ -56,13 +56,4 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-GEMMA3_TEXT = Family(
-    name="gemma3_text",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="gemma3_text",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+GEMMA3_TEXT = hf_family("gemma3_text", read_config, write_config, table)

@@ -9,7 +9,7 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, decoder_sizes, hf_family, refuse
 from .hugging_face import IGNORED_FIELDS, layer_norm_rules, read_activation, write_activation
 
 # With the prefix of its tensors, and without; the first is written unless the other was read.
@@ -132,13 +132,4 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     )
 
 
-GPT2 = Family(
-    name="gpt2",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="gpt2",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+GPT2 = hf_family("gpt2", read_config, write_config, table)

@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, decoder_sizes, hf_family, refuse
 from .hugging_face import IGNORED_FIELDS, layer_norm_rules, read_activation, write_activation
 from .rope import read_rope, write_rope
 
@@ -144,13 +144,4 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     )
 
 
-GPT_NEOX = Family(
-    name="gpt_neox",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="gpt_neox",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+GPT_NEOX = hf_family("gpt_neox", read_config, write_config, table)

@@ -215,6 +215,13 @@ def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     ]
 
 
+def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> Table:
+    """The table of a decoder whose rules are these."""
+    return Table(
+        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
+    )
+
+
 def llama_table(config: DecoderConfig, layout: Layout) -> Table:
     """Every tensor of a decoder that names its tensors as Llama does."""
     rules = [
@@ -223,9 +230,7 @@ def llama_table(config: DecoderConfig, layout: Layout) -> Table:
         *attention_rules(config),
         *gated_mlp_rules(config),
     ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
+    return decoder_table(config, rules)
 
 
 def layers_of(config: DecoderConfig, mlp: str) -> list[int]:

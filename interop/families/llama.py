@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, refuse
+from .family import Fields, Json, Layout, hf_family, refuse
 from .hugging_face import llama_table, read_decoder, write_decoder
 from .rope import read_rope, write_rope
 
@@ -44,13 +44,4 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-LLAMA = Family(
-    name="llama",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="llama",
-    read_config=read_config,
-    write_config=write_config,
-    table=llama_table,
-)
+LLAMA = hf_family("llama", read_config, write_config, llama_table)

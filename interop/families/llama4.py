@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
 from .fairscale import split_sizes, unsharded
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, decoder_sizes, hf_family, refuse
 from .hugging_face import IGNORED_FIELDS, IGNORED_TENSORS, tied_head, under
 from .llama4_text import SAYS, read_text, text_rules, unsaid, write_text
 from .llama4_vision import (
@@ -70,13 +70,4 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     )
 
 
-LLAMA4 = Family(
-    name="llama4",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="llama4",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+LLAMA4 = hf_family("llama4", read_config, write_config, table)

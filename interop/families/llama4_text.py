@@ -12,16 +12,15 @@ from jaxllm.config import DecoderConfig, Experts, LayerKind, Temperature
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, hf_family, refuse
 from .hugging_face import (
-    IGNORED_TENSORS,
     attention_rules,
+    decoder_table,
     gated_mlp_rules,
     layers_of,
     norm_rules,
     outer_rules,
     read_decoder,
-    tied_head,
     write_decoder,
 )
 from .layer_types import (
@@ -200,12 +199,7 @@ def write_text(config: DecoderConfig, base: Json) -> Json:
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
     """Every tensor of the text part of a Llama 4."""
-    return Table(
-        tuple(text_rules(config)),
-        decoder_sizes(config),
-        tied=tied_head(config),
-        ignored=IGNORED_TENSORS,
-    )
+    return decoder_table(config, text_rules(config))
 
 
 def text_rules(config: DecoderConfig) -> list[Rule]:
@@ -238,13 +232,4 @@ def expert_rules(config: DecoderConfig) -> list[Rule]:
     ]
 
 
-LLAMA4_TEXT = Family(
-    name="llama4_text",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="llama4_text",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+LLAMA4_TEXT = hf_family("llama4_text", read_config, write_config, table)

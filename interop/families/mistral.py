@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, refuse
+from .family import Fields, Json, Layout, hf_family, refuse
 from .hugging_face import llama_table, read_decoder, write_decoder
 from .layer_types import one_window, unsaid_layers, unsaid_of_one_window
 from .rope import read_rope, write_rope
@@ -41,13 +41,4 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-MISTRAL = Family(
-    name="mistral",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="mistral",
-    read_config=read_config,
-    write_config=write_config,
-    table=llama_table,
-)
+MISTRAL = hf_family("mistral", read_config, write_config, llama_table)

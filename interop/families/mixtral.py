@@ -13,14 +13,13 @@ from .experts import (
     unsaid_of_softmax_experts,
     write_balance,
 )
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, hf_family, refuse
 from .hugging_face import (
-    IGNORED_TENSORS,
     attention_rules,
+    decoder_table,
     norm_rules,
     outer_rules,
     read_decoder,
-    tied_head,
     write_decoder,
 )
 from .layer_types import one_window, unsaid_layers, unsaid_of_one_window
@@ -86,18 +85,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         *attention_rules(config),
         *expert_rules(config, layout, under="block_sparse_moe", gate="w1", up="w3", down="w2"),
     ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
+    return decoder_table(config, rules)
 
 
-MIXTRAL = Family(
-    name="mixtral",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="mixtral",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+MIXTRAL = hf_family("mixtral", read_config, write_config, table)

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, hf_family, refuse
 from .hugging_face import (
-    IGNORED_TENSORS,
     attention_rules,
+    decoder_table,
     gated_mlp_rules,
     norm_rules,
     outer_rules,
     read_decoder,
-    tied_head,
     write_decoder,
 )
 from .rope import read_rope, write_rope
@@ -68,18 +67,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         *attention_rules(config),
         *gated_mlp_rules(config),
     ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
+    return decoder_table(config, rules)
 
 
-OLMO2 = Family(
-    name="olmo2",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="olmo2",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+OLMO2 = hf_family("olmo2", read_config, write_config, table)

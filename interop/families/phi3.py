@@ -6,14 +6,13 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs, refuse
+from .family import Fields, Json, Layout, Table, head_pairs, hf_family, refuse
 from .hugging_face import (
-    IGNORED_TENSORS,
+    decoder_table,
     norm_rules,
     outer_rules,
     read_activation,
     read_decoder,
-    tied_head,
     write_activation,
     write_decoder,
 )
@@ -93,18 +92,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         ),
         Rule("model.layers.{L}.mlp.down_proj.weight : D F", mlp + "down_proj.kernel : F D"),
     ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
+    return decoder_table(config, rules)
 
 
-PHI3 = Family(
-    name="phi3",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="phi3",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+PHI3 = hf_family("phi3", read_config, write_config, table)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, refuse
+from .family import Fields, Json, Layout, hf_family, refuse
 from .hugging_face import llama_table, read_decoder, write_decoder
 from .layer_types import read_qwen_windows, unsaid_layers, write_qwen_windows
 from .rope import read_rope, write_rope
@@ -50,13 +50,4 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-QWEN3 = Family(
-    name="qwen3",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="qwen3",
-    read_config=read_config,
-    write_config=write_config,
-    table=llama_table,
-)
+QWEN3 = hf_family("qwen3", read_config, write_config, llama_table)

@@ -13,16 +13,15 @@ from .experts import (
     unsaid_of_softmax_experts,
     write_balance,
 )
-from .family import Family, Fields, Json, Layout, Table, decoder_sizes, refuse
+from .family import Fields, Json, Layout, Table, hf_family, refuse
 from .hugging_face import (
-    IGNORED_TENSORS,
     attention_rules,
+    decoder_table,
     gated_mlp_rules,
     layers_of,
     norm_rules,
     outer_rules,
     read_decoder,
-    tied_head,
     write_decoder,
 )
 from .layer_types import shortest, unsaid_layers, unsaid_of_one_window
@@ -151,18 +150,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         *gated_mlp_rules(config, layers_of(config, "dense")),
         *expert_rules(config, layout, under="mlp", **names),
     ]
-    return Table(
-        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
-    )
+    return decoder_table(config, rules)
 
 
-QWEN3_MOE = Family(
-    name="qwen3_moe",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="qwen3_moe",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-)
+QWEN3_MOE = hf_family("qwen3_moe", read_config, write_config, table)

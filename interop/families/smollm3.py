@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, refuse
+from .family import Fields, Json, Layout, hf_family, refuse
 from .hugging_face import llama_table, read_decoder, write_decoder
 from .layer_types import (
     SEES,
@@ -97,13 +97,4 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-SMOLLM3 = Family(
-    name="smollm3",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="smollm3",
-    read_config=read_config,
-    write_config=write_config,
-    table=llama_table,
-)
+SMOLLM3 = hf_family("smollm3", read_config, write_config, llama_table)

@@ -6,7 +6,7 @@ from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table
+from .family import Fields, Json, Layout, Table, hf_family
 from .hugging_face import ACTIVATIONS, GENERATION_FIELDS, IGNORED_FIELDS, read_activation
 from .modules import attention_rules, linear_rules
 from .two_stacks import refuse_both
@@ -192,14 +192,4 @@ def _norm_rule(theirs: str, ours: str) -> Rule:
     return Rule(f"{theirs}.weight : D", f"{ours}.scale : D")
 
 
-T5 = Family(
-    name="t5",
-    format="hf",
-    storage="safetensors",
-    config_file="config.json",
-    model_type="t5",
-    read_config=read_config,
-    write_config=write_config,
-    table=table,
-    config_class=EncoderDecoderConfig,
-)
+T5 = hf_family("t5", read_config, write_config, table, EncoderDecoderConfig)
