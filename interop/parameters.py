@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -17,9 +17,9 @@ from . import native
 from .copies import check_copies
 from .directory import Checkpoint
 from .planning import Plan, make_plan
-from .rules import Stacks
+from .rules import BoundRule, Stacks
 from .sources import TensorSource, of_jax, of_stored, spans_processes, transferred
-from .tensors import CheckpointError
+from .tensors import CheckpointError, StoredTensor
 from .user_rules import open_checkpoint
 
 
@@ -59,12 +59,6 @@ def of_model(model: Model) -> Parameters:
 
 def of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
     """Those of a PyTorch checkpoint, which are read through its rules."""
-    stored = {name: of_stored(tensor) for name, tensor in plan.tensors.items()}
-    arrays = {}
-    for rule, sizes in plan.rules:
-        transfer = rule.importing(sizes)
-        for name, index in transfer.target.names(sizes):
-            arrays[name] = transferred(transfer, index, stored)
     family = checkpoint.family
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     if family.config_file:
@@ -73,9 +67,21 @@ def of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
         plan.config,
         origin_of(checkpoint, plan),
         stacks(build_abstract(plan.config)),
-        arrays,
+        arrays_by(plan.rules, plan.tensors),
         tuple(sorted(files)),
     )
+
+
+def arrays_by(
+    rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
+) -> dict[str, TensorSource]:
+    """The arrays that these rules make of stored tensors, none of which is read yet."""
+    stored, arrays = {name: of_stored(tensor) for name, tensor in tensors.items()}, {}
+    for rule, sizes in rules:
+        transfer = rule.importing(sizes)
+        for name, index in transfer.target.names(sizes):
+            arrays[name] = transferred(transfer, index, stored)
+    return arrays
 
 
 def of_step(path: Path) -> Parameters:
