@@ -1,7 +1,6 @@
 """Rules for tensors that have none, proposed from their names and shapes: a beginning, no proof."""
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,51 +15,34 @@ from jaxllm.config import Config, DecoderConfig
 from jaxllm.models import Decoder, build_abstract
 from jaxllm.params import named_parameters, stacks
 
+from .arrangement import (
+    EPSILON,
+    Dims,
+    Shape,
+    Stored,
+    Target,
+    arrangements,
+    choose,
+    fold,
+    is_flipped,
+    order,
+    rules_of,
+    text_of,
+)
 from .directory import unwrapped
 from .families import Layout, Table
 from .families.family import decoder_sizes
 from .mismatch import reason_to_ignore
 from .planning import take_account
-from .rules import Rule, Side, Sizes
+from .rules import Rule, Side
 from .tensors import CheckpointError
 from .user_rules import family_of, open_checkpoint, read_weights
 from .vocabulary import Vocabulary
 
-Shape = tuple[int, ...]
-Dims = tuple[tuple[str, ...], ...]
-
 # Arrays of one module that are often stored as one tensor, in this order.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj"), ("gate_proj", "up_proj"))
-TOGETHER = ({"N", "H"}, {"K", "H"})  # axes that are merged everywhere
 CLOSE = 0.8  # of the best likeness: near enough to be what was meant
 WEAK = 0.15  # a likeness that says nothing
-EPSILON = 0.001  # of likeness: less than any word is worth
-ORDER = (
-    *("embed", "embed_position", "attn_norm", "q_proj", "k_proj", "v_proj", "o_proj"),
-    *("q_norm", "k_norm", "attn_out_norm", "mlp_norm", "gate_proj", "up_proj", "down_proj"),
-    *("mlp_out_norm", "final_norm", "lm_head"),
-)
-_NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """Tensors whose names differ in the number of the layer, or of the expert, alone."""
-
-    name: str  # with {L} and {E} in it
-    shape: Shape
-    layers: tuple[int, ...] | None = None  # None: it is in no layer
-    has_experts: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Arrays of the model whose names differ in the number of the layer alone."""
-
-    name: str
-    axes: tuple[str, ...]
-    layers: tuple[int, ...] | None
-
 
 Pair = tuple[Stored, tuple[Target, ...]]
 
@@ -163,7 +145,7 @@ class _Search:
             for name, shape in shapes.items()
             if name not in {*taken, *table.tied} and reason_to_ignore(table, name) is None
         }
-        self.stored = list(_fold(left, layers, self.sizes.get("E")))
+        self.stored = list(fold(left, layers, self.sizes.get("E")))
         self.bundles = list(self._bundles())
         singles = [(target.name,) for target in self.targets]
         fused = [tuple(target.name for target in bundle) for bundle in self.bundles]
@@ -217,7 +199,7 @@ class _Search:
         stored = [tensor for tensor in self.stored if tensor not in pairs]
         likeness = np.array([[self._fit(s, (t,)) for t in targets] for s in stored])
         if likeness.size:
-            likeness += (likeness > 0) * _order(stored, targets)
+            likeness += (likeness > 0) * order(stored, targets)
             for i, j in zip(*linear_sum_assignment(-likeness), strict=True):
                 if likeness[i, j] > 0:
                     pairs[stored[i]] = (targets[j],)
@@ -256,14 +238,14 @@ class _Search:
         if inside and any("E" not in target.axes for target in targets):
             return []
         if len(targets) == 1:
-            return [[dims] for dims in _arrangements(axes[0], tensor.shape, self.sizes)]
+            return [[dims] for dims in arrangements(axes[0], tensor.shape, self.sizes)]
         ways = []
         for place in range(len(tensor.shape)):
             rows = tensor.shape[place]
             each = [
                 [
                     d
-                    for d in _arrangements(own, tensor.shape, self.sizes, place)
+                    for d in arrangements(own, tensor.shape, self.sizes, place)
                     if not {"D", "E"} & set(d[place])
                 ]
                 for own in axes
@@ -282,16 +264,16 @@ class _Search:
     def _say(self, pairs: Mapping[Stored, tuple[Target, ...]]) -> Suggestions:
         """The rules of these pairs, with what speaks against them."""
         ways = {tensor: self._ways(tensor, targets) for tensor, targets in pairs.items()}
-        is_flipped = self._convention(pairs, ways)
+        wants_flipped = self._convention(pairs, ways)
         said: list[Suggested] = []
         for tensor, targets in pairs.items():
-            way = _choose(targets[0], ways[tensor], is_flipped)
+            way = choose(targets[0], ways[tensor], wants_flipped)
             doubts = [
                 *self._doubts(tensor, targets, pairs),
                 *self._turned(tensor, ways[tensor], way),
             ]
             fit = self._fit(tensor, targets)
-            for rule in _rules(tensor, targets, way, self.sizes):
+            for rule in rules_of(tensor, targets, way, self.sizes):
                 said.append(Suggested(rule, round(fit, 3), tuple(doubts)))
                 doubts = []
         left = [tensor for tensor in self.stored if tensor not in pairs]
@@ -314,7 +296,7 @@ class _Search:
         The majority of those decides that can lie in one way only.
         """
         votes = [
-            _is_flipped(targets[0], ways[tensor][0][0])
+            is_flipped(targets[0], ways[tensor][0][0])
             for tensor, targets in pairs.items()
             if targets[0].name.endswith("kernel") and len(ways[tensor]) == 1
         ]
@@ -368,115 +350,3 @@ class _Search:
         if not self.is_tied or not embeddings:
             return {}
         return {t.name: embeddings[0].name for t in left if t.shape == embeddings[0].shape}
-
-
-def text_of(side: Side) -> str:
-    """The side as it is written in a rule."""
-    dims = (dim[0] if len(dim) == 1 else f"({' '.join(dim)})" for dim in side.dims)
-    return f"{side.name} : {' '.join(dims)}"
-
-
-def _fold(
-    shapes: Mapping[str, Shape], layers: Collection[tuple[int, ...]], num_experts: int | None
-) -> Iterator[Stored]:
-    """The tensors, those of all layers that have them as one, and so those of all experts."""
-    alike: dict[tuple[str, Shape], list[tuple[int, ...]]] = {}
-    for name, shape in shapes.items():
-        key = _NUMBER.sub("\0", name), shape
-        alike.setdefault(key, []).append(tuple(map(int, _NUMBER.findall(name))))
-    for (template, shape), rows in alike.items():
-        yield from _fold_columns(Stored(template, shape), rows, layers, num_experts)
-
-
-def _fold_columns(
-    tensor: Stored,
-    rows: Sequence[tuple[int, ...]],
-    layers: Collection[tuple[int, ...]],
-    num_experts: int | None,
-) -> Iterator[Stored]:
-    """Replaces the numbers of a name, each a NUL in it, from the left: by an axis, or as it is."""
-    if "\0" not in tensor.name:
-        yield tensor
-        return
-    values = tuple(sorted({row[0] for row in rows}))
-    cut = lambda text, **known: dataclasses.replace(  # noqa: E731
-        tensor, name=tensor.name.replace("\0", text, 1), **known
-    )
-    if tensor.layers is None and values in layers:
-        named = {cut("{L}", layers=values): values}
-    elif not tensor.has_experts and num_experts and values == tuple(range(num_experts)):
-        named = {cut("{E}", has_experts=True): values}
-    else:
-        named = {cut(str(value)): (value,) for value in values}
-    for one, own in named.items():
-        rest = [row[1:] for row in rows if row[0] in own]
-        yield from _fold_columns(one, rest, layers, num_experts)
-
-
-def _arrangements(
-    axes: Sequence[str], shape: Shape, sizes: Sizes, free: int | None = None
-) -> list[Dims]:
-    """The ways to merge axes, in their order, into dimensions of this shape.
-
-    `free` is a dimension of any size. Axes that are seldom merged are so only if nothing else fits.
-    """
-    found: dict[Dims, int] = {}
-    for places in itertools.product(range(len(shape)), repeat=len(axes)):
-        dims = tuple(
-            tuple(axis for axis, place in zip(axes, places, strict=True) if place == number)
-            for number in range(len(shape))
-        )
-        extents = [math.prod(sizes[axis] for axis in dim) for dim in dims]
-        fits = (a == b for i, (a, b) in enumerate(zip(extents, shape, strict=True)) if i != free)
-        if all(fits):
-            odd = sum(len(dim) != 1 and set(dim) not in TOGETHER for dim in dims)
-            found[dims] = odd
-    return [dims for dims, odd in found.items() if odd == min(found.values())]
-
-
-def _is_flipped(target: Target, dims: Dims) -> bool:
-    """Whether the axes lie in another order than in the model's array."""
-    flat = [axis for dim in dims for axis in dim]
-    return flat != [axis for axis in target.axes if axis in flat]
-
-
-def _order(stored: Sequence[Stored], targets: Sequence[Target]) -> np.ndarray:
-    """A little more for pairs that stand at like places, to decide where names say nothing."""
-    last = max(len(stored), len(targets)) - 1 or 1
-    usual = sorted(range(len(targets)), key=lambda i: _place(targets[i].name))
-    places = np.argsort(usual)
-    return EPSILON * (1 - abs(np.arange(len(stored))[:, None] - places[None]) / last)
-
-
-def _place(name: str) -> int:
-    """Where most models define what fills this array."""
-    parts = (number for number, part in enumerate(ORDER) if f".{part}." in f".{name}")
-    return next(parts, len(ORDER))
-
-
-def _choose(target: Target, ways: list[list[Dims]], is_flipped: bool) -> list[Dims]:
-    """The way of most other tensors, if there are several."""
-    wanted = is_flipped and target.name.endswith("kernel")
-    return next((way for way in ways if _is_flipped(target, way[0]) == wanted), ways[0])
-
-
-def _rules(
-    tensor: Stored, targets: tuple[Target, ...], way: list[Dims], sizes: Sizes
-) -> Iterator[Rule]:
-    """One rule; for parts of different shapes, one for each."""
-    layers = tensor.layers
-    every = layers is None or layers == tuple(range(len(layers)))
-    kept = None if every else layers
-    sides = [Side(target.name, tuple((axis,) for axis in target.axes)) for target in targets]
-    names = [target.name.split(".")[-2].removesuffix("_proj") for target in targets]
-    if len(targets) == 1:
-        yield Rule(Side(tensor.name, way[0]), sides[0], layers=kept)
-    elif len(set(way)) == 1:
-        extents = Side(tensor.name, way[0]).shape(sizes)
-        place = next(i for i, extent in enumerate(extents) if extent != tensor.shape[i])
-        dims = tuple(("P", *dim) if i == place else dim for i, dim in enumerate(way[0]))
-        model = targets[0].name.replace(f".{names[0]}_proj.", f".{{P={'|'.join(names)}}}_proj.")
-        yield Rule(Side(tensor.name, dims), Side(model, sides[0].dims), layers=kept)
-    else:
-        for name, dims, side in zip(names, way, sides, strict=True):
-            yield Rule(Side(f"{tensor.name}#{name}", dims), side, layers=kept)

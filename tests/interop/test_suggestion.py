@@ -14,9 +14,9 @@ from hf_cases import CASES
 from pages import ROOT, shown_files
 
 from jaxllm.interop import CheckpointError, load_pretrained, suggest
+from jaxllm.interop.arrangement import text_of
 from jaxllm.interop.families import FAMILIES, Fields, Layout, Table
 from jaxllm.interop.planning import split_fused
-from jaxllm.interop.suggestion import text_of
 from jaxllm.interop.tensors import StoredTensor
 from jaxllm.models import build_abstract
 from jaxllm.params import stacks
