@@ -16,6 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import decode
+import experts
 import export_weights
 import import_weights
 import jax
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     results = [benchmark.run(arguments.rounds) for benchmark in (train_step, decode)]
+    results += experts.run(arguments.rounds)
     results += import_weights.run(arguments.rounds)
     results += export_weights.run(arguments.rounds)
     device = jax.devices()[0]

@@ -32,7 +32,7 @@ def transformer(
 
     `changes` are those of both stacks. Raises ValueError for a size that is not among `SIZES`.
     """
-    layers = _layers(size) | {"positions": "sinusoidal", "final_norm": False}
+    layers = _layers(size) | {"positions": "sinusoidal", "waves": "exp", "final_norm": False}
     layers["embed_scale"] = math.sqrt(layers["embed_dim"])
     config = EncoderDecoderConfig(
         encoder=StackConfig(**layers, causal=False),

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
 DIMS: dict[str, tuple[str, ...]] = {
-    "B": ("data", "fsdp"),  # batch
+    "B": ("data", "fsdp", "expert"),  # batch
     "T": (),  # query length
     "S": (),  # key length
     "C": (),  # cache slots

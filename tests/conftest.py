@@ -1,6 +1,7 @@
 """Eight CPU devices, exact float32, no network, and a compilation cache that outlives the run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +17,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +32,16 @@ def no_lasting_programs():
     """Thousands of compiled programs slow the interpreter down and fill the memory."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def really_compiling() -> Iterator[None]:
+    """A program from the cache says nothing on stderr.
+
+    And of jaxlib 0.10.2, one with an all_to_all of CPU devices may wait forever, or crash.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

@@ -1,9 +1,13 @@
-"""The rules of PyTorch's modules, for models whose heads are not rotated.
+"""The rules of PyTorch's modules, for models whose heads are not rotated, and sinusoids.
 
 A name of the checkpoint comes first, then that of the model.
 """
 
+import numpy as np
+
+from jaxllm.config import StackConfig
 from jaxllm.interop.rules import Rule
+from jaxllm.layers.position import wave_frequencies
 
 
 def linear_rules(theirs: str, ours: str, out: str, into: str, *, bias: bool = False) -> list[Rule]:
@@ -31,3 +35,11 @@ def attention_rules(
         *rules,
         *linear_rules(f"{theirs}.{names[3]}", f"{ours}.o_proj", "D", heads, bias=bias),
     ]
+
+
+def sinusoids(config: StackConfig) -> np.ndarray:
+    """The buffer that checkpoints carry of sinusoids, (max_len, D)."""
+    positions = np.arange(config.max_len, dtype=np.float32)
+    angles = np.outer(positions, wave_frequencies(config.embed_dim, config.waves))
+    both = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+    return both.reshape(config.max_len, -1)[:, : config.embed_dim]

@@ -7,6 +7,7 @@ from .models import (
     SequenceConfig,
     SequenceToSequenceConfig,
     TwoStackConfig,
+    config_class,
     from_dict,
     make_config,
     to_dict,
@@ -25,6 +26,7 @@ from .parts import (
     RopeScaling,
     Temperature,
     Vision,
+    Waves,
 )
 from .stack import (
     StackConfig,
@@ -50,6 +52,8 @@ __all__ = [
     "Temperature",
     "TwoStackConfig",
     "Vision",
+    "Waves",
+    "config_class",
     "from_dict",
     "make_config",
     "to_dict",

@@ -163,10 +163,10 @@ def _check_two_stacks(encoder: StackConfig, decoder: StackConfig) -> None:
 
 TwoStackConfig = EncoderDecoderConfig | SequenceToSequenceConfig
 Config = DecoderConfig | SequenceConfig | TwoStackConfig
-AnyConfig = TypeVar("AnyConfig", bound=Config)
+AnyConfig = TypeVar("AnyConfig", bound=StackConfig | TwoStackConfig)
 
 
-def _class_of(values: Mapping[str, Any]) -> type[Config]:
+def config_class(values: Mapping[str, Any]) -> type[Config]:
     """The class that has fields of these names."""
     if "encoder" in values:
         return SequenceToSequenceConfig if "source_dim" in values else EncoderDecoderConfig
@@ -178,11 +178,11 @@ def make_config(values: Mapping[str, Any], **both: Any) -> Config:
 
     `both` are fields of the one stack, or of both.
     """
-    kind = _class_of(values)
+    kind = config_class(values)
     if "encoder" not in values:
         return kind(**values, **both)
     encoder = StackConfig(**values["encoder"], **both)
-    decoder = _class_of(values["decoder"])(**values["decoder"], **both)
+    decoder = config_class(values["decoder"])(**values["decoder"], **both)
     return kind(**{**values, "encoder": encoder, "decoder": decoder})
 
 
@@ -203,5 +203,5 @@ def from_dict(data: dict[str, Any]) -> Config:
     """The config that `to_dict` wrote. Unknown or ill-typed fields are a ValueError."""
     from pydantic import TypeAdapter
 
-    config: Config = TypeAdapter(_class_of(data)).validate_python(data)
+    config: Config = TypeAdapter(config_class(data)).validate_python(data)
     return config

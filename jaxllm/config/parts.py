@@ -17,6 +17,9 @@ NormPlacement = Literal["pre", "post", "output", "sandwich", "parallel"]
 # numbers that all layers learn for buckets of distances (T5), or by those that each layer learns
 # for each distance, ahead and behind.
 Positions = Literal["rope", "learned", "sinusoidal", "alibi", "relative", "distance", "none"]
+# How the float32 frequencies of sinusoids come about: 1 / 10000 ** (2j / D), or
+# exp(-2j ln(10000) / D). They differ in their last bits, and sinusoids at position 128 by 1e-5.
+Waves = Literal["power", "exp"]
 # How kernels start: normal with `init_std`, or uniform within sqrt(6 / (fan in + fan out)) (Glorot
 # and Bengio, 2010). Embeddings are normal, biases 0, norms 1.
 Init = Literal["normal", "xavier"]
@@ -143,8 +146,9 @@ class Experts:
     capacity: int | None = None
     aux_weight: float = 0.0  # of the load-balancing loss in the training loss
     # That loss: times E, the mean of each layer's or that of all layers' tokens together; or
-    # neither times E nor a mean, the sum of each layer's.
-    balance: Literal["layer", "model", "sum"] = "layer"
+    # neither times E nor a mean, the sum of each layer's; or times E, that sum of the choices
+    # alone that did not find their expert full, by their weights.
+    balance: Literal["layer", "model", "sum", "kept"] = "layer"
 
     def __post_init__(self) -> None:
         for name in ("scores", "scale", "balance"):

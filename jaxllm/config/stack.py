@@ -18,6 +18,7 @@ from .parts import (
     RopeLayout,
     RopeScaling,
     Temperature,
+    Waves,
     check_choice,
 )
 
@@ -48,6 +49,7 @@ class StackConfig:
     cross_attention: bool = False  # every layer also attends to an encoder's output
 
     positions: Positions = "rope"
+    waves: Waves = "power"  # of positions="sinusoidal"
     position_offset: int = 0  # rows of a learned table before that of position 0
     relative: RelativeBuckets | None = None  # of positions="relative"
     rope_theta: float = 10000.0
@@ -93,7 +95,7 @@ class StackConfig:
     def __post_init__(self) -> None:
         for name in (
             *("norm", "norm_placement", "positions", "rope_layout", "qk_norm", "activation"),
-            *("init", "param_dtype", "dtype", "remat"),
+            *("waves", "init", "param_dtype", "dtype", "remat"),
         ):
             check_choice(self, name, get_args(StackConfig.__annotations__[name]))
         sizes = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
@@ -102,8 +104,6 @@ class StackConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is less than 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not from 0 to below 1")
-        if self.init != "normal" and self.experts is not None:
-            raise ValueError(f"init={self.init!r} with experts={self.experts}: only 'normal'")
         for name in ("norm_eps", "rope_theta", "local_rope_theta"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")

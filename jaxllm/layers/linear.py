@@ -52,14 +52,16 @@ def draw_kernel(
 ) -> Array:
     """A new kernel, as `config.init` says.
 
-    Its fans are the sizes of the dimensions that the equation sums over, and of those it adds.
+    Its fans are the sizes of the dimensions that the equation sums over, and of those it adds; a
+    dimension of x, of the kernel and of the output counts kernels, as that of experts does.
     """
     if config.init == "normal":
         return config.init_std * rngs.params.normal(shape, config.param_dtype)
-    _, dims, output = equation.replace("->", ",").split(",")
+    x_dims, dims, output = equation.replace("->", ",").split(",")
     fans = {True: 1, False: 1}
     for dim, size in zip(dims, shape, strict=True):
-        fans[dim in output] *= size
+        if not (dim in x_dims and dim in output):
+            fans[dim in output] *= size
     bound = math.sqrt(6 / sum(fans.values()))
     return rngs.params.uniform(shape, config.param_dtype, -bound, bound)
 

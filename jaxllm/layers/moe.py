@@ -1,7 +1,8 @@
 """A mixture of experts: each token goes to the few that a router chooses for it."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, Self
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,20 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import Experts, StackConfig
-from jaxllm.layers.linear import PROJECTION, Linear
+from jaxllm.layers.expert_parallel import (
+    Run,
+    across,
+    grouped,
+    mesh_of_many,
+    on_devices,
+    splits_experts,
+)
+from jaxllm.layers.groups import project_groups
+from jaxllm.layers.linear import PROJECTION, Linear, draw_kernel
 from jaxllm.layers.mlp import MLP, activate
 from jaxllm.sharding import constrain
+
+Parts = dict[str, Any]  # the experts' projections by name, those of a device or of all
 
 
 class Load(NamedTuple):
@@ -21,16 +33,21 @@ class Load(NamedTuple):
     tokens: Array  # how many; padding does not count
     chosen_E: Array  # how many of them chose each expert
     probs_E: Array  # the sum of their probabilities of it
+    weights_E: Array  # the sum of their weights of it, but for those that found it full
 
     @classmethod
-    def of(cls, probs_BTE: Array, chosen_BTk: Array, is_token_BT: Array | None) -> Self:
-        """That of the router's probabilities and choices."""
+    def of(
+        cls, probs_BTE: Array, weights_BTk: Array, chosen_BTk: Array, is_token_BT: Array | None
+    ) -> Self:
+        """That of the router's probabilities, and of its choices and their weights."""
         shape = probs_BTE.shape[:2]
         counts_BT = (
             jnp.ones(shape) if is_token_BT is None else jnp.asarray(is_token_BT, jnp.float32)
         )
-        chosen_BTE = jax.nn.one_hot(chosen_BTk, probs_BTE.shape[-1]).sum(-2)
-        sums = (jnp.einsum("BT,BTE->E", counts_BT, x) for x in (chosen_BTE, probs_BTE))
+        is_chosen = jax.nn.one_hot(chosen_BTk, probs_BTE.shape[-1])
+        weights_BTE = jnp.einsum("BTk,BTkE->BTE", weights_BTk, is_chosen)
+        each = (is_chosen.sum(-2), probs_BTE, weights_BTE)
+        sums = (jnp.einsum("BT,BTE->E", counts_BT, x) for x in each)
         return cls(jnp.broadcast_to(counts_BT, shape).sum(), *sums)
 
 
@@ -49,10 +66,10 @@ class MoE(nnx.Module):
         self.config, self.experts = config, experts
         bias = experts.router_bias
         self.router = Linear("BTD,DE->BTE", (D, E), config=config, use_bias=bias, rngs=rngs)
-        gate = Projections("EDF", (E, D, F), config, rngs) if config.gated_mlp else None
-        self.gate_proj = nnx.data(gate)
-        self.up_proj = Projections("EDF", (E, D, F), config, rngs)
-        self.down_proj = Projections("EFD", (E, F, D), config, rngs)
+        into = partial(Projections, "ED,EDF->EF", (E, D, F), config, rngs)
+        self.gate_proj = nnx.data(into() if config.gated_mlp else None)
+        self.up_proj = into()
+        self.down_proj = Projections("EF,EFD->ED", (E, F, D), config, rngs)
         shared = experts.shared_mlp_dim
         self.shared = nnx.data(None if shared is None else MLP(config, mlp_dim=shared, rngs=rngs))
         is_full = experts.capacity is not None
@@ -65,26 +82,22 @@ class MoE(nnx.Module):
         others are padding.
         """
         probs_BTE, weights_BTk, chosen_BTk = self.choose(x_BTD)
+        taken_BTk = self.admit(chosen_BTk, is_token_BT)
+        names = ("gate_proj", "up_proj", "down_proj", "overflow")
+        parts = {name: getattr(self, name) for name in names}
         k, D = chosen_BTk.shape[-1], x_BTD.shape[-1]
-        weight = weights_BTk.reshape(-1, 1).astype(x_BTD.dtype)  # of each choice of each token
-        expert, count = chosen_BTk.reshape(-1), self.experts.num_experts
-        if self.experts.capacity is not None:
-            is_token = True if is_token_BT is None else jnp.repeat(is_token_BT.reshape(-1), k)
-            expert = overflowing(jnp.where(is_token, expert, count), count, self.experts.capacity)
-            count += 1
-        order = jnp.argsort(expert)  # stable
-        counts_E = jnp.bincount(expert, length=count)
-        rows = x_BTD.reshape(-1, D)[order // k]
-        if self.experts.scale == "input":
-            rows = rows * weight[order]
-        rows = self.run(rows, counts_E, expert[order])
-        out = jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
-        if self.experts.scale == "output":
-            out = out * weight
-        out_BTD = constrain(out.reshape(*chosen_BTk.shape, D).sum(-2), "BTD")
+        tokens = x_BTD.reshape(-1, D), weights_BTk.reshape(-1, k), taken_BTk.reshape(-1, k)
+        mesh = mesh_of_many()
+        if mesh is None:
+            out_SD = self.run(parts, *tokens)
+        else:
+            is_split = splits_experts(mesh, self.experts.num_experts)
+            out_SD = on_devices(mesh, self.run_across if is_split else self.run, parts, *tokens)
+        out_BTD = constrain(out_SD.reshape(x_BTD.shape), "BTD")
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD)
-        return out_BTD, Load.of(probs_BTE, chosen_BTk, is_token_BT)
+        kept = taken_BTk < self.experts.num_experts
+        return out_BTD, Load.of(probs_BTE, weights_BTk * kept, chosen_BTk, is_token_BT)
 
     def choose(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """The router's probabilities BTE; the chosen experts' weights and numbers, BT top_k.
@@ -102,18 +115,64 @@ class MoE(nnx.Module):
             weights_BTk /= weights_BTk.sum(-1, keepdims=True)
         return probs_BTE, weights_BTk, chosen_BTk
 
-    def run(self, rows: Array, counts_E: Array, expert: Array) -> Array:
+    def admit(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
+        """The expert of each choice, the number of experts for those whose own is full."""
+        count, capacity = self.experts.num_experts, self.experts.capacity
+        if capacity is None:
+            return chosen_BTk
+        is_token = True if is_token_BT is None else is_token_BT[..., None]
+        chosen = jnp.where(is_token, chosen_BTk, count).reshape(-1)
+        return overflowing(chosen, count, capacity).reshape(chosen_BTk.shape)
+
+    def run(self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array) -> Array:
+        """The weighted sum of what each token's experts make of it, SD.
+
+        A choice of neither an expert nor the overflow expert counts for nothing.
+        """
+        count = self.experts.num_experts + (self.overflow is not None)
+        return self.combine(partial(self.project, parts), count, x_SD, weights_Sk, expert_Sk)
+
+    def run_across(self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array) -> Array:
+        """The same of one device's tokens, by the experts of every device; `parts` are its own."""
+        devices, has_overflow = jax.lax.axis_size("expert"), self.overflow is not None
+        num_own = self.experts.num_experts // devices
+        group_Sk = grouped(expert_Sk, num_own, has_overflow=has_overflow)
+        # A token's experts differ, but the overflow expert may be several of its choices.
+        most = self.experts.top_k if has_overflow else min(self.experts.top_k, num_own)
+        run = across(partial(self.project, parts), room=most * x_SD.shape[0])
+        count = devices * (num_own + has_overflow)
+        return self.combine(run, count, x_SD, weights_Sk, group_Sk)
+
+    def combine(
+        self, run: Run, count: int, x_SD: Array, weights_Sk: Array, group_Sk: Array
+    ) -> Array:
+        """`run` on a row for each choice of each token, sorted by group: their weighted sums, SD.
+
+        There are `count` groups; the choices of a higher one count for nothing.
+        """
+        weight, group = weights_Sk.reshape(-1, 1).astype(x_SD.dtype), group_Sk.reshape(-1)
+        order = jnp.argsort(group)  # stable
+        rows = x_SD[order // group_Sk.shape[1]]
+        if self.experts.scale == "input":
+            rows = rows * weight[order]
+        rows = run(rows, jnp.bincount(group, length=count), group[order])
+        out = jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
+        if self.experts.scale == "output":
+            out = out * weight
+        return out.reshape(*group_Sk.shape, -1).sum(1)
+
+    def project(self, parts: Parts, rows: Array, counts_E: Array, expert: Array) -> Array:
         """The experts on rows of width D that are sorted by expert, the overflow expert last."""
 
-        def project(name: str, rows: Array) -> Array:
-            last = None if self.overflow is None else getattr(self.overflow, name)
-            return getattr(self, name)(rows, counts_E, expert, last)
+        def of(name: str, rows: Array) -> Array:
+            last = None if parts["overflow"] is None else getattr(parts["overflow"], name)
+            return parts[name](rows, counts_E, expert, last)
 
-        up = project("up_proj", rows)
-        if self.gate_proj is None:
-            return project("down_proj", activate(self.config.activation, up))
-        gate = project("gate_proj", rows)
-        return project("down_proj", activate(self.config.activation, gate) * up)
+        up = of("up_proj", rows)
+        if parts["gate_proj"] is None:
+            return of("down_proj", activate(self.config.activation, up))
+        gate = of("gate_proj", rows)
+        return of("down_proj", activate(self.config.activation, gate) * up)
 
 
 def overflowing(expert: Array, count: int, capacity: int) -> Array:
@@ -129,12 +188,14 @@ def overflowing(expert: Array, count: int, capacity: int) -> Array:
 class Projections(nnx.Module):
     """A projection for each expert, of rows that are sorted by expert."""
 
-    def __init__(self, dims: str, shape: tuple[int, int, int], config: StackConfig, rngs: nnx.Rngs):
-        kernel = config.init_std * rngs.params.normal(shape, config.param_dtype)
+    def __init__(
+        self, equation: str, shape: tuple[int, int, int], config: StackConfig, rngs: nnx.Rngs
+    ):
+        _, dims, bias_dims = equation.replace("->", ",").split(",")
+        kernel = draw_kernel(equation, shape, config, rngs)
         bias = jnp.zeros((shape[0], shape[2]), config.param_dtype)
         self.dtype = config.dtype
         self.kernel = nnx.Param(kernel, dims=dims)
-        bias_dims = dims[0] + dims[2]
         self.bias = nnx.data(nnx.Param(bias, dims=bias_dims) if config.mlp_bias else None)
 
     def __call__(
@@ -151,58 +212,24 @@ class Projections(nnx.Module):
                 bias = jnp.concatenate([bias, last.bias[...][None]])
         y = project_groups(rows, kernel, counts_E)
         if bias is not None:
-            y += bias.astype(jnp.float32)[expert]
+            y += bias.astype(jnp.float32).at[expert].get(mode="fill", fill_value=0)
         return checkpoint_name(y.astype(self.dtype), PROJECTION)
 
 
-@jax.custom_vjp
-def project_groups(rows: Array, kernel: Array, counts: Array) -> Array:
-    """The first `counts[0]` rows times `kernel[0]`, the next `counts[1]` times `kernel[1]`, ...
-
-    In the dtype of `rows`, accumulated and returned in float32. The kernel's gradient comes in the
-    kernel's own dtype, not rounded to that of `rows` before.
-    """
-    return jax.lax.ragged_dot(
-        rows, kernel.astype(rows.dtype), counts, preferred_element_type=jnp.float32
-    )
-
-
-def _project_groups_forward(
-    rows: Array, kernel: Array, counts: Array
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    return project_groups(rows, kernel, counts), (rows, kernel, counts)
-
-
-def _project_groups_backward(
-    saved: tuple[Array, Array, Array], dy: Array
-) -> tuple[Array, Array, None]:
-    rows, kernel, counts = saved
-    dy = dy.astype(rows.dtype)
-    drows = project_groups(dy, kernel.swapaxes(1, 2), counts)
-    by_group = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((0,), (0,)), ((), ())),
-        lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=[],
-    )
-    dkernel = jax.lax.ragged_dot_general(
-        rows, dy, counts, by_group, preferred_element_type=jnp.float32
-    )
-    return drows.astype(rows.dtype), dkernel.astype(kernel.dtype), None
-
-
-project_groups.defvjp(_project_groups_forward, _project_groups_backward)
-
-
-def load_balance(loads: Load, balance: Literal["layer", "model", "sum"]) -> Array:
+def load_balance(loads: Load, balance: Literal["layer", "model", "sum", "kept"]) -> Array:
     """`E * sum over e of f_e p_e`: choices of e per token and its mean probability.
 
     That of each layer and then the mean (Fedus et al., 2022), or of all layers' tokens together,
     as transformers has it. Equal shares give top_k. `sum` is that of each layer without the factor
-    E and then the sum.
+    E and then the sum. `kept` takes only the choices that did not find their expert full, and
+    their mean weight for p_e, of each layer and then the sum: the product is their weight per
+    token.
     """
     if balance == "model":
         loads = jax.tree.map(lambda x: x.sum(0, keepdims=True), loads)
     tokens_L1 = jnp.maximum(loads.tokens, 1)[:, None]
+    if balance == "kept":
+        return loads.weights_E.shape[-1] * (loads.weights_E / tokens_L1).sum()
     products_LE = (loads.chosen_E / tokens_L1) * (loads.probs_E / tokens_L1)
     if balance == "sum":
         return products_LE.sum()

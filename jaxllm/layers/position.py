@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxllm.config import LayerKind, RopeLayout, RopeScaling, StackConfig
+from jaxllm.config import LayerKind, RopeLayout, RopeScaling, StackConfig, Waves
 
 
 class Rotation(NamedTuple):
@@ -19,8 +19,8 @@ class Rotation(NamedTuple):
     one call of the model, plus one; padding, which is at position -1, does not count. With a
     cache, then, queries turn at the frequencies of the length so far and keys stay as they were
     written, as in transformers. Up to `original_max_len` that is what a call without a cache
-    computes; past it, it is not, there or here. (Phi-3's `generate` in transformers fills the
-    cache anew when it gets there; `jaxllm.generation` does not.)
+    computes; past it, it is not, there or here. (`jaxllm.generation` reads a text again when it
+    gets there with LongRoPE, as `generate` of Phi-3 in transformers does.)
     """
 
     frequencies: np.ndarray  # radians per position of each rotated pair, P
@@ -175,18 +175,20 @@ def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
     return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned
 
 
-def sinusoids(positions_BT: Array, embed_dim: int) -> Array:
+def sinusoids(positions_BT: Array, embed_dim: int, waves: Waves = "power") -> Array:
     """A vector for each position, BTD, in float32 (Vaswani et al., 2017).
 
     Element 2j is `sin(p / 10000 ** (2j / D))`, element 2j + 1 the cosine of the same.
     """
-    angles = positions_BT[..., None].astype(jnp.float32) * wave_frequencies(embed_dim)
-    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-    return waves.reshape(*positions_BT.shape, -1)[..., :embed_dim]
+    angles = positions_BT[..., None].astype(jnp.float32) * wave_frequencies(embed_dim, waves)
+    both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return both.reshape(*positions_BT.shape, -1)[..., :embed_dim]
 
 
-def wave_frequencies(embed_dim: int) -> np.ndarray:
+def wave_frequencies(embed_dim: int, waves: Waves) -> np.ndarray:
     """Radians per position of each sinusoid, rounded where models in PyTorch round them."""
+    if waves == "power":
+        return np.float32(1.0) / _powers(embed_dim, 10000.0)
     step = np.float32(-math.log(10000.0) / embed_dim)
     exponents = np.arange(0, embed_dim, 2, dtype=np.float32) * step
     return np.exp(exponents.astype(np.float64)).astype(np.float32)

@@ -49,12 +49,31 @@ class TwoStacks(nnx.Module):
             dropout_key: of `jax.random.key`, another for each step of training. By default
                 nothing is dropped out.
         """
+        x_BTD, loss = self.hidden(
+            src_BS,
+            tgt_BT,
+            src_segment_ids=src_segment_ids,
+            segment_ids=segment_ids,
+            dropout_key=dropout_key,
+        )
+        return Output(self.decoder.unembed(x_BTD), None, loss)
+
+    def hidden(
+        self,
+        src_BS: Array,
+        tgt_BT: Array,
+        *,
+        src_segment_ids: Array | None = None,
+        segment_ids: Array | None = None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """The decoder's last hidden state, BTD, and the auxiliary loss, of a call's arguments."""
         src_key, tgt_key = subkeys(dropout_key, 2)
         source, encoder_loss = self.encode(src_BS, segment_ids=src_segment_ids, dropout_key=src_key)
         x_BTD, _, loss = self.decoder.hidden(
             tgt_BT, segment_ids=segment_ids, source=source, dropout_key=tgt_key
         )
-        return Output(self.decoder.unembed(x_BTD), None, encoder_loss + loss)
+        return x_BTD, encoder_loss + loss
 
     def encode(
         self,

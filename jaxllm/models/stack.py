@@ -93,7 +93,8 @@ class Stack(nnx.Module):
         if self.embed_position is not None:
             x_BTD = x_BTD + self.embed_position(positions_BT)
         if self.config.positions == "sinusoidal":
-            x_BTD = x_BTD + sinusoids(positions_BT, x_BTD.shape[-1]).astype(x_BTD.dtype)
+            waves_BTD = sinusoids(positions_BT, x_BTD.shape[-1], self.config.waves)
+            x_BTD = x_BTD + waves_BTD.astype(x_BTD.dtype)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         return constrain(x_BTD, "BTD")

@@ -132,7 +132,7 @@ def test_what_is_no_model_is_refused_with_name_and_value(changes, said):
         ({"mlp_dim": 0}, ["mlp_dim=0"]),
         ({"scores": "tanh"}, ["scores='tanh'", "softmax", "sigmoid"]),
         ({"scale": "both"}, ["scale='both'", "output", "input"]),
-        ({"balance": "batch"}, ["balance='batch'", "layer", "model"]),
+        ({"balance": "batch"}, ["balance='batch'", "layer", "model", "kept"]),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from jaxllm.config import Experts, LayerKind
-from jaxllm.layers.moe import Load, load_balance, overflowing, project_groups
+from jaxllm.layers.moe import Load, MoE, load_balance, overflowing
 from jaxllm.layers.stack import restack
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -120,6 +120,16 @@ def test_an_expert_that_nobody_chose():
         assert (np.abs(kernel).max((1, 2)) > 0).tolist() == [e != 3 for e in range(E)]
 
 
+def test_xavier_is_of_each_expert():
+    """Its fans are those of one, however many there are."""
+    config = dataclasses.replace(TINY, init="xavier", pattern=SPARSE, experts=EXPERTS)
+    moe = MoE(config, rngs=nnx.Rngs(0))
+    bound = (6 / (TINY.embed_dim + F)) ** 0.5
+    for projection in (moe.gate_proj, moe.up_proj, moe.down_proj):
+        largest = np.abs(projection.kernel[...]).max()
+        assert 0.99 * bound < largest <= bound
+
+
 def test_what_a_token_gets_depends_on_no_other():
     """Whatever else crowds to an expert, none is dropped."""
     moe = jax.jit(lambda x: moe_of()(x)[0])
@@ -169,37 +179,6 @@ def test_the_overflow_expert_learns_from_what_it_is_given():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["overflow"]))
 
 
-@pytest.mark.parametrize("counts", [[3, 0, 1, 8, 0], [0, 0, 12, 0, 0], [2, 3, 2, 3, 2]], ids=str)
-def test_ragged_groups_are_products_one_by_one(counts):
-    D = TINY.embed_dim
-    rng = np.random.default_rng(0)
-    rows, kernel, weight = (
-        jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for shape in ((sum(counts), D), (E, D, F), (sum(counts), F))
-    )
-    groups = np.repeat(np.arange(E), counts)
-
-    def both(product):
-        value = lambda rows, kernel: jnp.vdot(product(rows, kernel), weight)  # noqa: E731
-        return jax.value_and_grad(value, argnums=(0, 1))(rows, kernel)
-
-    grouped = both(lambda rows, kernel: project_groups(rows, kernel, jnp.asarray(counts)))
-    plain = both(lambda rows, kernel: jnp.einsum("MD,MDF->MF", rows, kernel[groups]))
-    assert float(grouped[0]) == pytest.approx(float(plain[0]), rel=1e-5)
-    for ours, theirs in zip(grouped[1], plain[1], strict=True):
-        assert relative_l2(ours, theirs) < TOLERANCE
-
-
-def test_the_kernels_gradient_is_not_rounded_to_the_activations():
-    """Sums of 8 bits would stall: 1 + 1/512 is 1 in bfloat16."""
-    rows = jnp.asarray([[1.0], [1 / 512]], jnp.bfloat16)
-    kernel = jnp.ones((1, 1, 1))
-    counts = jnp.asarray([2])
-    gradient = jax.grad(lambda kernel: project_groups(rows, kernel, counts).sum())(kernel)
-    assert gradient.dtype == jnp.float32
-    assert float(gradient[0, 0, 0]) == 1 + 1 / 512
-
-
 def test_bfloat16_in_and_out_is_near_float32():
     """Where rounding does not change which experts are chosen."""
     low, exact = moe_of(dtype="bfloat16"), moe_of()
@@ -218,7 +197,7 @@ def loads_of(*, num_layers: int, is_token: np.ndarray | None = None) -> tuple[li
     loads = []
     for logits_BTE in logits:
         probs_BTE = jax.nn.softmax(logits_BTE)
-        loads.append(Load.of(probs_BTE, jax.lax.top_k(probs_BTE, 2)[1], is_token))
+        loads.append(Load.of(probs_BTE, *jax.lax.top_k(probs_BTE, 2), is_token))
     tensors = [torch.tensor(logits_BTE).reshape(-1, E) for logits_BTE in logits]
     return tensors, jax.tree.map(lambda *xs: jnp.stack(xs), *loads)
 
@@ -247,10 +226,36 @@ def test_the_sum_is_each_layers_without_the_number_of_experts():
     assert float(load_balance(loads, "sum")) == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_the_loss_of_what_was_kept():
+    """Of two experts that took 3 and 1 of 8 tokens, and of a layer where nothing was kept."""
+    none = jnp.zeros((2, 2))
+    loads = Load(jnp.asarray([8.0, 8.0]), none, none, jnp.asarray([[1.5, 0.25], [0.0, 0.0]]))
+    by_hand = 2 * (3 / 8 * 1.5 / 3 + 1 / 8 * 0.25 / 1)
+    assert float(load_balance(loads, "kept")) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_weights_count_where_a_token_was_kept():
+    """Against one choice after the other; padding, and what finds its expert full, do not count."""
+    experts = dataclasses.replace(EXPERTS, capacity=3, router_bias=True, normalize=True)
+    moe = moe_of(experts)
+    _, load = moe(jnp.asarray(X_BTD), ~PADDING)
+    _, weights_BTk, chosen_BTk = moe.choose(X_BTD)
+    sums, taken = np.zeros(E), np.zeros(E)
+    for is_pad, weights, chosen in zip(
+        PADDING.reshape(-1), weights_BTk.reshape(-1, 2), chosen_BTk.reshape(-1, 2), strict=True
+    ):
+        for weight, e in zip(weights, chosen, strict=True):
+            if not is_pad and taken[e] < 3:
+                sums[e] += weight
+                taken[e] += 1
+    assert 0 < taken.sum() < 2 * (~PADDING).sum()
+    np.testing.assert_allclose(load.weights_E, sums, rtol=1e-6)
+
+
 def test_layers_may_balance_each_other_out_of_the_whole_model_s_loss():
     """Each of two layers sends all tokens to one expert, but not to the same."""
     chosen, none = jnp.asarray([[8.0, 0.0], [0.0, 8.0]]), jnp.asarray([8.0, 8.0])
-    loads = Load(tokens=none, chosen_E=chosen, probs_E=chosen)
+    loads = Load(tokens=none, chosen_E=chosen, probs_E=chosen, weights_E=chosen)
     assert load_balance(loads, "model") == 1
     assert load_balance(loads, "layer") == 2
 

@@ -1,0 +1,40 @@
+"""Experts' products and their gradients: ours against XLA's `ragged_dot`, as experts grow more."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from side_by_side import Comparison, compare
+
+from jaxllm.layers.groups import project_groups
+
+ROWS, D, F = 1024, 256, 512
+TARGETS = {8: 1.5, 128: 5.0}  # of the CPU; an accelerator runs ragged_dot on both sides
+
+
+def run(rounds: int) -> list[Comparison]:
+    """The same rows among few and among many experts."""
+    return [_compare(count, rounds) for count in TARGETS]
+
+
+def _compare(num_experts: int, rounds: int) -> Comparison:
+    rng = np.random.default_rng(0)
+    rows, kernel = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((ROWS, D), (num_experts, D, F))
+    )
+    counts = jnp.bincount(jnp.asarray(rng.integers(0, num_experts, ROWS)), length=num_experts)
+
+    def timed(product: Callable) -> Callable[[], object]:
+        loss = lambda rows, kernel: jnp.square(product(rows, kernel, counts)).sum()  # noqa: E731
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        return lambda: jax.block_until_ready(gradient(rows, kernel))
+
+    return compare(
+        f"products of {ROWS} rows among {num_experts} experts, and gradients",
+        timed(project_groups),
+        timed(jax.lax.ragged_dot),
+        rounds=rounds,
+        target=TARGETS[num_experts] if jax.default_backend() == "cpu" else 0.9,
+    )
