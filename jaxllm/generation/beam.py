@@ -10,7 +10,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxllm.generation.decode import bucket, check_prompts, of_tokens, padded, prefill, until_end
+from jaxllm.generation.cached import advance, prefill
+from jaxllm.generation.decode import bucket, check_prompts, of_tokens, padded, until_end
+from jaxllm.generation.sampling import check_penalty, penalized
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 
 NEVER = -1e9  # a score that nothing else has
@@ -23,6 +25,7 @@ def beam_search(
     *,
     num_beams: int,
     length_penalty: float = 1.0,
+    repetition_penalty: float = 1.0,
     eos_ids: Sequence[int] = (),
 ) -> list[list[int]]:
     """The best continuation of each prompt that was found, up to and with the first of `eos_ids`.
@@ -38,14 +41,16 @@ def beam_search(
         max_new_tokens: the most tokens to return for a prompt.
         num_beams: continuations that are kept at each step; 1 is greedy.
         length_penalty: above 0 favours long continuations.
+        repetition_penalty: of the log-probabilities of tokens that are in the prompt or the beam.
         eos_ids: tokens that end a text.
 
     Raises:
-        ValueError: no prompt, an empty one, an unknown token, fewer than one new token or beam, or
-            more beams than the vocabulary has first tokens for.
+        ValueError: no prompt, an empty one, an unknown token, fewer than one new token or beam,
+            more beams than the vocabulary has first tokens for, or a penalty that is not positive.
     """
     model = of_tokens(model)
     check_prompts(model, prompts, max_new_tokens)
+    check_penalty(repetition_penalty)
     kept = max(2, 1 + len(set(eos_ids))) * num_beams
     if num_beams < 1 or kept > num_beams * model.config.vocab_size:
         raise ValueError(
@@ -62,6 +67,7 @@ def beam_search(
         lengths,
         np.int32(max_new_tokens),
         np.float32(length_penalty),
+        np.float32(repetition_penalty),
         np.array(sorted(set(eos_ids)), np.int32),
     )
     return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in np.asarray(out)]
@@ -100,34 +106,38 @@ def _search(
     lengths_B: Array,
     limit: Array,
     length_penalty: Array,
+    repetition_penalty: Array,
     eos_ids: Array,
 ) -> Array:
     """The best continuations, BR, of which `limit` tokens are asked for."""
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     W, kept, R = sizes
     B = tokens_BT.shape[0]
-    model, x_BD, cache, lengths_B = prefill(whole, tokens_BT, lengths_B, R)
-    logits_BV = model.unembed(x_BD[:, None])[:, 0]
-    V = logits_BV.shape[-1]
-    cache = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), cache)
-    starts_B1 = jnp.repeat(lengths_B, W)[:, None]
+    start = prefill(whole, tokens_BT, lengths_B, R).repeated(W)
+    V = start.model.config.vocab_size
+
+    def unembed(x_BD: Array) -> Array:
+        return start.model.unembed(x_BD[:, None]).reshape(B, W, V)
 
     def is_going(carry: tuple) -> Array:
         i, beams, *_ = carry
         return (i < limit) & beams.can_improve_B.any()
 
     def step(carry: tuple) -> tuple:
-        i, beams, logits_BWV, cache = carry
-        beams, parents_BW = advance(i, beams, logits_BWV)
+        i, beams, logits_BWV, seen_BV, cache = carry
+        beams, parents_BW = lengthen(i, beams, logits_BWV, seen_BV)
         rows = (jnp.arange(B)[:, None] * W + parents_BW).reshape(-1)
-        cache = jax.tree.map(lambda x: x[rows], cache)
-        newest = beams.live_BWR[:, :, i].reshape(-1, 1)
-        x_B1D, cache, _ = model.hidden(newest, positions=starts_B1 + i, cache=cache)
-        return i + 1, beams, model.unembed(x_B1D).reshape(B, W, V), cache
+        seen_BV, cache = jax.tree.map(lambda x: x[rows], (seen_BV, cache))
+        new_BR = beams.live_BWR.reshape(-1, R)
+        seen_BV = seen_BV.at[jnp.arange(B * W), new_BR[:, i]].set(True)
+        x_BD, cache = advance(start, cache, new_BR, i)
+        return i + 1, beams, unembed(x_BD), seen_BV, cache
 
-    def advance(i: Array, beams: Beams, logits_BWV: Array) -> tuple[Beams, Array]:
+    def lengthen(i: Array, beams: Beams, logits_BWV: Array, seen_BV: Array) -> tuple[Beams, Array]:
         """The beams one token longer, and which of the old ones each live one continues."""
-        scores_BWV = jax.nn.log_softmax(logits_BWV) + beams.live_score_BW[..., None]
+        log_probs_BWV = jax.nn.log_softmax(logits_BWV)
+        log_probs_BWV = penalized(log_probs_BWV, seen_BV.reshape(B, W, V), repetition_penalty)
+        scores_BWV = log_probs_BWV + beams.live_score_BW[..., None]
         score_BK, flat_BK = jax.lax.top_k(scores_BWV.reshape(B, -1), kept)
         parent_BK, token_BK = flat_BK // V, flat_BK % V
         candidate_BKR = _pick(beams.live_BWR, parent_BK).at[:, :, i].set(token_BK)
@@ -145,8 +155,7 @@ def _search(
         )
         return beams, _pick(parent_BK, best_BW)
 
-    logits_BWV = jnp.broadcast_to(logits_BV[:, None], (B, W, V))
-    carry = (jnp.int32(0), Beams.start(B, W, R), logits_BWV, cache)
+    carry = (jnp.int32(0), Beams.start(B, W, R), unembed(start.x_BD), start.seen(), start.cache)
     return jax.lax.while_loop(is_going, step, carry)[1].done_BWR[:, 0]
 
 

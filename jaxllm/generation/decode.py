@@ -10,9 +10,9 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig
+from jaxllm.generation.cached import advance, prefill
 from jaxllm.generation.sampling import Sampling
-from jaxllm.models import Decoder, EncoderDecoder, Model, TokenModel, with_scanned_layers
-from jaxllm.models.stack import Caches
+from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 
 GREEDY = Sampling()
 
@@ -81,53 +81,32 @@ def _decode(
     B = tokens_BT.shape[0]
     rows = jnp.arange(B)
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
-    model, x_BD, cache, lengths_B = prefill(whole, tokens_BT, lengths_B, room)
+    start = prefill(whole, tokens_BT, lengths_B, room)
 
-    def choose(x_BD: Array, i: Array) -> Array:
+    def choose(x_BD: Array, i: Array, seen_BV: Array | None) -> tuple[Array, Array | None]:
+        """The next token of each row, and what has been seen with it."""
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), i))(rows)
-        return sampling(model.unembed(x_BD[:, None])[:, 0], keys_B)
+        token_B = sampling(start.model.unembed(x_BD[:, None])[:, 0], keys_B, seen_BV)
+        return token_B, None if seen_BV is None else seen_BV.at[rows, token_B].set(True)
 
-    first_B = choose(x_BD, jnp.int32(0))
+    first_B, seen_BV = choose(
+        start.x_BD, jnp.int32(0), start.seen() if sampling.repetition_penalty != 1 else None
+    )
     out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
 
     def is_going(carry: tuple) -> Array:
-        i, _, is_done_B, *_ = carry
+        i, is_done_B, *_ = carry
         return (i < limit) & ~is_done_B.all()
 
     def step(carry: tuple) -> tuple:
-        i, token_B, is_done_B, cache, out_BR = carry
-        positions_B1 = (lengths_B + i - 1)[:, None]
-        x_B1D, cache, _ = model.hidden(token_B[:, None], positions=positions_B1, cache=cache)
-        token_B = choose(x_B1D[:, 0], i)
+        i, is_done_B, cache, seen_BV, out_BR = carry
+        x_BD, cache = advance(start, cache, out_BR, i - 1)
+        token_B, seen_BV = choose(x_BD, i, seen_BV)
         is_done_B |= jnp.isin(token_B, eos_ids)
-        return i + 1, token_B, is_done_B, cache, out_BR.at[:, i].set(token_B)
+        return i + 1, is_done_B, cache, seen_BV, out_BR.at[:, i].set(token_B)
 
-    start = (jnp.int32(1), first_B, jnp.isin(first_B, eos_ids), cache, out_BR)
-    return jax.lax.while_loop(is_going, step, start)[-1]
-
-
-def prefill(
-    model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int
-) -> tuple[Decoder, Array, Caches | None, Array]:
-    """The decoder that is to continue, and how far it has come with each prompt.
-
-    That is the hidden state of the last token, BD, a cache with `room` for more, and the number of
-    tokens in it, B: of the prompt, or of the target if an encoder has read the prompt.
-    """
-    source = None
-    if isinstance(model, EncoderDecoder):
-        tokens_BT = tokens_BT[:, : model.config.longest_source]  # no prompt is longer
-        is_token_BT = jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None]
-        source, _ = model.encode(tokens_BT, segment_ids=is_token_BT)
-        assert model.config.start_token is not None, "checked with the prompts"
-        tokens_BT = jnp.full_like(tokens_BT[:, :1], model.config.start_token)
-        model, lengths_B = model.decoder, jnp.ones_like(lengths_B)
-    B, T = tokens_BT.shape
-    positions_BT = jnp.arange(T)[None]
-    positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
-    empty = model.init_cache(B, T + room, source)
-    x_BTD, cache, _ = model.hidden(tokens_BT, positions=positions_BT, cache=empty)
-    return model, x_BTD[jnp.arange(B), lengths_B - 1], cache, lengths_B
+    carry = (jnp.int32(1), jnp.isin(first_B, eos_ids), start.cache, seen_BV, out_BR)
+    return jax.lax.while_loop(is_going, step, carry)[-1]
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

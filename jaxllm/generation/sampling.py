@@ -13,15 +13,18 @@ class Sampling:
     """How the next token is chosen.
 
     The filters apply in the order of the fields, as in transformers. Temperature 0 is greedy.
+    `repetition_penalty` is of tokens that are in the prompt or what follows (Keskar et al., 2019);
     `top_k` keeps the k most likely tokens; `top_p` (Holtzman et al., 2020) the fewest whose
     probabilities add up to p.
     """
 
+    repetition_penalty: float = 1.0
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        check_penalty(self.repetition_penalty)
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} is not a number from 0 up")
         if self.top_k is not None and self.top_k < 1:
@@ -42,12 +45,32 @@ class Sampling:
             logits_BV = _keep_nucleus(logits_BV, self.top_p)
         return logits_BV
 
-    def __call__(self, logits_BV: Array, keys_B: Array) -> Array:
-        """The next token of each row, drawn with that row's key: B, int32."""
+    def __call__(self, logits_BV: Array, keys_B: Array, seen_BV: Array | None = None) -> Array:
+        """The next token of each row, drawn with that row's key: B, int32.
+
+        `seen_BV` says which tokens are penalised.
+        """
+        if seen_BV is not None:
+            logits_BV = penalized(logits_BV, seen_BV, self.repetition_penalty)
         if self.temperature == 0:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         draw = jax.vmap(jax.random.categorical)
         return draw(keys_B, self.filtered(logits_BV)).astype(jnp.int32)
+
+
+def check_penalty(penalty: float) -> None:
+    """Raises ValueError for a repetition penalty that is not positive."""
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"repetition_penalty={penalty} is not a number above 0")
+
+
+def penalized(scores_BV: Array, seen_BV: Array, penalty: float | Array) -> Array:
+    """Scores lowered by a penalty above 1 where tokens were seen; one below 1 raises them.
+
+    Positive ones are divided by it, negative ones multiplied.
+    """
+    lowered_BV = jnp.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
+    return jnp.where(seen_BV, lowered_BV, scores_BV)
 
 
 def _keep_nucleus(logits_BV: Array, p: float) -> Array:

@@ -9,7 +9,7 @@ import torch
 from tiny import random_model
 from transformers import AutoModelForCausalLM
 
-from jaxllm.generation import beam_search, generate
+from jaxllm.generation import Sampling, beam_search, generate
 from jaxllm.interop import save_pretrained
 from jaxllm.models import with_scanned_layers
 
@@ -55,6 +55,18 @@ def test_tokens_are_those_of_transformers(model, original, num_beams, length_pen
     assert ours == [by_transformers(original, p, 12, ends, **options) for p in PROMPTS]
 
 
+def test_penalised_tokens_are_those_of_transformers(model, original):
+    """Beams penalise log-probabilities, greedy search logits."""
+    ends = list(range(0, 96, 7))
+    penalty = {"repetition_penalty": 1.7}
+    beams = beam_search(model, PROMPTS, 12, num_beams=3, eos_ids=ends, **penalty)
+    assert beams != beam_search(model, PROMPTS, 12, num_beams=3, eos_ids=ends)
+    options = {"num_beams": 3, **penalty}
+    assert beams == [by_transformers(original, p, 12, ends, **options) for p in PROMPTS]
+    greedy = generate(model, PROMPTS, 12, sampling=Sampling(**penalty), eos_ids=ends)
+    assert greedy == [by_transformers(original, p, 12, ends, **penalty) for p in PROMPTS]
+
+
 def test_one_beam_is_greedy(model):
     assert beam_search(model, PROMPTS, 10, num_beams=1) == generate(model, PROMPTS, 10)
 
@@ -77,6 +89,11 @@ def test_enough_beams_find_the_best_of_all():
         for i in range(new)
     )
     assert found == every[score.argmax(), len(prompt) :].tolist()
+
+
+def test_a_penalty_of_nothing_is_refused(model):
+    with pytest.raises(ValueError, match=r"repetition_penalty=0\.0 is not a number above 0"):
+        beam_search(model, PROMPTS, 4, num_beams=2, repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("num_beams", [0, -1])

@@ -61,6 +61,36 @@ def test_a_row_ends_with_its_first_end_token():
         assert stopped == row[:cut]
 
 
+@pytest.mark.parametrize("penalty", [0.8, 1.5])
+def test_repetitions_are_penalised_from_the_prompt_on(penalty):
+    """Beside the plain loop, which looks through the whole text for each token."""
+    model = with_scanned_layers(random_model(), False)
+    forward = jax.jit(lambda tokens: model(tokens).logits)
+
+    def by_hand(tokens: list[int], new: int) -> list[int]:
+        length = len(tokens)
+        for _ in range(new):
+            padded = np.zeros((1, 64), np.int32)
+            padded[0, : len(tokens)] = tokens
+            scores = np.array(forward(padded)[0, len(tokens) - 1])
+            for token in set(tokens):
+                scores[token] *= penalty if scores[token] < 0 else 1 / penalty
+            tokens = [*tokens, int(scores.argmax())]
+        return tokens[length:]
+
+    found = generate(model, PROMPTS, 20, sampling=Sampling(repetition_penalty=penalty))
+    assert found == [by_hand(prompt, 20) for prompt in PROMPTS]
+    assert found != generate(model, PROMPTS, 20)
+
+
+def test_a_penalty_may_be_sampled_with():
+    """One so large that no token comes again."""
+    model = with_scanned_layers(random_model(), False)
+    sampling = Sampling(repetition_penalty=1e6, temperature=1e-4, top_k=5)
+    for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 20, sampling=sampling), strict=True):
+        assert len({*prompt, *row}) == len(set(prompt)) + 20
+
+
 def test_a_sharded_model_generates_the_same():
     from jaxllm.params import named_parameters, shardings, with_arrays
     from jaxllm.train import make_mesh

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxllm.generation import Sampling
+from jaxllm.generation.sampling import penalized
 
 RNG = np.random.default_rng(0)
 
@@ -38,6 +39,22 @@ def test_the_filtered_logits_are_those_of_transformers(settings):
     np.testing.assert_allclose(ours[kept], expected.numpy()[kept], rtol=1e-6)
 
 
+@pytest.mark.parametrize("penalty", [0.6, 1.4])
+def test_the_penalised_scores_are_those_of_transformers(penalty):
+    """Of positive and negative scores; a token that occurs twice is penalised once."""
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    scores = (3 * RNG.standard_normal((4, 40))).astype(np.float32)
+    tokens = RNG.integers(0, 40, (4, 9))
+    tokens[:, 3] = tokens[:, 5]
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(tokens), torch.tensor(scores))
+    seen = np.zeros((4, 40), bool)
+    seen[np.arange(4)[:, None], tokens] = True
+    assert 0 < (scores[seen] > 0).mean() < 1
+    np.testing.assert_array_equal(penalized(scores, seen, np.float32(penalty)), expected)
+
+
 def test_draws_follow_the_filtered_distribution():
     logits = jnp.asarray(RNG.standard_normal((1, 8)), jnp.float32)
     sampling = Sampling(temperature=0.8, top_k=5)
@@ -62,6 +79,7 @@ def test_temperature_zero_takes_the_most_likely():
         ({"temperature": -1.0}, "temperature=-1.0 is not a number from 0 up"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0 is less than 1"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is not a number above 0"),
         ({"top_k": 5}, "need a temperature above 0"),
     ],
 )
