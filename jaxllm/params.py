@@ -62,6 +62,19 @@ def with_arrays(model: AnyModel, arrays: Mapping[str, jax.Array]) -> AnyModel:
     return nnx.merge(graphdef, nnx.from_flat_state(values))
 
 
+def layers_of(name: str) -> list[tuple[str, int | None]]:
+    """A parameter's name in each of its layers, and the layer's place in it; itself if not stacked.
+
+    As in `[("layers.0.attn.q_proj.kernel", 0), ("layers.1.attn.q_proj.kernel", 1)]`, of
+    `layers.0:2.attn.q_proj.kernel`.
+    """
+    prefix, _, rest = name.rpartition("layers.")
+    label, _, parameter = rest.partition(".")
+    if ":" not in label:
+        return [(name, None)]
+    return [(f"{prefix}layers.{layer}.{parameter}", i) for i, layer in enumerate(held(label))]
+
+
 def stacks(model: Model) -> dict[str, dict[str, range]]:
     """By the path of each list of layers, its arrays' labels and the layers that each one holds.
 

@@ -1,13 +1,22 @@
 """Every run in configs/ is read, fits a mesh, and its model is built without allocating it."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from jaxllm.config import make_config, with_fields
+from jaxllm.interop.families import FAMILIES, Fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count, named_parameters
 from jaxllm.train import TrainConfig, load_config
+from jaxllm.train.plan import plan
 
+SYSTEMS = {
+    family.name.replace("-", "_"): family
+    for family in FAMILIES
+    if family.format in ("tlama", "llm", "nima", "components")
+}
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
@@ -19,7 +28,7 @@ def test_a_config_builds_abstractly(path):
     assert config.batch_size // config.accumulate % ways == 0
     if config.model is not None:
         model = build_abstract(config.model)
-        assert count(model) > 0
+        assert plan(config).parameters == count(model) > 0
         assert all(
             type(v.get_value()).__name__ == "ShapeDtypeStruct"
             for v in named_parameters(model).values()
@@ -33,3 +42,17 @@ def test_a_config_says_its_command_its_hardware_and_its_time(path):
     assert f"jaxllm train configs/{path.name}" in head
     assert "Hardware:" in head
     assert "Time:" in head
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_source_system_s_config_is_one_that_it_documents(name):
+    """What its own arguments can say, but for how weights start and for a small token of images."""
+    model = load_config(CONFIGS[0].with_name(f"{name}.yaml")).model
+    family, init = SYSTEMS[name], getattr(model, "encoder", model).init
+    if getattr(model, "vision", None) is not None:
+        vision = dataclasses.replace(model.vision, image_token=None)
+        model = dataclasses.replace(model, vision=vision)
+    fields = Fields(family.write_config(model, {}))
+    values, _ = family.read_config(fields, {})
+    assert fields.finish() == []
+    assert with_fields(make_config(values), init=init) == model

@@ -1,6 +1,7 @@
 """Training: everything that needs a mesh, a disk or a clock."""
 
 from .config import ConfigError, TrainConfig, load_config
+from .handover import read_state, write_run
 from .loop import TrainResult, train
 from .mesh import make_mesh, use_virtual_devices
 
@@ -10,6 +11,8 @@ __all__ = [
     "TrainResult",
     "load_config",
     "make_mesh",
+    "read_state",
     "train",
     "use_virtual_devices",
+    "write_run",
 ]

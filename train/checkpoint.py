@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 from jaxllm.params import describe
 
 from .config import TrainConfig, to_dict
@@ -31,11 +31,11 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(
-        self, state: TrainState, config: TrainConfig, model: Decoder, data: dict[str, Any]
+        self, state: TrainState, config: TrainConfig, model: Model, data: dict[str, Any]
     ) -> None:
         """Begins to write the state in the background; it may be donated at once.
 
-        `data` says where in the text the run is, and by what it knows the text.
+        `data` is what the run knows its examples by.
         """
         step = int(state.step)
         if step == self.latest:

@@ -2,16 +2,28 @@
 
 import dataclasses
 import difflib
+import functools
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import DecoderConfig, Dtype, Remat
+from jaxllm.config import Config, Dtype, Remat, config_class
 
 from .data import DataConfig
 from .mesh import MeshConfig
 from .optimizer import OptimizerConfig
+from .pairs import PairsConfig
+from .tasks import TaskConfig
+from .vectors import VectorsConfig
+
+Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
+
+
+def data_class(values: Mapping[str, Any]) -> type[Data]:
+    """The class that has fields of these names; text may leave out all of its own."""
+    named = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
+    return next((kind for name, kind in named.items() if name in values), DataConfig)
 
 
 class ConfigError(ValueError):
@@ -27,10 +39,10 @@ class TrainConfig:
     output: str  # folder of the run: config, metrics, plot, checkpoints
     steps: int
     batch_size: int  # sequences per optimizer step, over all devices
-    seq_len: int
-    model: DecoderConfig | None = None  # an architecture to initialise ...
+    seq_len: int  # tokens, or vectors; of a source as well
+    model: Config | None = None  # an architecture to initialise ...
     init_from: str | None = None  # ... or a checkpoint to start from
-    data: DataConfig = DataConfig()
+    data: Data = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     accumulate: int = 1  # microbatches per step: the same update in less memory
@@ -40,7 +52,7 @@ class TrainConfig:
     seed: int = 0  # of the initial weights
     log_every: int = 10
     eval_every: int = 100
-    eval_batches: int = 16  # at most; the held-out text may give fewer
+    eval_batches: int = 16  # at most; what is held out may give fewer
     save_every: int = 100
     keep: int = 2  # newest checkpoints
     tensorboard: bool | None = None  # by default, if tensorboardX is installed
@@ -117,15 +129,24 @@ def _read_yaml(text: str) -> Any:
 
 def from_dict(data: Any, place: str) -> TrainConfig:
     """The run that plain data describes. Raises ConfigError, naming `place`."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if not isinstance(data, dict):
         raise ConfigError(f"{place}: expected fields, as in configs/tiny.yaml, found {data!r}")
     try:
-        return TypeAdapter(TrainConfig).validate_python(data)
+        return _reader().validate_python(data)
     except ValidationError as error:
-        problems = [f"{place}: {_explain(problem)}" for problem in error.errors()]
+        meant = [problem for problem in error.errors() if _is_meant(problem["loc"], data)]
+        problems = [f"{place}: {_explain(problem)}" for problem in meant]
         raise ConfigError("\n".join(problems)) from None
+
+
+@functools.cache
+def _reader() -> Any:
+    """What checks plain data; it takes a moment to build."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(TrainConfig)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -150,14 +171,32 @@ def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     now = to_dict(config)
     return [
         f"{name}: {old!r} in the checkpoint, {new!r} now"
-        for name, old, new in _differences(saved, _listed(now))
+        for name, old, new in differences(saved, _listed(now))
         if name.partition(".")[0] not in FREE_ON_RESUME
     ]
 
 
+# Fields of one of some classes, and how the names of the fields given tell which one. pydantic
+# tries each class and puts its name into the places of the errors; no data suits two of them.
+CLASS_OF: dict[str, Callable[[Mapping[str, Any]], type]] = {
+    "model": config_class,
+    "data": data_class,
+}
+
+
+def _is_meant(loc: Sequence[int | str], data: dict[str, Any]) -> bool:
+    """Whether a place is not in a class that was only tried."""
+    field, *inside = loc or ("",)
+    if field not in CLASS_OF or not inside:
+        return True
+    given = data[field]
+    return inside[0] == CLASS_OF[field](given if isinstance(given, dict) else {}).__name__
+
+
 def _explain(problem: Any) -> str:
     """One line for one of pydantic's errors, with the nearest field for an unknown one."""
-    name = ".".join(map(str, problem["loc"]))
+    field, *inside = problem["loc"] or ("",)
+    name = ".".join(map(str, [field, *(inside[1:] if field in CLASS_OF else inside)]))
     if problem["type"] == "unexpected_keyword_argument":
         known = _fields_at(problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
@@ -173,12 +212,19 @@ def _explain(problem: Any) -> str:
 
 def _fields_at(loc: Sequence[int | str]) -> list[str]:
     """The fields of the dataclass that a location such as ("optimizer",) leads to."""
-    kind: Any = TrainConfig
+    kinds: list[Any] = [TrainConfig]
     for key in loc:
-        hints = typing.get_type_hints(kind)
-        options = (hints[str(key)], *typing.get_args(hints[str(key)]))
-        kind = next(option for option in options if dataclasses.is_dataclass(option))
-    return [field.name for field in dataclasses.fields(kind)]
+        if isinstance(key, str):  # a field, or the class of it that was tried; not an index
+            named = [kind for kind in kinds if kind.__name__ == key]
+            kinds = named or _classes_of(typing.get_type_hints(kinds[0])[key])
+    return [field.name for field in dataclasses.fields(kinds[0])]
+
+
+def _classes_of(hint: Any) -> list[Any]:
+    """The dataclasses that a type is, or is made of."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    return [kind for part in typing.get_args(hint) for kind in _classes_of(part)]
 
 
 def _listed(data: Any) -> Any:
@@ -188,9 +234,10 @@ def _listed(data: Any) -> Any:
     return [_listed(item) for item in data] if isinstance(data, list | tuple) else data
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted names under which plain data differ, and both values; None is what is missing."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
     elif old != new:
         yield name, old, new

@@ -1,19 +1,26 @@
-"""Token streams cut into batches, each a pure function of the seed and the step."""
+"""Text as two streams of tokens, cut into windows of the length of a sequence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar
 from uuid import uuid4
 
-import grain
-import jax
 import numpy as np
 
-from .text import Tokenizer, load_tokenizer, split_documents, stdlib_documents, text_documents
+from jaxllm.models import Decoder, Model
 
-Batch = dict[str, np.ndarray]  # tokens: int32 (B, T+1); mask: bool (B, T), true where a target is
+from .batches import Batch, Examples, digest
+from .held_out import check_split
+from .text import (
+    Tokenizer,
+    check_tokens,
+    load_tokenizer,
+    split_documents,
+    stdlib_documents,
+    text_documents,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +38,15 @@ class DataConfig:
     cache: str | None = None  # a folder that keeps tokens from run to run; None: tokenise each time
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out} is not in [0, 1)")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} is not in [0, 2**32)")
+        check_split(self.held_out, self.seed)
+
+    def load(self, model: Model, seq_len: int) -> Examples:
+        """The text as windows. Raises ValueError or OSError naming what is bad."""
+        if not isinstance(model, Decoder):
+            raise ValueError(f"text trains a Decoder, not the {type(model).__name__} of this run")
+        corpus = load_corpus(self)
+        check_tokens(corpus.tokenizer, model)
+        return corpus.windows(seq_len)
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,16 @@ class Corpus:
     held_out: np.ndarray
     tokenizer: Tokenizer
 
+    def windows(self, seq_len: int) -> Examples:
+        """Both streams as examples of `seq_len` tokens."""
+        known = {"train_tokens": digest(self.train), "held_out_tokens": digest(self.held_out)}
+        train, held_out = Windows(self.train, seq_len), Windows(self.held_out, seq_len)
+        return Examples(train, held_out, {**known, "seq_len": seq_len})
+
 
 def load_corpus(cfg: DataConfig) -> Corpus:
     """Reads, splits and tokenises. Raises ValueError or FileNotFoundError naming what is bad."""
-    tokenizer = corpus_tokenizer(cfg)
+    tokenizer = load_tokenizer(cfg.tokenizer, eos=cfg.eos)
     found = stdlib_documents() if cfg.text is None else text_documents(cfg.text, key=cfg.text_key)
     train, held_out = split_documents(found, cfg.held_out)
     return Corpus(
@@ -56,11 +74,6 @@ def load_corpus(cfg: DataConfig) -> Corpus:
         token_stream(held_out, tokenizer, cache=cfg.cache),
         tokenizer,
     )
-
-
-def corpus_tokenizer(cfg: DataConfig) -> Tokenizer:
-    """The tokenizer of a run."""
-    return load_tokenizer(cfg.tokenizer, eos=cfg.eos)
 
 
 def token_stream(
@@ -81,97 +94,28 @@ def token_stream(
     return np.load(file, mmap_mode="r")
 
 
-def windows(tokens: np.ndarray, rows: Sequence[int] | np.ndarray, seq_len: int) -> Batch:
+@dataclass(frozen=True)
+class Windows:
     """Row `i` is the T+1 tokens from `i * T` on: all but the first token are targets, once each.
 
-    What lies past the end of `tokens` is 0 and masked out, be it part of a row or a whole row.
-    """
-    at = np.asarray(rows)[:, None] * seq_len + np.arange(seq_len + 1)
-    exists = at < len(tokens)
-    found = tokens[np.minimum(at, len(tokens) - 1)]
-    return {"tokens": np.where(exists, found, 0).astype(np.int32), "mask": exists[:, 1:]}
-
-
-class Batches:
-    """The batches of a run, of which this process feeds rows `rank::world`.
-
-    By default each process feeds its own share. Where a model is split over processes, those with
-    the same part of the batch must be given the same `rank`. Raises ValueError if there is too
-    little text for one batch or if `batch_size` does not divide among the processes.
+    What lies past the end of `tokens` is 0 and masked out.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        *,
-        seq_len: int,
-        batch_size: int,
-        seed: int = 0,
-        rank: int | None = None,
-        world: int | None = None,
-    ):
-        self.corpus, self.seq_len, self.batch_size, self.seed = corpus, seq_len, batch_size, seed
-        self.rank = jax.process_index() if rank is None else rank
-        self.world = jax.process_count() if world is None else world
-        if batch_size % self.world:
-            raise ValueError(f"batch_size={batch_size} does not divide by {self.world} processes")
-        have, need = len(corpus.train), batch_size * seq_len + 1
-        if have < need:
-            batch = f"a batch of {batch_size} x {seq_len}"
-            raise ValueError(f"{batch} needs {need} tokens; the training text has {have}")
+    tokens: np.ndarray
+    seq_len: int
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Rows until every target has been seen; an epoch may end within a batch."""
-        return _num_windows(self.corpus.train, self.seq_len)
+    def __len__(self) -> int:
+        return max(0, -(-(len(self.tokens) - 1) // self.seq_len))
 
-    def train(self, step: int = 0) -> grain.DatasetIterator[Batch]:
-        """Batches of `step` and on, without end; its state is the number of the next step."""
-        shuffled = grain.MapDataset.range(self.windows_per_epoch).seed(self.seed).shuffle()
-        # Repeat, then deal out: a process's share of a step does not depend on the epoch's length.
-        share = shuffled.repeat()[self.rank :: self.world]
-        rows = share.batch(self.batch_size // self.world, drop_remainder=True)
-        batches = rows.map(lambda rows: windows(self.corpus.train, rows, self.seq_len))
-        # No threads: cutting a batch from memory takes less time than handing it over.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        iterator = iter(batches.to_iter_dataset(options))
-        iterator.set_state({"next_index": step})
-        return iterator
-
-    def held_out(self, most: int) -> Iterator[Batch]:
-        """The same batches at every call: windows in order, at `most` so many batches.
-
-        If there are more windows, they are taken evenly from all of the text. Rows that fill up
-        the last batch are masked out. No batches if nothing is held out.
-        """
-        tokens, B = self.corpus.held_out, self.batch_size
-        there = _num_windows(tokens, self.seq_len)
-        taken = min(there, most * B)
-        rows = np.arange(taken) * there // max(taken, 1)
-        filled = np.append(rows, np.full(-taken % B, there))
-        for start in range(0, taken, B):
-            yield windows(tokens, filled[start : start + B][self.rank :: self.world], self.seq_len)
-
-    def fingerprint(self) -> dict[str, int | str]:
-        """What decides the batches of a run, whatever the number of processes."""
-        return {
-            "train_tokens": _digest(self.corpus.train),
-            "held_out_tokens": _digest(self.corpus.held_out),
-            "seq_len": self.seq_len,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
+    def take(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """Tokens, int32 (B, T+1), and a mask of the targets, (B, T)."""
+        at = np.asarray(rows)[:, None] * self.seq_len + np.arange(self.seq_len + 1)
+        exists = at < len(self.tokens)
+        found = self.tokens[np.minimum(at, len(self.tokens) - 1)]
+        return {"tokens": np.where(exists, found, 0).astype(np.int32), "mask": exists[:, 1:]}
 
 
 def _tokenise(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     ended = (np.array([*tokenizer.encode(text), tokenizer.eos_id], dtype) for text in documents)
     return np.concatenate([np.empty(0, dtype), *ended])
-
-
-def _num_windows(tokens: np.ndarray, seq_len: int) -> int:
-    return max(0, -(-(len(tokens) - 1) // seq_len))
-
-
-def _digest(tokens: np.ndarray) -> str:
-    return f"{tokens.dtype} {blake2b(tokens.data, digest_size=16).hexdigest()}"

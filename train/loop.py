@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.models import Decoder, Model
+from jaxllm.config import with_fields
+from jaxllm.models import Model, build_abstract
 from jaxllm.params import (
     count,
     describe,
@@ -25,15 +26,15 @@ from jaxllm.params import (
 )
 from jaxllm.sharding import spec, unsplit
 
+from .batches import Batch as HostBatch
+from .batches import Batches
 from .checkpoint import Checkpoints, open_checkpoints
 from .config import ConfigError, TrainConfig, changes, save_config
-from .data import Batch as HostBatch
-from .data import Batches, load_corpus
 from .mesh import make_mesh
 from .metrics import MetricLog, Progress, read_metrics
+from .objective import Batch, objective_of
 from .plot import plot_losses
-from .step import Batch, Steps, TrainState, make_steps
-from .text import ByteTokenizer
+from .step import Steps, TrainState, make_steps
 
 log = logging.getLogger("jaxllm")
 
@@ -41,8 +42,9 @@ log = logging.getLogger("jaxllm")
 class TrainResult(NamedTuple):
     """What a run leaves in memory; the rest is in its folder."""
 
-    model: Decoder
-    held_out_loss: float | None  # nats per token; None if no text was held out
+    model: Model
+    held_out_loss: float | None  # None if nothing was held out
+    unit: str  # of that loss, for each target
 
 
 def train(config: TrainConfig, model: Model | None = None, *, resume: bool = False) -> TrainResult:
@@ -59,20 +61,26 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
             this config would change; or the config does not fit the devices or the data.
         FloatingPointError: the loss is not finite. Nothing of that step is saved.
     """
-    mesh, batches = _prepare(config)
+    mesh = mesh_of(config)
     folder = Path(config.output).resolve()
     if resume and not (folder / "checkpoints").is_dir():
         raise ConfigError(f"{config.output} holds no checkpoint to resume from")
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
-        model = _model(config, model, mesh, checkpoints, batches, resume=resume)
+        model = model_to_train(config, model, checkpoints, resume=resume)
+        batches = batches_for(config, model, mesh)
+        if resume:
+            _check_unchanged(config, checkpoints, batches)
+        elif config.model is not None:
+            model = initialize(model.config, mesh, config.seed)
         steps = make_steps(config, model, mesh)
         bind, params = split(model)
-        state = checkpoints.load(steps.abstract_state) if resume else _place(steps, params)
+        state = checkpoints.load(steps.abstract_state) if resume else place(steps, params)
         start = int(state.step)
         _announce(config, model, mesh, batches, start)
-        report = stack.enter_context(Report(config, folder, start if resume else None))
+        unit = objective_of(model).unit
+        report = stack.enter_context(Report(config, folder, start if resume else None, unit))
         held_out_loss = None
         if start in (0, config.steps):
             held_out_loss = _evaluate(steps, state, batches, mesh, config)
@@ -89,7 +97,7 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
             if step % config.save_every == 0 or is_last:
                 report.flush()
                 checkpoints.save(state, config, model, batches.fingerprint())
-    return TrainResult(bind(state.params), held_out_loss)
+    return TrainResult(bind(state.params), held_out_loss, unit)
 
 
 class Report:
@@ -98,11 +106,11 @@ class Report:
     A step's metrics are fetched when the next step is under way, so that no device waits for it.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, resume_at: int | None):
+    def __init__(self, config: TrainConfig, folder: Path, resume_at: int | None, unit: str):
         self._waiting: tuple[int, dict[str, Array]] | None = None
         self._stack = ExitStack()
         self._log: MetricLog | None = None
-        self._folder = folder
+        self._folder, self._unit = folder, unit
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             save_config(config, folder / "config.yaml")
@@ -129,7 +137,7 @@ class Report:
         self._waiting = step, metrics
 
     def held_out(self, step: int, loss: float | None) -> None:
-        """Writes the held-out loss, nats per token, behind the metrics of its step."""
+        """Writes the held-out loss behind the metrics of its step."""
         self.flush()
         if self._log is not None and loss is not None:
             self._log.write(step, {"held_out_loss": loss})
@@ -153,7 +161,7 @@ class Report:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         if self._log is not None and any("loss" in row for row in read_metrics(self._log.path)):
-            plot_losses(self._log.path, self._folder / "loss.png")
+            plot_losses(self._log.path, self._folder / "loss.png", self._unit)
 
 
 def _wants_tensorboard(config: TrainConfig) -> bool:
@@ -162,19 +170,11 @@ def _wants_tensorboard(config: TrainConfig) -> bool:
     return config.tensorboard
 
 
-def _prepare(config: TrainConfig) -> tuple[Mesh, Batches]:
-    """The mesh and the data. Raises ConfigError if the config does not fit them."""
+def mesh_of(config: TrainConfig) -> Mesh:
+    """The mesh. Raises ConfigError if the config does not fit the devices."""
     try:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
-        corpus = load_corpus(config.data)
-        batches = Batches(
-            corpus,
-            seq_len=config.seq_len,
-            batch_size=config.batch_size,
-            seed=config.data.seed,
-            **_share(mesh),
-        )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     rows, ways = config.batch_size // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
@@ -182,7 +182,20 @@ def _prepare(config: TrainConfig) -> tuple[Mesh, Batches]:
             f"batch_size / accumulate = {rows} sequences do not divide among "
             f"data x fsdp = {ways} devices"
         )
-    return mesh, batches
+    return mesh
+
+
+def batches_for(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
+    """The data. Raises ConfigError if they do not fit the config or the model."""
+    try:
+        return Batches(
+            config.data.load(model, config.seq_len),
+            batch_size=config.batch_size,
+            seed=config.data.seed,
+            **_share(mesh),
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _share(mesh: Mesh) -> dict[str, int]:
@@ -194,20 +207,16 @@ def _share(mesh: Mesh) -> dict[str, int]:
     return {"rank": mine[0] // len(mine), "world": ways // len(mine)}
 
 
-def _model(
-    config: TrainConfig,
-    model: Model | None,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    batches: Batches,
-    *,
-    resume: bool,
-) -> Decoder:
-    """The model to train; abstract if its weights are in a checkpoint."""
+def model_to_train(
+    config: TrainConfig, model: Model | None, checkpoints: Checkpoints, *, resume: bool
+) -> Model:
+    """The model to train; abstract unless it is given."""
     overrides: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
     if resume:
-        return _resumed_model(config, checkpoints, batches)
+        if checkpoints.latest is None:
+            raise ConfigError(f"{config.output} holds no checkpoint to resume from")
+        return from_description(checkpoints.about())
     if checkpoints.latest is not None:
         raise ConfigError(
             f"{config.output} holds a run of {checkpoints.latest} steps: --resume continues it, "
@@ -216,7 +225,7 @@ def _model(
     if config.model is not None and model is not None:
         raise ConfigError("the config describes a new model, but one is given: use init_from")
     if config.model is not None:
-        model = initialize(dataclasses.replace(config.model, **given), mesh, config.seed)
+        model = build_abstract(with_fields(config.model, **given))
     elif model is not None:
         bind, _ = split(from_description(describe(model), **given))
         model = bind(split(model)[1])
@@ -224,32 +233,24 @@ def _model(
         raise ConfigError(
             "init_from names a checkpoint: give its model, as load_pretrained reads it"
         )
-    return _checked(model, batches)
+    _check_fine(model)
+    return model
 
 
-def _resumed_model(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> Decoder:
-    if checkpoints.latest is None:
-        raise ConfigError(f"{config.output} holds no checkpoint to resume from")
+def _check_unchanged(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> None:
+    """Raises ConfigError for what would change the numbers of the run that is resumed."""
     about = checkpoints.about()
     problems = changes(about["run"], config)
     if about["data"] != batches.fingerprint():
-        problems.append("the text is not the one that the run was trained on")
+        problems.append("the data are not those that the run was trained on")
     if problems:
         raise ConfigError(
             "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
         )
-    return _decoder(from_description(about))
 
 
-def _decoder(model: Model) -> Decoder:
-    if not isinstance(model, Decoder):
-        raise ConfigError(f"only decoders can be trained, not an {type(model).__name__}")
-    return model
-
-
-def _checked(model: Model, batches: Batches) -> Decoder:
-    """The model, unless its parameters are too coarse to learn, or it does not know all tokens."""
-    model = _decoder(model)
+def _check_fine(model: Model) -> None:
+    """Raises ConfigError if the parameters are too coarse to learn."""
     coarse = {
         variable.get_value().dtype.name
         for variable in named_parameters(model).values()
@@ -260,18 +261,9 @@ def _checked(model: Model, batches: Batches) -> Decoder:
             f"the parameters are {', '.join(coarse)}, which loses small updates: load them with "
             "dtype='float32'; the activations may be coarser (dtype in the run's config)"
         )
-    tokenizer, known = batches.corpus.tokenizer, model.config.vocab_size
-    if tokenizer.vocab_size > known:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is {known}"
-        )
-    own = None if model.origin is None else Path(model.origin.directory) / "tokenizer.json"
-    if isinstance(tokenizer, ByteTokenizer) and own is not None and own.is_file():
-        raise ConfigError(f"the model's tokens are those of {own}: give it as data.tokenizer")
-    return model
 
 
-def _place(steps: Steps, params: dict) -> TrainState:
+def place(steps: Steps, params: dict) -> TrainState:
     """The first state, on the mesh."""
     places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
     return steps.init(jax.device_put(params, places))
@@ -279,20 +271,17 @@ def _place(steps: Steps, params: dict) -> TrainState:
 
 def _on_mesh(batch: HostBatch, mesh: Mesh, config: TrainConfig) -> Batch:
     """The rows that this process has, as its part of the global batch."""
-    parts = spec("B", (config.batch_size,), mesh.shape)
-    sharding = NamedSharding(mesh, PartitionSpec(*parts, None))
+    rows = NamedSharding(mesh, spec("B", (config.batch_size,), mesh.shape))
     return {
-        name: jax.make_array_from_process_local_data(
-            sharding, rows, (config.batch_size, rows.shape[1])
-        )
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(rows, x, (config.batch_size, *x.shape[1:]))
+        for name, x in batch.items()
     }
 
 
 def _evaluate(
     steps: Steps, state: TrainState, batches: Batches, mesh: Mesh, config: TrainConfig
 ) -> float | None:
-    """Nats per token of the held-out text; None if there is none."""
+    """The mean over the held-out targets; None if there are none."""
     total = targets = 0.0
     for batch in batches.held_out(config.eval_batches):
         loss, number = steps.evaluate(state.params, _on_mesh(batch, mesh, config))
@@ -300,15 +289,16 @@ def _evaluate(
     return total / targets if targets else None
 
 
-def _announce(
-    config: TrainConfig, model: Decoder, mesh: Mesh, batches: Batches, start: int
-) -> None:
+def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, start: int) -> None:
     """Says what is about to run, and which parameters the mesh does not split as it could."""
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    targets = batches.windows_per_epoch * config.seq_len
-    epochs = config.steps * config.batch_size / batches.windows_per_epoch
+    epoch = batches.examples_per_epoch
+    epochs = config.steps * config.batch_size / epoch
     log.info("%s parameters on %s", f"{count(model):,}", shape)
-    log.info("%s training tokens; %d steps are %.2f epochs", f"{targets:,}", config.steps, epochs)
+    log.info(
+        "%s examples of %d tokens to train on; %d steps are %.2f epochs",
+        *(f"{epoch:,}", config.seq_len, config.steps, epochs),
+    )
     if start:
         log.info("resumed after step %d", start)
     for name, variable in named_parameters(model).items():

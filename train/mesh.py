@@ -22,7 +22,7 @@ class MeshConfig:
     data: int = 1  # copies of the model, each with a part of the batch
     fsdp: int = 1  # parts of every parameter, and of the batch
     tensor: int = 1  # parts of the heads, the MLP and the vocabulary
-    expert: int = 1  # parts of the experts
+    expert: int = 1  # parts of the experts, and of the batch where it divides
 
     def __post_init__(self) -> None:
         for name, size in dataclasses.asdict(self).items():

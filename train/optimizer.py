@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 from jaxllm.params import Params, tree_of
 
 from .schedule import Decay, Phase, combined, multi_step, warmup_decay
@@ -28,7 +28,7 @@ class PhaseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW's settings. Only kernels and embeddings decay, not norms and biases."""
+    """AdamW's settings. Only kernels and embeddings decay, not norms and biases, unless told."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -44,6 +44,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay_all: bool = False  # norms and biases too, as PyTorch's only group does
     clip_norm: float = 1.0  # of all gradients together
 
     def __post_init__(self) -> None:
@@ -86,12 +87,9 @@ def _of_phase(phase: PhaseConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, model: Decoder
+    config: OptimizerConfig, steps: int, model: Model
 ) -> optax.GradientTransformation:
     """The update rule for the parameters of `model`."""
-    # PyTorch's rule is two or more dimensions. Here it is the name: stacked layers give the scale
-    # of a norm a second dimension, and the bias of a head has N and H.
-    decays = tree_of(model, lambda name, _: name.endswith((".kernel", ".embedding")))
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -100,9 +98,16 @@ def make_optimizer(
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=decays,
+            mask=tree_of(model, lambda name, _: decays(config, name)),
         ),
     )
+
+
+def decays(config: OptimizerConfig, name: str) -> bool:
+    """Whether weight decay is for the parameter of this name."""
+    # PyTorch's rule is two or more dimensions. Here it is the name: stacked layers give the scale
+    # of a norm a second dimension, and the bias of a head has N and H.
+    return config.decay_all or name.endswith((".kernel", ".embedding"))
 
 
 def optimizer_shardings(

@@ -7,25 +7,30 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig
 from jaxllm.models import build_abstract
 from jaxllm.params import count, letters, named_parameters
 from jaxllm.sharding import MESH_AXES, spec
 
 from .config import TrainConfig
+from .tasks import TaskConfig
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al., 2022, table 3)
 BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments
 
 
 class Plan(NamedTuple):
-    """What a run takes. Arithmetic is 6 operations for each parameter and token."""
+    """What a run takes. Arithmetic is 6 operations for each parameter and token that meets it.
+
+    The tokens of a source meet the encoder's, those of its target the decoder's; the patches of
+    an image meet those of its encoder. What is best is known of text alone, not of vectors.
+    """
 
     parameters: int
     tokens: int  # of all steps
     operations: float
-    optimal_parameters: float  # of the best model for so much arithmetic ...
-    optimal_tokens: float  # ... and the tokens that it should be trained on
+    optimal_parameters: float | None  # of the best model for so much arithmetic ...
+    optimal_tokens: float | None  # ... and the tokens that it should be trained on
     bytes_per_device: int  # of parameters, gradients and moments on the fullest device
 
     @property
@@ -34,13 +39,19 @@ class Plan(NamedTuple):
         return self.tokens / self.parameters
 
     def __str__(self) -> str:
+        optimum = best = ""
+        if self.optimal_parameters is not None:
+            optimum = f" ({TOKENS_PER_PARAMETER} are compute-optimal)"
+            best = (
+                f"best for as much  {self.optimal_parameters:.3g} parameters on "
+                f"{self.optimal_tokens:.3g} tokens\n"
+            )
         return (
             f"parameters        {self.parameters:,}\n"
-            f"tokens            {self.tokens:,}, {self.tokens_per_parameter:.3g} per parameter "
-            f"({TOKENS_PER_PARAMETER} are compute-optimal)\n"
+            f"tokens            {self.tokens:,}, {self.tokens_per_parameter:.3g} per parameter"
+            f"{optimum}\n"
             f"arithmetic        {self.operations:.3g} operations\n"
-            f"best for as much  {self.optimal_parameters:.3g} parameters on "
-            f"{self.optimal_tokens:.3g} tokens\n"
+            f"{best}"
             f"on each device    {self.bytes_per_device / 2**20:,.1f} MiB of parameters, gradients "
             "and moments"
         )
@@ -51,9 +62,11 @@ def plan(config: TrainConfig) -> Plan:
     if config.model is None:
         raise ValueError(f"init_from={config.init_from!r} has no sizes to plan with; give model")
     parameters = count(build_abstract(config.model))
-    tokens = config.steps * config.batch_size * config.seq_len
-    operations = 6.0 * parameters * tokens
-    best = optimal_parameters(operations)
+    examples = config.steps * config.batch_size
+    tokens = examples * config.seq_len
+    operations = 6.0 * examples * _met(config, config.model)
+    is_text = isinstance(config.model, DecoderConfig | EncoderDecoderConfig)
+    best = optimal_parameters(operations) if is_text else None
     mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
     held = parameters_per_device(config.model, mesh)
     return Plan(
@@ -61,9 +74,20 @@ def plan(config: TrainConfig) -> Plan:
         tokens,
         operations,
         best,
-        TOKENS_PER_PARAMETER * best,
+        None if best is None else TOKENS_PER_PARAMETER * best,
         held * BYTES_PER_PARAMETER,
     )
+
+
+def _met(config: TrainConfig, model: Config) -> int:
+    """How often an example's tokens and patches meet a parameter."""
+    named = named_parameters(build_abstract(model))
+    sizes = {name: variable.get_value().size for name, variable in named.items()}
+    of_vision = sum(size for name, size in sizes.items() if name.startswith("vision."))
+    vision = model.vision if isinstance(model, DecoderConfig) else None
+    has_images = isinstance(config.data, TaskConfig)  # text has none
+    patches = vision.num_patches if vision is not None and has_images else 0
+    return (sum(sizes.values()) - of_vision) * config.seq_len + of_vision * patches
 
 
 def optimal_parameters(operations: float) -> float:
@@ -73,7 +97,7 @@ def optimal_parameters(operations: float) -> float:
     return math.sqrt(operations / (6 * TOKENS_PER_PARAMETER))
 
 
-def parameters_per_device(config: DecoderConfig, mesh_shape: dict[str, int]) -> int:
+def parameters_per_device(config: Config, mesh_shape: dict[str, int]) -> int:
     """How many parameters each device of such a mesh holds."""
     mesh = AbstractMesh(
         tuple(mesh_shape.values()), tuple(mesh_shape), (AxisType.Auto,) * len(mesh_shape)

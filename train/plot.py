@@ -12,8 +12,8 @@ from .optimizer import OptimizerConfig, make_schedule
 INK, PALE, BLUE, ACCENT = "#222222", "#d9d9d9", "#6b8fb5", "#c2410c"
 
 
-def plot_losses(metrics_jsonl: str | Path, png_path: str | Path) -> None:
-    """Draws `loss` and `held_out_loss`, nats per token, over the steps: a PNG of 1200 x 700.
+def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> None:
+    """Draws `loss` and `held_out_loss`, in their unit, over the steps: a PNG of 1200 x 700.
 
     Raises ValueError if the file has no loss.
     """
@@ -21,7 +21,7 @@ def plot_losses(metrics_jsonl: str | Path, png_path: str | Path) -> None:
     training, held_out = _curve(records, "loss"), _curve(records, "held_out_loss")
     if not training[0]:
         raise ValueError(f"{metrics_jsonl} has no line with a loss")
-    figure, axes = _blank(_title(training, held_out), "nats per token")
+    figure, axes = _blank(_title(training, held_out, unit), unit)
     axes.plot(*training, color=BLUE, linewidth=1, label="training")
     if held_out[0]:
         axes.plot(*held_out, "o-", color=ACCENT, markersize=7, linewidth=1.2, label="held out")
@@ -67,6 +67,6 @@ def _curve(records: list[Record], name: str) -> tuple[list[float], list[float]]:
     return [record["step"] for record in there], [record[name] for record in there]
 
 
-def _title(training: tuple[list[float], ...], held_out: tuple[list[float], ...]) -> str:
+def _title(training: tuple[list[float], ...], held_out: tuple[list[float], ...], unit: str) -> str:
     name, (steps, losses) = ("Held-out", held_out) if held_out[0] else ("Training", training)
-    return f"{name} loss {losses[-1]:.3f} nats per token after {steps[-1]:,.0f} steps"
+    return f"{name} loss {losses[-1]:.3f} {unit} after {steps[-1]:,.0f} steps"

@@ -9,15 +9,13 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 from jaxllm.params import Params, shardings, split, tree_of
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
-from .loss import next_token_loss
+from .objective import Batch, objective_of
 from .optimizer import make_optimizer, make_schedule, optimizer_shardings
-
-Batch = dict[str, Array]  # tokens (B, T+1) int32, mask (B, T)
 
 
 class TrainState(NamedTuple):
@@ -37,9 +35,10 @@ class Steps(NamedTuple):
     abstract_state: TrainState  # shapes, dtypes and places, for restoring
 
 
-def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
+def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
     """The steps of `config` for a model, which may be abstract."""
     bind, params = split(model)
+    objective = objective_of(model)
     optimizer = make_optimizer(config.optimizer, config.steps, model)
     schedule = make_schedule(config.optimizer, config.steps)
     by_name = shardings(model, mesh)
@@ -50,7 +49,7 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
     )
 
     def losses(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
-        return next_token_loss(bind(params), batch["tokens"], batch["mask"], config.loss_chunk, key)
+        return objective.loss(bind(params), batch, config.loss_chunk, key)
 
     def loss(params: Params, batch: Batch, key: Array | None) -> Array:
         total, aux_loss = losses(params, batch, key)
@@ -63,8 +62,7 @@ def make_steps(config: TrainConfig, model: Decoder, mesh: Mesh) -> Steps:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         total, grads = accumulate(
             jax.value_and_grad(loss),
-            *(state.params, batch, config.accumulate),
-            key if model.config.dropout else None,
+            *(state.params, batch, config.accumulate, key),
         )
         targets = jnp.maximum(jnp.sum(batch["mask"]), 1)
         grads = jax.tree.map(lambda grad: grad / targets, grads)

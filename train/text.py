@@ -10,6 +10,10 @@ from typing import SupportsInt
 
 import tokenizers
 
+from jaxllm.models import TokenModel
+
+from .held_out import held_out_of
+
 # Tests of the library are not how Python is written; the rest is not the library.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -103,6 +107,19 @@ def load_tokenizer(path: str | Path | None, *, eos: str | None = None) -> Tokeni
     return ByteTokenizer() if path is None else FileTokenizer(path, eos=eos)
 
 
+def check_tokens(tokenizer: Tokenizer, model: TokenModel) -> None:
+    """Raises ValueError if the model does not know all tokens, or knows them as other ones."""
+    for name in ("vocab_size", "source_vocab_size"):
+        known = getattr(model.config, name, None)
+        if known is not None and tokenizer.vocab_size > known:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's {name} is {known}"
+            )
+    own = None if model.origin is None else Path(model.origin.directory) / "tokenizer.json"
+    if isinstance(tokenizer, ByteTokenizer) and own is not None and own.is_file():
+        raise ValueError(f"the model's tokens are those of {own}: give it as data.tokenizer")
+
+
 def stdlib_documents() -> list[str]:
     """The source of Python's standard library without its tests: a corpus that is always there."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -116,8 +133,17 @@ def text_documents(patterns: Iterable[str], *, key: str = "text") -> list[str]:
     Raises FileNotFoundError for a pattern that matches nothing, ValueError for a file of another
     kind, one that is not UTF-8, or a line that is not a JSON object with a text under `key`.
     """
-    files = dict.fromkeys(file for pattern in patterns for file in _matches(pattern))
-    return [text for file in files for text in _file_documents(file, key)]
+    return [text for file in _files(patterns) for text in _file_documents(file, key)]
+
+
+def text_pairs(patterns: Iterable[str], keys: tuple[str, str]) -> list[tuple[str, str]]:
+    """Each line's two texts, of .jsonl files or glob patterns. Raises as `text_documents` does."""
+    pairs = []
+    for file in _files(patterns):
+        if file.suffix != ".jsonl":
+            raise ValueError(f"{file}: pairs are read from .jsonl files, not {file.suffix!r}")
+        pairs += [(source, target) for source, target in _jsonl_texts(file, keys)]
+    return pairs
 
 
 def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
@@ -127,20 +153,12 @@ def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str
     what becomes of it depends on no other document, and copies of a text stay together. Of two
     or more different documents at least one goes to each side; a single text is cut near its end.
     """
-    if held_out == 0 or not documents:
-        return list(documents), []
-    places = [_place(text) for text in documents]
-    lowest, highest = min(places), max(places)
-    if lowest == highest:
+    if held_out and len(set(documents)) == 1:
         cut = round(len(documents[0]) * (1 - held_out))
         return [documents[0][:cut]], [documents[0][cut:]]
-    is_held = [place == lowest or place < min(held_out, highest) for place in places]
+    is_held = held_out_of([text.encode() for text in documents], held_out)
     train = [text for text, held in zip(documents, is_held, strict=True) if not held]
     return train, [text for text, held in zip(documents, is_held, strict=True) if held]
-
-
-def _place(text: str) -> float:
-    return int.from_bytes(blake2b(text.encode(), digest_size=6).digest()) / 2**48
 
 
 def _read_json(file: Path) -> dict:
@@ -166,6 +184,10 @@ def _source_text(file: Path) -> str | None:
     return None if "\0" in text else text
 
 
+def _files(patterns: Iterable[str]) -> list[Path]:
+    return list(dict.fromkeys(file for pattern in patterns for file in _matches(pattern)))
+
+
 def _matches(pattern: str) -> list[Path]:
     if Path(pattern).is_file():  # whatever characters its name has
         return [Path(pattern)]
@@ -178,7 +200,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def _file_documents(file: Path, key: str) -> Iterator[str]:
     if file.suffix == ".jsonl":
-        yield from _jsonl_documents(file, key)
+        yield from (text for (text,) in _jsonl_texts(file, (key,)))
     elif file.suffix == ".txt":
         try:
             yield file.read_bytes().decode()
@@ -188,20 +210,21 @@ def _file_documents(file: Path, key: str) -> Iterator[str]:
         raise ValueError(f"{file}: text is read from .txt and .jsonl files, not {file.suffix!r}")
 
 
-def _jsonl_documents(file: Path, key: str) -> Iterator[str]:
+def _jsonl_texts(file: Path, keys: tuple[str, ...]) -> Iterator[list[str]]:
+    """Each line's texts under the keys."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield _line_text(line, key)
+                    record = json.loads(line.decode())
+                    yield [_text_of(record, key) for key in keys]
                 except ValueError as error:
                     raise ValueError(
                         f"{file}, line {number}: {error}; found {line[:80]!r}"
                     ) from error
 
 
-def _line_text(line: bytes, key: str) -> str:
-    record = json.loads(line.decode())
+def _text_of(record: object, key: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(key), str):
         raise ValueError(f"expected a JSON object with a text under {key!r}")
     record[key].encode()  # JSON can spell half a surrogate pair; UTF-8, rightly, cannot

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import CONFIGS
 from tiny import TINY
 
 from jaxllm.config import to_dict as model_to_dict
@@ -16,6 +17,7 @@ from jaxllm.train.config import FREE_ON_RESUME, changes, from_dict, save_config,
 from jaxllm.train.data import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.tasks import TaskConfig
 
 RUN = TrainConfig(
     output="runs/tiny",
@@ -94,7 +96,7 @@ def test_saved_and_loaded_a_run_is_the_same(tmp_path):
         ),
     )
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_plain_data_and_back(config):
     assert from_dict(listed(config), "here") == config
     assert from_dict(yaml.safe_load(yaml.safe_dump(listed(config))), "here") == config
@@ -129,6 +131,51 @@ def test_an_unknown_field_like_no_other_is_named_with_those_known(tmp_path):
     (line,) = problems(tmp_path, listed(RUN) | {"mesh": {"zzz": 1}})
     assert "mesh.zzz" in line
     assert all(axis in line for axis in ("data", "fsdp", "tensor"))
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "said"),
+    [
+        ("data", {"task": "sum", "sead": 1}, "unknown field 'data.sead'; did you mean 'seed'?"),
+        ("data", {"pairs": ["a"], "sourcekey": "b"}, "'data.sourcekey'; did you mean 'source_key'"),
+        ("data", {"vectors": "a.npz", "heldout": 1}, "'data.heldout'; did you mean 'held_out'?"),
+        ("data", {"task": "guess"}, "data.task='guess'"),
+        ("data", {"pairs": ["a"], "held_out": 2.0}, "held_out=2.0 is not in"),
+        ("data", 3, "data=3"),
+        ("model", 3, "model=3"),
+        ("model", {"pattern": [{"seez": "all"}]}, "'model.pattern.0.seez'; did you mean 'sees'?"),
+    ],
+)
+def test_data_and_models_are_told_apart_by_their_fields(field, given, said, tmp_path):
+    """And what is wrong is said of the one that was meant alone."""
+    data = listed(RUN)
+    data[field] = {**data["model"], **given} if field == "model" and given != 3 else given
+    (line,) = problems(tmp_path, data)
+    assert said in line
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_run_of_any_model_is_saved_and_loaded(kind, tmp_path):
+    config = dataclasses.replace(RUN, model=CONFIGS[kind], data=TaskConfig(task="copy"))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert from_dict(listed(config), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("pooled", "model"), ("vectors given vectors", "model.decoder")]
+)
+def test_fields_of_any_model_and_data_can_be_overridden(kind, path, tmp_path, capsys):
+    run = dataclasses.replace(RUN, model=CONFIGS[kind], data=TaskConfig(task="sum"))
+    save_config(run, tmp_path / "run.yaml")
+    overrides = [f"--{path}.num-layers", "7", "--data.seed", "3", "--data.task", "copy"]
+    config = load_config(tmp_path / "run.yaml", overrides)
+    inner = config.model if path == "model" else config.model.decoder
+    assert (inner.num_layers, config.data) == (7, TaskConfig(task="copy", seed=3))
+    with pytest.raises(SystemExit):
+        load_config(tmp_path / "run.yaml", [f"--{path}.num-layer", "7"])
+    output = capsys.readouterr()
+    assert f"--{path}.num-layers" in output.err + output.out
 
 
 def test_an_unknown_field_of_the_rope_scaling(tmp_path):

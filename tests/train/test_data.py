@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxllm.train.data import Batches, Corpus, DataConfig, load_corpus, token_stream, windows
+from jaxllm.train.batches import Batches
+from jaxllm.train.data import Corpus, DataConfig, Windows, load_corpus, token_stream
 from jaxllm.train.text import ByteTokenizer
 
 
@@ -16,6 +17,10 @@ def corpus(train: int = 103, held_out: int = 45) -> Corpus:
     """Tokens that say where they stand."""
     stream = np.arange(1, train + held_out + 1, dtype=np.uint16)
     return Corpus(stream[:train], stream[train:], ByteTokenizer())
+
+
+def batches_of(corpus: Corpus, *, seq_len: int, **options: int) -> Batches:
+    return Batches(corpus.windows(seq_len), **options)
 
 
 def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
@@ -34,7 +39,9 @@ def targets(batches) -> list[int]:
 def test_windows_hold_every_target_once_and_its_predecessor(length, seq_len):
     tokens = np.arange(length, dtype=np.uint8) + 1
     count = -(-(length - 1) // seq_len)
-    batch = windows(tokens, range(count + 2), seq_len)
+    windows = Windows(tokens, seq_len)
+    assert len(windows) == count
+    batch = windows.take(range(count + 2))
     assert batch["tokens"].shape == (count + 2, seq_len + 1)
     assert batch["tokens"].dtype == np.int32
     seen = batch["tokens"][:, 1:][batch["mask"]]
@@ -46,18 +53,18 @@ def test_windows_hold_every_target_once_and_its_predecessor(length, seq_len):
 @settings(max_examples=20, deadline=None)
 def test_an_epoch_sees_every_target_once(length, seq_len, batch_size, seed):
     assume(length > seq_len * batch_size)
-    batches = Batches(corpus(length), seq_len=seq_len, batch_size=batch_size, seed=seed)
-    epoch = batches.windows_per_epoch
+    batches = batches_of(corpus(length), seq_len=seq_len, batch_size=batch_size, seed=seed)
+    epoch = batches.examples_per_epoch
     # As many steps as end both an epoch and a batch.
     seen = targets(take(batches.train(), epoch))
     assert sorted(seen) == sorted(list(range(2, length + 1)) * batch_size)
 
 
 def test_epochs_and_seeds_differ_in_order():
-    epoch = Batches(corpus(), seq_len=2, batch_size=1).windows_per_epoch
+    epoch = batches_of(corpus(), seq_len=2, batch_size=1).examples_per_epoch
 
     def order(seed: int, epochs: int) -> list[int]:
-        batches = Batches(corpus(), seq_len=2, batch_size=1, seed=seed)
+        batches = batches_of(corpus(), seq_len=2, batch_size=1, seed=seed)
         return [int(b["tokens"][0, 0]) for b in take(batches.train(), epochs * epoch)]
 
     first, second, third = np.reshape(order(0, 3), (3, epoch)).tolist()
@@ -68,13 +75,13 @@ def test_epochs_and_seeds_differ_in_order():
 
 @pytest.mark.parametrize("step", [0, 1, 7, 40, 10**9])
 def test_the_batch_of_a_step_is_the_same_however_it_is_reached(step):
-    batches = Batches(corpus(), seq_len=4, batch_size=3)
+    batches = batches_of(corpus(), seq_len=4, batch_size=3)
     straight = take(batches.train(max(0, step - 5)), min(step, 5) + 3)[-3:]
     assert_equal(straight, take(batches.train(step), 3))
 
 
 def test_resume_from_a_state_kept_as_json():
-    batches = Batches(corpus(), seq_len=4, batch_size=3)
+    batches = batches_of(corpus(), seq_len=4, batch_size=3)
     first = batches.train()
     take(first, 11)
     state = json.loads(json.dumps(first.get_state()))
@@ -94,7 +101,7 @@ def assert_equal(some, others):
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_rows_that_one_would_have(world):
     def of(rank: int, world: int) -> Batches:
-        return Batches(corpus(), seq_len=3, batch_size=8, rank=rank, world=world)
+        return batches_of(corpus(), seq_len=3, batch_size=8, rank=rank, world=world)
 
     shares = [of(rank, world) for rank in range(world)]
     for alone, *parts in zip(
@@ -110,18 +117,18 @@ def test_processes_share_the_rows_that_one_would_have(world):
 
 def test_shares_are_equal_or_refused():
     with pytest.raises(ValueError, match="batch_size=6 does not divide by 4 processes"):
-        Batches(corpus(), seq_len=3, batch_size=6, rank=0, world=4)
+        batches_of(corpus(), seq_len=3, batch_size=6, rank=0, world=4)
 
 
 def test_too_little_text_says_how_much_there_is_and_how_much_is_needed():
-    Batches(corpus(25), seq_len=8, batch_size=3)
-    with pytest.raises(ValueError, match=r"3 x 8 needs 25 tokens; the training text has 24"):
-        Batches(corpus(24), seq_len=8, batch_size=3)
+    batches_of(corpus(18), seq_len=8, batch_size=3)
+    with pytest.raises(ValueError, match="batch_size=3, but only 2 examples to train on"):
+        batches_of(corpus(17), seq_len=8, batch_size=3)
 
 
 @pytest.mark.parametrize("held_out", [2, 17, 45, 49])
 def test_held_out_batches_hold_every_target_once_in_one_shape(held_out):
-    batches = Batches(corpus(held_out=held_out), seq_len=4, batch_size=3)
+    batches = batches_of(corpus(held_out=held_out), seq_len=4, batch_size=3)
     there = list(batches.held_out(100))
     assert {b["tokens"].shape for b in there} == {(3, 5)}
     assert targets(there) == list(range(105, 104 + held_out))
@@ -129,7 +136,7 @@ def test_held_out_batches_hold_every_target_once_in_one_shape(held_out):
 
 
 def test_few_held_out_batches_are_spread_over_the_text():
-    batches = Batches(corpus(held_out=4 * 12 + 1), seq_len=4, batch_size=2)
+    batches = batches_of(corpus(held_out=4 * 12 + 1), seq_len=4, batch_size=2)
     first, second = batches.held_out(2)
     starts = [*first["tokens"][:, 0], *second["tokens"][:, 0]]
     assert starts == [104 + 4 * window for window in (0, 3, 6, 9)]
@@ -138,14 +145,14 @@ def test_few_held_out_batches_are_spread_over_the_text():
 
 
 def test_nothing_held_out_makes_no_batches():
-    batches = Batches(corpus(held_out=0), seq_len=4, batch_size=2)
+    batches = batches_of(corpus(held_out=0), seq_len=4, batch_size=2)
     assert list(batches.held_out(3)) == []
 
 
 def test_fingerprint_tells_all_that_decides_the_batches():
     base = {"seq_len": 4, "batch_size": 2, "seed": 0}
     prints = [
-        Batches(data, **options, rank=0, world=1).fingerprint()
+        batches_of(data, **options, rank=0, world=1).fingerprint()
         for data, options in [
             (corpus(), base),
             (corpus(), base | {"seq_len": 5}),
@@ -156,7 +163,7 @@ def test_fingerprint_tells_all_that_decides_the_batches():
         ]
     ]
     assert all(a != b for a, b in itertools.combinations(prints, 2))
-    again = Batches(corpus(), **base, rank=1, world=2).fingerprint()
+    again = batches_of(corpus(), **base, rank=1, world=2).fingerprint()
     assert json.loads(json.dumps(again)) == prints[0]
 
 
@@ -183,9 +190,9 @@ def test_a_corpus_of_files_trains_from_a_cache(tmp_path):
     fresh = load_corpus(DataConfig(**options))
     cached = load_corpus(DataConfig(**options, cache=str(tmp_path / "cache")))
     sizes = {"seq_len": 16, "batch_size": 4}
-    assert Batches(fresh, **sizes).fingerprint() == Batches(cached, **sizes).fingerprint()
+    assert batches_of(fresh, **sizes).fingerprint() == batches_of(cached, **sizes).fingerprint()
     assert_equal(
-        take(Batches(fresh, **sizes).train(), 3), take(Batches(cached, **sizes).train(), 3)
+        take(batches_of(fresh, **sizes).train(), 3), take(batches_of(cached, **sizes).train(), 3)
     )
     everything = load_corpus(DataConfig(text=options["text"], held_out=0, cache=str(tmp_path)))
     assert len(everything.train) == len(fresh.train) + len(fresh.held_out)

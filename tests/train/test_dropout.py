@@ -1,15 +1,19 @@
 """Training with dropout: other masks in each step and microbatch, none in evaluation."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, random_model
+from kinds import CONFIGS, batch_of
+from tiny import TINY, random_model, random_of
 
+from jaxllm.config import Config, with_fields
 from jaxllm.params import shardings, split, tree_of
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data import DataConfig
-from jaxllm.train.loss import next_token_loss
+from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizer import OptimizerConfig
 from jaxllm.train.step import accumulate, make_steps
 
@@ -20,9 +24,17 @@ BATCH = {
 }
 
 
-def run(rate: float, *, seed: int = 0, microbatches: int = 1, start: int = 0) -> dict[str, float]:
+def run(
+    rate: float,
+    *,
+    seed: int = 0,
+    microbatches: int = 1,
+    start: int = 0,
+    model: Config = TINY,
+    batch: dict[str, np.ndarray] = BATCH,
+) -> dict[str, float]:
     """The loss of one step on a mesh, and that of evaluation before it."""
-    model = random_model(dropout=rate)
+    model = random_of(with_fields(model, dropout=rate))
     config = TrainConfig(
         output="unused",
         steps=10,
@@ -39,8 +51,8 @@ def run(rate: float, *, seed: int = 0, microbatches: int = 1, start: int = 0) ->
         steps = make_steps(config, model, mesh)
         places = tree_of(model, lambda name, _: shardings(model, mesh)[name])
         state = steps.init(jax.device_put(split(model)[1], places))
-        held_out, targets = steps.evaluate(state.params, BATCH)
-        _, metrics = steps.train(state._replace(step=jnp.int32(start)), BATCH)
+        held_out, targets = steps.evaluate(state.params, batch)
+        _, metrics = steps.train(state._replace(step=jnp.int32(start)), batch)
     return {"held out": float(held_out / targets), "loss": float(metrics["loss"])}
 
 
@@ -53,6 +65,15 @@ def test_evaluation_drops_nothing_and_training_does(plain):
     found = run(RATE)
     assert found["held out"] == plain["held out"] == pytest.approx(plain["loss"], rel=1e-6)
     assert abs(found["loss"] / plain["loss"] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["each vector", "encoder-decoder"])
+def test_models_of_other_kinds_drop_out_in_training_alone(kind):
+    given = {"model": CONFIGS[kind], "batch": batch_of(kind)}
+    none, found, again = run(0.0, **given), run(RATE, **given), run(RATE, **given, start=3)
+    assert found["held out"] == again["held out"] == pytest.approx(none["held out"], rel=1e-6)
+    losses = [none["loss"], found["loss"], again["loss"]]
+    assert min(abs(a / b - 1) for a, b in itertools.combinations(losses, 2)) > 1e-3
 
 
 def test_the_seed_and_the_step_decide():
@@ -68,7 +89,7 @@ def test_microbatches_drop_by_keys_of_their_own():
     rows = {name: np.repeat(x[:1], 2, axis=0) for name, x in BATCH.items()}
 
     def loss(params, batch, key):
-        return next_token_loss(bind(params), batch["tokens"], batch["mask"], 512, key)[0]
+        return next_token_loss(bind(params), batch, 512, key)[0]
 
     both = jax.jit(lambda key: accumulate(jax.value_and_grad(loss), params, rows, 2, key)[0])
     alone = jax.jit(loss)
@@ -82,6 +103,6 @@ def test_microbatches_drop_by_keys_of_their_own():
 def test_a_sequence_past_the_learned_positions_is_refused():
     model = random_model(positions="learned", max_len=8)
     with pytest.raises(ValueError, match="a sequence of 9 tokens; positions end at max_len=8"):
-        next_token_loss(model, BATCH["tokens"], BATCH["mask"], 512)
+        next_token_loss(model, BATCH, 512)
     longer = random_model(positions="learned", max_len=9)
-    next_token_loss(longer, BATCH["tokens"], BATCH["mask"], 512)
+    next_token_loss(longer, BATCH, 512)

@@ -16,20 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from kinds import CONFIGS
 from orbax.checkpoint import v1 as ocp
 from tiny import TINY, random_model, random_of, relative_l2
 
-from jaxllm.config import EncoderDecoderConfig, StackConfig
+from jaxllm.config import with_fields
 from jaxllm.interop import load_pretrained
+from jaxllm.models import EncoderDecoder
 from jaxllm.origin import Origin
 from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import ConfigError, TrainConfig, TrainResult, load_config, train
 from jaxllm.train.config import save_config
-from jaxllm.train.data import DataConfig, load_corpus, windows
-from jaxllm.train.loss import next_token_loss
+from jaxllm.train.data import DataConfig, Windows, load_corpus
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.metrics import read_metrics
+from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.tasks import TaskConfig
 
 STEPS, SAVED, SEEN = 10, 4, 6  # of the run; at the newest checkpoint when it is killed; in its log
 REPOSITORY = Path(__file__).parents[2]
@@ -153,7 +156,7 @@ def saved_optimizer(output: str | Path) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded)]
 
 
-whole_loss = jax.jit(lambda model, tokens, mask: next_token_loss(model, tokens, mask, 512)[0])
+whole_loss = jax.jit(lambda model, batch: next_token_loss(model, batch, 512)[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -210,11 +213,11 @@ def test_its_first_loss_and_its_held_out_loss_are_those_of_its_data(straight):
     """Computed anew: from the text to nats per token."""
     config, result = straight
     corpus = load_corpus(config.data)
-    rows = np.arange(-(-(len(corpus.held_out) - 1) // config.seq_len))
-    assert rows.size <= config.eval_batches * config.batch_size
-    batch = windows(corpus.held_out, rows, config.seq_len)
+    windows = Windows(corpus.held_out, config.seq_len)
+    assert len(windows) <= config.eval_batches * config.batch_size
+    batch = windows.take(range(len(windows)))
     alone = with_arrays(result.model, {n: jnp.asarray(v) for n, v in values(result.model).items()})
-    total = whole_loss(alone, batch["tokens"], batch["mask"])
+    total = whole_loss(alone, batch)
     expected = float(total) / batch["mask"].sum()
     assert result.held_out_loss == pytest.approx(expected, rel=1e-5)
 
@@ -231,6 +234,41 @@ def test_killed_and_resumed_no_bit_differs(straight, interrupted, make):
     ours, theirs = (read_metrics(Path(f) / "metrics.jsonl") for f in (interrupted, config.output))
     assert ours == theirs
     assert (interrupted / "loss.png").exists()
+
+
+def test_an_encoder_decoder_resumes_likewise(tmp_path):
+    """With dropout, microbatches and a task: its last checkpoint is lost, and made again."""
+    model = with_fields(CONFIGS["encoder-decoder"], dropout=0.2)
+    config = TrainConfig(
+        output=str(tmp_path / "run"),
+        steps=6,
+        batch_size=16,
+        seq_len=5,
+        model=model,
+        data=TaskConfig(task="copy"),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        mesh=MeshConfig(fsdp=4, tensor=2),
+        accumulate=2,
+        save_every=3,
+        eval_every=3,
+        eval_batches=1,
+        tensorboard=False,
+    )
+    straight = train(config)
+    copy = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
+    shutil.rmtree(copy / "checkpoints" / "6")
+    assert saved_steps(copy) == [3]
+    resumed = train(dataclasses.replace(config, output=str(copy)), resume=True)
+    assert bits(resumed.model) == bits(straight.model)
+    assert bits(load_pretrained(copy)) == bits(straight.model)
+    assert resumed.held_out_loss == straight.held_out_loss
+    assert (resumed.unit, type(resumed.model)) == ("nats per token", EncoderDecoder)
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (copy, tmp_path / "run"))
+    assert ours == theirs
+    other = dataclasses.replace(config, output=str(copy), data=TaskConfig(task="copy", seed=1))
+    with pytest.raises(ConfigError, match=r"data\.seed: 0 in the checkpoint, 1 now") as caught:
+        train(other, resume=True)
+    assert "the data are not those" in str(caught.value)
 
 
 def test_resumed_on_another_mesh_it_is_nearly_the_same(straight, interrupted, make):
@@ -265,7 +303,7 @@ def test_other_text_is_refused(interrupted, make, text, tmp_path):
     original = Path(text).read_text()
     try:  # the same name, but not the same text
         Path(text).write_text(original[:-20] + "a" + original[-20:])
-        with pytest.raises(ConfigError, match="the text is not the one"):
+        with pytest.raises(ConfigError, match="the data are not those"):
             train(make(interrupted), resume=True)
     finally:
         Path(text).write_text(original)
@@ -340,10 +378,10 @@ def test_it_starts_from_given_weights_and_may_compute_in_bfloat16(tmp_path, make
         assert value.dtype == np.float32
         assert 0 < relative_l2(value, before[name]) < 1e-3, name
     corpus = load_corpus(config.data)
-    rows = np.arange(-(-(len(corpus.held_out) - 1) // config.seq_len))
-    batch = windows(corpus.held_out, rows, config.seq_len)
+    windows = Windows(corpus.held_out, config.seq_len)
+    batch = windows.take(range(len(windows)))
     exact = random_model(vocab_size=256, num_layers=2)
-    total = whole_loss(exact, batch["tokens"], batch["mask"])
+    total = whole_loss(exact, batch)
     assert result.held_out_loss == pytest.approx(float(total) / batch["mask"].sum(), rel=2e-2)
 
 
@@ -354,12 +392,8 @@ def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
             train(config, random_model(vocab_size=256, num_layers=2, param_dtype=dtype))
     with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
         train(config, random_model(num_layers=2))
-    decoder = dataclasses.replace(TINY_BYTES, cross_attention=True)
-    names = {field.name for field in dataclasses.fields(StackConfig)}
-    encoder = {name: value for name, value in vars(TINY_BYTES).items() if name in names}
-    two = EncoderDecoderConfig(encoder=StackConfig(**encoder | {"causal": False}), decoder=decoder)
-    with pytest.raises(ConfigError, match="only decoders can be trained, not an EncoderDecoder"):
-        train(config, random_of(two))
+    with pytest.raises(ConfigError, match="text trains a Decoder, not the EncoderDecoder"):
+        train(config, random_of(CONFIGS["encoder-decoder"]))
     with pytest.raises(ConfigError, match="init_from"):
         train(config)
     assert contents(tmp_path / "run") == {}
@@ -371,7 +405,7 @@ def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
         ({"mesh": MeshConfig(fsdp=4)}, r"fsdp=4.* needs 4 devices, but there are 8"),
         ({"accumulate": 4}, r"2 sequences do not divide .* 4 devices"),
         ({"data": DataConfig(text=("nothing.txt",))}, r"nothing\.txt.*matches no file"),
-        ({"seq_len": 10000}, r"8 x 10000 needs 80001 tokens"),
+        ({"seq_len": 10000}, r"batch_size=8, but only 1 examples"),
         ({"data": DataConfig(tokenizer="nowhere")}, r"nowhere"),
     ],
     ids=lambda value: str(value)[:24],

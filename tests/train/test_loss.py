@@ -11,7 +11,8 @@ from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.params import split
-from jaxllm.train.loss import cross_entropy, next_token_loss
+from jaxllm.train.loss import cross_entropy
+from jaxllm.train.objective import next_token_loss
 
 TOLERANCE = 1e-5  # relative, float32
 B, T = 3, 13
@@ -30,12 +31,13 @@ def batch():
 
 @functools.partial(jax.jit, static_argnums=3)
 def loss_of(model, tokens, mask_BT, chunk):
-    return next_token_loss(model, tokens, mask_BT, chunk)[0]
+    return next_token_loss(model, {"tokens": tokens, "mask": mask_BT}, chunk)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def value_and_gradient(params, bind, tokens, mask_BT, chunk):
-    return jax.value_and_grad(lambda p: next_token_loss(bind(p), tokens, mask_BT, chunk)[0])(params)
+    batch = {"tokens": tokens, "mask": mask_BT}
+    return jax.value_and_grad(lambda p: next_token_loss(bind(p), batch, chunk)[0])(params)
 
 
 def test_it_is_the_sum_of_torch_s_cross_entropy_where_the_mask_is(model, batch):
@@ -107,7 +109,8 @@ def test_chunks_save_the_memory_of_the_logits():
 
     def temporary(chunk: int) -> int:
         def loss(state, tokens, mask_BT):
-            return next_token_loss(nnx.merge(graphdef, state), tokens, mask_BT, chunk)[0]
+            batch = {"tokens": tokens, "mask": mask_BT}
+            return next_token_loss(nnx.merge(graphdef, state), batch, chunk)[0]
 
         compiled = jax.jit(jax.grad(loss)).lower(state, tokens, mask_BT).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -3,12 +3,15 @@
 import dataclasses
 
 import pytest
+from kinds import CONFIGS
 from tiny import TINY
 
+from jaxllm.models import build_abstract
 from jaxllm.params import count, initialize, named_parameters
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.plan import optimal_parameters, parameters_per_device, plan
+from jaxllm.train.tasks import TaskConfig
 
 RUN = TrainConfig(output="runs/x", steps=100, batch_size=8, seq_len=64, model=TINY)
 SIZES = {"data": 1, "fsdp": 2, "tensor": 4, "expert": 1}
@@ -44,6 +47,31 @@ def test_memory_is_that_of_the_placed_parameters():
     assert parameters_per_device(TINY, SIZES) == max(device.values()) < count(model)
     on_mesh = dataclasses.replace(RUN, mesh=MeshConfig(fsdp=2, tensor=4))
     assert plan(on_mesh).bytes_per_device == 16 * max(device.values())
+
+
+def test_an_image_s_patches_meet_its_encoder_and_its_places_the_decoder():
+    model = CONFIGS["sees images"]
+    run = dataclasses.replace(RUN, model=model, seq_len=4, data=TaskConfig(task="colour"))
+    of_vision = sum(
+        variable.get_value().size
+        for name, variable in named_parameters(build_abstract(model)).items()
+        if name.startswith("vision.")
+    )
+    planned = plan(run)
+    others = planned.parameters - of_vision
+    assert of_vision > 1000 < others
+    assert planned.operations == 6 * 800 * (16 * of_vision + 4 * others)
+    assert plan(dataclasses.replace(run, data=RUN.data)).operations == 6 * 800 * 4 * others
+
+
+@pytest.mark.parametrize("kind", ["pooled", "vectors given vectors"])
+def test_what_is_best_for_vectors_is_not_known(kind):
+    planned = plan(dataclasses.replace(RUN, model=CONFIGS[kind]))
+    assert planned.operations == 6 * planned.parameters * planned.tokens > 0
+    assert planned.optimal_parameters is planned.optimal_tokens is None
+    assert "best for" not in str(planned)
+    assert "compute-optimal" not in str(planned)
+    assert f"{planned.parameters:,}" in str(planned)
 
 
 def test_what_cannot_be_planned_is_explained():

@@ -30,7 +30,7 @@ def size_of(png):
 )
 def test_the_picture_is_a_png_of_the_stated_size(tmp_path, records):
     png = tmp_path / "loss.png"
-    plot_losses(write(tmp_path / "metrics.jsonl", *records), png)
+    plot_losses(write(tmp_path / "metrics.jsonl", *records), png, "nats")
     assert size_of(png) == (1200, 700)
 
 
@@ -43,4 +43,4 @@ def test_a_schedule_is_drawn_likewise(tmp_path):
 def test_a_file_without_losses_is_named(tmp_path):
     path = write(tmp_path / "metrics.jsonl", {"step": 1, "norm": 2.0})
     with pytest.raises(ValueError, match=r"metrics\.jsonl has no line with a loss"):
-        plot_losses(path, tmp_path / "loss.png")
+        plot_losses(path, tmp_path / "loss.png", "nats")

@@ -1,0 +1,152 @@
+"""Each kind of model learns: the runs of configs/ reach the loss that their head states.
+
+On one device, as they are run by hand, in a process of their own.
+"""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.cli import main
+from jaxllm.interop import load_pretrained
+from jaxllm.models import build_abstract
+from jaxllm.train import load_config, train
+from jaxllm.train.data import load_corpus
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.metrics import read_metrics
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = [
+    *("tlama", "llm", "nima_gpt", "nima_transformer"),
+    *("components_regression", "components_autoregressive", "components_encoder_decoder"),
+]
+SCRIPT = """
+import dataclasses, sys
+from jaxllm.train import load_config, train
+from jaxllm.train.vectors import VectorsConfig
+folder, shuffled, *paths = sys.argv[1:]
+for path in paths:
+    config = dataclasses.replace(load_config(path), tensorboard=False)
+    train(dataclasses.replace(config, output=f"{folder}/{config.output}"))
+    if config.output == "runs/components_regression":  # the control: labels of other rows
+        data = VectorsConfig(vectors=shuffled, held_out=0.1)
+        train(dataclasses.replace(config, output=f"{folder}/shuffled", data=data))
+"""
+
+
+def rows_of(name: str, count: int) -> dict[str, np.ndarray]:
+    """Held-out examples of a task."""
+    config = load_config(CONFIGS / f"{name}.yaml")
+    examples = config.data.load(build_abstract(config.model), config.seq_len)
+    return examples.held_out.take(np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where all runs are done."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = rows_of("components_regression", 1000)
+    targets = np.random.default_rng(0).permutation(rows["targets"])
+    np.savez(folder / "shuffled.npz", inputs=rows["inputs"], targets=targets)
+    paths = [str(CONFIGS / f"{name}.yaml") for name in NAMES]
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), str(folder / "shuffled.npz"), *paths],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        check=True,
+    )
+    return folder
+
+
+def held_out(run: Path) -> list[float]:
+    """The losses from before the first step to the last one."""
+    records = read_metrics(run / "metrics.jsonl")
+    return [record["held_out_loss"] for record in records if "held_out_loss" in record]
+
+
+def stated(name: str) -> float:
+    head = (CONFIGS / f"{name}.yaml").read_text()
+    return float(re.search(r"held-out loss below ([\d.]+\d)", head)[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_reaches_its_loss_and_untrained_does_not(name, folder):
+    first, *_, last = held_out(folder / "runs" / name)
+    assert last < stated(name) < first / 1.5
+    head = (CONFIGS / f"{name}.yaml").read_text()
+    assert float(re.search(r"untrained ([\d.]+\d)", head)[1]) == pytest.approx(first, abs=0.01)
+
+
+def test_shuffled_targets_teach_no_more_than_their_mean(folder):
+    """A constant guesses their variance: 8 numbers between -1 and 1 are added."""
+    *_, last = held_out(folder / "shuffled")
+    assert last > 0.8 * 8 / 3 > 50 * stated("components_regression")
+
+
+@pytest.mark.parametrize("name", ["tlama", "nima_gpt"])
+def test_text_is_told_from_more_than_how_frequent_bytes_are(name):
+    text = load_corpus(load_config(CONFIGS / f"{name}.yaml").data).held_out
+    counts = np.bincount(text)
+    share = counts[counts > 0] / len(text)
+    assert stated(name) < -np.sum(share * np.log(share)) - 0.2
+
+
+def test_waves_are_told_from_more_than_the_last_vector():
+    rows = rows_of("components_autoregressive", 500)
+    error = np.mean((rows["targets"] - rows["inputs"]) ** 2)
+    assert error == pytest.approx(0.39, abs=0.02)
+    assert stated("components_autoregressive") < error / 3
+
+
+def test_colours_of_unseen_images_are_named(folder):
+    rows = rows_of("llm", 256)
+    model = load_pretrained(folder / "runs" / "llm")
+
+    @jax.jit
+    def name_it(images):
+        tokens = jnp.asarray(rows["tokens"][:, :-1])
+        return model(tokens, image_embedding=model.see(images, tokens)).logits[:, -1].argmax(-1)
+
+    colours = rows["tokens"][:, -1]
+    assert set(colours) == set(range(8))
+    assert np.mean(name_it(rows["images"]) == colours) > 0.95
+    other = np.roll(rows["images"], 1, axis=0)  # it looks at its own image
+    assert np.mean(name_it(other) == colours) < 0.3
+
+
+def test_tokens_are_copied(folder):
+    rows = rows_of("nima_transformer", 128)
+    model = load_pretrained(folder / "runs" / "nima_transformer")
+    tokens = rows["tokens"]
+    told = jax.jit(lambda *given: model(*given).logits.argmax(-1))(rows["source"], tokens[:, :-1])
+    assert np.mean(told == tokens[:, 1:]) > 0.95
+
+
+def test_what_was_not_trained_on_text_has_no_tokenizer_to_generate_with(folder, capsys):
+    assert main(["generate", str(folder / "runs" / "llm"), "--prompt", "red"]) == 2
+    assert "was not trained on text, and has no tokenizer: TaskConfig" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_another_s_weights(folder):
+    """`init_from` of a model over vectors: its first loss is the last one of the other run."""
+    source = folder / "runs" / "components_regression"
+    config = load_config(CONFIGS / "components_regression.yaml")
+    again = dataclasses.replace(
+        config,
+        output=str(folder / "again"),
+        model=None,
+        init_from=str(source),
+        steps=1,
+        optimizer=dataclasses.replace(config.optimizer, warmup_steps=0),
+        mesh=MeshConfig(data=4, tensor=2),
+        tensorboard=False,
+    )
+    train(again, load_pretrained(source))
+    assert held_out(folder / "again")[0] == pytest.approx(held_out(source)[-1], rel=1e-3)
