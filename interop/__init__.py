@@ -8,12 +8,15 @@ from .rules import Rule
 from .save import save_pretrained
 from .suggestion import Suggestions, suggest
 from .tensors import CheckpointError
+from .training_export import OptimizerExport
+from .training_state import load_training_state
 from .verification import Verification, verify
 
 __all__ = [
     "CheckpointError",
     "Conversion",
     "Inspection",
+    "OptimizerExport",
     "Plan",
     "Rule",
     "Suggestions",
@@ -21,6 +24,7 @@ __all__ = [
     "convert",
     "inspect",
     "load_pretrained",
+    "load_training_state",
     "plan",
     "save_pretrained",
     "suggest",

@@ -19,6 +19,7 @@ from .save import check_is_free, take_name
 from .sizes import parse_size
 from .targets import FileTarget, Target
 from .tensors import CheckpointError
+from .training_export import OptimizerExport, plan_training_export
 from .writing import CHUNK_BYTES, WORKERS, Digest, in_threads
 
 # Of a chunk there may be: what was read, the model's part, that in the new spelling, in C order.
@@ -49,6 +50,7 @@ def convert(
     max_shard: int | str = "5GB",
     progress: Progress | None = None,
     rules: Any = None,
+    optimizer: OptimizerExport | None = None,
 ) -> Conversion:
     """Writes a checkpoint in another spelling. After a kill, the same call goes on.
 
@@ -68,6 +70,7 @@ def convert(
         progress: called with the bytes done and to be done, from several threads.
         rules: of a model of your own, as docs/rules.md says: to read the source by, which may then
             be a file, and to write by if `to` is "rules".
+        optimizer: the state of the run's optimizer at that step, to be written as PyTorch's.
 
     Raises:
         CheckpointError: the source is not a checkpoint, the format cannot say what the model is,
@@ -76,11 +79,12 @@ def convert(
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (WORKERS * COPIES), CHUNK_BYTES), 1)
     parameters = of_path(source, step, rules).astype(dtype)
-    target = _target(parameters, to, model_parallel, parse_size(max_shard), rules)
+    target = _target(parameters, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
         "to": to,
         "dtype": dtype,
         "model_parallel": model_parallel,
+        "optimizer": None if optimizer is None else optimizer.form,
         **_state(source, parameters),
         "the rest of the plan": hashlib.sha256(target.plan().encode()).hexdigest(),
     }
@@ -103,9 +107,16 @@ def convert(
 
 
 def _target(
-    parameters: Parameters, to: Format, model_parallel: int | None, max_shard: int, rules: Any
+    parameters: Parameters,
+    to: Format,
+    model_parallel: int | None,
+    max_shard: int,
+    rules: Any,
+    optimizer: OptimizerExport | None,
 ) -> Target:
     families = possible_families(parameters.origin, to, model_parallel, rules)
+    if optimizer is not None:
+        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer))
     if not families:
         return NativeTarget(parameters)
     return FileTarget(plan_export(parameters, families, model_parallel, max_shard))

@@ -32,7 +32,7 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Reads a folder's config and headers. Raises CheckpointError for what is not a checkpoint."""
     check_is_folder(path)
-    family, config = _read_family(path)
+    family, config = read_family(path)
     return Checkpoint(path, family, config, _read_headers(path, _READERS[family.storage]))
 
 
@@ -82,24 +82,30 @@ def read_hugging_face(path: Path) -> Tensors:
 
 
 def unwrapped(tensors: Mapping[str, StoredTensor]) -> Tensors:
-    """The tensors by the names they had before the model was wrapped to be trained.
-
-    Data parallelism puts `module.` in front, and `torch.compile` puts `_orig_mod.` before what it
-    compiled. Raises CheckpointError if two tensors have one name without.
-    """
+    """The tensors by their plain names. Raises CheckpointError if two have the same."""
     plain: dict[str, str] = {}
     problems = []
     for name in tensors:
-        parts = [part for part in name.split(".") if part != "_orig_mod"]
-        while len(parts) > 1 and parts[0] == "module":
-            parts.pop(0)
-        short = ".".join(parts)
+        short = plain_name(name)
         if short in plain:
             problems.append(f"{plain[short]} and {name} are both {short}")
         plain[short] = name
     if problems:
         raise CheckpointError(problems)
     return {short: dataclasses.replace(tensors[name], name=short) for short, name in plain.items()}
+
+
+def plain_name(name: str) -> str:
+    """The name that a tensor had before the model was wrapped to be trained.
+
+    Data parallelism puts `module.` in front, `torch.compile` puts `_orig_mod.` before what it
+    compiled, and the checkpointing of activations `_checkpoint_wrapped_module.` before a layer.
+    """
+    wrappers = ("_orig_mod", "_checkpoint_wrapped_module")
+    parts = [part for part in name.split(".") if part not in wrappers]
+    while len(parts) > 1 and parts[0] == "module":
+        parts.pop(0)
+    return ".".join(parts)
 
 
 def read_consolidated(path: Path) -> Tensors:
@@ -118,7 +124,7 @@ def read_consolidated(path: Path) -> Tensors:
     }
 
 
-def _read_family(path: Path) -> tuple[Family, dict[str, Any]]:
+def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
     """The family whose config file lies in the folder, and that file's content."""
     for family in FAMILIES:
         config_file = path / family.config_file

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .rules import Index, Range, Transfer
+from .sharded_tensor import ShardedTensor
 from .tensors import CheckpointError, StoredTensor
 
 Box = Sequence[Range]
@@ -88,9 +89,9 @@ def of_array(array: np.ndarray) -> TensorSource:
     return TensorSource(array.dtype, array.shape, lambda box: array[slices(box)])
 
 
-def of_stored(tensor: StoredTensor) -> TensorSource:
-    """A tensor of a file."""
-    return TensorSource(tensor.dtype, tensor.shape, lambda box: tensor.open()[slices(box)])
+def of_stored(tensor: StoredTensor | ShardedTensor) -> TensorSource:
+    """A tensor of a file, or of several."""
+    return TensorSource(tensor.dtype, tensor.shape, tensor.read)
 
 
 def of_jax(array: jax.Array | np.ndarray) -> TensorSource:

@@ -95,6 +95,10 @@ class StoredTensor:
         strides = self.strides and tuple(stride * self.dtype.itemsize for stride in self.strides)
         return np.ndarray(self.shape, self.dtype, _file_bytes(self.path), self.offset, strides)
 
+    def read(self, box: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The numbers of a box, one range for each dimension."""
+        return self.open()[tuple(slice(low, high) for low, high in box)]
+
 
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
     """The shape that a file declares; raises `CheckpointError` if no array can have it."""

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from . import torch_pickle, zip_layout
 from .sources import TensorSource
@@ -42,16 +42,73 @@ def read_contents(path: Path) -> Contents:
     with path.open("rb") as stream:
         try:
             archive = _Archive(stream)
-            # Old PyTorch versions write no such record: their files are taken as little-endian.
-            if "byteorder" in archive.records and archive.read("byteorder") != b"little":
-                raise CheckpointError("the byte order is not little")
             return _read_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))
         except CheckpointError as error:
             raise CheckpointError(error.within(path)) from None
 
 
+def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
+    """What was given to `torch.save`, with where each tensor of it lies; no tensor is read.
+
+    `stream` is the file at `path`, or the part of it from byte `start` on. Raises
+    `CheckpointError` with all tensors that do not lie within their storages.
+    """
+    archive = _Archive(stream, start)
+    placing = _Placing(path, archive)
+    try:
+        placed = placing.place(torch_pickle.parse_value(archive.read("data.pkl")), "")
+    except RecursionError:
+        raise CheckpointError("the pickle is nested too deeply") from None
+    if placing.problems:
+        raise CheckpointError(placing.problems)
+    return placed
+
+
+class _Placing:
+    """Puts tensors in the place of their records, in each object once, however often it occurs."""
+
+    def __init__(self, path: Path, archive: "_Archive"):
+        self.path, self.archive = path, archive
+        self.problems: list[str] = []
+        self._placed: dict[int, object] = {}
+
+    def place(self, value: object, name: str) -> object:
+        """The value with its tensors; `name` says where it was met."""
+        if not isinstance(value, dict | list | tuple | torch_pickle.Record):
+            return value
+        if id(value) not in self._placed:
+            self._placed[id(value)] = None  # also what a value within itself is
+            self._placed[id(value)] = self._place(value, name)
+        return self._placed[id(value)]
+
+    def _place(self, value: object, name: str) -> object:
+        match value:
+            case dict():
+                return {key: self.place(item, f"{name}.{key}") for key, item in value.items()}
+            case list() | tuple():
+                return type(value)(self.place(item, f"{name}.{i}") for i, item in enumerate(value))
+        own = name.removeprefix(".")
+        try:
+            view = torch_pickle.as_view(value)
+            return view and _stored_tensor(self.path, self.archive, own, view)
+        except CheckpointError as error:
+            self.problems += error.within(own or "the tensor")
+            return None
+
+
 def lay_out(name: str, tensors: Mapping[str, TensorSource]) -> PlannedFile:
-    """One file for `torch.load`. Raises `CheckpointError` for what PyTorch cannot hold."""
+    """A state dict for `torch.load`. Raises `CheckpointError` for what PyTorch cannot hold."""
+    _check_dtypes(name, tensors)
+    return _lay_out(name, torch_pickle.emit(tensors), tensors)
+
+
+def lay_out_value(name: str, value: object, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+    """Any value for `torch.load`, as `torch_pickle.emit_value` takes it. Raises as `lay_out`."""
+    _check_dtypes(name, tensors)
+    return _lay_out(name, torch_pickle.emit_value(value, tensors), tensors)
+
+
+def _check_dtypes(name: str, tensors: Mapping[str, TensorSource]) -> None:
     problems = [
         f"{name}: tensor {tensor!r}: PyTorch has no dtype {source.dtype}"
         for tensor, source in tensors.items()
@@ -59,10 +116,14 @@ def lay_out(name: str, tensors: Mapping[str, TensorSource]) -> PlannedFile:
     ]
     if problems:
         raise CheckpointError(problems)
+
+
+def _lay_out(name: str, pickle: bytes, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+    """The file of a pickle and the storages that it names."""
     storages: list[tuple[str, bytes | int]] = [
         (f"data/{key}", source.nbytes) for key, source in enumerate(tensors.values())
     ]
-    head = [("data.pkl", torch_pickle.emit(tensors)), ("byteorder", b"little")]
+    head = [("data.pkl", pickle), ("byteorder", b"little")]
     layout = zip_layout.lay_out("archive", [*head, *storages, ("version", b"3\n")])
     keys = {tensor: f"data/{key}" for key, tensor in enumerate(tensors)}
     return PlannedFile(
@@ -77,16 +138,19 @@ def lay_out(name: str, tensors: Mapping[str, TensorSource]) -> PlannedFile:
 class _Archive:
     """The records of a zip file, named without their top folder and never decompressed."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: IO[bytes], start: int = 0):
         _check_is_zip(stream)
         try:
             infos = zipfile.ZipFile(stream).infolist()
         except Exception as error:  # a damaged directory raises nearly anything
             raise CheckpointError(f"truncated or damaged zip: {error}") from None
-        self.stream = stream
+        self.stream, self.start = stream, start  # which is how far into a file the stream begins
         self.records = {info.filename.partition("/")[2]: info for info in infos}
         if len(self.records) < len(infos):
             raise CheckpointError("the zip has several records of one name")
+        # Old PyTorch versions write no such record: their files are taken as little-endian.
+        if "byteorder" in self.records and self.read("byteorder") != b"little":
+            raise CheckpointError("the byte order is not little")
 
     def locate(self, name: str) -> tuple[int, int]:
         """First byte and number of bytes of a record. Raises `CheckpointError` if there is none."""
@@ -131,7 +195,7 @@ class _Archive:
         return self.stream.read(4) in _ZIP_SIGNATURES
 
 
-def _check_is_zip(stream: BinaryIO) -> None:
+def _check_is_zip(stream: IO[bytes]) -> None:
     start = stream.read(512)
     is_pickle, is_tar = start.startswith(b"\x80"), start[257:262] == b"ustar"
     if is_pickle or is_tar:
@@ -170,6 +234,6 @@ def _stored_tensor(
             f"record 'data/{view.storage.key}' has {nbytes} bytes, "
             f"its storage should have {view.storage.nbytes}"
         )
-    offset = start + view.offset * view.dtype.itemsize
+    offset = archive.start + start + view.offset * view.dtype.itemsize
     strides = None if view.is_contiguous else view.strides
     return StoredTensor(name, view.dtype, view.shape, path, offset, strides)

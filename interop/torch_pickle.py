@@ -1,6 +1,6 @@
 """The pickle in a PyTorch checkpoint: a state dict whose tensors name their storages.
 
-It is parsed into records, and nothing that it names is imported; it is emitted opcode by opcode.
+It is parsed into records, and nothing that it names is imported; `pickle_emission` writes it.
 """
 
 import io
@@ -14,6 +14,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from . import pickle_emission
+from .pickle_emission import ORDERED_DICT, Call, Dictionary, Name, StoredElsewhere
 from .sources import TensorSource
 from .tensors import CheckpointError, checked_shape
 
@@ -83,15 +85,27 @@ class View(NamedTuple):
 def parse(data: bytes) -> dict[str, object]:
     """The state dict, its entries to be given to `as_view`.
 
-    Raises `CheckpointError` for anything but a state dict, and for every name of a class or
-    function that a state dict does not need: none is ever imported or called.
+    Raises `CheckpointError` for anything but a state dict, and what `parse_value` raises.
     """
-    unpickler = _Unpickler(data)
-    state: object = None
+    state = parse_value(data)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError("the pickle is not a state dict, which maps names to tensors")
+    return dict(state)
+
+
+def parse_value(data: bytes, known: Mapping[tuple[str, str], object] | None = None) -> object:
+    """What a pickle holds, of dictionaries, lists, numbers, texts and records.
+
+    `known` are names beyond those of tensors, and the class of `Record` or the constant that each
+    stands for. Raises `CheckpointError` for every other name of a class or function: none is ever
+    imported or called.
+    """
+    unpickler = _Unpickler(data, known or {})
+    value: object = None
     failure = ""
     try:
         _check_integers(data)
-        state = unpickler.load()
+        value = unpickler.load()
     except Exception as error:  # a damaged pickle raises nearly anything
         failure = f"damaged pickle: {error}"
     if unpickler.forbidden:
@@ -103,9 +117,7 @@ def parse(data: bytes) -> dict[str, object]:
         )
     if failure:
         raise CheckpointError(failure)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError("the pickle is not a state dict, which maps names to tensors")
-    return dict(state)
+    return value
 
 
 def as_view(entry: object) -> View | None:
@@ -118,7 +130,7 @@ def as_view(entry: object) -> View | None:
             return _checked_view(tensor)
         case _Parameter():
             raise CheckpointError("is a parameter without a tensor")
-        case None | bool() | int() | float() | str() | bytes() | _Record():
+        case None | bool() | int() | float() | str() | bytes() | Record():
             return None
         case dict():
             keys = ", ".join(repr(key) for key in entry if isinstance(key, str))
@@ -130,15 +142,57 @@ def as_view(entry: object) -> View | None:
 
 def emit(tensors: Mapping[str, TensorSource]) -> bytes:
     """The pickle of an OrderedDict of contiguous tensors, whose storages are '0', '1', ..."""
-    items = [
-        _text(name) + _emit_tensor(source, str(key))
-        for key, (name, source) in enumerate(tensors.items())
-    ]
-    filled = _EMPTY_ORDERED_DICT + pickle.MARK + b"".join(items) + pickle.SETITEMS
-    return pickle.PROTO + b"\2" + filled + pickle.STOP
+    return pickle_emission.emit(Dictionary(_spell_all(tensors).items(), ORDERED_DICT))
 
 
-class _Record:
+def emit_value(value: object, tensors: Mapping[str, TensorSource]) -> bytes:
+    """The pickle of a value, in which `Placed` stands for a tensor, stored as `emit` does."""
+    return pickle_emission.emit(_filled(value, _spell_all(tensors)))
+
+
+class Placed(NamedTuple):
+    """Stands for the tensor of this name in what is to be written."""
+
+    name: str
+
+
+def _spell_all(tensors: Mapping[str, TensorSource]) -> dict[str, Call]:
+    return {name: _spell(source, key) for key, (name, source) in enumerate(tensors.items())}
+
+
+def _filled(value: object, spelled: Mapping[str, Call]) -> object:
+    """The value with each tensor in its place."""
+    match value:
+        case Placed(name):
+            return spelled[name]
+        case dict():
+            return {key: _filled(item, spelled) for key, item in value.items()}
+    return value
+
+
+def _spell(source: TensorSource, key: int) -> Call:
+    is_later = source.dtype in _LATER_NAMES
+    size = source.nbytes if is_later else math.prod(source.shape)
+    kind = (
+        Name("torch.storage", "UntypedStorage")
+        if is_later
+        else Name("torch", _STORAGE_NAMES[source.dtype])
+    )
+    view = (
+        StoredElsewhere(("storage", kind, str(key), "cpu", size)),
+        0,
+        source.shape,
+        _c_strides(source.shape),
+        False,  # requires_grad
+        ORDERED_DICT,  # hooks
+    )
+    if is_later:
+        dtype = Name("torch", _LATER_NAMES[source.dtype])
+        return Call(Name("torch._utils", "_rebuild_tensor_v3"), (*view, dtype))
+    return Call(Name("torch._utils", "_rebuild_tensor_v2"), view)
+
+
+class Record:
     """Stands for whatever a pickle calls: it keeps the arguments, and nothing else happens."""
 
     arguments: tuple[object, ...] = ()
@@ -152,18 +206,18 @@ class _Record:
         pass
 
 
-class _Tensor(_Record):
+class _Tensor(Record):
     """A call of `torch._utils._rebuild_tensor_v2` or `_v3`."""
 
 
-class _Parameter(_Record):
+class _Parameter(Record):
     """A call of `torch._utils._rebuild_parameter`."""
 
 
 class _StateDict(dict):
     """An OrderedDict; the attributes of PyTorch's, which are versions of modules, are left out."""
 
-    __setstate__ = _Record.__setstate__
+    __setstate__ = Record.__setstate__
 
 
 # Names of dtypes stay strings, which a pickle can neither call nor change.
@@ -175,24 +229,25 @@ _GLOBALS: dict[tuple[str, str], object] = {
     ("torch.storage", "UntypedStorage"): "ByteStorage",
     **{("torch", name): name for name in _STORAGES | _LATER_DTYPES},
     # What modules keep beside their tensors, such as `_extra_state` in Llama 4.
-    ("torch", "Size"): _Record,
-    ("_io", "BytesIO"): _Record,
-    ("_codecs", "encode"): _Record,
+    ("torch", "Size"): Record,
+    ("_io", "BytesIO"): Record,
+    ("_codecs", "encode"): Record,
 }
 
 
 class _Unpickler(pickle.Unpickler):
     """Turns what a pickle names into records, and lists the names that are `forbidden`."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, known: Mapping[tuple[str, str], object]):
         super().__init__(io.BytesIO(data))
+        self._known = {**_GLOBALS, **known}
         self.forbidden: list[str] = []
 
     def find_class(self, module: str, name: str) -> object:
         """The record that stands for a name."""
-        if (module, name) not in _GLOBALS:
+        if (module, name) not in self._known:
             self.forbidden.append(f"{module}.{name}")
-        return _GLOBALS.get((module, name), _Record)
+        return self._known.get((module, name), Record)
 
     def persistent_load(self, pid: object) -> Storage:
         """The storage that a persistent id describes."""
@@ -247,51 +302,3 @@ def _checked_place(offset: object, strides: object, rank: int) -> tuple[int, tup
 def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     sizes = [max(size, 1) for size in shape]
     return tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return pickle.BINUNICODE + len(data).to_bytes(4, "little") + data
-
-
-def _integer(value: int) -> bytes:
-    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return pickle.LONG1 + bytes([len(data)]) + data
-
-
-def _tuple(*items: bytes) -> bytes:
-    return pickle.MARK + b"".join(items) + pickle.TUPLE
-
-
-def _call(function: bytes, *arguments: bytes) -> bytes:
-    return function + _tuple(*arguments) + pickle.REDUCE
-
-
-_EMPTY_ORDERED_DICT = _call(_global("collections", "OrderedDict"))
-
-
-def _emit_tensor(source: TensorSource, key: str) -> bytes:
-    is_later = source.dtype in _LATER_NAMES
-    storage = (
-        _global("torch.storage", "UntypedStorage")
-        if is_later
-        else _global("torch", _STORAGE_NAMES[source.dtype])
-    )
-    size = source.nbytes if is_later else math.prod(source.shape)
-    view = [
-        _tuple(_text("storage"), storage, _text(key), _text("cpu"), _integer(size))
-        + pickle.BINPERSID,
-        _integer(0),
-        _tuple(*map(_integer, source.shape)),
-        _tuple(*map(_integer, _c_strides(source.shape))),
-        pickle.NEWFALSE,  # requires_grad
-        _EMPTY_ORDERED_DICT,  # hooks
-    ]
-    if is_later:
-        dtype = _global("torch", _LATER_NAMES[source.dtype])
-        return _call(_global("torch._utils", "_rebuild_tensor_v3"), *view, dtype)
-    return _call(_global("torch._utils", "_rebuild_tensor_v2"), *view)

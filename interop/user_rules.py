@@ -50,8 +50,6 @@ ANY_RUN = {"param_dtype": "float32", "dtype": "float32", "scan_layers": True, "r
 class UserFamily(Family):
     """A family that is a user's."""
 
-    reference: Callable[[Json], Any] | None = None  # the PyTorch model of a config file's fields
-
     def check_class(self, config: Config) -> None:
         """Any will do: `write_config` says what the file cannot."""
 
@@ -97,6 +95,19 @@ def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
     """
     if rules is None:
         return directory.open_checkpoint(path)
+    family, fields = described(path, rules)
+    folder = path if path.is_dir() else path.parent
+    return Checkpoint(folder, family, fields, unwrapped(read_weights(path)))
+
+
+def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
+    """The family of a checkpoint, and the fields of its config file; no tensor is looked for.
+
+    Raises CheckpointError for what is not of a known family, nor of the user's.
+    """
+    if rules is None:
+        directory.check_is_folder(path)
+        return directory.read_family(path)
     family = family_of(rules)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
@@ -104,8 +115,7 @@ def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
     config = folder / family.config_file
     if family.config_file and not config.is_file():
         raise CheckpointError(f"{family.name} reads {family.config_file}, which is not in {folder}")
-    fields = read_json(config) if family.config_file else {}
-    return Checkpoint(folder, family, fields, unwrapped(read_weights(path)))
+    return family, read_json(config) if family.config_file else {}
 
 
 def read_weights(path: Path) -> dict[str, StoredTensor]:
@@ -194,7 +204,8 @@ class _Definition:
 
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
         """The fields of the config, and the name of the file."""
-        files = {tensor.path.name for tensor in stored.values() if tensor is not None}
+        paths = [tensor.path for tensor in stored.values() if tensor is not None]
+        files = {path.name for path in paths if path.suffix in SUFFIXES}
         file = files.pop() if len(files) == 1 else HOME
         return _values(self.config(fields)), Layout(file=file, names=tuple(stored))
 

@@ -1,0 +1,261 @@
+"""A run changes frameworks: k steps there and n here are k + n steps there, and the reverse."""
+
+import copy
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hf_cases import randomize
+from torch.distributed import checkpoint as distributed
+from torch.distributed.checkpoint import state_dict
+from torch_training import CLIP, RECIPE, adamw, steps
+
+from jaxllm.cli import main
+from jaxllm.interop import load_pretrained, native
+from jaxllm.interop.reference import tlama as tlama_core
+from jaxllm.train import TrainConfig, load_config, read_state
+from jaxllm.train.config import save_config
+from jaxllm.train.data import DataConfig
+from jaxllm.train.loop import batches_for, mesh_of
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.metrics import read_metrics
+from jaxllm.train.optimizer import OptimizerConfig, make_schedule
+
+BEFORE, AFTER = 4, 6  # steps in one framework, and then in the other
+LATER = 6  # a step that was saved in between
+STEPS = BEFORE + AFTER
+
+
+def llama() -> transformers.PreTrainedModel:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "head_dim": 16, "intermediate_size": 56}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = transformers.LlamaConfig(vocab_size=256, **sizes, **heads, attn_implementation="eager")
+    return randomize(transformers.LlamaForCausalLM(config))
+
+
+def gpt2() -> transformers.PreTrainedModel:
+    """Fused projections, biases, a tied head: rules of every kind."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 56, "n_positions": 64}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = transformers.GPT2Config(
+        vocab_size=256, **sizes, **dropout, attn_implementation="eager"
+    )
+    return randomize(transformers.GPT2LMHeadModel(config))
+
+
+def tlama() -> torch.nn.Module:
+    """A source system, whose optimizer is its own, and says no names."""
+    config = tlama_core.TlamaConfig(
+        d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=256, multiple_of=8
+    )
+    return randomize(tlama_core.Transformer(config))
+
+
+def save_tlama(model: torch.nn.Module, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.fields))
+    torch.save(model.state_dict(), folder / "state_dict.pth")
+
+
+def load_tlama(folder: Path) -> torch.nn.Module:
+    model = tlama()
+    model.load_state_dict(torch.load(folder / "state_dict.pth"))
+    return model
+
+
+class System(NamedTuple):
+    """A system's models: how they are built, saved and trained."""
+
+    build: Callable[[], torch.nn.Module]
+    final_norm: str
+    form: str = "hf"
+    optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer] = adamw
+    save: Callable[[Any, Path], None] = transformers.PreTrainedModel.save_pretrained
+    load: Callable[[Path], Any] = transformers.AutoModelForCausalLM.from_pretrained
+
+
+SYSTEMS = {
+    "llama": System(llama, "model.norm.weight"),
+    "gpt2": System(gpt2, "transformer.ln_f.weight"),
+    "tlama": System(
+        tlama,
+        "norm.weight",
+        form="tlama",
+        optimizer=lambda m: m.configure_optimizers(RECIPE["weight_decay"], 3e-3),
+        save=save_tlama,
+        load=load_tlama,
+    ),
+}
+
+
+class Handover(NamedTuple):
+    """A run of PyTorch that was saved after so many steps, then continued there, and here."""
+
+    system: System
+    folder: Path  # what was saved
+    run: Path  # the run here
+    losses: list[float]  # of the steps after, there
+    cold: list[float]  # of the same steps, had the optimizer's state been lost
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    words = ["the ", "mesh ", "is ", "a ", "shape ", "of ", "devices. "]
+    file.write_text("".join(random.Random(0).choices(words, k=1500)))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def make(text) -> Callable[..., TrainConfig]:
+    def config(output: Path, model: Path, **changes: object) -> TrainConfig:
+        run = TrainConfig(
+            output=str(output),
+            steps=STEPS,
+            batch_size=8,
+            seq_len=16,
+            init_from=str(model),
+            data=DataConfig(text=(text,), held_out=0.1),
+            optimizer=OptimizerConfig(**RECIPE, warmup_steps=6, clip_norm=CLIP),
+            mesh=MeshConfig(fsdp=4, tensor=2),
+            save_every=2,
+            keep=9,
+            tensorboard=False,
+        )
+        return dataclasses.replace(run, **changes)
+
+    return config
+
+
+def the_batches(config: TrainConfig, folder: Path) -> tuple[list[dict], list[float]]:
+    """The batches and the learning rates of every step of a run."""
+    data = batches_for(config, load_pretrained(folder), mesh_of(config)).train(0)
+    schedule = make_schedule(config.optimizer, config.steps)
+    return [next(data) for _ in range(STEPS)], [float(schedule(step)) for step in range(STEPS)]
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def there(request, make, tmp_path_factory) -> Handover:
+    folder, system = tmp_path_factory.mktemp(request.param), SYSTEMS[request.param]
+    model = system.build()
+    system.save(model, folder / "saved")
+    config = make(folder / "run", folder / "saved")
+    save_config(config, folder / "run.yaml")
+    batches, rates = the_batches(config, folder / "saved")
+    optimizer = system.optimizer(model)
+    list(steps(model, optimizer, batches[:BEFORE], rates[:BEFORE]))
+    system.save(model, folder / "saved")
+    torch.save(optimizer.state_dict(), folder / "saved" / "optimizer.pt")
+    twin = copy.deepcopy(model)
+    cold = list(steps(twin, system.optimizer(twin), batches[BEFORE:], rates[BEFORE:]))
+    losses = list(steps(model, optimizer, batches[BEFORE:], rates[BEFORE:]))
+    arguments = ["--with-optimizer", "--config", str(folder / "run.yaml")]
+    assert main(["convert", str(folder / "saved"), str(folder / "run"), *arguments]) == 0
+    assert main(["train", str(folder / "run" / "config.yaml"), "--resume"]) == 0
+    return Handover(system, folder / "saved", folder / "run", losses, cold)
+
+
+def losses_of(run: Path) -> list[float]:
+    """Those of the steps after the handover."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [row["loss"] for row in rows if "loss" in row and row["step"] > BEFORE]
+
+
+def relative(ours: list[float], theirs: list[float]) -> float:
+    assert len(ours) == len(theirs) == AFTER
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_run_of_pytorch_goes_on_here(there):
+    assert relative(losses_of(there.run), there.losses) <= 1e-4
+    assert relative(there.cold, there.losses) > 1e-2  # so that it matters what was taken along
+
+
+def whole(array: Any) -> np.ndarray:
+    return array.read([(0, size) for size in array.shape])
+
+
+def test_the_first_checkpoint_is_what_was_saved(there):
+    """To the bit, and in the layers that our model stacks."""
+    saved = torch.load(there.folder / "optimizer.pt")
+    state = read_state(native.find_step(there.run, BEFORE))
+    assert state.step == BEFORE
+    parameters = dict(there.system.build().named_parameters())
+    vectors = [name for name, parameter in parameters.items() if parameter.ndim < 2]
+    number = saved["param_groups"][1]["params"][vectors.index(there.system.final_norm)]
+    for ours, theirs in ((state.mu, "exp_avg"), (state.nu, "exp_avg_sq")):
+        array = saved["state"][number][theirs].numpy()
+        np.testing.assert_array_equal(whole(ours["final_norm.scale"]), array)
+        assert np.abs(array).max() > 0
+    assert any(":" in name for name in state.mu)
+
+
+def bits_of(file: Path) -> list[tuple]:
+    """What an optimizer's state says of each parameter in its order, to the bit."""
+    saved = torch.load(file)
+    free = ("params", "param_names", "lr")
+    return [
+        (
+            key,
+            {what: x.numpy().tobytes() for what, x in saved["state"][key].items()},
+            {what: x for what, x in group.items() if what not in free},
+        )
+        for group in saved["param_groups"]
+        for key in group["params"]
+    ]
+
+
+def test_there_and_back_differs_in_no_bit(there, tmp_path):
+    back, form = tmp_path / "back", there.system.form
+    arguments = ["--with-optimizer", "--step", str(BEFORE), "--to", form]
+    assert main(["convert", str(there.run), str(back), *arguments]) == 0
+    assert bits_of(back / "optimizer.pt") == bits_of(there.folder / "optimizer.pt")
+    a, b = (dict(there.system.load(f).named_parameters()) for f in (there.folder, back))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.load(back / "scheduler.pt")["last_epoch"] == BEFORE
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("form", ["state_dict", "dcp"])
+def test_a_run_of_ours_goes_on_in_pytorch(there, form, tmp_path):
+    """From a checkpoint that was written here, two steps on."""
+    config = load_config(there.run / "config.yaml")
+    batches, rates = the_batches(config, there.folder)
+    system, out = there.system, tmp_path / "out"
+    arguments = ["--with-optimizer", "--step", str(LATER), "--to", system.form]
+    arguments += ["--optimizer-format", form]
+    assert main(["convert", str(there.run), str(out), *arguments]) == 0
+    if form == "dcp":
+        model, optimizer = loaded_from_dcp(system.build(), out)
+    else:
+        model = system.load(out)
+        optimizer = system.optimizer(model)
+        optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[LATER], rel=1e-6)
+    theirs = list(steps(model, optimizer, batches[LATER:], rates[LATER:]))
+    ours = losses_of(there.run)[LATER - BEFORE :]
+    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= 1e-4
+
+
+def loaded_from_dcp(model: torch.nn.Module, checkpoint: Path) -> tuple[torch.nn.Module, Any]:
+    """What `torch.distributed.checkpoint` itself reads, into a model of other numbers."""
+    randomize(model, seed=9)
+    optimizer = adamw(model, named=False)
+    options = state_dict.StateDictOptions(flatten_optimizer_state_dict=True)
+    weights = state_dict.get_model_state_dict(model)
+    saved = {
+        **weights,
+        "optimizer": state_dict.get_optimizer_state_dict(model, optimizer, options=options),
+    }
+    distributed.load(saved, checkpoint_id=checkpoint, no_dist=True)
+    state_dict.set_model_state_dict(model, {name: saved[name] for name in weights})
+    state_dict.set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=options)
+    return model, optimizer
