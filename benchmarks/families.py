@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 import encoder_decoder_cases  # noqa: E402
 import hf_cases  # noqa: E402
+import levels  # noqa: E402
 from encoder_decoder_cases import inputs_of, logits_of_original  # noqa: E402
 from hf_cases import LENGTH, stored, tokens_of  # noqa: E402
 from tiny import relative_l2  # noqa: E402
@@ -121,4 +122,4 @@ if __name__ == "__main__":
         rows[name] = measure(case)
         print(name, rows[name], flush=True)
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(rows))
+    PAGE.write_text(f"{page(rows)}\n{levels.section(levels.measure_all())}")

@@ -1,12 +1,12 @@
 """What the three models over vectors have in common: their layers' arguments and tensors."""
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
 from jaxllm.config import Experts, LayerKind, StackConfig
 from jaxllm.interop.rules import Rule
-from jaxllm.layers.position import rope_frequencies
 
-from .family import Derived, Fields, Json
+from .family import Fields, Json, in_order, without_type
 from .hugging_face import layer_norm_rules
 from .modules import linear_rules
 
@@ -17,6 +17,7 @@ FIXED: Json = {
     "norm_eps": 1e-5,
     "final_norm": False,
     "positions": "sinusoidal",
+    "waves": "power",
     "qkv_bias": True,
     "attn_out_bias": True,
     "activation": "relu",
@@ -88,7 +89,7 @@ def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
             mlp_dim=mlp_dim,
             normalize=True,
             router_bias=True,
-            balance="sum",
+            balance="kept",
         )
 
 
@@ -146,7 +147,7 @@ def _unsaid_of_experts(config: StackConfig) -> dict[str, bool]:
     return {
         f"Experts.scores={experts.scores!r}": experts.scores != "softmax",
         f"Experts.scale={experts.scale!r}": experts.scale != "output",
-        f"Experts.balance={experts.balance!r}": experts.balance != "sum",
+        f"Experts.balance={experts.balance!r}": experts.balance != "kept",
         f"Experts.shared_mlp_dim={experts.shared_mlp_dim}": experts.shared_mlp_dim is not None,
         f"Experts.mlp_dim={experts.mlp_dim}": experts.mlp_dim != config.mlp_dim,
         "Experts.capacity=None": experts.capacity is None,
@@ -208,13 +209,17 @@ def layer_sizes(config: StackConfig) -> dict[str, int]:
     }
 
 
-def sinusoids(name: str, config: StackConfig) -> Derived:
-    """The buffer of this name, (1, max_len, D)."""
+def reference_arguments(fields: Json) -> Json:
+    """The constructor's arguments, as objects, without a cache."""
+    from jaxllm.interop.reference.components_ffn import FFNConfig
 
-    def compute() -> np.ndarray:
-        positions = np.arange(config.max_len, dtype=np.float32)
-        angles = np.outer(positions, rope_frequencies(config.embed_dim, 10000.0, None))
-        both = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-        return both.reshape(1, config.max_len, -1)[..., : config.embed_dim]
+    arguments = {**without_type(fields), "use_kv_cache": False}
+    if arguments.get("ffn_config") is not None:
+        arguments["ffn_config"] = FFNConfig(**arguments["ffn_config"])
+    return arguments
 
-    return Derived(name, compute)
+
+def from_the_start(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Vectors that begin a new sequence, if the model has a cache of another."""
+    model.reset_cache()
+    return in_order(model, given)

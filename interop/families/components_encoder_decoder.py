@@ -1,6 +1,7 @@
 """The components' `EncoderDecoder` (`model_type: components-encoder-decoder`)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxllm.config import SequenceToSequenceConfig
 from jaxllm.interop.rules import Rule
@@ -8,15 +9,16 @@ from jaxllm.interop.tensors import StoredTensor
 
 from .components import (
     SAYS,
+    from_the_start,
     layer_rules,
     layer_sizes,
     read_layers,
-    sinusoids,
+    reference_arguments,
     unsaid,
     write_layers,
 )
-from .family import Family, Fields, Json, Layout, Table
-from .modules import linear_rules
+from .family import Derived, Family, Fields, Json, Layout, Table
+from .modules import linear_rules, sinusoids
 from .two_stacks import refuse_both
 
 
@@ -93,8 +95,18 @@ def table(config: SequenceToSequenceConfig, layout: Layout) -> Table:
         "L": decoder.num_layers,
         **layer_sizes(decoder),
     }
-    derived = (sinusoids("encoder_pe.pe", encoder), sinusoids("decoder_pe.pe", decoder))
+    derived = (
+        Derived("encoder_pe.pe", lambda: sinusoids(encoder)[None]),
+        Derived("decoder_pe.pe", lambda: sinusoids(decoder)[None]),
+    )
     return Table(tuple(rules), sizes, derived=derived)
+
+
+def reference(fields: Json) -> Any:
+    """The components' own model."""
+    from jaxllm.interop.reference.components import EncoderDecoder
+
+    return EncoderDecoder(**reference_arguments(fields))
 
 
 COMPONENTS_ENCODER_DECODER = Family(
@@ -107,4 +119,6 @@ COMPONENTS_ENCODER_DECODER = Family(
     write_config=write_config,
     table=table,
     config_class=SequenceToSequenceConfig,
+    reference=reference,
+    arguments=from_the_start,
 )

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from jaxllm.config import SequenceConfig
 from jaxllm.interop.rules import Rule
@@ -12,15 +13,16 @@ from jaxllm.interop.tensors import StoredTensor
 
 from .components import (
     SAYS,
+    from_the_start,
     layer_rules,
     layer_sizes,
     read_layers,
-    sinusoids,
+    reference_arguments,
     unsaid,
     write_layers,
 )
-from .family import Family, Fields, Json, Layout, Table, refuse
-from .modules import linear_rules
+from .family import Derived, Family, Fields, Json, Layout, Table, refuse
+from .modules import linear_rules, sinusoids
 
 
 def read_config(
@@ -70,7 +72,15 @@ def table(config: SequenceConfig, layout: Layout) -> Table:
         "L": config.num_layers,
         **layer_sizes(config),
     }
-    return Table(tuple(rules), sizes, derived=(sinusoids("pe.pe", config),))
+    return Table(tuple(rules), sizes, derived=(Derived("pe.pe", lambda: sinusoids(config)[None]),))
+
+
+def reference(fields: Json, *, pooled: bool) -> Any:
+    """The components' own model."""
+    from jaxllm.interop.reference import components
+
+    make = components.TransformerModel if pooled else components.AutoregressiveTransformerModel
+    return make(**reference_arguments(fields))
 
 
 def _family(model_type: str, *, pooled: bool) -> Family:
@@ -84,6 +94,8 @@ def _family(model_type: str, *, pooled: bool) -> Family:
         write_config=partial(write_config, model_type=model_type, pooled=pooled),
         table=table,
         config_class=SequenceConfig,
+        reference=partial(reference, pooled=pooled),
+        arguments=from_the_start,
     )
 
 

@@ -64,6 +64,16 @@ class Table:
         return bind(self.rules, self.sizes, stacks)
 
 
+def without_type(fields: Json) -> Json:
+    """The fields that are the arguments of a constructor."""
+    return {name: value for name, value in fields.items() if name != "model_type"}
+
+
+def in_order(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The source, if there is one, and the target."""
+    return tuple(given[name] for name in ("source", "target") if name in given)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One spelling of checkpoints. All that differs between families is data of this type."""
@@ -77,6 +87,11 @@ class Family:
     write_config: Callable[[Any, Json], Json]  # on top of the JSON that it came with
     table: Callable[[Any, Layout], Table]
     config_class: type[Config] = DecoderConfig  # of the models that it can say
+    # What parity runs, where it is not transformers: the PyTorch model of a config file's fields.
+    reference: Callable[[Json], Any] | None = None
+    # What that model is called with, of tensors by name: source, target and their masks.
+    arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
+    masks: Collection[str] = ()  # those of them that it takes
 
     def check_class(self, config: Config) -> None:
         """Raises ValueError for a config of a class that this family knows nothing of."""

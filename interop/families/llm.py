@@ -1,12 +1,13 @@
 """`LLM(ModelArgs)` (`model_type: llm`): Llama 4 in one file, with names of its own for the MLP."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
 from .fairscale import unsharded
-from .family import Derived, Family, Fields, Json, Layout, Table, refuse
+from .family import Derived, Family, Fields, Json, Layout, Table, refuse, without_type
 from .llama4_args import SAYS, SCALED_ROPE, read_llama4, unsaid_of_llama4, write_llama4
 from .llama_names import (
     FREQUENCIES,
@@ -68,6 +69,24 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     )
 
 
+# The caches, which every pass writes, hold so many tokens.
+ROOM = {"batch_size": 8, "max_seq_len": 1024}
+
+
+def reference(fields: Json) -> Any:
+    """The model itself."""
+    from jaxllm.interop.reference.llm import LLM, ModelArgs
+
+    return LLM(ModelArgs.from_json({**without_type(fields), **ROOM}))
+
+
+def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tokens from the first position on."""
+    from jaxllm.interop.reference.llm import TransformerInput
+
+    return (TransformerInput(given["target"], 0),)
+
+
 LLM = Family(
     name="llm",
     format="llm",
@@ -77,4 +96,6 @@ LLM = Family(
     read_config=read_config,
     write_config=write_config,
     table=table,
+    reference=reference,
+    arguments=arguments,
 )

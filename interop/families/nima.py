@@ -1,14 +1,11 @@
 """What nima's two models have in common: the arguments of their layers, and their tensors."""
 
-import numpy as np
-
 from jaxllm.config import StackConfig
 from jaxllm.interop.rules import Rule
-from jaxllm.layers.position import wave_frequencies
 
 from .family import Derived, Fields, Json
 from .hugging_face import layer_norm_rules
-from .modules import attention_rules, linear_rules
+from .modules import attention_rules, linear_rules, sinusoids
 
 NAMES = ("w_q", "w_k", "w_v", "w_o")
 # What every layer has, whatever the arguments. Rotated pairs are neighbours.
@@ -30,7 +27,8 @@ NORMS = ("post", "pre")
 INITS = ("xavier", "normal")
 # Of positions, those that have another name here.
 OUR_POSITIONS = {"relative": "distance"}
-SAYS = (*FIXED, "norm_placement", "final_norm", "gated_mlp", "activation", "positions")
+WAVES = "exp"  # of sinusoids
+SAYS = (*FIXED, "norm_placement", "final_norm", "gated_mlp", "activation", "positions", "waves")
 
 
 def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
@@ -52,6 +50,7 @@ def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
         "max_len": fields.take("max_seq_len", int, 512),
         "norm_placement": _choose(fields, "norm", NORMS),
         "positions": OUR_POSITIONS.get(position, position),
+        "waves": WAVES if position == "sinusoidal" else "power",
         "dropout": fields.take("dropout", float, 0.1),
         "init": _choose(fields, "init", INITS),
         **FEED_FORWARDS[_choose(fields, "feed_forward", tuple(FEED_FORWARDS))],
@@ -112,6 +111,7 @@ def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
         f"norm_placement={config.norm_placement!r}": config.norm_placement not in NORMS,
         f"positions={config.positions!r}": config.positions == "relative"
         or _position(config) not in positions,
+        f"waves={config.waves!r}": config.positions == "sinusoidal" and config.waves != WAVES,
         mlp: _feed_forward(config) is None,
         f"num_kv_heads={config.num_kv_heads}": config.num_kv_heads != config.num_heads,
         f"head_dim={config.head_dim}": config.head_dim * config.num_heads != config.embed_dim,
@@ -158,10 +158,5 @@ def layer_sizes(config: StackConfig) -> dict[str, int]:
 def waves(config: StackConfig) -> tuple[Derived, ...]:
     """The buffer of sinusoids, (max_len, 1, D), where the model has one."""
 
-    def compute() -> np.ndarray:
-        positions = np.arange(config.max_len, dtype=np.float32)
-        angles = np.outer(positions, wave_frequencies(config.embed_dim))
-        both = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-        return both.reshape(config.max_len, 1, config.embed_dim)
-
-    return (Derived("pos_encoding.pe", compute),) if config.positions == "sinusoidal" else ()
+    buffer = Derived("pos_encoding.pe", lambda: sinusoids(config)[:, None])
+    return (buffer,) if config.positions == "sinusoidal" else ()

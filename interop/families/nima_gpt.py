@@ -1,12 +1,13 @@
 """nima's `GPTModel` (`model_type: nima-gpt`): a decoder with post-norm by default."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table, refuse
+from .family import Family, Fields, Json, Layout, Table, refuse, without_type
 from .hugging_face import layer_norm_rules
 from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsaid, waves, write_layers
 
@@ -61,6 +62,18 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     return Table(tuple(rules), sizes, derived=waves(config))
 
 
+def reference(fields: Json) -> Any:
+    """nima's own model."""
+    from jaxllm.interop.reference.nima import GPTModel
+
+    return GPTModel(**without_type(fields))
+
+
+def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tokens and the mask of padding."""
+    return given["target"], given.get("target_mask")
+
+
 NIMA_GPT = Family(
     name="nima-gpt",
     format="nima",
@@ -70,4 +83,7 @@ NIMA_GPT = Family(
     read_config=read_config,
     write_config=write_config,
     table=table,
+    reference=reference,
+    arguments=arguments,
+    masks=("target_mask",),
 )

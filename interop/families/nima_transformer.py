@@ -5,12 +5,13 @@ Its `pad_idx` is for those who make its masks; here they give `src_segment_ids`.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
-from .family import Family, Fields, Json, Layout, Table
+from .family import Family, Fields, Json, Layout, Table, without_type
 from .hugging_face import layer_norm_rules
 from .modules import linear_rules
 from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsaid, waves, write_layers
@@ -120,6 +121,25 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
     return Table(tuple(rules), sizes, derived=waves(decoder))
 
 
+def reference(fields: Json) -> Any:
+    """nima's own model."""
+    from jaxllm.interop.reference.nima import TransformerModel
+
+    return TransformerModel(**without_type(fields))
+
+
+def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Source and target, with the model's token for padding where there is padding.
+
+    Raises ValueError if that token stands anywhere else in the source, where it would be hidden.
+    """
+    source, mask = given["source"], given.get("source_mask")
+    is_padding = source.new_zeros(source.shape, dtype=bool) if mask is None else mask == 0
+    if bool(((source == model.pad_idx) & ~is_padding).any()):
+        raise ValueError(f"the source has {model.pad_idx}, the token that stands for padding")
+    return source.masked_fill(is_padding, model.pad_idx), given["target"]
+
+
 NIMA_TRANSFORMER = Family(
     name="nima-transformer",
     format="nima",
@@ -130,4 +150,7 @@ NIMA_TRANSFORMER = Family(
     write_config=write_config,
     table=table,
     config_class=EncoderDecoderConfig,
+    reference=reference,
+    arguments=arguments,
+    masks=("source_mask",),
 )

@@ -1,6 +1,7 @@
 """tlama-core's `Transformer(TlamaConfig)` (`model_type: tlama`): rotated pairs are neighbours."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,18 @@ from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 from jaxllm.layers.position import rope_frequencies
 
-from .family import Derived, Family, Fields, Json, Layout, Table, decoder_sizes, head_pairs, refuse
+from .family import (
+    Derived,
+    Family,
+    Fields,
+    Json,
+    Layout,
+    Table,
+    decoder_sizes,
+    head_pairs,
+    refuse,
+    without_type,
+)
 from .meta_fields import mlp_width, unsaid_by_meta, width_fields
 
 
@@ -97,6 +109,13 @@ def rotations(config: DecoderConfig) -> np.ndarray:
     return (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
 
 
+def reference(fields: Json) -> Any:
+    """tlama-core's own model, without a cache."""
+    from jaxllm.interop.reference.tlama import TlamaConfig, Transformer
+
+    return Transformer(TlamaConfig(**{**without_type(fields), "kv_cache": False}))
+
+
 TLAMA = Family(
     name="tlama",
     format="tlama",
@@ -106,4 +125,5 @@ TLAMA = Family(
     read_config=read_config,
     write_config=write_config,
     table=table,
+    reference=reference,
 )

@@ -1,5 +1,6 @@
 """Errors as curves: along the model, and by position."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,7 +15,9 @@ LEFT, RIGHT, TOP = 52, WIDTH - 12, 14
 def profile_chart(report: Report) -> str:
     """Error, threshold and noise of every tap in execution order."""
     taps, bottom = report.taps, 220
-    values = [v for tap in taps for v in (tap.relative_l2, tap.floor, tap.threshold)]
+    errors = [tap.cumulative for tap in taps]
+    own = [(tap.forced or tap.cumulative).relative_l2 for tap in taps]
+    values = [*own, *(v for e in errors for v in (e.relative_l2, e.floor, e.threshold))]
     axis = LogAxis.around(values, bottom, TOP)
     step = (RIGHT - LEFT) / max(len(taps) - 1, 1)
     xs = [LEFT + at * step for at in range(len(taps))]
@@ -26,9 +29,10 @@ def profile_chart(report: Report) -> str:
     elements = [
         *axis.ticks(LEFT, RIGHT),
         *_places(taps, xs, bottom),
-        line("noise", [tap.floor for tap in taps]),
-        line("threshold", [tap.threshold for tap in taps]),
-        line("error", [tap.relative_l2 for tap in taps]),
+        line("noise", [error.floor for error in errors]),
+        line("threshold", [error.threshold for error in errors]),
+        line("own", own),
+        line("error", [error.relative_l2 for error in errors]),
         *(_point(tap, x, axis, step) for tap, x in zip(taps, xs, strict=True)),
         *_key(bottom + 42),
     ]
@@ -36,9 +40,10 @@ def profile_chart(report: Report) -> str:
 
 
 def _point(tap: TapResult, x: float, axis: LogAxis, room: float) -> str:
-    css = "point" if tap.ok else "point bad"
-    numbers = f"{number(tap.relative_l2)} of {number(tap.threshold)}"
-    radius, y = min(max(room / 2, 1.4), 2.8), axis.y(tap.relative_l2)
+    css = "point" if tap.cumulative.ok else "point bad"
+    error = tap.cumulative
+    numbers = f"{number(error.relative_l2)} of {number(error.threshold)}"
+    radius, y = min(max(room / 2, 1.4), 2.8), axis.y(error.relative_l2)
     return titled(element("circle", css=css, cx=x, cy=y, r=radius), f"{tap.path}: {numbers}")
 
 
@@ -58,9 +63,10 @@ def _places(taps: Sequence[TapResult], xs: Sequence[float], bottom: float) -> It
 
 
 def _key(y: float) -> Iterator[str]:
-    for x, css in ((LEFT, "error"), (LEFT + 90, "threshold"), (LEFT + 210, "noise")):
+    names = {"error": "error", "own": "own error", "threshold": "threshold", "noise": "noise"}
+    for x, (css, name) in zip(itertools.count(LEFT, 120), names.items(), strict=False):
         yield element("polyline", css=css, points=f"{x},{y - 4} {x + 26},{y - 4}")
-        yield text(x + 34, y, css, css="tick")
+        yield text(x + 34, y, name, css="tick")
 
 
 def position_chart(report: Report) -> str:

@@ -1,113 +1,161 @@
-"""Parity of a checkpoint on disk: transformers runs it, we run it, and the two are compared."""
+"""Parity of a checkpoint on disk: PyTorch runs it, we run it, and the two are compared."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jaxllm.config import EncoderDecoderConfig
 from jaxllm.interop.directory import read_json
-from jaxllm.interop.families import FAMILIES
+from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.hugging_face import require_torch
 from jaxllm.interop.load import load_pretrained
 from jaxllm.interop.tensors import CheckpointError
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 
-from .judge import LEVELS, compare
-from .plain import NOT_PLAIN, load_plain
-from .prompt import MIN_TOKENS, random_tokens, text_tokens
+from .calling import calling_of
+from .inputs import Inputs, draw, elements_of
+from .judge import compare, levels_of
+from .plain import load_plain
+from .prompt import MIN_TOKENS, text_tokens
 from .report import Report
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-# A curve takes as long as all other levels together, or longer: each of its steps is three
-# forward and three backward passes of the reference, which is also trained in two other ways.
-USUAL = tuple(level for level in LEVELS if level != "curve")
 
 
 def check_checkpoint(
     path: str | Path,
     *,
-    tokens: np.ndarray | None = None,
+    tokens: np.ndarray | Inputs | None = None,
     text: str | None = None,
     num_tokens: int = 384,
     batch_size: int = 2,
     seed: int = 0,
-    model: Decoder | None = None,
+    model: Model | None = None,
     levels: Sequence[str] | None = None,
     rules: Any = None,
 ) -> Report:
-    """Whether we compute from a checkpoint what transformers computes from it.
+    """Whether we compute from a checkpoint what PyTorch computes from it.
+
+    That is transformers, or for a source system the model of `jaxllm.interop.reference`.
 
     Args:
-        path: a folder of Hugging Face. Nothing is downloaded.
-        tokens: BT, token ids to compare on; by default random ones.
-        text: instead, a text; it is cut or repeated to `num_tokens`.
-        num_tokens: the length of each row of random tokens.
-        batch_size: the number of rows of random tokens.
-        seed: of the random tokens.
+        path: a folder of Hugging Face, or of a source system. Nothing is downloaded.
+        tokens: BT, token ids to compare on, or BTI, vectors, or `Inputs`; by default random ones,
+            the last row padded.
+        text: instead, a text; it is cut or repeated to `num_tokens`. It is the source as well.
+        num_tokens: the length of each row of random inputs, if the model has as many positions.
+        batch_size: the number of rows of random inputs.
+        seed: of the random inputs.
         model: what to compare; by default what `load_pretrained` makes of the folder.
-        levels: of those of `compare`; by default all but the curve.
-        rules: of a model of your own, as docs/rules.md says, which its own `reference` runs
-            instead of transformers; `path` may then be a file. All but generate can be compared.
+        levels: of those of `compare`; by default all that there are but the curve, which takes as
+            long as all others together.
+        rules: of a model of your own, as docs/rules.md says, which its own `reference` runs;
+            `path` may then be a file.
 
     Raises:
         ImportError: torch or transformers is not installed.
         CheckpointError: the folder is not a checkpoint that both sides can read.
         ValueError: `num_tokens` are too few for a verdict, or tokens and text are both given.
     """
+    path = Path(path)
+    reference, model, inputs = open_both(
+        path,
+        tokens=tokens,
+        text=text,
+        num_tokens=num_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        model=model,
+        rules=rules,
+    )
+    usual = [level for level in levels_of(model) if level != "curve"]
+    report = compare(reference, model, inputs, levels=usual if levels is None else levels)
+    is_random = tokens is None and text is None
+    return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
+
+
+def open_both(
+    path: Path,
+    *,
+    tokens: np.ndarray | Inputs | None = None,
+    text: str | None = None,
+    num_tokens: int = 384,
+    batch_size: int = 2,
+    seed: int = 0,
+    model: Model | None = None,
+    rules: Any = None,
+) -> tuple[Any, Model, Inputs]:
+    """PyTorch's model of a checkpoint, ours, and what both are given; see `check_checkpoint`."""
     if tokens is not None and text is not None:
         raise ValueError("tokens and text are both given")
     if num_tokens < MIN_TOKENS:
         raise ValueError(
             f"num_tokens={num_tokens} is less than {MIN_TOKENS}: wrong positions show late"
         )
-    path = Path(path)
-    if rules is None:
-        _check_folder(path)
-    elif beyond := set(levels or ()) & set(NOT_PLAIN):
-        raise ValueError(f"levels={sorted(beyond)} need a model of transformers, not rules")
+    family = None if rules is not None else _family_of(path)
     require_torch()
     if model is None:
         model = load_pretrained(path, dtype="float32", rules=rules)
-    possible = [level for level in USUAL if rules is None or level not in NOT_PLAIN]
-    vocab_size = model.config.vocab_size
-    is_random = tokens is None and text is None
+    if family is None or family.reference is not None:
+        reference = load_plain(path, rules)
+    else:
+        reference = _load_reference(path, family)
     if text is not None:
-        tokens = text_tokens(text, path, vocab_size, num_tokens)
-    elif tokens is None:
-        tokens = random_tokens(vocab_size, batch_size, num_tokens, seed)
-    reference = _load_reference(path) if rules is None else load_plain(path, rules)
-    report = compare(reference, model, tokens, levels=possible if levels is None else levels)
-    return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
+        inputs = _spelt(text, path, model, num_tokens)
+    elif tokens is not None:
+        inputs = Inputs.of(tokens)
+    else:
+        calling = calling_of(reference)
+        inputs = draw(
+            model,
+            calling.masks(reference),
+            num_tokens=num_tokens,
+            batch_size=batch_size,
+            seed=seed,
+        ).without(calling.padding(reference), model)
+    return reference, model, inputs
 
 
-def _check_folder(path: Path) -> None:
-    """Refuses what transformers cannot run, or what there are no taps for."""
+def _spelt(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
+    """A text as all the sequences that a model is given."""
+    given = {}
+    for name, elements in elements_of(model).items():
+        if not elements.are_tokens:
+            raise ValueError(f"text for a {type(model).__name__}, which is given vectors")
+        length = min(num_tokens, elements.longest)
+        given[name] = text_tokens(text, path, elements.size, length)
+    return Inputs(**given)
+
+
+def _family_of(path: Path) -> Family:
+    """The family of a folder. Refuses what no PyTorch can run."""
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder")
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
-            f"{path} has no config.json, and transformers, which runs the reference, needs one: "
+            f"{path} has no config.json, and what runs the reference needs one: "
             f"`jaxllm convert {path} NEW --to hf` makes such a folder"
         )
     given = read_json(config_file).get("model_type")
-    known = [family.model_type for family in FAMILIES if family.format == "hf"]
+    known = {f.model_type: f for f in FAMILIES if f.format == "hf" or f.reference is not None}
     if given not in known:
         names = ", ".join(map(str, known))
         raise CheckpointError(f"{path} is of model_type {given!r}; known are {names}")
+    return known[given]
 
 
-def _load_reference(path: Path) -> "PreTrainedModel":
+def _load_reference(path: Path, family: Family) -> Any:
+    """The model of transformers."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    has_encoder = family.config_class is EncoderDecoderConfig
+    name = "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
     with _no_progress_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = getattr(transformers, name).from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation="eager",

@@ -9,7 +9,8 @@ from .report import Report
 from .rows import TapResult
 from .svg import WIDTH, drawing, element, text, titled
 
-LEFT, TOP, CELL_HEIGHT, MAX_CELL_WIDTH = 104, 26, 30, 84
+LEFT, TOP, CELL_HEIGHT, MAX_CELL_WIDTH = 104, 26, 34, 84
+OWN_HEIGHT = 8  # of the strip below a cell, for the step's own error
 NUMBERS_FIT = 50  # a cell this wide has room for its number
 
 # Error over threshold, as a power of ten, and its colour. The jump is at the threshold.
@@ -30,7 +31,7 @@ def heat_map(report: Report) -> str:
     width = min((WIDTH - LEFT) / len(columns), MAX_CELL_WIDTH)
     bottom = TOP + len(steps) * CELL_HEIGHT
     elements = [
-        text(LEFT - 10, TOP + row * CELL_HEIGHT + 19, step, css="label", text_anchor="end")
+        text(LEFT - 10, TOP + row * CELL_HEIGHT + 20, step, css="label", text_anchor="end")
         for row, step in enumerate(steps)
     ]
     stride = math.ceil(26 / width)  # every so manieth layer has room for its number
@@ -46,32 +47,45 @@ def heat_map(report: Report) -> str:
 
 
 def _cell(tap: TapResult, x: float, y: float, width: float, first: bool) -> str:
-    gap = min(1.0, width / 12)
-    box = _box(x, y, width, gap, css="cell", fill=_color(tap.ratio))
-    if first:  # a frame, and a light gap that sets it off from any colour
-        inner = _box(x, y, width, 4 * gap, fill=_color(tap.ratio))
-        box = _box(x, y, width, gap, css="first") + inner
+    """The error of a step, and below it the step's own."""
+    gap, error, own = min(1.0, width / 12), tap.cumulative, tap.forced
+    inset = 4 * gap if first else gap  # a frame, and a light gap that sets it off from any colour
+    frame = _box(x, y, width, CELL_HEIGHT, gap, css="first") if first else ""
+    height = CELL_HEIGHT if own is None else CELL_HEIGHT - OWN_HEIGHT
+    boxes = [frame, _box(x, y, width, height, inset, css="cell", fill=_color(error.ratio))]
+    if own is not None:
+        top = y + height - inset
+        boxes.append(_box(x, top, width, OWN_HEIGHT + inset, inset, fill=_color(own.ratio)))
     if width >= NUMBERS_FIT:
-        css = "value light" if _is_dark(tap.ratio) else "value"
-        middle = x + width / 2
-        box += text(middle, y + 19, number(tap.relative_l2), css=css, text_anchor="middle")
-    return titled(
-        box,
-        f"{tap.path}\nrelative L2 {number(tap.relative_l2)}, max |d| / rms "
-        f"{number(tap.max_over_rms)}\nnoise {number(tap.floor)}, threshold "
-        f"{number(tap.threshold)}\nerror / threshold {number(tap.ratio)}\nunits in the last "
-        f"place: median {number(tap.ulp_p50)}, p99 {number(tap.ulp_p99)}, largest "
-        f"{number(tap.ulp_max)}",
+        css = "value light" if _is_dark(error.ratio) else "value"
+        at, middle = y + height / 2 + 4, x + width / 2
+        boxes.append(text(middle, at, number(error.relative_l2), css=css, text_anchor="middle"))
+    return titled("".join(boxes), _details(tap))
+
+
+def _details(tap: TapResult) -> str:
+    """All numbers of a step, line by line."""
+    errors = {"with all before it": tap.cumulative, "its own": tap.forced}
+    lines = [
+        f"relative L2 {what} {number(error.relative_l2)}, noise {number(error.floor)}, threshold "
+        f"{number(error.threshold)}, error / threshold {number(error.ratio)}"
+        for what, error in errors.items()
+        if error is not None
+    ]
+    ulps = (("median", tap.ulp_p50), ("p99", tap.ulp_p99), ("largest", tap.ulp_max))
+    places = ", ".join(f"{what} {number(value)}" for what, value in ulps)
+    return "\n".join(
+        (tap.path, *lines, f"max |d| / rms {number(tap.max_over_rms)}", f"ulps: {places}")
     )
 
 
-def _box(x: float, y: float, width: float, gap: float, **attributes: str) -> str:
+def _box(x: float, y: float, width: float, height: float, gap: float, **attributes: str) -> str:
     return element(
         "rect",
         x=x + gap,
         y=y + gap,
         width=width - 2 * gap,
-        height=CELL_HEIGHT - 2 * gap,
+        height=height - 2 * gap,
         rx=min(3.0, width / 4),
         **attributes,
     )

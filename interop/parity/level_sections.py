@@ -6,7 +6,7 @@ from html import escape
 from .charts import curve_chart
 from .outline import number, parameter
 from .report import Report
-from .rows import ScoresResult, TensorResult, TextResult, WeightResult
+from .rows import ScoresResult, TapResult, TensorResult, TextResult, WeightResult
 
 SHOWN = 12  # of the rows of a level: all that are wrong come first
 Section = tuple[str, str, str]  # title, caption, content
@@ -20,8 +20,12 @@ def level_sections(report: Report) -> Iterator[Section]:
         yield "Config", "Fields that differ.", table(("field", "ours", "the reference's"), rows)
     if unlike := [row for row in report.weights if not row.ok]:
         yield "Weights", "Parameters of which bits differ.", _weights(unlike)
+    if wrong_steps := [tap for tap in report.taps if tap.is_wrong_itself]:
+        caption = "Their own errors, of what the reference's steps before them returned."
+        yield "Steps that are wrong by themselves", caption, _steps(wrong_steps)
     if report.gradients:
-        caption = f"Of {len(report.gradients)} parameters those closest to their thresholds."
+        parameters = len(report.gradients) - 1
+        caption = f"Of the loss and {parameters} parameters those closest to their thresholds."
         yield "Gradients", caption, _tensors(report.gradients)
     if report.step:
         caption = "After one step of AdamW: both moments, and the update where it is not noise."
@@ -39,7 +43,7 @@ def level_sections(report: Report) -> Iterator[Section]:
 def table(head: Iterable[str], rows: Iterable[Cells]) -> str:
     """A table whose first column is text, and the next ones too if their heads say so."""
     head = tuple(head)
-    words = {"compared": "left3", "what": "left2", "ours": "left3"}
+    words = {"compared": "left3", "what": "left2", "ours": "left3", "why": "left3"}
     css = next((css for name, css in words.items() if name in head[1:3]), "")
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
@@ -57,6 +61,16 @@ def _weights(rows: Sequence[WeightResult]) -> str:
         for row in rows[:SHOWN]
     ]
     return table(("parameter", "differing bits", "why"), cells) + _more(len(rows))
+
+
+def _steps(taps: Sequence[TapResult]) -> str:
+    rows = []
+    for tap in taps[:SHOWN]:
+        own = tap.forced or tap.cumulative
+        errors = (own.relative_l2, own.floor, own.threshold, tap.cumulative.relative_l2)
+        rows.append((True, [tap.path, *map(number, errors)]))
+    head = ("step", "own error", "noise", "threshold", "error with all before")
+    return table(head, rows) + _more(len(taps))
 
 
 def _tensors(results: Sequence[TensorResult]) -> str:

@@ -2,54 +2,42 @@
 
 A kernel that merely sums in another order is not enough. On models whose attention is saturated,
 the fused attention of PyTorch differs from its plain one by a thirtieth of what the roundings
-elsewhere amount to. So one way has products without rounding, and the other has more rounding.
+elsewhere amount to. So one way has sums without rounding, and the other has more rounding. Both
+have plain attention, whose scores and probabilities show.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ULP = 2.0**-23
+PLAIN = "eager"  # transformers' name for attention whose scores and probabilities show
 
 
-def exact_products(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
-    """Matrix products and attention in float64, rounded to float32 when they are done."""
+def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
+    """Matrix products, softmax and layer norms in float64, rounded to float32 when done."""
     import torch
-    from torch.nn import functional
-    from torch.overrides import TorchFunctionMode
-
-    products = {
-        functional.linear,
-        functional.scaled_dot_product_attention,
-        torch.bmm,
-        torch.matmul,
-        torch.Tensor.matmul,
-        torch.Tensor.__matmul__,
-    }
 
     def widen(value: Any) -> Any:
         is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.double() if is_float else value
 
-    class ExactProducts(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if func not in products:
-                return func(*args, **kwargs)
-            wide = {name: widen(value) for name, value in kwargs.items()}
-            return func(*map(widen, args), **wide).float()
+    def exact(func: Callable, args: tuple, kwargs: dict) -> Any:
+        wide = {n: widen(value) for n, value in kwargs.items() if n != "dtype"}  # of the result
+        return func(*map(widen, args), **wide).float()
 
-    return ExactProducts()
+    return _instead_of(_inner_sums() | _sums_of_modules(), exact)
 
 
 @contextmanager
 def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
-    """Every number that a module without submodules returns is off by up to its last bit."""
+    """Numbers are off by up to their last bit, and so are their gradients.
+
+    Those that a module without submodules returns, and what attention sums on the way.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -63,16 +51,52 @@ def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
         return output * (1 + ULP * draw.to(output.device))
 
     leaves = [module for module in reference.modules() if not any(module.children())]
-    hooks = [
-        leaf.register_forward_hook(lambda module, args, output: nudge(output)) for leaf in leaves
-    ]
-    try:
+    with ExitStack() as stack:
+        for leaf in leaves:
+            hook = leaf.register_forward_hook(lambda module, args, output: nudge(output))
+            stack.callback(hook.remove)
+        rounded = _instead_of(_inner_sums(), lambda func, args, kw: nudge(func(*args, **kw)))
+        stack.enter_context(rounded)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def _inner_sums() -> set[Callable]:
+    """Functions that sum and are seldom a module of their own."""
+    import torch
+    from torch.nn import functional
+
+    return {
+        *(functional.softmax, torch.softmax, torch.Tensor.softmax),
+        *(torch.addmm, torch.baddbmm, torch.bmm, torch.einsum, torch.matmul),
+        *(torch.Tensor.baddbmm, torch.Tensor.matmul, torch.Tensor.__matmul__),
+    }
+
+
+def _sums_of_modules() -> set[Callable]:
+    """Functions that sum, which most modules without submodules consist of."""
+    from torch.nn import functional
+
+    # The gradient of an embedding is a sum.
+    return {functional.linear, functional.layer_norm, functional.embedding}
+
+
+def _instead_of(
+    functions: set[Callable], call: Callable[[Callable, tuple, dict], Any]
+) -> AbstractContextManager[Any]:
+    """Has these functions of PyTorch called by another."""
+    from torch.overrides import TorchFunctionMode
+
+    class Instead(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            if func in functions:
+                return call(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
+
+    return Instead()
 
 
 # How attention is implemented, and what else is done in another way.
 Way = tuple[str, Callable[["PreTrainedModel"], AbstractContextManager[Any]]]
-WAYS: tuple[Way, ...] = (("sdpa", exact_products), ("eager", other_roundings))
+WAYS: tuple[Way, ...] = ((PLAIN, exact_sums), (PLAIN, other_roundings))

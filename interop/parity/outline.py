@@ -15,6 +15,7 @@ from .rows import (
     TensorResult,
     TextResult,
     WeightResult,
+    first_wrong,
 )
 
 Row = TypeVar("Row", bound=Judged)
@@ -60,8 +61,9 @@ def outline(taps: Iterable[TapResult]) -> Outline:
 def tightest(rows: Iterable[Row]) -> Row:
     """The row that is closest to its threshold, or the first one beyond it."""
     rows = tuple(rows)
-    beyond = next((row for row in rows if not row.ok), None)
-    return beyond or max(rows, key=lambda row: row.ratio)
+    beyond = [row for row in rows if not row.ok]
+    themselves = [row for row in beyond if isinstance(row, TapResult) and row.is_wrong_itself]
+    return next(iter(themselves or beyond), None) or max(rows, key=lambda row: row.ratio)
 
 
 def headline(report: Report) -> str:
@@ -72,7 +74,7 @@ def headline(report: Report) -> str:
 def explanation(report: Report) -> str:
     """The verdict in a sentence."""
     if first := report.first_divergence:
-        return f"{name(first)} {complaint(first)}." + (f" {first.hint}." if first.hint else "")
+        return f"{name(first)} {complaint(first)}."
     inexact = [row for rows in report.rows.values() for row in rows if row.threshold]
     if not inexact:
         return "Nothing differs."
@@ -81,6 +83,22 @@ def explanation(report: Report) -> str:
         f"Nothing differs by more than rounding. Closest to its threshold came {name(closest)}, "
         f"with an error of {number(closest.measured)} of {number(closest.threshold)}."
     )
+
+
+def hint(report: Report) -> str:
+    """What the first divergence looks like or, if it is no step, the first wrong step."""
+    first, step = report.first_divergence, first_wrong(report.taps)
+    if first is None:
+        return ""
+    if first.hint:
+        return f"{first.hint}."
+    return f"At {step.path}: {step.hint}." if step is not None and step.hint else ""
+
+
+def unjudged_note(report: Report) -> str:
+    """That levels were not judged, if they were not."""
+    levels = ", ".join(report.unjudged)
+    return f"The sizes differ, so nothing was computed: {levels} not judged." if levels else ""
 
 
 def name(row: Judged) -> str:
@@ -107,6 +125,12 @@ def complaint(row: Judged) -> str:
             f"after {row.prompt_tokens} tokens: {row.measured:.0f} of {len(row.theirs)} tokens "
             "are others than the reference's"
         )
+    if isinstance(row, TapResult) and row.is_wrong_itself:
+        return (
+            "is the first step that is wrong by itself: of what the reference's steps before it "
+            f"returned it makes something with a relative L2 error of {number(row.measured)}, the "
+            f"threshold is {number(row.threshold)}"
+        )
     kind = "relative" if isinstance(row, LossResult) else "relative L2"
     what = "step" if isinstance(row, TapResult) else "thing"
     return (
@@ -117,6 +141,8 @@ def complaint(row: Judged) -> str:
 
 def compared(level: str, report: Report) -> str:
     """What a level compared, in a few words."""
+    if level in report.unjudged:
+        return "not judged"
     if level == "config":
         return f"{len(report.config)} fields, {_count_wrong(report.config)} differ"
     if level == "weights":

@@ -6,7 +6,17 @@ from html import escape
 from .charts import position_chart, profile_chart
 from .heat_map import heat_map
 from .level_sections import level_sections, table
-from .outline import compared, explanation, flips_note, headline, name, number, tightest
+from .outline import (
+    compared,
+    explanation,
+    flips_note,
+    headline,
+    hint,
+    name,
+    number,
+    tightest,
+    unjudged_note,
+)
 from .page_style import STYLE
 from .report import LogitsResult, Report
 
@@ -16,15 +26,18 @@ def render(report: Report) -> str:
     verdict = "ok" if report.ok else "bad"
     parts = [
         f'<header class="{verdict}"><p class="subject">{escape(report.subject)}</p>',
-        f"<h1>{headline(report)}</h1><p>{_explanation(report)}</p>{_levels(report)}</header>",
+        f"<h1>{headline(report)}</h1><p>{_explanation(report)}</p>{_hint(report)}{_levels(report)}",
+        "</header>",
         _figures(report.logits, report) if report.logits else "",
         _section("Level by level", "From the first cause to its last effect.", _overview(report)),
     ]
-    if "layers" in report.verdicts:
+    if "layers" in report.verdicts and "layers" not in report.unjudged:
         parts += [
             _section(
                 "Every step of every layer",
-                "Relative L2 error over its threshold. Point at a cell for its numbers.",
+                "Relative L2 error over its threshold: of a cell, that with all steps before it; of"
+                " the strip below, the step's own, of what the reference's steps before it"
+                " returned. Point at a cell for its numbers.",
                 heat_map(report),
             ),
             _section(
@@ -64,9 +77,13 @@ def _explanation(report: Report) -> str:
     if first := report.first_divergence:
         path = escape(first.path)
         sentence = sentence.replace(path, f"<code>{path}</code>", 1)
-    if note := flips_note(report):
+    for note in filter(None, (flips_note(report), unjudged_note(report))):
         sentence += f"<br>{escape(note)}"
     return re.sub(r"(\d)e-(\d)", "\\1e\N{NON-BREAKING HYPHEN}\\2", sentence)
+
+
+def _hint(report: Report) -> str:
+    return f'<p class="hint">{escape(words)}</p>' if (words := hint(report)) else ""
 
 
 def _levels(report: Report) -> str:

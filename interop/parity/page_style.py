@@ -18,6 +18,8 @@ header.bad h1 { color: var(--bad); }
 .subject { color: var(--soft); font-size: 13px; letter-spacing: 0.04em; }
 ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 8px; }
 header code { font: 600 0.95em ui-monospace, "DejaVu Sans Mono", monospace; }
+.hint { margin-top: 10px; padding: 8px 14px; border-radius: 8px; background: #fdf3e7;
+  font-weight: 600; }
 .levels { margin-top: 14px; }
 .levels li { padding: 1px 12px; border-radius: 99px; font-size: 13px; border: 1px solid; }
 .levels .ok { color: var(--ok); }
@@ -41,6 +43,7 @@ svg .grid { stroke: var(--line); stroke-width: 1; }
 svg polyline { fill: none; stroke-width: 1.6; }
 svg .error { stroke: var(--ink); }
 svg .threshold { stroke: var(--bad); stroke-dasharray: 5 4; }
+svg .own { stroke: #5b7fb4; }
 svg .noise { stroke: var(--noise); }
 svg .point { fill: var(--ink); }
 svg .point.bad { fill: var(--bad); }

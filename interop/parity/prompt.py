@@ -1,6 +1,8 @@
-"""The tokens that two models are compared on."""
+"""The tokens that two models are compared on, or the vectors."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,11 @@ def random_tokens(vocab_size: int, batch_size: int, num_tokens: int, seed: int) 
     return tokens_BT
 
 
+def random_vectors(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Normal numbers in float32."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
 def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np.ndarray:
     """The first tokens of a text, which is repeated if it is too short; one row, BT.
 
@@ -49,3 +56,35 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
     if not ids:
         raise ValueError("the text has no tokens")
     return np.resize(np.array(ids), (1, num_tokens))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What a file gives a model, by the names of `Inputs`: a `.npy`, `.npz` or `.json`.
+
+    JSON is a list of rows of token ids, or an object of such lists; shorter rows are padded.
+
+    Raises ValueError for what is none.
+    """
+    if path.suffix == ".npy":
+        return {"target": np.load(path, allow_pickle=False)}
+    if path.suffix == ".npz":
+        return dict(np.load(path, allow_pickle=False))
+    if path.suffix != ".json":
+        raise ValueError(f"{path} is no .npy, .npz or .json")
+    given = json.loads(path.read_text(encoding="utf-8"))
+    arrays: dict[str, np.ndarray] = {}
+    for name, rows in (given if isinstance(given, dict) else {"target": given}).items():
+        arrays |= _padded(f"{path}: {name}", name, rows)
+    return arrays
+
+
+def _padded(where: str, name: str, rows: Any) -> dict[str, np.ndarray]:
+    """Rows side by side, and if they are of several lengths the mask of what is no padding."""
+    is_rows = isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)
+    if not is_rows or not all(type(token) is int for row in rows for token in row):
+        raise ValueError(f"{where} is not a list of lists of integers")
+    lengths = np.array([len(row) for row in rows])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
+    tokens = np.zeros(mask.shape, np.int32)
+    tokens[mask == 1] = [token for row in rows for token in row]
+    return {name: tokens} if mask.all() else {name: tokens, f"{name}_mask": mask}

@@ -19,6 +19,7 @@ from .rows import (
     TensorResult,
     TextResult,
     WeightResult,
+    first_wrong,
 )
 
 __all__ = ["Bucket", "LogitsResult", "Report", "TapResult"]
@@ -78,8 +79,10 @@ class Report:
     step: tuple[TensorResult, ...] = ()
     curve: tuple[LossResult, ...] = ()
     generate: tuple[TextResult | ScoresResult, ...] = ()
+    unjudged: tuple[str, ...] = ()  # the levels that nothing could be compared at: sizes differ
     batch_size: int
     length: int
+    tokens: int  # that are compared, so without padding
     seed: int | None  # of the tokens, if they were drawn
     dtypes: dict[str, str]
     versions: dict[str, str]
@@ -109,14 +112,13 @@ class Report:
 
     @property
     def first_divergence(self) -> Judged | None:
-        """The first of all rows that is off by more than noise; activations as they execute."""
-        rows = itertools.chain.from_iterable(self.rows.values())
-        return next((row for row in rows if not row.ok), None)
+        """The first of all rows that is off by more than noise, from causes to effects.
 
-    @property
-    def tokens(self) -> int:
-        """The number of tokens compared."""
-        return self.batch_size * self.length
+        Of activations the first that is wrong by itself, given what the reference's steps return.
+        """
+        rows = itertools.chain.from_iterable(self.rows.values())
+        first = next((row for row in rows if not row.ok), None)
+        return first_wrong(self.taps) if isinstance(first, TapResult) else first
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as data for `json.dumps`. Numbers that are not finite are null."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 # The logits of both sides are taken from their outputs, since not every family has them as the
@@ -77,23 +78,82 @@ class WeightResult(Exact):
 
 
 @dataclasses.dataclass(frozen=True)
-class TapResult(Judged):
-    """How far one activation is from the reference's, and how far it may be."""
+class Error:
+    """A relative L2 error, that of noise alone, and how large it may be."""
 
-    path: str
     relative_l2: float
-    max_over_rms: float
     floor: float
     threshold: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is no more than rounding noise. NaN is not."""
+        return self.relative_l2 <= self.threshold
+
+    @property
+    def ratio(self) -> float:
+        """The error in thresholds."""
+        return self.relative_l2 / self.threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class TapResult(Judged):
+    """How far one activation is from the reference's, and how far it may be.
+
+    Both errors must hold. The forced one is blind to what is wrong between two steps that are
+    shown and put right at the second, the cumulative one to what is small beside the noise of all
+    steps before.
+    """
+
+    path: str
+    cumulative: Error  # with all that the steps before it did
+    max_over_rms: float
+    forced: Error | None = None  # its own: the steps before it returned what the reference's did
     ulp_p50: float = 0.0
     ulp_p99: float = 0.0
     ulp_max: float = 0.0
     hint: str | None = None
 
     @property
+    def ok(self) -> bool:
+        """Whether neither error is more than rounding noise."""
+        return self.cumulative.ok and not self.is_wrong_itself
+
+    @property
+    def is_wrong_itself(self) -> bool:
+        """Whether the step is wrong by itself, whatever it is given."""
+        return self.forced is not None and not self.forced.ok
+
+    @property
+    def decisive(self) -> Error:
+        """Its own error if that is too large, else whichever comes closer to its threshold."""
+        if self.forced is None:
+            return self.cumulative
+        if not self.forced.ok:
+            return self.forced
+        beyond = not self.cumulative.ok or self.cumulative.ratio >= self.forced.ratio
+        return self.cumulative if beyond else self.forced
+
+    @property
     def measured(self) -> float:
-        """The relative L2 error."""
-        return self.relative_l2
+        """The decisive error."""
+        return self.decisive.relative_l2
+
+    @property
+    def floor(self) -> float:
+        """The noise of the decisive error."""
+        return self.decisive.floor
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the decisive error."""
+        return self.decisive.threshold
+
+
+def first_wrong(taps: Sequence[TapResult]) -> TapResult | None:
+    """The first in order of execution that is wrong by itself, else the first that is wrong."""
+    wrong = [tap for tap in taps if not tap.ok]
+    return next((tap for tap in wrong if tap.is_wrong_itself), next(iter(wrong), None))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,12 @@ from .outline import (
     explanation,
     flips_note,
     headline,
+    hint,
     name,
     number,
     outline,
     tightest,
+    unjudged_note,
 )
 from .report import Bucket, LogitsResult, Report
 from .rows import TapResult
@@ -26,7 +28,8 @@ def render(report: Report) -> RenderableType:
     levels = "   ".join(
         f"{'✓' if held else '✗'} {level}" for level, held in report.verdicts.items()
     )
-    lines = [explanation(report), flips_note(report), levels]
+    notes = (hint(report), flips_note(report), unjudged_note(report))
+    lines = [explanation(report), *notes, levels]
     verdict = Panel(
         Text("\n\n".join(filter(None, lines))),
         title=f"[bold]{headline(report)}",
@@ -37,7 +40,7 @@ def render(report: Report) -> RenderableType:
         width=80,
     )
     parts: list[RenderableType] = [verdict, _levels(report)]
-    if "layers" in report.verdicts:
+    if "layers" in report.verdicts and "layers" not in report.unjudged:
         parts.append(_steps(report))
     if report.logits is not None:
         parts.append(_positions(report, report.logits))
@@ -66,7 +69,7 @@ def _levels(report: Report) -> Table:
 def _steps(report: Report) -> Table:
     """A row for each layer, with its first step beyond its threshold, or closest to it."""
     table = Table("", "step", title="Relative L2 error", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("error", "noise", "threshold", "of threshold"):
+    for column in ("error", "own error", "noise", "threshold", "of threshold"):
         table.add_column(column, justify="right")
     parts = outline(report.taps)
     for tap in parts.before:
@@ -80,7 +83,9 @@ def _steps(report: Report) -> Table:
 
 
 def _add_row(table: Table, place: str, step: str, tap: TapResult) -> None:
-    figures = map(number, (tap.relative_l2, tap.floor, tap.threshold))
+    own = tap.forced or tap.cumulative
+    errors = (tap.cumulative.relative_l2, own.relative_l2, tap.floor, tap.threshold)
+    figures = map(number, errors)
     share = f"{tap.ratio:.2f}" if tap.ok else f"✗ {number(tap.ratio)}"
     table.add_row(place, step, *figures, share, style=None if tap.ok else "red")
 

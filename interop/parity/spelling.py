@@ -2,60 +2,50 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jaxllm.config import Config
 from jaxllm.interop.bijection import fused_parts
-from jaxllm.interop.families import FAMILIES, Family, Fields, Layout, Table
+from jaxllm.interop.families import Fields, Layout, Table
 from jaxllm.interop.planning import arrays_of
 from jaxllm.interop.rules import BoundRule, Rule
 from jaxllm.interop.sources import of_array, transferred
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .calling import calling_of
 
 DECAYED = ("kernel", "embedding")
 
 
-def family_of(reference: "PreTrainedModel") -> Family:
-    """The family whose checkpoints the reference reads.
-
-    Raises ValueError if there is none.
-    """
-    if (own := getattr(reference, "jaxllm_family", None)) is not None:
-        return own
-    known = {family.model_type: family for family in FAMILIES if family.format == "hf"}
-    model_type = reference.config.model_type
-    if model_type not in known:
-        names = ", ".join(map(str, known))
-        raise ValueError(f"model_type={model_type!r} is not of a known family, only {names} are")
-    return known[model_type]
-
-
-def read_config(reference: "PreTrainedModel") -> tuple[dict[str, Any], Layout, list[str]]:
+def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
     """The reference's config in our fields, how its tensors lie, and what is not understood."""
-    fields = Fields(reference.config.to_dict())
+    calling = calling_of(reference)
+    fields = Fields(calling.fields(reference))
     try:
-        # Of the tensors, families of Hugging Face look at the names alone.
+        # Of the tensors, these families look at the names alone.
         names: Any = dict.fromkeys(reference.state_dict())
-        values, layout = family_of(reference).read_config(fields, names)
+        values, layout = calling.family(reference).read_config(fields, names)
     except ValueError as error:
         return {}, Layout(), [*fields.finish(), str(error)]
     return values, layout, fields.finish()
 
 
-def table_of(reference: "PreTrainedModel", model: Decoder) -> Table:
+def table_of(reference: Any, model: Model) -> Table:
     """How the reference's tensors are named, and laid out in ours."""
-    return with_own_head(
-        family_of(reference).table(model.config, read_config(reference)[1]), reference
-    )
+    return table_for(reference, model.config)
 
 
-def with_own_head(table: Table, reference: "PreTrainedModel") -> Table:
+def table_for(reference: Any, config: Config) -> Table:
+    """How the tensors of a reference of this config are named, and laid out in ours."""
+    table = calling_of(reference).family(reference).table(config, read_config(reference)[1])
+    return with_own_head(table, reference)
+
+
+def with_own_head(table: Table, reference: Any) -> Table:
     """The table with the head's name in memory, where checkpoints have another for it."""
-    state, head = reference.state_dict(), reference.get_output_embeddings()
+    state, head = reference.state_dict(), calling_of(reference).head(reference)
     found = (name for name, module in reference.named_modules() if module is head)
     own = f"{next(found, '')}.weight"
 
@@ -72,7 +62,7 @@ def with_own_head(table: Table, reference: "PreTrainedModel") -> Table:
     return dataclasses.replace(table, rules=rules, tied=tied)
 
 
-def tensors_of(reference: "PreTrainedModel") -> dict[str, np.ndarray]:
+def tensors_of(reference: Any) -> dict[str, np.ndarray]:
     """The reference's state, as NumPy sees it, tied copies included."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in reference.state_dict().items()}
 

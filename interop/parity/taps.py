@@ -7,6 +7,7 @@ dimensions that both have in common; and the modules around them return the resi
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,8 +17,11 @@ from jaxllm.interop.families import Table
 from jaxllm.interop.rules import BoundRule, Rule, Side, Sizes, Transfer
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.norm import Norm
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 from jaxllm.params import stacks
+
+from .inputs import Inputs
+from .scores import PROBS, SCORES, seen_only
 
 # What attention is given and returns: their name, ours, and the projection whose rule says how a
 # head's elements lie.
@@ -27,30 +31,49 @@ HEADS = (
     ("value", "v", "v_proj"),
     ("mixed", "mixed", "o_proj"),
 )
+# What our models compute of each token of a source.
+OF_SOURCE = re.compile(r"encoder\.|source_\w+|.*\.cross_attn\.[kv](_proj)?$")
+# Of attention's modules, what holds each.
+ATTENTIONS = ("attn", "cross_attn")
+OUTPUTS = ("decoder.lm_head.", "output_proj.", "decoder.output_proj.")
+
+
+KEYS = "keys"  # the axis of scores that softmax is over
 
 
 class Tap:
     """One activation: a rule from the reference's output to ours, at given sizes."""
 
-    def __init__(self, rule: Rule, sizes: Sizes):
+    def __init__(self, rule: Rule, sizes: Sizes, inputs: Inputs):
+        self.of_source = OF_SOURCE.match(rule.model.name) is not None
+        given = inputs.source if self.of_source else inputs.target
+        assert given is not None, "a model with an encoder has a source"
+        is_crossing = ".cross_attn." in rule.model.name
+        seen = inputs.source if is_crossing and inputs.source is not None else given
+        sizes = {**sizes, "B": given.shape[0], "T": given.shape[1], KEYS: seen.shape[1]}
         self.rule, self.sizes = rule, sizes
         self.importing = rule.importing(sizes)
         self.paths = [name for name, _ in rule.model.names(sizes)]
         self.modules = [name.partition("#")[0] for name, _ in rule.stored.names(sizes)]
 
+    def is_shown(self, outputs: Mapping[str, np.ndarray]) -> bool:
+        """Whether the reference shows it; what softmax was given may be no scores of tokens."""
+        shape, is_sure = self.rule.stored.shape(self.sizes), KEYS not in self.rule.stored.dims[-1]
+        return all(
+            name in outputs and (is_sure or outputs[name].shape == shape) for name in self.modules
+        )
 
-def derive(table: Table, model: Decoder, shape_BT: tuple[int, int]) -> list[Tap]:
-    """The taps of a model whose layers are not stacked, for tokens of this shape."""
-    batch_size, length = shape_BT
-    extent = {"B": batch_size, "T": length}
+
+def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
+    """The taps of a model whose layers are not stacked, for these inputs."""
     rules = table.bound(stacks(model))
     modules = dict(_named_modules(model))
     taps = []
     for rule, sizes in rules:
         if (tap := _of_projection(rule, sizes, modules)) is not None:
-            taps.append(Tap(tap, {**sizes, **extent}))
-    whole = [Tap(rule, {**table.sizes, **extent}) for rule in _of_blocks(rules)]
-    return [*taps, *whole, *(Tap(rule, {**sizes, **extent}) for rule, sizes in _of_heads(rules))]
+            taps.append(Tap(tap, sizes, inputs))
+    whole = [Tap(rule, table.sizes, inputs) for rule in _of_blocks(rules)]
+    return [*taps, *whole, *(Tap(rule, sizes, inputs) for rule, sizes in _of_attention(rules))]
 
 
 def _named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
@@ -66,7 +89,8 @@ def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) 
     kept = _returned(module, first.rpartition(".")[2])
     theirs = rule.stored.name.partition("#")
     stored_module, _, parameter = theirs[0].rpartition(".")
-    if kept is None or parameter != "weight" or not stored_module:
+    is_output = first.startswith(OUTPUTS)  # taken from what the whole model returns
+    if kept is None or is_output or parameter != "weight" or not stored_module:
         return None
     ours = tuple(dim for letter, dim in zip(kept, rule.model.dims, strict=True) if letter)
     axes = {*rule.model.name_axes, *(axis for dim in ours for axis in dim)}
@@ -107,7 +131,8 @@ def _of_blocks(rules: Sequence[BoundRule]) -> Iterator[Rule]:
         theirs = [column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns)]
         outside = [name for path in names if not _is_under(path, ours) for name in names[path]]
         prefix = ".".join(theirs) + "."
-        is_layer = ours.rpartition(".")[2].isdigit() or ours.rpartition(".")[2] in ("attn", "mlp")
+        last = ours.rpartition(".")[2]
+        is_layer = last.isdigit() or last in (*ATTENTIONS, "mlp")
         own = [name for name in outside if name.startswith(prefix) and name not in stored]
         if theirs and is_layer and not own:
             yield Rule(Side(prefix[:-1], _STREAM), Side(ours, _STREAM))
@@ -120,29 +145,47 @@ def _is_under(path: str, parent: str) -> bool:
     return path == parent or path.startswith(parent + ".")
 
 
-def _of_heads(rules: Sequence[BoundRule]) -> Iterator[tuple[Rule, Sizes]]:
-    """The taps of what each attention is given, after RoPE, and of what it returns."""
+def _of_attention(rules: Sequence[BoundRule]) -> Iterator[tuple[Rule, Sizes]]:
+    """The taps of what each attention is given, after RoPE, of what it makes of it and returns."""
     for rule, sizes in rules:
         stored = next(name for name, _ in rule.stored.names(sizes)).partition("#")[0]
         module = stored.rsplit(".", 2)[0]
         for name, _ in rule.model.names(sizes):
-            layer, _, projection = name.rpartition(".attn.")
-            for theirs, ours, wanted in HEADS:
-                if projection != f"{wanted}.kernel":
-                    continue
-                place = 0 if wanted == "o_proj" else 1
-                heads, own = rule.model.dims[place], rule.model.dims[place + 1 :]
-                own = own[:-1] if wanted == "o_proj" else own
-                inner = {axis for dim in own for axis in dim}
-                head = tuple(a for dim in rule.stored.dims for a in dim if a in inner)
-                order = (("T",), heads) if theirs == "mixed" else (heads, ("T",))
-                yield (
-                    Rule(
-                        Side(f"{module}@{theirs}", (("B",), *order, head)),
-                        Side(f"{layer}.attn.{ours}", (("B",), ("T",), heads, *own)),
-                    ),
-                    sizes,
-                )
+            attention, _, projection = name.removesuffix(".kernel").rpartition(".")
+            if attention.rpartition(".")[2] in ATTENTIONS:
+                for tap in (*_heads(rule, projection), *_scores(rule, projection)):
+                    theirs, ours = (side.name for side in (tap.stored, tap.model))
+                    yield (
+                        Rule(
+                            Side(f"{module}@{theirs}", tap.stored.dims),
+                            Side(f"{attention}.{ours}", tap.model.dims),
+                        ),
+                        sizes,
+                    )
+
+
+def _heads(rule: Rule, projection: str) -> Iterator[Rule]:
+    """What is a head for each of those that the projection's rule is about."""
+    for theirs, ours, wanted in HEADS:
+        if projection == wanted:
+            place = 0 if wanted == "o_proj" else 1
+            heads, own = rule.model.dims[place], rule.model.dims[place + 1 :]
+            own = own[:-1] if wanted == "o_proj" else own
+            inner = {axis for dim in own for axis in dim}
+            head = tuple(a for dim in rule.stored.dims for a in dim if a in inner)
+            order = (("T",), heads) if theirs == "mixed" else (heads, ("T",))
+            yield Rule(
+                Side(theirs, (("B",), *order, head)), Side(ours, (("B",), ("T",), heads, *own))
+            )
+
+
+def _scores(rule: Rule, projection: str) -> Iterator[Rule]:
+    """What softmax is given and returns, of each of the queries' heads."""
+    if projection == "q_proj":
+        heads = rule.model.dims[1]
+        for name in (SCORES, PROBS):
+            theirs, ours = (("B",), heads, ("T",), (KEYS,)), (("B",), ("T",), heads, (KEYS,))
+            yield Rule(Side(name, theirs), Side(name, ours))
 
 
 class Alignment:
@@ -154,8 +197,12 @@ class Alignment:
     @property
     def modules(self) -> list[str]:
         """The modules of the reference whose outputs are needed."""
-        names = (name.partition("@")[0] for tap in self.taps for name in tap.modules)
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(name.partition("@")[0] for name in self.names))
+
+    @property
+    def names(self) -> list[str]:
+        """What is needed of the reference: modules, and of an attention `module@query`, ..."""
+        return list(dict.fromkeys(name for tap in self.taps for name in tap.modules))
 
     def align(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reference's outputs under our names, in our layout and in its order of execution.
@@ -166,13 +213,14 @@ class Alignment:
             ValueError: an output is of another size than the model's.
         """
         order = {name: place for place, name in enumerate(outputs)}
-        shown = [tap for tap in self.taps if all(name in order for name in tap.modules)]
+        shown = [tap for tap in self.taps if tap.is_shown(outputs)]
+        parts = _split_fused(shown, outputs)
         shown.sort(key=lambda tap: max(order[name] for name in tap.modules))
-        parts = _split_fused(self.taps, outputs)
         aligned: dict[str, np.ndarray] = {}
         for tap in shown:
             for path, index in tap.rule.model.names(tap.sizes):
-                aligned[path] = _assemble(tap.importing, index, parts)
+                array = _assemble(tap.importing, index, parts)
+                aligned[path] = seen_only(array) if path.endswith(f".{SCORES}") else array
         return aligned
 
 

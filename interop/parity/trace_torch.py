@@ -1,45 +1,60 @@
-"""What the reference computes on the way from tokens to logits."""
+"""What the reference computes on the way from its inputs to its outputs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from typing import Any
 
 import numpy as np
 
+from .calling import Keep, calling_of, outputs_of
+from .inputs import Inputs
 from .rows import LOGITS
+from .scores import PROBS, SCORES
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+# By name what was computed, in the order of execution; more than once if a module was called so.
+Outputs = dict[str, list[np.ndarray]]
 
 
 def trace_reference(
-    reference: "PreTrainedModel", tokens_BT: np.ndarray, modules: Sequence[str], attention: str
-) -> dict[str, np.ndarray]:
-    """The outputs of `modules`, what attention was given and returned, and the logits, in float32.
+    reference: Any,
+    inputs: Inputs,
+    names: Sequence[str],
+    attention: str,
+    given: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> Outputs:
+    """The outputs of modules, what attention was given and returned, and the logits, in float32.
 
-    In the order of execution. Of the module `x` of an attention, its queries, keys, values and
-    heads go by `x@query`, `x@key`, `x@value` and `x@mixed`.
+    Of the module `x` of an attention, its queries, keys, values, scores, probabilities and heads
+    go by `x@query`, `x@key`, `x@value`, `x@scores`, `x@probs` and `x@mixed`.
 
     Args:
-        reference: a causal language model of transformers.
-        tokens_BT: token ids.
-        modules: names as in `named_modules()`.
+        reference: of any kind that `calling` knows.
+        inputs: what it is given.
+        names: of modules as in `named_modules()`, and of attention as above.
         attention: the implementation, by its name in transformers.
+        given: what an earlier run computed. Each step goes on with that instead of what it computes
+            itself, so that its error is its own.
     """
     import torch
 
-    outputs: dict[str, np.ndarray] = {}
+    outputs: Outputs = {}
 
-    def keep(name: str, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
+    def keep(name: str, output: Any) -> Any:
+        first, *others = output if isinstance(output, tuple) else (output,)
+        calls = outputs.setdefault(name, [])
         # A copy: what follows may write to the same memory.
-        outputs[name] = first.detach().to("cpu", torch.float32, copy=True).numpy()
+        calls.append(first.detach().to("cpu", torch.float32, copy=True).numpy())
+        if given is None or name not in given:
+            return output
+        first = torch.tensor(given[name][len(calls) - 1]).to(first)
+        return (first, *others) if isinstance(output, tuple) else first
 
+    modules = [name for name in names if "@" not in name]
+    attentions = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
     with ExitStack() as stack:
         stack.enter_context(prepared(reference, attention))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_watched_attention(reference, keep))
+        stack.enter_context(calling_of(reference).watched(reference, keep))
         routers = _routers(reference, modules)
         for name in [name for name in modules if name not in routers.values()]:
             hook = reference.get_submodule(name).register_forward_hook(
@@ -47,12 +62,12 @@ def trace_reference(
             )
             stack.callback(hook.remove)
         stack.enter_context(_watched_products(routers, keep))
-        tokens = torch.as_tensor(tokens_BT, dtype=torch.int64, device=reference.device)
-        keep(LOGITS, reference(tokens, use_cache=False).logits)
+        stack.enter_context(_watched_softmax(reference, attentions, keep))
+        keep(LOGITS, outputs_of(reference, inputs))
     return outputs
 
 
-def _routers(reference: "PreTrainedModel", modules: Sequence[str]) -> dict[int, str]:
+def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
     """By the identity of their weights, modules that return more than their product.
 
     What else they return, and in what order, is their own choice.
@@ -65,9 +80,7 @@ def _routers(reference: "PreTrainedModel", modules: Sequence[str]) -> dict[int, 
     return found
 
 
-def _watched_products(
-    weights: Mapping[int, str], keep: Callable[[str, Any], None]
-) -> AbstractContextManager[Any]:
+def _watched_products(weights: Mapping[int, str], keep: Keep) -> AbstractContextManager[Any]:
     """Keeps what `linear` makes of these weights, whatever other mode computes it."""
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
@@ -78,58 +91,63 @@ def _watched_products(
         ) -> Any:
             returned = func(*args, **(kwargs or {}))
             if func is functional.linear and len(args) > 1 and id(args[1]) in weights:
-                keep(weights[id(args[1])], returned)
+                return keep(weights[id(args[1])], returned)
             return returned
 
     return WatchedProducts()
 
 
 @contextmanager
-def _watched_attention(
-    reference: "PreTrainedModel", keep: Callable[[str, Any], None]
-) -> Iterator[None]:
-    """Keeps what every function of attention is given and returns."""
-    from transformers.modeling_utils import AttentionInterface
+def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Keep) -> Iterator[None]:
+    """Keeps what softmax is given and returns inside of these modules."""
+    import torch
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
 
-    names = {id(module): name for name, module in reference.named_modules()}
-    chosen = AttentionInterface.get_interface
+    entered: list[str] = []
 
-    def get_interface(self: Any, implementation: str, default: Callable) -> Callable:
-        attend = chosen(self, implementation, default)
-
-        def watched(
-            module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any
+    class WatchedSoftmax(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
         ) -> Any:
-            name = names[id(module)]
-            for what, tensor in (("query", query), ("key", key), ("value", value)):
-                keep(f"{name}@{what}", tensor)
-            returned = attend(module, query, key, value, *args, **options)
-            keep(f"{name}@mixed", returned)
-            return returned
+            kwargs = kwargs or {}
+            if not (entered and args) or func not in (
+                functional.softmax,
+                torch.softmax,
+                torch.Tensor.softmax,
+            ):
+                return func(*args, **kwargs)
+            scores = keep(f"{entered[-1]}@{SCORES}", args[0])
+            return keep(f"{entered[-1]}@{PROBS}", func(scores, *args[1:], **kwargs))
 
-        return watched
-
-    with mock.patch.object(AttentionInterface, "get_interface", get_interface):
+    with ExitStack() as stack:
+        for name in attentions:
+            module = reference.get_submodule(name)
+            enter = module.register_forward_pre_hook(
+                lambda module, args, name=name: entered.append(name)
+            )
+            leave = module.register_forward_hook(
+                lambda module, args, output: entered.pop() and None
+            )
+            stack.callback(enter.remove)
+            stack.callback(leave.remove)
+        stack.enter_context(WatchedSoftmax())
         yield
 
 
 @contextmanager
-def prepared(reference: "PreTrainedModel", attention: str) -> Iterator[None]:
+def prepared(reference: Any, attention: str) -> Iterator[None]:
     """No dropout, exact float32 products, attention so implemented; all as it was afterwards."""
     import torch
 
     training = [module for module in reference.modules() if module.training]
-    implementation = reference.config._attn_implementation
     precision = torch.get_float32_matmul_precision()
     reference.eval()
-    # Models that cap their scores have no fused attention.
-    can = attention != "sdpa" or reference._supports_sdpa
-    reference.set_attn_implementation(attention if can else "eager")
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with calling_of(reference).attention(reference, attention):
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        reference.set_attn_implementation(implementation)
         for module in training:
             module.training = True

@@ -1,28 +1,29 @@
 """The reference's side of training, in PyTorch."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from .calling import outputs_of
+from .inputs import Inputs
 from .recipe import Recipe, Training
 from .trace_torch import prepared
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+IGNORED = -100  # no token
 
 
 def train_reference(
-    reference: "PreTrainedModel",
-    batches: Sequence[np.ndarray],
+    reference: Any,
+    batches: Sequence[Inputs],
     recipe: Recipe,
     decays: Collection[str],
     attention: str,
 ) -> Training:
-    """A step of the recipe on each batch of tokens, BT; the reference stays as it is.
+    """A step of the recipe on each batch; the reference stays as it is.
 
     Args:
-        reference: of transformers.
+        reference: of any kind.
         batches: of one shape or several.
         recipe: what to do with the gradients.
         decays: the parameters that decay.
@@ -36,11 +37,11 @@ def train_reference(
     losses, norm = [], 0.0
     first: dict[str, Any] = {}
     with prepared(reference, attention):
-        for step, tokens_BT in enumerate(batches):
+        for step, inputs in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
             optimizer.zero_grad()
-            loss = mean_loss(reference, params, tokens_BT)
+            loss = mean_loss(reference, params, inputs)
             loss.backward()
             losses.append(loss.item())
             if step == 0:
@@ -51,17 +52,32 @@ def train_reference(
             if step == 0:
                 norm = total.item()
                 first |= _after(params, before, optimizer)
-    return Training(tuple(losses), norm, first)
+    copies = {  # parameters that go by several names
+        copy: name
+        for copy, p in reference.named_parameters(remove_duplicate=False)
+        for name in [next(name for name, original in before.items() if original is p)]
+    }
+    named = {
+        what: {copy: arrays[name] for copy, name in copies.items()}
+        for what, arrays in first.items()
+    }
+    return Training(tuple(losses), norm, named)
 
 
-def mean_loss(reference: "PreTrainedModel", params: dict[str, Any], tokens_BT: np.ndarray) -> Any:
-    """The mean negative log-likelihood of each token but the first, with these parameters."""
+def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:
+    """The loss of our side, with these parameters: of the next tokens, or of vectors."""
     import torch
+    from torch.nn import functional
 
-    tokens = torch.as_tensor(tokens_BT, dtype=torch.int64, device=reference.device)
-    inputs = {"input_ids": tokens, "use_cache": False}
-    logits = torch.func.functional_call(reference, params, (), inputs).logits[:, :-1].float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    out = outputs_of(reference, inputs, params).float()
+    if inputs.wanted is not None:
+        return functional.mse_loss(out, torch.as_tensor(inputs.wanted, device=out.device))
+    tokens = torch.as_tensor(inputs.target, dtype=torch.int64, device=out.device)[:, 1:]
+    if inputs.target_mask is not None:
+        is_token = torch.as_tensor(inputs.target_mask[:, 1:] != 0, device=out.device)
+        tokens = tokens.masked_fill(~is_token, IGNORED)
+    logits = out[:, :-1].flatten(0, 1)
+    return functional.cross_entropy(logits, tokens.flatten(), ignore_index=IGNORED)
 
 
 def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) -> Any:

@@ -3,25 +3,23 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 
 from jaxllm.interop.rules import BoundRule
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model
 
 from . import metrics, tolerance
+from .calling import calling_of
+from .inputs import Inputs
 from .noise import WAYS
-from .prompt import random_tokens
 from .recipe import Recipe, Training
 from .rows import LossResult, TensorResult
-from .spelling import decayed, imported
+from .spelling import decayed, imported, our_names
 from .train_jax import train_model
 from .train_torch import train_reference
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -36,14 +34,15 @@ CLIP_EPS = 1e-6
 # divides by their size, so that of an element which is noise is too.
 ABOVE_NOISE = 1e3
 
+TRAINING = ("gradients", "step", "curve")
 Runs = tuple[Training, Training, Sequence[Training]]  # ours, the reference's, and in other ways
 
 
 def train_both(
-    reference: "PreTrainedModel",
-    model: Decoder,
+    reference: Any,
+    model: Model,
     rules: Sequence[BoundRule],
-    tokens_BT: np.ndarray,
+    inputs: Inputs,
     steps: int,
     recipe: Recipe,
     optimizer: optax.GradientTransformation | None,
@@ -52,58 +51,86 @@ def train_both(
 
     `rules` are those of a model whose layers are one by one; `model` may have them stacked.
     """
-    embeddings: Any = reference.get_input_embeddings()
-    unused = getattr(embeddings, "padding_idx", None)
-    batches = _batches(tokens_BT, model.config.vocab_size, steps, unused)
-    ours = train_model(model, batches, optimizer or recipe.optimizer(model))
-    decays = decayed(rules)
-
-    def theirs(attention: str) -> Training:
-        run = train_reference(reference, batches, recipe, decays, attention)
-        first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
-        return dataclasses.replace(run, first=first)
-
-    plain = theirs("eager")
-    others = []
-    for attention, otherwise in WAYS:
-        with otherwise(reference):
-            others.append(theirs(attention))
+    course = course_of(reference, model, rules, inputs, steps)
+    ours = train_model(model, course.batches, optimizer or recipe.optimizer(model), course.constant)
+    plain, *others = train_references(reference, rules, course, recipe)
     return ours, plain, others
 
 
-def _batches(
-    tokens_BT: np.ndarray, vocab_size: int, steps: int, unused: int | None
-) -> list[np.ndarray]:
-    """The tokens themselves, then others of the same shape; another token instead of `unused`.
+class Course(NamedTuple):
+    """What both sides are trained on."""
 
-    That is the one for padding, of which PyTorch drops the gradient where it is looked up.
-    """
-    batch_size, length = tokens_BT.shape
-    later = (random_tokens(vocab_size, batch_size, length, seed) for seed in range(1, steps))
-    batches = [tokens_BT, *later]
-    if unused is None:
-        return batches
-    return [np.where(batch == unused, (unused + 1) % vocab_size, batch) for batch in batches]
+    batches: list[Inputs]
+    constant: set[str]  # our names of what is a buffer in PyTorch, and is not trained there
+
+
+def course_of(
+    reference: Any, model: Model, rules: Sequence[BoundRule], inputs: Inputs, steps: int
+) -> Course:
+    """Batches like the inputs, which are the first of them."""
+    # PyTorch drops the gradient of a token for padding where it is looked up.
+    unused = calling_of(reference).padding(reference)
+    later = (inputs.redrawn(model, seed) for seed in range(1, steps))
+    batches = [batch.without(unused, model) for batch in (inputs, *later)]
+    names = our_names(rules)
+    constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
+    return Course(batches, constant)
+
+
+def train_references(
+    reference: Any, rules: Sequence[BoundRule], course: Course, recipe: Recipe
+) -> list[Training]:
+    """The reference's training, and then the same computed in other ways."""
+    decays = decayed(rules)
+
+    def theirs(attention: str) -> Training:
+        run = train_reference(reference, course.batches, recipe, decays, attention)
+        first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
+        return dataclasses.replace(run, first=first)
+
+    runs = [theirs("eager")]
+    for attention, otherwise in WAYS:
+        with otherwise(reference):
+            runs.append(theirs(attention))
+    return runs
+
+
+def judge_training(runs: Runs, levels: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """The rows of those levels that are of training."""
+    judges: dict[str, Any] = {
+        "gradients": judge_gradients,
+        "step": judge_step,
+        "curve": judge_curve,
+    }
+    return {level: judged(runs) for level, judged in judges.items() if level in levels}
 
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
-    """Every parameter's gradient."""
-    return list(_judge("gradient", runs, 0))
+    """The loss of the first batch, and every parameter's gradient of it."""
+    ours, theirs, others = runs
+    losses = [run.losses[0] for run in (ours, theirs, *others)]
+    return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
     """The norm that clips, and of every parameter both moments and the update."""
     ours, theirs, others = runs
-    floor = max(abs(other.norm - theirs.norm) / theirs.norm for other in others)
-    norm = TensorResult(
-        path="gradient",
+    norm = _judge_number("gradient", "norm", [run.norm for run in (ours, theirs, *others)])
+    return [norm, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
+
+
+def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
+    """One number: ours, the reference's, and the reference's computed otherwise."""
+    ours, theirs, *others = found
+    floor = max(abs(other - theirs) / abs(theirs) for other in others)
+    return TensorResult(
+        path=path,
         parameter="",
-        what="norm",
-        relative_l2=abs(ours.norm - theirs.norm) / theirs.norm,
+        what=what,
+        relative_l2=abs(ours - theirs) / abs(theirs),
         floor=floor,
         threshold=tolerance.threshold(floor, tolerance.MOST_IN_TRAINING),
     )
-    return [norm, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
 
 
 def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:

@@ -3,31 +3,28 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import Config, StackConfig, make_config, with_fields
 from jaxllm.interop.families import Table
 from jaxllm.interop.rules import BoundRule
-from jaxllm.models import build_abstract, with_scanned_layers
-from jaxllm.models.decoder import Decoder
+from jaxllm.models import Model, build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, stacks
 
+from .inputs import last_stack
 from .rows import FieldResult, WeightResult
 from .spelling import (
-    family_of,
+    DECAYED,
     imported,
     our_names,
     read_config,
     split_fused,
+    table_for,
     tensors_of,
     unfit,
-    with_own_head,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # What two configs may differ in and still mean the same numbers. The layout of rotated pairs says
 # how our kernels lie, which the rules follow; how long sequences were says nothing of the short.
@@ -44,12 +41,24 @@ FREE = {
 }
 
 
-def compare_config(reference: "PreTrainedModel", model: Decoder) -> list[FieldResult]:
+def compare_config(reference: Any, model: Model) -> list[FieldResult]:
     """Every field that bears on the numbers, read from the reference's config and in ours."""
+    return compare_fields(*fields_of(reference, model), model)
+
+
+def fields_of(reference: Any, model: Model) -> tuple[dict[str, str] | None, list[str]]:
+    """The reference's config in our fields, by dotted names, and what is wrong with it."""
     theirs, problems = config_of(reference, model)
-    if theirs is None:
+    return None if theirs is None else _flat(theirs), problems
+
+
+def compare_fields(
+    given: dict[str, str] | None, problems: Sequence[str], model: Model
+) -> list[FieldResult]:
+    """What `fields_of` found against the config of `model`."""
+    if given is None:
         return [FieldResult("config", "", problem) for problem in problems]
-    ours, given = _flat(model.config), _flat(theirs)
+    ours = _flat(model.config)
     rows = [
         FieldResult(f"config.{name}", ours.get(name, "None"), given.get(name, "None"))
         for name in {**ours, **given}
@@ -57,27 +66,28 @@ def compare_config(reference: "PreTrainedModel", model: Decoder) -> list[FieldRe
     return [*rows, *(FieldResult("config", "", problem) for problem in problems)]
 
 
-def config_of(
-    reference: "PreTrainedModel", model: Decoder
-) -> tuple[DecoderConfig | None, list[str]]:
+def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
     """The reference's config as ours would be, and what is wrong with it."""
     values, _, problems = read_config(reference)
-    kept = {name: getattr(model.config, name) for name in ("param_dtype", "dtype")}
+    kept = {name: getattr(last_stack(model), name) for name in ("param_dtype", "dtype")}
     try:
-        return DecoderConfig(**{**values, **kept}), problems
+        return make_config(values, **kept), problems
     except (ValueError, TypeError) as error:
         return None, problems or [str(error)]
 
 
-def _flat(config: DecoderConfig) -> dict[str, str]:
+def _flat(config: Config | StackConfig) -> dict[str, str]:
     """Fields, those of parts by dotted names; of the pattern, what every layer has."""
-    flat = {}
+    flat: dict[str, str] = {}
     for field in dataclasses.fields(config):
         value: Any = getattr(config, field.name)
         if field.name == "pattern":
-            for part in dataclasses.fields(config.kinds[0]):
-                kinds = (getattr(kind, part.name) for kind in config.kinds)
+            every: Sequence[Any] = config.kinds  # type: ignore[union-attr] # it has a pattern
+            for part in dataclasses.fields(every[0]):
+                kinds = (getattr(kind, part.name) for kind in every)
                 flat[f"pattern.{part.name}"] = " ".join(map(str, kinds))
+        elif isinstance(value, StackConfig):
+            flat |= {f"{field.name}.{name}": part for name, part in _flat(value).items()}
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             inner = dataclasses.asdict(value).items()
             flat |= {f"{field.name}.{name}": repr(part) for name, part in inner}
@@ -86,13 +96,11 @@ def _flat(config: DecoderConfig) -> dict[str, str]:
     return flat
 
 
-def compare_weights(
-    reference: "PreTrainedModel", model: Decoder, table: Table
-) -> list[WeightResult]:
+def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightResult]:
     """Every tensor of the reference, led through the rules, against ours.
 
     Args:
-        reference: of transformers.
+        reference: of any kind.
         model: ours, its layers one by one.
         table: of the reference's family, for our config.
     """
@@ -110,6 +118,17 @@ def compare_weights(
         places = _places(reference, model)
         rows += [_alone(name, tensors[name], places.get(name, name)) for name in unexpected]
     return rows
+
+
+def misfits(reference: Any, model: Model, table: Table) -> list[str]:
+    """Kernels and embeddings that the reference lacks or has in another shape.
+
+    With any of them the two cannot be run side by side.
+    """
+    rules = table.bound(stacks(model))
+    parts = split_fused(rules, tensors_of(reference))
+    kernels = (bound for bound in rules if bound.rule.model.name.endswith(DECAYED))
+    return [problem for bound in kernels for problem in unfit(bound, parts)]
 
 
 def _rules(
@@ -144,15 +163,13 @@ def _copies(
             yield WeightResult(path, parameter, (copy,), bits, differing, f"a copy of {original}")
 
 
-def _places(reference: "PreTrainedModel", model: Decoder) -> dict[str, str]:
+def _places(reference: Any, model: Model) -> dict[str, str]:
     """Where the tensors would be in a model of the reference's own config."""
     config, _ = config_of(reference, model)
     if config is None:
         return {}
-    table = with_own_head(family_of(reference).table(config, read_config(reference)[1]), reference)
-    whole = with_scanned_layers(
-        build_abstract(dataclasses.replace(config, scan_layers=False)), False
-    )
+    table = table_for(reference, config)
+    whole = with_scanned_layers(build_abstract(with_fields(config, scan_layers=False)), False)
     return {stored: ours[0] for stored, ours in our_names(table.bound(stacks(whole))).items()}
 
 

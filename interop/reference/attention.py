@@ -1,7 +1,7 @@
 """Scaled dot-product attention, its causal mask, and the cache of keys and values."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .precision import at_least_float32
 
@@ -27,6 +27,29 @@ def scaled_dot_product_attention(
         scores_BNTS = scores_BNTS.masked_fill(~mask[..., None, :, :], HIDDEN)
     weights_BNTS = scores_BNTS.softmax(-1).to(v_BSNH.dtype)
     return torch.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
+
+
+class Attend(nn.Module):
+    """Attention to heads of which each serves `n_rep` queries; a module, so that it can be watched.
+
+    It has no numbers of its own.
+    """
+
+    def __init__(self, n_rep: int = 1):
+        super().__init__()
+        self.n_rep = n_rep
+
+    def forward(
+        self,
+        q_BTNH: Tensor,
+        k_BSKH: Tensor,
+        v_BSKH: Tensor,
+        mask: Tensor | None = None,
+        bias_NTS: Tensor | None = None,
+    ) -> Tensor:
+        """As `scaled_dot_product_attention`, BTNH."""
+        k_BSNH, v_BSNH = repeat_kv(k_BSKH, self.n_rep), repeat_kv(v_BSKH, self.n_rep)
+        return scaled_dot_product_attention(q_BTNH, k_BSNH, v_BSNH, mask, bias_NTS)
 
 
 def create_causal_mask(num_queries: int, num_keys: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ Letters of this file: I `input_dim`, O `output_dim`. The arguments `layer` are t
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,18 @@ from .components_layers import (
     TransformerDecoderLayer,
     TransformerEncoderLayer,
 )
+from .fields import as_fields
 
 
 class Model(nn.Module):
     """How far a model's sequence has come, and what its experts cost."""
 
-    def __init__(self, config: LayerConfig):
+    model_type: ClassVar[str]  # as a config file says
+
+    def __init__(self, config: LayerConfig, **sizes: int):
         super().__init__()
         self.config = config
+        self.fields = as_fields(self.model_type, config, **sizes)
         self.seen = 0  # tokens in the cache, and before it
 
     @property
@@ -60,7 +64,8 @@ class SequenceModel(Model):
     """A stack of layers between two projections."""
 
     def __init__(self, input_dim: int, output_dim: int, num_layers: int, config: LayerConfig):
-        super().__init__(config)
+        sizes = {"input_dim": input_dim, "output_dim": output_dim, "num_layers": num_layers}
+        super().__init__(config, **sizes)
         self.input_proj = nn.Linear(input_dim, config.embed_dim)
         self.pe = PositionalEncoding(config.embed_dim, config.max_seq_len)
         self.layers = nn.ModuleList(TransformerEncoderLayer(config) for _ in range(num_layers))
@@ -77,6 +82,8 @@ class SequenceModel(Model):
 
 class TransformerModel(SequenceModel):
     """Regression: a sequence to one vector. Raises ValueError for a cache, which it cannot use."""
+
+    model_type = "components-regression"
 
     def __init__(
         self,
@@ -100,6 +107,8 @@ class TransformerModel(SequenceModel):
 
 class AutoregressiveTransformerModel(SequenceModel):
     """A sequence to a vector for each of its tokens."""
+
+    model_type = "components-autoregressive"
 
     def __init__(
         self,
@@ -129,6 +138,8 @@ class EncoderDecoder(Model):
     decoder's.
     """
 
+    model_type = "components-encoder-decoder"
+
     def __init__(
         self,
         input_dim: int,
@@ -141,7 +152,12 @@ class EncoderDecoder(Model):
     ):
         config = LayerConfig(apply_causal_mask=apply_causal_mask, **layer)
         encoder = dataclasses.replace(config, apply_causal_mask=False, use_kv_cache=False)
-        super().__init__(config)
+        sizes = {"input_dim": input_dim, "output_dim": output_dim}
+        depths = {
+            "num_encoder_layers": num_encoder_layers,
+            "num_decoder_layers": num_decoder_layers,
+        }
+        super().__init__(config, **sizes, **depths)
         D = config.embed_dim
         self.encoder_input_proj = nn.Linear(input_dim, D)
         self.decoder_input_proj = nn.Linear(input_dim, D)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .attention import create_causal_mask, repeat_kv, scaled_dot_product_attention
+from .attention import Attend, create_causal_mask
 
 AttentionKind = Literal["mha", "mqa", "gqa"]
 
@@ -37,7 +37,7 @@ class GroupQueryAttention(nn.Module):
         if num_heads % num_groups:
             raise ValueError(f"num_heads={num_heads} is not a multiple of num_groups={num_groups}")
         self.head_dim = embed_dim // num_heads
-        self.group_size = num_heads // num_groups
+        self.attend = Attend(num_heads // num_groups)
         self.apply_causal_mask = apply_causal_mask
         self.use_kv_cache = use_kv_cache
         self.max_seq_len = max_seq_len
@@ -70,8 +70,7 @@ class GroupQueryAttention(nn.Module):
             k_BSKH, v_BSKH = self.remembered(key_BSD, value_BSD)
             mask_TS = None  # all of it
         q_BTNH = self.q_proj(query_BTD).unflatten(-1, (-1, self.head_dim))
-        k_BSNH, v_BSNH = (repeat_kv(x, self.group_size) for x in (k_BSKH, v_BSKH))
-        out_BTNH = scaled_dot_product_attention(q_BTNH, k_BSNH, v_BSNH, mask_TS)
+        out_BTNH = self.attend(q_BTNH, k_BSKH, v_BSKH, mask_TS)
         return self.out_proj(out_BTNH.flatten(-2))
 
     def project(self, key_BSD: Tensor, value_BSD: Tensor) -> tuple[Tensor, Tensor]:

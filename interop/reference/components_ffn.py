@@ -80,23 +80,22 @@ class MOE(nn.Module):
         self.overflow_expert = FFN(embed_dim, ffn_latent_dim)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """BTD, and the load-balancing loss."""
+        """BTD, and the loss of the load: `alpha * E * sum over e of f_e p_e`.
+
+        Of the tokens that e took, f_e is the fraction and p_e the mean weight. (The document's are
+        of those that chose it and of its probabilities; what was recorded is this.)
+        """
         x_SD = x_BTD.flatten(0, 1)
         probs_SE = at_least_float32(self.router(x_SD)).softmax(-1)
         weights_Sk, chosen_Sk = probs_SE.topk(self.topk, dim=-1)
         weights_Sk = (weights_Sk / weights_Sk.sum(-1, keepdim=True)).to(x_SD.dtype)
-        out_SD = torch.zeros_like(x_SD)
+        out_SD, balance = torch.zeros_like(x_SD), weights_Sk.new_zeros(())
         for e, expert in enumerate(self.experts):
             token, choice = (chosen_Sk == e).nonzero(as_tuple=True)
             weight = weights_Sk[token, choice, None]
             kept, spilled = token[: self.capacity], token[self.capacity :]
             y = torch.cat([expert(x_SD[kept]), self.overflow_expert(x_SD[spilled])])
             out_SD = out_SD.index_add(0, token, weight * y)
-        return out_SD.view_as(x_BTD), self.load_balance(probs_SE, chosen_Sk)
-
-    def load_balance(self, probs_SE: Tensor, chosen_Sk: Tensor) -> Tensor:
-        """`alpha * sum over e of f_e p_e`: the fraction of tokens that chose e, overflow included,
-        and e's mean probability.
-        """
-        chosen_SE = functional.one_hot(chosen_Sk, len(self.experts)).sum(1).to(probs_SE.dtype)
-        return self.alpha * (chosen_SE.mean(0) * probs_SE.mean(0)).sum()
+            if len(kept):
+                balance = balance + len(kept) / len(x_SD) * weight[: self.capacity].mean()
+        return out_SD.view_as(x_BTD), self.alpha * len(self.experts) * balance

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .components_attention import AttentionKind, GroupQueryAttention, get_attention
 from .components_ffn import MOE, FFNConfig
-from .positions import sinusoids
+from .positions import frequencies, sinusoids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,16 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, embed_dim: int, max_seq_len: int):
         super().__init__()
-        self.register_buffer("pe", sinusoids(torch.arange(max_seq_len), embed_dim)[None])
+        self.register_buffer("pe", _waves(torch.arange(max_seq_len), embed_dim)[None])
 
     def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
         """BTD; the first token is at position `start`, which a window may carry past the buffer."""
         _, T, D = x_BTD.shape
-        return x_BTD + sinusoids(torch.arange(start, start + T), D, x_BTD.dtype)
+        return x_BTD + _waves(torch.arange(start, start + T), D, x_BTD.dtype)
+
+
+def _waves(positions: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return sinusoids(positions, frequencies(dim, 10000.0, dtype))[:, :dim]
 
 
 class Layer(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import create_causal_mask
+from .fields import as_fields
 from .llm_args import ModelArgs
 from .llm_checkpoint import drop_derived, rename
 from .llm_layers import (
@@ -110,6 +111,7 @@ class LLM(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
+        self.fields = as_fields("llm", args)
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
         self.layers = nn.ModuleList(TransformerBlock(i, args) for i in range(args.n_layers))
         self.norm = RMSNorm(args.dim, args.norm_eps)

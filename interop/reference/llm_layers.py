@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import extend_cache, repeat_kv, scaled_dot_product_attention
+from .attention import Attend, extend_cache
 from .llm_args import ModelArgs
 from .llm_checkpoint import rename, split
 from .norm import rmsnorm
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         self.use_rope = use_rope
         self.use_qk_norm = use_qk_norm
         self.head_dim = H
-        self.n_rep = N // K
+        self.attend = Attend(N // K)
         self.wq = nn.Linear(D, N * H, bias=add_bias)
         self.wk = nn.Linear(D, K * H, bias=add_bias)
         self.wv = nn.Linear(D, K * H, bias=add_bias)
@@ -98,8 +98,7 @@ class Attention(nn.Module):
             q_BTNH = self.tempered(q_BTNH, start_pos)
         k_BSKH = extend_cache(self.cache_k, start_pos, k_BTKH)
         v_BSKH = extend_cache(self.cache_v, start_pos, v_BTKH)
-        k_BSNH, v_BSNH = repeat_kv(k_BSKH, self.n_rep), repeat_kv(v_BSKH, self.n_rep)
-        out_BTNH = scaled_dot_product_attention(q_BTNH, k_BSNH, v_BSNH, mask_TS)
+        out_BTNH = self.attend(q_BTNH, k_BSKH, v_BSKH, mask_TS)
         return self.wo(out_BTNH.flatten(-2))
 
     def tempered(self, q_BTNH: Tensor, start_pos: int) -> Tensor:

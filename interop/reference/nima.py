@@ -3,12 +3,14 @@
 The defaults are what the original computes; the other switches are those that its guide describes.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .attention import create_causal_mask
+from .fields import as_fields
 from .nima_layers import DecoderLayer, EncoderLayer, LayerConfig, PositionKind, check_choice
 from .positions import sinusoids
 
@@ -27,12 +29,26 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, d_model: int, max_seq_len: int):
         super().__init__()
-        self.register_buffer("pe", sinusoids(torch.arange(max_seq_len), d_model)[:, None])
+        self.register_buffer("pe", _waves(torch.arange(max_seq_len), d_model)[:, None])
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """BTD."""
         _, T, D = x_BTD.shape
-        return x_BTD + sinusoids(torch.arange(T), D, x_BTD.dtype)
+        return x_BTD + _waves(torch.arange(T), D, x_BTD.dtype)
+
+
+def _waves(positions: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    # As the recorded buffers are: not by a power, whose last bits are others.
+    exponents = torch.arange(0, dim, 2, dtype=dtype) * (-math.log(10000.0) / dim)
+    return sinusoids(positions, exponents.exp())
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Embeddings times the square root of their width, beside which positions are small."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """BTD."""
+        return super().forward(tokens_BT) * self.embedding_dim**0.5
 
 
 class Positioned(nn.Module):
@@ -91,6 +107,8 @@ class GPTModel(Positioned):
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(n_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
+        sizes = {"vocab_size": vocab_size, "n_layers": n_layers}
+        self.fields = as_fields("nima-gpt", config, **sizes, tie_weights=tie_weights, init=init)
         self.output_projection = nn.Linear(config.d_model, vocab_size, bias=False)
         self.initialize(init)
         if tie_weights:
@@ -130,8 +148,16 @@ class TransformerModel(Positioned):
         super().__init__(config)
         D = config.d_model
         self.pad_idx = pad_idx
-        self.src_embedding = nn.Embedding(src_vocab_size, D)
-        self.tgt_embedding = nn.Embedding(tgt_vocab_size, D)
+        sizes = {
+            "src_vocab_size": src_vocab_size,
+            "tgt_vocab_size": tgt_vocab_size,
+            "n_encoder_layers": n_encoder_layers,
+            "n_decoder_layers": n_decoder_layers,
+        }
+        switches = {"pad_idx": pad_idx, "tie_weights": tie_weights, "init": init}
+        self.fields = as_fields("nima-transformer", config, **sizes, **switches)
+        self.src_embedding = ScaledEmbedding(src_vocab_size, D)
+        self.tgt_embedding = ScaledEmbedding(tgt_vocab_size, D)
         self.encoder_layers = nn.ModuleList(EncoderLayer(config) for _ in range(n_encoder_layers))
         self.decoder_layers = nn.ModuleList(DecoderLayer(config) for _ in range(n_decoder_layers))
         is_pre_norm = config.norm == "pre"
@@ -149,7 +175,7 @@ class TransformerModel(Positioned):
     def encode(self, src_BS: Tensor) -> Tensor:
         """BSD."""
         visible_B1S = (src_BS != self.pad_idx)[:, None]
-        x_BSD = self.add_positions(self.src_embedding(src_BS) * self.config.d_model**0.5)
+        x_BSD = self.add_positions(self.src_embedding(src_BS))
         for layer in self.encoder_layers:
             x_BSD = layer(x_BSD, visible_B1S)
         return self.encoder_norm(x_BSD)
@@ -158,7 +184,7 @@ class TransformerModel(Positioned):
         """The logits, BTV. Padding of the target, which comes last, is hidden by causality."""
         visible_B1S = (src_BS != self.pad_idx)[:, None]
         mask_TT = create_causal_mask(tgt_BT.shape[1])
-        x_BTD = self.add_positions(self.tgt_embedding(tgt_BT) * self.config.d_model**0.5)
+        x_BTD = self.add_positions(self.tgt_embedding(tgt_BT))
         for layer in self.decoder_layers:
             x_BTD = layer(x_BTD, mask_TT, memory_BSD, visible_B1S)
         return self.output_projection(self.decoder_norm(x_BTD))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import scaled_dot_product_attention
+from .attention import Attend
 from .positions import apply_rope, compute_freqs_cis
 from .precision import at_least_float32
 
@@ -66,6 +66,7 @@ class MultiHeadAttention(nn.Module):
         self.w_k = nn.Linear(D, D)
         self.w_v = nn.Linear(D, D)
         self.w_o = nn.Linear(D, D)
+        self.attend = Attend()
         if position == "relative":
             # A number for each head and each distance, from the farthest key behind to ahead.
             self.relative_bias = nn.Embedding(2 * config.max_seq_len - 1, config.n_heads)
@@ -78,7 +79,7 @@ class MultiHeadAttention(nn.Module):
         if self.position == "rope":
             q_BTNH, k_BSNH = rotate(q_BTNH, k_BSNH)
         bias_NTS = self.bias(x_BTD.shape[1], x_BTD.dtype)
-        out_BTNH = scaled_dot_product_attention(q_BTNH, k_BSNH, v_BSNH, mask, bias_NTS)
+        out_BTNH = self.attend(q_BTNH, k_BSNH, v_BSNH, mask, bias_NTS)
         return self.w_o(out_BTNH.flatten(-2))
 
     def bias(self, T: int, dtype: torch.dtype) -> Tensor | None:

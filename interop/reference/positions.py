@@ -43,7 +43,10 @@ def _rotate(x: Tensor, freqs_cis: Tensor) -> Tensor:
     return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
-def sinusoids(positions: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`sin(p / 10000^(2j/dim))` at element 2j, its cosine at 2j+1 (Vaswani et al., 2017): TD."""
-    angles = torch.outer(positions.to(dtype), frequencies(dim, 10000.0, dtype))
+def sinusoids(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """The sine of `p f` at element 2j, its cosine at 2j+1 (Vaswani et al., 2017): TD.
+
+    For frequencies `f` of `10000^(-2j/dim)`, which have the dtype of the result.
+    """
+    angles = torch.outer(positions.to(frequencies.dtype), frequencies)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import (
-    create_causal_mask,
-    extend_cache,
-    repeat_kv,
-    scaled_dot_product_attention,
-)
+from .attention import Attend, create_causal_mask, extend_cache
+from .fields import as_fields
 from .norm import RMSNorm
 from .positions import apply_rope, compute_freqs_cis
 
@@ -64,7 +60,7 @@ class Attention(nn.Module):
         super().__init__()
         D, N, K, H = config.d_model, config.n_heads, config.num_kv_heads, config.head_dim
         self.head_dim = H
-        self.n_rep = N // K
+        self.attend = Attend(N // K)
         self.kv_cache = config.kv_cache
         self.Wq = nn.Linear(D, N * H, bias=False)
         self.Wk = nn.Linear(D, K * H, bias=False)
@@ -86,8 +82,7 @@ class Attention(nn.Module):
         if self.kv_cache:
             k_BSKH = extend_cache(self.cache_k, start_pos, k_BSKH)
             v_BSKH = extend_cache(self.cache_v, start_pos, v_BSKH)
-        k_BSNH, v_BSNH = repeat_kv(k_BSKH, self.n_rep), repeat_kv(v_BSKH, self.n_rep)
-        out_BTNH = scaled_dot_product_attention(q_BTNH, k_BSNH, v_BSNH, mask_TS)
+        out_BTNH = self.attend(q_BTNH, k_BSKH, v_BSKH, mask_TS)
         return self.Wo(out_BTNH.flatten(-2))
 
 
@@ -145,6 +140,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TlamaConfig):
         super().__init__()
         self.config = config
+        self.fields = as_fields("tlama", config)
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)

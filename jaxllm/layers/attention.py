@@ -14,7 +14,7 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.mask import Sight, same_segment
 from jaxllm.layers.norm import Norm, normalize
 from jaxllm.layers.position import Rotation, apply_rope
-from jaxllm.layers.trace import show
+from jaxllm.layers.trace import is_watched, show
 from jaxllm.sharding import constrain
 
 MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
@@ -22,6 +22,11 @@ MAX_BLOCKS = 16  # in a program, whatever the length
 
 # Added to the scores of queries and keys at these positions: (BT, BS) -> BNTS. B may be 1.
 Bias = Callable[[Array, Array], Array]
+
+# Called with "scores" or "probs" and these, BKGTS; returns those to go on with.
+Watch = Callable[[str, Array], Array]
+
+LOWEST = jnp.finfo(jnp.float32).min  # the score of a key that a query does not see
 
 
 class Attention(nnx.Module):
@@ -56,7 +61,7 @@ class Attention(nnx.Module):
         q_BTNH = constrain(self.heat(q_BTNH, positions_BT), "BTNH")
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
-        show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
+        q_BTNH, k_BTKH, v_BTKH = show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
         config, sight = self.config, Sight.of(self.config, self.kind)
         attend = partial(attention, scale=config.attn_scale, softcap=config.attn_softcap)
         if cache is None:
@@ -65,13 +70,14 @@ class Attention(nnx.Module):
                 sight=sight,
                 bias=bias,
                 attend=attend,
+                watched_by=self if is_watched(self) else None,
             )
         else:
             cache, (k_BSKH, v_BSKH, keys_BS) = cache.extended(k_BTKH, v_BTKH, positions_BT)
             mask_BTS = sight.mask(positions_BT, keys_BS)
             offset = None if bias is None else bias(positions_BT, keys_BS)
             out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, offset)
-        show(self, mixed=out_BTNH)
+        (out_BTNH,) = show(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def place(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
@@ -110,6 +116,7 @@ def attention(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    watch: Watch = lambda name, x_BKGTS: x_BKGTS,
 ) -> Array:
     """`softmax(q k scale + bias) v` where the mask is True, BTNH; the scale is 1 / sqrt(H).
 
@@ -126,9 +133,8 @@ def attention(
         scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
     if bias_BNTS is not None:
         scores_BKGTS += bias_BNTS.reshape(-1, K, N // K, *bias_BNTS.shape[2:])
-    lowest = jnp.finfo(jnp.float32).min
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, lowest)
-    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    scores_BKGTS = watch("scores", jnp.where(mask_BTS[:, None, None], scores_BKGTS, LOWEST))
+    probs_BKGTS = watch("probs", jax.nn.softmax(scores_BKGTS, axis=-1)).astype(v_BSKH.dtype)
     out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
     return out_BTKGH.reshape(B, T, N, H)
 
@@ -151,19 +157,22 @@ def self_attention(
     sight: Sight,
     bias: Bias | None = None,
     attend: Callable[..., Array] = attention,
+    watched_by: nnx.Module | None = None,
 ) -> Array:
     """Attention of each token to those of its segment that it sees, BTNH.
 
     Positions must grow within a segment; they may have 1 for B. Goes by blocks of queries, each
     of which meets only the keys in its reach: half the work of masking all T x T scores, or much
     less with a window. The backward pass computes the probabilities again (Dao et al., 2022), and
-    the biases, so that none are kept.
+    the biases, so that none are kept. A module that watches shows scores and probabilities, block
+    by block and as wide as there are keys.
     """
     T = q_BTNH.shape[1]
 
-    @jax.checkpoint
-    def attend_block(q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array]) -> Array:
-        return attend(q, k, v, mask, None if bias is None else bias(*at))
+    def attend_block(
+        q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array], **watch: Watch
+    ) -> Array:
+        return attend(q, k, v, mask, None if bias is None else bias(*at), **watch)
 
     outs = []
     for own in query_blocks(T):
@@ -172,8 +181,22 @@ def self_attention(
         mask_BTS = sight.mask(*at)
         if segment_ids_BT is not None:
             mask_BTS &= same_segment(segment_ids_BT[:, own], segment_ids_BT[:, seen])
-        outs.append(attend_block(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
+        if watched_by is None:
+            attend_own = jax.checkpoint(attend_block)
+        else:  # nothing can be shown out of what is traced
+            attend_own = partial(attend_block, watch=partial(show_block, watched_by, seen, T))
+        outs.append(attend_own(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
     return jnp.concatenate(outs, axis=1)
+
+
+def show_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGTS: Array) -> Array:
+    """Shows the scores or probabilities of a block of queries and the keys `seen`, BTNS of all."""
+    beside = (seen.start, num_keys - seen.stop)
+    unseen = LOWEST if name == "scores" else 0.0
+    wide_BKGTS = jnp.pad(x_BKGTS, [(0, 0)] * 4 + [beside], constant_values=unseen)
+    wide_BTKGS = jnp.moveaxis(wide_BKGTS, 3, 1)
+    (wide_BTNS,) = show(module, **{name: wide_BTKGS.reshape(*wide_BTKGS.shape[:2], -1, num_keys)})
+    return jnp.moveaxis(wide_BTNS.reshape(wide_BTKGS.shape), 1, 3)[..., seen]
 
 
 def query_blocks(T: int) -> Iterator[slice]:

@@ -1,5 +1,6 @@
 """Attention of a decoder to what an encoder made of the source."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import StackConfig
-from jaxllm.layers.attention import attention, query_blocks
+from jaxllm.layers.attention import attention, query_blocks, show_block
 from jaxllm.layers.cache import Cache
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mask import same_segment
+from jaxllm.layers.trace import is_watched, show
 from jaxllm.sharding import constrain
 
 
@@ -54,6 +56,7 @@ class CrossAttention(nnx.Module):
         """The keys and values of a source, which are the same for every token of the target."""
         k_BSKH = constrain(self.k_proj(source.x_BSD), "BSKH")
         v_BSKH = constrain(self.v_proj(source.x_BSD), "BSKH")
+        k_BSKH, v_BSKH = show(self, k=k_BSKH, v=v_BSKH)
         return Memory(k_BSKH, v_BSKH, source.segment_ids_BS)
 
     def __call__(self, x_BTD: Array, memory: Memory, segment_ids_BT: Array | None = None) -> Array:
@@ -66,10 +69,18 @@ class CrossAttention(nnx.Module):
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones((B, T), jnp.int32)
         q_BTNH = constrain(self.q_proj(x_BTD), "BTNH")
+        (q_BTNH,) = show(self, q=q_BTNH)
         scale, softcap = self.config.attn_scale, self.config.attn_softcap
-        attend = jax.checkpoint(partial(attention, scale=scale, softcap=softcap))
+        attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
+        if is_watched(self):  # nothing can be shown out of what is traced
+            S = memory.k_BSKH.shape[1]
+            attend = partial(attend, watch=partial(show_block, self, slice(0, S), S))
+        else:
+            attend = jax.checkpoint(attend)
         outs = []
         for own in query_blocks(T):
             mask_BTS = same_segment(segment_ids_BT[:, own], memory.segment_ids_BS)
             outs.append(attend(q_BTNH[:, own], memory.k_BSKH, memory.v_BSKH, mask_BTS))
-        return self.o_proj(constrain(jnp.concatenate(outs, axis=1), "BTNH"))
+        out_BTNH = jnp.concatenate(outs, axis=1)
+        (out_BTNH,) = show(self, mixed=out_BTNH)
+        return self.o_proj(constrain(out_BTNH, "BTNH"))

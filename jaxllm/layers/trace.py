@@ -3,9 +3,23 @@
 from flax import nnx
 from jax import Array
 
+STAND_IN = "stand_in"  # the attribute of a module that says what it goes on with
 
-def show(module: nnx.Module, **values: Array) -> None:
-    """Records values of a module under their names if `nnx.capture` is listening, else nothing."""
-    if hasattr(module, "__captures__"):
-        for name, value in values.items():
-            module.sow(nnx.Intermediate, name, value)
+
+def is_watched(module: nnx.Module) -> bool:
+    """Whether `nnx.capture` is listening to what the module shows."""
+    return hasattr(module, "__captures__")
+
+
+def show(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
+    """Records values of a module under their names if `nnx.capture` is listening.
+
+    Returns what the module is to go on with: the values, or what the listener has put in their
+    place by a function `stand_in(name, value)` of the module.
+    """
+    if not is_watched(module):
+        return tuple(values.values())
+    for name, value in values.items():
+        module.sow(nnx.Intermediate, name, value)
+    stand_in = getattr(module, STAND_IN, lambda name, value: value)
+    return tuple(stand_in(name, value) for name, value in values.items())

@@ -133,7 +133,11 @@ def test_gradients_are_those_of_the_reference(case, tmp_path):
     for name, gradient in found.items():
         error = np.linalg.norm(gradient - expected[name])
         # A bias of keys adds the same to all scores of a query: its gradient is rounding alone.
-        scale = expected[name.replace("k_proj.bias", "q_proj.bias")]
+        like = name.replace("k_proj.bias", "q_proj.bias")
+        if arguments.get("ffn_config", {}).get("topk") == 1:
+            # The only choice weighs one whatever the router says: rounding alone as well.
+            like = like.replace("router", "up_proj")
+        scale = expected[like]
         assert error <= TOLERANCE * np.linalg.norm(scale), name
 
 
@@ -180,6 +184,7 @@ def test_native_checkpoints_hold_it(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("really_compiling")
 @pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"expert": 2, "data": 4}], ids=str)
 def test_on_a_mesh_and_layer_by_layer_it_computes_the_same(kind, axes, tmp_path):
     reference, arguments = build(kind, CASES[-2])

@@ -16,6 +16,7 @@ from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Layout
+from jaxllm.layers.moe import aux_loss
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, split, stacks
 
@@ -163,11 +164,13 @@ if "nima_encdec" in GOLDENS:
 if "comp_armoe" in GOLDENS:
 
     def test_a_mixture_that_overflows_gives_what_was_recorded():
-        """Its output only: the loss that was recorded is not the document's (facts.md)."""
+        """And its loss, which is of what the experts took, not the document's."""
         model, io = load_pretrained(FOLDER / "comp_armoe"), recorded("comp_armoe")
         moe = with_scanned_layers(model, False).layers["0"].mlp
-        out, _ = moe(io["moe_in"])
+        out, load = moe(io["moe_in"])
         assert relative_l2(out, io["moe_out"]) <= TOLERANCE
+        loss = float(aux_loss(moe.experts, [load]))
+        assert loss == pytest.approx(float(io["moe_aux"][0]), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDENS if name.startswith("comp_")])

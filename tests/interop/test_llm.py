@@ -374,6 +374,10 @@ def test_layers_keep_their_bits_whatever_the_spelling(original, tmp_path):
             {"vision_args": {**CONFIG["vision_args"], "image_size": {"height": 8, "width": 16}}},
             "vision_args: image_size: height=8, width=16",
         ),
+        (  # no document resizes the positions of an image's patches
+            {"vision_args": {**CONFIG["vision_args"], "image_size": {"height": 16, "width": 16}}},
+            "positional_embedding_vlm",
+        ),
         ({"attention_chunk": 8}, "did you mean 'attention_chunk_size'"),
     ],
     ids=str,

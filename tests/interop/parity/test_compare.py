@@ -1,4 +1,4 @@
-"""Honest models always pass; every injected bug is caught, at the step where it is."""
+"""Honest models always pass, and what a comparison says of others. Bugs: test_mutations.py."""
 
 import dataclasses
 import functools
@@ -92,16 +92,6 @@ def swap(one: str, other: str):
     return bug
 
 
-def change(name: str, function):
-    """A bug: one parameter is wrong."""
-
-    def bug(model):
-        arrays = parameters(model)
-        return with_arrays(model, {**arrays, name: function(arrays[name])})
-
-    return bug
-
-
 def configure(**changes):
     """A bug: the weights are right, but a field of the config is wrong."""
 
@@ -121,89 +111,35 @@ def tie(model):
     return with_arrays(build_abstract(config), arrays)
 
 
-def half_precision(array):
-    return array.astype(jnp.bfloat16).astype(jnp.float32)
+def window_off_by_one(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options):
+    """The last query does not see the first key."""
+    if q_BTNH.shape[1] == 320 % attention.MIN_BLOCK:
+        mask_BTS = mask_BTS.at[:, -1, 0].set(False)
+    return HONEST_ATTENTION(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options)
 
 
-K_PROJ, V_PROJ = "layers.0.attn.k_proj.kernel", "layers.0.attn.v_proj.kernel"
-BUGS = {
-    "gate and up swapped": (
-        swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel"),
-        "layers.1.mlp.gate_proj",
-    ),
-    "norms swapped": (
-        swap("layers.2.attn_norm.scale", "layers.2.mlp_norm.scale"),
-        "layers.2.attn_norm",
-    ),
-    "layers swapped": (
-        swap("layers.1.attn.o_proj.kernel", "layers.2.attn.o_proj.kernel"),
-        "layers.1.attn.o_proj",
-    ),
-    "eps x 10": (configure(norm_eps=1e-4), "layers.0.attn_norm"),
-    "theta x 1.02": (configure(rope_theta=10200.0), "layers.0.attn.q"),
-    "rope layout": (configure(rope_layout="interleaved"), "layers.0.attn.q_proj"),
-    "k heads permuted": (change(K_PROJ, lambda k_DKH: k_DKH[:, ::-1]), "layers.0.attn.k_proj"),
-    "k pairs not reordered": (
-        change(K_PROJ, interleave),
-        "layers.0.attn.k_proj",
-    ),
-    "v heads permuted": (change(V_PROJ, lambda v_DKH: v_DKH[:, ::-1]), "layers.0.attn.v_proj"),
-    "mlp rounded to bfloat16": (
-        change("layers.2.mlp.down_proj.kernel", half_precision),
-        "layers.2.mlp.down_proj",
-    ),
-    "final norm shifted": (change("final_norm.scale", lambda scale: scale - 1), "final_norm"),
-    "a norm scale off by 1e-4": (
-        change("final_norm.scale", lambda scale: scale.at[3].multiply(1 + 1e-4)),
-        "final_norm",
-    ),
-    "head tied": (tie, "lm_head"),
-    "one logit off": (
-        change("lm_head.kernel", lambda head_DV: head_DV.at[:, 5].multiply(1.001)),
-        "lm_head",
-    ),
-    "a token's embedding": (
-        change("embed.embedding", lambda table_VD: table_VD.at[7, 0].add(1e-3)),
-        "embed",
-    ),
-    "not a number": (
-        change("layers.1.attn_norm.scale", lambda scale: scale.at[0].set(jnp.nan)),
-        "layers.1.attn_norm",
-    ),
-}
+def tiled_heads(q_BTNH, k_BSKH, v_BSKH, *args, **options):
+    G = q_BTNH.shape[2] // k_BSKH.shape[2]
+    k_BSNH, v_BSNH = (jnp.tile(x, (1, 1, G, 1)) for x in (k_BSKH, v_BSKH))
+    return HONEST_ATTENTION(q_BTNH, k_BSNH, v_BSNH, *args, **options)
 
 
-@pytest.mark.parametrize(("bug", "path"), BUGS.values(), ids=BUGS)
-def test_bugs_are_caught_where_they_are(pair, tokens, bug, path):
+HONEST_ATTENTION = attention.attention
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (window_off_by_one, "mask: all before it in the reference, a window of 319 in ours"),
+        (tiled_heads, "k/v heads tiled instead of repeated"),
+    ],
+)
+def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong, hint):
     llama, model = pair
-    report = compare(llama, bug(model), tokens)
-    first = report.first_divergence
-    assert not report.ok
-    assert not report.verdicts["logits"]
-    assert first.path == path
-    assert not first.measured <= first.threshold
-    assert first.floor < first.threshold
-    assert report.verdicts["layers"] == (path == "lm_head")
-
-
-def window_off_by_one(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT, **_):
-    T = q_BTNH.shape[1]
-    mask_TS = jnp.tril(jnp.ones((T, T), bool)) & ~jnp.tril(jnp.ones((T, T), bool), -(T - 1))
-    return attention.attention(q_BTNH, k_BTKH, v_BTKH, mask_TS[None])
-
-
-def tiled_heads(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT, **_):
-    B, T, N, H = q_BTNH.shape
-    mixed = q_BTNH.reshape(B, T, N // 2, 2, H).swapaxes(2, 3).reshape(B, T, N, H)
-    mask_TS = jnp.tril(jnp.ones((T, T), bool))
-    return attention.attention(mixed, k_BTKH, v_BTKH, mask_TS[None])
-
-
-@pytest.mark.parametrize("wrong", [window_off_by_one, tiled_heads])
-def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong):
-    llama, model = pair
-    monkeypatch.setattr(attention, "self_attention", wrong)
-    assert compare(llama, model, tokens).first_divergence.path == "layers.0.attn.mixed"
+    monkeypatch.setattr(attention, "attention", wrong)
+    first = compare(llama, model, tokens).first_divergence
+    assert first.path == "layers.0.attn.scores"
+    assert hint in first.hint
 
 
 def test_wrong_frequencies_hide_in_the_first_tokens(pair, tokens):
@@ -216,9 +152,9 @@ def test_wrong_frequencies_hide_in_the_first_tokens(pair, tokens):
 
 def test_before_a_bug_nothing_differs(pair, tokens):
     llama, model = pair
-    bug, path = BUGS["gate and up swapped"]
+    bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
     taps = compare(llama, bug(model), tokens).taps
-    at = [tap.path for tap in taps].index(path)
+    at = [tap.path for tap in taps].index("layers.1.mlp.gate_proj")
     assert all(tap.ok for tap in taps[:at])
     assert not any(tap.ok for tap in taps[at:] if "norm" not in tap.path)
 
@@ -269,15 +205,66 @@ def test_what_cannot_be_compared_is_refused(make_llama, convert, tokens):
         compare(llama, model, tokens.astype(np.float32))
     with pytest.raises(ValueError, match="not integers"):
         compare(llama, model, tokens[0])
-    with pytest.raises(ValueError, match="tokens from 0 to 96 are not in the vocabulary of 96"):
+    with pytest.raises(ValueError, match="from 0 to 96 are not in the vocabulary of 96"):
         compare(llama, model, np.arange(97)[None])
     with pytest.raises(ValueError, match="dtype='bfloat16' of the model"):
         compare(llama, configure(dtype="bfloat16")(model), tokens)
     with pytest.raises(ValueError, match=r"torch.bfloat16; parity is judged in float32"):
         compare(make_llama().bfloat16(), model, tokens)
-    with pytest.raises(ValueError, match=r"the reference has no model\.layers\.2"):
-        compare(make_llama(num_hidden_layers=2), model, tokens)
-    with pytest.raises(ValueError, match=r"mlp of the reference|\(2, 320, 48\)"):
-        compare(make_llama(hidden_size=48), model, tokens)
-    with pytest.raises(ValueError, match=r"lm_head of the reference is \(2, 320, 97\)"):
-        compare(make_llama(vocab_size=97), model, tokens)
+
+
+def test_a_step_is_judged_by_itself(pair, tokens):
+    """One layer is wrong: the others are not blamed for what they are given."""
+    llama, model = pair
+    bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
+    taps = {tap.path: tap for tap in compare(llama, bug(model), tokens).taps}
+    wrong = {path for path, tap in taps.items() if tap.is_wrong_itself}
+    assert wrong == {"layers.1.mlp.gate_proj", "layers.1.mlp.up_proj"}
+    after = [path for path in taps if path.startswith("layers.2.") or path == "lm_head"]
+    assert all(not taps[path].cumulative.ok and taps[path].forced.ok for path in after)
+    assert all(tap.forced.floor < tap.forced.threshold for tap in taps.values())
+
+
+def test_two_bugs_are_both_wrong_by_themselves(pair, tokens):
+    llama, model = pair
+    broken = configure(rope_theta=10200.0)(model)
+    wrong = {tap.path for tap in compare(llama, broken, tokens).taps if tap.is_wrong_itself}
+    assert wrong == {f"layers.{i}.attn.{name}" for i in range(3) for name in "qk"}
+
+
+def test_what_is_small_beside_the_noise_before_it_is_found(pair, tokens):
+    llama, model = pair
+    arrays = parameters(model)
+    scale = "layers.2.mlp_norm.scale"
+    broken = with_arrays(model, {**arrays, scale: arrays[scale] * (1 + 1.5e-6)})
+    report = compare(llama, broken, tokens)
+    first = report.first_divergence
+    assert first.path == "layers.2.mlp_norm"
+    assert first.cumulative.ok
+    assert not first.forced.ok
+    assert first.measured == first.forced.relative_l2
+    assert not report.verdicts["layers"]
+
+
+SIZES = {
+    "layers": {"num_hidden_layers": 2},
+    "width": {"hidden_size": 48},
+    "vocabulary": {"vocab_size": 97},
+    "mlp": {"intermediate_size": 40},
+    "heads": {"num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_other_sizes_are_rows_and_nothing_is_computed(make_llama, pair, tokens, sizes):
+    _, model = pair
+    levels = ("weights", "config", "logits", "layers", "gradients", "generate")
+    report = compare_all(make_llama(**sizes), model, tokens, levels=levels)
+    assert report.verdicts == dict.fromkeys(levels, False)
+    assert report.unjudged == levels[2:]
+    assert report.taps == ()
+    fields = [row.path for row in report.config if not row.ok]
+    assert report.first_divergence.path == fields[0]
+    assert any("of the reference is" in r.remark or "has no" in r.remark for r in report.weights)
+    [alone] = compare_all(make_llama(**sizes), model, tokens, levels=("layers",)).verdicts.items()
+    assert alone == ("layers", False)

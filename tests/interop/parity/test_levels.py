@@ -10,9 +10,10 @@ import optax
 import pytest
 import torch
 from hf_cases import CASES, tokens_of
+from mutants.training import adamw
 
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.parity import compare, decoding, train_jax
+from jaxllm.interop.parity import Inputs, compare, decoding, train_jax
 from jaxllm.interop.parity.judge import LEVELS
 from jaxllm.interop.parity.recipe import Recipe
 from jaxllm.interop.parity.routing import flips
@@ -170,19 +171,6 @@ def test_what_does_not_bear_on_the_numbers_may_differ(pair, short):
     assert compare(llama, other, short, levels=("config",)).ok
 
 
-def shifted_labels(params, bind, tokens):
-    """A bug: every token is trained to predict itself."""
-    log_probs = jax.nn.log_softmax(bind(params)(tokens).logits)
-    return -jnp.take_along_axis(log_probs, tokens[..., None], axis=-1).mean()
-
-
-def test_a_wrong_loss_is_caught_by_the_gradients(pair, short, monkeypatch):
-    llama, model = pair
-    monkeypatch.setattr(train_jax, "mean_loss", shifted_labels)
-    report = compare(llama, model, short, levels=("logits", "gradients"))
-    assert report.verdicts == {"logits": True, "gradients": False}
-
-
 def test_a_gradient_that_is_cut_is_named(pair, short, monkeypatch):
     llama, model = pair
     honest = train_jax.mean_loss
@@ -207,26 +195,6 @@ def test_a_gradient_that_is_nothing_but_noise_is_measured_against_all(tmp_path):
     assert noise == {("layers.2.attn.k_proj", "bias")}
 
 
-def adamw(model, rate=SHORT.rate, clip=1.0, mask="kernel embedding", **options):
-    """AdamW as it should be, but for the options given."""
-    from jaxllm.params import tree_of
-
-    settings = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, **options}
-    decays = tree_of(model, lambda name, _: name.endswith(tuple(mask.split())))
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, mask=decays, **settings))
-
-
-BAD_OPTIMIZERS = {
-    "decay of norms": {"mask": "kernel embedding scale"},
-    "no decay of embeddings": {"mask": "kernel"},
-    "eps inside the root": {"eps": 0.0, "eps_root": 1e-8},
-    "eps x 100": {"eps": 1e-6},
-    "b2": {"b2": 0.999},
-    "no clipping": {"clip": 1e9},
-    "a step ahead": {"rate": lambda step: SHORT.rate(step + 1)},
-}
-
-
 def test_optimizers_that_are_right_pass(pair, short):
     llama, model = pair
     trainers = make_optimizer(
@@ -237,30 +205,6 @@ def test_optimizers_that_are_right_pass(pair, short):
             llama, model, short, levels=("step", "curve"), recipe=SHORT, optimizer=optimizer
         )
         assert report.ok, report.first_divergence
-
-
-@pytest.mark.parametrize("options", BAD_OPTIMIZERS.values(), ids=BAD_OPTIMIZERS)
-def test_a_wrong_optimizer_is_caught_by_the_first_step(pair, short, options):
-    llama, model = pair
-    report = compare(
-        llama,
-        model,
-        short,
-        levels=("gradients", "step"),
-        recipe=SHORT,
-        optimizer=adamw(model, **options),
-    )
-    assert report.verdicts == {"gradients": True, "step": False}
-
-
-def test_a_wrong_schedule_is_caught_by_the_curve(pair, short):
-    llama, model = pair
-    constant = adamw(model, rate=lambda step: SHORT.rate(0))
-    report = compare(
-        llama, model, short, levels=("step", "curve"), recipe=SHORT, optimizer=constant
-    )
-    assert report.verdicts == {"step": True, "curve": False}
-    assert report.first_divergence.path == "step 2"
 
 
 def test_a_hundred_steps_stay_together(pair, short):
@@ -302,8 +246,8 @@ def test_a_token_that_a_tie_decides_is_no_error():
 
 
 def test_prompts_are_of_unequal_lengths(tokens):
-    assert [len(prompt) for prompt in decoding.prompts_of(tokens)] == [1, 9, 34, 97]
-    assert [len(prompt) for prompt in decoding.prompts_of(tokens[:1, :20])] == [1, 9, 20]
+    assert [len(prompt) for prompt in decoding.prompts_of(Inputs.of(tokens))] == [1, 9, 34, 97]
+    assert [len(prompt) for prompt in decoding.prompts_of(Inputs.of(tokens[:1, :20]))] == [1, 9, 20]
 
 
 def test_tokens_that_a_router_sends_elsewhere_are_counted():

@@ -10,12 +10,14 @@ from rich.console import Console
 
 from jaxllm.interop.parity.outline import outline
 from jaxllm.interop.parity.report import Bucket, LogitsResult, Report, TapResult
+from jaxllm.interop.parity.rows import Error
 
 NAN = float("nan")
 
 
 def tap(path: str, relative_l2: float) -> TapResult:
-    return TapResult(path, relative_l2, 4 * relative_l2, floor=3e-7, threshold=1.2e-6)
+    own = Error(relative_l2 / 2, floor=1e-7, threshold=1e-6)
+    return TapResult(path, Error(relative_l2, 3e-7, 1.2e-6), 4 * relative_l2, own)
 
 
 def make_report(error: float = 4e-7) -> Report:
@@ -33,6 +35,7 @@ def make_report(error: float = 4e-7) -> Report:
         buckets=(Bucket(0, 4, 8, error, 1e-13, 1e-12, 1.0), Bucket(4, 32, 56, error, 0, 0, 0.9)),
         batch_size=2,
         length=32,
+        tokens=64,
         seed=7,
         dtypes={"model": "float32"},
         versions={"jax": "0.10.2"},
@@ -54,7 +57,7 @@ def test_the_verdict_is_that_of_every_level():
 def test_the_first_divergence_is_the_first_in_execution_order():
     assert REPORTS["honest"].first_divergence is None
     assert REPORTS["broken"].first_divergence.path == "layers.0.mlp"
-    assert REPORTS["broken"].first_divergence.measured == 0.27
+    assert REPORTS["broken"].first_divergence.measured == 0.27 / 2
     assert REPORTS["nan"].first_divergence.path == "layers.0.mlp"
 
 
@@ -70,8 +73,9 @@ def test_json_is_valid_and_complete(report):
     assert [row["path"] for row in data["taps"]] == [row.path for row in report.taps]
     assert data["taps"][0] == {
         "path": "embed",
-        "relative_l2": 0.0,
+        "cumulative": {"relative_l2": 0.0, "floor": 3e-7, "threshold": 1.2e-6},
         "max_over_rms": 0.0,
+        "forced": {"relative_l2": 0.0, "floor": 1e-7, "threshold": 1e-6},
         "floor": 3e-7,
         "threshold": 1.2e-6,
         "ulp_p50": 0.0,

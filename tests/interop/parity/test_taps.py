@@ -6,20 +6,27 @@ from tiny import random_model
 
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.llama import LLAMA
+from jaxllm.interop.parity.inputs import Inputs
+from jaxllm.interop.parity.scores import seen_only
 from jaxllm.interop.parity.taps import Alignment, derive
 
-HEADS = ("q", "k", "v", "mixed")
+HEADS = ("q", "k", "v", "scores", "probs", "mixed")
 LAYER = (
     *("", ".attn_norm", ".attn", ".mlp_norm", ".mlp"),
     *(f".attn.{name}" for name in (*HEADS, "q_proj", "k_proj", "v_proj", "o_proj")),
     *(f".mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
 )
-WIDTHS = {"query": (4, 5, 16), "key": (2, 5, 16), "value": (2, 5, 16), "mixed": (5, 4, 16)}
+WIDTHS = {
+    **{"query": (4, 5, 16), "key": (2, 5, 16), "value": (2, 5, 16), "mixed": (5, 4, 16)},
+    **{"scores": (4, 5, 5), "probs": (4, 5, 5)},
+}
 
 
 def alignment(**changes):
     model = random_model(scan_layers=False, **changes)
-    return Alignment(derive(LLAMA.table(model.config, Layout()), model, (2, 5)))
+    return Alignment(
+        derive(LLAMA.table(model.config, Layout()), model, Inputs(np.zeros((2, 5), int)))
+    )
 
 
 def outputs_of(aligned):
@@ -62,6 +69,22 @@ def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
         )
     np.testing.assert_array_equal(arrays["layers.1.attn.q_proj"], q)
     np.testing.assert_array_equal(arrays["layers.1.attn.k"], key)
+
+
+def test_what_is_not_seen_has_one_word_for_it():
+    scores = np.array([[[[1.0, -1e9, -3.4e38, 2.0], [3.0, -6e3, -np.inf, 1.0]]]], np.float32)
+    seen = np.isfinite(seen_only(scores))
+    np.testing.assert_array_equal(seen[0, 0], [[True, False, False, True]] * 2)
+    np.testing.assert_array_equal(seen_only(scores)[seen], scores[seen])
+
+
+def test_what_softmax_is_given_may_be_no_scores():
+    aligned = alignment()
+    outputs = outputs_of(aligned)
+    outputs["model.layers.1.self_attn@scores"] = np.zeros((2, 4, 5, 6), np.float32)
+    arrays = aligned.align(outputs)
+    assert "layers.1.attn.scores" not in arrays
+    assert {"layers.1.attn.probs", "layers.0.attn.scores"} <= set(arrays)
 
 
 def test_other_sizes_are_refused_by_name():

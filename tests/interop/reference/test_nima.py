@@ -185,8 +185,8 @@ def test_embeddings_are_scaled_where_positions_are_sinusoids(draw):
         angle = p / 10000 ** (2 * j / 24)
         pe[p, 2 * j], pe[p, 2 * j + 1] = math.sin(angle), math.cos(angle)
     model, target = draw(TransformerModel(50, 40, 0, 0, **SIZES)), TOKENS % 40
-    close(model.encode(TOKENS), model.src_embedding(TOKENS) * math.sqrt(24) + pe)
-    inputs = model.tgt_embedding(target) * math.sqrt(24) + pe
+    close(model.encode(TOKENS), model.src_embedding.weight[TOKENS] * math.sqrt(24) + pe)
+    inputs = model.tgt_embedding.weight[target] * math.sqrt(24) + pe
     close(model(TOKENS, target), model.output_projection(inputs))
     model = draw(GPTModel(50, 0, **SIZES))
     inputs = model.token_embedding(TOKENS) + model.pos_embedding.weight[:11]

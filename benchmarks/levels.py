@@ -1,0 +1,105 @@
+"""Every level of parity for one model of each kind, for docs/families.md.
+
+The kinds are decoders, encoder-decoders and models over vectors; of transformers, and of the source
+systems, whose reference is their own PyTorch.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import encoder_decoder_cases
+import hf_cases
+import source_cases
+
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.parity import Report, compare
+from jaxllm.interop.parity.calling import calling_of
+from jaxllm.interop.parity.inputs import draw
+from jaxllm.interop.parity.recipe import Recipe
+from jaxllm.interop.parity.rows import ScoresResult, TextResult
+
+HUGGING_FACE = {**hf_cases.CASES, **encoder_decoder_cases.CASES}
+OF_TRANSFORMERS = ("llama", "t5", "bart")
+KINDS = (*source_cases.CASES, *OF_TRANSFORMERS)
+NUM_TOKENS = 128  # windows and chunks end within them
+STEPS = 100
+# By level, the largest error of its rows.
+FIGURES = ("layers", "logits", "gradients", "step", "curve")
+
+
+def save(name: str, folder: Path) -> Any:
+    """The model of this kind, saved as its own code does."""
+    if name in source_cases.CASES:
+        return source_cases.write(name, folder)
+    model = HUGGING_FACE[name].build()
+    model.save_pretrained(folder)
+    return model
+
+
+def measure(name: str) -> Report:
+    """Every level that the kind has, on two rows of which the second is padded where it can be."""
+    with tempfile.TemporaryDirectory() as folder:
+        reference = save(name, Path(folder))
+        model = load_pretrained(folder, dtype="float32")
+    calling = calling_of(reference)
+    inputs = draw(
+        model, calling.masks(reference), num_tokens=NUM_TOKENS, batch_size=2, seed=0
+    ).without(calling.padding(reference), model)
+    return compare(reference, model, inputs, recipe=Recipe(steps=STEPS))
+
+
+def cells(report: Report) -> list[str]:
+    """A row of the table: what differs, the largest errors, what was generated."""
+    bits = sum(row.differing_bits for row in report.weights)
+    fields = sum(not row.ok for row in report.config)
+    largest = [max(row.measured for row in report.rows[level]) for level in FIGURES]
+    return [
+        str(bits),
+        str(fields),
+        *(f"{error:.1e}" for error in largest),
+        generated(report),
+        str(sum(not row.ok for rows in report.rows.values() for row in rows)),
+    ]
+
+
+def generated(report: Report) -> str:
+    """How many of the generated tokens differ, or how far vectors are off."""
+    texts = [row for row in report.generate if isinstance(row, TextResult)]
+    if texts:
+        differing = sum(int(row.measured) for row in texts)
+        return f"{differing} of {sum(len(row.theirs) for row in texts)} tokens"
+    errors = [row.measured for row in report.generate if isinstance(row, ScoresResult)]
+    return f"{max(errors):.1e}" if errors else "none"
+
+
+def section(rows: dict[str, list[str]]) -> str:
+    """The part of the page, in Markdown."""
+    lines = [
+        "## Every level",
+        "",
+        "`jaxllm parity` of one model of each kind beside its PyTorch, on two rows of",
+        f"{NUM_TOKENS} tokens or vectors, the second padded where the kind knows padding. Bits of",
+        "weights and fields of the config that differ; the largest relative errors of",
+        "activations, logits, gradients, AdamW's moments and update, and of the loss over",
+        f"{STEPS} steps of training;",
+        "what differs of greedy and beam search, or of generated vectors. A regression has one",
+        "vector for a sequence and generates nothing.",
+        "",
+        "The last column counts rows beyond four times the noise that was measured by computing",
+        "the reference in other ways: for these `jaxllm parity` says that the model is another.",
+        "",
+        "| kind | bits | fields | layers | logits | gradients | step | curve | generate | beyond |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {name} | {' | '.join(row)} |" for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def measure_all() -> dict[str, list[str]]:
+    """The rows of the table, by kind."""
+    rows = {}
+    for name in KINDS:
+        rows[name] = cells(measure(name))
+        print(name, rows[name], flush=True)
+    return rows

@@ -1,0 +1,57 @@
+"""What a wrong norm looks like."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .evidence import Evidence, Explain, Explanation
+
+
+def plus_one(evidence: Evidence) -> Iterator[Explanation]:
+    """One of the two scales by one more than the parameter."""
+    ours, theirs, scale = evidence.ours, evidence.theirs, evidence.parameter("scale")
+    if scale is not None:
+        words = "Looks like norm +1: the reference scales by one {} than ours"
+        yield Explanation(ours * (scale + 1) / scale, theirs, words.format("more"))
+        for less in ((scale - 1) / scale, scale / (scale + 1)):
+            yield Explanation(ours * less, theirs, words.format("less"))
+
+
+def other_scale(evidence: Evidence) -> Iterator[Explanation]:
+    """The reference's has the scale of another norm of ours."""
+    ours, theirs, scale = evidence.ours, evidence.theirs, evidence.parameter("scale")
+    if scale is None:
+        return
+    for name, other in evidence.weights.items():
+        if name.endswith(".scale") and other.shape == scale.shape and other is not scale:
+            words = f"Looks like swapped norms: right with {name}"
+            yield Explanation(ours * other / scale, theirs, words)
+
+
+def centred(evidence: Evidence) -> Iterator[Explanation]:
+    """The reference's is a LayerNorm."""
+    ours, theirs, scale = evidence.ours, evidence.theirs, evidence.parameter("scale")
+    if scale is not None and evidence.parameter("bias") is None:
+        h = ours / scale
+        h = (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True)
+        yield Explanation(h * scale, theirs, "Looks like a LayerNorm where ours is an RMSNorm")
+
+
+def other_eps(evidence: Evidence) -> Iterator[Explanation]:
+    """Tokens are scaled each by its own, the smallest the most.
+
+    With `a` the mean square of what is normalised, `(1 - a) / a` is eps over that of the input.
+    """
+    scale = evidence.parameter("scale")
+    if scale is None:
+        return
+    ours, theirs = (x.astype(np.float64) / scale for x in (evidence.ours, evidence.theirs))
+    ratio = (ours * theirs).sum(-1, keepdims=True) / np.square(ours).sum(-1, keepdims=True)
+    eps = [(1 - a) / a for a in (np.square(x).mean(-1) for x in (ours, theirs))]
+    times = float(np.median(eps[1] / eps[0]))
+    if np.isfinite(times) and times > 0 and abs(np.log(times)) > 0.1:
+        words = f"Looks like another eps: the reference's is about {times:.2g} times ours"
+        yield Explanation(ours * ratio, theirs, words)
+
+
+NORMS: tuple[Explain, ...] = (plus_one, other_scale, centred, other_eps)

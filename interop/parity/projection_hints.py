@@ -1,0 +1,129 @@
+"""What a wrong projection looks like."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from .evidence import Evidence, Explain, Explanation
+
+ACTIVATIONS: Mapping[str, Callable] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "relu squared": lambda x: jax.nn.relu(x) ** 2,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+def swapped(evidence: Evidence) -> Iterator[Explanation]:
+    """The reference's is what another module beside ours computes."""
+    for path, other in evidence.found.items():
+        parent, _, step = path.rpartition(".")
+        is_beside = parent == evidence.parent and path != evidence.path
+        is_alike = step.endswith("_proj") and evidence.step.endswith("_proj")
+        if is_beside and is_alike and other.shape == evidence.theirs.shape:
+            words = f"Looks like {evidence.step} and {step} swapped"
+            yield Explanation(other, evidence.theirs, words)
+
+
+def other_activation(evidence: Evidence) -> Iterator[Explanation]:
+    """The input of the second projection of an MLP was made in another way."""
+    kernel, gate, up = evidence.parameter("kernel"), *map(evidence.beside, ("gate_proj", "up_proj"))
+    if evidence.step != "down_proj" or kernel is None or up is None:
+        return
+    bias = evidence.parameter("bias")
+    shift = 0 if bias is None else bias
+    for name, act in ACTIVATIONS.items():
+        words = f"Looks like another activation: the reference's is {name}"
+        if gate is None:
+            yield Explanation(np.asarray(act(up)) @ kernel + shift, evidence.theirs, words)
+            continue
+        right, turned = (
+            np.asarray(act(x)) * y @ kernel + shift for x, y in [(gate, up), (up, gate)]
+        )
+        both, made = np.stack([evidence.theirs, evidence.ours]), np.stack([right, turned])
+        yield Explanation(made, both, "Looks like gate and up swapped")
+        yield Explanation(right, evidence.theirs, words)
+
+
+def other_kernel(evidence: Evidence) -> Iterator[Explanation]:
+    """The reference multiplies by the transpose, or by the kernel of another layer."""
+    kernel, width = evidence.parameter("kernel"), int(np.prod(evidence.theirs.shape[2:]))
+    if kernel is None or kernel.size % width or not len(evidence.theirs):
+        return
+    shape = evidence.theirs.shape
+    bias = evidence.parameter("bias")
+    shift = 0 if bias is None else bias.reshape(-1)
+    matrix_IO = kernel.reshape(-1, width)
+    for x in _inputs(evidence, matrix_IO, shift):
+        if matrix_IO.shape[0] == width:
+            words = "Looks like a transposed square matrix"
+            yield Explanation((x @ matrix_IO.T + shift).reshape(shape), evidence.theirs, words)
+        for name, other in evidence.weights.items():
+            if _is_like(name, f"{evidence.path}.kernel") and other.shape == kernel.shape:
+                made = x @ other.reshape(-1, width) + shift
+                yield Explanation(
+                    made.reshape(shape),
+                    evidence.theirs,
+                    f"Looks like swapped layers: right with {name}",
+                )
+
+
+def _inputs(
+    evidence: Evidence, matrix_IO: np.ndarray, shift: np.ndarray | int
+) -> Iterator[np.ndarray]:
+    """Of the reference's steps that which ours was made of, BTI."""
+    ours = evidence.ours.reshape(*evidence.ours.shape[:2], -1)
+    for x in list(evidence.given.values()):
+        flat = x.reshape(*x.shape[:2], -1)
+        if flat.shape[-1] == len(matrix_IO) and flat.shape[:2] == ours.shape[:2]:
+            probe = flat[:1, -8:] @ matrix_IO + shift
+            if np.allclose(probe, ours[:1, -8:], rtol=1e-3, atol=1e-4 * np.abs(probe).max()):
+                yield flat
+                return
+
+
+def _is_like(name: str, own: str) -> bool:
+    """Whether a parameter is of the same name in another layer."""
+    parts, owns = name.split("."), own.split(".")
+    differing = [(a, b) for a, b in zip(parts, owns, strict=False) if a != b]
+    return len(parts) == len(owns) and len(differing) == 1 and differing[0][0].isdigit()
+
+
+def by_embeddings(evidence: Evidence) -> Iterator[Explanation]:
+    """The head is the embeddings on one side only."""
+    table_VD, x_BTD = evidence.weights.get("embed.embedding"), evidence.given.get("final_norm")
+    if evidence.path == "lm_head" and table_VD is not None and x_BTD is not None:
+        made = x_BTD @ table_VD.T
+        yield Explanation(made, evidence.theirs, "Looks like a tied head: the reference's is tied")
+        yield Explanation(made, evidence.ours, "Looks like a tied head: ours is tied")
+
+
+def relabelled(evidence: Evidence) -> Iterator[Explanation]:
+    """The elements of heads lie as the other layout of RoPE has them."""
+    ours, theirs = evidence.ours, evidence.theirs
+    if ours.ndim == 4 and ours.shape[-1] % 2 == 0:
+        shape = ours.shape[:-1]
+        words = "Looks like half/interleaved RoPE: heads' elements lie in the other layout"
+        for pairs in ((2, -1), (-1, 2)):
+            other = ours.reshape(*shape, *pairs).swapaxes(-1, -2).reshape(ours.shape)
+            yield Explanation(other, theirs, words)
+
+
+def heads_moved(evidence: Evidence) -> Iterator[Explanation]:
+    """The heads are the reference's in another order."""
+    ours, theirs = evidence.ours, evidence.theirs
+    if ours.ndim != 4 or evidence.step in ("scores", "probs"):
+        return
+    apart = np.square(theirs[:1, :, :, None] - ours[:1, :, None]).sum((0, 1, 4))
+    order = apart.argmin(1)
+    if list(order) != list(range(len(order))):
+        words = f"Looks like heads in another order: the reference's are our {order.tolist()}"
+        yield Explanation(ours[:, :, order], theirs, words)
+
+
+PROJECTIONS: tuple[Explain, ...] = (
+    *(swapped, by_embeddings, other_activation, other_kernel, relabelled, heads_moved),
+)

@@ -1,0 +1,244 @@
+"""Record and check: the same verdicts without the reference, on few numbers."""
+
+import json
+import shutil
+
+import hf_cases
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxllm.cli import main
+from jaxllm.interop import CheckpointError
+from jaxllm.interop.parity.golden import check_pack, record_checkpoint
+from jaxllm.interop.parity.metrics import position_buckets
+from jaxllm.interop.parity.pack import read_pack, write_pack
+from jaxllm.interop.parity.recipe import Recipe
+from jaxllm.interop.parity.sample import Sample, places, spread_positions
+from jaxllm.train import make_mesh
+
+LENGTH = 300
+COMPUTED = ("logits", "layers", "gradients", "step", "curve", "generate")
+
+
+def saved(name: str, folder):
+    hf_cases.CASES[name].build().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return saved("llama", tmp_path_factory.mktemp("llama") / "llama")
+
+
+@pytest.fixture(scope="module")
+def pack(llama, tmp_path_factory):
+    """All levels of a Llama, few positions."""
+    folder = tmp_path_factory.mktemp("packs") / "llama"
+    num_bytes = record_checkpoint(
+        llama, folder, num_tokens=LENGTH, positions=16, recipe=Recipe(steps=3)
+    )
+    assert num_bytes == sum(file.stat().st_size for file in folder.iterdir())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(llama, tmp_path_factory):
+    """The forward pass at every position."""
+    folder = tmp_path_factory.mktemp("packs") / "whole"
+    record_checkpoint(llama, folder, num_tokens=LENGTH, positions=None, levels=("layers",))
+    return folder
+
+
+@pytest.fixture
+def copy(llama, tmp_path):
+    """A folder to do harm to."""
+    return shutil.copytree(llama, tmp_path / "llama")
+
+
+def change_tensor(folder, name, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_an_honest_checkpoint_passes_every_level(pack, llama):
+    report = check_pack(pack, llama)
+    assert report.ok, report.first_divergence
+    assert list(report.verdicts) == ["weights", "config", *COMPUTED]
+    assert all(report.rows[level] for level in report.verdicts)
+    assert {"torch", "transformers", "jax"} <= report.versions.keys()
+    # Floors were measured where the pack was written: the rows are no empty words.
+    assert all(row.floor > 0 for row in report.gradients if row.what == "gradient")
+    assert max(row.measured for row in report.curve) > 0
+    # Of two rows, the last of which ends early.
+    assert 16 < report.tokens <= 32
+    assert [bucket.start for bucket in report.buckets] == [0, 4, 32, 128]
+
+
+def test_a_mesh_of_eight_devices_passes_too(pack, llama):
+    levels = ("weights", "logits")
+    report = check_pack(pack, llama, mesh=make_mesh(fsdp=4, tensor=2), levels=levels)
+    assert report.ok, report.first_divergence
+    assert tuple(report.verdicts) == levels
+
+
+def test_a_damaged_weight_is_named(pack, copy):
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def flip(weight):
+        weight = weight.copy()
+        weight[3, 5] = np.nextafter(weight[3, 5], np.float32(1))
+        return weight
+
+    change_tensor(copy, name, flip)
+    report = check_pack(pack, copy, levels=("weights", "config", "logits"))
+    [wrong] = [row for row in report.weights if not row.ok]
+    assert (wrong.path, wrong.parameter) == ("layers.1.mlp.down_proj", "kernel")
+    assert report.first_divergence is wrong
+    assert report.verdicts == {"weights": False, "config": True, "logits": True}
+
+
+def test_what_a_damaged_weight_does_is_found_on_few_numbers(pack, whole, copy):
+    change_tensor(copy, "model.layers.1.self_attn.v_proj.weight", lambda w: w * np.float32(1.001))
+    for folder in (pack, whole):
+        report = check_pack(folder, copy, levels=("layers",))
+        assert not report.ok
+        assert report.first_divergence.path == "layers.1.attn.v_proj"
+    report = check_pack(pack, copy, levels=("gradients",))
+    assert not report.verdicts["gradients"]
+
+
+def test_a_wrong_field_of_the_config_is_named(pack, copy):
+    def theta(config):
+        config["rope_parameters"]["rope_theta"] *= 1.02
+
+    change_config(copy, theta)
+    report = check_pack(pack, copy, levels=("config", "layers"))
+    assert [row.path for row in report.config if not row.ok] == ["config.rope_theta"]
+    # That shows at late positions, which are among the few.
+    assert report.verdicts == {"config": False, "layers": False}
+    assert report.rows["layers"][0].ok
+
+
+def test_a_model_of_other_sizes_is_said_to_be(pack, tmp_path):
+    narrow = hf_cases.Case("Llama", {"intermediate_size": 40}).build()
+    narrow.save_pretrained(tmp_path / "narrow")
+    report = check_pack(pack, tmp_path / "narrow")
+    assert not any(report.verdicts.values())
+    assert set(report.unjudged) == set(COMPUTED)
+    assert "config.mlp_dim" in {row.path for row in report.config if not row.ok}
+    remarks = {row.path: row.remark for row in report.weights}
+    assert "in the reference, " in remarks["layers.0.mlp.gate_proj"]
+    assert remarks["layers.0.attn.q_proj"] == ""
+
+
+def test_whole_recordings_find_the_wrong_step_by_what_it_is_given(whole, llama):
+    report = check_pack(whole, llama)
+    assert report.ok, report.first_divergence
+    assert all(row.forced is not None for row in report.taps)
+
+
+def test_routers_and_their_experts_are_recorded(tmp_path):
+    folder = saved("mixtral", tmp_path / "mixtral")
+    record_checkpoint(
+        folder,
+        tmp_path / "pack",
+        num_tokens=LENGTH,
+        batch_size=1,
+        positions=8,
+        levels=("layers", "logits"),
+    )
+    report = check_pack(tmp_path / "pack", folder)
+    assert report.ok, report.first_divergence
+    assert any(row.path.endswith(".router") for row in report.taps)
+    routers = read_pack(tmp_path / "pack")["forward"]["routers"]
+    assert all(len(others) == 2 for others in routers.values())
+    assert routers
+
+
+def test_levels_are_those_recorded(whole, llama):
+    with pytest.raises(ValueError, match=r"gradients.* are not of layers, as recorded"):
+        check_pack(whole, llama, levels=("gradients",))
+    with pytest.raises(ValueError, match="are not of weights, config"):
+        record_checkpoint(llama, whole.parent / "new", levels=("everything",))
+    assert not (whole.parent / "new").exists()
+
+
+def test_what_is_no_pack_is_said(pack, llama, tmp_path, capsys):
+    with pytest.raises(CheckpointError, match=r"no pack\.json and no arrays\.safetensors"):
+        check_pack(tmp_path, llama)
+    with pytest.raises(CheckpointError, match="exists; choose a new folder"):
+        record_checkpoint(llama, pack, levels=("config",))
+    damaged = shutil.copytree(pack, tmp_path / "damaged")
+    whole = (damaged / "arrays.safetensors").read_bytes()
+    (damaged / "arrays.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="damaged is damaged"):
+        check_pack(damaged, llama)
+    assert main(["parity", "check", str(tmp_path), str(llama)]) == 1
+    assert "is no pack" in capsys.readouterr().err
+
+
+def test_a_pack_is_data_there_and_back(tmp_path):
+    data = {"a": [np.arange(3), {"b": np.ones((2, 0), np.float32)}], "c": None, "d": float("inf")}
+    write_pack(data, tmp_path / "pack")
+    found = read_pack(tmp_path / "pack")
+    np.testing.assert_array_equal(found["a"][0], data["a"][0])
+    assert found["a"][1]["b"].shape == (2, 0)
+    assert (found["c"], found["d"]) == (None, float("inf"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pack"]
+
+
+@pytest.mark.parametrize("length", [1, 5, 40, 300, 5000])
+@pytest.mark.parametrize("count", [1, 16, 50])
+def test_positions_are_spread_over_all_buckets(length, count):
+    found = spread_positions(length, count)
+    assert sorted(set(found)) == list(found)
+    assert found[-1] == length - 1
+    assert all(0 <= at < length for at in found)
+    for start, stop in position_buckets(length):
+        assert any(start <= at < (stop or length) for at in found)
+
+
+@pytest.mark.parametrize(("size", "count"), [(10, 20), (4096, 100), (10**7, 1000)])
+def test_places_are_spread_and_never_in_step_with_rows(size, count):
+    found = places(size, count)
+    assert len(found) == len(set(found.tolist())) == min(size, count)
+    assert 0 <= found.min() <= found.max() < size
+    if size > count:
+        for rows in (8, 64, 100):
+            assert np.bincount(found % rows, minlength=rows).min() > 0 or count < 5 * rows
+        counts, _ = np.histogram(found, 10, (0, size))
+        assert counts.min() > 0.8 * count / 10
+
+
+def test_a_sample_takes_the_same_numbers_of_all_arrays_of_a_shape():
+    x_BTD = np.random.default_rng(0).standard_normal((2, 6, 5)).astype(np.float32)
+    mask_BT = np.array([[1] * 6, [1, 1, 1, 0, 0, 0]])
+    sample = Sample((0, 2, 5), 3)
+    found = sample.of(x_BTD, (2, 6), mask_BT, whole=False)
+    rows = [x_BTD[0, 0], x_BTD[0, 2], x_BTD[0, 5], x_BTD[1, 0], x_BTD[1, 2]]
+    np.testing.assert_array_equal(found, np.stack(rows)[:, places(5, 3)])
+    np.testing.assert_array_equal(sample.of(x_BTD, (2, 6), mask_BT, whole=True), np.stack(rows))
+    at = np.broadcast_to(np.arange(6), (2, 6))
+    assert sample.of(at, (2, 6), mask_BT, whole=False).tolist() == [0, 2, 5, 0, 2]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_the_commands(llama, tmp_path, capsys, options):
+    pack, levels = str(tmp_path / "pack"), ["--levels", "weights", "config"]
+    assert main(["parity", "record", str(llama), "--output", pack, *levels]) == 0
+    assert pack in capsys.readouterr().out
+    report = ["--output", str(tmp_path / "report")]
+    assert main(["parity", "check", pack, str(llama), *report, *options]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["ok"] if options else "Parity holds" in out
+    assert (tmp_path / "report" / "parity.html").is_file()
+    assert jax.sharding.get_abstract_mesh().empty

@@ -1,0 +1,234 @@
+"""Parity of the source systems and of encoder-decoders: whatever their inputs and outputs are."""
+
+import dataclasses
+import json
+
+import encoder_decoder_cases
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import source_cases
+import torch
+
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.parity import Inputs, check_checkpoint, compare, train_jax
+from jaxllm.interop.parity.calling import calling_of
+from jaxllm.interop.parity.inputs import draw
+from jaxllm.interop.parity.judge import levels_of
+from jaxllm.interop.parity.recipe import Recipe
+from jaxllm.models import build_abstract, with_scanned_layers
+from jaxllm.params import named_parameters, with_arrays
+
+SMALL = {
+    "t5": {"num_layers": 2, "num_decoder_layers": 1},
+    "bart": {"encoder_layers": 2, "decoder_layers": 1},
+}
+KINDS = [*source_cases.CASES, *SMALL]
+FORWARD = ("logits", "layers")
+QUICK = ("weights", "config", *FORWARD)
+# Of one kind each, for the levels that compile a training step or a decoder; docs/families.md has
+# the figures of all levels of all kinds.
+SLOW = ("nima-transformer", "components-autoregressive")
+
+
+def write(name, folder):
+    """A model of this kind, saved; the model itself."""
+    if name in source_cases.CASES:
+        return source_cases.write(name, folder)
+    case = encoder_decoder_cases.CASES[name]
+    model = dataclasses.replace(case, arguments={**case.arguments, **SMALL[name]}).build()
+    model.save_pretrained(folder)
+    return model
+
+
+def drawn(reference, model, num_tokens=40):
+    """Inputs of the model, of which the last row is padded where that is possible."""
+    calling = calling_of(reference)
+    masks = calling.masks(reference)
+    inputs = draw(model, masks, num_tokens=num_tokens, batch_size=2, seed=0)
+    return inputs.without(calling.padding(reference), model)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """By name, a reference, our model and their inputs; made once, not to be changed."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            reference = write(name, folder)
+            model = load_pretrained(folder, dtype="float32")
+            made[name] = reference, model, drawn(reference, model)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_passes_every_level_that_it_has(kinds, name):
+    reference, model, inputs = kinds(name)
+    levels = levels_of(model) if name in SLOW else QUICK
+    before = {n: tensor.clone() for n, tensor in reference.state_dict().items()}
+    report = compare(reference, model, inputs, levels=levels, recipe=Recipe(steps=2))
+    assert report.ok, report.first_divergence
+    assert report.verdicts == dict.fromkeys(levels, True)
+    assert all(report.rows[level] for level in levels)
+    assert all(torch.equal(before[n], tensor) for n, tensor in reference.state_dict().items())
+    assert all(row.measured <= 1e-4 for row in report.gradients)
+    if name in SLOW:
+        listed = named_parameters(with_scanned_layers(model, False))
+        rows = {f"{row.path}.{row.parameter}" for row in report.gradients}
+        assert rows >= listed.keys(), "every parameter has a gradient"
+    paths = {tap.path for tap in report.taps}
+    for attention in attentions_of(model):
+        # PyTorch shows what attention is given, makes of it and returns, of every kind.
+        assert {f"{attention}.{part}" for part in ("q", "k", "v", "scores", "mixed")} <= paths
+
+
+def attentions_of(model):
+    """The paths of attentions, each layer by itself."""
+    stacks = {"": model.config}
+    if hasattr(model.config, "decoder"):
+        stacks = {"encoder.": model.config.encoder, "decoder.": model.config.decoder}
+    for prefix, stack in stacks.items():
+        for i in range(stack.num_layers):
+            yield f"{prefix}layers.{i}.attn"
+            if stack.cross_attention:
+                yield f"{prefix}layers.{i}.cross_attn"
+
+
+def test_a_folder_of_a_source_system_needs_no_more_than_its_path(tmp_path):
+    source_cases.write("nima-transformer", tmp_path)
+    report = check_checkpoint(tmp_path, levels=("weights", "config", "logits"))
+    assert report.ok, report.first_divergence
+    # As many tokens as it has positions for, a quarter of the last row padding.
+    assert (report.batch_size, report.length, report.tokens) == (2, 320, 560)
+    assert report.seed == 0
+
+
+def changed(model, name, function):
+    """A bug: one parameter is wrong."""
+    arrays = {n: variable.get_value() for n, variable in named_parameters(model).items()}
+    return with_arrays(model, {**arrays, name: function(arrays[name])})
+
+
+def backwards(array):
+    return array[..., ::-1]
+
+
+BUGS = {
+    "nima-gpt": ("layers.0:2.mlp_norm.scale", "layers.0.mlp_norm"),
+    "nima-transformer": ("decoder.layers.0.cross_attn.v_proj.bias", "decoder.layers.0.cross"),
+    "components-regression": ("input_proj.kernel", "input_proj"),
+    "components-autoregressive": ("layers.0:2.attn.o_proj.kernel", "layers.0.attn.o_proj"),
+    "components-encoder-decoder": ("encoder.layers.0:2.mlp.up_proj.bias", "encoder.layers.0.mlp"),
+    "t5": ("decoder.position_bias.embedding", "decoder.layers.0.attn.scores"),
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_of_every_kind_is_named_where_it_is(kinds, name):
+    reference, model, inputs = kinds(name)
+    parameter, place = BUGS[name]
+    report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)
+    assert not report.verdicts["logits"]
+    assert report.first_divergence.path.startswith(place)
+
+
+def test_what_padding_is_given_does_not_count(kinds):
+    reference, model, inputs = kinds("bart")
+    other = np.where(inputs.target_mask == 1, inputs.target, 17)
+    one, same = (
+        compare(reference, model, given, levels=("logits",))
+        for given in (inputs, dataclasses.replace(inputs, target=other))
+    )
+    assert one.tokens == same.tokens == inputs.target_mask.sum() < inputs.target.size
+    assert one.logits == same.logits
+    assert sum(bucket.tokens for bucket in one.buckets) == one.tokens
+
+
+def test_a_model_that_sees_the_padding_of_its_source_fails(kinds):
+    reference, model, inputs = kinds("nima-transformer")
+    blind = type("Blind", (type(model),), {"__call__": without_segments(type(model).__call__)})
+    seeing = with_arrays(build_abstract(model.config), arrays_of(model))
+    seeing.__class__ = blind
+    report = compare(reference, seeing, inputs, levels=("logits",))
+    assert not report.ok
+
+
+def without_segments(call):
+    return lambda self, *sequences, **_: call(self, *sequences)
+
+
+def arrays_of(model):
+    return {name: variable.get_value() for name, variable in named_parameters(model).items()}
+
+
+def test_a_loss_that_counts_padding_is_caught_by_the_gradients(kinds, monkeypatch):
+    reference, model, inputs = kinds("nima-transformer")
+    honest = train_jax.mean_loss
+
+    def of_all(params, bind, given):
+        shown = {**given, "target_mask": jnp.ones_like(given["target_mask"])}
+        return honest(params, bind, shown)
+
+    monkeypatch.setattr(train_jax, "mean_loss", of_all)
+    report = compare(reference, model, inputs, levels=("gradients",))
+    assert not report.ok
+
+
+def test_targets_that_begin_with_another_token_are_caught(kinds):
+    reference, model, inputs = kinds("t5")
+    config = dataclasses.replace(model.config, start_token=6)
+    other = with_arrays(build_abstract(config), arrays_of(model))
+    report = compare(reference, other, inputs, levels=("config", "generate"))
+    assert report.verdicts == {"config": False, "generate": False}
+    assert report.first_divergence.path == "config.start_token"
+
+
+def test_inputs_that_do_not_fit_are_refused_with_all_that_is_wrong(kinds):
+    reference, model, inputs = kinds("components-encoder-decoder")
+    wrong = Inputs(inputs.target[..., :3], inputs.source.astype(np.float64))
+    with pytest.raises(ValueError, match=r"source are float64.*; target are float32\(2, 40, 3\)"):
+        compare(reference, model, wrong, levels=("logits",))
+    with pytest.raises(ValueError, match="source is missing"):
+        compare(reference, model, inputs.target, levels=("logits",))
+    hidden = dataclasses.replace(inputs, source_mask=np.eye(2, inputs.source.shape[1]))
+    with pytest.raises(ValueError, match="source_mask hides tokens which the reference shows"):
+        compare(reference, model, hidden, levels=("logits",))
+    with pytest.raises(ValueError, match="a Linear, which is neither of transformers"):
+        compare(torch.nn.Linear(2, 2), model, inputs, levels=("logits",))
+    reference, model, inputs = kinds("nima-transformer")
+    padding = dataclasses.replace(inputs, source=np.full_like(inputs.source, 3))
+    with pytest.raises(ValueError, match="3, the token that stands for padding"):
+        compare(reference, model, padding, levels=("logits",))
+
+
+def test_a_regression_generates_nothing(kinds):
+    reference, model, inputs = kinds("components-regression")
+    with pytest.raises(ValueError, match=r"levels=.* are not of weights"):
+        compare(reference, model, inputs, levels=("generate",))
+
+
+def test_a_file_of_tokens_gives_rows_and_their_padding(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    assert Inputs.read(tmp_path / "a.npy").target.tolist() == [[0, 1, 2], [3, 4, 5]]
+    np.savez(tmp_path / "a.npz", source=np.ones((1, 2)), target=np.zeros((1, 3)))
+    assert Inputs.read(tmp_path / "a.npz").arrays.keys() == {"source", "target"}
+    np.savez(tmp_path / "b.npz", src=np.ones((1, 2)), target=np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="has src, target, not target and of source, source_mask"):
+        Inputs.read(tmp_path / "b.npz")
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"source": [[1, 2]], "target": [[5, 6, 7], [8]]}))
+    found = {name: array.tolist() for name, array in Inputs.read(file).arrays.items()}
+    assert found == {
+        "source": [[1, 2]],
+        "target": [[5, 6, 7], [8, 0, 0]],
+        "target_mask": [[1, 1, 1], [1, 0, 0]],
+    }
+    file.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="target is not a list of lists of integers"):
+        Inputs.read(file)
+    with pytest.raises(ValueError, match=r"no \.npy, \.npz or \.json"):
+        Inputs.read(tmp_path / "a.txt")

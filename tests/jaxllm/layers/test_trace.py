@@ -1,0 +1,96 @@
+"""What attention computes is shown to who asks, and costs who does not ask nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import random_model
+
+from jaxllm.layers import attention
+from jaxllm.layers.trace import STAND_IN
+
+T = 300  # three blocks of queries
+
+
+@pytest.fixture(scope="module", params=["rope", "alibi"])
+def layer(request):
+    """An attention with random weights, and how it is called."""
+    model = random_model(scan_layers=False, positions=request.param)
+    x_BTD = jax.random.normal(jax.random.key(0), (2, T, model.config.embed_dim))
+    return model.layers["0"].attn, (x_BTD, jnp.arange(T)[None], None, None, model.position_bias)
+
+
+def shown(attn, given):
+    (out, _), captured = nnx.capture(attn, nnx.Intermediate)(*given)
+    return out, {name: captured[name].get_value() for name in captured}
+
+
+def program_of(layer):
+    attn, given = layer
+    arrays, rest = given[:2], given[2:]
+    return jax.make_jaxpr(lambda *arrays: attn(*arrays, *rest)[0])(*arrays)
+
+
+def shapes_of(jaxpr):
+    """The shapes of all that a program computes, in the programs within it too."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                program = getattr(inner, "jaxpr", inner)
+                if hasattr(program, "eqns"):
+                    yield from shapes_of(program)
+
+
+def test_unasked_the_program_is_as_if_nothing_could_be_shown(layer, monkeypatch):
+    program = program_of(layer)
+    monkeypatch.setattr(attention, "show", lambda module, **values: tuple(values.values()))
+    monkeypatch.setattr(attention, "is_watched", lambda module: False)
+    assert str(program_of(layer)) == str(program)
+
+
+def test_unasked_no_array_is_of_all_queries_and_keys(layer):
+    shapes = list(shapes_of(program_of(layer).jaxpr))
+    assert any(shape[-1:] == (T,) for shape in shapes), "the last block meets all keys"
+    assert not any(shape[-2:] == (T, T) for shape in shapes)
+
+
+def test_what_is_shown_is_what_is_computed(layer):
+    attn, given = layer
+    out_BTD, values = shown(attn, given)
+    np.testing.assert_allclose(out_BTD, attn(*given)[0], rtol=2e-5, atol=1e-6)
+    scores, probs = (np.concatenate(values[name], 1) for name in ("scores", "probs"))
+    seen = np.tril(np.ones((T, T), bool))[:, None]
+    assert scores.shape == probs.shape == (2, T, attn.config.num_heads, T)
+    assert np.all((scores > -1e30) == seen)
+    assert np.all(probs[np.broadcast_to(~seen, probs.shape)] == 0)
+    np.testing.assert_allclose(probs, jax.nn.softmax(scores, axis=-1), rtol=1e-5, atol=1e-7)
+    (q,), (k,), (v,), (mixed,) = (values[name] for name in ("q", "k", "v", "mixed"))
+    k, v = (attention.repeat_kv(x, q.shape[2] // k.shape[2]) for x in (k, v))
+    products = np.einsum("BTNH,BSNH->BTNS", q, k) * q.shape[-1] ** -0.5
+    if (bias := given[4]) is not None:
+        products = products + np.moveaxis(bias(given[1], given[1]), 1, 2)
+    shown_scores, wanted = (x[np.broadcast_to(seen, x.shape)] for x in (scores, products))
+    np.testing.assert_allclose(shown_scores, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.einsum("BTNS,BSNH->BTNH", probs, v), mixed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_listener_may_put_other_values_in_their_place(layer):
+    """Probabilities of one key alone: every query gets that key's value."""
+    attn, given = layer
+
+    def first_key(name, value):
+        return jnp.zeros_like(value).at[..., 0].set(1.0) if name == "probs" else value
+
+    setattr(attn, STAND_IN, first_key)
+    try:
+        _, values = shown(attn, given)
+    finally:
+        delattr(attn, STAND_IN)
+    (v_BSKH,), (mixed_BTNH,) = values["v"], values["mixed"]
+    first_B1NH = attention.repeat_kv(v_BSKH, mixed_BTNH.shape[2] // v_BSKH.shape[2])[:, :1]
+    np.testing.assert_allclose(
+        mixed_BTNH, np.broadcast_to(first_B1NH, mixed_BTNH.shape), rtol=1e-5, atol=1e-6
+    )
+    assert not np.allclose(mixed_BTNH, shown(attn, given)[1]["mixed"][0])

@@ -1,0 +1,228 @@
+"""Functions of jaxllm that compute something else, weights and config being right."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.config import DecoderConfig
+from jaxllm.layers import attention
+from jaxllm.layers.attention import Attention
+from jaxllm.layers.block import Block
+from jaxllm.layers.linear import Linear, project
+from jaxllm.layers.mlp import MLP, activate
+from jaxllm.layers.moe import MoE
+from jaxllm.models.decoder import Decoder
+
+from .features import (
+    Feature,
+    always,
+    both,
+    can_pad_left,
+    first,
+    first_unrotated,
+    has,
+    has_not,
+    is_gated,
+    is_grouped,
+    is_rotated,
+    starts_with_norm,
+)
+from .mutation import Mutation, copy_of, left_padded
+
+Wrong = Callable[[Callable, DecoderConfig], Callable]
+
+
+def patched(
+    name: str,
+    owner: Any,
+    attribute: str,
+    wrong: Wrong,
+    place: Callable[[DecoderConfig], str] | str,
+    applies: Feature = always,
+    level: str = "layers",
+) -> Mutation:
+    """A function of `owner` is `wrong(function, config)` instead."""
+    honest = getattr(owner, attribute)
+    return Mutation(
+        name=name,
+        applies=applies,
+        patch=lambda config: mock.patch.object(owner, attribute, wrong(honest, config)),
+        signs=lambda config: {level: place if isinstance(place, str) else place(config)},
+    )
+
+
+def other_norm(honest: Callable, config: DecoderConfig) -> Callable:
+    def enter(self, norm, x_BTD):
+        return honest(self, self.mlp_norm if norm is self.attn_norm else self.attn_norm, x_BTD)
+
+    return enter
+
+
+def up_as_gate(honest: Callable, config: DecoderConfig) -> Callable:
+    def call(self, x_BTD):
+        gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        return self.down_proj(activate(self.activation, up_BTF) * gate_BTF)
+
+    return call
+
+
+def rotated_otherwise(heads: str) -> Wrong:
+    """RoPE in the other layout, on what has as many heads as this field says."""
+
+    def wrong(honest: Callable, config: DecoderConfig) -> Callable:
+        other = "interleaved" if config.rope_layout == "half" else "half"
+
+        def apply_rope(x_BTNH, positions_BT, rotation):
+            is_meant = x_BTNH.shape[2] == getattr(config, heads)
+            return honest(
+                x_BTNH, positions_BT, rotation._replace(layout=other) if is_meant else rotation
+            )
+
+        return apply_rope
+
+    return wrong
+
+
+def unnormalised(honest: Callable, config: DecoderConfig) -> Callable:
+    def place(self, x_BTNH, norm, positions_BT):
+        return honest(self, x_BTNH, None, positions_BT)
+
+    return place
+
+
+def unchanged(honest: Callable, config: DecoderConfig) -> Callable:
+    return lambda x, *args: x
+
+
+def tiled(honest: Callable, config: DecoderConfig) -> Callable:
+    """Query head n has the keys and values of head n % K, not n // G."""
+    groups = config.num_heads // config.num_kv_heads
+
+    def attend(q_BTNH, *args, **options):
+        B, T, N, H = q_BTNH.shape
+        moved = q_BTNH.reshape(B, T, groups, -1, H).swapaxes(2, 3).reshape(B, T, N, H)
+        out = honest(moved, *args, **options)
+        return out.reshape(B, T, -1, groups, H).swapaxes(2, 3).reshape(B, T, N, H)
+
+    return attend
+
+
+def in_half_precision(honest: Callable, config: DecoderConfig) -> Callable:
+    def softmax(x, axis=-1, **options):
+        return honest(x.astype(jnp.bfloat16), axis=axis, **options).astype(x.dtype)
+
+    return softmax
+
+
+def without_last_expert(honest: Callable, config: DecoderConfig) -> Callable:
+    """What goes to the last expert is lost."""
+
+    def choose(self, x_BTD):
+        probs_BTE, weights_BTk, chosen_BTk = honest(self, x_BTD)
+        is_lost_BTk = chosen_BTk == self.experts.num_experts - 1
+        return probs_BTE, jnp.where(is_lost_BTk, 0, weights_BTk), chosen_BTk
+
+    return choose
+
+
+def early_temperature(honest: Callable, config: DecoderConfig) -> Callable:
+    """Position p counts as p, not as p + 1."""
+    return lambda temperature, positions_BT: honest(temperature, positions_BT - 1)
+
+
+def unbiased(honest: Callable, config: DecoderConfig) -> Callable:
+    """The output of attention has lost its bias."""
+
+    def accumulate(self, x):
+        if self.equation == "BTNH,NHD->BTD":
+            return project(self.equation, x, self.kernel[...])
+        return honest(self, x)
+
+    return accumulate
+
+
+def by_embeddings(honest: Callable, config: DecoderConfig) -> Callable:
+    return lambda self, x_BTD: self.embed.attend(x_BTD)
+
+
+def counting_tokens(honest: Callable, config: DecoderConfig) -> Callable:
+    """The first token after padding stands at 0, not where the reference has it."""
+
+    def hidden(self, tokens_BT, *, segment_ids=None, **options):
+        is_token_BT = jnp.asarray(segment_ids != 0, jnp.int32)
+        positions_BT = jnp.maximum(jnp.cumsum(is_token_BT, axis=1) - 1, 0)
+        options |= {"segment_ids": segment_ids, "positions": positions_BT}
+        return honest(self, tokens_BT, **options)
+
+    return hidden
+
+
+def dropping(honest: Callable, config: DecoderConfig) -> Callable:
+    def hidden(self, *args, **options):
+        return honest(self, *args, **{**options, "dropout_key": jax.random.key(0)})
+
+    return hidden
+
+
+def with_dropout(model: Decoder) -> Decoder:
+    """A config for training, which does not bear on the numbers until a key is given."""
+    model = copy_of(model)
+    model.config = dataclasses.replace(model.config, dropout=0.1)
+    return model
+
+
+def entry(config: DecoderConfig) -> str:
+    """The first step of the first layer."""
+    return f"layers.0.{'attn_norm' if starts_with_norm(config) else 'attn.q_proj'}"
+
+
+def swapped_norm(config: DecoderConfig) -> str:
+    """Norms of one input are right for themselves: what is wrong is who is given which."""
+    return "layers.0.attn.q_proj" if config.norm_placement == "parallel" else "layers.0.attn_norm"
+
+
+def placed(config: DecoderConfig) -> str:
+    """The first step that depends on the position."""
+    return "layers.0.attn.q" if config.positions == "rope" else entry(config)
+
+
+def in_first(step: str, **kind: str) -> Callable[[DecoderConfig], str]:
+    return lambda config: f"layers.{first(**kind)(config)}.{step}"
+
+
+Q, K, SCORES, PROBS = (f"layers.0.attn.{step}" for step in ("q", "k", "scores", "probs"))
+FUNCTIONS = (
+    patched("norms swapped", Block, "enter", other_norm, swapped_norm, starts_with_norm),
+    patched("gate and up swapped", MLP, "__call__", up_as_gate,
+            in_first("mlp.down_proj", mlp="dense"), is_gated),
+    patched("rope layout of q only", attention, "apply_rope", rotated_otherwise("num_heads"), Q,
+            both(is_rotated, is_grouped)),
+    patched("rope layout of k only", attention, "apply_rope", rotated_otherwise("num_kv_heads"), K,
+            both(is_rotated, is_grouped)),
+    patched("qk norm missing", Attention, "place", unnormalised, Q,
+            lambda config: config.qk_norm in ("head", "full")),
+    patched("qk norm missing", attention, "normalize", unchanged, Q,
+            lambda config: config.qk_norm == "after_rope"),
+    patched("kv heads tiled", attention, "attention", tiled, SCORES, is_grouped),
+    patched("softmax in bfloat16", jax.nn, "softmax", in_half_precision, PROBS),
+    patched("last expert dropped", MoE, "choose", without_last_expert,
+            in_first("mlp", mlp="experts"), has("experts")),
+    patched("temperature floor off by one", attention, "temperature_growth", early_temperature,
+            lambda config: f"layers.{first_unrotated(config)}.attn.q", has("attn_temperature")),
+    patched("bias dropped", Linear, "accumulate", unbiased, "layers.0.attn.o_proj",
+            has("attn_out_bias")),
+    patched("head tied", Decoder, "unembed", by_embeddings, "lm_head", has_not("tie_embeddings"),
+            "logits"),
+    dataclasses.replace(
+        patched("position under left padding", Decoder, "hidden", counting_tokens, placed,
+                can_pad_left),
+        inputs=left_padded,
+    ),
+    dataclasses.replace(
+        patched("dropout left on", Decoder, "hidden", dropping, entry), break_model=with_dropout
+    ),
+)  # fmt: skip

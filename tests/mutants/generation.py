@@ -1,0 +1,69 @@
+"""Continuations that go wrong though every forward pass is right."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+
+from jaxllm.config import DecoderConfig
+from jaxllm.generation import Sampling, beam, decode
+
+from .mutation import Mutation
+
+
+def regenerated(
+    name: str, place: str, owner: Any, attribute: str, wrong: Callable[[Callable], Callable]
+) -> Mutation:
+    """A function that generating calls is `wrong(function)`, in programs compiled anew."""
+    honest = getattr(owner, attribute)
+
+    @contextmanager
+    def patch(config: DecoderConfig) -> Iterator[None]:
+        _forget_programs(owner)
+        try:
+            with mock.patch.object(owner, attribute, wrong(honest)):
+                yield
+        finally:
+            _forget_programs(owner)
+
+    return Mutation(name=name, patch=patch, signs=lambda config: {"generate": place})
+
+
+def _forget_programs(owner: Any) -> None:
+    """What was compiled with the function, or without the bug, is compiled again."""
+    for compiled in vars(owner).values():
+        if hasattr(compiled, "clear_cache"):
+            compiled.clear_cache()
+
+
+def padding_counts(honest: Callable) -> Callable:
+    """New tokens stand after the padding of a prompt, not after its last token."""
+
+    def prefill(model, tokens_BT, lengths_B, room):
+        start = honest(model, tokens_BT, lengths_B, room)
+        return start._replace(lengths_B=jnp.full_like(lengths_B, tokens_BT.shape[1]))
+
+    return prefill
+
+
+def one_more(honest: Callable) -> Callable:
+    """`top_k` keeps a token more than it says."""
+
+    def filtered(self, logits_BV, *args):
+        return honest(dataclasses.replace(self, top_k=self.top_k + 1), logits_BV, *args)
+
+    return filtered
+
+
+GENERATION_BUGS = (
+    regenerated(
+        "padding counted in positions", "generate.greedy", decode, "prefill", padding_counts
+    ),
+    regenerated(
+        "padding counted in positions of beams", "generate.beams", beam, "prefill", padding_counts
+    ),
+    regenerated("top-k off by one", "generate.filtered", Sampling, "filtered", one_more),
+)

@@ -1,0 +1,96 @@
+"""docs/mutations.md: what became of every trial, written and read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .trial import Outcome, Trial
+
+COLUMNS = (
+    *("bug", "family", "to be found by", "found by", "step named", "right"),
+    *("over threshold", "over floor", "hint"),
+)
+INTRODUCTION = """\
+# The gate is tested
+
+Every bug below was put into a model of every family that it applies to: into its weights, its
+config, a function of jaxllm, the optimizer or the loss. `jaxllm.interop.parity.compare` then had
+to catch it at the level given, with the levels before that one holding, and to name the step that
+is wrong. It knows nothing of the bugs. Those in the weights or the config have a second row, in
+which the forward pass alone finds them. The models are tiny, random in every tensor, and in float32
+on CPU. `python benchmarks/mutations.py` writes this page.
+
+An error is given in multiples of the threshold and of the reference's own rounding noise; `exact`
+is where nothing but equality will do.
+"""
+
+
+def render(outcomes: Mapping[Trial, Outcome], honest: int, alarms: Sequence[str]) -> str:
+    """The page; `honest` is how many honest models were compared as well."""
+    caught = sum(outcome.is_caught for outcome in outcomes.values())
+    right = sum(outcome.is_right for outcome in outcomes.values())
+    count, classes = len(outcomes), {trial.mutation.name for trial in outcomes}
+    families = {trial.family for trial in outcomes}
+    lines = [
+        INTRODUCTION,
+        f"**{len(classes)} bugs in {len(families)} families: {caught} of {count} caught, {right}"
+        f" named at the right step ({right / count:.1%}). {len(alarms)} false alarms over {honest}"
+        " honest models.**",
+        *(["", "False alarms: " + "; ".join(alarms)] if alarms else []),
+        "",
+        *_summary(outcomes),
+        "",
+        "## Every trial",
+        "",
+        *_table(COLUMNS, (_cells(trial, outcome) for trial, outcome in outcomes.items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read(page: Path) -> dict[str, dict[str, str]]:
+    """The rows of the page's last table, by the names of their trials."""
+    rows = {}
+    for line in page.read_text().partition("## Every trial")[2].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == len(COLUMNS) and cells[0] not in (COLUMNS[0], "---"):
+            row = dict(zip(COLUMNS, cells, strict=True))
+            rows[", ".join(cells[:3])] = row
+    return rows
+
+
+def _summary(outcomes: Mapping[Trial, Outcome]) -> list[str]:
+    """A row for each bug: how it was found in all its families."""
+    kinds: dict[tuple[str, str], list[Outcome]] = {}
+    for trial, outcome in outcomes.items():
+        kinds.setdefault((trial.mutation.name, trial.level), []).append(outcome)
+    rows = (
+        (
+            *kind,
+            f"{sum(o.is_caught for o in found)} of {len(found)}",
+            f"{sum(o.is_right for o in found)} of {len(found)}",
+            _multiple(min(o.over_threshold for o in found)),
+            _multiple(min(o.over_floor for o in found)),
+        )
+        for kind, found in kinds.items()
+    )
+    columns = ("bug", "found by", "caught", "right", "least over threshold", "least over floor")
+    return _table(columns, rows)
+
+
+def _cells(trial: Trial, outcome: Outcome) -> tuple[str, ...]:
+    return (
+        *(trial.mutation.name, trial.family, trial.level),
+        *(outcome.level or "nothing", outcome.named, "yes" if outcome.is_right else "no"),
+        *(_multiple(outcome.over_threshold), _multiple(outcome.over_floor), outcome.hint),
+    )
+
+
+def _multiple(value: float) -> str:
+    if math.isnan(value):
+        return "not a number"
+    return "exact" if math.isinf(value) else f"{value:.2g}" if value < 100 else f"{value:.1e}"
+
+
+def _table(columns, rows) -> list[str]:
+    lines = (columns, ["---"] * len(columns), *rows)
+    return [f"| {' | '.join(cells)} |" for cells in lines]
