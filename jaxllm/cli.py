@@ -18,14 +18,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxllm.config import Config
+    from jaxllm.interop.parity import Report
     from jaxllm.models.decoder import Decoder
     from jaxllm.train.text import Tokenizer
 
 
+# These take any field of a run's config as an option.
+TAKE_OVERRIDES = ("train", "parity mesh")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    arguments, rest = _parser().parse_known_args(argv)
-    if rest and arguments.command != "train":
+    arguments, rest = _parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    if rest and arguments.command not in TAKE_OVERRIDES:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         _set_environment()
@@ -36,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, FloatingPointError, OSError) as error:
         return _explain(error)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`parity mesh CONFIG` is a command of two words; a folder of that name is `./mesh`."""
+    if argv[:1] == ["parity"] and argv[1:2] and argv[1] in ("record", "check", "mesh"):
+        return [" ".join(argv[:2]), *argv[2:]]
+    return list(argv)
 
 
 def _explain(error: Exception) -> int:
@@ -87,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)"
     )
+    generate.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1: tokens already in the text are less likely (%(default)s: none)",
+    )
     generate.add_argument("--top-k", type=_count)
     generate.add_argument("--top-p", type=float)
     generate.add_argument("--beams", type=_count, help="search for the likeliest text instead")
@@ -109,9 +127,20 @@ def _parser() -> argparse.ArgumentParser:
     suggest.add_argument("--config", help="a YAML file of the fields of the model's config")
     _add_rules(suggest)
 
+    _add_proofs(add)
+    return parser
+
+
+def _add_proofs(add: Callable[..., argparse.ArgumentParser]) -> None:
     purpose = "Compare a Hugging Face checkpoint, run by transformers, with ours."
     _add_parity_options(add("parity", _parity, purpose))
-    return parser
+
+    purpose = "Write down what PyTorch computes, to be checked where it is not installed."
+    _add_record_options(add("parity record", _parity_record, purpose))
+    purpose = "Compare a checkpoint with what was recorded, on any mesh, without PyTorch."
+    _add_check_options(add("parity check", _parity_check, purpose))
+    _add_mesh_options(add("parity mesh", _parity_mesh, "Compare every layout with one device."))
+    _add_diff_options(add("diff", _diff, "Say at which step two runs part, and in what."))
 
 
 def _add_rules(command: argparse.ArgumentParser) -> None:
@@ -125,12 +154,32 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("source", help="a checkpoint of any known family, or a run")
     convert.add_argument("destination", help="a folder that does not exist yet")
     formats = ("hf", "meta", "tlama", "llm", "nima", "components", "native", "rules")
-    convert.add_argument("--to", choices=formats, default="hf", help="(%(default)s)")
+    convert.add_argument("--to", choices=formats, help="default: hf")
     convert.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     convert.add_argument("--model-parallel", type=_count, help="shards to write, for meta")
     convert.add_argument("--step", type=int, help="of a run; default: its newest")
     convert.add_argument("--max-ram", default="256MiB", help="for tensors (%(default)s)")
+    _add_optimizer_options(convert)
     convert.epilog = "After a kill the same command goes on where it was."
+
+
+def _add_optimizer_options(convert: argparse.ArgumentParser) -> None:
+    convert.add_argument(
+        "--with-optimizer",
+        action="store_true",
+        help="take the state of AdamW along: of a run, for PyTorch; or PyTorch's, into a run",
+    )
+    convert.add_argument("--config", help="into a run: its YAML file, with init_from")
+    convert.add_argument(
+        "--optimizer", metavar="PATH", help="into a run: PyTorch's file or DCP folder, if elsewhere"
+    )
+    forms = ("state_dict", "dcp")
+    convert.add_argument("--optimizer-format", choices=forms, help="of a run; default: state_dict")
+    convert.add_argument(
+        "--parameter-names",
+        metavar="FILE",
+        help="of the PyTorch model in its order, one on each line, if nothing else says it",
+    )
 
 
 def _add_verify_options(verify: argparse.ArgumentParser) -> None:
@@ -146,7 +195,7 @@ def _add_verify_options(verify: argparse.ArgumentParser) -> None:
 
 def _add_parity_options(parity: argparse.ArgumentParser) -> None:
     _add_rules(parity)
-    parity.add_argument("path", help="a Hugging Face checkpoint of any known family")
+    parity.add_argument("path", help="a checkpoint of Hugging Face or of a source system")
     parity.add_argument(
         "--levels",
         nargs="+",
@@ -154,13 +203,64 @@ def _add_parity_options(parity: argparse.ArgumentParser) -> None:
         help="of weights, config, logits, layers, gradients, step, curve and generate; "
         "default: all but curve, which takes longest",
     )
-    parity.add_argument("--text", help="a text file to compare on; default: random tokens")
+    given = parity.add_mutually_exclusive_group()
+    given.add_argument("--text", help="a text file to compare on; default: random tokens")
+    given.add_argument(
+        "--tokens",
+        help="a file of rows to compare on: .npy, .json, or .npz of source and target",
+    )
     parity.add_argument("--num-tokens", type=_count, default=384, help="(%(default)s)")
     parity.add_argument("--seed", type=int, default=0, help="of the random tokens (%(default)s)")
     parity.add_argument(
         "--output", default="runs/parity", help="folder of the report (%(default)s)"
     )
     parity.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_record_options(record: argparse.ArgumentParser) -> None:
+    _add_rules(record)
+    record.add_argument("path", help="a checkpoint, as for `jaxllm parity`")
+    record.add_argument("--output", required=True, metavar="PACK", help="a new folder")
+    record.add_argument("--levels", nargs="+", metavar="LEVEL", help="default: all")
+    record.add_argument(
+        "--positions",
+        type=lambda text: None if text == "all" else _count(text),
+        default=24,
+        help="of each row whose numbers are kept, or all (%(default)s)",
+    )
+    record.add_argument("--text", help="a text file to compare on; default: random tokens")
+    record.add_argument("--num-tokens", type=_count, default=384, help="(%(default)s)")
+    record.add_argument("--seed", type=int, default=0, help="of the random tokens (%(default)s)")
+
+
+def _add_check_options(check: argparse.ArgumentParser) -> None:
+    _add_rules(check)
+    check.add_argument("pack", help="what `jaxllm parity record` wrote")
+    check.add_argument("path", help="the same checkpoint, in any spelling")
+    check.add_argument(
+        "--mesh", nargs="+", type=_axis, default=[], metavar="AXIS=SIZE", help="as in fsdp=4"
+    )
+    check.add_argument("--levels", nargs="+", metavar="LEVEL", help="default: all that it has")
+    check.add_argument("--output", default="runs/parity", help="folder of the report (%(default)s)")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _axis(text: str) -> tuple[str, int]:
+    """An axis of a mesh and its size, for argparse."""
+    name, _, size = text.partition("=")
+    return name, _count(size)
+
+
+def _add_mesh_options(mesh: argparse.ArgumentParser) -> None:
+    mesh.add_argument("config", help="a YAML file, as in configs/")
+    mesh.add_argument("--json", action="store_true", help="print the differences as JSON")
+    mesh.epilog = "Any field of the file can be overridden: --batch-size 16."
+
+
+def _add_diff_options(diff: argparse.ArgumentParser) -> None:
+    diff.add_argument("run_a", help="the folder of a run")
+    diff.add_argument("run_b", help="the folder of another")
+    diff.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _count(text: str) -> int:
@@ -192,7 +292,7 @@ def _train(arguments: argparse.Namespace) -> int:
         model = load_pretrained(config.init_from, mesh=mesh, dtype="float32")
     result = train(config, model, resume=arguments.resume)
     if result.held_out_loss is not None:
-        print(f"held-out loss {result.held_out_loss:.4f} nats per token")
+        print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
     print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
     return 0
 
@@ -217,17 +317,28 @@ def _generate(arguments: argparse.Namespace) -> int:
     from jaxllm.generation import Sampling, beam_search, generate
     from jaxllm.interop import load_pretrained
 
+    penalty = arguments.repetition_penalty
     sampling = Sampling(
-        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
+        repetition_penalty=penalty,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
     )
     model = load_pretrained(arguments.path, dtype=arguments.dtype)
     tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
-    if arguments.beams and sampling != Sampling():
+    if arguments.beams and sampling != Sampling(repetition_penalty=penalty):
         raise ValueError("--beams does not sample: give no temperature, top-k or top-p")
     prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
     limit, eos_ids = arguments.max_new_tokens, [tokenizer.eos_id]
     if arguments.beams:
-        tokens = beam_search(model, prompts, limit, num_beams=arguments.beams, eos_ids=eos_ids)
+        tokens = beam_search(
+            model,
+            prompts,
+            limit,
+            num_beams=arguments.beams,
+            repetition_penalty=penalty,
+            eos_ids=eos_ids,
+        )
     else:
         tokens = generate(
             model, prompts, limit, sampling=sampling, eos_ids=eos_ids, seed=arguments.seed
@@ -244,11 +355,15 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
     """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
     from jaxllm.train import load_config
-    from jaxllm.train.data import corpus_tokenizer
+    from jaxllm.train.data import DataConfig
+    from jaxllm.train.pairs import PairsConfig
     from jaxllm.train.text import load_tokenizer
 
     if given is None and (Path(path) / "config.yaml").is_file():
-        return corpus_tokenizer(load_config(Path(path) / "config.yaml").data)
+        data = load_config(Path(path) / "config.yaml").data
+        if not isinstance(data, DataConfig | PairsConfig):
+            raise ValueError(f"{path} was not trained on text, and has no tokenizer: {data}")
+        return load_tokenizer(data.tokenizer, eos=data.eos)
     folders = [Path(path)] if model.origin is None else [Path(path), Path(model.origin.directory)]
     own = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
     tokenizer = load_tokenizer(given or own)
@@ -265,21 +380,25 @@ def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from jaxllm import handover
     from jaxllm.interop import convert
     from jaxllm.interop.sizes import spell_size
 
+    if handover.is_into_run(arguments):
+        return handover.into_run(arguments)
     begun = time.perf_counter()
     with _progress_bar(arguments.destination) as progress:
         done = convert(
             arguments.source,
             arguments.destination,
-            to=arguments.to,
+            to=arguments.to or "hf",
             dtype=arguments.dtype,
             model_parallel=arguments.model_parallel,
             step=arguments.step,
             max_ram=arguments.max_ram,
             progress=progress,
             rules=arguments.rules,
+            optimizer=handover.optimizer_of(arguments) if arguments.with_optimizer else None,
         )
     seconds = time.perf_counter() - begun
     kept = (
@@ -368,17 +487,23 @@ def _read_config(path: Path) -> "Config":
 
 
 def _parity(arguments: argparse.Namespace) -> int:
-    from jaxllm.interop.parity import check_checkpoint
+    from jaxllm.interop.parity import Inputs, check_checkpoint
 
     text = None if arguments.text is None else Path(arguments.text).read_text(encoding="utf-8")
     report = check_checkpoint(
         arguments.path,
         text=text,
+        tokens=None if arguments.tokens is None else Inputs.read(Path(arguments.tokens)),
         num_tokens=arguments.num_tokens,
         seed=arguments.seed,
         levels=arguments.levels,
         rules=arguments.rules,
     )
+    return _give(report, arguments)
+
+
+def _give(report: "Report", arguments: argparse.Namespace) -> int:
+    """Writes a report and prints it; the exit status that says whether all is well."""
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
@@ -391,6 +516,76 @@ def _parity(arguments: argparse.Namespace) -> int:
         Console().print(report.table())
         print(f"{folder}: parity.json, parity.html")
     return 0 if report.ok else 1
+
+
+def _parity_record(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.parity.golden import record_checkpoint
+    from jaxllm.interop.sizes import spell_size
+
+    text = None if arguments.text is None else Path(arguments.text).read_text(encoding="utf-8")
+    num_bytes = record_checkpoint(
+        arguments.path,
+        arguments.output,
+        positions=arguments.positions,
+        levels=arguments.levels,
+        text=text,
+        num_tokens=arguments.num_tokens,
+        seed=arguments.seed,
+        rules=arguments.rules,
+    )
+    print(f"{arguments.output}: {spell_size(num_bytes)}")
+    return 0
+
+
+def _parity_check(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.parity.golden import check_pack
+    from jaxllm.train import make_mesh
+
+    mesh = make_mesh(**dict(arguments.mesh)) if arguments.mesh else None
+    report = check_pack(
+        arguments.pack,
+        arguments.path,
+        mesh=mesh,
+        levels=arguments.levels,
+        rules=arguments.rules,
+    )
+    return _give(report, arguments)
+
+
+def _parity_mesh(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jaxllm.train import load_config
+    from jaxllm.train.equality import compare_variants
+
+    _log_to_stderr()
+    config = load_config(arguments.config, arguments.overrides)
+    model = None
+    if config.init_from is not None:
+        from jaxllm.interop import load_pretrained
+
+        model = load_pretrained(config.init_from, dtype="float32")
+    equality = compare_variants(config, model)
+    if arguments.json:
+        print(json.dumps(equality.to_json()))
+    else:
+        Console().print(equality.table())
+        print(equality.summary)
+    return 0 if equality.first is None else 1
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jaxllm.train.diff import diff_runs
+    from jaxllm.train.diff_table import render
+
+    diff = diff_runs(arguments.run_a, arguments.run_b)
+    if arguments.json:
+        print(json.dumps(diff.to_json()))
+    else:
+        Console().print(render(diff))
+    return 0 if diff.same else 1
 
 
 def _log_to_stderr() -> None:

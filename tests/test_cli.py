@@ -107,6 +107,11 @@ def test_convert_writes_what_loads_again(byte_model, tmp_path, capsys):
             "dtype='int8' is not one of float32",
         ),
         (["generate", "MODEL", "--prompt", "x", "--top-k", "4"], 2, "need a temperature above 0"),
+        (
+            ["generate", "MODEL", "--prompt", "x", "--repetition-penalty", "0"],
+            2,
+            "repetition_penalty=0.0 is not a number above 0",
+        ),
         (["generate", "MODEL", "--prompt", ""], 2, "prompt 0 is empty"),
         (["convert", "MODEL", "OUT", "--model-parallel", "2"], 1, "is for format 'meta', not 'hf'"),
         (
@@ -174,6 +179,49 @@ def test_a_damaged_tensor_is_named(damage, byte_model, tmp_path, capsys):
         "reshape": "from the config, 32 in the file",
     }
     assert said[damage] in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config", "run.yaml"], ["--config is for --with-optimizer"]),
+        (["--optimizer", "a.pt"], ["--optimizer is for --with-optimizer"]),
+        (["--with-optimizer"], ["into a run needs --config"]),
+        (
+            ["--with-optimizer", "--to", "meta", "--dtype", "bfloat16", "--step", "3"],
+            [
+                "--to meta: with its optimizer, what is PyTorch's becomes a run",
+                "--dtype does not go with --with-optimizer into a run",
+                "--step does not go with --with-optimizer into a run",
+                "into a run needs --config",
+            ],
+        ),
+    ],
+)
+def test_options_of_an_optimizer_that_do_not_fit(options, said, byte_model, tmp_path, capsys):
+    assert main(["convert", str(byte_model), str(tmp_path / "out"), *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said)
+    assert all(any(text in line for line in lines) for text in said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_an_optimizer_that_do_not_fit_a_run(byte_model, tmp_path, capsys):
+    native, out = str(tmp_path / "native"), str(tmp_path / "out")
+    assert main(["convert", str(byte_model), native, "--to", "native"]) == 0
+    capsys.readouterr()
+    options = ["--with-optimizer", "--config", "run.yaml", "--model-parallel", "2"]
+    options += ["--optimizer-format", "dcp", "--parameter-names", "names.txt"]
+    assert main(["convert", native, out, *options]) == 2
+    said = "jaxllm: --{} does not go with --with-optimizer and a run"
+    assert capsys.readouterr().err.splitlines() == [
+        said.format("config"),
+        said.format("model-parallel"),
+        "jaxllm: --parameter-names is for a state_dict: dcp goes by names, in no order",
+    ]
+    assert main(["convert", native, out, "--with-optimizer"]) == 2
+    assert "was not trained here: it has no optimizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
@@ -279,3 +327,23 @@ def test_rules_that_are_not_there_are_named(command, byte_model, tmp_path, capsy
     rest = [str(tmp_path / "out")] if command == "convert" else []
     assert main([command, str(byte_model), *rest, "--rules", "nothing.py"]) == 1
     assert "rules='nothing.py' is not a file" in capsys.readouterr().err
+
+
+def test_parity_judges_the_levels_it_is_given(byte_model, tmp_path, capsys):
+    command = ["parity", str(byte_model), "--json", "--output", str(tmp_path / "out"), "--levels"]
+    assert main([*command, "weights", "logits"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdicts"] == {"weights": True, "logits": True}
+    assert [tap["path"] for tap in report["taps"]] == ["lm_head"]
+    assert report["weights"]
+    assert not any(report[level] for level in ("config", "gradients", "step", "curve", "generate"))
+    assert json.loads((tmp_path / "out" / "parity.json").read_text()) == report
+
+
+def test_levels_that_parity_does_not_have_are_refused(byte_model, tmp_path, capsys):
+    command = ["parity", str(byte_model), "--output", str(tmp_path / "out"), "--levels"]
+    assert main([*command, "logits", "layer", "weight"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "'logits', 'layer', 'weight'" in line
+    assert "weights, config, logits, layers, gradients, step, curve, generate" in line
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import encoder_decoder_cases
 import hf_cases
+import source_cases
 
 from jaxllm.interop.families import FAMILIES
 
@@ -11,9 +12,10 @@ CASES = {**hf_cases.CASES, **encoder_decoder_cases.CASES}
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
-def rows() -> dict[str, list[str]]:
-    """The cells of the page's table, by its first column."""
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+def rows(table: int = 0) -> dict[str, list[str]]:
+    """The cells of one of the page's tables, by its first column."""
+    part = PAGE.read_text().split("\n## ")[table]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
     return {first: rest for first, *rest in cells}
 
@@ -29,3 +31,14 @@ def test_the_figures_of_families_hold():
         assert int(tensors) > 0, name
         assert float(relative_l2) <= 1e-5, name
         assert (differing_bits, not_loaded) == ("0", "0"), name
+
+
+def test_the_figures_of_every_level_hold():
+    figures = rows(table=1)
+    assert set(figures) == {*source_cases.CASES, "llama", "t5", "bart"}
+    for name, (bits, fields, *errors, generated, _) in figures.items():
+        assert (bits, fields) == ("0", "0"), name
+        layers, logits, gradients, step, curve = map(float, errors)
+        assert max(layers, logits) <= 1e-5, name
+        assert max(gradients, step, curve) <= 1e-4, name
+        assert generated.startswith("0 of ") or generated == "none" or float(generated) <= 1e-5

@@ -1,12 +1,19 @@
 """The wheel, in an environment without PyTorch, beside a user's own `train.py`."""
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import hf_cases
 import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxllm.interop.parity.golden import record_checkpoint
+from jaxllm.interop.parity.judge import LEVELS
+from jaxllm.interop.parity.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,8 +84,12 @@ def environment(tmp_path_factory) -> Path:
     return folder
 
 
-def run(environment: Path, *command: str, cwd: Path) -> subprocess.CompletedProcess:
+def run(
+    environment: Path, *command: str, cwd: Path, devices: int | None = None
+) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "JAX_NUM_CPU_DEVICES")}
+    if devices is not None:
+        clean["JAX_NUM_CPU_DEVICES"] = str(devices)
     return subprocess.run(
         [str(environment / "env" / "bin" / command[0]), *command[1:]],
         cwd=cwd,
@@ -103,6 +114,29 @@ def test_help_answers_and_a_command_that_needs_pytorch_says_so(environment, tmp_
     assert done.returncode == 1
     assert "pip install 'jaxllm[torch]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_pytorch_recorded_is_checked_without_it(environment, tmp_path):
+    """Every level on a mesh of eight devices; then, on one, a weight is damaged."""
+    hf_cases.Case("Llama", {"num_hidden_layers": 2}).build().save_pretrained(tmp_path / "llama")
+    record_checkpoint(tmp_path / "llama", tmp_path / "pack", num_tokens=300, recipe=Recipe(steps=2))
+    command = ("jaxllm", "parity", "check", "pack", "llama", "--json")
+    mesh = ("--mesh", "fsdp=4", "tensor=2")
+    done = run(environment, *command, *mesh, cwd=tmp_path, devices=8)
+    assert done.returncode == 0, done.stdout[:2000] + done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"]
+    assert list(report["verdicts"]) == list(LEVELS)
+    assert "torch" in report["versions"]  # that of the pack
+    [file] = (tmp_path / "llama").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"][2, 3] *= 1.5
+    save_file(tensors, file, {"format": "pt"})
+    done = run(environment, *command, "--levels", "weights", "layers", cwd=tmp_path)
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["verdicts"] == {"weights": False, "layers": False}
+    assert report["first_divergence"]["path"] == "layers.1.mlp.up_proj"
 
 
 def test_only_one_name_is_claimed(environment):
