@@ -33,7 +33,7 @@ BELOW = {
     },
 }
 # The commands join everything.
-COMMANDS = {"cli", "__main__", "quickstart", "handover"}
+COMMANDS = {"cli", "__main__", "quickstart", "commands"}
 # The folders whose functions may run the references; nothing else needs them but tests.
 ORACLES = {"reference", "families", "parity"}
 
