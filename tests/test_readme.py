@@ -20,7 +20,7 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
-COLLECTIONS = {"families", "reference"}  # files of one kind each, which a map need not name
+COLLECTIONS = {"families", "reference", "commands"}  # files of one kind each, which a map need not name
 
 
 def test_the_map_names_every_file():
