@@ -50,11 +50,10 @@ class Mutation:
 
 
 def left_padded(tokens_BT: np.ndarray) -> Inputs:
-    """The rows, and the same backwards with padding before them."""
-    both_BT = np.concatenate([tokens_BT, tokens_BT[:, ::-1]])
-    mask_BT = np.ones(both_BT.shape, np.int32)
-    mask_BT[len(tokens_BT) :, : tokens_BT.shape[1] // 4] = 0
-    return Inputs(both_BT, target_mask=mask_BT)
+    """The first quarter of every row is padding."""
+    mask_BT = np.ones(tokens_BT.shape, np.int32)
+    mask_BT[:, : tokens_BT.shape[1] // 4] = 0
+    return Inputs(tokens_BT, target_mask=mask_BT)
 
 
 def arrays_of(model: Decoder) -> dict[str, jax.Array]:

@@ -21,7 +21,9 @@ which the forward pass alone finds them. The models are tiny, random in every te
 on CPU. `python benchmarks/mutations.py` writes this page.
 
 An error is given in multiples of the threshold and of the reference's own rounding noise; `exact`
-is where nothing but equality will do.
+is where nothing but equality will do, or no noise was measured. Honest models are compared as well,
+with other weights and tokens for every seed and, where padding before a row means the same on both
+sides, with such padding.
 """
 
 

@@ -26,8 +26,8 @@ FAMILIES = (
     *("gpt2", "gpt_neox", "gpt_neox/serial-tied-half", "llama/llama3", "llama4_text", "gemma2"),
     *("mixtral", "olmo2", "qwen3", "qwen3_moe", "smollm3"),
 )
-# Training compiles a program for every bug; it is the same for all but for the gradients.
-TRAINED = ("llama/llama3", "gpt2", "mixtral")
+# Training compiles a program for every bug, and is the same for all but for the gradients.
+TRAINED = ("llama/llama3", "gpt2", "qwen3")
 
 
 class Pair(NamedTuple):
