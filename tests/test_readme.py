@@ -20,7 +20,8 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
-COLLECTIONS = {"families", "reference", "commands"}  # files of one kind each, which a map need not name
+# Files of one kind each, which a map need not name.
+COLLECTIONS = {"families", "reference", "commands"}
 
 
 def test_the_map_names_every_file():
