@@ -39,8 +39,8 @@ class Calling(Protocol):
     def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """What it is called with, of tensors by the names of `Inputs`."""
 
-    def attention(self, module: Any, name: str) -> AbstractContextManager[Any]:
-        """Its attention so implemented, by the name in transformers, as far as it has a choice."""
+    def plain_attention(self, module: Any) -> AbstractContextManager[Any]:
+        """Its attention implemented so that scores and probabilities show, if it has a choice."""
 
     def watched(self, module: Any, keep: Keep) -> AbstractContextManager[Any]:
         """Keeps what every attention is given and returns: BNTH, BKSH twice, BTNH.
@@ -95,11 +95,9 @@ class _Transformers:
         return (), {**options, "use_cache": False}
 
     @contextmanager
-    def attention(self, module: Any, name: str) -> Iterator[None]:
+    def plain_attention(self, module: Any) -> Iterator[None]:
         before = module.config._attn_implementation
-        # Models that cap their scores have no fused attention.
-        can = name != "sdpa" or module._supports_sdpa
-        module.set_attn_implementation(name if can else "eager")
+        module.set_attn_implementation("eager")
         try:
             yield
         finally:
@@ -156,7 +154,7 @@ class _Plain:
     def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return self.family(module).arguments(module, given), {}
 
-    def attention(self, module: Any, name: str) -> AbstractContextManager[Any]:
+    def plain_attention(self, module: Any) -> AbstractContextManager[Any]:
         return nullcontext()
 
     @contextmanager

@@ -43,14 +43,14 @@ class Prompted(NamedTuple):
 
     def decode(self, prompts: Sequence[list[int]]) -> Decoded:
         """The likeliest continuations that are found greedily and by beams."""
-        with prepared(self.reference, "eager"):
+        with prepared(self.reference):
             chosen = [self._continue(prompt, 1) for prompt in prompts]
             beams = [self._continue(prompt, NUM_BEAMS)[0] for prompt in prompts]
         greedy = [tokens for tokens, _ in chosen]
         others = [self.logits(prompts, greedy)]
-        for attention, otherwise in WAYS:
+        for otherwise in WAYS:
             with otherwise(self.reference):
-                others.append(self.logits(prompts, greedy, attention))
+                others.append(self.logits(prompts, greedy))
         logits_PNV = np.stack([logits for _, logits in chosen])
         V, kept_PNV = logits_PNV.shape[-1], np.isfinite(_filtered(logits_PNV))
         noise = max(metrics.max_abs(other, logits_PNV) for other in others)
@@ -73,13 +73,10 @@ class Prompted(NamedTuple):
         )
 
     def logits(
-        self,
-        prompts: Sequence[list[int]],
-        continuations: Sequence[Sequence[int]],
-        attention: str = "eager",
+        self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[int]]
     ) -> np.ndarray:
         """Those of continuations, in one pass over each and its prompt, without a cache: PNV."""
-        with prepared(self.reference, attention):
+        with prepared(self.reference):
             rows = [
                 self._predict(prompt, [new[:-1]])
                 for prompt, new in zip(prompts, continuations, strict=True)

@@ -44,11 +44,11 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
     prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], wanted=None)
     is_loop = inputs.wanted is None or inputs.wanted.shape[-1] == inputs.target.shape[-1]
     count = NEW_VECTORS if is_loop else 1
-    with prepared(reference, "eager"):
+    with prepared(reference):
         theirs = _continued(_theirs(reference), prompt, count)
     floor = 0.0
-    for attention, otherwise in WAYS:
-        with otherwise(reference), prepared(reference, attention):
+    for otherwise in WAYS:
+        with otherwise(reference), prepared(reference):
             other = _continued(_theirs(reference), prompt, count)
         floor = max(floor, metrics.relative_l2(other, theirs))
     return Continued(prompt, theirs, floor)

@@ -2,8 +2,7 @@
 
 A kernel that merely sums in another order is not enough. On models whose attention is saturated,
 the fused attention of PyTorch differs from its plain one by a thirtieth of what the roundings
-elsewhere amount to. So one way has sums without rounding, and the other has more rounding. Both
-have plain attention, whose scores and probabilities show.
+elsewhere amount to. So one way has sums without rounding, and the other has more rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ULP = 2.0**-23
-PLAIN = "eager"  # transformers' name for attention whose scores and probabilities show
 
 
 def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
@@ -97,6 +95,7 @@ def _instead_of(
     return Instead()
 
 
-# How attention is implemented, and what else is done in another way.
-Way = tuple[str, Callable[["PreTrainedModel"], AbstractContextManager[Any]]]
-WAYS: tuple[Way, ...] = ((PLAIN, exact_sums), (PLAIN, other_roundings))
+WAYS: tuple[Callable[["PreTrainedModel"], AbstractContextManager[Any]], ...] = (
+    exact_sums,
+    other_roundings,
+)

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import metrics
 from .inputs import Inputs
-from .noise import PLAIN, WAYS
+from .noise import WAYS
 from .routing import ROUTER
 from .rows import LOGITS
 from .sample import Sample
@@ -63,7 +63,7 @@ def record(
     known = {name for name, _ in reference.named_modules()}
     if missing := [name for name in alignment.modules if name not in known]:
         raise ValueError(f"the reference has no {', '.join(missing)}")
-    outputs = trace_reference(reference, inputs, alignment.names, PLAIN)
+    outputs = trace_reference(reference, inputs, alignment.names)
     arrays = _aligned(outputs, alignment)
     versions = {package: version(package) for package in ("torch", "transformers")}
     of_source = frozenset(path for tap in alignment.taps if tap.of_source for path in tap.paths)
@@ -76,17 +76,13 @@ def record(
     floors, forced_floors = dict.fromkeys(arrays, 0.0), dict.fromkeys(forced_arrays, 0.0)
     logits_noise = 0.0
     routers: dict[str, list[np.ndarray]] = {path: [] for path in arrays if path.endswith(ROUTER)}
-    for attention, otherwise in WAYS:
+    for otherwise in WAYS:
         with otherwise(reference):
-            other = _aligned(
-                trace_reference(reference, inputs, alignment.names, attention), alignment
-            )
+            other = _aligned(trace_reference(reference, inputs, alignment.names), alignment)
         _raise(floors, plain, other)
         if forced_floors:
             with otherwise(reference):
-                forced = trace_reference(
-                    reference, inputs, alignment.names, attention, given=outputs
-                )
+                forced = trace_reference(reference, inputs, alignment.names, given=outputs)
             _raise(forced_floors, plain, _aligned(forced, alignment))
         for path, others in routers.items():
             others.append(plain.real(path, other[path]))

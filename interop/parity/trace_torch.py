@@ -19,7 +19,6 @@ def trace_reference(
     reference: Any,
     inputs: Inputs,
     names: Sequence[str],
-    attention: str,
     given: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> Outputs:
     """The outputs of modules, what attention was given and returned, and the logits, in float32.
@@ -31,7 +30,6 @@ def trace_reference(
         reference: of any kind that `calling` knows.
         inputs: what it is given.
         names: of modules as in `named_modules()`, and of attention as above.
-        attention: the implementation, by its name in transformers.
         given: what an earlier run computed. Each step goes on with that instead of what it computes
             itself, so that its error is its own.
     """
@@ -52,7 +50,7 @@ def trace_reference(
     modules = [name for name in names if "@" not in name]
     attentions = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
     with ExitStack() as stack:
-        stack.enter_context(prepared(reference, attention))
+        stack.enter_context(prepared(reference))
         stack.enter_context(torch.no_grad())
         stack.enter_context(calling_of(reference).watched(reference, keep))
         routers = _routers(reference, modules)
@@ -136,8 +134,8 @@ def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Keep) -> I
 
 
 @contextmanager
-def prepared(reference: Any, attention: str) -> Iterator[None]:
-    """No dropout, exact float32 products, attention so implemented; all as it was afterwards."""
+def prepared(reference: Any) -> Iterator[None]:
+    """No dropout, exact float32 products, plain attention; all as it was afterwards."""
     import torch
 
     training = [module for module in reference.modules() if module.training]
@@ -145,7 +143,7 @@ def prepared(reference: Any, attention: str) -> Iterator[None]:
     reference.eval()
     torch.set_float32_matmul_precision("highest")
     try:
-        with calling_of(reference).attention(reference, attention):
+        with calling_of(reference).plain_attention(reference):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -18,7 +18,6 @@ def train_reference(
     batches: Sequence[Inputs],
     recipe: Recipe,
     decays: Collection[str],
-    attention: str,
 ) -> Training:
     """A step of the recipe on each batch; the reference stays as it is.
 
@@ -27,7 +26,6 @@ def train_reference(
         batches: of one shape or several.
         recipe: what to do with the gradients.
         decays: the parameters that decay.
-        attention: the implementation, by its name in transformers.
     """
     import torch
 
@@ -36,7 +34,7 @@ def train_reference(
     optimizer = _optimizer(params, recipe, decays)
     losses, norm = [], 0.0
     first: dict[str, Any] = {}
-    with prepared(reference, attention):
+    with prepared(reference):
         for step, inputs in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)

@@ -83,15 +83,15 @@ def train_references(
     """The reference's training, and then the same computed in other ways."""
     decays = decayed(rules)
 
-    def theirs(attention: str) -> Training:
-        run = train_reference(reference, course.batches, recipe, decays, attention)
+    def theirs() -> Training:
+        run = train_reference(reference, course.batches, recipe, decays)
         first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
         return dataclasses.replace(run, first=first)
 
-    runs = [theirs("eager")]
-    for attention, otherwise in WAYS:
+    runs = [theirs()]
+    for otherwise in WAYS:
         with otherwise(reference):
-            runs.append(theirs(attention))
+            runs.append(theirs())
     return runs
 
 
