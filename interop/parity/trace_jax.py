@@ -1,8 +1,8 @@
 """What our model computes on the way from its inputs to its outputs."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from typing import Any
 from unittest import mock
 
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import with_fields
-from jaxllm.layers.trace import STAND_IN, show
+from jaxllm.layers.trace import LISTENER, show
 from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack
 
@@ -22,6 +22,9 @@ from .scores import PROBS, SCORES, seen_only
 
 OUTPUT = "__call__"  # the name by which a module shows what it returns
 PRECISION = "highest"  # float32 products; by default accelerators round their inputs
+
+# By path what was shown, once or, block by block of queries, more often.
+Outputs = dict[str, list[np.ndarray]]
 
 
 def call(model: Model, given: Mapping[str, Any]) -> Output:
@@ -37,7 +40,7 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
     Raises:
         ValueError: the model has no such module.
     """
-    return _lasts(_run(_opened(model), inputs), paths)
+    return _lasts(_run(_opened(model), inputs, paths))
 
 
 def trace_both(
@@ -48,32 +51,10 @@ def trace_both(
     In the second run each step goes on with what the reference computed, by the same path, instead
     of what it computes itself. Steps that are computed twice, with one name, do not.
     """
-    paths = [path for path in theirs if path != LOGITS]
-    outputs = _run(_opened(model), inputs)
-    ours = _lasts(outputs, paths)
+    paths, opened = [path for path in theirs if path != LOGITS], _opened(model)
+    outputs = _run(opened, inputs, paths)
     given = {path: theirs[path] for path in paths if is_whole(path) or len(outputs[path]) == 1}
-    opened = _opened(model)
-    for path, module in nnx.iter_modules(opened):
-        setattr(module, STAND_IN, _Substitute(".".join(map(str, path)), given))
-    return ours, _lasts(_run(opened, inputs), paths)
-
-
-class _Substitute:
-    """Hands a module the reference's values in place of its own."""
-
-    def __init__(self, path: str, given: Mapping[str, np.ndarray]):
-        self.path, self.given = path, given
-        self.starts: dict[str, int] = {}  # of the next block of queries, by name
-
-    def __call__(self, name: str, value: Any) -> Any:
-        path = self.path if name == OUTPUT else f"{self.path}.{name}"
-        if path not in self.given:
-            return value
-        start = self.starts.get(path, 0)
-        self.starts[path] = start + value.shape[1]
-        theirs = self.given[path][:, start : start + value.shape[1]]
-        # A score of minus infinity would be NaN in a row of nothing else.
-        return jnp.maximum(jnp.asarray(theirs, value.dtype), jnp.finfo(value.dtype).min)
+    return _lasts(outputs), _lasts(_run(opened, inputs, paths, given))
 
 
 def is_whole(path: str) -> bool:
@@ -81,31 +62,44 @@ def is_whole(path: str) -> bool:
     return path.rpartition(".")[2] in (SCORES, PROBS)
 
 
-def _run(model: Model, inputs: Inputs) -> dict[str, tuple[Any, ...]]:
-    """All that modules return and show, by path, and the logits."""
+def _run(
+    model: Model, inputs: Inputs, paths: Sequence[str], given: Mapping[str, np.ndarray] = {}
+) -> Outputs:
+    """What modules return and show under these paths, in this order, and the logits, in float32.
+
+    The model goes on with what is `given` instead.
+    """
+    outputs: Outputs = {path: [] for path in paths}
+
+    def listen(module_path: str, name: str, value: Any) -> Any:
+        path = module_path if name == OUTPUT else f"{module_path}.{name}"
+        if path not in outputs:
+            return value
+        start = sum(x.shape[1] for x in outputs[path])  # of this block of queries
+        outputs[path].append(np.asarray(value, np.float32))
+        if path not in given:
+            return value
+        theirs = jnp.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
+        # A score of minus infinity would be NaN in a row of nothing else.
+        return jnp.maximum(theirs, jnp.finfo(value.dtype).min)
+
+    for path, module in nnx.iter_modules(model):
+        setattr(module, LISTENER, partial(listen, ".".join(map(str, path))))
     # Not jitted: compiling takes longer the deeper the model, running op by op does not.
-    forward: Any = nnx.capture(model, nnx.Intermediate)
     with jax.default_matmul_precision(PRECISION), _shown_outputs(model):
-        returned: Any = call(forward, {n: jnp.asarray(x) for n, x in inputs.arrays.items()})
-    out, captured = returned
-    outputs = {
-        ".".join(name for name in map(str, path) if name != OUTPUT): variable.get_value()
-        for path, variable in nnx.to_flat_state(captured)
-    }
-    return {**outputs, LOGITS: (out.logits,)}
-
-
-def _lasts(outputs: Mapping[str, Sequence[Any]], paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """One array for each path, of what was computed twice the last; and the logits."""
-    if missing := [path for path in paths if path not in outputs]:
+        out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
+    if missing := [path for path in paths if not outputs[path]]:
         raise ValueError(f"the model has no {', '.join(missing)}")
-    arrays = {}
-    for path in (*paths, LOGITS):
-        whole = jnp.concatenate(outputs[path], 1) if is_whole(path) else outputs[path][-1]
-        arrays[path] = np.asarray(whole, np.float32)
-        if path.endswith(f".{SCORES}"):
-            arrays[path] = seen_only(arrays[path])
-    return arrays
+    return {**outputs, LOGITS: [np.asarray(out.logits, np.float32)]}
+
+
+def _lasts(outputs: Outputs) -> dict[str, np.ndarray]:
+    """One array for each path, of what was computed twice the last."""
+    lasts = {}
+    for path, calls in outputs.items():
+        whole = np.concatenate(calls, 1) if is_whole(path) else calls[-1]
+        lasts[path] = seen_only(whole) if path.endswith(f".{SCORES}") else whole
+    return lasts
 
 
 @contextmanager
@@ -123,7 +117,7 @@ def _shown_outputs(model: Model) -> Iterator[None]:
 
 
 def _showing(call_module: Callable) -> Callable:
-    @functools.wraps(call_module)
+    @wraps(call_module)
     def shown(module: nnx.Module, *args: Any, **options: Any) -> Any:
         returned = call_module(module, *args, **options)
         if type(returned) is not tuple:

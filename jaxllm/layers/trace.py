@@ -3,23 +3,19 @@
 from flax import nnx
 from jax import Array
 
-STAND_IN = "stand_in"  # the attribute of a module that says what it goes on with
+LISTENER = "listener"  # the attribute of a module by which it is listened to
 
 
 def is_watched(module: nnx.Module) -> bool:
-    """Whether `nnx.capture` is listening to what the module shows."""
-    return hasattr(module, "__captures__")
+    """Whether somebody listens to what the module shows."""
+    return hasattr(module, LISTENER)
 
 
 def show(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
-    """Records values of a module under their names if `nnx.capture` is listening.
+    """Tells values of a module to its listener, by their names, if it has one.
 
-    Returns what the module is to go on with: the values, or what the listener has put in their
-    place by a function `stand_in(name, value)` of the module.
+    Returns what the module is to go on with: the values, or what its `listener(name, value)` puts
+    in their place.
     """
-    if not is_watched(module):
-        return tuple(values.values())
-    for name, value in values.items():
-        module.sow(nnx.Intermediate, name, value)
-    stand_in = getattr(module, STAND_IN, lambda name, value: value)
-    return tuple(stand_in(name, value) for name, value in values.items())
+    listener = getattr(module, LISTENER, lambda name, value: value)
+    return tuple(listener(name, value) for name, value in values.items())

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from tiny import random_model
 
 from jaxllm.layers import attention
-from jaxllm.layers.trace import STAND_IN
+from jaxllm.layers.trace import LISTENER
 
 T = 300  # three blocks of queries
 
@@ -21,9 +20,19 @@ def layer(request):
     return model.layers["0"].attn, (x_BTD, jnp.arange(T)[None], None, None, model.position_bias)
 
 
-def shown(attn, given):
-    (out, _), captured = nnx.capture(attn, nnx.Intermediate)(*given)
-    return out, {name: captured[name].get_value() for name in captured}
+def shown(attn, given, instead=lambda name, value: value):
+    """What a layer returns, and all that it shows, `instead` of which it goes on with others."""
+    values = {}
+
+    def listen(name, value):
+        values.setdefault(name, []).append(value)
+        return instead(name, value)
+
+    setattr(attn, LISTENER, listen)
+    try:
+        return attn(*given)[0], values
+    finally:
+        delattr(attn, LISTENER)
 
 
 def program_of(layer):
@@ -83,11 +92,7 @@ def test_a_listener_may_put_other_values_in_their_place(layer):
     def first_key(name, value):
         return jnp.zeros_like(value).at[..., 0].set(1.0) if name == "probs" else value
 
-    setattr(attn, STAND_IN, first_key)
-    try:
-        _, values = shown(attn, given)
-    finally:
-        delattr(attn, STAND_IN)
+    _, values = shown(attn, given, first_key)
     (v_BSKH,), (mixed_BTNH,) = values["v"], values["mixed"]
     first_B1NH = attention.repeat_kv(v_BSKH, mixed_BTNH.shape[2] // v_BSKH.shape[2])[:, :1]
     np.testing.assert_allclose(
