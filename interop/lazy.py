@@ -53,6 +53,12 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
     return model
 
 
+def is_stored(model: Model) -> bool:
+    """Whether the weights of a model stay in their files."""
+    params = jax.tree.leaves(nnx.state(model), is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return any(isinstance(param, StoredParam) for param in params)
+
+
 def _stored(param: nnx.Param, source: Any, dtype: np.dtype) -> StoredParam:
     """The parameter, of which nothing is left in memory but its shape."""
 

@@ -1,10 +1,12 @@
 """Parity of a checkpoint on disk: PyTorch runs it, we run it, and the two are compared."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from jaxllm.config import EncoderDecoderConfig
 from jaxllm.interop.directory import read_json
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.hugging_face import require_torch
+from jaxllm.interop.lazy import open_pretrained
 from jaxllm.interop.load import load_pretrained
 from jaxllm.interop.tensors import CheckpointError
 from jaxllm.models import Model
@@ -22,6 +25,7 @@ from .judge import compare, levels_of
 from .plain import load_plain
 from .prompt import MIN_TOKENS, text_tokens
 from .report import Report
+from .shelf import Shelf, in_memory, on_disk, parameters_on
 
 
 def check_checkpoint(
@@ -35,6 +39,7 @@ def check_checkpoint(
     model: Model | None = None,
     levels: Sequence[str] | None = None,
     rules: Any = None,
+    scratch: str | Path | None = None,
 ) -> Report:
     """Whether we compute from a checkpoint what PyTorch computes from it.
 
@@ -53,6 +58,9 @@ def check_checkpoint(
             long as all others together.
         rules: of a model of your own, as docs/rules.md says, which its own `reference` runs;
             `path` may then be a file.
+        scratch: of a model larger than memory, a folder with room for its weights in float32 and
+            all that both compute, which are gone afterwards. There are no levels then that train
+            or generate.
 
     Raises:
         ImportError: torch or transformers is not installed.
@@ -60,6 +68,7 @@ def check_checkpoint(
         ValueError: `num_tokens` are too few for a verdict, or tokens and text are both given.
     """
     path = Path(path)
+    shelf = in_memory if scratch is None else on_disk(Path(scratch))
     reference, model, inputs = open_both(
         path,
         tokens=tokens,
@@ -69,9 +78,11 @@ def check_checkpoint(
         seed=seed,
         model=model,
         rules=rules,
+        shelf=shelf,
     )
     usual = [level for level in levels_of(model) if level != "curve"]
-    report = compare(reference, model, inputs, levels=usual if levels is None else levels)
+    levels = usual if levels is None else levels
+    report = compare(reference, model, inputs, levels=levels, shelf=shelf)
     is_random = tokens is None and text is None
     return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
 
@@ -86,6 +97,7 @@ def open_both(
     seed: int = 0,
     model: Model | None = None,
     rules: Any = None,
+    shelf: Shelf = in_memory,
 ) -> tuple[Any, Model, Inputs]:
     """PyTorch's model of a checkpoint, ours, and what both are given; see `check_checkpoint`."""
     if tokens is not None and text is not None:
@@ -97,11 +109,12 @@ def open_both(
     family = None if rules is not None else _family_of(path)
     require_torch()
     if model is None:
-        model = load_pretrained(path, dtype="float32", rules=rules)
+        load = load_pretrained if shelf is in_memory else open_pretrained
+        model = load(path, dtype="float32", rules=rules)
     if family is None or family.reference is not None:
-        reference = load_plain(path, rules)
+        reference = load_plain(path, rules, shelf)
     else:
-        reference = _load_reference(path, family)
+        reference = _load_reference(path, family, shelf)
     if text is not None:
         inputs = _spelt(text, path, model, num_tokens)
     elif tokens is not None:
@@ -147,14 +160,15 @@ def _family_of(path: Path) -> Family:
     return known[given]
 
 
-def _load_reference(path: Path, family: Family) -> Any:
-    """The model of transformers."""
+def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
+    """The model of transformers, its parameters on the shelf."""
     import torch
     import transformers
 
     has_encoder = family.config_class is EncoderDecoderConfig
     name = "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
-    with _no_progress_bars():
+    one_by_one = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
+    with _no_progress_bars(), one_by_one, parameters_on(shelf):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path,
             dtype=torch.float32,

@@ -10,16 +10,17 @@ import jax
 import numpy as np
 
 from jaxllm.models import Model
-from jaxllm.params import named_parameters
 
 from . import metrics, tolerance
 from .evidence import Evidence
 from .hints import hint_of
 from .inputs import Inputs, last_stack
+from .parameters import Parameters
 from .recording import Recording
 from .report import Bucket, LogitsResult, Report
 from .routing import flips
 from .rows import LOGITS, Error, RouterFlips, TapResult, first_wrong
+from .shelf import Shelf, in_memory
 from .trace_jax import PRECISION, trace_both, trace_model
 
 FORWARD = ("logits", "layers")
@@ -28,7 +29,13 @@ PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
 Arrays = Mapping[str, np.ndarray]
 
 
-def judge(recording: Recording, model: Model, levels: Sequence[str], subject: str) -> Report:
+def judge(
+    recording: Recording,
+    model: Model,
+    levels: Sequence[str],
+    subject: str,
+    shelf: Shelf = in_memory,
+) -> Report:
     """The report on our model, its layers one by one, given what the reference computed.
 
     Raises:
@@ -37,7 +44,7 @@ def judge(recording: Recording, model: Model, levels: Sequence[str], subject: st
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
     if "layers" in levels and recording.sample is None:
-        ours, forced = trace_both(model, inputs, theirs)
+        ours, forced = trace_both(model, inputs, theirs, shelf)
     else:
         paths = [path for path in theirs if path != LOGITS] if "layers" in levels else []
         ours = trace_model(model, inputs, paths)
@@ -94,11 +101,16 @@ def _with_hint(
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
-    weights = {n: np.asarray(v.get_value()) for n, v in named_parameters(model).items()}
     theirs, ours = recording.arrays, forced[first.path]
     hint = hint_of(
         Evidence(
-            first.path, ours, theirs[first.path], first.forced.threshold, theirs, forced, weights
+            first.path,
+            ours,
+            theirs[first.path],
+            first.forced.threshold,
+            theirs,
+            forced,
+            Parameters(model),
         )
     )
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)

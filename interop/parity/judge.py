@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from jaxllm.interop.lazy import is_stored
 from jaxllm.models import Model, with_scanned_layers
 from jaxllm.params import stacks
 
@@ -18,6 +19,7 @@ from .recipe import Recipe
 from .recording import record
 from .report import Report
 from .rows import FieldResult, WeightResult
+from .shelf import Shelf, in_memory
 from .spelling import table_of
 from .taps import Alignment, derive
 from .training import TRAINING, judge_training, train_both
@@ -35,6 +37,7 @@ def compare(
     levels: Sequence[str] | None = None,
     recipe: Recipe | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    shelf: Shelf = in_memory,
 ) -> Report:
     """Whether `model` is what `reference` is and computes what it computes, or where they part.
 
@@ -59,6 +62,7 @@ def compare(
         recipe: how both are trained; by default 20 steps of AdamW.
         optimizer: ours, if it is to be another implementation of the recipe than optax's own. It
             is for the parameters of `model`.
+        shelf: where the outputs of all steps are kept.
 
     Raises:
         ValueError: a level is unknown, a dtype is not float32, the reference is of a family without
@@ -82,8 +86,8 @@ def compare(
     report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
     if wanted := [level for level in levels if level in FORWARD]:
         taps = derive(table, listed, inputs) if "layers" in levels else ()
-        recording = record(reference, inputs, Alignment(taps))
-        report = judge(recording, listed, wanted, subject=type(reference).__name__)
+        recording = record(reference, inputs, Alignment(taps), shelf=shelf)
+        report = judge(recording, listed, wanted, type(reference).__name__, shelf)
     if set(TRAINING) & set(levels):
         steps = recipe.steps if "curve" in levels else 1
         rules = table.bound(stacks(listed))
@@ -122,7 +126,13 @@ def with_rows(report: Report, found: Mapping[str, Sequence[Any]], levels: Sequen
 
 
 def levels_of(model: Model) -> tuple[str, ...]:
-    """The levels that there are for a model: one that pools its sequences generates nothing."""
+    """The levels that there are for a model.
+
+    One that pools its sequences generates nothing. One whose weights stay in their files is
+    neither trained nor compiled, as it is to generate.
+    """
+    if is_stored(model):
+        return (*STATED, *FORWARD)
     is_pooled = getattr(last_stack(model), "pooled", False)
     return tuple(level for level in LEVELS if level != "generate" or not is_pooled)
 

@@ -22,10 +22,12 @@ def other_scale(evidence: Evidence) -> Iterator[Explanation]:
     ours, theirs, scale = evidence.ours, evidence.theirs, evidence.parameter("scale")
     if scale is None:
         return
-    for name, other in evidence.weights.items():
-        if name.endswith(".scale") and other.shape == scale.shape and other is not scale:
+    for name in evidence.weights:
+        if name.endswith(".scale") and name != f"{evidence.path}.scale":
+            other = evidence.weights[name]
             words = f"Looks like swapped norms: right with {name}"
-            yield Explanation(ours * other / scale, theirs, words)
+            if other.shape == scale.shape:
+                yield Explanation(ours * other / scale, theirs, words)
 
 
 def centred(evidence: Evidence) -> Iterator[Explanation]:

@@ -12,12 +12,14 @@ from jaxllm.interop.tensors import CheckpointError
 from jaxllm.interop.user_rules import open_checkpoint
 
 from .calling import OWN_FAMILY, OWN_FIELDS
+from .shelf import Shelf, in_memory, parameters_on
 
 
-def load_plain(path: Path, rules: Any = None) -> Any:
+def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
     """The model that the checkpoint's family makes, in float32, with the weights at `path`.
 
-    Raises CheckpointError if it makes none, or one whose state is not what is stored.
+    Its parameters lie on the shelf. Raises CheckpointError if the family makes none, or one whose
+    state is not what is stored.
     """
     import torch
 
@@ -26,13 +28,20 @@ def load_plain(path: Path, rules: Any = None) -> Any:
     if family.reference is None:
         raise CheckpointError(f"{family.name} defines no reference, the model to compare with")
     table = take_account(checkpoint).table
-    module = family.reference(fields).float()
-    state = {name: torch.from_numpy(_plain(t.open())) for name, t in checkpoint.tensors.items()}
-    try:
-        absent, surplus = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # of shapes, all in one
-        raise CheckpointError(str(error).splitlines(), f"{family.name}: reference") from None
+    with parameters_on(shelf):
+        module = family.reference(fields).float()
     found = module.state_dict()
+    misfits = []
+    for name in found.keys() & checkpoint.tensors.keys():  # one in memory at a time
+        stored = {name: torch.from_numpy(_plain(checkpoint.tensors[name].open()))}
+        try:
+            module.load_state_dict(stored, strict=False)
+        except RuntimeError as error:
+            misfits += [line.strip() for line in str(error).splitlines()[1:]]
+    if misfits:
+        raise CheckpointError(misfits, f"{family.name}: reference")
+    absent = [name for name in found if name not in checkpoint.tensors]
+    surplus = [name for name in checkpoint.tensors if name not in found]
     given = {tensor.data_ptr() for name, tensor in found.items() if name not in absent}
     problems = [
         *(

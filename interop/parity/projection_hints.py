@@ -61,14 +61,14 @@ def other_kernel(evidence: Evidence) -> Iterator[Explanation]:
         if matrix_IO.shape[0] == width:
             words = "Looks like a transposed square matrix"
             yield Explanation((x @ matrix_IO.T + shift).reshape(shape), evidence.theirs, words)
-        for name, other in evidence.weights.items():
-            if _is_like(name, f"{evidence.path}.kernel") and other.shape == kernel.shape:
-                made = x @ other.reshape(-1, width) + shift
-                yield Explanation(
-                    made.reshape(shape),
-                    evidence.theirs,
-                    f"Looks like swapped layers: right with {name}",
-                )
+        for name in evidence.weights:
+            if not _is_like(name, f"{evidence.path}.kernel"):
+                continue
+            other = evidence.weights[name]
+            if other.shape == kernel.shape:
+                made = (x @ other.reshape(-1, width) + shift).reshape(shape)
+                words = f"Looks like swapped layers: right with {name}"
+                yield Explanation(made, evidence.theirs, words)
 
 
 def _inputs(

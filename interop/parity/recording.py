@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +14,7 @@ from .noise import WAYS
 from .routing import ROUTER
 from .rows import LOGITS
 from .sample import Sample
+from .shelf import Shelf, in_memory
 from .taps import Alignment
 from .trace_torch import Outputs, trace_reference
 
@@ -51,11 +53,15 @@ class Recording:
 
 
 def record(
-    reference: Any, inputs: Inputs, alignment: Alignment, sample: Sample | None = None
+    reference: Any,
+    inputs: Inputs,
+    alignment: Alignment,
+    sample: Sample | None = None,
+    shelf: Shelf = in_memory,
 ) -> Recording:
     """Runs the reference with plain attention, and in other ways to measure its noise.
 
-    Of what it computes a `sample` is kept, or all.
+    Of what it computes a `sample` is kept on the shelf, or all.
 
     Raises:
         ValueError: the reference has other modules or sizes than the alignment says.
@@ -63,8 +69,10 @@ def record(
     known = {name for name, _ in reference.named_modules()}
     if missing := [name for name in alignment.modules if name not in known]:
         raise ValueError(f"the reference has no {', '.join(missing)}")
-    outputs = trace_reference(reference, inputs, alignment.names)
-    arrays = _aligned(outputs, alignment)
+    trace = partial(trace_reference, reference, inputs, alignment.names, shelf=shelf)
+    aligned = partial(_aligned, alignment=alignment, shelf=shelf)
+    outputs = trace()
+    arrays = aligned(outputs)
     versions = {package: version(package) for package in ("torch", "transformers")}
     of_source = frozenset(path for tap in alignment.taps if tap.of_source for path in tap.paths)
     plain = Recording(inputs, arrays, {}, versions, 0.0, of_source=of_source, sample=sample)
@@ -78,12 +86,12 @@ def record(
     routers: dict[str, list[np.ndarray]] = {path: [] for path in arrays if path.endswith(ROUTER)}
     for otherwise in WAYS:
         with otherwise(reference):
-            other = _aligned(trace_reference(reference, inputs, alignment.names), alignment)
+            other = aligned(trace())
         _raise(floors, plain, other)
         if forced_floors:
             with otherwise(reference):
-                forced = trace_reference(reference, inputs, alignment.names, given=outputs)
-            _raise(forced_floors, plain, _aligned(forced, alignment))
+                forced = aligned(trace(given=outputs))
+            _raise(forced_floors, plain, forced)
         for path, others in routers.items():
             others.append(plain.real(path, other[path]))
         apart = metrics.max_abs(plain.real(LOGITS, other[LOGITS]), plain.real(LOGITS))
@@ -104,7 +112,7 @@ def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.nd
         floors[path] = max(floor, noise)
 
 
-def _aligned(outputs: Outputs, alignment: Alignment) -> dict[str, np.ndarray]:
+def _aligned(outputs: Outputs, alignment: Alignment, shelf: Shelf) -> dict[str, np.ndarray]:
     """The last of what each step computed, under our names, the logits last."""
     lasts = {name: calls[-1] for name, calls in outputs.items()}
-    return {**alignment.align(lasts), LOGITS: lasts[LOGITS]}
+    return {**alignment.align(lasts, shelf), LOGITS: lasts[LOGITS]}

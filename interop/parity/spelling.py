@@ -11,7 +11,7 @@ from jaxllm.interop.bijection import fused_parts
 from jaxllm.interop.families import Fields, Layout, Table
 from jaxllm.interop.planning import arrays_of
 from jaxllm.interop.rules import BoundRule, Rule
-from jaxllm.interop.sources import of_array, transferred
+from jaxllm.interop.sources import TensorSource, of_array, transferred
 from jaxllm.models import Model
 
 from .calling import calling_of
@@ -91,15 +91,19 @@ def imported(
 
     Without those that it does not have, or has in another shape.
     """
-    sources = split_fused(rules, tensors)
-    found = {}
-    for rule, sizes in (bound for bound in rules if not any(unfit(bound, sources))):
+    sources = sources_of(rules, split_fused(rules, tensors))
+    return {name: source.read(source.whole) for name, source in sources}
+
+
+def sources_of(
+    rules: Sequence[BoundRule], parts: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, TensorSource]]:
+    """As `imported`, each to be made when it is read, of tensors that are not fused."""
+    for rule, sizes in (bound for bound in rules if not any(unfit(bound, parts))):
         transfer = rule.importing(sizes)
-        wanted = {name: of_array(sources[name]) for name, _ in rule.stored.names(sizes)}
+        wanted = {name: of_array(parts[name]) for name, _ in rule.stored.names(sizes)}
         for name, index in transfer.target.names(sizes):
-            source = transferred(transfer, index, wanted)
-            found[name] = source.read(source.whole)
-    return found
+            yield name, transferred(transfer, index, wanted)
 
 
 def unfit(bound: BoundRule, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from jaxllm.params import stacks
 
 from .inputs import Inputs
 from .scores import PROBS, SCORES, seen_only
+from .shelf import Shelf, in_memory
 
 # What attention is given and returns: their name, ours, and the projection whose rule says how a
 # head's elements lie.
@@ -204,7 +205,9 @@ class Alignment:
         """What is needed of the reference: modules, and of an attention `module@query`, ..."""
         return list(dict.fromkeys(name for tap in self.taps for name in tap.modules))
 
-    def align(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def align(
+        self, outputs: Mapping[str, np.ndarray], shelf: Shelf = in_memory
+    ) -> dict[str, np.ndarray]:
         """The reference's outputs under our names, in our layout and in its order of execution.
 
         What attention is given and returns is left out where the reference does not show it.
@@ -220,7 +223,7 @@ class Alignment:
         for tap in shown:
             for path, index in tap.rule.model.names(tap.sizes):
                 array = _assemble(tap.importing, index, parts)
-                aligned[path] = seen_only(array) if path.endswith(f".{SCORES}") else array
+                aligned[path] = shelf(seen_only(array) if path.endswith(f".{SCORES}") else array)
         return aligned
 
 

@@ -19,6 +19,7 @@ from jaxllm.models.stack import Stack
 from .inputs import Inputs
 from .rows import LOGITS
 from .scores import PROBS, SCORES, seen_only
+from .shelf import Shelf, in_memory
 
 OUTPUT = "__call__"  # the name by which a module shows what it returns
 PRECISION = "highest"  # float32 products; by default accelerators round their inputs
@@ -44,17 +45,18 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
 
 
 def trace_both(
-    model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray]
+    model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray], shelf: Shelf = in_memory
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """As `trace_model`: on its own, and with the reference's outputs as each step's input.
 
     In the second run each step goes on with what the reference computed, by the same path, instead
-    of what it computes itself. Steps that are computed twice, with one name, do not.
+    of what it computes itself. Steps that are computed twice, with one name, do not. The outputs
+    are kept on the shelf.
     """
     paths, opened = [path for path in theirs if path != LOGITS], _opened(model)
-    outputs = _run(opened, inputs, paths)
+    outputs = _run(opened, inputs, paths, shelf=shelf)
     given = {path: theirs[path] for path in paths if is_whole(path) or len(outputs[path]) == 1}
-    return _lasts(outputs), _lasts(_run(opened, inputs, paths, given))
+    return _lasts(outputs, shelf), _lasts(_run(opened, inputs, paths, given, shelf), shelf)
 
 
 def is_whole(path: str) -> bool:
@@ -63,7 +65,11 @@ def is_whole(path: str) -> bool:
 
 
 def _run(
-    model: Model, inputs: Inputs, paths: Sequence[str], given: Mapping[str, np.ndarray] = {}
+    model: Model,
+    inputs: Inputs,
+    paths: Sequence[str],
+    given: Mapping[str, np.ndarray] = {},
+    shelf: Shelf = in_memory,
 ) -> Outputs:
     """What modules return and show under these paths, in this order, and the logits, in float32.
 
@@ -76,7 +82,7 @@ def _run(
         if path not in outputs:
             return value
         start = sum(x.shape[1] for x in outputs[path])  # of this block of queries
-        outputs[path].append(np.asarray(value, np.float32))
+        outputs[path].append(shelf(np.asarray(value, np.float32)))
         if path not in given:
             return value
         theirs = jnp.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
@@ -90,15 +96,16 @@ def _run(
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
     if missing := [path for path in paths if not outputs[path]]:
         raise ValueError(f"the model has no {', '.join(missing)}")
-    return {**outputs, LOGITS: [np.asarray(out.logits, np.float32)]}
+    return {**outputs, LOGITS: [shelf(np.asarray(out.logits, np.float32))]}
 
 
-def _lasts(outputs: Outputs) -> dict[str, np.ndarray]:
+def _lasts(outputs: Outputs, shelf: Shelf = in_memory) -> dict[str, np.ndarray]:
     """One array for each path, of what was computed twice the last."""
     lasts = {}
     for path, calls in outputs.items():
-        whole = np.concatenate(calls, 1) if is_whole(path) else calls[-1]
-        lasts[path] = seen_only(whole) if path.endswith(f".{SCORES}") else whole
+        lasts[path] = shelf(np.concatenate(calls, 1)) if is_whole(path) else calls[-1]
+        if path.endswith(f".{SCORES}"):
+            lasts[path] = shelf(seen_only(lasts[path]))
     return lasts
 
 

@@ -10,6 +10,7 @@ from .calling import Keep, calling_of, outputs_of
 from .inputs import Inputs
 from .rows import LOGITS
 from .scores import PROBS, SCORES
+from .shelf import Shelf, in_memory
 
 # By name what was computed, in the order of execution; more than once if a module was called so.
 Outputs = dict[str, list[np.ndarray]]
@@ -20,6 +21,7 @@ def trace_reference(
     inputs: Inputs,
     names: Sequence[str],
     given: Mapping[str, Sequence[np.ndarray]] | None = None,
+    shelf: Shelf = in_memory,
 ) -> Outputs:
     """The outputs of modules, what attention was given and returned, and the logits, in float32.
 
@@ -32,6 +34,7 @@ def trace_reference(
         names: of modules as in `named_modules()`, and of attention as above.
         given: what an earlier run computed. Each step goes on with that instead of what it computes
             itself, so that its error is its own.
+        shelf: where the outputs are kept.
     """
     import torch
 
@@ -41,7 +44,7 @@ def trace_reference(
         first, *others = output if isinstance(output, tuple) else (output,)
         calls = outputs.setdefault(name, [])
         # A copy: what follows may write to the same memory.
-        calls.append(first.detach().to("cpu", torch.float32, copy=True).numpy())
+        calls.append(shelf(first.detach().to("cpu", torch.float32, copy=True).numpy()))
         if given is None or name not in given:
             return output
         first = torch.tensor(given[name][len(calls) - 1]).to(first)

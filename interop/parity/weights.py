@@ -11,15 +11,16 @@ from jaxllm.config import Config, StackConfig, make_config, with_fields
 from jaxllm.interop.families import Table
 from jaxllm.interop.rules import BoundRule
 from jaxllm.models import Model, build_abstract, with_scanned_layers
-from jaxllm.params import named_parameters, stacks
+from jaxllm.params import stacks
 
 from .inputs import last_stack
+from .parameters import Parameters
 from .rows import FieldResult, WeightResult
 from .spelling import (
     DECAYED,
-    imported,
     our_names,
     read_config,
+    sources_of,
     split_fused,
     table_for,
     tensors_of,
@@ -105,8 +106,7 @@ def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightRe
         table: of the reference's family, for our config.
     """
     tensors, rules = tensors_of(reference), table.bound(stacks(model))
-    ours = {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
-    rows = list(_rules(rules, tensors, ours))
+    rows = list(_rules(rules, tensors, Parameters(model)))
     rows += _copies(table, rules, tensors)
     accounted = {*our_names(rules), *table.tied, *(derived.name for derived in table.derived)}
     unexpected = [
@@ -138,16 +138,15 @@ def _rules(
     for bound in rules:
         stored = tuple(name for name, _ in bound.stored())
         problems = list(unfit(bound, parts))
-        theirs = {} if problems else imported([bound], _whole(stored, parts))
+        theirs = {} if problems else dict(sources_of([bound], parts))
         for name, _ in bound.rule.model.names(bound.sizes):
             path, _, parameter = name.rpartition(".")
-            num_bits = 8 * ours[name].nbytes
-            differing = num_bits if problems else differing_bits(ours[name], theirs[name])
+            array = ours[name]
+            differing = num_bits = 8 * array.nbytes
+            if not problems:
+                source = theirs[name]
+                differing = differing_bits(array, source.read(source.whole))
             yield WeightResult(path, parameter, stored, num_bits, differing, "; ".join(problems))
-
-
-def _whole(stored: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: parts[name] for name in stored}
 
 
 def _copies(

@@ -46,6 +46,11 @@ def _add_parity_options(parity: argparse.ArgumentParser) -> None:
     parity.add_argument(
         "--output", default="runs/parity", help="folder of the report (%(default)s)"
     )
+    parity.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        help="for a model larger than memory: where it and all that it computes are kept meanwhile",
+    )
     parity.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -107,6 +112,7 @@ def _parity(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         levels=arguments.levels,
         rules=arguments.rules,
+        scratch=arguments.scratch,
     )
     return _give(report, arguments)
 

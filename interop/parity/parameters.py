@@ -1,0 +1,24 @@
+"""Our parameters as arrays of NumPy, of which only those in use are in memory."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from jaxllm.models import Model
+from jaxllm.params import named_parameters
+
+
+class Parameters(Mapping[str, np.ndarray]):
+    """The parameters of a model by name, each fetched from where it is when it is looked at."""
+
+    def __init__(self, model: Model):
+        self._variables = named_parameters(model)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self._variables[name].get_value())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
