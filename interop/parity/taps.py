@@ -34,6 +34,8 @@ HEADS = (
 )
 # What our models compute of each token of a source.
 OF_SOURCE = re.compile(r"encoder\.|source_\w+|.*\.cross_attn\.[kv](_proj)?$")
+# What some tokens alone go through, those of any row one after the other.
+OF_SOME = ".overflow."
 # Of attention's modules, what holds each.
 ATTENTIONS = ("attn", "cross_attn")
 
@@ -98,7 +100,7 @@ def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) 
     kept = _returned(module, first.rpartition(".")[2])
     theirs = rule.stored.name.partition("#")
     stored_module, _, parameter = theirs[0].rpartition(".")
-    if kept is None or parameter != "weight" or not stored_module:
+    if kept is None or OF_SOME in first or parameter != "weight" or not stored_module:
         return None
     ours = tuple(dim for letter, dim in zip(kept, rule.model.dims, strict=True) if letter)
     axes = {*rule.model.name_axes, *(axis for dim in ours for axis in dim)}

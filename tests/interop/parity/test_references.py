@@ -29,12 +29,16 @@ FORWARD = ("logits", "layers")
 QUICK = ("weights", "config", *FORWARD)
 # Of one kind each, for the levels that compile a training step or a decoder; docs/families.md has
 # the figures of all levels of all kinds.
-SLOW = ("nima-transformer", "components-autoregressive")
+SLOW = ("nima-transformer", "components-autoregressive/experts")
 # What makes the outputs, by our names.
 OUTPUTS = {
-    **{"tlama": "lm_head", "llm": "lm_head", "nima-gpt": "embed.attend"},
-    **dict.fromkeys(("components-regression", "components-autoregressive"), "output_proj"),
+    "tlama": "lm_head",
+    "llm": "lm_head",
+    "nima-gpt": "embed.attend",
     "nima-transformer": "decoder.lm_head",
+    "components-regression": "output_proj",
+    "components-autoregressive": "output_proj",
+    "components-autoregressive/experts": "output_proj",
     "components-encoder-decoder": "decoder.output_proj",
     **dict.fromkeys(SMALL, "decoder.embed.attend"),
 }
@@ -65,7 +69,7 @@ def kinds(tmp_path_factory):
 
     def get(name):
         if name not in made:
-            folder = tmp_path_factory.mktemp(name)
+            folder = tmp_path_factory.mktemp(name.replace("/", "-"))
             reference = write(name, folder)
             model = load_pretrained(folder, dtype="float32")
             made[name] = reference, model, drawn(reference, model)
@@ -133,6 +137,7 @@ BUGS = {
     "nima-transformer": ("decoder.layers.0.cross_attn.v_proj.bias", "decoder.layers.0.cross"),
     "components-regression": ("input_proj.kernel", "input_proj"),
     "components-autoregressive": ("layers.0:2.attn.o_proj.kernel", "layers.0.attn.o_proj"),
+    "components-autoregressive/experts": ("layers.0:2.mlp.overflow.up_proj.bias", "layers.0.mlp"),
     "components-encoder-decoder": ("encoder.layers.0:2.mlp.up_proj.bias", "encoder.layers.0.mlp"),
     "t5": ("decoder.position_bias.embedding", "decoder.layers.0.attn.scores"),
 }
