@@ -9,8 +9,9 @@
         return [Rule("tok.weight : V D", "embed.embedding : V D"), ...]
 
 It may also define `sizes` of its own axes, `tied`, `ignored` and `derived` tensors, as families
-have them, `fields`, the way back from a config to the file, and `reference`, which makes the
-PyTorch model that parity runs. Each of these is a value or a function of the config.
+have them, and `fields`, the way back from a config to the file: each a value or a function of the
+config. Parity runs the PyTorch model that `reference` makes of fields, by its `arguments` and
+with those `masks` that it takes.
 
 Such a file is code. It runs because the user named it, and for no other reason: never because it
 lies in a checkpoint, and never because a checkpoint names it.
@@ -19,7 +20,7 @@ lies in a checkpoint, and never because a checkpoint names it.
 import dataclasses
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ from jaxllm.config import Config, DecoderConfig, StackConfig, with_fields
 from . import directory, safetensors_file, torch_file
 from .directory import Checkpoint, read_hugging_face, read_json, unwrapped
 from .families import Derived, Family, Fields, Layout, Table
-from .families.family import Json, decoder_sizes
+from .families.family import Json, decoder_sizes, in_order
 from .rules import Rule
 from .tensors import CheckpointError, StoredTensor
 
@@ -40,6 +41,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 SAFETENSORS = (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)
 BINS = (directory.BIN_NAME, directory.BIN_INDEX_NAME)
 REQUIRED = ("config", "rules")
+MASKS = ("source_mask", "target_mask")
 HOME = "model.safetensors"  # of tensors that came in several files
 DTYPES = ("param_dtype", "dtype")  # of a config, which are those of the tensors
 # What makes two configs that compute the same thing the same.
@@ -174,7 +176,15 @@ def _define(name: str, get: Callable[[str, Any], Any]) -> UserFamily:
         write_config=own.write_config,
         table=own.table,
         reference=get("reference", None),
+        arguments=get("arguments", in_order),
+        masks=_known_masks(name, get("masks", ())),
     )
+
+
+def _known_masks(name: str, masks: Collection[str]) -> tuple[str, ...]:
+    if unknown := sorted({*masks} - {*MASKS}):
+        raise CheckpointError(f"{name}: masks={unknown} are not of {', '.join(MASKS)}")
+    return tuple(masks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HEADS = ("query", "key", "value")
 Keep = Callable[[str, Any], Any]  # takes an activation and its name, returns what to go on with
-OWN_FAMILY, OWN_FIELDS = "jaxllm_family", "jaxllm_fields"  # of a user's module, set by `plain`
+OWN = "jaxllm_own"  # of a user's module: its family and the fields of its config; see `plain`
 
 
 class Calling(Protocol):
@@ -51,7 +51,8 @@ class Calling(Protocol):
 
 def calling_of(module: Any) -> Calling:
     """The kind of a reference."""
-    return _TRANSFORMERS if hasattr(module, "set_attn_implementation") else _PLAIN
+    is_plain = hasattr(module, OWN) or not hasattr(module, "set_attn_implementation")
+    return _PLAIN if is_plain else _TRANSFORMERS
 
 
 def outputs_of(
@@ -131,16 +132,17 @@ class _Plain:
     """Modules that say what they are: those of `interop.reference`, and a user's with rules."""
 
     def fields(self, module: Any) -> Json:
-        return getattr(module, OWN_FIELDS, None) or module.fields
+        return getattr(module, OWN)[1] if hasattr(module, OWN) else module.fields
 
     def family(self, module: Any) -> Family:
-        own = getattr(module, OWN_FAMILY, None)
-        if own is None and not isinstance(getattr(module, "fields", None), dict):
+        if hasattr(module, OWN):
+            return getattr(module, OWN)[0]
+        if not isinstance(getattr(module, "fields", None), dict):
             raise ValueError(
                 f"the reference is a {type(module).__name__}, which is neither of transformers "
-                "nor of a known family"
+                "nor of a known family: give rules="
             )
-        return own or _known(module.fields["model_type"])
+        return _known(module.fields.get("model_type"))
 
     def head(self, module: Any) -> Any:
         return None

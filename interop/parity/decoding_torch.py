@@ -85,7 +85,7 @@ class Prompted(NamedTuple):
 
     def _continue(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
         """A prompt's new tokens, and of greedy ones the logits that each was chosen by, NV."""
-        if hasattr(self.reference, "generate"):
+        if hasattr(self.reference, "generation_config"):
             return self._generate(prompt, num_beams)
         return self._search(prompt, num_beams)
 

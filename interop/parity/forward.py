@@ -21,6 +21,7 @@ from .report import Bucket, LogitsResult, Report
 from .routing import flips
 from .rows import LOGITS, Error, RouterFlips, TapResult, first_wrong
 from .shelf import Shelf, in_memory
+from .taps import output_path
 from .trace_jax import PRECISION, trace_both, trace_model
 
 FORWARD = ("logits", "layers")
@@ -54,15 +55,15 @@ def judge(
     if found != wanted:
         raise ValueError(f"logits of the reference are {wanted}, ours {found}")
     taps = tuple(
-        _judge_tap(path, ours, forced, recording)
+        _judge_tap(path, ours, forced, recording, model)
         for path in theirs
         if ("logits" if path == LOGITS else "layers") in levels
     )
     if forced is not None:
         taps = _with_hint(taps, forced, recording, model)
     held = {
-        "logits": all(tap.ok for tap in taps if tap.path == LOGITS),
-        "layers": all(tap.ok for tap in taps if tap.path != LOGITS),
+        "logits": all(tap.ok for tap in taps if tap.is_output),
+        "layers": all(tap.ok for tap in taps if not tap.is_output),
     }
     report = blank_report(subject, inputs, ())
     return dataclasses.replace(
@@ -75,14 +76,17 @@ def judge(
     )
 
 
-def _judge_tap(path: str, ours: Arrays, forced: Arrays | None, recording: Recording) -> TapResult:
+def _judge_tap(
+    path: str, ours: Arrays, forced: Arrays | None, recording: Recording, model: Model
+) -> TapResult:
     theirs, own = recording.real(path), recording.real(path, ours[path])
     ulp_p50, ulp_p99, ulp_max = metrics.ulps(own, theirs)
     return TapResult(
-        path=path,
+        path=output_path(model) if path == LOGITS else path,
         cumulative=_error(path, ours, recording, recording.floors),
         forced=None if forced is None else _error(path, forced, recording, recording.forced_floors),
         max_over_rms=metrics.max_over_rms(own, theirs),
+        is_output=path == LOGITS,
         ulp_p50=ulp_p50,
         ulp_p99=ulp_p99,
         ulp_max=ulp_max,
@@ -101,18 +105,10 @@ def _with_hint(
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
-    theirs, ours = recording.arrays, forced[first.path]
-    hint = hint_of(
-        Evidence(
-            first.path,
-            ours,
-            theirs[first.path],
-            first.forced.threshold,
-            theirs,
-            forced,
-            Parameters(model),
-        )
-    )
+    path = LOGITS if first.is_output else first.path
+    theirs, ours = recording.arrays, forced[path]
+    threshold, weights = first.forced.threshold, Parameters(model)
+    hint = hint_of(Evidence(first.path, ours, theirs[path], threshold, theirs, forced, weights))
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
 
 

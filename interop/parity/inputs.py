@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from jaxllm.config import SequenceConfig
-from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel
+from jaxllm.models import Model, TokenModel
 
 from .prompt import random_tokens, random_vectors, read_arrays
 
@@ -40,7 +40,7 @@ class Inputs:
         """Those of a file, as `prompt.read_arrays` says. Raises ValueError for what is none."""
         arrays, known = read_arrays(path), {field.name for field in dataclasses.fields(cls)}
         if "target" not in arrays or not arrays.keys() <= known:
-            found = ", ".join(arrays)
+            found = ", ".join(arrays) or "nothing"
             raise ValueError(f"{path} has {found}, not target and of {', '.join(sorted(known))}")
         return cls(**arrays)
 
@@ -66,11 +66,17 @@ class Inputs:
 
     def completed(self, model: Model) -> Self:
         """With what a model of vectors is trained to return, which is drawn if it is not given."""
-        stack = last_stack(model)
-        if self.wanted is not None or not isinstance(stack, SequenceConfig):
+        shape = self.wanted_shape(model)
+        if self.wanted is not None or shape is None:
             return self
-        shape = self.target.shape[: 1 if stack.pooled else 2]
-        return dataclasses.replace(self, wanted=random_vectors((*shape, stack.output_dim), 0))
+        return dataclasses.replace(self, wanted=random_vectors(shape, 0))
+
+    def wanted_shape(self, model: Model) -> tuple[int, ...] | None:
+        """That of what a model of vectors returns."""
+        stack = last_stack(model)
+        if not isinstance(stack, SequenceConfig):
+            return None
+        return (*self.target.shape[: 1 if stack.pooled else 2], stack.output_dim)
 
     def redrawn(self, model: Model, seed: int) -> Self:
         """Other numbers of the same shapes; what is padding stays so."""
@@ -96,11 +102,10 @@ class Inputs:
     def problems(self, model: Model, masked: Collection[str]) -> list[str]:
         """Why these are no inputs of a model and of a reference that takes masks of these names."""
         wanted, given = elements_of(model), self.arrays
-        found = [
-            f"{name} is {'missing' if name in wanted else 'not'} what the model is given"
-            for name in ("source", "target")
-            if (name in wanted) != (name in given)
-        ]
+        found = [f"{name} is missing" for name in wanted if name not in given]
+        known = {*wanted, *(["wanted"] if self.wanted_shape(model) else [])}
+        stray = [name for name in given if name.removesuffix("_mask") not in known]
+        found += [f"{name} is not what the model is given" for name in stray]
         for name in (name for name in wanted if name in given):
             is_causal = name == "target" and last_stack(model).causal
             found += wanted[name].problems(name, given[name])
@@ -111,6 +116,11 @@ class Inputs:
                 found.append(f"{name}_mask is {mask.shape}, {name} {shape}")
             elif f"{name}_mask" not in masked and not (is_causal and is_at_end(mask)):
                 found.append(f"{name}_mask hides tokens which the reference shows to others")
+        if not found and len({len(given[name]) for name in wanted}) > 1:
+            found.append(f"{len(given['source'])} rows of source, {len(given['target'])} of target")
+        due, array = self.wanted_shape(model), self.wanted
+        if not found and array is not None and (array.dtype != np.float32 or array.shape != due):
+            found.append(f"wanted are {array.dtype}{array.shape}, not float32{due}")
         return found
 
 
@@ -150,7 +160,8 @@ class Elements:
 
     size: int
     are_tokens: bool
-    longest: int  # of a sequence
+    longest: int  # of a drawn sequence
+    limit: int | None  # of any: positions end there
 
     def draw(self, batch_size: int, length: int, seed: int) -> np.ndarray:
         """A random sequence for each row."""
@@ -161,13 +172,16 @@ class Elements:
     def problems(self, name: str, array: np.ndarray) -> Iterator[str]:
         """What is wrong with sequences."""
         shape = f"{array.dtype}{array.shape}"
+        is_float = array.dtype == np.float32 and array.shape[2:] == (self.size,)
         if self.are_tokens and (array.ndim != 2 or array.dtype.kind not in "iu" or not array.size):
             yield f"{name} are {shape}, not integers (B, T)"
+        elif not self.are_tokens and not (is_float and array.size):
+            yield f"{name} are {shape}, not float32 (B, T, {self.size})"
         elif self.are_tokens and (array.min() < 0 or array.max() >= self.size):
             found = f"{name} from {array.min()} to {array.max()}"
             yield f"{found} are not in the vocabulary of {self.size}"
-        if not self.are_tokens and (array.dtype != np.float32 or array.shape[2:] != (self.size,)):
-            yield f"{name} are {shape}, not float32 (B, T, {self.size})"
+        elif self.limit is not None and array.shape[1] > self.limit:
+            yield f"{name} are {array.shape[1]} long, and positions end at {self.limit}"
 
 
 def last_stack(model: Model) -> Any:
@@ -178,19 +192,11 @@ def last_stack(model: Model) -> Any:
 def elements_of(model: Model) -> dict[str, Elements]:
     """By the names of `Inputs`, the sequences that a model takes."""
     config: Any = model.config
-    if isinstance(model, Decoder):
-        return {"target": Elements(config.vocab_size, True, config.max_len)}
-    if isinstance(model, SequenceModel):
-        return {"target": Elements(config.input_dim, False, config.max_len)}
-    decoder = config.decoder
-    if isinstance(model, EncoderDecoder):
-        size = config.source_vocab_size or decoder.vocab_size
-        positions = decoder if config.share_positions else config.encoder
-        return {
-            "source": Elements(size, True, positions.max_len),
-            "target": Elements(decoder.vocab_size, True, decoder.max_len),
-        }
-    return {
-        "source": Elements(config.source_dim, False, config.encoder.max_len),
-        "target": Elements(decoder.input_dim, False, decoder.max_len),
-    }
+    decoder, is_tokens = last_stack(model), isinstance(model, TokenModel)
+    size = decoder.vocab_size if is_tokens else decoder.input_dim
+    target = Elements(size, is_tokens, decoder.max_len, decoder.longest)
+    if decoder is config:
+        return {"target": target}
+    own = config.source_vocab_size or size if is_tokens else config.source_dim
+    longest = (decoder if config.share_positions else config.encoder).max_len
+    return {"source": Elements(own, is_tokens, longest, config.longest_source), "target": target}

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .calling import calling_of
 from .decoding import compare_generation
 from .forward import FORWARD, blank_report, judge
 from .inputs import Inputs, last_stack
+from .plain import described
 from .recipe import Recipe
 from .recording import record
 from .report import Report
@@ -38,6 +40,7 @@ def compare(
     recipe: Recipe | None = None,
     optimizer: optax.GradientTransformation | None = None,
     shelf: Shelf = in_memory,
+    rules: Any = None,
 ) -> Report:
     """Whether `model` is what `reference` is and computes what it computes, or where they part.
 
@@ -48,8 +51,8 @@ def compare(
     Where sizes differ config and weights say so, and no other level holds.
 
     Args:
-        reference: a causal language model or an encoder-decoder of transformers, or a model of
-            `jaxllm.interop.reference`; unchanged afterwards.
+        reference: a causal language model or an encoder-decoder of transformers, a model of
+            `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`; unchanged afterwards.
         model: ours, its layers stacked or not; unchanged as well.
         inputs: BT, token ids, or BTI, vectors; `Inputs` of both for an encoder-decoder. Mistakes in
             positions show beyond the first few hundred only. Padding is not compared.
@@ -63,14 +66,31 @@ def compare(
         optimizer: ours, if it is to be another implementation of the recipe than optax's own. It
             is for the parameters of `model`.
         shelf: where the outputs of all steps are kept.
+        rules: of a reference that is a model of your own, as docs/rules.md says: a Python file,
+            which is run, or an object that defines the same. What its `config` reads is the file
+            that `model` came with or, if it came by other rules, what its `fields` say of `model`.
 
     Raises:
+        CheckpointError: the rules are none, or there are no fields for their `config` to read.
         ValueError: a level is unknown, a dtype is not float32, the reference is of a family without
             rules, or the tokens are not in the vocabulary.
     """
     inputs, recipe = Inputs.of(inputs).completed(model), recipe or Recipe()
     levels = levels_of(model) if levels is None else levels
-    _check(reference, model, inputs, levels)
+    with nullcontext() if rules is None else described(reference, model, rules):
+        _check(reference, model, inputs, levels)
+        return _compare(reference, model, inputs, levels, recipe, optimizer, shelf)
+
+
+def _compare(
+    reference: Any,
+    model: Model,
+    inputs: Inputs,
+    levels: Sequence[str],
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation | None,
+    shelf: Shelf,
+) -> Report:
     listed = with_scanned_layers(model, False)
     table = table_of(reference, model)
     found: dict[str, Sequence[Any]] = {}

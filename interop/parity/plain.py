@@ -1,17 +1,23 @@
 """References that are plain PyTorch: a user's own model, and those of the source systems."""
 
+import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
+from jaxllm.interop.families import Family
+from jaxllm.interop.families.family import Json
 from jaxllm.interop.mismatch import reason_to_ignore
 from jaxllm.interop.planning import take_account
 from jaxllm.interop.tensors import CheckpointError
-from jaxllm.interop.user_rules import open_checkpoint
+from jaxllm.interop.user_rules import family_of, open_checkpoint
+from jaxllm.models import Model
 
-from .calling import OWN_FAMILY, OWN_FIELDS
+from .calling import OWN
 from .shelf import Shelf, in_memory, parameters_on
 
 
@@ -57,9 +63,34 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
     ]
     if problems:
         raise CheckpointError(problems, path)
-    setattr(module, OWN_FAMILY, family)
-    setattr(module, OWN_FIELDS, fields)
+    setattr(module, OWN, (family, fields))
     return module.eval()
+
+
+def described(reference: Any, model: Model, rules: Any) -> AbstractContextManager[Any]:
+    """A module in memory, as long as it is said to be what rules of a user are about.
+
+    Its config is the file that our model came with by the same rules. Of one that came from
+    elsewhere it is what their `fields` make of its config.
+
+    Raises CheckpointError if there are no rules, or no fields.
+    """
+    family = family_of(rules)
+    return mock.patch.object(reference, OWN, (family, _fields(family, model)), create=True)
+
+
+def _fields(family: Family, model: Model) -> Json:
+    if not family.config_file:
+        return {}
+    if model.origin is not None and model.origin.family == family.name:
+        return json.loads(model.origin.config)
+    try:
+        return family.write_config(model.config, {})
+    except ValueError as error:
+        raise CheckpointError(
+            f"{family.name} reads {family.config_file}, which the model did not come with: load it "
+            f"by these rules, or let them define `fields` of its config: {error}"
+        ) from None
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -1,11 +1,14 @@
 """What a wrong projection looks like."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 
 from .evidence import Evidence, Explain, Explanation
+
+HEAD = re.compile(r"(decoder\.|)(lm_head|embed\.attend)")
 
 ACTIVATIONS: Mapping[str, Callable] = {
     "silu": jax.nn.silu,
@@ -94,8 +97,11 @@ def _is_like(name: str, own: str) -> bool:
 
 def by_embeddings(evidence: Evidence) -> Iterator[Explanation]:
     """The head is the embeddings on one side only."""
-    table_VD, x_BTD = evidence.weights.get("embed.embedding"), evidence.given.get("final_norm")
-    if evidence.path == "lm_head" and table_VD is not None and x_BTD is not None:
+    found = HEAD.fullmatch(evidence.path)
+    stack = found[1] if found else ""
+    table_VD = evidence.weights.get(f"{stack}embed.embedding")
+    x_BTD = evidence.given.get(f"{stack}final_norm")
+    if found and table_VD is not None and x_BTD is not None:
         made = x_BTD @ table_VD.T
         yield Explanation(made, evidence.theirs, "Looks like a tied head: the reference's is tied")
         yield Explanation(made, evidence.ours, "Looks like a tied head: ours is tied")

@@ -1,6 +1,8 @@
 """The tokens that two models are compared on, or the vectors."""
 
 import json
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +65,46 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     JSON is a list of rows of token ids, or an object of such lists; shorter rows are padded.
 
-    Raises ValueError for what is none.
+    Raises OSError for a file that is not there, ValueError for what is none.
     """
-    if path.suffix == ".npy":
-        return {"target": np.load(path, allow_pickle=False)}
-    if path.suffix == ".npz":
-        return dict(np.load(path, allow_pickle=False))
-    if path.suffix != ".json":
+    if path.suffix not in _READERS:
         raise ValueError(f"{path} is no .npy, .npz or .json")
-    given = json.loads(path.read_text(encoding="utf-8"))
+    content = BytesIO(path.read_bytes())
+    try:
+        return _READERS[path.suffix](content)
+    except Exception as error:  # whatever NumPy and zipfile raise for what is cut or another kind
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_array(content: BytesIO) -> dict[str, np.ndarray]:
+    return {"target": np.lib.format.read_array(content, allow_pickle=False)}
+
+
+def _read_archive(content: BytesIO) -> dict[str, np.ndarray]:
+    with np.lib.npyio.NpzFile(content, allow_pickle=False) as archive:
+        return {name: np.asarray(array) for name, array in archive.items()}
+
+
+def _read_rows(content: BytesIO) -> dict[str, np.ndarray]:
+    given = json.load(content)
     arrays: dict[str, np.ndarray] = {}
     for name, rows in (given if isinstance(given, dict) else {"target": given}).items():
-        arrays |= _padded(f"{path}: {name}", name, rows)
+        arrays |= _padded(name, rows)
     return arrays
 
 
-def _padded(where: str, name: str, rows: Any) -> dict[str, np.ndarray]:
+_READERS: dict[str, Callable[[BytesIO], dict[str, np.ndarray]]] = {
+    ".npy": _read_array,
+    ".npz": _read_archive,
+    ".json": _read_rows,
+}
+
+
+def _padded(name: str, rows: Any) -> dict[str, np.ndarray]:
     """Rows side by side, and if they are of several lengths the mask of what is no padding."""
     is_rows = isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)
     if not is_rows or not all(type(token) is int for row in rows for token in row):
-        raise ValueError(f"{where} is not a list of lists of integers")
+        raise ValueError(f"{name} is not a list of lists of integers")
     lengths = np.array([len(row) for row in rows])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
     tokens = np.zeros(mask.shape, np.int32)

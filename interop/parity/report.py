@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import RenderableType
 
 from .rows import (
-    LOGITS,
     FieldResult,
     Judged,
     LossResult,
@@ -98,7 +97,7 @@ class Report:
         """What was compared, by level, in the order in which one level's error is another's."""
         parts: list[tuple[TapResult, ...]] = [(), ()]
         for tap in self.taps:
-            parts[tap.path == LOGITS] += (tap,)
+            parts[tap.is_output] += (tap,)
         return {
             "config": self.config,
             "weights": self.weights,

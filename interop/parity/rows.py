@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 # The logits of both sides are taken from their outputs, since not every family has them as the
-# output of a module. They go by the name of the module that makes them.
-LOGITS = "lm_head"
+# output of a module. While they are compared they go by this name, in a row by that of what makes
+# them in our model.
+LOGITS = "logits"
 
 
 class Judged:
@@ -109,6 +110,7 @@ class TapResult(Judged):
     cumulative: Error  # with all that the steps before it did
     max_over_rms: float
     forced: Error | None = None  # its own: the steps before it returned what the reference's did
+    is_output: bool = False  # whether it is what the model returns
     ulp_p50: float = 0.0
     ulp_p99: float = 0.0
     ulp_max: float = 0.0

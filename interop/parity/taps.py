@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from flax import nnx
 
+from jaxllm.config import SequenceConfig
 from jaxllm.interop.families import Table
 from jaxllm.interop.rules import BoundRule, Rule, Side, Sizes, Transfer
 from jaxllm.layers.linear import Embedding, Linear
@@ -20,7 +21,7 @@ from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
 from jaxllm.params import stacks
 
-from .inputs import Inputs
+from .inputs import Inputs, last_stack
 from .scores import PROBS, SCORES, seen_only
 from .shelf import Shelf, in_memory
 
@@ -34,10 +35,10 @@ HEADS = (
 )
 # What our models compute of each token of a source.
 OF_SOURCE = re.compile(r"encoder\.|source_\w+|.*\.cross_attn\.[kv](_proj)?$")
+# What some tokens alone go through, those of any row one after the other.
+OF_SOME = ".overflow."
 # Of attention's modules, what holds each.
 ATTENTIONS = ("attn", "cross_attn")
-OUTPUTS = ("decoder.lm_head.", "output_proj.", "decoder.output_proj.")
-
 
 KEYS = "keys"  # the axis of scores that softmax is over
 
@@ -69,12 +70,22 @@ def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
     """The taps of a model whose layers are not stacked, for these inputs."""
     rules = table.bound(stacks(model))
     modules = dict(_named_modules(model))
+    modules.pop(output_path(model), None)  # taken from what the whole model returns
     taps = []
     for rule, sizes in rules:
         if (tap := _of_projection(rule, sizes, modules)) is not None:
             taps.append(Tap(tap, sizes, inputs))
     whole = [Tap(rule, table.sizes, inputs) for rule in _of_blocks(rules)]
     return [*taps, *whole, *(Tap(rule, sizes, inputs) for rule, sizes in _of_attention(rules))]
+
+
+def output_path(model: Model) -> str:
+    """Our name of what makes a model's outputs: a module or, if tied, the embeddings' `attend`."""
+    config = last_stack(model)
+    stack = "" if config is model.config else "decoder."
+    if isinstance(config, SequenceConfig):
+        return f"{stack}output_proj"
+    return stack + ("embed.attend" if config.tie_embeddings else "lm_head")
 
 
 def _named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
@@ -90,8 +101,7 @@ def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) 
     kept = _returned(module, first.rpartition(".")[2])
     theirs = rule.stored.name.partition("#")
     stored_module, _, parameter = theirs[0].rpartition(".")
-    is_output = first.startswith(OUTPUTS)  # taken from what the whole model returns
-    if kept is None or is_output or parameter != "weight" or not stored_module:
+    if kept is None or OF_SOME in first or parameter != "weight" or not stored_module:
         return None
     ours = tuple(dim for letter, dim in zip(kept, rule.model.dims, strict=True) if letter)
     axes = {*rule.model.name_axes, *(axis for dim in ours for axis in dim)}

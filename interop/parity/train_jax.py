@@ -73,8 +73,9 @@ def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[st
     tokens_BT = given["target"]
     log_probs_BTV = jax.nn.log_softmax(out[:, :-1])
     found_BT = -jnp.take_along_axis(log_probs_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
-    is_token_BT = given.get("target_mask", jnp.ones_like(tokens_BT))[:, 1:] != 0
-    return jnp.sum(found_BT, where=is_token_BT) / is_token_BT.sum()
+    is_token_BT = given.get("target_mask", jnp.ones_like(tokens_BT)) != 0
+    counts_BT = is_token_BT[:, 1:] & is_token_BT[:, :-1]  # what padding predicts is nothing
+    return jnp.sum(found_BT, where=counts_BT) / counts_BT.sum()
 
 
 def _moments(state: Any) -> dict[str, Any]:

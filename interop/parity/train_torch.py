@@ -72,8 +72,8 @@ def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:
         return functional.mse_loss(out, torch.as_tensor(inputs.wanted, device=out.device))
     tokens = torch.as_tensor(inputs.target, dtype=torch.int64, device=out.device)[:, 1:]
     if inputs.target_mask is not None:
-        is_token = torch.as_tensor(inputs.target_mask[:, 1:] != 0, device=out.device)
-        tokens = tokens.masked_fill(~is_token, IGNORED)
+        is_token = torch.as_tensor(inputs.target_mask != 0, device=out.device)
+        tokens = tokens.masked_fill(~(is_token[:, 1:] & is_token[:, :-1]), IGNORED)
     logits = out[:, :-1].flatten(0, 1)
     return functional.cross_entropy(logits, tokens.flatten(), ignore_index=IGNORED)
 

@@ -71,7 +71,7 @@ CONFIGS = (
         *(lambda config: f"layers.{first(rope='global')(config)}.attn.q", is_rotated),
     ),
     configured(
-        *("head tied", "tie_embeddings", lambda config: True, lambda config: "lm_head"),
+        *("head tied", "tie_embeddings", lambda config: True, lambda config: "embed.attend"),
         *(has_not("tie_embeddings"), "logits"),
     ),
     configured(
@@ -79,7 +79,8 @@ CONFIGS = (
         *(has("tie_embeddings"), "logits"),
     ),
     configured(
-        *("logits uncapped", "logit_softcap", lambda config: None, lambda config: "lm_head"),
+        *("logits uncapped", "logit_softcap", lambda config: None),
+        lambda config: "embed.attend" if config.tie_embeddings else "lm_head",
         *(has("logit_softcap"), "logits"),
     ),
 )

@@ -65,6 +65,19 @@ def test_rotations(words, changes):
     assert words in found
 
 
+@pytest.mark.parametrize("stack", ["", "decoder."])
+@pytest.mark.parametrize(
+    ("head", "whose"), [("lm_head", "the reference's"), ("embed.attend", "ours")]
+)
+def test_a_tied_head(stack, head, whose):
+    x_BTD, table_VD = drawn(B, T, D), drawn(F, D)
+    tied, untied = x_BTD @ table_VD.T, x_BTD @ drawn(D, F)
+    ours, theirs = (untied, tied) if head == "lm_head" else (tied, untied)
+    around = {f"{stack}final_norm": x_BTD}, {f"{stack}embed.embedding": table_VD}
+    found = hint(f"{stack}{head}", ours, theirs, given=around[0], weights=around[1])
+    assert found == f"Looks like a tied head: {whose} is tied"
+
+
 def test_no_rotation_here():
     found = hint(
         *("layers.0.attn.k", BEFORE, rotated(BEFORE)), given={"layers.0.attn.k_proj": BEFORE}

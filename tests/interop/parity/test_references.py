@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from operator import attrgetter
 
 import encoder_decoder_cases
 import jax.numpy as jnp
@@ -28,7 +29,19 @@ FORWARD = ("logits", "layers")
 QUICK = ("weights", "config", *FORWARD)
 # Of one kind each, for the levels that compile a training step or a decoder; docs/families.md has
 # the figures of all levels of all kinds.
-SLOW = ("nima-transformer", "components-autoregressive")
+SLOW = ("nima-transformer", "components-autoregressive/experts")
+# What makes the outputs, by our names.
+OUTPUTS = {
+    "tlama": "lm_head",
+    "llm": "lm_head",
+    "nima-gpt": "embed.attend",
+    "nima-transformer": "decoder.lm_head",
+    "components-regression": "output_proj",
+    "components-autoregressive": "output_proj",
+    "components-autoregressive/experts": "output_proj",
+    "components-encoder-decoder": "decoder.output_proj",
+    **dict.fromkeys(SMALL, "decoder.embed.attend"),
+}
 
 
 def write(name, folder):
@@ -56,7 +69,7 @@ def kinds(tmp_path_factory):
 
     def get(name):
         if name not in made:
-            folder = tmp_path_factory.mktemp(name)
+            folder = tmp_path_factory.mktemp(name.replace("/", "-"))
             reference = write(name, folder)
             model = load_pretrained(folder, dtype="float32")
             made[name] = reference, model, drawn(reference, model)
@@ -80,6 +93,8 @@ def test_every_kind_passes_every_level_that_it_has(kinds, name):
         listed = named_parameters(with_scanned_layers(model, False))
         rows = {f"{row.path}.{row.parameter}" for row in report.gradients}
         assert rows >= listed.keys(), "every parameter has a gradient"
+    assert [tap.path for tap in report.taps if tap.is_output] == [OUTPUTS[name]]
+    assert callable(attrgetter(OUTPUTS[name])(model))
     paths = {tap.path for tap in report.taps}
     for attention in attentions_of(model):
         # PyTorch shows what attention is given, makes of it and returns, of every kind.
@@ -122,6 +137,7 @@ BUGS = {
     "nima-transformer": ("decoder.layers.0.cross_attn.v_proj.bias", "decoder.layers.0.cross"),
     "components-regression": ("input_proj.kernel", "input_proj"),
     "components-autoregressive": ("layers.0:2.attn.o_proj.kernel", "layers.0.attn.o_proj"),
+    "components-autoregressive/experts": ("layers.0:2.mlp.overflow.up_proj.bias", "layers.0.mlp"),
     "components-encoder-decoder": ("encoder.layers.0:2.mlp.up_proj.bias", "encoder.layers.0.mlp"),
     "t5": ("decoder.position_bias.embedding", "decoder.layers.0.attn.scores"),
 }
@@ -134,6 +150,22 @@ def test_a_bug_of_every_kind_is_named_where_it_is(kinds, name):
     report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)
     assert not report.verdicts["logits"]
     assert report.first_divergence.path.startswith(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("tlama", "lm_head.kernel"),
+        ("nima-transformer", "decoder.lm_head.kernel"),
+        ("bart", "decoder.head_bias"),
+        ("components-encoder-decoder", "decoder.output_proj.bias"),
+    ],
+)
+def test_a_bug_of_what_makes_the_outputs_is_named_by_its_path(kinds, name, parameter):
+    reference, model, inputs = kinds(name)
+    report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)
+    assert report.verdicts == {"logits": False, "layers": True}
+    assert report.first_divergence.path == OUTPUTS[name]
 
 
 def test_what_padding_is_given_does_not_count(kinds):

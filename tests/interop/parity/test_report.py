@@ -30,7 +30,7 @@ def make_report(error: float = 4e-7) -> Report:
     return Report(
         subject="tiny <llama>",
         verdicts={"logits": logits.ok, "layers": logits.ok},
-        taps=(*taps, tap("lm_head", error)),
+        taps=(*taps, dataclasses.replace(tap("lm_head", error), is_output=True)),
         logits=logits,
         buckets=(Bucket(0, 4, 8, error, 1e-13, 1e-12, 1.0), Bucket(4, 32, 56, error, 0, 0, 0.9)),
         batch_size=2,
@@ -76,6 +76,7 @@ def test_json_is_valid_and_complete(report):
         "cumulative": {"relative_l2": 0.0, "floor": 3e-7, "threshold": 1.2e-6},
         "max_over_rms": 0.0,
         "forced": {"relative_l2": 0.0, "floor": 1e-7, "threshold": 1e-6},
+        "is_output": False,
         "floor": 3e-7,
         "threshold": 1.2e-6,
         "ulp_p50": 0.0,
