@@ -17,6 +17,7 @@ BELOW = {
     "origin": set(),
     "optimizer_state": set(),
     "closeness": set(),
+    "jsonable": set(),
     "layers": {"config", "sharding"},
     "presets": {"config"},
     "models": {"config", "sharding", "origin", "layers"},
@@ -25,11 +26,11 @@ BELOW = {
     # Parity compares what both sides generate.
     "interop": {
         *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        *("generation", "closeness"),
+        *("generation", "closeness", "jsonable"),
     },
     "train": {
         *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        "closeness",
+        *("closeness", "jsonable"),
     },
 }
 # The commands join everything.

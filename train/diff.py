@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.closeness import relative_l2
+from jaxllm.jsonable import jsonable
 
 from .config import FREE_ON_RESUME, ConfigError, differences, load_config, to_dict
 from .metrics import read_metrics
@@ -74,16 +75,7 @@ class Diff:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as data; numbers that are not finite are null."""
-        data = {"same": self.same, "step": self.step, **dataclasses.asdict(self)}
-        return _finite(data)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        return jsonable({"same": self.same, "step": self.step, **dataclasses.asdict(self)})
 
 
 def diff_runs(a: str | Path, b: str | Path) -> Diff:
