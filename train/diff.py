@@ -11,7 +11,7 @@ from jaxllm.jsonable import jsonable
 
 from .config import FREE_ON_RESUME, ConfigError, differences, load_config, to_dict
 from .metrics import read_metrics
-from .stored import Stored, about, open_step, steps_of
+from .stored import Key, StoredArray, about, open_step, steps_of
 
 Records = dict[int, dict[str, float]]  # what was measured, by step
 
@@ -170,7 +170,7 @@ def _first_checkpoint(
     return tuple(compared), ()
 
 
-def _arrays(a: dict[tuple[str, str], Stored], b: dict[tuple[str, str], Stored]) -> Iterator[Array]:
+def _arrays(a: dict[Key, StoredArray], b: dict[Key, StoredArray]) -> Iterator[Array]:
     for what, name in {**a, **b}:
         one, other = a.get((what, name)), b.get((what, name))
         if one is None or other is None or one.shape != other.shape:
