@@ -20,7 +20,8 @@ from jaxllm.config import Dtype
 from jaxllm.models import Model
 from jaxllm.params import describe, from_description, shardings, split, tree_of
 
-from .sources import Box, TensorSource, slices
+from .boxes import Box, slices
+from .sources import TensorSource
 from .tensors import CheckpointError
 
 _CACHE_BYTES = 32 << 20

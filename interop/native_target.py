@@ -20,9 +20,10 @@ from orbax.checkpoint import v1 as ocp
 from jaxllm.models import build_abstract
 from jaxllm.params import describe, tree_of
 
+from .boxes import boxes, shape_of, slices
 from .native import array_spec
 from .parameters import Parameters
-from .sources import TensorSource, boxes, slices
+from .sources import TensorSource
 from .writing import Digest, Progress, check_space, sync
 
 CHUNK_BYTES = 4 << 20
@@ -49,7 +50,7 @@ class NativeTarget:
             for box in boxes(array.shape, CHUNK_BYTES // array.dtype.itemsize)
         }
         self.units: Mapping[str, int] = {
-            unit: math.prod(high - low for low, high in box) * self.arrays[name].dtype.itemsize
+            unit: math.prod(shape_of(box)) * self.arrays[name].dtype.itemsize
             for unit, (name, box) in self._places.items()
         }
 
@@ -109,7 +110,7 @@ def _lay_out(step: Path, name: str, array: TensorSource) -> tensorstore.TensorSt
         "data_type": array.dtype.name,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [high - low for low, high in chunk]},
+            "configuration": {"chunk_shape": shape_of(chunk)},
         },
         "codecs": CODECS,
     }
