@@ -65,8 +65,8 @@ def compare(
             rules, or the tokens are not in the vocabulary.
     """
     inputs, recipe = Inputs.of(inputs).completed(model), recipe or Recipe()
-    levels = levels_of(model) if levels is None else levels
-    _check(reference, model, inputs, levels)
+    levels = chosen(levels, levels_of(model))
+    _check(reference, model, inputs)
     listed = with_scanned_layers(model, False)
     table = table_of(reference, model)
     found: dict[str, Sequence[Any]] = {}
@@ -127,11 +127,20 @@ def levels_of(model: Model) -> tuple[str, ...]:
     return tuple(level for level in LEVELS if level != "generate" or not is_pooled)
 
 
-def _check(reference: Any, model: Model, inputs: Inputs, levels: Sequence[str]) -> None:
-    """Refuses what cannot be compared."""
-    known = levels_of(model)
+def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """The levels that are asked for, by default all that there are.
+
+    Raises ValueError if they are none, or one of them is not known.
+    """
+    if levels is None:
+        return known
     if not levels or not set(levels) <= set(known):
         raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
+    return levels
+
+
+def _check(reference: Any, model: Model, inputs: Inputs) -> None:
+    """Refuses what cannot be compared."""
     dtypes = {str(parameter.dtype) for parameter in reference.parameters()}
     if dtypes != {"torch.float32"}:
         raise ValueError(
