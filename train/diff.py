@@ -8,10 +8,11 @@ from typing import Any
 
 from jaxllm.closeness import relative_l2
 from jaxllm.jsonable import jsonable
+from jaxllm.saved_step import steps_of
 
 from .config import FREE_ON_RESUME, ConfigError, differences, load_config, to_dict
 from .metrics import read_metrics
-from .stored import Key, StoredArray, about, open_step, steps_of
+from .stored import Key, StoredArray, about, open_step
 
 Records = dict[int, dict[str, float]]  # what was measured, by step
 

@@ -1,6 +1,5 @@
 """The arrays of a run's checkpoint, opened one by one and read when they are asked for."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,7 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.params import layers_of
-
-from .checkpoint import ABOUT
+from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes
 
 PARAMETER, FIRST_MOMENT, SECOND_MOMENT = "parameter", "first moment", "second moment"
 MOMENTS = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}  # by the optimizer's trees
@@ -38,13 +36,6 @@ class StoredArray(NamedTuple):
         """Its numbers, or those of a box: one range for each dimension."""
         part = self.store if box is None else self.store[tuple(slice(*bounds) for bounds in box)]
         return np.asarray(part.read().result())
-
-
-def steps_of(run: Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by the number of steps taken."""
-    found = (run / "checkpoints").glob("*")
-    steps = [path for path in found if path.name.isdigit() and ocp.is_orbax_checkpoint(path)]
-    return {int(path.name): path for path in sorted(steps, key=lambda path: int(path.name))}
 
 
 def about(step: Path) -> dict[str, Any]:
@@ -95,12 +86,8 @@ def _key(item: str, path: str) -> Key:
 
 
 def _open(step: Path, item: str, name: str) -> tensorstore.TensorStore:
-    base = {"driver": "file", "path": f"{step / item}/"}
-    kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-    spec = {"driver": "auto", "kvstore": kvstore}
-    store = tensorstore.open(spec, read=True).result()
+    spec = array_spec(step, item, name)
     # The layers of a stack lie in one chunk if they were on one device: it is read once.
-    shape = store.chunk_layout.read_chunk.shape or ()
-    size = math.prod(n or 1 for n in shape) * store.dtype.numpy_dtype.itemsize
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2 * size}})
+    limit = 2 * chunk_bytes(tensorstore.open(spec, read=True).result())
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
     return tensorstore.open(spec, read=True, context=context).result()
