@@ -70,16 +70,15 @@ def compare(
     listed = with_scanned_layers(model, False)
     table = table_of(reference, model)
     found: dict[str, Sequence[Any]] = {}
+    report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
     computed = tuple(level for level in levels if level not in STATED)
     if computed and misfits(reference, listed, table):
         stated = compare_config(reference, listed), compare_weights(reference, listed, table)
-        report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
         return unjudged(report, *stated, levels)
     if "config" in levels:
         found["config"] = compare_config(reference, model)
     if "weights" in levels:
         found["weights"] = compare_weights(reference, listed, table)
-    report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
     if wanted := [level for level in levels if level in FORWARD]:
         taps = derive(table, listed, inputs) if "layers" in levels else ()
         recording = record(reference, inputs, Alignment(taps))
