@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxllm.config import DecoderConfig
+from jaxllm.interop.boxes import Box, shape_of
 from jaxllm.interop.export import plan_export, possible_families
 from jaxllm.interop.parameters import Parameters
-from jaxllm.interop.sources import Box, TensorSource
+from jaxllm.interop.sources import TensorSource
 from jaxllm.interop.writing import write_files
 from jaxllm.models import build_abstract
 from jaxllm.params import shapes_of, stacks
@@ -34,7 +35,7 @@ def save_large_llama(config: DecoderConfig, folder: Path, max_shard: int) -> Non
 
     def draw(box: Box) -> np.ndarray:
         # Bits of numbers between 2^-63 and 2.
-        drawn = rng.integers(0x2000, 0x4000, [high - low for low, high in box], np.uint16)
+        drawn = rng.integers(0x2000, 0x4000, shape_of(box), np.uint16)
         return drawn.view(dtype)
 
     arrays = {name: TensorSource(dtype, shape, draw) for name, shape in shapes_of(model).items()}

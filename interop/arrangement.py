@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .rules import Rule, Side, Sizes
+from .ranges import Dims, Sizes
+from .rules import Rule
+from .side import Side
 
 Shape = tuple[int, ...]
-Dims = tuple[tuple[str, ...], ...]
 
 TOGETHER = ({"N", "H"}, {"K", "H"})  # axes that are merged everywhere
 EPSILON = 0.001  # of likeness: less than any word is worth
@@ -40,12 +41,6 @@ class Target:
     name: str
     axes: tuple[str, ...]
     layers: tuple[int, ...] | None
-
-
-def text_of(side: Side) -> str:
-    """The side as it is written in a rule."""
-    dims = (dim[0] if len(dim) == 1 else f"({' '.join(dim)})" for dim in side.dims)
-    return f"{side.name} : {' '.join(dims)}"
 
 
 def fold(

@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import Sharding
 
 from .copying import copy_bits
-from .rules import Ranges, Side, Sizes, part_of
+from .ranges import Ranges, Sizes, part_of
 from .shards import Shard, shards_of
+from .side import Side
 
 ALIGNMENT = 64  # of memory that jax takes over on a CPU instead of copying it
 

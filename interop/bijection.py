@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from .rules import BoundRule, Index, Rule, Side, Sizes, Stacks
+from .ranges import Sizes
+from .rules import BoundRule, Rule, Stacks
+from .side import Index, Side
 
 
 def bind(rules: Sequence[Rule], sizes: Sizes, stacks: Stacks) -> tuple[BoundRule, ...]:

@@ -10,7 +10,9 @@ from jaxllm.config import Dtype
 from .bijection import fused_parts
 from .families import Table, nearest
 from .folding import fold
-from .rules import BoundRule, Side, Sizes
+from .ranges import Sizes
+from .rules import BoundRule
+from .side import Side
 from .tensors import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]

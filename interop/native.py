@@ -5,7 +5,6 @@ newest step counts. Each holds the parameters as the item `model` and says what 
 metadata, so that it loads onto any mesh without further information.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from orbax.checkpoint import v1 as ocp
 from jaxllm.config import Dtype
 from jaxllm.models import Model
 from jaxllm.params import describe, from_description, shardings, split, tree_of
+from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes, is_step, steps_of
 
-from .sources import Box, TensorSource, slices
+from .boxes import Box, slices
+from .sources import TensorSource
 from .tensors import CheckpointError
 
 _CACHE_BYTES = 32 << 20
@@ -28,13 +29,13 @@ _CACHE_BYTES = 32 << 20
 
 def is_native(path: Path) -> bool:
     """Whether a folder is a native checkpoint, or a run that holds some."""
-    return _is_step(path) or bool(_steps(path))
+    return is_step(path) or bool(steps_of(path))
 
 
 def save(model: Model, path: Path) -> None:
     """Writes the model into a folder, as a run of no steps."""
     step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
-    ocp.save_checkpointables(step, items, custom_metadata={"jaxllm": describe(model)})
+    ocp.save_checkpointables(step, items, custom_metadata={ABOUT: describe(model)})
 
 
 def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Model:
@@ -60,18 +61,17 @@ def find_step(path: Path, step: int | None = None) -> Path:
     Raises CheckpointError if the run has no such step.
     """
     path = path.resolve()
-    if _is_step(path):
+    if is_step(path):
         if step not in (None, int(path.name) if path.name.isdigit() else None):
             raise CheckpointError(f"{path} is one checkpoint, not a run with a step {step}")
         return path
-    steps = _steps(path)
+    steps = steps_of(path)
     if step is None:
-        return steps[-1]
-    found = [folder for folder in steps if int(folder.name) == step]
-    if not found:
-        known = ", ".join(folder.name for folder in steps)
+        return list(steps.values())[-1]
+    if step not in steps:
+        known = ", ".join(map(str, steps))
         raise CheckpointError(f"{path} has no checkpoint of step {step}; it has {known}")
-    return found[0]
+    return steps[step]
 
 
 def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
@@ -83,20 +83,14 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
     about, stored = _describe(path)
     stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
     # One array's and the next's.
-    cache_bytes = max(_CACHE_BYTES, 2 * max(map(_chunk_bytes, stores)))
+    cache_bytes = max(_CACHE_BYTES, 2 * max(map(chunk_bytes, stores)))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     arrays = {name: _source(_open_array(path, name, context)) for name in stored}
     return from_description(about), arrays
 
 
-def array_spec(step: Path, name: str) -> dict[str, Any]:
-    """Where TensorStore finds an array of a step."""
-    base = {"driver": "file", "path": f"{step / 'model'}/"}
-    return {"driver": "auto", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-
-
 def _open_array(path: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
-    return tensorstore.open(array_spec(path, name), read=True, context=context).result()
+    return tensorstore.open(array_spec(path, "model", name), read=True, context=context).result()
 
 
 def _source(store: tensorstore.TensorStore) -> TensorSource:
@@ -106,26 +100,10 @@ def _source(store: tensorstore.TensorStore) -> TensorSource:
     return TensorSource(store.dtype.numpy_dtype, tuple(store.shape), read)
 
 
-def _chunk_bytes(store: tensorstore.TensorStore) -> int:
-    shape = store.chunk_layout.read_chunk.shape or ()
-    return math.prod(size or 1 for size in shape) * store.dtype.numpy_dtype.itemsize
-
-
 def _describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a step says of its model, and the metadata of each of its arrays."""
     found = ocp.checkpointables_metadata(path)
-    about = (found.custom_metadata or {}).get("jaxllm")
+    about = (found.custom_metadata or {}).get(ABOUT)
     if about is None or not found.metadata.get("model"):
         raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
     return about, nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")
-
-
-def _is_step(path: Path) -> bool:
-    return (path / "_CHECKPOINT_METADATA").is_file()
-
-
-def _steps(path: Path) -> list[Path]:
-    """The complete steps of a run, oldest first."""
-    folder = path / "checkpoints"
-    steps = [step for step in folder.glob("*") if step.name.isdigit() and _is_step(step)]
-    return sorted(steps, key=lambda step: int(step.name))

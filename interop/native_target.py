@@ -19,14 +19,14 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxllm.models import build_abstract
 from jaxllm.params import describe, tree_of
+from jaxllm.saved_step import ABOUT, METADATA, array_spec
 
-from .native import array_spec
+from .boxes import boxes, shape_of, slices
 from .parameters import Parameters
-from .sources import TensorSource, boxes, slices
+from .sources import TensorSource
 from .writing import Digest, Progress, check_space, sync
 
 CHUNK_BYTES = 4 << 20
-METADATA = "_CHECKPOINT_METADATA"  # without which neither Orbax nor we take a folder for a step
 CODECS = [
     {"name": "bytes", "configuration": {"endian": "little"}},
     {"name": "zstd", "configuration": {"level": 1}},
@@ -49,7 +49,7 @@ class NativeTarget:
             for box in boxes(array.shape, CHUNK_BYTES // array.dtype.itemsize)
         }
         self.units: Mapping[str, int] = {
-            unit: math.prod(high - low for low, high in box) * self.arrays[name].dtype.itemsize
+            unit: math.prod(shape_of(box)) * self.arrays[name].dtype.itemsize
             for unit, (name, box) in self._places.items()
         }
 
@@ -67,7 +67,7 @@ class NativeTarget:
             folder.mkdir(exist_ok=True)
             check_space(folder, sum(self.units.values()))
             placeholders = tree_of(self._abstract, lambda name, _: np.zeros(1, np.uint8))
-            about = {"jaxllm": describe(self._abstract)}
+            about = {ABOUT: describe(self._abstract)}
             ocp.save_checkpointables(step, {"model": placeholders}, custom_metadata=about)
         if (step / METADATA).exists():
             os.replace(step / METADATA, step / f"{METADATA}.partial")
@@ -109,13 +109,13 @@ def _lay_out(step: Path, name: str, array: TensorSource) -> tensorstore.TensorSt
         "data_type": array.dtype.name,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [high - low for low, high in chunk]},
+            "configuration": {"chunk_shape": shape_of(chunk)},
         },
         "codecs": CODECS,
     }
     # All files are put on the disk at the end, not each of them at once.
     context = tensorstore.Context({"file_io_sync": False})
-    spec = {**array_spec(step, name), "driver": "zarr3"}
+    spec = {**array_spec(step, "model", name), "driver": "zarr3"}
     # Orbax takes a chunk that is not stored for one that is lost, though it be all zeros.
     spec["store_data_equal_to_fill_value"] = True
     found = tensorstore.open(spec, context=context).result()

@@ -20,7 +20,9 @@ from .bijection import fused_parts
 from .directory import Checkpoint
 from .families import Fields, Layout, Table
 from .mismatch import check_arrays, check_tensors
-from .rules import BoundRule, Index, Side, Sizes
+from .ranges import Sizes
+from .rules import BoundRule
+from .side import Index, Side
 from .sizes import parse_size
 from .stream import Move, window_bytes
 from .tensors import CheckpointError, StoredTensor

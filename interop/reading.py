@@ -8,8 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from .rules import Range
-from .sources import Box, boxes
+from .boxes import Box, Range, boxes, shape_of
 from .tensors import CheckpointError, StoredTensor
 
 PAGE_BYTES = 4096  # the disk reads whole pages: to leave out less is not worth another request
@@ -46,7 +45,7 @@ class Reader:
         Raises CheckpointError if the file ends before the box does.
         """
         itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
-        shape = [high - low for low, high in box]
+        shape = shape_of(box)
         nbytes = _span(shape, strides) * itemsize
         if self.memory.nbytes < nbytes:
             self.memory = np.empty(nbytes, np.uint8)
@@ -87,7 +86,7 @@ def _runs(
     shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
 ) -> list[Range]:
     """The bytes to read of a chunk, counted from its first, so that `wanted` is among them."""
-    count = sum(math.prod(high - low for low, high in box) for box in wanted)
+    count = sum(math.prod(shape_of(box)) for box in wanted)
     if not wanted or count >= math.prod(shape):
         return [(0, _span(shape, strides) * itemsize)]
     found = [_rows(box, strides) for box in wanted]

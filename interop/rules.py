@@ -18,117 +18,19 @@ part of an array pulls back to the parts of the tensors that hold it.
 """
 
 import dataclasses
-import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-import numpy as np
+from .ranges import Sizes
+from .side import Side
+from .transfer import Transfer
 
-from .copying import copy_bits
-
-Sizes = Mapping[str, int]
-Index = Mapping[str, int]
-Range = tuple[int, int]
-Ranges = Mapping[str, Range]
 # By the path of a list of layers, each array's label and the layers that it holds. One layer's
 # array is not stacked and its label is the layer's number; that of others is a slice, as in "0:32".
 Stacks = Mapping[str, Mapping[str, range]]
-
-_PLACEHOLDER = re.compile(r"\{(\w+(?: \w+)*)(?::(\d+))?(?:=([^}]*))?\}")
-_DIMENSION = re.compile(r"\(([^()]*)\)|(\w+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One side of a rule: a name in which axes may stand, and an array's dimensions."""
-
-    name: str
-    dims: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """The side written as `name : dims`."""
-        name, colon, pattern = text.partition(" : ")
-        if not colon or _DIMENSION.sub("", pattern).strip():
-            raise ValueError(f"{text!r} is not of the form 'name : A (B C)'")
-        if braces := re.findall(r"\{[^}]*\}?|\}", _PLACEHOLDER.sub("", name)):
-            raise ValueError(
-                f"{braces[0]!r} in {name!r} is not {{A}}, {{A:02}}, {{A=x|y}} or {{A B}}"
-            )
-        dims = tuple(
-            tuple((merged or single).split()) for merged, single in _DIMENSION.findall(pattern)
-        )
-        return cls(name.strip(), dims)
-
-    @cached_property
-    def name_axes(self) -> tuple[str, ...]:
-        """The axes that live in the name."""
-        return tuple(
-            axis for match in _PLACEHOLDER.finditer(self.name) for axis in match[1].split()
-        )
-
-    @cached_property
-    def labels(self) -> dict[str, list[str]]:
-        """By the axes of a placeholder, as in `K R`, the labels that stand for their positions."""
-        return {
-            match[1]: match[3].split("|")
-            for match in _PLACEHOLDER.finditer(self.name)
-            if match[3] is not None
-        }
-
-    @cached_property
-    def axes(self) -> tuple[str, ...]:
-        """All axes: those in the name, then those of the array."""
-        return (*self.name_axes, *self.array_axes)
-
-    @cached_property
-    def array_axes(self) -> tuple[str, ...]:
-        """The axes of the array, merged or not."""
-        return tuple(itertools.chain.from_iterable(self.dims))
-
-    def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """The shape of the array under each name."""
-        return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
-
-    def spell(self, index: Index, sizes: Sizes) -> str:
-        """The name at these positions of its axes."""
-
-        def fill(match: re.Match[str]) -> str:
-            axes, width, labels = match.groups()
-            position = 0
-            for axis in axes.split():
-                position = position * sizes[axis] + index[axis]
-            if labels is not None:
-                return labels.split("|")[position]
-            return f"{position:0{width or 1}}"
-
-        return _PLACEHOLDER.sub(fill, self.name)
-
-    def names(self, sizes: Sizes) -> Iterator[tuple[str, Index]]:
-        """Every name, and the positions of its axes."""
-        for positions in itertools.product(*(range(sizes[axis]) for axis in self.name_axes)):
-            index = dict(zip(self.name_axes, positions, strict=True))
-            yield self.spell(index, sizes), index
-
-    def at(self, axis: str, positions: Sequence[int], sizes: Sizes) -> Self:
-        """This side with `axis`, which lives in the name, cut down to some of its positions."""
-
-        def label(match: re.Match[str]) -> str:
-            if match[1] != axis:
-                return match[0]
-            whole = Side(match[0], ())
-            labels = "|".join(whole.spell({axis: i}, sizes) for i in positions)
-            return f"{{{axis}={labels}}}"
-
-        return dataclasses.replace(self, name=_PLACEHOLDER.sub(label, self.name))
-
-    def stacked(self, axis: str, label: str) -> Self:
-        """This side with `axis` moved from its name, where `label` replaces it, to the array."""
-        name = re.sub(rf"\{{{axis}(:\d+)?(=[^}}]*)?\}}", label, self.name)
-        return dataclasses.replace(self, name=name, dims=((axis,), *self.dims))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +94,7 @@ class Rule:
                 problems.append(f"layers has {', '.join(map(str, wrong))} twice or below 0")
         if self.layered is not None:
             axis = self.layered[1]
-            merged = [m[1] for m in _PLACEHOLDER.finditer(self.stored.name) if " " in m[1]]
-            if any(axis in placeholder.split() for placeholder in merged):
+            if any(axis in axes and len(axes) > 1 for axes in self.stored.placeholders):
                 problems.append(f"{axis}, of the layers, is merged in {self.stored.name!r}")
         return problems
 
@@ -217,11 +118,11 @@ class Rule:
         match = re.match(r"((?:\w+\.)*layers)\.\{(\w+)\}\.", self.model.name)
         return match and (match[1], match[2])
 
-    def importing(self, sizes: Sizes) -> "Transfer":
+    def importing(self, sizes: Sizes) -> Transfer:
         """From the stored tensors to the model's arrays."""
         return Transfer(self.stored, self.model, sizes)
 
-    def exporting(self, sizes: Sizes) -> "Transfer":
+    def exporting(self, sizes: Sizes) -> Transfer:
         """From the model's arrays to the stored tensors."""
         return Transfer(self.model, self.stored, sizes)
 
@@ -291,133 +192,3 @@ class BoundRule(NamedTuple):
         """Every stored tensor's name and shape."""
         side = self.rule.stored
         return ((name, side.shape(self.sizes)) for name, _ in side.names(self.sizes))
-
-
-class Piece(NamedTuple):
-    """A part of an array, and the part of one tensor that holds the same numbers."""
-
-    name: str  # of the tensor
-    ranges: Mapping[str, Range]  # of every axis
-    place: tuple[slice, ...]  # where in the box that was asked for lies the region
-    region: Mapping[str, Range]  # of the array's axes, of which `ranges` is a part
-    box: tuple[Range, ...]  # of the tensor: all of it that must be read
-    held: Mapping[str, Range]  # of the axes in that box, of which `ranges` is a part as well
-
-
-@dataclasses.dataclass(frozen=True)
-class Transfer:
-    """One direction of a rule at given sizes: from the tensors of `source` to those of `target`."""
-
-    source: Side
-    target: Side
-    sizes: Sizes
-
-    def pieces(self, index: Index, box: Sequence[Range]) -> Iterator[Piece]:
-        """The pieces of source tensors that make up `box` of the target tensor at `index`.
-
-        An axis that only the source's name has is a copy, of which the first is read.
-        """
-        source, target, sizes = self.source, self.target, self.sizes
-        copies = {axis: (0, 1) for axis in source.name_axes if axis not in target.axes}
-        fixed = {axis: (position, position + 1) for axis, position in index.items()}
-        choices = (
-            split_range(low, high, [sizes[axis] for axis in dim])
-            for dim, (low, high) in zip(target.dims, box, strict=True)
-        )
-        for factors in itertools.product(*choices):
-            bounds = itertools.chain.from_iterable(factors)
-            region = dict(zip(target.array_axes, bounds, strict=True))
-            spans = [interval(dim, region, sizes) for dim in target.dims]
-            place = tuple(
-                slice(start - low, stop - low)
-                for (start, stop), (low, _) in zip(spans, box, strict=True)
-            )
-            ranges = {**copies, **fixed, **region}
-            for positions in itertools.product(*(range(*ranges[a]) for a in source.name_axes)):
-                at = dict(zip(source.name_axes, positions, strict=True))
-                narrowed = {axis: (position, position + 1) for axis, position in at.items()}
-                wanted = {**ranges, **narrowed}
-                held = dict(bound for dim in source.dims for bound in _hull(dim, wanted, sizes))
-                needed = tuple(interval(dim, held, sizes) for dim in source.dims)
-                yield Piece(source.spell(at, sizes), wanted, place, region, needed, held)
-
-    def read(
-        self,
-        index: Index,
-        box: Sequence[Range],
-        read: Callable[[str, Sequence[Range]], np.ndarray],
-        dtype: np.dtype,
-    ) -> np.ndarray:
-        """`box` of the target tensor at `index`, from the boxes of tensors that `read` returns."""
-        out = np.empty([high - low for low, high in box], dtype)
-        for piece in self.pieces(index, box):
-            self.copy_part(piece, read(piece.name, piece.box), out)
-        return out
-
-    def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
-        """Copies one piece of `tensor` to its place in `out`, the box that was asked for."""
-        self.copy_part(piece, tensor[tuple(slice(*bounds) for bounds in piece.box)], out)
-
-    def copy_part(self, piece: Piece, part: np.ndarray, out: np.ndarray) -> None:
-        """Copies one piece to its place in `out`; `part` is the piece's box of its tensor."""
-        source, target = self.source.array_axes, self.target.array_axes
-        shared = [axis for axis in target if axis in source]
-        order = [axis for axis in source if axis in shared]
-        from_view = part_of(part, source, piece.held, piece.ranges, shared)
-        into_view = part_of(out[piece.place], target, piece.region, piece.ranges, shared)
-        copy_bits(from_view.transpose([order.index(axis) for axis in shared]), into_view)
-
-
-def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, ...]]:
-    """Covers [low, high) of a merged dimension by boxes over its factors, each one contiguous."""
-    if low >= high:
-        return []
-    if len(sizes) <= 1:
-        return [((low, high),)] if sizes else [()]
-    inner = math.prod(sizes[1:])
-    (first, head), (last, tail) = divmod(low, inner), divmod(high, inner)
-    if first == last:
-        return [((first, first + 1), *rest) for rest in split_range(head, tail, sizes[1:])]
-    boxes: list[tuple[Range, ...]] = []
-    if head:
-        boxes += [((first, first + 1), *rest) for rest in split_range(head, inner, sizes[1:])]
-        first += 1
-    if first < last:
-        boxes.append(((first, last), *((0, size) for size in sizes[1:])))
-    boxes += [((last, last + 1), *rest) for rest in split_range(0, tail, sizes[1:])]
-    return boxes
-
-
-def interval(dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes) -> Range:
-    """Where a contiguous box over the factors of a merged dimension starts and stops in it."""
-    start = last = 0
-    for axis in dim:
-        low, high = region[axis]
-        start, last = start * sizes[axis] + low, last * sizes[axis] + high - 1
-    return start, last + 1
-
-
-def _hull(
-    dim: Sequence[str], region: Mapping[str, Range], sizes: Sizes
-) -> Iterator[tuple[str, Range]]:
-    """The smallest box over the factors of a merged dimension that holds `region` and no gaps."""
-    is_whole = False
-    for axis in dim:
-        yield axis, (0, sizes[axis]) if is_whole else region[axis]
-        is_whole |= region[axis][1] - region[axis][0] > 1
-
-
-def part_of(
-    array: np.ndarray,
-    axes: Sequence[str],
-    region: Mapping[str, Range],
-    ranges: Mapping[str, Range],
-    kept: Sequence[str],
-) -> np.ndarray:
-    """The `ranges` of an array that holds `region`, one dimension for each kept axis."""
-    factors = array.reshape([high - low for low, high in (region[axis] for axis in axes)])
-    at: list[slice | int] = []
-    for axis in axes:
-        start, stop = (bound - region[axis][0] for bound in ranges[axis])
-        at.append(slice(start, stop) if axis in kept else start)
-    return factors[(*at, ...)]

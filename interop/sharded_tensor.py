@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rules import Range
+from .boxes import Box, Range, common, relative, shape_of, slices
 from .tensors import CheckpointError, StoredTensor
 
 
@@ -59,14 +59,13 @@ class ShardedTensor:
                 rows = tensor.rows(tensor.name, low - offsets[0], high - low)
                 yield Chunk((low - start, *offsets[1:]), rows)
 
-    def read(self, box: Sequence[Range]) -> np.ndarray:
+    def read(self, box: Box) -> np.ndarray:
         """The numbers of a box, from those chunks that have some of them."""
-        out = np.empty([high - low for low, high in box], self.dtype)
+        out = np.empty(shape_of(box), self.dtype)
         for chunk in self.chunks:
-            pairs = zip(box, chunk.box, strict=True)
-            common = [(max(a, c), min(b, d)) for (a, b), (c, d) in pairs]
-            if all(low < high for low, high in common):
-                out[_place(common, box)] = chunk.tensor.open()[_place(common, chunk.box)]
+            if (wanted := common(box, chunk.box)) is not None:
+                part = chunk.tensor.read(relative(wanted, chunk.box))
+                out[slices(relative(wanted, box))] = part
         return out
 
 
@@ -92,9 +91,3 @@ def join(name: str, shape: tuple[int, ...], path: Path, chunks: Sequence[Chunk])
     if found != wanted:
         raise CheckpointError(f"{name}: its chunks have {found} of {wanted} elements")
     return ShardedTensor(name, dtypes.pop(), shape, path, tuple(held))
-
-
-def _place(box: Sequence[Range], within: Sequence[Range]) -> tuple[slice, ...]:
-    """The box as an index of the array of another that holds it."""
-    pairs = zip(box, within, strict=True)
-    return tuple(slice(low - first, high - first) for (low, high), (first, _) in pairs)

@@ -1,14 +1,15 @@
 """The boxes of an array that this process's devices hold, and what of a rule's axes is in them."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import jax
 from jax.sharding import Sharding
 
-from .rules import Range, Ranges, Side, Sizes, interval, split_range
+from .boxes import Box, Range, relative, shape_of, slices
+from .ranges import Ranges, Sizes, box_of, regions
+from .side import Side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,25 +18,18 @@ class Shard:
 
     side: Side
     sizes: Sizes
-    box: Sequence[Range]
+    box: Box
     devices: Sequence[jax.Device]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the box."""
-        return tuple(high - low for low, high in self.box)
+        return shape_of(self.box)
 
     @cached_property
     def regions(self) -> list[Ranges]:
         """The box as boxes over the axes, each of which is contiguous in every dimension."""
-        choices = (
-            split_range(low, high, [self.sizes[axis] for axis in dim])
-            for dim, (low, high) in zip(self.side.dims, self.box, strict=True)
-        )
-        return [
-            dict(zip(self.side.array_axes, itertools.chain.from_iterable(factors), strict=True))
-            for factors in itertools.product(*choices)
-        ]
+        return list(regions(self.side.dims, self.box, self.sizes))
 
     def overlaps(self, ranges: Ranges) -> Iterator[tuple[Ranges, Ranges]]:
         """Each of the regions that meets `ranges`, and what they have in common."""
@@ -49,11 +43,7 @@ class Shard:
 
     def place(self, ranges: Ranges) -> tuple[slice, ...]:
         """Where ranges that are contiguous in every dimension lie in the box."""
-        spans = (interval(dim, ranges, self.sizes) for dim in self.side.dims)
-        return tuple(
-            slice(start - low, stop - low)
-            for (start, stop), (low, _) in zip(spans, self.box, strict=True)
-        )
+        return slices(relative(box_of(self.side.dims, ranges, self.sizes), self.box))
 
     def contiguous(self, ranges: Ranges) -> Iterator[Ranges]:
         """Cuts ranges until they are contiguous in every dimension."""

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .rules import Index, Range, Transfer
+from .boxes import Box, boxes, common, relative, shape_of, slices
 from .sharded_tensor import ShardedTensor
+from .side import Index
 from .tensors import CheckpointError, StoredTensor
+from .transfer import Transfer
 
-Box = Sequence[Range]
 Read = Callable[[Box], np.ndarray]
 
 
@@ -45,7 +46,7 @@ class TensorSource:
         """
         for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
             array = self.read(box)
-            announced = self.dtype, tuple(high - low for low, high in box)
+            announced = self.dtype, shape_of(box)
             if (array.dtype, array.shape) != announced:
                 raise CheckpointError(
                     f"announced as {self.dtype}{list(announced[1])}, "
@@ -58,30 +59,6 @@ class TensorSource:
         if dtype == self.dtype:
             return self
         return replace(self, dtype=dtype, read=lambda box: self.read(box).astype(dtype))
-
-
-def boxes(shape: Sequence[int], max_elements: int) -> Iterator[Box]:
-    """Cuts an array into boxes of at most so many elements, each contiguous in C order."""
-    if math.prod(shape) == 0:
-        return
-    inner = list(shape)
-    lead = 0
-    while lead < len(shape) and math.prod(inner[lead + 1 :]) > max_elements:
-        lead += 1
-    step = max(max_elements // math.prod(inner[lead + 1 :]), 1)
-    rest = tuple((0, size) for size in inner[lead + 1 :])
-    for index in np.ndindex(*inner[:lead]):
-        first = tuple((i, i + 1) for i in index)
-        if lead == len(shape):
-            yield first
-            continue
-        for start in range(0, inner[lead], step):
-            yield (*first, (start, min(start + step, inner[lead])), *rest)
-
-
-def slices(box: Box) -> tuple[slice, ...]:
-    """The box as an index of an array."""
-    return tuple(slice(low, high) for low, high in box)
 
 
 def of_array(array: np.ndarray) -> TensorSource:
@@ -119,35 +96,24 @@ def _shard_reader(array: jax.Array) -> Read:
     def read(box: Box) -> np.ndarray:
         out = None
         for held, data in shards.items():
-            common = [
-                (max(low, first), min(high, last))
-                for (low, high), (first, last) in zip(box, held, strict=True)
-            ]
-            if any(low >= high for low, high in common):
+            if (wanted := common(box, held)) is None:
                 continue
-            part = _on_host(data, _relative(common, held))
-            if common == list(box):
+            part = _on_host(data, relative(wanted, held))
+            if wanted == tuple(box):
                 return part
             if out is None:
-                out = np.empty([high - low for low, high in box], part.dtype)
-            out[slices(_relative(common, box))] = part
-        return np.empty([high - low for low, high in box], array.dtype) if out is None else out
+                out = np.empty(shape_of(box), part.dtype)
+            out[slices(relative(wanted, box))] = part
+        return np.empty(shape_of(box), array.dtype) if out is None else out
 
     return read
-
-
-def _relative(box: Box, within: Box) -> Box:
-    """The box, counted from the start of another that holds it."""
-    return [
-        (low - first, high - first) for (low, high), (first, _) in zip(box, within, strict=True)
-    ]
 
 
 def _on_host(data: jax.Array, box: Box) -> np.ndarray:
     """A box of an array on one device; the device cuts it, unless its memory is the host's."""
     if data.platform() == "cpu" or list(box) == [(0, size) for size in data.shape]:
         return np.asarray(data)[slices(box)]
-    cut = _cutter(tuple(high - low for low, high in box))
+    cut = _cutter(shape_of(box))
     return np.asarray(cut(data, [low for low, _ in box]))
 
 
@@ -158,7 +124,7 @@ def _cutter(sizes: tuple[int, ...]) -> Callable[[jax.Array, list[int]], jax.Arra
 
 def _gather(array: jax.Array, box: Box) -> np.ndarray:
     """A box of an array that spans processes: its shards are gathered, on every process alike."""
-    gather = _gatherer(array.sharding, array.shape, tuple(high - low for low, high in box))
+    gather = _gatherer(array.sharding, array.shape, shape_of(box))
     return np.asarray(gather(array, [low for low, _ in box]).addressable_data(0))
 
 

@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from .assembly import Assembly, Part
-from .reading import Box, Reader, chunks
-from .rules import Index, Piece, Ranges, Transfer, interval, part_of
+from .boxes import Box, relative
+from .ranges import Ranges, box_of, part_of
+from .reading import Reader, chunks
+from .side import Index
 from .tensors import StoredTensor
+from .transfer import Piece, Transfer
 
 THREADS = 4
 COPIES = 4  # of a chunk: as it was read, in the array's order, and as much in the allocator
@@ -79,7 +82,8 @@ def _deliver(reader: Reader, move: Move, box: Box, arrays: Mapping[str, Assembly
     wanted = list(_wanted(move, box, arrays))
     if not wanted:
         return
-    boxes = [_box(move.transfer, ranges, box) for _, _, _, ranges in wanted]
+    sizes = move.transfer.sizes
+    boxes = [relative(box_of(stored.dims, ranges, sizes), box) for _, _, _, ranges in wanted]
     chunk = reader.read(move.tensor, box, boxes)
     axes = [axis for axis in model.array_axes if axis in stored.array_axes]
     lying = [axis for axis in stored.array_axes if axis in axes]
@@ -103,9 +107,3 @@ def _wanted(
             for number, shard in enumerate(arrays[piece.name].shards):
                 for region, common in shard.overlaps(piece.ranges):
                     yield piece, number, region, {**piece.ranges, **common}
-
-
-def _box(transfer: Transfer, ranges: Ranges, chunk: Box) -> Box:
-    """The least box that holds these ranges of a stored tensor, counted from the chunk's start."""
-    spans = (interval(dim, ranges, transfer.sizes) for dim in transfer.target.dims)
-    return [(start - low, stop - low) for (start, stop), (low, _) in zip(spans, chunk, strict=True)]

@@ -17,7 +17,6 @@ from jaxllm.params import named_parameters, stacks
 
 from .arrangement import (
     EPSILON,
-    Dims,
     Shape,
     Stored,
     Target,
@@ -27,14 +26,15 @@ from .arrangement import (
     is_flipped,
     order,
     rules_of,
-    text_of,
 )
 from .directory import unwrapped
 from .families import Layout, Table
 from .families.family import decoder_sizes
 from .mismatch import reason_to_ignore
 from .planning import take_account
-from .rules import Rule, Side
+from .ranges import Dims
+from .rules import Rule
+from .side import Side
 from .tensors import CheckpointError
 from .user_rules import family_of, open_checkpoint, read_weights
 from .vocabulary import Vocabulary
@@ -56,7 +56,7 @@ class Suggested:
     doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        sides = [f'"{text_of(side)}"' for side in (self.rule.stored, self.rule.model)]
+        sides = [f'"{side.text}"' for side in (self.rule.stored, self.rule.model)]
         if self.rule.layers is not None:
             sides.append(f"layers={list(self.rule.layers)}")
         line = f"    Rule({', '.join(sides)}),"
@@ -339,7 +339,7 @@ class _Search:
         for way in ways:
             if way != chosen:
                 sizes = " x ".join(map(str, tensor.shape))
-                side = text_of(Side(tensor.name, way[0]))
+                side = Side(tensor.name, way[0]).text
                 yield f'{sizes} does not say which way it lies; the other is "{side}"'
 
     def _tied(

@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 import ml_dtypes
 import numpy as np
 
+from .boxes import Box, slices
+
 # By the names that safetensors files use, but for those of 4 and 6 bits, which fill no bytes.
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -95,9 +97,9 @@ class StoredTensor:
         strides = self.strides and tuple(stride * self.dtype.itemsize for stride in self.strides)
         return np.ndarray(self.shape, self.dtype, _file_bytes(self.path), self.offset, strides)
 
-    def read(self, box: Sequence[tuple[int, int]]) -> np.ndarray:
+    def read(self, box: Box) -> np.ndarray:
         """The numbers of a box, one range for each dimension."""
-        return self.open()[tuple(slice(low, high) for low, high in box)]
+        return self.open()[slices(box)]
 
 
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ BELOW = {
     "origin": set(),
     "optimizer_state": set(),
     "closeness": set(),
+    "jsonable": set(),
+    "saved_step": set(),
     "layers": {"config", "sharding"},
     "presets": {"config"},
     "models": {"config", "sharding", "origin", "layers"},
@@ -25,11 +27,11 @@ BELOW = {
     # Parity compares what both sides generate.
     "interop": {
         *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        *("generation", "closeness"),
+        *("generation", "closeness", "jsonable", "saved_step"),
     },
     "train": {
         *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        "closeness",
+        *("closeness", "jsonable", "saved_step"),
     },
 }
 # The commands join everything.

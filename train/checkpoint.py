@@ -11,11 +11,10 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxllm.models import Model
 from jaxllm.params import describe
+from jaxllm.saved_step import ABOUT
 
 from .config import TrainConfig, to_dict
 from .step import TrainState
-
-ABOUT = "jaxllm"  # the key of our metadata; `jaxllm.interop` reads the model by it
 
 
 class Checkpoints:

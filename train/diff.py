@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.closeness import relative_l2
+from jaxllm.jsonable import jsonable
+from jaxllm.saved_step import steps_of
 
 from .config import FREE_ON_RESUME, ConfigError, differences, load_config, to_dict
 from .metrics import read_metrics
-from .stored import Stored, about, open_step, steps_of
+from .stored import Key, StoredArray, about, open_step
 
 Records = dict[int, dict[str, float]]  # what was measured, by step
 
@@ -74,16 +76,7 @@ class Diff:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as data; numbers that are not finite are null."""
-        data = {"same": self.same, "step": self.step, **dataclasses.asdict(self)}
-        return _finite(data)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        return jsonable({"same": self.same, "step": self.step, **dataclasses.asdict(self)})
 
 
 def diff_runs(a: str | Path, b: str | Path) -> Diff:
@@ -178,7 +171,7 @@ def _first_checkpoint(
     return tuple(compared), ()
 
 
-def _arrays(a: dict[tuple[str, str], Stored], b: dict[tuple[str, str], Stored]) -> Iterator[Array]:
+def _arrays(a: dict[Key, StoredArray], b: dict[Key, StoredArray]) -> Iterator[Array]:
     for what, name in {**a, **b}:
         one, other = a.get((what, name)), b.get((what, name))
         if one is None or other is None or one.shape != other.shape:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from jaxllm.closeness import difference, norm, relative_l2
+from jaxllm.closeness import apart, beyond_noise, gradient_apart, norm_of_all, update_apart
 from jaxllm.config import with_fields
 from jaxllm.models import Model
 from jaxllm.params import initialize, split
@@ -36,12 +36,7 @@ from .variants import (
 
 log = logging.getLogger("jaxllm")
 
-# A gradient that differs by a tenth when it is computed in another way is what is left of sums that
-# cancel, such as that of a key's bias without RoPE. It counts as a part of all.
-NOTHING_BUT_NOISE = 0.1
-
-# Elements of a gradient that are so many times its noise have an update that is not noise: Adam
-# divides by their size, so that of an element which is noise is too.
+# Elements of a gradient that are so many times its noise have an update that is not noise.
 ABOVE_NOISE = 1e4
 
 
@@ -151,31 +146,22 @@ class Judge:
 def differences(step: Step, alone: Step, others: Sequence[Step]) -> Iterator[Difference]:
     """How far a step is from that of one device: the numbers, then parameter by parameter."""
     for what, field in (("loss", "loss"), ("norm of all gradients", "grad_norm")):
-        wanted = getattr(alone, field)
-        apart = [abs(getattr(s, field) - wanted) / abs(wanted) for s in (step, *others)]
-        yield Difference(what, "", apart[0], max(apart[1:]))
+        ours, wanted, *noise = (getattr(s, field) for s in (step, alone, *others))
+        yield Difference(what, "", *apart(ours, wanted, noise))
     for what in (GRADIENT, "square"):
-        arrays = getattr(alone, what)
-        whole = math.hypot(*map(norm, arrays.values()))
-        for name, wanted in arrays.items():
-            apart = [relative_l2(getattr(s, what)[name], wanted) for s in (step, *others)]
-            relative_to = "own"
-            if max(apart[1:]) > NOTHING_BUT_NOISE and whole > 0:
-                found = [getattr(s, what)[name] for s in (step, *others)]
-                apart = [norm(difference(x, wanted)) / whole for x in found]
-                relative_to = "all"
-            yield Difference(what, name, apart[0], max(apart[1:]), relative_to)
+        ours, wanted, *noise = (getattr(s, what) for s in (step, alone, *others))
+        whole = norm_of_all(wanted.values())
+        for name, array in wanted.items():
+            found = gradient_apart(ours[name], array, [arrays[name] for arrays in noise], whole)
+            yield Difference(what, name, *found)
     for name in alone.update:
         yield _update(name, step, alone, others)
 
 
 def _update(name: str, step: Step, alone: Step, others: Sequence[Step]) -> Difference:
     """The update of those elements of a parameter whose gradient is more than noise."""
-    gradient, wanted = alone.gradient[name], alone.update[name]
-    noise = max(float(np.max(np.abs(s.gradient[name] - gradient))) for s in others)
-    counts = np.abs(gradient) > ABOVE_NOISE * noise
-    apart = [relative_l2(s.update[name][counts], wanted[counts]) for s in (step, *others)]
-    # The update is the difference of two parameters, each of which was rounded.
-    halves, size = 0.5 * np.spacing(np.abs(alone.before[name])), norm(wanted[counts])
-    rounding = norm(halves[counts]) / size if size else 0.0
-    return Difference("update", name, apart[0], max(*apart[1:], rounding))
+    noise = (s.gradient[name] for s in others)
+    counts = beyond_noise(alone.gradient[name], noise, ABOVE_NOISE)
+    ours, wanted, *theirs = (s.update[name][counts] for s in (step, alone, *others))
+    found = update_apart(ours, wanted, theirs, alone.before[name][counts])
+    return Difference("update", name, *found)

@@ -4,15 +4,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import tensorstore
 from jax.sharding import Mesh
-from orbax.checkpoint import v1 as ocp
 
 from jaxllm.models import Model
 from jaxllm.optimizer_state import AdamWState
@@ -23,7 +19,7 @@ from .config import ConfigError, TrainConfig, from_dict, save_config
 from .loop import batches_for, mesh_of, model_to_train, place
 from .optimizer import decays, make_schedule
 from .step import make_steps
-from .stored import about, leaves, open_array
+from .stored import FIRST_MOMENT, SECOND_MOMENT, about, open_arrays
 
 
 def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
@@ -101,26 +97,6 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
 
 
-class StoredArray(NamedTuple):
-    """An array of a checkpoint that is read in boxes."""
-
-    store: tensorstore.TensorStore
-
-    @property
-    def dtype(self) -> np.dtype:
-        """That of its numbers."""
-        return self.store.dtype.numpy_dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the whole."""
-        return tuple(self.store.shape)
-
-    def read(self, box: list[tuple[int, int]]) -> np.ndarray:
-        """The numbers of a box, one range for each dimension."""
-        return self.store[tuple(slice(*bounds) for bounds in box)].read().result()
-
-
 def read_state(step: Path) -> AdamWState:
     """The state of the optimizer in the folder of a run's step; no moment is read yet.
 
@@ -132,25 +108,15 @@ def read_state(step: Path) -> AdamWState:
         raise ConfigError(f"{step} is a model that was not trained here: it has no optimizer")
     config, taken = from_dict(described["run"], str(step)), int(folder.name)
     names = named_parameters(from_description(described))
-    moments = _moments(folder)
+    stored = open_arrays(folder, "optimizer")
     told = config.optimizer
     return AdamWState(
         step=taken,
-        mu={name: moments["mu", name] for name in names},
-        nu={name: moments["nu", name] for name in names},
+        mu={name: stored[FIRST_MOMENT, name] for name in names},
+        nu={name: stored[SECOND_MOMENT, name] for name in names},
         learning_rate=float(make_schedule(told, config.steps)(taken)),
         b1=told.b1,
         b2=told.b2,
         eps=told.eps,
         weight_decay={name: told.weight_decay if decays(told, name) else 0.0 for name in names},
     )
-
-
-def _moments(step: Path) -> dict[tuple[str, str], StoredArray]:
-    """Both moments of every parameter, which is last in the path of each: `1.0.mu.NAME`."""
-    found = {}
-    for path in leaves(ocp.checkpointables_metadata(step).metadata["optimizer"]):
-        for what in {"mu", "nu"} & set(path):
-            name = ".".join(path[path.index(what) + 1 :])
-            found[what, name] = StoredArray(open_array(step, "optimizer", ".".join(path)))
-    return found

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jaxllm import closeness
+from jaxllm.jsonable import jsonable
 
 GRADIENT = "gradient"  # if it is off, so is all that follows from it
 
@@ -45,10 +46,7 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         """The difference as data; what is not finite is null."""
         data = {**dataclasses.asdict(self), "threshold": self.threshold, "ok": self.ok}
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in data.items()
-        }
+        return jsonable(data)
 
 
 @dataclasses.dataclass(frozen=True)

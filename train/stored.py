@@ -1,7 +1,6 @@
-"""The arrays of a run's checkpoint, opened one by one and read layer by layer."""
+"""The arrays of a run's checkpoint, opened one by one and read when they are asked for."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,40 +9,33 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.params import layers_of
+from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes
 
-from .checkpoint import ABOUT
+PARAMETER, FIRST_MOMENT, SECOND_MOMENT = "parameter", "first moment", "second moment"
+MOMENTS = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}  # by the optimizer's trees
 
-# What each item and each of its trees is called here.
-WHAT = {"model": "parameter", "mu": "first moment", "nu": "second moment"}
+Key = tuple[str, str]  # what it is, and its name, as in `layers.7.mlp.up_proj.kernel`
 
 
-class Stored(NamedTuple):
+class StoredArray(NamedTuple):
     """An array of a checkpoint, or one layer's part of it."""
 
-    what: str  # parameter, first moment or second moment; or what else the optimizer holds
-    name: str  # as in `layers.7.mlp.up_proj.kernel`
     store: tensorstore.TensorStore
-    layer: int | None  # where it is one of several stacked
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of its numbers."""
+        return self.store.dtype.numpy_dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of its numbers."""
-        return tuple(self._own.shape)
+        """That of the whole."""
+        return tuple(self.store.shape)
 
-    def read(self) -> np.ndarray:
-        """Its numbers."""
-        return np.asarray(self._own.read().result())
-
-    @property
-    def _own(self) -> tensorstore.TensorStore:
-        return self.store if self.layer is None else self.store[self.layer]
-
-
-def steps_of(run: Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by the number of steps taken."""
-    found = (run / "checkpoints").glob("*")
-    steps = [path for path in found if path.name.isdigit() and ocp.is_orbax_checkpoint(path)]
-    return {int(path.name): path for path in sorted(steps, key=lambda path: int(path.name))}
+    def read(self, box: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
+        """Its numbers, or those of a box: one range for each dimension."""
+        part = self.store if box is None else self.store[tuple(slice(*bounds) for bounds in box)]
+        return np.asarray(part.read().result())
 
 
 def about(step: Path) -> dict[str, Any]:
@@ -54,51 +46,48 @@ def about(step: Path) -> dict[str, Any]:
     return metadata[ABOUT]
 
 
-def open_step(step: Path) -> dict[tuple[str, str], Stored]:
-    """Every array of a checkpoint by what it is and its name, the layers of a stack one by one."""
+def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
+    """Every array of the `model` or of the `optimizer`, those of stacked layers as they are."""
     step = step.resolve()
-    items = ocp.checkpointables_metadata(step).metadata
-    found = [stored for item in ("model", "optimizer") for stored in _open(step, item, items[item])]
-    return {(stored.what, stored.name): stored for stored in found}
+    tree = ocp.checkpointables_metadata(step).metadata[item]
+    paths = sorted(".".join(path) for path in _leaves(tree))
+    return {_key(item, path): StoredArray(_open(step, item, path)) for path in paths}
 
 
-def _open(step: Path, item: str, tree: Any) -> Iterator[Stored]:
-    for path in sorted(".".join(path) for path in leaves(tree)):
-        what, name = _told(item, path)
-        store = open_array(step, item, path)
-        for own, layer in layers_of(name):
-            yield Stored(what, own, store, layer)
+def open_step(step: Path) -> dict[Key, StoredArray]:
+    """Every array of a checkpoint, the layers of a stack one by one."""
+    whole = {**open_arrays(step, "model"), **open_arrays(step, "optimizer")}
+    return {
+        (what, own): array if layer is None else StoredArray(array.store[layer])
+        for (what, name), array in whole.items()
+        for own, layer in layers_of(name)
+    }
 
 
-def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The paths of a tree's arrays."""
     if isinstance(tree, dict | list | tuple):
         children = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for key, child in children:
-            yield from leaves(child, (*path, str(key)))
+            yield from _leaves(child, (*path, str(key)))
     elif tree is not None:
         yield path
 
 
-def _told(item: str, path: str) -> tuple[str, str]:
-    """What an array is, and its name: `1.0.mu.embed.embedding` is a moment of a parameter."""
+def _key(item: str, path: str) -> Key:
+    """Of `1.0.mu.embed.embedding`, a moment of a parameter; what else there is goes by its path."""
     if item == "model":
-        return WHAT[item], path
-    for tree in ("mu", "nu"):
+        return PARAMETER, path
+    for tree, what in MOMENTS.items():
         _, found, name = path.partition(f".{tree}.")
         if found:
-            return WHAT[tree], name
+            return what, name
     return item, path
 
 
-def open_array(step: Path, item: str, name: str) -> tensorstore.TensorStore:
-    """An array of a checkpoint, of which nothing is read yet."""
-    base = {"driver": "file", "path": f"{step / item}/"}
-    kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-    spec = {"driver": "auto", "kvstore": kvstore}
-    store = tensorstore.open(spec, read=True).result()
+def _open(step: Path, item: str, name: str) -> tensorstore.TensorStore:
+    spec = array_spec(step, item, name)
     # The layers of a stack lie in one chunk if they were on one device: it is read once.
-    shape = store.chunk_layout.read_chunk.shape or ()
-    size = math.prod(n or 1 for n in shape) * store.dtype.numpy_dtype.itemsize
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2 * size}})
+    limit = 2 * chunk_bytes(tensorstore.open(spec, read=True).result())
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
     return tensorstore.open(spec, read=True, context=context).result()

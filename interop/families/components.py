@@ -9,6 +9,7 @@ from jaxllm.interop.rules import Rule
 from .family import Fields, Json, in_order, without_type
 from .hugging_face import layer_norm_rules
 from .modules import linear_rules
+from .unsaid import unsaid_of_head_dim, unsaid_values
 
 # What every layer has, whatever the arguments: post-norm, sinusoids and biases everywhere.
 FIXED: Json = {
@@ -128,14 +129,10 @@ def _write_ffn(config: StackConfig) -> Json:
 
 def unsaid(config: StackConfig) -> dict[str, bool]:
     """What the arguments cannot say, and whether the config has it."""
-    fixed = {
-        f"{name}={getattr(config, name)!r}": getattr(config, name) != value
-        for name, value in FIXED.items()
-    }
     return {
-        **fixed,
+        **unsaid_values(config, **FIXED),
         f"pattern={config.pattern}": set(config.kinds) != {_kind(config.experts)},
-        f"head_dim={config.head_dim}": config.head_dim * config.num_heads != config.embed_dim,
+        **unsaid_of_head_dim(config),
         **_unsaid_of_experts(config),
     }
 

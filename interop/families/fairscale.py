@@ -8,7 +8,8 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 
-from jaxllm.interop.rules import Rule, Sizes
+from jaxllm.interop.ranges import Sizes
+from jaxllm.interop.rules import Rule
 
 SHARD = "{T:02}/"
 

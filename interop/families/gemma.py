@@ -13,11 +13,13 @@ from .hugging_face import (
     norm_rules,
     outer_rules,
     read_activation,
+    read_attention_bias,
     read_decoder,
     write_activation,
     write_decoder,
 )
 from .layer_types import SEES, read_layer_types, shortest, write_layer_types
+from .unsaid import unsaid_of_one_bias, unsaid_values
 
 SAYS = (
     *("norm", "norm_placement", "embed_scale", "activation", "attn_scale", "attn_softcap"),
@@ -48,7 +50,6 @@ def read_gemma(
     decoder = read_decoder(
         fields, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True, **defaults
     )
-    bias = fields.take("attention_bias", bool, False)
     return {
         **decoder,
         **_read_windows(fields, is_full, kinds),
@@ -57,8 +58,7 @@ def read_gemma(
         "embed_scale": decoder["embed_dim"] ** 0.5,
         "activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         "attn_scale": fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
     }
 
 
@@ -92,15 +92,12 @@ def refuse_gemma(
         config,
         (*SAYS, *says),
         {
-            f"norm={config.norm!r}": config.norm != "rms_plus_one",
-            f"norm_placement={config.norm_placement!r}": config.norm_placement != "sandwich",
+            **unsaid_values(config, norm="rms_plus_one", norm_placement="sandwich"),
             f"embed_scale={config.embed_scale}, only {scale}": config.embed_scale != scale,
             f"attn_scale={config.attn_scale}, only of 1 / sqrt(a whole number)": (
                 _pre_attn_scalar(config) is None
             ),
-            "qkv_bias without attn_out_bias, or the reverse": (
-                config.qkv_bias != config.attn_out_bias
-            ),
+            **unsaid_of_one_bias(config),
             f"layers of {' and '.join(others)}": bool(others),
             **holds,
         },

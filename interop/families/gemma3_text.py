@@ -11,6 +11,7 @@ from jaxllm.interop.tensors import StoredTensor
 from .family import Fields, Json, Layout, hf_family
 from .gemma import read_gemma, refuse_gemma, table, write_gemma
 from .rope import read_rope_by_layer, write_rope
+from .unsaid import unsaid_values
 
 KINDS = {
     "sliding_attention": LayerKind(sees="window", rope="local"),
@@ -41,7 +42,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         ("qk_norm", "local_rope_theta"),
         {
-            f"qk_norm={config.qk_norm!r}": config.qk_norm != "head",
+            **unsaid_values(config, qk_norm="head"),
             f"attn_softcap={config.attn_softcap}": config.attn_softcap is not None,
             "RoPE scaling without truncate": (
                 config.rope_scaling is not None and not config.rope_scaling.truncate

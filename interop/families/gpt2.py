@@ -11,6 +11,7 @@ from jaxllm.interop.tensors import StoredTensor
 
 from .family import Fields, Json, Layout, Table, decoder_sizes, hf_family, refuse
 from .hugging_face import IGNORED_FIELDS, layer_norm_rules, read_activation, write_activation
+from .unsaid import unsaid_of_equal_heads, unsaid_values
 
 # With the prefix of its tensors, and without; the first is written unless the other was read.
 EMBEDDINGS = ("transformer.wte.weight", "wte.weight")
@@ -65,18 +66,12 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            f"norm={config.norm!r}": config.norm != "layer",
-            f"positions={config.positions!r}": config.positions != "learned",
+            **unsaid_values(config, norm="layer", positions="learned"),
             "a part without bias": not (
                 config.qkv_bias and config.attn_out_bias and config.mlp_bias
             ),
             "a gated MLP": config.gated_mlp,
-            f"num_kv_heads={config.num_kv_heads} of num_heads={heads}": (
-                config.num_kv_heads != heads
-            ),
-            f"head_dim={config.head_dim} is not embed_dim / num_heads": (
-                heads * config.head_dim != width
-            ),
+            **unsaid_of_equal_heads(config),
             f"attn_scale={config.attn_scale}, only None or 1": config.attn_scale not in (None, 1.0),
         },
     )

@@ -7,8 +7,15 @@ from jaxllm.interop.rules import Rule
 from jaxllm.interop.tensors import StoredTensor
 
 from .family import Fields, Json, Layout, Table, decoder_sizes, hf_family, refuse
-from .hugging_face import IGNORED_FIELDS, layer_norm_rules, read_activation, write_activation
+from .hugging_face import (
+    IGNORED_FIELDS,
+    layer_norm_rules,
+    read_activation,
+    read_attention_bias,
+    write_activation,
+)
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_equal_heads, unsaid_of_one_bias, unsaid_values
 
 SAYS = (
     *("norm", "norm_placement", "rope_theta", "rope_fraction", "rope_scaling", "qkv_bias"),
@@ -24,7 +31,6 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder")
     fields.require("is_encoder_decoder", False)
     width, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
-    bias = fields.take("attention_bias", bool, True)
     is_parallel = fields.take("use_parallel_residual", bool, True)
     config = {
         "vocab_size": fields.take("vocab_size", int),
@@ -39,8 +45,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "norm_placement": "parallel" if is_parallel else "pre",
         "norm_eps": fields.take("layer_norm_eps", float, 1e-5),
         **_read_rope(fields),
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields, default=True),
         "activation": read_activation(fields, "hidden_act", "gelu"),
         "gated_mlp": False,
         "mlp_bias": True,
@@ -67,21 +72,14 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            f"norm={config.norm!r}": config.norm != "layer",
+            **unsaid_values(config, norm="layer"),
             f"norm_placement={config.norm_placement!r}": (
                 config.norm_placement not in ("parallel", "pre")
             ),
             "rope_layout='interleaved'": config.rope_layout != "half",
-            "qkv_bias without attn_out_bias, or the reverse": (
-                config.qkv_bias != config.attn_out_bias
-            ),
+            **unsaid_of_one_bias(config),
             "an MLP that is gated or without bias": config.gated_mlp or not config.mlp_bias,
-            f"num_kv_heads={config.num_kv_heads} of num_heads={heads}": (
-                config.num_kv_heads != heads
-            ),
-            f"head_dim={config.head_dim} is not embed_dim / num_heads": (
-                heads * config.head_dim != width
-            ),
+            **unsaid_of_equal_heads(config),
         },
     )
     rope = write_rope(config)

@@ -71,6 +71,12 @@ def read_decoder(fields: Fields, **defaults: object) -> Json:
     }
 
 
+def read_attention_bias(fields: Fields, default: bool = False) -> Json:
+    """Whether the projections of attention have biases: one field, of all of them."""
+    bias = fields.take("attention_bias", bool, default)
+    return {"qkv_bias": bias, "attn_out_bias": bias}
+
+
 def write_decoder(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
     """The fields of `read_decoder` on top of those of `base` that are not of version 5 alone."""
     outdated = ("rope_parameters", "original_max_position_embeddings", "dtype")

@@ -6,8 +6,9 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
 from .family import Fields, Json, Layout, hf_family, refuse
-from .hugging_face import llama_table, read_decoder, write_decoder
+from .hugging_face import llama_table, read_attention_bias, read_decoder, write_decoder
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_one_bias
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
@@ -15,12 +16,10 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     fields.require("hidden_act", "silu")
     fields.require("rope_interleaved", False)
     fields.ignore("is_llama_config")
-    bias = fields.take("attention_bias", bool, False)
     config = {
         **read_decoder(fields),
         **read_rope(fields),
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
         "mlp_bias": fields.take("mlp_bias", bool, False),
     }
     return config, Layout()
@@ -33,7 +32,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "model_type 'llama'",
         config,
         ("rope_theta", "rope_scaling", "tie_embeddings", *biases),
-        {"qkv_bias without attn_out_bias, or the reverse": config.qkv_bias != config.attn_out_bias},
+        unsaid_of_one_bias(config),
     )
     return {
         **write_decoder(config, base, "llama", "LlamaForCausalLM"),

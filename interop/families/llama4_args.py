@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling, Temperature
+from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling
 
 from .family import Fields, Json
 from .hugging_face import layers_of
 from .layer_types import shortest, unsaid_layers
-from .llama4_text import llama4_experts, unsaid_experts
+from .llama4_text import build_temperature, llama4_experts, unsaid_experts
 from .llama4_vision import read_meta_vision, unsaid_of_meta_vision, write_meta_vision
 from .meta_fields import mlp_width, width_fields
 
@@ -49,7 +49,9 @@ def read_llama4(fields: Fields) -> Json:
         "chunk": chunk if has_chunks else None,
         "experts": experts,
         "qk_norm": "after_rope" if fields.take("use_qk_norm", bool, False) else "none",
-        "attn_temperature": _read_temperature(fields),
+        "attn_temperature": build_temperature(
+            fields, fields.take("attn_temperature_tuning", bool, False)
+        ),
         "vision": read_meta_vision(fields),
     }
 
@@ -90,15 +92,6 @@ def _read_experts(fields: Fields, count: int) -> tuple[Experts | None, range]:
             mlp_dim=width,
         )
     return experts, layers if experts is not None else range(0)
-
-
-def _read_temperature(fields: Fields) -> Temperature | None:
-    is_tuned = fields.take("attn_temperature_tuning", bool, False)
-    scale = fields.take("attn_scale", float, 0.1)
-    floor_scale = fields.take("floor_scale", float, 8192.0)
-    if not is_tuned:
-        return None
-    return fields.build(Temperature, scale=scale, floor_scale=floor_scale)
 
 
 def is_llama4(config: DecoderConfig) -> bool:

@@ -20,6 +20,7 @@ from .hugging_face import (
     layers_of,
     norm_rules,
     outer_rules,
+    read_attention_bias,
     read_decoder,
     write_decoder,
 )
@@ -32,6 +33,7 @@ from .layer_types import (
     write_nope_layers,
 )
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_one_bias
 
 SAYS = (
     *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm"),
@@ -57,14 +59,12 @@ def read_text(fields: Fields) -> Json:
         max_position_embeddings=131072,
         rms_norm_eps=1e-5,
     )
-    bias = fields.take("attention_bias", bool, False)
     return {
         **decoder,
         **read_rope(fields, default_theta=500000.0),
         **read_layers(fields),
         "mlp_dim": fields.take("intermediate_size_mlp", int, 16384),
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
         "qk_norm": "after_rope" if fields.take("use_qk_norm", bool, True) else "none",
         "attn_temperature": _read_temperature(fields),
     }
@@ -122,7 +122,11 @@ def _read_experts(fields: Fields) -> Experts | None:
 def _read_temperature(fields: Fields) -> Temperature | None:
     # A flag today; transformers 4.51 wrote a number, of which only 0 means no.
     kind = int if type(fields.data.get("attn_temperature_tuning")) is int else bool
-    is_tuned = fields.take("attn_temperature_tuning", kind, True)
+    return build_temperature(fields, fields.take("attn_temperature_tuning", kind, True))
+
+
+def build_temperature(fields: Fields, is_tuned: object) -> Temperature | None:
+    """The temperature of layers without RoPE, if the config says so."""
     scale = fields.take("attn_scale", float, 0.1)
     floor_scale = fields.take("floor_scale", float, 8192.0)
     if not is_tuned:
@@ -141,7 +145,7 @@ def unsaid(config: DecoderConfig) -> dict[str, bool]:
     temperature = config.attn_temperature
     return {
         f"qk_norm={config.qk_norm!r}": config.qk_norm not in ("none", "after_rope"),
-        "qkv_bias without attn_out_bias, or the reverse": config.qkv_bias != config.attn_out_bias,
+        **unsaid_of_one_bias(config),
         **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
         **unsaid_experts(config),
         "Temperature.floor_scale with a fraction": (

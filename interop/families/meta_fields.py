@@ -3,6 +3,7 @@
 from jaxllm.config import DecoderConfig, RopeScaling
 
 from .family import Fields, Json
+from .unsaid import unsaid_of_head_dim
 
 
 def mlp_width(
@@ -42,12 +43,6 @@ def width_fields(
     # Half a unit above F, so that truncation lands on F whatever the rounding of the quotient.
     multiplier = (F + 0.5) / mlp_width(D, 1, None, thirds=thirds_with_multiplier)
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
-
-
-def unsaid_by_meta(config: DecoderConfig) -> dict[str, bool]:
-    """What these configs leave to be derived, and whether the config differs from that."""
-    is_derived = config.head_dim * config.num_heads == config.embed_dim
-    return {f"head_dim={config.head_dim} is not embed_dim / num_heads": not is_derived}
 
 
 def read_llama(fields: Fields, *, theta: float, scaling: RopeScaling) -> Json:
@@ -109,7 +104,7 @@ def unsaid_of_llama(config: DecoderConfig) -> dict[str, bool]:
     scaling = config.rope_scaling
     is_llama3 = scaling is None or scaling.kind == "llama3"
     return {
-        **unsaid_by_meta(config),
+        **unsaid_of_head_dim(config),
         f"rope_scaling={scaling!r}": not is_llama3,
         "RoPE low_freq_factor and original_max_len other than 1 and 8192": (
             scaling is not None

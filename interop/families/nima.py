@@ -6,6 +6,7 @@ from jaxllm.interop.rules import Rule
 from .family import Derived, Fields, Json
 from .hugging_face import layer_norm_rules
 from .modules import attention_rules, linear_rules, sinusoids
+from .unsaid import unsaid_of_equal_heads, unsaid_values
 
 NAMES = ("w_q", "w_k", "w_v", "w_o")
 # What every layer has, whatever the arguments. Rotated pairs are neighbours.
@@ -101,20 +102,19 @@ def _feed_forward(config: StackConfig) -> str | None:
 def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
     """What the arguments cannot say, and whether the config has it."""
     mlp = f"activation={config.activation!r} with gated_mlp={config.gated_mlp}"
-    fixed = {
-        f"{name}={getattr(config, name)!r}": getattr(config, name) != value
+    counts = {
+        name: value
         for name, value in FIXED.items()
         if name != "rope_layout" or config.positions == "rope"
     }
     return {
-        **fixed,
+        **unsaid_values(config, **counts),
         f"norm_placement={config.norm_placement!r}": config.norm_placement not in NORMS,
         f"positions={config.positions!r}": config.positions == "relative"
         or _position(config) not in positions,
         f"waves={config.waves!r}": config.positions == "sinusoidal" and config.waves != WAVES,
         mlp: _feed_forward(config) is None,
-        f"num_kv_heads={config.num_kv_heads}": config.num_kv_heads != config.num_heads,
-        f"head_dim={config.head_dim}": config.head_dim * config.num_heads != config.embed_dim,
+        **unsaid_of_equal_heads(config),
     }
 
 

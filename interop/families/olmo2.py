@@ -12,10 +12,12 @@ from .hugging_face import (
     gated_mlp_rules,
     norm_rules,
     outer_rules,
+    read_attention_bias,
     read_decoder,
     write_decoder,
 )
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_one_bias, unsaid_values
 
 FIXED = {"norm": "rms_float32", "norm_placement": "output", "qk_norm": "full"}
 
@@ -23,13 +25,11 @@ FIXED = {"norm": "rms_float32", "norm_placement": "output", "qk_norm": "full"}
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """The config of a `config.json`, in the spelling of transformers 4 or 5."""
     fields.require("hidden_act", "silu")
-    bias = fields.take("attention_bias", bool, False)
     config = {
         **read_decoder(fields, rms_norm_eps=1e-5),
         **read_rope(fields),
         **FIXED,
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
     }
     return config, Layout()
 
@@ -42,13 +42,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         (*says, *FIXED),
         {
-            **{
-                f"{name}={getattr(config, name)!r}": getattr(config, name) != value
-                for name, value in FIXED.items()
-            },
-            "qkv_bias without attn_out_bias, or the reverse": (
-                config.qkv_bias != config.attn_out_bias
-            ),
+            **unsaid_values(config, **FIXED),
+            **unsaid_of_one_bias(config),
         },
     )
     return {

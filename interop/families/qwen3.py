@@ -6,21 +6,20 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.tensors import StoredTensor
 
 from .family import Fields, Json, Layout, hf_family, refuse
-from .hugging_face import llama_table, read_decoder, write_decoder
+from .hugging_face import llama_table, read_attention_bias, read_decoder, write_decoder
 from .layer_types import read_qwen_windows, unsaid_layers, write_qwen_windows
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_one_bias, unsaid_values
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """The config of a `config.json`, in the spelling of transformers 4 or 5."""
     fields.require("hidden_act", "silu")
-    bias = fields.take("attention_bias", bool, False)
     config = {
         **read_decoder(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768),
         **read_rope(fields),
         **read_qwen_windows(fields),
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
         "qk_norm": "head",
     }
     return config, Layout()
@@ -34,10 +33,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         (*says, "window", "pattern"),
         {
-            f"qk_norm={config.qk_norm!r}": config.qk_norm != "head",
-            "qkv_bias without attn_out_bias, or the reverse": (
-                config.qkv_bias != config.attn_out_bias
-            ),
+            **unsaid_values(config, qk_norm="head"),
+            **unsaid_of_one_bias(config),
             **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
         },
     )

@@ -21,11 +21,13 @@ from .hugging_face import (
     layers_of,
     norm_rules,
     outer_rules,
+    read_attention_bias,
     read_decoder,
     write_decoder,
 )
 from .layer_types import shortest, unsaid_layers, unsaid_of_one_window
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_one_bias, unsaid_values
 
 SAYS = (
     *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm"),
@@ -36,13 +38,11 @@ SAYS = (
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """The config of a `config.json`, in the spelling of transformers 4 or 5."""
     fields.require("hidden_act", "silu")
-    bias = fields.take("attention_bias", bool, False)
     config = {
         **read_decoder(fields, num_key_value_heads=4, max_position_embeddings=32768),
         **read_rope(fields),
         **_read_layers(fields),
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
         "qk_norm": "head",
     }
     return config, read_expert_layout(stored)
@@ -105,10 +105,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            f"qk_norm={config.qk_norm!r}": config.qk_norm != "head",
-            "qkv_bias without attn_out_bias, or the reverse": (
-                config.qkv_bias != config.attn_out_bias
-            ),
+            **unsaid_values(config, qk_norm="head"),
+            **unsaid_of_one_bias(config),
             **unsaid_layers(config, sees=("all", "window"), rope=("global",)),
             **unsaid_of_one_window(config),
             **unsaid_of_softmax_experts(config),

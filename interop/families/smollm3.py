@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.tensors import StoredTensor
 
 from .family import Fields, Json, Layout, hf_family, refuse
-from .hugging_face import llama_table, read_decoder, write_decoder
+from .hugging_face import llama_table, read_attention_bias, read_decoder, write_decoder
 from .layer_types import (
     SEES,
     read_layer_types,
@@ -17,6 +17,7 @@ from .layer_types import (
     write_nope_layers,
 )
 from .rope import read_rope, write_rope
+from .unsaid import unsaid_of_one_bias
 
 SAYS = (
     *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "mlp_bias"),
@@ -34,13 +35,11 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         max_position_embeddings=32768,
         tie_word_embeddings=True,
     )
-    bias = fields.take("attention_bias", bool, False)
     config = {
         **decoder,
         **read_rope(fields, default_theta=2000000.0),
         **_read_layers(fields),
-        "qkv_bias": bias,
-        "attn_out_bias": bias,
+        **read_attention_bias(fields),
         "mlp_bias": fields.take("mlp_bias", bool, False),
     }
     return config, Layout()
@@ -76,9 +75,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            "qkv_bias without attn_out_bias, or the reverse": (
-                config.qkv_bias != config.attn_out_bias
-            ),
+            **unsaid_of_one_bias(config),
             **unsaid_layers(
                 config, sees=("all", "window"), rope=("global", "none"), mlp=("dense",)
             ),

@@ -22,7 +22,8 @@ from .family import (
     refuse,
     without_type,
 )
-from .meta_fields import mlp_width, unsaid_by_meta, width_fields
+from .meta_fields import mlp_width, width_fields
+from .unsaid import unsaid_of_head_dim
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
@@ -56,7 +57,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """The constructor's arguments. Raises ValueError for what they cannot say."""
-    refuse("a TlamaConfig", config, ("rope_theta", "tie_embeddings"), unsaid_by_meta(config))
+    refuse("a TlamaConfig", config, ("rope_theta", "tie_embeddings"), unsaid_of_head_dim(config))
     json = {
         **base,
         "model_type": "tlama",

@@ -28,18 +28,57 @@ from .report import Report
 from .shelf import Shelf, in_memory, on_disk, parameters_on
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What both sides are given: tokens, or a text, or by default random inputs.
+
+    Raises ValueError if tokens and text are both given, or `num_tokens` are too few for a verdict.
+    """
+
+    tokens: np.ndarray | Inputs | None = None  # BT, token ids; or BTI, vectors
+    text: str | None = None  # cut or repeated to `num_tokens`; it is the source as well
+    num_tokens: int = 384  # of each row of random inputs, if the model has as many positions
+    batch_size: int = 2  # the rows of random inputs, of which the last is padded
+    seed: int = 0  # of the random inputs
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.text is not None:
+            raise ValueError("tokens and text are both given")
+        if self.num_tokens < MIN_TOKENS:
+            raise ValueError(
+                f"num_tokens={self.num_tokens} is less than {MIN_TOKENS}: wrong positions show late"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the seed decides."""
+        return self.tokens is None and self.text is None
+
+    def inputs(self, path: Path, reference: Any, model: Model) -> Inputs:
+        """As the two models of the checkpoint at `path` take them."""
+        if self.tokens is not None:
+            return Inputs.of(self.tokens)
+        if self.text is not None:
+            return _spelt(self.text, path, model, self.num_tokens)
+        calling = calling_of(reference)
+        drawn = draw(
+            model,
+            calling.masks(reference),
+            num_tokens=self.num_tokens,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        return drawn.without(calling.padding(reference), model)
+
+
 def check_checkpoint(
     path: str | Path,
     *,
-    tokens: np.ndarray | Inputs | None = None,
-    text: str | None = None,
-    num_tokens: int = 384,
-    batch_size: int = 2,
-    seed: int = 0,
     model: Model | None = None,
     levels: Sequence[str] | None = None,
     rules: Any = None,
     scratch: str | Path | None = None,
+    **prompt: Any,
 ) -> Report:
     """Whether we compute from a checkpoint what PyTorch computes from it.
 
@@ -47,12 +86,6 @@ def check_checkpoint(
 
     Args:
         path: a folder of Hugging Face, or of a source system. Nothing is downloaded.
-        tokens: BT, token ids to compare on, or BTI, vectors, or `Inputs`; by default random ones,
-            the last row padded.
-        text: instead, a text; it is cut or repeated to `num_tokens`. It is the source as well.
-        num_tokens: the length of each row of random inputs, if the model has as many positions.
-        batch_size: the number of rows of random inputs.
-        seed: of the random inputs.
         model: what to compare; by default what `load_pretrained` makes of the folder.
         levels: of those of `compare`; by default all that there are but the curve, which takes as
             long as all others together.
@@ -61,74 +94,37 @@ def check_checkpoint(
         scratch: of a model larger than memory, a folder with room for its weights in float32 and
             all that both compute, which are gone afterwards. There are no levels then that train
             or generate.
+        prompt: what to compare on: `tokens`, or a `text`, or, of random inputs, `num_tokens`,
+            `batch_size` and `seed`; see `Prompt`.
 
     Raises:
         ImportError: torch or transformers is not installed.
         CheckpointError: the folder is not a checkpoint that both sides can read.
         ValueError: `num_tokens` are too few for a verdict, or tokens and text are both given.
     """
-    path = Path(path)
+    path, given = Path(path), Prompt(**prompt)
     shelf = in_memory if scratch is None else on_disk(Path(scratch))
-    reference, model, inputs = open_both(
-        path,
-        tokens=tokens,
-        text=text,
-        num_tokens=num_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        model=model,
-        rules=rules,
-        shelf=shelf,
-    )
+    reference, model = open_both(path, rules, model, shelf)
+    inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if level != "curve"]
     levels = usual if levels is None else levels
     report = compare(reference, model, inputs, levels=levels, shelf=shelf)
-    is_random = tokens is None and text is None
-    return dataclasses.replace(report, subject=path.name, seed=seed if is_random else None)
+    seed = given.seed if given.is_random else None
+    return dataclasses.replace(report, subject=path.name, seed=seed)
 
 
 def open_both(
-    path: Path,
-    *,
-    tokens: np.ndarray | Inputs | None = None,
-    text: str | None = None,
-    num_tokens: int = 384,
-    batch_size: int = 2,
-    seed: int = 0,
-    model: Model | None = None,
-    rules: Any = None,
-    shelf: Shelf = in_memory,
-) -> tuple[Any, Model, Inputs]:
-    """PyTorch's model of a checkpoint, ours, and what both are given; see `check_checkpoint`."""
-    if tokens is not None and text is not None:
-        raise ValueError("tokens and text are both given")
-    if num_tokens < MIN_TOKENS:
-        raise ValueError(
-            f"num_tokens={num_tokens} is less than {MIN_TOKENS}: wrong positions show late"
-        )
+    path: Path, rules: Any = None, model: Model | None = None, shelf: Shelf = in_memory
+) -> tuple[Any, Model]:
+    """PyTorch's model of a checkpoint and ours, or this one; see `check_checkpoint`."""
     family = None if rules is not None else _family_of(path)
     require_torch()
     if model is None:
         load = load_pretrained if shelf is in_memory else open_pretrained
         model = load(path, dtype="float32", rules=rules)
     if family is None or family.reference is not None:
-        reference = load_plain(path, rules, shelf)
-    else:
-        reference = _load_reference(path, family, shelf)
-    if text is not None:
-        inputs = _spelt(text, path, model, num_tokens)
-    elif tokens is not None:
-        inputs = Inputs.of(tokens)
-    else:
-        calling = calling_of(reference)
-        inputs = draw(
-            model,
-            calling.masks(reference),
-            num_tokens=num_tokens,
-            batch_size=batch_size,
-            seed=seed,
-        ).without(calling.padding(reference), model)
-    return reference, model, inputs
+        return load_plain(path, rules, shelf), model
+    return _load_reference(path, family, shelf), model
 
 
 def _spelt(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:

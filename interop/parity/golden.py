@@ -15,13 +15,13 @@ from jaxllm.interop.load import load_pretrained
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 from jaxllm.params import named_parameters, stacks
 
-from .checkpoint import open_both
+from .checkpoint import Prompt, open_both
 from .decoding import decode_reference, forced_logits, judge_generation
 from .decoding_torch import Decoded
 from .decoding_vectors import Continued, continue_vectors, judge_vectors
 from .forward import FORWARD, blank_report, judge
 from .inputs import Inputs
-from .judge import STATED, levels_of, unjudged, with_rows
+from .judge import STATED, chosen, levels_of, unjudged, with_rows
 from .pack import read_pack, write_pack
 from .recipe import Recipe, Training
 from .recording import Recording, record
@@ -47,7 +47,8 @@ def record_checkpoint(
     positions: int | None = POSITIONS,
     levels: Sequence[str] | None = None,
     recipe: Recipe | None = None,
-    **options: Any,
+    rules: Any = None,
+    **prompt: Any,
 ) -> int:
     """Writes what PyTorch computes from a checkpoint into a new folder; how many bytes it takes.
 
@@ -58,20 +59,19 @@ def record_checkpoint(
             by what it is given as well.
         levels: of those of `compare`; by default all.
         recipe: of training; by default 20 steps of AdamW.
-        options: those of `check_checkpoint` that say what is compared.
+        rules: of a model of your own, as docs/rules.md says.
+        prompt: what to compare on, as for `check_checkpoint`.
     """
-    reference, model, inputs = open_both(Path(path), **options)
-    inputs, recipe = inputs.completed(model), recipe or Recipe()
-    known = levels_of(model)
-    levels = known if levels is None else levels
-    if not levels or not set(levels) <= set(known):
-        raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
+    path, given, recipe = Path(path), Prompt(**prompt), recipe or Recipe()
+    reference, model = open_both(path, rules)
+    inputs = given.inputs(path, reference, model).completed(model)
+    levels = chosen(levels, levels_of(model))
     listed, table = with_scanned_layers(model, False), table_of(reference, model)
-    rules = table.bound(stacks(listed))
-    data: dict[str, Any] = {"subject": Path(path).name, "levels": list(levels)}
+    bound = table.bound(stacks(listed))
+    data: dict[str, Any] = {"subject": path.name, "levels": list(levels)}
     data["inputs"] = inputs.arrays
     data["config"] = fields_of(reference, model)
-    data["weights"] = _digests(imported(rules, tensors_of(reference)))
+    data["weights"] = _digests(imported(bound, tensors_of(reference)))
     if set(FORWARD) & set(levels):
         taps = derive(table, listed, inputs) if "layers" in levels else ()
         length = inputs.target.shape[1]
@@ -80,9 +80,9 @@ def record_checkpoint(
         data["forward"] = _plain(record(reference, inputs, Alignment(taps), sample))
     if set(TRAINING) & set(levels):
         course = course_of(
-            reference, model, rules, inputs, recipe.steps if "curve" in levels else 1
+            reference, model, bound, inputs, recipe.steps if "curve" in levels else 1
         )
-        runs = train_references(reference, rules, course, recipe)
+        runs = train_references(reference, bound, course, recipe)
         data["training"] = {
             "batches": [batch.arrays for batch in course.batches],
             "constant": sorted(course.constant),
@@ -120,9 +120,10 @@ def check_pack(
         ValueError: a level was not recorded, or the inputs are none of the model's.
     """
     data = read_pack(Path(pack))
-    levels = data["levels"] if levels is None else levels
-    if not levels or not set(levels) <= set(data["levels"]):
-        raise ValueError(f"levels={levels!r} are not of {', '.join(data['levels'])}, as recorded")
+    try:
+        levels = chosen(levels, data["levels"])
+    except ValueError as error:
+        raise ValueError(f"{error}, as recorded") from None
     model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
     inputs = Inputs(**data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):

@@ -76,9 +76,9 @@ def compare(
             rules, or the tokens are not in the vocabulary.
     """
     inputs, recipe = Inputs.of(inputs).completed(model), recipe or Recipe()
-    levels = levels_of(model) if levels is None else levels
+    levels = chosen(levels, levels_of(model))
     with nullcontext() if rules is None else described(reference, model, rules):
-        _check(reference, model, inputs, levels)
+        _check(reference, model, inputs)
         return _compare(reference, model, inputs, levels, recipe, optimizer, shelf)
 
 
@@ -94,16 +94,15 @@ def _compare(
     listed = with_scanned_layers(model, False)
     table = table_of(reference, model)
     found: dict[str, Sequence[Any]] = {}
+    report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
     computed = tuple(level for level in levels if level not in STATED)
     if computed and misfits(reference, listed, table):
         stated = compare_config(reference, listed), compare_weights(reference, listed, table)
-        report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
         return unjudged(report, *stated, levels)
     if "config" in levels:
         found["config"] = compare_config(reference, model)
     if "weights" in levels:
         found["weights"] = compare_weights(reference, listed, table)
-    report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
     if wanted := [level for level in levels if level in FORWARD]:
         taps = derive(table, listed, inputs) if "layers" in levels else ()
         recording = record(reference, inputs, Alignment(taps), shelf=shelf)
@@ -157,11 +156,20 @@ def levels_of(model: Model) -> tuple[str, ...]:
     return tuple(level for level in LEVELS if level != "generate" or not is_pooled)
 
 
-def _check(reference: Any, model: Model, inputs: Inputs, levels: Sequence[str]) -> None:
-    """Refuses what cannot be compared."""
-    known = levels_of(model)
+def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """The levels that are asked for, by default all that there are.
+
+    Raises ValueError if they are none, or one of them is not known.
+    """
+    if levels is None:
+        return known
     if not levels or not set(levels) <= set(known):
         raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
+    return levels
+
+
+def _check(reference: Any, model: Model, inputs: Inputs) -> None:
+    """Refuses what cannot be compared."""
     dtypes = {str(parameter.dtype) for parameter in reference.parameters()}
     if dtypes != {"torch.float32"}:
         raise ValueError(

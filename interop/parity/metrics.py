@@ -9,16 +9,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxllm.closeness import difference, norm, relative
+
 # The first tokens show a wrong mask or scale; only the last ones show a wrong rotary frequency.
 BUCKET_STARTS = (0, 4, 32, 128, 512)
 
 
 def relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
     """`|ours - reference| / |reference|` over all elements. Equal zeros are 0 apart, not NaN."""
-    distance, size = _norm(_difference(ours, reference)), _norm(_seen(reference))
-    if size == 0:
-        return 0.0 if distance == 0 else math.inf
-    return distance / size
+    return relative(norm(_difference(ours, reference)), norm(_seen(reference)))
 
 
 def max_abs(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -28,16 +27,12 @@ def max_abs(ours: np.ndarray, reference: np.ndarray) -> float:
 
 def max_over_rms(ours: np.ndarray, reference: np.ndarray) -> float:
     """The largest difference of two elements, relative to the reference's root mean square."""
-    largest = max_abs(ours, reference)
     rms = math.sqrt(float(np.mean(np.square(_seen(reference)))))
-    if rms == 0:
-        return 0.0 if largest == 0 else math.inf
-    return largest / rms
+    return relative(max_abs(ours, reference), rms)
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # two infinities are NaN apart
-        apart = np.asarray(ours, np.float64) - np.asarray(reference, np.float64)
+    apart = difference(ours, reference)
     hidden = np.isneginf(reference)
     return np.where(hidden & np.isneginf(ours), 0.0, apart) if hidden.any() else apart
 
@@ -45,11 +40,6 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def _seen(array: np.ndarray) -> np.ndarray:
     array, hidden = np.asarray(array, np.float64), np.isneginf(array)
     return array[~hidden] if hidden.any() else array
-
-
-def _norm(array: np.ndarray) -> float:
-    """Not `np.linalg.norm`, whose many threads wait for each other where there are few cores."""
-    return math.sqrt(float(np.square(array).sum()))
 
 
 def ulps(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
+
+from jaxllm.jsonable import jsonable
 
 from .rows import (
     FieldResult,
@@ -132,7 +133,7 @@ class Report:
                 for name in ("config", "weights", "taps", "gradients", "step", "curve", "generate")
             },
         }
-        return _finite(data)
+        return jsonable(data)
 
     def write_html(self, path: str | Path) -> None:
         """Writes one page that needs nothing else: no network, no script, no other file."""
@@ -145,12 +146,3 @@ class Report:
         from .screen import render
 
         return render(self)
-
-
-def _finite(data: Any) -> Any:
-    """JSON has no word for NaN and infinity."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxllm.closeness import norm
+
 from .evidence import Evidence, Explain, Explanation
 
 LAYOUTS = ("half", "interleaved")
@@ -143,7 +145,7 @@ def _num_rotated(before: np.ndarray, after: np.ndarray) -> int:
 
 
 def _is_near(one: np.ndarray, other: np.ndarray) -> bool:
-    return bool(np.linalg.norm(one - other) < 1e-3 * np.linalg.norm(other))
+    return norm(one - other) < 1e-3 * norm(other)
 
 
 ROTATIONS: tuple[Explain, ...] = (other_rotation, turned_further)

@@ -15,7 +15,10 @@ from flax import nnx
 
 from jaxllm.config import SequenceConfig
 from jaxllm.interop.families import Table
-from jaxllm.interop.rules import BoundRule, Rule, Side, Sizes, Transfer
+from jaxllm.interop.ranges import Sizes
+from jaxllm.interop.rules import BoundRule, Rule
+from jaxllm.interop.side import Side
+from jaxllm.interop.transfer import Transfer
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.norm import Norm
 from jaxllm.models import Model

@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
+from jaxllm.closeness import (
+    Apart,
+    apart,
+    beyond_noise,
+    gradient_apart,
+    norm_of_all,
+    relative_l2,
+    threshold,
+    update_apart,
+)
 from jaxllm.interop.rules import BoundRule
 from jaxllm.models import Model
 
-from . import metrics, tolerance
 from .calling import calling_of
 from .inputs import Inputs
 from .noise import WAYS
@@ -23,16 +32,14 @@ from .train_torch import train_reference
 
 Arrays = Mapping[str, np.ndarray]
 
-# A gradient that differs by a tenth when the reference computes it in another way is what is left
-# of sums that cancel, such as that of a key's bias without RoPE. It counts as a part of all.
-NOTHING_BUT_NOISE = 0.1
-
 # PyTorch divides by the norm plus this when it clips; optax does not.
 CLIP_EPS = 1e-6
 
-# Elements of a gradient that are so many times its noise have an update that is not noise: Adam
-# divides by their size, so that of an element which is noise is too.
+# Elements of a gradient that are so many times its noise have an update that is not noise.
 ABOVE_NOISE = 1e3
+
+# Of a parameter that the reference does not have, or has in another shape.
+MISSING = Apart(math.inf, 0.0)
 
 TRAINING = ("gradients", "step", "curve")
 Runs = tuple[Training, Training, Sequence[Training]]  # ours, the reference's, and in other ways
@@ -122,15 +129,7 @@ def judge_step(runs: Runs) -> list[TensorResult]:
 def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
     """One number: ours, the reference's, and the reference's computed otherwise."""
     ours, theirs, *others = found
-    floor = max(abs(other - theirs) / abs(theirs) for other in others)
-    return TensorResult(
-        path=path,
-        parameter="",
-        what=what,
-        relative_l2=abs(ours - theirs) / abs(theirs),
-        floor=floor,
-        threshold=tolerance.threshold(floor, tolerance.MOST_IN_TRAINING),
-    )
+    return _result(f"{path}.", what, apart(ours, theirs, others))
 
 
 def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
@@ -138,34 +137,17 @@ def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
     gradient, clip = runs[1].first["gradient"], CLIP_EPS / runs[1].norm
     ours, theirs = runs[0].first[what], runs[1].first[what]
     others = [run.first[what] for run in runs[2]]
-    whole = _norm(np.array([_norm(array) for array in theirs.values()]))
+    whole = norm_of_all(theirs.values())
     for name in ours:
         if name not in theirs:
-            yield _missing(name, what)
+            yield _result(name, what, MISSING)
             continue
-        array = theirs[name]
-        error = metrics.relative_l2(ours[name], array)
-        floor = max(metrics.relative_l2(other[name], array) for other in others)
-        relative_to = "own"
-        if floor > NOTHING_BUT_NOISE and whole > 0:
-            error = _norm(ours[name] - array) / whole
-            floor = max(_norm(other[name] - array) for other in others) / whole
-            relative_to = "all"
-        if power and relative_to == "own":
-            noise = (
-                metrics.relative_l2(r.first["gradient"][name], gradient[name]) for r in runs[2]
-            )
-            floor = max(floor, power * (max(noise) + clip))
-        path, _, parameter = name.rpartition(".")
-        yield TensorResult(
-            path=path,
-            parameter=parameter,
-            what=what,
-            relative_l2=error,
-            floor=floor,
-            threshold=tolerance.threshold(floor, tolerance.MOST_IN_TRAINING),
-            relative_to=relative_to,
-        )
+        again = [other[name] for other in others]
+        found = gradient_apart(ours[name], theirs[name], again, whole)
+        if power and found.relative_to == "own":
+            noise = (relative_l2(run.first["gradient"][name], gradient[name]) for run in runs[2])
+            found = found._replace(floor=max(found.floor, power * (max(noise) + clip)))
+        yield _result(name, what, found)
 
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
@@ -173,37 +155,29 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
     ours, theirs, others = runs
     for name in ours.first["update"]:
         if name not in theirs.first["update"]:
-            yield _missing(name, "update")
+            yield _result(name, "update", MISSING)
             continue
-        update = theirs.first["update"][name]
-        gradient = theirs.first["gradient"][name]
-        noise = max(metrics.max_abs(r.first["gradient"][name], gradient) for r in others)
-        counts = np.abs(gradient) > ABOVE_NOISE * noise
-        error = metrics.relative_l2(ours.first["update"][name][counts], update[counts])
-        floor = max(
-            metrics.relative_l2(other.first["update"][name][counts], update[counts])
-            for other in others
-        )
-        # The update is the difference of two parameters, each of which was rounded.
-        halves = 0.5 * np.spacing(np.abs(theirs.first["parameter"][name]))
-        size = _norm(update[counts])
-        floor = max(floor, _norm(halves[counts]) / size if size else 0.0)
-        path, _, parameter = name.rpartition(".")
-        yield TensorResult(
-            path=path,
-            parameter=parameter,
-            what="update",
-            relative_l2=error,
-            floor=floor,
-            threshold=tolerance.threshold(floor, tolerance.MOST_IN_TRAINING),
-            compared=float(counts.mean()),
-        )
+        noise = (run.first["gradient"][name] for run in others)
+        counts = beyond_noise(theirs.first["gradient"][name], noise, ABOVE_NOISE)
+        own, update, *again = (run.first["update"][name][counts] for run in (ours, theirs, *others))
+        before = theirs.first["parameter"][name][counts]
+        found = update_apart(own, update, again, before)
+        yield _result(name, "update", found, compared=float(counts.mean()))
 
 
-def _missing(name: str, what: str) -> TensorResult:
-    """Of a parameter that the reference does not have, or has in another shape."""
+def _result(name: str, what: str, found: Apart, compared: float = 1.0) -> TensorResult:
+    """The row of a parameter, as in `layers.7.mlp.up_proj.kernel`."""
     path, _, parameter = name.rpartition(".")
-    return TensorResult(path, parameter, what, math.inf, 0.0, tolerance.threshold(0.0))
+    return TensorResult(
+        path=path,
+        parameter=parameter,
+        what=what,
+        relative_l2=found.error,
+        floor=found.floor,
+        threshold=threshold(found.floor),
+        relative_to=found.relative_to,
+        compared=compared,
+    )
 
 
 def judge_curve(runs: Runs) -> list[LossResult]:
@@ -211,12 +185,6 @@ def judge_curve(runs: Runs) -> list[LossResult]:
     ours, theirs, others = runs
     rows, floor = [], 0.0
     for step, (mine, loss) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
-        apart = (abs(other.losses[step] - loss) / abs(loss) for other in others)
-        floor = max(floor, *apart)
-        threshold = tolerance.threshold(floor, tolerance.MOST_IN_TRAINING)
-        rows.append(LossResult(f"step {step}", mine, loss, floor, threshold))
+        floor = max(floor, *(relative_l2(other.losses[step], loss) for other in others))
+        rows.append(LossResult(f"step {step}", mine, loss, floor, threshold(floor)))
     return rows
-
-
-def _norm(array: np.ndarray) -> float:
-    return float(np.linalg.norm(np.asarray(array, np.float64).ravel()))

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from jaxllm.interop.export import exported
 from jaxllm.interop.families import Table
 from jaxllm.interop.planning import split_fused
-from jaxllm.interop.rules import Rule, Side, Transfer, split_range
+from jaxllm.interop.ranges import split_range
+from jaxllm.interop.rules import Rule
+from jaxllm.interop.side import Side
 from jaxllm.interop.sources import of_array
 from jaxllm.interop.tensors import StoredTensor
+from jaxllm.interop.transfer import Transfer
 from jaxllm.layers.stack import held, runs
 
 AXES = "ABCDE"

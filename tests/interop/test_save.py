@@ -14,12 +14,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny import random_model
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained, sources
+from jaxllm.interop.boxes import slices
 from jaxllm.interop.export import exported
 from jaxllm.interop.families import Table
 from jaxllm.interop.parameters import Parameters, of_model
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.sizes import parse_size
-from jaxllm.interop.sources import of_array, of_jax, slices
+from jaxllm.interop.sources import of_array, of_jax
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,6 @@ from hf_cases import CASES
 from pages import ROOT, shown_files
 
 from jaxllm.interop import CheckpointError, load_pretrained, suggest
-from jaxllm.interop.arrangement import text_of
 from jaxllm.interop.families import FAMILIES, Fields, Layout, Table
 from jaxllm.interop.planning import split_fused
 from jaxllm.interop.tensors import StoredTensor
@@ -222,7 +221,7 @@ def test_the_convention_of_other_kernels_decides_what_is_proposed(models):
     assert config.num_heads * config.head_dim == config.embed_dim
     lines = {one.rule.model.name: one for one in suggest(numbers, config).rules}
     out = lines["layers.{L}.attn.o_proj.kernel"]
-    assert text_of(out.rule.stored).endswith(": (N H) D")
+    assert out.rule.stored.text.endswith(": (N H) D")
     assert any("D (N H)" in doubt for doubt in out.doubts)
 
 
@@ -260,8 +259,8 @@ def test_a_fused_projection_becomes_its_parts(tmp_path):
     assert suggestions.tied == {"head.weight": "tok.weight"}
     assert not suggestions.unmatched
     assert not suggestions.unfilled
-    expected = {text_of(rule.stored).replace("(G", "(P") for rule in true}
-    assert {text_of(one.rule.stored) for one in suggestions.rules} == expected
+    expected = {rule.stored.text.replace("(G", "(P") for rule in true}
+    assert {one.rule.stored.text for one in suggestions.rules} == expected
     assert "# ? fused: gate_proj, up_proj one after the other" in str(suggestions)
     # What has rules is left alone.
     some = SimpleNamespace(config=config, rules=true[2:], tied=mine["tied"])
@@ -284,7 +283,7 @@ def test_layers_experts_and_numbers_that_are_neither(tmp_path):
     original.save_pretrained(tmp_path / "mixtral")
     config = load_pretrained(tmp_path / "mixtral").config
     suggestions = suggest(tmp_path / "mixtral", config)
-    lines = {one.rule.model.name: text_of(one.rule.stored) for one in suggestions.rules}
+    lines = {one.rule.model.name: one.rule.stored.text for one in suggestions.rules}
     experts = "model.layers.{L}.block_sparse_moe.experts.{E}."
     assert lines["layers.{L}.mlp.gate_proj.kernel"] == experts + "w1.weight : F D"
     assert lines["layers.{L}.mlp.up_proj.kernel"] == experts + "w3.weight : F D"
@@ -299,7 +298,7 @@ def test_fused_experts_become_two_projections(tmp_path):
     original.save_pretrained(tmp_path / "mixtral")
     config = load_pretrained(tmp_path / "mixtral").config
     suggestions = suggest(original.state_dict(), config)
-    lines = {one.rule.model.name: text_of(one.rule.stored) for one in suggestions.rules}
+    lines = {one.rule.model.name: one.rule.stored.text for one in suggestions.rules}
     experts = "model.layers.{L}.mlp.experts."
     fused = lines["layers.{L}.mlp.{P=gate|up}_proj.kernel"]
     assert fused == experts + "gate_up_proj : E (P F) D"

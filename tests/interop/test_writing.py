@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm.interop import safetensors_file, torch_file, writing
-from jaxllm.interop.sources import TensorSource, boxes, of_array, slices
+from jaxllm.interop.boxes import boxes, slices
+from jaxllm.interop.sources import TensorSource, of_array
 from jaxllm.interop.tensors import CheckpointError
 
 FORMATS = {"safetensors": safetensors_file, "torch": torch_file}

@@ -11,13 +11,14 @@ import pytest
 from tiny import TINY
 
 from jaxllm.cli import main
+from jaxllm.saved_step import steps_of
 from jaxllm.train import ConfigError, TrainConfig, train
 from jaxllm.train.data import DataConfig
 from jaxllm.train.diff import diff_runs
 from jaxllm.train.diff_table import headline
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizer import OptimizerConfig, PhaseConfig
-from jaxllm.train.stored import open_step, steps_of
+from jaxllm.train.stored import open_step
 
 STEPS, SAVED, CHANGED = 6, 3, 4  # the learning rate is another from step CHANGED + 1 on
 

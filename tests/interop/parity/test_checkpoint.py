@@ -88,6 +88,8 @@ def test_what_cannot_be_checked_is_refused(folder, tmp_path):
         check_checkpoint(folder, num_tokens=299)
     with pytest.raises(ValueError, match="both given"):
         check_checkpoint(folder, tokens=np.zeros((1, 300), int), text="a")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nun_tokens'"):
+        check_checkpoint(folder, nun_tokens=300)
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="model_type 'bert'; known are llama"):
         check_checkpoint(folder)

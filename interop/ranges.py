@@ -1,0 +1,85 @@
+"""Ranges of axes, several of which may be merged into a dimension of an array, first slowest."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from .boxes import Box, Range, shape_of
+
+Sizes = Mapping[str, int]  # of axes
+Ranges = Mapping[str, Range]
+Dims = tuple[tuple[str, ...], ...]  # the axes of each dimension
+
+
+def regions(dims: Dims, box: Box, sizes: Sizes) -> Iterator[Ranges]:
+    """Cuts a box of an array into ranges of its axes that are contiguous in every dimension."""
+    choices = (
+        split_range(low, high, [sizes[axis] for axis in dim])
+        for dim, (low, high) in zip(dims, box, strict=True)
+    )
+    axes = list(itertools.chain.from_iterable(dims))
+    for factors in itertools.product(*choices):
+        yield dict(zip(axes, itertools.chain.from_iterable(factors), strict=True))
+
+
+def box_of(dims: Dims, ranges: Ranges, sizes: Sizes) -> tuple[Range, ...]:
+    """The box of an array in which ranges lie that are contiguous in every dimension."""
+    return tuple(_interval(dim, ranges, sizes) for dim in dims)
+
+
+def hull(dims: Dims, ranges: Ranges, sizes: Sizes) -> Ranges:
+    """The least ranges that hold these and are contiguous in every dimension."""
+    found: dict[str, Range] = {}
+    for dim in dims:
+        is_whole = False
+        for axis in dim:
+            low, high = found[axis] = (0, sizes[axis]) if is_whole else ranges[axis]
+            is_whole |= high - low > 1
+    return found
+
+
+def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, ...]]:
+    """Covers [low, high) of a merged dimension by boxes over its factors, each one contiguous."""
+    if low >= high:
+        return []
+    if len(sizes) <= 1:
+        return [((low, high),)] if sizes else [()]
+    inner = math.prod(sizes[1:])
+    (first, head), (last, tail) = divmod(low, inner), divmod(high, inner)
+    if first == last:
+        return [((first, first + 1), *rest) for rest in split_range(head, tail, sizes[1:])]
+    boxes: list[tuple[Range, ...]] = []
+    if head:
+        boxes += [((first, first + 1), *rest) for rest in split_range(head, inner, sizes[1:])]
+        first += 1
+    if first < last:
+        boxes.append(((first, last), *((0, size) for size in sizes[1:])))
+    boxes += [((last, last + 1), *rest) for rest in split_range(0, tail, sizes[1:])]
+    return boxes
+
+
+def _interval(dim: Sequence[str], region: Ranges, sizes: Sizes) -> Range:
+    """Where a contiguous box over the factors of a merged dimension starts and stops in it."""
+    start = last = 0
+    for axis in dim:
+        low, high = region[axis]
+        start, last = start * sizes[axis] + low, last * sizes[axis] + high - 1
+    return start, last + 1
+
+
+def part_of(
+    array: np.ndarray,
+    axes: Sequence[str],
+    region: Ranges,
+    ranges: Ranges,
+    kept: Sequence[str],
+) -> np.ndarray:
+    """The `ranges` of an array that holds `region`, one dimension for each kept axis."""
+    factors = array.reshape(shape_of([region[axis] for axis in axes]))
+    at: list[slice | int] = []
+    for axis in axes:
+        start, stop = (bound - region[axis][0] for bound in ranges[axis])
+        at.append(slice(start, stop) if axis in kept else start)
+    return factors[(*at, ...)]

@@ -1,0 +1,13 @@
+"""Data as JSON can say it, which has no word for NaN and infinity."""
+
+import math
+from typing import Any
+
+
+def jsonable(data: Any) -> Any:
+    """The same dicts, lists and values, where numbers that are not finite are null."""
+    if isinstance(data, dict):
+        return {key: jsonable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [jsonable(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -1,0 +1,22 @@
+"""What is not finite becomes null, however deep it lies; all else stays."""
+
+import json
+import math
+
+import numpy as np
+
+from jaxllm.jsonable import jsonable
+
+
+def test_only_what_json_cannot_say_is_null():
+    data = {
+        "kept": [1, -2.5, True, None, "NaN", 1e308],
+        "lost": (math.nan, {"deep": [math.inf, (-math.inf, 3)]}, np.float64("nan")),
+    }
+    wanted = {
+        "kept": [1, -2.5, True, None, "NaN", 1e308],
+        "lost": [None, {"deep": [None, [None, 3]]}, None],
+    }
+    assert jsonable(data) == wanted
+    assert json.loads(json.dumps(jsonable(data), allow_nan=False)) == wanted
+    assert math.isnan(data["lost"][0]), "the data themselves stay as they are"
