@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxllm.models import Model
 from jaxllm.params import named_parameters
+from jaxllm.sharding import on_host
 
 from . import metrics, tolerance
 from .evidence import Evidence
@@ -94,7 +95,7 @@ def _with_hint(
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
-    weights = {n: np.asarray(v.get_value()) for n, v in named_parameters(model).items()}
+    weights = {n: on_host(v.get_value()) for n, v in named_parameters(model).items()}
     theirs, ours = recording.arrays, forced[first.path]
     hint = hint_of(
         Evidence(
@@ -109,10 +110,11 @@ def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips
     if experts is None:
         return []
     real = recording.real
+    others = {path: noisy for path, noisy in recording.routers.items() if path in ours}
     return flips(
-        {path: real(path, ours[path]) for path in recording.routers},
-        {path: real(path) for path in recording.routers},
-        recording.routers,
+        {path: real(path, ours[path]) for path in others},
+        {path: real(path) for path in others},
+        others,
         experts.top_k,
     )
 
