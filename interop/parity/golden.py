@@ -12,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.interop.load import load_pretrained
+from jaxllm.interop.together import agreed
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 from jaxllm.params import named_parameters, stacks
+from jaxllm.sharding import on_host
 
 from .checkpoint import open_both
 from .decoding import decode_reference, forced_logits, judge_generation
@@ -119,11 +121,16 @@ def check_pack(
         CheckpointError: the pack or the checkpoint cannot be read.
         ValueError: a level was not recorded, or the inputs are none of the model's.
     """
-    data = read_pack(Path(pack))
+    together = jax.process_count() > 1
+    if together and mesh is None:
+        raise ValueError(f"{jax.process_count()} processes need a mesh over all of their devices")
+    with agreed(together):
+        data = read_pack(Path(pack))
     levels = data["levels"] if levels is None else levels
     if not levels or not set(levels) <= set(data["levels"]):
         raise ValueError(f"levels={levels!r} are not of {', '.join(data['levels'])}, as recorded")
-    model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
+    with agreed(together):
+        model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
     inputs = Inputs(**data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise ValueError("; ".join(problems))
@@ -179,10 +186,11 @@ def _digest(array: np.ndarray) -> str:
 
 def _judge_weights(digests: Mapping[str, list[str]], listed: Model) -> list[WeightResult]:
     """Bit by bit; which bits differ a digest does not say. A remark tells other shapes."""
-    arrays = {n: np.asarray(v.get_value()) for n, v in named_parameters(listed).items()}
+    variables = named_parameters(listed)
     rows = []
-    for name in {**arrays, **digests}:
-        array, (shape, digest) = arrays.get(name), digests.get(name, ["missing", ""])
+    for name in {**variables, **digests}:
+        array = on_host(variables[name].get_value()) if name in variables else None
+        shape, digest = digests.get(name, ["missing", ""])
         path, _, parameter = name.rpartition(".")
         found = "missing" if array is None else str(array.shape)
         bits = 1 if array is None else 8 * array.nbytes

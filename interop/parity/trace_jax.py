@@ -15,6 +15,7 @@ from jaxllm.config import with_fields
 from jaxllm.layers.trace import STAND_IN, show
 from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack
+from jaxllm.sharding import on_host
 
 from .inputs import Inputs
 from .rows import LOGITS
@@ -102,7 +103,7 @@ def _lasts(outputs: Mapping[str, Sequence[Any]], paths: Sequence[str]) -> dict[s
     arrays = {}
     for path in (*paths, LOGITS):
         whole = jnp.concatenate(outputs[path], 1) if is_whole(path) else outputs[path][-1]
-        arrays[path] = np.asarray(whole, np.float32)
+        arrays[path] = on_host(whole).astype(np.float32, copy=False)
         if path.endswith(f".{SCORES}"):
             arrays[path] = seen_only(arrays[path])
     return arrays
