@@ -12,13 +12,14 @@ from jaxllm.config import Config, Dtype, with_fields
 from jaxllm.models import Model, build_abstract
 from jaxllm.origin import Origin
 from jaxllm.params import named_parameters, stacks
+from jaxllm.sharding import spans_processes
 
 from . import native
 from .copies import check_copies
 from .directory import Checkpoint
 from .planning import Plan, make_plan
 from .rules import BoundRule, Stacks
-from .sources import TensorSource, of_jax, of_stored, spans_processes, transferred
+from .sources import TensorSource, of_jax, of_stored, transferred
 from .tensors import CheckpointError, StoredTensor
 from .user_rules import open_checkpoint
 

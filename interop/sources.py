@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.sharding import spans_processes
+
 from .boxes import Box, boxes, common, relative, shape_of, slices
 from .sharded_tensor import ShardedTensor
 from .side import Index
@@ -77,13 +79,6 @@ def of_jax(array: jax.Array | np.ndarray) -> TensorSource:
         return of_array(array)
     read = partial(_gather, array) if spans_processes(array) else _shard_reader(array)
     return TensorSource(np.dtype(array.dtype), array.shape, read)
-
-
-def spans_processes(array: jax.Array | np.ndarray) -> bool:
-    """Whether no process alone has all of the array."""
-    return isinstance(array, jax.Array) and not (
-        array.is_fully_addressable or array.is_fully_replicated
-    )
 
 
 def _shard_reader(array: jax.Array) -> Read:

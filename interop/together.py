@@ -1,4 +1,4 @@
-"""Several processes that write one checkpoint: the first writes, all gather."""
+"""Several processes at one thing: the first writes, all gather."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def agreed(together: bool) -> Iterator[None]:
     if error is not None:
         raise error
     if failed.size:
-        raise CheckpointError(f"process {failed[0]} could not write: its own message says why")
+        raise CheckpointError(f"process {failed[0]} could not go on: its own message says why")
 
 
 def common_name(together: bool) -> str:

@@ -7,6 +7,8 @@ parallelism and their products are all this one table.
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "expert")
@@ -83,3 +85,13 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh.shape))
+
+
+def spans_processes(x: jax.Array | np.ndarray) -> bool:
+    """Whether no process alone has all of the array."""
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """All of an array; gathered if it spans processes, which all of them must do at once."""
+    return multihost_utils.process_allgather(x, tiled=True) if spans_processes(x) else np.asarray(x)

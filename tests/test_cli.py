@@ -469,3 +469,11 @@ def test_a_file_of_tokens_that_will_not_do_is_one_line(
     assert line.startswith("jaxllm: ")
     assert said in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "text"), [("JAX_NUM_PROCESSES", "two"), ("JAX_PROCESS_ID", "-1")])
+def test_processes_are_counted_in_whole_numbers(monkeypatch, capsys, name, text):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv(name, text)
+    assert main(["parity", "check", "pack", "llama"]) == 2
+    assert f"{name}='{text}'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxllm.generation import beam_search, generate
 from jaxllm.generation.cached import advance, prefill
 from jaxllm.models import EncoderDecoder, Model, TokenModel, with_scanned_layers
+from jaxllm.sharding import on_host
 
 from . import metrics, tolerance
 from .calling import calling_of
@@ -114,7 +115,8 @@ def forced_logits(
         row[: len(prompt)] = prompt
     graphdef, state = nnx.split(model)
     new = np.asarray(continuations, np.int32)
-    return np.asarray(_steps(graphdef, nnx.to_pure_dict(state), tokens, lengths, new), np.float32)
+    logits_PNV = _steps(graphdef, nnx.to_pure_dict(state), tokens, lengths, new)
+    return on_host(logits_PNV).astype(np.float32, copy=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.models import Model
+from jaxllm.sharding import on_host
 
 from . import metrics, tolerance
 from .calling import outputs_of
@@ -97,6 +98,6 @@ def _ours(model: Model) -> Callable[[Inputs, int], np.ndarray]:
         mask = np.broadcast_to(np.arange(T + room) < T, (B, T + room)).astype(np.int32)
         whole = dataclasses.replace(inputs, target=padded, target_mask=mask)
         given = {name: jnp.asarray(array) for name, array in whole.arrays.items()}
-        return np.asarray(run(state, given))[:, T - 1]
+        return on_host(run(state, given))[:, T - 1]
 
     return last

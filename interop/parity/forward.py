@@ -117,10 +117,11 @@ def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips
     if experts is None:
         return []
     real = recording.real
+    others = {path: noisy for path, noisy in recording.routers.items() if path in ours}
     return flips(
-        {path: real(path, ours[path]) for path in recording.routers},
-        {path: real(path) for path in recording.routers},
-        recording.routers,
+        {path: real(path, ours[path]) for path in others},
+        {path: real(path) for path in others},
+        others,
         experts.top_k,
     )
 

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.interop.load import load_pretrained
+from jaxllm.interop.together import agreed
 from jaxllm.models import Model, TokenModel, with_scanned_layers
-from jaxllm.params import named_parameters, stacks
+from jaxllm.params import stacks
 
 from .checkpoint import Prompt, open_both
 from .decoding import decode_reference, forced_logits, judge_generation
@@ -23,6 +24,7 @@ from .forward import FORWARD, blank_report, judge
 from .inputs import Inputs
 from .judge import STATED, chosen, levels_of, unjudged, with_rows
 from .pack import read_pack, write_pack
+from .parameters import Parameters
 from .recipe import Recipe, Training
 from .recording import Recording, record
 from .report import Report
@@ -119,12 +121,17 @@ def check_pack(
         CheckpointError: the pack or the checkpoint cannot be read.
         ValueError: a level was not recorded, or the inputs are none of the model's.
     """
-    data = read_pack(Path(pack))
+    together = jax.process_count() > 1
+    if together and mesh is None:
+        raise ValueError(f"{jax.process_count()} processes need a mesh over all of their devices")
+    with agreed(together):
+        data = read_pack(Path(pack))
     try:
         levels = chosen(levels, data["levels"])
     except ValueError as error:
         raise ValueError(f"{error}, as recorded") from None
-    model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
+    with agreed(together):
+        model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
     inputs = Inputs(**data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise ValueError("; ".join(problems))
@@ -180,10 +187,10 @@ def _digest(array: np.ndarray) -> str:
 
 def _judge_weights(digests: Mapping[str, list[str]], listed: Model) -> list[WeightResult]:
     """Bit by bit; which bits differ a digest does not say. A remark tells other shapes."""
-    arrays = {n: np.asarray(v.get_value()) for n, v in named_parameters(listed).items()}
-    rows = []
-    for name in {**arrays, **digests}:
-        array, (shape, digest) = arrays.get(name), digests.get(name, ["missing", ""])
+    arrays, rows = Parameters(listed), []
+    for name in dict.fromkeys([*arrays, *digests]):
+        array = arrays.get(name)
+        shape, digest = digests.get(name, ["missing", ""])
         path, _, parameter = name.rpartition(".")
         found = "missing" if array is None else str(array.shape)
         bits = 1 if array is None else 8 * array.nbytes

@@ -15,6 +15,7 @@ from jaxllm.config import with_fields
 from jaxllm.layers.trace import LISTENER, show
 from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack
+from jaxllm.sharding import on_host
 
 from .inputs import Inputs
 from .rows import LOGITS
@@ -82,7 +83,7 @@ def _run(
         if path not in outputs:
             return value
         start = sum(x.shape[1] for x in outputs[path])  # of this block of queries
-        outputs[path].append(shelf(np.asarray(value, np.float32)))
+        outputs[path].append(shelf(_on_host(value)))
         if path not in given:
             return value
         theirs = jnp.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
@@ -96,7 +97,11 @@ def _run(
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
     if missing := [path for path in paths if not outputs[path]]:
         raise ValueError(f"the model has no {', '.join(missing)}")
-    return {**outputs, LOGITS: [shelf(np.asarray(out.logits, np.float32))]}
+    return {**outputs, LOGITS: [shelf(_on_host(out.logits))]}
+
+
+def _on_host(value: jax.Array) -> np.ndarray:
+    return on_host(value).astype(np.float32, copy=False)
 
 
 def _lasts(outputs: Outputs, shelf: Shelf = in_memory) -> dict[str, np.ndarray]:

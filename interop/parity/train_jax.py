@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxllm.models import Model, with_scanned_layers
 from jaxllm.params import Params, named_parameters, split, tree_of
+from jaxllm.sharding import on_host
 
 from .inputs import Inputs
 from .recipe import Training, as_tuple
@@ -89,4 +90,4 @@ def _moments(state: Any) -> dict[str, Any]:
 def _named(bind: Callable[[Params], Model], tree: Params) -> dict[str, np.ndarray]:
     """What is laid out as the parameters are, by their names in single layers."""
     listed = with_scanned_layers(bind(tree), False)
-    return {name: np.asarray(v.get_value()) for name, v in named_parameters(listed).items()}
+    return {name: on_host(v.get_value()) for name, v in named_parameters(listed).items()}

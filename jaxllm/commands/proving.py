@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .log import log_to_stderr
 from .options import Add, add_rules, count
+from .processes import join_processes
 
 if TYPE_CHECKING:
     from jaxllm.interop.parity import Report
@@ -118,7 +119,21 @@ def _parity(arguments: argparse.Namespace) -> int:
 
 
 def _give(report: "Report", arguments: argparse.Namespace) -> int:
-    """Writes a report and prints it; the exit status that says whether all is well."""
+    """Writes a report and prints it; the exit status that says whether all is well.
+
+    Of several processes, which have the same report, the first does so.
+    """
+    import jax
+
+    from jaxllm.interop.together import agreed, leads
+
+    with agreed(jax.process_count() > 1):
+        if leads():
+            _show(report, arguments)
+    return 0 if report.ok else 1
+
+
+def _show(report: "Report", arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
@@ -130,7 +145,6 @@ def _give(report: "Report", arguments: argparse.Namespace) -> int:
 
         Console().print(report.table())
         print(f"{folder}: parity.json, parity.html")
-    return 0 if report.ok else 1
 
 
 def _parity_record(arguments: argparse.Namespace) -> int:
@@ -153,6 +167,7 @@ def _parity_record(arguments: argparse.Namespace) -> int:
 
 
 def _parity_check(arguments: argparse.Namespace) -> int:
+    join_processes()
     from jaxllm.interop.parity.golden import check_pack
     from jaxllm.train import make_mesh
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .log import log_to_stderr
 from .options import Add, count
+from .processes import join_processes
 
 
 def add_commands(add: Add) -> None:
@@ -41,6 +42,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         arguments.show_help()
         return 0 if {"-h", "--help"} & set(arguments.overrides) else 2
+    join_processes()
+    import jax
+
     from jaxllm.interop import load_pretrained
     from jaxllm.train import load_config, make_mesh, train
 
@@ -51,9 +55,10 @@ def _train(arguments: argparse.Namespace) -> int:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
         model = load_pretrained(config.init_from, mesh=mesh, dtype="float32")
     result = train(config, model, resume=arguments.resume)
-    if result.held_out_loss is not None:
-        print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
-    print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
+    if jax.process_index() == 0:
+        if result.held_out_loss is not None:
+            print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
+        print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
     return 0
 
 

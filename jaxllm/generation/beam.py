@@ -14,6 +14,7 @@ from jaxllm.generation.cached import advance, prefill
 from jaxllm.generation.decode import bucket, check_prompts, of_tokens, padded, until_end
 from jaxllm.generation.sampling import check_penalty, penalized
 from jaxllm.models import Model, TokenModel, with_scanned_layers
+from jaxllm.sharding import on_host
 
 NEVER = -1e9  # a score that nothing else has
 
@@ -70,7 +71,7 @@ def beam_search(
         np.float32(repetition_penalty),
         np.array(sorted(set(eos_ids)), np.int32),
     )
-    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in np.asarray(out)]
+    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in on_host(out)]
 
 
 class Beams(NamedTuple):

@@ -13,6 +13,7 @@ from jaxllm.config import EncoderDecoderConfig
 from jaxllm.generation.cached import advance, prefill
 from jaxllm.generation.sampling import Sampling
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
+from jaxllm.sharding import on_host
 
 GREEDY = Sampling()
 
@@ -62,7 +63,7 @@ def generate(
         np.array(sorted(eos_ids), np.int32),
         jax.random.key(seed),
     )
-    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in np.asarray(out)]
+    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in on_host(out)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from jaxllm.layers.trace import unwatched
 from jaxllm.sharding import DIMS, spec
 
 # Rows sorted by group, how many each group has, and the group of each: the rows afterwards.
@@ -47,7 +48,7 @@ def on_devices(
     The experts' F is split over `tensor`, and what `apply` returns is summed over it. The tokens
     that fill up the devices chose `NOBODY`.
     """
-    graphdef, state = nnx.split(experts)
+    graphdef, state = nnx.split(unwatched(experts))
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     treedef = jax.tree.structure(state)
     dims = [variable.dims for variable in variables]

@@ -1,5 +1,7 @@
 """Showing what a layer computes on the way, to those who compare it with another."""
 
+from typing import Any
+
 from flax import nnx
 from jax import Array
 
@@ -19,3 +21,12 @@ def show(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
     """
     listener = getattr(module, LISTENER, lambda name, value: value)
     return tuple(listener(name, value) for name, value in values.items())
+
+
+def unwatched(modules: Any) -> Any:
+    """A copy with the same parameters that nobody listens to: what is traced cannot be shown."""
+    copied = nnx.merge(*nnx.split(modules))
+    for _, module in nnx.iter_graph(copied):
+        if isinstance(module, nnx.Module) and is_watched(module):
+            delattr(module, LISTENER)
+    return copied

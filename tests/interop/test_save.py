@@ -21,6 +21,7 @@ from jaxllm.interop.parameters import Parameters, of_model
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.sizes import parse_size
 from jaxllm.interop.sources import of_array, of_jax
+from jaxllm.sharding import spans_processes
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -56,7 +57,7 @@ def test_any_box_of_a_sharded_array_is_read(spec):
         assert source.read(box).tobytes() == whole[slices(box)].tobytes()
         gathered = sources._gather(array, box)
         assert gathered.tobytes() == whole[slices(box)].tobytes()
-    assert not sources.spans_processes(array)
+    assert not spans_processes(array)
 
 
 def test_a_device_cuts_out_what_is_wanted():

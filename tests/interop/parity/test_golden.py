@@ -159,6 +159,7 @@ def test_routers_and_their_experts_are_recorded(tmp_path):
     report = check_pack(tmp_path / "pack", folder)
     assert report.ok, report.first_divergence
     assert any(row.path.endswith(".router") for row in report.taps)
+    assert check_pack(tmp_path / "pack", folder, levels=("logits",)).ok
     routers = read_pack(tmp_path / "pack")["forward"]["routers"]
     assert all(len(others) == 2 for others in routers.values())
     assert routers

@@ -1,0 +1,162 @@
+"""Parity check by two processes, none of which holds the model: what one process finds."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import hf_cases
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from together import run_together
+
+from jaxllm.interop.parity.golden import check_pack, record_checkpoint
+from jaxllm.interop.parity.recipe import Recipe
+from jaxllm.train.variants import submesh
+
+# Every command after the other, for each what it returned.
+SCRIPT = """
+import json, sys
+from jaxllm.cli import main
+print("STATUS" + json.dumps([main(command) for command in json.loads(sys.argv[1])]))
+"""
+LENGTH = 300  # that of prompts in which late positions count
+FORWARD = ("weights", "logits", "layers")
+DAMAGED = "model.layers.1.self_attn.k_proj.weight"
+
+
+class Case(NamedTuple):
+    """A check by both processes."""
+
+    pack: str
+    checkpoint: str
+    mesh: dict[str, int]
+    levels: tuple[str, ...] | None = None  # None: all that the pack has
+
+
+CASES = {
+    "fsdp": Case("llama-pack", "llama", {"fsdp": 2}),
+    "tensor": Case("llama-whole", "llama", {"tensor": 2}, FORWARD),
+    "damaged": Case("llama-whole", "damaged", {"fsdp": 2}, FORWARD),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The checkpoints, one of them with a changed weight, and the packs of the others."""
+    folder = tmp_path_factory.mktemp("processes")
+    llama = hf_cases.Case("Llama", {"num_hidden_layers": 2})
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    mixtral = hf_cases.Case("Mixtral", {**experts, "num_hidden_layers": 1})
+    for name, case in {"llama": llama, "mixtral": mixtral}.items():
+        case.build().save_pretrained(folder / name)
+    options = {"num_tokens": LENGTH, "recipe": Recipe(steps=2)}
+    record_checkpoint(folder / "llama", folder / "llama-pack", positions=8, **options)
+    options["levels"] = FORWARD
+    record_checkpoint(folder / "llama", folder / "llama-whole", positions=None, **options)
+    record_checkpoint(folder / "mixtral", folder / "mixtral-pack", positions=8, **options)
+    damaged = shutil.copytree(folder / "llama", folder / "damaged") / "model.safetensors"
+    tensors = load_file(damaged)
+    tensors[DAMAGED] = tensors[DAMAGED] * np.float32(1.01)
+    save_file(tensors, damaged, {"format": "pt"})
+    return folder
+
+
+def command(folder: Path, case: Case, output: Path) -> list[str]:
+    """That of a case."""
+    axes = [f"{axis}={size}" for axis, size in case.mesh.items()]
+    levels = [] if case.levels is None else ["--levels", *case.levels]
+    places = [str(folder / case.pack), str(folder / case.checkpoint)]
+    return ["parity", "check", *places, "--mesh", *axes, *levels, "--output", str(output)]
+
+
+class Process(NamedTuple):
+    """What a process did."""
+
+    statuses: list[int]
+    said: str
+    complained: str
+
+
+def run_both(*commands: list[list[str]], **environment: str) -> list[Process]:
+    """The commands of each process, which has one device."""
+    scripts = [["-c", SCRIPT, json.dumps(own)] for own in commands]
+    said = run_together(*scripts, devices=1, **environment)
+    return [Process(json.loads(out.rpartition("STATUS")[2]), out, err) for out, err in said]
+
+
+@pytest.fixture(scope="module")
+def together(folder) -> list[Process]:
+    """Both processes after every case, a check without a mesh, and one that the second lacks."""
+    commands = [
+        [command(folder, case, folder / f"{name}.{rank}") for name, case in CASES.items()]
+        for rank in range(2)
+    ]
+    for own, pack in zip(commands, ("llama-pack", "nowhere"), strict=True):
+        whole = command(folder, CASES["fsdp"], folder / "refused")
+        own.append([word for word in whole if word not in ("--mesh", "fsdp=2")])
+        own.append(command(folder, CASES["fsdp"]._replace(pack=pack), folder / "refused"))
+    return run_both(*commands)
+
+
+def is_same(folder: Path, case: Case, output: Path) -> bool:
+    """Whether all holds in one process, whose report is that of two to the last digit."""
+    paths = folder / case.pack, folder / case.checkpoint
+    alone = check_pack(*paths, mesh=submesh(case.mesh), levels=case.levels)
+    found = json.loads((output / "parity.json").read_text())
+    assert found == json.loads(json.dumps(alone.to_json()))
+    return alone.ok
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_numbers_as_in_one_process(folder, together, name):
+    holds = is_same(folder, CASES[name], folder / f"{name}.0")
+    assert holds == (name != "damaged")
+    at = list(CASES).index(name)
+    assert [process.statuses[at] for process in together] == [0 if holds else 1] * 2
+
+
+@pytest.mark.usefixtures("really_compiling")
+def test_experts_in_two_processes(folder):
+    case = Case("mixtral-pack", "mixtral", {"expert": 2}, FORWARD)
+    commands = [[command(folder, case, folder / f"experts.{rank}")] for rank in range(2)]
+    found = run_both(*commands, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert [process.statuses for process in found] == [[0], [0]]
+    assert is_same(folder, case, folder / "experts.0")
+
+
+@pytest.mark.usefixtures("together")
+def test_all_levels_are_held(folder):
+    found = json.loads((folder / "fsdp.0" / "parity.json").read_text())
+    assert list(found["verdicts"]) == [
+        *("weights", "config", "logits", "layers", "gradients", "step", "curve", "generate")
+    ]
+
+
+@pytest.mark.usefixtures("together")
+def test_a_changed_weight_is_named(folder):
+    found = json.loads((folder / "damaged.0" / "parity.json").read_text())
+    assert [row["path"] for row in found["weights"] if not row["ok"]] == ["layers.1.attn.k_proj"]
+    assert found["first_divergence"]["path"] == "layers.1.attn.k_proj"
+
+
+def test_the_first_alone_writes_and_says(folder, together):
+    first, second = together
+    assert first.said.count("parity.json, parity.html") == len(CASES)
+    assert "parity.json" not in second.said
+    written = {file.parent.name for file in folder.glob("*/parity.*")}
+    assert written - {"experts.0"} == {f"{name}.0" for name in CASES}
+
+
+def test_a_mesh_is_wanted(together):
+    for process in together:
+        assert process.statuses[-2] == 2
+        assert "2 processes need a mesh over all of their devices" in process.complained
+
+
+def test_what_one_process_lacks_stops_both(together):
+    first, second = together
+    assert [process.statuses[-1] for process in together] == [1, 1]
+    assert "process 1 could not go on" in first.complained
+    assert "is no pack" in second.complained
