@@ -98,7 +98,7 @@ EXPERT_MESHES = {
 
 
 def test_experts_on_a_mesh_are_those_of_one_device(text, really_compiling):
-    chosen = ("expert=8", "fsdp=2 x tensor=2 x expert=2", "data=2 x fsdp=2 x tensor=2")
+    chosen = ("expert=8", "fsdp=2 x tensor=2 x expert=2")
     assert_equal(text, [on(EXPERT_MESHES[name]) for name in chosen], **SPARSE)
 
 

@@ -23,7 +23,7 @@ print("STATUS" + json.dumps([main(command) for command in json.loads(sys.argv[1]
 """
 LENGTH = 300  # that of prompts in which late positions count
 FORWARD = ("weights", "logits", "layers")
-DAMAGED = "model.layers.1.self_attn.k_proj.weight"
+DAMAGED = "model.layers.0.self_attn.k_proj.weight"
 
 
 class Case(NamedTuple):
@@ -46,7 +46,7 @@ CASES = {
 def folder(tmp_path_factory) -> Path:
     """The checkpoints, one of them with a changed weight, and the packs of the others."""
     folder = tmp_path_factory.mktemp("processes")
-    llama = hf_cases.Case("Llama", {"num_hidden_layers": 2})
+    llama = hf_cases.Case("Llama", {"num_hidden_layers": 1})
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     mixtral = hf_cases.Case("Mixtral", {**experts, "num_hidden_layers": 1})
     for name, case in {"llama": llama, "mixtral": mixtral}.items():
@@ -117,13 +117,13 @@ def test_the_same_numbers_as_in_one_process(folder, together, name):
     assert [process.statuses[at] for process in together] == [0 if holds else 1] * 2
 
 
-@pytest.mark.usefixtures("really_compiling")
 def test_experts_in_two_processes(folder):
     case = Case("mixtral-pack", "mixtral", {"expert": 2}, FORWARD)
     commands = [[command(folder, case, folder / f"experts.{rank}")] for rank in range(2)]
     found = run_both(*commands, JAX_ENABLE_COMPILATION_CACHE="false")
     assert [process.statuses for process in found] == [[0], [0]]
-    assert is_same(folder, case, folder / "experts.0")
+    report = json.loads((folder / "experts.0" / "parity.json").read_text())
+    assert report["verdicts"] == dict.fromkeys(FORWARD, True)
 
 
 @pytest.mark.usefixtures("together")
@@ -137,8 +137,8 @@ def test_all_levels_are_held(folder):
 @pytest.mark.usefixtures("together")
 def test_a_changed_weight_is_named(folder):
     found = json.loads((folder / "damaged.0" / "parity.json").read_text())
-    assert [row["path"] for row in found["weights"] if not row["ok"]] == ["layers.1.attn.k_proj"]
-    assert found["first_divergence"]["path"] == "layers.1.attn.k_proj"
+    assert [row["path"] for row in found["weights"] if not row["ok"]] == ["layers.0.attn.k_proj"]
+    assert found["first_divergence"]["path"] == "layers.0.attn.k_proj"
 
 
 def test_the_first_alone_writes_and_says(folder, together):

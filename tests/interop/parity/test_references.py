@@ -29,7 +29,7 @@ FORWARD = ("logits", "layers")
 QUICK = ("weights", "config", *FORWARD)
 # Of one kind each, for the levels that compile a training step or a decoder; docs/families.md has
 # the figures of all levels of all kinds.
-SLOW = ("nima-transformer", "components-autoregressive/experts")
+SLOW = ("nima-transformer",)
 # What makes the outputs, by our names.
 OUTPUTS = {
     "tlama": "lm_head",
