@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .outline import number, outline
 from .report import Report
 from .rows import TapResult
 from .svg import WIDTH, drawing, element, text, titled
 
-LEFT, TOP, CELL_HEIGHT, MAX_CELL_WIDTH = 104, 26, 34, 84
+LEFT, TOP, CELL_HEIGHT, MAX_CELL_WIDTH = 112, 40, 34, 84
 OWN_HEIGHT = 8  # of the strip below a cell, for the step's own error
 NUMBERS_FIT = 50  # a cell this wide has room for its number
 
@@ -34,6 +34,7 @@ def heat_map(report: Report) -> str:
         text(LEFT - 10, TOP + row * CELL_HEIGHT + 20, step, css="label", text_anchor="end")
         for row, step in enumerate(steps)
     ]
+    elements += _stack_names(parts.layers, LEFT + len(parts.before) * width, width)
     stride = math.ceil(26 / width)  # every so manieth layer has room for its number
     for at, (name, taps) in enumerate(columns):
         x = LEFT + at * width
@@ -89,6 +90,13 @@ def _box(x: float, y: float, width: float, height: float, gap: float, **attribut
         rx=min(3.0, width / 4),
         **attributes,
     )
+
+
+def _stack_names(layers: Iterable[str], x: float, width: float) -> Iterator[str]:
+    """The name of each stack above its first layer, where there are several."""
+    stacks = [layer.rpartition("layers.")[0].rstrip(".") for layer in layers]
+    for name in dict.fromkeys(filter(None, stacks)):
+        yield text(x + stacks.index(name) * width + 2, TOP - 24, name, css="label")
 
 
 def _column_name(name: str, cells: int, x: float, bottom: float, stride: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from jaxllm.interop.parity.heat_map import MAX_CELL_WIDTH, heat_map
 from jaxllm.interop.parity.outline import outline
 from jaxllm.interop.parity.report import Bucket, LogitsResult, Report, TapResult
 from jaxllm.interop.parity.rows import Error
@@ -126,3 +127,13 @@ def test_steps_of_unlike_layers_keep_their_order():
     paths = ("0.norm", "0.up", "0.mlp", "0", "1.norm", "1.router", "1.mlp", "1")
     rows = [tap(f"layers.{path}", 0.0) for path in paths]
     assert outline(rows).steps == ("norm", "router", "up", "mlp", "output")
+
+
+def test_stacks_are_told_apart():
+    paths = [f"{stack}.layers.{i}.attn" for stack in ("encoder", "decoder") for i in range(2)]
+    page = heat_map(dataclasses.replace(make_report(), taps=tuple(tap(p, 3e-7) for p in paths)))
+    places = dict(re.findall(r'<text x="([\d.]+)"[^>]*>(encoder|decoder)</text>', page))
+    assert list(places.values()) == ["encoder", "decoder"]
+    first, second = (float(x) for x in places)
+    assert second - first == 2 * MAX_CELL_WIDTH
+    assert "coder" not in heat_map(make_report())
