@@ -34,7 +34,7 @@ from .spelling import imported, table_of, tensors_of
 from .taps import Alignment, derive
 from .trace_jax import PRECISION
 from .train_jax import train_model
-from .training import TRAINING, course_of, judge_training, train_references
+from .training import TRAINING, Runs, course_of, judge_training, train_references
 from .weights import compare_fields, fields_of
 
 POSITIONS = 24
@@ -84,12 +84,13 @@ def record_checkpoint(
         course = course_of(
             reference, model, bound, inputs, recipe.steps if "curve" in levels else 1
         )
-        runs = train_references(reference, bound, course, recipe)
+        runs, moved = train_references(reference, bound, course, recipe)
         data["training"] = {
             "batches": [batch.arrays for batch in course.batches],
             "constant": sorted(course.constant),
             "recipe": dataclasses.asdict(recipe),
             "runs": [_plain(sampled(run)) for run in runs],
+            "moved": moved,
         }
     if "generate" in levels:
         data["generate"] = _plain(
@@ -164,7 +165,7 @@ def _judge(data: dict[str, Any], model: Model, inputs: Inputs, levels: Sequence[
         recipe = Recipe(**kept["recipe"])
         ours = train_model(model, batches, recipe.optimizer(model), kept["constant"])
         plain, *others = (Training(**run) for run in kept["runs"])
-        found |= judge_training((sampled(ours), plain, others), levels)
+        found |= judge_training(Runs(sampled(ours), plain, others, kept["moved"]), levels)
     if "generate" in levels:
         found["generate"] = _judge_generation(data["generate"], listed)
     return with_rows(report, found, levels)

@@ -58,6 +58,29 @@ def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
         yield
 
 
+@contextmanager
+def moved_weights(reference: Any, seed: int) -> Iterator[None]:
+    """Weights are off by up to their last five bits, as those of two trainings soon are.
+
+    Where an activation has a kink, such bits decide on which side of it a token is, and so how
+    training goes on from there. That is rare, and sums that are computed otherwise may not show it.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    before = [parameter.detach().clone() for parameter in reference.parameters()]
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            draw = 2 * torch.rand(parameter.shape, generator=generator) - 1
+            parameter.mul_(1 + 16 * ULP * draw.to(parameter.device))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(reference.parameters(), before, strict=True):
+                parameter.copy_(value)
+
+
 def _inner_sums() -> set[Callable]:
     """Functions that sum and are seldom a module of their own."""
     import torch

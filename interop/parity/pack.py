@@ -13,7 +13,7 @@ from jaxllm.interop.tensors import CheckpointError
 
 DATA, ARRAYS = "pack.json", "arrays.safetensors"
 ARRAY = "array"  # {"array": "12"} stands for an array
-VERSION = 1
+VERSION = 2
 
 
 def write_pack(data: dict[str, Any], folder: Path) -> int:

@@ -23,7 +23,7 @@ from jaxllm.models import Model
 
 from .calling import calling_of
 from .inputs import Inputs
-from .noise import WAYS
+from .noise import WAYS, moved_weights
 from .recipe import Recipe, Training
 from .rows import LossResult, TensorResult
 from .spelling import decayed, imported, our_names
@@ -42,7 +42,16 @@ ABOVE_NOISE = 1e3
 MISSING = Apart(math.inf, 0.0)
 
 TRAINING = ("gradients", "step", "curve")
-Runs = tuple[Training, Training, Sequence[Training]]  # ours, the reference's, and in other ways
+MOVED = (0, 1)  # seeds of trainings from weights that are off by their last bits
+
+
+class Runs(NamedTuple):
+    """Trainings on the same batches."""
+
+    ours: Training
+    theirs: Training
+    others: Sequence[Training]  # the reference's, computed in other ways
+    moved: Sequence[Sequence[float]]  # the losses of the reference's from weights next to its own
 
 
 def train_both(
@@ -60,8 +69,8 @@ def train_both(
     """
     course = course_of(reference, model, rules, inputs, steps)
     ours = train_model(model, course.batches, optimizer or recipe.optimizer(model), course.constant)
-    plain, *others = train_references(reference, rules, course, recipe)
-    return ours, plain, others
+    (plain, *others), moved = train_references(reference, rules, course, recipe)
+    return Runs(ours, plain, others, moved)
 
 
 class Course(NamedTuple):
@@ -86,8 +95,11 @@ def course_of(
 
 def train_references(
     reference: Any, rules: Sequence[BoundRule], course: Course, recipe: Recipe
-) -> list[Training]:
-    """The reference's training, and then the same computed in other ways."""
+) -> tuple[list[Training], list[tuple[float, ...]]]:
+    """The reference's training and then the same computed in other ways; losses of moved weights.
+
+    Of a single step there are none of these.
+    """
     decays = decayed(rules)
 
     def theirs() -> Training:
@@ -99,7 +111,11 @@ def train_references(
     for otherwise in WAYS:
         with otherwise(reference):
             runs.append(theirs())
-    return runs
+    moved = []
+    for seed in MOVED if len(course.batches) > 1 else ():
+        with moved_weights(reference, seed):
+            moved.append(train_reference(reference, course.batches, recipe, decays).losses)
+    return runs, moved
 
 
 def judge_training(runs: Runs, levels: Sequence[str]) -> dict[str, Sequence[Any]]:
@@ -114,14 +130,14 @@ def judge_training(runs: Runs, levels: Sequence[str]) -> dict[str, Sequence[Any]
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
     """The loss of the first batch, and every parameter's gradient of it."""
-    ours, theirs, others = runs
+    ours, theirs, others, _ = runs
     losses = [run.losses[0] for run in (ours, theirs, *others)]
     return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
     """The norm that clips, and of every parameter both moments and the update."""
-    ours, theirs, others = runs
+    ours, theirs, others, _ = runs
     norm = _judge_number("gradient", "norm", [run.norm for run in (ours, theirs, *others)])
     return [norm, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
 
@@ -134,9 +150,9 @@ def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
 
 def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
     """What is this power of the clipped gradient, and so as many times as far off; 0: itself."""
-    gradient, clip = runs[1].first["gradient"], CLIP_EPS / runs[1].norm
-    ours, theirs = runs[0].first[what], runs[1].first[what]
-    others = [run.first[what] for run in runs[2]]
+    gradient, clip = runs.theirs.first["gradient"], CLIP_EPS / runs.theirs.norm
+    ours, theirs = runs.ours.first[what], runs.theirs.first[what]
+    others = [run.first[what] for run in runs.others]
     whole = norm_of_all(theirs.values())
     for name in ours:
         if name not in theirs:
@@ -145,14 +161,16 @@ def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
         again = [other[name] for other in others]
         found = gradient_apart(ours[name], theirs[name], again, whole)
         if power and found.relative_to == "own":
-            noise = (relative_l2(run.first["gradient"][name], gradient[name]) for run in runs[2])
+            noise = (
+                relative_l2(run.first["gradient"][name], gradient[name]) for run in runs.others
+            )
             found = found._replace(floor=max(found.floor, power * (max(noise) + clip)))
         yield _result(name, what, found)
 
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
     """Of every parameter, the update of those elements whose gradient is more than noise."""
-    ours, theirs, others = runs
+    ours, theirs, others, _ = runs
     for name in ours.first["update"]:
         if name not in theirs.first["update"]:
             yield _result(name, "update", MISSING)
@@ -182,9 +200,10 @@ def _result(name: str, what: str, found: Apart, compared: float = 1.0) -> Tensor
 
 def judge_curve(runs: Runs) -> list[LossResult]:
     """The loss of every step. What noise did to an earlier step, it may do to a later one."""
-    ours, theirs, others = runs
+    ours, theirs, others, moved = runs
+    again = [*(other.losses for other in others), *moved]
     rows, floor = [], 0.0
     for step, (mine, loss) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
-        floor = max(floor, *(relative_l2(other.losses[step], loss) for other in others))
+        floor = max(floor, *(relative_l2(losses[step], loss) for losses in again))
         rows.append(LossResult(f"step {step}", mine, loss, floor, threshold(floor)))
     return rows
