@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxllm.config import Dtype, with_fields
 from jaxllm.models import Model, build_abstract
-from jaxllm.params import stacks
+from jaxllm.params import named_parameters, stacks
 
 from .copies import check_copies
 from .parameters import arrays_by, origin_of
@@ -55,8 +55,7 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
 
 def is_stored(model: Model) -> bool:
     """Whether the weights of a model stay in their files."""
-    params = jax.tree.leaves(nnx.state(model), is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return any(isinstance(param, StoredParam) for param in params)
+    return any(isinstance(param, StoredParam) for param in named_parameters(model).values())
 
 
 def _stored(param: nnx.Param, source: Any, dtype: np.dtype) -> StoredParam:

@@ -22,6 +22,17 @@ TINY = DecoderConfig(
     max_len=512,
 )
 
+# 17 MB a layer in bfloat16: for what must not grow with the number of layers.
+WIDE = dataclasses.replace(
+    TINY,
+    vocab_size=256,
+    embed_dim=1024,
+    num_heads=16,
+    num_kv_heads=4,
+    head_dim=64,
+    mlp_dim=2048,
+)
+
 
 def random_model(seed: int = 0, **changes: object) -> Decoder:
     """A tiny model with distinct random numbers in every parameter; no norm scale is one."""

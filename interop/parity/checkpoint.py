@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -163,8 +163,7 @@ def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
 
     has_encoder = family.config_class is EncoderDecoderConfig
     name = "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
-    one_by_one = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
-    with _no_progress_bars(), one_by_one, parameters_on(shelf):
+    with _no_progress_bars(), nullcontext() if shelf is in_memory else _one_by_one(shelf):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path,
             dtype=torch.float32,
@@ -179,6 +178,14 @@ def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
             [f"transformers finds no {name} of the right shape" for name in absent], path
         )
     return reference
+
+
+@contextmanager
+def _one_by_one(shelf: Shelf) -> Iterator[None]:
+    """Has transformers put each parameter on the shelf before it reads the next."""
+    in_turn = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
+    with in_turn, parameters_on(shelf):
+        yield
 
 
 @contextmanager

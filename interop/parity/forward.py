@@ -15,7 +15,7 @@ from . import metrics, tolerance
 from .evidence import Evidence
 from .hints import hint_of
 from .inputs import Inputs, last_stack
-from .parameters import Parameters
+from .lazy_weights import LazyWeights
 from .recording import Recording
 from .report import Bucket, LogitsResult, Report
 from .routing import flips
@@ -107,7 +107,7 @@ def _with_hint(
         return taps
     path = LOGITS if first.is_output else first.path
     theirs, ours = recording.arrays, forced[path]
-    threshold, weights = first.forced.threshold, Parameters(model)
+    threshold, weights = first.forced.threshold, LazyWeights(model)
     hint = hint_of(Evidence(first.path, ours, theirs[path], threshold, theirs, forced, weights))
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
 

@@ -23,8 +23,8 @@ from .decoding_vectors import Continued, continue_vectors, judge_vectors
 from .forward import FORWARD, blank_report, judge
 from .inputs import Inputs
 from .judge import STATED, chosen, levels_of, unjudged, with_rows
+from .lazy_weights import LazyWeights
 from .pack import read_pack, write_pack
-from .parameters import Parameters
 from .recipe import Recipe, Training
 from .recording import Recording, record
 from .report import Report
@@ -188,7 +188,7 @@ def _digest(array: np.ndarray) -> str:
 
 def _judge_weights(digests: Mapping[str, list[str]], listed: Model) -> list[WeightResult]:
     """Bit by bit; which bits differ a digest does not say. A remark tells other shapes."""
-    arrays, rows = Parameters(listed), []
+    arrays, rows = LazyWeights(listed), []
     for name in dict.fromkeys([*arrays, *digests]):
         array = arrays.get(name)
         shape, digest = digests.get(name, ["missing", ""])

@@ -36,18 +36,13 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
     table = take_account(checkpoint).table
     with parameters_on(shelf):
         module = family.reference(fields).float()
+    tensors = checkpoint.tensors.items()
+    state = {name: torch.from_numpy(shelf(_plain(tensor.open()))) for name, tensor in tensors}
+    try:
+        absent, surplus = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # of shapes, all in one
+        raise CheckpointError(str(error).splitlines(), f"{family.name}: reference") from None
     found = module.state_dict()
-    misfits = []
-    for name in found.keys() & checkpoint.tensors.keys():  # one in memory at a time
-        stored = {name: torch.from_numpy(_plain(checkpoint.tensors[name].open()))}
-        try:
-            module.load_state_dict(stored, strict=False)
-        except RuntimeError as error:
-            misfits += [line.strip() for line in str(error).splitlines()[1:]]
-    if misfits:
-        raise CheckpointError(misfits, f"{family.name}: reference")
-    absent = [name for name in found if name not in checkpoint.tensors]
-    surplus = [name for name in checkpoint.tensors if name not in found]
     given = {tensor.data_ptr() for name, tensor in found.items() if name not in absent}
     problems = [
         *(

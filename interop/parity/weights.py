@@ -14,7 +14,7 @@ from jaxllm.models import Model, build_abstract, with_scanned_layers
 from jaxllm.params import stacks
 
 from .inputs import last_stack
-from .parameters import Parameters
+from .lazy_weights import LazyWeights
 from .rows import FieldResult, WeightResult
 from .spelling import (
     DECAYED,
@@ -106,7 +106,7 @@ def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightRe
         table: of the reference's family, for our config.
     """
     tensors, rules = tensors_of(reference), table.bound(stacks(model))
-    rows = list(_rules(rules, tensors, Parameters(model)))
+    rows = list(_rules(rules, tensors, LazyWeights(model)))
     rows += _copies(table, rules, tensors)
     accounted = {*our_names(rules), *table.tied, *(derived.name for derived in table.derived)}
     unexpected = [

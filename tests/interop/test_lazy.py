@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from hf_cases import CASES, tokens_of
-from tiny import TINY
+from tiny import WIDE
 
 from benchmarks.large_llama import save_large_llama
 from jaxllm.interop import CheckpointError, load_pretrained
@@ -43,17 +43,6 @@ def test_what_cannot_be_loaded_cannot_be_opened(tmp_path):
         open_pretrained(tmp_path)
 
 
-# 24 layers of 17 MB in bfloat16, run in float32.
-LARGE = dataclasses.replace(
-    TINY,
-    vocab_size=256,
-    embed_dim=1024,
-    num_layers=24,
-    num_heads=16,
-    num_kv_heads=4,
-    head_dim=64,
-    mlp_dim=2048,
-)
 MEMORY = """
 import resource, sys
 import jax.numpy as jnp
@@ -69,8 +58,8 @@ print(run(sys.argv[1]), run(sys.argv[2]))
 
 
 def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path):
-    save_large_llama(dataclasses.replace(LARGE, num_layers=4), tmp_path / "shallow", 10**9)
-    save_large_llama(LARGE, tmp_path / "deep", 10**9)
+    save_large_llama(dataclasses.replace(WIDE, num_layers=4), tmp_path / "shallow", 10**9)
+    save_large_llama(dataclasses.replace(WIDE, num_layers=24), tmp_path / "deep", 10**9)
     stored = sum(file.stat().st_size for file in (tmp_path / "deep").iterdir())
     command = [sys.executable, "-c", MEMORY, tmp_path / "shallow", tmp_path / "deep"]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout

@@ -11,7 +11,7 @@ import torch
 from encoder_decoder_cases import CASES as ENCODER_DECODERS
 from hf_cases import CASES, randomize
 from source_cases import write
-from tiny import TINY
+from tiny import WIDE
 from torch import nn
 
 from benchmarks.large_llama import save_large_llama
@@ -137,17 +137,6 @@ def test_what_is_refused(tmp_path, scratch, make_llama, capsys):
     assert main([*command, "--scratch", str(scratch), "--num-tokens", "320"]) == 0
 
 
-# 10 layers of 17 MB in bfloat16, compared in float32.
-LARGE = dataclasses.replace(
-    TINY,
-    vocab_size=256,
-    embed_dim=1024,
-    num_layers=10,
-    num_heads=16,
-    num_kv_heads=4,
-    head_dim=64,
-    mlp_dim=2048,
-)
 # The most that the process holds of memory that has no file, which the system cannot take back.
 MEMORY = """
 import sys, threading, time
@@ -172,8 +161,8 @@ for path in sys.argv[2:]:
 
 def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path, scratch):
     folders = [tmp_path / "shallow", tmp_path / "deep"]
-    for folder, depth in zip(folders, (2, LARGE.num_layers), strict=True):
-        save_large_llama(dataclasses.replace(LARGE, num_layers=depth), folder, 10**9)
+    for folder, depth in zip(folders, (2, 10), strict=True):
+        save_large_llama(dataclasses.replace(WIDE, num_layers=depth), folder, 10**9)
     command = [sys.executable, "-c", MEMORY, scratch, *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from jaxllm.params import named_parameters
 from jaxllm.sharding import on_host
 
 
-class Parameters(Mapping[str, np.ndarray]):
+class LazyWeights(Mapping[str, np.ndarray]):
     """The parameters of a model by name, each fetched from where it is when it is looked at."""
 
     def __init__(self, model: Model):
