@@ -8,7 +8,12 @@ from side_by_side import Comparison, compare
 from jaxllm.config import DecoderConfig
 from jaxllm.generation import generate
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.hugging_face import generate_greedily, open_exported, save_random_llama
+from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.reference.transformers_models import (
+    generate_greedily,
+    open_exported,
+    save_random_llama,
+)
 from jaxllm.models import with_scanned_layers
 
 LLAMA = DecoderConfig(
@@ -28,7 +33,7 @@ def run(rounds: int) -> Comparison:
     """One prompt; both must give the same tokens."""
     prompt = np.random.default_rng(0).integers(0, LLAMA.vocab_size, PROMPT).tolist()
     with tempfile.TemporaryDirectory() as folder:
-        save_random_llama(LLAMA, folder)
+        save_random_llama(write_config(LLAMA, {}), folder)
         theirs, _ = open_exported(folder)
         ours = with_scanned_layers(load_pretrained(folder), False)
     assert generate(ours, [prompt], NEW) == generate_greedily(theirs, [prompt], NEW)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from side_by_side import Comparison, compare
 
-from jaxllm.layers.groups import project_groups
+from jaxllm.layers.experts.grouped_matmul import project_groups
 
 ROWS, D, F = 1024, 256, 512
 TARGETS = {8: 1.5, 128: 5.0}  # of the CPU; an accelerator runs ragged_dot on both sides

@@ -18,8 +18,8 @@ from own_process import run_script, write_figures
 from side_by_side import Comparison, compare
 
 from jaxllm.interop import save_pretrained
-from jaxllm.interop.hugging_face import open_exported, require_torch
-from jaxllm.interop.writing import sync
+from jaxllm.interop.formats.file_writer import sync
+from jaxllm.interop.reference.transformers_models import open_exported, require_torch
 from jaxllm.models import Model
 from jaxllm.params import initialize, named_parameters
 from jaxllm.train import make_mesh

@@ -19,7 +19,7 @@ from own_process import run_script, write_figures
 from side_by_side import Comparison, compare
 
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.hugging_face import require_torch
+from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.params import named_parameters
 from jaxllm.train import make_mesh
 

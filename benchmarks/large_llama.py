@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.boxes import Box, shape_of
-from jaxllm.interop.export import plan_export, possible_families
-from jaxllm.interop.parameters import Parameters
-from jaxllm.interop.sources import TensorSource
-from jaxllm.interop.writing import write_files
+from jaxllm.interop.formats.file_writer import write_files
+from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.rules.boxes import Box, shape_of
+from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.models import build_abstract
 from jaxllm.params import shapes_of, stacks
 

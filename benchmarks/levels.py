@@ -14,10 +14,10 @@ import source_cases
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
-from jaxllm.interop.parity.calling import calling_of
-from jaxllm.interop.parity.inputs import draw
-from jaxllm.interop.parity.recipe import Recipe
-from jaxllm.interop.parity.rows import ScoresResult, TextResult
+from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.inputs import draw
+from jaxllm.interop.parity.execution.recipe import Recipe
+from jaxllm.interop.parity.report.rows import ScoresResult, TextResult
 
 HUGGING_FACE = {**hf_cases.CASES, **encoder_decoder_cases.CASES}
 OF_TRANSFORMERS = ("llama", "t5", "bart")

@@ -7,11 +7,11 @@ import numpy as np
 from side_by_side import Comparison, compare
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.llama import write_config
-from jaxllm.interop.hugging_face import require_torch
+from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.params import initialize, split
 from jaxllm.train import TrainConfig, make_mesh
-from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.step import make_steps
 
 LLAMA = DecoderConfig(

@@ -1,16 +1,16 @@
 """Checkpoints of PyTorch models, in and out. Reading and writing them needs no PyTorch."""
 
-from .conversion import Conversion, convert
-from .inspection import Inspection, inspect
-from .load import load_pretrained
-from .planning import Plan, plan
-from .rules import Rule
-from .save import save_pretrained
-from .suggestion import Suggestions, suggest
-from .tensors import CheckpointError
-from .training_export import OptimizerExport
-from .training_state import load_training_state
-from .verification import Verification, verify
+from .conversion.convert import Conversion, convert
+from .formats.stored_tensor import CheckpointError
+from .inspection.inspect import Inspection, inspect
+from .inspection.suggest import Suggestions, suggest
+from .inspection.verify import Verification, verify
+from .loading.load import load_pretrained
+from .loading.plan import Plan, plan
+from .optimizer_state.export_state import OptimizerExport
+from .optimizer_state.load_state import load_training_state
+from .rules.rule import Rule
+from .saving.save import save_pretrained
 
 __all__ = [
     "CheckpointError",

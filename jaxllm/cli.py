@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jaxllm.commands import checkpoints, generating, proving, training
+from .commands import checkpoints, generating, proving, training
 
 # These take any field of a run's config as an option.
 TAKE_OVERRIDES = ("train", "parity mesh")
@@ -41,7 +41,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 def _explain(error: Exception) -> int:
     """Prints what is wrong, without a traceback, and returns the exit status for it."""
-    from jaxllm.interop import CheckpointError
+    from .interop import CheckpointError
 
     for line in str(error).splitlines():
         print(f"jaxllm: {line}", file=sys.stderr)

@@ -12,11 +12,11 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from jaxllm.config import from_dict, to_dict, with_fields
-from jaxllm.layers.stack import held
-from jaxllm.models import AnyModel, Model, build, build_abstract
-from jaxllm.origin import Origin
-from jaxllm.sharding import sharding
+from .config import from_dict, to_dict, with_fields
+from .layers.stack import held
+from .models import AnyModel, Model, build, build_abstract
+from .origin import Origin
+from .sharding import sharding
 
 Params = dict[str, Any]
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from jaxllm.config import DecoderConfig, EncoderDecoderConfig, StackConfig, with_fields
+from .config import DecoderConfig, EncoderDecoderConfig, StackConfig, with_fields
 
 # By name: embed_dim, num_layers (of each stack), num_heads, mlp_dim. About 10, 125 and 350 million
 # parameters as `gpt` with a vocabulary of 32,000, 50,257 and 50,257.

@@ -13,24 +13,25 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from jaxllm.config import DecoderConfig
-from jaxllm.generation import Sampling, generate
-from jaxllm.interop import load_pretrained, save_pretrained
-from jaxllm.interop.hugging_face import (
+from .config import DecoderConfig
+from .generation import Sampling, generate
+from .interop import load_pretrained, save_pretrained
+from .interop.families.huggingface.llama import write_config
+from .interop.parity import Report, check_checkpoint
+from .interop.reference.transformers_models import (
     generate_greedily,
     open_exported,
     require_torch,
     save_random_llama,
 )
-from jaxllm.interop.parity import Report, check_checkpoint
-from jaxllm.models.decoder import Decoder
-from jaxllm.params import count
-from jaxllm.train import TrainConfig, make_mesh, train
-from jaxllm.train.data import DataConfig, load_corpus
-from jaxllm.train.mesh import MeshConfig, use_virtual_devices
-from jaxllm.train.metrics import read_metrics
-from jaxllm.train.optimizer import OptimizerConfig
-from jaxllm.train.text import ByteTokenizer
+from .models.decoder import Decoder
+from .params import count
+from .train import TrainConfig, make_mesh, train
+from .train.data.documents import DataConfig, load_corpus
+from .train.data.text import ByteTokenizer
+from .train.mesh import MeshConfig, use_virtual_devices
+from .train.metrics import read_metrics
+from .train.optimizers.adamw import OptimizerConfig
 
 log = logging.getLogger("jaxllm")
 
@@ -91,7 +92,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     mesh = make_mesh(fsdp=MESH.fsdp, tensor=MESH.tensor)
 
     log.info("\n1. A random Llama, built in PyTorch and saved by transformers: %s", source)
-    save_random_llama(LLAMA, source)
+    save_random_llama(write_config(LLAMA, {}), source)
 
     log.info("\n2. Into JAX, onto a mesh of %d x %d virtual devices", MESH.fsdp, MESH.tensor)
     model = load_pretrained(source, mesh=mesh)

@@ -18,15 +18,16 @@ from torch.distributed.checkpoint import state_dict
 from torch_training import CLIP, RECIPE, adamw, steps
 
 from jaxllm.cli import main
-from jaxllm.interop import load_pretrained, native
-from jaxllm.interop.reference import tlama as tlama_core
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.formats import orbax
+from jaxllm.interop.reference.tlama import model as tlama_core
 from jaxllm.train import TrainConfig, load_config, read_state
 from jaxllm.train.config import save_config
-from jaxllm.train.data import DataConfig
+from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.loop import batches_for, mesh_of
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.metrics import read_metrics
-from jaxllm.train.optimizer import OptimizerConfig, make_schedule
+from jaxllm.train.optimizers.adamw import OptimizerConfig, make_schedule
 
 BEFORE, AFTER = 4, 6  # steps in one framework, and then in the other
 LATER = 6  # a step that was saved in between
@@ -185,7 +186,7 @@ def whole(array: Any) -> np.ndarray:
 def test_the_first_checkpoint_is_what_was_saved(there):
     """To the bit, and in the layers that our model stacks."""
     saved = torch.load(there.folder / "optimizer.pt")
-    state = read_state(native.find_step(there.run, BEFORE))
+    state = read_state(orbax.find_step(there.run, BEFORE))
     assert state.step == BEFORE
     parameters = dict(there.system.build().named_parameters())
     vectors = [name for name, parameter in parameters.items() if parameter.ndim < 2]

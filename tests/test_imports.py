@@ -108,8 +108,8 @@ def test_imports_point_one_way(file):
         ),
         ("jaxllm/models/x.py", "def f():\n    import torch", "of models imports torch"),
         ("interop/x.py", "import torch", "imports torch outside a function"),
-        ("interop/x.py", "def f():\n    import jaxllm.interop.reference.llm", "an oracle"),
-        ("interop/parity/x.py", "import jaxllm.interop.reference.llm", "outside a function"),
+        ("interop/x.py", "def f():\n    import jaxllm.interop.reference.llm.model", "an oracle"),
+        ("interop/parity/x.py", "import jaxllm.interop.reference.llm.model", "outside a function"),
         ("interop/x.py", "import train.loop", "installed as jaxllm.train.loop"),
     ],
 )

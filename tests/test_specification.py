@@ -119,9 +119,12 @@ def check(place: str) -> None:
 
 def test_a_path_to_nothing_is_found_out():
     resolve("jaxllm.config.DecoderConfig.embed_dim")
-    resolve("jaxllm.layers.attention.Attention.q_proj")
-    resolve("jaxllm.layers.position.rope_frequencies.theta")
-    for path in ("jaxllm.config.DecoderConfig.width", "jaxllm.layers.attention.Attention.wq"):
+    resolve("jaxllm.layers.attention.attention.Attention.q_proj")
+    resolve("jaxllm.layers.attention.rope.rope_frequencies.theta")
+    for path in (
+        "jaxllm.config.DecoderConfig.width",
+        "jaxllm.layers.attention.attention.Attention.wq",
+    ):
         with pytest.raises(AttributeError):
             resolve(path)
     with pytest.raises(ImportError):

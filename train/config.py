@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from jaxllm.config import Config, Dtype, Remat, config_class
 
-from .data import DataConfig
+from .data.documents import DataConfig
+from .data.pairs import PairsConfig
+from .data.tasks import TaskConfig
+from .data.vectors import VectorsConfig
 from .mesh import MeshConfig
-from .optimizer import OptimizerConfig
-from .pairs import PairsConfig
-from .tasks import TaskConfig
-from .vectors import VectorsConfig
+from .optimizers.adamw import OptimizerConfig
 
 Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
 

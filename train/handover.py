@@ -17,7 +17,7 @@ from jaxllm.params import from_description, named_parameters, split, tree_of
 from .checkpoint import open_checkpoints
 from .config import ConfigError, TrainConfig, from_dict, save_config
 from .loop import batches_for, mesh_of, model_to_train, place
-from .optimizer import decays, make_schedule
+from .optimizers.adamw import decays, make_schedule
 from .step import make_steps
 from .stored import FIRST_MOMENT, SECOND_MOMENT, about, open_arrays
 

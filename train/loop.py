@@ -26,10 +26,10 @@ from jaxllm.params import (
 )
 from jaxllm.sharding import spec, unsplit
 
-from .batches import Batch as HostBatch
-from .batches import Batches
 from .checkpoint import Checkpoints, open_checkpoints
 from .config import ConfigError, TrainConfig, changes, save_config
+from .data.batches import Batch as HostBatch
+from .data.batches import Batches
 from .mesh import make_mesh
 from .metrics import MetricLog, Progress, read_metrics
 from .objective import Batch, objective_of

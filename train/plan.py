@@ -13,7 +13,7 @@ from jaxllm.params import count, letters, named_parameters
 from jaxllm.sharding import MESH_AXES, spec
 
 from .config import TrainConfig
-from .tasks import TaskConfig
+from .data.tasks import TaskConfig
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al., 2022, table 3)
 BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments

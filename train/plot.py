@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from .metrics import Record, read_metrics
-from .optimizer import OptimizerConfig, make_schedule
+from .optimizers.adamw import OptimizerConfig, make_schedule
 
 INK, PALE, BLUE, ACCENT = "#222222", "#d9d9d9", "#6b8fb5", "#c2410c"
 

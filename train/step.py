@@ -15,7 +15,7 @@ from jaxllm.sharding import constrain
 
 from .config import TrainConfig
 from .objective import Batch, objective_of
-from .optimizer import make_optimizer, make_schedule, optimizer_shardings
+from .optimizers.adamw import make_optimizer, make_schedule, optimizer_shardings
 
 
 class TrainState(NamedTuple):

@@ -1,30 +1,30 @@
 """The families of checkpoints that can be read and written."""
 
-from .bart import BART
-from .components_encoder_decoder import COMPONENTS_ENCODER_DECODER
-from .components_sequence import COMPONENTS_AUTOREGRESSIVE, COMPONENTS_REGRESSION
-from .family import Derived, Family, Fields, Layout, Table, nearest
-from .gemma2 import GEMMA2
-from .gemma3_text import GEMMA3_TEXT
-from .gpt2 import GPT2
-from .gpt_neox import GPT_NEOX
-from .llama import LLAMA
-from .llama4 import LLAMA4
-from .llama4_text import LLAMA4_TEXT
-from .llm import LLM
-from .meta_llama import META_LLAMA
-from .mistral import MISTRAL
-from .mixtral import MIXTRAL
-from .nima_gpt import NIMA_GPT
-from .nima_transformer import NIMA_TRANSFORMER
-from .olmo2 import OLMO2
-from .phi3 import PHI3
-from .qwen2 import QWEN2
-from .qwen3 import QWEN3
-from .qwen3_moe import QWEN3_MOE
-from .smollm3 import SMOLLM3
-from .t5 import T5
-from .tlama import TLAMA
+from .common.family import Derived, Family, Fields, Layout, Table, nearest
+from .huggingface.bart import BART
+from .huggingface.gemma2 import GEMMA2
+from .huggingface.gemma3_text import GEMMA3_TEXT
+from .huggingface.gpt2 import GPT2
+from .huggingface.gpt_neox import GPT_NEOX
+from .huggingface.llama import LLAMA
+from .huggingface.llama4 import LLAMA4
+from .huggingface.llama4_text import LLAMA4_TEXT
+from .huggingface.mistral import MISTRAL
+from .huggingface.mixtral import MIXTRAL
+from .huggingface.olmo2 import OLMO2
+from .huggingface.phi3 import PHI3
+from .huggingface.qwen2 import QWEN2
+from .huggingface.qwen3 import QWEN3
+from .huggingface.qwen3_moe import QWEN3_MOE
+from .huggingface.smollm3 import SMOLLM3
+from .huggingface.t5 import T5
+from .meta.llama import META_LLAMA
+from .source_systems.components_encoder_decoder import COMPONENTS_ENCODER_DECODER
+from .source_systems.components_sequence import COMPONENTS_AUTOREGRESSIVE, COMPONENTS_REGRESSION
+from .source_systems.llm import LLM
+from .source_systems.nima_gpt import NIMA_GPT
+from .source_systems.nima_transformer import NIMA_TRANSFORMER
+from .source_systems.tlama import TLAMA
 
 __all__ = ["FAMILIES", "Derived", "Family", "Fields", "Layout", "Table", "nearest"]
 

@@ -11,21 +11,21 @@ from unittest import mock
 import numpy as np
 
 from jaxllm.config import EncoderDecoderConfig
-from jaxllm.interop.directory import read_json
 from jaxllm.interop.families import FAMILIES, Family
-from jaxllm.interop.hugging_face import require_torch
-from jaxllm.interop.lazy import open_pretrained
-from jaxllm.interop.load import load_pretrained
-from jaxllm.interop.tensors import CheckpointError
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.checkpoint_dir import read_json
+from jaxllm.interop.loading.lazy_model import open_pretrained
+from jaxllm.interop.loading.load import load_pretrained
+from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.models import Model
 
-from .calling import calling_of
-from .inputs import Inputs, draw, elements_of
-from .judge import compare, levels_of
-from .plain import load_plain
-from .prompt import MIN_TOKENS, text_tokens
-from .report import Report
-from .shelf import Shelf, in_memory, on_disk, parameters_on
+from .alignment.adapters import calling_of
+from .alignment.inputs import Inputs, draw, elements_of
+from .alignment.plain_modules import load_plain
+from .alignment.prompt import MIN_TOKENS, text_tokens
+from .comparison import compare, levels_of
+from .numerics.array_store import Shelf, in_memory, on_disk, parameters_on
+from .report.report import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,31 +11,31 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm.interop.load import load_pretrained
-from jaxllm.interop.together import agreed
+from jaxllm.interop.loading.load import load_pretrained
+from jaxllm.interop.saving.multihost import agreed
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 from jaxllm.params import stacks
 
+from .alignment.activations import Alignment, derive
+from .alignment.inputs import Inputs
+from .alignment.parameter_names import imported, table_of, tensors_of
 from .checkpoint import Prompt, open_both
-from .decoding import decode_reference, forced_logits, judge_generation
-from .decoding_torch import Decoded
-from .decoding_vectors import Continued, continue_vectors, judge_vectors
-from .forward import FORWARD, blank_report, judge
-from .inputs import Inputs
-from .judge import STATED, chosen, levels_of, unjudged, with_rows
-from .lazy_weights import LazyWeights
-from .pack import read_pack, write_pack
-from .recipe import Recipe, Training
-from .recording import Recording, record
-from .report import Report
-from .rows import LOGITS, WeightResult
-from .sample import Sample, elements, spread_positions
-from .spelling import imported, table_of, tensors_of
-from .taps import Alignment, derive
-from .trace_jax import PRECISION
-from .train_jax import train_model
-from .training import TRAINING, Runs, course_of, judge_training, train_references
-from .weights import compare_fields, fields_of
+from .comparison import STATED, chosen, levels_of, unjudged, with_rows
+from .execution.jax_parameters import LazyWeights
+from .execution.jax_trace import PRECISION
+from .execution.jax_train import train_model
+from .execution.recipe import Recipe, Training
+from .execution.torch_decode import Decoded
+from .levels.forward import FORWARD, blank_report, judge
+from .levels.generation import decode_reference, forced_logits, judge_generation
+from .levels.generation_vectors import Continued, continue_vectors, judge_vectors
+from .levels.training import TRAINING, Runs, course_of, judge_training, train_references
+from .levels.weights import compare_fields, fields_of
+from .recording.pack import read_pack, write_pack
+from .recording.recording import Recording, record
+from .recording.sample import Sample, elements, spread_positions
+from .report.report import Report
+from .report.rows import LOGITS, WeightResult
 
 POSITIONS = 24
 FEATURES = 4096  # of each position

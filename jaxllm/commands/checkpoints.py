@@ -77,7 +77,7 @@ def _add_verify_options(verify: argparse.ArgumentParser) -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import convert
-    from jaxllm.interop.sizes import spell_size
+    from jaxllm.interop.formats.byte_sizes import spell_size
 
     from . import handover
 
@@ -158,7 +158,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        from jaxllm.interop.listing import render
+        from jaxllm.interop.inspection.inspect_table import render
 
         Console().print(render(inspection))
     return 0 if inspection.ok else 1

@@ -9,7 +9,7 @@ from .options import Add, count
 
 if TYPE_CHECKING:
     from jaxllm.models.decoder import Decoder
-    from jaxllm.train.text import Tokenizer
+    from jaxllm.train.data.text import Tokenizer
 
 
 def add_commands(add: Add) -> None:
@@ -78,9 +78,9 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
     """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
     from jaxllm.train import load_config
-    from jaxllm.train.data import DataConfig
-    from jaxllm.train.pairs import PairsConfig
-    from jaxllm.train.text import load_tokenizer
+    from jaxllm.train.data.documents import DataConfig
+    from jaxllm.train.data.pairs import PairsConfig
+    from jaxllm.train.data.text import load_tokenizer
 
     if given is None and (Path(path) / "config.yaml").is_file():
         data = load_config(Path(path) / "config.yaml").data

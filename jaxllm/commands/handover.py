@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxllm.interop import OptimizerExport, load_training_state, native, parameter_order
+from jaxllm.interop import OptimizerExport, load_training_state
+from jaxllm.interop.formats import orbax
+from jaxllm.interop.optimizer_state import parameter_order
 from jaxllm.train import load_config, make_mesh, read_state, write_run
 
 # What a run, or PyTorch's state, has nothing to do with, and what only goes with an optimizer.
@@ -19,7 +21,7 @@ def is_into_run(arguments: argparse.Namespace) -> bool:
 
     Raises ValueError with every option of `convert` that does not fit the others.
     """
-    is_run = native.is_native(Path(arguments.source))
+    is_run = orbax.is_native(Path(arguments.source))
     if problems := list(_problems(arguments, is_run)):
         raise ValueError("\n".join(problems))
     return arguments.with_optimizer and not is_run
@@ -53,7 +55,7 @@ def optimizer_of(arguments: argparse.Namespace) -> OptimizerExport:
     """The state of a run's optimizer, as it is to be written."""
     names = arguments.parameter_names
     return OptimizerExport(
-        read_state(native.find_step(Path(arguments.source), arguments.step)),
+        read_state(orbax.find_step(Path(arguments.source), arguments.step)),
         arguments.optimizer_format or "state_dict",
         None if names is None else parameter_order.read_names(Path(names)),
     )

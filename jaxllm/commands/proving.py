@@ -125,7 +125,7 @@ def _give(report: "Report", arguments: argparse.Namespace) -> int:
     """
     import jax
 
-    from jaxllm.interop.together import agreed, leads
+    from jaxllm.interop.saving.multihost import agreed, leads
 
     with agreed(jax.process_count() > 1):
         if leads():
@@ -148,8 +148,8 @@ def _show(report: "Report", arguments: argparse.Namespace) -> None:
 
 
 def _parity_record(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.formats.byte_sizes import spell_size
     from jaxllm.interop.parity.golden import record_checkpoint
-    from jaxllm.interop.sizes import spell_size
 
     text = None if arguments.text is None else Path(arguments.text).read_text(encoding="utf-8")
     num_bytes = record_checkpoint(
@@ -186,7 +186,7 @@ def _parity_mesh(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from jaxllm.train import load_config
-    from jaxllm.train.equality import compare_variants
+    from jaxllm.train.verify.equality import compare_variants
 
     log_to_stderr()
     config = load_config(arguments.config, arguments.overrides)
@@ -207,8 +207,8 @@ def _parity_mesh(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from jaxllm.train.diff import diff_runs
-    from jaxllm.train.diff_table import render
+    from jaxllm.train.verify.diff import diff_runs
+    from jaxllm.train.verify.diff_table import render
 
     diff = diff_runs(arguments.run_a, arguments.run_b)
     if arguments.json:

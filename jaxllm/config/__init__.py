@@ -28,9 +28,7 @@ from .parts import (
     Vision,
     Waves,
 )
-from .stack import (
-    StackConfig,
-)
+from .stack import StackConfig
 
 __all__ = [
     "ROPE_SCALINGS",

@@ -1,7 +1,7 @@
 """Sampling text from a model."""
 
-from jaxllm.generation.beam import beam_search
-from jaxllm.generation.decode import generate
-from jaxllm.generation.sampling import Sampling
+from .beam import beam_search
+from .decode import generate
+from .sampling import Sampling
 
 __all__ = ["Sampling", "beam_search", "generate"]

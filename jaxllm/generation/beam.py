@@ -10,11 +10,12 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxllm.generation.cached import advance, prefill
-from jaxllm.generation.decode import bucket, check_prompts, of_tokens, padded, until_end
-from jaxllm.generation.sampling import check_penalty, penalized
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import on_host
+
+from .cached import advance, prefill
+from .decode import bucket, check_prompts, of_tokens, padded, until_end
+from .sampling import check_penalty, penalized
 
 NEVER = -1e9  # a score that nothing else has
 

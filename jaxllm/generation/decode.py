@@ -10,10 +10,11 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig
-from jaxllm.generation.cached import advance, prefill
-from jaxllm.generation.sampling import Sampling
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import on_host
+
+from .cached import advance, prefill
+from .sampling import Sampling
 
 GREEDY = Sampling()
 

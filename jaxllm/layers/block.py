@@ -5,15 +5,16 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig
-from jaxllm.layers.attention import Attention, Bias
-from jaxllm.layers.bias import DistanceBias
-from jaxllm.layers.cache import Cache
-from jaxllm.layers.cross_attention import CrossAttention, CrossCache, Memory, Source
-from jaxllm.layers.dropout import drop, subkeys
-from jaxllm.layers.mlp import MLP
-from jaxllm.layers.moe import Load, MoE
-from jaxllm.layers.norm import Norm
 from jaxllm.sharding import constrain
+
+from .attention.attention import Attention, Bias
+from .attention.cache import Cache
+from .attention.cross_attention import CrossAttention, CrossCache, Memory, Source
+from .attention.distance_bias import DistanceBias
+from .dropout import drop, subkeys
+from .experts.moe import Load, MoE
+from .mlp import MLP
+from .norm import Norm
 
 
 class Block(nnx.Module):

@@ -7,8 +7,9 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import Activation, StackConfig
-from jaxllm.layers.linear import Linear
 from jaxllm.sharding import constrain
+
+from .linear import Linear
 
 
 class MLP(nnx.Module):

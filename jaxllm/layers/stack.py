@@ -10,7 +10,8 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import Remat
-from jaxllm.layers.linear import PROJECTION
+
+from .linear import PROJECTION
 
 Kind = TypeVar("Kind", bound=Hashable)
 # (a layer, x, its cache and what else it is given) -> (x, the cache, what else it returns)

@@ -10,14 +10,15 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import DecoderConfig, StackConfig, Vision
-from jaxllm.layers.attention import self_attention
-from jaxllm.layers.linear import Linear, PositionTable
-from jaxllm.layers.mask import Sight
-from jaxllm.layers.mlp import MLP, activate
-from jaxllm.layers.norm import Norm
-from jaxllm.layers.position import Rotation, apply_rope, rope_frequencies
-from jaxllm.layers.stack import apply_layers, make_layers
 from jaxllm.sharding import constrain
+
+from .attention.attention import self_attention
+from .attention.mask import Sight
+from .attention.rope import Rotation, apply_rope, rope_frequencies
+from .linear import Linear, PositionTable
+from .mlp import MLP, activate
+from .norm import Norm
+from .stack import apply_layers, make_layers
 
 
 class MaskedEmbedding(NamedTuple):

@@ -13,9 +13,10 @@ from jaxllm.config import (
     SequenceToSequenceConfig,
     StackConfig,
 )
-from jaxllm.models.decoder import Decoder, Output
-from jaxllm.models.encoder_decoder import EncoderDecoder
-from jaxllm.models.sequence import SequenceModel, SequenceToSequence
+
+from .decoder import Decoder, Output
+from .encoder_decoder import EncoderDecoder
+from .sequence import SequenceModel, SequenceToSequence
 
 __all__ = [
     "Decoder",

@@ -9,13 +9,14 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import DecoderConfig
-from jaxllm.layers.cross_attention import Source
+from jaxllm.layers.attention.cross_attention import Source
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.stack import restack
 from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, place
-from jaxllm.models.stack import Caches, Stack
 from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
+
+from .stack import Caches, Stack
 
 
 class Output(NamedTuple):

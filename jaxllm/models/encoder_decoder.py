@@ -7,15 +7,16 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig, TwoStackConfig, with_fields
-from jaxllm.layers.cross_attention import Source
+from jaxllm.layers.attention.cross_attention import Source
 from jaxllm.layers.dropout import subkeys
 from jaxllm.layers.linear import Embedding
-from jaxllm.models.decoder import Decoder, Output
-from jaxllm.models.stack import Caches, Stack, first_positions
 from jaxllm.origin import Origin
 
+from .decoder import Decoder, Output
+from .stack import Caches, Stack, first_positions
+
 if TYPE_CHECKING:
-    from jaxllm.models.sequence import SequenceModel
+    from .sequence import SequenceModel
 
 
 class TwoStacks(nnx.Module):

@@ -8,13 +8,14 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
-from jaxllm.layers.cross_attention import Source
+from jaxllm.layers.attention.cross_attention import Source
 from jaxllm.layers.linear import Linear
-from jaxllm.models.decoder import Output
-from jaxllm.models.encoder_decoder import TwoStacks
-from jaxllm.models.stack import Caches, Stack, first_positions
 from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
+
+from .decoder import Output
+from .encoder_decoder import TwoStacks
+from .stack import Caches, Stack, first_positions
 
 
 class SequenceModel(Stack):

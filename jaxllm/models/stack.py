@@ -9,15 +9,15 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig
-from jaxllm.layers.bias import make_bias
+from jaxllm.layers.attention.cache import Cache, make_cache
+from jaxllm.layers.attention.cross_attention import CrossCache, Memory, Source
+from jaxllm.layers.attention.distance_bias import make_bias
+from jaxllm.layers.attention.sinusoids import sinusoids
 from jaxllm.layers.block import Block
-from jaxllm.layers.cache import Cache, make_cache
-from jaxllm.layers.cross_attention import CrossCache, Memory, Source
 from jaxllm.layers.dropout import drop, layer_keys, subkeys
+from jaxllm.layers.experts.moe import Load, aux_loss
 from jaxllm.layers.linear import PositionTable
-from jaxllm.layers.moe import Load, aux_loss
 from jaxllm.layers.norm import Norm
-from jaxllm.layers.position import sinusoids
 from jaxllm.layers.stack import apply_layers, held, labels, make_layers, restack
 from jaxllm.sharding import constrain
 

@@ -16,7 +16,7 @@ from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Layout
-from jaxllm.layers.moe import aux_loss
+from jaxllm.layers.experts.moe import aux_loss
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, split, stacks
 

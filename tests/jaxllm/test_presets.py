@@ -9,8 +9,8 @@ from flax import nnx
 
 from jaxllm.config import make_config
 from jaxllm.interop.families import Fields
-from jaxllm.interop.families.nima_gpt import NIMA_GPT
-from jaxllm.interop.families.nima_transformer import NIMA_TRANSFORMER
+from jaxllm.interop.families.source_systems.nima_gpt import NIMA_GPT
+from jaxllm.interop.families.source_systems.nima_transformer import NIMA_TRANSFORMER
 from jaxllm.interop.reference import nima
 from jaxllm.models import build, build_abstract
 from jaxllm.params import count, named_parameters

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.config import DecoderConfig
-from jaxllm.layers import attention
-from jaxllm.layers.attention import Attention
+from jaxllm.layers.attention import attention
+from jaxllm.layers.attention.attention import Attention
 from jaxllm.layers.block import Block
+from jaxllm.layers.experts.moe import MoE
 from jaxllm.layers.linear import Linear, project
 from jaxllm.layers.mlp import MLP, activate
-from jaxllm.layers.moe import MoE
 from jaxllm.models.decoder import Decoder
 
 from .features import (

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.parity.inputs import Inputs
+from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import named_parameters, with_arrays
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxllm.interop.parity import train_jax
-from jaxllm.interop.parity.recipe import Recipe
+from jaxllm.interop.parity.execution import jax_train
+from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import tree_of
 
@@ -50,7 +50,7 @@ def shifted_loss(params, bind, given):
 TRAINING_BUGS = (
     Mutation(
         name="label shift",
-        patch=lambda config: mock.patch.object(train_jax, "mean_loss", shifted_loss),
+        patch=lambda config: mock.patch.object(jax_train, "mean_loss", shifted_loss),
         signs=lambda config: {"gradients": "batch loss"},
     ),
     optimized("weight decay on norms", "step", "*norm update", decays="kernel embedding scale"),

@@ -11,8 +11,8 @@ from hf_cases import CASES, randomize, tokens_of
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
-from jaxllm.interop.parity.inputs import Inputs
-from jaxllm.interop.parity.rows import Judged
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.report.rows import Judged
 from jaxllm.models import with_scanned_layers
 from jaxllm.models.decoder import Decoder
 

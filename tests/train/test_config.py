@@ -14,10 +14,10 @@ from tiny import TINY
 from jaxllm.config import to_dict as model_to_dict
 from jaxllm.train import ConfigError, TrainConfig, load_config
 from jaxllm.train.config import FREE_ON_RESUME, changes, from_dict, save_config, to_dict
-from jaxllm.train.data import DataConfig
+from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizer import OptimizerConfig
-from jaxllm.train.tasks import TaskConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 
 RUN = TrainConfig(
     output="runs/tiny",

@@ -12,9 +12,9 @@ from tiny import TINY, random_model, random_of
 from jaxllm.config import Config, with_fields
 from jaxllm.params import shardings, split, tree_of
 from jaxllm.train import TrainConfig, make_mesh
-from jaxllm.train.data import DataConfig
+from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.objective import next_token_loss
-from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.step import accumulate, make_steps
 
 RATE = 0.3

@@ -19,7 +19,7 @@ from jaxllm.cli import main
 from jaxllm.interop import load_pretrained
 from jaxllm.models import build_abstract
 from jaxllm.train import load_config, train
-from jaxllm.train.data import load_corpus
+from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.metrics import read_metrics
 

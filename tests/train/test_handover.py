@@ -13,9 +13,9 @@ from tiny import random_model
 from jaxllm.optimizer_state import AdamWState
 from jaxllm.params import named_parameters
 from jaxllm.train import ConfigError, TrainConfig, read_state, train, write_run
-from jaxllm.train.data import DataConfig
+from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizer import OptimizerConfig, make_schedule
+from jaxllm.train.optimizers.adamw import OptimizerConfig, make_schedule
 
 STEPS, TAKEN = 6, 4
 
@@ -87,7 +87,7 @@ def test_what_is_written_is_read(make, decay_all):
 def test_norms_decay_if_they_are_told_to():
     """With a gradient of zero, decay is all that moves a parameter."""
     from jaxllm.params import split
-    from jaxllm.train.optimizer import make_optimizer
+    from jaxllm.train.optimizers.adamw import make_optimizer
 
     model = random_model(num_layers=2)
     _, params = split(model)

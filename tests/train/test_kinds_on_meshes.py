@@ -7,9 +7,9 @@ from kinds import CONFIGS, WAVES
 from tiny import random_of
 
 from jaxllm.train import TrainConfig
-from jaxllm.train.equality import compare_variants
-from jaxllm.train.tasks import TaskConfig
-from jaxllm.train.variants import Variant
+from jaxllm.train.data.tasks import TaskConfig
+from jaxllm.train.verify.equality import compare_variants
+from jaxllm.train.verify.variants import Variant
 
 pytestmark = pytest.mark.usefixtures("really_compiling")
 

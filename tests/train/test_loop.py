@@ -27,12 +27,12 @@ from jaxllm.origin import Origin
 from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import ConfigError, TrainConfig, TrainResult, load_config, train
 from jaxllm.train.config import save_config
-from jaxllm.train.data import DataConfig, Windows, load_corpus
+from jaxllm.train.data.documents import DataConfig, Windows, load_corpus
+from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.objective import next_token_loss
-from jaxllm.train.optimizer import OptimizerConfig
-from jaxllm.train.tasks import TaskConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 
 STEPS, SAVED, SEEN = 10, 4, 6  # of the run; at the newest checkpoint when it is killed; in its log
 REPOSITORY = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from tiny import TINY
 from jaxllm.models import build_abstract
 from jaxllm.params import count, initialize, named_parameters
 from jaxllm.train import TrainConfig, make_mesh
+from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.plan import optimal_parameters, parameters_per_device, plan
-from jaxllm.train.tasks import TaskConfig
 
 RUN = TrainConfig(output="runs/x", steps=100, batch_size=8, seq_len=64, model=TINY)
 SIZES = {"data": 1, "fsdp": 2, "tensor": 4, "expert": 1}

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from jaxllm.train.optimizer import OptimizerConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.plot import plot_losses, plot_schedule
 
 

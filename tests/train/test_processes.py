@@ -9,7 +9,7 @@ from together import run_together
 from jaxllm.config import DecoderConfig
 from jaxllm.train import TrainConfig
 from jaxllm.train.config import save_config
-from jaxllm.train.data import DataConfig
+from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 
 SIZES = {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from jaxllm.interop import CheckpointError, load_pretrained, parity
-from jaxllm.interop.parity.prompt import random_tokens, text_tokens
+from jaxllm.interop.parity.alignment.prompt import random_tokens, text_tokens
 
 check_checkpoint = functools.partial(parity.check_checkpoint, levels=("logits", "layers"))
 

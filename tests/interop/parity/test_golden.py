@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.cli import main
 from jaxllm.interop import CheckpointError
+from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
-from jaxllm.interop.parity.metrics import position_buckets
-from jaxllm.interop.parity.pack import read_pack, write_pack
-from jaxllm.interop.parity.recipe import Recipe
-from jaxllm.interop.parity.sample import Sample, places, spread_positions
+from jaxllm.interop.parity.numerics.metrics import position_buckets
+from jaxllm.interop.parity.recording.pack import read_pack, write_pack
+from jaxllm.interop.parity.recording.sample import Sample, places, spread_positions
 from jaxllm.train import make_mesh
 
 LENGTH = 300

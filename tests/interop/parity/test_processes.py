@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from together import run_together
 
+from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
-from jaxllm.interop.parity.recipe import Recipe
-from jaxllm.train.variants import submesh
+from jaxllm.train.verify.variants import submesh
 
 # Every command after the other, for each what it returned.
 SCRIPT = """

@@ -12,11 +12,12 @@ import source_cases
 import torch
 
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.parity import Inputs, check_checkpoint, compare, train_jax
-from jaxllm.interop.parity.calling import calling_of
-from jaxllm.interop.parity.inputs import draw
-from jaxllm.interop.parity.judge import levels_of
-from jaxllm.interop.parity.recipe import Recipe
+from jaxllm.interop.parity import Inputs, check_checkpoint, compare
+from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.inputs import draw
+from jaxllm.interop.parity.comparison import levels_of
+from jaxllm.interop.parity.execution import jax_train
+from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
 
@@ -199,13 +200,13 @@ def arrays_of(model):
 
 def test_a_loss_that_counts_padding_is_caught_by_the_gradients(kinds, monkeypatch):
     reference, model, inputs = kinds("nima-transformer")
-    honest = train_jax.mean_loss
+    honest = jax_train.mean_loss
 
     def of_all(params, bind, given):
         shown = {**given, "target_mask": jnp.ones_like(given["target_mask"])}
         return honest(params, bind, shown)
 
-    monkeypatch.setattr(train_jax, "mean_loss", of_all)
+    monkeypatch.setattr(jax_train, "mean_loss", of_all)
     report = compare(reference, model, inputs, levels=("gradients",))
     assert not report.ok
 

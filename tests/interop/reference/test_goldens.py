@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny import relative_l2
 
 from jaxllm.interop.reference import components, llm, nima, tlama
-from jaxllm.interop.reference.components_ffn import FFNConfig
-from jaxllm.interop.reference.llm_checkpoint import merge_shards
+from jaxllm.interop.reference.components.feed_forward import FFNConfig
+from jaxllm.interop.reference.llm.checkpoint import merge_shards
 
 TOLERANCE = 1e-5  # relative L2, float32
 FOLDER = Path(__file__).parents[3].parent / "shared" / "golden"

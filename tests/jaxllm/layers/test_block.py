@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.layers.cache import KVCache
+from jaxllm.layers.attention.cache import KVCache
 from jaxllm.layers.stack import apply_layers, restack
 
 TOLERANCE = 2e-6  # relative L2, float32

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import random_model
 
-from jaxllm.layers import attention
+from jaxllm.layers.attention import attention
 from jaxllm.layers.trace import LISTENER
 
 T = 300  # three blocks of queries

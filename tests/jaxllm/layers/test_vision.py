@@ -12,7 +12,7 @@ from tiny import TINY, random_model, relative_l2
 from torch.nn import functional
 
 from jaxllm.config import Vision, from_dict, to_dict
-from jaxllm.interop.reference.llm_vision import apply_rope, axial_rotations, pixel_shuffle
+from jaxllm.interop.reference.llm.vision import apply_rope, axial_rotations, pixel_shuffle
 from jaxllm.layers.vision import MaskedEmbedding, patches, place, rotate, shuffle
 from jaxllm.params import letters, named_parameters, shardings, with_arrays
 

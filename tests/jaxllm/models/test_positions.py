@@ -10,7 +10,7 @@ from tiny import TINY, random_model, random_of, relative_l2
 
 from jaxllm.config import DecoderConfig, EncoderDecoderConfig, RelativeBuckets, StackConfig
 from jaxllm.generation import generate
-from jaxllm.layers.bias import DistanceBias
+from jaxllm.layers.attention.distance_bias import DistanceBias
 
 TOLERANCE = 1e-5  # relative L2, float32
 KINDS = {

@@ -11,8 +11,8 @@ import torch
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import DecoderConfig, RelativeBuckets
+from jaxllm.layers.attention.sinusoids import sinusoids, wave_frequencies
 from jaxllm.layers.norm import Norm
-from jaxllm.layers.position import sinusoids, wave_frequencies
 from jaxllm.params import named_parameters
 
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 9))

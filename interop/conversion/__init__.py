@@ -1,0 +1,1 @@
+"""File-to-file conversion between checkpoint formats, resumable after a kill."""

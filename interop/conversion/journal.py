@@ -1,0 +1,83 @@
+"""What a conversion has done so far, so that the same command goes on after it was killed."""
+
+import fcntl
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from jaxllm.interop.formats.file_writer import Digest
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """A file of JSON lines: first what was planned, then the digest of every tensor written.
+
+    Only one process at a time has it open. A line that a kill cut short counts as not written.
+    """
+
+    def __init__(self, path: Path, plan: Mapping[str, Any]):
+        """Opens the journal, begun now or by an earlier attempt.
+
+        Raises CheckpointError if another process has it open, or it was begun with another plan.
+        """
+        self._stream = path.open("a+b")
+        self._lock = threading.Lock()
+        try:
+            self._claim(path)
+            self._stream.seek(0)
+            lines = self._stream.read().split(b"\n")
+            kept = b"".join(line + b"\n" for line in lines[:-1])  # the last is empty, or cut short
+            self._stream.truncate(len(kept))
+            entries = [json.loads(line) for line in lines[:-1]]
+            if not entries:
+                self._append({"plan": plan})
+            elif differences := _differences(entries[0]["plan"], plan):
+                raise CheckpointError(differences, _begun_otherwise(path.parent))
+            self.done = {entry["tensor"]: Digest(*entry["digest"]) for entry in entries[1:]}
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def add(self, tensor: str, digest: Digest) -> None:
+        """Notes that a tensor is written."""
+        with self._lock:
+            self._append({"tensor": tensor, "digest": digest})
+            self.done[tensor] = digest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def _claim(self, path: Path) -> None:
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{path.parent} is being written by another process") from None
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        self._stream.write(json.dumps(entry).encode() + b"\n")
+        self._stream.flush()
+
+
+def _begun_otherwise(folder: Path) -> str:
+    return (
+        f"{folder} holds an unfinished conversion that was begun otherwise; "
+        "give the same arguments to go on with it, or delete the folder to begin anew"
+    )
+
+
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two plans, in words."""
+    begun = json.loads(json.dumps(begun))
+    now = json.loads(json.dumps(now))
+    return [
+        f"{name} was {begun.get(name)!r}, now it is {now.get(name)!r}"
+        for name in {**begun, **now}
+        if begun.get(name) != now.get(name)
+    ]

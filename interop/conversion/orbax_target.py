@@ -1,0 +1,128 @@
+"""A native checkpoint written chunk by chunk, so that no array is ever whole in memory.
+
+Orbax writes whole arrays only. So it writes the checkpoint with placeholders, and TensorStore then
+puts the arrays in their places, in the format in which Orbax reads them.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+from orbax.checkpoint import v1 as ocp
+
+from jaxllm.interop.formats.file_writer import Digest, Progress, check_space, sync
+from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.rules.boxes import boxes, shape_of, slices
+from jaxllm.models import build_abstract
+from jaxllm.params import describe, tree_of
+from jaxllm.saved_step import ABOUT, METADATA, array_spec
+
+CHUNK_BYTES = 4 << 20
+CODECS = [
+    {"name": "bytes", "configuration": {"endian": "little"}},
+    {"name": "zstd", "configuration": {"level": 1}},
+]
+
+
+class NativeTarget:
+    """A checkpoint for Orbax. Its units are the chunks of its arrays; see `Target`."""
+
+    spelling = "native"
+
+    def __init__(self, parameters: Parameters):
+        self.arrays = parameters.arrays
+        self._abstract = build_abstract(parameters.config)
+        self._abstract.origin = parameters.origin
+        self._stores: dict[str, tensorstore.TensorStore] = {}
+        self._places = {
+            f"{name} {list(map(list, box))}": (name, box)
+            for name, array in self.arrays.items()
+            for box in boxes(array.shape, CHUNK_BYTES // array.dtype.itemsize)
+        }
+        self.units: Mapping[str, int] = {
+            unit: math.prod(shape_of(box)) * self.arrays[name].dtype.itemsize
+            for unit, (name, box) in self._places.items()
+        }
+
+    def plan(self) -> str:
+        """See `Target`."""
+        arrays = {name: (array.dtype.name, array.shape) for name, array in self.arrays.items()}
+        return json.dumps([describe(self._abstract), arrays, list(self.units)])
+
+    def begin(self, folder: Path) -> None:
+        """See `Target`."""
+        step = _step(folder)
+        for left in step.parent.glob("*-tmp*"):  # of an attempt killed while Orbax was writing
+            shutil.rmtree(left)
+        if not step.exists():
+            folder.mkdir(exist_ok=True)
+            check_space(folder, sum(self.units.values()))
+            placeholders = tree_of(self._abstract, lambda name, _: np.zeros(1, np.uint8))
+            about = {ABOUT: describe(self._abstract)}
+            ocp.save_checkpointables(step, {"model": placeholders}, custom_metadata=about)
+        if (step / METADATA).exists():
+            os.replace(step / METADATA, step / f"{METADATA}.partial")
+        self._stores = {name: _lay_out(step, name, array) for name, array in self.arrays.items()}
+
+    def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
+        """See `Target`. A unit is a chunk already, so `chunk_bytes` does not matter."""
+        name, box = self._places[unit]
+        array = np.ascontiguousarray(self.arrays[name].read(box))
+        self._stores[name][slices(box)].write(array).result()
+        progress(array.nbytes)
+        return Digest(_sha256(array), 0)
+
+    def written(self, folder: Path, unit: str) -> str:
+        """See `Target`."""
+        name, box = self._places[unit]
+        return _sha256(self._stores[name][slices(box)].read().result())
+
+    def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
+        """See `Target`."""
+        self._stores = {}
+        step = _step(folder)
+        for path in folder.rglob("*"):
+            sync(path)
+        os.replace(step / f"{METADATA}.partial", step / METADATA)
+        sync(step)
+
+
+def _step(folder: Path) -> Path:
+    """A folder is a run of no steps."""
+    return folder / "checkpoints" / "0"
+
+
+def _lay_out(step: Path, name: str, array: TensorSource) -> tensorstore.TensorStore:
+    """The array in its place: that of an earlier attempt, or a new one without numbers."""
+    chunk = next(boxes(array.shape, CHUNK_BYTES // array.dtype.itemsize))
+    metadata: dict[str, Any] = {
+        "shape": array.shape,
+        "data_type": array.dtype.name,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": shape_of(chunk)},
+        },
+        "codecs": CODECS,
+    }
+    # All files are put on the disk at the end, not each of them at once.
+    context = tensorstore.Context({"file_io_sync": False})
+    spec = {**array_spec(step, "model", name), "driver": "zarr3"}
+    # Orbax takes a chunk that is not stored for one that is lost, though it be all zeros.
+    spec["store_data_equal_to_fill_value"] = True
+    found = tensorstore.open(spec, context=context).result()
+    if found.shape == array.shape and found.dtype.numpy_dtype == array.dtype:
+        return found
+    new = {**spec, "metadata": metadata}
+    return tensorstore.open(new, create=True, delete_existing=True, context=context).result()
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()

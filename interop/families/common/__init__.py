@@ -1,0 +1,1 @@
+"""What several model families share: reading config fields, RoPE, experts, and common rules."""

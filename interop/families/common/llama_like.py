@@ -1,0 +1,244 @@
+"""What the configs and tensors of Hugging Face's decoders have in common.
+
+Configs are read in the spelling of transformers 4 or 5 and written in that of 4, which 5 reads.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from jaxllm.config import Activation, DecoderConfig
+from jaxllm.interop.rules.rule import Rule
+
+from .family import Fields, Json, Layout, Table, decoder_sizes, head_pairs
+
+# Bookkeeping, token ids and generation settings: none of them bears on a forward pass.
+IGNORED_FIELDS = (
+    *("_name_or_path", "architectures", "model_type", "transformers_version", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "pretraining_tp"),
+    *("output_attentions", "output_hidden_states", "return_dict", "problem_type"),
+    *("id2label", "label2id", "chunk_size_feed_forward"),
+    *("_attn_implementation_autoset", "transformers.js_config"),
+)
+# How to generate, which transformers 4 kept among the fields of a model.
+GENERATION_FIELDS = (
+    *("forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated", "prefix"),
+    *("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "do_sample"),
+    *("no_repeat_ngram_size", "repetition_penalty", "temperature", "top_k", "top_p"),
+    *("task_specific_params", "num_return_sequences", "bad_words_ids", "diversity_penalty"),
+)
+# What transformers calls them; of several names for one, that which it writes comes first.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+IGNORED_TENSORS = {"model.layers.*.self_attn.rotary_emb.inv_freq": "derived from the config"}
+
+
+def read_decoder(fields: Fields, **defaults: object) -> Json:
+    """The fields that decoders of Llama's line share, all but RoPE.
+
+    `defaults` are those of the family's config class, by its names, where they are not Llama's.
+    """
+    fields.ignore(*IGNORED_FIELDS)
+    fields.require("attention_dropout", 0.0)
+    fields.require("is_encoder_decoder", False)
+
+    def take(name: str, kind: type, default: object) -> object:
+        return fields.take(name, kind, defaults.get(name, default))
+
+    heads = fields.take("num_attention_heads", int)
+    kv_heads = fields.take_nullable(
+        "num_key_value_heads", int, defaults.get("num_key_value_heads", heads)
+    )
+    width = fields.take("hidden_size", int)
+    return {
+        "vocab_size": fields.take("vocab_size", int),
+        "embed_dim": width,
+        "num_layers": fields.take("num_hidden_layers", int),
+        "num_heads": heads,
+        "num_kv_heads": heads if kv_heads is None else kv_heads,
+        "head_dim": take("head_dim", int, width // max(heads, 1)),
+        "mlp_dim": fields.take("intermediate_size", int),
+        "max_len": take("max_position_embeddings", int, 2048),
+        "norm_eps": take("rms_norm_eps", float, 1e-6),
+        "tie_embeddings": take("tie_word_embeddings", bool, False),
+        "init_std": take("initializer_range", float, 0.02),
+    }
+
+
+def read_attention_bias(fields: Fields, default: bool = False) -> Json:
+    """Whether the projections of attention have biases: one field, of all of them."""
+    bias = fields.take("attention_bias", bool, default)
+    return {"qkv_bias": bias, "attn_out_bias": bias}
+
+
+def write_decoder(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
+    """The fields of `read_decoder` on top of those of `base` that are not of version 5 alone."""
+    outdated = ("rope_parameters", "original_max_position_embeddings", "dtype")
+    kept = {name: value for name, value in base.items() if name not in outdated}
+    return {
+        "architectures": [architecture],
+        "pad_token_id": None,  # a class's own default may lie outside the vocabulary
+        **kept,
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_dim,
+        "max_position_embeddings": config.max_len,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "torch_dtype": config.param_dtype,
+    }
+
+
+def read_activation(fields: Fields, name: str, default: str) -> Activation:
+    """The activation that the field `name` says, by any of the names of transformers."""
+    given = fields.take(name, str, default)
+    if given not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        fields.problems.append(f"{name}={given!r} is not supported, only {known}")
+        return ACTIVATIONS[default]
+    return ACTIVATIONS[given]
+
+
+def write_activation(config: DecoderConfig, name: str, base: Json) -> Json:
+    """The field of `read_activation`, as it was if that is what it still means."""
+    if ACTIVATIONS.get(base.get(name, "")) == config.activation:
+        return {name: base[name]}
+    return {name: next(n for n, ours in ACTIVATIONS.items() if ours == config.activation)}
+
+
+def outer_rules(config: DecoderConfig) -> list[Rule]:
+    """The embedding, the last norm and, unless it is tied, the head."""
+    rules = [
+        Rule("model.embed_tokens.weight : V D", "embed.embedding : V D"),
+        Rule("model.norm.weight : D", "final_norm.scale : D"),
+    ]
+    if not config.tie_embeddings:
+        rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
+    return rules
+
+
+def tied_head(config: DecoderConfig) -> dict[str, str]:
+    """The head as a copy of the embedding, if it is tied."""
+    return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
+
+
+def norm_rules(**names: str) -> list[Rule]:
+    """The norms of a block, each by its name in the model: `attn_norm="input_layernorm"`."""
+    return [
+        Rule(f"model.layers.{{L}}.{theirs}.weight : D", f"layers.{{L}}.{ours}.scale : D")
+        for ours, theirs in names.items()
+    ]
+
+
+def layer_norm_rules(theirs: str, ours: str) -> list[Rule]:
+    """A norm with a bias, by its name here and there."""
+    return [
+        Rule(f"{theirs}.weight : D", f"{ours}.scale : D"),
+        Rule(f"{theirs}.bias : D", f"{ours}.bias : D"),
+    ]
+
+
+def attention_rules(config: DecoderConfig, stored_pairs: str = "r h") -> list[Rule]:
+    """Separate projections under `self_attn`, with the biases and norms that the config has.
+
+    `stored_pairs` are the axes of a rotated head as stored: "h r" if pairs are neighbours.
+    """
+    theirs, ours, pairs = "model.layers.{L}.self_attn.", "layers.{L}.attn.", head_pairs(config)
+    q, k = f"(N {stored_pairs})", f"(K {stored_pairs})"
+    rules = [
+        Rule(f"{theirs}q_proj.weight : {q} D", ours + "q_proj.kernel : D N " + pairs),
+        Rule(f"{theirs}k_proj.weight : {k} D", ours + "k_proj.kernel : D K " + pairs),
+        Rule(theirs + "v_proj.weight : (K H) D", ours + "v_proj.kernel : D K H"),
+        Rule(theirs + "o_proj.weight : D (N H)", ours + "o_proj.kernel : N H D"),
+    ]
+    if config.qkv_bias:
+        rules += [
+            Rule(f"{theirs}q_proj.bias : {q}", ours + "q_proj.bias : N " + pairs),
+            Rule(f"{theirs}k_proj.bias : {k}", ours + "k_proj.bias : K " + pairs),
+            Rule(theirs + "v_proj.bias : (K H)", ours + "v_proj.bias : K H"),
+        ]
+    if config.attn_out_bias:
+        rules.append(Rule(theirs + "o_proj.bias : D", ours + "o_proj.bias : D"))
+    if config.qk_norm == "head":
+        rules += [
+            Rule(f"{theirs}q_norm.weight : ({stored_pairs})", ours + "q_norm.scale : " + pairs),
+            Rule(f"{theirs}k_norm.weight : ({stored_pairs})", ours + "k_norm.scale : " + pairs),
+        ]
+    if config.qk_norm == "full":
+        rules += [
+            Rule(f"{theirs}q_norm.weight : {q}", ours + "q_norm.scale : N " + pairs),
+            Rule(f"{theirs}k_norm.weight : {k}", ours + "k_norm.scale : K " + pairs),
+        ]
+    return rules
+
+
+def gated_mlp_rules(
+    config: DecoderConfig,
+    layers: Sequence[int] | None = None,
+    *,
+    theirs: str = "mlp",
+    ours: str = "mlp",
+    width: str = "F",
+) -> list[Rule]:
+    """`gate_proj`, `up_proj` and `down_proj` under the name `theirs`, on these layers or on all."""
+    F, stored, model = width, f"model.layers.{{L}}.{theirs}.", f"layers.{{L}}.{ours}."
+    sides = [
+        (f"gate_proj.weight : {F} D", f"gate_proj.kernel : D {F}"),
+        (f"up_proj.weight : {F} D", f"up_proj.kernel : D {F}"),
+        (f"down_proj.weight : D {F}", f"down_proj.kernel : {F} D"),
+    ]
+    if config.mlp_bias:
+        sides += [
+            (f"gate_proj.bias : {F}", f"gate_proj.bias : {F}"),
+            (f"up_proj.bias : {F}", f"up_proj.bias : {F}"),
+            ("down_proj.bias : D", "down_proj.bias : D"),
+        ]
+    return [Rule(stored + left, model + right, layers=layers) for left, right in sides]
+
+
+def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules of a model that is a part of another, where it has this prefix."""
+    return [
+        Rule(
+            dataclasses.replace(rule.stored, name=prefix + rule.stored.name),
+            rule.model,
+            " ".join(rule.replicated),
+            rule.layers,
+        )
+        for rule in rules
+    ]
+
+
+def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> Table:
+    """The table of a decoder whose rules are these."""
+    return Table(
+        tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
+    )
+
+
+def llama_table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a decoder that names its tensors as Llama does."""
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        *attention_rules(config),
+        *gated_mlp_rules(config),
+    ]
+    return decoder_table(config, rules)
+
+
+def layers_of(config: DecoderConfig, mlp: str) -> list[int]:
+    """The layers whose MLP is of this kind: "dense" or "experts"."""
+    return [i for i, kind in enumerate(config.kinds) if kind.mlp == mlp]

@@ -1,0 +1,223 @@
+"""RoPE as Hugging Face's configs say it: base, scaling and the fraction of a head.
+
+Transformers 5 has it all in `rope_parameters`; 4 has `rope_theta` and `rope_scaling`, in which a
+kind is a `rope_type` or, older, a `type`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from jaxllm.config import ROPE_SCALINGS, DecoderConfig, RopeScaling
+from jaxllm.layers.attention.rope import attention_factor
+
+from .family import Fields, Json
+
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+
+def read_rope(
+    fields: Fields,
+    default_theta: float = 10000.0,
+    *,
+    fraction: float | None = None,
+    original: int | None = None,
+    aliases: Mapping[str, str] = NO_ALIASES,
+) -> Json:
+    """The base, the scaling and, of models whose RoPE may be partial, the fraction.
+
+    Args:
+        fields: of which it takes all that is about RoPE.
+        default_theta: the base that absence means.
+        fraction: what absence means; None if these models always rotate whole heads.
+        original: what absence of `original_max_position_embeddings` means; None: the longest.
+        aliases: old names of kinds of scaling.
+    """
+    old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    if old and new and old != new:
+        fields.problems.append(f"rope_scaling={old!r} and rope_parameters={new!r} differ")
+    return _read_parameters(fields, new or old, default_theta, fraction, original, aliases)
+
+
+def read_rope_by_layer(fields: Fields, default_theta: float, default_local_theta: float) -> Json:
+    """As `read_rope`, where layers that slide have a base of their own and no scaling.
+
+    `rope_parameters` then hold those of each of the `layer_types`.
+    """
+    by_layer = Fields(fields.take("rope_parameters", dict, {}))
+    full = by_layer.take("full_attention", dict, {})
+    local = Fields(by_layer.take("sliding_attention", dict, {}))
+    if by_layer.data:
+        fields.require("rope_scaling", None)
+    else:
+        full = fields.take("rope_scaling", dict, {})
+    config = _read_parameters(fields, full, default_theta)
+    local_theta = fields.take("rope_local_base_freq", float, default_local_theta)
+    config["local_rope_theta"] = local.take("rope_theta", float, local_theta)
+    local.require("rope_type", "default")
+    local.require("partial_rotary_factor", 1.0)
+    if full.get("truncate", True) is not True:  # transformers does not find it where it is
+        local.problems.append(f"truncate={full['truncate']!r} is not supported, only True")
+    fields.problems += [f"RoPE: {problem}" for problem in by_layer.finish() + local.finish()]
+    return config
+
+
+def _read_parameters(
+    fields: Fields,
+    parameters: Json,
+    default_theta: float,
+    fraction: float | None = None,
+    original: int | None = None,
+    aliases: Mapping[str, str] = NO_ALIASES,
+) -> Json:
+    rope = Fields(parameters)
+    theta = fields.take("rope_theta", float, default_theta)
+    config: Json = {"rope_theta": rope.take("rope_theta", float, theta)}
+    if fraction is None:
+        rope.require("partial_rotary_factor", 1.0)
+    else:
+        fraction = fields.take("partial_rotary_factor", float, fraction)
+        config["rope_fraction"] = rope.take("partial_rotary_factor", float, fraction)
+    kind = rope.take("rope_type", str, rope.take("type", str, "default"))
+    original = fields.take("original_max_position_embeddings", int, original)
+    config["rope_scaling"] = _read_scaling(fields, rope, aliases.get(kind, kind), original)
+    fields.problems += [f"RoPE: {problem}" for problem in rope.finish()]
+    return config
+
+
+def _read_scaling(
+    fields: Fields, rope: Fields, kind: str, outer_original: int | None
+) -> RopeScaling | None:
+    if kind == "default":
+        return None
+    if kind not in ROPE_SCALINGS:
+        known = ", ".join(("default", *ROPE_SCALINGS))
+        rope.problems.append(f"rope_type={kind!r} is not supported, only {known}")
+        return None
+    if kind == "linear":
+        return rope.build(RopeScaling, kind=kind, factor=rope.take("factor", float))
+    longest = fields.take("max_position_embeddings", int)
+    original = rope.take("original_max_position_embeddings", int, outer_original or longest)
+    if outer_original not in (None, original):
+        rope.problems.append(
+            f"original_max_position_embeddings={original}, and {outer_original} outside of it"
+        )
+    values = {"original_max_len": original, **_READERS[kind](rope, original, longest)}
+    scaling = rope.build(RopeScaling, kind=kind, **values)
+    return None if scaling is None else _without_default_factor(scaling)
+
+
+def _read_dynamic(rope: Fields, original: int, longest: int) -> Json:
+    if original != longest:  # transformers grows theta from the longest on
+        rope.problems.append(
+            f"original_max_position_embeddings={original} is not max_position_embeddings={longest}"
+        )
+    return {"factor": rope.take("factor", float)}
+
+
+def _read_llama3(rope: Fields, original: int, longest: int) -> Json:
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    return {name: rope.take(name, float) for name in names}
+
+
+def _read_yarn(rope: Fields, original: int, longest: int) -> Json:
+    factor = rope.take("factor", float, longest / max(original, 1))
+    given = rope.take("attention_factor", float, None)
+    scales = [rope.take(name, float, None) for name in ("mscale", "mscale_all_dim")]
+    if given is None and all(scales):
+        above, below = (0.1 * scale * math.log(max(factor, 1.0)) + 1.0 for scale in scales)
+        given = above / below
+    return {
+        "factor": factor,
+        "attention_factor": given,
+        "beta_fast": rope.take("beta_fast", float, None) or 32.0,
+        "beta_slow": rope.take("beta_slow", float, None) or 1.0,
+        "truncate": rope.take("truncate", bool, True),
+    }
+
+
+def _read_longrope(rope: Fields, original: int, longest: int) -> Json:
+    return {
+        "factor": rope.take("factor", float, _ratio(longest, original)),
+        "attention_factor": rope.take("attention_factor", float, None),
+        "short_factor": _numbers(rope, "short_factor"),
+        "long_factor": _numbers(rope, "long_factor"),
+    }
+
+
+_READERS = {
+    "dynamic": _read_dynamic,
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+    "longrope": _read_longrope,
+}
+
+
+def _ratio(longest: int, original: int) -> float:
+    """How much longer contexts are than those of pretraining, but no less than 1."""
+    return max(longest / max(original, 1), 1.0)
+
+
+def _numbers(rope: Fields, name: str) -> tuple[float, ...]:
+    given = rope.take(name, list)
+    if wrong := [number for number in given if type(number) not in (int, float)]:
+        rope.problems.append(f"{name} has {wrong[0]!r}, which is not a number")
+        return ()
+    return tuple(map(float, given))
+
+
+def _without_default_factor(scaling: RopeScaling) -> RopeScaling:
+    """The same scaling, without an attention factor that goes without saying."""
+    silent = dataclasses.replace(scaling, attention_factor=None)
+    return silent if attention_factor(silent) == attention_factor(scaling) else scaling
+
+
+def write_rope(config: DecoderConfig) -> Json:
+    """The fields of `read_rope` but for the fraction, in the spelling of transformers 4.
+
+    Raises ValueError for what it cannot say.
+    """
+    scaling = config.rope_scaling
+    rope: Json = {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config)}
+    if scaling is not None and scaling.kind == "longrope":
+        rope["original_max_position_embeddings"] = scaling.original_max_len
+    return rope
+
+
+def _write_scaling(config: DecoderConfig) -> Json | None:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind == "longrope":
+        return _write_longrope(scaling, config.max_len)
+    rope: Json = {"rope_type": scaling.kind, "factor": scaling.factor}
+    given = {name: getattr(scaling, name) for name in ROPE_SCALINGS[scaling.kind]}
+    original = given.pop("original_max_len", None)
+    if scaling.kind == "dynamic" and original != config.max_len:
+        raise ValueError(
+            "config.json cannot say dynamic RoPE scaling of original_max_len="
+            f"{original}, only of max_len={config.max_len}"
+        )
+    if scaling.kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = original
+    return rope | {name: value for name, value in given.items() if value is not None}
+
+
+def _write_longrope(scaling: RopeScaling, max_len: int) -> Json:
+    """Under the name that Phi-3 has for it in transformers 4, which wants these fields alone.
+
+    It takes the factor to be the ratio of lengths. Where it is not, the field is for
+    transformers 5, and the attention factor, all that depends on it, for both.
+    """
+    rope: Json = {
+        "type": "longrope",
+        "short_factor": list(scaling.short_factor),
+        "long_factor": list(scaling.long_factor),
+    }
+    is_ratio = scaling.factor == _ratio(max_len, scaling.original_max_len)
+    if not is_ratio:
+        rope["factor"] = scaling.factor
+    if not is_ratio or scaling.attention_factor is not None:
+        rope["attention_factor"] = attention_factor(scaling)
+    return rope

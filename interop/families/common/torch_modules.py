@@ -1,0 +1,45 @@
+"""The rules of PyTorch's modules, for models whose heads are not rotated, and sinusoids.
+
+A name of the checkpoint comes first, then that of the model.
+"""
+
+import numpy as np
+
+from jaxllm.config import StackConfig
+from jaxllm.interop.rules.rule import Rule
+from jaxllm.layers.attention.sinusoids import wave_frequencies
+
+
+def linear_rules(theirs: str, ours: str, out: str, into: str, *, bias: bool = False) -> list[Rule]:
+    """An `nn.Linear`. `out` and `into` are dimensions as PyTorch has them: "F", "(N H)"."""
+    out_axes, in_axes = out.strip("()"), into.strip("()")
+    rules = [Rule(f"{theirs}.weight : {out} {into}", f"{ours}.kernel : {in_axes} {out_axes}")]
+    if bias:
+        rules.append(Rule(f"{theirs}.bias : {out}", f"{ours}.bias : {out_axes}"))
+    return rules
+
+
+def attention_rules(
+    theirs: str,
+    ours: str,
+    names: tuple[str, str, str, str],
+    *,
+    heads: str = "(N H)",
+    bias: bool = False,
+) -> list[Rule]:
+    """The projections of queries, keys, values and outputs, with a key for each query."""
+    rules = []
+    for name, inner in zip(names, ("q_proj", "k_proj", "v_proj"), strict=False):
+        rules += linear_rules(f"{theirs}.{name}", f"{ours}.{inner}", heads, "D", bias=bias)
+    return [
+        *rules,
+        *linear_rules(f"{theirs}.{names[3]}", f"{ours}.o_proj", "D", heads, bias=bias),
+    ]
+
+
+def sinusoids(config: StackConfig) -> np.ndarray:
+    """The buffer that checkpoints carry of sinusoids, (max_len, D)."""
+    positions = np.arange(config.max_len, dtype=np.float32)
+    angles = np.outer(positions, wave_frequencies(config.embed_dim, config.waves))
+    both = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+    return both.reshape(config.max_len, -1)[:, : config.embed_dim]

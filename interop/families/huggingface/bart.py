@@ -1,0 +1,199 @@
+"""BART as Hugging Face writes it (`model_type: bart`): norms after sublayers, biases everywhere.
+
+With its head for generation it names its tensors `model.encoder...`, without it `encoder...`.
+"""
+
+import math
+from collections.abc import Mapping
+
+from jaxllm.config import EncoderDecoderConfig, StackConfig
+from jaxllm.interop.families.common.encoder_decoder import refuse_both
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family
+from jaxllm.interop.families.common.llama_like import (
+    GENERATION_FIELDS,
+    IGNORED_FIELDS,
+    layer_norm_rules,
+    read_activation,
+    write_activation,
+)
+from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
+# With the prefix of its tensors, and without; the first is written unless the other was read.
+SHARED = ("model.shared.weight", "shared.weight")
+LOGITS_BIAS = "final_logits_bias"
+# What every BART has, in both its stacks.
+FIXED: Json = {
+    "norm": "layer",
+    "norm_placement": "post",
+    "norm_eps": 1e-5,
+    "embed_norm": True,
+    "final_norm": False,
+    "positions": "learned",
+    "position_offset": 2,
+    "qkv_bias": True,
+    "attn_out_bias": True,
+    "mlp_bias": True,
+    "gated_mlp": False,
+}
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS)
+    # Of training, of classification, and of what the authors' configs have besides.
+    fields.ignore("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")
+    fields.ignore("classif_dropout", "encoder_layerdrop", "decoder_layerdrop", "_num_labels")
+    fields.ignore("gradient_checkpointing", "num_hidden_layers", "output_past", "add_bias_logits")
+    fields.require("is_encoder_decoder", True)
+    fields.require("is_decoder", False)
+    fields.require("tie_word_embeddings", True)
+    fields.require("normalize_before", False)
+    fields.require("normalize_embedding", True)
+    fields.require("add_final_layer_norm", False)
+    fields.require("static_position_embeddings", False)
+    fields.require("extra_pos_embeddings", 2)
+    width = fields.take("d_model", int, 1024)
+    both = {
+        **FIXED,
+        "embed_dim": width,
+        "max_len": fields.take("max_position_embeddings", int, 1024),
+        "activation": read_activation(fields, "activation_function", "gelu"),
+        "embed_scale": math.sqrt(width) if fields.take("scale_embedding", bool, False) else 1.0,
+        "init_std": fields.take("init_std", float, 0.02),
+    }
+    decoder = {
+        "cross_attention": True,
+        "vocab_size": fields.take("vocab_size", int, 50265),
+        "tie_embeddings": True,
+        "head_bias": LOGITS_BIAS in stored,
+    }
+    config = {
+        "encoder": {**both, **_read_sizes(fields, "encoder", width), "causal": False},
+        "decoder": {**both, **_read_sizes(fields, "decoder", width), **decoder},
+        "start_token": fields.take("decoder_start_token_id", int, 2),
+    }
+    return config, Layout(names=tuple(name for name in SHARED if name in stored))
+
+
+def _read_sizes(fields: Fields, stack: str, width: int) -> Json:
+    heads = fields.take(f"{stack}_attention_heads", int, 16)
+    return {
+        "num_layers": fields.take(f"{stack}_layers", int, 12),
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": width // max(heads, 1),
+        "mlp_dim": fields.take(f"{stack}_ffn_dim", int, 4096),
+    }
+
+
+def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    decoder, width = config.decoder, config.decoder.embed_dim
+    scale = math.sqrt(width)
+    unlike = {
+        f"{name}={getattr(stack, name)!r} of the {role}": getattr(stack, name) != value
+        for role, stack in stacks.items()
+        for name, value in FIXED.items()
+    }
+    heads = {
+        f"{stack.num_heads} heads of {stack.head_dim} with {stack.num_kv_heads} keys": (
+            stack.num_kv_heads != stack.num_heads or stack.num_heads * stack.head_dim != width
+        )
+        for stack in stacks.values()
+    }
+    refuse_both(
+        "model_type 'bart'",
+        config,
+        *(*FIXED, "activation", "embed_scale"),
+        decoder=("tie_embeddings", "head_bias"),
+        may_differ=("num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+        holds={
+            **unlike,
+            **heads,
+            f"embed_scale={decoder.embed_scale}": decoder.embed_scale not in (1.0, scale),
+            "tie_embeddings=False": not decoder.tie_embeddings,
+            f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
+        },
+    )
+    return {
+        "architectures": ["BartForConditionalGeneration"],
+        "pad_token_id": None,  # the class's own default may lie outside the vocabulary
+        **{name: value for name, value in base.items() if name != "dtype"},
+        "model_type": "bart",
+        "is_encoder_decoder": True,
+        "vocab_size": decoder.vocab_size,
+        "d_model": width,
+        "max_position_embeddings": decoder.max_len,
+        **_write_sizes("encoder", config.encoder),
+        **_write_sizes("decoder", config.decoder),
+        **write_activation(decoder, "activation_function", base),
+        "scale_embedding": decoder.embed_scale != 1.0,
+        "init_std": decoder.init_std,
+        "decoder_start_token_id": config.start_token,
+        "tie_word_embeddings": True,
+        "torch_dtype": decoder.param_dtype,
+    }
+
+
+def _write_sizes(stack: str, config: StackConfig) -> Json:
+    return {
+        f"{stack}_layers": config.num_layers,
+        f"{stack}_attention_heads": config.num_heads,
+        f"{stack}_ffn_dim": config.mlp_dim,
+    }
+
+
+def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a BART."""
+    encoder, decoder = config.encoder, config.decoder
+    shared = next(iter(layout.names), SHARED[0])
+    prefix = shared.removesuffix("shared.weight")
+    rules = [
+        Rule(f"{shared} : V D", "decoder.embed.embedding : V D"),
+        *_stack_rules(prefix, "encoder", encoder),
+        *_stack_rules(prefix, "decoder", decoder),
+    ]
+    if decoder.head_bias:
+        rules.append(Rule(f"{LOGITS_BIAS} : O V", "decoder.head_bias : (O V)"))
+    sizes = {"V": decoder.vocab_size, "D": decoder.embed_dim, "O": 1}
+    for name, stack in (("encoder", encoder), ("decoder", decoder)):
+        sizes |= {
+            f"L_{name}": stack.num_layers,
+            f"P_{name}": stack.position_offset + stack.max_len,
+            f"N_{name}": stack.num_heads,
+            f"H_{name}": stack.head_dim,
+            f"F_{name}": stack.mlp_dim,
+        }
+    embeddings = (f"{prefix}{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
+    return Table(tuple(rules), sizes, tied=dict.fromkeys([*embeddings, "lm_head.weight"], shared))
+
+
+def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
+    """The rules of the stack of this name, which has sizes of its own."""
+    L = f"{{L_{stack}}}"
+    theirs, ours = f"{prefix}{stack}.layers.{L}.", f"{stack}.layers.{L}."
+    heads, F = f"(N_{stack} H_{stack})", f"F_{stack}"
+    rules = [
+        Rule(
+            f"{prefix}{stack}.embed_positions.weight : P_{stack} D",
+            f"{stack}.embed_position.embedding : P_{stack} D",
+        ),
+        *layer_norm_rules(f"{prefix}{stack}.layernorm_embedding", f"{stack}.embed_norm"),
+        *attention_rules(theirs + "self_attn", ours + "attn", NAMES, heads=heads, bias=True),
+        *layer_norm_rules(theirs + "self_attn_layer_norm", ours + "attn_norm"),
+        *linear_rules(theirs + "fc1", ours + "mlp.up_proj", F, "D", bias=True),
+        *linear_rules(theirs + "fc2", ours + "mlp.down_proj", "D", F, bias=True),
+        *layer_norm_rules(theirs + "final_layer_norm", ours + "mlp_norm"),
+    ]
+    if config.cross_attention:
+        cross = theirs + "encoder_attn", ours + "cross_attn"
+        rules += attention_rules(*cross, NAMES, heads=heads, bias=True)
+        rules += layer_norm_rules(theirs + "encoder_attn_layer_norm", ours + "cross_norm")
+    return rules
+
+
+BART = hf_family("bart", read_config, write_config, table, EncoderDecoderConfig)

@@ -1,0 +1,147 @@
+"""What Gemma 2 and 3 have in common, as Hugging Face writes them."""
+
+from collections.abc import Callable, Mapping
+
+from jaxllm.config import DecoderConfig, LayerKind
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, refuse
+from jaxllm.interop.families.common.layer_types import (
+    SEES,
+    read_layer_types,
+    shortest,
+    write_layer_types,
+)
+from jaxllm.interop.families.common.llama_like import (
+    attention_rules,
+    decoder_table,
+    gated_mlp_rules,
+    norm_rules,
+    outer_rules,
+    read_activation,
+    read_attention_bias,
+    read_decoder,
+    write_activation,
+    write_decoder,
+)
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.rules.rule import Rule
+
+SAYS = (
+    *("norm", "norm_placement", "embed_scale", "activation", "attn_scale", "attn_softcap"),
+    *("logit_softcap", "qkv_bias", "attn_out_bias", "tie_embeddings", "window", "pattern"),
+    *("rope_theta", "rope_scaling"),
+)
+# Sliding layers and the others, in Gemma 2.
+KINDS = {"sliding_attention": LayerKind(sees="window"), "full_attention": LayerKind()}
+
+
+def read_gemma(
+    fields: Fields,
+    is_full: Callable[[int], bool],
+    kinds: Mapping[str, LayerKind] = KINDS,
+    **defaults: object,
+) -> Json:
+    """All but RoPE and the cap of scores.
+
+    Args:
+        fields: to be read.
+        is_full: what layers are without `layer_types`: whether they do not slide.
+        kinds: by their names in `layer_types`.
+        defaults: as for `read_decoder`.
+    """
+    # Of a cache, and a field that transformers itself does not read.
+    fields.ignore("cache_implementation", "hidden_act")
+    fields.require("use_bidirectional_attention", None, False)
+    decoder = read_decoder(
+        fields, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True, **defaults
+    )
+    return {
+        **decoder,
+        **_read_windows(fields, is_full, kinds),
+        "norm": "rms_plus_one",
+        "norm_placement": "sandwich",
+        "embed_scale": decoder["embed_dim"] ** 0.5,
+        "activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
+        "attn_scale": fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        **read_attention_bias(fields),
+    }
+
+
+def _read_windows(
+    fields: Fields, is_full: Callable[[int], bool], kinds: Mapping[str, LayerKind]
+) -> Json:
+    count = fields.take("num_hidden_layers", int)
+    types = read_layer_types(
+        fields, ["full_attention" if is_full(i) else "sliding_attention" for i in range(count)]
+    )
+    window = fields.take_nullable("sliding_window", int, 4096)
+    slides = "sliding_attention" in types
+    if slides and window is None:
+        fields.problems.append("layer_types slides, but sliding_window is null")
+    pattern = shortest([kinds.get(name, LayerKind(sees=SEES[name])) for name in types])
+    return {"window": window if slides else None, "pattern": pattern or (LayerKind(),)}
+
+
+def refuse_gemma(
+    spelling: str,
+    config: DecoderConfig,
+    says: tuple[str, ...],
+    holds: Mapping[str, bool],
+    kinds: Mapping[str, LayerKind] = KINDS,
+) -> None:
+    """As `refuse`, with what neither Gemma can say."""
+    others = sorted({str(kind) for kind in config.kinds if kind not in kinds.values()})
+    scale = config.embed_dim**0.5
+    refuse(
+        spelling,
+        config,
+        (*SAYS, *says),
+        {
+            **unsaid_values(config, norm="rms_plus_one", norm_placement="sandwich"),
+            f"embed_scale={config.embed_scale}, only {scale}": config.embed_scale != scale,
+            f"attn_scale={config.attn_scale}, only of 1 / sqrt(a whole number)": (
+                _pre_attn_scalar(config) is None
+            ),
+            **unsaid_of_one_bias(config),
+            f"layers of {' and '.join(others)}": bool(others),
+            **holds,
+        },
+    )
+
+
+def _pre_attn_scalar(config: DecoderConfig) -> int | None:
+    """The number whose root divides the scores, if it is a whole one."""
+    if config.attn_scale is None:
+        return config.head_dim
+    scalar = round(config.attn_scale**-2)
+    return scalar if scalar > 0 and scalar**-0.5 == config.attn_scale else None
+
+
+def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
+    """The fields of `read_gemma`."""
+    return {
+        **write_decoder(config, base, model_type, architecture),
+        **write_activation(config, "hidden_activation", base),
+        "query_pre_attn_scalar": _pre_attn_scalar(config),
+        "final_logit_softcapping": config.logit_softcap,
+        "attn_logit_softcapping": config.attn_softcap,
+        "attention_bias": config.qkv_bias,
+        # transformers makes the mask of a window even if no layer has one.
+        "sliding_window": config.window or base.get("sliding_window") or 4096,
+        "layer_types": write_layer_types(config),
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor."""
+    rules: list[Rule] = [
+        *outer_rules(config),
+        *norm_rules(
+            attn_norm="input_layernorm",
+            attn_out_norm="post_attention_layernorm",
+            mlp_norm="pre_feedforward_layernorm",
+            mlp_out_norm="post_feedforward_layernorm",
+        ),
+        *attention_rules(config),
+        *gated_mlp_rules(config),
+    ]
+    return decoder_table(config, rules)

@@ -1,0 +1,30 @@
+"""Gemma 2 as Hugging Face writes it: norms around each sublayer, and every other layer slides."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+from .gemma import read_gemma, refuse_gemma, table, write_gemma
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    config = {
+        **read_gemma(fields, lambda i: i % 2 == 1, max_position_embeddings=8192),
+        **read_rope(fields),
+        "attn_softcap": fields.take_nullable("attn_logit_softcapping", float, 50.0),
+        "logit_softcap": fields.take_nullable("final_logit_softcapping", float, 30.0),
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse_gemma("model_type 'gemma2'", config, (), {})
+    return {**write_gemma(config, base, "gemma2", "Gemma2ForCausalLM"), **write_rope(config)}
+
+
+GEMMA2 = hf_family("gemma2", read_config, write_config, table)

@@ -1,0 +1,60 @@
+"""Gemma 3 for text as Hugging Face writes it: Gemma 2 with a norm on queries and keys.
+
+The layers that slide, five of six, have RoPE of a base of their own.
+"""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig, LayerKind
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family
+from jaxllm.interop.families.common.rope import read_rope_by_layer, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_values
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+from .gemma import read_gemma, refuse_gemma, table, write_gemma
+
+KINDS = {
+    "sliding_attention": LayerKind(sees="window", rope="local"),
+    "full_attention": LayerKind(),
+}
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("attn_logit_softcapping", None)  # transformers reads it and caps nothing
+    fields.ignore("_sliding_window_pattern")  # a copy of the next
+    period = max(fields.take("sliding_window_pattern", int, 6), 1)
+    config = {
+        **read_gemma(
+            fields, lambda i: (i + 1) % period == 0, KINDS, max_position_embeddings=131072
+        ),
+        **read_rope_by_layer(fields, default_theta=1000000.0, default_local_theta=10000.0),
+        "qk_norm": "head",
+        "logit_softcap": fields.take_nullable("final_logit_softcapping", float, None),
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse_gemma(
+        "model_type 'gemma3_text'",
+        config,
+        ("qk_norm", "local_rope_theta"),
+        {
+            **unsaid_values(config, qk_norm="head"),
+            f"attn_softcap={config.attn_softcap}": config.attn_softcap is not None,
+            "RoPE scaling without truncate": (
+                config.rope_scaling is not None and not config.rope_scaling.truncate
+            ),
+        },
+        KINDS,
+    )
+    return {
+        **write_gemma(config, base, "gemma3_text", "Gemma3ForCausalLM"),
+        **write_rope(config),
+        "rope_local_base_freq": config.local_rope_theta,
+    }
+
+
+GEMMA3_TEXT = hf_family("gemma3_text", read_config, write_config, table)

@@ -1,0 +1,142 @@
+"""GPT-2 as Hugging Face writes it: learned positions, layer norms, kernels as `Conv1D` has them.
+
+The whole model names its tensors `transformer.h.0...`, the released ones, without a head, `h.0...`.
+"""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import (
+    Fields,
+    Json,
+    Layout,
+    Table,
+    decoder_sizes,
+    hf_family,
+    refuse,
+)
+from jaxllm.interop.families.common.llama_like import (
+    IGNORED_FIELDS,
+    layer_norm_rules,
+    read_activation,
+    write_activation,
+)
+from jaxllm.interop.families.common.unsupported import unsaid_of_equal_heads, unsaid_values
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+# With the prefix of its tensors, and without; the first is written unless the other was read.
+EMBEDDINGS = ("transformer.wte.weight", "wte.weight")
+SAYS = (
+    *("norm", "positions", "qkv_bias", "attn_out_bias", "attn_scale", "activation", "gated_mlp"),
+    *("mlp_bias", "tie_embeddings"),
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`."""
+    fields.ignore(*IGNORED_FIELDS)
+    # Of training, of other heads, of generation; `n_ctx` repeats `n_positions`, and scores are
+    # always computed as `reorder_and_upcast_attn` asks for.
+    fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing")
+    fields.ignore(*(name for name in fields.data if name.startswith("summary_")))
+    fields.ignore("task_specific_params", "n_ctx", "reorder_and_upcast_attn")
+    fields.require("scale_attn_by_inverse_layer_idx", False)
+    fields.require("add_cross_attention", False)
+    fields.require("is_encoder_decoder", False)
+    width, heads = fields.take("n_embd", int, 768), fields.take("n_head", int, 12)
+    is_scaled = fields.take("scale_attn_weights", bool, True)
+    config = {
+        "vocab_size": fields.take("vocab_size", int, 50257),
+        "embed_dim": width,
+        "num_layers": fields.take("n_layer", int, 12),
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": width // max(heads, 1),
+        "mlp_dim": fields.take("n_inner", int, 4 * width),
+        "max_len": fields.take("n_positions", int, 1024),
+        "norm": "layer",
+        "norm_eps": fields.take("layer_norm_epsilon", float, 1e-5),
+        "positions": "learned",
+        "qkv_bias": True,
+        "attn_out_bias": True,
+        "attn_scale": None if is_scaled else 1.0,
+        "activation": read_activation(fields, "activation_function", "gelu_new"),
+        "gated_mlp": False,
+        "mlp_bias": True,
+        "tie_embeddings": fields.take("tie_word_embeddings", bool, True),
+        "init_std": fields.take("initializer_range", float, 0.02),
+    }
+    return config, Layout(names=tuple(name for name in EMBEDDINGS if name in stored))
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    heads, width = config.num_heads, config.embed_dim
+    refuse(
+        "model_type 'gpt2'",
+        config,
+        SAYS,
+        {
+            **unsaid_values(config, norm="layer", positions="learned"),
+            "a part without bias": not (
+                config.qkv_bias and config.attn_out_bias and config.mlp_bias
+            ),
+            "a gated MLP": config.gated_mlp,
+            **unsaid_of_equal_heads(config),
+            f"attn_scale={config.attn_scale}, only None or 1": config.attn_scale not in (None, 1.0),
+        },
+    )
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: value for name, value in base.items() if name != "dtype"},
+        **write_activation(
+            config, "activation_function", {"activation_function": "gelu_new", **base}
+        ),
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_embd": width,
+        "n_layer": config.num_layers,
+        "n_head": heads,
+        "n_inner": None if config.mlp_dim == 4 * width else config.mlp_dim,
+        "n_positions": config.max_len,
+        "layer_norm_epsilon": config.norm_eps,
+        "scale_attn_weights": config.attn_scale is None,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "torch_dtype": config.param_dtype,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor; P are the parts of a fused projection: queries, keys and values."""
+    embedding = next(iter(layout.names), EMBEDDINGS[0])
+    prefix = embedding.removesuffix("wte.weight")
+    block, attn, mlp = prefix + "h.{L}.", "layers.{L}.attn.", "layers.{L}.mlp."
+    rules = [
+        Rule(embedding + " : V D", "embed.embedding : V D"),
+        Rule(prefix + "wpe.weight : M D", "embed_position.embedding : M D"),
+        *layer_norm_rules(prefix + "ln_f", "final_norm"),
+        *layer_norm_rules(block + "ln_1", "layers.{L}.attn_norm"),
+        *layer_norm_rules(block + "ln_2", "layers.{L}.mlp_norm"),
+        Rule(block + "attn.c_attn.weight : D (P N H)", attn + "{P=q|k|v}_proj.kernel : D N H"),
+        Rule(block + "attn.c_attn.bias : (P N H)", attn + "{P=q|k|v}_proj.bias : N H"),
+        Rule(block + "attn.c_proj.weight : (N H) D", attn + "o_proj.kernel : N H D"),
+        Rule(block + "attn.c_proj.bias : D", attn + "o_proj.bias : D"),
+        Rule(block + "mlp.c_fc.weight : D F", mlp + "up_proj.kernel : D F"),
+        Rule(block + "mlp.c_fc.bias : F", mlp + "up_proj.bias : F"),
+        Rule(block + "mlp.c_proj.weight : F D", mlp + "down_proj.kernel : F D"),
+        Rule(block + "mlp.c_proj.bias : D", mlp + "down_proj.bias : D"),
+    ]
+    if not config.tie_embeddings:
+        rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
+    mask = "the causal mask, a constant"
+    return Table(
+        tuple(rules),
+        {**decoder_sizes(config), "P": 3, "M": config.max_len},
+        tied={"lm_head.weight": embedding} if config.tie_embeddings else {},
+        ignored={f"{prefix}h.*.attn.bias": mask, f"{prefix}h.*.attn.masked_bias": mask},
+    )
+
+
+GPT2 = hf_family("gpt2", read_config, write_config, table)

@@ -1,0 +1,156 @@
+"""GPT-NeoX as Hugging Face writes it: layer norms, sublayers in parallel, partial RoPE."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import (
+    Fields,
+    Json,
+    Layout,
+    Table,
+    decoder_sizes,
+    hf_family,
+    refuse,
+)
+from jaxllm.interop.families.common.llama_like import (
+    IGNORED_FIELDS,
+    layer_norm_rules,
+    read_activation,
+    read_attention_bias,
+    write_activation,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import (
+    unsaid_of_equal_heads,
+    unsaid_of_one_bias,
+    unsaid_values,
+)
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+SAYS = (
+    *("norm", "norm_placement", "rope_theta", "rope_fraction", "rope_scaling", "qkv_bias"),
+    *("attn_out_bias", "activation", "gated_mlp", "mlp_bias", "tie_embeddings"),
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.ignore(*IGNORED_FIELDS)
+    # Of training and of other heads.
+    fields.ignore("attention_dropout", "hidden_dropout", "classifier_dropout")
+    fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder")
+    fields.require("is_encoder_decoder", False)
+    width, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
+    is_parallel = fields.take("use_parallel_residual", bool, True)
+    config = {
+        "vocab_size": fields.take("vocab_size", int),
+        "embed_dim": width,
+        "num_layers": fields.take("num_hidden_layers", int),
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": width // max(heads, 1),
+        "mlp_dim": fields.take("intermediate_size", int),
+        "max_len": fields.take("max_position_embeddings", int, 2048),
+        "norm": "layer",
+        "norm_placement": "parallel" if is_parallel else "pre",
+        "norm_eps": fields.take("layer_norm_eps", float, 1e-5),
+        **_read_rope(fields),
+        **read_attention_bias(fields, default=True),
+        "activation": read_activation(fields, "hidden_act", "gelu"),
+        "gated_mlp": False,
+        "mlp_bias": True,
+        "tie_embeddings": fields.take("tie_word_embeddings", bool, False),
+        "init_std": fields.take("initializer_range", float, 0.02),
+    }
+    return config, Layout()
+
+
+def _read_rope(fields: Fields) -> Json:
+    """Base and fraction have names of their own; transformers 4 repeats them under the usual."""
+    theta = fields.take("rotary_emb_base", float, 10000.0)
+    fraction = fields.take("rotary_pct", float, 0.25)
+    fields.require("rope_theta", theta)
+    fields.require("partial_rotary_factor", fraction)
+    return read_rope(fields, theta, fraction=fraction)
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    heads, width = config.num_heads, config.embed_dim
+    refuse(
+        "model_type 'gpt_neox'",
+        config,
+        SAYS,
+        {
+            **unsaid_values(config, norm="layer"),
+            f"norm_placement={config.norm_placement!r}": (
+                config.norm_placement not in ("parallel", "pre")
+            ),
+            "rope_layout='interleaved'": config.rope_layout != "half",
+            **unsaid_of_one_bias(config),
+            "an MLP that is gated or without bias": config.gated_mlp or not config.mlp_bias,
+            **unsaid_of_equal_heads(config),
+        },
+    )
+    rope = write_rope(config)
+    outdated = ("rope_parameters", "partial_rotary_factor", "dtype")
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        **{name: value for name, value in base.items() if name not in outdated},
+        **write_activation(config, "hidden_act", base),
+        **rope,
+        "rotary_emb_base": rope["rope_theta"],
+        "rotary_pct": config.rope_fraction,
+        "model_type": "gpt_neox",
+        "vocab_size": config.vocab_size,
+        "hidden_size": width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": heads,
+        "intermediate_size": config.mlp_dim,
+        "max_position_embeddings": config.max_len,
+        "layer_norm_eps": config.norm_eps,
+        "use_parallel_residual": config.norm_placement == "parallel",
+        "attention_bias": config.qkv_bias,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "torch_dtype": config.param_dtype,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor; P are the parts of the fused projection of each head: query, key and value."""
+    block, ours = "gpt_neox.layers.{L}.", "layers.{L}."
+    fused, part = block + "attention.query_key_value.", ours + "attn.{P=q|k|v}_proj."
+    rules = [
+        Rule("gpt_neox.embed_in.weight : V D", "embed.embedding : V D"),
+        *layer_norm_rules("gpt_neox.final_layer_norm", "final_norm"),
+        *layer_norm_rules(block + "input_layernorm", ours + "attn_norm"),
+        *layer_norm_rules(block + "post_attention_layernorm", ours + "mlp_norm"),
+        Rule(fused + "weight : (N P H) D", part + "kernel : D N H"),
+        Rule(block + "attention.dense.weight : D (N H)", ours + "attn.o_proj.kernel : N H D"),
+        Rule(block + "mlp.dense_h_to_4h.weight : F D", ours + "mlp.up_proj.kernel : D F"),
+        Rule(block + "mlp.dense_h_to_4h.bias : F", ours + "mlp.up_proj.bias : F"),
+        Rule(block + "mlp.dense_4h_to_h.weight : D F", ours + "mlp.down_proj.kernel : F D"),
+        Rule(block + "mlp.dense_4h_to_h.bias : D", ours + "mlp.down_proj.bias : D"),
+    ]
+    if config.qkv_bias:
+        rules.append(Rule(fused + "bias : (N P H)", part + "bias : N H"))
+    if config.attn_out_bias:
+        rules.append(Rule(block + "attention.dense.bias : D", ours + "attn.o_proj.bias : D"))
+    if not config.tie_embeddings:
+        rules.append(Rule("embed_out.weight : V D", "lm_head.kernel : D V"))
+    attention, mask = "gpt_neox.layers.*.attention.", "the causal mask, a constant"
+    return Table(
+        tuple(rules),
+        {**decoder_sizes(config), "P": 3},
+        tied={"embed_out.weight": "gpt_neox.embed_in.weight"} if config.tie_embeddings else {},
+        ignored={
+            attention + "bias": mask,
+            attention + "masked_bias": mask,
+            attention + "rotary_emb.inv_freq": "derived from the config",
+        },
+    )
+
+
+GPT_NEOX = hf_family("gpt_neox", read_config, write_config, table)

@@ -1,0 +1,50 @@
+"""Llama as Hugging Face writes it (`model_type: llama`): rotated pairs lie half a head apart."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
+from jaxllm.interop.families.common.llama_like import (
+    llama_table,
+    read_attention_bias,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    fields.require("rope_interleaved", False)
+    fields.ignore("is_llama_config")
+    config = {
+        **read_decoder(fields),
+        **read_rope(fields),
+        **read_attention_bias(fields),
+        "mlp_bias": fields.take("mlp_bias", bool, False),
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    biases = ("qkv_bias", "attn_out_bias", "mlp_bias")
+    refuse(
+        "model_type 'llama'",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", *biases),
+        unsaid_of_one_bias(config),
+    )
+    return {
+        **write_decoder(config, base, "llama", "LlamaForCausalLM"),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+LLAMA = hf_family("llama", read_config, write_config, llama_table)

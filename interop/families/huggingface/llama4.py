@@ -1,0 +1,86 @@
+"""Llama 4 with its image encoder as Hugging Face writes it (`model_type: llama4`)."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.fairscale import split_sizes, unsharded
+from jaxllm.interop.families.common.family import (
+    Fields,
+    Json,
+    Layout,
+    Table,
+    decoder_sizes,
+    hf_family,
+    refuse,
+)
+from jaxllm.interop.families.common.llama_like import (
+    IGNORED_FIELDS,
+    IGNORED_TENSORS,
+    tied_head,
+    under,
+)
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+from .llama4_text import SAYS, read_text, text_rules, unsaid, write_text
+from .llama4_vision import (
+    HF_NAMES,
+    IMAGE_TOKEN,
+    VISION_SPLIT,
+    read_hf_vision,
+    unsaid_of_hf_vision,
+    vision_rules,
+    vision_sizes,
+    write_hf_vision,
+)
+
+TEXT = "language_model."
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.ignore(*IGNORED_FIELDS, "boi_token_index", "eoi_token_index")
+    fields.require("is_encoder_decoder", False)
+    image_token = fields.take("image_token_index", int, IMAGE_TOKEN)
+    with fields.part("text_config") as text:
+        config = read_text(text)
+    with fields.part("vision_config") as vision:
+        config["vision"] = read_hf_vision(vision, image_token)
+    # Only the text's own field ties anything.
+    fields.require("tie_word_embeddings", False, config["tie_embeddings"])
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    vision = config.vision
+    unsaid_of_vision = {"vision=None": True} if vision is None else unsaid_of_hf_vision(vision)
+    holds = {**unsaid(config), **unsaid_of_vision}
+    refuse("model_type 'llama4'", config, (*SAYS, "vision"), holds)
+    assert vision is not None, "refused above"
+    return {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        **{name: value for name, value in base.items() if name != "dtype"},
+        "model_type": "llama4",
+        "text_config": write_text(config, base.get("text_config") or {}),
+        "vision_config": write_hf_vision(config, vision, base.get("vision_config") or {}),
+        "image_token_index": vision.image_token,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": config.param_dtype,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a Llama 4."""
+    rules = [*under(TEXT, text_rules(config)), *map(unsharded, vision_rules(HF_NAMES))]
+    if config.vision is None:
+        raise ValueError("vision=None, of which model_type 'llama4' has no tensors")
+    sizes = {**decoder_sizes(config), **vision_sizes(config.vision)}
+    return Table(
+        tuple(rules),
+        split_sizes(sizes, 1, VISION_SPLIT),
+        tied={TEXT + copy: TEXT + original for copy, original in tied_head(config).items()},
+        ignored={TEXT + pattern: why for pattern, why in IGNORED_TENSORS.items()},
+    )
+
+
+LLAMA4 = hf_family("llama4", read_config, write_config, table)

@@ -1,0 +1,238 @@
+"""The text part of Llama 4 as Hugging Face writes it (`model_type: llama4_text`).
+
+Rotated pairs are neighbours. Some layers have no RoPE and see everything, the others see their
+chunk; some layers have experts, all of whose projections are one tensor.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.config import DecoderConfig, Experts, LayerKind, Temperature
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import (
+    read_layer_types,
+    read_nope_layers,
+    shortest,
+    unsaid_layers,
+    write_layer_types,
+    write_nope_layers,
+)
+from jaxllm.interop.families.common.llama_like import (
+    attention_rules,
+    decoder_table,
+    gated_mlp_rules,
+    layers_of,
+    norm_rules,
+    outer_rules,
+    read_attention_bias,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+SAYS = (
+    *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm"),
+    *("attn_temperature", "chunk", "pattern", "experts"),
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    return read_text(fields), Layout()
+
+
+def read_text(fields: Fields) -> Json:
+    """A config of the text part."""
+    fields.require("hidden_act", "silu")
+    # The router's loss and noise are fields that no version of transformers has used here.
+    fields.ignore("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
+    fields.ignore("for_llm_compressor", "cache_implementation")
+    decoder = read_decoder(
+        fields,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+    )
+    return {
+        **decoder,
+        **read_rope(fields, default_theta=500000.0),
+        **read_layers(fields),
+        "mlp_dim": fields.take("intermediate_size_mlp", int, 16384),
+        **read_attention_bias(fields),
+        "qk_norm": "after_rope" if fields.take("use_qk_norm", bool, True) else "none",
+        "attn_temperature": _read_temperature(fields),
+    }
+
+
+def read_layers(fields: Fields) -> Json:
+    """The pattern of layers, and the chunks and experts in them."""
+    count = fields.take("num_hidden_layers", int)
+    nope, moe = read_nope_layers(fields, count), _read_moe_layers(fields, count)
+    chunk = fields.take_nullable("attention_chunk_size", int, 8192)
+    types = read_layer_types(
+        fields, ["full_attention" if i in nope else "chunked_attention" for i in range(count)]
+    )
+    if "sliding_attention" in types:
+        fields.problems.append("layer_types has sliding_attention, which no Llama 4 has")
+    if chunk is None:  # as Llama Guard 4 has it
+        types = ["full_attention"] * count
+    if not moe:
+        fields.ignore("num_local_experts", "num_experts_per_tok")
+    experts = _read_experts(fields) if moe else None
+    kinds = [
+        LayerKind(
+            sees="chunk" if types[i] == "chunked_attention" else "all",
+            rope="none" if i in nope else "global",
+            mlp="experts" if i in moe and experts is not None else "dense",
+        )
+        for i in range(count)
+    ]
+    return {
+        "pattern": shortest(kinds) or (LayerKind(),),
+        "chunk": chunk if "chunked_attention" in types else None,
+        "experts": experts,
+    }
+
+
+def _read_moe_layers(fields: Fields, count: int) -> set[int]:
+    """Those with experts."""
+    step = fields.take("interleave_moe_layer_step", int, 1)
+    every = list(range(step - 1, count, step)) if step > 0 else []
+    given = fields.take("moe_layers", list, every)
+    if wrong := [i for i in given if type(i) is not int]:
+        fields.problems.append(f"moe_layers has {wrong!r}, which are not numbers of layers")
+    return set(range(count)).intersection(i for i in given if type(i) is int)
+
+
+def _read_experts(fields: Fields) -> Experts | None:
+    return fields.build(
+        llama4_experts,
+        num_experts=fields.take("num_local_experts", int, 16),
+        top_k=fields.take("num_experts_per_tok", int, 1),
+        mlp_dim=fields.take("intermediate_size", int),
+    )
+
+
+def _read_temperature(fields: Fields) -> Temperature | None:
+    # A flag today; transformers 4.51 wrote a number, of which only 0 means no.
+    kind = int if type(fields.data.get("attn_temperature_tuning")) is int else bool
+    return build_temperature(fields, fields.take("attn_temperature_tuning", kind, True))
+
+
+def build_temperature(fields: Fields, is_tuned: object) -> Temperature | None:
+    """The temperature of layers without RoPE, if the config says so."""
+    scale = fields.take("attn_scale", float, 0.1)
+    floor_scale = fields.take("floor_scale", float, 8192.0)
+    if not is_tuned:
+        return None
+    return fields.build(Temperature, scale=scale, floor_scale=floor_scale)
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse("model_type 'llama4_text'", config, SAYS, unsaid(config))
+    return write_text(config, base)
+
+
+def unsaid(config: DecoderConfig) -> dict[str, bool]:
+    """What the text config cannot say, and whether the config has it."""
+    temperature = config.attn_temperature
+    return {
+        f"qk_norm={config.qk_norm!r}": config.qk_norm not in ("none", "after_rope"),
+        **unsaid_of_one_bias(config),
+        **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
+        **unsaid_experts(config),
+        "Temperature.floor_scale with a fraction": (
+            temperature is not None and not temperature.floor_scale.is_integer()
+        ),
+    }
+
+
+def unsaid_experts(config: DecoderConfig) -> dict[str, bool]:
+    """In what the config's experts differ from any that Llama 4 may have, the loss left aside."""
+    experts = config.experts
+    if experts is None:
+        return {}
+    kept = ("num_experts", "top_k", "mlp_dim", "aux_weight", "balance")
+    llama4 = llama4_experts(**{name: getattr(experts, name) for name in kept})
+    return {
+        f"Experts.{name}={getattr(experts, name)!r}, only {value!r}": (
+            getattr(experts, name) != value
+        )
+        for name, value in dataclasses.asdict(llama4).items()
+    }
+
+
+def llama4_experts(*, mlp_dim: int, **values: Any) -> Experts:
+    """Experts as Llama 4 has them, with a shared one as wide as each."""
+    return Experts(
+        mlp_dim=mlp_dim, shared_mlp_dim=mlp_dim, scores="sigmoid", scale="input", **values
+    )
+
+
+def write_text(config: DecoderConfig, base: Json) -> Json:
+    """A config of the text part."""
+    experts, temperature = config.experts, config.attn_temperature
+    json = {
+        **write_decoder(config, base, "llama4_text", "Llama4ForCausalLM"),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "intermediate_size": config.mlp_dim if experts is None else experts.mlp_dim,
+        "intermediate_size_mlp": config.mlp_dim,
+        "use_qk_norm": config.qk_norm == "after_rope",
+        "no_rope_layers": write_nope_layers(config),
+        "moe_layers": layers_of(config, "experts"),
+        "layer_types": write_layer_types(config),
+        # transformers wants a number even where no layer has chunks.
+        "attention_chunk_size": config.max_len if config.chunk is None else config.chunk,
+        "attn_temperature_tuning": temperature is not None,
+    }
+    if experts is not None:
+        json |= {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k}
+    if temperature is not None:
+        json |= {"attn_scale": temperature.scale, "floor_scale": int(temperature.floor_scale)}
+    return json
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of the text part of a Llama 4."""
+    return decoder_table(config, text_rules(config))
+
+
+def text_rules(config: DecoderConfig) -> list[Rule]:
+    """The rules of the text part."""
+    return [
+        *outer_rules(config),
+        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        *attention_rules(config, stored_pairs="h r"),
+        *gated_mlp_rules(config, layers_of(config, "dense"), theirs="feed_forward"),
+        *expert_rules(config),
+    ]
+
+
+def expert_rules(config: DecoderConfig) -> list[Rule]:
+    """The router, the experts with their gates before their values, and the shared expert."""
+    if config.experts is None:
+        return []
+    theirs, ours = "model.layers.{L}.feed_forward.", "layers.{L}.mlp."
+    layers = layers_of(config, "experts")
+    sides = [
+        ("router.weight : E D", "router.kernel : D E"),
+        ("experts.gate_up_proj : E D (G X)", "{G=gate_proj|up_proj}.kernel : E D X"),
+        ("experts.down_proj : E X D", "down_proj.kernel : E X D"),
+    ]
+    return [
+        *(Rule(theirs + stored, ours + model, layers=layers) for stored, model in sides),
+        *gated_mlp_rules(
+            config, layers, theirs="feed_forward.shared_expert", ours="mlp.shared", width="S"
+        ),
+    ]
+
+
+LLAMA4_TEXT = hf_family("llama4_text", read_config, write_config, table)

@@ -1,0 +1,47 @@
+"""Mistral as Hugging Face writes it: Llama whose layers all see a sliding window, or none does."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import (
+    one_window,
+    unsaid_layers,
+    unsaid_of_one_window,
+)
+from jaxllm.interop.families.common.llama_like import llama_table, read_decoder, write_decoder
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    config = {
+        **read_decoder(fields, num_key_value_heads=8, max_position_embeddings=131072),
+        **read_rope(fields),
+        **one_window(fields.take_nullable("sliding_window", int, 4096)),
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse(
+        "model_type 'mistral'",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", "window", "pattern"),
+        {
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsaid_of_one_window(config),
+        },
+    )
+    return {
+        **write_decoder(config, base, "mistral", "MistralForCausalLM"),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "sliding_window": config.window,
+    }
+
+
+MISTRAL = hf_family("mistral", read_config, write_config, llama_table)

@@ -1,0 +1,94 @@
+"""Mixtral as Hugging Face writes it: Mistral with experts in place of every layer's MLP."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig, Experts
+from jaxllm.interop.families.common.experts import (
+    expert_rules,
+    read_balance,
+    read_expert_layout,
+    read_num_experts,
+    unsaid_of_softmax_experts,
+    write_balance,
+)
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import (
+    one_window,
+    unsaid_layers,
+    unsaid_of_one_window,
+)
+from jaxllm.interop.families.common.llama_like import (
+    attention_rules,
+    decoder_table,
+    norm_rules,
+    outer_rules,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    fields.require("router_jitter_noise", 0.0)
+    decoder = read_decoder(
+        fields, num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5
+    )
+    experts = fields.build(
+        Experts,
+        num_experts=read_num_experts(fields, 8),
+        top_k=fields.take("num_experts_per_tok", int, 2),
+        mlp_dim=decoder["mlp_dim"],
+        normalize=True,
+        **read_balance(fields),
+    )
+    config = {
+        **decoder,
+        **read_rope(fields, default_theta=1000000.0),
+        **one_window(fields.take_nullable("sliding_window", int, None), mlp="experts"),
+        "experts": experts,
+    }
+    return config, read_expert_layout(stored)
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    experts = config.experts
+    refuse(
+        "model_type 'mixtral'",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", "window", "pattern", "experts"),
+        {
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("experts",)),
+            **unsaid_of_one_window(config),
+            **unsaid_of_softmax_experts(config),
+            "Experts.normalize=False": experts is not None and not experts.normalize,
+        },
+    )
+    assert experts is not None, "refused above"
+    return {
+        **write_decoder(config, base, "mixtral", "MixtralForCausalLM"),
+        **write_rope(config),
+        **write_balance(experts, base),
+        "hidden_act": "silu",
+        "intermediate_size": experts.mlp_dim,
+        "num_local_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "sliding_window": config.window,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a Mixtral."""
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        *attention_rules(config),
+        *expert_rules(config, layout, under="block_sparse_moe", gate="w1", up="w3", down="w2"),
+    ]
+    return decoder_table(config, rules)
+
+
+MIXTRAL = hf_family("mixtral", read_config, write_config, table)

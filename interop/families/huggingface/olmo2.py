@@ -1,0 +1,67 @@
+"""OLMo 2 as Hugging Face writes it: norms on what sublayers return, and on all heads together."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.llama_like import (
+    attention_rules,
+    decoder_table,
+    gated_mlp_rules,
+    norm_rules,
+    outer_rules,
+    read_attention_bias,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+FIXED = {"norm": "rms_float32", "norm_placement": "output", "qk_norm": "full"}
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    config = {
+        **read_decoder(fields, rms_norm_eps=1e-5),
+        **read_rope(fields),
+        **FIXED,
+        **read_attention_bias(fields),
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    says = ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias")
+    refuse(
+        "model_type 'olmo2'",
+        config,
+        (*says, *FIXED),
+        {
+            **unsaid_values(config, **FIXED),
+            **unsaid_of_one_bias(config),
+        },
+    )
+    return {
+        **write_decoder(config, base, "olmo2", "Olmo2ForCausalLM"),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of an OLMo 2."""
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
+        *attention_rules(config),
+        *gated_mlp_rules(config),
+    ]
+    return decoder_table(config, rules)
+
+
+OLMO2 = hf_family("olmo2", read_config, write_config, table)

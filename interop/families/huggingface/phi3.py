@@ -1,0 +1,109 @@
+"""Phi-3 as Hugging Face writes it: Llama with fused projections, LongRoPE, maybe partial."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import (
+    Fields,
+    Json,
+    Layout,
+    Table,
+    head_pairs,
+    hf_family,
+    refuse,
+)
+from jaxllm.interop.families.common.layer_types import (
+    one_window,
+    unsaid_layers,
+    unsaid_of_one_window,
+)
+from jaxllm.interop.families.common.llama_like import (
+    decoder_table,
+    norm_rules,
+    outer_rules,
+    read_activation,
+    read_decoder,
+    write_activation,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+SAYS = (
+    *("rope_theta", "rope_scaling", "rope_fraction", "tie_embeddings", "activation"),
+    *("window", "pattern"),
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.ignore("resid_pdrop", "embd_pdrop", "auto_map")
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        fields.require(name, False)
+    for name in ("full_attn_mod", "interpolate_factor"):  # of Phi-4-mini's own code
+        fields.require(name, 1)
+    config = {
+        **read_decoder(fields, max_position_embeddings=4096, rms_norm_eps=1e-5),
+        **read_rope(
+            fields, fraction=1.0, original=4096, aliases={"su": "longrope", "yarn": "longrope"}
+        ),
+        **one_window(fields.take_nullable("sliding_window", int, None)),
+        "activation": read_activation(fields, "hidden_act", "silu"),
+    }
+    scaling = config["rope_scaling"]
+    if scaling is not None and scaling.kind != "longrope":
+        fields.problems.append(f"{scaling.kind} RoPE scaling is not supported, only longrope")
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    scaling = config.rope_scaling
+    width, heads = config.embed_dim, config.num_heads * config.head_dim
+    refuse(
+        "model_type 'phi3'",
+        config,
+        SAYS,
+        {
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsaid_of_one_window(config),
+            "RoPE scaling other than longrope": scaling is not None and scaling.kind != "longrope",
+            "longrope of heads that are not embed_dim / num_heads wide": (
+                scaling is not None and heads != width
+            ),
+            "rope_layout='interleaved' of a part of each head": (
+                config.rope_layout == "interleaved" and config.rope_fraction != 1
+            ),
+        },
+    )
+    return {
+        **write_decoder(config, base, "phi3", "Phi3ForCausalLM"),
+        **write_rope(config),
+        **write_activation(config, "hidden_act", base),
+        "partial_rotary_factor": config.rope_fraction,
+        "sliding_window": config.window,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor: queries, keys and values are rows of one, and so are gates and values."""
+    pairs, attn, mlp = head_pairs(config), "layers.{L}.attn.", "layers.{L}.mlp."
+    fused = "model.layers.{L}.self_attn.qkv_proj.weight"
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        Rule(f"{fused}#q : (N r h) D", f"{attn}q_proj.kernel : D N {pairs}"),
+        Rule(f"{fused}#k : (K r h) D", f"{attn}k_proj.kernel : D K {pairs}"),
+        Rule(f"{fused}#v : (K H) D", f"{attn}v_proj.kernel : D K H"),
+        Rule("model.layers.{L}.self_attn.o_proj.weight : D (N H)", f"{attn}o_proj.kernel : N H D"),
+        Rule(
+            "model.layers.{L}.mlp.gate_up_proj.weight : (G F) D",
+            mlp + "{G=gate|up}_proj.kernel : D F",
+        ),
+        Rule("model.layers.{L}.mlp.down_proj.weight : D F", mlp + "down_proj.kernel : F D"),
+    ]
+    return decoder_table(config, rules)
+
+
+PHI3 = hf_family("phi3", read_config, write_config, table)

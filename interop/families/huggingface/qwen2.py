@@ -1,0 +1,48 @@
+"""Qwen2 as Hugging Face writes it: Llama with biases on queries, keys and values alone."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import (
+    read_qwen_windows,
+    unsaid_layers,
+    write_qwen_windows,
+)
+from jaxllm.interop.families.common.llama_like import llama_table, read_decoder, write_decoder
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    config = {
+        **read_decoder(fields, num_key_value_heads=32, max_position_embeddings=32768),
+        **read_rope(fields),
+        **read_qwen_windows(fields),
+        "qkv_bias": True,
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse(
+        "model_type 'qwen2'",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "window", "pattern"),
+        {
+            "qkv_bias=False": not config.qkv_bias,
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+        },
+    )
+    return {
+        **write_decoder(config, base, "qwen2", "Qwen2ForCausalLM"),
+        **write_rope(config),
+        **write_qwen_windows(config),
+        "hidden_act": "silu",
+    }
+
+
+QWEN2 = hf_family("qwen2", read_config, write_config, llama_table)

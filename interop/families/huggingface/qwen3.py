@@ -1,0 +1,58 @@
+"""Qwen3 as Hugging Face writes it: Llama with a norm on each head's queries and keys."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import (
+    read_qwen_windows,
+    unsaid_layers,
+    write_qwen_windows,
+)
+from jaxllm.interop.families.common.llama_like import (
+    llama_table,
+    read_attention_bias,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    config = {
+        **read_decoder(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768),
+        **read_rope(fields),
+        **read_qwen_windows(fields),
+        **read_attention_bias(fields),
+        "qk_norm": "head",
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    says = ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm")
+    refuse(
+        "model_type 'qwen3'",
+        config,
+        (*says, "window", "pattern"),
+        {
+            **unsaid_values(config, qk_norm="head"),
+            **unsaid_of_one_bias(config),
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+        },
+    )
+    return {
+        **write_decoder(config, base, "qwen3", "Qwen3ForCausalLM"),
+        **write_rope(config),
+        **write_qwen_windows(config),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+    }
+
+
+QWEN3 = hf_family("qwen3", read_config, write_config, llama_table)

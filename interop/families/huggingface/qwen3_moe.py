@@ -1,0 +1,153 @@
+"""Qwen3 MoE as Hugging Face writes it: Qwen3 with experts on some layers or on all."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig, Experts, LayerKind
+from jaxllm.interop.families.common.experts import (
+    expert_rules,
+    read_balance,
+    read_expert_layout,
+    read_num_experts,
+    unsaid_of_softmax_experts,
+    write_balance,
+)
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import shortest, unsaid_layers, unsaid_of_one_window
+from jaxllm.interop.families.common.llama_like import (
+    attention_rules,
+    decoder_table,
+    gated_mlp_rules,
+    layers_of,
+    norm_rules,
+    outer_rules,
+    read_attention_bias,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+SAYS = (
+    *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm"),
+    *("window", "pattern", "experts"),
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    config = {
+        **read_decoder(fields, num_key_value_heads=4, max_position_embeddings=32768),
+        **read_rope(fields),
+        **_read_layers(fields),
+        **read_attention_bias(fields),
+        "qk_norm": "head",
+    }
+    return config, read_expert_layout(stored)
+
+
+def _read_layers(fields: Fields) -> Json:
+    """The pattern of layers, and the window and experts in them."""
+    window, sparse = _read_window(fields), _read_sparse_layers(fields)
+    experts = _read_experts(fields)
+    kinds = [
+        LayerKind(
+            sees="all" if window is None else "window",
+            mlp="experts" if is_sparse and experts is not None else "dense",
+        )
+        for is_sparse in sparse
+    ]
+    return {
+        "window": window,
+        "pattern": shortest(kinds) or (LayerKind(),),
+        "experts": experts if any(sparse) else None,
+    }
+
+
+def _read_window(fields: Fields) -> int | None:
+    """That of all layers, if there is one."""
+    window = fields.take_nullable("sliding_window", int, 4096)
+    if not fields.take("use_sliding_window", bool, False) or window is None:
+        fields.ignore("max_window_layers")
+        return None
+    # Up to 4.51 transformers had full layers before this one; later it has not looked at it.
+    fields.require("max_window_layers", 0)
+    return window
+
+
+def _read_sparse_layers(fields: Fields) -> list[bool]:
+    """Whether each layer has experts: every n-th one, but for those that are named."""
+    count, step = fields.take("num_hidden_layers", int), fields.take("decoder_sparse_step", int, 1)
+    dense = fields.take("mlp_only_layers", list, [])
+    if step < 1:
+        fields.problems.append(f"decoder_sparse_step={step} is less than 1")
+        step = 1
+    return [(i + 1) % step == 0 and i not in dense for i in range(count)]
+
+
+def _read_experts(fields: Fields) -> Experts | None:
+    return fields.build(
+        Experts,
+        num_experts=read_num_experts(fields, 128),
+        top_k=fields.take("num_experts_per_tok", int, 8),
+        mlp_dim=fields.take("moe_intermediate_size", int, 768),
+        normalize=fields.take("norm_topk_prob", bool, False),
+        **read_balance(fields),
+    )
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse(
+        "model_type 'qwen3_moe'",
+        config,
+        SAYS,
+        {
+            **unsaid_values(config, qk_norm="head"),
+            **unsaid_of_one_bias(config),
+            **unsaid_layers(config, sees=("all", "window"), rope=("global",)),
+            **unsaid_of_one_window(config),
+            **unsaid_of_softmax_experts(config),
+        },
+    )
+    assert config.experts is not None, "refused above"
+    json = {
+        **write_decoder(config, base, "qwen3_moe", "Qwen3MoeForCausalLM"),
+        **write_rope(config),
+        **_write_experts(config.experts),
+        **write_balance(config.experts, base),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": layers_of(config, "dense"),
+        "use_sliding_window": config.window is not None,
+        "sliding_window": config.window,
+        "max_window_layers": 0 if config.window is not None else config.num_layers,
+    }
+    return {name: value for name, value in json.items() if name != "num_local_experts"}
+
+
+def _write_experts(experts: Experts) -> Json:
+    return {
+        "num_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "moe_intermediate_size": experts.mlp_dim,
+        "norm_topk_prob": experts.normalize,
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a Qwen3 MoE."""
+    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    rules = [
+        *outer_rules(config),
+        *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        *attention_rules(config),
+        *gated_mlp_rules(config, layers_of(config, "dense")),
+        *expert_rules(config, layout, under="mlp", **names),
+    ]
+    return decoder_table(config, rules)
+
+
+QWEN3_MOE = hf_family("qwen3_moe", read_config, write_config, table)

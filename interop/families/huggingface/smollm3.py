@@ -1,0 +1,101 @@
+"""SmolLM3 as Hugging Face writes it: Llama with every n-th layer without RoPE."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig, LayerKind
+from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
+from jaxllm.interop.families.common.layer_types import (
+    SEES,
+    read_layer_types,
+    read_nope_layers,
+    shortest,
+    unsaid_layers,
+    write_layer_types,
+    write_nope_layers,
+)
+from jaxllm.interop.families.common.llama_like import (
+    llama_table,
+    read_attention_bias,
+    read_decoder,
+    write_decoder,
+)
+from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+SAYS = (
+    *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "mlp_bias"),
+    *("window", "pattern"),
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.require("hidden_act", "silu")
+    fields.ignore("max_window_layers")  # in released configs, but of no version of transformers
+    decoder = read_decoder(
+        fields,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+    config = {
+        **decoder,
+        **read_rope(fields, default_theta=2000000.0),
+        **_read_layers(fields),
+        **read_attention_bias(fields),
+        "mlp_bias": fields.take("mlp_bias", bool, False),
+    }
+    return config, Layout()
+
+
+def _read_layers(fields: Fields) -> Json:
+    """The pattern of layers and their window: by default, where there is no RoPE."""
+    count = fields.take("num_hidden_layers", int)
+    nope = read_nope_layers(fields, count)
+    is_used = fields.take("use_sliding_window", bool, False)
+    window = fields.take_nullable("sliding_window", int, None)
+    window = window if is_used else None
+    slides = nope if window is not None else ()
+    types = read_layer_types(
+        fields, ["sliding_attention" if i in slides else "full_attention" for i in range(count)]
+    )
+    if "sliding_attention" in types and window is None:
+        fields.problems.append("layer_types slides, but use_sliding_window is not set")
+    kinds = [
+        LayerKind(sees=SEES[name], rope="none" if i in nope else "global")
+        for i, name in enumerate(types)
+    ]
+    return {
+        "window": window if "sliding_attention" in types else None,
+        "pattern": shortest(kinds) or (LayerKind(),),
+    }
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say."""
+    refuse(
+        "model_type 'smollm3'",
+        config,
+        SAYS,
+        {
+            **unsaid_of_one_bias(config),
+            **unsaid_layers(
+                config, sees=("all", "window"), rope=("global", "none"), mlp=("dense",)
+            ),
+        },
+    )
+    return {
+        **write_decoder(config, base, "smollm3", "SmolLM3ForCausalLM"),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+        "no_rope_layers": write_nope_layers(config),
+        "use_sliding_window": config.window is not None,
+        "sliding_window": config.window,
+        "layer_types": write_layer_types(config),
+    }
+
+
+SMOLLM3 = hf_family("smollm3", read_config, write_config, llama_table)

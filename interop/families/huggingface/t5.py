@@ -1,0 +1,199 @@
+"""T5 as Hugging Face writes it (`model_type: t5`): the original, v1.1 and Flan."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig
+from jaxllm.interop.families.common.encoder_decoder import refuse_both
+from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family
+from jaxllm.interop.families.common.llama_like import (
+    ACTIVATIONS,
+    GENERATION_FIELDS,
+    IGNORED_FIELDS,
+    read_activation,
+)
+from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+NAMES = ("q", "k", "v", "o")
+HEAD = "lm_head.weight"
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS, "output_past")
+    fields.ignore("dropout_rate", "classifier_dropout", "initializer_factor")
+    fields.require("is_encoder_decoder", True)
+    fields.require("is_decoder", False)
+    width, heads = fields.take("d_model", int, 512), fields.take("num_heads", int, 8)
+    is_tied = fields.take("tie_word_embeddings", bool, True)
+    is_scaled = fields.take("scale_decoder_outputs", bool, is_tied)
+    buckets = RelativeBuckets(
+        count=fields.take("relative_attention_num_buckets", int, 32),
+        max_distance=fields.take("relative_attention_max_distance", int, 128),
+    )
+    both = {
+        "embed_dim": width,
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": fields.take("d_kv", int, 64),
+        "mlp_dim": fields.take("d_ff", int, 2048),
+        "max_len": fields.take("n_positions", int, 512),
+        "norm_eps": fields.take("layer_norm_epsilon", float, 1e-6),
+        "positions": "relative",
+        "relative": buckets,
+        "attn_scale": 1.0,
+        **_read_feed_forward(fields),
+    }
+    layers = fields.take("num_layers", int, 6)
+    decoder = {
+        "num_layers": fields.take("num_decoder_layers", int, layers),
+        "cross_attention": True,
+        "vocab_size": fields.take("vocab_size", int, 32128),
+        "logit_scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
+        # transformers 5 says that every T5 is tied, also where it stores a head of its own.
+        "tie_embeddings": is_tied and (is_scaled or HEAD not in stored),
+    }
+    start = fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0))
+    config = {
+        "encoder": {**both, "num_layers": layers, "causal": False},
+        "decoder": {**both, **decoder},
+        "start_token": start,
+    }
+    return config, Layout()
+
+
+def _read_feed_forward(fields: Fields) -> Json:
+    """Activation and gate: "relu" or "gated-gelu", which means the approximate one."""
+    spelt = fields.take("feed_forward_proj", str, "relu")
+    name = "gelu_new" if spelt == "gated-gelu" else spelt.removeprefix("gated-")
+    if name not in ACTIVATIONS:
+        fields.problems.append(f"feed_forward_proj={spelt!r} is not supported")
+        name = "relu"
+    return {
+        "activation": read_activation(fields, "dense_act_fn", name),
+        "gated_mlp": fields.take("is_gated_act", bool, spelt.startswith("gated-")),
+    }
+
+
+def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
+    """A `config.json`. Raises ValueError for what it cannot say.
+
+    Where the head is tied and logits are not scaled, or the reverse, only transformers 5 reads it.
+    """
+    encoder, decoder = config.encoder, config.decoder
+    scale = decoder.embed_dim**-0.5
+    refuse_both(
+        "model_type 't5'",
+        config,
+        *("positions", "relative", "attn_scale", "activation", "gated_mlp"),
+        decoder=("tie_embeddings", "logit_scale"),
+        may_differ=("num_layers",),
+        holds={
+            f"positions={encoder.positions!r}": encoder.positions != "relative",
+            f"attn_scale={encoder.attn_scale}": encoder.attn_scale != 1.0,
+            f"num_kv_heads={encoder.num_kv_heads}": encoder.num_kv_heads != encoder.num_heads,
+            f"logit_scale={decoder.logit_scale}": decoder.logit_scale not in (1.0, scale),
+            f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
+        },
+    )
+    assert encoder.relative is not None, "since positions are relative"
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "pad_token_id": 0,
+        **{name: value for name, value in base.items() if name != "dtype"},
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": decoder.vocab_size,
+        "d_model": encoder.embed_dim,
+        "d_kv": encoder.head_dim,
+        "d_ff": encoder.mlp_dim,
+        "num_layers": encoder.num_layers,
+        "num_decoder_layers": decoder.num_layers,
+        "num_heads": encoder.num_heads,
+        "n_positions": encoder.max_len,
+        "relative_attention_num_buckets": encoder.relative.count,
+        "relative_attention_max_distance": encoder.relative.max_distance,
+        "layer_norm_epsilon": encoder.norm_eps,
+        **_write_feed_forward(encoder),
+        "tie_word_embeddings": decoder.tie_embeddings,
+        "scale_decoder_outputs": decoder.logit_scale != 1.0,
+        "decoder_start_token_id": config.start_token,
+        "torch_dtype": decoder.param_dtype,
+    }
+
+
+def _write_feed_forward(config: StackConfig) -> Json:
+    name = "gelu_new" if config.activation == "gelu_tanh" else config.activation
+    gated = "gated-gelu" if name == "gelu_new" else f"gated-{name}"
+    return {
+        "feed_forward_proj": gated if config.gated_mlp else name,
+        "dense_act_fn": name,
+        "is_gated_act": config.gated_mlp,
+    }
+
+
+def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
+    """Every tensor of a T5."""
+    encoder, decoder = config.encoder, config.decoder
+    rules = [
+        Rule("shared.weight : V D", "decoder.embed.embedding : V D"),
+        *_stack_rules("encoder", encoder),
+        *_stack_rules("decoder", decoder),
+    ]
+    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    if decoder.tie_embeddings:
+        copies.append(HEAD)
+    else:
+        rules += linear_rules("lm_head", "decoder.lm_head", "V", "D")
+    unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    return Table(
+        tuple(rules),
+        {
+            "L_encoder": encoder.num_layers,
+            "L_decoder": decoder.num_layers,
+            "V": decoder.vocab_size,
+            "D": encoder.embed_dim,
+            "N": encoder.num_heads,
+            "H": encoder.head_dim,
+            "F": encoder.mlp_dim,
+            "U": encoder.relative.count if encoder.relative is not None else 0,
+        },
+        tied=dict.fromkeys(copies, "shared.weight"),
+        ignored={unused: "no model uses it"},
+    )
+
+
+def _stack_rules(stack: str, config: StackConfig) -> list[Rule]:
+    """The rules of the stack of this name."""
+    L = f"{{L_{stack}}}"
+    theirs, ours = f"{stack}.block.{L}.layer.", f"{stack}.layers.{L}."
+    last = 2 if config.cross_attention else 1
+    ffn = f"{theirs}{last}.DenseReluDense."
+    rules = [
+        *attention_rules(theirs + "0.SelfAttention", ours + "attn", NAMES),
+        _norm_rule(theirs + "0.layer_norm", ours + "attn_norm"),
+        *linear_rules(ffn + "wo", ours + "mlp.down_proj", "D", "F"),
+        _norm_rule(f"{theirs}{last}.layer_norm", ours + "mlp_norm"),
+        _norm_rule(f"{stack}.final_layer_norm", f"{stack}.final_norm"),
+        Rule(
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight : U N",
+            f"{stack}.position_bias.embedding : U N",
+        ),
+    ]
+    if config.cross_attention:
+        rules += attention_rules(theirs + "1.EncDecAttention", ours + "cross_attn", NAMES)
+        rules.append(_norm_rule(theirs + "1.layer_norm", ours + "cross_norm"))
+    if config.gated_mlp:
+        rules += linear_rules(ffn + "wi_0", ours + "mlp.gate_proj", "F", "D")
+        rules += linear_rules(ffn + "wi_1", ours + "mlp.up_proj", "F", "D")
+    else:
+        rules += linear_rules(ffn + "wi", ours + "mlp.up_proj", "F", "D")
+    return rules
+
+
+def _norm_rule(theirs: str, ours: str) -> Rule:
+    return Rule(f"{theirs}.weight : D", f"{ours}.scale : D")
+
+
+T5 = hf_family("t5", read_config, write_config, table, EncoderDecoderConfig)

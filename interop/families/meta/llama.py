@@ -1,0 +1,108 @@
+"""Llama 2, 3 and 4 as Meta releases them: `params.json` and, by shards, `consolidated.NN.pth`."""
+
+from collections.abc import Mapping
+
+from jaxllm.config import DecoderConfig, LayerKind, RopeScaling
+from jaxllm.interop.families.common.family import (
+    Derived,
+    Family,
+    Fields,
+    Json,
+    Layout,
+    Table,
+    refuse,
+)
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+from . import llama4_args
+from .params_json import read_llama, unsaid_of_llama, write_llama
+from .tensor_names import (
+    FREQUENCIES,
+    HEAD,
+    IGNORED,
+    copied_heads,
+    frequencies,
+    has_frequencies,
+    llama_rules,
+    names_in,
+    sharded_sizes,
+)
+
+# The constants of Llama 3.1's own `apply_scaling`, which `params.json` does not give.
+LLAMA3_ROPE = RopeScaling(kind="llama3", factor=8.0, high_freq_factor=4.0)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The config of a `params.json`; a vocabulary size of -1 (Llama 2) is read off the tensors."""
+    fields.ignore("max_batch_size", "max_seq_len")  # the sizes of a cache, not of the model
+    if llama4_args.FIELDS.isdisjoint(fields.data):
+        config = read_llama(fields, theta=10000.0, scaling=LLAMA3_ROPE)
+        config["max_len"] = _released_length(config)
+    else:
+        config = read_llama(fields, theta=500000.0, scaling=llama4_args.SCALED_ROPE)
+        config |= llama4_args.read_llama4(fields)
+    config["norm_eps"] = fields.take("norm_eps", float)
+    shards = len({name.partition("/")[0] for name in stored})
+    names = names_in(stored, config.get("pattern", (LayerKind(),)))
+    config["vocab_size"] = fields.take("vocab_size", int, -1)
+    if config["vocab_size"] < 0:
+        heads = (stored[f"00/{name}"] for name in HEAD if f"00/{name}" in stored)
+        config["vocab_size"] = next((head.shape[0] * shards for head in heads), -1)
+    table, width = stored.get("00/tok_embeddings.weight"), config["embed_dim"]
+    is_cut_in_width = table is not None and shards > 1 and table.shape[1:] == (width // shards,)
+    return config, Layout(shards, "width" if is_cut_in_width else "vocab", names)
+
+
+def _released_length(config: Json) -> int:
+    """The context of the released models, which `params.json` leaves out: Llama 2, 3, 3.1."""
+    if config["rope_scaling"] is not None:
+        return 131072
+    return 8192 if config["rope_theta"] >= 500000 else 4096
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """A `params.json`. Raises ValueError for what it cannot say."""
+    refuse(
+        "params.json",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", *llama4_args.SAYS),
+        {**unsaid_of_llama(config), **llama4_args.unsaid_of_llama4(config)},
+    )
+    if llama4_args.is_llama4(config) or not llama4_args.FIELDS.isdisjoint(base):
+        json = write_llama(config, base, scaling=llama4_args.SCALED_ROPE)
+        json |= llama4_args.write_llama4(config, base)
+    else:
+        json = write_llama(config, base, scaling=LLAMA3_ROPE)
+    return {name: value for name, value in json.items() if value is not None}
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of every shard.
+
+    Raises ValueError if the shards do not divide the heads, the MLPs or the embedding.
+    """
+    # A head that is a copy of the embedding must be cut as it is.
+    cut_width = layout.embedding_split == "width" and not config.tie_embeddings
+    shards = [f"{rank:02}/" for rank in range(layout.model_parallel)]
+    tied = copied_heads(config, layout.names, shards)
+    derived = shards if has_frequencies(layout.names) else ()
+    return Table(
+        tuple(llama_rules(config, layout.names, cut_width=cut_width)),
+        sharded_sizes(config, len(shards), cut_width=cut_width),
+        tied=tied,
+        copies=tuple(tied),
+        derived=tuple(Derived(s + FREQUENCIES, lambda: frequencies(config)) for s in derived),
+        ignored=IGNORED,
+    )
+
+
+META_LLAMA = Family(
+    name="meta-llama",
+    format="meta",
+    storage="consolidated",
+    config_file="params.json",
+    model_type=None,
+    read_config=read_config,
+    write_config=write_config,
+    table=table,
+)

@@ -1,0 +1,195 @@
+"""What the arguments of Meta's Llama 4 and of `LLM` say that those of Llama 3 do not."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling
+from jaxllm.interop.families.common.family import Fields, Json
+from jaxllm.interop.families.common.layer_types import shortest, unsaid_layers
+from jaxllm.interop.families.common.llama_like import layers_of
+from jaxllm.interop.families.huggingface.llama4_text import (
+    build_temperature,
+    llama4_experts,
+    unsaid_experts,
+)
+from jaxllm.interop.families.huggingface.llama4_vision import (
+    read_meta_vision,
+    unsaid_of_meta_vision,
+    write_meta_vision,
+)
+
+from .params_json import mlp_width, width_fields
+
+# The constants where the arguments do not give them: those of Llama 4 Scout.
+SCALED_ROPE = RopeScaling(kind="llama3", factor=16.0, high_freq_factor=1.0)
+# By any of these, `params.json` is known to be Llama 4's.
+FIELDS = frozenset(
+    (
+        *("attention_chunk_size", "nope_layer_interval", "use_qk_norm", "attn_temperature_tuning"),
+        *("floor_scale", "attn_scale", "ffn_exp", "moe_args", "vision_args"),
+    )
+)
+SAYS = ("qk_norm", "attn_temperature", "chunk", "pattern", "experts", "vision")
+EXPANSION = 4.0  # of the widths before they are cut: `ffn_exp`
+
+
+def read_llama4(fields: Fields) -> Json:
+    """The layers: which have RoPE, chunks and experts, and how wide the experts are."""
+    fields.require("lora_args", None)
+    fields.require("quantization_args", None)
+    count = fields.take("n_layers", int)
+    nope = _read_every(fields, "nope_layer_interval", count)
+    chunk = fields.take("attention_chunk_size", int, None)
+    experts, moe = _read_experts(fields, count)
+    kinds = [
+        LayerKind(
+            sees="all" if chunk is None or i in nope else "chunk",
+            rope="none" if i in nope else "global",
+            mlp="experts" if i in moe else "dense",
+        )
+        for i in range(count)
+    ]
+    has_chunks = any(kind.sees == "chunk" for kind in kinds)
+    return {
+        # Of the instruction-tuned releases, which the arguments leave out: Maverick, Scout.
+        "max_len": 10485760 if fields.data.get("use_scaled_rope") else 1048576,
+        "pattern": shortest(kinds) or (LayerKind(),),
+        "chunk": chunk if has_chunks else None,
+        "experts": experts,
+        "qk_norm": "after_rope" if fields.take("use_qk_norm", bool, False) else "none",
+        "attn_temperature": build_temperature(
+            fields, fields.take("attn_temperature_tuning", bool, False)
+        ),
+        "vision": read_meta_vision(fields),
+    }
+
+
+def _read_every(fields: Fields, name: str, count: int, default: int | None = None) -> range:
+    """The last of each so many layers."""
+    interval = fields.take(name, int, default)
+    if interval is None:
+        return range(0)
+    if interval < 1:
+        fields.problems.append(f"{name}={interval} is less than 1")
+        return range(0)
+    return range(interval - 1, count, interval)
+
+
+def _read_experts(fields: Fields, count: int) -> tuple[Experts | None, range]:
+    """The experts, and the layers that have them."""
+    expansion = fields.take("ffn_exp", float, EXPANSION)
+    if fields.take("moe_args", dict, None) is None:
+        return None, range(0)
+    with fields.part("moe_args") as moe:
+        moe.require("use_shared_expert", True)
+        layers = _read_every(moe, "interleave_moe_layer_step", count, 1)
+        is_scaled = moe.take("auto_scale_F", bool, True)
+        capacity = moe.take("capacity_factor", float, 1.0)
+        width = mlp_width(
+            fields.take("dim", int),
+            fields.take("multiple_of", int, 256),
+            fields.take("ffn_dim_multiplier", float, None),
+            thirds=True,
+            expansion=expansion,
+            shares=capacity + 1 if is_scaled else 1.0,
+        )
+        experts = moe.build(
+            llama4_experts,
+            num_experts=moe.take("num_experts", int),
+            top_k=moe.take("top_k", int, 1),
+            mlp_dim=width,
+        )
+    return experts, layers if experts is not None else range(0)
+
+
+def is_llama4(config: DecoderConfig) -> bool:
+    """Whether the config has anything that Llama 3 has not."""
+    llama3 = {field.name: field.default for field in dataclasses.fields(config)}
+    return any(getattr(config, name) != llama3[name] for name in SAYS)
+
+
+def unsaid_of_llama4(config: DecoderConfig) -> dict[str, bool]:
+    """What these arguments cannot say of the layers, and whether the config has it."""
+    kinds = config.kinds
+    chunked = {i for i, kind in enumerate(kinds) if kind.sees == "chunk"}
+    has_rope = {i for i, kind in enumerate(kinds) if kind.rope != "none"}
+    return {
+        f"qk_norm={config.qk_norm!r}": config.qk_norm not in ("none", "after_rope"),
+        **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
+        "chunks on other layers than those with RoPE": bool(chunked) and chunked != has_rope,
+        "layers without RoPE that are not every so many": _interval(_nope(config), config) == 0,
+        "experts that are not in every so many layers": _interval(_moe(config), config) == 0,
+        **unsaid_experts(config),
+        **unsaid_of_meta_vision(config),
+    }
+
+
+def _nope(config: DecoderConfig) -> list[int]:
+    return [i for i, kind in enumerate(config.kinds) if kind.rope == "none"]
+
+
+def _moe(config: DecoderConfig) -> list[int]:
+    return layers_of(config, "experts")
+
+
+def _interval(layers: Sequence[int], config: DecoderConfig, given: int | None = None) -> int | None:
+    """Such that the last of each so many layers are these: the given one if it is.
+
+    None if there are none; 0 if they are not at such intervals.
+    """
+
+    def fits(interval: int) -> bool:
+        return list(range(interval - 1, config.num_layers, interval)) == list(layers)
+
+    if given is not None and fits(given):
+        return given
+    return next(filter(fits, range(1, config.num_layers + 1)), 0) if layers else None
+
+
+def write_llama4(config: DecoderConfig, base: Json) -> Json:
+    """The fields of `read_llama4`, and those of the widths."""
+    temperature = config.attn_temperature
+    json = {
+        **_write_widths(config, base),
+        "attention_chunk_size": config.chunk,
+        "nope_layer_interval": _interval(_nope(config), config, base.get("nope_layer_interval")),
+        "use_qk_norm": config.qk_norm == "after_rope",
+        "attn_temperature_tuning": temperature is not None,
+        "vision_args": write_meta_vision(config.vision, base.get("vision_args") or {}),
+    }
+    if temperature is not None:
+        json |= {"attn_scale": temperature.scale, "floor_scale": temperature.floor_scale}
+    return json
+
+
+def _write_widths(config: DecoderConfig, base: Json) -> Json:
+    """The fields that give `mlp_dim` of dense layers and of experts: those of `base` if they do."""
+    dense, experts = width_fields(config, base, thirds_with_multiplier=True), config.experts
+    if experts is None:
+        return {**dense, "moe_args": None}
+    old = base.get("moe_args") or {}
+    is_scaled, capacity = old.get("auto_scale_F", True), old.get("capacity_factor", 1.0)
+    expansion = base.get("ffn_exp") or EXPANSION
+    width = mlp_width(
+        config.embed_dim,
+        dense["multiple_of"],
+        dense["ffn_dim_multiplier"],
+        thirds=True,
+        expansion=expansion,
+        shares=capacity + 1 if is_scaled else 1.0,
+    )
+    if width != experts.mlp_dim:
+        # With an expansion of 4 they would be as wide as the dense ones, but for their share.
+        dense = width_fields(config, {}, thirds_with_multiplier=True, exact=True)
+        is_scaled, expansion = True, EXPANSION
+        capacity = config.mlp_dim / (experts.mlp_dim + 0.5) - 1
+    step = _interval(_moe(config), config, old.get("interleave_moe_layer_step"))
+    moe = {
+        **old,
+        "num_experts": experts.num_experts,
+        "top_k": experts.top_k,
+        "interleave_moe_layer_step": step,
+        "auto_scale_F": is_scaled,
+        "capacity_factor": capacity,
+    }
+    return {**dense, "ffn_exp": expansion, "moe_args": moe}

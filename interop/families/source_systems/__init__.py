@@ -1,0 +1,1 @@
+"""The four source systems' checkpoints: config in both directions and tensor rules."""

@@ -1,0 +1,124 @@
+"""The components' `EncoderDecoder` (`model_type: components-encoder-decoder`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.config import SequenceToSequenceConfig
+from jaxllm.interop.families.common.encoder_decoder import refuse_both
+from jaxllm.interop.families.common.family import Derived, Family, Fields, Json, Layout, Table
+from jaxllm.interop.families.common.torch_modules import linear_rules, sinusoids
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+from .components import (
+    SAYS,
+    from_the_start,
+    layer_rules,
+    layer_sizes,
+    read_layers,
+    reference_arguments,
+    unsaid,
+    write_layers,
+)
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The constructor's arguments. The mask is the decoder's."""
+    both, width = read_layers(fields), fields.take("input_dim", int)
+    decoder = {
+        "num_layers": fields.take("num_decoder_layers", int),
+        "causal": fields.take("apply_causal_mask", bool, True),
+        "cross_attention": True,
+        "input_dim": width,
+        "output_dim": fields.take("output_dim", int),
+    }
+    config = {
+        "encoder": {
+            **both,
+            "num_layers": fields.take("num_encoder_layers", int),
+            "causal": False,
+        },
+        "decoder": {**both, **decoder},
+        "source_dim": width,
+    }
+    return config, Layout()
+
+
+def write_config(config: SequenceToSequenceConfig, base: Json) -> Json:
+    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    encoder, decoder = config.encoder, config.decoder
+    refuse_both(
+        "an EncoderDecoder of the components",
+        config,
+        *SAYS,
+        decoder=("input_dim", "output_dim"),
+        may_differ=("num_layers",),
+        holds={
+            f"source_dim={config.source_dim} and input_dim={decoder.input_dim}": (
+                config.source_dim != decoder.input_dim
+            ),
+            **unsaid(decoder),
+        },
+    )
+    return {
+        **base,
+        "model_type": "components-encoder-decoder",
+        "input_dim": decoder.input_dim,
+        "num_encoder_layers": encoder.num_layers,
+        "num_decoder_layers": decoder.num_layers,
+        "output_dim": decoder.output_dim,
+        "apply_causal_mask": decoder.causal,
+        **write_layers(decoder, base),
+    }
+
+
+def table(config: SequenceToSequenceConfig, layout: Layout) -> Table:
+    """Every tensor of the state dict."""
+    encoder, decoder = config.encoder, config.decoder
+    rules: list[Rule] = [
+        *linear_rules("encoder_input_proj", "source_proj", "D", "I", bias=True),
+        *linear_rules("decoder_input_proj", "decoder.input_proj", "D", "I", bias=True),
+        *layer_rules("encoder_layers.{A}", "encoder.layers.{A}", encoder),
+        *layer_rules(
+            "decoder_layers.{L}",
+            "decoder.layers.{L}",
+            decoder,
+            attn="self_attention",
+            norm="layer_norm",
+        ),
+        *linear_rules("out_proj", "decoder.output_proj", "O", "D", bias=True),
+    ]
+    sizes = {
+        "I": decoder.input_dim,
+        "O": decoder.output_dim,
+        "A": encoder.num_layers,
+        "L": decoder.num_layers,
+        **layer_sizes(decoder),
+    }
+    derived = (
+        Derived("encoder_pe.pe", lambda: sinusoids(encoder)[None]),
+        Derived("decoder_pe.pe", lambda: sinusoids(decoder)[None]),
+    )
+    return Table(tuple(rules), sizes, derived=derived)
+
+
+def reference(fields: Json) -> Any:
+    """The components' own model."""
+    from jaxllm.interop.reference.components.models import EncoderDecoder
+
+    return EncoderDecoder(**reference_arguments(fields))
+
+
+COMPONENTS_ENCODER_DECODER = Family(
+    name="components-encoder-decoder",
+    format="components",
+    storage="state_dict",
+    config_file="config.json",
+    model_type="components-encoder-decoder",
+    read_config=read_config,
+    write_config=write_config,
+    table=table,
+    config_class=SequenceToSequenceConfig,
+    reference=reference,
+    arguments=from_the_start,
+)

@@ -1,0 +1,111 @@
+"""The components' `TransformerModel` and `AutoregressiveTransformerModel`.
+
+`components-regression` has one output for a sequence, `components-autoregressive` one for a token.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from jaxllm.config import SequenceConfig
+from jaxllm.interop.families.common.family import (
+    Derived,
+    Family,
+    Fields,
+    Json,
+    Layout,
+    Table,
+    refuse,
+)
+from jaxllm.interop.families.common.torch_modules import linear_rules, sinusoids
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+from .components import (
+    SAYS,
+    from_the_start,
+    layer_rules,
+    layer_sizes,
+    read_layers,
+    reference_arguments,
+    unsaid,
+    write_layers,
+)
+
+
+def read_config(
+    fields: Fields, stored: Mapping[str, StoredTensor], *, pooled: bool
+) -> tuple[Json, Layout]:
+    """The constructor's arguments. A mean needs no mask; what comes token by token does."""
+    config = {
+        **read_layers(fields),
+        "input_dim": fields.take("input_dim", int),
+        "output_dim": fields.take("output_dim", int),
+        "num_layers": fields.take("num_layers", int),
+        "causal": fields.take("apply_causal_mask", bool, not pooled),
+        "pooled": pooled,
+    }
+    return config, Layout()
+
+
+def write_config(config: SequenceConfig, base: Json, *, model_type: str, pooled: bool) -> Json:
+    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    refuse(
+        f"model_type {model_type!r}",
+        config,
+        (*SAYS, "input_dim", "output_dim", "pooled"),
+        {f"pooled={config.pooled}": config.pooled != pooled, **unsaid(config)},
+    )
+    return {
+        **base,
+        "model_type": model_type,
+        "input_dim": config.input_dim,
+        "num_layers": config.num_layers,
+        "output_dim": config.output_dim,
+        "apply_causal_mask": config.causal,
+        **write_layers(config, base),
+    }
+
+
+def table(config: SequenceConfig, layout: Layout) -> Table:
+    """Every tensor of the state dict."""
+    rules: list[Rule] = [
+        *linear_rules("input_proj", "input_proj", "D", "I", bias=True),
+        *layer_rules("layers.{L}", "layers.{L}", config),
+        *linear_rules("out_proj", "output_proj", "O", "D", bias=True),
+    ]
+    sizes = {
+        "I": config.input_dim,
+        "O": config.output_dim,
+        "L": config.num_layers,
+        **layer_sizes(config),
+    }
+    return Table(tuple(rules), sizes, derived=(Derived("pe.pe", lambda: sinusoids(config)[None]),))
+
+
+def reference(fields: Json, *, pooled: bool) -> Any:
+    """The components' own model."""
+    from jaxllm.interop.reference import components
+
+    make = components.TransformerModel if pooled else components.AutoregressiveTransformerModel
+    return make(**reference_arguments(fields))
+
+
+def _family(model_type: str, *, pooled: bool) -> Family:
+    return Family(
+        name=model_type,
+        format="components",
+        storage="state_dict",
+        config_file="config.json",
+        model_type=model_type,
+        read_config=partial(read_config, pooled=pooled),
+        write_config=partial(write_config, model_type=model_type, pooled=pooled),
+        table=table,
+        config_class=SequenceConfig,
+        reference=partial(reference, pooled=pooled),
+        arguments=from_the_start,
+    )
+
+
+COMPONENTS_REGRESSION = _family("components-regression", pooled=True)
+COMPONENTS_AUTOREGRESSIVE = _family("components-autoregressive", pooled=False)

@@ -1,0 +1,115 @@
+"""`LLM(ModelArgs)` (`model_type: llm`): Llama 4 in one file, with names of its own for the MLP."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.fairscale import unsharded
+from jaxllm.interop.families.common.family import (
+    Derived,
+    Family,
+    Fields,
+    Json,
+    Layout,
+    Table,
+    refuse,
+    without_type,
+)
+from jaxllm.interop.families.meta.llama4_args import (
+    SAYS,
+    SCALED_ROPE,
+    read_llama4,
+    unsaid_of_llama4,
+    write_llama4,
+)
+from jaxllm.interop.families.meta.params_json import read_llama, unsaid_of_llama, write_llama
+from jaxllm.interop.families.meta.tensor_names import (
+    FREQUENCIES,
+    IGNORED,
+    copied_heads,
+    frequencies,
+    has_frequencies,
+    llama_rules,
+    names_in,
+    sharded_sizes,
+)
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+NAMES = ("dense:feed_forward.w_gate.weight", "dense:feed_forward.w_out.weight")
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The constructor's arguments, with the constructor's defaults."""
+    fields.ignore("model_type", "batch_size", "max_batch_size")  # the rows of its cache
+    config = {
+        **read_llama(fields, theta=500000.0, scaling=SCALED_ROPE),
+        **read_llama4(fields),
+        "vocab_size": fields.take("vocab_size", int),
+        "norm_eps": fields.take("norm_eps", float, 1e-5),
+        "max_len": fields.take("max_seq_len", int, 2048),
+    }
+    return config, Layout(names=names_in(stored, config["pattern"]))
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    refuse(
+        "a ModelArgs",
+        config,
+        ("rope_theta", "rope_scaling", "tie_embeddings", *SAYS),
+        {**unsaid_of_llama(config), **unsaid_of_llama4(config)},
+    )
+    json = {
+        **write_llama(config, base, scaling=SCALED_ROPE),
+        **write_llama4(config, base),
+        "model_type": "llm",
+        "max_seq_len": config.max_len,
+    }
+    return {name: value for name, value in json.items() if value is not None}
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of the state dict."""
+    names = layout.names or NAMES
+    tied = copied_heads(config, names, [""])
+    derived = [FREQUENCIES] if has_frequencies(names) else []
+    return Table(
+        tuple(map(unsharded, llama_rules(config, names))),
+        sharded_sizes(config, 1),
+        tied=tied,
+        copies=tuple(tied),
+        derived=tuple(Derived(name, lambda: frequencies(config)) for name in derived),
+        ignored=IGNORED,
+    )
+
+
+# The caches, which every pass writes, hold so many tokens.
+ROOM = {"batch_size": 8, "max_seq_len": 1024}
+
+
+def reference(fields: Json) -> Any:
+    """The model itself."""
+    from jaxllm.interop.reference.llm.model import LLM, ModelArgs
+
+    return LLM(ModelArgs.from_json({**without_type(fields), **ROOM}))
+
+
+def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tokens from the first position on."""
+    from jaxllm.interop.reference.llm.model import TransformerInput
+
+    return (TransformerInput(given["target"], 0),)
+
+
+LLM = Family(
+    name="llm",
+    format="llm",
+    storage="state_dict",
+    config_file="config.json",
+    model_type="llm",
+    read_config=read_config,
+    write_config=write_config,
+    table=table,
+    reference=reference,
+    arguments=arguments,
+)

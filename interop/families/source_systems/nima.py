@@ -1,0 +1,161 @@
+"""What nima's two models have in common: the arguments of their layers, and their tensors."""
+
+from jaxllm.config import StackConfig
+from jaxllm.interop.families.common.family import Derived, Fields, Json
+from jaxllm.interop.families.common.llama_like import layer_norm_rules
+from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules, sinusoids
+from jaxllm.interop.families.common.unsupported import unsaid_of_equal_heads, unsaid_values
+from jaxllm.interop.rules.rule import Rule
+
+NAMES = ("w_q", "w_k", "w_v", "w_o")
+# What every layer has, whatever the arguments. Rotated pairs are neighbours.
+FIXED: Json = {
+    "norm": "layer",
+    "norm_eps": 1e-6,
+    "final_norm_eps": 1e-5,
+    "rope_layout": "interleaved",
+    "qkv_bias": True,
+    "attn_out_bias": True,
+    "mlp_bias": True,
+}
+FEED_FORWARDS: dict[str, Json] = {
+    "ffn": {"gated_mlp": False, "activation": "relu"},
+    "glu": {"gated_mlp": True, "activation": "sigmoid"},
+    "swiglu": {"gated_mlp": True, "activation": "silu"},
+}
+NORMS = ("post", "pre")
+INITS = ("xavier", "normal")
+# Of positions, those that have another name here.
+OUR_POSITIONS = {"relative": "distance"}
+WAVES = "exp"  # of sinusoids
+SAYS = (*FIXED, "norm_placement", "final_norm", "gated_mlp", "activation", "positions", "waves")
+
+
+def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
+    """The arguments that layers get; `positions` are those that the model has, its default first.
+
+    `norm`, `feed_forward`, `position` and `init` are switches that the original lacks, whose
+    defaults are what it does.
+    """
+    fields.ignore("model_type")
+    width, heads = fields.take("d_model", int), fields.take("n_heads", int)
+    position = _choose(fields, "position", positions)
+    return {
+        **FIXED,
+        "embed_dim": width,
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": width // max(heads, 1),
+        "mlp_dim": fields.take("d_ff", int),
+        "max_len": fields.take("max_seq_len", int, 512),
+        "norm_placement": _choose(fields, "norm", NORMS),
+        "positions": OUR_POSITIONS.get(position, position),
+        "waves": WAVES if position == "sinusoidal" else "power",
+        "dropout": fields.take("dropout", float, 0.1),
+        "init": _choose(fields, "init", INITS),
+        **FEED_FORWARDS[_choose(fields, "feed_forward", tuple(FEED_FORWARDS))],
+    }
+
+
+def _choose(fields: Fields, name: str, known: tuple[str, ...]) -> str:
+    """The field's value, the first of those known by default."""
+    fields.require(name, *known)
+    given = fields.take(name, str, known[0])
+    return given if given in known else known[0]
+
+
+def write_layers(config: StackConfig, base: Json, positions: tuple[str, ...]) -> Json:
+    """The arguments of `read_layers`; a switch only if it was given, or says what is not usual."""
+    switches = {
+        "norm": (config.norm_placement, NORMS[0]),
+        "feed_forward": (_feed_forward(config), next(iter(FEED_FORWARDS))),
+        "position": (_position(config), positions[0]),
+        "dropout": (config.dropout, 0.1),
+        "init": (config.init, INITS[0]),
+    }
+    return {
+        "d_model": config.embed_dim,
+        "n_heads": config.num_heads,
+        "d_ff": config.mlp_dim,
+        "max_seq_len": config.max_len,
+        **{
+            name: given
+            for name, (given, usual) in switches.items()
+            if name in base or given != usual
+        },
+    }
+
+
+def _position(config: StackConfig) -> str:
+    """Their name of the positions."""
+    theirs = {ours: theirs for theirs, ours in OUR_POSITIONS.items()}
+    return theirs.get(config.positions, config.positions)
+
+
+def _feed_forward(config: StackConfig) -> str | None:
+    """The kind of MLP that a config has; None if it is none of these."""
+    kinds = (name for name, kind in FEED_FORWARDS.items() if kind.items() <= vars(config).items())
+    return next(kinds, None)
+
+
+def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
+    """What the arguments cannot say, and whether the config has it."""
+    mlp = f"activation={config.activation!r} with gated_mlp={config.gated_mlp}"
+    counts = {
+        name: value
+        for name, value in FIXED.items()
+        if name != "rope_layout" or config.positions == "rope"
+    }
+    return {
+        **unsaid_values(config, **counts),
+        f"norm_placement={config.norm_placement!r}": config.norm_placement not in NORMS,
+        f"positions={config.positions!r}": config.positions == "relative"
+        or _position(config) not in positions,
+        f"waves={config.waves!r}": config.positions == "sinusoidal" and config.waves != WAVES,
+        mlp: _feed_forward(config) is None,
+        **unsaid_of_equal_heads(config),
+    }
+
+
+def layer_rules(theirs: str, ours: str, config: StackConfig) -> list[Rule]:
+    """The tensors of all layers of a stack, by the stacks' names here and there."""
+    attn, mlp = f"{theirs}.self_attention", f"{ours}.mlp"
+    norms = ["attn_norm", *(["cross_norm"] if config.cross_attention else []), "mlp_norm"]
+    rules = [
+        *attention_rules(attn, f"{ours}.attn", NAMES, bias=True),
+        *linear_rules(f"{theirs}.feed_forward.linear1", f"{mlp}.up_proj", "F", "D", bias=True),
+        *linear_rules(f"{theirs}.feed_forward.linear2", f"{mlp}.down_proj", "D", "F", bias=True),
+    ]
+    for i, norm in enumerate(norms):
+        rules += layer_norm_rules(f"{theirs}.norm{i + 1}", f"{ours}.{norm}")
+    if config.gated_mlp:
+        rules += linear_rules(
+            f"{theirs}.feed_forward.gate", f"{mlp}.gate_proj", "F", "D", bias=True
+        )
+    if config.positions == "distance":
+        rules.append(
+            Rule(f"{attn}.relative_bias.weight : R N", f"{ours}.attn_bias.embedding : R N")
+        )
+    if config.cross_attention:
+        cross = f"{theirs}.cross_attention", f"{ours}.cross_attn"
+        rules += attention_rules(*cross, NAMES, bias=True)
+    return rules
+
+
+def layer_sizes(config: StackConfig) -> dict[str, int]:
+    """The axes of `layer_rules`, R distances among them, and M learned positions."""
+    return {
+        "D": config.embed_dim,
+        "N": config.num_heads,
+        "H": config.head_dim,
+        "F": config.mlp_dim,
+        "M": config.max_len,
+        "R": 2 * config.max_len - 1,
+    }
+
+
+def waves(config: StackConfig) -> tuple[Derived, ...]:
+    """The buffer of sinusoids, (max_len, 1, D), where the model has one."""
+
+    buffer = Derived("pos_encoding.pe", lambda: sinusoids(config)[:, None])
+    return (buffer,) if config.positions == "sinusoidal" else ()

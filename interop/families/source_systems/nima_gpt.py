@@ -1,0 +1,97 @@
+"""nima's `GPTModel` (`model_type: nima-gpt`): a decoder with post-norm by default."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.family import (
+    Family,
+    Fields,
+    Json,
+    Layout,
+    Table,
+    refuse,
+    without_type,
+)
+from jaxllm.interop.families.common.llama_like import layer_norm_rules
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsaid, waves, write_layers
+
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "relative")
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The constructor's arguments."""
+    config = {
+        **read_layers(fields, POSITIONS),
+        "vocab_size": fields.take("vocab_size", int),
+        "num_layers": fields.take("n_layers", int),
+        "tie_embeddings": fields.take("tie_weights", bool, True),
+    }
+    return config, Layout()
+
+
+def write_config(config: DecoderConfig, base: Json) -> Json:
+    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    refuse(
+        "a GPTModel of nima",
+        config,
+        (*SAYS, "tie_embeddings"),
+        {**unsaid(config, POSITIONS), "final_norm=False": not config.final_norm},
+    )
+    is_usual = config.tie_embeddings and "tie_weights" not in base
+    return {
+        **base,
+        "model_type": "nima-gpt",
+        "vocab_size": config.vocab_size,
+        "n_layers": config.num_layers,
+        **write_layers(config, base, POSITIONS),
+        **({} if is_usual else {"tie_weights": config.tie_embeddings}),
+    }
+
+
+def table(config: DecoderConfig, layout: Layout) -> Table:
+    """Every tensor of the state dict, which holds a tied head as well."""
+    rules = [
+        *layer_rules("layers.{L}", "layers.{L}", config),
+        *layer_norm_rules("layer_norm", "final_norm"),
+    ]
+    if config.tie_embeddings:
+        both = "{C=token_embedding|output_projection}.weight : V D"
+        rules.append(Rule(both, "embed.embedding : V D", replicated="C"))
+    else:
+        rules.append(Rule("token_embedding.weight : V D", "embed.embedding : V D"))
+        rules.append(Rule("output_projection.weight : V D", "lm_head.kernel : D V"))
+    if config.positions == "learned":
+        rules.append(Rule("pos_embedding.weight : M D", "embed_position.embedding : M D"))
+    sizes = {"L": config.num_layers, "V": config.vocab_size, "C": 2, **layer_sizes(config)}
+    return Table(tuple(rules), sizes, derived=waves(config))
+
+
+def reference(fields: Json) -> Any:
+    """nima's own model."""
+    from jaxllm.interop.reference.nima.models import GPTModel
+
+    return GPTModel(**without_type(fields))
+
+
+def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tokens and the mask of padding."""
+    return given["target"], given.get("target_mask")
+
+
+NIMA_GPT = Family(
+    name="nima-gpt",
+    format="nima",
+    storage="state_dict",
+    config_file="config.json",
+    model_type="nima-gpt",
+    read_config=read_config,
+    write_config=write_config,
+    table=table,
+    reference=reference,
+    arguments=arguments,
+    masks=("target_mask",),
+)

@@ -1,0 +1,156 @@
+"""nima's `TransformerModel` (`model_type: nima-transformer`): an encoder and a decoder.
+
+Its `pad_idx` is for those who make its masks; here they give `src_segment_ids`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.config import EncoderDecoderConfig
+from jaxllm.interop.families.common.encoder_decoder import refuse_both
+from jaxllm.interop.families.common.family import Family, Fields, Json, Layout, Table, without_type
+from jaxllm.interop.families.common.llama_like import layer_norm_rules
+from jaxllm.interop.families.common.torch_modules import linear_rules
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsaid, waves, write_layers
+
+POSITIONS = ("sinusoidal", "learned", "rope", "alibi", "relative")
+
+
+def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
+    """The constructor's arguments."""
+    fields.ignore("pad_idx")
+    both = read_layers(fields, POSITIONS)
+    both["embed_scale"] = math.sqrt(both["embed_dim"])
+    both["final_norm"] = both["norm_placement"] == "pre"
+    is_shared = both["positions"] == "learned"
+    encoder = {**both, "positions": "none"} if is_shared else both
+    decoder = {
+        "num_layers": fields.take("n_decoder_layers", int),
+        "cross_attention": True,
+        "vocab_size": fields.take("tgt_vocab_size", int),
+        "tie_embeddings": fields.take("tie_weights", bool, False),
+        "head_bias": True,
+    }
+    config = {
+        "encoder": {
+            **encoder,
+            "num_layers": fields.take("n_encoder_layers", int),
+            "causal": False,
+        },
+        "decoder": {**both, **decoder},
+        "source_vocab_size": fields.take("src_vocab_size", int),
+        "share_positions": is_shared,
+    }
+    return config, Layout()
+
+
+def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
+    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    encoder, decoder = config.encoder, config.decoder
+    is_shared = decoder.positions == "learned"
+    positions = "none" if is_shared else decoder.positions
+    refuse_both(
+        "a TransformerModel of nima",
+        config,
+        *(*SAYS, "embed_scale"),
+        decoder=("tie_embeddings", "head_bias"),
+        may_differ=("num_layers", "positions"),
+        holds={
+            **unsaid(decoder, POSITIONS),
+            f"encoder.positions={encoder.positions!r}": encoder.positions != positions,
+            f"share_positions={config.share_positions}": config.share_positions != is_shared,
+            f"dropout={encoder.dropout} and {decoder.dropout}": encoder.dropout != decoder.dropout,
+            f"init={encoder.init!r} and {decoder.init!r}": encoder.init != decoder.init,
+            f"embed_scale={decoder.embed_scale}": (
+                decoder.embed_scale != math.sqrt(decoder.embed_dim)
+            ),
+            f"final_norm={decoder.final_norm} with norm_placement={decoder.norm_placement!r}": (
+                decoder.final_norm != (decoder.norm_placement == "pre")
+            ),
+            "head_bias=False": not decoder.head_bias,
+            "source_vocab_size=None": config.source_vocab_size is None,
+            f"start_token={config.start_token}": config.start_token is not None,
+        },
+    )
+    is_usual = not decoder.tie_embeddings and "tie_weights" not in base
+    return {
+        **base,
+        "model_type": "nima-transformer",
+        "src_vocab_size": config.source_vocab_size,
+        "tgt_vocab_size": decoder.vocab_size,
+        "n_encoder_layers": encoder.num_layers,
+        "n_decoder_layers": decoder.num_layers,
+        **write_layers(decoder, base, POSITIONS),
+        **({} if is_usual else {"tie_weights": decoder.tie_embeddings}),
+    }
+
+
+def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
+    """Every tensor of the state dict, which holds a tied head as well."""
+    encoder, decoder = config.encoder, config.decoder
+    head = "output_projection"
+    rules = [
+        Rule("src_embedding.weight : W D", "source_embed.embedding : W D"),
+        *layer_rules("encoder_layers.{A}", "encoder.layers.{A}", encoder),
+        *layer_rules("decoder_layers.{L}", "decoder.layers.{L}", decoder),
+        Rule(f"{head}.bias : V", "decoder.head_bias : V"),
+    ]
+    if decoder.tie_embeddings:
+        both = f"{{C=tgt_embedding|{head}}}.weight : V D"
+        rules.append(Rule(both, "decoder.embed.embedding : V D", replicated="C"))
+    else:
+        rules.append(Rule("tgt_embedding.weight : V D", "decoder.embed.embedding : V D"))
+        rules += linear_rules(head, "decoder.lm_head", "V", "D")
+    if config.share_positions:
+        rules.append(Rule("pos_embedding.weight : M D", "decoder.embed_position.embedding : M D"))
+    if decoder.final_norm:
+        rules += layer_norm_rules("encoder_norm", "encoder.final_norm")
+        rules += layer_norm_rules("decoder_norm", "decoder.final_norm")
+    sizes = {
+        "W": config.source_vocab_size or 0,
+        "V": decoder.vocab_size,
+        "A": encoder.num_layers,
+        "L": decoder.num_layers,
+        "C": 2,
+        **layer_sizes(decoder),
+    }
+    return Table(tuple(rules), sizes, derived=waves(decoder))
+
+
+def reference(fields: Json) -> Any:
+    """nima's own model."""
+    from jaxllm.interop.reference.nima.models import TransformerModel
+
+    return TransformerModel(**without_type(fields))
+
+
+def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Source and target, with the model's token for padding where there is padding.
+
+    Raises ValueError if that token stands anywhere else in the source, where it would be hidden.
+    """
+    source, mask = given["source"], given.get("source_mask")
+    is_padding = source.new_zeros(source.shape, dtype=bool) if mask is None else mask == 0
+    if bool(((source == model.pad_idx) & ~is_padding).any()):
+        raise ValueError(f"the source has {model.pad_idx}, the token that stands for padding")
+    return source.masked_fill(is_padding, model.pad_idx), given["target"]
+
+
+NIMA_TRANSFORMER = Family(
+    name="nima-transformer",
+    format="nima",
+    storage="state_dict",
+    config_file="config.json",
+    model_type="nima-transformer",
+    read_config=read_config,
+    write_config=write_config,
+    table=table,
+    config_class=EncoderDecoderConfig,
+    reference=reference,
+    arguments=arguments,
+    masks=("source_mask",),
+)

@@ -1,0 +1,1 @@
+"""Checkpoint file formats: reading and writing tensors without PyTorch, executing nothing."""

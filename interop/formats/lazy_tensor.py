@@ -1,0 +1,172 @@
+"""Arrays that are read in parts, wherever they lie: in a file, on devices, or spread over others.
+
+A box is one range per dimension. Reading a box brings that much to the host, and no more.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxllm.interop.rules.boxes import Box, boxes, common, relative, shape_of, slices
+from jaxllm.interop.rules.pattern import Index
+from jaxllm.interop.rules.transfer import Transfer
+from jaxllm.sharding import spans_processes
+
+from .sharded_tensor import ShardedTensor
+from .stored_tensor import CheckpointError, StoredTensor
+
+Read = Callable[[Box], np.ndarray]
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """An array announced by dtype and shape, of which `read` returns any box."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Read
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array in C order."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def whole(self) -> Box:
+        """The box that is all of the array."""
+        return tuple((0, size) for size in self.shape)
+
+    def payload(self, max_bytes: int) -> Iterator[memoryview]:
+        """The bytes of the array in C order, at most so many at a time.
+
+        Raises `CheckpointError` if what is read has not the announced dtype or shape.
+        """
+        for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
+            array = self.read(box)
+            announced = self.dtype, shape_of(box)
+            if (array.dtype, array.shape) != announced:
+                raise CheckpointError(
+                    f"announced as {self.dtype}{list(announced[1])}, "
+                    f"produced as {array.dtype}{list(array.shape)}"
+                )
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    def astype(self, dtype: np.dtype) -> "TensorSource":
+        """The same numbers in another dtype, rounded to nearest."""
+        if dtype == self.dtype:
+            return self
+        return replace(self, dtype=dtype, read=lambda box: self.read(box).astype(dtype))
+
+
+def of_array(array: np.ndarray) -> TensorSource:
+    """An array in memory."""
+    return TensorSource(array.dtype, array.shape, lambda box: array[slices(box)])
+
+
+def of_stored(tensor: StoredTensor | ShardedTensor) -> TensorSource:
+    """A tensor of a file, or of several."""
+    return TensorSource(tensor.dtype, tensor.shape, tensor.read)
+
+
+def of_jax(array: jax.Array | np.ndarray) -> TensorSource:
+    """An array on devices; every process must read the same boxes if it spans several."""
+    if isinstance(array, np.ndarray):
+        return of_array(array)
+    read = partial(_gather, array) if spans_processes(array) else _shard_reader(array)
+    return TensorSource(np.dtype(array.dtype), array.shape, read)
+
+
+def _shard_reader(array: jax.Array) -> Read:
+    """Reads boxes from the shards that this process has, each part from one of them."""
+    shards = {}
+    for shard in array.addressable_shards:
+        parts = zip(shard.index, array.shape, strict=True)
+        shards[tuple(part.indices(size)[:2] for part, size in parts)] = shard.data
+
+    def read(box: Box) -> np.ndarray:
+        out = None
+        for held, data in shards.items():
+            if (wanted := common(box, held)) is None:
+                continue
+            part = _on_host(data, relative(wanted, held))
+            if wanted == tuple(box):
+                return part
+            if out is None:
+                out = np.empty(shape_of(box), part.dtype)
+            out[slices(relative(wanted, box))] = part
+        return np.empty(shape_of(box), array.dtype) if out is None else out
+
+    return read
+
+
+def _on_host(data: jax.Array, box: Box) -> np.ndarray:
+    """A box of an array on one device; the device cuts it, unless its memory is the host's."""
+    if data.platform() == "cpu" or list(box) == [(0, size) for size in data.shape]:
+        return np.asarray(data)[slices(box)]
+    cut = _cutter(shape_of(box))
+    return np.asarray(cut(data, [low for low, _ in box]))
+
+
+@lru_cache(maxsize=1024)
+def _cutter(sizes: tuple[int, ...]) -> Callable[[jax.Array, list[int]], jax.Array]:
+    return jax.jit(lambda data, starts: jax.lax.dynamic_slice(data, starts, sizes))
+
+
+def _gather(array: jax.Array, box: Box) -> np.ndarray:
+    """A box of an array that spans processes: its shards are gathered, on every process alike."""
+    gather = _gatherer(array.sharding, array.shape, shape_of(box))
+    return np.asarray(gather(array, [low for low, _ in box]).addressable_data(0))
+
+
+@lru_cache(maxsize=1024)
+def _gatherer(
+    sharding: NamedSharding, shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> Callable[[jax.Array, list[int]], jax.Array]:
+    """Cuts dimensions that are not sharded, gathers the rest, and cuts that."""
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    is_split = [a != b for a, b in zip(sharding.shard_shape(shape), shape, strict=True)]
+    first = [shape[i] if is_split[i] else sizes[i] for i in range(len(shape))]
+
+    def gather(array: jax.Array, starts: list[jax.Array]) -> jax.Array:
+        here = [0 if split else start for split, start in zip(is_split, starts, strict=True)]
+        cut = jax.lax.dynamic_slice(array, here, first)
+        cut = jax.lax.with_sharding_constraint(cut, everywhere)
+        rest = [start if split else 0 for split, start in zip(is_split, starts, strict=True)]
+        return jax.lax.dynamic_slice(cut, rest, sizes)
+
+    return jax.jit(gather, out_shardings=everywhere)
+
+
+def transferred(
+    transfer: Transfer, index: Index, sources: Mapping[str, TensorSource]
+) -> TensorSource:
+    """The target tensor of a rule at `index`, read from the rule's source tensors."""
+    shape = transfer.target.shape(transfer.sizes)
+    named = {axis: index.get(axis, 0) for axis in transfer.source.name_axes}
+    dtype = sources[transfer.source.spell(named, transfer.sizes)].dtype
+
+    def read(box: Box) -> np.ndarray:
+        return transfer.read(index, box, lambda name, part: sources[name].read(part), dtype)
+
+    return TensorSource(dtype, shape, read)
+
+
+def joined(parts: Sequence[TensorSource]) -> TensorSource:
+    """The fused tensor whose rows are those of the parts, one part after the other."""
+    first, stops = parts[0], np.cumsum([part.shape[0] for part in parts])
+
+    def read(box: Box) -> np.ndarray:
+        (low, high), *rest = box
+        found = []
+        for part, stop in zip(parts, map(int, stops), strict=True):
+            start = stop - part.shape[0]
+            if low < stop and start < high:
+                found.append(part.read([(max(low, start) - start, min(high, stop) - start), *rest]))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return TensorSource(first.dtype, (int(stops[-1]), *first.shape[1:]), read)

@@ -1,0 +1,109 @@
+"""Native checkpoints: Orbax, with the model's config beside its parameters.
+
+A folder written by `save`, one step that `jaxllm train` wrote, or a whole run, of which the
+newest step counts. Each holds the parameters as the item `model` and says what they are in its
+metadata, so that it loads onto any mesh without further information.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from jaxllm.config import Dtype
+from jaxllm.interop.rules.boxes import Box, slices
+from jaxllm.models import Model
+from jaxllm.params import describe, from_description, shardings, split, tree_of
+from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes, is_step, steps_of
+
+from .lazy_tensor import TensorSource
+from .stored_tensor import CheckpointError
+
+_CACHE_BYTES = 32 << 20
+
+
+def is_native(path: Path) -> bool:
+    """Whether a folder is a native checkpoint, or a run that holds some."""
+    return is_step(path) or bool(steps_of(path))
+
+
+def save(model: Model, path: Path) -> None:
+    """Writes the model into a folder, as a run of no steps."""
+    step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
+    ocp.save_checkpointables(step, items, custom_metadata={ABOUT: describe(model)})
+
+
+def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Model:
+    """The model of a native checkpoint, or of a run's newest step."""
+    path = find_step(path)
+    about, stored = _describe(path)
+    model = from_description(about, **({"param_dtype": dtype, "dtype": dtype} if dtype else {}))
+    placed = {} if mesh is None else shardings(model, mesh)
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+
+    def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        kept = np.dtype(dtype) if dtype is not None else stored[name].dtype
+        shape = variable.get_value().shape
+        return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
+
+    bind, _ = split(model)
+    return bind(ocp.load_checkpointables(path, {"model": tree_of(model, target)})["model"])
+
+
+def find_step(path: Path, step: int | None = None) -> Path:
+    """The folder of one step of a run, the newest by default; Orbax wants absolute paths.
+
+    Raises CheckpointError if the run has no such step.
+    """
+    path = path.resolve()
+    if is_step(path):
+        if step not in (None, int(path.name) if path.name.isdigit() else None):
+            raise CheckpointError(f"{path} is one checkpoint, not a run with a step {step}")
+        return path
+    steps = steps_of(path)
+    if step is None:
+        return list(steps.values())[-1]
+    if step not in steps:
+        known = ", ".join(map(str, steps))
+        raise CheckpointError(f"{path} has no checkpoint of step {step}; it has {known}")
+    return steps[step]
+
+
+def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
+    """The model of a step, without weights, and its arrays, which are read chunk by chunk.
+
+    An array is cut into chunks as it was sharded when it was saved. The chunks last read are kept:
+    a tensor needs all those of its layers, which lie in one if they were stacked on one device.
+    """
+    about, stored = _describe(path)
+    stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
+    # One array's and the next's.
+    cache_bytes = max(_CACHE_BYTES, 2 * max(map(chunk_bytes, stores)))
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+    arrays = {name: _source(_open_array(path, name, context)) for name in stored}
+    return from_description(about), arrays
+
+
+def _open_array(path: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
+    return tensorstore.open(array_spec(path, "model", name), read=True, context=context).result()
+
+
+def _source(store: tensorstore.TensorStore) -> TensorSource:
+    def read(box: Box) -> np.ndarray:
+        return store[slices(box)].read().result()
+
+    return TensorSource(store.dtype.numpy_dtype, tuple(store.shape), read)
+
+
+def _describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a step says of its model, and the metadata of each of its arrays."""
+    found = ocp.checkpointables_metadata(path)
+    about = (found.custom_metadata or {}).get(ABOUT)
+    if about is None or not found.metadata.get("model"):
+        raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
+    return about, nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")

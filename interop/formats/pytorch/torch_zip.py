@@ -1,0 +1,240 @@
+"""PyTorch zip checkpoints (.pth, .bin), read and written without PyTorch and without running code.
+
+Such a file is a zip: `data.pkl` describes a state dict, and each `data/<key>` holds the numbers of
+one storage, uncompressed.
+"""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from jaxllm.interop.formats.file_writer import PlannedFile
+from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+
+from . import torch_pickle, zip_layout
+
+_LOCAL_HEADER = b"PK\3\4"
+_ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")  # also of the directory, of a descriptor
+_LOCAL_HEADER_BYTES = 30
+
+
+class Contents(NamedTuple):
+    """What a file holds: its tensors, and the names of the entries that are not tensors."""
+
+    tensors: dict[str, StoredTensor]
+    skipped: tuple[str, ...]
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Where each tensor of a file lies; no tensor is read. See `read_contents`."""
+    return read_contents(path).tensors
+
+
+def read_contents(path: Path) -> Contents:
+    """Where each tensor of a file lies, and which entries (None, numbers, BytesIO) were skipped.
+
+    Raises `CheckpointError`, with all problems, unless the file is one flat state dict whose
+    tensors lie within their storages.
+    """
+    with path.open("rb") as stream:
+        try:
+            archive = _Archive(stream)
+            return _read_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))
+        except CheckpointError as error:
+            raise CheckpointError(error.within(path)) from None
+
+
+def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
+    """What was given to `torch.save`, with where each tensor of it lies; no tensor is read.
+
+    `stream` is the file at `path`, or the part of it from byte `start` on. Raises
+    `CheckpointError` with all tensors that do not lie within their storages.
+    """
+    archive = _Archive(stream, start)
+    placing = _Placing(path, archive)
+    try:
+        placed = placing.place(torch_pickle.parse_value(archive.read("data.pkl")), "")
+    except RecursionError:
+        raise CheckpointError("the pickle is nested too deeply") from None
+    if placing.problems:
+        raise CheckpointError(placing.problems)
+    return placed
+
+
+class _Placing:
+    """Puts tensors in the place of their records, in each object once, however often it occurs."""
+
+    def __init__(self, path: Path, archive: "_Archive"):
+        self.path, self.archive = path, archive
+        self.problems: list[str] = []
+        self._placed: dict[int, object] = {}
+
+    def place(self, value: object, name: str) -> object:
+        """The value with its tensors; `name` says where it was met."""
+        if not isinstance(value, dict | list | tuple | torch_pickle.Record):
+            return value
+        if id(value) not in self._placed:
+            self._placed[id(value)] = None  # also what a value within itself is
+            self._placed[id(value)] = self._place(value, name)
+        return self._placed[id(value)]
+
+    def _place(self, value: object, name: str) -> object:
+        match value:
+            case dict():
+                return {key: self.place(item, f"{name}.{key}") for key, item in value.items()}
+            case list() | tuple():
+                return type(value)(self.place(item, f"{name}.{i}") for i, item in enumerate(value))
+        own = name.removeprefix(".")
+        try:
+            view = torch_pickle.as_view(value)
+            return view and _stored_tensor(self.path, self.archive, own, view)
+        except CheckpointError as error:
+            self.problems += error.within(own or "the tensor")
+            return None
+
+
+def lay_out(name: str, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+    """A state dict for `torch.load`. Raises `CheckpointError` for what PyTorch cannot hold."""
+    _check_dtypes(name, tensors)
+    return _lay_out(name, torch_pickle.emit(tensors), tensors)
+
+
+def lay_out_value(name: str, value: object, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+    """Any value for `torch.load`, as `torch_pickle.emit_value` takes it. Raises as `lay_out`."""
+    _check_dtypes(name, tensors)
+    return _lay_out(name, torch_pickle.emit_value(value, tensors), tensors)
+
+
+def _check_dtypes(name: str, tensors: Mapping[str, TensorSource]) -> None:
+    problems = [
+        f"{name}: tensor {tensor!r}: PyTorch has no dtype {source.dtype}"
+        for tensor, source in tensors.items()
+        if source.dtype not in torch_pickle.WRITABLE_DTYPES
+    ]
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _lay_out(name: str, pickle: bytes, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+    """The file of a pickle and the storages that it names."""
+    storages: list[tuple[str, bytes | int]] = [
+        (f"data/{key}", source.nbytes) for key, source in enumerate(tensors.values())
+    ]
+    head = [("data.pkl", pickle), ("byteorder", b"little")]
+    layout = zip_layout.lay_out("archive", [*head, *storages, ("version", b"3\n")])
+    keys = {tensor: f"data/{key}" for key, tensor in enumerate(tensors)}
+    return PlannedFile(
+        name,
+        layout.size,
+        layout.frame,
+        {tensor: layout.starts[key] for tensor, key in keys.items()},
+        {tensor: layout.checksums[key] for tensor, key in keys.items()},
+    )
+
+
+class _Archive:
+    """The records of a zip file, named without their top folder and never decompressed."""
+
+    def __init__(self, stream: IO[bytes], start: int = 0):
+        _check_is_zip(stream)
+        try:
+            infos = zipfile.ZipFile(stream).infolist()
+        except Exception as error:  # a damaged directory raises nearly anything
+            raise CheckpointError(f"truncated or damaged zip: {error}") from None
+        self.stream, self.start = stream, start  # which is how far into a file the stream begins
+        self.records = {info.filename.partition("/")[2]: info for info in infos}
+        if len(self.records) < len(infos):
+            raise CheckpointError("the zip has several records of one name")
+        # Old PyTorch versions write no such record: their files are taken as little-endian.
+        if "byteorder" in self.records and self.read("byteorder") != b"little":
+            raise CheckpointError("the byte order is not little")
+
+    def locate(self, name: str) -> tuple[int, int]:
+        """First byte and number of bytes of a record. Raises `CheckpointError` if there is none."""
+        info = self.records.get(name)
+        if info is None:
+            raise CheckpointError(f"record {name!r} is missing")
+        is_encrypted = info.flag_bits & 1
+        if is_encrypted or info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"record {name!r} is compressed or encrypted, not stored")
+        start = self._data_start(info)
+        if start is None or not self._is_followed_by_zip(start + info.file_size):
+            raise CheckpointError(f"record {name!r} is not where the zip's directory says")
+        return start, info.file_size
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a small record. Raises `CheckpointError` if its checksum is wrong."""
+        start, size = self.locate(name)
+        self.stream.seek(start)
+        data = self.stream.read(size)
+        # PyTorch writes 0 when it was told not to compute checksums.
+        if self.records[name].CRC not in (0, zlib.crc32(data)):
+            raise CheckpointError(f"record {name!r} does not match its checksum")
+        return data
+
+    def _data_start(self, info: zipfile.ZipInfo) -> int | None:
+        """Where the local header of a record ends; None if there is no such header."""
+        if info.header_offset < 0:
+            return None
+        self.stream.seek(info.header_offset)
+        header = self.stream.read(_LOCAL_HEADER_BYTES)
+        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER):
+            return None
+        name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
+        encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
+        if self.stream.read(name_bytes).decode(encoding, "replace") != info.orig_filename:
+            return None
+        return info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+
+    def _is_followed_by_zip(self, end: int) -> bool:
+        """Whether a record can end here; the checksum of a storage would cost reading it."""
+        self.stream.seek(end)
+        return self.stream.read(4) in _ZIP_SIGNATURES
+
+
+def _check_is_zip(stream: IO[bytes]) -> None:
+    start = stream.read(512)
+    is_pickle, is_tar = start.startswith(b"\x80"), start[257:262] == b"ustar"
+    if is_pickle or is_tar:
+        raise CheckpointError(
+            f"a {'pickle' if is_pickle else 'tar'} file, as PyTorch wrote before 1.6, is not read: "
+            "load it with PyTorch and save it again"
+        )
+    if not start.startswith(_LOCAL_HEADER):
+        raise CheckpointError("not a zip file, which is what PyTorch writes")
+
+
+def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> Contents:
+    problems: list[str] = []
+    tensors: dict[str, StoredTensor] = {}
+    skipped: list[str] = []
+    for name, entry in state.items():
+        try:
+            view = torch_pickle.as_view(entry)
+            if view is None:
+                skipped.append(name)
+            else:
+                tensors[name] = _stored_tensor(path, archive, name, view)
+        except CheckpointError as error:
+            problems += error.within(f"entry {name!r}")
+    if problems:
+        raise CheckpointError(problems)
+    return Contents(tensors, tuple(skipped))
+
+
+def _stored_tensor(
+    path: Path, archive: _Archive, name: str, view: torch_pickle.View
+) -> StoredTensor:
+    start, nbytes = archive.locate(f"data/{view.storage.key}")
+    if nbytes != view.storage.nbytes:
+        raise CheckpointError(
+            f"record 'data/{view.storage.key}' has {nbytes} bytes, "
+            f"its storage should have {view.storage.nbytes}"
+        )
+    offset = archive.start + start + view.offset * view.dtype.itemsize
+    strides = None if view.is_contiguous else view.strides
+    return StoredTensor(name, view.dtype, view.shape, path, offset, strides)

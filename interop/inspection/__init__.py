@@ -1,0 +1,1 @@
+"""Looking at checkpoints: inspect, verify round trips, suggest rules for unknown ones."""

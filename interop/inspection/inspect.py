@@ -1,0 +1,181 @@
+"""What lies in a folder, from its headers alone: for people and for machines."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxllm.interop.formats import orbax
+from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
+from jaxllm.interop.loading.diagnostics import reason_to_ignore
+from jaxllm.interop.loading.name_folding import fold
+from jaxllm.interop.loading.plan import Account, Plan, arrays_of, make_plan, take_account
+from jaxllm.interop.loading.user_family import open_checkpoint
+
+Tensors = Mapping[str, StoredTensor | TensorSource]
+
+NATIVE = "native"
+UNKNOWN = "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorGroup:
+    """Stored tensors that differ in their numbers alone: of layers, of experts, of shards."""
+
+    name: str  # folded, as in `model.layers.{0..31}.mlp.up_proj.weight`
+    count: int
+    dtype: str
+    shape: tuple[int, ...]  # of each
+    num_bytes: int  # of all
+    use: str  # the arrays that they fill, or why they fill none
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A folder of tensors; `ok` if `load_pretrained` would take it."""
+
+    path: str
+    family: str | None
+    fields: Mapping[str, str]  # of the config: read, ignored or unknown
+    tensors: tuple[TensorGroup, ...]
+    problems: tuple[str, ...]
+    plan: Plan | None = None  # of loading it onto one device
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything in the folder is accounted for."""
+        return not self.problems
+
+    @property
+    def num_values(self) -> int:
+        """Numbers in all tensors."""
+        return sum(group.count * math.prod(group.shape) for group in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(group.num_bytes for group in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for machines."""
+        planned = self.plan and {
+            "bytes_by_device": self.plan.bytes_by_device,
+            "peak_host_bytes_above_arrays": self.plan.window_bytes,
+            "dtype_changes": self.plan.dtype_changes,
+        }
+        return {
+            "path": self.path,
+            "family": self.family,
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "num_tensors": sum(group.count for group in self.tensors),
+            "num_values": self.num_values,
+            "num_bytes": self.num_bytes,
+            "tensors": [dataclasses.asdict(group) for group in self.tensors],
+            "config": dict(self.fields),
+            "plan": planned,
+        }
+
+
+def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
+    """What lies in a folder, of a known family or not, from its headers alone.
+
+    With rules of your own, `path` may be a file.
+    Raises CheckpointError only if there is no folder: all else that is wrong is in `problems`.
+    """
+    path = Path(path)
+    if rules is None:
+        check_is_folder(path)
+    if orbax.is_native(path):
+        return _inspect_native(path)
+    try:
+        checkpoint = open_checkpoint(path, rules)
+    except CheckpointError as error:
+        if rules is not None:
+            raise
+        return _inspect_unknown(path, error)
+    account = take_account(checkpoint)
+    problems = [*account.problems, *account.unknown]
+    plan = None
+    if not problems:
+        try:
+            plan = make_plan(checkpoint)
+        except CheckpointError as error:
+            problems += error.problems
+    tensors = _group(checkpoint.tensors, _uses(checkpoint, account))
+    return Inspection(
+        str(path), checkpoint.family.name, account.fields, tensors, tuple(problems), plan
+    )
+
+
+def _inspect_native(path: Path) -> Inspection:
+    try:
+        step = orbax.find_step(path)
+        _, arrays = orbax.open_step(step)
+    except CheckpointError as error:
+        return Inspection(str(path), NATIVE, {}, (), error.problems)
+    return Inspection(str(step), NATIVE, {}, _group(arrays, dict.fromkeys(arrays, "itself")), ())
+
+
+def _inspect_unknown(path: Path, error: CheckpointError) -> Inspection:
+    """Whatever tensors there are, and why the folder is not a checkpoint."""
+    problems = list(error.problems)
+    try:
+        tensors = open_tensors(path)
+    except CheckpointError as other:
+        problems += [problem for problem in other.problems if problem not in problems]
+        tensors = {}
+    groups = _group(tensors, dict.fromkeys(tensors, UNKNOWN))
+    return Inspection(str(path), None, {}, groups, tuple(problems))
+
+
+def _group(tensors: Tensors, uses: Mapping[str, str]) -> tuple[TensorGroup, ...]:
+    kinds: dict[str, Hashable] = {
+        name: (tensor.dtype.name, tensor.shape, uses[name]) for name, tensor in tensors.items()
+    }
+    groups = []
+    for name, members in fold(kinds):
+        tensor = tensors[members[0]]
+        count = len(members)
+        groups.append(
+            TensorGroup(
+                name,
+                count,
+                tensor.dtype.name,
+                tensor.shape,
+                count * math.prod(tensor.shape) * tensor.dtype.itemsize,
+                uses[members[0]],
+            )
+        )
+    return tuple(groups)
+
+
+def _uses(checkpoint: Checkpoint, account: Account) -> dict[str, str]:
+    """What becomes of each stored tensor."""
+    if account.config is None:
+        return dict.fromkeys(checkpoint.tensors, "not known without a config")
+    filled: dict[str, list[str]] = {}
+    for rule, sizes in account.rules:
+        for name, index in rule.stored.names(sizes):
+            whole = name.partition("#")[0]
+            for array in arrays_of(rule.model, index, sizes):
+                # Of layers, whichever they are.
+                filled.setdefault(whole, []).append(re.sub(r"(?<=layers\.)[\d:]+", "*", array))
+    table = account.table
+    computed = {derived.name for derived in table.derived}
+
+    def use(name: str) -> str:
+        if name in filled:
+            return ", ".join(dict.fromkeys(filled[name]))
+        if name in table.tied:
+            return f"a copy of {table.tied[name]}"
+        if name in computed:
+            return "computed from the config"
+        why = reason_to_ignore(table, name)
+        return UNKNOWN if why is None else f"ignored: {why}"
+
+    return {name: use(name) for name in checkpoint.tensors}

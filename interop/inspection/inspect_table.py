@@ -1,0 +1,54 @@
+"""An inspection for the terminal."""
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jaxllm.interop.formats.byte_sizes import spell_size
+
+from .inspect import UNKNOWN, Inspection
+
+
+def render(inspection: Inspection) -> RenderableType:
+    """The tensors, folded, what becomes of the config's fields, the totals, the problems."""
+    lines = [
+        _fields(inspection),
+        f"{inspection.num_values:,} numbers, {spell_size(inspection.num_bytes)}",
+        *_planned(inspection),
+    ]
+    said = Text("\n".join(filter(None, lines)))
+    problems = Text("\n".join(f"✗ {problem}" for problem in inspection.problems), style="red")
+    return Group(_tensors(inspection), said, *([problems] if inspection.problems else []))
+
+
+def _tensors(inspection: Inspection) -> Table:
+    family = inspection.family or "no known family"
+    table = Table(title=f"{inspection.path}: {family}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for group in inspection.tensors:
+        shape = " x ".join(map(str, group.shape)) or "one number"
+        style = "red" if group.use == UNKNOWN else None
+        what = Text(f"{group.name}\n  ")
+        what.append(f"{group.dtype} {shape} → {group.use}", style="dim")
+        table.add_row(what, spell_size(group.num_bytes), style=style)
+    return table
+
+
+def _fields(inspection: Inspection) -> str:
+    """How many of the config's fields are read, and the names of those that are not."""
+    by_use: dict[str, list[str]] = {}
+    for name, use in inspection.fields.items():
+        by_use.setdefault(use, []).append(name)
+    read = len(by_use.pop("read", []))
+    rest = (f"{use} {', '.join(names)}" for use, names in by_use.items())
+    return f"config: {read} fields read; {'; '.join(rest)}" if inspection.fields else ""
+
+
+def _planned(inspection: Inspection) -> list[str]:
+    if inspection.plan is None:
+        return []
+    (on_device,) = inspection.plan.bytes_by_device.values()
+    window = spell_size(inspection.plan.window_bytes)
+    return [f"loading: {spell_size(on_device)} on one device, at most {window} more on the host"]

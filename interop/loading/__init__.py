@@ -1,0 +1,1 @@
+"""Importing checkpoints: identify the family, plan, check, and load onto devices."""

@@ -1,0 +1,67 @@
+"""A model whose weights stay in their files: each is read whenever it is looked at."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxllm.config import Dtype, with_fields
+from jaxllm.models import Model, build_abstract
+from jaxllm.params import named_parameters, stacks
+
+from .model_arrays import arrays_by, origin_of
+from .plan import make_plan
+from .tied_tensors import check_copies
+from .user_family import open_checkpoint
+
+
+class StoredParam(nnx.Param):
+    """A parameter that is read at every use, and kept by nobody but its user."""
+
+    read: Callable[[], jax.Array]
+
+    def get_value(self, *, index: Any = ...) -> jax.Array:
+        """The array, from its file."""
+        value = self.read()
+        return value if index is ... else value[index]
+
+
+def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any = None) -> Model:
+    """The model of `load_pretrained`, layers one by one, of which nothing is in memory.
+
+    For running a model larger than memory, op by op: what is jitted would hold all of it.
+    Arguments and errors are those of `load_pretrained`; native checkpoints are not taken.
+    """
+    checkpoint = open_checkpoint(Path(path), rules)
+    plan = make_plan(checkpoint, dtype=dtype)
+    check_copies(plan, checkpoint.path)
+    model = build_abstract(with_fields(plan.config, scan_layers=False))
+    arrays = arrays_by(plan.table.bound(stacks(model)), plan.tensors)
+    for module_path, module in nnx.iter_graph(model):
+        if not isinstance(module, nnx.Module):
+            continue
+        for name, param in list(vars(module).items()):
+            if isinstance(param, nnx.Param):
+                source = arrays[".".join(map(str, (*module_path, name)))]
+                wanted = param.get_value().dtype
+                setattr(module, name, _stored(param, source, wanted))
+    model.origin = origin_of(checkpoint, plan)
+    return model
+
+
+def is_stored(model: Model) -> bool:
+    """Whether the weights of a model stay in their files."""
+    return any(isinstance(param, StoredParam) for param in named_parameters(model).values())
+
+
+def _stored(param: nnx.Param, source: Any, dtype: np.dtype) -> StoredParam:
+    """The parameter, of which nothing is left in memory but its shape."""
+
+    def read() -> jax.Array:
+        return jnp.asarray(source.read(source.whole), dtype)
+
+    return StoredParam(param.get_value(), dims=param.dims, read=read)

@@ -1,0 +1,117 @@
+"""A model's parameters wherever they are, in memory or on disk, as an exporter reads them."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import numpy as np
+
+from jaxllm.config import Config, Dtype, with_fields
+from jaxllm.interop.formats import orbax
+from jaxllm.interop.formats.lazy_tensor import TensorSource, of_jax, of_stored, transferred
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.rules.rule import BoundRule, Stacks
+from jaxllm.models import Model, build_abstract
+from jaxllm.origin import Origin
+from jaxllm.params import named_parameters, stacks
+from jaxllm.sharding import spans_processes
+
+from .checkpoint_dir import Checkpoint
+from .plan import Plan, make_plan
+from .tied_tensors import check_copies
+from .user_family import open_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """The arrays of a model, none of them read yet, and all that an exporter must know of it."""
+
+    config: Config
+    origin: Origin | None
+    stacks: Stacks
+    arrays: Mapping[str, TensorSource]
+    files: tuple[Path, ...] = ()  # where they are read from
+    span_processes: bool = False  # whether no process alone has them all
+
+    def astype(self, dtype: Dtype | None) -> Self:
+        """The same parameters in another dtype, which activations will have as well."""
+        if dtype is None:
+            return self
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+        config = with_fields(self.config, param_dtype=dtype, dtype=dtype)
+        arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
+        return dataclasses.replace(self, config=config, arrays=arrays)
+
+
+def of_model(model: Model) -> Parameters:
+    """Those of a model in memory."""
+    arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
+    return Parameters(
+        model.config,
+        model.origin,
+        stacks(model),
+        {name: of_jax(array) for name, array in arrays.items()},
+        span_processes=any(map(spans_processes, arrays.values())),
+    )
+
+
+def of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
+    """Those of a PyTorch checkpoint, which are read through its rules."""
+    family = checkpoint.family
+    files = {tensor.path for tensor in checkpoint.tensors.values()}
+    if family.config_file:
+        files.add(checkpoint.path / family.config_file)
+    return Parameters(
+        plan.config,
+        origin_of(checkpoint, plan),
+        stacks(build_abstract(plan.config)),
+        arrays_by(plan.rules, plan.tensors),
+        tuple(sorted(files)),
+    )
+
+
+def arrays_by(
+    rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
+) -> dict[str, TensorSource]:
+    """The arrays that these rules make of stored tensors, none of which is read yet."""
+    stored, arrays = {name: of_stored(tensor) for name, tensor in tensors.items()}, {}
+    for rule, sizes in rules:
+        transfer = rule.importing(sizes)
+        for name, index in transfer.target.names(sizes):
+            arrays[name] = transferred(transfer, index, stored)
+    return arrays
+
+
+def of_step(path: Path) -> Parameters:
+    """Those of a native checkpoint, one step of a run perhaps."""
+    model, arrays = orbax.open_step(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return Parameters(model.config, model.origin, stacks(model), arrays, tuple(files))
+
+
+def of_path(path: Path, step: int | None = None, rules: Any = None) -> Parameters:
+    """Those of a folder of any kind, or of what the rules of a user are about.
+
+    Raises CheckpointError with all that is wrong with it, or if it has no such step.
+    """
+    if orbax.is_native(path):
+        return of_step(orbax.find_step(path, step))
+    if step is not None:
+        raise CheckpointError(f"{path} is not a run, so it has no step {step}")
+    checkpoint = open_checkpoint(path, rules)
+    plan = make_plan(checkpoint)
+    check_copies(plan, path)
+    return of_checkpoint(checkpoint, plan)
+
+
+def origin_of(checkpoint: Checkpoint, plan: Plan) -> Origin:
+    """What a model remembers of the checkpoint that it came from."""
+    return Origin(
+        family=checkpoint.family.name,
+        config=json.dumps(checkpoint.config),
+        layout=json.dumps(dataclasses.asdict(plan.layout)),
+        directory=str(checkpoint.path.resolve()),
+    )

@@ -1,0 +1,111 @@
+"""Tensors of files, a chunk at a time, in memory that is used again."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.rules.boxes import Box, Range, boxes, shape_of
+
+PAGE_BYTES = 4096  # the disk reads whole pages: to leave out less is not worth another request
+
+
+def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:
+    """Cuts a tensor into boxes of at most so many bytes, each in one piece of its file."""
+    shape, strides = tensor.shape, tensor.element_strides
+    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
+    # A view of a larger tensor has gaps, which are read along.
+    density = min(math.prod(shape) / _span(shape, strides), 1) if math.prod(shape) else 1
+    elements = max(int(max_bytes // tensor.dtype.itemsize * density), 1)
+    for box in boxes([shape[dim] for dim in order], elements):
+        yield tuple(box[order.index(dim)] for dim in range(len(shape)))
+
+
+class Reader:
+    """Reads chunks of tensors one after the other; each overwrites the one before it."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.handle = -1
+        self.memory = np.empty(0, np.uint8)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def read(self, tensor: StoredTensor, box: Box, wanted: Sequence[Box] = ()) -> np.ndarray:
+        """A box of a tensor, of which only the boxes `wanted`, if any, are sure to be read.
+
+        Raises CheckpointError if the file ends before the box does.
+        """
+        itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
+        shape = shape_of(box)
+        nbytes = _span(shape, strides) * itemsize
+        if self.memory.nbytes < nbytes:
+            self.memory = np.empty(nbytes, np.uint8)
+        first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
+        self._open(tensor.path)
+        for start, stop in _runs(shape, strides, itemsize, wanted):
+            self._fill(tensor, self.memory[start:stop].data, first * itemsize + start)
+        steps = [stride * itemsize for stride in strides]
+        return np.ndarray(shape, tensor.dtype, self.memory.data, 0, steps)
+
+    def _open(self, path: Path) -> None:
+        if path != self.path:
+            self._close()
+            self.handle, self.path = os.open(path, os.O_RDONLY), path
+
+    def _close(self) -> None:
+        if self.path is not None:
+            os.close(self.handle)
+            self.path = None
+
+    def _fill(self, tensor: StoredTensor, into: memoryview, start: int) -> None:
+        """Reads a tensor's bytes from `start` on."""
+        while into:
+            count = os.preadv(self.handle, [into], tensor.offset + start)
+            if count == 0:
+                raise CheckpointError(
+                    f"{tensor.path}: tensor {tensor.name!r}: the file ends {len(into)} bytes early"
+                )
+            into, start = into[count:], start + count
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last of an array that is not empty."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _runs(
+    shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
+) -> list[Range]:
+    """The bytes to read of a chunk, counted from its first, so that `wanted` is among them."""
+    count = sum(math.prod(shape_of(box)) for box in wanted)
+    if not wanted or count >= math.prod(shape):
+        return [(0, _span(shape, strides) * itemsize)]
+    found = [_rows(box, strides) for box in wanted]
+    starts = np.concatenate([starts for starts, _ in found]) * itemsize
+    stops = starts + np.repeat([row for _, row in found], [len(s) for s, _ in found]) * itemsize
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], np.maximum.accumulate(stops[order])
+    is_far = starts[1:] - stops[:-1] >= PAGE_BYTES
+    firsts, lasts = np.append(True, is_far), np.append(is_far, True)
+    return list(zip(starts[firsts].tolist(), stops[lasts].tolist(), strict=True))
+
+
+def _rows(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Where the parts of a box that lie in one piece start, and how many elements each has."""
+    row, starts = 1, np.zeros(1, np.int64)
+    for dim in sorted(range(len(box)), key=lambda dim: strides[dim]):
+        low, high = box[dim]
+        if strides[dim] == row and len(starts) == 1:
+            starts, row = starts + low * row, row * (high - low)
+        else:
+            starts = np.add.outer(np.arange(low, high) * strides[dim], starts).ravel()
+    return starts, row

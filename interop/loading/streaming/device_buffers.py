@@ -1,0 +1,144 @@
+"""An array's shards, put together from parts where they stay: never a whole one on the way."""
+
+import math
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, part_of
+from jaxllm.interop.rules.pattern import Side
+from jaxllm.interop.rules.strided_copy import copy_bits
+
+from .device_shards import Shard, shards_of
+
+ALIGNMENT = 64  # of memory that jax takes over on a CPU instead of copying it
+
+
+class Part(NamedTuple):
+    """Numbers of a shard, in memory that is used again as soon as they are written."""
+
+    shard: int
+    region: Ranges  # of the shard, of which `ranges` is a part
+    ranges: Ranges
+    axes: Sequence[str]  # the dimensions of `numbers`
+    numbers: np.ndarray
+
+
+class Assembly(Protocol):
+    """An array on its way to its devices."""
+
+    shards: Sequence[Shard]
+
+    def write(self, parts: Sequence[Part]) -> None:
+        """Takes over parts of the shards; several threads may do so at once."""
+
+    def arrays(self) -> list[jax.Array]:
+        """The finished shards, one on each device."""
+
+
+class HostAssembly:
+    """On CPUs, whose memory is the host's, each shard is filled in the memory that it keeps."""
+
+    def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
+        self.shards, self.dtype = shards, dtype
+        self.memory = [_aligned(shard.shape, dtype) for shard in shards]
+
+    def write(self, parts: Sequence[Part]) -> None:
+        """See `Assembly`."""
+        for part in parts:
+            shard = self.shards[part.shard]
+            held = self.memory[part.shard][shard.place(part.region)]
+            into = part_of(held, shard.side.array_axes, part.region, part.ranges, part.axes)
+            if part.numbers.dtype == self.dtype:
+                copy_bits(part.numbers, into)
+            else:
+                into[...] = _copy(part.numbers).astype(self.dtype)
+
+    def arrays(self) -> list[jax.Array]:
+        """See `Assembly`."""
+        return [
+            jax.device_put(memory, device)
+            for shard, memory in zip(self.shards, self.memory, strict=True)
+            for device in shard.devices
+        ]
+
+
+class DeviceAssembly:
+    """On accelerators each part is sent by itself, and written into its shard there."""
+
+    def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
+        self.shards, self.dtype = shards, dtype
+        self.values: dict[jax.Device, jax.Array] = {}
+        self.locks = [threading.Lock() for _ in shards]
+
+    def write(self, parts: Sequence[Part]) -> None:
+        """See `Assembly`."""
+        for part in parts:
+            shard = self.shards[part.shard]
+            numbers = _copy(part.numbers)  # jax may go on using what it is given
+            for ranges in shard.contiguous(part.ranges):
+                place = shard.place(ranges)
+                inner = part_of(numbers, part.axes, part.ranges, ranges, part.axes)
+                shape = tuple(to.stop - to.start for to in place)
+                with self.locks[part.shard]:
+                    self._write(shard, place, inner.reshape(shape))
+
+    def arrays(self) -> list[jax.Array]:
+        """See `Assembly`."""
+        return [self.values[device] for shard in self.shards for device in shard.devices]
+
+    def _write(self, shard: Shard, place: Sequence[slice], block: np.ndarray) -> None:
+        if block.shape != shard.shape and block.dtype == self.dtype:
+            block = block.view(_bits(self.dtype))  # a program may change the payload of a NaN
+        starts = tuple(np.int32(to.start) for to in place)
+        for device in shard.devices:
+            sent = jax.device_put(block, device)
+            if block.shape == shard.shape:
+                self.values[device] = sent.astype(self.dtype)
+                continue
+            if device not in self.values:
+                self.values[device] = jax.numpy.empty(shard.shape, self.dtype, device=device)
+            self.values[device] = _written(self.values[device], sent, starts)
+        # Until then the block is in memory.
+        jax.block_until_ready([self.values[device] for device in shard.devices])
+
+
+def assembly_of(side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding) -> Assembly:
+    """The assembly of an array on the devices that hold it."""
+    shards = shards_of(side, sizes, sharding)
+    on_cpu = all(device.platform == "cpu" for shard in shards for device in shard.devices)
+    return (HostAssembly if on_cpu else DeviceAssembly)(shards, dtype)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _written(whole: jax.Array, part: jax.Array, starts: tuple[int, ...]) -> jax.Array:
+    bits = _bits(whole.dtype)
+    if part.dtype != bits:
+        part = jax.lax.bitcast_convert_type(part.astype(whole.dtype), bits)
+    held = jax.lax.bitcast_convert_type(whole, bits)
+    held = jax.lax.dynamic_update_slice(held, part, starts)
+    return jax.lax.bitcast_convert_type(held, whole.dtype)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that jax can take over, which is not taken from the system before it is written."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _copy(part: np.ndarray) -> np.ndarray:
+    """A copy in C order."""
+    ordered = np.empty(part.shape, part.dtype)
+    copy_bits(part, ordered)
+    return ordered
+
+
+def _bits(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"u{dtype.itemsize}")

@@ -1,0 +1,68 @@
+"""The boxes of an array that this process's devices hold, and what of a rule's axes is in them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import jax
+from jax.sharding import Sharding
+
+from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, box_of, regions
+from jaxllm.interop.rules.boxes import Box, Range, relative, shape_of, slices
+from jaxllm.interop.rules.pattern import Side
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shard:
+    """One box of an array, and all the devices that hold it."""
+
+    side: Side
+    sizes: Sizes
+    box: Box
+    devices: Sequence[jax.Device]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the box."""
+        return shape_of(self.box)
+
+    @cached_property
+    def regions(self) -> list[Ranges]:
+        """The box as boxes over the axes, each of which is contiguous in every dimension."""
+        return list(regions(self.side.dims, self.box, self.sizes))
+
+    def overlaps(self, ranges: Ranges) -> Iterator[tuple[Ranges, Ranges]]:
+        """Each of the regions that meets `ranges`, and what they have in common."""
+        for region in self.regions:
+            common = {
+                axis: (max(low, ranges[axis][0]), min(high, ranges[axis][1]))
+                for axis, (low, high) in region.items()
+            }
+            if all(low < high for low, high in common.values()):
+                yield region, common
+
+    def place(self, ranges: Ranges) -> tuple[slice, ...]:
+        """Where ranges that are contiguous in every dimension lie in the box."""
+        return slices(relative(box_of(self.side.dims, ranges, self.sizes), self.box))
+
+    def contiguous(self, ranges: Ranges) -> Iterator[Ranges]:
+        """Cuts ranges until they are contiguous in every dimension."""
+        for dim in self.side.dims:
+            wide = [axis for axis in dim if ranges[axis][1] - ranges[axis][0] > 1]
+            inner = dim[dim.index(wide[0]) + 1 :] if wide else ()
+            if any(ranges[axis] != (0, self.sizes[axis]) for axis in inner):
+                for position in range(*ranges[wide[0]]):
+                    yield from self.contiguous({**ranges, wide[0]: (position, position + 1)})
+                return
+        yield ranges
+
+
+def shards_of(side: Side, sizes: Sizes, sharding: Sharding) -> list[Shard]:
+    """The shards of an array that this process holds, those on several devices once."""
+    shape = side.shape(sizes)
+    holders: dict[tuple[Range, ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        parts = zip(index or (), shape, strict=True)
+        box = tuple(part.indices(size)[:2] for part, size in parts)
+        holders.setdefault(box, []).append(device)
+    return [Shard(side, sizes, box, devices) for box, devices in holders.items()]

@@ -1,0 +1,266 @@
+"""Families that users define: a Python file, or any object, with the rules of their own model.
+
+    config_file = "config.json"                  # beside the weights; what `config` is given
+
+    def config(fields):                          # or a DecoderConfig, which needs no file
+        return DecoderConfig(embed_dim=fields.take("width", int), ...)
+
+    def rules(config):                           # or a list
+        return [Rule("tok.weight : V D", "embed.embedding : V D"), ...]
+
+It may also define `sizes` of its own axes, `tied`, `ignored` and `derived` tensors, as families
+have them, and `fields`, the way back from a config to the file: each a value or a function of the
+config. Parity runs the PyTorch model that `reference` makes of fields, by its `arguments` and
+with those `masks` that it takes.
+
+Such a file is code. It runs because the user named it, and for no other reason: never because it
+lies in a checkpoint, and never because a checkpoint names it.
+"""
+
+import dataclasses
+import runpy
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config import Config, DecoderConfig, StackConfig, with_fields
+from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
+from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
+from jaxllm.interop.formats import safetensors_file
+from jaxllm.interop.formats.pytorch import torch_zip
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.rules.rule import Rule
+
+from . import checkpoint_dir
+from .checkpoint_dir import Checkpoint, read_hugging_face, read_json, unwrapped
+
+Stored = Mapping[str, StoredTensor]
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SAFETENSORS = (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)
+BINS = (checkpoint_dir.BIN_NAME, checkpoint_dir.BIN_INDEX_NAME)
+REQUIRED = ("config", "rules")
+MASKS = ("source_mask", "target_mask")
+HOME = "model.safetensors"  # of tensors that came in several files
+DTYPES = ("param_dtype", "dtype")  # of a config, which are those of the tensors
+# What makes two configs that compute the same thing the same.
+ANY_RUN = {"param_dtype": "float32", "dtype": "float32", "scan_layers": True, "remat": "none"}
+
+
+@dataclasses.dataclass(frozen=True)
+class UserFamily(Family):
+    """A family that is a user's."""
+
+    def check_class(self, config: Config) -> None:
+        """Any will do: `write_config` says what the file cannot."""
+
+
+# By name, the families that this process was given and what defines them; None if several do.
+_given: dict[str, tuple[Any, UserFamily | None]] = {}
+
+
+def family_of(rules: Any) -> UserFamily:
+    """The family that a Python file, a module or any object with the same attributes defines.
+
+    Raises CheckpointError for what is none, with all that it lacks.
+    """
+    if isinstance(rules, str | Path):
+        path = Path(rules).resolve()
+        if not path.is_file():
+            raise CheckpointError(f"rules={str(rules)!r} is not a file")
+        source, family = path, _run(path, path.read_text(encoding="utf-8"))
+    else:
+        source, name = rules, Path(getattr(rules, "__file__", None) or "rules").name
+        family = _define(name, lambda attribute, default: getattr(rules, attribute, default))
+    before, _ = _given.get(family.name, (source, None))
+    _given[family.name] = source, family if before == source else None
+    return family
+
+
+def known_family(name: str) -> UserFamily:
+    """The family of this name that was given before.
+
+    Raises CheckpointError if none was: its rules must be named by whoever runs them.
+    """
+    _, family = _given.get(name, (None, None))
+    if family is None:
+        what = "of which there are several" if name in _given else "which were not given"
+        raise CheckpointError(f"the model came by the rules of {name}, {what}: give rules=")
+    return family
+
+
+def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
+    """Reads the headers of a folder of a known family, or of a file or folder of the user's.
+
+    Raises CheckpointError for what is not a checkpoint.
+    """
+    if rules is None:
+        return checkpoint_dir.open_checkpoint(path)
+    family, fields = described(path, rules)
+    folder = path if path.is_dir() else path.parent
+    return Checkpoint(folder, family, fields, unwrapped(read_weights(path)))
+
+
+def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
+    """The family of a checkpoint, and the fields of its config file; no tensor is looked for.
+
+    Raises CheckpointError for what is not of a known family, nor of the user's.
+    """
+    if rules is None:
+        checkpoint_dir.check_is_folder(path)
+        return checkpoint_dir.read_family(path)
+    family = family_of(rules)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    folder = path if path.is_dir() else path.parent
+    config = folder / family.config_file
+    if family.config_file and not config.is_file():
+        raise CheckpointError(f"{family.name} reads {family.config_file}, which is not in {folder}")
+    return family, read_json(config) if family.config_file else {}
+
+
+def read_weights(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file, or of the only file of tensors in a folder, shards being one."""
+    if path.is_dir():
+        names = {file.name for file in path.iterdir()}
+        if names & {*SAFETENSORS, *BINS}:
+            return read_hugging_face(path)
+        files = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        if len(files) != 1:
+            found = ", ".join(file.name for file in files) or "no file of tensors"
+            raise CheckpointError(f"{path} has {found}: give the path of one file")
+        path = files[0]
+    read = safetensors_file if path.suffix == ".safetensors" else torch_zip
+    return read.read_header(path)
+
+
+@lru_cache
+def _run(path: Path, text: str) -> UserFamily:
+    """The family of a file with this text, which finds modules beside it, as a script does."""
+    with _importing_from(path.parent):
+        attributes = runpy.run_path(str(path), run_name=path.stem)
+    build: Any = attributes.get("reference")
+
+    def reference(fields: Json) -> Any:
+        with _importing_from(path.parent):
+            return build(fields)
+
+    if build is not None:
+        attributes["reference"] = reference
+    return _define(path.name, attributes.get)
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _define(name: str, get: Callable[[str, Any], Any]) -> UserFamily:
+    if missing := [attribute for attribute in REQUIRED if get(attribute, None) is None]:
+        raise CheckpointError(f"{name} does not define {' and '.join(missing)}")
+    own = _Definition(name, get)
+    has_file = callable(get("config", None))
+    return UserFamily(
+        name=name,
+        format="rules",
+        storage="file",
+        config_file=get("config_file", "config.json") if has_file else "",
+        model_type=None,
+        read_config=own.read_config,
+        write_config=own.write_config,
+        table=own.table,
+        reference=get("reference", None),
+        arguments=get("arguments", in_order),
+        masks=_known_masks(name, get("masks", ())),
+    )
+
+
+def _known_masks(name: str, masks: Collection[str]) -> tuple[str, ...]:
+    if unknown := sorted({*masks} - {*MASKS}):
+        raise CheckpointError(f"{name}: masks={unknown} are not of {', '.join(MASKS)}")
+    return tuple(masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Definition:
+    """What a user's file defines, as the functions of a family."""
+
+    name: str
+    get: Callable[[str, Any], Any]  # by name, or a default
+
+    def said(self, attribute: str, config: Config, default: Any) -> Any:
+        """What the file says of a config: a value, or a function's."""
+        defined = self.get(attribute, default)
+        return defined(config) if callable(defined) else defined
+
+    def config(self, fields: Fields) -> Config:
+        """The config of the fields. Raises ValueError for what is none."""
+        defined = self.get("config", None)
+        try:
+            config = defined(fields) if callable(defined) else defined
+        except Exception as error:
+            if fields.is_complete:
+                raise
+            raise ValueError(str(error)) from None  # it may follow from what is missing
+        if not isinstance(config, Config):
+            raise ValueError(f"{self.name}: config is a {type(config).__name__}, no DecoderConfig")
+        return config
+
+    def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
+        """The fields of the config, and the name of the file."""
+        paths = [tensor.path for tensor in stored.values() if tensor is not None]
+        files = {path.name for path in paths if path.suffix in SUFFIXES}
+        file = files.pop() if len(files) == 1 else HOME
+        return _values(self.config(fields)), Layout(file=file, names=tuple(stored))
+
+    def write_config(self, config: Config, base: Json) -> Json:
+        """The fields that the model came with, or that `fields` makes, if they say what it is."""
+        fields = Fields({**base, **self.said("fields", config, {})})
+        try:
+            read = with_fields(self.config(fields), **ANY_RUN)
+        except ValueError as error:
+            fields.problems += [str(error)] if fields.is_complete else []
+        if fields.problems:
+            raise ValueError("; ".join(fields.problems))
+        ours, theirs = _values(with_fields(config, **ANY_RUN)), _values(read)
+        if wrong := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+            unsaid = (f"{name}={ours.get(name)!r}" for name in wrong)
+            raise ValueError(f"its fields cannot say {'; '.join(unsaid)}")
+        return fields.data
+
+    def table(self, config: Config, layout: Layout) -> Table:
+        """The rules, and the sizes of their axes: one with labels has as many positions."""
+        rules = tuple(self.said("rules", config, ()))
+        if wrong := [rule for rule in rules if not isinstance(rule, Rule)]:
+            raise ValueError(f"{self.name}: {wrong[0]!r} is not a Rule")
+        labels = [side.labels for rule in rules for side in (rule.stored, rule.model)]
+        counted = {axis: len(of) for some in labels for axis, of in some.items() if " " not in axis}
+        decoder = getattr(config, "decoder", config)
+        legend = decoder_sizes(decoder) if isinstance(decoder, DecoderConfig) else {}
+        derived, tied = self.said("derived", config, {}), self.said("tied", config, {})
+        return Table(
+            rules,
+            {**counted, **legend, **self.said("sizes", config, {})},
+            tied=tied,
+            derived=tuple(Derived(name, compute) for name, compute in derived.items()),
+            ignored=self.said("ignored", config, {}),
+            copies=[copy for copy in tied if not layout.names or copy in layout.names],
+            file=Path(layout.file or HOME).name,
+        )
+
+
+def _values(config: Config | StackConfig) -> Json:
+    """The fields of a config, and of its stacks, without their dtypes."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        name: _values(value) if isinstance(value, StackConfig) else value
+        for name, value in values.items()
+        if name not in DTYPES
+    }

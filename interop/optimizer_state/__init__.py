@@ -1,0 +1,1 @@
+"""AdamW state of PyTorch and JAX training runs, in both directions."""

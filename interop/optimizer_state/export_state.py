@@ -1,0 +1,205 @@
+"""A model in the midst of being trained as PyTorch goes on with it: its weights, and its AdamW."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxllm.interop.families import Family, Table
+from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array, of_jax
+from jaxllm.interop.formats.pytorch import dcp_writer, torch_zip
+from jaxllm.interop.formats.pytorch.torch_pickle import Placed
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.loading.plan import arrays_of
+from jaxllm.interop.saving.export import Export, exported, plan_export, spell
+from jaxllm.optimizer_state import AdamWState
+
+from . import parameter_order
+from .optimizer_file import NAMES, SCHEDULER
+from .torch_adamw import MOMENTS, TorchAdamW
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerExport:
+    """The state of an optimizer, and how it is to be written.
+
+    In a file beside the weights, as `state_dict()` gives it; or with the weights in the files of
+    `torch.distributed.checkpoint`. `order` are the names of the PyTorch model's parameters in its
+    order, which a state dict goes by, where nothing else says it.
+    """
+
+    state: AdamWState
+    form: Literal["state_dict", "dcp"] = "state_dict"
+    order: Sequence[str] | None = None
+
+
+def plan_training_export(
+    parameters: Parameters, families: Sequence[Family], max_shard: int, optimizer: OptimizerExport
+) -> Export:
+    """Lays out the checkpoint with the state of its optimizer.
+
+    Raises CheckpointError if no family can say what the model is; or if a state dict is asked for
+    and nothing says the order of the parameters.
+    """
+    if not families:
+        raise CheckpointError("a native checkpoint of a run has its optimizer: copy the run")
+    if problems := [
+        f"{name} is {array.dtype.name}; a run goes on in float32"
+        for name, array in parameters.arrays.items()
+        if array.dtype != np.float32
+    ]:
+        raise CheckpointError(problems)
+    export = plan_export(parameters, families, None, max_shard)
+    _, fields, table = spell(parameters, families, None)
+    found = _spelled(parameters, table, optimizer.state)
+    if optimizer.form == "dcp":
+        return _in_dcp(export, table.tied, found)
+    names = optimizer.order or parameter_order.order_of(export.family, fields, {})
+    if wrong := sorted(found.exp_avg.keys() ^ set(names)):
+        raise CheckpointError(f"the order of parameters does not fit the model: {', '.join(wrong)}")
+    return _in_files(export, found, list(names))
+
+
+def _spelled(parameters: Parameters, table: Table, state: AdamWState) -> TorchAdamW:
+    """The state by PyTorch's names."""
+    bound = table.bound(parameters.stacks)
+    decay: dict[str, float] = {}
+    for rule, sizes in bound:
+        for stored, index in rule.stored.names(sizes):
+            for name in arrays_of(rule.model, index, sizes):
+                whole = stored.partition("#")[0]
+                if decay.setdefault(whole, state.weight_decay[name]) != state.weight_decay[name]:
+                    raise CheckpointError(f"{whole} would have to decay in part")
+
+    def moments(arrays: Mapping[str, Any]) -> dict[str, TensorSource]:
+        sources = {name: _source(array) for name, array in arrays.items()}
+        every = dict(exported(dataclasses.replace(parameters, arrays=sources), table))
+        return {_plain(name): every[name] for name in decay}
+
+    return TorchAdamW(
+        step=state.step,
+        exp_avg=moments(state.mu),
+        exp_avg_sq=moments(state.nu),
+        learning_rate=state.learning_rate,
+        betas=(state.b1, state.b2),
+        eps=state.eps,
+        weight_decay={_plain(name): value for name, value in decay.items()},
+    )
+
+
+def _source(array: Any) -> TensorSource:
+    """An array in memory, or what is read in boxes."""
+    if isinstance(array, jax.Array | np.ndarray):
+        return of_jax(array)
+    return TensorSource(array.dtype, array.shape, array.read)
+
+
+def _plain(name: str) -> str:
+    """The name without that of the only model-parallel shard."""
+    return name.removeprefix("00/")
+
+
+def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export:
+    """The state dict of the optimizer in a file of its own, and that of a schedule."""
+    groups = [
+        [name for name in order if found.weight_decay[name] == decay]
+        for decay in sorted(set(found.weight_decay.values()), reverse=True)
+    ]
+    numbers = {name: i for i, name in enumerate(name for group in groups for name in group)}
+    moments = _tensors(found)
+    units = {name: f"{NAMES[0]}/{name}" for name in moments}
+    state = {
+        "state": {
+            number: {what: Placed(f"{name}.{what}") for what in ("step", *MOMENTS)}
+            for name, number in numbers.items()
+        },
+        "param_groups": [
+            {
+                "param_names": group,
+                **_options(found, group[0]),
+                "params": [numbers[name] for name in group],
+            }
+            for group in groups
+        ],
+    }
+    file = torch_zip.lay_out_value(NAMES[0], state, moments)
+    optimizer = dataclasses.replace(
+        file,
+        places={units[name]: place for name, place in file.places.items()},
+        checksums={units[name]: places for name, places in file.checksums.items()},
+    )
+    scheduler = torch_zip.lay_out_value(SCHEDULER, _schedule(found, len(groups)), {})
+    return dataclasses.replace(
+        export,
+        tensors={**export.tensors, **{units[name]: source for name, source in moments.items()}},
+        files=(*export.files, optimizer, scheduler),
+    )
+
+
+def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Export:
+    """Weights, optimizer and schedule in one checkpoint, by names, as torchtitan writes them."""
+    # A module's state has what is tied as well, and reading it misses nothing that it has.
+    copies = {copy: export.tensors[original] for copy, original in tied.items()}
+    weights = {_plain(name): tensor for name, tensor in {**export.tensors, **copies}.items()}
+    state = {f"optimizer.state.{name}": tensor for name, tensor in _tensors(found).items()}
+    groups = {
+        f"optimizer.param_groups.{name}.{option}": value
+        for name in found.exp_avg
+        for option, value in _options(found, name).items()
+    }
+    decays = len(set(found.weight_decay.values()))
+    schedule = {f"lr_scheduler.{n}": value for n, value in _schedule(found, decays).items()}
+    nested = [*state, *groups, *schedule]
+    paths = {name: (name,) for name in weights} | {
+        name: tuple(name.split(".", 1)) for name in nested
+    }
+    tensors = {**weights, **state}
+    files = dcp_writer.lay_out(tensors, {**groups, **schedule}, paths)
+    index = {name for name in export.texts if name.endswith(".index.json")}
+    texts = {name: text for name, text in export.texts.items() if name not in index}
+    return dataclasses.replace(export, tensors=tensors, files=tuple(files), texts=texts)
+
+
+def _tensors(found: TorchAdamW) -> dict[str, TensorSource]:
+    """By name and what it is, the tensors of the state."""
+    # Each its own: a step that is stored once for all would be counted up once for each.
+    step = of_array(np.array(found.step, np.float32))
+    return {
+        f"{name}.{what}": tensor
+        for name in found.exp_avg
+        for what, tensor in (
+            ("step", step),
+            ("exp_avg", found.exp_avg[name]),
+            ("exp_avg_sq", found.exp_avg_sq[name]),
+        )
+    }
+
+
+def _options(found: TorchAdamW, name: str) -> dict[str, Any]:
+    """The options of a parameter's group, as PyTorch's AdamW has them."""
+    return {
+        "lr": found.learning_rate,
+        "betas": found.betas,
+        "eps": found.eps,
+        "weight_decay": found.weight_decay[name],
+        "amsgrad": False,
+        "maximize": False,
+        "foreach": None,
+        "capturable": False,
+        "differentiable": False,
+        "fused": None,
+        "decoupled_weight_decay": True,
+    }
+
+
+def _schedule(found: TorchAdamW, num_groups: int) -> dict[str, Any]:
+    """The state of a scheduler of PyTorch's that has taken as many steps."""
+    return {
+        "last_epoch": found.step,
+        "_step_count": found.step + 1,
+        "_last_lr": [found.learning_rate] * num_groups,
+        "lr_lambdas": [None] * num_groups,
+    }

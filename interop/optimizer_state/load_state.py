@@ -1,0 +1,216 @@
+"""A PyTorch model in the midst of being trained, as a model of ours and the state of its AdamW.
+
+Moments are sums of gradients and of their squares, and gradients lie as weights do: a rule is a
+bijection of positions, so what it does to a weight it does to its moments.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from jaxllm.interop.formats.lazy_tensor import TensorSource, boxes
+from jaxllm.interop.formats.pytorch import dcp
+from jaxllm.interop.formats.sharded_tensor import ShardedTensor
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.checkpoint_dir import Checkpoint
+from jaxllm.interop.loading.model_arrays import arrays_by, origin_of
+from jaxllm.interop.loading.plan import Plan, arrays_of, make_plan, split_fused
+from jaxllm.interop.loading.tied_tensors import check_copies
+from jaxllm.interop.loading.user_family import described, open_checkpoint
+from jaxllm.models import Model, build_abstract
+from jaxllm.optimizer_state import AdamWState
+from jaxllm.params import shardings, with_arrays
+
+from . import optimizer_file, parameter_order
+from .optimizer_file import OptimizerFile
+from .torch_adamw import TorchAdamW, account
+
+# In a DCP folder, what is not the model's; the model may lie under a name of its own.
+NOT_THE_MODEL = (
+    *("optimizer.", "optim.", "lr_scheduler.", "train_state.", "dataloader."),
+    *("state.", "param_groups."),
+)
+MODEL = "model."
+BOX_ELEMENTS = 1 << 21  # that are compared at a time
+
+
+def load_training_state(
+    path: str | Path,
+    *,
+    optimizer: str | Path | None = None,
+    names: str | Path | None = None,
+    mesh: Mesh | None = None,
+    rules: Any = None,
+) -> tuple[Model, AdamWState]:
+    """The model at `path` and the state of PyTorch's AdamW, both on the mesh, in float32.
+
+    Args:
+        path: a folder as `load_pretrained` takes it; its weights may lie in DCP files.
+        optimizer: the optimizer's file, or its DCP folder; by default that in the folder.
+        names: a file of the parameters' names in the model's order, one on each line, for a state
+            that goes by numbers and does not say them.
+        mesh: where the arrays are to live; by default all of them on the first device.
+        rules: of a model of your own, as docs/rules.md says.
+
+    Raises:
+        CheckpointError: with everything that is damaged or missing, or is not AdamW's.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    place = Path(optimizer) if optimizer is not None else optimizer_file.find(folder)
+    if dcp.is_dcp(place):
+        contents = dcp.read(place)
+        stored = optimizer_file.of_dcp(place, contents)
+        checkpoint = _checkpoint_of(path, rules, contents, stored)
+    else:
+        stored, checkpoint = optimizer_file.read(place), open_checkpoint(path, rules)
+    plan = make_plan(checkpoint, mesh=mesh)
+    _check_plan(checkpoint, plan)
+    found = account(stored, *_expected(checkpoint, plan), _order(stored, checkpoint, plan, names))
+    return _on_devices(checkpoint, plan, found, mesh)
+
+
+def _checkpoint_of(
+    path: Path, rules: Any, contents: dcp.Contents, stored: OptimizerFile
+) -> Checkpoint:
+    """The model that was saved with its optimizer; that of the folder, if none was."""
+    own = {n: t for n, t in contents.tensors.items() if not n.startswith(NOT_THE_MODEL)}
+    if not own:
+        return open_checkpoint(path, rules)
+    trained = set(stored.state)
+    if not trained & own.keys() and trained & {name.removeprefix(MODEL) for name in own}:
+        own = {name.removeprefix(MODEL): tensor for name, tensor in own.items()}
+    family, fields = described(path, rules)
+    prefix = _prefix(family.storage)
+    tensors: Any = {
+        prefix + name: dataclasses.replace(tensor, name=prefix + name)
+        for name, tensor in own.items()
+    }
+    return Checkpoint(path, family, fields, tensors)
+
+
+def _prefix(storage: str) -> str:
+    """What stored names have in front, where there are model-parallel shards: the only one's."""
+    return "00/" if storage == "consolidated" else ""
+
+
+def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Refuses what cannot go on as it was. Raises CheckpointError with all of it."""
+    problems = [
+        f"{name} is {array.stored.name}; a run goes on in float32"
+        for name, array in plan.arrays.items()
+        if array.stored != np.float32
+    ]
+    if plan.layout.model_parallel > 1:
+        problems.append("model-parallel shards, of which each has an optimizer, are not read")
+    if problems:
+        raise CheckpointError(problems, checkpoint.path)
+    if any(isinstance(tensor, ShardedTensor) for tensor in plan.tensors.values()):
+        _check_sharded_copies(plan, checkpoint.path)
+    else:
+        check_copies(plan, checkpoint.path)
+
+
+def _check_sharded_copies(plan: Plan, path: Path) -> None:
+    """Refuses copies that are not copies, as `check_copies` does, of tensors in chunks."""
+    found: dict[str, Any] = dict(plan.tensors)
+    if problems := [
+        f"{copy} should be a copy of {original} but differs from it"
+        for copy, original in plan.copies()
+        if not all(
+            np.array_equal(found[copy].read(box), found[original].read(box))
+            for box in boxes(found[original].shape, BOX_ELEMENTS)
+        )
+    ]:
+        raise CheckpointError(problems, path)
+
+
+def _expected(checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict]:
+    """The shapes of the parameters, and the copies of some, by PyTorch's names."""
+    prefix = _prefix(checkpoint.family.storage)
+    whole = dict.fromkeys(
+        name.partition("#")[0] for rule in plan.rules for name, _ in rule.stored()
+    )
+    shapes = {name.removeprefix(prefix): checkpoint.tensors[name].shape for name in whole}
+    copies = {
+        copy.removeprefix(prefix): original.removeprefix(prefix)
+        for copy, original in plan.table.tied.items()
+    }
+    return shapes, copies
+
+
+def _order(
+    stored: OptimizerFile, checkpoint: Checkpoint, plan: Plan, names: str | Path | None
+) -> Sequence[str] | None:
+    """The parameters in the model's order, if it is asked for."""
+    if names is not None:
+        return parameter_order.read_names(Path(names))
+    if stored.is_named:
+        return None
+    prefix, (shapes, _) = _prefix(checkpoint.family.storage), _expected(checkpoint, plan)
+    found = parameter_order.order_of(checkpoint.family, checkpoint.config, checkpoint.tensors)
+    return [name for name in (n.removeprefix(prefix) for n in found) if name in shapes]
+
+
+def _on_devices(
+    checkpoint: Checkpoint, plan: Plan, found: TorchAdamW, mesh: Mesh | None
+) -> tuple[Model, AdamWState]:
+    """The arrays, which are read now."""
+    abstract, prefix = build_abstract(plan.config), _prefix(checkpoint.family.storage)
+    placed = {} if mesh is None else shardings(abstract, mesh)
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+
+    def read(tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
+        sources = arrays_by(plan.rules, tensors)
+        return {name: _array(source, placed.get(name, alone)) for name, source in sources.items()}
+
+    def moments(tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
+        stored = {prefix + name: tensor for name, tensor in tensors.items()}
+        return read(split_fused(plan.rules, stored))
+
+    decay = _by_our_names(plan, {prefix + n: value for n, value in found.weight_decay.items()})
+    model = with_arrays(abstract, read(plan.tensors))
+    model.origin = origin_of(checkpoint, plan)
+    state = AdamWState(
+        step=found.step,
+        mu=moments(found.exp_avg),
+        nu=moments(found.exp_avg_sq),
+        learning_rate=found.learning_rate,
+        b1=found.betas[0],
+        b2=found.betas[1],
+        eps=found.eps,
+        weight_decay=decay,
+    )
+    return model, state
+
+
+def _array(source: TensorSource, sharding: Sharding) -> jax.Array:
+    """The array on its devices, each of which has its part read for it."""
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        pairs = zip(index or (), source.shape, strict=True)
+        return source.read([dim.indices(size)[:2] for dim, size in pairs])
+
+    return jax.make_array_from_callback(source.shape, sharding, part)
+
+
+def _by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
+    """What is said of stored tensors, by our arrays. Raises CheckpointError if one has several."""
+    found: dict[str, dict[float, str]] = {}
+    for rule, sizes in plan.rules:
+        for stored, index in rule.stored.names(sizes):
+            whole = stored.partition("#")[0]
+            for name in arrays_of(rule.model, index, sizes):
+                found.setdefault(name, {}).setdefault(values[whole], whole)
+    if problems := [
+        f"weight_decay differs between {' and '.join(by.values())}, which are one array here"
+        for by in found.values()
+        if len(by) > 1
+    ]:
+        raise CheckpointError(problems)
+    return {name: next(iter(by)) for name, by in found.items()}

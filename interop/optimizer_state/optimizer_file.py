@@ -1,0 +1,122 @@
+"""The state of a PyTorch optimizer as it lies in files: a state dict, or a part of a DCP folder."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxllm.interop.formats.pytorch import dcp, torch_zip
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+NAMES = ("optimizer.pt", "optimizer.pth", "optim.pt", "optim.pth")
+SCHEDULER = "scheduler.pt"  # beside the optimizer's file, as transformers' Trainer names it
+PREFIXES = ("optimizer.", "optim.", "")  # of the names in a DCP folder
+
+Options = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerFile:
+    """What is stored; of nothing is it known yet whether it is AdamW's.
+
+    Parameters go by their names, or by numbers: then a group may say the names of its own.
+    """
+
+    path: Path
+    state: Mapping[Any, Mapping[str, Any]]  # tensors and numbers of each parameter
+    groups: Sequence[Options]  # each with its parameters, `params`
+    schedule: int | None  # steps that the learning rate's schedule has taken, if it is stored
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it says the name of every parameter."""
+        return all(
+            "param_names" in group or all(isinstance(key, str) for key in group["params"])
+            for group in self.groups
+        )
+
+
+def find(folder: Path) -> Path:
+    """The optimizer's state in a folder. Raises CheckpointError unless there is exactly one."""
+    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    found += [folder] if dcp.is_dcp(folder) else []
+    if len(found) != 1:
+        known = f"{', '.join(NAMES)} and {dcp.METADATA}"
+        what = " and ".join(path.name for path in found) or f"none of {known}"
+        raise CheckpointError(f"{folder} has {what}: give the optimizer's file, or its DCP folder")
+    return found[0]
+
+
+def read(path: Path) -> OptimizerFile:
+    """The state at `path`, a file or a DCP folder; no moment is read.
+
+    Raises CheckpointError for what is damaged, or is no state of an optimizer.
+    """
+    if dcp.is_dcp(path):
+        return of_dcp(path, dcp.read(path))
+    if not path.is_file():
+        raise CheckpointError(f"{path} is neither a file nor a DCP folder")
+    value = _load(path)
+    match value:
+        case {"state": dict() as state, "param_groups": list() as groups} if _fits(state, groups):
+            return OptimizerFile(path, state, groups, _read_schedule(path.with_name(SCHEDULER)))
+    keys = f" of {', '.join(map(repr, value))}" if isinstance(value, dict) else ""
+    raise CheckpointError(
+        f"{path} is a {type(value).__name__}{keys:.200}, not an optimizer's state_dict() "
+        "of 'state' and 'param_groups'"
+    )
+
+
+def _load(path: Path) -> Any:
+    try:
+        with path.open("rb") as stream:
+            return torch_zip.read_value(stream, path)
+    except CheckpointError as error:
+        raise CheckpointError(error.within(path)) from None
+
+
+def _fits(state: Mapping, groups: Sequence) -> bool:
+    """Whether every entry is of the kind that PyTorch writes."""
+    listed = [group.get("params") if isinstance(group, dict) else None for group in groups]
+    keys = [key for keys in listed if isinstance(keys, list) for key in keys]
+    return (
+        all(isinstance(one, list) for one in listed)
+        and all(isinstance(entry, dict) for entry in state.values())
+        and all(isinstance(key, str | int) for key in [*keys, *state])
+    )
+
+
+def _read_schedule(path: Path) -> int | None:
+    """How many steps a scheduler's file says that it has taken."""
+    match _load(path) if path.is_file() else None:
+        case {"last_epoch": int(last)}:
+            return last
+    return None
+
+
+def of_dcp(path: Path, contents: dcp.Contents) -> OptimizerFile:
+    """The optimizer's part of a DCP folder, its groups listed, or flattened as torchtitan does.
+
+    Raises CheckpointError if there is none.
+    """
+    names = [*contents.tensors, *contents.values]
+    found = [p for p in PREFIXES if any(name.startswith(f"{p}param_groups.") for name in names)]
+    if not found:
+        raise CheckpointError(f"{path} has no optimizer: no name begins with 'optimizer.'")
+    prefix = found[0]
+    sections = (f"{prefix}state.", f"{prefix}param_groups.")
+    values = {name: value() for name, value in contents.values.items() if name.startswith(sections)}
+    state: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for name, value in {**contents.tensors, **values}.items():
+        section, _, rest = name.removeprefix(prefix).partition(".")
+        key, _, what = rest.rpartition(".")
+        if name.startswith(sections):
+            (state if section == "state" else options).setdefault(key, {})[what] = value
+    groups = list(options.values())
+    if not all("params" in group for group in groups):  # flattened: each parameter has its own
+        groups = [{**group, "params": [name]} for name, group in options.items()]
+    if not _fits(state, groups):
+        raise CheckpointError(f"{path}: its param_groups do not list parameters")
+    last = contents.values.get("lr_scheduler.last_epoch", lambda: None)()
+    return OptimizerFile(path, state, groups, last if isinstance(last, int) else None)

@@ -1,0 +1,255 @@
+"""PyTorch's AdamW, accounted for: every parameter, every moment and every option of its groups."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.interop.families import nearest
+from jaxllm.interop.formats.sharded_tensor import ShardedTensor
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.loading.checkpoint_dir import plain_name
+from jaxllm.interop.loading.name_folding import fold
+
+from .optimizer_file import OptimizerFile, Options
+from .parameter_order import Shapes, named_groups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = ("step", *MOMENTS)
+# What changes no number: how the update is computed, and what things are called.
+FREE = {
+    *("params", "param_names", "name", "initial_lr"),
+    *("foreach", "capturable", "differentiable", "fused"),
+}
+NUMBERS = ("lr", "eps", "weight_decay")
+# PyTorch writes the last one since 2.6, for Adam as well, of which it is False.
+REQUIRED = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": True}
+OLD_FILES = ("maximize", "decoupled_weight_decay")  # which older PyTorch does not write
+
+
+class TorchAdamW(NamedTuple):
+    """The state by the names of PyTorch's parameters, and what all groups have in common.
+
+    Moments are what reads them: tensors of files, or arrays on their way into some.
+    """
+
+    step: int
+    exp_avg: Mapping[str, Any]
+    exp_avg_sq: Mapping[str, Any]
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: Mapping[str, float]
+
+
+def account(
+    stored: OptimizerFile, shapes: Shapes, copies: Mapping[str, str], order: Sequence[str] | None
+) -> TorchAdamW:
+    """The state of AdamW for parameters of these shapes.
+
+    Args:
+        stored: what the file holds.
+        shapes: of the model's parameters, by PyTorch's names.
+        copies: names that a model may know a parameter by a second time, and the first.
+        order: the parameters in the model's order, for a state that goes by numbers.
+
+    Raises CheckpointError with everything that is not AdamW's, or not of this model.
+    """
+    named = _named(stored, shapes, order)
+    found = {name: entry for name, (entry, _) in named.items()}
+    problems = [
+        *_check_names(found, shapes, copies),
+        *(
+            f"{name}: {problem}"
+            for name, entry in found.items()
+            if name in shapes
+            for problem in _check_entry(entry, shapes[name])
+        ),
+        *_check_groups(stored.groups),
+    ]
+    steps = {name: _number(entry.get("step")) for name, entry in found.items()}
+    problems += _check_steps(steps, stored.schedule)
+    if problems:
+        raise CheckpointError(problems, stored.path)
+    options = stored.groups[0]
+    b1, b2 = map(float, map(_number, options["betas"]))
+    return TorchAdamW(
+        step=int(next(iter(steps.values()))),
+        exp_avg={name: found[name]["exp_avg"] for name in shapes},
+        exp_avg_sq={name: found[name]["exp_avg_sq"] for name in shapes},
+        learning_rate=_number(options["lr"]),
+        betas=(b1, b2),
+        eps=_number(options["eps"]),
+        weight_decay={name: _number(named[name][1]["weight_decay"]) for name in shapes},
+    )
+
+
+Named = dict[str, tuple[Options, Options]]  # by name: the parameter's state, its group
+
+
+def _named(stored: OptimizerFile, shapes: Shapes, order: Sequence[str] | None) -> Named:
+    """Every parameter's state and group by its name, as it was before the model was wrapped."""
+    by_group = [_names(group, stored) for group in stored.groups]
+    if all(names is not None for names in by_group):
+        dealt = [[plain_name(name) for name in names or ()] for names in by_group]
+    else:
+        dealt = _deal(stored, shapes, order or ())
+    named: Named = {}
+    problems = []
+    for group, names in zip(stored.groups, dealt, strict=True):
+        for key, name in zip(group["params"], names, strict=True):
+            if name in named:
+                problems.append(f"{name} is in the groups twice")
+            named[name] = stored.state.get(key, {}), group
+    listed = {key for group in stored.groups for key in group["params"]}
+    problems += [f"the state of {key} is of no group" for key in stored.state if key not in listed]
+    if problems:
+        raise CheckpointError(problems, stored.path)
+    return named
+
+
+def _names(group: Options, stored: OptimizerFile) -> list[str] | None:
+    """The names of a group's parameters; None if they go by numbers, and it does not say."""
+    keys, names = group["params"], group.get("param_names")
+    if all(isinstance(key, str) for key in keys):
+        return keys
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != len(keys) or not _are_texts(names):
+        raise CheckpointError(f"{stored.path}: a group's param_names are not those of its params")
+    return names
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _deal(stored: OptimizerFile, shapes: Shapes, order: Sequence[str]) -> list[list[str]]:
+    """The names for a state that goes by numbers, by the parameters' order and their shapes."""
+    keys = [list(group["params"]) for group in stored.groups]
+    known = {
+        key: moment.shape
+        for key, entry in stored.state.items()
+        if isinstance(moment := entry.get("exp_avg"), StoredTensor)
+    }
+    if missing := [key for group in keys for key in group if key not in known]:
+        listed = ", ".join(map(str, missing))
+        raise CheckpointError(
+            [f"parameters {listed:.100} have no exp_avg, which AdamW has of each"], stored.path
+        )
+    unknown = sorted(set(shapes).symmetric_difference(order))
+    if unknown:
+        raise CheckpointError(
+            [f"the order of parameters does not fit the model: {', '.join(unknown):.300}"],
+            stored.path,
+        )
+    in_order = {name: shapes[name] for name in order}
+    try:
+        return named_groups([[known[key] for key in group] for group in keys], in_order)
+    except CheckpointError as error:
+        raise CheckpointError(error.problems, stored.path) from None
+
+
+def _check_names(
+    found: Mapping[str, Options], shapes: Shapes, copies: Mapping[str, str]
+) -> Iterator[str]:
+    """Parameters without moments, and moments of what is none."""
+    without = [name for name in shapes if not found.get(name)]
+    strange = [name for name in found if name not in shapes]
+    for name, members in fold(dict.fromkeys(without)):
+        yield f"no moments of {name}" + nearest(members[0], strange)
+    for name, members in fold({name: copies.get(name) for name in strange}):
+        original = copies.get(members[0])
+        yield (
+            f"{name} has moments of its own, but is tied to {original}"
+            if original
+            else f"moments of {name}, which the model does not have" + nearest(name, without)
+        )
+
+
+def _check_entry(entry: Options, shape: tuple[int, ...]) -> Iterator[str]:
+    """What is wrong with the state of a parameter, if it has any."""
+    if not entry:
+        return
+    for what in entry:
+        if what == "max_exp_avg_sq":
+            yield "it has max_exp_avg_sq, of amsgrad, which optax's AdamW has not"
+        elif what not in STATE:
+            yield f"it has {what}, which AdamW has not"
+    for what in MOMENTS:
+        moment = entry.get(what)
+        if not isinstance(moment, StoredTensor | ShardedTensor):
+            yield f"it has no {what}"
+        elif moment.shape != shape:
+            yield f"{what} is {list(moment.shape)}, the parameter is {list(shape)}"
+        elif moment.dtype != np.float32:
+            yield f"{what} is {moment.dtype.name}; a run goes on in float32"
+
+
+def _check_groups(groups: Sequence[Options]) -> Iterator[str]:
+    """Options that are not those of AdamW, or that differ between groups."""
+    if not groups:
+        yield "it has no param_groups"
+    for number, group in enumerate(groups):
+        yield from (f"group {number}: {problem}" for problem in _check_options(group))
+    for name in ("lr", "betas", "eps"):
+        values = {repr(group[name]): None for group in groups if name in group}
+        if len(values) > 1:
+            yield f"{name} differs between groups, {' and '.join(values)}: here all share one"
+    decays = {_number(group.get("weight_decay")) for group in groups} - {0.0}
+    if len(decays) > 1:
+        listed = " and ".join(map(str, sorted(decays)))
+        yield f"weight_decay differs between groups that decay, {listed}: here all share one"
+
+
+def _check_options(group: Options) -> Iterator[str]:
+    """What AdamW has not, or optax's AdamW has not, or is missing."""
+    for name, value in group.items():
+        if name in REQUIRED and value is not REQUIRED[name]:
+            yield f"{name}={value!r} is not supported, only {REQUIRED[name]!r}"
+        elif name in NUMBERS and not math.isfinite(_number(value)):
+            yield f"{name}={value!r:.50} is not a number"
+        elif name not in {*FREE, *NUMBERS, *REQUIRED, "betas"}:
+            yield f"{name}={value!r:.50} is no option of AdamW"
+    for name in ("betas", *NUMBERS, *REQUIRED):
+        if name not in group and name not in OLD_FILES:
+            yield f"{name} is missing, which AdamW has"
+    betas = group.get("betas", (0.0, 0.0))
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not _are_betas(betas):
+        yield f"betas={betas!r:.50} are not two numbers below 1"
+
+
+def _are_betas(values: Sequence[object]) -> bool:
+    return all(0 <= _number(value) < 1 for value in values)
+
+
+def _check_steps(steps: Mapping[str, float], schedule: int | None) -> Iterator[str]:
+    """Steps that are no number of steps, or not the same for all."""
+    found = {step for step in steps.values() if not math.isnan(step)}
+    if len(found) > 1:
+        first, last = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
+        yield (
+            f"parameters have made different numbers of steps: {first} {min(found):g}, "
+            f"{last} {max(found):g}"
+        )
+        return
+    if len(found) < 1 or math.isnan(sum(steps.values())):
+        yield "not every parameter has a number of steps, so none was made or not by AdamW"
+        return
+    (step,) = found
+    if step < 1 or step != int(step) or step >= 2**24:  # it is a float32
+        yield f"step={step:g} is not a number of steps that a float32 can count"
+    elif schedule is not None and schedule != step:
+        yield f"the learning rate's schedule has taken {schedule} steps, AdamW {step:g}"
+
+
+def _number(value: Any) -> float:
+    """A number, or a tensor of one; NaN for anything else."""
+    if isinstance(value, StoredTensor | ShardedTensor):
+        shape: tuple[int, ...] = value.shape
+        if math.prod(shape) == 1 and value.dtype.kind in "fiu":
+            return float(value.read([(0, size) for size in shape]).reshape(()))
+        return math.nan
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 2.0**1000 else math.nan

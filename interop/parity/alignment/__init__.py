@@ -1,0 +1,1 @@
+"""Pairs what both sides compute: inputs, parameter names, activations, expert routing."""

@@ -1,0 +1,194 @@
+"""How a reference is read, called and watched: a model of transformers, or a plain module."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+from unittest import mock
+
+from jaxllm.interop.families import FAMILIES, Family
+from jaxllm.interop.families.common.family import Json
+
+from .inputs import Inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADS = ("query", "key", "value")
+Keep = Callable[[str, Any], Any]  # takes an activation and its name, returns what to go on with
+OWN = "jaxllm_own"  # of a user's module: its family and the fields of its config; see `plain`
+
+
+class Calling(Protocol):
+    """A kind of references."""
+
+    def fields(self, module: Any) -> Json:
+        """Its config file."""
+
+    def family(self, module: Any) -> Family:
+        """The family whose checkpoints it reads. Raises ValueError if there is none."""
+
+    def head(self, module: Any) -> Any:
+        """The module that makes the logits, if checkpoints may have another name for it."""
+
+    def masks(self, module: Any) -> Collection[str]:
+        """The masks that it takes, of those of `Inputs`."""
+
+    def padding(self, module: Any) -> int | None:
+        """The token that stands for padding, to which it does other things than to the rest."""
+
+    def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """What it is called with, of tensors by the names of `Inputs`."""
+
+    def plain_attention(self, module: Any) -> AbstractContextManager[Any]:
+        """Its attention implemented so that scores and probabilities show, if it has a choice."""
+
+    def watched(self, module: Any, keep: Keep) -> AbstractContextManager[Any]:
+        """Keeps what every attention is given and returns: BNTH, BKSH twice, BTNH.
+
+        Of the module `x` these go by `x@query`, `x@key`, `x@value` and `x@mixed`.
+        """
+
+
+def calling_of(module: Any) -> Calling:
+    """The kind of a reference."""
+    is_plain = hasattr(module, OWN) or not hasattr(module, "set_attn_implementation")
+    return _PLAIN if is_plain else _TRANSFORMERS
+
+
+def outputs_of(
+    reference: Any, inputs: Inputs, params: Mapping[str, "Tensor"] | None = None
+) -> "Tensor":
+    """What the reference returns, logits or vectors; with other parameters if they are given."""
+    import torch
+
+    device = next(reference.parameters()).device
+    given = {name: torch.as_tensor(array, device=device) for name, array in inputs.arrays.items()}
+    given = {n: x if x.is_floating_point() else x.long() for n, x in given.items()}
+    arguments, options = calling_of(reference).arguments(reference, given)
+    out = torch.func.functional_call(reference, dict(params or {}), arguments, options)
+    return out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
+
+
+class _Transformers:
+    """Causal language models and encoder-decoders of transformers."""
+
+    def fields(self, module: Any) -> Json:
+        return module.config.to_dict()
+
+    def family(self, module: Any) -> Family:
+        return _known(module.config.model_type)
+
+    def head(self, module: Any) -> Any:
+        return module.get_output_embeddings()
+
+    def masks(self, module: Any) -> Collection[str]:
+        return "source_mask", "target_mask"
+
+    def padding(self, module: Any) -> int | None:
+        return getattr(module.get_input_embeddings(), "padding_idx", None)
+
+    def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        first, *others = [name for name in ("source", "target") if name in given]
+        names = {first: "input_ids", f"{first}_mask": "attention_mask"}
+        for name in others:
+            names |= {name: "decoder_input_ids", f"{name}_mask": "decoder_attention_mask"}
+        options = {names[name]: given[name] for name in names if name in given}
+        return (), {**options, "use_cache": False}
+
+    @contextmanager
+    def plain_attention(self, module: Any) -> Iterator[None]:
+        before = module.config._attn_implementation
+        module.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            module.set_attn_implementation(before)
+
+    @contextmanager
+    def watched(self, module: Any, keep: Keep) -> Iterator[None]:
+        from transformers.modeling_utils import AttentionInterface
+
+        names = {id(part): name for name, part in module.named_modules()}
+        chosen = AttentionInterface.get_interface
+
+        def get_interface(self: Any, implementation: str, default: Callable) -> Callable:
+            attend = chosen(self, implementation, default)
+
+            def watched(
+                part: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any
+            ) -> Any:
+                name = names[id(part)]
+                heads = zip(HEADS, (query, key, value), strict=True)
+                kept = [keep(f"{name}@{what}", tensor) for what, tensor in heads]
+                return keep(f"{name}@mixed", attend(part, *kept, *args, **options))
+
+            return watched
+
+        with mock.patch.object(AttentionInterface, "get_interface", get_interface):
+            yield
+
+
+class _Plain:
+    """Modules that say what they are: those of `interop.reference`, and a user's with rules."""
+
+    def fields(self, module: Any) -> Json:
+        return getattr(module, OWN)[1] if hasattr(module, OWN) else module.fields
+
+    def family(self, module: Any) -> Family:
+        if hasattr(module, OWN):
+            return getattr(module, OWN)[0]
+        if not isinstance(getattr(module, "fields", None), dict):
+            raise ValueError(
+                f"the reference is a {type(module).__name__}, which is neither of transformers "
+                "nor of a known family: give rules="
+            )
+        return _known(module.fields.get("model_type"))
+
+    def head(self, module: Any) -> Any:
+        return None
+
+    def masks(self, module: Any) -> Collection[str]:
+        return self.family(module).masks
+
+    def padding(self, module: Any) -> int | None:
+        return getattr(module, "pad_idx", None)
+
+    def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return self.family(module).arguments(module, given), {}
+
+    def plain_attention(self, module: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    @contextmanager
+    def watched(self, module: Any, keep: Keep) -> Iterator[None]:
+        from jaxllm.interop.reference.attention import Attend
+
+        names = {part: n.rpartition(".")[0] for n, part in module.named_modules()}
+
+        def watch_given(part: Any, args: tuple) -> tuple:
+            heads = [(f"{names[part]}@{what}", x) for what, x in zip(HEADS, args, strict=False)]
+            kept = [keep(name, x.transpose(1, 2)).transpose(1, 2) for name, x in heads]
+            return (*kept, *args[len(kept) :])
+
+        def watch_returned(part: Any, args: tuple, returned: Any) -> Any:
+            return keep(f"{names[part]}@mixed", returned)
+
+        with ExitStack() as stack:
+            for part in names:
+                if isinstance(part, Attend):
+                    stack.callback(part.register_forward_pre_hook(watch_given).remove)
+                    stack.callback(part.register_forward_hook(watch_returned).remove)
+            yield
+
+
+_TRANSFORMERS, _PLAIN = _Transformers(), _Plain()
+
+
+def _known(model_type: Any) -> Family:
+    """The family of this name. Raises ValueError if there is none."""
+    known = {family.model_type: family for family in FAMILIES if family.model_type is not None}
+    if model_type not in known:
+        raise ValueError(
+            f"model_type={model_type!r} is not of a known family, only {', '.join(known)} are"
+        )
+    return known[model_type]

@@ -1,0 +1,112 @@
+"""The tokens that two models are compared on, or the vectors."""
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+# A wrong rotary frequency passes for right over the first few tokens.
+MIN_TOKENS = 300
+
+
+def random_tokens(vocab_size: int, batch_size: int, num_tokens: int, seed: int) -> np.ndarray:
+    """Token ids, BT: rare ones, frequent ones and repetitions, and both ends of the vocabulary.
+
+    Uniform draws alone would hardly ever repeat a token of a large vocabulary, so attention would
+    have nothing to find.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (batch_size, num_tokens)
+    rare_BT = rng.integers(vocab_size, size=shape)
+    frequent_BT = rng.choice(rng.integers(vocab_size, size=16), shape)
+    tokens_BT = np.where(rng.random(shape) < 0.5, rare_BT, frequent_BT)
+    quarter = num_tokens // 4
+    tokens_BT[:, -quarter:] = tokens_BT[:, :quarter]
+    tokens_BT[:, 1], tokens_BT[:, 2] = 0, vocab_size - 1
+    return tokens_BT
+
+
+def random_vectors(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Normal numbers in float32."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np.ndarray:
+    """The first tokens of a text, which is repeated if it is too short; one row, BT.
+
+    Raises:
+        ValueError: the text is empty.
+        CheckpointError: the folder has no tokenizer, and the vocabulary is too small for bytes.
+    """
+    tokenizer_file = folder / "tokenizer.json"
+    if tokenizer_file.is_file():
+        from tokenizers import Tokenizer
+
+        ids = Tokenizer.from_file(str(tokenizer_file)).encode(text).ids
+    elif vocab_size >= 256:
+        ids = list(text.encode())
+    else:
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, and {vocab_size} tokens are too few to spell text in"
+            " bytes"
+        )
+    if not ids:
+        raise ValueError("the text has no tokens")
+    return np.resize(np.array(ids), (1, num_tokens))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What a file gives a model, by the names of `Inputs`: a `.npy`, `.npz` or `.json`.
+
+    JSON is a list of rows of token ids, or an object of such lists; shorter rows are padded.
+
+    Raises OSError for a file that is not there, ValueError for what is none.
+    """
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path} is no .npy, .npz or .json")
+    content = BytesIO(path.read_bytes())
+    try:
+        return _READERS[path.suffix](content)
+    except Exception as error:  # whatever NumPy and zipfile raise for what is cut or another kind
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_array(content: BytesIO) -> dict[str, np.ndarray]:
+    return {"target": np.lib.format.read_array(content, allow_pickle=False)}
+
+
+def _read_archive(content: BytesIO) -> dict[str, np.ndarray]:
+    with np.lib.npyio.NpzFile(content, allow_pickle=False) as archive:
+        return {name: np.asarray(array) for name, array in archive.items()}
+
+
+def _read_rows(content: BytesIO) -> dict[str, np.ndarray]:
+    given = json.load(content)
+    arrays: dict[str, np.ndarray] = {}
+    for name, rows in (given if isinstance(given, dict) else {"target": given}).items():
+        arrays |= _padded(name, rows)
+    return arrays
+
+
+_READERS: dict[str, Callable[[BytesIO], dict[str, np.ndarray]]] = {
+    ".npy": _read_array,
+    ".npz": _read_archive,
+    ".json": _read_rows,
+}
+
+
+def _padded(name: str, rows: Any) -> dict[str, np.ndarray]:
+    """Rows side by side, and if they are of several lengths the mask of what is no padding."""
+    is_rows = isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)
+    if not is_rows or not all(type(token) is int for row in rows for token in row):
+        raise ValueError(f"{name} is not a list of lists of integers")
+    lengths = np.array([len(row) for row in rows])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
+    tokens = np.zeros(mask.shape, np.int32)
+    tokens[mask == 1] = [token for row in rows for token in row]
+    return {name: tokens} if mask.all() else {name: tokens, f"{name}_mask": mask}

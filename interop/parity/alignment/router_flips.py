@@ -1,0 +1,52 @@
+"""Tokens that are sent to other experts, where the errors that follow are no longer rounding."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxllm.interop.parity.report.rows import RouterFlips
+
+ROUTER = ".router"
+
+
+def flips(
+    ours: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    others: Mapping[str, Sequence[np.ndarray]],
+    top_k: int,
+) -> list[RouterFlips]:
+    """Of every router, in the order of the layers, the tokens that it sends elsewhere, if any.
+
+    Args:
+        ours: logits by the router's name, BTE.
+        reference: the same of the reference.
+        others: the same of the reference, computed in other ways.
+        top_k: how many experts a token goes to.
+    """
+    found = []
+    for path, logits_BTE in reference.items():
+        if not path.endswith(ROUTER):
+            continue
+        is_other_BT = _flipped(ours[path], logits_BTE, top_k)
+        by_noise = max(int(_flipped(x, logits_BTE, top_k).sum()) for x in others[path])
+        if is_other_BT.any() or by_noise:
+            margins = _margin(logits_BTE, top_k)[is_other_BT]
+            margin = float(margins.max()) if margins.size else 0.0
+            found.append(RouterFlips(path, int(is_other_BT.sum()), margin, by_noise))
+    return found
+
+
+def _flipped(ours_BTE: np.ndarray, theirs_BTE: np.ndarray, top_k: int) -> np.ndarray:
+    chosen = (
+        np.sort(np.argsort(-x, axis=-1)[..., :top_k], axis=-1) for x in (ours_BTE, theirs_BTE)
+    )
+    one, other = chosen
+    return np.asarray(np.any(one != other, axis=-1))
+
+
+def _margin(logits_BTE: np.ndarray, top_k: int) -> np.ndarray:
+    """How far the last logit that is chosen lies above the first that is not, BT."""
+    descending = -np.sort(-logits_BTE, axis=-1)
+    if top_k == descending.shape[-1]:
+        return np.full(descending.shape[:-1], np.inf)
+    return descending[..., top_k - 1] - descending[..., top_k]

@@ -1,0 +1,178 @@
+"""What the reference continues prompts with, and what it chooses by."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+from jaxllm.generation import Sampling
+from jaxllm.interop.parity.alignment.adapters import outputs_of
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.numerics import metrics, tolerance
+
+from .noise_floor import WAYS
+from .torch_trace import prepared
+
+NEW_TOKENS = 16
+NUM_BEAMS = 4
+# Filters that all do something. No token is ever drawn.
+SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.9)
+NEAR_THE_CUT = 8  # ranks, on each side, of tokens that noise may bring to the other
+
+
+class Decoded(NamedTuple):
+    """What the reference continues prompts with, and what it was chosen by."""
+
+    prompts: list[list[int]]
+    greedy: list[list[int]]
+    beams: list[list[int]]
+    logits_PNV: np.ndarray  # of each prompt at each of its greedy new tokens
+    kept_PNV: np.ndarray  # the tokens that its filters leave, given these
+    ties: frozenset[tuple[int, int]]  # the rows PN and tokens of which noise decides that
+    floor: float  # of the logits, computed otherwise
+    filtered_floor: float  # of those kept
+    noise: float  # how far off a logit may be
+
+
+class Prompted(NamedTuple):
+    """A reference that continues prompts, or writes a target for each as its source."""
+
+    reference: Any
+    start_token: int | None  # of targets; None: prompts are continued
+
+    def decode(self, prompts: Sequence[list[int]]) -> Decoded:
+        """The likeliest continuations that are found greedily and by beams."""
+        with prepared(self.reference):
+            chosen = [self._continue(prompt, 1) for prompt in prompts]
+            beams = [self._continue(prompt, NUM_BEAMS)[0] for prompt in prompts]
+        greedy = [tokens for tokens, _ in chosen]
+        others = [self.logits(prompts, greedy)]
+        for otherwise in WAYS:
+            with otherwise(self.reference):
+                others.append(self.logits(prompts, greedy))
+        logits_PNV = np.stack([logits for _, logits in chosen])
+        V, kept_PNV = logits_PNV.shape[-1], np.isfinite(_filtered(logits_PNV))
+        noise = max(metrics.max_abs(other, logits_PNV) for other in others)
+        noise *= tolerance.NOISE_FACTOR
+        found = (
+            (row, token)
+            for row, logits_V in enumerate(logits_PNV.reshape(-1, V))
+            for token in _filter_ties(logits_V, noise)
+        )
+        return Decoded(
+            list(prompts),
+            greedy,
+            beams,
+            logits_PNV,
+            kept_PNV,
+            frozenset(found),
+            max(metrics.relative_l2(other, logits_PNV) for other in others),
+            max(metrics.relative_l2(other[kept_PNV], logits_PNV[kept_PNV]) for other in others),
+            noise,
+        )
+
+    def logits(
+        self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Those of continuations, in one pass over each and its prompt, without a cache: PNV."""
+        with prepared(self.reference):
+            rows = [
+                self._predict(prompt, [new[:-1]])
+                for prompt, new in zip(prompts, continuations, strict=True)
+            ]
+        return np.concatenate(rows)
+
+    def _continue(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
+        """A prompt's new tokens, and of greedy ones the logits that each was chosen by, NV."""
+        if hasattr(self.reference, "generation_config"):
+            return self._generate(prompt, num_beams)
+        return self._search(prompt, num_beams)
+
+    def _generate(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
+        """By `generate` of transformers."""
+        import torch
+        from transformers import GenerationConfig
+
+        tokens = torch.tensor([prompt], device=self.reference.device)
+        given = self.reference.config
+        config = GenerationConfig(
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            num_beams=num_beams,
+            pad_token_id=0,
+            decoder_start_token_id=getattr(given, "decoder_start_token_id", None),
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        # In place of what the checkpoint says of sampling, penalties and ends.
+        with mock.patch.object(self.reference, "generation_config", config), torch.no_grad():
+            # Without a mask, transformers would take every token 0 for padding.
+            out = self.reference.generate(tokens, attention_mask=torch.ones_like(tokens))
+        scores = torch.cat(out.scores).float().cpu().numpy()
+        return out.sequences[0, -NEW_TOKENS:].tolist(), scores
+
+    def _search(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
+        """By definition: of all continuations of the best so far, the best, without a cache."""
+        beams: list[list[int]] = [[]]
+        totals, chosen_by = np.zeros(1), []
+        for _ in range(NEW_TOKENS):
+            logits_WV = self._predict(prompt, beams)[:, -1].astype(np.float64)
+            chosen_by.append(logits_WV[0].astype(np.float32))
+            log_sums_W = np.logaddexp.reduce(logits_WV, axis=-1)
+            scores_WV = totals[:, None] + logits_WV - log_sums_W[:, None]
+            best = np.argsort(-scores_WV, axis=None, kind="stable")[:num_beams]
+            parents, tokens = np.unravel_index(best, scores_WV.shape)
+            beams = [[*beams[w], int(v)] for w, v in zip(parents, tokens, strict=True)]
+            totals = scores_WV[parents, tokens]
+        return beams[0], np.stack(chosen_by)
+
+    def _predict(self, prompt: list[int], news: Sequence[Sequence[int]]) -> np.ndarray:
+        """Of continuations of one length, what predicts each token and the one after them: WNV."""
+        import torch
+
+        if self.start_token is None:
+            inputs = Inputs(np.array([[*prompt, *new] for new in news]))
+            first = len(prompt) - 1
+        else:
+            target = np.array([[self.start_token, *new] for new in news])
+            inputs, first = Inputs(target, np.array([prompt] * len(news))), 0
+        with torch.no_grad():
+            return outputs_of(self.reference, inputs)[:, first:].float().cpu().numpy()
+
+
+def _filtered(logits: np.ndarray) -> np.ndarray:
+    """What transformers makes of logits, ...V, before it draws from them."""
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    assert SAMPLING.top_k is not None, "given above"
+    assert SAMPLING.top_p is not None, "given above"
+    filters = LogitsProcessorList(
+        [
+            TemperatureLogitsWarper(SAMPLING.temperature),
+            TopKLogitsWarper(SAMPLING.top_k),
+            TopPLogitsWarper(SAMPLING.top_p),
+        ]
+    )
+    no_tokens: Any = torch.empty(0)
+    rows = torch.tensor(logits.reshape(-1, logits.shape[-1]))
+    return filters(no_tokens, rows).numpy().reshape(logits.shape)
+
+
+def _filter_ties(logits_V: np.ndarray, noise: float) -> list[int]:
+    """The tokens of which noise in their logits decides whether they are filtered out."""
+    count = int(np.isfinite(_filtered(logits_V)).sum())
+    ranked = np.argsort(-logits_V, kind="stable")
+    near = ranked[max(0, count - NEAR_THE_CUT) : count + NEAR_THE_CUT]
+    rows = np.repeat(logits_V[None], 2 * len(near), axis=0)
+    each = np.arange(len(near))
+    rows[2 * each, near] -= np.float32(2 * noise)
+    rows[2 * each + 1, near] += np.float32(2 * noise)
+    kept = np.isfinite(_filtered(rows))
+    return near[kept[2 * each, near] != kept[2 * each + 1, near]].tolist()

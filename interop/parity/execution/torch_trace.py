@@ -1,0 +1,154 @@
+"""What the reference computes on the way from its inputs to its outputs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from jaxllm.interop.parity.alignment.adapters import Keep, calling_of, outputs_of
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
+from jaxllm.interop.parity.report.rows import LOGITS
+
+# By name what was computed, in the order of execution; more than once if a module was called so.
+Outputs = dict[str, list[np.ndarray]]
+
+
+def trace_reference(
+    reference: Any,
+    inputs: Inputs,
+    names: Sequence[str],
+    given: Mapping[str, Sequence[np.ndarray]] | None = None,
+    shelf: Shelf = in_memory,
+) -> Outputs:
+    """The outputs of modules, what attention was given and returned, and the logits, in float32.
+
+    Of the module `x` of an attention, its queries, keys, values, scores, probabilities and heads
+    go by `x@query`, `x@key`, `x@value`, `x@scores`, `x@probs` and `x@mixed`.
+
+    Args:
+        reference: of any kind that `calling` knows.
+        inputs: what it is given.
+        names: of modules as in `named_modules()`, and of attention as above.
+        given: what an earlier run computed. Each step goes on with that instead of what it computes
+            itself, so that its error is its own.
+        shelf: where the outputs are kept.
+    """
+    import torch
+
+    outputs: Outputs = {}
+
+    def keep(name: str, output: Any) -> Any:
+        first, *others = output if isinstance(output, tuple) else (output,)
+        calls = outputs.setdefault(name, [])
+        # A copy: what follows may write to the same memory.
+        calls.append(shelf(first.detach().to("cpu", torch.float32, copy=True).numpy()))
+        if given is None or name not in given:
+            return output
+        first = torch.tensor(given[name][len(calls) - 1]).to(first)
+        return (first, *others) if isinstance(output, tuple) else first
+
+    modules = [name for name in names if "@" not in name]
+    attentions = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
+    with ExitStack() as stack:
+        stack.enter_context(prepared(reference))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(calling_of(reference).watched(reference, keep))
+        routers = _routers(reference, modules)
+        for name in [name for name in modules if name not in routers.values()]:
+            hook = reference.get_submodule(name).register_forward_hook(
+                lambda module, args, output, name=name: keep(name, output)
+            )
+            stack.callback(hook.remove)
+        stack.enter_context(_watched_products(routers, keep))
+        stack.enter_context(_watched_softmax(reference, attentions, keep))
+        keep(LOGITS, outputs_of(reference, inputs))
+    return outputs
+
+
+def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
+    """By the identity of their weights, modules that return more than their product.
+
+    What else they return, and in what order, is their own choice.
+    """
+    found = {}
+    for name in modules:
+        module = reference.get_submodule(name)
+        if "router" in type(module).__name__.lower() and hasattr(module, "weight"):
+            found[id(module.weight)] = name
+    return found
+
+
+def _watched_products(weights: Mapping[int, str], keep: Keep) -> AbstractContextManager[Any]:
+    """Keeps what `linear` makes of these weights, whatever other mode computes it."""
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    class WatchedProducts(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            returned = func(*args, **(kwargs or {}))
+            if func is functional.linear and len(args) > 1 and id(args[1]) in weights:
+                return keep(weights[id(args[1])], returned)
+            return returned
+
+    return WatchedProducts()
+
+
+@contextmanager
+def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Keep) -> Iterator[None]:
+    """Keeps what softmax is given and returns inside of these modules."""
+    import torch
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    entered: list[str] = []
+
+    class WatchedSoftmax(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if not (entered and args) or func not in (
+                functional.softmax,
+                torch.softmax,
+                torch.Tensor.softmax,
+            ):
+                return func(*args, **kwargs)
+            scores = keep(f"{entered[-1]}@{SCORES}", args[0])
+            return keep(f"{entered[-1]}@{PROBS}", func(scores, *args[1:], **kwargs))
+
+    with ExitStack() as stack:
+        for name in attentions:
+            module = reference.get_submodule(name)
+            enter = module.register_forward_pre_hook(
+                lambda module, args, name=name: entered.append(name)
+            )
+            leave = module.register_forward_hook(
+                lambda module, args, output: entered.pop() and None
+            )
+            stack.callback(enter.remove)
+            stack.callback(leave.remove)
+        stack.enter_context(WatchedSoftmax())
+        yield
+
+
+@contextmanager
+def prepared(reference: Any) -> Iterator[None]:
+    """No dropout, exact float32 products, plain attention; all as it was afterwards."""
+    import torch
+
+    training = [module for module in reference.modules() if module.training]
+    precision = torch.get_float32_matmul_precision()
+    reference.eval()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with calling_of(reference).plain_attention(reference):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for module in training:
+            module.training = True

@@ -1,0 +1,119 @@
+"""The reference's side of training, in PyTorch."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxllm.interop.parity.alignment.adapters import outputs_of
+from jaxllm.interop.parity.alignment.inputs import Inputs
+
+from .recipe import Recipe, Training
+from .torch_trace import prepared
+
+IGNORED = -100  # no token
+
+
+def train_reference(
+    reference: Any,
+    batches: Sequence[Inputs],
+    recipe: Recipe,
+    decays: Collection[str],
+) -> Training:
+    """A step of the recipe on each batch; the reference stays as it is.
+
+    Args:
+        reference: of any kind.
+        batches: of one shape or several.
+        recipe: what to do with the gradients.
+        decays: the parameters that decay.
+    """
+    import torch
+
+    before = dict(reference.named_parameters())
+    params = {name: p.detach().clone().requires_grad_() for name, p in before.items()}
+    optimizer = _optimizer(params, recipe, decays)
+    losses, norm = [], 0.0
+    first: dict[str, Any] = {}
+    with prepared(reference):
+        for step, inputs in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
+            optimizer.zero_grad()
+            loss = mean_loss(reference, params, inputs)
+            loss.backward()
+            losses.append(loss.item())
+            if step == 0:
+                first["parameter"] = {n: _array(p) for n, p in params.items()}
+                first["gradient"] = {n: _array(_gradient(p)) for n, p in params.items()}
+            total = torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip_norm)
+            optimizer.step()
+            if step == 0:
+                norm = total.item()
+                first |= _after(params, before, optimizer)
+    copies = {  # parameters that go by several names
+        copy: name
+        for copy, p in reference.named_parameters(remove_duplicate=False)
+        for name in [next(name for name, original in before.items() if original is p)]
+    }
+    named = {
+        what: {copy: arrays[name] for copy, name in copies.items()}
+        for what, arrays in first.items()
+    }
+    return Training(tuple(losses), norm, named)
+
+
+def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:
+    """The loss of our side, with these parameters: of the next tokens, or of vectors."""
+    import torch
+    from torch.nn import functional
+
+    out = outputs_of(reference, inputs, params).float()
+    if inputs.wanted is not None:
+        return functional.mse_loss(out, torch.as_tensor(inputs.wanted, device=out.device))
+    tokens = torch.as_tensor(inputs.target, dtype=torch.int64, device=out.device)[:, 1:]
+    if inputs.target_mask is not None:
+        is_token = torch.as_tensor(inputs.target_mask != 0, device=out.device)
+        tokens = tokens.masked_fill(~(is_token[:, 1:] & is_token[:, :-1]), IGNORED)
+    logits = out[:, :-1].flatten(0, 1)
+    return functional.cross_entropy(logits, tokens.flatten(), ignore_index=IGNORED)
+
+
+def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) -> Any:
+    import torch
+
+    groups = [
+        {
+            "params": [p for name, p in params.items() if (name in decays) == decay],
+            "weight_decay": recipe.weight_decay if decay else 0.0,
+        }
+        for decay in (True, False)
+    ]
+    betas = recipe.b1, recipe.b2
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], recipe.rate(0), betas, recipe.eps
+    )
+
+
+def _after(params: dict[str, Any], before: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The moments and the update of every parameter after a step."""
+    import torch
+
+    found: dict[str, Any] = {"m": {}, "v": {}, "update": {}}
+    for name, parameter in params.items():
+        state = optimizer.state.get(parameter, {})  # none, if it took no part in the loss
+        for what, key in (("m", "exp_avg"), ("v", "exp_avg_sq")):
+            found[what][name] = _array(state.get(key, torch.zeros_like(parameter)))
+        found["update"][name] = _array(parameter) - _array(before[name])
+    return found
+
+
+def _gradient(parameter: Any) -> Any:
+    import torch
+
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _array(tensor: Any) -> np.ndarray:
+    # A copy: what follows writes to the same memory.
+    return tensor.detach().cpu().numpy().copy()

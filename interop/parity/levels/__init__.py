@@ -1,0 +1,1 @@
+"""Parity levels: what each one compares."""

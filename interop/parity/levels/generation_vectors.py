@@ -1,0 +1,102 @@
+"""The level of generation where tokens are vectors: each is what the last one becomes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxllm.interop.parity.alignment.adapters import outputs_of
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.execution.jax_trace import PRECISION, call
+from jaxllm.interop.parity.execution.noise_floor import WAYS
+from jaxllm.interop.parity.execution.torch_trace import prepared
+from jaxllm.interop.parity.numerics import metrics, tolerance
+from jaxllm.interop.parity.report.rows import ScoresResult
+from jaxllm.models import Model
+from jaxllm.sharding import on_host
+
+PROMPT_LENGTH = 24
+NEW_VECTORS = 8
+
+
+class Continued(NamedTuple):
+    """What the reference continues a prompt with."""
+
+    prompt: Inputs
+    vectors_BNO: np.ndarray
+    floor: float  # the same, computed otherwise
+
+
+def compare_vectors(reference: Any, model: Model, inputs: Inputs) -> list[ScoresResult]:
+    """The first vectors of the inputs, continued by both sides."""
+    return judge_vectors(model, continue_vectors(reference, inputs))
+
+
+def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
+    """The first vectors of the inputs, continued by the reference.
+
+    By one vector only where what a model returns is of another width than what it is given.
+    """
+    prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], wanted=None)
+    is_loop = inputs.wanted is None or inputs.wanted.shape[-1] == inputs.target.shape[-1]
+    count = NEW_VECTORS if is_loop else 1
+    with prepared(reference):
+        theirs = _continued(_theirs(reference), prompt, count)
+    floor = 0.0
+    for otherwise in WAYS:
+        with otherwise(reference), prepared(reference):
+            other = _continued(_theirs(reference), prompt, count)
+        floor = max(floor, metrics.relative_l2(other, theirs))
+    return Continued(prompt, theirs, floor)
+
+
+def judge_vectors(model: Model, theirs: Continued) -> list[ScoresResult]:
+    """Our continuation of the reference's prompt against its own."""
+    with jax.default_matmul_precision(PRECISION):
+        ours = _continued(_ours(model), theirs.prompt, theirs.vectors_BNO.shape[1])
+    error = metrics.relative_l2(ours, theirs.vectors_BNO)
+    threshold = tolerance.threshold(theirs.floor)
+    return [ScoresResult("generate.vectors", error, theirs.floor, threshold)]
+
+
+def _continued(last: Callable[[Inputs, int], np.ndarray], prompt: Inputs, count: int) -> np.ndarray:
+    """The new vectors, BNO: `last(inputs, room)` is what the last of a sequence becomes, BO."""
+    new: list[np.ndarray] = []
+    while len(new) < count:
+        grown = np.concatenate([prompt.target, *(vector[:, None] for vector in new)], axis=1)
+        room = count - len(new) - 1
+        new.append(last(dataclasses.replace(prompt, target=grown), room))
+    return np.stack(new, axis=1)
+
+
+def _theirs(reference: Any) -> Callable[[Inputs, int], np.ndarray]:
+    import torch
+
+    def last(inputs: Inputs, room: int) -> np.ndarray:
+        with torch.no_grad():
+            return outputs_of(reference, inputs)[:, -1].float().cpu().numpy()
+
+    return last
+
+
+def _ours(model: Model) -> Callable[[Inputs, int], np.ndarray]:
+    """Padded to one length, so that one program is compiled."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, given: dict[str, jax.Array]) -> jax.Array:
+        return call(nnx.merge(graphdef, state), given).logits
+
+    def last(inputs: Inputs, room: int) -> np.ndarray:
+        B, T = inputs.target.shape[:2]
+        padded = np.pad(inputs.target, ((0, 0), (0, room), (0, 0)))
+        mask = np.broadcast_to(np.arange(T + room) < T, (B, T + room)).astype(np.int32)
+        whole = dataclasses.replace(inputs, target=padded, target_mask=mask)
+        given = {name: jnp.asarray(array) for name, array in whole.arrays.items()}
+        return on_host(run(state, given))[:, T - 1]
+
+    return last

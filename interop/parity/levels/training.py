@@ -1,0 +1,208 @@
+"""The levels of training: gradients, one step of the optimizer, and a curve of many."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from jaxllm.closeness import (
+    Apart,
+    apart,
+    beyond_noise,
+    gradient_apart,
+    norm_of_all,
+    relative_l2,
+    threshold,
+    update_apart,
+)
+from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
+from jaxllm.interop.parity.execution.jax_train import train_model
+from jaxllm.interop.parity.execution.noise_floor import WAYS, moved_weights
+from jaxllm.interop.parity.execution.recipe import Recipe, Training
+from jaxllm.interop.parity.execution.torch_train import train_reference
+from jaxllm.interop.parity.report.rows import LossResult, TensorResult
+from jaxllm.interop.rules.rule import BoundRule
+from jaxllm.models import Model
+
+Arrays = Mapping[str, np.ndarray]
+
+# PyTorch divides by the norm plus this when it clips; optax does not.
+CLIP_EPS = 1e-6
+
+# Elements of a gradient that are so many times its noise have an update that is not noise.
+ABOVE_NOISE = 1e3
+
+# Of a parameter that the reference does not have, or has in another shape.
+MISSING = Apart(math.inf, 0.0)
+
+TRAINING = ("gradients", "step", "curve")
+MOVED = (0, 1)  # seeds of trainings from weights that are off by their last bits
+
+
+class Runs(NamedTuple):
+    """Trainings on the same batches."""
+
+    ours: Training
+    theirs: Training
+    others: Sequence[Training]  # the reference's, computed in other ways
+    moved: Sequence[Sequence[float]]  # the losses of the reference's from weights next to its own
+
+
+def train_both(
+    reference: Any,
+    model: Model,
+    rules: Sequence[BoundRule],
+    inputs: Inputs,
+    steps: int,
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation | None,
+) -> Runs:
+    """Both sides trained from the same weights on the same batches, everything by our names.
+
+    `rules` are those of a model whose layers are one by one; `model` may have them stacked.
+    """
+    course = course_of(reference, model, rules, inputs, steps)
+    ours = train_model(model, course.batches, optimizer or recipe.optimizer(model), course.constant)
+    (plain, *others), moved = train_references(reference, rules, course, recipe)
+    return Runs(ours, plain, others, moved)
+
+
+class Course(NamedTuple):
+    """What both sides are trained on."""
+
+    batches: list[Inputs]
+    constant: set[str]  # our names of what is a buffer in PyTorch, and is not trained there
+
+
+def course_of(
+    reference: Any, model: Model, rules: Sequence[BoundRule], inputs: Inputs, steps: int
+) -> Course:
+    """Batches like the inputs, which are the first of them."""
+    # PyTorch drops the gradient of a token for padding where it is looked up.
+    unused = calling_of(reference).padding(reference)
+    later = (inputs.redrawn(model, seed) for seed in range(1, steps))
+    batches = [batch.without(unused, model) for batch in (inputs, *later)]
+    names = our_names(rules)
+    constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
+    return Course(batches, constant)
+
+
+def train_references(
+    reference: Any, rules: Sequence[BoundRule], course: Course, recipe: Recipe
+) -> tuple[list[Training], list[tuple[float, ...]]]:
+    """The reference's training and then the same computed in other ways; losses of moved weights.
+
+    Of a single step there are none of these.
+    """
+    decays = decayed(rules)
+
+    def theirs() -> Training:
+        run = train_reference(reference, course.batches, recipe, decays)
+        first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
+        return dataclasses.replace(run, first=first)
+
+    runs = [theirs()]
+    for otherwise in WAYS:
+        with otherwise(reference):
+            runs.append(theirs())
+    moved = []
+    for seed in MOVED if len(course.batches) > 1 else ():
+        with moved_weights(reference, seed):
+            moved.append(train_reference(reference, course.batches, recipe, decays).losses)
+    return runs, moved
+
+
+def judge_training(runs: Runs, levels: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """The rows of those levels that are of training."""
+    judges: dict[str, Any] = {
+        "gradients": judge_gradients,
+        "step": judge_step,
+        "curve": judge_curve,
+    }
+    return {level: judged(runs) for level, judged in judges.items() if level in levels}
+
+
+def judge_gradients(runs: Runs) -> list[TensorResult]:
+    """The loss of the first batch, and every parameter's gradient of it."""
+    ours, theirs, others, _ = runs
+    losses = [run.losses[0] for run in (ours, theirs, *others)]
+    return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
+
+
+def judge_step(runs: Runs) -> list[TensorResult]:
+    """The norm that clips, and of every parameter both moments and the update."""
+    ours, theirs, others, _ = runs
+    norm = _judge_number("gradient", "norm", [run.norm for run in (ours, theirs, *others)])
+    return [norm, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
+
+
+def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
+    """One number: ours, the reference's, and the reference's computed otherwise."""
+    ours, theirs, *others = found
+    return _result(f"{path}.", what, apart(ours, theirs, others))
+
+
+def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
+    """What is this power of the clipped gradient, and so as many times as far off; 0: itself."""
+    gradient, clip = runs.theirs.first["gradient"], CLIP_EPS / runs.theirs.norm
+    ours, theirs = runs.ours.first[what], runs.theirs.first[what]
+    others = [run.first[what] for run in runs.others]
+    whole = norm_of_all(theirs.values())
+    for name in ours:
+        if name not in theirs:
+            yield _result(name, what, MISSING)
+            continue
+        again = [other[name] for other in others]
+        found = gradient_apart(ours[name], theirs[name], again, whole)
+        if power and found.relative_to == "own":
+            noise = (
+                relative_l2(run.first["gradient"][name], gradient[name]) for run in runs.others
+            )
+            found = found._replace(floor=max(found.floor, power * (max(noise) + clip)))
+        yield _result(name, what, found)
+
+
+def _updates(runs: Runs) -> Iterator[TensorResult]:
+    """Of every parameter, the update of those elements whose gradient is more than noise."""
+    ours, theirs, others, _ = runs
+    for name in ours.first["update"]:
+        if name not in theirs.first["update"]:
+            yield _result(name, "update", MISSING)
+            continue
+        noise = (run.first["gradient"][name] for run in others)
+        counts = beyond_noise(theirs.first["gradient"][name], noise, ABOVE_NOISE)
+        own, update, *again = (run.first["update"][name][counts] for run in (ours, theirs, *others))
+        before = theirs.first["parameter"][name][counts]
+        found = update_apart(own, update, again, before)
+        yield _result(name, "update", found, compared=float(counts.mean()))
+
+
+def _result(name: str, what: str, found: Apart, compared: float = 1.0) -> TensorResult:
+    """The row of a parameter, as in `layers.7.mlp.up_proj.kernel`."""
+    path, _, parameter = name.rpartition(".")
+    return TensorResult(
+        path=path,
+        parameter=parameter,
+        what=what,
+        relative_l2=found.error,
+        floor=found.floor,
+        threshold=threshold(found.floor),
+        relative_to=found.relative_to,
+        compared=compared,
+    )
+
+
+def judge_curve(runs: Runs) -> list[LossResult]:
+    """The loss of every step. What noise did to an earlier step, it may do to a later one."""
+    ours, theirs, others, moved = runs
+    again = [*(other.losses for other in others), *moved]
+    rows, floor = [], 0.0
+    for step, (mine, loss) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
+        floor = max(floor, *(relative_l2(losses[step], loss) for losses in again))
+        rows.append(LossResult(f"step {step}", mine, loss, floor, threshold(floor)))
+    return rows

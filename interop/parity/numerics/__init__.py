@@ -1,0 +1,1 @@
+"""Error metrics, tolerances, and arrays kept on disk."""

@@ -1,0 +1,1 @@
+"""What the reference computed, as recorded once and stored in packs."""

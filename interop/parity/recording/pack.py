@@ -1,0 +1,71 @@
+"""Plain data with arrays in them, as two files: JSON, and safetensors for the arrays."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+DATA, ARRAYS = "pack.json", "arrays.safetensors"
+ARRAY = "array"  # {"array": "12"} stands for an array
+VERSION = 2
+
+
+def write_pack(data: dict[str, Any], folder: Path) -> int:
+    """Writes dicts, lists, words, numbers and arrays into a new folder; how many bytes it takes.
+
+    Raises CheckpointError if the folder exists.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; choose a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, np.ndarray] = {}
+    plain = _without_arrays({"version": VERSION, **data}, arrays)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as unfinished:
+        whole = Path(unfinished) / "pack"
+        whole.mkdir()
+        (whole / DATA).write_text(json.dumps(plain) + "\n", encoding="utf-8")
+        (whole / ARRAYS).write_bytes(save(arrays))
+        os.replace(whole, folder)
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def read_pack(folder: Path) -> dict[str, Any]:
+    """What `write_pack` wrote. Raises CheckpointError if the folder holds something else."""
+    if missing := [name for name in (DATA, ARRAYS) if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder} is no pack of `jaxllm parity record`: it has no {' and no '.join(missing)}"
+        )
+    try:
+        plain = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        data = _with_arrays(plain, load_file(folder / ARRAYS))
+    except Exception as error:  # whatever safetensors raises for a file that is cut
+        raise CheckpointError(f"{folder} is damaged: {error}") from None
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        raise CheckpointError(f"{folder} is not of version {VERSION}")
+    return data
+
+
+def _without_arrays(data: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_arrays(value, arrays) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_arrays(value, arrays) for value in data]
+    if isinstance(data, np.ndarray):
+        name = str(len(arrays))
+        arrays[name] = np.ascontiguousarray(data)
+        return {ARRAY: name}
+    return data
+
+
+def _with_arrays(data: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(data, dict):
+        if data.keys() == {ARRAY}:
+            return arrays[data[ARRAY]]
+        return {key: _with_arrays(value, arrays) for key, value in data.items()}
+    return [_with_arrays(value, arrays) for value in data] if isinstance(data, list) else data

@@ -1,0 +1,1 @@
+"""Renders a parity report for the terminal and as an HTML page."""

@@ -1,0 +1,1 @@
+"""The parity report as plain data."""

@@ -1,0 +1,115 @@
+"""One side of a rule, read from its text: a name in which axes may stand, and dimensions."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Self
+
+from .axis_ranges import Dims, Sizes
+
+Index = Mapping[str, int]  # positions of axes
+
+_PLACEHOLDER = re.compile(r"\{(\w+(?: \w+)*)(?::(\d+))?(?:=([^}]*))?\}")
+_DIMENSION = re.compile(r"\(([^()]*)\)|(\w+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a rule: a name in which axes may stand, and an array's dimensions."""
+
+    name: str
+    dims: Dims
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The side written as `name : dims`."""
+        name, colon, pattern = text.partition(" : ")
+        if not colon or _DIMENSION.sub("", pattern).strip():
+            raise ValueError(f"{text!r} is not of the form 'name : A (B C)'")
+        if braces := re.findall(r"\{[^}]*\}?|\}", _PLACEHOLDER.sub("", name)):
+            raise ValueError(
+                f"{braces[0]!r} in {name!r} is not {{A}}, {{A:02}}, {{A=x|y}} or {{A B}}"
+            )
+        dims = tuple(
+            tuple((merged or single).split()) for merged, single in _DIMENSION.findall(pattern)
+        )
+        return cls(name.strip(), dims)
+
+    @property
+    def text(self) -> str:
+        """The side as it is written in a rule."""
+        dims = (dim[0] if len(dim) == 1 else f"({' '.join(dim)})" for dim in self.dims)
+        return f"{self.name} : {' '.join(dims)}"
+
+    @cached_property
+    def placeholders(self) -> tuple[tuple[str, ...], ...]:
+        """The axes of each placeholder in the name; several are merged."""
+        return tuple(tuple(match[1].split()) for match in _PLACEHOLDER.finditer(self.name))
+
+    @cached_property
+    def name_axes(self) -> tuple[str, ...]:
+        """The axes that live in the name."""
+        return tuple(itertools.chain.from_iterable(self.placeholders))
+
+    @cached_property
+    def labels(self) -> dict[str, list[str]]:
+        """By the axes of a placeholder, as in `K R`, the labels that stand for their positions."""
+        return {
+            match[1]: match[3].split("|")
+            for match in _PLACEHOLDER.finditer(self.name)
+            if match[3] is not None
+        }
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """All axes: those in the name, then those of the array."""
+        return (*self.name_axes, *self.array_axes)
+
+    @cached_property
+    def array_axes(self) -> tuple[str, ...]:
+        """The axes of the array, merged or not."""
+        return tuple(itertools.chain.from_iterable(self.dims))
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The shape of the array under each name."""
+        return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
+
+    def spell(self, index: Index, sizes: Sizes) -> str:
+        """The name at these positions of its axes."""
+
+        def fill(match: re.Match[str]) -> str:
+            axes, width, labels = match.groups()
+            position = 0
+            for axis in axes.split():
+                position = position * sizes[axis] + index[axis]
+            if labels is not None:
+                return labels.split("|")[position]
+            return f"{position:0{width or 1}}"
+
+        return _PLACEHOLDER.sub(fill, self.name)
+
+    def names(self, sizes: Sizes) -> Iterator[tuple[str, Index]]:
+        """Every name, and the positions of its axes."""
+        for positions in itertools.product(*(range(sizes[axis]) for axis in self.name_axes)):
+            index = dict(zip(self.name_axes, positions, strict=True))
+            yield self.spell(index, sizes), index
+
+    def at(self, axis: str, positions: Sequence[int], sizes: Sizes) -> Self:
+        """This side with `axis`, which lives in the name, cut down to some of its positions."""
+
+        def label(match: re.Match[str]) -> str:
+            if match[1] != axis:
+                return match[0]
+            whole = Side(match[0], ())
+            labels = "|".join(whole.spell({axis: i}, sizes) for i in positions)
+            return f"{{{axis}={labels}}}"
+
+        return dataclasses.replace(self, name=_PLACEHOLDER.sub(label, self.name))
+
+    def stacked(self, axis: str, label: str) -> Self:
+        """This side with `axis` moved from its name, where `label` replaces it, to the array."""
+        name = re.sub(rf"\{{{axis}(:\d+)?(=[^}}]*)?\}}", label, self.name)
+        return dataclasses.replace(self, name=name, dims=((axis,), *self.dims))

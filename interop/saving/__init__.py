@@ -1,0 +1,1 @@
+"""Exporting models: lays files out and writes them, by one process or many."""

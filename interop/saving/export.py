@@ -1,0 +1,176 @@
+"""What a checkpoint of a family will consist of: its files, laid out, and its tensors, unread."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxllm.interop.families import FAMILIES, Family, Layout, Table
+from jaxllm.interop.formats import safetensors_file
+from jaxllm.interop.formats.file_writer import PlannedFile
+from jaxllm.interop.formats.lazy_tensor import TensorSource, joined, of_array, transferred
+from jaxllm.interop.formats.pytorch import torch_zip
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.loading.plan import fused_parts
+from jaxllm.interop.loading.user_family import family_of, known_family
+from jaxllm.origin import Origin
+
+Format = Literal["hf", "meta", "tlama", "llm", "nima", "components", "native", "rules"]
+
+COMPANIONS = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template*", "generation_config.json", "*.tiktoken"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A checkpoint to be written: its large files in any order, then its small ones in theirs."""
+
+    family: Family
+    tensors: Mapping[str, TensorSource]
+    files: tuple[PlannedFile, ...]
+    texts: Mapping[str, bytes]  # the config and the index, by name
+
+
+def plan_export(
+    parameters: Parameters, families: Sequence[Family], model_parallel: int | None, max_shard: int
+) -> Export:
+    """Lays out the checkpoint in the spelling of the first family that can say what the model is.
+
+    Raises CheckpointError, with what each of them cannot say, if none can.
+    """
+    family, config, table = spell(parameters, families, model_parallel)
+    tensors = dict(exported(parameters, table))
+    files, index = _lay_out(family, table.file, tensors, max_shard)
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    config_file = {family.config_file: text} if family.config_file else {}
+    return Export(family, tensors, tuple(files), {**config_file, **index})
+
+
+def possible_families(
+    origin: Origin | None, chosen: str | None, model_parallel: int | None, rules: Any = None
+) -> list[Family]:
+    """The families of the format to write, the model's own first; none for a native checkpoint.
+
+    `rules` are those of format "rules", which a model that came by such need not be given again.
+    Raises CheckpointError for a format that does not exist, or has no shards to be cut into.
+    """
+    users = _users_family(origin, chosen, rules) if chosen in (None, "rules") else None
+    formats = dict.fromkeys(family.format for family in FAMILIES)
+    if chosen not in (None, "rules", "native", *formats):
+        known = ", ".join([*formats, "rules", "native"])
+        raise CheckpointError(f"format={chosen!r} is not one of {known}")
+    own = None if origin is None else origin.family
+    if chosen is None:
+        chosen = next((family.format for family in FAMILIES if family.name == own), "hf")
+    families = [users] if users else [family for family in FAMILIES if family.format == chosen]
+    if model_parallel is not None and not any(f.storage == "consolidated" for f in families):
+        raise CheckpointError(
+            f"model_parallel={model_parallel} is for format 'meta', not {chosen!r}"
+        )
+    return sorted(families, key=lambda family: family.name != own)
+
+
+def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Family | None:
+    """The family of these rules, or of those that the model came by; None if it came by none."""
+    if rules is not None:
+        return family_of(rules)
+    if origin is not None and origin.family not in (family.name for family in FAMILIES):
+        return known_family(origin.family)
+    if chosen == "rules":
+        raise CheckpointError("format='rules' is that of rules of your own: give rules=")
+    return None
+
+
+def copy_companions(folder: Path, origin: Origin | None, *others: Path) -> None:
+    """Takes the tokenizer and generation files along that the model's origin or others have."""
+    places = [*([] if origin is None else [Path(origin.directory)]), *others]
+    for place, pattern in itertools.product(places, COMPANIONS):
+        for file in place.glob(pattern):
+            if file.is_file():
+                shutil.copy2(file, folder / file.name)
+
+
+def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
+    """Writes the small files in their order, each whole or not there."""
+    for name, text in texts.items():
+        partial = folder / f"{name}.partial"
+        with partial.open("wb") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, folder / name)
+
+
+def spell(
+    parameters: Parameters, families: Sequence[Family], model_parallel: int | None
+) -> tuple[Family, dict, Table]:
+    """The first family that can say what the model is, its config file and its tensors."""
+    origin, problems = parameters.origin, []
+    for family in families:
+        base, layout = {}, Layout()
+        if origin is not None and origin.family == family.name:
+            base, layout = json.loads(origin.config), Layout(**json.loads(origin.layout)).written
+        if model_parallel is not None:
+            layout = dataclasses.replace(layout, model_parallel=model_parallel)
+        try:
+            family.check_class(parameters.config)
+            config = family.write_config(parameters.config, base)
+            return family, config, family.table(parameters.config, layout)
+        except ValueError as error:
+            problems.append(f"{family.name}: {error}")
+    raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
+
+
+def exported(parameters: Parameters, table: Table) -> Iterator[tuple[str, TensorSource]]:
+    """Every tensor to be stored, to be put together from the model's arrays."""
+    rules = table.bound(parameters.stacks)
+    fused = fused_parts(rules)
+    part_names = {name for names in fused.values() for name in names}
+    parts: dict[str, TensorSource] = {}
+    originals: dict[str, TensorSource] = {}
+    for rule, sizes in rules:
+        transfer = rule.exporting(sizes)
+        for name, index in transfer.target.names(sizes):
+            tensor = transferred(transfer, index, parameters.arrays)
+            originals[name] = tensor
+            if name in part_names:
+                parts[name] = tensor
+            else:
+                yield name, tensor
+    for whole, names in fused.items():
+        yield whole, joined([parts[name] for name in names])
+    for copy in table.copies:
+        yield copy, originals[table.tied[copy]]
+    for derived in table.derived:
+        yield derived.name, of_array(derived.compute())
+
+
+def _lay_out(
+    family: Family, file: str, tensors: Mapping[str, TensorSource], max_shard: int
+) -> tuple[list[PlannedFile], dict[str, bytes]]:
+    """The files of the tensors, and those to be written after them."""
+    is_sharded = file == safetensors_file.SINGLE_NAME
+    if family.storage == "safetensors" or is_sharded:
+        return safetensors_file.lay_out_checkpoint(tensors, max_shard)
+    if family.storage == "state_dict":
+        return [torch_zip.lay_out("state_dict.pth", tensors)], {}
+    if family.storage == "file":
+        lay_out = (safetensors_file if file.endswith(".safetensors") else torch_zip).lay_out
+        return [lay_out(file, tensors)], {}
+    files = []
+    for rank in sorted({name.partition("/")[0] for name in tensors}):
+        prefix = f"{rank}/"
+        of_rank = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        files.append(torch_zip.lay_out(f"consolidated.{rank}.pth", of_rank).prefixed(prefix))
+    return files, {}

@@ -1,0 +1,117 @@
+"""Models to checkpoints, in the spelling of any family that can say what they are."""
+
+import collections
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxllm.interop.formats import orbax
+from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.model_arrays import of_model
+from jaxllm.models import Model
+
+from .export import Export, Format, copy_companions, plan_export, possible_families, write_texts
+from .multihost import agreed, common_name, leads
+
+
+def save_pretrained(
+    model: Model,
+    path: str | Path,
+    *,
+    format: Format | None = None,  # noqa: A002 - the word that users expect
+    model_parallel: int | None = None,
+    max_shard: int | str = "5GB",
+    rules: Any = None,
+) -> None:
+    """Writes the model where transformers, Meta's code, tlama-core or jaxllm can read it.
+
+    Args:
+        model: as `load_pretrained` or training made it; its layers scanned or not.
+        path: a folder that does not exist yet, or is empty.
+        format: "hf", "meta", "tlama", "llm" or "native"; by default that of the model's origin,
+            and "hf" for a model that has none.
+        model_parallel: how many shards to write, for "meta"; by default as many as were read.
+        max_shard: where to begin another safetensors file: bytes, or a text like "5GB".
+        rules: to write the model by, as docs/rules.md says; those that it was loaded by in this
+            process need not be given again.
+
+    Raises:
+        CheckpointError: the folder is not empty, or the format cannot say what the model is.
+    """
+    path = Path(path).resolve()
+    families = possible_families(model.origin, format, model_parallel, rules)
+    parameters = of_model(model)
+    together = parameters.span_processes
+    shard = parse_size(max_shard)
+    export = plan_export(parameters, families, model_parallel, shard) if families else None
+    with agreed(together):
+        check_is_free(path)
+    with _complete_folder(path, together) as partial:
+        if export is None:
+            orbax.save(model, partial)
+        elif together:
+            _write_together(partial, export)
+        else:
+            write_files(partial, export.files, export.tensors)
+        with agreed(together):
+            if leads() or not together:
+                copy_companions(partial, model.origin)
+                write_texts(partial, {} if export is None else export.texts)
+
+
+def _write_together(folder: Path, export: Export) -> None:
+    """Writes the large files: every process gathers a tensor at a time, the first writes it."""
+    with agreed(True):
+        if leads():
+            check_space(folder, sum(file.size for file in export.files))
+            for file in export.files:
+                create(folder, file)
+    digests = {}
+    for file in export.files:
+        for name in file.places:
+            tensor = export.tensors[name]
+            with agreed(True):
+                if leads():
+                    digests[name] = fill(folder, file, name, tensor, chunk_bytes=tensor.nbytes)
+                else:
+                    collections.deque(tensor.payload(tensor.nbytes), maxlen=0)
+    with agreed(True):
+        if leads():
+            for file in export.files:
+                finish(folder, file, digests)
+
+
+def check_is_free(path: Path) -> None:
+    """Raises CheckpointError unless a checkpoint can be put there without harm."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is not an empty folder; choose a new one")
+
+
+@contextmanager
+def _complete_folder(path: Path, together: bool) -> Iterator[Path]:
+    """A folder beside `path` that takes its name when everything in it is written."""
+    partial = path.with_name(f"{path.name}.{common_name(together)}.partial")
+    is_ours = leads() or not together
+    try:
+        with agreed(together):
+            if is_ours:
+                partial.mkdir(parents=True)
+        yield partial
+        with agreed(together):
+            if is_ours:
+                take_name(partial, path)
+    finally:
+        if is_ours:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def take_name(folder: Path, path: Path) -> None:
+    """Gives a complete folder its name, that of an empty folder perhaps, in one step."""
+    sync(folder)
+    os.replace(folder, path)
+    sync(path.parent)

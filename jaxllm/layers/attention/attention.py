@@ -1,0 +1,206 @@
+"""Grouped-query attention (Ainslie et al., 2023)."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import LayerKind, StackConfig, Temperature
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.norm import Norm, normalize
+from jaxllm.layers.trace import is_watched, show
+from jaxllm.sharding import constrain
+
+from .cache import Cache
+from .mask import Sight, same_segment
+from .rope import Rotation, apply_rope
+
+MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
+MAX_BLOCKS = 16  # in a program, whatever the length
+
+# Added to the scores of queries and keys at these positions: (BT, BS) -> BNTS. B may be 1.
+Bias = Callable[[Array, Array], Array]
+
+# Called with "scores" or "probs" and these, BKGTS; returns those to go on with.
+Watch = Callable[[str, Array], Array]
+
+LOWEST = jnp.finfo(jnp.float32).min  # the score of a key that a query does not see
+
+
+class Attention(nnx.Module):
+    """Self-attention; with a cache, attention to everything in the cache."""
+
+    def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        linear = partial(Linear, config=config, use_bias=config.qkv_bias, rngs=rngs)
+        self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
+        self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
+        self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attn_out_bias)
+        q_norm = k_norm = None
+        if config.qk_norm == "head":
+            q_norm, k_norm = Norm("H", (H,), config), Norm("H", (H,), config)
+        elif config.qk_norm == "full":
+            q_norm, k_norm = Norm("NH", (N, H), config), Norm("KH", (K, H), config)
+        self.q_norm, self.k_norm = nnx.data(q_norm), nnx.data(k_norm)
+        self.config, self.kind = config, kind
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        positions_BT: Array,
+        segment_ids_BT: Array | None = None,
+        cache: Cache | None = None,
+        bias: Bias | None = None,
+    ) -> tuple[Array, Cache | None]:
+        """The attended values, BTD, and the cache with `x` written to it."""
+        q_BTNH = self.place(self.q_proj(x_BTD), self.q_norm, positions_BT)
+        k_BTKH = self.place(self.k_proj(x_BTD), self.k_norm, positions_BT)
+        q_BTNH = constrain(self.heat(q_BTNH, positions_BT), "BTNH")
+        k_BTKH = constrain(k_BTKH, "BTKH")
+        v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
+        q_BTNH, k_BTKH, v_BTKH = show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
+        config, sight = self.config, Sight.of(self.config, self.kind)
+        attend = partial(attention, scale=config.attn_scale, softcap=config.attn_softcap)
+        if cache is None:
+            out_BTNH = self_attention(
+                *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT),
+                sight=sight,
+                bias=bias,
+                attend=attend,
+                watched_by=self if is_watched(self) else None,
+            )
+        else:
+            cache, (k_BSKH, v_BSKH, keys_BS) = cache.extended(k_BTKH, v_BTKH, positions_BT)
+            mask_BTS = sight.mask(positions_BT, keys_BS)
+            offset = None if bias is None else bias(positions_BT, keys_BS)
+            out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, offset)
+        (out_BTNH,) = show(self, mixed=out_BTNH)
+        return self.o_proj(constrain(out_BTNH, "BTNH")), cache
+
+    def place(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
+        """Queries or keys, normalised as the config says, with their positions in them."""
+        if norm is not None:
+            x_BTNH = norm(x_BTNH)
+        rotation = Rotation.of(self.config, self.kind)
+        if rotation is None:
+            return x_BTNH
+        x_BTNH = apply_rope(x_BTNH, positions_BT, rotation)
+        if self.config.qk_norm == "after_rope":
+            return normalize(x_BTNH, self.config.norm_eps).astype(x_BTNH.dtype)
+        return x_BTNH
+
+    def heat(self, q_BTNH: Array, positions_BT: Array) -> Array:
+        """Queries scaled by the temperature of their positions, on layers without RoPE."""
+        temperature = self.config.attn_temperature
+        if temperature is None or Rotation.of(self.config, self.kind) is not None:
+            return q_BTNH
+        growth_BT = temperature_growth(temperature, positions_BT)
+        return (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
+
+
+def temperature_growth(temperature: Temperature, positions_BT: Array) -> Array:
+    """The factor of a query at each position, BT, in float32."""
+    steps_BT = jnp.floor((positions_BT.astype(jnp.float32) + 1) / temperature.floor_scale)
+    return 1 + temperature.scale * jnp.log1p(steps_BT)
+
+
+def attention(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    mask_BTS: Array,
+    bias_BNTS: Array | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    watch: Watch = lambda name, x_BKGTS: x_BKGTS,
+) -> Array:
+    """`softmax(q k scale + bias) v` where the mask is True, BTNH; the scale is 1 / sqrt(H).
+
+    Each key/value head serves G consecutive query heads. Mask and bias may have 1 for B. The
+    softmax is in float32; a query that sees nothing gets the mean of v. A `softcap` bounds the
+    scores to `softcap * tanh(scores / softcap)`, before the bias.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) * (scale or H**-0.5)
+    if softcap is not None:
+        scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
+    if bias_BNTS is not None:
+        scores_BKGTS += bias_BNTS.reshape(-1, K, N // K, *bias_BNTS.shape[2:])
+    scores_BKGTS = watch("scores", jnp.where(mask_BTS[:, None, None], scores_BKGTS, LOWEST))
+    probs_BKGTS = watch("probs", jax.nn.softmax(scores_BKGTS, axis=-1)).astype(v_BSKH.dtype)
+    out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
+    return out_BTKGH.reshape(B, T, N, H)
+
+
+def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
+    """Each key/value head as often as `n_rep` consecutive query heads need it, BSNH.
+
+    For attention that does not group heads, as `attention` does without copying any.
+    """
+    return jnp.repeat(kv_BSKH, n_rep, axis=2)
+
+
+def self_attention(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    positions_BT: Array,
+    segment_ids_BT: Array | None = None,
+    *,
+    sight: Sight,
+    bias: Bias | None = None,
+    attend: Callable[..., Array] = attention,
+    watched_by: nnx.Module | None = None,
+) -> Array:
+    """Attention of each token to those of its segment that it sees, BTNH.
+
+    Positions must grow within a segment; they may have 1 for B. Goes by blocks of queries, each
+    of which meets only the keys in its reach: half the work of masking all T x T scores, or much
+    less with a window. The backward pass computes the probabilities again (Dao et al., 2022), and
+    the biases, so that none are kept. A module that watches shows scores and probabilities, block
+    by block and as wide as there are keys.
+    """
+    T = q_BTNH.shape[1]
+
+    def attend_block(
+        q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array], **watch: Watch
+    ) -> Array:
+        return attend(q, k, v, mask, None if bias is None else bias(*at), **watch)
+
+    outs = []
+    for own in query_blocks(T):
+        seen = sight.keys(own.start, own.stop, T)
+        at = positions_BT[:, own], positions_BT[:, seen]
+        mask_BTS = sight.mask(*at)
+        if segment_ids_BT is not None:
+            mask_BTS &= same_segment(segment_ids_BT[:, own], segment_ids_BT[:, seen])
+        if watched_by is None:
+            attend_own = jax.checkpoint(attend_block)
+        else:  # nothing can be shown out of what is traced
+            attend_own = partial(attend_block, watch=partial(show_block, watched_by, seen, T))
+        outs.append(attend_own(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
+    return jnp.concatenate(outs, axis=1)
+
+
+def show_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGTS: Array) -> Array:
+    """Shows the scores or probabilities of a block of queries and the keys `seen`, BTNS of all."""
+    beside = (seen.start, num_keys - seen.stop)
+    unseen = LOWEST if name == "scores" else 0.0
+    wide_BKGTS = jnp.pad(x_BKGTS, [(0, 0)] * 4 + [beside], constant_values=unseen)
+    wide_BTKGS = jnp.moveaxis(wide_BKGTS, 3, 1)
+    (wide_BTNS,) = show(module, **{name: wide_BTKGS.reshape(*wide_BTKGS.shape[:2], -1, num_keys)})
+    return jnp.moveaxis(wide_BTNS.reshape(wide_BTKGS.shape), 1, 3)[..., seen]
+
+
+def query_blocks(T: int) -> Iterator[slice]:
+    """The queries that go through attention together, block by block."""
+    size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
+    return (slice(start, min(start + size, T)) for start in range(0, T, size))

@@ -1,0 +1,87 @@
+"""Attention of a decoder to what an encoder made of the source."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import StackConfig
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.trace import is_watched, show
+from jaxllm.sharding import constrain
+
+from .attention import attention, query_blocks, show_block
+from .cache import Cache
+from .mask import same_segment
+
+
+class Source(NamedTuple):
+    """An encoder's output: its hidden states, and the segments that its tokens belong to."""
+
+    x_BSD: Array
+    segment_ids_BS: Array  # 0 is padding
+
+
+class Memory(NamedTuple):
+    """What one layer keeps of a source."""
+
+    k_BSKH: Array
+    v_BSKH: Array
+    segment_ids_BS: Array
+
+
+class CrossCache(NamedTuple):
+    """The cache of a layer with cross-attention: of the target so far, and of the source."""
+
+    own: Cache
+    memory: Memory
+
+
+class CrossAttention(nnx.Module):
+    """Queries from the decoder, keys and values from the encoder; positions play no part."""
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        linear = partial(Linear, config=config, use_bias=config.qkv_bias, rngs=rngs)
+        self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
+        self.k_proj = linear("BSD,DKH->BSKH", (D, K, H))
+        self.v_proj = linear("BSD,DKH->BSKH", (D, K, H))
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attn_out_bias)
+        self.config = config
+
+    def remember(self, source: Source) -> Memory:
+        """The keys and values of a source, which are the same for every token of the target."""
+        k_BSKH = constrain(self.k_proj(source.x_BSD), "BSKH")
+        v_BSKH = constrain(self.v_proj(source.x_BSD), "BSKH")
+        k_BSKH, v_BSKH = show(self, k=k_BSKH, v=v_BSKH)
+        return Memory(k_BSKH, v_BSKH, source.segment_ids_BS)
+
+    def __call__(self, x_BTD: Array, memory: Memory, segment_ids_BT: Array | None = None) -> Array:
+        """What each token gathers from the source tokens of its segment, BTD.
+
+        Without `segment_ids_BT` all tokens are of segment 1. Goes by blocks of queries, whose
+        probabilities the backward pass computes again.
+        """
+        B, T = x_BTD.shape[:2]
+        if segment_ids_BT is None:
+            segment_ids_BT = jnp.ones((B, T), jnp.int32)
+        q_BTNH = constrain(self.q_proj(x_BTD), "BTNH")
+        (q_BTNH,) = show(self, q=q_BTNH)
+        scale, softcap = self.config.attn_scale, self.config.attn_softcap
+        attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
+        if is_watched(self):  # nothing can be shown out of what is traced
+            S = memory.k_BSKH.shape[1]
+            attend = partial(attend, watch=partial(show_block, self, slice(0, S), S))
+        else:
+            attend = jax.checkpoint(attend)
+        outs = []
+        for own in query_blocks(T):
+            mask_BTS = same_segment(segment_ids_BT[:, own], memory.segment_ids_BS)
+            outs.append(attend(q_BTNH[:, own], memory.k_BSKH, memory.v_BSKH, mask_BTS))
+        out_BTNH = jnp.concatenate(outs, axis=1)
+        (out_BTNH,) = show(self, mixed=out_BTNH)
+        return self.o_proj(constrain(out_BTNH, "BTNH"))

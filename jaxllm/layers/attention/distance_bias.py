@@ -1,0 +1,109 @@
+"""What scores gain from the distance of query and key, in models whose tokens have no position."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxllm.config import RelativeBuckets, StackConfig
+from jaxllm.sharding import constrain
+
+from .attention import Bias
+
+
+def make_bias(config: StackConfig, *, rngs: nnx.Rngs) -> Bias | None:
+    """That which the config names, one for all layers; None if scores know no distance."""
+    if config.positions == "alibi":
+        return Alibi(config)
+    if config.positions == "relative":
+        return RelativeBias(config, rngs=rngs)
+    return None
+
+
+class Alibi(nnx.Module):
+    """Scores fall with the distance, faster in some heads than in others (Press et al., 2022)."""
+
+    def __init__(self, config: StackConfig):
+        self.num_heads = config.num_heads
+
+    def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
+        """The bias of queries and keys at these positions, BNTS."""
+        distance_BTS = jnp.abs(keys_BS[:, None, :] - queries_BT[:, :, None])
+        slopes_N = jnp.asarray(alibi_slopes(self.num_heads))
+        return constrain(-slopes_N[:, None, None] * distance_BTS[:, None], "BNTS")
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """How fast the scores of each head fall: `2 ** (-8 (n + 1) / N)`, in float32.
+
+    Where N is no power of two: those of the power below it, then every other one of the power
+    above.
+    """
+    below = 2 ** math.floor(math.log2(num_heads))
+    slopes = 2.0 ** (-8 * np.arange(1, below + 1) / below)
+    between = 2.0 ** (-8 * np.arange(1, 2 * below, 2) / (2 * below))
+    return np.concatenate([slopes, between])[:num_heads].astype(np.float32)
+
+
+class DistanceBias(nnx.Module):
+    """A learned number for each head and each distance, behind and ahead, up to `max_len - 1`."""
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        shape = (2 * config.max_len - 1, config.num_heads)
+        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
+        self.farthest = config.max_len - 1
+        self.embedding = nnx.Param(table, dims=".N")
+
+    def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
+        """The bias of queries and keys at these positions, BNTS, in float32.
+
+        NaN beyond the farthest distance, which no training has seen.
+        """
+        ahead_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
+        # Nothing is below row 0, but a negative row would count from the end.
+        row_past_all = 2 * self.farthest + 1
+        rows_BTS = jnp.where(ahead_BTS < -self.farthest, row_past_all, ahead_BTS + self.farthest)
+        table_NR = self.embedding[...].astype(jnp.float32).T
+        bias_NBTS = table_NR.at[:, rows_BTS].get(mode="fill", fill_value=jnp.nan)
+        return constrain(jnp.moveaxis(bias_NBTS, 0, 1), "BNTS")
+
+
+class RelativeBias(nnx.Module):
+    """A learned number for each head and each bucket of distances (Raffel et al., 2020)."""
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        assert config.relative is not None, "checked by the config"
+        shape = (config.relative.count, config.num_heads)
+        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
+        self.buckets, self.causal = config.relative, config.causal
+        self.embedding = nnx.Param(table, dims=".N")
+
+    def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
+        """The bias of queries and keys at these positions, BNTS, in float32."""
+        farthest = self.buckets.max_distance
+        # The number of each distance ahead, from -farthest to farthest: one small table to look in.
+        table_NU = self.embedding[...].astype(jnp.float32).T
+        numbers_NR = table_NU[:, buckets(self.buckets, self.causal)]
+        ahead_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
+        rows_BTS = jnp.clip(ahead_BTS, -farthest, farthest) + farthest
+        return constrain(jnp.moveaxis(numbers_NR[:, rows_BTS], 0, 1), "BNTS")
+
+
+def buckets(relative: RelativeBuckets, causal: bool) -> np.ndarray:
+    """The bucket of a key at each distance ahead of its query, from the farthest behind.
+
+    Up to half of its side's buckets a distance has a bucket of its own; from there on they widen
+    with the logarithm. On the host and in float32 as PyTorch computes it: at the edge of a bucket
+    the rounding decides.
+    """
+    ahead = np.arange(-relative.max_distance, relative.max_distance + 1)
+    own = relative.count if causal else relative.count // 2
+    distance = np.maximum(-ahead, 0) if causal else np.abs(ahead)
+    exact = own // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    growth = ratio / np.float32(math.log(relative.max_distance / exact)) * np.float32(own - exact)
+    wide = np.minimum(exact + growth.astype(np.int64), own - 1)
+    bucket = np.where(distance < exact, distance, wide)
+    return bucket if causal else bucket + np.where(ahead > 0, own, 0)

@@ -1,0 +1,176 @@
+"""Rotary position embedding: positions as rotations of queries and keys (Su et al., 2021)."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Self
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxllm.config import LayerKind, RopeLayout, RopeScaling, StackConfig
+
+
+class Rotation(NamedTuple):
+    """How a layer's queries and keys are rotated.
+
+    Where frequencies depend on the length of a sequence, that is the last position of a row in
+    one call of the model, plus one; padding, which is at position -1, does not count. With a
+    cache, then, queries turn at the frequencies of the length so far and keys stay as they were
+    written, as in transformers. Up to `original_max_len` that is what a call without a cache
+    computes; past it, it is not, there or here. (`jaxllm.generation` reads a text again when it
+    gets there with LongRoPE, as `generate` of Phi-3 in transformers does.)
+    """
+
+    frequencies: np.ndarray  # radians per position of each rotated pair, P
+    layout: RopeLayout
+    attention_factor: float = 1.0  # of cosines and sines
+    # The frequencies of sequences of these lengths, B111 -> B11P, where they depend on it.
+    at_length: Callable[[Array], Array] | None = None
+
+    @classmethod
+    def of(cls, config: StackConfig, kind: LayerKind) -> Self | None:
+        """That of a layer of this kind; None if it has no RoPE."""
+        if config.positions != "rope" or kind.rope == "none":
+            return None
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if kind.rope == "local":
+            theta, scaling = config.local_rope_theta, None
+        rotated = int(config.head_dim * config.rope_fraction)
+        return cls.scaled(rotated, theta, scaling, config.rope_layout)
+
+    @classmethod
+    def scaled(
+        cls, rotated: int, theta: float, scaling: RopeScaling | None, layout: RopeLayout
+    ) -> Self:
+        """That of a head's first `rotated` elements."""
+        frequencies = rope_frequencies(rotated, theta, scaling)
+        if scaling is None:
+            return cls(frequencies, layout)
+        at_length: Callable[[Array], Array] | None = None
+        if scaling.kind == "dynamic":
+            at_length = partial(_dynamic_frequencies, frequencies, scaling)
+        if scaling.kind == "longrope":
+            long = _longrope_frequencies(rope_powers(rotated, theta), scaling.long_factor)
+            at_length = lambda length: jnp.where(  # noqa: E731
+                length > scaling.original_max_len, long, frequencies
+            )
+        return cls(frequencies, layout, attention_factor(scaling), at_length)
+
+    def angles(self, positions_BT: Array) -> Array:
+        """Radians by which each pair of every head turns, BT1P."""
+        frequencies: np.ndarray | Array = self.frequencies
+        if self.at_length is not None:
+            length_B = jnp.max(positions_BT, axis=1) + 1
+            frequencies = self.at_length(length_B[:, None, None, None])
+        # float32: bfloat16 cannot tell position 257 from 256.
+        return positions_BT[..., None, None].astype(jnp.float32) * frequencies
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Radians per position of each of the H/2 rotated pairs, in sequences of the original length.
+
+    Computed once, on the host, and rounded to float32 where PyTorch rounds, so that the tables
+    agree with the originals whatever the accelerator.
+    """
+    powers = rope_powers(head_dim, theta)
+    frequencies = np.float32(1.0) / powers
+    if scaling is None or scaling.kind == "dynamic":
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / np.float32(scaling.factor)
+    if scaling.kind == "llama3":
+        return _llama3_frequencies(frequencies, scaling)
+    if scaling.kind == "yarn":
+        return _yarn_frequencies(powers, theta, scaling)
+    return _longrope_frequencies(powers, scaling.short_factor)
+
+
+def rope_powers(head_dim: int, theta: float) -> np.ndarray:
+    """`theta ** (2 j / head_dim)` of each pair j, P, in float32 as PyTorch rounds it."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    # The power in float64: NumPy's float32 power is off by up to two units in the last place,
+    # which 131072 positions turn into 2e-4 radians.
+    return (theta ** exponents.astype(np.float64)).astype(np.float32)
+
+
+def _llama3_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    wavelengths = 2 * np.pi / frequencies
+    stretched = frequencies / np.float32(scaling.factor)
+    # With high == low no wavelength is in between, and the blend would divide by zero.
+    turns = scaling.original_max_len / wavelengths
+    blend = (turns - low) / (high - low) if high > low else np.zeros_like(frequencies)
+    blended = (1 - blend) * stretched + blend * frequencies
+    is_short = wavelengths < scaling.original_max_len / high
+    is_long = wavelengths > scaling.original_max_len / low
+    scaled = np.where(is_short, frequencies, np.where(is_long, stretched, blended))
+    return scaled.astype(np.float32)
+
+
+def _yarn_frequencies(powers: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
+    H, one = 2 * powers.size, np.float32(1)
+
+    def pair(turns: float) -> float:
+        """The pair, a fraction maybe, that turns so often in the original length."""
+        return (
+            H * math.log(scaling.original_max_len / (2 * math.pi * turns)) / (2 * math.log(theta))
+        )
+
+    first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, H - 1)
+    width = np.float32(last - first if last != first else 0.001)
+    rising = (np.arange(powers.size, dtype=np.float32) - np.float32(first)) / width
+    kept = one - np.clip(rising, 0, 1)
+    stretched = one / (np.float32(scaling.factor) * powers)
+    return stretched * (one - kept) + one / powers * kept
+
+
+def _longrope_frequencies(powers: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    return np.float32(1) / (np.array(factors, np.float32) * powers)
+
+
+def _dynamic_frequencies(frequencies: np.ndarray, scaling: RopeScaling, length: Array) -> Array:
+    """Those of theta times `growth ** (H / (H - 2))`, growth being 1 at the original length."""
+    excess = jnp.maximum(length - scaling.original_max_len, 0) / scaling.original_max_len
+    growth = 1 + scaling.factor * excess.astype(jnp.float32)
+    # 2j/(H - 2) for pair j of H/2. The table is taken times a power close to one: a power of theta
+    # anew would be less exact by the logarithm of theta.
+    exponents = np.arange(frequencies.size, dtype=np.float32) / np.float32(frequencies.size - 1)
+    return jnp.asarray(frequencies) * growth**-exponents
+
+
+def attention_factor(scaling: RopeScaling) -> float:
+    """What cosines and sines are multiplied by: the given, or what the kind's paper suggests."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.kind == "yarn":
+        return 0.1 * math.log(scaling.factor) + 1.0
+    if scaling.kind == "longrope":
+        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_len))
+    return 1.0
+
+
+def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
+    """Rotates each pair of the first elements of `x` by `position * frequency`.
+
+    Pair j of R rotated elements is (j, j + R/2) in the `half` layout of Hugging Face Llama and
+    (2j, 2j + 1) in the `interleaved` layout of the paper and of Meta's code. Elements past R
+    stay as they are. Same dtype out as in.
+    """
+    angles = rotation.angles(positions_BT)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    if rotation.attention_factor != 1.0:
+        sin, cos = sin * rotation.attention_factor, cos * rotation.attention_factor
+    R = 2 * rotation.frequencies.size
+    rotated, rest = x_BTNH[..., :R], x_BTNH[..., R:]
+    pairs = (2, -1) if rotation.layout == "half" else (-1, 2)
+    axis = -2 if rotation.layout == "half" else -1
+    x = rotated.astype(jnp.float32).reshape(*rotated.shape[:-1], *pairs)
+    x1, x2 = jnp.take(x, 0, axis), jnp.take(x, 1, axis)
+    turned = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
+    turned = turned.reshape(rotated.shape).astype(x_BTNH.dtype)
+    return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned

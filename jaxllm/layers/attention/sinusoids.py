@@ -1,0 +1,30 @@
+"""Sinusoidal position embeddings (Vaswani et al., 2017)."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxllm.config import Waves
+
+from .rope import rope_powers
+
+
+def sinusoids(positions_BT: Array, embed_dim: int, waves: Waves = "power") -> Array:
+    """A vector for each position, BTD, in float32 (Vaswani et al., 2017).
+
+    Element 2j is `sin(p / 10000 ** (2j / D))`, element 2j + 1 the cosine of the same.
+    """
+    angles = positions_BT[..., None].astype(jnp.float32) * wave_frequencies(embed_dim, waves)
+    both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return both.reshape(*positions_BT.shape, -1)[..., :embed_dim]
+
+
+def wave_frequencies(embed_dim: int, waves: Waves) -> np.ndarray:
+    """Radians per position of each sinusoid, rounded where models in PyTorch round them."""
+    if waves == "power":
+        return np.float32(1.0) / rope_powers(embed_dim, 10000.0)
+    step = np.float32(-math.log(10000.0) / embed_dim)
+    exponents = np.arange(0, embed_dim, 2, dtype=np.float32) * step
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)

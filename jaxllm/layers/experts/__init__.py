@@ -1,0 +1,1 @@
+"""Mixtures of experts: routing, grouped matmuls and expert parallelism."""

@@ -1,0 +1,240 @@
+"""A mixture of experts: each token goes to the few that a router chooses for it."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxllm.config import Experts, StackConfig
+from jaxllm.layers.linear import PROJECTION, Linear, draw_kernel
+from jaxllm.layers.mlp import MLP, activate
+from jaxllm.sharding import constrain
+
+from .expert_parallel import Run, across, grouped, mesh_of_many, on_devices, splits_experts
+from .grouped_matmul import project_groups
+
+Parts = dict[str, Any]  # the experts' projections by name, those of a device or of all
+
+
+class Load(NamedTuple):
+    """How a layer's router spread its tokens; of several layers, stacked along a leading L."""
+
+    tokens: Array  # how many; padding does not count
+    chosen_E: Array  # how many of them chose each expert
+    probs_E: Array  # the sum of their probabilities of it
+    weights_E: Array  # the sum of their weights of it, but for those that found it full
+
+    @classmethod
+    def of(
+        cls, probs_BTE: Array, weights_BTk: Array, chosen_BTk: Array, is_token_BT: Array | None
+    ) -> Self:
+        """That of the router's probabilities, and of its choices and their weights."""
+        shape = probs_BTE.shape[:2]
+        counts_BT = (
+            jnp.ones(shape) if is_token_BT is None else jnp.asarray(is_token_BT, jnp.float32)
+        )
+        is_chosen = jax.nn.one_hot(chosen_BTk, probs_BTE.shape[-1])
+        weights_BTE = jnp.einsum("BTk,BTkE->BTE", weights_BTk, is_chosen)
+        each = (is_chosen.sum(-2), probs_BTE, weights_BTE)
+        sums = (jnp.einsum("BT,BTE->E", counts_BT, x) for x in each)
+        return cls(jnp.broadcast_to(counts_BT, shape).sum(), *sums)
+
+
+class MoE(nnx.Module):
+    """`sum over the chosen experts e of weight_e * expert_e(x)`, plus the shared expert's if any.
+
+    Tokens are sorted by expert, and each expert multiplies its own: no expert computes a token
+    that did not choose it, and none is dropped. With a capacity, those that come to an expert that
+    is full go to one overflow expert, so that what a token gets depends on those before it.
+    """
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        experts = config.experts
+        assert experts is not None, "checked by the config"
+        D, E, F = config.embed_dim, experts.num_experts, experts.mlp_dim
+        self.config, self.experts = config, experts
+        bias = experts.router_bias
+        self.router = Linear("BTD,DE->BTE", (D, E), config=config, use_bias=bias, rngs=rngs)
+        into = partial(Projections, "ED,EDF->EF", (E, D, F), config, rngs)
+        self.gate_proj = nnx.data(into() if config.gated_mlp else None)
+        self.up_proj = into()
+        self.down_proj = Projections("EF,EFD->ED", (E, F, D), config, rngs)
+        shared = experts.shared_mlp_dim
+        self.shared = nnx.data(None if shared is None else MLP(config, mlp_dim=shared, rngs=rngs))
+        is_full = experts.capacity is not None
+        self.overflow = nnx.data(MLP(config, mlp_dim=F, rngs=rngs) if is_full else None)
+
+    def __call__(self, x_BTD: Array, is_token_BT: Array | None = None) -> tuple[Array, Load]:
+        """Each position transformed on its own, BTD, and the experts' load.
+
+        `is_token_BT` says which positions count for the load, and for what an expert can take; the
+        others are padding.
+        """
+        probs_BTE, weights_BTk, chosen_BTk = self.choose(x_BTD)
+        taken_BTk = self.admit(chosen_BTk, is_token_BT)
+        names = ("gate_proj", "up_proj", "down_proj", "overflow")
+        parts = {name: getattr(self, name) for name in names}
+        k, D = chosen_BTk.shape[-1], x_BTD.shape[-1]
+        tokens = x_BTD.reshape(-1, D), weights_BTk.reshape(-1, k), taken_BTk.reshape(-1, k)
+        mesh = mesh_of_many()
+        if mesh is None:
+            out_SD = self.run(parts, *tokens)
+        else:
+            is_split = splits_experts(mesh, self.experts.num_experts)
+            out_SD = on_devices(mesh, self.run_across if is_split else self.run, parts, *tokens)
+        out_BTD = constrain(out_SD.reshape(x_BTD.shape), "BTD")
+        if self.shared is not None:
+            out_BTD = out_BTD + self.shared(x_BTD)
+        kept = taken_BTk < self.experts.num_experts
+        return out_BTD, Load.of(probs_BTE, weights_BTk * kept, chosen_BTk, is_token_BT)
+
+    def choose(self, x_BTD: Array) -> tuple[Array, Array, Array]:
+        """The router's probabilities BTE; the chosen experts' weights and numbers, BT top_k.
+
+        The logits have the dtype of activations, as in the originals; what follows is float32.
+        """
+        logits_BTE = constrain(self.router(x_BTD), "BT.").astype(jnp.float32)
+        probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+        best_BTk, chosen_BTk = jax.lax.top_k(logits_BTE, self.experts.top_k)
+        if self.experts.scores == "sigmoid":
+            weights_BTk = jax.nn.sigmoid(best_BTk)
+        else:
+            weights_BTk = jnp.take_along_axis(probs_BTE, chosen_BTk, axis=-1)
+        if self.experts.normalize:
+            weights_BTk /= weights_BTk.sum(-1, keepdims=True)
+        return probs_BTE, weights_BTk, chosen_BTk
+
+    def admit(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
+        """The expert of each choice, the number of experts for those whose own is full."""
+        count, capacity = self.experts.num_experts, self.experts.capacity
+        if capacity is None:
+            return chosen_BTk
+        is_token = True if is_token_BT is None else is_token_BT[..., None]
+        chosen = jnp.where(is_token, chosen_BTk, count).reshape(-1)
+        return overflowing(chosen, count, capacity).reshape(chosen_BTk.shape)
+
+    def run(self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array) -> Array:
+        """The weighted sum of what each token's experts make of it, SD.
+
+        A choice of neither an expert nor the overflow expert counts for nothing.
+        """
+        count = self.experts.num_experts + (self.overflow is not None)
+        return self.combine(partial(self.project, parts), count, x_SD, weights_Sk, expert_Sk)
+
+    def run_across(self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array) -> Array:
+        """The same of one device's tokens, by the experts of every device; `parts` are its own."""
+        devices, has_overflow = jax.lax.axis_size("expert"), self.overflow is not None
+        num_own = self.experts.num_experts // devices
+        group_Sk = grouped(expert_Sk, num_own, has_overflow=has_overflow)
+        # A token's experts differ, but the overflow expert may be several of its choices.
+        most = self.experts.top_k if has_overflow else min(self.experts.top_k, num_own)
+        run = across(partial(self.project, parts), room=most * x_SD.shape[0])
+        count = devices * (num_own + has_overflow)
+        return self.combine(run, count, x_SD, weights_Sk, group_Sk)
+
+    def combine(
+        self, run: Run, count: int, x_SD: Array, weights_Sk: Array, group_Sk: Array
+    ) -> Array:
+        """`run` on a row for each choice of each token, sorted by group: their weighted sums, SD.
+
+        There are `count` groups; the choices of a higher one count for nothing.
+        """
+        weight, group = weights_Sk.reshape(-1, 1).astype(x_SD.dtype), group_Sk.reshape(-1)
+        order = jnp.argsort(group)  # stable
+        rows = x_SD[order // group_Sk.shape[1]]
+        if self.experts.scale == "input":
+            rows = rows * weight[order]
+        rows = run(rows, jnp.bincount(group, length=count), group[order])
+        out = jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
+        if self.experts.scale == "output":
+            out = out * weight
+        return out.reshape(*group_Sk.shape, -1).sum(1)
+
+    def project(self, parts: Parts, rows: Array, counts_E: Array, expert: Array) -> Array:
+        """The experts on rows of width D that are sorted by expert, the overflow expert last."""
+
+        def of(name: str, rows: Array) -> Array:
+            last = None if parts["overflow"] is None else getattr(parts["overflow"], name)
+            return parts[name](rows, counts_E, expert, last)
+
+        up = of("up_proj", rows)
+        if parts["gate_proj"] is None:
+            return of("down_proj", activate(self.config.activation, up))
+        gate = of("gate_proj", rows)
+        return of("down_proj", activate(self.config.activation, gate) * up)
+
+
+def overflowing(expert: Array, count: int, capacity: int) -> Array:
+    """The expert of each choice, in order, or `count` for those that find theirs full."""
+    order = jnp.argsort(expert)  # stable
+    sorted_expert, sizes = expert[order], jnp.bincount(expert, length=count + 1)
+    starts = jnp.cumsum(sizes) - sizes
+    taken = jnp.arange(expert.size) - starts[sorted_expert]  # before this one, of its expert
+    fitting = jnp.where(taken < capacity, sorted_expert, count)
+    return jnp.zeros_like(expert).at[order].set(fitting, unique_indices=True)
+
+
+class Projections(nnx.Module):
+    """A projection for each expert, of rows that are sorted by expert."""
+
+    def __init__(
+        self, equation: str, shape: tuple[int, int, int], config: StackConfig, rngs: nnx.Rngs
+    ):
+        _, dims, bias_dims = equation.replace("->", ",").split(",")
+        kernel = draw_kernel(equation, shape, config, rngs)
+        bias = jnp.zeros((shape[0], shape[2]), config.param_dtype)
+        self.dtype = config.dtype
+        self.kernel = nnx.Param(kernel, dims=dims)
+        self.bias = nnx.data(nnx.Param(bias, dims=bias_dims) if config.mlp_bias else None)
+
+    def __call__(
+        self, rows: Array, counts_E: Array, expert: Array, last: Linear | None = None
+    ) -> Array:
+        """`row @ kernel[its expert] + bias[its expert]`; `counts_E` rows go to each expert.
+
+        `last` is a projection of one more expert.
+        """
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        if last is not None:
+            kernel = jnp.concatenate([kernel, last.kernel[...][None]])
+            if bias is not None and last.bias is not None:
+                bias = jnp.concatenate([bias, last.bias[...][None]])
+        y = project_groups(rows, kernel, counts_E)
+        if bias is not None:
+            y += bias.astype(jnp.float32).at[expert].get(mode="fill", fill_value=0)
+        return checkpoint_name(y.astype(self.dtype), PROJECTION)
+
+
+def load_balance(loads: Load, balance: Literal["layer", "model", "sum", "kept"]) -> Array:
+    """`E * sum over e of f_e p_e`: choices of e per token and its mean probability.
+
+    That of each layer and then the mean (Fedus et al., 2022), or of all layers' tokens together,
+    as transformers has it. Equal shares give top_k. `sum` is that of each layer without the factor
+    E and then the sum. `kept` takes only the choices that did not find their expert full, and
+    their mean weight for p_e, of each layer and then the sum: the product is their weight per
+    token.
+    """
+    if balance == "model":
+        loads = jax.tree.map(lambda x: x.sum(0, keepdims=True), loads)
+    tokens_L1 = jnp.maximum(loads.tokens, 1)[:, None]
+    if balance == "kept":
+        return loads.weights_E.shape[-1] * (loads.weights_E / tokens_L1).sum()
+    products_LE = (loads.chosen_E / tokens_L1) * (loads.probs_E / tokens_L1)
+    if balance == "sum":
+        return products_LE.sum()
+    return products_LE.shape[-1] * products_LE.sum(-1).mean()
+
+
+def aux_loss(experts: Experts | None, loads: Iterable[Load | None]) -> Array:
+    """What the loads of a model's layers, single or stacked, add to its training loss."""
+    given = [load for load in loads if load is not None]
+    if experts is None or not given:
+        return jnp.zeros((), jnp.float32)
+    rows = [Load(x.tokens.reshape(-1), *(y.reshape(-1, y.shape[-1]) for y in x[1:])) for x in given]
+    stacked = jax.tree.map(lambda *xs: jnp.concatenate(xs), *rows)
+    return experts.aux_weight * load_balance(stacked, experts.balance)

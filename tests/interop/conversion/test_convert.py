@@ -1,0 +1,420 @@
+"""Folder to folder without a model: the bits that loading and saving give, whatever kills it."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hf_cases import CASES, randomize, stored
+from tiny import random_model
+
+from jaxllm.config import DecoderConfig
+from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
+from jaxllm.interop.conversion.file_target import FileTarget
+from jaxllm.interop.conversion.orbax_target import NativeTarget
+from jaxllm.interop.families import Layout
+from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.formats import file_writer, safetensors_file
+from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.params import named_parameters, with_arrays
+from jaxllm.train import TrainConfig, train
+from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.mesh import MeshConfig
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """The bits of the model that a folder holds."""
+    model = load_pretrained(folder)
+    return {
+        name: np.asarray(v.get_value()).tobytes() for name, v in named_parameters(model).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    """A Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("convert") / "llama"
+    save_pretrained(random_model(head_dim=8), folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(llama, tmp_path_factory) -> dict[str, Path]:
+    """The same model in every format, by loading and saving."""
+    found = {"hf": llama}
+    for form in ("meta", "tlama", "native"):
+        found[form] = tmp_path_factory.mktemp(form) / form
+        save_pretrained(load_pretrained(llama), found[form], format=form)
+    return found
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "tlama", "native"])
+@pytest.mark.parametrize("source", ["hf", "meta", "tlama", "native"])
+def test_every_format_becomes_every_other(source, to, folders, tmp_path):
+    done = convert(folders[source], tmp_path / "out", to=to)
+    save_pretrained(load_pretrained(folders[source]), tmp_path / "saved", format=to)
+    if to == "native":
+        assert bits(tmp_path / "out") == bits(tmp_path / "saved")
+        assert load_pretrained(tmp_path / "out").config == load_pretrained(folders[source]).config
+    else:
+        assert content(tmp_path / "out") == content(tmp_path / "saved")
+    assert done.num_bytes_kept == 0
+    assert {folder.name for folder in tmp_path.iterdir()} == {"out", "saved"}
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_meta_at_any_number_of_shards(shards, folders, tmp_path):
+    convert(folders["hf"], tmp_path / "out", to="meta", model_parallel=shards)
+    model = load_pretrained(folders["hf"])
+    save_pretrained(model, tmp_path / "saved", format="meta", model_parallel=shards)
+    assert content(tmp_path / "out") == content(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("to", ["hf", "native"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_dtype_is_that_of_loading_in_it(to, dtype, folders, tmp_path):
+    convert(folders["hf"], tmp_path / "out", to=to, dtype=dtype)
+    save_pretrained(load_pretrained(folders["hf"], dtype=dtype), tmp_path / "saved", format=to)
+    assert bits(tmp_path / "out") == bits(tmp_path / "saved")
+    assert load_pretrained(tmp_path / "out").config.param_dtype == dtype
+
+
+@pytest.mark.parametrize("max_ram", [64, 10_000, "256MiB"])
+def test_chunks_of_any_size_give_the_same(max_ram, folders, tmp_path):
+    convert(folders["meta"], tmp_path / "out", max_ram=max_ram)
+    assert content(tmp_path / "out").keys() == content(folders["hf"]).keys()
+    name = "model.safetensors"
+    assert content(tmp_path / "out")[name] == content(folders["hf"])[name]
+
+
+def test_progress_is_told(llama, tmp_path):
+    told = []
+    done = convert(
+        llama,
+        tmp_path / "out",
+        max_ram=4096,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert {total for _, total in told} == {done.num_bytes}
+    assert [now for now, _ in told] == sorted({now for now, _ in told})
+    assert told[-1] == (done.num_bytes, done.num_bytes)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["stacked", "one-by-one"])
+def run(request, tmp_path_factory) -> Path:
+    """What training writes on a mesh, its layers stacked or not."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
+    sizes = {"vocab_size": 256, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    config = TrainConfig(
+        output=str(folder / "run"),
+        steps=2,
+        batch_size=8,
+        seq_len=16,
+        save_every=1,
+        eval_every=2,
+        data=DataConfig(text=(str(folder / "text.txt"),), held_out=0.3),
+        model=DecoderConfig(**sizes, head_dim=8, mlp_dim=64, scan_layers=request.param),
+        mesh=MeshConfig(fsdp=4, tensor=2),
+        tensorboard=False,
+    )
+    train(config)
+    return folder / "run"
+
+
+def test_every_step_that_training_wrote(run, tmp_path):
+    for step in (1, 2):
+        convert(run, tmp_path / f"hf{step}", step=step)
+        trained = load_pretrained(run / "checkpoints" / str(step))
+        save_pretrained(trained, tmp_path / f"saved{step}", format="hf")
+        assert content(tmp_path / f"hf{step}") == content(tmp_path / f"saved{step}")
+    assert content(tmp_path / "hf1") != content(tmp_path / "hf2")
+    convert(run, tmp_path / "newest")
+    assert content(tmp_path / "newest") == content(tmp_path / "hf2")
+    convert(run / "checkpoints" / "1", tmp_path / "alone")
+    assert content(tmp_path / "alone") == content(tmp_path / "hf1")
+    assert verify(run, step=1).ok
+
+
+def test_a_step_that_is_not_there_is_named(run, llama, tmp_path):
+    for source, said in (
+        (run, "has no checkpoint of step 3; it has 1, 2"),
+        (run / "checkpoints" / "1", "is one checkpoint, not a run with a step 3"),
+        (llama, "is not a run, so it has no step 3"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            convert(source, tmp_path / "out", step=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Killed, and gone on with.
+
+KILLED = """
+import os, signal, sys
+from jaxllm.interop import conversion, convert, native_target, targets, writing
+source, destination, to, where = sys.argv[1:]
+file_writer.WORKERS = 1  # so that what is done when it is killed is what was asked for
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def progress(done, total):
+    if where.isdigit() and done >= total * int(where) // 100:
+        kill()
+
+def after(function):
+    return lambda *given: (function(*given), kill())
+
+if where == "laid out":
+    targets.FileTarget.begin = after(targets.FileTarget.begin)
+    native_target.NativeTarget.begin = after(native_target.NativeTarget.begin)
+if where == "placeholders":
+    native_target._lay_out = kill
+if where == "a file complete":
+    targets.finish = after(targets.finish)
+if where == "all but the name":
+    conversion.take_name = kill
+if where == "all but tidied":
+    conversion.shutil.rmtree = kill
+convert(source, destination, to=to, max_ram="16KiB", progress=progress)
+"""
+
+FILES_KILLED = ["laid out", "1", "50", "99", "100"]
+FILES_KILLED += ["a file complete", "all but the name", "all but tidied"]
+NATIVE_KILLED = ["placeholders", "laid out", "50", "100", "all but the name", "all but tidied"]
+POINTS = [(to, where) for to in ("hf", "meta") for where in FILES_KILLED]
+POINTS += [("native", where) for where in NATIVE_KILLED]
+
+
+def kill_at(where: str, source: Path, destination: Path, to: str) -> None:
+    arguments = [str(source), str(destination), to, where]
+    command = [sys.executable, "-c", KILLED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize(("to", "where"), POINTS)
+def test_a_killed_conversion_goes_on(to, where, folders, tmp_path, monkeypatch):
+    source = folders["meta" if to == "hf" else "hf"]
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    kill_at(where, source, out, to)
+    assert partial.is_dir()
+    if where != "all but tidied":
+        assert not out.exists()
+    if where.isdigit():
+        with pytest.raises(CheckpointError):
+            load_pretrained(partial / "checkpoint")
+    lines = (partial / "journal.jsonl").read_text().splitlines()[1:]
+    noted = {json.loads(line)["tensor"] for line in lines}
+    written = []
+    for target in (FileTarget, NativeTarget):
+        write = target.write
+
+        def count(self, folder, unit, *rest, write=write):
+            written.append(unit)
+            return write(self, folder, unit, *rest)
+
+        monkeypatch.setattr(target, "write", count)
+    done = convert(source, out, to=to, max_ram="1MiB")
+    assert not noted & set(written)
+    assert len(noted) + len(written) == done.num_units
+    assert bool(done.num_bytes_kept) == bool(noted)
+    if where in ("50", "99", "100", "a file complete", "all but the name", "all but tidied"):
+        assert noted
+    assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
+    convert(source, tmp_path / "whole", to=to)
+    if to == "native":
+        assert bits(out) == bits(tmp_path / "whole")
+    else:
+        assert content(out) == content(tmp_path / "whole")
+
+
+def test_zeros_are_stored_too(tmp_path):
+    """Orbax would miss a chunk that is left out because it is what it would be filled with."""
+    model = random_model(head_dim=8)
+    arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
+    arrays["final_norm.scale"] = np.zeros_like(arrays["final_norm.scale"])
+    save_pretrained(with_arrays(model, arrays), tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "native", to="native")
+    assert bits(tmp_path / "native") == bits(tmp_path / "hf")
+
+
+def kill_halfway(source: Path, destination: Path) -> Path:
+    kill_at("50", source, destination, "hf")
+    return destination.with_name(f"{destination.name}.partial")
+
+
+def test_what_was_damaged_meanwhile_is_written_anew(folders, tmp_path):
+    partial = kill_halfway(folders["meta"], tmp_path / "out")
+    (file,) = (partial / "checkpoint").glob("*.safetensors.partial")
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start + 5] ^= 4
+    file.write_bytes(data)
+    journal = (partial / "journal.jsonl").read_text()
+    (partial / "journal.jsonl").write_text(journal + '{"tensor": "cut sho')
+    done = convert(folders["meta"], tmp_path / "out")
+    assert 0 < done.num_bytes_kept < done.num_bytes / 2
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        folders["hf"] / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"to": "tlama"}, "to was 'hf', now it is 'tlama'"),
+        ({"dtype": "bfloat16"}, "dtype was None, now it is 'bfloat16'"),
+        ({"max_shard": "10KB"}, "the rest of the plan was"),
+    ],
+)
+def test_another_plan_does_not_go_on(changes, said, folders, tmp_path):
+    partial = kill_halfway(folders["meta"], tmp_path / "out")
+    before = content(partial)
+    with pytest.raises(CheckpointError) as error:
+        convert(folders["meta"], tmp_path / "out", **changes)
+    assert said in str(error.value)
+    assert f"{partial} holds an unfinished conversion" in str(error.value)
+    assert "delete the folder to begin anew" in str(error.value)
+    assert content(partial) == before
+
+
+def test_a_source_that_changed_is_not_gone_on_with(folders, tmp_path):
+    source = Path(shutil.copytree(folders["meta"], tmp_path / "source"))
+    partial = kill_halfway(source, tmp_path / "out")
+    file = source / "consolidated.00.pth"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    with pytest.raises(CheckpointError) as error:
+        convert(source, tmp_path / "out")
+    assert "consolidated.00.pth was" in str(error.value)
+    assert "params.json" not in str(error.value)
+    shutil.rmtree(partial)
+    assert convert(source, tmp_path / "out").num_bytes_kept == 0
+
+
+def test_two_do_not_write_the_same(folders, tmp_path):
+    partial = kill_halfway(folders["meta"], tmp_path / "out")
+    with (partial / "journal.jsonl").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="is being written by another process"):
+            convert(folders["meta"], tmp_path / "out")
+
+
+def test_what_lies_in_the_way_is_left_alone(llama, tmp_path):
+    for name in ("out", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+        with pytest.raises(CheckpointError, match=r"not an empty folder|is in the way"):
+            convert(llama, tmp_path / "out")
+        assert [file.name for file in tmp_path.rglob("*")] == [name, "mine"]
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    convert(llama, tmp_path / "out")
+    assert content(tmp_path / "out") == content(llama)
+
+
+def test_what_cannot_be_converted_writes_nothing(folders, llama, tmp_path):
+    for problem, options in (
+        ("3 model-parallel shards", {"to": "meta", "model_parallel": 3}),
+        ("'gguf' is not one of", {"to": "gguf"}),
+        ("dtype='int8' is not one of", {"dtype": "int8"}),
+        ("'much' is not a size", {"max_ram": "much"}),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            convert(llama, tmp_path / "out", **options)
+    source = Path(shutil.copytree(folders["tlama"], tmp_path / "source"))
+    (source / "state_dict.pth").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"state_dict\.pth"):
+        convert(source, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+
+
+MEMORY = """
+import sys, threading, time
+from jaxllm.interop import convert
+
+def anonymous():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+source, destination, small, to, max_ram = sys.argv[1:]
+convert(small, destination + ".small", to=to)  # so that nothing is left to be imported
+peak, done = [before := anonymous()], []
+def watch():
+    while not done:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.002)
+watcher = threading.Thread(target=watch)
+watcher.start()
+convert(source, destination, to=to, max_ram=max_ram)
+done.append(1)
+watcher.join()
+print(peak[0] - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A Llama of 570 MB, nearly all of them holes in its file."""
+    config = dataclasses.replace(
+        random_model().config,
+        **{"vocab_size": 4096, "embed_dim": 2048, "num_heads": 16, "num_kv_heads": 4},
+        **{"head_dim": 128, "mlp_dim": 8192, "num_layers": 4},
+        **{"dtype": "bfloat16", "param_dtype": "bfloat16"},
+    )
+    folder = tmp_path_factory.mktemp("large") / "llama"
+    folder.mkdir()
+    rules = LLAMA.table(config, Layout()).bound({"layers": {"0:4": range(4)}})
+    stored = dict(tensor for rule in rules for tensor in rule.stored())
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    tensors = {
+        name: TensorSource(dtype, shape, lambda box: np.empty(0)) for name, shape in stored.items()
+    }
+    file = safetensors_file.lay_out("model.safetensors", tensors)
+    file_writer.create(folder, file)
+    file_writer.finish(folder, file, {})
+    (folder / "config.json").write_text(json.dumps(LLAMA.write_config(config, {})))
+    return folder
+
+
+@pytest.mark.parametrize(("to", "budget"), [("hf", 64), ("meta", 64), ("native", 128)])
+def test_memory_stays_within_the_budget(to, budget, large, llama, tmp_path):
+    arguments = [str(large), str(tmp_path / "out"), str(llama), to, f"{budget}MiB"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (large / "model.safetensors").stat().st_size > 500e6
+    assert float(done.stdout) <= budget, done.stdout
+
+
+@pytest.mark.parametrize("case", ["phi3", "gpt2", "gpt_neox", "mixtral", "llama4_text"])
+def test_fused_tensors_and_experts_go_all_ways(case, tmp_path):
+    """Parts of fused tensors, and experts one by one, in arrays that stack layers of two kinds."""
+    randomize(CASES[case].build()).save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours", max_ram=10_000)
+    convert(tmp_path / "ours", tmp_path / "native", to="native")
+    convert(tmp_path / "native", tmp_path / "back")
+    theirs = stored(tmp_path / "theirs")
+    assert stored(tmp_path / "ours") == stored(tmp_path / "back") == theirs
+    assert {tensor.name for tensor in verify(tmp_path / "theirs").tensors} == theirs.keys()
+    assert verify(tmp_path / "theirs").ok
+    assert verify(tmp_path / "native").ok

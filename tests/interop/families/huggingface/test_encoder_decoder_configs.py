@@ -1,0 +1,175 @@
+"""The configs of encoder-decoders as released, and what they refuse."""
+
+import dataclasses
+
+import pytest
+from encoder_decoder_cases import BART, T5
+from tiny import random_model, random_of
+
+from jaxllm.config import DecoderConfig, EncoderDecoderConfig, make_config
+from jaxllm.interop import save_pretrained
+from jaxllm.interop.families import FAMILIES, Fields
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+BY_NAME = {family.name: family for family in FAMILIES}
+# As transformers 4 and the authors wrote them.
+T5_SMALL = {
+    "architectures": ["T5WithLMHeadModel"],
+    "d_ff": 2048,
+    "d_kv": 64,
+    "d_model": 512,
+    "decoder_start_token_id": 0,
+    "dropout_rate": 0.1,
+    "eos_token_id": 1,
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "t5",
+    "n_positions": 512,
+    "num_heads": 8,
+    "num_layers": 6,
+    "output_past": True,
+    "pad_token_id": 0,
+    "relative_attention_num_buckets": 32,
+    "task_specific_params": {"summarization": {"num_beams": 4}},
+    "vocab_size": 32128,
+}
+FLAN_T5_SMALL = {
+    **{k: v for k, v in T5_SMALL.items() if k not in ("task_specific_params", "n_positions")},
+    "architectures": ["T5ForConditionalGeneration"],
+    "d_ff": 1024,
+    "feed_forward_proj": "gated-gelu",
+    "num_decoder_layers": 8,
+    "num_heads": 6,
+    "num_layers": 8,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.23.1",
+}
+BART_LARGE_CNN = {
+    "_num_labels": 3,
+    "activation_dropout": 0.0,
+    "activation_function": "gelu",
+    "add_final_layer_norm": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "classif_dropout": 0.0,
+    "d_model": 1024,
+    "decoder_attention_heads": 16,
+    "decoder_ffn_dim": 4096,
+    "decoder_layers": 12,
+    "decoder_start_token_id": 2,
+    "early_stopping": True,
+    "encoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "encoder_layers": 12,
+    "force_bos_token_to_be_generated": True,
+    "init_std": 0.02,
+    "is_encoder_decoder": True,
+    "length_penalty": 2.0,
+    "max_length": 142,
+    "max_position_embeddings": 1024,
+    "min_length": 56,
+    "model_type": "bart",
+    "no_repeat_ngram_size": 3,
+    "normalize_before": False,
+    "num_beams": 4,
+    "num_hidden_layers": 12,
+    "output_past": True,
+    "prefix": " ",
+    "scale_embedding": False,
+    "task_specific_params": {"summarization": {"num_beams": 4}},
+    "vocab_size": 50264,
+}
+
+
+def read(family: str, json: dict, *stored: str) -> EncoderDecoderConfig:
+    """The config that a file means where a checkpoint has tensors of these names."""
+    fields = Fields(json)
+    values, _ = BY_NAME[family].read_config(fields, dict.fromkeys(stored))
+    assert fields.finish() == []
+    return make_config(values)
+
+
+def problems_of(family: str, json: dict) -> list[str]:
+    fields = Fields(json)
+    BY_NAME[family].read_config(fields, {})
+    return fields.finish()
+
+
+def test_the_first_t5_is_tied_and_scaled():
+    config = read("t5", T5_SMALL)
+    decoder = config.decoder
+    assert (decoder.tie_embeddings, decoder.logit_scale) == (True, 512**-0.5)
+    assert (decoder.activation, decoder.gated_mlp, decoder.head_dim) == ("relu", False, 64)
+    assert (config.start_token, config.encoder.num_layers, decoder.num_layers) == (0, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        # As transformers 5 writes the same model.
+        {"tie_word_embeddings": True, "scale_decoder_outputs": False, "dense_act_fn": "gelu_new"},
+    ],
+)
+def test_flan_t5_has_a_head_of_its_own(changes):
+    config = read("t5", FLAN_T5_SMALL | changes, "lm_head.weight")
+    decoder = config.decoder
+    assert (decoder.tie_embeddings, decoder.logit_scale) == (False, 1.0)
+    assert (decoder.activation, decoder.gated_mlp, decoder.num_layers) == ("gelu_tanh", True, 8)
+    assert BY_NAME["t5"].write_config(config, {})["tie_word_embeddings"] is False
+
+
+def test_a_released_bart():
+    config = read("bart", BART_LARGE_CNN, "model.shared.weight", "final_logits_bias")
+    encoder, decoder = config.encoder, config.decoder
+    assert (encoder.norm_placement, encoder.position_offset, encoder.max_len) == ("post", 2, 1024)
+    assert (decoder.head_bias, decoder.tie_embeddings, config.start_token) == (True, True, 2)
+    assert (encoder.activation, encoder.embed_scale, encoder.final_norm) == ("gelu", 1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "problem"),
+    [
+        ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
+        ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj='gated-mish'"),
+        ("t5", {"d_moddel": 8}, "d_moddel=8 is not a field"),
+        ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
+        ("bart", {"normalize_before": True}, "normalize_before=True is not supported"),
+        ("bart", {"activation_function": "mish"}, "activation_function='mish'"),
+    ],
+)
+def test_what_is_not_implemented_is_refused(family, changes, problem):
+    json = {"t5": T5, "bart": BART}[family] | changes
+    [found] = problems_of(family, json)
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("family", "stack", "changes", "problem"),
+    [
+        ("t5", "decoder", {"head_bias": True}, "head_bias=True"),
+        ("t5", "decoder", {"logit_scale": 0.5}, "logit_scale=0.5"),
+        ("t5", "encoder", {"mlp_dim": 60}, "mlp_dim=60 and 56"),
+        ("t5", "encoder", {"attn_scale": None}, "attn_scale=None and 1.0"),
+        ("t5", "encoder", {"qkv_bias": True}, "of the encoder, cannot say qkv_bias=True"),
+        ("bart", "decoder", {"tie_embeddings": False}, "tie_embeddings=False"),
+        ("bart", "encoder", {"final_norm": True}, "final_norm=True of the encoder"),
+        ("bart", "decoder", {"norm_placement": "pre"}, "norm_placement='pre' of the decoder"),
+        ("bart", "encoder", {"position_offset": 0}, "position_offset=0 of the encoder"),
+        ("bart", "encoder", {"num_kv_heads": 2}, "6 heads of 8 with 2 keys"),
+    ],
+)
+def test_what_a_spelling_cannot_say_is_refused(family, stack, changes, problem):
+    config = read(family, {"t5": T5, "bart": BART}[family])
+    changed = dataclasses.replace(getattr(config, stack), **changes)
+    with pytest.raises(ValueError, match="cannot say") as error:
+        BY_NAME[family].write_config(dataclasses.replace(config, **{stack: changed}), {})
+    assert problem in str(error.value)
+
+
+def test_decoders_and_encoder_decoders_are_not_each_other(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        save_pretrained(random_of(read("t5", T5)), tmp_path / "meta", format="meta")
+    assert f"it is for models of {DecoderConfig.__name__}" in str(error.value)
+    save_pretrained(random_model(), tmp_path / "hf", format="hf")  # a llama, whatever comes first

@@ -1,0 +1,97 @@
+"""Taps follow from the weights' rules: aligned by name and by layout."""
+
+import numpy as np
+import pytest
+from tiny import random_model
+
+from jaxllm.interop.families import Layout
+from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.parity.alignment.activations import Alignment, derive
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.numerics.attention_scores import seen_only
+
+HEADS = ("q", "k", "v", "scores", "probs", "mixed")
+LAYER = (
+    *("", ".attn_norm", ".attn", ".mlp_norm", ".mlp"),
+    *(f".attn.{name}" for name in (*HEADS, "q_proj", "k_proj", "v_proj", "o_proj")),
+    *(f".mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+)
+WIDTHS = {
+    **{"query": (4, 5, 16), "key": (2, 5, 16), "value": (2, 5, 16), "mixed": (5, 4, 16)},
+    **{"scores": (4, 5, 5), "probs": (4, 5, 5)},
+}
+
+
+def alignment(**changes):
+    model = random_model(scan_layers=False, **changes)
+    return Alignment(
+        derive(LLAMA.table(model.config, Layout()), model, Inputs(np.zeros((2, 5), int)))
+    )
+
+
+def outputs_of(aligned):
+    """Random numbers in place of what the reference returns."""
+    rng = np.random.default_rng(0)
+    outputs = {}
+    for tap in aligned.taps:
+        for module in tap.modules:
+            what = module.partition("@")[2]
+            shape = (2, *WIDTHS[what]) if what else tap.rule.stored.shape(tap.sizes)
+            outputs[module] = rng.random(shape, np.float32)
+    return outputs
+
+
+def test_every_step_of_every_layer_has_a_tap():
+    aligned = alignment()
+    layers = {f"layers.{i}{step}" for i in range(3) for step in LAYER}
+    arrays = aligned.align(outputs_of(aligned))
+    assert set(arrays) == {"embed", "final_norm", *layers}  # logits are what the model returns
+    assert "model.layers.2.self_attn" in aligned.modules
+
+
+def test_taps_come_in_the_order_in_which_the_reference_ran():
+    aligned = alignment()
+    outputs = outputs_of(aligned)
+    backwards = dict(reversed(outputs.items()))
+    assert list(aligned.align(backwards)) == list(aligned.align(outputs))[::-1]
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
+    aligned = alignment(rope_layout=layout)
+    outputs = outputs_of(aligned)
+    arrays = aligned.align(outputs)
+    q = outputs["model.layers.1.self_attn.q_proj"].astype(np.float32).reshape(2, 5, 4, 16)
+    key = outputs["model.layers.1.self_attn@key"].astype(np.float32).swapaxes(1, 2)
+    if layout == "interleaved":
+        q, key = (
+            x.reshape(*x.shape[:-1], 2, 8).swapaxes(-1, -2).reshape(x.shape) for x in (q, key)
+        )
+    np.testing.assert_array_equal(arrays["layers.1.attn.q_proj"], q)
+    np.testing.assert_array_equal(arrays["layers.1.attn.k"], key)
+
+
+def test_what_is_not_seen_has_one_word_for_it():
+    scores = np.array([[[[1.0, -1e9, -3.4e38, 2.0], [3.0, -6e3, -np.inf, 1.0]]]], np.float32)
+    seen = np.isfinite(seen_only(scores))
+    np.testing.assert_array_equal(seen[0, 0], [[True, False, False, True]] * 2)
+    np.testing.assert_array_equal(seen_only(scores)[seen], scores[seen])
+
+
+def test_what_softmax_is_given_may_be_no_scores():
+    aligned = alignment()
+    outputs = outputs_of(aligned)
+    outputs["model.layers.1.self_attn@scores"] = np.zeros((2, 4, 5, 6), np.float32)
+    arrays = aligned.align(outputs)
+    assert "layers.1.attn.scores" not in arrays
+    assert {"layers.1.attn.probs", "layers.0.attn.scores"} <= set(arrays)
+
+
+def test_other_sizes_are_refused_by_name():
+    aligned = alignment()
+    outputs = outputs_of(aligned)
+    outputs["model.embed_tokens"] = np.zeros((2, 5, 7))
+    with pytest.raises(
+        ValueError, match=r"embed_tokens .* \(2, 5, 7\), the model has \(2, 5, 32\)"
+    ):
+        aligned.align(outputs)

@@ -1,0 +1,20 @@
+"""The threshold follows the noise, within bounds."""
+
+import math
+
+import pytest
+
+from jaxllm.interop.parity.numerics import tolerance
+
+
+def test_the_threshold_follows_the_noise():
+    assert tolerance.threshold(1e-5) == pytest.approx(4e-5)
+
+
+def test_the_threshold_has_bounds():
+    assert tolerance.threshold(0.0) == tolerance.LEAST == pytest.approx(9.5e-7, rel=0.01)
+    assert tolerance.threshold(0.5) == tolerance.MOST
+
+
+def test_an_undefined_floor_gives_no_licence():
+    assert not math.inf <= tolerance.threshold(math.nan)

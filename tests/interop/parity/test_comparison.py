@@ -1,0 +1,271 @@
+"""Honest models always pass, and what a comparison says of others. Bugs: test_mutations.py."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.parity import compare as compare_all
+from jaxllm.layers.attention import attention
+from jaxllm.models import build_abstract, with_scanned_layers
+from jaxllm.params import named_parameters, with_arrays
+
+compare = functools.partial(compare_all, levels=("logits", "layers"))
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+HONEST = {
+    "grouped-query": {},
+    "multi-head": {"num_key_value_heads": 4},
+    "multi-query, wide heads": {"num_key_value_heads": 1, "head_dim": 24},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+    "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    "deep": {"num_hidden_layers": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def pair(make_llama, tmp_path_factory):
+    """A Llama and ours with its weights, layers one by one; not to be changed."""
+    llama, folder = make_llama(), tmp_path_factory.mktemp("llama")
+    llama.save_pretrained(folder)
+    return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
+
+
+@pytest.mark.parametrize("config", HONEST.values(), ids=HONEST)
+def test_honest_models_pass(make_llama, convert, tokens, config):
+    llama = make_llama(**config)
+    report = compare(llama, convert(llama), tokens)
+    assert report.ok, report.first_divergence
+    assert report.first_divergence is None
+    assert report.verdicts == {"logits": True, "layers": True}
+
+
+def interleave(x):
+    """A head's pairs side by side instead of half a head apart."""
+    return x.reshape(*x.shape[:-1], 2, -1).mT.reshape(x.shape)
+
+
+def test_the_other_rope_layout_passes(make_llama, convert, tokens):
+    llama = make_llama(attention_bias=True)
+    model = convert(llama)
+    arrays = parameters(model)
+    rotated = [name for name in arrays if "q_proj" in name or "k_proj" in name]
+    arrays |= {name: interleave(arrays[name]) for name in rotated}
+    config = dataclasses.replace(model.config, rope_layout="interleaved")
+    report = compare(llama, with_arrays(build_abstract(config), arrays), tokens)
+    assert report.ok, report.first_divergence
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_false_alarms(make_llama, convert, tokens, seed, std):
+    llama = make_llama(seed, std)
+    report = compare(llama, convert(llama), tokens)
+    assert max(tap.ratio for tap in report.taps) < 0.75, "too close to an alarm"
+    assert report.logits.top1_unexplained == 0
+
+
+def parameters(model):
+    return {name: variable.get_value() for name, variable in named_parameters(model).items()}
+
+
+def swap(one: str, other: str):
+    """A bug: two parameters are mixed up."""
+
+    def bug(model):
+        arrays = parameters(model)
+        return with_arrays(model, {**arrays, one: arrays[other], other: arrays[one]})
+
+    return bug
+
+
+def configure(**changes):
+    """A bug: the weights are right, but a field of the config is wrong."""
+
+    def bug(model):
+        return with_arrays(
+            build_abstract(dataclasses.replace(model.config, **changes)), parameters(model)
+        )
+
+    return bug
+
+
+def tie(model):
+    """A bug: the head is taken from the embeddings though it has weights of its own."""
+    arrays = parameters(model)
+    del arrays["lm_head.kernel"]
+    config = dataclasses.replace(model.config, tie_embeddings=True)
+    return with_arrays(build_abstract(config), arrays)
+
+
+def window_off_by_one(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options):
+    """The last query does not see the first key."""
+    if q_BTNH.shape[1] == 320 % attention.MIN_BLOCK:
+        mask_BTS = mask_BTS.at[:, -1, 0].set(False)
+    return HONEST_ATTENTION(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options)
+
+
+def tiled_heads(q_BTNH, k_BSKH, v_BSKH, *args, **options):
+    G = q_BTNH.shape[2] // k_BSKH.shape[2]
+    k_BSNH, v_BSNH = (jnp.tile(x, (1, 1, G, 1)) for x in (k_BSKH, v_BSKH))
+    return HONEST_ATTENTION(q_BTNH, k_BSNH, v_BSNH, *args, **options)
+
+
+HONEST_ATTENTION = attention.attention
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (window_off_by_one, "mask: all before it in the reference, a window of 319 in ours"),
+        (tiled_heads, "k/v heads tiled instead of repeated"),
+    ],
+)
+def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong, hint):
+    llama, model = pair
+    monkeypatch.setattr(attention, "attention", wrong)
+    first = compare(llama, model, tokens).first_divergence
+    assert first.path == "layers.0.attn.scores"
+    assert hint in first.hint
+
+
+def test_wrong_frequencies_hide_in_the_first_tokens(pair, tokens):
+    llama, model = pair
+    buckets = compare(llama, configure(rope_theta=10200.0)(model), tokens).buckets
+    assert [bucket.start for bucket in buckets] == [0, 4, 32, 128]
+    assert [bucket.tokens for bucket in buckets] == [8, 56, 192, 384]
+    assert buckets[0].kl_max < buckets[1].kl_max / 10 < buckets[-1].kl_max / 10
+
+
+def test_before_a_bug_nothing_differs(pair, tokens):
+    llama, model = pair
+    bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
+    taps = compare(llama, bug(model), tokens).taps
+    at = [tap.path for tap in taps].index("layers.1.mlp.gate_proj")
+    assert all(tap.ok for tap in taps[:at])
+    assert not any(tap.ok for tap in taps[at:] if "norm" not in tap.path)
+
+
+def test_the_rows_are_in_execution_order(pair, tokens):
+    llama, model = pair
+    paths = [tap.path for tap in compare(llama, model, tokens).taps]
+    assert paths[:3] == ["embed", "layers.0.attn_norm", "layers.0.attn.q_proj"]
+    assert paths[-3:] == ["layers.2", "final_norm", "lm_head"]
+
+
+@pytest.mark.parametrize("levels", [("logits",), ("layers",)])
+def test_levels_alone(pair, tokens, levels):
+    llama, model = pair
+    report = compare(llama, tie(model), tokens, levels=levels)
+    assert report.verdicts == {levels[0]: levels == ("layers",)}
+    outputs = [tap.path for tap in report.taps if tap.is_output]
+    assert outputs == (["embed.attend"] if levels == ("logits",) else [])
+    assert report.logits.kl_max > 0.1
+
+
+def test_remat_changes_nothing(make_llama, convert, tokens):
+    llama = make_llama()
+    model = convert(llama)
+    model.config = dataclasses.replace(model.config, remat="full")
+    assert compare(llama, model, tokens).ok
+
+
+def test_both_models_are_left_as_they_were(make_llama, convert, tokens):
+    llama = make_llama()
+    model = convert(llama)
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    llama.set_attn_implementation("sdpa")
+    llama.train()
+    compare(llama, model, tokens)
+    assert all(torch.equal(before[name], tensor) for name, tensor in llama.state_dict().items())
+    assert llama.config._attn_implementation == "sdpa"
+    assert all(module.training for module in llama.modules())
+    assert not any(module._forward_hooks for module in llama.modules())
+    assert model.config.scan_layers
+
+
+def test_what_cannot_be_compared_is_refused(make_llama, convert, tokens):
+    llama = make_llama()
+    model = convert(llama)
+    with pytest.raises(ValueError, match=r"levels=.* are not of weights, config, logits, layers"):
+        compare(llama, model, tokens, levels=("logits", "layer"))
+    with pytest.raises(ValueError, match="not integers"):
+        compare(llama, model, tokens.astype(np.float32))
+    with pytest.raises(ValueError, match="not integers"):
+        compare(llama, model, tokens[0])
+    with pytest.raises(ValueError, match="from 0 to 96 are not in the vocabulary of 96"):
+        compare(llama, model, np.arange(97)[None])
+    with pytest.raises(ValueError, match="dtype='bfloat16' of the model"):
+        compare(llama, configure(dtype="bfloat16")(model), tokens)
+    with pytest.raises(ValueError, match=r"torch.bfloat16; parity is judged in float32"):
+        compare(make_llama().bfloat16(), model, tokens)
+
+
+def test_a_step_is_judged_by_itself(pair, tokens):
+    """One layer is wrong: the others are not blamed for what they are given."""
+    llama, model = pair
+    bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
+    taps = {tap.path: tap for tap in compare(llama, bug(model), tokens).taps}
+    wrong = {path for path, tap in taps.items() if tap.is_wrong_itself}
+    assert wrong == {"layers.1.mlp.gate_proj", "layers.1.mlp.up_proj"}
+    after = [path for path in taps if path.startswith("layers.2.") or path == "lm_head"]
+    assert all(not taps[path].cumulative.ok and taps[path].forced.ok for path in after)
+    assert all(tap.forced.floor < tap.forced.threshold for tap in taps.values())
+
+
+def test_two_bugs_are_both_wrong_by_themselves(pair, tokens):
+    llama, model = pair
+    broken = configure(rope_theta=10200.0)(model)
+    wrong = {tap.path for tap in compare(llama, broken, tokens).taps if tap.is_wrong_itself}
+    assert wrong == {f"layers.{i}.attn.{name}" for i in range(3) for name in "qk"}
+
+
+def test_what_is_small_beside_the_noise_before_it_is_found(pair, tokens):
+    llama, model = pair
+    arrays = parameters(model)
+    scale = "layers.2.mlp_norm.scale"
+    broken = with_arrays(model, {**arrays, scale: arrays[scale] * (1 + 1.5e-6)})
+    report = compare(llama, broken, tokens)
+    first = report.first_divergence
+    assert first.path == "layers.2.mlp_norm"
+    assert first.cumulative.ok
+    assert not first.forced.ok
+    assert first.measured == first.forced.relative_l2
+    assert not report.verdicts["layers"]
+
+
+SIZES = {
+    "layers": {"num_hidden_layers": 2},
+    "width": {"hidden_size": 48},
+    "vocabulary": {"vocab_size": 97},
+    "mlp": {"intermediate_size": 40},
+    "heads": {"num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_other_sizes_are_rows_and_nothing_is_computed(make_llama, pair, tokens, sizes):
+    _, model = pair
+    levels = ("weights", "config", "logits", "layers", "gradients", "generate")
+    report = compare_all(make_llama(**sizes), model, tokens, levels=levels)
+    assert report.verdicts == dict.fromkeys(levels, False)
+    assert report.unjudged == levels[2:]
+    assert report.taps == ()
+    fields = [row.path for row in report.config if not row.ok]
+    assert report.first_divergence.path == fields[0]
+    assert any("of the reference is" in r.remark or "has no" in r.remark for r in report.weights)
+    [alone] = compare_all(make_llama(**sizes), model, tokens, levels=("layers",)).verdicts.items()
+    assert alone == ("layers", False)

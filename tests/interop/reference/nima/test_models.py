@@ -1,0 +1,272 @@
+"""nima against PyTorch's own layers, and each of its switches against its definition."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from jaxllm.interop.reference.nima.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    FeedForward,
+    GatedFeedForward,
+    LayerConfig,
+    MultiHeadAttention,
+    alibi_slopes,
+    rotate,
+)
+from jaxllm.interop.reference.nima.models import PRESETS, GPTModel, TransformerModel
+
+SIZES = {"d_model": 24, "n_heads": 4, "d_ff": 40, "max_seq_len": 16}
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "relative")
+SWITCHES = [*itertools.product(("ffn", "glu", "swiglu"), POSITIONS, ("post", "pre"))]
+TOKENS = torch.randint(1, 50, (2, 11), generator=torch.Generator().manual_seed(1))
+X = torch.randn(2, 11, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+MEMORY = torch.randn(2, 7, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+CAUSAL = torch.ones(11, 11, dtype=torch.bool).tril()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def config(**switches: object) -> LayerConfig:
+    return LayerConfig(**SIZES, **{"position": "learned", **switches})
+
+
+def gpt(**switches: object) -> GPTModel:
+    return GPTModel(50, 2, **SIZES, **switches)
+
+
+def encoder_decoder(**switches: object) -> TransformerModel:
+    return TransformerModel(50, 40, 2, 2, **SIZES, **switches)
+
+
+def as_torch(layer: EncoderLayer | DecoderLayer, kind: type) -> nn.Module:
+    """PyTorch's layer with the same weights."""
+    is_pre_norm = layer.is_pre_norm
+    options = {"layer_norm_eps": 1e-6, "batch_first": True, "norm_first": is_pre_norm}
+    theirs = kind(24, 4, 40, 0.0, **options).double().eval()
+    state = {}
+    for ours, name in (("self_attention", "self_attn"), ("cross_attention", "multihead_attn")):
+        if (attention := getattr(layer, ours, None)) is None:
+            continue
+        projections = (attention.w_q, attention.w_k, attention.w_v)
+        state[f"{name}.in_proj_weight"] = torch.cat([p.weight for p in projections])
+        state[f"{name}.in_proj_bias"] = torch.cat([p.bias for p in projections])
+        state |= {f"{name}.out_proj.{k}": v for k, v in attention.w_o.state_dict().items()}
+    for name in ("linear1", "linear2"):
+        weights = getattr(layer.feed_forward, name).state_dict()
+        state |= {f"{name}.{k}": v for k, v in weights.items()}
+    for name in ("norm1", "norm2", "norm3"):
+        if hasattr(layer, name):
+            state |= {f"{name}.{k}": v for k, v in getattr(layer, name).state_dict().items()}
+    theirs.load_state_dict(state)
+    return theirs
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_layers_are_those_of_pytorch(draw, norm):
+    encoder, decoder = draw(EncoderLayer(config(norm=norm))), draw(DecoderLayer(config(norm=norm)))
+    theirs = as_torch(encoder, nn.TransformerEncoderLayer)
+    close(encoder(X, CAUSAL), theirs(X, ~CAUSAL))
+    theirs = as_torch(decoder, nn.TransformerDecoderLayer)
+    expected = theirs(X, MEMORY, tgt_mask=~CAUSAL)
+    close(decoder(X, CAUSAL, MEMORY, None), expected)
+
+
+@pytest.mark.parametrize(("feed_forward", "position", "norm"), SWITCHES)
+def test_every_combination_of_switches_computes_and_learns_in_float64(
+    draw, feed_forward, position, norm
+):
+    switches = {"feed_forward": feed_forward, "position": position, "norm": norm}
+    for model, inputs in (
+        (draw(gpt(**switches)), (TOKENS,)),
+        (draw(encoder_decoder(**switches)), (TOKENS, TOKENS.flip(1) % 40)),
+    ):
+        logits = model(*inputs)
+        assert logits.dtype == torch.float64
+        logits.square().mean().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        again = model.float()(*inputs).double()
+        torch.testing.assert_close(again, logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_gpt_does_not_see_the_future(draw, position):
+    model = draw(gpt(position=position))
+    changed = TOKENS.clone()
+    changed[:, 6] = 7 - changed[:, 6] % 7
+    moved = (model(TOKENS) != model(changed)).any(-1).any(0)
+    assert moved.tolist() == [i >= 6 for i in range(11)]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_order_matters(draw, position):
+    """The last token sees the same set of tokens; only positions tell the orders apart."""
+    model = draw(GPTModel(50, 1, **SIZES, position=position))
+    swapped = TOKENS.clone()
+    swapped[:, [2, 5]] = swapped[:, [5, 2]]
+    assert (model(TOKENS)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "relative"])
+def test_positions_in_attention_depend_on_distance_alone(draw, position):
+    attention = draw(MultiHeadAttention(config(), position))
+    mask = CAUSAL.clone()
+    mask[:, :3] = False
+    shifted = attention(X[:, 3:], X[:, 3:], CAUSAL[:8, :8])
+    close(attention(X, X, mask)[:, 3:], shifted)
+
+
+def test_rope_turns_neighbouring_elements_by_their_position():
+    x = torch.randn(1, 5, 1, 6, dtype=torch.float64)
+    turned, _ = rotate(x, x)
+    for t, j in itertools.product(range(5), range(3)):
+        angle = t * 10000 ** (-2 * j / 6)
+        a, b = x[0, t, 0, 2 * j : 2 * j + 2].tolist()
+        expected = (
+            a * math.cos(angle) - b * math.sin(angle),
+            a * math.sin(angle) + b * math.cos(angle),
+        )
+        assert turned[0, t, 0, 2 * j : 2 * j + 2].tolist() == pytest.approx(expected, abs=1e-14)
+
+
+def test_alibi_slopes_are_those_of_the_paper():
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    expected = [2.0**-i for i in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]
+    assert alibi_slopes(12, torch.float64).tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_alibi_subtracts_the_distance_on_both_sides():
+    bias = MultiHeadAttention(config(), "alibi").bias(3, torch.float64)
+    assert bias.dtype == torch.float64
+    assert bias[0].tolist() == [[-0.25 * abs(i - j) for j in range(3)] for i in range(3)]
+
+
+def test_relative_positions_add_a_number_for_each_head_and_distance(draw):
+    attention = draw(MultiHeadAttention(config(), "relative"))
+    bias, table = attention.bias(4, torch.float64), attention.relative_bias.weight
+    assert table.shape == (31, 4)
+    for n, i, j in itertools.product(range(4), range(4), range(4)):
+        assert bias[n, i, j] == table[15 + j - i, n]
+
+
+def test_gates_are_a_sigmoid_and_a_silu(draw):
+    for kind, act in (("glu", torch.sigmoid), ("swiglu", nn.functional.silu)):
+        layer = draw(GatedFeedForward(config(feed_forward=kind)))
+        gate = act(X @ layer.gate.weight.T + layer.gate.bias)
+        value = X @ layer.linear1.weight.T + layer.linear1.bias
+        expected = (gate * value) @ layer.linear2.weight.T + layer.linear2.bias
+        close(layer(X), expected)
+    layer = draw(FeedForward(config()))
+    hidden = (X @ layer.linear1.weight.T + layer.linear1.bias).clamp(min=0)
+    expected = hidden @ layer.linear2.weight.T + layer.linear2.bias
+    close(layer(X), expected)
+
+
+def test_hidden_tokens_do_not_matter(draw):
+    model = draw(gpt())
+    mask, other = torch.ones_like(TOKENS), TOKENS.clone()
+    mask[1, 3:5] = 0
+    other[1, 3:5] = 1 + other[1, 3:5] % 7
+    seen = mask.bool()
+    assert (other != TOKENS).any()
+    torch.testing.assert_close(model(other, mask)[seen], model(TOKENS, mask)[seen], rtol=0, atol=0)
+    assert (model(TOKENS, mask)[1, 5:] != model(TOKENS)[1, 5:]).all()
+
+
+def test_embeddings_are_scaled_where_positions_are_sinusoids(draw):
+    """Models without layers: what goes into the first is what comes out of the last."""
+    pe = torch.empty(11, 24, dtype=torch.float64)
+    for p, j in itertools.product(range(11), range(12)):
+        angle = p / 10000 ** (2 * j / 24)
+        pe[p, 2 * j], pe[p, 2 * j + 1] = math.sin(angle), math.cos(angle)
+    model, target = draw(TransformerModel(50, 40, 0, 0, **SIZES)), TOKENS % 40
+    close(model.encode(TOKENS), model.src_embedding.weight[TOKENS] * math.sqrt(24) + pe)
+    inputs = model.tgt_embedding.weight[target] * math.sqrt(24) + pe
+    close(model(TOKENS, target), model.output_projection(inputs))
+    model = draw(GPTModel(50, 0, **SIZES))
+    inputs = model.token_embedding(TOKENS) + model.pos_embedding.weight[:11]
+    close(model(TOKENS), model.output_projection(model.layer_norm(inputs)))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_padding_of_the_source_does_not_matter(draw, norm):
+    model = draw(encoder_decoder(norm=norm))
+    padded = nn.functional.pad(TOKENS, (0, 4))
+    target = TOKENS % 40
+    close(model(padded, target), model(TOKENS, target))
+
+
+def test_pre_norm_alone_adds_a_norm_after_each_stack(draw):
+    model = draw(encoder_decoder(norm="pre"))
+    added = {f"{x}_norm.{y}" for x in ("encoder", "decoder") for y in ("weight", "bias")}
+    assert model.state_dict().keys() - encoder_decoder().state_dict().keys() == added
+    norm = model.encoder_norm
+    normed = (model.encode(TOKENS) - norm.bias) / norm.weight
+    expected = torch.zeros(2, 11, dtype=torch.float64)
+    close(normed.mean(-1), expected)
+    torch.testing.assert_close(normed.std(-1, correction=0), expected + 1, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_tying_shares_one_table_under_both_names(is_tied):
+    for model, table in (
+        (gpt(tie_weights=is_tied), "token_embedding.weight"),
+        (encoder_decoder(tie_weights=is_tied), "tgt_embedding.weight"),
+    ):
+        assert {table, "output_projection.weight"} <= model.state_dict().keys()
+        embedding, head = model.get_parameter(table), model.output_projection.weight
+        assert (embedding is head) == is_tied
+
+
+def test_initial_weights_are_those_of_the_document():
+    torch.manual_seed(0)
+    sizes = {**SIZES, "d_model": 200, "d_ff": 300}
+    for init, tied in itertools.product(("xavier", "normal"), (True, False)):
+        model = GPTModel(900, 1, **sizes, init=init, tie_weights=tied)
+        table = model.token_embedding.weight.detach()
+        assert float(table.std()) == pytest.approx(0.02, rel=0.02)
+        linear = model.layers[0].feed_forward.linear1
+        bound = math.sqrt(6 / (200 + 300)) if init == "xavier" else 0.02 * math.sqrt(3)
+        weight = linear.weight.detach()
+        assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        assert (float(weight.abs().max()) <= bound) == (init == "xavier")
+        assert not linear.bias.any()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 125), ("medium", 350)])
+def test_presets_have_the_sizes_of_the_document(name, millions):
+    """With GPT-2's vocabulary, which the document leaves open."""
+    with torch.device("meta"):
+        model = GPTModel(50257, **PRESETS[name], max_seq_len=1024)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_the_tiny_preset_is_a_gpt():
+    assert GPTModel(50, **PRESETS["tiny"])(TOKENS).shape == (2, 11, 50)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"feed_forward": "moe"}, "feed_forward='moe' is not one of ffn, glu, swiglu"),
+        ({"position": "none"}, "position='none' is not one of learned, sinusoidal"),
+        ({"norm": "both"}, "norm='both' is not one of post, pre"),
+        ({"init": "zeros"}, "init='zeros' is not one of xavier, normal"),
+        ({"n_heads": 5}, "d_model=24 is not a multiple of n_heads=5"),
+        ({"n_heads": 8, "position": "rope"}, "d_model=24 over n_heads=8 is odd"),
+    ],
+)
+def test_options_that_do_not_exist_are_errors(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        GPTModel(50, 1, **SIZES | options)
+
+
+def test_a_sequence_that_is_too_long_is_an_error():
+    with pytest.raises(ValueError, match="17 tokens; max_seq_len=16"):
+        gpt()(torch.ones(1, 17, dtype=torch.long))

@@ -1,0 +1,46 @@
+"""Boxes of an array: what two have in common, where one lies in another, and cutting into some."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.interop.rules.boxes import boxes, common, relative, shape_of, slices
+
+SHAPE = (4, 3, 5)
+
+
+def ranges(size: int):
+    """Of a dimension, none of them empty."""
+    return st.sampled_from([(a, b) for a in range(size) for b in range(a + 1, size + 1)])
+
+
+BOXES = st.tuples(*map(ranges, SHAPE))
+
+
+def inside(box) -> set[tuple[int, ...]]:
+    """The positions that a box holds, one by one."""
+    return set(itertools.product(*(range(low, high) for low, high in box)))
+
+
+@given(BOXES, BOXES)
+def test_what_two_boxes_have_in_common_lies_in_both(one, other):
+    found = common(one, other)
+    assert (set() if found is None else inside(found)) == inside(one) & inside(other)
+    if found is not None:
+        x = np.arange(math.prod(SHAPE)).reshape(SHAPE)
+        for box in (one, other):
+            part = x[slices(box)][slices(relative(found, box))]
+            np.testing.assert_array_equal(part, x[slices(found)])
+            assert part.shape == shape_of(found)
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 15, 30, 100])
+def test_cutting_keeps_every_element_and_their_order(most):
+    x = np.arange(math.prod(SHAPE)).reshape(SHAPE)
+    cut = [x[slices(box)].ravel() for box in boxes(SHAPE, most)]
+    np.testing.assert_array_equal(np.concatenate(cut), x.ravel())
+    assert max(map(len, cut)) <= most

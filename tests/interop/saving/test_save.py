@@ -1,0 +1,262 @@
+"""Models to files: the same bits from any mesh and any number of processes, and little memory."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny import random_model
+
+from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
+from jaxllm.interop.families import Table
+from jaxllm.interop.formats import lazy_tensor
+from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.lazy_tensor import of_array, of_jax
+from jaxllm.interop.loading.model_arrays import Parameters, of_model
+from jaxllm.interop.rules.boxes import slices
+from jaxllm.interop.rules.rule import Rule
+from jaxllm.interop.saving.export import exported
+from jaxllm.sharding import spans_processes
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A Hugging Face folder of a tiny model."""
+    folder = tmp_path_factory.mktemp("save") / "llama"
+    save_pretrained(random_model(head_dim=8), folder)
+    return folder
+
+
+def random_array(shape: tuple[int, ...], spec: tuple) -> jax.Array:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    array = np.random.default_rng(0).standard_normal(shape).astype(jnp.bfloat16)
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+SPECS = [(), (None, "a"), ("b", "a"), (("a", "b"), None), (None, None, "b")]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_any_box_of_a_sharded_array_is_read(spec):
+    array = random_array((8, 12, 6), spec)
+    whole = np.asarray(array)
+    source = of_jax(array)
+    assert (source.dtype, source.shape) == (whole.dtype, whole.shape)
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        box = [tuple(sorted(rng.integers(0, size + 1, 2))) for size in whole.shape]
+        assert source.read(box).tobytes() == whole[slices(box)].tobytes()
+        gathered = lazy_tensor._gather(array, box)
+        assert gathered.tobytes() == whole[slices(box)].tobytes()
+    assert not spans_processes(array)
+
+
+def test_a_device_cuts_out_what_is_wanted():
+    """As on an accelerator, of which nothing else may come to the host."""
+    data = random_array((8, 12, 6), ()).addressable_data(0)
+    cut = lazy_tensor._cutter((1, 5, 6))(data, [3, 2, 0])
+    assert cut.shape == (1, 5, 6)
+    assert np.asarray(cut).tobytes() == np.asarray(data)[3:4, 2:7].tobytes()
+
+
+def test_a_fused_tensor_is_written_part_by_part():
+    sizes = {"L": 2, "N": 4, "K": 2, "H": 3, "D": 5}
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"layers.0:2.{name}.kernel": rng.standard_normal((2, 5, heads, 3))
+        for name, heads in {"q": 4, "k": 2, "v": 2}.items()
+    }
+    table = Table(
+        tuple(
+            Rule(f"h.{{L}}.qkv#{name} : ({axis} H) D", f"layers.{{L}}.{name}.kernel : D {axis} H")
+            for name, axis in {"q": "N", "k": "K", "v": "K"}.items()
+        ),
+        sizes,
+    )
+    parameters = Parameters(
+        random_model().config,
+        None,
+        {"layers": {"0:2": range(2)}},
+        {name: of_array(array) for name, array in arrays.items()},
+    )
+    tensors = dict(exported(parameters, table))
+    assert tensors.keys() == {"h.0.qkv", "h.1.qkv"}
+    for layer, tensor in enumerate(tensors.values()):
+        parts = [array[layer].transpose(1, 2, 0).reshape(-1, 5) for array in arrays.values()]
+        whole = np.concatenate(parts)
+        assert tensor.shape == whole.shape
+        for max_bytes in (8, 5 * 8 * 7, 10**6):
+            assert b"".join(tensor.payload(max_bytes)) == whole.tobytes()
+
+
+def test_of_a_stack_only_the_layer_that_is_written_is_read():
+    parameters = of_model(random_model())
+    asked = []
+    arrays = {
+        name: lazy_tensor.TensorSource(
+            array.dtype,
+            array.shape,
+            lambda box, name=name, array=array: asked.append((name, box)) or array.read(box),
+        )
+        for name, array in parameters.arrays.items()
+    }
+    name, stack = "layers.0:3.attn.q_proj.kernel", {"layers": {"0:3": range(3)}}
+    rule = Rule("h.{L}.q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H")
+    table = Table((rule,), {"L": 3, "N": 4, "H": 16, "D": 32})
+    tensors = dict(exported(Parameters(parameters.config, None, stack, arrays), table))
+    (chunk,) = tensors["h.1.q"].payload(10**9)
+    assert chunk.nbytes == arrays[name].nbytes / 3
+    assert asked == [(name, ((1, 2), (0, 32), (0, 4), (0, 16)))]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("256MiB", 2**28), ("1.5 kb", 1500), (7, 7), ("12", 12), ("0.1GB", 10**8)],
+)
+def test_sizes_are_understood(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 XB", "-1", 0, "0.1", True, "5GBs", "1e9"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_a_wrong_size_of_shards_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="'many' is not a size"):
+        save_pretrained(random_model(), tmp_path / "out", max_shard="many")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_nothing(saved, tmp_path, monkeypatch):
+    model = load_pretrained(saved)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("jaxllm.interop.formats.file_writer.finish", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_pretrained(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+MEMORY = """
+import sys, threading, time
+import jax, numpy as np
+from jaxllm.config import DecoderConfig
+from jaxllm.interop import save_pretrained
+from jaxllm.params import initialize
+from jaxllm.train import make_mesh
+
+def anonymous():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+config = DecoderConfig(
+    vocab_size=4096, embed_dim=2048, num_layers=4, num_heads=16, num_kv_heads=4, head_dim=128,
+    mlp_dim=8192, param_dtype="bfloat16", dtype="bfloat16", scan_layers=True,
+)
+model = initialize(config, make_mesh(fsdp=4, tensor=2), 0)
+jax.block_until_ready(jax.tree.leaves(model))
+peak, done = [before := anonymous()], []
+def watch():
+    while not done:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.002)
+watcher = threading.Thread(target=watch)
+watcher.start()
+save_pretrained(model, sys.argv[1])
+done.append(1)
+watcher.join()
+print(peak[0] - before)
+"""
+
+
+def test_a_model_of_half_a_gigabyte_is_written_in_a_tenth_of_it(tmp_path):
+    """The stack of gate kernels alone has 134 MB; above the arrays there are a few chunks."""
+    script = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "out")],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert script.returncode == 0, script.stderr
+    total = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert total > 500e6
+    assert float(script.stdout) < 100, script.stdout
+
+
+PROCESS = """
+import sys
+import jax
+rank, port, source, destination, form = int(sys.argv[1]), *sys.argv[2:]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.train import make_mesh
+model = load_pretrained(source, mesh=make_mesh(fsdp=4, tensor=2))
+save_pretrained(model, destination, format=form, max_shard=50_000 if form == "hf" else "5GB")
+"""
+
+
+def save_together(source: Path, destination: Path, form: str) -> list[tuple[int, str]]:
+    """What two processes of four devices, that share a model, return and say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, *map(str, (rank, port, source, destination, form))],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["hf", "meta", "native"])
+def test_two_processes_write_what_one_writes(form, saved, tmp_path):
+    together = save_together(saved, tmp_path / "together", form)
+    assert [status for status, _ in together] == [0, 0], together
+    options = {"max_shard": 50_000} if form == "hf" else {}
+    save_pretrained(load_pretrained(saved), tmp_path / "alone", format=form, **options)
+    assert {file.name for file in tmp_path.iterdir()} == {"together", "alone"}
+    if form == "native":
+        for name in ("together", "alone"):
+            save_pretrained(load_pretrained(tmp_path / name), tmp_path / f"{name}-hf", format="hf")
+        assert content(tmp_path / "together-hf") == content(tmp_path / "alone-hf")
+    else:
+        assert content(tmp_path / "together") == content(tmp_path / "alone")
+
+
+def test_what_one_process_cannot_write_stops_both(saved, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    together = save_together(saved, tmp_path / "taken", "hf")
+    assert all(status != 0 for status, _ in together)
+    assert "is not an empty folder" in together[0][1]
+    assert [file.name for file in tmp_path.rglob("*")] == ["taken", "mine"]
+
+
+def test_nothing_is_known_of_a_broken_destination(saved, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="not an empty folder"):
+        save_pretrained(load_pretrained(saved), tmp_path / "file")
+    with pytest.raises(OSError, match="Not a directory"):
+        save_pretrained(load_pretrained(saved), tmp_path / "file" / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

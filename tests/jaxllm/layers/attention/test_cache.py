@@ -1,0 +1,112 @@
+"""A cache of as many slots as a layer looks back, beside one of all tokens."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import LayerKind
+from jaxllm.layers.attention.cache import NOWHERE, KVCache, RingCache, make_cache
+
+TOLERANCE = 3e-6  # relative L2, float32
+REACH, B, T = 5, 3, 17
+KINDS = {"window": {"window": REACH}, "chunk": {"chunk": REACH}}
+FULL = LayerKind()
+
+
+@functools.cache
+def layer_of(sees: str):
+    pattern = (LayerKind(sees=sees),)
+    return random_model(num_layers=1, scan_layers=False, pattern=pattern, **KINDS[sees])
+
+
+@functools.partial(jax.jit, static_argnames="is_cached")
+def run(layer, x_BTD, positions_BT, cache=None, *, is_cached=False):
+    return layer(x_BTD, positions_BT, None, cache if is_cached else None)[:2]
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("sees", KINDS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_cached_is_uncached_at_every_split_point_of_ragged_rows(sees, step):
+    """A prompt of ragged rows, then the rest of each row from where it was, `step` at a time."""
+    model = layer_of(sees)
+    layer, config = model.layers["0"].attn, model.config
+    x_BTD, counted_1T = draw(B, T, TINY.embed_dim), np.arange(T)[None]
+    whole_BTD, _ = run(layer, x_BTD, counted_1T)
+    for split in range(0, T + 1, 1 if step == 1 else 4):
+        prompts = np.clip(split - np.array([0, 2, 5]), 0, T)
+        found = np.zeros(whole_BTD.shape, np.float32)
+        cache = make_cache(config, LayerKind(sees=sees), B, T)
+        assert cache.length == REACH
+        positions = np.where(counted_1T < prompts[:, None], counted_1T, -1)
+        out, cache = run(layer, x_BTD, positions, cache, is_cached=True)
+        found[positions >= 0] = out[positions >= 0]
+        for start in range(0, T, step):
+            positions = prompts[:, None] + start + np.arange(step)
+            positions = np.where(positions < T, positions, -1)
+            tokens = np.take_along_axis(x_BTD, np.maximum(positions, 0)[..., None], axis=1)
+            out, cache = run(layer, tokens, positions, cache, is_cached=True)
+            rows, columns = np.nonzero(positions >= 0)
+            found[rows, positions[rows, columns]] = out[rows, columns]
+        assert relative_l2(found, whole_BTD) < TOLERANCE, split
+
+
+def test_each_token_stands_at_its_position_modulo_the_slots():
+    cache = RingCache.empty(TINY, 2, 4)
+    k, v = jnp.asarray(draw(2, 6, 2, 16)), jnp.asarray(draw(2, 6, 2, 16) + 1)
+    positions = jnp.asarray([[0, 1, 2, 3, 4, 5], [3, 4, -1, -1, -1, -1]])
+    cache = cache.write(k, v, positions)
+    assert cache.positions_BC.tolist() == [[4, 5, 2, 3], [4, NOWHERE, NOWHERE, 3]]
+    for ours, new in ((cache.k_BCKH, k), (cache.v_BCKH, v)):
+        np.testing.assert_array_equal(ours[0], new[0, jnp.asarray([4, 5, 2, 3])])
+        np.testing.assert_array_equal(ours[1, 0], new[1, 1])
+        np.testing.assert_array_equal(ours[1, 3], new[1, 0])
+        assert not np.any(ours[1, 1:3])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_written_again_is_seen_as_it_is_now(count):
+    """As after a guess that was wrong."""
+    model = layer_of("window")
+    layer, x_BTD = model.layers["0"].attn, draw(B, T, TINY.embed_dim)
+    whole_BTD, _ = run(layer, x_BTD, np.arange(T)[None])
+    cache = make_cache(model.config, LayerKind(sees="window"), B, T)
+    for tokens, positions in (
+        (x_BTD[:, :8], np.arange(8)),
+        (x_BTD[:, 8:9] + 1, np.array([8])),
+        (x_BTD[:, 8 : 8 + count], np.arange(8, 8 + count)),
+    ):
+        out, cache = run(layer, tokens, positions[None], cache, is_cached=True)
+    assert relative_l2(out, whole_BTD[:, 8 : 8 + count]) < TOLERANCE
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_only_layers_that_look_back_everywhere_keep_everything(scan):
+    pattern = (LayerKind(sees="window"), LayerKind(sees="window"), FULL)
+    model = random_model(num_layers=6, pattern=pattern, window=REACH, scan_layers=scan)
+    cache = model.init_cache(2, 40)
+    slots = {label: one.k_BCKH.shape[-3] for label, one in cache.items()}
+    assert sorted(set(slots.values())) == [REACH, 40]
+    one_slot = 2 * 2 * TINY.num_kv_heads * TINY.head_dim * 4  # keys and values of two rows
+    positions = 4 * 2 * REACH * 4
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+    assert nbytes == (4 * REACH + 2 * 40) * one_slot + positions
+
+
+def test_a_short_text_needs_no_ring():
+    config = layer_of("window").config
+    assert isinstance(make_cache(config, LayerKind(sees="window"), 2, REACH), KVCache)
+    assert isinstance(make_cache(config, LayerKind(sees="window"), 2, REACH + 1), RingCache)
+    assert make_cache(config, FULL, 2, 99).length == 99
+
+
+def test_a_model_that_sees_what_is_to_come_has_no_cache():
+    with pytest.raises(ValueError, match="a cache with causal=False"):
+        random_model(causal=False).init_cache(2, 8)

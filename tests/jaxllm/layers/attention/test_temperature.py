@@ -1,0 +1,77 @@
+"""Llama 4's queries: they grow with their position where nothing rotates, else are normalised."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import LayerKind, Temperature
+from jaxllm.interop.reference.positions import apply_rope, compute_freqs_cis
+from jaxllm.layers.attention.attention import temperature_growth
+
+CONFIG = dataclasses.replace(
+    TINY,
+    num_layers=2,
+    pattern=(LayerKind(), LayerKind(rope="none")),
+    rope_layout="interleaved",
+    scan_layers=False,
+    qk_norm="after_rope",
+    norm_eps=1e-3,  # so large that its place shows
+    attn_temperature=Temperature(scale=0.3, floor_scale=4.0),
+)
+POSITIONS = np.arange(30)[None]
+
+
+def test_growth_is_the_logarithm_of_whole_periods():
+    found = temperature_growth(Temperature(scale=0.3, floor_scale=4.0), POSITIONS)
+    expected = [[1 + 0.3 * math.log(1 + (p + 1) // 4) for p in range(30)]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    released = temperature_growth(Temperature(), jnp.array([[0, 8190, 8191, 16383]]))
+    np.testing.assert_allclose(
+        released, [[1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3)]], rtol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """One with RoPE and one without."""
+    fields = {field.name: getattr(CONFIG, field.name) for field in dataclasses.fields(CONFIG)}
+    model = random_model(**fields)
+    return model.layers["0"].attn, model.layers["1"].attn
+
+
+def draw() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((1, 30, 4, 16)).astype(np.float32)
+
+
+def test_heads_are_normalised_without_a_scale_after_rope(layers):
+    rotating, _ = layers
+    assert rotating.q_norm is None
+    x = torch.tensor(draw())
+    rotated, _ = apply_rope(x, x, compute_freqs_cis(16, 30))
+    expected = rotated / torch.sqrt(rotated.pow(2).mean(-1, keepdim=True) + 1e-3)
+    assert relative_l2(rotating.place(draw(), None, POSITIONS), expected) < 1e-6
+    assert relative_l2(rotating.heat(draw(), POSITIONS), draw()) == 0
+
+
+def test_layers_without_rope_have_the_temperature_instead(layers):
+    _, standing = layers
+    assert relative_l2(standing.place(draw(), None, POSITIONS), draw()) == 0
+    growth = [1 + 0.3 * math.log(1 + (p + 1) // 4) for p in range(30)]
+    expected = draw() * np.array(growth, np.float32)[None, :, None, None]
+    assert relative_l2(standing.heat(draw(), POSITIONS), expected) < 1e-6
+
+
+def test_queries_keep_their_dtype(layers):
+    for layer in layers:
+        x = jnp.asarray(draw(), jnp.bfloat16)
+        assert layer.heat(layer.place(x, None, POSITIONS), POSITIONS).dtype == jnp.bfloat16
+
+
+def test_a_period_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="floor_scale=0"):
+        Temperature(floor_scale=0)

@@ -1,0 +1,225 @@
+"""Experts on several devices are those of one; what moves is tokens, not experts."""
+
+import dataclasses
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import Experts, LayerKind
+from jaxllm.generation import generate
+from jaxllm.layers.experts import expert_parallel
+from jaxllm.layers.experts.moe import aux_loss
+from jaxllm.params import shardings, split, tree_of
+from jaxllm.sharding import MESH_AXES
+
+pytestmark = pytest.mark.usefixtures("really_compiling")
+
+TOLERANCE = 1e-6  # relative L2, float32
+E = 8
+SPARSE = (LayerKind(mlp="experts"),)
+EXPERTS = Experts(num_experts=E, top_k=3, mlp_dim=24, aux_weight=1.0)
+MESHES = {
+    "expert=8": {"expert": 8},
+    "fsdp=2 x expert=4": {"fsdp": 2, "expert": 4},
+    "data=2 x tensor=2 x expert=2": {"data": 2, "tensor": 2, "expert": 2},
+}
+CASES = {
+    "softmax, gated": ({"normalize": True}, {}),
+    "sigmoid of the input, biases, shared": (
+        {"scores": "sigmoid", "scale": "input", "shared_mlp_dim": 40},
+        {"mlp_bias": True},
+    ),
+    "capacity, biases, ungated": (
+        {"capacity": 3, "router_bias": True, "balance": "kept"},
+        {"mlp_bias": True, "gated_mlp": False},
+    ),
+}
+# 21 tokens among 8 devices; and 16, two for each.
+X_BTD = np.random.default_rng(0).standard_normal((3, 7, TINY.embed_dim)).astype(np.float32)
+EVEN_BTD = np.random.default_rng(0).standard_normal((8, 2, TINY.embed_dim)).astype(np.float32)
+
+
+def mesh_of(sizes: dict[str, int]) -> Mesh:
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    devices, types = jax.devices()[: math.prod(shape)], (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+
+
+def moe_of(experts: Experts = EXPERTS, **changes):
+    changes = {"num_layers": 1, "scan_layers": False, "pattern": SPARSE, **changes}
+    return random_model(experts=experts, **changes).layers["0"].mlp
+
+
+def gradients(moe, x_BTD: np.ndarray):
+    """A compiled function of the parameters and of x: their gradients, and what came out."""
+    graphdef, state = nnx.split(moe)
+    weights = np.random.default_rng(1).standard_normal(x_BTD.shape).astype(np.float32)
+    is_token_BT = np.random.default_rng(2).random(x_BTD.shape[:2]) < 0.8
+
+    def loss(state, x_BTD):
+        out, load = nnx.merge(graphdef, state)(x_BTD, is_token_BT)
+        aux = aux_loss(moe.experts, [load])
+        return jnp.vdot(out, weights) + 10 * aux, (out, load, aux)
+
+    both = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    return both.lower(state, jnp.asarray(x_BTD)).compile(), state
+
+
+def assert_equal_on_a_mesh(moe, x_BTD: np.ndarray, sizes: dict[str, int]) -> None:
+    """Outputs, loads, losses and gradients, of parameters and of x."""
+    run, state = gradients(moe, x_BTD)
+    expected = run(state, x_BTD)
+    with jax.set_mesh(mesh_of(sizes)):
+        run, state = gradients(moe, x_BTD)
+        assert "all-to-all" in run.as_text()
+        found = run(state, x_BTD)
+    flat = jax.tree.leaves_with_path(found)
+    for (path, ours), theirs in zip(flat, jax.tree.leaves(expected), strict=True):
+        error = np.linalg.norm(np.asarray(ours) - np.asarray(theirs))
+        assert error <= TOLERANCE * np.linalg.norm(theirs), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(("experts", "changes"), CASES.values(), ids=CASES)
+def test_a_layer_is_that_of_one_device(sizes, experts, changes):
+    moe = moe_of(dataclasses.replace(EXPERTS, **experts), **changes)
+    assert_equal_on_a_mesh(moe, X_BTD, sizes)
+
+
+@pytest.mark.parametrize("chosen", [[5], [5, 6, 7]], ids=["one expert", "three experts"])
+def test_all_tokens_crowd_to_few_experts(chosen):
+    """Of one device or of two; the others get no token at all."""
+    moe = moe_of(dataclasses.replace(EXPERTS, top_k=len(chosen), router_bias=True))
+    moe.router.bias[...] = jnp.zeros(E).at[np.array(chosen)].set(30.0)
+    _, load = moe(EVEN_BTD)
+    assert np.flatnonzero(load.chosen_E).tolist() == chosen
+    assert_equal_on_a_mesh(moe, EVEN_BTD, MESHES["fsdp=2 x expert=4"])
+
+
+def test_the_experts_stay_where_they_are():
+    """All that is gathered or summed is smaller than the experts of one device."""
+    moe = moe_of(dataclasses.replace(EXPERTS, mlp_dim=640))
+    mesh = mesh_of({"expert": 8})
+    bind, params = split(moe)
+    places = tree_of(moe, lambda name, variable: shardings(moe, mesh)[name])
+    with jax.set_mesh(mesh):
+        gradient = jax.grad(lambda p, x: bind(p)(x)[0].sum(), argnums=(0, 1))
+        run = jax.jit(gradient, in_shardings=(places, None), out_shardings=(places, None))
+        text = run.lower(params, jnp.asarray(EVEN_BTD)).compile().as_text()
+    own = sum(p["kernel"].nbytes for name, p in params.items() if name != "router") // 8
+    moved = {kind: bytes_of(text, kind) for kind in ("all-gather", "all-reduce", "all-to-all")}
+    assert 0 < moved["all-gather"] + moved["all-reduce"] < own, moved
+    assert moved["all-to-all"] > 0
+
+
+def bytes_of(text: str, kind: str) -> int:
+    """Of what each device gets by a kind of collective in a compiled program."""
+    total = 0
+    for line in text.splitlines():
+        result, is_kind, _ = line.partition(f" {kind}(")
+        if is_kind:
+            for bits, sizes in re.findall(r"[a-z](\d+)\[([\d,]*)\]", result):
+                total += int(bits) // 8 * math.prod(map(int, filter(None, sizes.split(","))))
+    return total
+
+
+def test_a_model_s_stacked_layers():
+    """Loss and gradients of a model whose layers are scanned, and recomputed but for matmuls."""
+    model = random_model(num_layers=2, pattern=SPARSE, experts=EXPERTS, remat="dots")
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 6))
+    bind, params = split(model)
+
+    def loss(params):
+        out = bind(params)(tokens)
+        return jnp.square(out.logits).mean() + out.aux_loss
+
+    expected = jax.jit(jax.value_and_grad(loss))(params)
+    with jax.set_mesh(mesh_of({"fsdp": 2, "expert": 4})):
+        found = jax.jit(jax.value_and_grad(loss))(params)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_l2(ours, theirs) < 10 * TOLERANCE
+
+
+def test_generation_on_a_mesh_gives_the_same_tokens():
+    model = random_model(num_layers=1, pattern=SPARSE, experts=EXPERTS)
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
+    expected = generate(model, prompts, 8)
+    with jax.set_mesh(mesh_of({"expert": 8})):
+        assert generate(model, prompts, 8) == expected
+
+
+def documented_ragged_all_to_all(
+    operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
+):
+    """What `jax.lax.ragged_all_to_all` says of itself, for a backend that lacks it."""
+    everyone = partial(jax.lax.all_gather, axis_name=axis_name)
+    rows, starts, sizes, offsets = map(
+        everyone, (operand, input_offsets, send_sizes, output_offsets)
+    )
+    here = jax.lax.axis_index(axis_name)
+    row = jnp.arange(output.shape[0])
+    for source in range(rows.shape[0]):
+        offset, size = offsets[source, here], sizes[source, here]
+        place = row - offset
+        taken = rows[source].at[starts[source, here] + place].get(mode="clip")
+        is_row = (place >= 0) & (place < jnp.minimum(size, recv_sizes[source]))
+        output = jnp.where(is_row[:, None], taken, output)
+    return output
+
+
+COUNTS = {
+    "some": [[2, 0, 3, 1], [0, 0, 0, 0], [1, 1, 1, 1], [4, 0, 0, 2]],
+    "all to one": [[0, 6, 0, 0]] * 4,
+    "each to itself": np.diag([6, 5, 4, 3]).tolist(),
+}
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_both_ways_to_exchange_move_the_same_rows(counts, monkeypatch):
+    """There, back, and as each other's transposes; those of nobody stay."""
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", documented_ragged_all_to_all)
+    M, room, D = 9, 6, 3
+    rows = jnp.asarray(np.random.default_rng(0).standard_normal((4 * M, D)), jnp.float32)
+    given = jnp.asarray(np.random.default_rng(1).standard_normal((16 * room, D)), jnp.float32)
+    every = PartitionSpec("expert")
+
+    def run(function, rows, sizes):
+        mesh = mesh_of({"expert": 4})
+        shard = jax.shard_map(function, mesh=mesh, in_specs=(every, every), out_specs=every)
+        return np.asarray(jax.jit(shard)(rows, jnp.asarray(sizes).reshape(-1)))
+
+    send, bring = (
+        [getattr(expert_parallel, f"_{verb}_{kind}") for kind in ("padded", "ragged")]
+        for verb in ("send", "bring")
+    )
+    sent = [run(partial(way, room=room), rows, counts) for way in send]
+    np.testing.assert_array_equal(*sent)
+    back = [run(partial(way, count=M), jnp.asarray(sent[0]), counts) for way in bring]
+    np.testing.assert_array_equal(*back)
+    brought = [run(partial(way, count=M), given, counts) for way in bring]
+    np.testing.assert_array_equal(*brought)
+    assert np.vdot(sent[0], given) == pytest.approx(np.vdot(rows, brought[0]), rel=1e-5)
+    by_device = np.asarray(rows).reshape(4, M, D)
+    for own, returned, sizes in zip(by_device, back[0].reshape(4, M, D), counts, strict=True):
+        was_sent = np.arange(M) < sum(sizes)
+        np.testing.assert_array_equal(returned, np.where(was_sent[:, None], own, 0))
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_send_what_there_is_and_no_more(platform):
+    moe = moe_of()
+    graphdef, state = nnx.split(moe)
+    with jax.set_mesh(mesh_of({"expert": 8})):
+        gradient = jax.grad(lambda s, x: nnx.merge(graphdef, s)(x)[0].sum(), argnums=(0, 1))
+        traced = jax.jit(gradient).trace(state, jnp.asarray(EVEN_BTD))
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # There and back, and both again for the gradient.
+    assert text.count("@ragged_all_to_all") == 4

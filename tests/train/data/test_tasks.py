@@ -1,0 +1,141 @@
+"""Tasks: what their targets are, that rows are never the same, and which models they are for."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from kinds import CONFIGS, SIZES, WAVES
+
+from jaxllm.config import SequenceConfig
+from jaxllm.models import build_abstract
+from jaxllm.train.data.batches import Batches
+from jaxllm.train.data.tasks import HELD_OUT_ROWS, TaskConfig
+
+MODELS = {
+    "sum": SequenceConfig(**SIZES, causal=False, input_dim=3, output_dim=3, pooled=True),
+    "copy": CONFIGS["encoder-decoder"],
+    "copy of vectors": dataclasses.replace(CONFIGS["vectors given vectors"], source_dim=5),
+    "waves": WAVES,
+    "colour": CONFIGS["sees images"],
+}
+
+
+def load(name: str, seq_len: int = 4, **options: int):
+    task = TaskConfig(task=name.partition(" ")[0], **options)
+    return task.load(build_abstract(MODELS[name]), seq_len)
+
+
+def rows(name: str, part: str, count: int = 200) -> dict[str, np.ndarray]:
+    examples = load(name, 4 if name == "colour" else 12)
+    return getattr(examples, part).take(np.arange(count))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_row_is_trained_on_and_held_out_and_none_comes_twice(name):
+    kept = {
+        part: {
+            tuple(row.tobytes() for row in example) for example in zip(*batch.values(), strict=True)
+        }
+        for part in ("train", "held_out")
+        for batch in [rows(name, part)]
+    }
+    assert not kept["train"] & kept["held_out"]
+    assert len(kept["train"]) == len(kept["held_out"]) == 200
+
+
+def test_few_tokens_are_never_both_trained_on_and_held_out():
+    """23 tokens in sequences of 2 are soon all seen."""
+    examples = load("copy", 2)
+    sources = {
+        part: {tuple(row) for row in getattr(examples, part).take(np.arange(1000))["source"]}
+        for part in ("train", "held_out")
+    }
+    assert not sources["train"] & sources["held_out"]
+    assert len(sources["train"]) > 100 < len(sources["held_out"])
+
+
+def test_a_sum_is_the_sum():
+    batch = rows("sum", "train")
+    np.testing.assert_allclose(batch["targets"], batch["inputs"].sum(axis=1), rtol=1e-5, atol=1e-6)
+    assert batch["mask"].shape == (200,)
+
+
+def test_a_copy_is_what_the_source_is():
+    batch = rows("copy", "train")
+    np.testing.assert_array_equal(batch["tokens"][:, 1:], batch["source"])
+    assert set(batch["tokens"][:, 0]) == {0}
+    assert set(batch["source"].flatten()) == set(range(1, 20))  # known to both vocabularies
+    vectors = rows("copy of vectors", "train")
+    np.testing.assert_array_equal(vectors["targets"], vectors["inputs"])
+
+
+def test_waves_go_on_as_sums_of_two_sinusoids_do():
+    """Which obey a linear recurrence: x[t+4] + x[t] = a (x[t+3] + x[t+1]) + b x[t+2]."""
+    batch = load("waves", 40).train.take(np.arange(20))
+    np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+    for x_T in np.moveaxis(batch["inputs"].astype(np.float64), -1, 1).reshape(-1, 40):
+        left = x_T[4:] + x_T[:-4]
+        right = np.stack([x_T[3:-1] + x_T[1:-3], x_T[2:-2]], axis=1)
+        _, residual, *_ = np.linalg.lstsq(right, left, rcond=None)
+        assert residual < 1e-6 * np.sum(left**2)
+
+
+def test_a_colour_is_that_of_its_image():
+    batch = rows("colour", "train", 400)
+    assert (batch["tokens"][:, :-1] == 19).all()
+    assert batch["mask"].sum() == 400 == batch["mask"][:, -1].sum()
+    colour = (batch["images"].mean(axis=(2, 3)) > 0) @ [1, 2, 4]
+    assert np.mean(colour == batch["tokens"][:, -1]) > 0.99
+    assert set(colour) == set(range(8))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batches_are_a_function_of_the_seed_and_the_step(name):
+    batches = Batches(load(name), batch_size=4)
+    straight = list(itertools.islice(batches.train(), 7))
+    for key, expected in straight[5].items():
+        np.testing.assert_array_equal(next(batches.train(5))[key], expected)
+    shares = [Batches(load(name), batch_size=4, rank=rank, world=2) for rank in range(2)]
+    for rank, share in enumerate(shares):
+        for key, expected in straight[0].items():
+            np.testing.assert_array_equal(next(share.train())[key], expected[rank::2])
+    once, again = list(batches.held_out(2)), list(batches.held_out(2))
+    assert len(once) == len(again) == 2
+    for ours, theirs in zip(once, again, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    assert len(batches.examples.held_out) == HELD_OUT_ROWS
+    other = Batches(load(name, seed=1), batch_size=4, seed=1)
+    assert other.fingerprint() != batches.fingerprint()
+    assert Batches(load(name), batch_size=4).fingerprint() == batches.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "said"),
+    [
+        (
+            "sum",
+            WAVES,
+            "'sum' trains a SequenceModel of pooled=True; .* is SequenceModel, pooled=False",
+        ),
+        (
+            "copy",
+            WAVES,
+            "'copy' trains an EncoderDecoder or a SequenceToSequence; .* is SequenceModel",
+        ),
+        ("waves", MODELS["sum"], "pooled=False and causal=True, not by pooled=True and causal=Fal"),
+        ("waves", MODELS["copy"], "causal=True, not by EncoderDecoder"),
+        (
+            "colour",
+            MODELS["copy"],
+            "a Decoder whose vision has an image_token; .* is EncoderDecoder",
+        ),
+        ("sum", CONFIGS["pooled"], "needs input_dim=3 to be output_dim=5"),
+        ("copy", CONFIGS["vectors given vectors"], "needs source_dim=3 to be decoder.output_dim=5"),
+        ("colour", MODELS["colour"], "needs seq_len=4, an image's places, not 5"),
+    ],
+)
+def test_a_model_that_a_task_is_not_for_is_named(task, model, said):
+    with pytest.raises(ValueError, match=said):
+        TaskConfig(task=task).load(build_abstract(model), 5)

@@ -1,0 +1,189 @@
+"""AdamW: PyTorch's own trajectory, decay where it belongs, and the schedule of the documents."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from jax.sharding import AxisType
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.models import build_abstract
+from jaxllm.params import letters, named_parameters, shardings, split, tree_of
+from jaxllm.train.optimizers.adamw import (
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    optimizer_shardings,
+)
+from jaxllm.train.optimizers.schedule import warmup_decay
+
+TOLERANCE = 2e-6  # relative L2 of parameters, float32
+STEPS = 20
+
+
+def rate_by_hand(step: int, *, peak: float, final: float, warmup: int, total: int) -> float:
+    """The formula of tlama's scheduler, in float64."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if step >= total:
+        return final
+    r = (step - warmup) / (total - warmup)
+    return final + 0.5 * (1 + math.cos(math.pi * r)) * (peak - final)
+
+
+def flat(model, params) -> dict[str, np.ndarray]:
+    bind, _ = split(model)
+    named = named_parameters(bind(params))
+    return {name: np.asarray(variable.get_value()) for name, variable in named.items()}
+
+
+def moved(model, config: OptimizerConfig) -> dict[str, bool]:
+    """Which parameters a step with gradients of zero moves; all must shrink as the decay says."""
+    _, params = split(model)
+    optimizer = make_optimizer(config, STEPS, model)
+
+    @jax.jit
+    def step(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    before, after = flat(model, params), flat(model, step(params))
+    decayed = {name: not np.array_equal(after[name], before[name]) for name in before}
+    factor = 1 - config.learning_rate * config.weight_decay
+    for name, is_decayed in decayed.items():
+        if is_decayed:
+            np.testing.assert_allclose(after[name], factor * before[name], rtol=1e-6)
+    return decayed
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_decay_hits_exactly_what_has_two_letters_or_more(scan):
+    """A stacked norm has two dimensions but one letter."""
+    model = random_model(scan_layers=scan)
+    found = moved(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    ranks = {name: len(variable.dims) for name, variable in named_parameters(model).items()}
+    assert found == {name: rank >= 2 for name, rank in ranks.items()}
+    assert found == {name: not name.endswith("scale") for name in ranks}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_no_bias_decays(scan):
+    """In PyTorch each is a vector, though ours of the heads has the letters N and H."""
+    model = random_model(scan_layers=scan, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
+    found = moved(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    assert found == {name: name.endswith(("kernel", "embedding")) for name in found}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_twenty_steps_are_those_of_torch(scan):
+    """Clipping in some steps and not in others, warm-up and decay, on the same gradients."""
+    config = OptimizerConfig(
+        learning_rate=0.03, final_learning_rate=0.003, warmup_steps=5, clip_norm=2.0
+    )
+    model = random_model(scan_layers=scan, num_layers=2)
+    _, params = split(model)
+    optimizer = make_optimizer(config, STEPS, model)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    ranks = {name: len(variable.dims) for name, variable in named_parameters(model).items()}
+    theirs = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in flat(model, params).items()}
+    groups = [
+        {"params": [theirs[n] for n in ranks if ranks[n] >= 2], "weight_decay": 0.1},
+        {"params": [theirs[n] for n in ranks if ranks[n] < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)
+    rng, clipped = np.random.default_rng(0), 0
+    for step in range(STEPS):
+        scale = 10.0 ** rng.uniform(-3, -0.5)
+        drawn = jax.tree.map(
+            lambda x, scale=scale: np.float32(scale) * rng.standard_normal(x.shape, np.float32),
+            params,
+        )
+        updates, state = update(drawn, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, gradient in flat(model, drawn).items():
+            theirs[name].grad = torch.tensor(gradient)
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), config.clip_norm)
+        clipped += bool(norm > config.clip_norm)
+        for group in adamw.param_groups:
+            group["lr"] = rate_by_hand(step, peak=0.03, final=0.003, warmup=5, total=STEPS)
+        adamw.step()
+        for name, ours in flat(model, params).items():
+            assert relative_l2(ours, theirs[name].detach()) < TOLERANCE, (step, name)
+    assert 3 < clipped < STEPS - 3
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.25),
+        (1, 0.5),
+        (3, 1.0),
+        (4, 1.0),
+        (6, 0.1 + 0.9 * 0.8535533905932737),  # r = 1/4
+        (8, 0.55),  # r = 1/2
+        (10, 0.1 + 0.9 * 0.14644660940672627),  # r = 3/4
+        (12, 0.1),
+        (1000, 0.1),
+    ],
+)
+def test_the_schedule_by_hand(step, rate):
+    """Four steps of warm-up to 1.0, then a cosine down to 0.1 at step 12."""
+    assert float(warmup_decay(1.0, 0.1, 4, 12)(step)) == pytest.approx(rate, rel=1e-6)
+    assert rate_by_hand(step, peak=1.0, final=0.1, warmup=4, total=12) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 2), (9, 10), (3, 50)])
+def test_the_schedule_at_every_step(warmup, total):
+    config = OptimizerConfig(learning_rate=3e-4, final_learning_rate=3e-5, warmup_steps=warmup)
+    schedule = jax.jit(make_schedule(config, total))
+    for step in range(total + 3):
+        expected = rate_by_hand(step, peak=3e-4, final=3e-5, warmup=warmup, total=total)
+        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, rel=1e-5), step
+
+
+def test_moments_live_with_their_parameters():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    model = build_abstract(TINY)
+    _, params = split(model)
+    placed = shardings(model, mesh)
+    optimizer = make_optimizer(OptimizerConfig(), STEPS, model)
+    state = optimizer_shardings(
+        optimizer, params, tree_of(model, lambda name, _: placed[name]), mesh
+    )
+    found = jax.tree.leaves(state)
+    parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "mu"))
+    adam = next(part for part in parts if hasattr(part, "mu"))
+    for moment in (adam.mu, adam.nu):
+        assert jax.tree.leaves(moment) == jax.tree.leaves(tree_of(model, lambda n, _: placed[n]))
+    assert adam.count.is_fully_replicated
+    assert all(sharding.mesh == mesh for sharding in found)
+    assert any(not sharding.is_fully_replicated for sharding in found)
+
+
+def test_letters_of_a_stacked_norm():
+    model = build_abstract(TINY)
+    assert letters(named_parameters(model)["layers.0:3.attn_norm.scale"]) == "LD"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0"),
+        ({"learning_rate": -1e-3}, "optimizer.learning_rate=-0.001"),
+        ({"clip_norm": 0.0}, "optimizer.clip_norm=0.0"),
+        ({"eps": 0.0}, "optimizer.eps=0.0"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1"),
+        ({"b1": 1.0}, "optimizer.b1=1.0"),
+        ({"b2": 1.5}, "optimizer.b2=1.5"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_named(changes, said):
+    with pytest.raises(ValueError, match=said):
+        OptimizerConfig(**changes)

@@ -1,0 +1,105 @@
+"""Schedules: the formulas of the originals, in plain Python, at every step; and bad arguments."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.train.optimizers.adamw import OptimizerConfig, PhaseConfig, make_schedule
+from jaxllm.train.optimizers.schedule import DECAYS, Phase, combined, multi_step, warmup_decay
+
+COEFFICIENTS = {
+    "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r)),
+    "linear": lambda r: 1 - r,
+    "exponential": lambda r: math.exp(-3 * r),
+}
+
+
+def original(step: int, decay: str, peak: float, final: float, warmup: int, total: int) -> float:
+    """The rate as tlama-core computes it."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if step >= total:
+        return final
+    ratio = (step - warmup) / (total - warmup)
+    return final + COEFFICIENTS[decay](ratio) * (peak - final)
+
+
+def rates(schedule, count: int) -> np.ndarray:
+    return np.array([float(schedule(step)) for step in range(count)])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (9, 10), (1, 2)])
+def test_each_decay_is_the_original(decay, warmup, total):
+    schedule = jax.jit(warmup_decay(2.0, 0.25, warmup, total, decay))
+    expected = [original(step, decay, 2.0, 0.25, warmup, total) for step in range(total + 3)]
+    np.testing.assert_allclose(rates(schedule, total + 3), expected, rtol=1e-6)
+
+
+def test_the_exponential_decay_jumps_to_its_end():
+    """exp(-3) is left at the end of the formula; from `total_steps` on nothing is."""
+    before, at = rates(warmup_decay(1.0, 0.0, 0, 1000, "exponential"), 1001)[-2:]
+    assert before == pytest.approx(math.exp(-3), rel=1e-2)
+    assert at == 0
+
+
+def test_multi_step_falls_at_its_shares():
+    found = rates(jax.jit(multi_step(1.0, 2, 20)), 22)
+    expected = [0.5, 1.0, *[1.0] * 14, *[0.316] * 2, *[0.1] * 4]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_phases_follow_each_other():
+    first, second = warmup_decay(1.0, 0.5, 2, 6), warmup_decay(0.4, 0.1, 0, 4, "linear")
+    both = jax.jit(combined([Phase(0, 6, first), Phase(6, 10, second)]))
+    expected = [*rates(first, 6), *rates(second, 4), 0.1, 0.1]
+    np.testing.assert_allclose(rates(both, 12), expected, rtol=1e-6)
+
+
+def test_a_config_says_all_of_them():
+    linear = OptimizerConfig(learning_rate=1.0, final_div_factor=10, warmup_steps=1, decay="linear")
+    assert rates(make_schedule(linear, 10), 11)[-1] == pytest.approx(0.1)
+    stepped = OptimizerConfig(
+        learning_rate=1.0, decay="multi_step", milestones=(0.5,), factors=(0.2,)
+    )
+    np.testing.assert_allclose(rates(make_schedule(stepped, 4), 4), [1, 1, 0.2, 0.2], rtol=1e-6)
+    phases = (PhaseConfig(stop=2, learning_rate=1.0), PhaseConfig(stop=4, learning_rate=0.5))
+    in_phases = make_schedule(OptimizerConfig(phases=phases), 4)
+    np.testing.assert_allclose(rates(in_phases, 4), [1, 0.5, 0.5, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaints"),
+    [
+        (lambda: warmup_decay(1.0, 0.0, 10, 10), ["warmup_steps=10", "total_steps=10"]),
+        (lambda: warmup_decay(1.0, 0.0, -1, 10), ["warmup_steps=-1"]),
+        (lambda: warmup_decay(1.0, 0.0, 0, 0), ["total_steps=0"]),
+        (lambda: warmup_decay(0.1, 0.2, 0, 10), ["final=0.2", "peak=0.1"]),
+        (lambda: warmup_decay(-1.0, -2.0, 0, 10), ["peak=-1.0", "final=-2.0"]),
+        (lambda: warmup_decay(1.0, 0.0, 0, 10, "square"), ["'square'", "cosine, linear"]),
+        (lambda: multi_step(1.0, 0, 10, (0.8,), (0.3, 0.1)), ["1 milestones for 2 factors"]),
+        (lambda: multi_step(1.0, 0, 10, (0.9, 0.8), (0.3, 0.1)), ["do not rise"]),
+        (lambda: multi_step(1.0, 0, 10, (1.0,), (0.3,)), ["between 0 and 1"]),
+        (lambda: multi_step(1.0, 0, 10, (0.5,), (0.0,)), ["not all positive"]),
+        (lambda: combined([]), ["no phases"]),
+        (lambda: combined([Phase(1, 2, abs)]), ["starts at step 1"]),
+        (lambda: combined([Phase(0, 0, abs)]), ["0 to 0 has no steps"]),
+        (
+            lambda: combined([Phase(0, 4, abs), Phase(3, 6, abs)]),
+            ["an overlap", "0 to 4", "3 to 6"],
+        ),
+        (lambda: combined([Phase(0, 4, abs), Phase(5, 6, abs)]), ["a gap", "0 to 4", "5 to 6"]),
+        (lambda: OptimizerConfig(final_div_factor=0.5), ["final_div_factor=0.5"]),
+        (
+            lambda: OptimizerConfig(final_div_factor=2, final_learning_rate=1e-5),
+            ["either optimizer.final_learning_rate or final_div_factor"],
+        ),
+    ],
+)
+def test_bad_arguments_are_explained(make, complaints):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the texts follow
+        make()
+    for complaint in complaints:
+        assert complaint in str(caught.value)

@@ -1,0 +1,194 @@
+"""Where two runs part is found, and runs that do not part are said to be the same."""
+
+import dataclasses
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY
+
+from jaxllm.cli import main
+from jaxllm.saved_step import steps_of
+from jaxllm.train import ConfigError, TrainConfig, train
+from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig, PhaseConfig
+from jaxllm.train.stored import open_step
+from jaxllm.train.verify.diff import diff_runs
+from jaxllm.train.verify.diff_table import headline
+
+STEPS, SAVED, CHANGED = 6, 3, 4  # the learning rate is another from step CHANGED + 1 on
+
+
+def phases(*rates: float) -> OptimizerConfig:
+    stops = (CHANGED, STEPS)
+    return OptimizerConfig(
+        phases=tuple(
+            PhaseConfig(stop=stop, learning_rate=rate, final_learning_rate=rate)
+            for stop, rate in zip(stops, rates, strict=True)
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run, the same again, and others; by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = random.Random(0).choices(["the ", "mesh ", "is ", "a ", "shape. "], k=600)
+    (folder / "text.txt").write_text("".join(words))
+    (folder / "other.txt").write_text("".join(reversed(words)))
+    base = TrainConfig(
+        output=str(folder / "base"),
+        steps=STEPS,
+        batch_size=8,
+        seq_len=16,
+        model=dataclasses.replace(TINY, vocab_size=256, num_layers=2),
+        data=DataConfig(text=(str(folder / "text.txt"),), held_out=0.1),
+        optimizer=phases(1e-2, 1e-2),
+        mesh=MeshConfig(data=8),
+        save_every=SAVED,
+        eval_every=STEPS,
+        keep=9,
+        tensorboard=False,
+    )
+    other_text = dataclasses.replace(base.data, text=(str(folder / "other.txt"),))
+    changes = {
+        "base": {},
+        "again": {"log_every": 3, "keep": 8},
+        "seed": {"seed": 1, "steps": CHANGED},
+        "rate": {"optimizer": phases(1e-2, 5e-3)},
+        "text": {"data": other_text, "steps": CHANGED},
+    }
+    for name, change in changes.items():
+        train(dataclasses.replace(base, output=str(folder / name), **change))
+    return {name: folder / name for name in changes}
+
+
+def test_the_same_run_twice_is_the_same(runs):
+    found = diff_runs(runs["base"], runs["again"])
+    assert found.same
+    assert {field.name for field in found.config} == {"output", "log_every", "keep"}
+    assert all(field.is_free for field in found.config)
+    assert found.checkpoints == (3, 6)
+    assert (found.metrics, found.arrays, found.data) == ((), (), ())
+    assert headline(found) == "The runs are the same up to step 6; checkpoints compared: 3, 6."
+
+
+def test_another_seed_parts_before_the_first_step_is_taken(runs):
+    found = diff_runs(runs["base"], runs["seed"])
+    assert not found.same
+    steps = {metric.name: metric.step for metric in found.metrics}
+    assert steps == {"held_out_loss": 0, "loss": 1, "grad_norm": 1}
+    assert found.step == 0
+    assert [field.name for field in found.config if not field.is_free] == ["steps", "seed"]
+    assert found.last_steps == (STEPS, CHANGED)
+    assert found.checkpoints == (SAVED,)
+    assert {array.what for array in found.arrays} >= {"parameter", "first moment", "second moment"}
+
+
+def test_a_learning_rate_that_changes_is_found_at_its_step(runs):
+    found = diff_runs(runs["base"], runs["rate"])
+    assert found.step == CHANGED + 1
+    first = found.metrics[0]
+    assert (first.name, first.step) == ("learning_rate", CHANGED + 1)
+    assert first.relative == pytest.approx(0.5)
+    assert first.steps == STEPS - CHANGED
+    # The loss and the norm of the gradient of that step are those of the same weights still.
+    assert {m.name: m.step for m in found.metrics if m.name != "held_out_loss"} == {
+        "learning_rate": CHANGED + 1,
+        "loss": CHANGED + 2,
+        "grad_norm": CHANGED + 2,
+    }
+    assert found.checkpoints == (3, 6)
+    assert found.arrays[0].relative_l2 >= found.arrays[-1].relative_l2 > 0
+    assert "part at step 5: learning_rate." in headline(found)
+    changed = [field.name for field in found.config if not field.is_free]
+    assert changed == ["optimizer.phases"]
+
+
+def test_other_text_is_found_by_its_fingerprint(runs):
+    found = diff_runs(runs["base"], runs["text"])
+    assert not found.same
+    assert any("tokens" in field.name or "train" in field.name for field in found.data)
+
+
+def test_a_resumed_run_is_the_same(runs, tmp_path):
+    shutil.copytree(runs["base"], tmp_path / "base")
+    for step, path in steps_of(tmp_path / "base").items():
+        if step > SAVED:
+            shutil.rmtree(path)
+    from jaxllm.train import load_config
+
+    config = load_config(runs["base"] / "config.yaml")
+    train(dataclasses.replace(config, output=str(tmp_path / "base")), resume=True)
+    found = diff_runs(runs["base"], tmp_path / "base")
+    assert found.same
+    assert found.checkpoints == (3, 6)
+
+
+def test_one_number_of_one_layer_is_named(runs, tmp_path, monkeypatch):
+    """What the log does not tell, the checkpoints do."""
+    from jaxllm.train.verify import diff
+
+    honest = open_step
+
+    def damaged(step):
+        found = honest(step)
+        if step.is_relative_to(runs["again"]) and step.name == "3":
+            key = ("second moment", "layers.1.mlp.up_proj.kernel")
+
+            class Flipped:
+                shape = found[key].shape
+
+                def read(self, stored=found[key]):
+                    x = np.array(stored.read())
+                    x.flat[3] = np.nextafter(x.flat[3], 1)
+                    return x
+
+            found[key] = Flipped()
+        return found
+
+    monkeypatch.setattr(diff, "open_step", damaged)
+    found = diff_runs(runs["base"], runs["again"])
+    assert not found.same
+    assert (found.step, found.metrics, found.checkpoints) == (3, (), (3,))
+    [array] = found.arrays
+    assert (array.what, array.name) == ("second moment", "layers.1.mlp.up_proj.kernel")
+    assert 0 < array.relative_l2 < 1e-6
+    assert "part by step 3: the second moment of layers.1.mlp.up_proj.kernel" in headline(found)
+
+
+def test_every_array_of_a_checkpoint_is_read_layer_by_layer(runs):
+    found = open_step(steps_of(runs["base"])[STEPS])
+    whats = [what for what, _ in found]
+    assert whats.count("parameter") == whats.count("first moment") == whats.count("second moment")
+    one, other = (found["parameter", f"layers.{i}.attn.q_proj.kernel"].read() for i in (0, 1))
+    assert one.shape == other.shape == (32, 4, 16)
+    assert not np.array_equal(one, other)
+
+
+def test_what_is_no_run_is_said_once(runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as error:
+        diff_runs(tmp_path / "nowhere", tmp_path / "empty")
+    first, second = str(error.value).splitlines()
+    assert "nowhere is not a folder" in first
+    assert "no config.yaml and no metrics.jsonl" in second
+    shutil.copytree(runs["base"], tmp_path / "short")
+    shutil.rmtree(tmp_path / "short" / "checkpoints")
+    (tmp_path / "short" / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="no step in common"):
+        diff_runs(runs["base"], tmp_path / "short")
+
+
+def test_the_command_says_it_by_its_exit_status(runs, capsys):
+    assert main(["diff", str(runs["base"]), str(runs["again"])]) == 0
+    assert "The runs are the same" in capsys.readouterr().out
+    assert main(["diff", str(runs["base"]), str(runs["rate"]), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert (data["same"], data["step"]) == (False, CHANGED + 1)
+    assert main(["diff", "nowhere", str(runs["base"])]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""Layouts change no number: one device, any mesh, any accumulation, chunk or form of the layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny import TINY, random_model
+
+from jaxllm.config import Experts, LayerKind
+from jaxllm.params import shardings, split
+from jaxllm.sharding import spec
+from jaxllm.train import TrainConfig
+from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.step import make_steps
+from jaxllm.train.verify.equality import compare_variants
+from jaxllm.train.verify.variants import Variant, on_mesh, submesh
+
+TOLERANCE = 1e-5  # relative, float32
+B, T = 16, 24
+# Four ways do not divide two key/value heads: those stay whole.
+MESHES = {
+    "data=8": {"data": 8},
+    "fsdp=8": {"fsdp": 8},
+    "fsdp=4 x tensor=2": {"fsdp": 4, "tensor": 2},
+    "tensor=4 x data=2": {"tensor": 4, "data": 2},
+    "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+CHANGES = {"num_layers": 2, "qkv_bias": True, "attn_out_bias": True, "mlp_bias": True}
+
+
+def on(mesh: dict[str, int], **changes: object) -> Variant:
+    return Variant(mesh=tuple(mesh.items()), **changes)
+
+
+MIXED = MESHES["fsdp=4 x tensor=2"]
+VARIANTS = [
+    *map(on, MESHES.values()),
+    on({}, accumulate=2),
+    on({"fsdp": 2, "tensor": 2}, accumulate=4),
+    on(MIXED, loss_chunk=7),
+    on({}, scan_layers=False),
+    on(MIXED, scan_layers=False),
+    on(MIXED, remat="full"),
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("".join(chr(32 + i * i % 91) for i in range(3000)))
+    return str(file)
+
+
+def assert_equal(text: str, chosen: list[Variant], **changes: object) -> None:
+    """A step in each of the variants is that of one device, by noise and by a fixed tolerance."""
+    model = random_model(vocab_size=256, **changes)
+    config = TrainConfig(
+        output="nowhere",
+        steps=10,
+        batch_size=B,
+        seq_len=T,
+        model=model.config,
+        data=DataConfig(text=(text,), held_out=0),
+    )
+    found = compare_variants(config, model, chosen)
+    assert found.first is None, found.summary
+    assert len(found.outcomes) == len(chosen)
+    for outcome in found.outcomes:
+        by_gradient = [d for d in outcome.differences if d.what != "update"]
+        assert max(d.measured for d in by_gradient) < TOLERANCE, outcome.variant
+
+
+def test_loss_gradients_and_update_are_those_of_one_device(text):
+    assert_equal(text, VARIANTS, **CHANGES)
+
+
+def test_a_tied_head_sums_both_its_gradients(text):
+    assert_equal(text, [on(MIXED, loss_chunk=7)], tie_embeddings=True, num_layers=1)
+
+
+# Every other layer has experts, which eight ways do not divide: those stay whole.
+SPARSE = {
+    "num_layers": 4,
+    "pattern": (LayerKind(), LayerKind(mlp="experts")),
+    "experts": Experts(
+        num_experts=4, top_k=2, mlp_dim=24, normalize=True, shared_mlp_dim=40, aux_weight=0.1
+    ),
+    "mlp_bias": True,
+}
+EXPERT_MESHES = {
+    "tensor=2 x expert=4": {"tensor": 2, "expert": 4},
+    "expert=8": {"expert": 8},
+    "data=4 x expert=2": {"data": 4, "expert": 2},
+    "fsdp=2 x tensor=2 x expert=2": {"fsdp": 2, "tensor": 2, "expert": 2},
+    "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def test_experts_on_a_mesh_are_those_of_one_device(text, really_compiling):
+    chosen = ("expert=8", "fsdp=2 x tensor=2 x expert=2")
+    assert_equal(text, [on(EXPERT_MESHES[name]) for name in chosen], **SPARSE)
+
+
+def test_experts_are_split_over_their_number_and_both_their_widths():
+    mesh = submesh({"fsdp": 2, "tensor": 2, "expert": 2})
+    placed = {
+        name.removeprefix("layers.1:4:2.mlp."): sharding.spec
+        for name, sharding in shardings(random_model(**SPARSE), mesh).items()
+    }
+    up, down = (
+        PartitionSpec(None, "expert", "fsdp", "tensor"),
+        PartitionSpec(None, "expert", "tensor", "fsdp"),
+    )
+    assert placed["gate_proj.kernel"] == placed["up_proj.kernel"] == up
+    assert placed["down_proj.kernel"] == down
+    assert placed["up_proj.bias"] == PartitionSpec(None, "expert", "tensor")
+    assert placed["router.kernel"] == PartitionSpec(None, "fsdp", "expert")
+
+
+INVOLUNTARY = "nvoluntary full rematerialization"
+
+
+@pytest.mark.parametrize(
+    ("mesh_name", "microbatches"),
+    [
+        *((name, 2) for name in MESHES),
+        ("data=2 x fsdp=2 x tensor=2", 1),
+        *((name, 1) for name in EXPERT_MESHES if "expert" in name),
+    ],
+)
+def test_no_array_is_gathered_against_the_compiler_s_will(
+    mesh_name, microbatches, really_compiling, capfd
+):
+    sizes = {**MESHES, **EXPERT_MESHES}[mesh_name]
+    mesh = submesh(sizes)
+    config = TrainConfig(
+        output="nowhere",
+        steps=10,
+        batch_size=B,
+        seq_len=T,
+        model=TINY,
+        accumulate=microbatches,
+        loss_chunk=7,
+    )
+    model = random_model(**SPARSE if "expert" in sizes else CHANGES)
+    with jax.set_mesh(mesh):
+        steps = make_steps(config, model, mesh)
+        rows = NamedSharding(mesh, PartitionSpec(*spec("B", (B,), mesh.shape), None))
+        batch = {
+            "tokens": jax.ShapeDtypeStruct((B, T + 1), jnp.int32, sharding=rows),
+            "mask": jax.ShapeDtypeStruct((B, T), bool, sharding=rows),
+        }
+        compiled = steps.train.lower(steps.abstract_state, batch).compile()
+    assert INVOLUNTARY not in capfd.readouterr().err
+    if "fsdp" in sizes:  # each device holds its part of the state, not all of it
+        whole = sum(x.size * 4 for x in jax.tree.leaves(steps.abstract_state))
+        assert compiled.memory_analysis().argument_size_in_bytes < whole / 3
+
+
+def test_the_compiler_s_complaint_would_be_seen(really_compiling, capfd):
+    """A lookup in a table that is split over both its dimensions."""
+    mesh = submesh({"data": 2, "fsdp": 2, "tensor": 2})
+    table = jax.ShapeDtypeStruct(
+        (96, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
+    )
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    tokens = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=rows)
+
+    def lookup(table, tokens):
+        found = PartitionSpec(("data", "fsdp"), None, None)
+        x = jax.lax.with_sharding_constraint(table[tokens], NamedSharding(mesh, found))
+        return jnp.sin(x).sum()
+
+    jax.jit(jax.grad(lookup)).lower(table, tokens).compile()
+    assert INVOLUNTARY in capfd.readouterr().err
+
+
+def test_the_state_stays_where_it_is():
+    config = TrainConfig(output="nowhere", steps=10, batch_size=B, seq_len=T, model=TINY)
+    mesh, model = submesh(MIXED), random_model()
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": rng.integers(0, TINY.vocab_size, (B, T + 1)).astype(np.int32),
+        "mask": rng.random((B, T)) < 0.5,
+    }
+    with jax.set_mesh(mesh):
+        steps = make_steps(config, model, mesh)
+        places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
+        state = steps.init(jax.device_put(split(model)[1], places))
+        for _ in range(2):
+            state, _ = steps.train(state, on_mesh(batch, mesh))
+    assert int(state.step) == 2
+    found = jax.tree.map(lambda x: x.sharding, state)
+    assert found == jax.tree.map(lambda x: x.sharding, steps.abstract_state)

@@ -1,0 +1,1 @@
+"""Proves that layouts compute the same thing, and compares runs."""
