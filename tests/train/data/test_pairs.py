@@ -187,7 +187,7 @@ def test_vectors_that_will_not_do_are_named(tmp_path, model, arrays, said):
 def test_a_decoder_that_sees_what_it_is_to_tell_is_refused(tmp_path):
     config = CONFIGS["vectors given vectors"]
     arrays = {"inputs": normal(9, 6, 3), "targets": normal(9, 6, 5)}
-    for changes in ({"causal": False}, {"input_dim": 4}):
+    for changes in ({"attention.causal": False}, {"input_dim": 4}):
         decoder = dataclasses.replace(config.decoder, **changes)
         model = build_abstract(dataclasses.replace(config, decoder=decoder))
         with pytest.raises(ValueError, match=r"needs decoder\.causal, which is (True|False), and"):

@@ -13,7 +13,7 @@ from pages import ROOT, shown_files
 from torch import nn
 from torch.nn import functional
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, with_fields
 from jaxllm.interop import CheckpointError, Rule, load_pretrained
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -164,7 +164,7 @@ def test_a_forward_pass_that_is_wrong_is_named(page, monkeypatch):
 def test_the_config_is_read_from_the_file_that_the_model_came_with(page):
     module, model, rules = page
     other = with_arrays(model, {n: v.get_value() for n, v in named_parameters(model).items()})
-    other.config = dataclasses.replace(model.config, norm_eps=1e-6)
+    other.config = with_fields(model.config, {"norms.eps": 1e-6})
     report = compare(module, other, tokens(), levels=["config"], rules=rules)
     assert report.first_divergence.path == "config.norm_eps"
 
@@ -245,8 +245,8 @@ class Told(nn.Module):
 TOLD = SimpleNamespace(
     config=DecoderConfig(
         **{"vocab_size": 40, "embed_dim": 24, "num_layers": 1, "num_heads": 3, "num_kv_heads": 3},
-        **{"head_dim": 8, "mlp_dim": 32, "positions": "none"},
-        **{"activation": "relu", "gated_mlp": False},
+        **{"head_dim": 8, "mlp_dim": 32, "positions.kind": "none"},
+        **{"mlp.activation": "relu", "mlp.gated": False},
     ),
     rules=[
         Rule("tok.weight : V D", "embed.embedding : V D"),
