@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxllm.config import upgrade_name
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import agreed
 from jaxllm.models import Model, TokenModel, with_scanned_layers
@@ -145,6 +146,8 @@ def _judge(data: dict[str, Any], model: Model, inputs: Inputs, levels: Sequence[
     found: dict[str, Sequence[Any]] = {}
     listed = with_scanned_layers(model, False)
     fields, problems = data["config"]
+    if fields is not None:  # perhaps recorded when fields had other names
+        fields = {upgrade_name(name): text for name, text in fields.items()}
     config = compare_fields(fields, problems, model)
     weights = _judge_weights(data["weights"], listed)
     report = blank_report(data["subject"], inputs, ())
