@@ -16,6 +16,7 @@ BELOW = {
     "sharding": set(),
     "origin": set(),
     "optimizer_state": set(),
+    "charts": set(),
     "closeness": set(),
     "jsonable": set(),
     "saved_step": set(),
@@ -27,11 +28,11 @@ BELOW = {
     # Parity compares what both sides generate.
     "interop": {
         *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        *("generation", "closeness", "jsonable", "saved_step"),
+        *("generation", "charts", "closeness", "jsonable", "saved_step"),
     },
     "train": {
         *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        *("closeness", "jsonable", "saved_step"),
+        *("charts", "closeness", "jsonable", "saved_step"),
     },
 }
 # The commands join everything.
