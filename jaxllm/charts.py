@@ -56,7 +56,7 @@ def new_chart(
 def set_title(axes: "Axes", title: str) -> None:
     """Writes a title above the axes and, below it, the legend of the labeled lines if any."""
     handles, _ = axes.get_legend_handles_labels()
-    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=26 if handles else 12)
+    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=26)
     if handles:
         axes.legend(
             loc="lower left",

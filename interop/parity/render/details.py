@@ -12,7 +12,7 @@ from jaxllm.interop.parity.report.rows import (
     WeightResult,
 )
 
-from .summary import number, parameter
+from .summary import number, place
 from .table import Row, Table
 
 SHOWN = 12  # rows of a level
@@ -28,7 +28,7 @@ def weights_table(weights: Iterable[WeightResult]) -> Table:
     """The parameters that are not equal bit for bit."""
     unequal = [row for row in weights if not row.ok]
     rows = (
-        Row((parameter(row), row.remark, f"{row.differing_bits:,}", f"{row.num_bits:,}"), ok=False)
+        Row((place(row), row.remark, f"{row.differing_bits:,}", f"{row.num_bits:,}"), ok=False)
         for row in unequal[:SHOWN]
     )
     columns = ("parameter", "reason", "differing bits", "of bits")
@@ -52,7 +52,7 @@ def tensors_table(results: Sequence[TensorResult]) -> Table:
     rows = (
         Row(
             (
-                *(parameter(row), row.what),
+                *(place(row), row.what),
                 "all gradients" if row.relative_to == "all" else "itself",
                 *map(number, (row.relative_l2, row.floor, row.threshold)),
                 f"{row.compared:.0%}",

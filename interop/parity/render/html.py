@@ -8,7 +8,7 @@ from jaxllm.interop.parity.report.report import Report
 from . import charts, details
 from .heat_map import heat_map, legend
 from .overview import levels_table, positions_table
-from .summary import explanation, flips_note, headline, hint, mark, number, unjudged_note
+from .summary import explanation, flips_note, headline, hint, mark, number, place, unjudged_note
 from .table import Table
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def _tables(report: Report) -> dict[str, Table]:
 
 
 def _explanation(report: Report) -> tuple[str, str, str]:
-    """The verdict in a sentence, parted around the path of the first divergence."""
-    first = report.first_divergence
-    return explanation(report).partition(first.path) if first else (explanation(report), "", "")
+    """The verdict in a sentence, parted around what diverges first."""
+    first, sentence = report.first_divergence, explanation(report)
+    return sentence.partition(place(first)) if first else (sentence, "", "")
 
 
 def _unbroken(sentence: str) -> str:

@@ -85,14 +85,14 @@ def tightest(rows: Iterable[AnyRow]) -> AnyRow:
 
 def name(row: Judged) -> str:
     """What a row is about."""
-    if isinstance(row, TensorResult):
-        return f"the {row.what} of {parameter(row)}"
-    return parameter(row) if isinstance(row, WeightResult) else row.path
+    return f"the {row.what} of {place(row)}" if isinstance(row, TensorResult) else place(row)
 
 
-def parameter(row: TensorResult | WeightResult) -> str:
-    """The dotted name of the parameter that a row is about."""
-    return ".".join(part for part in (row.path, row.parameter) if part)
+def place(row: Judged) -> str:
+    """The dotted path of the parameter, step or field that a row is about."""
+    if isinstance(row, TensorResult | WeightResult):
+        return ".".join(part for part in (row.path, row.parameter) if part)
+    return row.path
 
 
 def complaint(row: Judged) -> str:
