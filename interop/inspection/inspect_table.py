@@ -51,4 +51,7 @@ def _planned(inspection: Inspection) -> list[str]:
         return []
     (on_device,) = inspection.plan.bytes_by_device.values()
     window = spell_size(inspection.plan.window_bytes)
-    return [f"loading takes {spell_size(on_device)} on one device and at most {window} on the host"]
+    return [
+        f"loading: {spell_size(on_device)} on one device and, on top of that, at most {window} of "
+        "host memory"
+    ]
