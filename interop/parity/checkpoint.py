@@ -1,12 +1,10 @@
 """Parity of a checkpoint on disk: PyTorch runs it, we run it, and the two are compared."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from jaxllm.models import Model
 
 from .alignment.adapters import calling_of
 from .alignment.inputs import Inputs, draw, elements_of
+from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, text_tokens
 from .comparison import compare, levels_of
@@ -183,8 +182,7 @@ def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
 @contextmanager
 def _one_by_one(shelf: Shelf) -> Iterator[None]:
     """Has transformers put each parameter on the shelf before it reads the next."""
-    in_turn = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
-    with in_turn, parameters_on(shelf):
+    with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(shelf):
         yield
 
 
