@@ -22,9 +22,10 @@ from .alignment.inputs import Inputs, draw, elements_of
 from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, text_tokens
-from .comparison import compare, levels_of
+from .comparison import compare
+from .levels.table import LEVELS, levels_of
 from .numerics.array_store import Shelf, in_memory, on_disk, parameters_on
-from .report.report import Report
+from .rendered_report import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def check_checkpoint(
     shelf = in_memory if scratch is None else on_disk(Path(scratch))
     reference, model = open_both(path, rules, model, shelf)
     inputs = given.inputs(path, reference, model)
-    usual = [level for level in levels_of(model) if level != "curve"]
+    usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
     report = compare(reference, model, inputs, levels=levels, shelf=shelf)
     seed = given.seed if given.is_random else None

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxllm.interop.parity.report.report import Bucket, Report
-from jaxllm.interop.parity.report.rows import TapResult
+from jaxllm.interop.parity.report.rows import LossResult, TapResult
 
 from .summary import number
 from .svg import WIDTH, LogAxis, drawing, element, text, titled
@@ -104,9 +104,9 @@ def _panel(
         yield text(x, bottom + 18, bucket.label, css="tick", text_anchor="middle")
 
 
-def curve_chart(report: Report) -> str:
+def curve_chart(rows: Sequence[LossResult]) -> str:
     """The losses of training, and how far those of the two sides are apart."""
-    rows, bottom, top, middle = report.curve, 178, 34, WIDTH / 2
+    bottom, top, middle = 178, 34, WIDTH / 2
     losses = [loss for row in rows for loss in (row.ours, row.theirs) if math.isfinite(loss)]
     low, high = min(losses, default=0.0), max(losses, default=1.0)
     span = high - low or 1.0

@@ -1,10 +1,15 @@
 """The page's sections on the levels beyond the forward pass: tables of the rows that matter."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
+from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import (
+    FieldResult,
+    Judged,
+    LossResult,
     ScoresResult,
     TapResult,
     TensorResult,
@@ -13,7 +18,7 @@ from jaxllm.interop.parity.report.rows import (
 )
 
 from .charts import curve_chart
-from .summary import number, parameter
+from .summary import name, number, parameter
 
 SHOWN = 12  # of the rows of a level: all that are wrong come first
 Section = tuple[str, str, str]  # title, caption, content
@@ -21,30 +26,26 @@ Cells = tuple[bool, Sequence[str]]  # whether the row is wrong, and its cells
 
 
 def level_sections(report: Report) -> Iterator[Section]:
-    """What there is to show of each level that was asked for."""
-    if wrong := [row for row in report.config if not row.ok]:
-        rows = [(True, [row.path, row.ours, row.theirs]) for row in wrong]
-        yield "Config", "Fields that differ.", table(("field", "ours", "the reference's"), rows)
-    if unlike := [row for row in report.weights if not row.ok]:
-        yield "Weights", "Parameters of which bits differ.", _weights(unlike)
-    if wrong_steps := [tap for tap in report.taps if tap.is_wrong_itself]:
-        caption = "Their own errors, of what the reference's steps before them returned."
-        yield "Steps that are wrong by themselves", caption, _steps(wrong_steps)
-    if report.gradients:
-        parameters = len(report.gradients) - 1
-        caption = f"Of the loss and {parameters} parameters those closest to their thresholds."
-        yield "Gradients", caption, _tensors(report.gradients)
-    if report.step:
-        caption = "After one step of AdamW: both moments, and the update where it is not noise."
-        yield "One step", caption, _tensors(report.step)
-    if report.curve:
-        caption = (
-            "The same batches on both sides. Left the loss, right its relative difference with "
-            "its threshold and noise."
-        )
-        yield "Training", caption, curve_chart(report)
-    if report.generate:
-        yield "Generation", "Greedy and beam search out of a cache.", _texts(report)
+    """What there is to show of each level that was asked for, by the kind of its rows."""
+    for level, rows in report.rows.items():
+        show = _SHOW.get(type(rows[0]), _differing) if rows else _differing
+        if content := show(rows):
+            yield LEVELS[level].title, LEVELS[level].caption, content
+
+
+def _fields(results: Sequence[FieldResult]) -> str:
+    rows = [(True, [row.path, row.ours, row.theirs]) for row in results if not row.ok]
+    return table(("field", "ours", "the reference's"), rows) if rows else ""
+
+
+def _differing(results: Sequence[Judged]) -> str:
+    """The rows of any kind that differ."""
+    wrong = [row for row in results if not row.ok]
+    rows = [
+        (True, [name(row), *map(number, (row.measured, row.floor, row.threshold))])
+        for row in wrong[:SHOWN]
+    ]
+    return table(("row", "error", "noise", "threshold"), rows) + _more(len(wrong)) if rows else ""
 
 
 def table(head: Iterable[str], rows: Iterable[Cells]) -> str:
@@ -62,22 +63,25 @@ def table(head: Iterable[str], rows: Iterable[Cells]) -> str:
     return f'<table class="{css}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _weights(rows: Sequence[WeightResult]) -> str:
-    cells = [
+def _weights(results: Sequence[WeightResult]) -> str:
+    wrong = [row for row in results if not row.ok]
+    rows = [
         (True, [parameter(row), f"{row.differing_bits:,} of {row.num_bits:,}", row.remark])
-        for row in rows[:SHOWN]
+        for row in wrong[:SHOWN]
     ]
-    return table(("parameter", "differing bits", "why"), cells) + _more(len(rows))
+    head = ("parameter", "differing bits", "why")
+    return table(head, rows) + _more(len(wrong)) if rows else ""
 
 
-def _steps(taps: Sequence[TapResult]) -> str:
+def _steps(results: Sequence[TapResult]) -> str:
+    taps = [tap for tap in results if tap.is_wrong_itself]
     rows = []
     for tap in taps[:SHOWN]:
         own = tap.forced or tap.cumulative
         errors = (own.relative_l2, own.floor, own.threshold, tap.cumulative.relative_l2)
         rows.append((True, [tap.path, *map(number, errors)]))
     head = ("step", "own error", "noise", "threshold", "error with all before")
-    return table(head, rows) + _more(len(taps))
+    return table(head, rows) + _more(len(taps)) if rows else ""
 
 
 def _tensors(results: Sequence[TensorResult]) -> str:
@@ -104,9 +108,9 @@ def _more(wrong: int) -> str:
     return f'<p class="caption">and {wrong - SHOWN} more</p>' if wrong > SHOWN else ""
 
 
-def _texts(report: Report) -> str:
+def _texts(results: Sequence[TextResult | ScoresResult]) -> str:
     rows = []
-    for row in report.generate:
+    for row in results:
         how = row.path.partition(".")[2]
         if isinstance(row, ScoresResult):
             figures = f"relative L2 {number(row.relative_l2)} of {number(row.threshold)}"
@@ -119,3 +123,15 @@ def _texts(report: Report) -> str:
             found = f"{equal} of {len(row.theirs)} tokens equal{tie}"
             rows.append((not row.ok, [how, f"prompt of {row.prompt_tokens} tokens", found]))
     return table(("how", "what", "found"), rows)
+
+
+# How the rows of a level are shown, by their kind.
+_SHOW: Mapping[type, Callable[[Sequence[Any]], str]] = {
+    FieldResult: _fields,
+    WeightResult: _weights,
+    TapResult: _steps,
+    TensorResult: _tensors,
+    LossResult: curve_chart,
+    TextResult: _texts,
+    ScoresResult: _texts,
+}

@@ -15,9 +15,9 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Inputs, check_checkpoint, compare
 from jaxllm.interop.parity.alignment.adapters import calling_of
 from jaxllm.interop.parity.alignment.inputs import draw
-from jaxllm.interop.parity.comparison import levels_of
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe
+from jaxllm.interop.parity.levels.table import levels_of
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
 

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from jaxllm.interop.parity.render.heat_map import MAX_CELL_WIDTH, heat_map
 from jaxllm.interop.parity.render.summary import outline
-from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report, TapResult
-from jaxllm.interop.parity.report.rows import Error
+from jaxllm.interop.parity.rendered_report import Report
+from jaxllm.interop.parity.report.report import Bucket, LogitsResult
+from jaxllm.interop.parity.report.rows import Error, TapResult
 
 NAN = float("nan")
 
@@ -31,7 +32,11 @@ def make_report(error: float = 4e-7) -> Report:
     return Report(
         subject="tiny <llama>",
         verdicts={"logits": logits.ok, "layers": logits.ok},
-        taps=(*taps, dataclasses.replace(tap("lm_head", error), is_output=True)),
+        rows={
+            "layers": tuple(taps),
+            "logits": (dataclasses.replace(tap("lm_head", error), is_output=True),),
+            "gradients": (),
+        },
         logits=logits,
         buckets=(Bucket(0, 4, 8, error, 1e-13, 1e-12, 1.0), Bucket(4, 32, 56, error, 0, 0, 0.9)),
         batch_size=2,
@@ -65,10 +70,9 @@ def test_the_first_divergence_is_the_first_in_execution_order():
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
 def test_json_is_valid_and_complete(report):
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert data.keys() == {
-        *(field.name for field in dataclasses.fields(Report)),
-        *("ok", "tokens", "first_divergence"),
-    }
+    fields = {field.name for field in dataclasses.fields(Report)}
+    assert data.keys() == fields - {"rows"} | {"ok", "first_divergence", "taps", "gradients"}
+    assert data["gradients"] == []
     assert data["ok"] == report.ok
     assert data["tokens"] == 64
     assert [row["path"] for row in data["taps"]] == [row.path for row in report.taps]
@@ -131,7 +135,9 @@ def test_steps_of_unlike_layers_keep_their_order():
 
 def test_stacks_are_told_apart():
     paths = [f"{stack}.layers.{i}.attn" for stack in ("encoder", "decoder") for i in range(2)]
-    page = heat_map(dataclasses.replace(make_report(), taps=tuple(tap(p, 3e-7) for p in paths)))
+    page = heat_map(
+        dataclasses.replace(make_report(), rows={"layers": tuple(tap(p, 3e-7) for p in paths)})
+    )
     places = dict(re.findall(r'<text x="([\d.]+)"[^>]*>(encoder|decoder)</text>', page))
     assert list(places.values()) == ["encoder", "decoder"]
     first, second = (float(x) for x in places)
