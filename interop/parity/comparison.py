@@ -17,6 +17,7 @@ from .alignment.inputs import Inputs, last_stack
 from .alignment.plain_modules import described
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
+from .levels.level import Level
 from .levels.pair import Pair
 from .levels.table import (
     LEVELS,
@@ -33,6 +34,17 @@ from .rendered_report import Report
 from .report.rows import Judged
 
 PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
+DTYPES = {
+    "reference": "float32, plain attention",
+    "model": f"float32, matmul precision {PRECISION}",
+    "metrics": "float64",
+}
+TOLERANCE = {
+    "noise_factor": tolerance.NOISE_FACTOR,
+    "least": tolerance.LEAST,
+    "most": tolerance.MOST,
+    "most_in_training": tolerance.MOST_IN_TRAINING,
+}
 
 
 def compare(
@@ -110,25 +122,25 @@ def assemble(
     found: Mapping[str, Any],
     packages: Sequence[str] = (),
 ) -> Report:
-    """Judges what was found at every level, and reports it.
+    """Makes the report: judges at every level what its stage found.
 
     Args:
         subject: what was compared.
         inputs: what it was compared on.
-        levels: those asked for. One whose stage was not run does not hold, and the report has the
-            rows of all levels whose stage was run.
-        found: what the stages returned, by their names.
-        packages: that took part besides our own.
+        levels: the levels asked for. One whose stage was not run does not hold; the report then has
+            the rows of all stages that were run.
+        found: the stages' results by name.
+        packages: packages that took part besides our own.
     """
     unjudged = tuple(level for level in levels if LEVELS[level].stage.name not in found)
-    stages = {stage.name: stage for stage in stages_of(LEVELS) if stage.name in found}
-    details: dict[str, Any] = {}
-    for name, stage in stages.items():
-        details |= stage.details(found[name])
-    rows: dict[str, tuple[Judged, ...]] = {}
-    for level in from_causes_to_effects():
-        is_shown = level.stage.name in found and (level.name in levels or unjudged)
-        rows[level.name] = tuple(level.rows(found[level.stage.name])) if is_shown else ()
+    rows = {
+        level.name: _rows(level, found) if level.name in levels or unjudged else ()
+        for level in from_causes_to_effects()
+    }
+    stages = (stage for stage in stages_of(LEVELS) if stage.name in found)
+    details: dict[str, Any] = {"tokens": inputs.num_tokens, "versions": {}}
+    for stage in stages:
+        details |= stage.details(found[stage.name])
     batch_size, length = inputs.target.shape[:2]
     return Report(
         subject=subject,
@@ -140,20 +152,16 @@ def assemble(
         batch_size=batch_size,
         length=length,
         seed=None,
-        dtypes={
-            "reference": "float32, plain attention",
-            "model": f"float32, matmul precision {PRECISION}",
-            "metrics": "float64",
-        },
-        tolerance={
-            "noise_factor": tolerance.NOISE_FACTOR,
-            "least": tolerance.LEAST,
-            "most": tolerance.MOST,
-            "most_in_training": tolerance.MOST_IN_TRAINING,
-        },
-        versions={**_versions(packages), **details.pop("versions", {})},
-        **{"tokens": inputs.num_tokens, **details},
+        dtypes=DTYPES,
+        tolerance=TOLERANCE,
+        **{**details, "versions": _versions(packages) | details["versions"]},
     )
+
+
+def _rows(level: Level, found: Mapping[str, Any]) -> tuple[Judged, ...]:
+    """The rows of a level whose stage was run."""
+    stage = level.stage.name
+    return tuple(level.rows(found[stage])) if stage in found else ()
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -81,6 +81,16 @@ def test_an_honest_checkpoint_passes_every_level(pack, llama):
     assert [bucket.start for bucket in report.buckets] == [0, 4, 32, 128]
 
 
+def test_a_pack_has_a_part_for_each_stage(pack, whole):
+    always = {"version", "subject", "levels", "inputs", "config", "weights"}
+    data = read_pack(pack)
+    assert data.keys() == {*always, "forward", "training", "generate"}
+    assert read_pack(whole).keys() == {*always, "forward"}
+    assert data["training"].keys() == {"batches", "constant", "recipe", "runs", "moved"}
+    assert {"prompts", "greedy", "beams", "ties"} <= data["generate"].keys()
+    assert {"inputs", "arrays", "floors", "sample", "of_source"} <= data["forward"].keys()
+
+
 def test_a_mesh_of_eight_devices_passes_too(pack, llama):
     levels = ("weights", "logits")
     report = check_pack(pack, llama, mesh=make_mesh(fsdp=4, tensor=2), levels=levels)

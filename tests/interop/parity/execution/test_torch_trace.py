@@ -25,7 +25,7 @@ def inputs(tokens):
 def test_modules_and_attention_are_shown_in_order(llama, inputs):
     outputs = trace_reference(llama, inputs, NAMES)
     assert set(NAMES) <= outputs.keys()
-    assert list(outputs)[0] == "model.embed_tokens"
+    assert next(iter(outputs)) == "model.embed_tokens"
     assert list(outputs)[-1] == LOGITS
     weight = llama.model.embed_tokens.weight.detach().numpy()
     np.testing.assert_array_equal(outputs["model.embed_tokens"][0], weight[inputs.target])
