@@ -5,7 +5,6 @@ need not: a plain write of the same bytes, `safetensors.flax.save_file` of the a
 and transformers with the model in PyTorch. All end when the bytes are on the disk.
 """
 
-import dataclasses
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from memory import peak_above
 from own_process import run_script, write_figures
 from side_by_side import Comparison, compare
 
+from jaxllm.config import NumericsConfig, with_fields
 from jaxllm.interop import save_pretrained
 from jaxllm.interop.formats.file_writer import sync
 from jaxllm.interop.reference.transformers_models import open_exported, require_torch
@@ -38,7 +38,7 @@ def run(rounds: int) -> list[Comparison]:
 
 
 def _compare_all(folder: Path, rounds: int) -> Iterator[Comparison]:
-    config = dataclasses.replace(LLAMA, param_dtype="bfloat16", dtype="bfloat16")
+    config = with_fields(LLAMA, numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16"))
     model = initialize(config, make_mesh(fsdp=4, tensor=2), 0)
     jax.block_until_ready(jax.tree.leaves(model))
     ours = _written(folder / "ours", lambda path: save_pretrained(model, path))

@@ -1,11 +1,10 @@
 """A Llama too large to be made in memory, written tensor by tensor."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, NumericsConfig, with_fields
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.loading.model_arrays import Parameters
@@ -29,7 +28,7 @@ LLAMA = DecoderConfig(
 
 def save_large_llama(config: DecoderConfig, folder: Path, max_shard: int) -> None:
     """Writes random numbers in bfloat16 as a Hugging Face folder."""
-    config = dataclasses.replace(config, param_dtype="bfloat16", dtype="bfloat16")
+    config = with_fields(config, numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16"))
     model, dtype = build_abstract(config), np.dtype("bfloat16")
     rng = np.random.default_rng(0)
 

@@ -133,9 +133,14 @@ def describe(model: Model) -> dict[str, Any]:
     return {"config": to_dict(model.config), "origin": origin}
 
 
-def from_description(description: dict[str, Any], **changes: Any) -> Model:
-    """The model of a description, without weights; `changes` are those of `with_fields`."""
-    config = with_fields(from_dict(description["config"]), **changes)
+def from_description(
+    description: dict[str, Any], changes: Mapping[str, Any] = {}, /, **fields: Any
+) -> Model:
+    """The model of a description, without weights.
+
+    `changes` and `fields` are those of `with_fields`.
+    """
+    config = with_fields(from_dict(description["config"]), changes, **fields)
     model = build_abstract(config)
     if description["origin"] is not None:
         model.origin = Origin(**description["origin"])

@@ -1,11 +1,11 @@
 """Our models with one thing changed: bugs to find."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax import Array
 
+from jaxllm.config import with_fields
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, with_arrays
 
@@ -21,7 +21,7 @@ def changed(model: Model, name: str, function: Callable[[Array], Array]) -> Mode
     return with_arrays(model, {**arrays, name: function(arrays[name])})
 
 
-def configured(model: Model, **changes: Any) -> Model:
+def configured(model: Model, changes: Mapping[str, Any]) -> Model:
     """The model's weights in one of another config."""
-    config = dataclasses.replace(model.config, **changes)
+    config = with_fields(model.config, changes)
     return with_arrays(build_abstract(config), arrays_of(model))

@@ -17,7 +17,25 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import jax
 import pytest
+import torch_needed
 from jax.experimental.compilation_cache import compilation_cache
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without PyTorch, test files that need it are left out; None lets pytest decide."""
+    file = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
+    if torch_needed.IS_INSTALLED or file.suffix != ".py" or not file.is_file():
+        return None
+    return torch_needed.needs_torch(file) or None
+
+
+def pytest_report_header() -> str | None:
+    """How many files are left out, so that nobody takes the rest for all."""
+    if torch_needed.IS_INSTALLED:
+        return None
+    files = [*torch_needed.TESTS.rglob("test_*.py")]
+    left_out = sum(map(torch_needed.needs_torch, files))
+    return f"PyTorch is not installed: {left_out} of {len(files)} test files are left out"
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import numpy as np
 from tiny import TINY
 
 from jaxllm.config import (
+    AttentionConfig,
     DecoderConfig,
     EncoderDecoderConfig,
     Experts,
@@ -19,7 +20,7 @@ SIZES = {
     name: getattr(TINY, name)
     for name in ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_len")
 } | {"num_layers": 2}
-ENCODER = StackConfig(**SIZES, causal=False)
+ENCODER = StackConfig(**SIZES, attention=AttentionConfig(causal=False))
 CONFIGS = {
     "sees images": DecoderConfig(
         **SIZES,
@@ -31,10 +32,12 @@ CONFIGS = {
     ),
     "encoder-decoder": EncoderDecoderConfig(
         encoder=ENCODER,
-        decoder=DecoderConfig(**SIZES, vocab_size=20, cross_attention=True),
+        decoder=DecoderConfig(**SIZES, vocab_size=20, attention=AttentionConfig(cross=True)),
         source_vocab_size=24,
     ),
-    "pooled": SequenceConfig(**SIZES, causal=False, input_dim=3, output_dim=5, pooled=True),
+    "pooled": SequenceConfig(
+        **SIZES, attention=AttentionConfig(causal=False), input_dim=3, output_dim=5, pooled=True
+    ),
     "each vector": SequenceConfig(
         **SIZES,
         input_dim=3,
@@ -44,7 +47,9 @@ CONFIGS = {
     ),
     "vectors given vectors": SequenceToSequenceConfig(
         encoder=ENCODER,
-        decoder=SequenceConfig(**SIZES, input_dim=5, output_dim=5, cross_attention=True),
+        decoder=SequenceConfig(
+            **SIZES, input_dim=5, output_dim=5, attention=AttentionConfig(cross=True)
+        ),
         source_dim=3,
     ),
 }

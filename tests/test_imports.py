@@ -1,127 +1,307 @@
-"""Imports point one way, and PyTorch stays inside functions of interop/."""
+"""Imports point one way, inside every package too, and PyTorch stays inside functions of interop.
+
+`TABLE` says what each room of a package, a module or a folder, may import of the same package.
+Imports inside functions count as well.
+"""
 
 import ast
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(
-    file for folder in ("jaxllm", "interop", "train") for file in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("jaxllm", "interop", "train")
+FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
-# Each layer may import itself and those to its left; interop and train do not know each other.
-BELOW = {
-    "config": set(),
-    "sharding": set(),
-    "origin": set(),
-    "optimizer_state": set(),
-    "closeness": set(),
-    "jsonable": set(),
-    "saved_step": set(),
-    "layers": {"config", "sharding"},
-    "presets": {"config"},
-    "models": {"config", "sharding", "origin", "layers"},
-    "params": {"config", "sharding", "origin", "layers", "models"},
-    "generation": {"config", "sharding", "origin", "layers", "models", "params"},
-    # Parity compares what both sides generate.
-    "interop": {
-        *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        *("generation", "closeness", "jsonable", "saved_step"),
+CORE = {"config", "sharding", "origin", "optimizer_state", "closeness", "jsonable", "saved_step"}
+READING = {"rules", "formats", "families", "loading"}
+
+TABLE: dict[str, dict[str, set[str]]] = {
+    "jaxllm": {
+        **{name: set() for name in CORE},
+        "layers": {"config", "sharding"},
+        "presets": {"config"},
+        "models": {"config", "sharding", "origin", "layers"},
+        "params": {"config", "sharding", "origin", "layers", "models"},
+        "generation": {"config", "sharding", "origin", "layers", "models", "params"},
+        # interop and train do not know each other. Parity compares what both sides generate.
+        "interop": {*CORE, "layers", "models", "params", "generation"},
+        "train": {*CORE, "layers", "models", "params"},
+        # The commands join everything.
+        "quickstart": {*CORE, "models", "params", "generation", "interop", "train"},
+        "commands": {
+            *(*CORE, "presets", "models", "params", "generation", "interop", "train"),
+            "quickstart",
+        },
+        "cli": {"commands", "interop", "train"},
+        "__main__": {"cli"},
     },
-    "train": {
-        *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
-        *("closeness", "jsonable", "saved_step"),
+    "jaxllm.layers": {
+        **{name: set() for name in ("norm", "linear", "trace", "dropout")},
+        "mlp": {"linear"},
+        "stack": {"linear", "trace"},
+        "attention": {"linear", "norm", "trace"},
+        "experts": {"attention", "linear", "mlp", "trace"},
+        "vision": {"attention", "linear", "mlp", "norm", "stack"},
+        "block": {"attention", "dropout", "experts", "mlp", "norm"},
+    },
+    "jaxllm.interop": {
+        "rules": set(),
+        "formats": {"rules"},
+        "reference": {"formats"},
+        "families": {"rules", "formats", "reference"},
+        "loading": {"rules", "formats", "families"},
+        "saving": READING,
+        "optimizer_state": {*READING, "saving", "reference"},
+        "inspection": {*READING, "saving"},
+        "conversion": {*READING, "saving", "optimizer_state"},
+        "parity": {*READING, "saving", "reference"},
+    },
+    "jaxllm.interop.formats": {
+        **{name: set() for name in ("byte_sizes", "stored_tensor")},
+        "sharded_tensor": {"stored_tensor"},
+        "hf_index": {"stored_tensor"},
+        "lazy_tensor": {"stored_tensor", "sharded_tensor"},
+        "file_writer": {"stored_tensor", "lazy_tensor"},
+        "orbax": {"stored_tensor", "lazy_tensor"},
+        "safetensors_file": {"stored_tensor", "hf_index", "lazy_tensor", "file_writer"},
+        "pytorch": {"stored_tensor", "sharded_tensor", "lazy_tensor", "file_writer"},
+    },
+    "jaxllm.interop.families": {
+        "common": set(),
+        "huggingface": {"common"},
+        "meta": {"common", "huggingface"},
+        "source_systems": {"common", "meta"},
+    },
+    "jaxllm.interop.loading": {
+        **{name: set() for name in ("name_folding", "checkpoint_dir", "streaming")},
+        "diagnostics": {"name_folding"},
+        "user_family": {"checkpoint_dir"},
+        "plan": {"checkpoint_dir", "diagnostics", "streaming", "user_family"},
+        "tied_tensors": {"plan", "streaming"},
+        "model_arrays": {"checkpoint_dir", "plan", "tied_tensors", "user_family"},
+        "lazy_model": {"model_arrays", "plan", "tied_tensors", "user_family"},
+        "load": {"model_arrays", "plan", "streaming", "tied_tensors", "user_family"},
+    },
+    "jaxllm.interop.parity": {
+        "numerics": set(),
+        "report": set(),
+        "render": {"report"},
+        "alignment": {"numerics", "report"},
+        "diagnosis": {"numerics"},
+        "execution": {"alignment", "numerics", "report"},
+        "recording": {"alignment", "execution", "numerics", "report"},
+        "levels": {"alignment", "diagnosis", "execution", "numerics", "recording", "report"},
+        "comparison": {
+            *("alignment", "execution", "levels", "numerics", "recording", "render", "report"),
+        },
+        "checkpoint": {"alignment", "comparison", "numerics", "report"},
+        "golden": {
+            *("alignment", "checkpoint", "comparison", "execution", "levels", "recording"),
+            "report",
+        },
+    },
+    "jaxllm.train": {
+        **{name: set() for name in ("data", "optimizers", "mesh", "loss", "metrics", "stored")},
+        "config": {"data", "mesh", "optimizers"},
+        "objective": {"loss"},
+        "plot": {"metrics", "optimizers"},
+        "plan": {"config", "data"},
+        "step": {"config", "objective", "optimizers"},
+        "checkpoint": {"config", "step"},
+        "loop": {
+            *("checkpoint", "config", "data", "mesh", "metrics", "objective", "plot", "step"),
+        },
+        "handover": {"checkpoint", "config", "loop", "optimizers", "step", "stored"},
+        "verify": {"config", "loop", "metrics", "step", "stored"},
     },
 }
-# The commands join everything.
-COMMANDS = {"cli", "__main__", "quickstart", "commands"}
-# The folders whose functions may run the references; nothing else needs them but tests.
-ORACLES = {"reference", "families", "parity"}
+# Floors of rooms that stand on each other.
+MOST_FLOORS = {"jaxllm.interop": 8}
+# Rooms whose functions may run the reference models; nothing else needs them but tests.
+MAY_RUN_REFERENCES = ("families", "optimizer_state", "parity")
+# What the rules are made of, so that they can be read and tested without the rest.
+RULES_NEED = {"numpy"}
 
 
-def layer_of(file: Path) -> str:
-    """The layer that a file belongs to: a folder or a module of jaxllm."""
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return parts[1] if parts[0] == "jaxllm" else parts[0]
+def module_of(file: Path) -> str:
+    """The name under which a file is installed."""
+    parts = [*file.relative_to(ROOT).with_suffix("").parts]
+    if parts[0] != "jaxllm":
+        parts.insert(0, "jaxllm")
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """The absolute names that a file imports."""
-    found = set()
+MODULES = {module_of(file): file for file in FILES}
+
+
+def imported(module: str, is_package: bool, tree: ast.AST) -> Iterator[str]:
+    """The full names that a module imports, anywhere in it."""
+    parts = module.split(".")
+    package = parts if is_package else parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, node.module] if node.module else base)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def violations(file: Path, source: str) -> list[str]:
-    """What a file imports that its layer must not."""
-    layer, tree = layer_of(file), ast.parse(source)
-    if layer in COMMANDS or layer == "__init__":
-        return []
-    wrong = []
-    for name in imports(tree):
-        top, *rest = name.split(".")
-        if top == "jaxllm" and rest and rest[0] not in {*BELOW[layer], layer}:
-            wrong.append(f"{file.name} of {layer} imports {name}")
-        if name.startswith("jaxllm.interop.reference") and file.parent.name not in ORACLES:
-            wrong.append(f"{file.name} imports {name}, an oracle")
+def room(package: str, module: str) -> str | None:
+    """The module or folder of a package that a module is or lies in."""
+    inside = module.removeprefix(f"{package}.")
+    return None if inside == module else inside.partition(".")[0]
+
+
+def wrong_rooms(module: str, names: list[str]) -> Iterator[str]:
+    """Imports that the table does not allow."""
+    for package, allowed in TABLE.items():
+        own = room(package, module)
+        if own is None or own.startswith("__init__"):
+            continue
+        if own not in allowed:
+            yield f"{own} is not in the table of {package}"
+            continue
+        for name in names:
+            other = room(package, name)
+            if other in allowed and other not in {own, *allowed[own]}:
+                yield f"{module}: {own} may not import {other} ({name})"
+
+
+def wrong_packages(module: str, names: list[str], tree: ast.Module) -> Iterator[str]:
+    """Imports of other projects that the module's place does not allow."""
+    _, part, inner, *_ = *module.split("."), "", ""
+    in_interop, is_reference = part == "interop", (part, inner) == ("interop", "reference")
+    for name in names:
+        top = name.split(".")[0]
         if top in ("interop", "train"):
-            wrong.append(f"{file.name} imports {name}, which is installed as jaxllm.{name}")
-        if top in ("torch", "transformers") and layer != "interop":
-            wrong.append(f"{file.name} of {layer} imports {name}")
-    outside = ast.Module(
-        [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], []
-    )
-    if file.parent.name == "reference":  # which are PyTorch
-        return wrong
-    late = ("torch", "transformers", "jaxllm.interop.reference")
-    wrong += [
-        f"{file.name} imports {name} outside a function"
-        for name in imports(outside)
-        if f"{name}.".startswith(tuple(f"{package}." for package in late))
-    ]
-    return wrong
+            yield f"{module} imports {name}, which is installed as jaxllm.{name}"
+        if top in ("torch", "transformers") and not in_interop:
+            yield f"{module} imports {name}"
+        is_stranger = in_interop and inner not in {"reference", *MAY_RUN_REFERENCES}
+        if is_stranger and name.startswith("jaxllm.interop.reference"):
+            yield f"{module} imports {name}, a reference model"
+        foreign = top not in {"jaxllm", *sys.stdlib_module_names, *RULES_NEED}
+        if foreign and module.startswith("jaxllm.interop.rules"):
+            yield f"{module} imports {name}; rules need {', '.join(RULES_NEED)} alone"
+    if is_reference:  # which are PyTorch
+        return
+    outside = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    late = ("torch.", "transformers.", "jaxllm.interop.reference.components.")
+    late += tuple(f"jaxllm.interop.reference.{system}." for system in ("llm", "nima", "tlama"))
+    for name in imported(module, False, outside):
+        if f"{name}.".startswith(late):
+            yield f"{module} imports {name} outside a function"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_point_one_way(file):
-    assert violations(file, file.read_text()) == []
+def violations(module: str, source: str, is_package: bool = False) -> list[str]:
+    """What a module imports that it must not."""
+    tree = ast.parse(source)
+    names = list(imported(module, is_package, tree))
+    return [*wrong_rooms(module, names), *wrong_packages(module, names, tree)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    file = MODULES[module]
+    assert violations(module, file.read_text(), file.name == "__init__.py") == []
 
 
 @pytest.mark.parametrize(
-    ("file", "source", "complaint"),
+    ("module", "source", "complaint"),
     [
-        (
-            "train/x.py",
-            "from jaxllm.interop import load_pretrained",
-            "of train imports jaxllm.interop",
-        ),
-        ("interop/x.py", "import jaxllm.train", "of interop imports jaxllm.train"),
-        (
-            "jaxllm/layers/x.py",
-            "from jaxllm.models import build",
-            "of layers imports jaxllm.models",
-        ),
-        ("jaxllm/models/x.py", "def f():\n    import torch", "of models imports torch"),
-        ("interop/x.py", "import torch", "imports torch outside a function"),
-        ("interop/x.py", "def f():\n    import jaxllm.interop.reference.llm.model", "an oracle"),
-        ("interop/parity/x.py", "import jaxllm.interop.reference.llm.model", "outside a function"),
-        ("interop/x.py", "import train.loop", "installed as jaxllm.train.loop"),
+        ("train.x", "", "x is not in the table of jaxllm.train"),
+        ("train.loss", "from jaxllm.interop import load_pretrained", "may not import interop"),
+        ("train.data.x", "from jaxllm.train.step import x", "data may not import step"),
+        ("train.verify.x", "from jaxllm.train.handover import x", "may not import handover"),
+        ("interop.saving.x", "import jaxllm.train", "interop may not import train"),
+        ("interop.rules.x", "from jaxllm.interop.formats import y", "may not import formats"),
+        ("interop.rules.x", "import jax", "rules need numpy alone"),
+        ("interop.formats.orbax", "from .pytorch import x", "orbax may not import pytorch"),
+        ("interop.families.common.x", "from ..meta import llama", "common may not import meta"),
+        ("interop.loading.plan", "def f():\n    from . import load", "plan may not import load"),
+        ("interop.parity.report.x", "from ..render import html", "report may not import render"),
+        ("interop.saving.x", "from jaxllm.interop.conversion import x", "may not import conv"),
+        ("layers.attention.x", "from jaxllm.models import build", "layers may not import models"),
+        ("layers.mlp", "from .block import Block", "mlp may not import block"),
+        ("models.x", "def f():\n    import torch", "models.x imports torch"),
+        ("interop.saving.x", "import torch", "imports torch outside a function"),
+        ("interop.loading.load", "import jaxllm.interop.reference.llm", "a reference model"),
+        ("interop.parity.levels.x", "import jaxllm.interop.reference.llm", "outside a function"),
+        ("interop.saving.x", "import train.loop", "installed as jaxllm.train.loop"),
     ],
 )
-def test_a_planted_violation_is_found(file, source, complaint):
-    assert any(complaint in found for found in violations(ROOT / file, source))
+def test_a_planted_violation_is_found(module, source, complaint):
+    assert any(complaint in found for found in violations(f"jaxllm.{module}", source))
+
+
+def rooms(package: str) -> dict[str, set[str]]:
+    """Each room of a package, with the rooms of it that it imports."""
+    found: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        own = room(package, module)
+        if own is None:
+            continue
+        others = found.setdefault(own, set())
+        tree = ast.parse(file.read_text())
+        for name in imported(module, file.name == "__init__.py", tree):
+            if (other := room(package, name)) is not None and f"{package}.{other}" in MODULES:
+                others |= {other} - {own}
+    return found
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Rooms that import each other, if there are any, and those between two such circles."""
+    left = {name: set(others) for name, others in graph.items()}
+    while True:
+        used = set().union(*left.values())
+        free = [name for name in left if not left[name] & left.keys() or name not in used]
+        if not free:
+            return sorted(left)
+        for name in free:
+            del left[name]
+
+
+def floors(graph: Mapping[str, set[str]]) -> int:
+    """How many rooms stand on each other at most, in a graph without a circle."""
+    heights: dict[str, int] = {}
+    while len(heights) < len(graph):
+        for name, others in graph.items():
+            if name not in heights and others <= heights.keys():
+                heights[name] = 1 + max((heights[other] for other in others), default=0)
+    return max(heights.values())
+
+
+PACKAGES = [module for module, file in MODULES.items() if file.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_no_circle(package):
+    graph = rooms(package)
+    assert circle(graph) == []
+    if package in MOST_FLOORS:
+        assert floors(graph) <= MOST_FLOORS[package]
+
+
+def test_circles_and_floors_are_seen():
+    straight = {"a": set(), "b": {"a"}, "c": {"a", "b"}, "d": {"a"}}
+    assert (circle(straight), floors(straight)) == ([], 3)
+    assert circle({**straight, "a": {"c"}}) == ["a", "b", "c"]
+
+
+def test_the_table_itself_has_no_circle():
+    assert [circle(allowed) for allowed in TABLE.values()] == [[]] * len(TABLE)
+
+
+def test_the_table_has_no_room_that_is_gone():
+    for package, allowed in TABLE.items():
+        assert sorted(allowed.keys() - rooms(package).keys()) == []
 
 
 def test_every_folder_of_code_is_packaged():
-    import tomllib
-
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {file.parent.relative_to(ROOT) for file in FILES}
-    names = {".".join(folder.parts) for folder in folders}
-    installed = {name if name.startswith("jaxllm") else f"jaxllm.{name}" for name in names}
-    assert set(listed) == installed
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert sorted(settings["packages"]) == sorted(PACKAGES)

@@ -1,11 +1,12 @@
 """Tiny models with distinct random numbers everywhere, and how to compare what they compute."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig
+from jaxllm.config import Config, DecoderConfig, with_fields
 from jaxllm.models import Model, build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import named_parameters, with_arrays
@@ -34,9 +35,14 @@ WIDE = dataclasses.replace(
 )
 
 
-def random_model(seed: int = 0, **changes: object) -> Decoder:
-    """A tiny model with distinct random numbers in every parameter; no norm scale is one."""
-    return random_of(dataclasses.replace(TINY, **changes), seed)
+def random_model(
+    changes: Mapping[str, object] = {}, /, *, seed: int = 0, **fields: object
+) -> Decoder:
+    """A tiny model with distinct random numbers in every parameter; no norm scale is one.
+
+    `changes` and `fields` are those of `with_fields`.
+    """
+    return random_of(with_fields(TINY, changes, **fields), seed)
 
 
 def random_of(config: Config, seed: int = 0) -> Model:

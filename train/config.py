@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import Config, Dtype, Remat, config_class
+from jaxllm.config import MOVED, Config, Dtype, Remat, config_class, is_moved, upgraded
 
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
@@ -87,19 +87,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The run of a YAML file, with `--a.b value` overrides.
 
     Raises ConfigError with every field that is unknown (and the nearest known one), missing or
-    of the wrong type. A bad override ends the process with status 2 and a suggestion.
+    of the wrong type, and every old name of a field (and the new one), in the file or in an
+    override. Any other bad override ends the process with status 2 and a suggestion.
     """
-    import yaml
-
-    try:
-        data = _read_yaml(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    config = from_dict(data, str(path))
+    config = from_dict(_read_file(path), str(path))
     if not overrides:
         return config
+    if moved := [*_moved_overrides(overrides)]:
+        raise ConfigError("\n".join(moved))
     import tyro
 
     return tyro.cli(
@@ -109,6 +104,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         default=config,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def load_stored(path: str | Path) -> TrainConfig:
+    """The run of a file that `save_config` wrote, now or when fields had their old names."""
+    return from_stored(_read_file(path), str(path))
+
+
+def _moved_overrides(overrides: Sequence[str]) -> Iterator[str]:
+    """A line for each override of a model's field by its old name."""
+    for override in overrides:
+        option = override.partition("=")[0]
+        stack, _, name = option.replace("-", "_").removeprefix("__").rpartition(".")
+        if stack in STACKS and name in MOVED:
+            yield f"{option} is now --{stack}.{MOVED[name].replace('_', '-')}"
+
+
+def _read_file(path: str | Path) -> Any:
+    """The data of a YAML file. Raises ConfigError for a file that is none."""
+    import yaml
+
+    try:
+        return _read_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def _read_yaml(text: str) -> Any:
@@ -141,6 +162,17 @@ def from_dict(data: Any, place: str) -> TrainConfig:
         raise ConfigError("\n".join(problems)) from None
 
 
+def from_stored(data: Any, place: str) -> TrainConfig:
+    """The run that `to_dict` described, now or when fields had their old names."""
+    return from_dict(_upgraded(data) if isinstance(data, dict) else data, place)
+
+
+def _upgraded(run: dict[str, Any]) -> dict[str, Any]:
+    """A stored run with the names that fields of its model have now."""
+    model = run.get("model")
+    return {**run, "model": upgraded(model)} if isinstance(model, dict) else run
+
+
 @functools.cache
 def _reader() -> Any:
     """What checks plain data; it takes a moment to build."""
@@ -158,7 +190,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved run as YAML, unless the file already says the same."""
     import yaml
 
-    if path.exists() and load_config(path) == config:
+    if path.exists() and load_stored(path) == config:
         return
     unfinished = path.with_suffix(".tmp")
     text = yaml.safe_dump(_listed(to_dict(config)), sort_keys=False)
@@ -171,11 +203,15 @@ def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     now = to_dict(config)
     return [
         f"{name}: {old!r} in the checkpoint, {new!r} now"
-        for name, old, new in differences(saved, _listed(now))
+        for name, old, new in differences(_upgraded(saved), _listed(now))
         if name.partition(".")[0] not in FREE_ON_RESUME
     ]
 
 
+# Where a run has the fields of a stack, whose names have changed.
+STACKS = ("model", "model.encoder", "model.decoder")
+# pydantic's errors for a field that is unknown, or is a part and is given a plain value.
+OF_NAMES = ("unexpected_keyword_argument", "dataclass_type")
 # Fields of one of some classes, and how the names of the fields given tell which one. pydantic
 # tries each class and puts its name into the places of the errors; no data suits two of them.
 CLASS_OF: dict[str, Callable[[Mapping[str, Any]], type]] = {
@@ -197,6 +233,9 @@ def _explain(problem: Any) -> str:
     """One line for one of pydantic's errors, with the nearest field for an unknown one."""
     field, *inside = problem["loc"] or ("",)
     name = ".".join(map(str, [field, *(inside[1:] if field in CLASS_OF else inside)]))
+    stack, _, last = name.rpartition(".")
+    if stack in STACKS and problem["type"] in OF_NAMES and is_moved(last, problem["input"]):
+        return f"{name} is now {stack}.{MOVED[last]}"
     if problem["type"] == "unexpected_keyword_argument":
         known = _fields_at(problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)

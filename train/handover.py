@@ -15,7 +15,7 @@ from jaxllm.optimizer_state import AdamWState
 from jaxllm.params import from_description, named_parameters, split, tree_of
 
 from .checkpoint import open_checkpoints
-from .config import ConfigError, TrainConfig, from_dict, save_config
+from .config import ConfigError, TrainConfig, from_stored, save_config
 from .loop import batches_for, mesh_of, model_to_train, place
 from .optimizers.adamw import decays, make_schedule
 from .step import make_steps
@@ -106,7 +106,7 @@ def read_state(step: Path) -> AdamWState:
     described = about(folder)
     if "run" not in described:
         raise ConfigError(f"{step} is a model that was not trained here: it has no optimizer")
-    config, taken = from_dict(described["run"], str(step)), int(folder.name)
+    config, taken = from_stored(described["run"], str(step)), int(folder.name)
     names = named_parameters(from_description(described))
     stored = open_arrays(folder, "optimizer")
     told = config.optimizer

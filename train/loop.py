@@ -211,7 +211,7 @@ def model_to_train(
     config: TrainConfig, model: Model | None, checkpoints: Checkpoints, *, resume: bool
 ) -> Model:
     """The model to train; abstract unless it is given."""
-    overrides: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat}
+    overrides: dict[str, Any] = {"numerics.dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
     if resume:
         if checkpoints.latest is None:
@@ -225,9 +225,9 @@ def model_to_train(
     if config.model is not None and model is not None:
         raise ConfigError("the config describes a new model, but one is given: use init_from")
     if config.model is not None:
-        model = build_abstract(with_fields(config.model, **given))
+        model = build_abstract(with_fields(config.model, given))
     elif model is not None:
-        bind, _ = split(from_description(describe(model), **given))
+        bind, _ = split(from_description(describe(model), given))
         model = bind(split(model)[1])
     else:
         raise ConfigError(

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.config import Dtype
+from jaxllm.config import Dtype, NumericsConfig
 from jaxllm.interop.rules.boxes import Box, slices
 from jaxllm.models import Model
 from jaxllm.params import describe, from_description, shardings, split, tree_of
@@ -42,7 +42,9 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
     """The model of a native checkpoint, or of a run's newest step."""
     path = find_step(path)
     about, stored = _describe(path)
-    model = from_description(about, **({"param_dtype": dtype, "dtype": dtype} if dtype else {}))
+    model = from_description(
+        about, {"numerics": NumericsConfig(param_dtype=dtype, dtype=dtype)} if dtype else {}
+    )
     placed = {} if mesh is None else shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 

@@ -150,7 +150,7 @@ class _Search:
         singles = [(target.name,) for target in self.targets]
         fused = [tuple(target.name for target in bundle) for bundle in self.bundles]
         self.vocabulary = Vocabulary(config, [*singles, *fused])
-        self.is_tied = config.tie_embeddings
+        self.is_tied = config.head.tied
         self.heads_are_alike = config.num_heads == config.num_kv_heads
 
     def _targets(self, model: Decoder, done: Collection[str]) -> list[Target]:

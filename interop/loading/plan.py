@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from jaxllm.config import Config, Dtype, make_config, with_fields
+from jaxllm.config import Config, Dtype, NumericsConfig, make_config, with_fields
 from jaxllm.interop.families import Fields, Layout, Table
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -143,7 +143,7 @@ def make_plan(
     if problems or config is None:
         raise CheckpointError(problems, checkpoint.path)
     if dtype is not None:
-        config = with_fields(config, param_dtype=dtype, dtype=dtype)
+        config = with_fields(config, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
     arrays = _place(account, config, mesh, dtype)
     return Plan(
         config,
@@ -178,7 +178,9 @@ def take_account(checkpoint: Checkpoint) -> Account:
     try:
         values, account.layout = family.read_config(fields, checkpoint.tensors)
         dtype = _main_dtype(checkpoint.tensors)
-        account.config = make_config(values, param_dtype=dtype, dtype=dtype)
+        account.config = make_config(
+            values, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype)
+        )
         account.table = family.table(account.config, account.layout)
         model = build_abstract(account.config)
         account.rules = account.table.bound(stacks(model))

@@ -26,7 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import Config, DecoderConfig, StackConfig, with_fields
+from jaxllm.config import Config, DecoderConfig, NumericsConfig, StackConfig, flatten, with_fields
 from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
 from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
 from jaxllm.interop.formats import safetensors_file
@@ -45,9 +45,9 @@ BINS = (checkpoint_dir.BIN_NAME, checkpoint_dir.BIN_INDEX_NAME)
 REQUIRED = ("config", "rules")
 MASKS = ("source_mask", "target_mask")
 HOME = "model.safetensors"  # of tensors that came in several files
-DTYPES = ("param_dtype", "dtype")  # of a config, which are those of the tensors
+DTYPES = ("numerics.param_dtype", "numerics.dtype")  # of a config, which are those of the tensors
 # What makes two configs that compute the same thing the same.
-ANY_RUN = {"param_dtype": "float32", "dtype": "float32", "scan_layers": True, "remat": "none"}
+ANY_RUN = {"numerics": NumericsConfig(), "scan_layers": True, "remat": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +224,12 @@ class _Definition:
         """The fields that the model came with, or that `fields` makes, if they say what it is."""
         fields = Fields({**base, **self.said("fields", config, {})})
         try:
-            read = with_fields(self.config(fields), **ANY_RUN)
+            read = with_fields(self.config(fields), ANY_RUN)
         except ValueError as error:
             fields.problems += [str(error)] if fields.is_complete else []
         if fields.problems:
             raise ValueError("; ".join(fields.problems))
-        ours, theirs = _values(with_fields(config, **ANY_RUN)), _values(read)
+        ours, theirs = _values(with_fields(config, ANY_RUN)), _values(read)
         if wrong := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
             unsaid = (f"{name}={ours.get(name)!r}" for name in wrong)
             raise ValueError(f"its fields cannot say {'; '.join(unsaid)}")
@@ -257,10 +257,10 @@ class _Definition:
 
 
 def _values(config: Config | StackConfig) -> Json:
-    """The fields of a config, and of its stacks, without their dtypes."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    """The fields of a config, and of its stacks, by dotted names and without their dtypes."""
+    if isinstance(config, StackConfig):
+        return {name: value for name, value in flatten(config).items() if name not in DTYPES}
     return {
         name: _values(value) if isinstance(value, StackConfig) else value
-        for name, value in values.items()
-        if name not in DTYPES
+        for name, value in vars(config).items()
     }

@@ -180,7 +180,7 @@ def _check(reference: Any, model: Model, inputs: Inputs) -> None:
         raise ValueError(
             f"the reference is {', '.join(sorted(dtypes))}; parity is judged in float32"
         )
-    if (dtype := last_stack(model).dtype) != "float32":
+    if (dtype := last_stack(model).numerics.dtype) != "float32":
         raise ValueError(f"dtype={dtype!r} of the model; parity is judged in float32")
     if problems := inputs.problems(model, calling_of(reference).masks(reference)):
         raise ValueError("; ".join(problems))

@@ -77,13 +77,13 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
     """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
-    from jaxllm.train import load_config
+    from jaxllm.train.config import load_stored
     from jaxllm.train.data.documents import DataConfig
     from jaxllm.train.data.pairs import PairsConfig
     from jaxllm.train.data.text import load_tokenizer
 
     if given is None and (Path(path) / "config.yaml").is_file():
-        data = load_config(Path(path) / "config.yaml").data
+        data = load_stored(Path(path) / "config.yaml").data
         if not isinstance(data, DataConfig | PairsConfig):
             raise ValueError(f"{path} was not trained on text, and has no tokenizer: {data}")
         return load_tokenizer(data.tokenizer, eos=data.eos)

@@ -1,47 +1,67 @@
 """The architecture of a model, as frozen data: a config is hashable and says everything."""
 
+from .attention import AttentionConfig, QKNorm, Temperature
+from .fields import (
+    config_class,
+    defaults,
+    flatten,
+    from_dict,
+    make_config,
+    to_dict,
+    upgraded,
+    with_fields,
+)
+from .mlp import Activation, Experts, MlpConfig
 from .models import (
     Config,
     DecoderConfig,
     EncoderDecoderConfig,
+    HeadConfig,
     SequenceConfig,
     SequenceToSequenceConfig,
     TwoStackConfig,
-    config_class,
-    from_dict,
-    make_config,
-    to_dict,
-    with_fields,
 )
-from .parts import (
+from .moved import MOVED, is_moved, upgrade_name
+from .norms import NormConfig, NormKind, NormPlacement
+from .numerics import Dtype, Init, InitConfig, NumericsConfig, Remat
+from .positions import (
     ROPE_SCALINGS,
-    Activation,
-    Dtype,
-    Experts,
-    LayerKind,
+    PositionConfig,
     Positions,
     RelativeBuckets,
-    Remat,
+    RopeConfig,
     RopeLayout,
     RopeScaling,
-    Temperature,
-    Vision,
     Waves,
 )
-from .stack import StackConfig
+from .stack import LayerKind, StackConfig
+from .vision import Vision
 
 __all__ = [
+    "MOVED",
     "ROPE_SCALINGS",
     "Activation",
+    "AttentionConfig",
     "Config",
     "DecoderConfig",
     "Dtype",
     "EncoderDecoderConfig",
     "Experts",
+    "HeadConfig",
+    "Init",
+    "InitConfig",
     "LayerKind",
+    "MlpConfig",
+    "NormConfig",
+    "NormKind",
+    "NormPlacement",
+    "NumericsConfig",
+    "PositionConfig",
     "Positions",
+    "QKNorm",
     "RelativeBuckets",
     "Remat",
+    "RopeConfig",
     "RopeLayout",
     "RopeScaling",
     "SequenceConfig",
@@ -52,8 +72,13 @@ __all__ = [
     "Vision",
     "Waves",
     "config_class",
+    "defaults",
+    "flatten",
     "from_dict",
+    "is_moved",
     "make_config",
     "to_dict",
+    "upgrade_name",
+    "upgraded",
     "with_fields",
 ]

@@ -1,11 +1,26 @@
 """Whole models as frozen data."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
-from .parts import Vision
+from .checks import check_counts, check_positive
 from .stack import StackConfig
+from .vision import Vision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """How hidden states become logits."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    tied: bool = False  # whether the head's kernel is the embedding
+    bias: bool = False  # a number for each token, added to its logits
+    scale: float = 1.0  # of logits, before the bias
+    softcap: float | None = None  # logits become cap * tanh(logit / cap)
+
+    def __post_init__(self) -> None:
+        check_positive(self, "scale", "softcap", prefix="head.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,17 +31,10 @@ class DecoderConfig(StackConfig):
 
     vocab_size: int
     vision: Vision | None = None  # what makes embeddings of images
-    tie_embeddings: bool = False
-    head_bias: bool = False  # a number for each token, added to its logits
-    logit_scale: float = 1.0  # of logits, before the bias
-    logit_softcap: float | None = None  # logits become cap * tanh(logit / cap)
+    head: HeadConfig = HeadConfig()
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size={self.vocab_size} is less than 1")
-        for name in ("logit_scale", "logit_softcap"):
-            if (given := getattr(self, name)) is not None and given <= 0:
-                raise ValueError(f"{name}={given} is not positive")
+        check_counts(self, "vocab_size")
         super().__post_init__()
 
 
@@ -41,11 +49,9 @@ class SequenceConfig(StackConfig):
     pooled: bool = False  # one output for the mean of a sequence's tokens, not one for each token
 
     def __post_init__(self) -> None:
-        for name in ("input_dim", "output_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is less than 1")
-        if self.pooled and self.cross_attention:
-            raise ValueError(f"pooled={self.pooled} with cross_attention={self.cross_attention}")
+        check_counts(self, "input_dim", "output_dim")
+        if self.pooled and self.attention.cross:
+            raise ValueError(f"pooled={self.pooled} with attention.cross={self.attention.cross}")
         _check_unscaled(self)
         super().__post_init__()
 
@@ -56,7 +62,7 @@ class SequenceConfig(StackConfig):
         Sinusoids end as well, as the tables in checkpoints do, unless every layer looks back a
         limited way.
         """
-        if self.positions == "sinusoidal" and any(kind.sees == "all" for kind in self.kinds):
+        if self.positions.kind == "sinusoidal" and any(kind.sees == "all" for kind in self.kinds):
             return self.max_len
         return super().longest
 
@@ -71,7 +77,7 @@ class EncoderDecoderConfig:
     decoder: DecoderConfig
     source_vocab_size: int | None = None  # None: source and target share one embedding
     # Whether the decoder's learned positions are added to the source as well. The encoder, which
-    # learns none then, says positions="none".
+    # learns none then, says positions.kind="none".
     share_positions: bool = False
     start_token: int | None = None  # what a target that is generated begins with
 
@@ -87,9 +93,10 @@ class EncoderDecoderConfig:
 
     def __post_init__(self) -> None:
         encoder, decoder = self.encoder, self.decoder
-        if encoder.causal or not decoder.causal:
+        causal = encoder.attention.causal, decoder.attention.causal
+        if causal != (False, True):
             raise ValueError(
-                f"encoder.causal={encoder.causal} and decoder.causal={decoder.causal}, "
+                f"encoder.attention.causal={causal[0]} and decoder.attention.causal={causal[1]}, "
                 "not False and True"
             )
         _check_two_stacks(encoder, decoder)
@@ -98,14 +105,13 @@ class EncoderDecoderConfig:
                 f"embed_scale is {encoder.embed_scale} in the encoder, {decoder.embed_scale} in "
                 "the decoder, but they share one embedding"
             )
-        shared = encoder.positions, decoder.positions
+        shared = encoder.positions.kind, decoder.positions.kind
         if self.share_positions and shared != ("none", "learned"):
             raise ValueError(
-                f"share_positions with positions {shared[0]!r} in the encoder, {shared[1]!r} in "
-                "the decoder, not 'none' and 'learned'"
+                f"share_positions with positions.kind {shared[0]!r} in the encoder, {shared[1]!r} "
+                "in the decoder, not 'none' and 'learned'"
             )
-        if self.source_vocab_size is not None and self.source_vocab_size < 1:
-            raise ValueError(f"source_vocab_size={self.source_vocab_size} is less than 1")
+        check_counts(self, "source_vocab_size")
         if self.start_token is not None and not 0 <= self.start_token < decoder.vocab_size:
             raise ValueError(
                 f"start_token={self.start_token} is not of vocab_size={decoder.vocab_size}"
@@ -126,14 +132,13 @@ class SequenceToSequenceConfig:
     @property
     def longest_source(self) -> int | None:
         """The longest source that there are positions for; None: any."""
-        is_sinusoidal = self.encoder.positions == "sinusoidal"
+        is_sinusoidal = self.encoder.positions.kind == "sinusoidal"
         return self.encoder.max_len if is_sinusoidal else self.encoder.longest
 
     def __post_init__(self) -> None:
-        if self.encoder.causal:
-            raise ValueError(f"encoder.causal={self.encoder.causal}, not False")
-        if self.source_dim < 1:
-            raise ValueError(f"source_dim={self.source_dim} is less than 1")
+        if self.encoder.attention.causal:
+            raise ValueError("encoder.attention.causal=True, not False")
+        check_counts(self, "source_dim")
         _check_unscaled(self.encoder)
         _check_two_stacks(self.encoder, self.decoder)
 
@@ -148,12 +153,13 @@ def _check_two_stacks(encoder: StackConfig, decoder: StackConfig) -> None:
     """The decoder attends to the encoder's output, which must be of its kind."""
     if type(encoder) is not StackConfig:
         raise ValueError(f"encoder is a {type(encoder).__name__}, but it has no head: StackConfig")
-    if encoder.cross_attention or not decoder.cross_attention:
+    cross = encoder.attention.cross, decoder.attention.cross
+    if cross != (False, True):
         raise ValueError(
-            f"encoder.cross_attention={encoder.cross_attention} and "
-            f"decoder.cross_attention={decoder.cross_attention}, not False and True"
+            f"encoder.attention.cross={cross[0]} and decoder.attention.cross={cross[1]}, "
+            "not False and True"
         )
-    for name in ("embed_dim", "param_dtype", "dtype"):
+    for name in ("embed_dim", "numerics"):
         if getattr(encoder, name) != getattr(decoder, name):
             raise ValueError(
                 f"{name} is {getattr(encoder, name)!r} in the encoder, "
@@ -163,45 +169,3 @@ def _check_two_stacks(encoder: StackConfig, decoder: StackConfig) -> None:
 
 TwoStackConfig = EncoderDecoderConfig | SequenceToSequenceConfig
 Config = DecoderConfig | SequenceConfig | TwoStackConfig
-AnyConfig = TypeVar("AnyConfig", bound=StackConfig | TwoStackConfig)
-
-
-def config_class(values: Mapping[str, Any]) -> type[Config]:
-    """The class that has fields of these names."""
-    if "encoder" in values:
-        return SequenceToSequenceConfig if "source_dim" in values else EncoderDecoderConfig
-    return SequenceConfig if "input_dim" in values else DecoderConfig
-
-
-def make_config(values: Mapping[str, Any], **both: Any) -> Config:
-    """The config of these fields: of one stack, or of an encoder and a decoder by those names.
-
-    `both` are fields of the one stack, or of both.
-    """
-    kind = config_class(values)
-    if "encoder" not in values:
-        return kind(**values, **both)
-    encoder = StackConfig(**values["encoder"], **both)
-    decoder = config_class(values["decoder"])(**values["decoder"], **both)
-    return kind(**{**values, "encoder": encoder, "decoder": decoder})
-
-
-def with_fields(config: AnyConfig, **changes: Any) -> AnyConfig:
-    """The config with fields of its stack, or of both its stacks, changed."""
-    if isinstance(config, TwoStackConfig):
-        encoder = dataclasses.replace(config.encoder, **changes)
-        changes = {"encoder": encoder, "decoder": dataclasses.replace(config.decoder, **changes)}
-    return dataclasses.replace(config, **changes)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain data, for YAML and JSON."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(data: dict[str, Any]) -> Config:
-    """The config that `to_dict` wrote. Unknown or ill-typed fields are a ValueError."""
-    from pydantic import TypeAdapter
-
-    config: Config = TypeAdapter(config_class(data)).validate_python(data)
-    return config

@@ -93,5 +93,5 @@ def _turn(config: StackConfig) -> int | None:
 
     (Those of "dynamic" scaling grow with every token: keys stay as they were written.)
     """
-    scaling = config.rope_scaling
+    scaling = config.rope.scaling
     return scaling.original_max_len if scaling and scaling.kind == "longrope" else None

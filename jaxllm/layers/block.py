@@ -25,18 +25,18 @@ class Block(nnx.Module):
 
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D = config.embed_dim
-        self.placement, self.dropout = config.norm_placement, config.dropout
+        self.placement, self.dropout = config.norms.placement, config.dropout
         self.attn_norm = Norm("D", (D,), config)
         self.attn = Attention(config, kind, rngs=rngs)
         self.mlp_norm = Norm("D", (D,), config)
         self.mlp = (MoE if kind.mlp == "experts" else MLP)(config, rngs=rngs)
-        knows_distance = config.positions == "distance"
+        knows_distance = config.positions.kind == "distance"
         self.attn_bias = nnx.data(DistanceBias(config, rngs=rngs) if knows_distance else None)
         is_sandwich = self.placement == "sandwich"
         self.attn_out_norm = nnx.data(Norm("D", (D,), config) if is_sandwich else None)
         self.mlp_out_norm = nnx.data(Norm("D", (D,), config) if is_sandwich else None)
         cross_attn = cross_norm = cross_out_norm = None
-        if config.cross_attention:
+        if config.attention.cross:
             cross_attn, cross_norm = CrossAttention(config, rngs=rngs), Norm("D", (D,), config)
             cross_out_norm = Norm("D", (D,), config) if is_sandwich else None
         self.cross_attn, self.cross_norm = nnx.data(cross_attn), nnx.data(cross_norm)

@@ -31,9 +31,9 @@ class Linear(nnx.Module):
         _, dims, output = equation.replace("->", ",").split(",")
         kernel = draw_kernel(equation, shape, config, rngs)
         sizes = {dim: size for dim, size in zip(dims, shape, strict=True) if dim in output}
-        bias = jnp.zeros([*sizes.values()], config.param_dtype)
+        bias = jnp.zeros([*sizes.values()], config.numerics.param_dtype)
         self.equation = equation
-        self.dtype = config.dtype
+        self.dtype = config.numerics.dtype
         self.kernel = nnx.Param(kernel, dims=dims)
         self.bias = nnx.data(nnx.Param(bias, dims="".join(sizes)) if use_bias else None)
 
@@ -55,15 +55,15 @@ def draw_kernel(
     Its fans are the sizes of the dimensions that the equation sums over, and of those it adds; a
     dimension of x, of the kernel and of the output counts kernels, as that of experts does.
     """
-    if config.init == "normal":
-        return config.init_std * rngs.params.normal(shape, config.param_dtype)
+    if config.init.kind == "normal":
+        return config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
     x_dims, dims, output = equation.replace("->", ",").split(",")
     fans = {True: 1, False: 1}
     for dim, size in zip(dims, shape, strict=True):
         if not (dim in x_dims and dim in output):
             fans[dim in output] *= size
     bound = math.sqrt(6 / sum(fans.values()))
-    return rngs.params.uniform(shape, config.param_dtype, -bound, bound)
+    return rngs.params.uniform(shape, config.numerics.param_dtype, -bound, bound)
 
 
 class Embedding(nnx.Module):
@@ -74,8 +74,8 @@ class Embedding(nnx.Module):
 
     def __init__(self, vocab_size: int, config: StackConfig, *, rngs: nnx.Rngs):
         shape = (vocab_size, config.embed_dim)
-        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
-        self.dtype, self.scale = config.dtype, config.embed_scale
+        table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
+        self.dtype, self.scale = config.numerics.dtype, config.embed_scale
         self.embedding = nnx.Param(table, dims="VD")
 
     def __call__(self, tokens_BT: Array) -> Array:
@@ -94,10 +94,10 @@ class PositionTable(nnx.Module):
     """A learned vector for each position up to `max_len`."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
-        self.offset = config.position_offset
+        self.offset = config.positions.offset
         shape = (self.offset + config.max_len, config.embed_dim)
-        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
-        self.dtype = config.dtype
+        table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
+        self.dtype = config.numerics.dtype
         self.embedding = nnx.Param(table, dims=".D")
 
     def __call__(self, positions_BT: Array) -> Array:

@@ -17,9 +17,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: StackConfig, *, mlp_dim: int | None = None, rngs: nnx.Rngs):
         D, F = config.embed_dim, mlp_dim or config.mlp_dim
-        linear = partial(Linear, config=config, use_bias=config.mlp_bias, rngs=rngs)
-        self.activation = config.activation
-        self.gate_proj = nnx.data(linear("BTD,DF->BTF", (D, F)) if config.gated_mlp else None)
+        linear = partial(Linear, config=config, use_bias=config.mlp.bias, rngs=rngs)
+        self.activation = config.mlp.activation
+        self.gate_proj = nnx.data(linear("BTD,DF->BTF", (D, F)) if config.mlp.gated else None)
         self.up_proj = linear("BTD,DF->BTF", (D, F))
         self.down_proj = linear("BTF,FD->BTD", (F, D))
 

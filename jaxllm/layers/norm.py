@@ -19,11 +19,11 @@ class Norm(nnx.Module):
     def __init__(
         self, dims: str, shape: tuple[int, ...], config: StackConfig, eps: float | None = None
     ):
-        self.kind = config.norm
-        self.eps = config.norm_eps if eps is None else eps
+        self.kind = config.norms.kind
+        self.eps = config.norms.eps if eps is None else eps
         start = jnp.zeros if self.kind == "rms_plus_one" else jnp.ones
-        self.scale = nnx.Param(start(shape, config.param_dtype), dims=dims)
-        bias = nnx.Param(jnp.zeros(shape, config.param_dtype), dims=dims)
+        self.scale = nnx.Param(start(shape, config.numerics.param_dtype), dims=dims)
+        bias = nnx.Param(jnp.zeros(shape, config.numerics.param_dtype), dims=dims)
         self.bias = nnx.data(bias if self.kind == "layer" else None)
 
     def __call__(self, x: Array) -> Array:

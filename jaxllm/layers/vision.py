@@ -9,7 +9,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import DecoderConfig, StackConfig, Vision
+from jaxllm.config import (
+    AttentionConfig,
+    DecoderConfig,
+    MlpConfig,
+    NormConfig,
+    PositionConfig,
+    StackConfig,
+    Vision,
+)
 from jaxllm.sharding import constrain
 
 from .attention.attention import self_attention
@@ -38,7 +46,7 @@ class VisionEncoder(nnx.Module):
         linear = partial(Linear, config=tower, rngs=rngs)
         self.vision, self.remat = vision, config.remat
         self.patch_embed = linear("BTC,CD->BTD", (vision.num_channels * vision.patch_size**2, D))
-        drawn = config.init_std * rngs.params.normal((D,), config.param_dtype)
+        drawn = config.init.std * rngs.params.normal((D,), config.numerics.param_dtype)
         self.class_embedding = nnx.Param(drawn, dims="D")
         self.embed_position = PositionTable(tower, rngs=rngs)
         self.first_norm, self.final_norm = Norm("D", (D,), tower), Norm("D", (D,), tower)
@@ -111,17 +119,12 @@ def tower_config(config: DecoderConfig) -> StackConfig:
         head_dim=vision.embed_dim // vision.num_heads,
         mlp_dim=vision.mlp_dim,
         max_len=vision.num_patches + 1,
-        norm="layer",
-        norm_eps=vision.norm_eps,
-        causal=False,
-        positions="learned",
-        activation="gelu",
-        gated_mlp=False,
-        mlp_bias=True,
+        norms=NormConfig(kind="layer", eps=vision.norm_eps),
+        attention=AttentionConfig(causal=False),
+        positions=PositionConfig(kind="learned"),
+        mlp=MlpConfig(activation="gelu", gated=False, bias=True),
         init=config.init,
-        init_std=config.init_std,
-        param_dtype=config.param_dtype,
-        dtype=config.dtype,
+        numerics=config.numerics,
     )
 
 

@@ -12,6 +12,7 @@ from jaxllm.config import (
     SequenceConfig,
     SequenceToSequenceConfig,
     StackConfig,
+    with_fields,
 )
 
 from .decoder import Decoder, Output
@@ -93,4 +94,6 @@ def with_window(model: AnyModel, window: int) -> AnyModel:
 
 def _slid(config: Any, window: int) -> Any:
     pattern = tuple(dataclasses.replace(kind, sees="window") for kind in config.pattern)
-    return dataclasses.replace(config, pattern=pattern, window=window, chunk=None)
+    return with_fields(
+        config, {"attention.window": window, "attention.chunk": None}, pattern=pattern
+    )

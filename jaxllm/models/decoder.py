@@ -43,9 +43,9 @@ class Decoder(Stack):
             image_proj = Linear("BTF,FD->BTD", (F, D), config=config, rngs=rngs)
         self.vision, self.image_proj = nnx.data(vision), nnx.data(image_proj)
         head = partial(Linear, "BTD,DV->BTV", (D, V), config=config, rngs=rngs)
-        self.lm_head = nnx.data(None if config.tie_embeddings else head())
-        bias = nnx.Param(jnp.zeros((V,), config.param_dtype), dims="V")
-        self.head_bias = nnx.data(bias if config.head_bias else None)
+        self.lm_head = nnx.data(None if config.head.tied else head())
+        bias = nnx.Param(jnp.zeros((V,), config.numerics.param_dtype), dims="V")
+        self.head_bias = nnx.data(bias if config.head.bias else None)
 
     def __call__(
         self,
@@ -128,7 +128,7 @@ class Decoder(Stack):
     def unembed(self, x_BTD: Array) -> Array:
         """The logits of a hidden state, BTV, in float32."""
         head = self.embed.attend if self.lm_head is None else self.lm_head.accumulate
-        logits_BTV, scale, cap = head(x_BTD), self.config.logit_scale, self.config.logit_softcap
+        logits_BTV, scale, cap = head(x_BTD), self.config.head.scale, self.config.head.softcap
         if scale != 1.0:
             logits_BTV = logits_BTV * scale
         if self.head_bias is not None:

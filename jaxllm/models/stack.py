@@ -33,16 +33,16 @@ class Stack(nnx.Module):
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         norm = ("D", (config.embed_dim,), config)
         self.config = config
-        is_learned = config.positions == "learned"
+        is_learned = config.positions.kind == "learned"
         self.embed_position = nnx.data(PositionTable(config, rngs=rngs) if is_learned else None)
-        self.embed_norm = nnx.data(Norm(*norm) if config.embed_norm else None)
+        self.embed_norm = nnx.data(Norm(*norm) if config.norms.embed else None)
         self.position_bias = nnx.data(make_bias(config, rngs=rngs))
 
         def make(kind: LayerKind, key: Array) -> Block:
             return Block(config, kind, rngs=nnx.Rngs(params=key))
 
         self.layers = make_layers(make, config.kinds, config.scan_layers, rngs.params())
-        last = Norm(*norm, eps=config.final_norm_eps) if config.final_norm else None
+        last = Norm(*norm, eps=config.norms.final_eps) if config.norms.final else None
         self.final_norm = nnx.data(last)
 
     def transform(
@@ -58,8 +58,8 @@ class Stack(nnx.Module):
         """The last hidden state, BTD, the cache and the auxiliary loss, of embedded tokens."""
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids with a cache: pad on the right, give positions")
-        if self.config.cross_attention and source is None and cache is None:
-            raise ValueError("a stack with cross_attention needs a source, or a cache of one")
+        if self.config.attention.cross and source is None and cache is None:
+            raise ValueError("a stack with attention.cross needs a source, or a cache of one")
         if positions is None:
             positions = first_positions(x_BTD.shape[1], self.config.longest)
         rate = self.config.dropout
@@ -92,8 +92,8 @@ class Stack(nnx.Module):
         """What the first layer is given, BTD."""
         if self.embed_position is not None:
             x_BTD = x_BTD + self.embed_position(positions_BT)
-        if self.config.positions == "sinusoidal":
-            waves_BTD = sinusoids(positions_BT, x_BTD.shape[-1], self.config.waves)
+        if self.config.positions.kind == "sinusoidal":
+            waves_BTD = sinusoids(positions_BT, x_BTD.shape[-1], self.config.positions.waves)
             x_BTD = x_BTD + waves_BTD.astype(x_BTD.dtype)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
@@ -114,13 +114,13 @@ class Stack(nnx.Module):
                 own = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
             return CrossCache(own, self._remember(label, source)) if is_cross else own
 
-        is_cross = self.config.cross_attention
+        is_cross = self.config.attention.cross
         return {label: of(label) for label in labels(self.layers)}
 
     def _remember(self, label: str, source: Source | None) -> Memory:
         """What the layers of a label keep of a source."""
         if source is None:
-            raise ValueError("a cache with cross_attention needs a source")
+            raise ValueError("a cache with attention.cross needs a source")
         block = self.layers[label]
         if len(held(label)) == 1:
             return block.cross_attn.remember(source)

@@ -1,13 +1,14 @@
 """Presets: the document's sizes, beside the reference; and how their weights start."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from flax import nnx
 
-from jaxllm.config import make_config
+from jaxllm.config import (
+    make_config,
+    with_fields,
+)
 from jaxllm.interop.families import Fields
 from jaxllm.interop.families.source_systems.nima_gpt import NIMA_GPT
 from jaxllm.interop.families.source_systems.nima_transformer import NIMA_TRANSFORMER
@@ -51,9 +52,10 @@ def test_an_encoder_decoder_has_as_many_layers_in_each_stack(size):
 
 
 def test_changes_are_fields_of_the_stacks():
-    assert gpt("tiny", 300, positions="rope", dropout=0.0).positions == "rope"
-    config = transformer("tiny", 300, 300, norm_placement="pre", final_norm=True)
-    assert config.encoder.norm_placement == config.decoder.norm_placement == "pre"
+    config = gpt("tiny", 300, {"positions.kind": "rope"}, dropout=0.0)
+    assert (config.positions.kind, config.dropout) == ("rope", 0.0)
+    config = transformer("tiny", 300, 300, {"norms.placement": "pre", "norms.final": True})
+    assert config.encoder.norms.placement == config.decoder.norms.placement == "pre"
     with pytest.raises(ValueError, match="size='huge' is not one of tiny, small, medium"):
         gpt("huge")
 
@@ -61,9 +63,10 @@ def test_changes_are_fields_of_the_stacks():
 @pytest.mark.parametrize("init", ["xavier", "normal"])
 def test_every_tensor_starts_as_the_document_says(init):
     """Kernels by their fans or with 0.02, tables with 0.02, biases zero and norms one."""
-    decoder = gpt("tiny", 300, init=init, positions="distance", tie_embeddings=False)
-    encoder_decoder = transformer("tiny", 300, 280, init=init)
-    for config in (decoder, encoder_decoder, dataclasses.replace(decoder, positions="learned")):
+    changes = {"init.kind": init, "positions.kind": "distance", "head.tied": False}
+    decoder = gpt("tiny", 300, changes)
+    encoder_decoder = transformer("tiny", 300, 280, {"init.kind": init})
+    for config in (decoder, encoder_decoder, with_fields(decoder, {"positions.kind": "learned"})):
         for name, variable in named_parameters(build(config, rngs=nnx.Rngs(0))).items():
             value = np.asarray(variable.get_value())
             if name.endswith("bias") or name.endswith("scale"):

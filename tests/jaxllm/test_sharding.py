@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from tiny import TINY
 
+from jaxllm.config import with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import letters, named_parameters, shardings
 from jaxllm.sharding import DIMS, MESH_AXES, constrain, sharding, spec, unsplit
@@ -112,10 +113,14 @@ def test_dims_and_shape_must_have_the_same_length():
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True}, {"tie_embeddings": True}],
+    [
+        {},
+        {"attention.qkv_bias": True, "attention.out_bias": True, "mlp.bias": True},
+        {"head.tied": True},
+    ],
 )
 def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
-    model = build_abstract(dataclasses.replace(TINY, scan_layers=scan, **changes))
+    model = build_abstract(with_fields(TINY, changes, scan_layers=scan))
     for name, variable in named_parameters(model).items():
         shape = tuple(SIZES[letter] for letter in letters(variable))
         assert shape == variable.get_value().shape, name
@@ -136,7 +141,9 @@ def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
 def test_layouts_are_mesh_shapes(sizes):
     """Each parameter has on each device exactly the part that its letters promise."""
     mesh = mesh_of(**sizes)
-    config = dataclasses.replace(EVEN, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
+    config = with_fields(
+        EVEN, {"attention.qkv_bias": True, "attention.out_bias": True, "mlp.bias": True}
+    )
     model = build_abstract(config)
     placed = shardings(model, mesh)
     assert placed.keys() == named_parameters(model).keys()

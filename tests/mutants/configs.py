@@ -1,10 +1,9 @@
 """A config that says something else than the reference's."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import with_arrays
@@ -24,11 +23,11 @@ def configured(
     """A field has another value, which the config shows, and `place` the computing."""
 
     def configure(model: Decoder) -> Decoder:
-        config = dataclasses.replace(model.config, **{field: value(model.config)})
+        config = with_fields(model.config, {field: value(model.config)})
         arrays = arrays_of(model)
-        if config.tie_embeddings:
+        if config.head.tied:
             arrays.pop("lm_head.kernel", None)
-        elif model.config.tie_embeddings:  # a head that has lost touch with the embeddings
+        elif model.config.head.tied:  # a head that has lost touch with the embeddings
             arrays["lm_head.kernel"] = 1.01 * arrays["embed.embedding"].T
         return with_arrays(build_abstract(config), arrays)
 
@@ -42,14 +41,14 @@ def configured(
 
 def relabelled(model: Decoder) -> Decoder:
     """The weights as they lie in the layout that they are not of."""
-    other = "interleaved" if model.config.rope_layout == "half" else "half"
-    config = dataclasses.replace(model.config, rope_layout=other)
+    other = "interleaved" if model.config.rope.layout == "half" else "half"
+    config = with_fields(model.config, {"rope.layout": other})
     return with_arrays(build_abstract(config), arrays_of(model))
 
 
 def misplaced(config: DecoderConfig) -> Signs:
     """Rules follow the layout, so that weights lie otherwise, but not where heads turn in part."""
-    if config.rope_fraction < 1:
+    if config.rope.fraction < 1:
         return {"layers": "layers.0.attn.q"}
     both = ("layers.0.attn.q_proj", "layers.0.attn.k_proj")
     return {"weights": both, "layers": "layers.0.attn.q_proj"}
@@ -63,24 +62,24 @@ CONFIGS = (
         signs=misplaced,
     ),
     configured(
-        *("eps x 10", "norm_eps", lambda config: 10 * config.norm_eps),
+        *("eps x 10", "norms.eps", lambda config: 10 * config.norms.eps),
         *(lambda config: "layers.0.attn_norm", starts_with_norm),
     ),
     configured(
-        *("theta x 1.02", "rope_theta", lambda config: 1.02 * config.rope_theta),
+        *("theta x 1.02", "rope.theta", lambda config: 1.02 * config.rope.theta),
         *(lambda config: f"layers.{first(rope='global')(config)}.attn.q", is_rotated),
     ),
     configured(
-        *("head tied", "tie_embeddings", lambda config: True, lambda config: "embed.attend"),
-        *(has_not("tie_embeddings"), "logits"),
+        *("head tied", "head.tied", lambda config: True, lambda config: "embed.attend"),
+        *(has_not("head.tied"), "logits"),
     ),
     configured(
-        *("head untied", "tie_embeddings", lambda config: False, lambda config: "lm_head"),
-        *(has("tie_embeddings"), "logits"),
+        *("head untied", "head.tied", lambda config: False, lambda config: "lm_head"),
+        *(has("head.tied"), "logits"),
     ),
     configured(
-        *("logits uncapped", "logit_softcap", lambda config: None),
-        lambda config: "embed.attend" if config.tie_embeddings else "lm_head",
-        *(has("logit_softcap"), "logits"),
+        *("logits uncapped", "head.softcap", lambda config: None),
+        lambda config: "embed.attend" if config.head.tied else "lm_head",
+        *(has("head.softcap"), "logits"),
     ),
 )

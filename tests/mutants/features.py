@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, flatten
 
 Feature = Callable[[DecoderConfig], bool]
 Layer = Callable[[DecoderConfig], int]
@@ -13,17 +13,17 @@ def always(config: DecoderConfig) -> bool:
 
 
 def has(field: str) -> Feature:
-    """Whether the config gives a field."""
-    return lambda config: bool(getattr(config, field))
+    """Whether the config gives a field, by its dotted name."""
+    return lambda config: bool(flatten(config)[field])
 
 
 def has_not(field: str) -> Feature:
-    return lambda config: not getattr(config, field)
+    return lambda config: not flatten(config)[field]
 
 
 def is_rotated(config: DecoderConfig) -> bool:
     """Whether layout and theta matter: a single pair turns by 1, whatever they are."""
-    return config.positions == "rope" and config.head_dim * config.rope_fraction >= 4
+    return config.positions.kind == "rope" and config.head_dim * config.rope.fraction >= 4
 
 
 def is_square(config: DecoderConfig) -> bool:
@@ -39,20 +39,20 @@ def has_dense(config: DecoderConfig) -> bool:
 
 
 def is_gated(config: DecoderConfig) -> bool:
-    return config.gated_mlp and has_dense(config)
+    return config.mlp.gated and has_dense(config)
 
 
 def can_pad_left(config: DecoderConfig) -> bool:
     """Whether padding before a row means the same to transformers, which counts chunks after it."""
-    return config.chunk is None
+    return config.attention.chunk is None
 
 
 def starts_with_norm(config: DecoderConfig) -> bool:
-    return config.norm_placement != "output"
+    return config.norms.placement != "output"
 
 
 def is_rms(config: DecoderConfig) -> bool:
-    return config.norm.startswith("rms")
+    return config.norms.kind.startswith("rms")
 
 
 def both(one: Feature, other: Feature) -> Feature:

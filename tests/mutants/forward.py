@@ -74,7 +74,7 @@ def rotated_otherwise(heads: str) -> Wrong:
     """RoPE in the other layout, on what has as many heads as this field says."""
 
     def wrong(honest: Callable, config: DecoderConfig) -> Callable:
-        other = "interleaved" if config.rope_layout == "half" else "half"
+        other = "interleaved" if config.rope.layout == "half" else "half"
 
         def apply_rope(x_BTNH, positions_BT, rotation):
             is_meant = x_BTNH.shape[2] == getattr(config, heads)
@@ -182,12 +182,12 @@ def entry(config: DecoderConfig) -> str:
 
 def swapped_norm(config: DecoderConfig) -> str:
     """Norms of one input are right for themselves: what is wrong is who is given which."""
-    return "layers.0.attn.q_proj" if config.norm_placement == "parallel" else "layers.0.attn_norm"
+    return "layers.0.attn.q_proj" if config.norms.placement == "parallel" else "layers.0.attn_norm"
 
 
 def placed(config: DecoderConfig) -> str:
     """The first step that depends on the position."""
-    return "layers.0.attn.q" if config.positions == "rope" else entry(config)
+    return "layers.0.attn.q" if config.positions.kind == "rope" else entry(config)
 
 
 def in_first(step: str, **kind: str) -> Callable[[DecoderConfig], str]:
@@ -204,18 +204,19 @@ FUNCTIONS = (
     patched("rope layout of k only", attention, "apply_rope", rotated_otherwise("num_kv_heads"), K,
             both(is_rotated, is_grouped)),
     patched("qk norm missing", Attention, "place", unnormalised, Q,
-            lambda config: config.qk_norm in ("head", "full")),
+            lambda config: config.attention.qk_norm in ("head", "full")),
     patched("qk norm missing", attention, "normalize", unchanged, Q,
-            lambda config: config.qk_norm == "after_rope"),
+            lambda config: config.attention.qk_norm == "after_rope"),
     patched("kv heads tiled", attention, "attention", tiled, SCORES, is_grouped),
     patched("softmax in bfloat16", jax.nn, "softmax", in_half_precision, PROBS),
     patched("last expert dropped", MoE, "choose", without_last_expert,
             in_first("mlp", mlp="experts"), has("experts")),
     patched("temperature floor off by one", attention, "temperature_growth", early_temperature,
-            lambda config: f"layers.{first_unrotated(config)}.attn.q", has("attn_temperature")),
+            lambda config: f"layers.{first_unrotated(config)}.attn.q",
+            has("attention.temperature")),
     patched("bias dropped", Linear, "accumulate", unbiased, "layers.0.attn.o_proj",
-            has("attn_out_bias")),
-    patched("head tied", Decoder, "unembed", by_embeddings, "lm_head", has_not("tie_embeddings"),
+            has("attention.out_bias")),
+    patched("head tied", Decoder, "unembed", by_embeddings, "lm_head", has_not("head.tied"),
             "logits"),
     dataclasses.replace(
         patched("position under left padding", Decoder, "hidden", counting_tokens, placed,

@@ -86,9 +86,9 @@ def changed(
 
 def interleaved(kernel_DNH: jax.Array, config: DecoderConfig) -> jax.Array:
     """The rotated pairs of each head as the other layout has them."""
-    R = int(config.head_dim * config.rope_fraction)
+    R = int(config.head_dim * config.rope.fraction)
     rotated, rest = kernel_DNH[..., :R], kernel_DNH[..., R:]
-    pairs = (2, -1) if config.rope_layout == "half" else (-1, 2)
+    pairs = (2, -1) if config.rope.layout == "half" else (-1, 2)
     turned = rotated.reshape(*rotated.shape[:-1], *pairs).mT.reshape(rotated.shape)
     return jnp.concatenate([turned, rest], axis=-1)
 
@@ -143,7 +143,7 @@ WEIGHTS = (
     changed("not a number", "attn_norm.scale", lambda scale, _: scale.at[0].set(jnp.nan)),
     changed(
         *("bias dropped", "attn.o_proj.bias", lambda bias, _: 0 * bias),
-        applies=has("attn_out_bias"),
+        applies=has("attention.out_bias"),
     ),
     changed("norm shifted by one", "final_norm.scale", lambda scale, _: scale - 1, None),
     changed(
@@ -155,6 +155,6 @@ WEIGHTS = (
     ),
     changed(
         *("one logit off", "lm_head.kernel", lambda head_DV, _: head_DV.at[:, 5].multiply(1.001)),
-        *(None, "", has_not("tie_embeddings"), "logits"),
+        *(None, "", has_not("head.tied"), "logits"),
     ),
 )

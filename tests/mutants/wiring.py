@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxllm.config import DecoderConfig, StackConfig
+from jaxllm.config import DecoderConfig, StackConfig, with_fields
 from jaxllm.layers.block import Block
 from jaxllm.models.decoder import Decoder
 
@@ -43,13 +43,12 @@ def wired(
     )
 
 
-def attention_with(**values: Callable[[StackConfig], Any]) -> Change:
-    """Changes fields of the config that a layer's attention goes by."""
+def attention_with(field: str, value: Callable[[StackConfig], Any]) -> Change:
+    """Changes a field, by its dotted name, of the config that a layer's attention goes by."""
 
     def change(block: Block) -> None:
         config = block.attn.config
-        changes = {name: value(config) for name, value in values.items()}
-        block.attn.config = dataclasses.replace(config, **changes)
+        block.attn.config = with_fields(config, {field: value(config)})
 
     return change
 
@@ -103,37 +102,39 @@ def unscaled(model: Decoder) -> Decoder:
 
 
 def is_whole(config: DecoderConfig) -> bool:
-    return config.rope_fraction == 1
+    return config.rope.fraction == 1
 
 
 def is_partial(config: DecoderConfig) -> bool:
-    return config.rope_fraction < 1
+    return config.rope.fraction < 1
 
 
 def is_gelu(config: DecoderConfig) -> bool:
-    return config.activation.startswith("gelu")
+    return config.mlp.activation.startswith("gelu")
 
 
 SCORES, ROTATED = "attn.scores", "attn.q"
 final, last_window, last_chunk = last(), last(sees="window"), last(sees="chunk")
-width = attention_with(attn_scale=lambda config: config.embed_dim**-0.5)
+width = attention_with("attention.scale", lambda config: config.embed_dim**-0.5)
 WIRING = (
-    wired("theta x 1.02", last_rotated, attention_with(rope_theta=lambda c: 1.02 * c.rope_theta),
-          ROTATED),
-    wired("rope scaling missing", last_rotated, attention_with(rope_scaling=lambda c: None),
-          ROTATED, has("rope_scaling")),
+    wired("theta x 1.02", last_rotated,
+          attention_with("rope.theta", lambda c: 1.02 * c.rope.theta), ROTATED),
+    wired("rope scaling missing", last_rotated, attention_with("rope.scaling", lambda c: None),
+          ROTATED, has("rope.scaling")),
     wired("partial rotary of a whole head", last_rotated,
-          attention_with(rope_fraction=lambda c: 0.5), ROTATED, is_whole),
+          attention_with("rope.fraction", lambda c: 0.5), ROTATED, is_whole),
     wired("partial rotary ignored", last(rope="global"),
-          attention_with(rope_fraction=lambda c: 1.0), ROTATED, is_partial),
+          attention_with("rope.fraction", lambda c: 1.0), ROTATED, is_partial),
     # Where the stream is smallest: later, this eps is smaller than a rounding.
     wired("eps x 10", foremost, eps_x_10, "attn_norm"),
     wired("norm +1", final, plus_one, "mlp_norm", is_rms),
     wired("head_dim scale by the model's width", final, width, SCORES),
-    wired("scores uncapped", final, attention_with(attn_softcap=lambda c: None), SCORES,
-          has("attn_softcap")),
-    wired("window off by one", last_window, attention_with(window=lambda c: c.window + 1), SCORES),
-    wired("chunk mask off by one", last_chunk, attention_with(chunk=lambda c: c.chunk + 1), SCORES),
+    wired("scores uncapped", final, attention_with("attention.softcap", lambda c: None), SCORES,
+          has("attention.softcap")),
+    wired("window off by one", last_window,
+          attention_with("attention.window", lambda c: c.attention.window + 1), SCORES),
+    wired("chunk mask off by one", last_chunk,
+          attention_with("attention.chunk", lambda c: c.attention.chunk + 1), SCORES),
     wired("router softmax before top-k", last_experts, softmax_of_others, "mlp"),
     wired("one expert more", last_experts, one_expert_more, "mlp"),
     wired("the other gelu", final, other_gelu, "mlp.down_proj", is_gelu),

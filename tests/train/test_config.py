@@ -6,14 +6,24 @@ from pathlib import Path
 
 import pytest
 import yaml
+from flat_config import FLAT, MEANT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import CONFIGS
 from tiny import TINY
 
+from jaxllm.config import MOVED, with_fields
 from jaxllm.config import to_dict as model_to_dict
 from jaxllm.train import ConfigError, TrainConfig, load_config
-from jaxllm.train.config import FREE_ON_RESUME, changes, from_dict, save_config, to_dict
+from jaxllm.train.config import (
+    FREE_ON_RESUME,
+    changes,
+    from_dict,
+    from_stored,
+    load_stored,
+    save_config,
+    to_dict,
+)
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
@@ -127,6 +137,80 @@ def test_an_unknown_field_is_named_with_the_one_that_was_meant(path, given, mean
     assert "run.yaml" in line
 
 
+# Names that fields of a model once had.
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_an_old_name_is_named_with_the_new_one(name, tmp_path):
+    data = listed(RUN)
+    data["model"][name] = FLAT[name] if name in ("positions", "init") else 1
+    assert problems(tmp_path, data) == [
+        f"{tmp_path / 'run.yaml'}: model.{name} is now model.{MOVED[name]}"
+    ]
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_an_old_name_in_one_of_two_stacks(stack, tmp_path):
+    data = listed(dataclasses.replace(RUN, model=CONFIGS["encoder-decoder"]))
+    data["model"][stack] |= {"norm_eps": 1e-6, "positions": "learned"}
+    lines = problems(tmp_path, data)
+    prefix = f"{tmp_path / 'run.yaml'}: model.{stack}."
+    assert sorted(lines) == [
+        f"{prefix}norm_eps is now model.{stack}.norms.eps",
+        f"{prefix}positions is now model.{stack}.positions.kind",
+    ]
+
+
+def test_a_field_of_a_part_is_no_old_name(tmp_path):
+    data = listed(RUN)
+    data["model"]["norms"]["norm_eps"] = 1e-6
+    (line,) = problems(tmp_path, data)
+    assert "unknown field 'model.norms.norm_eps'; " in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["--model.norm-eps", "1e-6"], ["--model.norm-eps is now --model.norms.eps"]),
+        (["--model.norm_eps=1e-6"], ["--model.norm_eps is now --model.norms.eps"]),
+        (
+            ["--model.init", "xavier", "--model.gated-mlp", "False"],
+            ["--model.init is now --model.init.kind", "--model.gated-mlp is now --model.mlp.gated"],
+        ),
+    ],
+)
+def test_an_old_name_in_an_override(overrides, lines, tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", overrides)
+    assert str(caught.value).splitlines() == lines
+
+
+def test_fields_of_parts_can_be_overridden(tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    overrides = ["--model.norms.eps", "1e-3", "--model.positions.kind", "learned"]
+    overrides += ["--model.init.kind", "xavier"]
+    changed = {"norms.eps": 1e-3, "positions.kind": "learned", "init.kind": "xavier"}
+    config = load_config(tmp_path / "run.yaml", overrides)
+    assert config == dataclasses.replace(RUN, model=with_fields(TINY, changed))
+
+
+def test_a_run_that_was_stored_with_old_names_is_the_same_run(tmp_path):
+    """It is read, compared and saved as the run that it is, but nobody else may write so."""
+    run = dataclasses.replace(RUN, model=MEANT)
+    old = listed(run) | {"model": FLAT}
+    file = write(tmp_path, old)
+    assert load_stored(file) == from_stored(old, "here") == run
+    assert changes(old, run) == []
+    other = dataclasses.replace(run, model=with_fields(MEANT, {"norms.eps": 1e-5}))
+    assert changes(old, other) == ["model.norms.eps: 1e-06 in the checkpoint, 1e-05 now"]
+    with pytest.raises(ConfigError, match=r"model\.norm_eps is now model\.norms\.eps"):
+        load_config(file)
+    before = file.read_text()
+    save_config(run, file)
+    assert file.read_text() == before
+
+
 def test_an_unknown_field_like_no_other_is_named_with_those_known(tmp_path):
     (line,) = problems(tmp_path, listed(RUN) | {"mesh": {"zzz": 1}})
     assert "mesh.zzz" in line
@@ -180,9 +264,9 @@ def test_fields_of_any_model_and_data_can_be_overridden(kind, path, tmp_path, ca
 
 def test_an_unknown_field_of_the_rope_scaling(tmp_path):
     data = listed(RUN)
-    data["model"]["rope_scaling"] = {"kind": "linear", "factor": 2.0, "facter": 2.0}
+    data["model"]["rope"]["scaling"] = {"kind": "linear", "factor": 2.0, "facter": 2.0}
     (line,) = problems(tmp_path, data)
-    assert "model.rope_scaling.facter" in line
+    assert "model.rope.scaling.facter" in line
     assert "'factor'" in line
 
 
@@ -265,10 +349,10 @@ def test_overrides_replace_single_fields(tmp_path):
     config = load_config(tmp_path / "run.yaml", overrides)
     assert config == dataclasses.replace(
         RUN,
+        dtype="bfloat16",
         steps=7,
         optimizer=dataclasses.replace(RUN.optimizer, learning_rate=0.5),
         mesh=MeshConfig(fsdp=8),
-        dtype="bfloat16",
         model=dataclasses.replace(TINY, num_layers=2),
     )
 

@@ -9,7 +9,7 @@ import pytest
 from kinds import CONFIGS, batch_of
 from tiny import TINY, random_model, random_of
 
-from jaxllm.config import Config, with_fields
+from jaxllm.config import Config, PositionConfig, with_fields
 from jaxllm.params import shardings, split, tree_of
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data.documents import DataConfig
@@ -101,8 +101,8 @@ def test_microbatches_drop_by_keys_of_their_own():
 
 
 def test_a_sequence_past_the_learned_positions_is_refused():
-    model = random_model(positions="learned", max_len=8)
+    model = random_model(positions=PositionConfig(kind="learned"), max_len=8)
     with pytest.raises(ValueError, match="a sequence of 9 tokens; positions end at max_len=8"):
         next_token_loss(model, BATCH, 512)
-    longer = random_model(positions="learned", max_len=9)
+    longer = random_model(positions=PositionConfig(kind="learned"), max_len=9)
     next_token_loss(longer, BATCH, 512)

@@ -20,7 +20,7 @@ from kinds import CONFIGS
 from orbax.checkpoint import v1 as ocp
 from tiny import TINY, random_model, random_of, relative_l2
 
-from jaxllm.config import with_fields
+from jaxllm.config import NumericsConfig, with_fields
 from jaxllm.interop import load_pretrained
 from jaxllm.models import EncoderDecoder
 from jaxllm.origin import Origin
@@ -369,8 +369,11 @@ def test_it_starts_from_given_weights_and_may_compute_in_bfloat16(tmp_path, make
         mesh=MeshConfig(data=4, tensor=2),
     )
     result = train(config, model)
-    assert result.model.config == dataclasses.replace(
-        TINY_BYTES, dtype="bfloat16", remat="full", max_len=result.model.config.max_len
+    assert result.model.config == with_fields(
+        TINY_BYTES,
+        {"numerics.dtype": "bfloat16"},
+        remat="full",
+        max_len=result.model.config.max_len,
     )
     loaded = load_pretrained(tmp_path / "run")
     assert loaded.origin.family == "llama"
@@ -389,7 +392,12 @@ def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
     config = make(tmp_path / "run", model=None, init_from="somewhere")
     for dtype in ("bfloat16", "float16"):
         with pytest.raises(ConfigError, match=rf"{dtype}.*dtype='float32'"):
-            train(config, random_model(vocab_size=256, num_layers=2, param_dtype=dtype))
+            train(
+                config,
+                random_model(
+                    vocab_size=256, num_layers=2, numerics=NumericsConfig(param_dtype=dtype)
+                ),
+            )
     with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
         train(config, random_model(num_layers=2))
     with pytest.raises(ConfigError, match="text trains a Decoder, not the EncoderDecoder"):

@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.config import HeadConfig
 from jaxllm.params import split
 from jaxllm.train.loss import cross_entropy
 from jaxllm.train.objective import next_token_loss
@@ -55,7 +56,7 @@ def test_it_is_the_sum_of_torch_s_cross_entropy_where_the_mask_is(model, batch):
 @pytest.mark.parametrize(("chunk", "tied"), [(1, False), (4, False), (4, True), (12, False)])
 def test_chunks_change_neither_value_nor_gradient(chunk, tied, batch):
     """Chunks of one token, and chunks of which the last is not full."""
-    bind, params = split(random_model(tie_embeddings=tied, num_layers=1))
+    bind, params = split(random_model(head=HeadConfig(tied=tied), num_layers=1))
     whole, gradient = value_and_gradient(params, bind, *batch, T)
     value, found = value_and_gradient(params, bind, *batch, chunk)
     assert float(value) == pytest.approx(float(whole), rel=TOLERANCE)

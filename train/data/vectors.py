@@ -97,14 +97,15 @@ def shapes(
 def check_next(model: Model) -> None:
     """Raises ValueError if a model cannot learn to tell the next vector."""
     config = model.config
-    if not isinstance(config, SequenceConfig) or config.pooled or not config.causal:
+    if not isinstance(config, SequenceConfig) or config.pooled or not config.attention.causal:
         said = (
-            f"pooled={config.pooled} and causal={config.causal}"
+            f"pooled={config.pooled} and attention.causal={config.attention.causal}"
             if isinstance(config, SequenceConfig)
             else type(model).__name__
         )
         raise ValueError(
-            "the next vector is told by a SequenceModel of pooled=False and causal=True, "
+            "the next vector is told by a SequenceModel of pooled=False and "
+            "attention.causal=True, "
             f"not by {said}"
         )
 
@@ -112,10 +113,10 @@ def check_next(model: Model) -> None:
 def check_fed(config: SequenceToSequenceConfig) -> None:
     """Raises ValueError if a decoder cannot be given the target as far as it has come."""
     decoder = config.decoder
-    if decoder.input_dim != decoder.output_dim or not decoder.causal:
+    if decoder.input_dim != decoder.output_dim or not decoder.attention.causal:
         raise ValueError(
-            "a decoder that is given its own outputs needs decoder.causal, which is "
-            f"{decoder.causal}, and decoder.input_dim={decoder.input_dim} to be "
+            "a decoder that is given its own outputs needs decoder.attention.causal, which "
+            f"is {decoder.attention.causal}, and decoder.input_dim={decoder.input_dim} to be "
             f"decoder.output_dim={decoder.output_dim}"
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 from jaxllm.closeness import relative_l2
 from jaxllm.jsonable import jsonable
 from jaxllm.saved_step import steps_of
-from jaxllm.train.config import FREE_ON_RESUME, ConfigError, differences, load_config, to_dict
+from jaxllm.train.config import FREE_ON_RESUME, ConfigError, differences, load_stored, to_dict
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.stored import Key, StoredArray, about, open_step
 
@@ -86,7 +86,7 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
     folders = Path(a), Path(b)
     if problems := [problem for folder in folders for problem in _problems(folder)]:
         raise ConfigError("\n".join(problems))
-    one, other = (to_dict(load_config(folder / "config.yaml")) for folder in folders)
+    one, other = (to_dict(load_stored(folder / "config.yaml")) for folder in folders)
     logs = [_records(folder / "metrics.jsonl") for folder in folders]
     steps = [steps_of(folder) for folder in folders]
     if not (logs[0].keys() & logs[1].keys() or steps[0].keys() & steps[1].keys()):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxllm.closeness import apart, beyond_noise, gradient_apart, norm_of_all, update_apart
-from jaxllm.config import with_fields
+from jaxllm.config import NumericsConfig, with_fields
 from jaxllm.models import Model
 from jaxllm.params import initialize, split
 from jaxllm.sharding import DIMS
@@ -49,10 +49,8 @@ def compare_variants(
     """
     if model is None:
         model = initialize(config.model, submesh({}), config.seed)
-    exact = {"dtype": "float32", "param_dtype": "float32", "dropout": 0.0}
-    config = dataclasses.replace(
-        config, model=with_fields(model.config, **exact), init_from=None, dtype=None, remat=None
-    )
+    exact = with_fields(model.config, numerics=NumericsConfig(), dropout=0.0)
+    config = dataclasses.replace(config, model=exact, init_from=None, dtype=None, remat=None)
     if chosen is None:
         chosen = variants(config, jax.device_count())
     _check(config, chosen)

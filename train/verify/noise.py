@@ -77,4 +77,4 @@ class Shuffle:
 
 def _positions(config: Config) -> set[str]:
     stacks = [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
-    return {stack.positions for stack in stacks}
+    return {stack.positions.kind for stack in stacks}

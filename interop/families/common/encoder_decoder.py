@@ -1,16 +1,15 @@
 """What a spelling of encoder-decoders cannot say, of one stack or the other."""
 
-import dataclasses
 from collections.abc import Collection, Mapping
 
-from jaxllm.config import StackConfig, TwoStackConfig
+from jaxllm.config import TwoStackConfig, flatten
 
 from .family import refuse
 
 # What makes one stack the encoder and the other the decoder.
-_ROLES = ("causal", "cross_attention")
+_ROLES = ("attention.causal", "attention.cross")
 # How a stack is run, and where it starts; not what it computes.
-_RUN = ("dropout", "init", "init_std", "scan_layers", "remat")
+_RUN = ("dropout", "init.kind", "init.std", "scan_layers", "remat")
 
 
 def refuse_both(
@@ -26,19 +25,19 @@ def refuse_both(
     Args:
         spelling: its name, for the message.
         config: of which every field that is not a default must be among `says`.
-        says: the names of fields of both stacks.
+        says: the dotted names of fields of both stacks.
         decoder: those of fields that only the decoder has.
         may_differ: those of fields that the spelling says of each stack on its own.
         holds: what the spelling cannot say of those fields, and whether the config has it.
     """
     one, other = config.encoder, config.decoder
-    names = {field.name for field in dataclasses.fields(StackConfig)}
+    ours, theirs = flatten(one), flatten(other)
     differing = {
-        f"{name}={getattr(one, name)!r} and {getattr(other, name)!r}": (
-            getattr(one, name) != getattr(other, name)
-        )
-        for name in sorted(names - {*_ROLES, *_RUN, *may_differ})
+        f"{name}={ours[name]!r} and {theirs[name]!r}": ours[name] != theirs[name]
+        for name in sorted(ours.keys() - {*_ROLES, *_RUN, *may_differ})
     }
-    differing["share_positions=True"] = config.share_positions and "positions" not in may_differ
+    differing["share_positions=True"] = (
+        config.share_positions and "positions.kind" not in may_differ
+    )
     refuse(f"{spelling}, of the encoder,", one, (*says, *_ROLES), {})
     refuse(spelling, other, (*says, *_ROLES, *decoder), {**differing, **holds})

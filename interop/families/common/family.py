@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig, StackConfig
+from jaxllm.config import Config, DecoderConfig, StackConfig, defaults, flatten
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.bijection import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
@@ -230,8 +230,8 @@ def nearest(name: str, candidates: Any) -> str:
 # Sizes, which every spelling has, and what does not bear on the numbers of a forward pass.
 _SAID_BY_ALL = {
     *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-    *("max_len", "norm_eps", "rope_layout", "init_std", "param_dtype", "dtype", "scan_layers"),
-    *("remat", "dropout", "init"),
+    *("max_len", "norms.eps", "rope.layout", "init.std", "numerics.param_dtype", "numerics.dtype"),
+    *("scan_layers", "remat", "dropout", "init.kind"),
 }
 
 
@@ -243,14 +243,14 @@ def refuse(
     Args:
         spelling: its name, for the message.
         config: of which every field that is not Llama's must be among `says`.
-        says: the names of fields.
+        says: the dotted names of fields.
         holds: what the spelling cannot say of those fields, and whether the config has it.
     """
+    default = defaults(type(config))
     unsaid = {
-        f"{field.name}={value!r}": value != field.default
-        for field in dataclasses.fields(config)
-        if field.name not in {*_SAID_BY_ALL, *says}
-        for value in [getattr(config, field.name)]
+        f"{name}={value!r}": value != default.get(name)
+        for name, value in flatten(config).items()
+        if name not in {*_SAID_BY_ALL, *says}
     }
     holds = {**unsaid, **holds}
     if wrong := [what for what, is_so in holds.items() if is_so]:
@@ -282,4 +282,4 @@ def decoder_sizes(config: DecoderConfig) -> dict[str, int]:
 
 def head_pairs(config: DecoderConfig) -> str:
     """A rotated head's dimension in the model: which of its two axes varies slowest."""
-    return {"half": "(r h)", "interleaved": "(h r)"}[config.rope_layout]
+    return {"half": "(r h)", "interleaved": "(h r)"}[config.rope.layout]

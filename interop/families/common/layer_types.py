@@ -50,7 +50,10 @@ def read_qwen_windows(fields: Fields) -> Json:
     slides = "sliding_attention" in types
     if slides and window is None:
         fields.problems.append("layer_types slides, but use_sliding_window is false")
-    return {"window": window if slides else None, "pattern": shortest(kinds) or (LayerKind(),)}
+    return {
+        "attention.window": window if slides else None,
+        "pattern": shortest(kinds) or (LayerKind(),),
+    }
 
 
 def write_qwen_windows(config: DecoderConfig) -> Json:
@@ -59,7 +62,7 @@ def write_qwen_windows(config: DecoderConfig) -> Json:
     sliding = [i for i, name in enumerate(types) if name == "sliding_attention"]
     return {
         "use_sliding_window": bool(sliding),
-        "sliding_window": config.window,
+        "sliding_window": config.attention.window,
         "max_window_layers": min(sliding, default=config.num_layers),
         "layer_types": types,
     }
@@ -74,7 +77,7 @@ def write_layer_types(config: DecoderConfig) -> list[str]:
 def one_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
     """The pattern and the window where all layers are alike: they have it or, if None, none has."""
     kind = LayerKind(sees="all" if window is None else "window", mlp=mlp)
-    return {"window": window, "pattern": (kind,)}
+    return {"attention.window": window, "pattern": (kind,)}
 
 
 def unsaid_of_one_window(config: DecoderConfig) -> dict[str, bool]:

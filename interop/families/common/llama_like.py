@@ -65,16 +65,16 @@ def read_decoder(fields: Fields, **defaults: object) -> Json:
         "head_dim": take("head_dim", int, width // max(heads, 1)),
         "mlp_dim": fields.take("intermediate_size", int),
         "max_len": take("max_position_embeddings", int, 2048),
-        "norm_eps": take("rms_norm_eps", float, 1e-6),
-        "tie_embeddings": take("tie_word_embeddings", bool, False),
-        "init_std": take("initializer_range", float, 0.02),
+        "norms.eps": take("rms_norm_eps", float, 1e-6),
+        "head.tied": take("tie_word_embeddings", bool, False),
+        "init.std": take("initializer_range", float, 0.02),
     }
 
 
 def read_attention_bias(fields: Fields, default: bool = False) -> Json:
     """Whether the projections of attention have biases: one field, of all of them."""
     bias = fields.take("attention_bias", bool, default)
-    return {"qkv_bias": bias, "attn_out_bias": bias}
+    return {"attention.qkv_bias": bias, "attention.out_bias": bias}
 
 
 def write_decoder(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
@@ -94,10 +94,10 @@ def write_decoder(config: DecoderConfig, base: Json, model_type: str, architectu
         "head_dim": config.head_dim,
         "intermediate_size": config.mlp_dim,
         "max_position_embeddings": config.max_len,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
-        "torch_dtype": config.param_dtype,
+        "rms_norm_eps": config.norms.eps,
+        "tie_word_embeddings": config.head.tied,
+        "initializer_range": config.init.std,
+        "torch_dtype": config.numerics.param_dtype,
     }
 
 
@@ -113,9 +113,9 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
 
 def write_activation(config: DecoderConfig, name: str, base: Json) -> Json:
     """The field of `read_activation`, as it was if that is what it still means."""
-    if ACTIVATIONS.get(base.get(name, "")) == config.activation:
+    if ACTIVATIONS.get(base.get(name, "")) == config.mlp.activation:
         return {name: base[name]}
-    return {name: next(n for n, ours in ACTIVATIONS.items() if ours == config.activation)}
+    return {name: next(n for n, ours in ACTIVATIONS.items() if ours == config.mlp.activation)}
 
 
 def outer_rules(config: DecoderConfig) -> list[Rule]:
@@ -124,14 +124,14 @@ def outer_rules(config: DecoderConfig) -> list[Rule]:
         Rule("model.embed_tokens.weight : V D", "embed.embedding : V D"),
         Rule("model.norm.weight : D", "final_norm.scale : D"),
     ]
-    if not config.tie_embeddings:
+    if not config.head.tied:
         rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
     return rules
 
 
 def tied_head(config: DecoderConfig) -> dict[str, str]:
     """The head as a copy of the embedding, if it is tied."""
-    return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
+    return {"lm_head.weight": "model.embed_tokens.weight"} if config.head.tied else {}
 
 
 def norm_rules(**names: str) -> list[Rule]:
@@ -163,20 +163,20 @@ def attention_rules(config: DecoderConfig, stored_pairs: str = "r h") -> list[Ru
         Rule(theirs + "v_proj.weight : (K H) D", ours + "v_proj.kernel : D K H"),
         Rule(theirs + "o_proj.weight : D (N H)", ours + "o_proj.kernel : N H D"),
     ]
-    if config.qkv_bias:
+    if config.attention.qkv_bias:
         rules += [
             Rule(f"{theirs}q_proj.bias : {q}", ours + "q_proj.bias : N " + pairs),
             Rule(f"{theirs}k_proj.bias : {k}", ours + "k_proj.bias : K " + pairs),
             Rule(theirs + "v_proj.bias : (K H)", ours + "v_proj.bias : K H"),
         ]
-    if config.attn_out_bias:
+    if config.attention.out_bias:
         rules.append(Rule(theirs + "o_proj.bias : D", ours + "o_proj.bias : D"))
-    if config.qk_norm == "head":
+    if config.attention.qk_norm == "head":
         rules += [
             Rule(f"{theirs}q_norm.weight : ({stored_pairs})", ours + "q_norm.scale : " + pairs),
             Rule(f"{theirs}k_norm.weight : ({stored_pairs})", ours + "k_norm.scale : " + pairs),
         ]
-    if config.qk_norm == "full":
+    if config.attention.qk_norm == "full":
         rules += [
             Rule(f"{theirs}q_norm.weight : {q}", ours + "q_norm.scale : N " + pairs),
             Rule(f"{theirs}k_norm.weight : {k}", ours + "k_norm.scale : K " + pairs),
@@ -199,7 +199,7 @@ def gated_mlp_rules(
         (f"up_proj.weight : {F} D", f"up_proj.kernel : D {F}"),
         (f"down_proj.weight : D {F}", f"down_proj.kernel : {F} D"),
     ]
-    if config.mlp_bias:
+    if config.mlp.bias:
         sides += [
             (f"gate_proj.bias : {F}", f"gate_proj.bias : {F}"),
             (f"up_proj.bias : {F}", f"up_proj.bias : {F}"),

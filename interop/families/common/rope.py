@@ -54,7 +54,7 @@ def read_rope_by_layer(fields: Fields, default_theta: float, default_local_theta
         full = fields.take("rope_scaling", dict, {})
     config = _read_parameters(fields, full, default_theta)
     local_theta = fields.take("rope_local_base_freq", float, default_local_theta)
-    config["local_rope_theta"] = local.take("rope_theta", float, local_theta)
+    config["rope.local_theta"] = local.take("rope_theta", float, local_theta)
     local.require("rope_type", "default")
     local.require("partial_rotary_factor", 1.0)
     if full.get("truncate", True) is not True:  # transformers does not find it where it is
@@ -73,15 +73,15 @@ def _read_parameters(
 ) -> Json:
     rope = Fields(parameters)
     theta = fields.take("rope_theta", float, default_theta)
-    config: Json = {"rope_theta": rope.take("rope_theta", float, theta)}
+    config: Json = {"rope.theta": rope.take("rope_theta", float, theta)}
     if fraction is None:
         rope.require("partial_rotary_factor", 1.0)
     else:
         fraction = fields.take("partial_rotary_factor", float, fraction)
-        config["rope_fraction"] = rope.take("partial_rotary_factor", float, fraction)
+        config["rope.fraction"] = rope.take("partial_rotary_factor", float, fraction)
     kind = rope.take("rope_type", str, rope.take("type", str, "default"))
     original = fields.take("original_max_position_embeddings", int, original)
-    config["rope_scaling"] = _read_scaling(fields, rope, aliases.get(kind, kind), original)
+    config["rope.scaling"] = _read_scaling(fields, rope, aliases.get(kind, kind), original)
     fields.problems += [f"RoPE: {problem}" for problem in rope.finish()]
     return config
 
@@ -178,15 +178,15 @@ def write_rope(config: DecoderConfig) -> Json:
 
     Raises ValueError for what it cannot say.
     """
-    scaling = config.rope_scaling
-    rope: Json = {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config)}
+    scaling = config.rope.scaling
+    rope: Json = {"rope_theta": config.rope.theta, "rope_scaling": _write_scaling(config)}
     if scaling is not None and scaling.kind == "longrope":
         rope["original_max_position_embeddings"] = scaling.original_max_len
     return rope
 
 
 def _write_scaling(config: DecoderConfig) -> Json | None:
-    scaling = config.rope_scaling
+    scaling = config.rope.scaling
     if scaling is None:
         return None
     if scaling.kind == "longrope":

@@ -40,6 +40,6 @@ def attention_rules(
 def sinusoids(config: StackConfig) -> np.ndarray:
     """The buffer that checkpoints carry of sinusoids, (max_len, D)."""
     positions = np.arange(config.max_len, dtype=np.float32)
-    angles = np.outer(positions, wave_frequencies(config.embed_dim, config.waves))
+    angles = np.outer(positions, wave_frequencies(config.embed_dim, config.positions.waves))
     both = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
     return both.reshape(config.max_len, -1)[:, : config.embed_dim]

@@ -1,20 +1,23 @@
 """What several spellings cannot say, and whether a config has it, as `refuse` takes it."""
 
-from jaxllm.config import StackConfig
+from collections.abc import Mapping
+
+from jaxllm.config import StackConfig, flatten
 
 
-def unsaid_values(config: StackConfig, **said: object) -> dict[str, bool]:
-    """Fields with other values than the one that is said: `unsaid_values(config, norm="layer")`."""
-    return {
-        f"{name}={getattr(config, name)!r}": getattr(config, name) != value
-        for name, value in said.items()
-    }
+def unsaid_values(config: StackConfig, said: Mapping[str, object]) -> dict[str, bool]:
+    """Whether fields, by dotted names, have other values than the only one that can be said.
+
+    For example `unsaid_values(config, {"norms.kind": "layer"})`.
+    """
+    given = flatten(config)
+    return {f"{name}={given[name]!r}": given[name] != value for name, value in said.items()}
 
 
 def unsaid_of_one_bias(config: StackConfig) -> dict[str, bool]:
     """Where one field, such as `attention_bias`, is about all projections of attention."""
-    uneven = config.qkv_bias != config.attn_out_bias
-    return {"qkv_bias without attn_out_bias, or the reverse": uneven}
+    uneven = config.attention.qkv_bias != config.attention.out_bias
+    return {"attention.qkv_bias without attention.out_bias, or the reverse": uneven}
 
 
 def unsaid_of_head_dim(config: StackConfig) -> dict[str, bool]:

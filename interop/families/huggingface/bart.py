@@ -17,6 +17,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_activation,
 )
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
+from jaxllm.interop.families.common.unsupported import unsaid_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -26,17 +27,17 @@ SHARED = ("model.shared.weight", "shared.weight")
 LOGITS_BIAS = "final_logits_bias"
 # What every BART has, in both its stacks.
 FIXED: Json = {
-    "norm": "layer",
-    "norm_placement": "post",
-    "norm_eps": 1e-5,
-    "embed_norm": True,
-    "final_norm": False,
-    "positions": "learned",
-    "position_offset": 2,
-    "qkv_bias": True,
-    "attn_out_bias": True,
-    "mlp_bias": True,
-    "gated_mlp": False,
+    "norms.kind": "layer",
+    "norms.placement": "post",
+    "norms.eps": 1e-5,
+    "norms.embed": True,
+    "norms.final": False,
+    "positions.kind": "learned",
+    "positions.offset": 2,
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.bias": True,
+    "mlp.gated": False,
 }
 
 
@@ -60,18 +61,18 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **FIXED,
         "embed_dim": width,
         "max_len": fields.take("max_position_embeddings", int, 1024),
-        "activation": read_activation(fields, "activation_function", "gelu"),
+        "mlp.activation": read_activation(fields, "activation_function", "gelu"),
         "embed_scale": math.sqrt(width) if fields.take("scale_embedding", bool, False) else 1.0,
-        "init_std": fields.take("init_std", float, 0.02),
+        "init.std": fields.take("init_std", float, 0.02),
     }
     decoder = {
-        "cross_attention": True,
+        "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 50265),
-        "tie_embeddings": True,
-        "head_bias": LOGITS_BIAS in stored,
+        "head.tied": True,
+        "head.bias": LOGITS_BIAS in stored,
     }
     config = {
-        "encoder": {**both, **_read_sizes(fields, "encoder", width), "causal": False},
+        "encoder": {**both, **_read_sizes(fields, "encoder", width), "attention.causal": False},
         "decoder": {**both, **_read_sizes(fields, "decoder", width), **decoder},
         "start_token": fields.take("decoder_start_token_id", int, 2),
     }
@@ -95,9 +96,9 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     decoder, width = config.decoder, config.decoder.embed_dim
     scale = math.sqrt(width)
     unlike = {
-        f"{name}={getattr(stack, name)!r} of the {role}": getattr(stack, name) != value
+        f"{what} of the {role}": is_unlike
         for role, stack in stacks.items()
-        for name, value in FIXED.items()
+        for what, is_unlike in unsaid_values(stack, FIXED).items()
     }
     heads = {
         f"{stack.num_heads} heads of {stack.head_dim} with {stack.num_kv_heads} keys": (
@@ -108,14 +109,14 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     refuse_both(
         "model_type 'bart'",
         config,
-        *(*FIXED, "activation", "embed_scale"),
-        decoder=("tie_embeddings", "head_bias"),
+        *(*FIXED, "mlp.activation", "embed_scale"),
+        decoder=("head.tied", "head.bias"),
         may_differ=("num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
         holds={
             **unlike,
             **heads,
             f"embed_scale={decoder.embed_scale}": decoder.embed_scale not in (1.0, scale),
-            "tie_embeddings=False": not decoder.tie_embeddings,
+            "head.tied=False": not decoder.head.tied,
             f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
         },
     )
@@ -132,10 +133,10 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         **_write_sizes("decoder", config.decoder),
         **write_activation(decoder, "activation_function", base),
         "scale_embedding": decoder.embed_scale != 1.0,
-        "init_std": decoder.init_std,
+        "init_std": decoder.init.std,
         "decoder_start_token_id": config.start_token,
         "tie_word_embeddings": True,
-        "torch_dtype": decoder.param_dtype,
+        "torch_dtype": decoder.numerics.param_dtype,
     }
 
 
@@ -157,13 +158,13 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
         *_stack_rules(prefix, "encoder", encoder),
         *_stack_rules(prefix, "decoder", decoder),
     ]
-    if decoder.head_bias:
+    if decoder.head.bias:
         rules.append(Rule(f"{LOGITS_BIAS} : O V", "decoder.head_bias : (O V)"))
     sizes = {"V": decoder.vocab_size, "D": decoder.embed_dim, "O": 1}
     for name, stack in (("encoder", encoder), ("decoder", decoder)):
         sizes |= {
             f"L_{name}": stack.num_layers,
-            f"P_{name}": stack.position_offset + stack.max_len,
+            f"P_{name}": stack.positions.offset + stack.max_len,
             f"N_{name}": stack.num_heads,
             f"H_{name}": stack.head_dim,
             f"F_{name}": stack.mlp_dim,
@@ -189,7 +190,7 @@ def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
         *linear_rules(theirs + "fc2", ours + "mlp.down_proj", "D", F, bias=True),
         *layer_norm_rules(theirs + "final_layer_norm", ours + "mlp_norm"),
     ]
-    if config.cross_attention:
+    if config.attention.cross:
         cross = theirs + "encoder_attn", ours + "cross_attn"
         rules += attention_rules(*cross, NAMES, heads=heads, bias=True)
         rules += layer_norm_rules(theirs + "encoder_attn_layer_norm", ours + "cross_norm")

@@ -26,9 +26,9 @@ from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsai
 from jaxllm.interop.rules.rule import Rule
 
 SAYS = (
-    *("norm", "norm_placement", "embed_scale", "activation", "attn_scale", "attn_softcap"),
-    *("logit_softcap", "qkv_bias", "attn_out_bias", "tie_embeddings", "window", "pattern"),
-    *("rope_theta", "rope_scaling"),
+    *("norms.kind", "norms.placement", "embed_scale", "mlp.activation", "attention.scale"),
+    *("attention.softcap", "head.softcap", "attention.qkv_bias", "attention.out_bias", "head.tied"),
+    *("attention.window", "pattern", "rope.theta", "rope.scaling"),
 )
 # Sliding layers and the others, in Gemma 2.
 KINDS = {"sliding_attention": LayerKind(sees="window"), "full_attention": LayerKind()}
@@ -57,11 +57,11 @@ def read_gemma(
     return {
         **decoder,
         **_read_windows(fields, is_full, kinds),
-        "norm": "rms_plus_one",
-        "norm_placement": "sandwich",
+        "norms.kind": "rms_plus_one",
+        "norms.placement": "sandwich",
         "embed_scale": decoder["embed_dim"] ** 0.5,
-        "activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
-        "attn_scale": fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        "mlp.activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
+        "attention.scale": fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
         **read_attention_bias(fields),
     }
 
@@ -78,7 +78,7 @@ def _read_windows(
     if slides and window is None:
         fields.problems.append("layer_types slides, but sliding_window is null")
     pattern = shortest([kinds.get(name, LayerKind(sees=SEES[name])) for name in types])
-    return {"window": window if slides else None, "pattern": pattern or (LayerKind(),)}
+    return {"attention.window": window if slides else None, "pattern": pattern or (LayerKind(),)}
 
 
 def refuse_gemma(
@@ -96,9 +96,9 @@ def refuse_gemma(
         config,
         (*SAYS, *says),
         {
-            **unsaid_values(config, norm="rms_plus_one", norm_placement="sandwich"),
+            **unsaid_values(config, {"norms.kind": "rms_plus_one", "norms.placement": "sandwich"}),
             f"embed_scale={config.embed_scale}, only {scale}": config.embed_scale != scale,
-            f"attn_scale={config.attn_scale}, only of 1 / sqrt(a whole number)": (
+            f"attention.scale={config.attention.scale}, only of 1 / sqrt(a whole number)": (
                 _pre_attn_scalar(config) is None
             ),
             **unsaid_of_one_bias(config),
@@ -110,10 +110,10 @@ def refuse_gemma(
 
 def _pre_attn_scalar(config: DecoderConfig) -> int | None:
     """The number whose root divides the scores, if it is a whole one."""
-    if config.attn_scale is None:
+    if config.attention.scale is None:
         return config.head_dim
-    scalar = round(config.attn_scale**-2)
-    return scalar if scalar > 0 and scalar**-0.5 == config.attn_scale else None
+    scalar = round(config.attention.scale**-2)
+    return scalar if scalar > 0 and scalar**-0.5 == config.attention.scale else None
 
 
 def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
@@ -122,11 +122,11 @@ def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture
         **write_decoder(config, base, model_type, architecture),
         **write_activation(config, "hidden_activation", base),
         "query_pre_attn_scalar": _pre_attn_scalar(config),
-        "final_logit_softcapping": config.logit_softcap,
-        "attn_logit_softcapping": config.attn_softcap,
-        "attention_bias": config.qkv_bias,
+        "final_logit_softcapping": config.head.softcap,
+        "attn_logit_softcapping": config.attention.softcap,
+        "attention_bias": config.attention.qkv_bias,
         # transformers makes the mask of a window even if no layer has one.
-        "sliding_window": config.window or base.get("sliding_window") or 4096,
+        "sliding_window": config.attention.window or base.get("sliding_window") or 4096,
         "layer_types": write_layer_types(config),
     }
 

@@ -15,8 +15,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     config = {
         **read_gemma(fields, lambda i: i % 2 == 1, max_position_embeddings=8192),
         **read_rope(fields),
-        "attn_softcap": fields.take_nullable("attn_logit_softcapping", float, 50.0),
-        "logit_softcap": fields.take_nullable("final_logit_softcapping", float, 30.0),
+        "attention.softcap": fields.take_nullable("attn_logit_softcapping", float, 50.0),
+        "head.softcap": fields.take_nullable("final_logit_softcapping", float, 30.0),
     }
     return config, Layout()
 

@@ -29,8 +29,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
             fields, lambda i: (i + 1) % period == 0, KINDS, max_position_embeddings=131072
         ),
         **read_rope_by_layer(fields, default_theta=1000000.0, default_local_theta=10000.0),
-        "qk_norm": "head",
-        "logit_softcap": fields.take_nullable("final_logit_softcapping", float, None),
+        "attention.qk_norm": "head",
+        "head.softcap": fields.take_nullable("final_logit_softcapping", float, None),
     }
     return config, Layout()
 
@@ -40,12 +40,12 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse_gemma(
         "model_type 'gemma3_text'",
         config,
-        ("qk_norm", "local_rope_theta"),
+        ("attention.qk_norm", "rope.local_theta"),
         {
-            **unsaid_values(config, qk_norm="head"),
-            f"attn_softcap={config.attn_softcap}": config.attn_softcap is not None,
+            **unsaid_values(config, {"attention.qk_norm": "head"}),
+            f"attention.softcap={config.attention.softcap}": config.attention.softcap is not None,
             "RoPE scaling without truncate": (
-                config.rope_scaling is not None and not config.rope_scaling.truncate
+                config.rope.scaling is not None and not config.rope.scaling.truncate
             ),
         },
         KINDS,
@@ -53,7 +53,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {
         **write_gemma(config, base, "gemma3_text", "Gemma3ForCausalLM"),
         **write_rope(config),
-        "rope_local_base_freq": config.local_rope_theta,
+        "rope_local_base_freq": config.rope.local_theta,
     }
 
 

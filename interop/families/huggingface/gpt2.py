@@ -28,8 +28,8 @@ from jaxllm.interop.rules.rule import Rule
 # With the prefix of its tensors, and without; the first is written unless the other was read.
 EMBEDDINGS = ("transformer.wte.weight", "wte.weight")
 SAYS = (
-    *("norm", "positions", "qkv_bias", "attn_out_bias", "attn_scale", "activation", "gated_mlp"),
-    *("mlp_bias", "tie_embeddings"),
+    *("norms.kind", "positions.kind", "attention.qkv_bias", "attention.out_bias"),
+    *("attention.scale", "mlp.activation", "mlp.gated", "mlp.bias", "head.tied"),
 )
 
 
@@ -55,36 +55,36 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "head_dim": width // max(heads, 1),
         "mlp_dim": fields.take("n_inner", int, 4 * width),
         "max_len": fields.take("n_positions", int, 1024),
-        "norm": "layer",
-        "norm_eps": fields.take("layer_norm_epsilon", float, 1e-5),
-        "positions": "learned",
-        "qkv_bias": True,
-        "attn_out_bias": True,
-        "attn_scale": None if is_scaled else 1.0,
-        "activation": read_activation(fields, "activation_function", "gelu_new"),
-        "gated_mlp": False,
-        "mlp_bias": True,
-        "tie_embeddings": fields.take("tie_word_embeddings", bool, True),
-        "init_std": fields.take("initializer_range", float, 0.02),
+        "norms.kind": "layer",
+        "norms.eps": fields.take("layer_norm_epsilon", float, 1e-5),
+        "positions.kind": "learned",
+        "attention.qkv_bias": True,
+        "attention.out_bias": True,
+        "attention.scale": None if is_scaled else 1.0,
+        "mlp.activation": read_activation(fields, "activation_function", "gelu_new"),
+        "mlp.gated": False,
+        "mlp.bias": True,
+        "head.tied": fields.take("tie_word_embeddings", bool, True),
+        "init.std": fields.take("initializer_range", float, 0.02),
     }
     return config, Layout(names=tuple(name for name in EMBEDDINGS if name in stored))
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
-    heads, width = config.num_heads, config.embed_dim
+    width, attention, mlp = config.embed_dim, config.attention, config.mlp
     refuse(
         "model_type 'gpt2'",
         config,
         SAYS,
         {
-            **unsaid_values(config, norm="layer", positions="learned"),
-            "a part without bias": not (
-                config.qkv_bias and config.attn_out_bias and config.mlp_bias
-            ),
-            "a gated MLP": config.gated_mlp,
+            **unsaid_values(config, {"norms.kind": "layer", "positions.kind": "learned"}),
+            "a part without bias": not (attention.qkv_bias and attention.out_bias and mlp.bias),
+            "a gated MLP": mlp.gated,
             **unsaid_of_equal_heads(config),
-            f"attn_scale={config.attn_scale}, only None or 1": config.attn_scale not in (None, 1.0),
+            f"attention.scale={attention.scale}, only None or 1": (
+                attention.scale not in (None, 1.0)
+            ),
         },
     )
     return {
@@ -97,14 +97,14 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "vocab_size": config.vocab_size,
         "n_embd": width,
         "n_layer": config.num_layers,
-        "n_head": heads,
+        "n_head": config.num_heads,
         "n_inner": None if config.mlp_dim == 4 * width else config.mlp_dim,
         "n_positions": config.max_len,
-        "layer_norm_epsilon": config.norm_eps,
-        "scale_attn_weights": config.attn_scale is None,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
-        "torch_dtype": config.param_dtype,
+        "layer_norm_epsilon": config.norms.eps,
+        "scale_attn_weights": attention.scale is None,
+        "tie_word_embeddings": config.head.tied,
+        "initializer_range": config.init.std,
+        "torch_dtype": config.numerics.param_dtype,
     }
 
 
@@ -128,13 +128,13 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         Rule(block + "mlp.c_proj.weight : F D", mlp + "down_proj.kernel : F D"),
         Rule(block + "mlp.c_proj.bias : D", mlp + "down_proj.bias : D"),
     ]
-    if not config.tie_embeddings:
+    if not config.head.tied:
         rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
     mask = "the causal mask, a constant"
     return Table(
         tuple(rules),
         {**decoder_sizes(config), "P": 3, "M": config.max_len},
-        tied={"lm_head.weight": embedding} if config.tie_embeddings else {},
+        tied={"lm_head.weight": embedding} if config.head.tied else {},
         ignored={f"{prefix}h.*.attn.bias": mask, f"{prefix}h.*.attn.masked_bias": mask},
     )
 

@@ -29,8 +29,9 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 SAYS = (
-    *("norm", "norm_placement", "rope_theta", "rope_fraction", "rope_scaling", "qkv_bias"),
-    *("attn_out_bias", "activation", "gated_mlp", "mlp_bias", "tie_embeddings"),
+    *("norms.kind", "norms.placement", "rope.theta", "rope.fraction", "rope.scaling"),
+    *("attention.qkv_bias", "attention.out_bias", "mlp.activation", "mlp.gated", "mlp.bias"),
+    "head.tied",
 )
 
 
@@ -52,16 +53,16 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "head_dim": width // max(heads, 1),
         "mlp_dim": fields.take("intermediate_size", int),
         "max_len": fields.take("max_position_embeddings", int, 2048),
-        "norm": "layer",
-        "norm_placement": "parallel" if is_parallel else "pre",
-        "norm_eps": fields.take("layer_norm_eps", float, 1e-5),
+        "norms.kind": "layer",
+        "norms.placement": "parallel" if is_parallel else "pre",
+        "norms.eps": fields.take("layer_norm_eps", float, 1e-5),
         **_read_rope(fields),
         **read_attention_bias(fields, default=True),
-        "activation": read_activation(fields, "hidden_act", "gelu"),
-        "gated_mlp": False,
-        "mlp_bias": True,
-        "tie_embeddings": fields.take("tie_word_embeddings", bool, False),
-        "init_std": fields.take("initializer_range", float, 0.02),
+        "mlp.activation": read_activation(fields, "hidden_act", "gelu"),
+        "mlp.gated": False,
+        "mlp.bias": True,
+        "head.tied": fields.take("tie_word_embeddings", bool, False),
+        "init.std": fields.take("initializer_range", float, 0.02),
     }
     return config, Layout()
 
@@ -83,13 +84,13 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_values(config, norm="layer"),
-            f"norm_placement={config.norm_placement!r}": (
-                config.norm_placement not in ("parallel", "pre")
+            **unsaid_values(config, {"norms.kind": "layer"}),
+            f"norms.placement={config.norms.placement!r}": (
+                config.norms.placement not in ("parallel", "pre")
             ),
-            "rope_layout='interleaved'": config.rope_layout != "half",
+            "rope.layout='interleaved'": config.rope.layout != "half",
             **unsaid_of_one_bias(config),
-            "an MLP that is gated or without bias": config.gated_mlp or not config.mlp_bias,
+            "an MLP that is gated or without bias": config.mlp.gated or not config.mlp.bias,
             **unsaid_of_equal_heads(config),
         },
     )
@@ -101,7 +102,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_activation(config, "hidden_act", base),
         **rope,
         "rotary_emb_base": rope["rope_theta"],
-        "rotary_pct": config.rope_fraction,
+        "rotary_pct": config.rope.fraction,
         "model_type": "gpt_neox",
         "vocab_size": config.vocab_size,
         "hidden_size": width,
@@ -109,12 +110,12 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "num_attention_heads": heads,
         "intermediate_size": config.mlp_dim,
         "max_position_embeddings": config.max_len,
-        "layer_norm_eps": config.norm_eps,
-        "use_parallel_residual": config.norm_placement == "parallel",
-        "attention_bias": config.qkv_bias,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
-        "torch_dtype": config.param_dtype,
+        "layer_norm_eps": config.norms.eps,
+        "use_parallel_residual": config.norms.placement == "parallel",
+        "attention_bias": config.attention.qkv_bias,
+        "tie_word_embeddings": config.head.tied,
+        "initializer_range": config.init.std,
+        "torch_dtype": config.numerics.param_dtype,
     }
 
 
@@ -134,17 +135,17 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         Rule(block + "mlp.dense_4h_to_h.weight : D F", ours + "mlp.down_proj.kernel : F D"),
         Rule(block + "mlp.dense_4h_to_h.bias : D", ours + "mlp.down_proj.bias : D"),
     ]
-    if config.qkv_bias:
+    if config.attention.qkv_bias:
         rules.append(Rule(fused + "bias : (N P H)", part + "bias : N H"))
-    if config.attn_out_bias:
+    if config.attention.out_bias:
         rules.append(Rule(block + "attention.dense.bias : D", ours + "attn.o_proj.bias : D"))
-    if not config.tie_embeddings:
+    if not config.head.tied:
         rules.append(Rule("embed_out.weight : V D", "lm_head.kernel : D V"))
     attention, mask = "gpt_neox.layers.*.attention.", "the causal mask, a constant"
     return Table(
         tuple(rules),
         {**decoder_sizes(config), "P": 3},
-        tied={"embed_out.weight": "gpt_neox.embed_in.weight"} if config.tie_embeddings else {},
+        tied={"embed_out.weight": "gpt_neox.embed_in.weight"} if config.head.tied else {},
         ignored={
             attention + "bias": mask,
             attention + "masked_bias": mask,

@@ -24,26 +24,26 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_decoder(fields),
         **read_rope(fields),
         **read_attention_bias(fields),
-        "mlp_bias": fields.take("mlp_bias", bool, False),
+        "mlp.bias": fields.take("mlp_bias", bool, False),
     }
     return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
-    biases = ("qkv_bias", "attn_out_bias", "mlp_bias")
+    biases = ("attention.qkv_bias", "attention.out_bias", "mlp.bias")
     refuse(
         "model_type 'llama'",
         config,
-        ("rope_theta", "rope_scaling", "tie_embeddings", *biases),
+        ("rope.theta", "rope.scaling", "head.tied", *biases),
         unsaid_of_one_bias(config),
     )
     return {
         **write_decoder(config, base, "llama", "LlamaForCausalLM"),
         **write_rope(config),
         "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
+        "attention_bias": config.attention.qkv_bias,
+        "mlp_bias": config.mlp.bias,
     }
 
 

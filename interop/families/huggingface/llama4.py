@@ -46,7 +46,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     with fields.part("vision_config") as vision:
         config["vision"] = read_hf_vision(vision, image_token)
     # Only the text's own field ties anything.
-    fields.require("tie_word_embeddings", False, config["tie_embeddings"])
+    fields.require("tie_word_embeddings", False, config["head.tied"])
     return config, Layout()
 
 
@@ -64,8 +64,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "text_config": write_text(config, base.get("text_config") or {}),
         "vision_config": write_hf_vision(config, vision, base.get("vision_config") or {}),
         "image_token_index": vision.image_token,
-        "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": config.param_dtype,
+        "tie_word_embeddings": config.head.tied,
+        "torch_dtype": config.numerics.param_dtype,
     }
 
 

@@ -35,8 +35,8 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 SAYS = (
-    *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm"),
-    *("attn_temperature", "chunk", "pattern", "experts"),
+    *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
+    *("attention.qk_norm", "attention.temperature", "attention.chunk", "pattern", "experts"),
 )
 
 
@@ -64,8 +64,8 @@ def read_text(fields: Fields) -> Json:
         **read_layers(fields),
         "mlp_dim": fields.take("intermediate_size_mlp", int, 16384),
         **read_attention_bias(fields),
-        "qk_norm": "after_rope" if fields.take("use_qk_norm", bool, True) else "none",
-        "attn_temperature": _read_temperature(fields),
+        "attention.qk_norm": "after_rope" if fields.take("use_qk_norm", bool, True) else "none",
+        "attention.temperature": _read_temperature(fields),
     }
 
 
@@ -94,7 +94,7 @@ def read_layers(fields: Fields) -> Json:
     ]
     return {
         "pattern": shortest(kinds) or (LayerKind(),),
-        "chunk": chunk if "chunked_attention" in types else None,
+        "attention.chunk": chunk if "chunked_attention" in types else None,
         "experts": experts,
     }
 
@@ -141,13 +141,13 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 def unsaid(config: DecoderConfig) -> dict[str, bool]:
     """What the text config cannot say, and whether the config has it."""
-    temperature = config.attn_temperature
+    qk_norm, temperature = config.attention.qk_norm, config.attention.temperature
     return {
-        f"qk_norm={config.qk_norm!r}": config.qk_norm not in ("none", "after_rope"),
+        f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
         **unsaid_of_one_bias(config),
         **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
         **unsaid_experts(config),
-        "Temperature.floor_scale with a fraction": (
+        "attention.temperature.floor_scale with a fraction": (
             temperature is not None and not temperature.floor_scale.is_integer()
         ),
     }
@@ -161,7 +161,7 @@ def unsaid_experts(config: DecoderConfig) -> dict[str, bool]:
     kept = ("num_experts", "top_k", "mlp_dim", "aux_weight", "balance")
     llama4 = llama4_experts(**{name: getattr(experts, name) for name in kept})
     return {
-        f"Experts.{name}={getattr(experts, name)!r}, only {value!r}": (
+        f"experts.{name}={getattr(experts, name)!r}, only {value!r}": (
             getattr(experts, name) != value
         )
         for name, value in dataclasses.asdict(llama4).items()
@@ -177,20 +177,21 @@ def llama4_experts(*, mlp_dim: int, **values: Any) -> Experts:
 
 def write_text(config: DecoderConfig, base: Json) -> Json:
     """A config of the text part."""
-    experts, temperature = config.experts, config.attn_temperature
+    experts, attention = config.experts, config.attention
+    chunk, temperature = attention.chunk, attention.temperature
     json = {
         **write_decoder(config, base, "llama4_text", "Llama4ForCausalLM"),
         **write_rope(config),
         "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
+        "attention_bias": config.attention.qkv_bias,
         "intermediate_size": config.mlp_dim if experts is None else experts.mlp_dim,
         "intermediate_size_mlp": config.mlp_dim,
-        "use_qk_norm": config.qk_norm == "after_rope",
+        "use_qk_norm": config.attention.qk_norm == "after_rope",
         "no_rope_layers": write_nope_layers(config),
         "moe_layers": layers_of(config, "experts"),
         "layer_types": write_layer_types(config),
         # transformers wants a number even where no layer has chunks.
-        "attention_chunk_size": config.max_len if config.chunk is None else config.chunk,
+        "attention_chunk_size": config.max_len if chunk is None else chunk,
         "attn_temperature_tuning": temperature is not None,
     }
     if experts is not None:

@@ -139,8 +139,8 @@ def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
             f"intermediate_size={mlp} is not hidden_size={width} / pixel_shuffle_ratio ** 2"
         )
     rope = read_rope(fields)
-    if rope["rope_scaling"] is not None:
-        fields.problems.append(f"{rope['rope_scaling']} of images is not supported")
+    if rope["rope.scaling"] is not None:
+        fields.problems.append(f"{rope['rope.scaling']} of images is not supported")
     return fields.build(
         Vision,
         image_size=fields.take("image_size", int, 448),
@@ -153,7 +153,7 @@ def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
         output_dim=output,
         shuffle=factor,
         norm_eps=NORM_EPS,
-        rope_theta=rope["rope_theta"],
+        rope_theta=rope["rope.theta"],
         image_token=image_token,
     )
 
@@ -199,7 +199,7 @@ def write_hf_vision(config: DecoderConfig, vision: Vision, base: Json) -> Json:
         "pixel_shuffle_ratio": 1 / vision.shuffle,
         "norm_eps": vision.norm_eps,
         "rope_theta": vision.rope_theta,
-        "torch_dtype": config.param_dtype,
+        "torch_dtype": config.numerics.param_dtype,
     }
 
 

@@ -30,7 +30,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "model_type 'mistral'",
         config,
-        ("rope_theta", "rope_scaling", "tie_embeddings", "window", "pattern"),
+        ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern"),
         {
             **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
             **unsaid_of_one_window(config),
@@ -40,7 +40,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "mistral", "MistralForCausalLM"),
         **write_rope(config),
         "hidden_act": "silu",
-        "sliding_window": config.window,
+        "sliding_window": config.attention.window,
     }
 
 

@@ -59,7 +59,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "model_type 'mixtral'",
         config,
-        ("rope_theta", "rope_scaling", "tie_embeddings", "window", "pattern", "experts"),
+        ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern", "experts"),
         {
             **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("experts",)),
             **unsaid_of_one_window(config),
@@ -76,7 +76,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "intermediate_size": experts.mlp_dim,
         "num_local_experts": experts.num_experts,
         "num_experts_per_tok": experts.top_k,
-        "sliding_window": config.window,
+        "sliding_window": config.attention.window,
     }
 
 

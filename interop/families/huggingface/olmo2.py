@@ -18,7 +18,7 @@ from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
-FIXED = {"norm": "rms_float32", "norm_placement": "output", "qk_norm": "full"}
+FIXED = {"norms.kind": "rms_float32", "norms.placement": "output", "attention.qk_norm": "full"}
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
@@ -35,13 +35,13 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
-    says = ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias")
+    says = ("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias")
     refuse(
         "model_type 'olmo2'",
         config,
         (*says, *FIXED),
         {
-            **unsaid_values(config, **FIXED),
+            **unsaid_values(config, FIXED),
             **unsaid_of_one_bias(config),
         },
     )
@@ -49,7 +49,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "olmo2", "Olmo2ForCausalLM"),
         **write_rope(config),
         "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
+        "attention_bias": config.attention.qkv_bias,
     }
 
 

@@ -31,8 +31,8 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 SAYS = (
-    *("rope_theta", "rope_scaling", "rope_fraction", "tie_embeddings", "activation"),
-    *("window", "pattern"),
+    *("rope.theta", "rope.scaling", "rope.fraction", "head.tied", "mlp.activation"),
+    *("attention.window", "pattern"),
 )
 
 
@@ -49,9 +49,9 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
             fields, fraction=1.0, original=4096, aliases={"su": "longrope", "yarn": "longrope"}
         ),
         **one_window(fields.take_nullable("sliding_window", int, None)),
-        "activation": read_activation(fields, "hidden_act", "silu"),
+        "mlp.activation": read_activation(fields, "hidden_act", "silu"),
     }
-    scaling = config["rope_scaling"]
+    scaling = config["rope.scaling"]
     if scaling is not None and scaling.kind != "longrope":
         fields.problems.append(f"{scaling.kind} RoPE scaling is not supported, only longrope")
     return config, Layout()
@@ -59,7 +59,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
-    scaling = config.rope_scaling
+    scaling = config.rope.scaling
     width, heads = config.embed_dim, config.num_heads * config.head_dim
     refuse(
         "model_type 'phi3'",
@@ -72,8 +72,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
             "longrope of heads that are not embed_dim / num_heads wide": (
                 scaling is not None and heads != width
             ),
-            "rope_layout='interleaved' of a part of each head": (
-                config.rope_layout == "interleaved" and config.rope_fraction != 1
+            "rope.layout='interleaved' of a part of each head": (
+                config.rope.layout == "interleaved" and config.rope.fraction != 1
             ),
         },
     )
@@ -81,8 +81,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "phi3", "Phi3ForCausalLM"),
         **write_rope(config),
         **write_activation(config, "hidden_act", base),
-        "partial_rotary_factor": config.rope_fraction,
-        "sliding_window": config.window,
+        "partial_rotary_factor": config.rope.fraction,
+        "sliding_window": config.attention.window,
     }
 
 

@@ -21,19 +21,20 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_decoder(fields, num_key_value_heads=32, max_position_embeddings=32768),
         **read_rope(fields),
         **read_qwen_windows(fields),
-        "qkv_bias": True,
+        "attention.qkv_bias": True,
     }
     return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
+    says = ("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.window")
     refuse(
         "model_type 'qwen2'",
         config,
-        ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "window", "pattern"),
+        (*says, "pattern"),
         {
-            "qkv_bias=False": not config.qkv_bias,
+            "attention.qkv_bias=False": not config.attention.qkv_bias,
             **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
         },
     )

@@ -28,20 +28,23 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_rope(fields),
         **read_qwen_windows(fields),
         **read_attention_bias(fields),
-        "qk_norm": "head",
+        "attention.qk_norm": "head",
     }
     return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
-    says = ("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm")
+    says = (
+        *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
+        "attention.qk_norm",
+    )
     refuse(
         "model_type 'qwen3'",
         config,
-        (*says, "window", "pattern"),
+        (*says, "attention.window", "pattern"),
         {
-            **unsaid_values(config, qk_norm="head"),
+            **unsaid_values(config, {"attention.qk_norm": "head"}),
             **unsaid_of_one_bias(config),
             **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
         },
@@ -51,7 +54,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_rope(config),
         **write_qwen_windows(config),
         "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
+        "attention_bias": config.attention.qkv_bias,
     }
 
 

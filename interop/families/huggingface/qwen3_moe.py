@@ -29,8 +29,8 @@ from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsai
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SAYS = (
-    *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "qk_norm"),
-    *("window", "pattern", "experts"),
+    *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
+    *("attention.qk_norm", "attention.window", "pattern", "experts"),
 )
 
 
@@ -42,7 +42,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_rope(fields),
         **_read_layers(fields),
         **read_attention_bias(fields),
-        "qk_norm": "head",
+        "attention.qk_norm": "head",
     }
     return config, read_expert_layout(stored)
 
@@ -59,7 +59,7 @@ def _read_layers(fields: Fields) -> Json:
         for is_sparse in sparse
     ]
     return {
-        "window": window,
+        "attention.window": window,
         "pattern": shortest(kinds) or (LayerKind(),),
         "experts": experts if any(sparse) else None,
     }
@@ -104,7 +104,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_values(config, qk_norm="head"),
+            **unsaid_values(config, {"attention.qk_norm": "head"}),
             **unsaid_of_one_bias(config),
             **unsaid_layers(config, sees=("all", "window"), rope=("global",)),
             **unsaid_of_one_window(config),
@@ -118,12 +118,12 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **_write_experts(config.experts),
         **write_balance(config.experts, base),
         "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
+        "attention_bias": config.attention.qkv_bias,
         "decoder_sparse_step": 1,
         "mlp_only_layers": layers_of(config, "dense"),
-        "use_sliding_window": config.window is not None,
-        "sliding_window": config.window,
-        "max_window_layers": 0 if config.window is not None else config.num_layers,
+        "use_sliding_window": config.attention.window is not None,
+        "sliding_window": config.attention.window,
+        "max_window_layers": 0 if config.attention.window is not None else config.num_layers,
     }
     return {name: value for name, value in json.items() if name != "num_local_experts"}
 

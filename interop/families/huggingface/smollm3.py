@@ -24,8 +24,8 @@ from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SAYS = (
-    *("rope_theta", "rope_scaling", "tie_embeddings", "qkv_bias", "attn_out_bias", "mlp_bias"),
-    *("window", "pattern"),
+    *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
+    *("mlp.bias", "attention.window", "pattern"),
 )
 
 
@@ -44,7 +44,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_rope(fields, default_theta=2000000.0),
         **_read_layers(fields),
         **read_attention_bias(fields),
-        "mlp_bias": fields.take("mlp_bias", bool, False),
+        "mlp.bias": fields.take("mlp_bias", bool, False),
     }
     return config, Layout()
 
@@ -67,7 +67,7 @@ def _read_layers(fields: Fields) -> Json:
         for i, name in enumerate(types)
     ]
     return {
-        "window": window if "sliding_attention" in types else None,
+        "attention.window": window if "sliding_attention" in types else None,
         "pattern": shortest(kinds) or (LayerKind(),),
     }
 
@@ -89,11 +89,11 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "smollm3", "SmolLM3ForCausalLM"),
         **write_rope(config),
         "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
+        "attention_bias": config.attention.qkv_bias,
+        "mlp_bias": config.mlp.bias,
         "no_rope_layers": write_nope_layers(config),
-        "use_sliding_window": config.window is not None,
-        "sliding_window": config.window,
+        "use_sliding_window": config.attention.window is not None,
+        "sliding_window": config.attention.window,
         "layer_types": write_layer_types(config),
     }
 

@@ -39,24 +39,24 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "head_dim": fields.take("d_kv", int, 64),
         "mlp_dim": fields.take("d_ff", int, 2048),
         "max_len": fields.take("n_positions", int, 512),
-        "norm_eps": fields.take("layer_norm_epsilon", float, 1e-6),
-        "positions": "relative",
-        "relative": buckets,
-        "attn_scale": 1.0,
+        "norms.eps": fields.take("layer_norm_epsilon", float, 1e-6),
+        "positions.kind": "relative",
+        "positions.relative": buckets,
+        "attention.scale": 1.0,
         **_read_feed_forward(fields),
     }
     layers = fields.take("num_layers", int, 6)
     decoder = {
         "num_layers": fields.take("num_decoder_layers", int, layers),
-        "cross_attention": True,
+        "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 32128),
-        "logit_scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
+        "head.scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
         # transformers 5 says that every T5 is tied, also where it stores a head of its own.
-        "tie_embeddings": is_tied and (is_scaled or HEAD not in stored),
+        "head.tied": is_tied and (is_scaled or HEAD not in stored),
     }
     start = fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0))
     config = {
-        "encoder": {**both, "num_layers": layers, "causal": False},
+        "encoder": {**both, "num_layers": layers, "attention.causal": False},
         "decoder": {**both, **decoder},
         "start_token": start,
     }
@@ -71,8 +71,8 @@ def _read_feed_forward(fields: Fields) -> Json:
         fields.problems.append(f"feed_forward_proj={spelt!r} is not supported")
         name = "relu"
     return {
-        "activation": read_activation(fields, "dense_act_fn", name),
-        "gated_mlp": fields.take("is_gated_act", bool, spelt.startswith("gated-")),
+        "mlp.activation": read_activation(fields, "dense_act_fn", name),
+        "mlp.gated": fields.take("is_gated_act", bool, spelt.startswith("gated-")),
     }
 
 
@@ -86,18 +86,20 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     refuse_both(
         "model_type 't5'",
         config,
-        *("positions", "relative", "attn_scale", "activation", "gated_mlp"),
-        decoder=("tie_embeddings", "logit_scale"),
+        *("positions.kind", "positions.relative", "attention.scale"),
+        *("mlp.activation", "mlp.gated"),
+        decoder=("head.tied", "head.scale"),
         may_differ=("num_layers",),
         holds={
-            f"positions={encoder.positions!r}": encoder.positions != "relative",
-            f"attn_scale={encoder.attn_scale}": encoder.attn_scale != 1.0,
+            f"positions.kind={encoder.positions.kind!r}": encoder.positions.kind != "relative",
+            f"attention.scale={encoder.attention.scale}": encoder.attention.scale != 1.0,
             f"num_kv_heads={encoder.num_kv_heads}": encoder.num_kv_heads != encoder.num_heads,
-            f"logit_scale={decoder.logit_scale}": decoder.logit_scale not in (1.0, scale),
+            f"head.scale={decoder.head.scale}": decoder.head.scale not in (1.0, scale),
             f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
         },
     )
-    assert encoder.relative is not None, "since positions are relative"
+    buckets = encoder.positions.relative
+    assert buckets is not None, "since positions are relative"
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "pad_token_id": 0,
@@ -112,37 +114,38 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         "num_decoder_layers": decoder.num_layers,
         "num_heads": encoder.num_heads,
         "n_positions": encoder.max_len,
-        "relative_attention_num_buckets": encoder.relative.count,
-        "relative_attention_max_distance": encoder.relative.max_distance,
-        "layer_norm_epsilon": encoder.norm_eps,
+        "relative_attention_num_buckets": buckets.count,
+        "relative_attention_max_distance": buckets.max_distance,
+        "layer_norm_epsilon": encoder.norms.eps,
         **_write_feed_forward(encoder),
-        "tie_word_embeddings": decoder.tie_embeddings,
-        "scale_decoder_outputs": decoder.logit_scale != 1.0,
+        "tie_word_embeddings": decoder.head.tied,
+        "scale_decoder_outputs": decoder.head.scale != 1.0,
         "decoder_start_token_id": config.start_token,
-        "torch_dtype": decoder.param_dtype,
+        "torch_dtype": decoder.numerics.param_dtype,
     }
 
 
 def _write_feed_forward(config: StackConfig) -> Json:
-    name = "gelu_new" if config.activation == "gelu_tanh" else config.activation
+    name = "gelu_new" if config.mlp.activation == "gelu_tanh" else config.mlp.activation
     gated = "gated-gelu" if name == "gelu_new" else f"gated-{name}"
     return {
-        "feed_forward_proj": gated if config.gated_mlp else name,
+        "feed_forward_proj": gated if config.mlp.gated else name,
         "dense_act_fn": name,
-        "is_gated_act": config.gated_mlp,
+        "is_gated_act": config.mlp.gated,
     }
 
 
 def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
     """Every tensor of a T5."""
     encoder, decoder = config.encoder, config.decoder
+    buckets = encoder.positions.relative
     rules = [
         Rule("shared.weight : V D", "decoder.embed.embedding : V D"),
         *_stack_rules("encoder", encoder),
         *_stack_rules("decoder", decoder),
     ]
     copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
-    if decoder.tie_embeddings:
+    if decoder.head.tied:
         copies.append(HEAD)
     else:
         rules += linear_rules("lm_head", "decoder.lm_head", "V", "D")
@@ -157,7 +160,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
             "N": encoder.num_heads,
             "H": encoder.head_dim,
             "F": encoder.mlp_dim,
-            "U": encoder.relative.count if encoder.relative is not None else 0,
+            "U": 0 if buckets is None else buckets.count,
         },
         tied=dict.fromkeys(copies, "shared.weight"),
         ignored={unused: "no model uses it"},
@@ -168,7 +171,7 @@ def _stack_rules(stack: str, config: StackConfig) -> list[Rule]:
     """The rules of the stack of this name."""
     L = f"{{L_{stack}}}"
     theirs, ours = f"{stack}.block.{L}.layer.", f"{stack}.layers.{L}."
-    last = 2 if config.cross_attention else 1
+    last = 2 if config.attention.cross else 1
     ffn = f"{theirs}{last}.DenseReluDense."
     rules = [
         *attention_rules(theirs + "0.SelfAttention", ours + "attn", NAMES),
@@ -181,10 +184,10 @@ def _stack_rules(stack: str, config: StackConfig) -> list[Rule]:
             f"{stack}.position_bias.embedding : U N",
         ),
     ]
-    if config.cross_attention:
+    if config.attention.cross:
         rules += attention_rules(theirs + "1.EncDecAttention", ours + "cross_attn", NAMES)
         rules.append(_norm_rule(theirs + "1.layer_norm", ours + "cross_norm"))
-    if config.gated_mlp:
+    if config.mlp.gated:
         rules += linear_rules(ffn + "wi_0", ours + "mlp.gate_proj", "F", "D")
         rules += linear_rules(ffn + "wi_1", ours + "mlp.up_proj", "F", "D")
     else:

@@ -41,7 +41,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     else:
         config = read_llama(fields, theta=500000.0, scaling=llama4_args.SCALED_ROPE)
         config |= llama4_args.read_llama4(fields)
-    config["norm_eps"] = fields.take("norm_eps", float)
+    config["norms.eps"] = fields.take("norm_eps", float)
     shards = len({name.partition("/")[0] for name in stored})
     names = names_in(stored, config.get("pattern", (LayerKind(),)))
     config["vocab_size"] = fields.take("vocab_size", int, -1)
@@ -55,9 +55,9 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def _released_length(config: Json) -> int:
     """The context of the released models, which `params.json` leaves out: Llama 2, 3, 3.1."""
-    if config["rope_scaling"] is not None:
+    if config["rope.scaling"] is not None:
         return 131072
-    return 8192 if config["rope_theta"] >= 500000 else 4096
+    return 8192 if config["rope.theta"] >= 500000 else 4096
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
@@ -65,7 +65,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "params.json",
         config,
-        ("rope_theta", "rope_scaling", "tie_embeddings", *llama4_args.SAYS),
+        ("rope.theta", "rope.scaling", "head.tied", *llama4_args.SAYS),
         {**unsaid_of_llama(config), **llama4_args.unsaid_of_llama4(config)},
     )
     if llama4_args.is_llama4(config) or not llama4_args.FIELDS.isdisjoint(base):
@@ -82,7 +82,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     Raises ValueError if the shards do not divide the heads, the MLPs or the embedding.
     """
     # A head that is a copy of the embedding must be cut as it is.
-    cut_width = layout.embedding_split == "width" and not config.tie_embeddings
+    cut_width = layout.embedding_split == "width" and not config.head.tied
     shards = [f"{rank:02}/" for rank in range(layout.model_parallel)]
     tied = copied_heads(config, layout.names, shards)
     derived = shards if has_frequencies(layout.names) else ()

@@ -1,9 +1,8 @@
 """What the arguments of Meta's Llama 4 and of `LLM` say that those of Llama 3 do not."""
 
-import dataclasses
 from collections.abc import Sequence
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling
+from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling, defaults, flatten
 from jaxllm.interop.families.common.family import Fields, Json
 from jaxllm.interop.families.common.layer_types import shortest, unsaid_layers
 from jaxllm.interop.families.common.llama_like import layers_of
@@ -29,7 +28,10 @@ FIELDS = frozenset(
         *("floor_scale", "attn_scale", "ffn_exp", "moe_args", "vision_args"),
     )
 )
-SAYS = ("qk_norm", "attn_temperature", "chunk", "pattern", "experts", "vision")
+SAYS = (
+    *("attention.qk_norm", "attention.temperature", "attention.chunk", "pattern", "experts"),
+    "vision",
+)
 EXPANSION = 4.0  # of the widths before they are cut: `ffn_exp`
 
 
@@ -54,10 +56,10 @@ def read_llama4(fields: Fields) -> Json:
         # Of the instruction-tuned releases, which the arguments leave out: Maverick, Scout.
         "max_len": 10485760 if fields.data.get("use_scaled_rope") else 1048576,
         "pattern": shortest(kinds) or (LayerKind(),),
-        "chunk": chunk if has_chunks else None,
+        "attention.chunk": chunk if has_chunks else None,
         "experts": experts,
-        "qk_norm": "after_rope" if fields.take("use_qk_norm", bool, False) else "none",
-        "attn_temperature": build_temperature(
+        "attention.qk_norm": "after_rope" if fields.take("use_qk_norm", bool, False) else "none",
+        "attention.temperature": build_temperature(
             fields, fields.take("attn_temperature_tuning", bool, False)
         ),
         "vision": read_meta_vision(fields),
@@ -104,17 +106,17 @@ def _read_experts(fields: Fields, count: int) -> tuple[Experts | None, range]:
 
 def is_llama4(config: DecoderConfig) -> bool:
     """Whether the config has anything that Llama 3 has not."""
-    llama3 = {field.name: field.default for field in dataclasses.fields(config)}
-    return any(getattr(config, name) != llama3[name] for name in SAYS)
+    given, llama3 = flatten(config), defaults(type(config))
+    return any(given[name] != llama3[name] for name in SAYS)
 
 
 def unsaid_of_llama4(config: DecoderConfig) -> dict[str, bool]:
     """What these arguments cannot say of the layers, and whether the config has it."""
-    kinds = config.kinds
+    kinds, qk_norm = config.kinds, config.attention.qk_norm
     chunked = {i for i, kind in enumerate(kinds) if kind.sees == "chunk"}
     has_rope = {i for i, kind in enumerate(kinds) if kind.rope != "none"}
     return {
-        f"qk_norm={config.qk_norm!r}": config.qk_norm not in ("none", "after_rope"),
+        f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
         **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
         "chunks on other layers than those with RoPE": bool(chunked) and chunked != has_rope,
         "layers without RoPE that are not every so many": _interval(_nope(config), config) == 0,
@@ -148,12 +150,12 @@ def _interval(layers: Sequence[int], config: DecoderConfig, given: int | None = 
 
 def write_llama4(config: DecoderConfig, base: Json) -> Json:
     """The fields of `read_llama4`, and those of the widths."""
-    temperature = config.attn_temperature
+    temperature = config.attention.temperature
     json = {
         **_write_widths(config, base),
-        "attention_chunk_size": config.chunk,
+        "attention_chunk_size": config.attention.chunk,
         "nope_layer_interval": _interval(_nope(config), config, base.get("nope_layer_interval")),
-        "use_qk_norm": config.qk_norm == "after_rope",
+        "use_qk_norm": config.attention.qk_norm == "after_rope",
         "attn_temperature_tuning": temperature is not None,
         "vision_args": write_meta_vision(config.vision, base.get("vision_args") or {}),
     }

@@ -63,8 +63,8 @@ def read_llama(fields: Fields, *, theta: float, scaling: RopeScaling) -> Json:
         "num_kv_heads": fields.take("n_kv_heads", int, heads),
         "head_dim": width // max(heads, 1),
         "mlp_dim": mlp_width(width, multiple_of, multiplier, thirds=True),
-        "rope_theta": fields.take("rope_theta", float, theta),
-        "rope_scaling": _read_scaling(fields, scaling),
+        "rope.theta": fields.take("rope_theta", float, theta),
+        "rope.scaling": _read_scaling(fields, scaling),
     }
 
 
@@ -87,12 +87,12 @@ def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> J
         "n_kv_heads": config.num_kv_heads,
         "vocab_size": config.vocab_size,
         **width_fields(config, base, thirds_with_multiplier=True),
-        "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "use_scaled_rope": config.rope_scaling is not None,
+        "norm_eps": config.norms.eps,
+        "rope_theta": config.rope.theta,
+        "use_scaled_rope": config.rope.scaling is not None,
     }
     constants = {"rope_scaling_factor": "factor", "rope_high_freq_factor": "high_freq_factor"}
-    given, used = constants.keys() & base.keys(), config.rope_scaling
+    given, used = constants.keys() & base.keys(), config.rope.scaling
     if used is not None and (given or used != scaling):
         json |= {theirs: getattr(used, ours) for theirs, ours in constants.items()}
     return json
@@ -100,7 +100,7 @@ def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> J
 
 def unsaid_of_llama(config: DecoderConfig) -> dict[str, bool]:
     """What these configs cannot say of heads and of RoPE, and whether the config has it."""
-    scaling = config.rope_scaling
+    scaling = config.rope.scaling
     is_llama3 = scaling is None or scaling.kind == "llama3"
     return {
         **unsaid_of_head_dim(config),

@@ -37,8 +37,7 @@ GATE = {
 }
 EXPERTS = {
     "feed_forward.experts.w1": (
-        *("experts.w1 : E D x", "experts.w3 : E D x"),
-        "experts.w2 : E x D",
+        *("experts.w1 : E D x", "experts.w3 : E D x", "experts.w2 : E x D"),
     ),
     "feed_forward.experts.moe_w_in_eD_F": (
         *("experts.moe_w_in_eD_F : (E D) x", "experts.moe_w_swiglu_eD_F : (E D) x"),
@@ -125,7 +124,7 @@ def llama_rules(
         *_layer_rules(config, names, "dense"),
         *_layer_rules(config, names, "experts"),
         Rule(SHARD + "norm.weight : D", "final_norm.scale : D", "T"),
-        *([] if config.tie_embeddings else [head]),
+        *([] if config.head.tied else [head]),
         *(vision_rules(META_NAMES) if config.vision is not None else ()),
     ]
 
@@ -134,7 +133,7 @@ def copied_heads(
     config: DecoderConfig, names: Collection[str], shards: Iterable[str]
 ) -> dict[str, str]:
     """A tied head as a copy of the embedding, in each shard, as in `00/`."""
-    if not config.tie_embeddings:
+    if not config.head.tied:
         return {}
     head = _chosen(HEAD, names, OUTER)
     return {shard + head: shard + "tok_embeddings.weight" for shard in shards}
@@ -204,4 +203,6 @@ def _expert_rules(experts: Sequence[str], shared: Sequence[str]) -> list[Rule]:
 
 def frequencies(config: DecoderConfig) -> np.ndarray:
     """The buffer `rope.freqs` of early checkpoints."""
-    return rope_frequencies(config.head_dim, config.rope_theta, None).astype(config.param_dtype)
+    return rope_frequencies(config.head_dim, config.rope.theta, None).astype(
+        config.numerics.param_dtype
+    )

@@ -12,19 +12,19 @@ from jaxllm.interop.rules.rule import Rule
 
 # What every layer has, whatever the arguments: post-norm, sinusoids and biases everywhere.
 FIXED: Json = {
-    "norm": "layer",
-    "norm_placement": "post",
-    "norm_eps": 1e-5,
-    "final_norm": False,
-    "positions": "sinusoidal",
-    "waves": "power",
-    "qkv_bias": True,
-    "attn_out_bias": True,
-    "activation": "relu",
-    "gated_mlp": False,
-    "mlp_bias": True,
+    "norms.kind": "layer",
+    "norms.placement": "post",
+    "norms.eps": 1e-5,
+    "norms.final": False,
+    "positions.kind": "sinusoidal",
+    "positions.waves": "power",
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.activation": "relu",
+    "mlp.gated": False,
+    "mlp.bias": True,
 }
-SAYS = (*FIXED, "causal", "experts", "pattern")
+SAYS = (*FIXED, "attention.causal", "experts", "pattern")
 ATTENTIONS = ("mha", "mqa", "gqa")
 
 
@@ -129,7 +129,7 @@ def _write_ffn(config: StackConfig) -> Json:
 def unsaid(config: StackConfig) -> dict[str, bool]:
     """What the arguments cannot say, and whether the config has it."""
     return {
-        **unsaid_values(config, **FIXED),
+        **unsaid_values(config, FIXED),
         f"pattern={config.pattern}": set(config.kinds) != {_kind(config.experts)},
         **unsaid_of_head_dim(config),
         **_unsaid_of_experts(config),
@@ -141,14 +141,14 @@ def _unsaid_of_experts(config: StackConfig) -> dict[str, bool]:
     if experts is None:
         return {}
     return {
-        f"Experts.scores={experts.scores!r}": experts.scores != "softmax",
-        f"Experts.scale={experts.scale!r}": experts.scale != "output",
-        f"Experts.balance={experts.balance!r}": experts.balance != "kept",
-        f"Experts.shared_mlp_dim={experts.shared_mlp_dim}": experts.shared_mlp_dim is not None,
-        f"Experts.mlp_dim={experts.mlp_dim}": experts.mlp_dim != config.mlp_dim,
-        "Experts.capacity=None": experts.capacity is None,
-        "Experts.normalize=False": not experts.normalize,
-        "Experts.router_bias=False": not experts.router_bias,
+        f"experts.scores={experts.scores!r}": experts.scores != "softmax",
+        f"experts.scale={experts.scale!r}": experts.scale != "output",
+        f"experts.balance={experts.balance!r}": experts.balance != "kept",
+        f"experts.shared_mlp_dim={experts.shared_mlp_dim}": experts.shared_mlp_dim is not None,
+        f"experts.mlp_dim={experts.mlp_dim}": experts.mlp_dim != config.mlp_dim,
+        "experts.capacity=None": experts.capacity is None,
+        "experts.normalize=False": not experts.normalize,
+        "experts.router_bias=False": not experts.router_bias,
     }
 
 
@@ -156,9 +156,9 @@ def layer_rules(
     theirs: str, ours: str, config: StackConfig, *, attn: str = "attn", norm: str = "norm"
 ) -> list[Rule]:
     """The tensors of all layers of a stack, by the stacks' names here and there."""
-    names = ["attn_norm", *(["cross_norm"] if config.cross_attention else []), "mlp_norm"]
+    names = ["attn_norm", *(["cross_norm"] if config.attention.cross else []), "mlp_norm"]
     rules = _attention_rules(f"{theirs}.{attn}", f"{ours}.attn")
-    if config.cross_attention:
+    if config.attention.cross:
         rules += _attention_rules(f"{theirs}.cross_attention", f"{ours}.cross_attn")
     for i, name in enumerate(names):
         rules += layer_norm_rules(f"{theirs}.{norm}_{i + 1}", f"{ours}.{name}")

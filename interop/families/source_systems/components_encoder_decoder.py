@@ -27,8 +27,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     both, width = read_layers(fields), fields.take("input_dim", int)
     decoder = {
         "num_layers": fields.take("num_decoder_layers", int),
-        "causal": fields.take("apply_causal_mask", bool, True),
-        "cross_attention": True,
+        "attention.causal": fields.take("apply_causal_mask", bool, True),
+        "attention.cross": True,
         "input_dim": width,
         "output_dim": fields.take("output_dim", int),
     }
@@ -36,7 +36,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "encoder": {
             **both,
             "num_layers": fields.take("num_encoder_layers", int),
-            "causal": False,
+            "attention.causal": False,
         },
         "decoder": {**both, **decoder},
         "source_dim": width,
@@ -67,7 +67,7 @@ def write_config(config: SequenceToSequenceConfig, base: Json) -> Json:
         "num_encoder_layers": encoder.num_layers,
         "num_decoder_layers": decoder.num_layers,
         "output_dim": decoder.output_dim,
-        "apply_causal_mask": decoder.causal,
+        "apply_causal_mask": decoder.attention.causal,
         **write_layers(decoder, base),
     }
 

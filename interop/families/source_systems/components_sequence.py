@@ -42,7 +42,7 @@ def read_config(
         "input_dim": fields.take("input_dim", int),
         "output_dim": fields.take("output_dim", int),
         "num_layers": fields.take("num_layers", int),
-        "causal": fields.take("apply_causal_mask", bool, not pooled),
+        "attention.causal": fields.take("apply_causal_mask", bool, not pooled),
         "pooled": pooled,
     }
     return config, Layout()
@@ -62,7 +62,7 @@ def write_config(config: SequenceConfig, base: Json, *, model_type: str, pooled:
         "input_dim": config.input_dim,
         "num_layers": config.num_layers,
         "output_dim": config.output_dim,
-        "apply_causal_mask": config.causal,
+        "apply_causal_mask": config.attention.causal,
         **write_layers(config, base),
     }
 

@@ -45,7 +45,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_llama(fields, theta=500000.0, scaling=SCALED_ROPE),
         **read_llama4(fields),
         "vocab_size": fields.take("vocab_size", int),
-        "norm_eps": fields.take("norm_eps", float, 1e-5),
+        "norms.eps": fields.take("norm_eps", float, 1e-5),
         "max_len": fields.take("max_seq_len", int, 2048),
     }
     return config, Layout(names=names_in(stored, config["pattern"]))
@@ -56,7 +56,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "a ModelArgs",
         config,
-        ("rope_theta", "rope_scaling", "tie_embeddings", *SAYS),
+        ("rope.theta", "rope.scaling", "head.tied", *SAYS),
         {**unsaid_of_llama(config), **unsaid_of_llama4(config)},
     )
     json = {

@@ -1,6 +1,6 @@
 """What nima's two models have in common: the arguments of their layers, and their tensors."""
 
-from jaxllm.config import StackConfig
+from jaxllm.config import StackConfig, flatten
 from jaxllm.interop.families.common.family import Derived, Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules, sinusoids
@@ -10,25 +10,28 @@ from jaxllm.interop.rules.rule import Rule
 NAMES = ("w_q", "w_k", "w_v", "w_o")
 # What every layer has, whatever the arguments. Rotated pairs are neighbours.
 FIXED: Json = {
-    "norm": "layer",
-    "norm_eps": 1e-6,
-    "final_norm_eps": 1e-5,
-    "rope_layout": "interleaved",
-    "qkv_bias": True,
-    "attn_out_bias": True,
-    "mlp_bias": True,
+    "norms.kind": "layer",
+    "norms.eps": 1e-6,
+    "norms.final_eps": 1e-5,
+    "rope.layout": "interleaved",
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.bias": True,
 }
 FEED_FORWARDS: dict[str, Json] = {
-    "ffn": {"gated_mlp": False, "activation": "relu"},
-    "glu": {"gated_mlp": True, "activation": "sigmoid"},
-    "swiglu": {"gated_mlp": True, "activation": "silu"},
+    "ffn": {"mlp.gated": False, "mlp.activation": "relu"},
+    "glu": {"mlp.gated": True, "mlp.activation": "sigmoid"},
+    "swiglu": {"mlp.gated": True, "mlp.activation": "silu"},
 }
 NORMS = ("post", "pre")
 INITS = ("xavier", "normal")
 # Of positions, those that have another name here.
 OUR_POSITIONS = {"relative": "distance"}
 WAVES = "exp"  # of sinusoids
-SAYS = (*FIXED, "norm_placement", "final_norm", "gated_mlp", "activation", "positions", "waves")
+SAYS = (
+    *(*FIXED, "norms.placement", "norms.final", "mlp.gated", "mlp.activation"),
+    *("positions.kind", "positions.waves"),
+)
 
 
 def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
@@ -48,11 +51,11 @@ def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
         "head_dim": width // max(heads, 1),
         "mlp_dim": fields.take("d_ff", int),
         "max_len": fields.take("max_seq_len", int, 512),
-        "norm_placement": _choose(fields, "norm", NORMS),
-        "positions": OUR_POSITIONS.get(position, position),
-        "waves": WAVES if position == "sinusoidal" else "power",
+        "norms.placement": _choose(fields, "norm", NORMS),
+        "positions.kind": OUR_POSITIONS.get(position, position),
+        "positions.waves": WAVES if position == "sinusoidal" else "power",
         "dropout": fields.take("dropout", float, 0.1),
-        "init": _choose(fields, "init", INITS),
+        "init.kind": _choose(fields, "init", INITS),
         **FEED_FORWARDS[_choose(fields, "feed_forward", tuple(FEED_FORWARDS))],
     }
 
@@ -67,11 +70,11 @@ def _choose(fields: Fields, name: str, known: tuple[str, ...]) -> str:
 def write_layers(config: StackConfig, base: Json, positions: tuple[str, ...]) -> Json:
     """The arguments of `read_layers`; a switch only if it was given, or says what is not usual."""
     switches = {
-        "norm": (config.norm_placement, NORMS[0]),
+        "norm": (config.norms.placement, NORMS[0]),
         "feed_forward": (_feed_forward(config), next(iter(FEED_FORWARDS))),
         "position": (_position(config), positions[0]),
         "dropout": (config.dropout, 0.1),
-        "init": (config.init, INITS[0]),
+        "init": (config.init.kind, INITS[0]),
     }
     return {
         "d_model": config.embed_dim,
@@ -89,29 +92,28 @@ def write_layers(config: StackConfig, base: Json, positions: tuple[str, ...]) ->
 def _position(config: StackConfig) -> str:
     """Their name of the positions."""
     theirs = {ours: theirs for theirs, ours in OUR_POSITIONS.items()}
-    return theirs.get(config.positions, config.positions)
+    return theirs.get(config.positions.kind, config.positions.kind)
 
 
 def _feed_forward(config: StackConfig) -> str | None:
     """The kind of MLP that a config has; None if it is none of these."""
-    kinds = (name for name, kind in FEED_FORWARDS.items() if kind.items() <= vars(config).items())
+    given = flatten(config)
+    kinds = (name for name, kind in FEED_FORWARDS.items() if kind.items() <= given.items())
     return next(kinds, None)
 
 
 def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
     """What the arguments cannot say, and whether the config has it."""
-    mlp = f"activation={config.activation!r} with gated_mlp={config.gated_mlp}"
+    kind, waves = config.positions.kind, config.positions.waves
+    mlp = f"mlp.activation={config.mlp.activation!r} with mlp.gated={config.mlp.gated}"
     counts = {
-        name: value
-        for name, value in FIXED.items()
-        if name != "rope_layout" or config.positions == "rope"
+        name: value for name, value in FIXED.items() if name != "rope.layout" or kind == "rope"
     }
     return {
-        **unsaid_values(config, **counts),
-        f"norm_placement={config.norm_placement!r}": config.norm_placement not in NORMS,
-        f"positions={config.positions!r}": config.positions == "relative"
-        or _position(config) not in positions,
-        f"waves={config.waves!r}": config.positions == "sinusoidal" and config.waves != WAVES,
+        **unsaid_values(config, counts),
+        f"norms.placement={config.norms.placement!r}": config.norms.placement not in NORMS,
+        f"positions.kind={kind!r}": kind == "relative" or _position(config) not in positions,
+        f"positions.waves={waves!r}": kind == "sinusoidal" and waves != WAVES,
         mlp: _feed_forward(config) is None,
         **unsaid_of_equal_heads(config),
     }
@@ -120,7 +122,7 @@ def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
 def layer_rules(theirs: str, ours: str, config: StackConfig) -> list[Rule]:
     """The tensors of all layers of a stack, by the stacks' names here and there."""
     attn, mlp = f"{theirs}.self_attention", f"{ours}.mlp"
-    norms = ["attn_norm", *(["cross_norm"] if config.cross_attention else []), "mlp_norm"]
+    norms = ["attn_norm", *(["cross_norm"] if config.attention.cross else []), "mlp_norm"]
     rules = [
         *attention_rules(attn, f"{ours}.attn", NAMES, bias=True),
         *linear_rules(f"{theirs}.feed_forward.linear1", f"{mlp}.up_proj", "F", "D", bias=True),
@@ -128,15 +130,15 @@ def layer_rules(theirs: str, ours: str, config: StackConfig) -> list[Rule]:
     ]
     for i, norm in enumerate(norms):
         rules += layer_norm_rules(f"{theirs}.norm{i + 1}", f"{ours}.{norm}")
-    if config.gated_mlp:
+    if config.mlp.gated:
         rules += linear_rules(
             f"{theirs}.feed_forward.gate", f"{mlp}.gate_proj", "F", "D", bias=True
         )
-    if config.positions == "distance":
+    if config.positions.kind == "distance":
         rules.append(
             Rule(f"{attn}.relative_bias.weight : R N", f"{ours}.attn_bias.embedding : R N")
         )
-    if config.cross_attention:
+    if config.attention.cross:
         cross = f"{theirs}.cross_attention", f"{ours}.cross_attn"
         rules += attention_rules(*cross, NAMES, bias=True)
     return rules
@@ -158,4 +160,4 @@ def waves(config: StackConfig) -> tuple[Derived, ...]:
     """The buffer of sinusoids, (max_len, 1, D), where the model has one."""
 
     buffer = Derived("pos_encoding.pe", lambda: sinusoids(config)[:, None])
-    return (buffer,) if config.positions == "sinusoidal" else ()
+    return (buffer,) if config.positions.kind == "sinusoidal" else ()

@@ -28,7 +28,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_layers(fields, POSITIONS),
         "vocab_size": fields.take("vocab_size", int),
         "num_layers": fields.take("n_layers", int),
-        "tie_embeddings": fields.take("tie_weights", bool, True),
+        "head.tied": fields.take("tie_weights", bool, True),
     }
     return config, Layout()
 
@@ -38,17 +38,17 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "a GPTModel of nima",
         config,
-        (*SAYS, "tie_embeddings"),
-        {**unsaid(config, POSITIONS), "final_norm=False": not config.final_norm},
+        (*SAYS, "head.tied"),
+        {**unsaid(config, POSITIONS), "norms.final=False": not config.norms.final},
     )
-    is_usual = config.tie_embeddings and "tie_weights" not in base
+    is_usual = config.head.tied and "tie_weights" not in base
     return {
         **base,
         "model_type": "nima-gpt",
         "vocab_size": config.vocab_size,
         "n_layers": config.num_layers,
         **write_layers(config, base, POSITIONS),
-        **({} if is_usual else {"tie_weights": config.tie_embeddings}),
+        **({} if is_usual else {"tie_weights": config.head.tied}),
     }
 
 
@@ -58,13 +58,13 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         *layer_rules("layers.{L}", "layers.{L}", config),
         *layer_norm_rules("layer_norm", "final_norm"),
     ]
-    if config.tie_embeddings:
+    if config.head.tied:
         both = "{C=token_embedding|output_projection}.weight : V D"
         rules.append(Rule(both, "embed.embedding : V D", replicated="C"))
     else:
         rules.append(Rule("token_embedding.weight : V D", "embed.embedding : V D"))
         rules.append(Rule("output_projection.weight : V D", "lm_head.kernel : D V"))
-    if config.positions == "learned":
+    if config.positions.kind == "learned":
         rules.append(Rule("pos_embedding.weight : M D", "embed_position.embedding : M D"))
     sizes = {"L": config.num_layers, "V": config.vocab_size, "C": 2, **layer_sizes(config)}
     return Table(tuple(rules), sizes, derived=waves(config))

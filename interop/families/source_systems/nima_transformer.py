@@ -25,21 +25,21 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     fields.ignore("pad_idx")
     both = read_layers(fields, POSITIONS)
     both["embed_scale"] = math.sqrt(both["embed_dim"])
-    both["final_norm"] = both["norm_placement"] == "pre"
-    is_shared = both["positions"] == "learned"
-    encoder = {**both, "positions": "none"} if is_shared else both
+    both["norms.final"] = both["norms.placement"] == "pre"
+    is_shared = both["positions.kind"] == "learned"
+    encoder = {**both, "positions.kind": "none"} if is_shared else both
     decoder = {
         "num_layers": fields.take("n_decoder_layers", int),
-        "cross_attention": True,
+        "attention.cross": True,
         "vocab_size": fields.take("tgt_vocab_size", int),
-        "tie_embeddings": fields.take("tie_weights", bool, False),
-        "head_bias": True,
+        "head.tied": fields.take("tie_weights", bool, False),
+        "head.bias": True,
     }
     config = {
         "encoder": {
             **encoder,
             "num_layers": fields.take("n_encoder_layers", int),
-            "causal": False,
+            "attention.causal": False,
         },
         "decoder": {**both, **decoder},
         "source_vocab_size": fields.take("src_vocab_size", int),
@@ -51,32 +51,36 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     """The constructor's arguments. Raises ValueError for what they cannot say."""
     encoder, decoder = config.encoder, config.decoder
-    is_shared = decoder.positions == "learned"
-    positions = "none" if is_shared else decoder.positions
+    is_shared = decoder.positions.kind == "learned"
+    positions = "none" if is_shared else decoder.positions.kind
     refuse_both(
         "a TransformerModel of nima",
         config,
         *(*SAYS, "embed_scale"),
-        decoder=("tie_embeddings", "head_bias"),
-        may_differ=("num_layers", "positions"),
+        decoder=("head.tied", "head.bias"),
+        may_differ=("num_layers", "positions.kind"),
         holds={
             **unsaid(decoder, POSITIONS),
-            f"encoder.positions={encoder.positions!r}": encoder.positions != positions,
+            f"encoder.positions.kind={encoder.positions.kind!r}": (
+                encoder.positions.kind != positions
+            ),
             f"share_positions={config.share_positions}": config.share_positions != is_shared,
             f"dropout={encoder.dropout} and {decoder.dropout}": encoder.dropout != decoder.dropout,
-            f"init={encoder.init!r} and {decoder.init!r}": encoder.init != decoder.init,
+            f"init.kind={encoder.init.kind!r} and {decoder.init.kind!r}": (
+                encoder.init.kind != decoder.init.kind
+            ),
             f"embed_scale={decoder.embed_scale}": (
                 decoder.embed_scale != math.sqrt(decoder.embed_dim)
             ),
-            f"final_norm={decoder.final_norm} with norm_placement={decoder.norm_placement!r}": (
-                decoder.final_norm != (decoder.norm_placement == "pre")
+            f"norms.final={decoder.norms.final} with norms.placement={decoder.norms.placement!r}": (
+                decoder.norms.final != (decoder.norms.placement == "pre")
             ),
-            "head_bias=False": not decoder.head_bias,
+            "head.bias=False": not decoder.head.bias,
             "source_vocab_size=None": config.source_vocab_size is None,
             f"start_token={config.start_token}": config.start_token is not None,
         },
     )
-    is_usual = not decoder.tie_embeddings and "tie_weights" not in base
+    is_usual = not decoder.head.tied and "tie_weights" not in base
     return {
         **base,
         "model_type": "nima-transformer",
@@ -85,7 +89,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         "n_encoder_layers": encoder.num_layers,
         "n_decoder_layers": decoder.num_layers,
         **write_layers(decoder, base, POSITIONS),
-        **({} if is_usual else {"tie_weights": decoder.tie_embeddings}),
+        **({} if is_usual else {"tie_weights": decoder.head.tied}),
     }
 
 
@@ -99,7 +103,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
         *layer_rules("decoder_layers.{L}", "decoder.layers.{L}", decoder),
         Rule(f"{head}.bias : V", "decoder.head_bias : V"),
     ]
-    if decoder.tie_embeddings:
+    if decoder.head.tied:
         both = f"{{C=tgt_embedding|{head}}}.weight : V D"
         rules.append(Rule(both, "decoder.embed.embedding : V D", replicated="C"))
     else:
@@ -107,7 +111,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
         rules += linear_rules(head, "decoder.lm_head", "V", "D")
     if config.share_positions:
         rules.append(Rule("pos_embedding.weight : M D", "decoder.embed_position.embedding : M D"))
-    if decoder.final_norm:
+    if decoder.norms.final:
         rules += layer_norm_rules("encoder_norm", "encoder.final_norm")
         rules += layer_norm_rules("decoder_norm", "decoder.final_norm")
     sizes = {

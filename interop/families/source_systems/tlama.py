@@ -47,16 +47,16 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
             width, fields.take("multiple_of", int, 256), multiplier, thirds=multiplier is None
         ),
         "max_len": fields.take("max_seq_len", int, 2048),
-        "norm_eps": fields.take("norm_eps", float, 1e-5),
-        "rope_theta": fields.take("rope_theta", float, 500000.0),
-        "init_std": init[0],
+        "norms.eps": fields.take("norm_eps", float, 1e-5),
+        "rope.theta": fields.take("rope_theta", float, 500000.0),
+        "init.std": init[0],
     }
     return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """The constructor's arguments. Raises ValueError for what they cannot say."""
-    refuse("a TlamaConfig", config, ("rope_theta", "tie_embeddings"), unsaid_of_head_dim(config))
+    refuse("a TlamaConfig", config, ("rope.theta", "head.tied"), unsaid_of_head_dim(config))
     json = {
         **base,
         "model_type": "tlama",
@@ -66,10 +66,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "n_kv_heads": config.num_kv_heads,
         "vocab_size": config.vocab_size,
         **width_fields(config, base, thirds_with_multiplier=False),
-        "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "norm_eps": config.norms.eps,
+        "rope_theta": config.rope.theta,
         "max_seq_len": config.max_len,
-        "weight_init": [config.init_std, 0.0],
+        "weight_init": [config.init.std, 0.0],
     }
     return {name: value for name, value in json.items() if value is not None}
 
@@ -78,7 +78,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     """Every tensor of the state dict. A tied head, which this format lacks, is copied."""
     pairs = head_pairs(config)
     attn, ffn = "layers.{L}.attention.", "layers.{L}.ffn."
-    tied = {"output.weight": "token_emb.weight"} if config.tie_embeddings else {}
+    tied = {"output.weight": "token_emb.weight"} if config.head.tied else {}
     head = () if tied else (Rule("output.weight : V D", "lm_head.kernel : D V"),)
     return Table(
         rules=(
@@ -104,7 +104,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
 
 def rotations(config: DecoderConfig) -> np.ndarray:
     """The buffer `freq_cis`: e^(i position frequency) for twice the longest sequence, complex64."""
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, None)
+    frequencies = rope_frequencies(config.head_dim, config.rope.theta, None)
     angles = np.outer(np.arange(2 * config.max_len, dtype=np.float32), frequencies)
     return (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
 

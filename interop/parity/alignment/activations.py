@@ -88,7 +88,7 @@ def output_path(model: Model) -> str:
     stack = "" if config is model.config else "decoder."
     if isinstance(config, SequenceConfig):
         return f"{stack}output_proj"
-    return stack + ("embed.attend" if config.tie_embeddings else "lm_head")
+    return stack + ("embed.attend" if config.head.tied else "lm_head")
 
 
 def _named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:

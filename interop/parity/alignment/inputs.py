@@ -107,7 +107,7 @@ class Inputs:
         stray = [name for name in given if name.removesuffix("_mask") not in known]
         found += [f"{name} is not what the model is given" for name in stray]
         for name in (name for name in wanted if name in given):
-            is_causal = name == "target" and last_stack(model).causal
+            is_causal = name == "target" and last_stack(model).attention.causal
             found += wanted[name].problems(name, given[name])
             shape, mask = given[name].shape[:2], given.get(f"{name}_mask")
             if mask is None or found:
@@ -136,7 +136,7 @@ def draw(
     for name, elements in elements_of(model).items():
         length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), elements.longest)
         drawn[name] = elements.draw(batch_size, length, _seed_of(name, seed))
-        causal = name == "target" and last_stack(model).causal
+        causal = name == "target" and last_stack(model).attention.causal
         if elements.are_tokens and batch_size > 1 and (causal or f"{name}_mask" in masked):
             mask = np.ones((batch_size, length), np.int32)
             mask[-1, length - length // 4 :] = 0

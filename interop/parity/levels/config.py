@@ -4,24 +4,25 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxllm.config import Config, StackConfig, make_config
+from jaxllm.config import Config, StackConfig, flatten, make_config, upgrade_name
 from jaxllm.interop.parity.alignment.inputs import last_stack
 from jaxllm.interop.parity.alignment.parameter_names import read_config
 from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
 
 from .level import Stage
+from .pair import Ours
 
 # What two configs may differ in and still mean the same numbers. The layout of rotated pairs says
 # how our kernels lie, which the rules follow; how long sequences were says nothing of the short.
 FREE = {
     "max_len",
-    "init",
-    "init_std",
+    "init.kind",
+    "init.std",
     "dropout",
-    "rope_layout",
-    "param_dtype",
-    "dtype",
+    "rope.layout",
+    "numerics.param_dtype",
+    "numerics.dtype",
     "scan_layers",
     "remat",
 }
@@ -55,9 +56,8 @@ def compare_fields(
 def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
     """The reference's config as ours would be, and what is wrong with it."""
     values, _, problems = read_config(reference)
-    kept = {name: getattr(last_stack(model), name) for name in ("param_dtype", "dtype")}
     try:
-        return make_config(values, **kept), problems
+        return make_config(values, numerics=last_stack(model).numerics), problems
     except (ValueError, TypeError) as error:
         return None, problems or [str(error)]
 
@@ -65,27 +65,35 @@ def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
 def _flat(config: Config | StackConfig) -> dict[str, str]:
     """Fields, those of parts by dotted names; of the pattern, what every layer has."""
     flat: dict[str, str] = {}
-    for field in dataclasses.fields(config):
-        value: Any = getattr(config, field.name)
-        if field.name == "pattern":
+    fields = flatten(config) if isinstance(config, StackConfig) else vars(config)
+    for name, value in fields.items():
+        if name == "pattern":
             every: Sequence[Any] = config.kinds  # type: ignore[union-attr] # it has a pattern
             for part in dataclasses.fields(every[0]):
                 kinds = (getattr(kind, part.name) for kind in every)
                 flat[f"pattern.{part.name}"] = " ".join(map(str, kinds))
         elif isinstance(value, StackConfig):
-            flat |= {f"{field.name}.{name}": part for name, part in _flat(value).items()}
+            flat |= {f"{name}.{field}": text for field, text in _flat(value).items()}
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            inner = dataclasses.asdict(value).items()
-            flat |= {f"{field.name}.{name}": repr(part) for name, part in inner}
-        elif field.name not in FREE:
-            flat[field.name] = repr(value)
+            parts = dataclasses.asdict(value)
+            flat |= {f"{name}.{field}": repr(part) for field, part in parts.items()}
+        elif name not in FREE:
+            flat[name] = repr(value)
     return flat
+
+
+def check_config(recorded: Sequence[Any], ours: Ours) -> list[FieldResult]:
+    """Our config against recorded fields, whose names may be those of an earlier version."""
+    fields, problems = recorded
+    if fields is not None:
+        fields = {upgrade_name(name): text for name, text in fields.items()}
+    return compare_fields(fields, problems, ours.model)
 
 
 CONFIG = Stage(
     name="config",
     compare=lambda pair: compare_config(pair.reference, pair.model),
     record=lambda pair: fields_of(pair.reference, pair.model),
-    check=lambda recorded, ours: compare_fields(recorded[0], recorded[1], ours.model),
+    check=check_config,
     computes=False,
 )

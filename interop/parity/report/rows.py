@@ -49,7 +49,7 @@ class Exact(Judged):
 class FieldResult(Exact):
     """A field of the config, as both sides have it."""
 
-    path: str  # as in `config.norm_eps`
+    path: str  # as in `config.norms.eps`
     ours: str
     theirs: str
     hint: str | None = None

@@ -35,15 +35,15 @@ class Attention(nnx.Module):
 
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        linear = partial(Linear, config=config, use_bias=config.qkv_bias, rngs=rngs)
+        linear = partial(Linear, config=config, use_bias=config.attention.qkv_bias, rngs=rngs)
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
         self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
-        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attn_out_bias)
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attention.out_bias)
         q_norm = k_norm = None
-        if config.qk_norm == "head":
+        if config.attention.qk_norm == "head":
             q_norm, k_norm = Norm("H", (H,), config), Norm("H", (H,), config)
-        elif config.qk_norm == "full":
+        elif config.attention.qk_norm == "full":
             q_norm, k_norm = Norm("NH", (N, H), config), Norm("KH", (K, H), config)
         self.q_norm, self.k_norm = nnx.data(q_norm), nnx.data(k_norm)
         self.config, self.kind = config, kind
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
         q_BTNH, k_BTKH, v_BTKH = show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
         config, sight = self.config, Sight.of(self.config, self.kind)
-        attend = partial(attention, scale=config.attn_scale, softcap=config.attn_softcap)
+        attend = partial(attention, scale=config.attention.scale, softcap=config.attention.softcap)
         if cache is None:
             out_BTNH = self_attention(
                 *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT),
@@ -89,13 +89,13 @@ class Attention(nnx.Module):
         if rotation is None:
             return x_BTNH
         x_BTNH = apply_rope(x_BTNH, positions_BT, rotation)
-        if self.config.qk_norm == "after_rope":
-            return normalize(x_BTNH, self.config.norm_eps).astype(x_BTNH.dtype)
+        if self.config.attention.qk_norm == "after_rope":
+            return normalize(x_BTNH, self.config.norms.eps).astype(x_BTNH.dtype)
         return x_BTNH
 
     def heat(self, q_BTNH: Array, positions_BT: Array) -> Array:
         """Queries scaled by the temperature of their positions, on layers without RoPE."""
-        temperature = self.config.attn_temperature
+        temperature = self.config.attention.temperature
         if temperature is None or Rotation.of(self.config, self.kind) is not None:
             return q_BTNH
         growth_BT = temperature_growth(temperature, positions_BT)

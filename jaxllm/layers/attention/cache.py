@@ -28,7 +28,7 @@ class KVCache(NamedTuple):
     def empty(cls, config: StackConfig, batch_size: int, length: int) -> Self:
         """A cache of `length` slots for each of `batch_size` rows."""
         shape = (batch_size, length, config.num_kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        return cls(jnp.zeros(shape, config.numerics.dtype), jnp.zeros(shape, config.numerics.dtype))
 
     @property
     def length(self) -> int:
@@ -126,8 +126,8 @@ def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: in
 
     Raises ValueError if tokens see those after them, so that none is ever done with.
     """
-    if not config.causal:
-        raise ValueError(f"a cache with causal={config.causal}: tokens would see those to come")
+    if not config.attention.causal:
+        raise ValueError("a cache with attention.causal=False: tokens would see those to come")
     reach = Sight.of(config, kind).reach
     if reach is None or length <= reach:
         return KVCache.empty(config, batch_size, length)

@@ -46,11 +46,11 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        linear = partial(Linear, config=config, use_bias=config.qkv_bias, rngs=rngs)
+        linear = partial(Linear, config=config, use_bias=config.attention.qkv_bias, rngs=rngs)
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BSD,DKH->BSKH", (D, K, H))
         self.v_proj = linear("BSD,DKH->BSKH", (D, K, H))
-        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attn_out_bias)
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attention.out_bias)
         self.config = config
 
     def remember(self, source: Source) -> Memory:
@@ -71,7 +71,7 @@ class CrossAttention(nnx.Module):
             segment_ids_BT = jnp.ones((B, T), jnp.int32)
         q_BTNH = constrain(self.q_proj(x_BTD), "BTNH")
         (q_BTNH,) = show(self, q=q_BTNH)
-        scale, softcap = self.config.attn_scale, self.config.attn_softcap
+        scale, softcap = self.config.attention.scale, self.config.attention.softcap
         attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
         if is_watched(self):  # nothing can be shown out of what is traced
             S = memory.k_BSKH.shape[1]

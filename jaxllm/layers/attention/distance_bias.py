@@ -15,9 +15,9 @@ from .attention import Bias
 
 def make_bias(config: StackConfig, *, rngs: nnx.Rngs) -> Bias | None:
     """That which the config names, one for all layers; None if scores know no distance."""
-    if config.positions == "alibi":
+    if config.positions.kind == "alibi":
         return Alibi(config)
-    if config.positions == "relative":
+    if config.positions.kind == "relative":
         return RelativeBias(config, rngs=rngs)
     return None
 
@@ -52,7 +52,7 @@ class DistanceBias(nnx.Module):
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         shape = (2 * config.max_len - 1, config.num_heads)
-        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
+        table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
         self.farthest = config.max_len - 1
         self.embedding = nnx.Param(table, dims=".N")
 
@@ -74,10 +74,11 @@ class RelativeBias(nnx.Module):
     """A learned number for each head and each bucket of distances (Raffel et al., 2020)."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
-        assert config.relative is not None, "checked by the config"
-        shape = (config.relative.count, config.num_heads)
-        table = config.init_std * rngs.params.normal(shape, config.param_dtype)
-        self.buckets, self.causal = config.relative, config.causal
+        buckets = config.positions.relative
+        assert buckets is not None, "checked by the config"
+        shape = (buckets.count, config.num_heads)
+        table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
+        self.buckets, self.causal = buckets, config.attention.causal
         self.embedding = nnx.Param(table, dims=".N")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:

@@ -19,9 +19,9 @@ class Sight(NamedTuple):
     def of(cls, config: StackConfig, kind: LayerKind) -> Self:
         """That of a layer of this kind."""
         return cls(
-            causal=config.causal,
-            window=config.window if kind.sees == "window" else None,
-            chunk=config.chunk if kind.sees == "chunk" else None,
+            causal=config.attention.causal,
+            window=config.attention.window if kind.sees == "window" else None,
+            chunk=config.attention.chunk if kind.sees == "chunk" else None,
         )
 
     def mask(self, queries_BT: Array, keys_BS: Array) -> Array:

@@ -32,13 +32,13 @@ class Rotation(NamedTuple):
     @classmethod
     def of(cls, config: StackConfig, kind: LayerKind) -> Self | None:
         """That of a layer of this kind; None if it has no RoPE."""
-        if config.positions != "rope" or kind.rope == "none":
+        if config.positions.kind != "rope" or kind.rope == "none":
             return None
-        theta, scaling = config.rope_theta, config.rope_scaling
+        theta, scaling = config.rope.theta, config.rope.scaling
         if kind.rope == "local":
-            theta, scaling = config.local_rope_theta, None
-        rotated = int(config.head_dim * config.rope_fraction)
-        return cls.scaled(rotated, theta, scaling, config.rope_layout)
+            theta, scaling = config.rope.local_theta, None
+        rotated = int(config.head_dim * config.rope.fraction)
+        return cls.scaled(rotated, theta, scaling, config.rope.layout)
 
     @classmethod
     def scaled(

@@ -61,7 +61,7 @@ class MoE(nnx.Module):
         bias = experts.router_bias
         self.router = Linear("BTD,DE->BTE", (D, E), config=config, use_bias=bias, rngs=rngs)
         into = partial(Projections, "ED,EDF->EF", (E, D, F), config, rngs)
-        self.gate_proj = nnx.data(into() if config.gated_mlp else None)
+        self.gate_proj = nnx.data(into() if config.mlp.gated else None)
         self.up_proj = into()
         self.down_proj = Projections("EF,EFD->ED", (E, F, D), config, rngs)
         shared = experts.shared_mlp_dim
@@ -164,9 +164,9 @@ class MoE(nnx.Module):
 
         up = of("up_proj", rows)
         if parts["gate_proj"] is None:
-            return of("down_proj", activate(self.config.activation, up))
+            return of("down_proj", activate(self.config.mlp.activation, up))
         gate = of("gate_proj", rows)
-        return of("down_proj", activate(self.config.activation, gate) * up)
+        return of("down_proj", activate(self.config.mlp.activation, gate) * up)
 
 
 def overflowing(expert: Array, count: int, capacity: int) -> Array:
@@ -187,10 +187,10 @@ class Projections(nnx.Module):
     ):
         _, dims, bias_dims = equation.replace("->", ",").split(",")
         kernel = draw_kernel(equation, shape, config, rngs)
-        bias = jnp.zeros((shape[0], shape[2]), config.param_dtype)
-        self.dtype = config.dtype
+        bias = jnp.zeros((shape[0], shape[2]), config.numerics.param_dtype)
+        self.dtype = config.numerics.dtype
         self.kernel = nnx.Param(kernel, dims=dims)
-        self.bias = nnx.data(nnx.Param(bias, dims=bias_dims) if config.mlp_bias else None)
+        self.bias = nnx.data(nnx.Param(bias, dims=bias_dims) if config.mlp.bias else None)
 
     def __call__(
         self, rows: Array, counts_E: Array, expert: Array, last: Linear | None = None

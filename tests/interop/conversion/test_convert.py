@@ -94,7 +94,7 @@ def test_another_dtype_is_that_of_loading_in_it(to, dtype, folders, tmp_path):
     convert(folders["hf"], tmp_path / "out", to=to, dtype=dtype)
     save_pretrained(load_pretrained(folders["hf"], dtype=dtype), tmp_path / "saved", format=to)
     assert bits(tmp_path / "out") == bits(tmp_path / "saved")
-    assert load_pretrained(tmp_path / "out").config.param_dtype == dtype
+    assert load_pretrained(tmp_path / "out").config.numerics.param_dtype == dtype
 
 
 @pytest.mark.parametrize("max_ram", [64, 10_000, "256MiB"])
@@ -378,7 +378,7 @@ def large(tmp_path_factory) -> Path:
         random_model().config,
         **{"vocab_size": 4096, "embed_dim": 2048, "num_heads": 16, "num_kv_heads": 4},
         **{"head_dim": 128, "mlp_dim": 8192, "num_layers": 4},
-        **{"dtype": "bfloat16", "param_dtype": "bfloat16"},
+        **{"numerics.dtype": "bfloat16", "numerics.param_dtype": "bfloat16"},
     )
     folder = tmp_path_factory.mktemp("large") / "llama"
     folder.mkdir()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY, random_model
 
 from jaxllm.cli import main
+from jaxllm.config import HeadConfig
 from jaxllm.interop import CheckpointError, inspect, load_pretrained, save_pretrained
 
 NAME = "model.safetensors"
@@ -24,7 +25,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         found[form] = tmp_path_factory.mktemp(form) / form
         save_pretrained(random_model(head_dim=8), found[form], format=form)
     found["tied"] = tmp_path_factory.mktemp("tied") / "tied"
-    save_pretrained(random_model(head_dim=8, tie_embeddings=True), found["tied"])
+    save_pretrained(random_model(head_dim=8, head=HeadConfig(tied=True)), found["tied"])
     return found
 
 

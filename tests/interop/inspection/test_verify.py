@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import random_model
 
 from jaxllm.cli import main
+from jaxllm.config import HeadConfig, NumericsConfig
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained, verify
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.pytorch import torch_zip
@@ -26,7 +27,9 @@ from jaxllm.params import named_parameters, with_arrays
 def folders(tmp_path_factory) -> dict[str, Path]:
     """One model, in every format, in bfloat16."""
     found = {}
-    model = random_model(head_dim=8, param_dtype="bfloat16", dtype="bfloat16")
+    model = random_model(
+        head_dim=8, numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16")
+    )
     for form in ("hf", "meta", "tlama", "native"):
         found[form] = tmp_path_factory.mktemp(form) / form
         save_pretrained(model, found[form], format=form)
@@ -95,7 +98,7 @@ def test_bits_are_counted_one_by_one(folders, tmp_path):
 
 
 def test_tied_ignored_and_additional_tensors(tmp_path):
-    model = random_model(head_dim=8, tie_embeddings=True)
+    model = random_model(head_dim=8, head=HeadConfig(tied=True))
     save_pretrained(model, tmp_path / "tied")
     file = tmp_path / "tied" / "model.safetensors"
     tensors = load_file(file)
@@ -120,7 +123,7 @@ def test_tied_ignored_and_additional_tensors(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_numbers_that_are_not_finite_are_counted(dtype, tmp_path):
-    model = random_model(head_dim=8, param_dtype=dtype, dtype=dtype)
+    model = random_model(head_dim=8, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
     arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
     scale = arrays["final_norm.scale"]
     arrays["final_norm.scale"] = scale.at[:3].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf], dtype))

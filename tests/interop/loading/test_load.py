@@ -37,8 +37,8 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
     folders: dict[str, Path] = {}
     cases = {
         "untied": {},
-        "tied": {"tie_embeddings": True},
-        "bfloat16": {"param_dtype": "bfloat16", "dtype": "bfloat16"},
+        "tied": {"head.tied": True},
+        "bfloat16": {"numerics.param_dtype": "bfloat16", "numerics.dtype": "bfloat16"},
     }
 
     def save(case: str) -> Path:
@@ -291,7 +291,7 @@ def test_any_size_gives_the_same_bits(saved, llama, max_ram):
 def test_a_cast_rounds_each_number_once(saved, case, dtype, max_ram):
     stored = named_parameters(load_pretrained(saved(case)))
     model = load_pretrained(saved(case), mesh=mesh(), dtype=dtype, max_ram=max_ram)
-    assert model.config.param_dtype == model.config.dtype == dtype
+    assert model.config.numerics.param_dtype == model.config.numerics.dtype == dtype
     for name, variable in named_parameters(model).items():
         expected = np.asarray(stored[name].get_value()).astype(ml_dtypes.finfo(dtype).dtype)
         assert np.asarray(variable.get_value()).tobytes() == expected.tobytes(), name

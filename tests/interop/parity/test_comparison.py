@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxllm.config import with_fields
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare as compare_all
 from jaxllm.layers.attention import attention
@@ -64,7 +65,7 @@ def test_the_other_rope_layout_passes(make_llama, convert, tokens):
     arrays = parameters(model)
     rotated = [name for name in arrays if "q_proj" in name or "k_proj" in name]
     arrays |= {name: interleave(arrays[name]) for name in rotated}
-    config = dataclasses.replace(model.config, rope_layout="interleaved")
+    config = with_fields(model.config, {"rope.layout": "interleaved"})
     report = compare(llama, with_arrays(build_abstract(config), arrays), tokens)
     assert report.ok, report.first_divergence
 
@@ -92,13 +93,11 @@ def swap(one: str, other: str):
     return bug
 
 
-def configure(**changes):
+def configure(changes):
     """A bug: the weights are right, but a field of the config is wrong."""
 
     def bug(model):
-        return with_arrays(
-            build_abstract(dataclasses.replace(model.config, **changes)), parameters(model)
-        )
+        return with_arrays(build_abstract(with_fields(model.config, changes)), parameters(model))
 
     return bug
 
@@ -107,7 +106,7 @@ def tie(model):
     """A bug: the head is taken from the embeddings though it has weights of its own."""
     arrays = parameters(model)
     del arrays["lm_head.kernel"]
-    config = dataclasses.replace(model.config, tie_embeddings=True)
+    config = with_fields(model.config, {"head.tied": True})
     return with_arrays(build_abstract(config), arrays)
 
 
@@ -144,7 +143,7 @@ def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong, hint):
 
 def test_wrong_frequencies_hide_in_the_first_tokens(pair, tokens):
     llama, model = pair
-    buckets = compare(llama, configure(rope_theta=10200.0)(model), tokens).buckets
+    buckets = compare(llama, configure({"rope.theta": 10200.0})(model), tokens).buckets
     assert [bucket.start for bucket in buckets] == [0, 4, 32, 128]
     assert [bucket.tokens for bucket in buckets] == [8, 56, 192, 384]
     assert buckets[0].kl_max < buckets[1].kl_max / 10 < buckets[-1].kl_max / 10
@@ -209,7 +208,7 @@ def test_what_cannot_be_compared_is_refused(make_llama, convert, tokens):
     with pytest.raises(ValueError, match="from 0 to 96 are not in the vocabulary of 96"):
         compare(llama, model, np.arange(97)[None])
     with pytest.raises(ValueError, match="dtype='bfloat16' of the model"):
-        compare(llama, configure(dtype="bfloat16")(model), tokens)
+        compare(llama, configure({"numerics.dtype": "bfloat16"})(model), tokens)
     with pytest.raises(ValueError, match=r"torch.bfloat16; parity is judged in float32"):
         compare(make_llama().bfloat16(), model, tokens)
 
@@ -228,7 +227,7 @@ def test_a_step_is_judged_by_itself(pair, tokens):
 
 def test_two_bugs_are_both_wrong_by_themselves(pair, tokens):
     llama, model = pair
-    broken = configure(rope_theta=10200.0)(model)
+    broken = configure({"rope.theta": 10200.0})(model)
     wrong = {tap.path for tap in compare(llama, broken, tokens).taps if tap.is_wrong_itself}
     assert wrong == {f"layers.{i}.attn.{name}" for i in range(3) for name in "qk"}
 

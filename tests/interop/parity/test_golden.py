@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxllm.cli import main
+from jaxllm.config import MOVED
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
-from jaxllm.interop.parity.recording.pack import read_pack
+from jaxllm.interop.parity.recording.pack import read_pack, write_pack
 from jaxllm.train import make_mesh
 
 LENGTH = 300
@@ -124,13 +125,24 @@ def test_what_a_damaged_weight_does_is_found_on_few_numbers(pack, whole, copy):
     assert not report.verdicts["gradients"]
 
 
+def test_a_pack_that_was_recorded_with_old_names_of_fields_passes(pack, llama, tmp_path):
+    data, old = read_pack(pack), {new: old for old, new in MOVED.items()}
+    fields, problems = data["config"]
+    assert "norms.eps" in fields
+    data["config"] = [{old.get(name, name): text for name, text in fields.items()}, problems]
+    write_pack(data, tmp_path / "pack")
+    report = check_pack(tmp_path / "pack", llama, levels=("config",))
+    assert report.ok, report.first_divergence
+    assert len(report.config) == len(fields)
+
+
 def test_a_wrong_field_of_the_config_is_named(pack, copy):
     def theta(config):
         config["rope_parameters"]["rope_theta"] *= 1.02
 
     change_config(copy, theta)
     report = check_pack(pack, copy, levels=("config", "layers"))
-    assert [row.path for row in report.config if not row.ok] == ["config.rope_theta"]
+    assert [row.path for row in report.config if not row.ok] == ["config.rope.theta"]
     # That shows at late positions, which are among the few.
     assert report.verdicts == {"config": False, "layers": False}
     assert report.rows["layers"][0].ok

@@ -109,7 +109,7 @@ def attentions_of(model):
     for prefix, stack in stacks.items():
         for i in range(stack.num_layers):
             yield f"{prefix}layers.{i}.attn"
-            if stack.cross_attention:
+            if stack.attention.cross:
                 yield f"{prefix}layers.{i}.cross_attn"
 
 

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 from tiny import random_model
 
+from jaxllm.config import RopeConfig
 from jaxllm.generation import Sampling, generate
 from jaxllm.generation.decode import _decode
 from jaxllm.models import with_scanned_layers
@@ -29,7 +30,7 @@ def greedy_by_hand(model, prompt: list[int], new: int) -> list[int]:
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("rope_layout", ["half", "interleaved"])
 def test_greedy_equals_a_full_forward_pass_for_each_token(scan_layers, rope_layout):
-    model = random_model(scan_layers=scan_layers, rope_layout=rope_layout)
+    model = random_model(scan_layers=scan_layers, rope=RopeConfig(layout=rope_layout))
     assert generate(model, PROMPTS, 12) == [greedy_by_hand(model, p, 12) for p in PROMPTS]
 
 

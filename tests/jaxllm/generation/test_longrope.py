@@ -14,7 +14,7 @@ from hf_cases import CASES
 from tiny import random_model
 from transformers import AutoModelForCausalLM
 
-from jaxllm.config import LayerKind, RopeScaling
+from jaxllm.config import AttentionConfig, LayerKind, RopeConfig, RopeScaling
 from jaxllm.generation import beam_search, generate
 from jaxllm.generation.decode import _decode
 from jaxllm.interop import load_pretrained
@@ -86,7 +86,11 @@ def test_layers_that_forget_read_again_what_they_see():
         long_factor=tuple(1 + 20 * RNG.random(8)),
     )
     pattern = (LayerKind(sees="window"), LayerKind(), LayerKind(sees="chunk"))
-    model = random_model(rope_scaling=scaling, pattern=pattern, window=7, chunk=6)
+    model = random_model(
+        rope=RopeConfig(scaling=scaling),
+        pattern=pattern,
+        attention=AttentionConfig(window=7, chunk=6),
+    )
 
     @jax.jit
     def forward(tokens, length):

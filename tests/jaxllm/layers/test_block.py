@@ -1,6 +1,5 @@
 """A stack of blocks computes the same however it is stored, scanned or recomputed."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.config import AttentionConfig, MlpConfig, NumericsConfig, with_fields
 from jaxllm.layers.attention.cache import KVCache
 from jaxllm.layers.stack import apply_layers, restack
 
@@ -21,7 +21,9 @@ SEGMENTS = jnp.asarray([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2])
 
 @pytest.fixture(scope="module")
 def stacked():
-    return random_model(qkv_bias=True, attn_out_bias=True, mlp_bias=True).layers
+    return random_model(
+        attention=AttentionConfig(qkv_bias=True, out_bias=True), mlp=MlpConfig(bias=True)
+    ).layers
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_stack_is_the_inverse_of_unstacked(stacked, listed):
 
 
 def test_stacking_keeps_letters_and_dtypes():
-    model = random_model(param_dtype="bfloat16")
+    model = random_model(numerics=NumericsConfig(param_dtype="bfloat16"))
     listed = unstacked(model.layers)
     for state in (nnx.state(listed["0"]), nnx.state(stacked_again(listed))):
         for _, variable in nnx.to_flat_state(state):
@@ -156,7 +158,7 @@ def test_caches_are_stacked_or_listed_as_the_blocks_are(stacked, listed):
 
 
 def test_low_precision_keeps_its_dtype_through_the_stack():
-    model = random_model(dtype="bfloat16")
+    model = random_model(numerics=NumericsConfig(dtype="bfloat16"))
     low, _ = jax.jit(apply)(model.layers, jnp.asarray(X_BTD, jnp.bfloat16))
     exact, _ = jax.jit(apply)(random_model().layers, X_BTD)
     assert low.dtype == jnp.bfloat16
@@ -165,6 +167,8 @@ def test_low_precision_keeps_its_dtype_through_the_stack():
 
 def test_the_config_is_all_that_a_block_knows(listed):
     assert (
-        dataclasses.replace(TINY, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
+        with_fields(
+            TINY, {"attention.qkv_bias": True, "attention.out_bias": True, "mlp.bias": True}
+        )
         == listed["0"].attn.config
     )

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from tiny import TINY, random_model, random_of, relative_l2
 
-from jaxllm.config import DecoderConfig, EncoderDecoderConfig, Experts, LayerKind, StackConfig
+from jaxllm.config import (
+    EncoderDecoderConfig,
+    Experts,
+    LayerKind,
+    NormConfig,
+    StackConfig,
+    with_fields,
+)
 from jaxllm.layers.dropout import drop, layer_keys, subkeys
 from jaxllm.models import with_scanned_layers
 
@@ -18,8 +25,8 @@ TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 9))
 KEY = jax.random.key(5)
 STACK = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(StackConfig)}
 ENCODER_DECODER = EncoderDecoderConfig(
-    encoder=StackConfig(**{**STACK, "causal": False, "dropout": RATE}),
-    decoder=DecoderConfig(**{**STACK, "cross_attention": True, "dropout": RATE}, vocab_size=96),
+    encoder=with_fields(StackConfig(**STACK), {"attention.causal": False}, dropout=RATE),
+    decoder=with_fields(TINY, {"attention.cross": True}, dropout=RATE),
 )
 
 
@@ -49,7 +56,7 @@ def test_keys_are_of_the_layer_not_of_its_stack():
 @pytest.mark.parametrize("placement", ["pre", "post", "output", "sandwich", "parallel"])
 def test_what_is_added_to_the_residual_stream_is_dropped(placement):
     """Written out: the masks of each sublayer's own key, on what the sublayer adds."""
-    model = random_model(num_layers=1, dropout=RATE, norm_placement=placement)
+    model = random_model(num_layers=1, dropout=RATE, norms=NormConfig(placement=placement))
     block, x = model.layers["0"], jnp.asarray(np.random.default_rng(1).standard_normal((2, 9, 32)))
     x = x.astype(jnp.float32)
     at = jnp.arange(9)[None]
@@ -77,7 +84,7 @@ def test_what_is_added_to_the_residual_stream_is_dropped(placement):
 
 def test_embeddings_are_dropped():
     """No layer adds anything: what is left are the embeddings."""
-    model = random_model(num_layers=1, dropout=RATE, final_norm=False)
+    model = random_model(num_layers=1, dropout=RATE, norms=NormConfig(final=False))
     for projection in (model.layers["0"].attn.o_proj, model.layers["0"].mlp.down_proj):
         projection.kernel.set_value(jnp.zeros_like(projection.kernel.get_value()))
     plain = np.asarray(model.enter(TOKENS))

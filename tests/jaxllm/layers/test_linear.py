@@ -1,7 +1,5 @@
 """Projections and the embedding: what the equations say, in which precision, on which devices."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.config import NumericsConfig, with_fields
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.sharding import sharding
 
@@ -30,12 +29,12 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 def linear(equation: str, shape: tuple[int, ...], *, use_bias: bool, **changes) -> Linear:
     """A projection with random kernel and bias."""
-    config = dataclasses.replace(TINY, **changes)
+    config = with_fields(TINY, **changes)
     made = Linear(equation, shape, config=config, use_bias=use_bias, rngs=nnx.Rngs(0))
-    made.kernel.set_value(jnp.asarray(draw(*shape, seed=1), config.param_dtype))
+    made.kernel.set_value(jnp.asarray(draw(*shape, seed=1), config.numerics.param_dtype))
     if use_bias:
         bias = draw(*made.bias.get_value().shape, seed=2)
-        made.bias.set_value(jnp.asarray(bias, config.param_dtype))
+        made.bias.set_value(jnp.asarray(bias, config.numerics.param_dtype))
     return made
 
 
@@ -92,7 +91,12 @@ def test_gradients_of_a_tied_head_are_those_of_torch():
 def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_the_activations_dtype():
     """Sums over many tokens keep their float32, of which bfloat16 would drop 16 bits."""
     graphdef, state = nnx.split(
-        linear("BTD,DF->BTF", (12, 7), use_bias=False, dtype="bfloat16", param_dtype="float32")
+        linear(
+            "BTD,DF->BTF",
+            (12, 7),
+            use_bias=False,
+            numerics=NumericsConfig(dtype="bfloat16", param_dtype="float32"),
+        )
     )
     x = jnp.asarray(draw(4, 64, 12), jnp.bfloat16)
 
@@ -107,7 +111,7 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_the_activations_dtyp
 
 
 def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
-    config = dataclasses.replace(TINY, init_std=0.37)
+    config = with_fields(TINY, {"init.std": 0.37})
     layer = Linear("BTD,DF->BTF", (64, 200), config=config, use_bias=True, rngs=nnx.Rngs(0))
     assert np.std(layer.kernel[...]) == pytest.approx(0.37, rel=0.02)
     assert (layer.bias[...] == 0).all()
@@ -126,7 +130,7 @@ def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
 )
 def test_xavier_kernels_are_uniform_as_those_of_pytorch(equation, shape, fans):
     """Beside an `nn.Linear` of the same fans: its bound, its deviation; biases are zero."""
-    config = dataclasses.replace(TINY, init="xavier", init_std=0.37)
+    config = with_fields(TINY, {"init.kind": "xavier", "init.std": 0.37})
     layer = Linear(equation, shape, config=config, use_bias=True, rngs=nnx.Rngs(0))
     theirs = torch.empty(fans[1], fans[0])
     torch.nn.init.xavier_uniform_(theirs, generator=torch.Generator().manual_seed(0))
@@ -140,7 +144,10 @@ def test_xavier_kernels_are_uniform_as_those_of_pytorch(equation, shape, fans):
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_low_precision_accumulates_in_float32(param_dtype):
     layer = linear(
-        "BTD,DF->BTF", (256, 7), use_bias=True, dtype="bfloat16", param_dtype=param_dtype
+        "BTD,DF->BTF",
+        (256, 7),
+        use_bias=True,
+        numerics=NumericsConfig(dtype="bfloat16", param_dtype=param_dtype),
     )
     x = jnp.asarray(draw(2, 5, 256), jnp.bfloat16)
     kernel = np.asarray(layer.kernel[...].astype(jnp.bfloat16), np.float64)
@@ -162,7 +169,7 @@ def test_an_embedding_looks_up_rows_and_attends_by_them():
 
 
 def test_an_embedding_in_low_precision():
-    embed = random_model(dtype="bfloat16").embed
+    embed = random_model(numerics=NumericsConfig(dtype="bfloat16")).embed
     table, tokens = embed.embedding[...], np.array([[3, 95, 0]])
     assert table.dtype == jnp.float32
     np.testing.assert_array_equal(embed(tokens), table[tokens].astype(jnp.bfloat16))

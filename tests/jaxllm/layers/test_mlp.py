@@ -9,6 +9,8 @@ from flax import nnx
 from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import silu
 
+from jaxllm.config import MlpConfig, NumericsConfig
+
 TOLERANCE = 2e-6  # relative L2, float32
 
 
@@ -30,7 +32,7 @@ def tensors(state: nnx.State) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_gradients_are_those_of_torch(bias):
-    graphdef, state = nnx.split(mlp_of(mlp_bias=bias))
+    graphdef, state = nnx.split(mlp_of(mlp=MlpConfig(bias=bias)))
     x = np.random.default_rng(1).standard_normal((2, 7, TINY.embed_dim)).astype(np.float32)
     weight = np.random.default_rng(2).standard_normal(x.shape).astype(np.float32)
 
@@ -62,6 +64,8 @@ def test_each_position_is_on_its_own():
 
 def test_bfloat16_in_and_out_is_near_float32():
     x_BTD = jnp.asarray(np.random.default_rng(1).standard_normal((2, 7, TINY.embed_dim)))
-    low = mlp_of(dtype="bfloat16", mlp_bias=True)(x_BTD.astype(jnp.bfloat16))
+    low = mlp_of(numerics=NumericsConfig(dtype="bfloat16"), mlp=MlpConfig(bias=True))(
+        x_BTD.astype(jnp.bfloat16)
+    )
     assert low.dtype == jnp.bfloat16
-    assert relative_l2(low, mlp_of(mlp_bias=True)(x_BTD)) < 2e-2
+    assert relative_l2(low, mlp_of(mlp=MlpConfig(bias=True))(x_BTD)) < 2e-2

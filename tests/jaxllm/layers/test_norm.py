@@ -1,7 +1,5 @@
 """RMSNorm: the formula in float64, the order of casts of the PyTorch original, and its limits."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,13 +10,14 @@ from flax import nnx
 from tiny import TINY, relative_l2
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from jaxllm.config import NormConfig, NumericsConfig, with_fields
 from jaxllm.layers.norm import Norm
 
 TOLERANCE = 1e-6  # relative L2, float32
 
 
 def norm_of(scale: np.ndarray, **changes) -> Norm:
-    norm = Norm("D", scale.shape, dataclasses.replace(TINY, **changes))
+    norm = Norm("D", scale.shape, with_fields(TINY, **changes))
     norm.scale.set_value(jnp.asarray(scale, norm.scale.get_value().dtype))
     return norm
 
@@ -32,7 +31,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 def test_the_formula(width, magnitude):
     x_BTD, scale = magnitude * draw(0, 2, 7, width) + magnitude, draw(1, width) + 1
     x = x_BTD.astype(np.float64)
-    rms = np.sqrt((x**2).mean(-1, keepdims=True) + TINY.norm_eps)
+    rms = np.sqrt((x**2).mean(-1, keepdims=True) + TINY.norms.eps)
     assert relative_l2(norm_of(scale)(x_BTD), x / rms * scale) < TOLERANCE
 
 
@@ -41,7 +40,7 @@ def test_eps_is_inside_the_root_and_is_the_config_s():
     x_BTD = np.full((1, 1, 2), 1e-3, np.float32)
     for eps in (1e-6, 1e-2):
         expected = 1e-3 / np.sqrt(1e-6 + eps) * scale
-        out = norm_of(scale, norm_eps=eps)(x_BTD)
+        out = norm_of(scale, norms=NormConfig(eps=eps))(x_BTD)
         assert relative_l2(out, expected[None, None]) < TOLERANCE
 
 
@@ -50,13 +49,13 @@ def test_in_low_precision_the_casts_are_those_of_transformers(name):
     """Normalised in float32, cast, then scaled: another order rounds otherwise."""
     dtype = np.dtype(name) if name == "float16" else np.dtype(ml_dtypes.bfloat16)
     x, scale = draw(0, 4, 64, 128).astype(dtype), (draw(1, 128) + 1).astype(dtype)
-    original = LlamaRMSNorm(128, eps=TINY.norm_eps)
+    original = LlamaRMSNorm(128, eps=TINY.norms.eps)
     original.weight = torch.nn.Parameter(
         torch.tensor(scale.astype(np.float32), dtype=getattr(torch, name))
     )
     with torch.no_grad():
         theirs = original(torch.tensor(x.astype(np.float32), dtype=getattr(torch, name)))
-    ours = norm_of(scale, param_dtype=name)(jnp.asarray(x))
+    ours = norm_of(scale, numerics=NumericsConfig(param_dtype=name))(jnp.asarray(x))
     assert ours.dtype == dtype
     ours, theirs = np.asarray(ours, np.float32), theirs.float().numpy()
     # Their float32 roots may differ in the last bit, which rarely decides how a number is rounded.
@@ -68,7 +67,7 @@ def test_in_low_precision_the_casts_are_those_of_transformers(name):
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_squares_do_not_overflow(name):
     x_BTD = jnp.full((1, 2, 64), 6e4, name)
-    out = norm_of(np.ones(64), param_dtype=name)(x_BTD)
+    out = norm_of(np.ones(64), numerics=NumericsConfig(param_dtype=name))(x_BTD)
     np.testing.assert_allclose(np.asarray(out, np.float32), 1, rtol=1e-2)
 
 
@@ -86,7 +85,7 @@ def test_gradients_are_those_of_torch():
     ours = jax.grad(lambda s, x: (nnx.merge(graphdef, s)(x) * weight).sum(), argnums=(0, 1))(
         state, jnp.asarray(x_BTD)
     )
-    theirs = LlamaRMSNorm(24, eps=TINY.norm_eps)
+    theirs = LlamaRMSNorm(24, eps=TINY.norms.eps)
     theirs.weight = torch.nn.Parameter(torch.tensor(scale))
     x = torch.tensor(x_BTD, requires_grad=True)
     (theirs(x) * torch.tensor(weight)).sum().backward()

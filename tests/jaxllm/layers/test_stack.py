@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import Experts, LayerKind
+from jaxllm.config import AttentionConfig, Experts, LayerKind, RopeConfig
 from jaxllm.layers.stack import Run, apply_layers, held, labels, make_layers, restack, runs
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters
@@ -164,7 +164,11 @@ PATTERN = (
 @pytest.mark.parametrize("num_layers", [4, 6, 8, 11])
 def test_a_model_of_many_kinds_is_the_same_scanned_or_listed(num_layers):
     model = random_model(
-        num_layers=num_layers, pattern=PATTERN, window=5, experts=EXPERTS, local_rope_theta=100.0
+        num_layers=num_layers,
+        pattern=PATTERN,
+        attention=AttentionConfig(window=5),
+        experts=EXPERTS,
+        rope=RopeConfig(local_theta=100.0),
     )
     listed = with_scanned_layers(model, False)
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 12))
@@ -179,7 +183,7 @@ def test_a_model_of_many_kinds_is_the_same_scanned_or_listed(num_layers):
 def test_each_kind_of_a_pattern_matters():
     """No layer of the model is of another kind than its own."""
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, 12))
-    changes = {"num_layers": 6, "window": 5, "local_rope_theta": 100.0}
+    changes = {"num_layers": 6, "attention.window": 5, "rope.local_theta": 100.0}
     kinds = tuple(dataclasses.replace(kind, mlp="dense") for kind in PATTERN)
 
     def logits(pattern):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import random_model
 
+from jaxllm.config import PositionConfig
 from jaxllm.layers.attention import attention
 from jaxllm.layers.trace import LISTENER
 
@@ -15,7 +16,7 @@ T = 300  # three blocks of queries
 @pytest.fixture(scope="module", params=["rope", "alibi"])
 def layer(request):
     """An attention with random weights, and how it is called."""
-    model = random_model(scan_layers=False, positions=request.param)
+    model = random_model(scan_layers=False, positions=PositionConfig(kind=request.param))
     x_BTD = jax.random.normal(jax.random.key(0), (2, T, model.config.embed_dim))
     return model.layers["0"].attn, (x_BTD, jnp.arange(T)[None], None, None, model.position_bias)
 

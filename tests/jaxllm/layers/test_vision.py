@@ -154,21 +154,6 @@ def test_the_config_goes_through_plain_data():
     assert hash(config) != hash(TINY)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"image_size": 20}, "image_size=20 is not a multiple of patch_size=2 times shuffle=3"),
-        ({"num_heads": 3}, "embed_dim=32 is not num_heads=3 heads"),
-        ({"embed_dim": 8}, "embed_dim=8 is not num_heads=4 heads"),
-        ({"num_layers": 0}, "Vision.num_layers=0"),
-        ({"norm_eps": 0.0}, "Vision.norm_eps=0.0"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        dataclasses.replace(VISION, **changes)
-
-
 def test_images_of_another_size_are_refused(model, tokens):
     with pytest.raises(ValueError, match=r"\(3, 24, 12\), not \(3, 24, 24\)"):
         model.see(IMAGES[..., :12], tokens)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import Experts, LayerKind, Temperature
+from jaxllm.config import AttentionConfig, Experts, LayerKind, Temperature
 from jaxllm.models import with_scanned_layers
 
 TOLERANCE = 3e-6  # relative L2 of logits, float32
@@ -19,9 +19,9 @@ def model():
     return random_model(
         num_layers=4,
         pattern=(LOCAL, GLOBAL),
-        chunk=CHUNK,
-        qk_norm="after_rope",
-        attn_temperature=Temperature(scale=0.5, floor_scale=5.0),
+        attention=AttentionConfig(
+            chunk=CHUNK, qk_norm="after_rope", temperature=Temperature(scale=0.5, floor_scale=5.0)
+        ),
         experts=Experts(num_experts=5, top_k=2, mlp_dim=24, scores="sigmoid", scale="input"),
     )
 
@@ -74,7 +74,11 @@ def test_prompts_that_end_around_every_boundary_are_continued_as_in_one_pass(mod
 def test_positions_matter_to_layers_without_rope_by_the_temperature_alone(model, tokens):
     """RoPE does not mind where a text begins; the temperature does."""
     first, shifted = np.arange(CHUNK)[None], np.arange(CHUNK, 2 * CHUNK)[None]
-    cold = random_model(num_layers=2, pattern=(LOCAL, LayerKind(rope="none")), chunk=CHUNK)
+    cold = random_model(
+        num_layers=2,
+        pattern=(LOCAL, LayerKind(rope="none")),
+        attention=AttentionConfig(chunk=CHUNK),
+    )
     short = tokens[:, :CHUNK]
     at = [[logits_of(m, short, where) for where in (first, shifted)] for m in (model, cold)]
     assert relative_l2(*at[0]) > 1e-3
@@ -82,8 +86,12 @@ def test_positions_matter_to_layers_without_rope_by_the_temperature_alone(model,
 
 
 def test_a_token_of_another_chunk_is_seen_by_layers_without_rope_alone(tokens):
-    local = random_model(num_layers=3, pattern=(LOCAL,), chunk=CHUNK)
-    both = random_model(num_layers=3, pattern=(LOCAL, LayerKind(rope="none")), chunk=CHUNK)
+    local = random_model(num_layers=3, pattern=(LOCAL,), attention=AttentionConfig(chunk=CHUNK))
+    both = random_model(
+        num_layers=3,
+        pattern=(LOCAL, LayerKind(rope="none")),
+        attention=AttentionConfig(chunk=CHUNK),
+    )
     changed = tokens.copy()
     changed[:, 2] = (changed[:, 2] + 1) % TINY.vocab_size
     for model, is_seen in ((local, False), (both, True)):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import AttentionConfig, DecoderConfig, HeadConfig, NumericsConfig, with_fields
 from jaxllm.models import build, build_abstract, with_scanned_layers
 from jaxllm.params import count, named_parameters
 
@@ -25,8 +25,7 @@ LLAMA_70B = DecoderConfig(
     num_kv_heads=8,
     head_dim=128,
     mlp_dim=28672,
-    param_dtype="bfloat16",
-    dtype="bfloat16",
+    numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16"),
 )
 
 
@@ -134,7 +133,7 @@ def test_segments_in_a_cache_are_refused(model):
 
 
 def test_a_tied_head_is_the_embedding():
-    tied = random_model(tie_embeddings=True)
+    tied = random_model(head=HeadConfig(tied=True))
     assert "lm_head.kernel" not in named_parameters(tied)
     tokens = draw_tokens(2, 9)
     x_BTD, _, _ = tied.hidden(tokens)
@@ -152,18 +151,20 @@ def test_an_untied_head_is_its_own(model):
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_float32_and_not_rounded(tied):
     """A bfloat16 logit has 8 bits: a step of 0.06 at 10 nats."""
-    model = random_model(dtype="bfloat16", tie_embeddings=tied)
+    model = random_model(numerics=NumericsConfig(dtype="bfloat16"), head=HeadConfig(tied=tied))
     out = jax.jit(lambda model, tokens: model(tokens))(model, draw_tokens(2, 9))
     assert out.logits.dtype == jnp.float32
     assert (out.logits != out.logits.astype(jnp.bfloat16)).mean() > 0.9
     assert out.aux_loss == 0
-    exact = logits_of(random_model(tie_embeddings=tied), draw_tokens(2, 9))
+    exact = logits_of(random_model(head=HeadConfig(tied=tied)), draw_tokens(2, 9))
     assert relative_l2(out.logits, exact) < 5e-2
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_scanned_is_one_by_one(tied):
-    scanned = random_model(tie_embeddings=tied, qkv_bias=True, attn_out_bias=True)
+    scanned = random_model(
+        head=HeadConfig(tied=tied), attention=AttentionConfig(qkv_bias=True, out_bias=True)
+    )
     listed = with_scanned_layers(scanned, False)
     tokens = draw_tokens(2, 11)
     assert relative_l2(logits_of(listed, tokens), logits_of(scanned, tokens)) < TOLERANCE
@@ -198,7 +199,9 @@ def test_seventy_billion_parameters_take_no_memory():
 
 def test_it_works_in_tree_mode():
     """The announced default of Flax: modules are trees, without shared references."""
-    config = dataclasses.replace(TINY, num_layers=2, qkv_bias=True, attn_out_bias=True)
+    config = with_fields(
+        TINY, {"attention.qkv_bias": True, "attention.out_bias": True}, num_layers=2
+    )
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         model = build(config, rngs=nnx.Rngs(0))
         nnx.check_pytree(model)
@@ -221,7 +224,7 @@ def test_it_works_in_tree_mode():
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_is_a_pytree_with_nothing_hidden_in_it(scan, tied):
-    model = build_abstract(dataclasses.replace(TINY, scan_layers=scan, tie_embeddings=tied))
+    model = build_abstract(with_fields(TINY, {"head.tied": tied}, scan_layers=scan))
     nnx.check_pytree(model)
     assert all(type(v) is nnx.Param for v in named_parameters(model).values())
     leaves = jax.tree.leaves(model)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from tiny import TINY, random_of, relative_l2
 
-from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig, from_dict, to_dict
+from jaxllm.config import (
+    EncoderDecoderConfig,
+    PositionConfig,
+    RelativeBuckets,
+    StackConfig,
+    from_dict,
+    to_dict,
+    with_fields,
+)
 from jaxllm.generation import generate
 from jaxllm.params import describe, from_description, named_parameters, split, stacks
 
@@ -18,14 +26,17 @@ SRC, TGT = TOKENS.integers(0, 96, (2, 11)), TOKENS.integers(0, 96, (2, 9))
 
 def config_of(encoder: dict | None = None, decoder: dict | None = None, **changes):
     """A tiny config: relative biases and post-norm, four layers and three."""
-    shared = {"positions": "relative", "relative": RelativeBuckets(count=8, max_distance=20)}
-    shared |= {"norm": "layer", "norm_placement": "post", "embed_norm": True}
+    buckets = RelativeBuckets(count=8, max_distance=20)
+    shared = {"positions": PositionConfig(kind="relative", relative=buckets)}
+    shared |= {"norms.kind": "layer", "norms.placement": "post", "norms.embed": True}
     names = {field.name for field in dataclasses.fields(StackConfig)}
     sizes = {name: value for name, value in vars(TINY).items() if name in names}
-    one = {**sizes, **shared, "num_layers": 4, "causal": False, **(encoder or {})}
-    other = {**shared, "cross_attention": True, **(decoder or {})}
+    one = {**shared, "num_layers": 4, "attention.causal": False, **(encoder or {})}
+    other = {**shared, "attention.cross": True, **(decoder or {})}
     return EncoderDecoderConfig(
-        encoder=StackConfig(**one), decoder=dataclasses.replace(TINY, **other), **changes
+        encoder=with_fields(StackConfig(**sizes), one),
+        decoder=with_fields(TINY, other),
+        **changes,
     )
 
 
@@ -135,14 +146,15 @@ def test_a_decoder_needs_a_source(model):
 
 def test_descriptions_and_plain_data_come_back(model):
     assert from_dict(to_dict(model.config)) == model.config
-    assert from_description(describe(model), dtype="bfloat16").config.encoder.dtype == "bfloat16"
+    read = from_description(describe(model), {"numerics.dtype": "bfloat16"})
+    assert read.config.encoder.numerics.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
     ("encoder", "decoder", "changes", "message"),
     [
-        ({"causal": True}, {}, {}, "encoder.causal=True and decoder.causal=True"),
-        ({}, {"cross_attention": False}, {}, "decoder.cross_attention=False"),
+        ({"attention.causal": True}, {}, {}, "encoder.attention.causal=True and decoder"),
+        ({}, {"attention.cross": False}, {}, "decoder.attention.cross=False"),
         ({"embed_dim": 16}, {}, {}, "embed_dim is 16 in the encoder, 32 in the decoder"),
         ({"embed_scale": 2.0}, {}, {}, "embed_scale is 2.0 in the encoder, 1.0 in the decoder"),
         ({}, {}, {"source_vocab_size": 0}, "source_vocab_size=0 is less than 1"),

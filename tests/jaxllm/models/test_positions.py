@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 from tiny import TINY, random_model, random_of, relative_l2
 
-from jaxllm.config import DecoderConfig, EncoderDecoderConfig, RelativeBuckets, StackConfig
+from jaxllm.config import (
+    EncoderDecoderConfig,
+    PositionConfig,
+    RelativeBuckets,
+    StackConfig,
+    with_fields,
+)
 from jaxllm.generation import generate
 from jaxllm.layers.attention.distance_bias import DistanceBias
 
 TOLERANCE = 1e-5  # relative L2, float32
 KINDS = {
-    "rope": {"rope_layout": "interleaved"},
+    "rope": {"rope.layout": "interleaved"},
     "learned": {},
     "sinusoidal": {},
     "alibi": {},
-    "relative": {"relative": RelativeBuckets(count=8, max_distance=20)},
+    "relative": {"positions.relative": RelativeBuckets(count=8, max_distance=20)},
     "distance": {},
     "none": {},
 }
@@ -29,7 +35,8 @@ TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, LENGTH))
 @pytest.fixture(scope="module", params=KINDS)
 def model(request):
     """A decoder whose positions end at 24, where they end."""
-    return random_model(positions=request.param, max_len=LENGTH, **KINDS[request.param])
+    fields = {"positions.kind": request.param, **KINDS[request.param]}
+    return random_model(fields, max_len=LENGTH)
 
 
 @jax.jit
@@ -64,7 +71,11 @@ def test_padded_rows_are_as_one_by_one(model):
 
 
 def test_distances_are_rows_of_each_layers_own_table():
-    bias = random_model(positions="distance", max_len=4, scan_layers=False).layers["1"].attn_bias
+    bias = (
+        random_model(positions=PositionConfig(kind="distance"), max_len=4, scan_layers=False)
+        .layers["1"]
+        .attn_bias
+    )
     assert isinstance(bias, DistanceBias)
     table = np.asarray(bias.embedding[...])
     assert table.shape == (7, TINY.num_heads)
@@ -101,13 +112,14 @@ def test_generation_stops_where_positions_end(model):
 
 
 def shared(**changes: object) -> EncoderDecoderConfig:
-    stack = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(StackConfig)}
-    stack |= {"max_len": LENGTH, "norm": "layer"}
-    encoder = {**stack, "causal": False, "positions": "none"}
-    decoder = {**stack, "cross_attention": True, "positions": "learned", "vocab_size": 96}
+    names = [field.name for field in dataclasses.fields(StackConfig)]
+    stack = StackConfig(**{name: getattr(TINY, name) for name in names})
+    both = {"max_len": LENGTH, "norms.kind": "layer"}
+    encoder = {**both, "attention.causal": False, "positions.kind": "none"}
+    decoder = {**both, "attention.cross": True, "positions.kind": "learned"}
     return EncoderDecoderConfig(
-        encoder=StackConfig(**encoder),
-        decoder=DecoderConfig(**decoder),
+        encoder=with_fields(stack, encoder),
+        decoder=with_fields(TINY, decoder),
         **{"share_positions": True, "start_token": 1, **changes},
     )
 
@@ -133,6 +145,6 @@ def test_one_table_of_positions_may_serve_both_stacks():
 
 def test_sharing_needs_a_table_and_no_other():
     config = shared()
-    encoder = dataclasses.replace(config.encoder, positions="learned")
+    encoder = with_fields(config.encoder, {"positions.kind": "learned"})
     with pytest.raises(ValueError, match="share_positions with positions 'learned' in the encoder"):
         dataclasses.replace(config, encoder=encoder)

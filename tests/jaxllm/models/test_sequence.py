@@ -10,9 +10,13 @@ import pytest
 from tiny import random_of, relative_l2
 
 from jaxllm.config import (
+    AttentionConfig,
     DecoderConfig,
     Experts,
     LayerKind,
+    MlpConfig,
+    NormConfig,
+    PositionConfig,
     SequenceConfig,
     SequenceToSequenceConfig,
     StackConfig,
@@ -28,16 +32,18 @@ D, N, H, LONGEST, WINDOW = 24, 4, 6, 16, 5
 KV_HEADS = {"mha": N, "gqa": 2, "mqa": 1}
 LAYERS = {
     **{"embed_dim": D, "num_layers": 2, "num_heads": N, "num_kv_heads": 2, "head_dim": H},
-    **{"mlp_dim": 40, "max_len": LONGEST, "positions": "sinusoidal", "norm": "layer"},
-    **{"norm_placement": "post", "final_norm": False, "qkv_bias": True, "attn_out_bias": True},
-    **{"activation": "relu", "gated_mlp": False, "mlp_bias": True},
+    **{"mlp_dim": 40, "max_len": LONGEST},
+    "positions": PositionConfig(kind="sinusoidal"),
+    "norms": NormConfig(kind="layer", placement="post", final=False),
+    "attention": AttentionConfig(qkv_bias=True, out_bias=True),
+    "mlp": MlpConfig(activation="relu", gated=False, bias=True),
 }
 SEQUENCE = SequenceConfig(input_dim=3, output_dim=2, **LAYERS)
-BOTH_WAYS = dataclasses.replace(SEQUENCE, causal=False)
+BOTH_WAYS = with_fields(SEQUENCE, {"attention.causal": False})
 EXPERTS = Experts(num_experts=3, top_k=1, mlp_dim=40, capacity=99, router_bias=True)
 PAIR = SequenceToSequenceConfig(
-    encoder=StackConfig(causal=False, **LAYERS),
-    decoder=dataclasses.replace(SEQUENCE, cross_attention=True),
+    encoder=with_fields(StackConfig(**LAYERS), {"attention.causal": False}),
+    decoder=with_fields(SEQUENCE, {"attention.cross": True}),
     source_dim=4,
 )
 T = 13
@@ -71,8 +77,8 @@ def padded(x: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("experts", [None, EXPERTS])
 def test_ragged_rows_are_as_one_by_one(causal, pooled, experts):
     kind = LayerKind(mlp="dense" if experts is None else "experts")
-    changes = {"causal": causal, "pooled": pooled, "experts": experts, "pattern": (kind,)}
-    model = random_of(dataclasses.replace(SEQUENCE, **changes))
+    changes = {"attention.causal": causal, "pooled": pooled, "experts": experts, "pattern": (kind,)}
+    model = random_of(with_fields(SEQUENCE, changes))
     together = run(model, padded(X_BTI, LENGTHS), segment_ids=segments(LENGTHS, T))
     for row, length in enumerate(LENGTHS):
         alone = run(model, X_BTI[row : row + 1, :length])[0]
@@ -177,7 +183,7 @@ def test_a_config_comes_back_from_plain_data(config):
 def test_a_sequence_that_is_too_long_is_an_error():
     long_BTI = np.zeros((1, LONGEST + 1, 3), np.float32)
     message = f"a sequence of {LONGEST + 1} tokens; positions end at max_len={LONGEST}"
-    for config in (SEQUENCE, dataclasses.replace(SEQUENCE, positions="learned")):
+    for config in (SEQUENCE, with_fields(SEQUENCE, {"positions.kind": "learned"})):
         with pytest.raises(ValueError, match=message):
             random_of(config)(long_BTI)
         with pytest.raises(ValueError, match=message):
@@ -194,7 +200,7 @@ def test_a_model_has_a_cache_only_if_it_can_use_one():
         pooled.init_cache(1, 4)
     with pytest.raises(ValueError, match="pooled=True: no token has an output of its own"):
         pooled.generate_next_token(X_BTI)
-    with pytest.raises(ValueError, match="a cache with causal=False"):
+    with pytest.raises(ValueError, match=r"a cache with attention\.causal=False"):
         random_of(BOTH_WAYS).init_cache(1, 4)
 
 
@@ -205,20 +211,20 @@ def test_a_model_has_a_cache_only_if_it_can_use_one():
         ({"input_dim": 0}, "input_dim=0 is less than 1"),
         ({"output_dim": -1}, "output_dim=-1 is less than 1"),
         ({"embed_scale": 2.0}, "embed_scale=2.0 without embeddings"),
-        ({"pooled": True, "cross_attention": True}, "pooled=True with cross_attention=True"),
+        ({"pooled": True, "attention.cross": True}, "pooled=True with attention.cross=True"),
     ],
 )
 def test_options_that_do_not_fit_are_errors(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
-        dataclasses.replace(SEQUENCE, **changes)
+        with_fields(SEQUENCE, changes)
 
 
 def test_stacks_that_do_not_fit_are_errors():
     for changes, complaint in (
         ({"source_dim": 0}, "source_dim=0 is less than 1"),
-        ({"encoder": SEQUENCE}, "encoder.causal=True, not False"),
+        ({"encoder": SEQUENCE}, "encoder.attention.causal=True, not False"),
         ({"encoder": BOTH_WAYS}, "encoder is a SequenceConfig"),
-        ({"decoder": SEQUENCE}, "decoder.cross_attention=False"),
+        ({"decoder": SEQUENCE}, "decoder.attention.cross=False"),
         (
             {"encoder": dataclasses.replace(PAIR.encoder, embed_dim=32)},
             "embed_dim is 32 in the encoder, 24 in the decoder",
@@ -229,7 +235,7 @@ def test_stacks_that_do_not_fit_are_errors():
 
 
 def test_a_window_is_for_every_model():
-    config = DecoderConfig(vocab_size=9, **LAYERS | {"positions": "rope"})
+    config = DecoderConfig(vocab_size=9, **LAYERS | {"positions": PositionConfig()})
     model, tokens = random_of(config), jnp.arange(T)[None] % 9
     before, after = (run(with_window(model, WINDOW), x) for x in (tokens, tokens.at[0, 0].add(1)))
     moved = np.asarray(before != after).any((0, 2))

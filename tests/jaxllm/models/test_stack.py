@@ -1,6 +1,5 @@
 """The switches of a stack around its layers, and of the head, each beside its formula."""
 
-import dataclasses
 import math
 
 import jax
@@ -10,7 +9,14 @@ import pytest
 import torch
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import DecoderConfig, RelativeBuckets
+from jaxllm.config import (
+    AttentionConfig,
+    HeadConfig,
+    NormConfig,
+    PositionConfig,
+    RelativeBuckets,
+    with_fields,
+)
 from jaxllm.layers.attention.sinusoids import sinusoids, wave_frequencies
 from jaxllm.layers.norm import Norm
 from jaxllm.params import named_parameters
@@ -47,14 +53,14 @@ def test_frequencies_have_the_bits_of_pytorch():
 
 
 def test_sinusoids_are_added_to_what_the_first_layer_is_given():
-    model = random_model(positions="sinusoidal")
+    model = random_model(positions=PositionConfig(kind="sinusoidal"))
     assert not any("position" in name for name in named_parameters(model))
     expected = X_BTD + np.asarray(sinusoids(POSITIONS, TINY.embed_dim))
     assert relative_l2(model.place(X_BTD, POSITIONS), expected) <= 1e-6
 
 
 def test_rows_before_the_offset_belong_to_no_position():
-    model = random_model(positions="learned", position_offset=2)
+    model = random_model(positions=PositionConfig(kind="learned", offset=2))
     table = np.asarray(model.embed_position.embedding[...])
     assert table.shape == (TINY.max_len + 2, TINY.embed_dim)
     found = model.place(X_BTD, POSITIONS)
@@ -65,18 +71,20 @@ def test_rows_before_the_offset_belong_to_no_position():
 
 
 def test_the_norm_of_embeddings_comes_after_positions():
-    model = random_model(positions="learned", embed_norm=True, norm="layer")
+    model = random_model(
+        positions=PositionConfig(kind="learned"), norms=NormConfig(embed=True, kind="layer")
+    )
     sum_BTD = X_BTD + np.asarray(model.embed_position.embedding[...])[:9]
     mean, variance = (f(sum_BTD, axis=-1, keepdims=True) for f in (np.mean, np.var))
     scale, bias = (np.asarray(x[...]) for x in (model.embed_norm.scale, model.embed_norm.bias))
-    expected = (sum_BTD - mean) / np.sqrt(variance + TINY.norm_eps) * scale + bias
+    expected = (sum_BTD - mean) / np.sqrt(variance + TINY.norms.eps) * scale + bias
     assert relative_l2(model.place(X_BTD, POSITIONS), expected) <= 1e-6
 
 
 def test_the_last_norm_may_have_an_eps_of_its_own():
-    own = random_model(final_norm_eps=0.5)
-    last = random_model(final_norm=False)
-    norm = Norm("D", (TINY.embed_dim,), dataclasses.replace(TINY, norm_eps=0.5))
+    own = random_model(norms=NormConfig(final_eps=0.5))
+    last = random_model(norms=NormConfig(final=False))
+    norm = Norm("D", (TINY.embed_dim,), with_fields(TINY, {"norms.eps": 0.5}))
     norm.scale.set_value(own.final_norm.scale.get_value())
     # Parameters are drawn in the order of their names: without the last norm they are others.
     for name, variable in named_parameters(last).items():
@@ -88,14 +96,18 @@ def test_a_stack_that_is_not_causal_sees_what_follows():
     changed = TOKENS.copy()
     changed[:, 6] = (changed[:, 6] + 1) % TINY.vocab_size
     for causal in (True, False):
-        model = random_model(causal=causal)
+        model = random_model(attention=AttentionConfig(causal=causal))
         moved = np.abs(hidden_of(model, changed) - hidden_of(model, TOKENS)).max(-1)
         assert (moved[:, :6] > 1e-4).all() != causal
         assert (moved[:, 6:] > 1e-4).all()
 
 
 def test_relative_positions_are_one_table_for_all_layers():
-    model = random_model(positions="relative", relative=RelativeBuckets(count=8, max_distance=20))
+    model = random_model(
+        positions=PositionConfig(
+            kind="relative", relative=RelativeBuckets(count=8, max_distance=20)
+        )
+    )
     assert model.position_bias.embedding[...].shape == (8, TINY.num_heads)
     before = hidden_of(model, TOKENS)
     model.position_bias.embedding.set_value(model.position_bias.embedding.get_value()[::-1])
@@ -104,8 +116,8 @@ def test_relative_positions_are_one_table_for_all_layers():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_are_scaled_then_biased_then_capped(tied):
-    plain = random_model(tie_embeddings=tied)
-    model = random_model(tie_embeddings=tied, logit_scale=0.3, head_bias=True, logit_softcap=2.0)
+    plain = random_model(head=HeadConfig(tied=tied))
+    model = random_model(head=HeadConfig(tied=tied, scale=0.3, bias=True, softcap=2.0))
     for name, variable in named_parameters(plain).items():
         named_parameters(model)[name].set_value(variable.get_value())
     bias = np.asarray(model.head_bias[...])
@@ -115,31 +127,40 @@ def test_logits_are_scaled_then_biased_then_capped(tied):
 
 
 def test_embeddings_are_scaled_but_not_where_they_are_the_head():
-    scaled, plain = (random_model(tie_embeddings=True, embed_scale=scale) for scale in (5.0, 1.0))
+    scaled, plain = (
+        random_model(head=HeadConfig(tied=True), embed_scale=scale) for scale in (5.0, 1.0)
+    )
     np.testing.assert_array_equal(scaled.enter(TOKENS), 5 * jnp.asarray(plain.enter(TOKENS)))
     np.testing.assert_array_equal(scaled.unembed(X_BTD), plain.unembed(X_BTD))
+
+
+def bucketed(**buckets: int) -> PositionConfig:
+    return PositionConfig(kind="relative", relative=RelativeBuckets(**buckets))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"position_offset": -1}, "position_offset=-1 is negative"),
-        ({"position_offset": 2}, "position_offset=2 is for positions='learned', not 'rope'"),
-        ({"positions": "relative"}, "relative=None with positions='relative'"),
-        ({"relative": RelativeBuckets()}, "with positions='rope'"),
-        ({"final_norm_eps": 0.0}, "final_norm_eps=0.0 is not positive"),
-        ({"logit_scale": 0.0}, "logit_scale=0.0 is not positive"),
-        ({"cross_attention": True, "qk_norm": "head"}, "cross_attention with qk_norm='head'"),
+        ({"positions.offset": -1}, "positions.offset=-1 is negative"),
+        ({"positions.offset": 2}, "positions.offset=2 is for positions.kind='learned', not 'rope'"),
+        ({"positions.kind": "relative"}, "positions.relative=None with positions.kind='relative'"),
+        ({"positions.relative": RelativeBuckets()}, "with positions.kind='rope'"),
+        ({"norms.final_eps": 0.0}, "norms.final_eps=0.0 is not positive"),
+        ({"head.scale": 0.0}, "head.scale=0.0 is not positive"),
         (
-            {"positions": "relative", "relative": RelativeBuckets(count=5), "causal": False},
-            "relative.count=5 is odd or below 4, with causal=False",
+            {"attention.cross": True, "attention.qk_norm": "head"},
+            "attention.cross with attention.qk_norm='head'",
         ),
         (
-            {"positions": "relative", "relative": RelativeBuckets(count=32, max_distance=16)},
+            {"positions": bucketed(count=5), "attention.causal": False},
+            "relative.count=5 is odd or below 4, with attention.causal=False",
+        ),
+        (
+            {"positions": bucketed(count=32, max_distance=16)},
             "max_distance=16 is not above the 16 distances",
         ),
     ],
 )
 def test_switches_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        DecoderConfig(**{**vars(TINY), **changes})
+        with_fields(TINY, changes)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from kinds import CONFIGS, WAVES
 
+from jaxllm.config import with_fields
 from jaxllm.models import build_abstract
 from jaxllm.train.data.batches import Batches
 from jaxllm.train.data.held_out import held_out_of
@@ -187,10 +188,12 @@ def test_vectors_that_will_not_do_are_named(tmp_path, model, arrays, said):
 def test_a_decoder_that_sees_what_it_is_to_tell_is_refused(tmp_path):
     config = CONFIGS["vectors given vectors"]
     arrays = {"inputs": normal(9, 6, 3), "targets": normal(9, 6, 5)}
-    for changes in ({"causal": False}, {"input_dim": 4}):
-        decoder = dataclasses.replace(config.decoder, **changes)
+    for changes in ({"attention.causal": False}, {"input_dim": 4}):
+        decoder = with_fields(config.decoder, changes)
         model = build_abstract(dataclasses.replace(config, decoder=decoder))
-        with pytest.raises(ValueError, match=r"needs decoder\.causal, which is (True|False), and"):
+        with pytest.raises(
+            ValueError, match=r"needs decoder\.attention\.causal, which is (True|False), and"
+        ):
             save(tmp_path, **arrays).load(model, 6)
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from kinds import CONFIGS, SIZES, WAVES
 
-from jaxllm.config import SequenceConfig
+from jaxllm.config import AttentionConfig, SequenceConfig
 from jaxllm.models import build_abstract
 from jaxllm.train.data.batches import Batches
 from jaxllm.train.data.tasks import HELD_OUT_ROWS, TaskConfig
 
 MODELS = {
-    "sum": SequenceConfig(**SIZES, causal=False, input_dim=3, output_dim=3, pooled=True),
+    "sum": SequenceConfig(
+        **SIZES, attention=AttentionConfig(causal=False), input_dim=3, output_dim=3, pooled=True
+    ),
     "copy": CONFIGS["encoder-decoder"],
     "copy of vectors": dataclasses.replace(CONFIGS["vectors given vectors"], source_dim=5),
     "waves": WAVES,
@@ -124,8 +126,12 @@ def test_batches_are_a_function_of_the_seed_and_the_step(name):
             WAVES,
             "'copy' trains an EncoderDecoder or a SequenceToSequence; .* is SequenceModel",
         ),
-        ("waves", MODELS["sum"], "pooled=False and causal=True, not by pooled=True and causal=Fal"),
-        ("waves", MODELS["copy"], "causal=True, not by EncoderDecoder"),
+        (
+            "waves",
+            MODELS["sum"],
+            "pooled=False and attention.causal=True, not by pooled=True and attention.causal=Fal",
+        ),
+        ("waves", MODELS["copy"], "attention.causal=True, not by EncoderDecoder"),
         (
             "colour",
             MODELS["copy"],

@@ -11,6 +11,7 @@ import torch
 from jax.sharding import AxisType
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.config import AttentionConfig, MlpConfig
 from jaxllm.models import build_abstract
 from jaxllm.params import letters, named_parameters, shardings, split, tree_of
 from jaxllm.train.optimizers.adamw import (
@@ -74,7 +75,11 @@ def test_decay_hits_exactly_what_has_two_letters_or_more(scan):
 @pytest.mark.parametrize("scan", [True, False])
 def test_no_bias_decays(scan):
     """In PyTorch each is a vector, though ours of the heads has the letters N and H."""
-    model = random_model(scan_layers=scan, qkv_bias=True, attn_out_bias=True, mlp_bias=True)
+    model = random_model(
+        scan_layers=scan,
+        attention=AttentionConfig(qkv_bias=True, out_bias=True),
+        mlp=MlpConfig(bias=True),
+    )
     found = moved(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
     assert found == {name: name.endswith(("kernel", "embedding")) for name in found}
 

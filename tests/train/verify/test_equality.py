@@ -9,7 +9,7 @@ import yaml
 from tiny import TINY
 
 from jaxllm.cli import main
-from jaxllm.config import Experts, LayerKind
+from jaxllm.config import Experts, LayerKind, with_fields
 from jaxllm.train import ConfigError, TrainConfig, step
 from jaxllm.train.config import to_dict
 from jaxllm.train.data.documents import DataConfig
@@ -29,7 +29,7 @@ def config(tmp_path_factory) -> TrainConfig:
         steps=10,
         batch_size=8,
         seq_len=16,
-        model=dataclasses.replace(TINY, vocab_size=256, num_layers=2, mlp_bias=True),
+        model=with_fields(TINY, {"mlp.bias": True}, vocab_size=256, num_layers=2),
         data=DataConfig(text=(str(text),), held_out=0),
     )
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import TINY, random_model
 
-from jaxllm.config import Experts, LayerKind
+from jaxllm.config import AttentionConfig, Experts, HeadConfig, LayerKind, MlpConfig
 from jaxllm.params import shardings, split
 from jaxllm.sharding import spec
 from jaxllm.train import TrainConfig
@@ -26,7 +26,11 @@ MESHES = {
     "tensor=4 x data=2": {"tensor": 4, "data": 2},
     "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-CHANGES = {"num_layers": 2, "qkv_bias": True, "attn_out_bias": True, "mlp_bias": True}
+CHANGES = {
+    "num_layers": 2,
+    "attention": AttentionConfig(qkv_bias=True, out_bias=True),
+    "mlp": MlpConfig(bias=True),
+}
 
 
 def on(mesh: dict[str, int], **changes: object) -> Variant:
@@ -76,7 +80,7 @@ def test_loss_gradients_and_update_are_those_of_one_device(text):
 
 
 def test_a_tied_head_sums_both_its_gradients(text):
-    assert_equal(text, [on(MIXED, loss_chunk=7)], tie_embeddings=True, num_layers=1)
+    assert_equal(text, [on(MIXED, loss_chunk=7)], head=HeadConfig(tied=True), num_layers=1)
 
 
 # Every other layer has experts, which eight ways do not divide: those stay whole.
@@ -86,7 +90,7 @@ SPARSE = {
     "experts": Experts(
         num_experts=4, top_k=2, mlp_dim=24, normalize=True, shared_mlp_dim=40, aux_weight=0.1
     ),
-    "mlp_bias": True,
+    "mlp.bias": True,
 }
 EXPERT_MESHES = {
     "tensor=2 x expert=4": {"tensor": 2, "expert": 4},

@@ -12,7 +12,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from jaxllm.config import DecoderConfig, LayerKind
+from jaxllm.config import DecoderConfig, LayerKind, make_config
 from jaxllm.interop.families import FAMILIES, Fields
 from jaxllm.layers.attention.rope import Rotation
 
@@ -130,7 +130,7 @@ def read(data: dict) -> DecoderConfig:
     fields = Fields(json.loads(json.dumps(data)))
     values, _ = BY_NAME[data["model_type"]].read_config(fields, {})
     assert fields.finish() == []
-    return DecoderConfig(**values)
+    return make_config(values)
 
 
 def problems(data: dict) -> str:

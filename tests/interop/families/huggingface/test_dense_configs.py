@@ -1,6 +1,5 @@
 """Configs of Gemma, Phi-3 and the GPTs where they say little, say it as of old, or say too much."""
 
-import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from hf_cases import CASES, longrope, rope, tokens_of
 from safetensors.torch import load_file, save_file
 from tiny import TINY, relative_l2
 
-from jaxllm.config import DecoderConfig, LayerKind, RopeScaling
+from jaxllm.config import DecoderConfig, LayerKind, RopeScaling, make_config, with_fields
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Fields
 
@@ -34,22 +33,23 @@ PREFIXES = {
 }
 LOCAL = LayerKind(sees="window", rope="local")
 GEMMA = {
-    "norm": "rms_plus_one",
-    "norm_placement": "sandwich",
+    "norms.kind": "rms_plus_one",
+    "norms.placement": "sandwich",
     "embed_scale": TINY.embed_dim**0.5,
-    "activation": "gelu_tanh",
+    "mlp.activation": "gelu_tanh",
 }
 GPT2 = {
-    "norm": "layer",
-    "positions": "learned",
-    "gated_mlp": False,
-    "mlp_bias": True,
-    "qkv_bias": True,
-    "attn_out_bias": True,
+    "norms.kind": "layer",
+    "positions.kind": "learned",
+    "mlp.gated": False,
+    "mlp.bias": True,
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
     "num_kv_heads": 4,
     "head_dim": 8,
 }
-NEOX = {**GPT2, "positions": "rope"}
+NEOX = {**GPT2, "positions.kind": "rope"}
+UNEVEN = "attention.qkv_bias without attention.out_bias"
 
 
 def bare(family: str) -> dict:
@@ -61,7 +61,7 @@ def read(family: str, **fields: object) -> DecoderConfig:
     given = Fields({"model_type": family, **bare(family), **fields})
     values, _ = BY_NAME[family].read_config(given, {})
     assert given.finish() == []
-    return DecoderConfig(**values)
+    return make_config(values)
 
 
 def problems(family: str, **fields: object) -> str:
@@ -82,17 +82,17 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family):
         theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads
     )
     assert ours.max_len == theirs.max_position_embeddings
-    assert ours.tie_embeddings == theirs.tie_word_embeddings
-    assert ours.init_std == theirs.initializer_range
+    assert ours.head.tied == theirs.tie_word_embeddings
+    assert ours.init.std == theirs.initializer_range
     eps = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
-    assert ours.norm_eps == next(getattr(theirs, name) for name in eps if hasattr(theirs, name))
-    assert ours.attn_softcap == getattr(theirs, "attn_logit_softcapping", None)
-    assert ours.logit_softcap == getattr(theirs, "final_logit_softcapping", None)
-    assert ours.window == getattr(theirs, "sliding_window", None)
+    assert ours.norms.eps == next(getattr(theirs, name) for name in eps if hasattr(theirs, name))
+    assert ours.attention.softcap == getattr(theirs, "attn_logit_softcapping", None)
+    assert ours.head.softcap == getattr(theirs, "final_logit_softcapping", None)
+    assert ours.attention.window == getattr(theirs, "sliding_window", None)
     types = ["sliding_attention" if k.sees == "window" else "full_attention" for k in ours.kinds]
     assert types == getattr(theirs, "layer_types", types)
     if hasattr(theirs, "query_pre_attn_scalar"):
-        assert ours.attn_scale == theirs.query_pre_attn_scalar**-0.5
+        assert ours.attention.scale == theirs.query_pre_attn_scalar**-0.5
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 6, 9])
@@ -102,7 +102,7 @@ def test_gemma_3_slides_but_for_every_nth_layer(period):
     assert [kind == LOCAL for kind in ours.kinds] == [
         name == "sliding_attention" for name in theirs.layer_types
     ]
-    assert (ours.window is None) == (period == 1)
+    assert (ours.attention.window is None) == (period == 1)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_what_does_not_bear_on_the_numbers_is_ignored(family, fields):
 @pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
 def test_an_activation_of_several_names_keeps_its_own(name):
     config = read("gpt_neox", hidden_act=name)
-    assert config.activation == "gelu_tanh"
+    assert config.mlp.activation == "gelu_tanh"
     write = BY_NAME["gpt_neox"].write_config
     assert write(config, {"hidden_act": name})["hidden_act"] == name
-    relu = dataclasses.replace(config, activation="relu")
+    relu = with_fields(config, {"mlp.activation": "relu"})
     assert write(relu, {"hidden_act": name})["hidden_act"] == "relu"
 
 
@@ -154,32 +154,41 @@ def test_what_would_change_the_numbers_is_refused(family, fields, words):
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("llama", {**GEMMA}, "norm='rms_plus_one'"),
-        ("llama", {"rope_fraction": 0.5}, "rope_fraction=0.5"),
-        ("gemma2", {}, "norm='rms'; norm_placement='pre'; embed_scale=1.0, only 5.6"),
-        ("gemma2", {**GEMMA, "qk_norm": "head"}, "qk_norm='head'"),
-        ("gemma2", {**GEMMA, "local_rope_theta": 5.0}, "local_rope_theta=5.0"),
-        ("gemma2", {**GEMMA, "window": 9, "pattern": (LOCAL,)}, "rope='local'"),
-        ("gemma2", {**GEMMA, "attn_scale": 0.3}, "attn_scale=0.3"),
-        ("gemma2", {**GEMMA, "qkv_bias": True}, "qkv_bias without attn_out_bias"),
-        ("gemma3_text", GEMMA, "qk_norm='none'"),
-        ("gemma3_text", {**GEMMA, "qk_norm": "head", "attn_softcap": 9.0}, "attn_softcap=9.0"),
+        ("llama", {**GEMMA}, "norms.kind='rms_plus_one'"),
+        ("llama", {"rope.fraction": 0.5}, "rope.fraction=0.5"),
+        ("gemma2", {}, "norms.kind='rms'; norms.placement='pre'; embed_scale=1.0, only 5.6"),
+        ("gemma2", {**GEMMA, "attention.qk_norm": "head"}, "attention.qk_norm='head'"),
+        ("gemma2", {**GEMMA, "rope.local_theta": 5.0}, "rope.local_theta=5.0"),
+        ("gemma2", {**GEMMA, "attention.window": 9, "pattern": (LOCAL,)}, "rope='local'"),
+        ("gemma2", {**GEMMA, "attention.scale": 0.3}, "attention.scale=0.3"),
+        ("gemma2", {**GEMMA, "attention.qkv_bias": True}, UNEVEN),
+        ("gemma3_text", GEMMA, "attention.qk_norm='none'"),
         (
             "gemma3_text",
-            {**GEMMA, "qk_norm": "head", "window": 9, "pattern": (LayerKind(sees="window"),)},
+            {**GEMMA, "attention.qk_norm": "head", "attention.softcap": 9.0},
+            "attention.softcap=9.0",
+        ),
+        (
+            "gemma3_text",
+            {
+                **GEMMA,
+                "attention.qk_norm": "head",
+                "attention.window": 9,
+                "pattern": (LayerKind(sees="window"),),
+            },
             "rope='global'",
         ),
-        ("phi3", {"qkv_bias": True}, "qkv_bias=True"),
-        ("phi3", {"rope_layout": "interleaved", "rope_fraction": 0.5}, "rope_layout='interleaved'"),
+        ("phi3", {"attention.qkv_bias": True}, "attention.qkv_bias=True"),
+        ("phi3", {"rope.layout": "interleaved", "rope.fraction": 0.5}, "rope.layout='interleaved'"),
         (
             "phi3",
-            {"window": 9, "pattern": (LayerKind(sees="window"), LayerKind())},
+            {"attention.window": 9, "pattern": (LayerKind(sees="window"), LayerKind())},
             "some layers alone",
         ),
         (
             "phi3",
             {
-                "rope_scaling": RopeScaling(
+                "rope.scaling": RopeScaling(
                     kind="longrope",
                     factor=2.0,
                     short_factor=(1.0,) * 8,
@@ -188,29 +197,29 @@ def test_what_would_change_the_numbers_is_refused(family, fields, words):
             },
             "not embed_dim / num_heads wide",
         ),
-        ("gpt2", {}, "norm='rms'; positions='rope'; a part without bias; a gated MLP"),
-        ("gpt2", {**GPT2, "attn_scale": 0.5}, "attn_scale=0.5"),
-        ("gpt2", {**GPT2, "norm_placement": "parallel"}, "norm_placement='parallel'"),
+        ("gpt2", {}, "norms.kind='rms'; positions.kind='rope'; a part without bias; a gated MLP"),
+        ("gpt2", {**GPT2, "attention.scale": 0.5}, "attention.scale=0.5"),
+        ("gpt2", {**GPT2, "norms.placement": "parallel"}, "norms.placement='parallel'"),
         ("gpt2", {**GPT2, "num_kv_heads": 2}, "num_kv_heads=2 of num_heads=4"),
         ("gpt2", {**GPT2, "head_dim": 16}, "head_dim=16"),
-        ("gpt_neox", {}, "norm='rms'; an MLP that is gated or without bias"),
-        ("gpt_neox", {**NEOX, "attn_out_bias": False}, "qkv_bias without attn_out_bias"),
-        ("gpt_neox", {**NEOX, "norm_placement": "sandwich"}, "norm_placement='sandwich'"),
-        ("gpt_neox", {**NEOX, "rope_layout": "interleaved"}, "rope_layout='interleaved'"),
+        ("gpt_neox", {}, "norms.kind='rms'; an MLP that is gated or without bias"),
+        ("gpt_neox", {**NEOX, "attention.out_bias": False}, UNEVEN),
+        ("gpt_neox", {**NEOX, "norms.placement": "sandwich"}, "norms.placement='sandwich'"),
+        ("gpt_neox", {**NEOX, "rope.layout": "interleaved"}, "rope.layout='interleaved'"),
     ],
     ids=str,
 )
 def test_what_a_family_cannot_say_is_not_written(family, changes, words):
     with pytest.raises(ValueError, match=f"cannot say .*{words}"):
-        BY_NAME[family].write_config(dataclasses.replace(TINY, **changes), {})
+        BY_NAME[family].write_config(with_fields(TINY, changes), {})
 
 
 def test_gemma_writes_a_whole_number_for_the_scale_of_scores():
     write = BY_NAME["gemma2"].write_config
     for scalar in (1, 144, 168, 224, 256):
-        config = dataclasses.replace(TINY, **GEMMA, attn_scale=scalar**-0.5)
+        config = with_fields(TINY, {**GEMMA, "attention.scale": scalar**-0.5})
         assert write(config, {})["query_pre_attn_scalar"] == scalar
-    config = dataclasses.replace(TINY, **GEMMA)
+    config = with_fields(TINY, GEMMA)
     assert write(config, {})["query_pre_attn_scalar"] == TINY.head_dim
 
 

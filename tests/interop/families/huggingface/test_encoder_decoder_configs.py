@@ -6,7 +6,7 @@ import pytest
 from encoder_decoder_cases import BART, T5
 from tiny import random_model, random_of
 
-from jaxllm.config import DecoderConfig, EncoderDecoderConfig, make_config
+from jaxllm.config import DecoderConfig, EncoderDecoderConfig, make_config, with_fields
 from jaxllm.interop import save_pretrained
 from jaxllm.interop.families import FAMILIES, Fields
 from jaxllm.interop.formats.stored_tensor import CheckpointError
@@ -99,8 +99,8 @@ def problems_of(family: str, json: dict) -> list[str]:
 def test_the_first_t5_is_tied_and_scaled():
     config = read("t5", T5_SMALL)
     decoder = config.decoder
-    assert (decoder.tie_embeddings, decoder.logit_scale) == (True, 512**-0.5)
-    assert (decoder.activation, decoder.gated_mlp, decoder.head_dim) == ("relu", False, 64)
+    assert (decoder.head.tied, decoder.head.scale) == (True, 512**-0.5)
+    assert (decoder.mlp.activation, decoder.mlp.gated, decoder.head_dim) == ("relu", False, 64)
     assert (config.start_token, config.encoder.num_layers, decoder.num_layers) == (0, 6, 6)
 
 
@@ -115,17 +115,21 @@ def test_the_first_t5_is_tied_and_scaled():
 def test_flan_t5_has_a_head_of_its_own(changes):
     config = read("t5", FLAN_T5_SMALL | changes, "lm_head.weight")
     decoder = config.decoder
-    assert (decoder.tie_embeddings, decoder.logit_scale) == (False, 1.0)
-    assert (decoder.activation, decoder.gated_mlp, decoder.num_layers) == ("gelu_tanh", True, 8)
+    assert (decoder.head.tied, decoder.head.scale) == (False, 1.0)
+    assert (decoder.mlp.activation, decoder.mlp.gated, decoder.num_layers) == ("gelu_tanh", True, 8)
     assert BY_NAME["t5"].write_config(config, {})["tie_word_embeddings"] is False
 
 
 def test_a_released_bart():
     config = read("bart", BART_LARGE_CNN, "model.shared.weight", "final_logits_bias")
     encoder, decoder = config.encoder, config.decoder
-    assert (encoder.norm_placement, encoder.position_offset, encoder.max_len) == ("post", 2, 1024)
-    assert (decoder.head_bias, decoder.tie_embeddings, config.start_token) == (True, True, 2)
-    assert (encoder.activation, encoder.embed_scale, encoder.final_norm) == ("gelu", 1.0, False)
+    assert (encoder.norms.placement, encoder.positions.offset, encoder.max_len) == ("post", 2, 1024)
+    assert (decoder.head.bias, decoder.head.tied, config.start_token) == (True, True, 2)
+    assert (encoder.mlp.activation, encoder.embed_scale, encoder.norms.final) == (
+        "gelu",
+        1.0,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,21 +152,26 @@ def test_what_is_not_implemented_is_refused(family, changes, problem):
 @pytest.mark.parametrize(
     ("family", "stack", "changes", "problem"),
     [
-        ("t5", "decoder", {"head_bias": True}, "head_bias=True"),
-        ("t5", "decoder", {"logit_scale": 0.5}, "logit_scale=0.5"),
+        ("t5", "decoder", {"head.bias": True}, "head.bias=True"),
+        ("t5", "decoder", {"head.scale": 0.5}, "head.scale=0.5"),
         ("t5", "encoder", {"mlp_dim": 60}, "mlp_dim=60 and 56"),
-        ("t5", "encoder", {"attn_scale": None}, "attn_scale=None and 1.0"),
-        ("t5", "encoder", {"qkv_bias": True}, "of the encoder, cannot say qkv_bias=True"),
-        ("bart", "decoder", {"tie_embeddings": False}, "tie_embeddings=False"),
-        ("bart", "encoder", {"final_norm": True}, "final_norm=True of the encoder"),
-        ("bart", "decoder", {"norm_placement": "pre"}, "norm_placement='pre' of the decoder"),
-        ("bart", "encoder", {"position_offset": 0}, "position_offset=0 of the encoder"),
+        ("t5", "encoder", {"attention.scale": None}, "attention.scale=None and 1.0"),
+        (
+            "t5",
+            "encoder",
+            {"attention.qkv_bias": True},
+            "encoder, cannot say attention.qkv_bias=True",
+        ),
+        ("bart", "decoder", {"head.tied": False}, "head.tied=False"),
+        ("bart", "encoder", {"norms.final": True}, "norms.final=True of the encoder"),
+        ("bart", "decoder", {"norms.placement": "pre"}, "norms.placement='pre' of the decoder"),
+        ("bart", "encoder", {"positions.offset": 0}, "positions.offset=0 of the encoder"),
         ("bart", "encoder", {"num_kv_heads": 2}, "6 heads of 8 with 2 keys"),
     ],
 )
 def test_what_a_spelling_cannot_say_is_refused(family, stack, changes, problem):
     config = read(family, {"t5": T5, "bart": BART}[family])
-    changed = dataclasses.replace(getattr(config, stack), **changes)
+    changed = with_fields(getattr(config, stack), changes)
     with pytest.raises(ValueError, match="cannot say") as error:
         BY_NAME[family].write_config(dataclasses.replace(config, **{stack: changed}), {})
     assert problem in str(error.value)

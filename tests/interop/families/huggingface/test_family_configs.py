@@ -11,7 +11,7 @@ import transformers
 from hf_cases import CASES, stored, tokens_of
 from tiny import TINY, relative_l2
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind
+from jaxllm.config import DecoderConfig, Experts, LayerKind, make_config, with_fields
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Fields
 from jaxllm.interop.formats.stored_tensor import CheckpointError
@@ -45,7 +45,7 @@ def read(family: str, **fields: object) -> DecoderConfig:
     given = Fields({"model_type": family, **BARE, **fields})
     values, _ = BY_NAME[family].read_config(given, {})
     assert given.finish() == []
-    return DecoderConfig(**values)
+    return make_config(values)
 
 
 def problems(family: str, **fields: object) -> str:
@@ -63,10 +63,10 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family):
         getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     )
     assert ours.max_len == theirs.max_position_embeddings
-    assert ours.norm_eps == theirs.rms_norm_eps
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert ours.tie_embeddings == theirs.tie_word_embeddings
-    assert ours.window == getattr(theirs, "sliding_window", None)
+    assert ours.norms.eps == theirs.rms_norm_eps
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+    assert ours.head.tied == theirs.tie_word_embeddings
+    assert ours.attention.window == getattr(theirs, "sliding_window", None)
     if ours.experts is not None:
         assert ours.experts.num_experts == theirs.num_local_experts
         assert ours.experts.top_k == theirs.num_experts_per_tok
@@ -95,7 +95,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family):
 )
 def test_a_window_that_is_null_is_not_one_that_is_left_out(family, fields, window):
     config = read(family, **fields)
-    assert config.window == window
+    assert config.attention.window == window
     assert any(kind.sees == "window" for kind in config.kinds) == (window is not None)
 
 
@@ -163,8 +163,12 @@ def test_what_would_change_the_numbers_is_refused(family, fields, words):
     [
         ("llama", SPARSE, "experts="),
         ("mistral", SPARSE, "mlp='experts'"),
-        ("mistral", {"qkv_bias": True}, "qkv_bias=True"),
-        ("mistral", {"window": 9, "pattern": (WINDOWED, LayerKind())}, "some layers alone"),
+        ("mistral", {"attention.qkv_bias": True}, "attention.qkv_bias=True"),
+        (
+            "mistral",
+            {"attention.window": 9, "pattern": (WINDOWED, LayerKind())},
+            "some layers alone",
+        ),
         ("mistral", {"pattern": (NOPE,)}, "rope='none'"),
         ("mixtral", {}, "experts=None"),
         ("mixtral", {**SPARSE, "pattern": (LayerKind(mlp="experts"), LayerKind())}, "mlp='dense'"),
@@ -173,18 +177,26 @@ def test_what_would_change_the_numbers_is_refused(family, fields, words):
             {**SPARSE, "experts": dataclasses.replace(EXPERTS, normalize=False)},
             "normalize=False",
         ),
-        ("mixtral", {**SPARSE, "qk_norm": "head"}, "qk_norm='head'"),
-        ("qwen2", {}, "qkv_bias=False"),
-        ("qwen2", {"qkv_bias": True, "attn_out_bias": True}, "attn_out_bias=True"),
-        ("qwen2", {"qkv_bias": True, "pattern": (NOPE, LayerKind())}, "rope='none'"),
-        ("qwen3", {"qk_norm": "head", "pattern": (NOPE, LayerKind())}, "rope='none'"),
-        ("qwen3", {"qk_norm": "head", **SPARSE}, "experts="),
-        ("qwen3_moe", {"qk_norm": "head"}, "experts=None"),
-        ("qwen3_moe", SPARSE, "qk_norm='none'"),
+        ("mixtral", {**SPARSE, "attention.qk_norm": "head"}, "attention.qk_norm='head'"),
+        ("qwen2", {}, "attention.qkv_bias=False"),
+        (
+            "qwen2",
+            {"attention.qkv_bias": True, "attention.out_bias": True},
+            "attention.out_bias=True",
+        ),
+        ("qwen2", {"attention.qkv_bias": True, "pattern": (NOPE, LayerKind())}, "rope='none'"),
+        ("qwen3", {"attention.qk_norm": "head", "pattern": (NOPE, LayerKind())}, "rope='none'"),
+        ("qwen3", {"attention.qk_norm": "head", **SPARSE}, "experts="),
+        ("qwen3_moe", {"attention.qk_norm": "head"}, "experts=None"),
+        ("qwen3_moe", SPARSE, "attention.qk_norm='none'"),
         *(
             (
                 family,
-                {**SPARSE, "qk_norm": "head", "experts": dataclasses.replace(EXPERTS, **change)},
+                {
+                    **SPARSE,
+                    "attention.qk_norm": "head",
+                    "experts": dataclasses.replace(EXPERTS, **change),
+                },
                 words,
             )
             for family in ("mixtral", "qwen3_moe")
@@ -195,15 +207,19 @@ def test_what_would_change_the_numbers_is_refused(family, fields, words):
             )
         ),
         ("smollm3", {"pattern": (LayerKind(rope="local"),)}, "rope='local'"),
-        ("smollm3", {"chunk": 9, "pattern": (LayerKind(sees="chunk"),)}, "sees='chunk'"),
-        ("olmo2", {}, "norm='rms'"),
-        ("olmo2", {"norm": "rms_float32", "qk_norm": "full"}, "norm_placement='pre'"),
+        ("smollm3", {"attention.chunk": 9, "pattern": (LayerKind(sees="chunk"),)}, "sees='chunk'"),
+        ("olmo2", {}, "norms.kind='rms'"),
+        (
+            "olmo2",
+            {"norms.kind": "rms_float32", "attention.qk_norm": "full"},
+            "norms.placement='pre'",
+        ),
     ],
     ids=str,
 )
 def test_what_a_family_cannot_say_is_not_written(family, changes, words):
     with pytest.raises(ValueError, match=f"cannot say .*{words}"):
-        BY_NAME[family].write_config(dataclasses.replace(TINY, **changes), {})
+        BY_NAME[family].write_config(with_fields(TINY, changes), {})
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe/every-other-tied-biases"])

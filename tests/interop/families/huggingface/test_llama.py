@@ -1,6 +1,5 @@
 """Llama of transformers: the same logits, the same bits back, and every problem named."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import relative_l2
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from jaxllm.config import with_fields
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -229,7 +229,7 @@ def test_layers_one_by_one_export_the_same_bits(saved, tmp_path):
 def test_the_layout_of_rotated_pairs_is_an_in_memory_matter(case, saved, tmp_path):
     """The same table with neighbours for pairs: other bits in memory, the same numbers and file."""
     half = load_pretrained(saved(case))
-    config = dataclasses.replace(half.config, rope_layout="interleaved")
+    config = with_fields(half.config, {"rope.layout": "interleaved"})
     table = LLAMA.table(config, Layout())
     tensors = open_checkpoint(saved(case)).tensors
     arrays = {}
@@ -269,8 +269,8 @@ def test_configs_of_transformers_4_and_5_say_the_same(rope, llama):
     modern = load_pretrained(llama).config
     edit_config(llama, **as_v4(rope), torch_dtype="float32", dtype=...)
     assert load_pretrained(llama).config == modern
-    assert modern.rope_theta == rope["rope_theta"]
-    assert (modern.rope_scaling is None) == (rope["rope_type"] == "default")
+    assert modern.rope.theta == rope["rope_theta"]
+    assert (modern.rope.scaling is None) == (rope["rope_type"] == "default")
     assert AutoConfig.from_pretrained(llama).rope_parameters == rope
 
 
@@ -278,7 +278,7 @@ def test_configs_of_the_oldest_spelling(llama):
     """`type` for `rope_type`, as before transformers 4.43, and no theta before Llama 3."""
     edit_config(llama, rope_parameters=..., rope_scaling={"type": "linear", "factor": 4.0})
     config = load_pretrained(llama).config
-    assert (config.rope_theta, config.rope_scaling.kind, config.rope_scaling.factor) == (
+    assert (config.rope.theta, config.rope.scaling.kind, config.rope.scaling.factor) == (
         10000.0,
         "linear",
         4.0,
@@ -293,11 +293,11 @@ def test_defaults_are_those_of_transformers(llama):
     (llama / "config.json").write_text(json.dumps(left))
     theirs = AutoConfig.from_pretrained(llama)
     ours = load_pretrained(llama).config
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
     assert ours.head_dim == theirs.head_dim
-    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    assert ours.head.tied == theirs.tie_word_embeddings
     edit_config(llama, rms_norm_eps=...)
-    assert load_pretrained(llama).config.norm_eps == AutoConfig.from_pretrained(llama).rms_norm_eps
+    assert load_pretrained(llama).config.norms.eps == AutoConfig.from_pretrained(llama).rms_norm_eps
 
 
 HARMLESS = {
@@ -509,7 +509,7 @@ def test_each_parameter_keeps_the_dtype_it_is_stored_in(saved, tmp_path):
 
     edit_tensors(folder, widen)
     model = load_pretrained(folder)
-    assert model.config.param_dtype == model.config.dtype == "bfloat16"
+    assert model.config.numerics.param_dtype == model.config.numerics.dtype == "bfloat16"
     dtypes = {n: v.get_value().dtype.name for n, v in named_parameters(model).items()}
     for name, dtype in dtypes.items():
         assert dtype == ("float32" if name.endswith("scale") else "bfloat16"), name

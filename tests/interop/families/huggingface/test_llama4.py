@@ -12,6 +12,7 @@ import transformers
 from hf_cases import CASES, LLAMA4_VISION, stored
 from tiny import relative_l2
 
+from jaxllm.config import with_fields
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.models import with_scanned_layers
 
@@ -149,7 +150,7 @@ def test_a_tied_head_comes_back(tmp_path, images, tokens):
     original = dataclasses.replace(CASE, changes={**CASE.changes, "text_config": text}).build()
     original.save_pretrained(tmp_path / "original")
     model = load_pretrained(tmp_path / "original")
-    assert model.config.tie_embeddings
+    assert model.config.head.tied
     found = logits_of(model, tokens, model.see(images, tokens))
     assert relative_l2(found, their_logits(original, tokens, images)) <= TOLERANCE
     save_pretrained(model, tmp_path / "out")
@@ -221,7 +222,7 @@ def test_what_is_wrong_with_a_config_is_named(part, changes, said, written):
 def test_a_model_that_sees_is_not_written_as_one_that_does_not(model, tmp_path):
     """Biases of queries alone are what `llama4` cannot say, and it is named as all others are."""
     changed = with_scanned_layers(model, False)
-    changed.config = dataclasses.replace(changed.config, qkv_bias=True)
+    changed.config = with_fields(changed.config, {"attention.qkv_bias": True})
     with pytest.raises(CheckpointError) as caught:
         save_pretrained(changed, tmp_path / "out")
     assert "llama4: model_type 'llama4' cannot say qkv_bias without" in str(caught.value)

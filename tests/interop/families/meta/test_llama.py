@@ -13,6 +13,7 @@ import torch
 from tiny import random_model, relative_l2
 from transformers import AutoModelForCausalLM
 
+from jaxllm.config import HeadConfig, with_fields
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.params import named_parameters
 
@@ -254,7 +255,7 @@ def test_back_in_the_same_shards_no_bit_differs(name, shards, tmp_path):
     assert stored(tmp_path / "out") == stored(folder)
     again = load_pretrained(tmp_path / "out")
     assert again.config == model.config
-    assert again.config.param_dtype == ("bfloat16" if name == "llama31" else "float32")
+    assert again.config.numerics.param_dtype == ("bfloat16" if name == "llama31" else "float32")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -317,11 +318,11 @@ def test_a_model_of_transformers_becomes_one_of_meta_s(tmp_path):
 
 @pytest.mark.parametrize("chosen", ["meta", "llm", "tlama"])
 def test_a_tied_head_is_written_out_where_heads_are_never_tied(chosen, tmp_path):
-    tied = random_model(tie_embeddings=True, head_dim=8)
+    tied = random_model(head=HeadConfig(tied=True), head_dim=8)
     shards = {"model_parallel": 2} if chosen == "meta" else {}
     save_pretrained(tied, tmp_path / "out", format=chosen, **shards)
     untied = load_pretrained(tmp_path / "out")
-    assert not untied.config.tie_embeddings
+    assert not untied.config.head.tied
     assert bits(untied)["lm_head.kernel"]
     assert relative_l2(logits_of(untied, draw_tokens()), logits_of(tied, draw_tokens())) <= 1e-6
 
@@ -414,6 +415,8 @@ def test_params_that_are_not_understood_are_named(changes, said, tmp_path):
 def test_what_params_json_cannot_say_is_refused(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     model = load_pretrained(folder)
-    model.config = dataclasses.replace(model.config, qkv_bias=True, attn_out_bias=True, head_dim=16)
+    model.config = with_fields(
+        model.config, {"attention.qkv_bias": True, "attention.out_bias": True}, head_dim=16
+    )
     with pytest.raises(CheckpointError, match=r"(?s)(?=.*qkv_bias)(?=.*head_dim=16)"):
         save_pretrained(model, tmp_path / "out")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import random_model
 
+from jaxllm.config import RopeConfig
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.parity.alignment.activations import Alignment, derive
@@ -57,7 +58,7 @@ def test_taps_come_in_the_order_in_which_the_reference_ran():
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
-    aligned = alignment(rope_layout=layout)
+    aligned = alignment(rope=RopeConfig(layout=layout))
     outputs = outputs_of(aligned)
     arrays = aligned.align(outputs)
     q = outputs["model.layers.1.self_attn.q_proj"].astype(np.float32).reshape(2, 5, 4, 16)

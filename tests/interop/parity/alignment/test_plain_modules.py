@@ -13,7 +13,7 @@ from pages import ROOT, shown_files
 from torch import nn
 from torch.nn import functional
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, MlpConfig, PositionConfig, with_fields
 from jaxllm.interop import CheckpointError, Rule, load_pretrained
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -71,8 +71,8 @@ def test_gradients_and_what_it_generates_are_compared_as_well(mine):
     [
         (' : D (N H)"', ' : (N H) D"', "layers.0.attn"),  # square: no shape tells
         ("{G=gate|up}", "{G=up|gate}", "layers.0.mlp"),
-        ('rope_layout="interleaved"', 'rope_layout="half"', "layers.0.attn"),
-        ("norm_eps=1e-5", "norm_eps=1e-3", "layers.0.attn_norm"),
+        ('layout="interleaved"', 'layout="half"', "layers.0.attn"),
+        ("eps=1e-5)", "eps=1e-3)", "layers.0.attn_norm"),
     ],
 )
 def test_a_bijection_that_is_the_wrong_one_is_caught_where_it_is(old, new, where, mine):
@@ -164,9 +164,9 @@ def test_a_forward_pass_that_is_wrong_is_named(page, monkeypatch):
 def test_the_config_is_read_from_the_file_that_the_model_came_with(page):
     module, model, rules = page
     other = with_arrays(model, {n: v.get_value() for n, v in named_parameters(model).items()})
-    other.config = dataclasses.replace(model.config, norm_eps=1e-6)
+    other.config = with_fields(model.config, {"norms.eps": 1e-6})
     report = compare(module, other, tokens(), levels=["config"], rules=rules)
-    assert report.first_divergence.path == "config.norm_eps"
+    assert report.first_divergence.path == "config.norms.eps"
 
 
 def test_a_model_that_came_from_elsewhere_has_the_fields_that_its_rules_say(page):
@@ -245,8 +245,9 @@ class Told(nn.Module):
 TOLD = SimpleNamespace(
     config=DecoderConfig(
         **{"vocab_size": 40, "embed_dim": 24, "num_layers": 1, "num_heads": 3, "num_kv_heads": 3},
-        **{"head_dim": 8, "mlp_dim": 32, "positions": "none"},
-        **{"activation": "relu", "gated_mlp": False},
+        **{"head_dim": 8, "mlp_dim": 32},
+        positions=PositionConfig(kind="none"),
+        mlp=MlpConfig(activation="relu", gated=False),
     ),
     rules=[
         Rule("tok.weight : V D", "embed.embedding : V D"),

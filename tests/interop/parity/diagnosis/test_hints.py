@@ -1,13 +1,12 @@
 """Every known mistake is recognised in models that make it."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_cases import CASES, tokens_of
 from wrong_steps import B, D, T, drawn, hint
 
+from jaxllm.config import with_fields
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
 from jaxllm.layers.attention import attention
@@ -52,9 +51,9 @@ def parameters(model):
     return {name: variable.get_value() for name, variable in named_parameters(model).items()}
 
 
-def configured(**changes):
+def configured(changes):
     def change(model):
-        config = dataclasses.replace(model.config, **changes)
+        config = with_fields(model.config, changes)
         return with_arrays(build_abstract(config), parameters(model))
 
     return change
@@ -77,15 +76,18 @@ def altered(name, function):
 
 
 REAL = {
-    "llama theta": ("llama", configured(rope_theta=3e4), "layers.0.attn.q", "another theta"),
-    "llama eps": ("llama", configured(norm_eps=1e-4), "layers.0.attn_norm", "another eps"),
+    "llama theta": ("llama", configured({"rope.theta": 3e4}), "layers.0.attn.q", "another theta"),
+    "llama eps": ("llama", configured({"norms.eps": 1e-4}), "layers.0.attn_norm", "another eps"),
     "llama layout": (
-        *("llama", configured(rope_layout="interleaved"), "layers.0.attn.q_proj"),
+        *("llama", configured({"rope.layout": "interleaved"}), "layers.0.attn.q_proj"),
         "half/interleaved",
     ),
-    "llama scale": ("llama", configured(attn_scale=0.5), "layers.0.attn.scores", "0.5 times ours"),
+    "llama scale": (
+        *("llama", configured({"attention.scale": 0.5}), "layers.0.attn.scores"),
+        "0.5 times ours",
+    ),
     "llama activation": (
-        *("llama", configured(activation="gelu"), "layers.0.mlp.down_proj"),
+        *("llama", configured({"mlp.activation": "gelu"}), "layers.0.mlp.down_proj"),
         "another activation: the reference's is silu",
     ),
     "llama swapped layers": (
@@ -98,18 +100,18 @@ REAL = {
         *("layers.2.attn.k_proj", "heads in another order"),
     ),
     "gemma2 window": (
-        *("gemma2", configured(window=71), "layers.0.attn.scores"),
+        *("gemma2", configured({"attention.window": 71}), "layers.0.attn.scores"),
         "a window of 70 in the reference, a window of 71 in ours",
     ),
     "gemma2 cap": (
-        *("gemma2", configured(attn_softcap=None), "layers.0.attn.scores"),
+        *("gemma2", configured({"attention.softcap": None}), "layers.0.attn.scores"),
         "soft cap: the reference's is capped at",
     ),
     "gemma2 norm": (
-        *("gemma2", configured(norm="rms_float32"), "layers.0.attn_norm"),
+        *("gemma2", configured({"norms.kind": "rms_float32"}), "layers.0.attn_norm"),
         "norm +1: the reference scales by one more",
     ),
-    "gemma2 embedding": ("gemma2", configured(embed_scale=1.0), "embed", "(sqrt(embed_dim))"),
+    "gemma2 embedding": ("gemma2", configured({"embed_scale": 1.0}), "embed", "(sqrt(embed_dim))"),
     "mixtral norm": (
         "mixtral",
         swapped("layers.1.attn_norm.scale", "layers.1.mlp_norm.scale"),

@@ -14,18 +14,18 @@ from jaxllm.models import build_abstract
 @pytest.mark.parametrize(
     "changes",
     [
-        {"norm_eps": 1e-4},
-        {"rope_theta": 10200.0},
-        {"activation": "gelu"},
-        {"attn_scale": 0.3},
+        {"norms.eps": 1e-4},
+        {"rope.theta": 10200.0},
+        {"mlp.activation": "gelu"},
+        {"attention.scale": 0.3},
         {"embed_scale": 2.0},
-        {"logit_softcap": 30.0},
+        {"head.softcap": 30.0},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_field_that_bears_on_the_numbers_must_agree(pair, short, changes):
     llama, model = pair
-    report = compare(llama, configured(model, **changes), short, levels=("config",))
+    report = compare(llama, configured(model, changes), short, levels=("config",))
     [(name, value)] = changes.items()
     assert [row.path for row in report.config if not row.ok] == [f"config.{name}"]
     assert report.first_divergence.ours == repr(value)
@@ -47,7 +47,7 @@ def test_fields_of_layers_are_compared_layer_by_layer(pair, short):
 
 def test_what_does_not_bear_on_the_numbers_may_differ(pair, short):
     llama, model = pair
-    other = configured(model, remat="full", max_len=4096, init_std=0.5)
+    other = configured(model, {"remat": "full", "max_len": 4096, "init.std": 0.5})
     assert compare(llama, other, short, levels=("config",)).ok
 
 

@@ -42,12 +42,12 @@ def test_an_equal_model_holds_at_every_step(sides, recording):
 
 
 def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
-    other = changed(sides.listed, "layers.1.mlp_norm.scale", lambda scale: 2 * scale)
+    other = changed(sides.listed, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
     taps = judge(recording, other, BOTH).taps
     assert [tap.path for tap in taps if tap.is_wrong_itself] == ["layers.1.mlp_norm"]
     hints = {tap.path: tap.hint for tap in taps if tap.hint}
     assert hints.keys() == {"layers.1.mlp_norm"}
-    assert "0.5 times ours" in hints["layers.1.mlp_norm"]
+    assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
 def test_logits_alone_need_no_steps(sides, recording):

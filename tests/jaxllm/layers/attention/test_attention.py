@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import scaled_dot_product_attention
 
+from jaxllm.config import AttentionConfig
 from jaxllm.layers.attention.attention import attention, repeat_kv, self_attention
 from jaxllm.layers.attention.cache import KVCache
 from jaxllm.layers.attention.mask import Sight
@@ -157,7 +158,9 @@ B, T, C = 3, 12, 12
 @pytest.fixture(scope="module")
 def layer():
     return (
-        random_model(scan_layers=False, num_layers=1, qkv_bias=True, attn_out_bias=True)
+        random_model(
+            scan_layers=False, num_layers=1, attention=AttentionConfig(qkv_bias=True, out_bias=True)
+        )
         .layers["0"]
         .attn
     )

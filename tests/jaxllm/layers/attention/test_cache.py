@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import LayerKind
+from jaxllm.config import AttentionConfig, LayerKind
 from jaxllm.layers.attention.cache import NOWHERE, KVCache, RingCache, make_cache
 
 TOLERANCE = 3e-6  # relative L2, float32
 REACH, B, T = 5, 3, 17
-KINDS = {"window": {"window": REACH}, "chunk": {"chunk": REACH}}
+KINDS = {sees: {f"attention.{sees}": REACH} for sees in ("window", "chunk")}
 FULL = LayerKind()
 
 
@@ -90,7 +90,9 @@ def test_what_is_written_again_is_seen_as_it_is_now(count):
 @pytest.mark.parametrize("scan", [True, False])
 def test_only_layers_that_look_back_everywhere_keep_everything(scan):
     pattern = (LayerKind(sees="window"), LayerKind(sees="window"), FULL)
-    model = random_model(num_layers=6, pattern=pattern, window=REACH, scan_layers=scan)
+    model = random_model(
+        num_layers=6, pattern=pattern, attention=AttentionConfig(window=REACH), scan_layers=scan
+    )
     cache = model.init_cache(2, 40)
     slots = {label: one.k_BCKH.shape[-3] for label, one in cache.items()}
     assert sorted(set(slots.values())) == [REACH, 40]
@@ -109,4 +111,4 @@ def test_a_short_text_needs_no_ring():
 
 def test_a_model_that_sees_what_is_to_come_has_no_cache():
     with pytest.raises(ValueError, match="a cache with causal=False"):
-        random_model(causal=False).init_cache(2, 8)
+        random_model(attention=AttentionConfig(causal=False)).init_cache(2, 8)

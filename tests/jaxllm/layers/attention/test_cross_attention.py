@@ -1,7 +1,5 @@
 """Cross-attention beside the textbook's formula, one row at a time."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,18 @@ import pytest
 from flax import nnx
 from tiny import TINY, relative_l2
 
+from jaxllm.config import with_fields
 from jaxllm.layers.attention.attention import MIN_BLOCK
 from jaxllm.layers.attention.cross_attention import CrossAttention, Source
 
-CONFIG = dataclasses.replace(
-    TINY, cross_attention=True, qkv_bias=True, attn_out_bias=True, attn_scale=0.7
+CONFIG = with_fields(
+    TINY,
+    {
+        "attention.cross": True,
+        "attention.qkv_bias": True,
+        "attention.out_bias": True,
+        "attention.scale": 0.7,
+    },
 )
 RNG = np.random.default_rng(0)
 B, T, S, D = 2, MIN_BLOCK + 9, 7, CONFIG.embed_dim

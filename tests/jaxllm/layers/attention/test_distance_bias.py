@@ -1,6 +1,5 @@
 """Biases of distance, beside transformers and the formulas."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from tiny import TINY, relative_l2
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from jaxllm.config import RelativeBuckets
+from jaxllm.config import RelativeBuckets, with_fields
 from jaxllm.layers.attention.distance_bias import alibi_slopes, buckets, make_bias
 
 # A row for each of two sequences, which do not start at the same position.
@@ -20,8 +19,13 @@ QUERIES, KEYS = np.array([[3, 4, 5], [100, 101, 250]]), np.array([[0, 3, 4, 5], 
 
 
 def relative(causal: bool, **changes: int):
-    return dataclasses.replace(
-        TINY, causal=causal, positions="relative", relative=RelativeBuckets(**changes)
+    return with_fields(
+        TINY,
+        {
+            "attention.causal": causal,
+            "positions.kind": "relative",
+            "positions.relative": RelativeBuckets(**changes),
+        },
     )
 
 
@@ -32,7 +36,9 @@ def test_slopes_are_those_of_transformers(num_heads):
 
 
 def test_alibi_falls_with_the_distance():
-    found = make_bias(dataclasses.replace(TINY, positions="alibi"), rngs=nnx.Rngs(0))(QUERIES, KEYS)
+    found = make_bias(with_fields(TINY, {"positions.kind": "alibi"}), rngs=nnx.Rngs(0))(
+        QUERIES, KEYS
+    )
     assert found.shape == (2, 4, 3, 4)
     for n, slope in enumerate([1 / 4, 1 / 16, 1 / 64, 1 / 256]):
         expected = -slope * np.abs(QUERIES[:, :, None] - KEYS[:, None, :])

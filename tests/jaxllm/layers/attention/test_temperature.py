@@ -1,27 +1,28 @@
 """Llama 4's queries: they grow with their position where nothing rotates, else are normalised."""
 
-import dataclasses
 import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, random_model, relative_l2
+from tiny import TINY, random_of, relative_l2
 
-from jaxllm.config import LayerKind, Temperature
+from jaxllm.config import LayerKind, Temperature, with_fields
 from jaxllm.interop.reference.positions import apply_rope, compute_freqs_cis
 from jaxllm.layers.attention.attention import temperature_growth
 
-CONFIG = dataclasses.replace(
+CONFIG = with_fields(
     TINY,
+    {
+        "rope.layout": "interleaved",
+        "attention.qk_norm": "after_rope",
+        "norms.eps": 1e-3,  # so large that its place shows
+        "attention.temperature": Temperature(scale=0.3, floor_scale=4.0),
+    },
     num_layers=2,
     pattern=(LayerKind(), LayerKind(rope="none")),
-    rope_layout="interleaved",
     scan_layers=False,
-    qk_norm="after_rope",
-    norm_eps=1e-3,  # so large that its place shows
-    attn_temperature=Temperature(scale=0.3, floor_scale=4.0),
 )
 POSITIONS = np.arange(30)[None]
 
@@ -39,8 +40,7 @@ def test_growth_is_the_logarithm_of_whole_periods():
 @pytest.fixture(scope="module")
 def layers():
     """One with RoPE and one without."""
-    fields = {field.name: getattr(CONFIG, field.name) for field in dataclasses.fields(CONFIG)}
-    model = random_model(**fields)
+    model = random_of(CONFIG)
     return model.layers["0"].attn, model.layers["1"].attn
 
 

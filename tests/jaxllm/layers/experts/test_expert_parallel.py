@@ -35,11 +35,11 @@ CASES = {
     "softmax, gated": ({"normalize": True}, {}),
     "sigmoid of the input, biases, shared": (
         {"scores": "sigmoid", "scale": "input", "shared_mlp_dim": 40},
-        {"mlp_bias": True},
+        {"mlp.bias": True},
     ),
     "capacity, biases, ungated": (
         {"capacity": 3, "router_bias": True, "balance": "kept"},
-        {"mlp_bias": True, "gated_mlp": False},
+        {"mlp.bias": True, "mlp.gated": False},
     ),
 }
 # 21 tokens among 8 devices; and 16, two for each.

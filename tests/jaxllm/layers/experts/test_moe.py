@@ -12,7 +12,7 @@ from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import silu
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from jaxllm.config import Experts, LayerKind
+from jaxllm.config import Experts, LayerKind, MlpConfig, NumericsConfig, with_fields
 from jaxllm.layers.experts.moe import Load, MoE, load_balance, overflowing
 from jaxllm.layers.stack import restack
 
@@ -103,7 +103,7 @@ def test_values_and_gradients_are_those_of_running_every_expert(changes):
     check_against_torch(moe_of(dataclasses.replace(EXPERTS, **changes)), X_BTD)
 
 
-@pytest.mark.parametrize("changes", [{"mlp_bias": True}, {"gated_mlp": False}], ids=str)
+@pytest.mark.parametrize("changes", [{"mlp.bias": True}, {"mlp.gated": False}], ids=str)
 def test_experts_have_the_form_of_the_mlp(changes):
     check_against_torch(moe_of(**changes), X_BTD)
 
@@ -122,7 +122,7 @@ def test_an_expert_that_nobody_chose():
 
 def test_xavier_is_of_each_expert():
     """Its fans are those of one, however many there are."""
-    config = dataclasses.replace(TINY, init="xavier", pattern=SPARSE, experts=EXPERTS)
+    config = with_fields(TINY, {"init.kind": "xavier"}, pattern=SPARSE, experts=EXPERTS)
     moe = MoE(config, rngs=nnx.Rngs(0))
     bound = (6 / (TINY.embed_dim + F)) ** 0.5
     for projection in (moe.gate_proj, moe.up_proj, moe.down_proj):
@@ -145,7 +145,7 @@ def test_what_a_token_gets_depends_on_no_other():
 def test_a_full_expert_turns_the_tokens_after_away(top_k, capacity, is_gated):
     """One token after the other; padding is turned away and takes nobody's place."""
     experts = dataclasses.replace(EXPERTS, top_k=top_k, capacity=capacity, router_bias=True)
-    moe = moe_of(experts, mlp_bias=True, gated_mlp=is_gated)
+    moe = moe_of(experts, mlp=MlpConfig(bias=True, gated=is_gated))
     weights = tensors(nnx.split(moe)[1])
     own = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] != "overflow"}
     last = {n.removeprefix("overflow."): x for n, x in weights.items() if n.startswith("overflow.")}
@@ -181,7 +181,7 @@ def test_the_overflow_expert_learns_from_what_it_is_given():
 
 def test_bfloat16_in_and_out_is_near_float32():
     """Where rounding does not change which experts are chosen."""
-    low, exact = moe_of(dtype="bfloat16"), moe_of()
+    low, exact = moe_of(numerics=NumericsConfig(dtype="bfloat16")), moe_of()
     x_BTD = jnp.asarray(X_BTD, jnp.bfloat16)
     out, load = low(x_BTD)
     expected, exact_load = exact(x_BTD.astype(jnp.float32))

@@ -1,0 +1,84 @@
+"""Fields that once lay flat in a stack's config, and the dotted names they have now."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+MOVED = {
+    "norm": "norms.kind",
+    "norm_placement": "norms.placement",
+    "norm_eps": "norms.eps",
+    "embed_norm": "norms.embed",
+    "final_norm": "norms.final",
+    "final_norm_eps": "norms.final_eps",
+    "positions": "positions.kind",
+    "waves": "positions.waves",
+    "position_offset": "positions.offset",
+    "relative": "positions.relative",
+    "rope_theta": "rope.theta",
+    "local_rope_theta": "rope.local_theta",
+    "rope_fraction": "rope.fraction",
+    "rope_layout": "rope.layout",
+    "rope_scaling": "rope.scaling",
+    "causal": "attention.causal",
+    "cross_attention": "attention.cross",
+    "qkv_bias": "attention.qkv_bias",
+    "attn_out_bias": "attention.out_bias",
+    "qk_norm": "attention.qk_norm",
+    "attn_scale": "attention.scale",
+    "attn_softcap": "attention.softcap",
+    "attn_temperature": "attention.temperature",
+    "window": "attention.window",
+    "chunk": "attention.chunk",
+    "activation": "mlp.activation",
+    "gated_mlp": "mlp.gated",
+    "mlp_bias": "mlp.bias",
+    "init": "init.kind",
+    "init_std": "init.std",
+    "param_dtype": "numerics.param_dtype",
+    "dtype": "numerics.dtype",
+    "tie_embeddings": "head.tied",
+    "head_bias": "head.bias",
+    "logit_scale": "head.scale",
+    "logit_softcap": "head.softcap",
+}
+PARTS = {name.partition(".")[0] for name in MOVED.values()}
+STACKS = ("encoder", "decoder")
+
+
+def is_moved(name: str, value: Any) -> bool:
+    """Whether a field of a stack is given by its old name.
+
+    `positions` and `init`, once words, are parts now: theirs is the old name of a word.
+    """
+    is_part = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+    return name in MOVED and not (name in PARTS and is_part)
+
+
+def check_moved(values: Mapping[str, Any]) -> None:
+    """Raises ValueError if a field of a stack is given by its old name, with the new one."""
+    if moved := [f"{name} is now {MOVED[name]}" for name in values if is_moved(name, values[name])]:
+        raise ValueError("; ".join(moved))
+
+
+def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's plain data, written with old names or new ones, with new, dotted names.
+
+    The data of an encoder and a decoder within it are upgraded as well.
+    """
+    return {
+        MOVED[name] if is_moved(name, value) else name: (
+            upgrade(value) if name in STACKS and isinstance(value, Mapping) else value
+        )
+        for name, value in data.items()
+    }
+
+
+def upgrade_name(name: str) -> str:
+    """The new name of one field, such as `encoder.rope_scaling.factor`, by either of its names."""
+    first, dot, rest = name.partition(".")
+    if first in STACKS:
+        return f"{first}.{upgrade_name(rest)}"
+    if first in MOVED and not (dot and first in PARTS):
+        return f"{MOVED[first]}{dot}{rest}"
+    return name

@@ -1,0 +1,38 @@
+"""Dtypes, initial values and what the backward pass recomputes."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from .checks import check_choices
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Remat = Literal["none", "dots", "full"]
+# How kernels start: normal with `std`, or uniform within sqrt(6 / (fan in + fan out)) (Glorot and
+# Bengio, 2010). Embeddings are normal, biases 0, norms 1.
+Init = Literal["normal", "xavier"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumericsConfig:
+    """Dtypes of parameters and activations; norms, softmax and logits are always float32."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    param_dtype: Dtype = "float32"
+    dtype: Dtype = "float32"  # of activations
+
+    def __post_init__(self) -> None:
+        check_choices(self, "numerics.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Initial values of the parameters."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Init = "normal"
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_choices(self, "init.")

@@ -1,0 +1,27 @@
+"""Attention is refused by the full names of its fields."""
+
+import pytest
+
+from jaxllm.config import AttentionConfig, Temperature
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"qk_norm": "all"}, "attention.qk_norm='all' is not one of none, head"),
+        ({"scale": 0.0}, "attention.scale=0.0 is not positive"),
+        ({"softcap": -5.0}, "attention.softcap=-5.0 is not positive"),
+        ({"window": 0}, "attention.window=0 is not positive"),
+        ({"chunk": -1}, "attention.chunk=-1 is not positive"),
+    ],
+)
+def test_what_is_no_attention_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionConfig(**fields)
+
+
+def test_a_temperature_that_divides_by_nothing_is_refused():
+    with pytest.raises(
+        ValueError, match=r"attention\.temperature\.floor_scale=0\.0 is not positive"
+    ):
+        Temperature(floor_scale=0.0)

@@ -1,0 +1,39 @@
+"""The checks that parts share: what passes, and what the message says."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from jaxllm.config.checks import check_choices, check_counts, check_positive
+
+
+@dataclasses.dataclass
+class Part:
+    kind: Literal["a", "b"] = "a"
+    count: int | None = 1
+    rate: float | None = 0.5
+
+
+def test_what_is_right_or_not_given_passes():
+    for part in (Part(), Part(kind="b", count=None, rate=None)):
+        check_choices(part, "part.")
+        check_counts(part, "count", prefix="part.")
+        check_positive(part, "rate", prefix="part.")
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda part: check_choices(part, "part."), "^part.kind='c' is not one of a, b$"),
+        (lambda part: check_counts(part, "count", prefix="part."), "^part.count=0 is less than 1$"),
+        (
+            lambda part: check_positive(part, "rate", prefix="part."),
+            "^part.rate=0.0 is not positive$",
+        ),
+        (lambda part: check_counts(part, "count"), "^count=0 is less than 1$"),
+    ],
+)
+def test_a_message_has_the_whole_name_the_value_and_what_is_allowed(check, message):
+    with pytest.raises(ValueError, match=message):
+        check(Part(kind="c", count=0, rate=0.0))

@@ -1,0 +1,190 @@
+"""Configs are made, changed and written by the dotted names of their fields."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import CONFIGS
+from tiny import TINY
+
+from jaxllm.config import (
+    ROPE_SCALINGS,
+    AttentionConfig,
+    DecoderConfig,
+    HeadConfig,
+    NormConfig,
+    NumericsConfig,
+    RopeConfig,
+    RopeScaling,
+    defaults,
+    flatten,
+    from_dict,
+    make_config,
+    to_dict,
+    with_fields,
+)
+
+
+@st.composite
+def scalings(draw, pairs: int) -> RopeScaling:
+    """Of every kind that a head of so many pairs may have."""
+    kinds = {
+        name: fields for name, fields in ROPE_SCALINGS.items() if name != "dynamic" or pairs > 1
+    }
+    kind, low = draw(st.sampled_from([*kinds])), draw(st.floats(0.1, 4))
+    factors = st.lists(st.floats(0.5, 90), min_size=pairs, max_size=pairs).map(tuple)
+    values = {
+        "original_max_len": st.integers(2, 131072),
+        "attention_factor": st.none() | st.floats(0.1, 2),
+        "low_freq_factor": st.just(low),
+        "high_freq_factor": st.floats(low, 12),
+        "beta_slow": st.just(low),
+        "beta_fast": st.floats(low, 64),
+        "truncate": st.booleans(),
+        "short_factor": factors,
+        "long_factor": factors,
+    }
+    fields = {name: draw(values[name]) for name in kinds[kind]}
+    return RopeScaling(kind=kind, factor=draw(st.floats(1, 64)), **fields)
+
+
+@st.composite
+def configs(draw) -> DecoderConfig:
+    groups = draw(st.integers(1, 4))
+    kv_heads = draw(st.integers(1, 8))
+    pairs = draw(st.integers(1, 128))
+    return DecoderConfig(
+        vocab_size=draw(st.integers(1, 200000)),
+        embed_dim=draw(st.integers(1, 8192)),
+        num_layers=draw(st.integers(1, 80)),
+        num_heads=groups * kv_heads,
+        num_kv_heads=kv_heads,
+        head_dim=2 * pairs,
+        mlp_dim=draw(st.integers(1, 30000)),
+        norms=NormConfig(eps=draw(st.floats(1e-8, 1e-2))),
+        rope=RopeConfig(
+            theta=draw(st.floats(1e3, 1e7)),
+            layout=draw(st.sampled_from(["half", "interleaved"])),
+            scaling=draw(st.none() | scalings(pairs)),
+        ),
+        attention=AttentionConfig(qkv_bias=draw(st.booleans()), out_bias=draw(st.booleans())),
+        head=HeadConfig(tied=draw(st.booleans())),
+        numerics=NumericsConfig(
+            param_dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+        ),
+        remat=draw(st.sampled_from(["none", "dots", "full"])),
+    )
+
+
+@given(configs())
+@settings(deadline=None)  # the first config builds the reader
+def test_plain_data_and_back(config):
+    read = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert read == config
+    assert hash(read) == hash(config)
+    assert type(read.rope.scaling) is type(config.rope.scaling)
+
+
+@given(configs())
+def test_fields_by_dotted_names_and_back(config):
+    assert make_config(flatten(config)) == config
+
+
+def test_fields_are_flattened_with_their_defaults():
+    fields, default = flatten(TINY), defaults(DecoderConfig)
+    assert (fields["norms.eps"], fields["embed_dim"], fields["experts"]) == (1e-5, 32, None)
+    assert fields.keys() - default.keys() == {
+        *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+        "mlp_dim",
+    }
+    assert {name for name in default if fields[name] != default[name]} == {"max_len"}
+
+
+def test_fields_of_parts_are_changed_by_dotted_names():
+    scaling = RopeScaling(kind="linear", factor=2.0)
+    changed = with_fields(TINY, {"norms.eps": 1e-3, "rope.scaling": scaling}, num_layers=2)
+    assert changed == dataclasses.replace(
+        TINY, norms=NormConfig(eps=1e-3), rope=RopeConfig(scaling=scaling), num_layers=2
+    )
+    again = with_fields(changed, {"rope.scaling.factor": 3.0})
+    assert again.rope == RopeConfig(scaling=RopeScaling(kind="linear", factor=3.0))
+
+
+def test_fields_that_depend_on_each_other_are_changed_at_once():
+    changes = {"positions.kind": "learned", "positions.offset": 2, "num_heads": 6}
+    changed = with_fields(TINY, changes, num_kv_heads=3)
+    assert (changed.positions.offset, changed.num_heads, changed.num_kv_heads) == (2, 6, 3)
+
+
+def test_both_stacks_are_changed():
+    changed = with_fields(CONFIGS["encoder-decoder"], {"norms.eps": 1e-3}, remat="full")
+    for stack in (changed.encoder, changed.decoder):
+        assert (stack.norms.eps, stack.remat) == (1e-3, "full")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_any_model_is_made_of_its_fields(kind):
+    config = CONFIGS[kind]
+    values = vars(config) if hasattr(config, "encoder") else flatten(config)
+    stacks = {name: flatten(values[name]) for name in ("encoder", "decoder") if name in values}
+    assert make_config({**values, **stacks}) == config
+    cast = make_config({**values, **stacks}, {"numerics.dtype": "bfloat16"}, remat="full")
+    assert cast == with_fields(config, {"numerics.dtype": "bfloat16"}, remat="full")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"norm_eps": 1e-6}, ValueError, r"norm_eps is now norms\.eps"),
+        ({"positions": "learned"}, ValueError, r"positions is now positions\.kind"),
+        ({"norms.epss": 1e-6}, TypeError, "epss"),
+        ({"norm.eps": 1e-6}, TypeError, "norm has no fields eps"),
+        ({"rope.scaling.factor": 2.0}, TypeError, "scaling has no fields factor"),
+        ({"norms": NormConfig(), "norms.eps": 1.0}, ValueError, "norms is given both whole and"),
+        ({"norms.eps": -1.0}, ValueError, r"norms\.eps=-1\.0 is not positive"),
+    ],
+)
+def test_names_that_no_field_has_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        with_fields(TINY, changes)
+
+
+def test_a_config_is_not_made_of_old_names():
+    fields = {**flatten(TINY), "norm_eps": 1e-6, "init": "xavier"}
+    with pytest.raises(ValueError, match=r"norm_eps is now norms\.eps; init is now init\.kind"):
+        make_config(fields)
+
+
+def test_a_config_is_frozen_and_a_change_is_another_config():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.num_layers = 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.norms.eps = 1e-3
+    changed = with_fields(TINY, {"rope.layout": "interleaved"})
+    assert changed != TINY
+    assert len({TINY, changed, with_fields(changed, {"rope.layout": "half"})}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_layer": 3}, "num_layer"),
+        ({"vocab_size": "many"}, "vocab_size"),
+        ({"embed_dim": 32.5}, "embed_dim"),
+        ({"rope.scaling": {"kind": "linear", "factor": 2.0, "factr": 1.0}}, "factr"),
+        ({"rope.scaling": {"kind": "linear"}}, "factor"),
+        ({"num_heads": 5}, "num_heads=5"),
+    ],
+)
+def test_unknown_missing_and_ill_typed_fields_are_named(changes, named):
+    with pytest.raises(ValueError, match=named):
+        from_dict(to_dict(TINY) | changes)
+
+
+def test_all_problems_of_plain_data_are_in_one_error():
+    data = to_dict(TINY) | {"num_layer": 3, "vocab_size": "many"}
+    del data["mlp_dim"]
+    with pytest.raises(ValueError, match=r"(?s)(?=.*num_layer)(?=.*vocab_size)(?=.*mlp_dim)"):
+        from_dict(data)

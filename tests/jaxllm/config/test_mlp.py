@@ -1,0 +1,30 @@
+"""The MLP and the experts are refused by the full names of their fields."""
+
+import pytest
+
+from jaxllm.config import Experts, MlpConfig
+
+
+def test_what_is_no_mlp_is_refused():
+    with pytest.raises(ValueError, match=r"mlp\.activation='tanh' is not one of silu, gelu"):
+        MlpConfig(activation="tanh")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_experts": 0}, ["experts.num_experts=0"]),
+        ({"top_k": 0}, ["experts.top_k=0"]),
+        ({"top_k": 5}, ["top_k=5", "num_experts=4"]),
+        ({"mlp_dim": 0}, ["experts.mlp_dim=0"]),
+        ({"capacity": 0}, ["experts.capacity=0"]),
+        ({"scores": "tanh"}, ["scores='tanh'", "softmax", "sigmoid"]),
+        ({"scale": "both"}, ["scale='both'", "output", "input"]),
+        ({"balance": "batch"}, ["balance='batch'", "layer", "model", "kept"]),
+    ],
+    ids=str,
+)
+def test_what_are_no_experts_is_refused_with_name_and_value(fields, said):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
+        Experts(**{"num_experts": 4, "top_k": 2, "mlp_dim": 8, **fields})
+    assert all(part in str(caught.value) for part in said), caught.value

@@ -1,0 +1,18 @@
+"""Dtypes and initial values are refused by the full names of their fields."""
+
+import pytest
+
+from jaxllm.config import InitConfig, NumericsConfig
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (NumericsConfig, {"dtype": "float64"}, "numerics.dtype='float64' is not one of .*bfloat16"),
+        (NumericsConfig, {"param_dtype": "fp32"}, "numerics.param_dtype='fp32' .* float32"),
+        (InitConfig, {"kind": "zeros"}, "init.kind='zeros' is not one of normal, xavier"),
+    ],
+)
+def test_what_does_not_exist_is_refused(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**fields)

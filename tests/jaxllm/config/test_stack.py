@@ -1,0 +1,64 @@
+"""A stack's sizes, and what needs several of its parts, are refused by name and value."""
+
+import pytest
+from tiny import TINY
+
+from jaxllm.config import Experts, LayerKind, RopeScaling, with_fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_heads": 6, "num_kv_heads": 4}, ["num_heads=6", "num_kv_heads=4"]),
+        ({"head_dim": 7}, ["head_dim=7", "odd"]),
+        ({"vocab_size": 0}, ["vocab_size=0"]),
+        ({"mlp_dim": -4}, ["mlp_dim=-4"]),
+        ({"num_layers": 0}, ["num_layers=0"]),
+        ({"num_kv_heads": 0}, ["num_kv_heads=0"]),
+        ({"max_len": 0}, ["max_len=0"]),
+        ({"rope.layout": "quarter"}, ["rope.layout='quarter'", "half", "interleaved"]),
+        ({"init.kind": "zeros"}, ["init.kind='zeros'", "normal", "xavier"]),
+        ({"dropout": 1.5}, ["dropout=1.5", "from 0 to below 1"]),
+        ({"positions.kind": "absolute"}, ["positions.kind='absolute'", "distance"]),
+        ({"remat": "some"}, ["remat='some'", "none", "dots", "full"]),
+        ({"numerics.dtype": "float64"}, ["numerics.dtype='float64'", "bfloat16"]),
+        ({"numerics.param_dtype": "fp32"}, ["numerics.param_dtype='fp32'", "float32"]),
+        (
+            {"rope.scaling": RopeScaling(kind="dynamic", factor=2.0), "rope.fraction": 0.125},
+            ["dynamic", "1 rotated pairs"],
+        ),
+        (
+            {
+                "rope.scaling": RopeScaling(
+                    kind="longrope", factor=2.0, short_factor=(1.0,), long_factor=(2.0,)
+                )
+            },
+            ["short_factor has 1 numbers", "8 rotated pairs"],
+        ),
+        ({"rope.fraction": 0.45}, ["head_dim=16", "rope.fraction=0.45", "odd"]),
+    ],
+)
+def test_what_is_no_model_is_refused_with_name_and_value(changes, said):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
+        with_fields(TINY, changes)
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pattern": ()}, ["pattern=()"]),
+        ({"pattern": (LayerKind(sees="window"),)}, ["'window'", "attention.window is None"]),
+        ({"attention.window": 8}, ["attention.window is given", "'window'"]),
+        ({"pattern": (LayerKind(mlp="experts"),)}, ["'experts'", "experts is None"]),
+        (
+            {"experts": Experts(num_experts=4, top_k=2, mlp_dim=8)},
+            ["experts is given", "'experts'"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_pattern_has_all_that_it_needs_and_no_more(changes, said):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
+        with_fields(TINY, changes)
+    assert all(part in str(caught.value) for part in said), caught.value

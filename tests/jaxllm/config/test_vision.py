@@ -1,0 +1,35 @@
+"""The image encoder is refused by the full names of its fields."""
+
+import dataclasses
+
+import pytest
+
+from jaxllm.config import Vision
+
+VISION = Vision(
+    image_size=16,
+    patch_size=4,
+    embed_dim=16,
+    num_layers=1,
+    num_heads=2,
+    mlp_dim=24,
+    output_dim=40,
+)
+
+
+def test_an_image_has_a_patch_for_each_square():
+    assert VISION.num_patches == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_eps": 0.0}, "vision.norm_eps=0.0 is not positive"),
+        ({"num_layers": 0}, "vision.num_layers=0 is not positive"),
+        ({"image_size": 20}, "vision.image_size=20 is not a multiple of patch_size=4 times"),
+        ({"embed_dim": 12}, "vision.embed_dim=12 is not num_heads=2 heads of a multiple of 4"),
+    ],
+)
+def test_what_is_no_encoder_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(VISION, **changes)

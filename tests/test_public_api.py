@@ -1,0 +1,86 @@
+"""The public interface is what the snapshot says; a change of it is a line of the CHANGELOG.
+
+    UPDATE_PUBLIC_API=1 python -m pytest tests/test_public_api.py
+
+writes the snapshot anew.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SNAPSHOT = Path(__file__).with_name("public_api.txt")
+PACKAGES = (
+    "jaxllm.config",
+    "jaxllm.models",
+    "jaxllm.generation",
+    "jaxllm.interop",
+    "jaxllm.interop.parity",
+    "jaxllm.train",
+)
+
+
+def describe(packages: tuple[str, ...] = PACKAGES) -> str:
+    """One line for each public name, field and method of these packages, in a fixed order."""
+    return "".join(f"{line}\n" for package in packages for line in _package(package))
+
+
+def _package(name: str) -> Iterator[str]:
+    package = importlib.import_module(name)
+    for exported in sorted(package.__all__):
+        value = getattr(package, exported)
+        yield f"{name}.{exported}{_signature(value)}"
+        if inspect.isclass(value):
+            yield from (f"{name}.{exported}.{member}" for member in _members(value))
+
+
+def _members(kind: type) -> Iterator[str]:
+    """The public methods and properties of a class of ours, its inherited ones included."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("jaxllm"):
+            found |= vars(base)
+    for name in sorted(found):
+        value = found[name]
+        if not name.startswith("_") or name == "__call__":
+            if isinstance(value, property):
+                yield name
+            elif isinstance(value, classmethod | staticmethod):
+                yield f"{name}{_signature(value.__func__)}"
+            elif inspect.isfunction(value):
+                yield f"{name}{_signature(value)}"
+
+
+def _signature(value: Any) -> str:
+    if not callable(value) or getattr(value, "__origin__", None) is not None:
+        return f" = {_plain(repr(value))}"
+    if dataclasses.is_dataclass(value):
+        return str(_plain(str(inspect.signature(value))))
+    try:
+        return _plain(str(inspect.signature(value)))
+    except ValueError:
+        return ""
+
+
+def _plain(text: str) -> str:
+    """Where a class is defined is no part of the interface, nor are addresses in memory."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return re.sub(r"\b(?:jaxllm|jax|flax|pathlib|collections)\.[\w.]+\.(?=\w+)", "", text)
+
+
+def test_the_public_interface_is_that_of_the_snapshot():
+    found = describe()
+    if os.environ.get("UPDATE_PUBLIC_API"):
+        SNAPSHOT.write_text(found, encoding="utf-8")
+    assert found.splitlines() == SNAPSHOT.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_changed_signature_would_be_seen(monkeypatch):
+    before = describe(("jaxllm.generation",))
+    monkeypatch.setattr("jaxllm.generation.generate", lambda model, prompts: None)
+    assert describe(("jaxllm.generation",)) != before
