@@ -181,7 +181,7 @@ def _show_sample(model: Decoder, mesh: Mesh) -> None:
 
 def _summarise(folder: Path, checks: Sequence[Check], seconds: float) -> None:
     table = Table(title=f"\nMeasured in this run, in {seconds:.0f} s", title_justify="left")
-    for column in ("", "what", "measured", "wanted"):
+    for column in ("", "check", "measured", "required"):
         table.add_column(column)
     for check in checks:
         table.add_row("ok" if check.ok else "FAIL", check.what, check.measured, check.wanted)

@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("jaxllm", "interop", "train")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
-CORE = {"config", "sharding", "origin", "optimizer_state", "closeness", "jsonable", "saved_step"}
+CORE = {
+    *("config", "sharding", "origin", "optimizer_state"),
+    *("charts", "closeness", "jsonable", "saved_step"),
+}
 READING = {"rules", "formats", "families", "loading"}
 
 TABLE: dict[str, dict[str, set[str]]] = {

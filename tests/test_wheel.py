@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import hf_cases
@@ -137,6 +138,13 @@ def test_what_pytorch_recorded_is_checked_without_it(environment, tmp_path):
     report = json.loads(done.stdout)
     assert report["verdicts"] == {"weights": False, "layers": False}
     assert report["first_divergence"]["path"] == "layers.1.mlp.up_proj"
+
+
+def test_the_template_of_the_parity_report_is_included(environment):
+    [wheel] = environment.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = "jaxllm/interop/parity/render"
+    assert {f"{folder}/report.html.jinja", f"{folder}/report.css"} <= names
 
 
 def test_only_one_name_is_claimed(environment):

@@ -1,4 +1,4 @@
-"""An inspection for the terminal."""
+"""Renders an inspection for the terminal."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -11,10 +11,10 @@ from .inspect import UNKNOWN, Inspection
 
 
 def render(inspection: Inspection) -> RenderableType:
-    """The tensors, folded, what becomes of the config's fields, the totals, the problems."""
+    """Renders the folded tensors, the use of config fields, the totals and the problems."""
     lines = [
         _fields(inspection),
-        f"{inspection.num_values:,} numbers, {spell_size(inspection.num_bytes)}",
+        f"total: {inspection.num_values:,} values, {spell_size(inspection.num_bytes)}",
         *_planned(inspection),
     ]
     said = Text("\n".join(filter(None, lines)))
@@ -25,10 +25,10 @@ def render(inspection: Inspection) -> RenderableType:
 def _tensors(inspection: Inspection) -> Table:
     family = inspection.family or "no known family"
     table = Table(title=f"{inspection.path}: {family}", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("tensor", overflow="fold")
-    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("tensor and the parameter it becomes", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
     for group in inspection.tensors:
-        shape = " x ".join(map(str, group.shape)) or "one number"
+        shape = " x ".join(map(str, group.shape)) or "scalar"
         style = "red" if group.use == UNKNOWN else None
         what = Text(f"{group.name}\n  ")
         what.append(f"{group.dtype} {shape} → {group.use}", style="dim")
@@ -42,7 +42,7 @@ def _fields(inspection: Inspection) -> str:
     for name, use in inspection.fields.items():
         by_use.setdefault(use, []).append(name)
     read = len(by_use.pop("read", []))
-    rest = (f"{use} {', '.join(names)}" for use, names in by_use.items())
+    rest = (f"{use}: {', '.join(names)}" for use, names in by_use.items())
     return f"config: {read} fields read; {'; '.join(rest)}" if inspection.fields else ""
 
 
@@ -51,4 +51,7 @@ def _planned(inspection: Inspection) -> list[str]:
         return []
     (on_device,) = inspection.plan.bytes_by_device.values()
     window = spell_size(inspection.plan.window_bytes)
-    return [f"loading: {spell_size(on_device)} on one device, at most {window} more on the host"]
+    return [
+        f"loading: {spell_size(on_device)} on one device and, on top of that, at most {window} of "
+        "host memory"
+    ]

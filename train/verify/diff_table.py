@@ -1,55 +1,83 @@
-"""What differs between two runs, for a terminal."""
+"""Renders the differences between two runs for the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from .diff import Diff
+from .diff import Diff, Field, Metric
 
 WORST = 10  # arrays that are listed
 
 
 def render(diff: Diff) -> RenderableType:
     """The verdict, and a table of each kind of thing that differs."""
-    return Group(headline(diff), *_tables(diff))
+    return Group(headline(diff), *filter(None, [_names(diff)]), *_tables(diff))
 
 
 def headline(diff: Diff) -> str:
-    """Where the runs part, in a sentence."""
+    """Where the runs diverge, in a sentence."""
     if diff.same:
         last = min(diff.last_steps)
         saved = ", ".join(map(str, diff.checkpoints)) or "none"
         return f"The runs are the same up to step {last}; checkpoints compared: {saved}."
     if diff.step is None:
-        return f"The runs see other data: {', '.join(field.name for field in diff.data)}."
+        return f"The runs use different data: {', '.join(field.name for field in diff.data)}."
     if diff.metrics and diff.metrics[0].step == diff.step:
         names = ", ".join(m.name for m in diff.metrics if m.step == diff.step)
-        return f"The runs part at step {diff.step}: {names}."
+        return f"The runs diverge at step {diff.step}: {names}."
     worst = diff.arrays[0]
-    return f"The runs part by step {diff.step}: the {worst.what} of {worst.name} the most."
+    return f"The runs have diverged by step {diff.step}, most in {worst.name} ({worst.what})."
+
+
+def _names(diff: Diff) -> str:
+    """The legend of the columns A and B."""
+    return "" if diff.same and not diff.config else f"A is {diff.a}\nB is {diff.b}"
 
 
 def _tables(diff: Diff) -> Iterator[Table]:
-    for title, fields in (("config", diff.config), ("data", diff.data)):
+    for title, fields in (("config field", diff.config), ("data", diff.data)):
         if fields:
-            table = Table(title, diff.a, diff.b, "", box=SIMPLE_HEAD)
-            for field in fields:
-                remark = "changes no number" if field.is_free else ""
-                table.add_row(field.name, str(field.a), str(field.b), remark)
-            yield table
+            yield _fields(title, fields)
     if diff.metrics:
-        table = Table("metric", "from step", diff.a, diff.b, box=SIMPLE_HEAD)
-        for column in ("relative", "steps", "at most"):
-            table.add_column(column, justify="right")
-        for metric in diff.metrics:
-            figures = (f"{metric.relative:.1e}", str(metric.steps), f"{metric.most:.1e}")
-            table.add_row(metric.name, str(metric.step), repr(metric.a), repr(metric.b), *figures)
-        yield table
+        yield _metrics(diff.metrics)
     if diff.arrays:
-        title = f"step {diff.checkpoints[-1]}: {len(diff.arrays)} arrays differ"
-        table = Table(title, "", "relative L2", box=SIMPLE_HEAD)
-        for array in diff.arrays[:WORST]:
-            table.add_row(array.what, array.name, f"{array.relative_l2:.1e}")
-        yield table
+        yield _arrays(diff)
+
+
+def _fields(title: str, fields: Iterable[Field]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for column in (title, "A", "B", "effect"):
+        table.add_column(column, overflow="fold")
+    for field in fields:
+        effect = "none on any number" if field.is_free else ""
+        table.add_row(field.name, str(field.a), str(field.b), effect)
+    return table
+
+
+def _metrics(metrics: Iterable[Metric]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("differs from step", justify="right")
+    table.add_column("value there", no_wrap=True)
+    for column in ("relative error", "differing steps", "largest error"):
+        table.add_column(column, justify="right")
+    for metric in metrics:
+        values = f"A {metric.a:.9g}\nB {metric.b:.9g}"  # nine digits tell any two float32 apart
+        figures = (f"{metric.relative:.1e}", str(metric.steps), f"{metric.most:.1e}")
+        table.add_row(metric.name, str(metric.step), values, *figures)
+    return table
+
+
+def _arrays(diff: Diff) -> Table:
+    title = f"Step {diff.checkpoints[-1]}: {len(diff.arrays)} arrays differ"
+    if len(diff.arrays) > WORST:
+        title += f", the {WORST} with the largest errors:"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("array", overflow="fold")
+    table.add_column("relative L2 error", justify="right")
+    for array in diff.arrays[:WORST]:
+        table.add_row(array.what, array.name, f"{array.relative_l2:.1e}")
+    return table

@@ -112,10 +112,12 @@ class Equality:
         }
 
     def table(self) -> Table:
-        """A row for each variant, with what came closest to its threshold or went beyond it."""
-        table = Table("variant", "closest to its threshold", box=SIMPLE_HEAD)
-        for column in ("error", "noise", "threshold"):
-            table.add_column(column, justify="right")
+        """A row for each variant, with its worst failure or what is closest to its threshold."""
+        table = Table(box=SIMPLE_HEAD)
+        for column in ("variant", "worst error"):
+            table.add_column(column, overflow="fold")
+        for column in ("error", "noise floor", "threshold"):
+            table.add_column(column, justify="right", width=9)
         for outcome in self.outcomes:
             worst = outcome.worst
             figures = (f"{x:.1e}" for x in (worst.measured, worst.floor, worst.threshold))

@@ -32,7 +32,7 @@ LEVELS: dict[str, Level] = {
             stage=WEIGHTS,
             noun="tensors",
             title="Weights",
-            caption="Parameters of which bits differ.",
+            caption="Parameters that are not equal bit for bit.",
             causes=("config",),
         ),
         Level(
@@ -46,9 +46,10 @@ LEVELS: dict[str, Level] = {
             name="logits",
             stage=FORWARD,
             rows=lambda forward: forward.outputs,
-            noun="outputs",
-            title="Outputs that are wrong by themselves",
-            caption="Their own errors, of what the reference's steps before them returned.",
+            noun="tokens",
+            title="Outputs that are wrong on their own",
+            caption="These outputs exceed their thresholds even when computed from the reference's "
+            "inputs.",
             causes=("layers",),
         ),
         Level(
@@ -56,8 +57,8 @@ LEVELS: dict[str, Level] = {
             stage=FORWARD,
             rows=lambda forward: forward.steps,
             noun="steps",
-            title="Steps that are wrong by themselves",
-            caption="Their own errors, of what the reference's steps before them returned.",
+            title="Steps that are wrong on their own",
+            caption="These steps exceed their thresholds even when fed the reference's inputs.",
         ),
         Level(
             name="gradients",
@@ -65,7 +66,7 @@ LEVELS: dict[str, Level] = {
             rows=judge_gradients,
             noun="gradients",
             title="Gradients",
-            caption="The loss and the parameters closest to their thresholds.",
+            caption="The gradients of the loss that are closest to their thresholds.",
             exists_for=is_loaded,
         ),
         Level(
@@ -74,7 +75,8 @@ LEVELS: dict[str, Level] = {
             rows=judge_step,
             noun="arrays",
             title="One step",
-            caption="After one step of AdamW: both moments, and the update where it is not noise.",
+            caption="After one AdamW step: both moments, and the update where it exceeds noise. "
+            "Those closest to their thresholds are listed.",
             exists_for=is_loaded,
         ),
         Level(
@@ -83,8 +85,7 @@ LEVELS: dict[str, Level] = {
             rows=judge_curve,
             noun="steps",
             title="Training",
-            caption="The same batches on both sides. Left the loss, right its relative difference "
-            "with its threshold and noise.",
+            caption="Both sides train on the same batches: losses and their relative difference.",
             exists_for=is_loaded,
             by_default=False,  # it takes as long as all others together
         ),
@@ -93,7 +94,7 @@ LEVELS: dict[str, Level] = {
             stage=GENERATION,
             noun="texts",
             title="Generation",
-            caption="Greedy and beam search out of a cache.",
+            caption="Greedy and beam search with a KV cache.",
             exists_for=generates,
         ),
     )

@@ -1,152 +1,139 @@
-"""Errors as curves: along the model, and by position."""
+"""Charts of errors: along the model, by position and over training steps."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from jaxllm.interop.parity.report.report import Bucket, Report
+from jaxllm.charts import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    LINE,
+    RED,
+    SOFT,
+    new_chart,
+    set_title,
+    to_svg,
+)
+from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import LossResult, TapResult
 
-from .summary import number
-from .svg import WIDTH, LogAxis, drawing, element, text, titled
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-LEFT, RIGHT, TOP = 52, WIDTH - 12, 14
+HEIGHT = 2.6  # inches
+LABEL_ROOM = 104  # characters that fit below the axes of a whole chart
 
 
 def profile_chart(report: Report) -> str:
-    """Error, threshold and noise of every tap in execution order."""
-    taps, bottom = report.taps, 220
+    """Draws the error, threshold and noise floor of every step in execution order."""
+    taps = report.taps
     errors = [tap.cumulative for tap in taps]
+    measured = [error.relative_l2 for error in errors]
     own = [(tap.forced or tap.cumulative).relative_l2 for tap in taps]
-    values = [*own, *(v for e in errors for v in (e.relative_l2, e.floor, e.threshold))]
-    axis = LogAxis.around(values, bottom, TOP)
-    step = (RIGHT - LEFT) / max(len(taps) - 1, 1)
-    xs = [LEFT + at * step for at in range(len(taps))]
-
-    def line(css: str, values: Sequence[float]) -> str:
-        points = " ".join(f"{x:.1f},{axis.y(v):.1f}" for x, v in zip(xs, values, strict=True))
-        return element("polyline", css=css, points=points)
-
-    elements = [
-        *axis.ticks(LEFT, RIGHT),
-        *_places(taps, xs, bottom),
-        line("noise", [error.floor for error in errors]),
-        line("threshold", [error.threshold for error in errors]),
-        line("own", own),
-        line("error", [error.relative_l2 for error in errors]),
-        *(_point(tap, x, axis, step) for tap, x in zip(taps, xs, strict=True)),
-        *_key(bottom + 42),
-    ]
-    return drawing(bottom + 50, elements, "relative L2 error along the model")
-
-
-def _point(tap: TapResult, x: float, axis: LogAxis, room: float) -> str:
-    css = "point" if tap.cumulative.ok else "point bad"
-    error = tap.cumulative
-    numbers = f"{number(error.relative_l2)} of {number(error.threshold)}"
-    radius, y = min(max(room / 2, 1.4), 2.8), axis.y(error.relative_l2)
-    return titled(element("circle", css=css, cx=x, cy=y, r=radius), f"{tap.path}: {numbers}")
-
-
-def _places(taps: Sequence[TapResult], xs: Sequence[float], bottom: float) -> Iterator[str]:
-    """The names of whole layers and of what lies outside of them, as far as there is room."""
-    free_from = 0.0
-    for tap, x in zip(taps, xs, strict=True):
-        stem, _, last = tap.path.rpartition(".")
-        if stem and not last.isdecimal():
-            continue
-        yield element("line", css="grid", x1=x, x2=x, y1=TOP, y2=bottom)
-        half = 3.2 * len(tap.path)
-        middle = min(max(x, LEFT + half), RIGHT - half)
-        if middle - half >= free_from:
-            yield text(middle, bottom + 18, tap.path, css="tick", text_anchor="middle")
-            free_from = middle + half + 8
-
-
-def _key(y: float) -> Iterator[str]:
-    names = {"error": "error", "own": "own error", "threshold": "threshold", "noise": "noise"}
-    for x, (css, name) in zip(itertools.count(LEFT, 120), names.items(), strict=False):
-        yield element("polyline", css=css, points=f"{x},{y - 4} {x + 26},{y - 4}")
-        yield text(x + 34, y, name, css="tick")
+    floors, thresholds = [e.floor for e in errors], [e.threshold for e in errors]
+    figure, [axes] = new_chart(HEIGHT)
+    bottom, top = _set_log_scale(axes, [*measured, *own, *floors, *thresholds])
+    axes.plot(floors, color=GRAY, linewidth=1.2, label="noise floor")
+    axes.plot(thresholds, "--", color=RED, linewidth=1.2, label="threshold")
+    axes.plot(_clamp(own, bottom, top), color=BLUE, linewidth=1.2, label="own error")
+    axes.plot(_clamp(measured, bottom, top), color=INK, linewidth=1.2, label="error")
+    _mark(axes, range(len(taps)), _clamp(measured, bottom, top), [e.ok for e in errors])
+    _name_layers(axes, taps)
+    set_title(axes, "relative L2 error")
+    return to_svg(figure)
 
 
 def position_chart(report: Report) -> str:
-    """Error and divergence by bucket of positions, side by side."""
-    middle = WIDTH / 2
-    panels = (
-        *_panel(report, "relative L2", lambda bucket: bucket.relative_l2, LEFT, middle - 24),
-        *_panel(report, "largest KL per token, nats", lambda b: b.kl_max, middle + 52, RIGHT),
-    )
-    return drawing(210, panels, "error of the logits by position")
-
-
-def _panel(
-    report: Report, title: str, value: Callable[[Bucket], float], left: float, right: float
-) -> Iterator[str]:
-    bottom, top = 178, 34
-    logits = report.logits if title == "relative L2" else None
-    limit = [] if logits is None else [logits.threshold]
-    values = [value(bucket) for bucket in report.buckets]
-    axis = LogAxis.around([*values, *limit], bottom, top)
-    yield text(left, 14, title, css="label")
-    yield from axis.ticks(left, right)
-    for at in limit:
-        y = axis.y(at)
-        yield element("polyline", css="threshold", points=f"{left:g},{y:.1f} {right:g},{y:.1f}")
-    width = (right - left) / len(values)
-    for i, (bucket, error) in enumerate(zip(report.buckets, values, strict=True)):
-        x, y = left + (i + 0.5) * width, axis.y(error)
-        css = "stem" if not limit else "stem ok" if error <= limit[0] else "stem bad"
-        stem = element("line", css=css, x1=x, x2=x, y1=bottom, y2=y)
-        stem += element("circle", css=css, cx=x, cy=y, r=5)
-        shown = number(error) if math.isfinite(error) else str(error)
-        yield titled(stem, f"positions {bucket.label}: {shown}")
-        yield text(x, bottom + 18, bucket.label, css="tick", text_anchor="middle")
+    """Draws the error and the KL divergence of the logits by range of positions."""
+    figure, [left, right] = new_chart(HEIGHT, columns=2)
+    threshold = report.logits.threshold if report.logits else math.inf
+    errors = [bucket.relative_l2 for bucket in report.buckets]
+    colors = [GREEN if error <= threshold else RED for error in errors]
+    labels = [bucket.label for bucket in report.buckets]
+    _draw_stems(left, errors, colors, [threshold])
+    left.axhline(threshold, color=RED, linestyle="--", linewidth=1.2, label="threshold")
+    set_title(left, "relative L2 error")
+    _draw_stems(right, [bucket.kl_max for bucket in report.buckets], [SOFT] * len(labels))
+    set_title(right, "largest KL divergence per token, nats")
+    for axes in (left, right):
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlabel("positions")
+        axes.margins(x=0.2)
+    return to_svg(figure)
 
 
 def curve_chart(rows: Sequence[LossResult]) -> str:
-    """The losses of training, and how far those of the two sides are apart."""
-    bottom, top, middle = 178, 34, WIDTH / 2
-    losses = [loss for row in rows for loss in (row.ours, row.theirs) if math.isfinite(loss)]
-    low, high = min(losses, default=0.0), max(losses, default=1.0)
-    span = high - low or 1.0
-    left = [LEFT + i * (middle - 24 - LEFT) / max(len(rows) - 1, 1) for i in range(len(rows))]
-    right = [x + middle for x in left]
-    axis = LogAxis.around(
-        [v for r in rows for v in (r.measured, r.floor, r.threshold)], bottom, top
-    )
+    """Draws the training losses of both sides, and their relative difference."""
+    steps = range(len(rows))
+    figure, [left, right] = new_chart(HEIGHT, columns=2)
+    ours, theirs = [row.ours for row in rows], [row.theirs for row in rows]
+    finite = [loss for loss in (*ours, *theirs) if math.isfinite(loss)] or [0.0]
+    left.plot(theirs, color=GRAY, linewidth=4, label="reference")
+    left.plot(_clamp(ours, min(finite), max(finite)), color=INK, linewidth=1.2, label="model")
+    _mark(left, steps, _clamp(ours, min(finite), max(finite)), [row.ok for row in rows])
+    set_title(left, "loss, nats per token")
 
-    def loss_y(loss: float) -> float:
-        return bottom - (loss - low) / span * (bottom - top) if math.isfinite(loss) else top
+    measured, floors = [row.measured for row in rows], [row.floor for row in rows]
+    thresholds = [row.threshold for row in rows]
+    bottom, top = _set_log_scale(right, [*measured, *floors, *thresholds])
+    right.plot(_clamp(floors, bottom, top), color=GRAY, linewidth=1.2, label="noise floor")
+    right.plot(thresholds, "--", color=RED, linewidth=1.2, label="threshold")
+    right.plot(_clamp(measured, bottom, top), color=INK, linewidth=1.2, label="difference")
+    _mark(right, steps, _clamp(measured, bottom, top), [row.ok for row in rows])
+    set_title(right, "relative difference")
+    for axes in (left, right):
+        axes.set_xticks(sorted({0, len(rows) // 2, len(rows) - 1}))
+        axes.set_xlabel("step")
+    return to_svg(figure)
 
-    def line(css: str, xs: Sequence[float], ys: Sequence[float]) -> str:
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-        return element("polyline", css=css, points=points)
 
-    elements = [
-        text(LEFT, 14, "loss, nats per token", css="label"),
-        *(
-            text(LEFT - 8, loss_y(v) + 4, f"{v:.2f}", css="tick", text_anchor="end")
-            for v in (low, high)
-        ),
-        line("noise", left, [loss_y(row.theirs) for row in rows]),
-        line("error", left, [loss_y(row.ours) for row in rows]),
-        text(right[0], 14, "relative difference", css="label"),
-        *axis.ticks(right[0], RIGHT),
-        line("noise", right, [axis.y(row.floor) for row in rows]),
-        line("threshold", right, [axis.y(row.threshold) for row in rows]),
-        line("error", right, [axis.y(row.measured) for row in rows]),
-    ]
-    for row, x, other in zip(rows, left, right, strict=True):
-        css = "point" if row.ok else "point bad"
-        title = f"{row.path}: {row.ours:.6f}, the reference {row.theirs:.6f}"
-        elements.append(titled(element("circle", css=css, cx=x, cy=loss_y(row.ours), r=2.8), title))
-        y = axis.y(row.measured)
-        title = f"{row.path}: {number(row.measured)} of {number(row.threshold)}"
-        elements.append(titled(element("circle", css=css, cx=other, cy=y, r=2.8), title))
-    elements += (
-        text(xs[at], bottom + 18, str(at), css="tick", text_anchor="middle")
-        for xs in (left, right)
-        for at in sorted({0, len(rows) // 2, len(rows) - 1})
-    )
-    return drawing(210, elements, "loss of training on both sides, and its difference")
+def _draw_stems(
+    axes: "Axes", values: Sequence[float], colors: Sequence[str], limits: Sequence[float] = ()
+) -> None:
+    bottom, top = _set_log_scale(axes, [*values, *limits])
+    drawn = _clamp(values, bottom, top)
+    axes.vlines(range(len(drawn)), bottom, drawn, colors=colors, linewidth=2.5)
+    axes.scatter(range(len(drawn)), drawn, c=colors, s=50, clip_on=False, zorder=3)
+
+
+def _mark(axes: "Axes", xs: Sequence[int], ys: Sequence[float], held: Sequence[bool]) -> None:
+    """Marks every value with a point: red where it is beyond its threshold."""
+    size = 18 if len(xs) <= 120 else 5
+    colors = [INK if ok else RED for ok in held]
+    axes.scatter(xs, ys, c=colors, s=size, clip_on=False, zorder=3)
+
+
+def _name_layers(axes: "Axes", taps: Sequence[TapResult]) -> None:
+    """Names whole layers and modules outside of layers on the x axis, as far as there is room."""
+    named: dict[int, str] = {}
+    free_from = 0.0
+    for x, tap in enumerate(taps):
+        parent, _, last = tap.path.rpartition(".")
+        if parent and not last.isdecimal():
+            continue  # a step within a layer
+        center = x / max(len(taps) - 1, 1) * LABEL_ROOM
+        if center - len(tap.path) / 2 >= free_from or not named:
+            named[x] = tap.path
+            free_from = center + len(tap.path) / 2 + 2
+    axes.set_xticks(list(named), list(named.values()))
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+
+
+def _set_log_scale(axes: "Axes", values: Iterable[float]) -> tuple[float, float]:
+    """Sets a log scale from the power of ten below all positive finite values to that above."""
+    exponents = [math.log10(v) for v in values if v > 0 and math.isfinite(v)] or [0.0]
+    low = math.floor(min(exponents))
+    high = max(math.ceil(max(exponents)), low + 1)
+    axes.set_yscale("log")
+    axes.set_ylim(10.0**low, 10.0**high)
+    ticks = range(low, high + 1, math.ceil((high - low) / 6))
+    axes.set_yticks([10.0**exponent for exponent in ticks], [f"1e{e}" if e else "1" for e in ticks])
+    axes.minorticks_off()
+    return 10.0**low, 10.0**high
+
+
+def _clamp(values: Iterable[float], bottom: float, top: float) -> list[float]:
+    """Brings zero to the bottom of a scale, and NaN and infinity to its top."""
+    return [min(max(v, bottom), top) if math.isfinite(v) else top for v in values]

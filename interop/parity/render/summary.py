@@ -1,8 +1,6 @@
-"""A report's rows arranged for the eye, and its numbers and verdict in words."""
+"""The verdict of a report in sentences, and its numbers in two digits."""
 
-import dataclasses
 import math
-import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -11,8 +9,6 @@ from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
     Judged,
-    LossResult,
-    ScoresResult,
     TapResult,
     TensorResult,
     TextResult,
@@ -20,52 +16,12 @@ from jaxllm.interop.parity.report.rows import (
     first_wrong,
 )
 
-Row = TypeVar("Row", bound=Judged)
-
-_IN_A_LAYER = re.compile(r"(.*?\.\d+)(?:\.(.+))?")
+AnyRow = TypeVar("AnyRow", bound=Judged)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outline:
-    """The taps within layers by layer and step, and those before and after them."""
-
-    before: tuple[TapResult, ...]
-    layers: dict[str, dict[str, TapResult]]  # as in `["layers.7"]["mlp"]`
-    after: tuple[TapResult, ...]
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The steps of any layer, in execution order: each after the one before it in its layer."""
-        order: list[str] = []
-        for taps in self.layers.values():
-            place = 0
-            for step in taps:
-                if step not in order:
-                    order.insert(place, step)
-                place = order.index(step) + 1
-        return tuple(order)
-
-
-def outline(taps: Iterable[TapResult]) -> Outline:
-    """Sorts taps by where they are. What a layer returns as a whole is its step `output`."""
-    before: list[TapResult] = []
-    after: list[TapResult] = []
-    layers: dict[str, dict[str, TapResult]] = {}
-    for tap in taps:
-        if found := _IN_A_LAYER.fullmatch(tap.path):
-            layer, step = found.groups()
-            layers.setdefault(layer, {})[step or "output"] = tap
-        else:
-            (after if layers else before).append(tap)
-    return Outline(tuple(before), layers, tuple(after))
-
-
-def tightest(rows: Iterable[Row]) -> Row:
-    """The row that is closest to its threshold, or the first one beyond it."""
-    rows = tuple(rows)
-    beyond = [row for row in rows if not row.ok]
-    themselves = [row for row in beyond if isinstance(row, TapResult) and row.is_wrong_itself]
-    return next(iter(themselves or beyond), None) or max(rows, key=lambda row: row.ratio)
+def mark(ok: bool) -> str:
+    """A check mark or a cross."""
+    return "✓" if ok else "✗"
 
 
 def headline(report: Report) -> str:
@@ -74,7 +30,7 @@ def headline(report: Report) -> str:
 
 
 def explanation(report: Report) -> str:
-    """The verdict in a sentence."""
+    """The verdict in a sentence: the first divergence, or the error closest to its threshold."""
     if first := report.first_divergence:
         return f"{name(first)} {complaint(first)}."
     inexact = [row for rows in report.rows.values() for row in rows if row.threshold]
@@ -82,13 +38,13 @@ def explanation(report: Report) -> str:
         return "Nothing differs."
     closest = tightest(inexact)
     return (
-        f"Nothing differs by more than rounding. Closest to its threshold came {name(closest)}, "
-        f"with an error of {number(closest.measured)} of {number(closest.threshold)}."
+        f"Every error is within its threshold. The closest is that of {name(closest)}: error "
+        f"{number(closest.measured)}, threshold {number(closest.threshold)}."
     )
 
 
 def hint(report: Report) -> str:
-    """What the first divergence looks like or, if it is no step, the first wrong step."""
+    """The likely cause of the first divergence or, failing that, of the first wrong step."""
     first, step = report.first_divergence, first_wrong(report.taps)
     if first is None:
         return ""
@@ -98,21 +54,46 @@ def hint(report: Report) -> str:
 
 
 def unjudged_note(report: Report) -> str:
-    """That levels were not judged, if they were not."""
+    """Which levels could not be compared, if any."""
     levels = ", ".join(report.unjudged)
-    return f"The sizes differ, so nothing was computed: {levels} not judged." if levels else ""
+    return f"The sizes differ, so these levels were not compared: {levels}." if levels else ""
+
+
+def flips_note(report: Report) -> str:
+    """Where routers select different experts: from there on errors are not those of rounding."""
+    sentences = []
+    if first := next((row for row in report.flips if row.tokens), None):
+        sentences.append(
+            f"{first.path} is the first router to select other experts than the reference, for "
+            f"{first.tokens} of {report.tokens} tokens. Their last selected and their next logit "
+            f"are at most {number(first.margin)} apart."
+        )
+    if noisy := next((row for row in report.flips if row.by_noise), None):
+        sentences.append(
+            f"Rounding noise alone changes the experts that the reference selects at {noisy.path} "
+            f"for {noisy.by_noise} tokens."
+        )
+    return " ".join(sentences)
+
+
+def tightest(rows: Iterable[AnyRow]) -> AnyRow:
+    """The first row beyond its threshold or, if there is none, the closest to it."""
+    rows = tuple(rows)
+    beyond = [row for row in rows if not row.ok]
+    themselves = [row for row in beyond if isinstance(row, TapResult) and row.is_wrong_itself]
+    return next(iter(themselves or beyond), None) or max(rows, key=lambda row: row.ratio)
 
 
 def name(row: Judged) -> str:
     """What a row is about."""
-    if isinstance(row, TensorResult):
-        return f"the {row.what} of {parameter(row)}"
-    return parameter(row) if isinstance(row, WeightResult) else row.path
+    return f"the {row.what} of {place(row)}" if isinstance(row, TensorResult) else place(row)
 
 
-def parameter(row: TensorResult | WeightResult) -> str:
-    """The dotted name of the parameter that a row is about."""
-    return ".".join(part for part in (row.path, row.parameter) if part)
+def place(row: Judged) -> str:
+    """The dotted path of the parameter, step or field that a row is about."""
+    if isinstance(row, TensorResult | WeightResult):
+        return ".".join(part for part in (row.path, row.parameter) if part)
+    return row.path
 
 
 def complaint(row: Judged) -> str:
@@ -124,64 +105,38 @@ def complaint(row: Judged) -> str:
         return f"differs in {row.differing_bits:,} of {row.num_bits:,} bits{why}"
     if isinstance(row, TextResult):
         return (
-            f"after {row.prompt_tokens} tokens: {row.measured:.0f} of {len(row.theirs)} tokens "
-            "are others than the reference's"
+            f"differs from the reference in {row.measured:.0f} of {len(row.theirs)} tokens, after "
+            f"a prompt of {row.prompt_tokens} tokens"
         )
+    errors = f"error {number(row.measured)}, threshold {number(row.threshold)}"
     if isinstance(row, TapResult) and row.is_wrong_itself:
-        return (
-            "is the first step that is wrong by itself: of what the reference's steps before it "
-            f"returned it makes something with a relative L2 error of {number(row.measured)}, the "
-            f"threshold is {number(row.threshold)}"
-        )
-    kind = "relative" if isinstance(row, LossResult) else "relative L2"
-    what = "step" if isinstance(row, TapResult) else "thing"
-    return (
-        f"is the first {what} to differ by more than rounding: its {kind} error is "
-        f"{number(row.measured)}, the threshold {number(row.threshold)}"
-    )
+        return f"is the first step that is wrong even when fed the reference's inputs: {errors}"
+    return f"is the first to differ by more than rounding: {errors}"
 
 
 def compared(level: str, report: Report) -> str:
-    """What a level compared, in a few words that depend on the kind of its rows."""
+    """How much a level compared, and how much of it differs."""
     rows, noun = report.rows[level], LEVELS[level].noun
     if level in report.unjudged:
-        return "not judged"
+        return "not compared"
     if any(isinstance(row, WeightResult) for row in rows):
         tensors = {name for row in rows for name in row.stored}
         differing = sum(row.differing_bits for row in rows)
         bits = sum(row.num_bits for row in rows)
         return f"{len(tensors)} {noun}, {differing:,} of {bits:,} bits differ"
     if any(isinstance(row, TapResult) and row.is_output for row in rows):
-        return f"{report.tokens} tokens"
-    if any(isinstance(row, TextResult | ScoresResult) for row in rows):
+        return f"{report.tokens} {noun}"
+    if any(isinstance(row, TextResult) for row in rows):
         texts = [row for row in rows if isinstance(row, TextResult)]
         tokens = sum(len(row.theirs) for row in texts)
         ties = sum(row.is_tie for row in texts)
-        part = f", {ties} part at a tie" if ties else ""
-        return f"{len(texts)} {noun}, {tokens} tokens{part}"
+        found = f"{len(texts)} {noun}, {tokens} tokens"
+        return f"{found}, {ties} diverge at a tie" if ties else found
     return f"{len(rows)} {noun}, {_count_wrong(rows)} differ"
 
 
 def _count_wrong(rows: Iterable[Judged]) -> int:
     return sum(not row.ok for row in rows)
-
-
-def flips_note(report: Report) -> str:
-    """What routers did otherwise, if they did: from there on errors are not those of rounding."""
-    ours = [row for row in report.flips if row.tokens]
-    sentences = []
-    if ours:
-        first = ours[0]
-        sentences.append(
-            f"{first.path} is the first router to send tokens to other experts, {first.tokens} of "
-            f"{report.tokens}, where its logits are up to {number(first.margin)} apart."
-        )
-    if noisy := next((row for row in report.flips if row.by_noise), None):
-        sentences.append(
-            f"The reference itself sends {noisy.by_noise} tokens of {noisy.path} to other experts "
-            "when it is computed in other ways."
-        )
-    return " ".join(sentences)
 
 
 def number(value: float) -> str:

@@ -144,7 +144,7 @@ def test_where_sizes_differ_it_is_not_judged(pair, short):
     report = compare(pair[0], random_model(num_layers=2, mlp_dim=40), short, levels=("sums",))
     assert report.verdicts == {"sums": False}
     assert report.unjudged == ("sums",)
-    assert "not judged" in shown(report)
+    assert "not compared" in shown(report)
     assert report.rows["config"]
 
 

@@ -1,0 +1,135 @@
+"""Tables of the rows of one level: failures first, then what is closest to its threshold."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxllm.interop.parity.report.rows import (
+    FieldResult,
+    Judged,
+    LossResult,
+    ScoresResult,
+    TapResult,
+    TensorResult,
+    TextResult,
+    WeightResult,
+)
+
+from .summary import name, number, place
+from .table import Row, Table
+
+SHOWN = 12  # rows of a level
+
+
+def level_table(results: Sequence[Judged]) -> Table:
+    """The table for the kind of rows that a level has."""
+    draw = _TABLES.get(type(results[0]), differing_table) if results else differing_table
+    return draw(results)
+
+
+def differing_table(results: Iterable[Judged]) -> Table:
+    """The rows of any kind that exceed their thresholds."""
+    wrong = [row for row in results if not row.ok]
+    rows = (
+        Row((name(row), *map(number, (row.measured, row.floor, row.threshold))), ok=False)
+        for row in wrong[:SHOWN]
+    )
+    return Table(("row", "error", "noise floor", "threshold"), tuple(rows), 1, _omitted(wrong))
+
+
+def config_table(fields: Iterable[FieldResult]) -> Table:
+    """The fields that differ."""
+    rows = (Row((row.path, row.ours, row.theirs), ok=False) for row in fields if not row.ok)
+    return Table(("field", "model", "reference"), tuple(rows), num_text_columns=3)
+
+
+def weights_table(weights: Iterable[WeightResult]) -> Table:
+    """The parameters that are not equal bit for bit."""
+    unequal = [row for row in weights if not row.ok]
+    rows = (
+        Row((place(row), row.remark, f"{row.differing_bits:,}", f"{row.num_bits:,}"), ok=False)
+        for row in unequal[:SHOWN]
+    )
+    columns = ("parameter", "reason", "differing bits", "of bits")
+    return Table(columns, tuple(rows), 2, _omitted(unequal))
+
+
+def wrong_steps_table(taps: Iterable[TapResult]) -> Table:
+    """The steps that are wrong even when fed the reference's inputs."""
+    rows, wrong = [], [tap for tap in taps if tap.is_wrong_itself]
+    for tap in wrong[:SHOWN]:
+        own = tap.forced or tap.cumulative
+        errors = (own.relative_l2, own.floor, own.threshold, tap.cumulative.relative_l2)
+        rows.append(Row((tap.path, *map(number, errors)), ok=False))
+    columns = ("step", "own error", "noise floor", "threshold", "error after all steps")
+    return Table(columns, tuple(rows), 1, _omitted(wrong))
+
+
+def tensors_table(results: Sequence[TensorResult]) -> Table:
+    """Gradients, moments or updates, those closest to their thresholds first."""
+    ranked = sorted(results, key=lambda row: (not row.ok, row.ratio), reverse=True)
+    rows = (
+        Row(
+            (
+                *(place(row), row.what),
+                "all gradients" if row.relative_to == "all" else "itself",
+                *map(number, (row.relative_l2, row.floor, row.threshold)),
+                f"{row.compared:.0%}",
+            ),
+            row.ok,
+        )
+        for row in ranked[:SHOWN]
+    )
+    columns = ("parameter", "quantity", "relative to", "error", "noise floor", "threshold")
+    wrong = [row for row in results if not row.ok]
+    return Table((*columns, "share compared"), tuple(rows), 3, _omitted(wrong))
+
+
+def losses_table(losses: Iterable[LossResult]) -> Table:
+    """The losses of every training step on both sides."""
+    rows = (
+        Row(
+            (
+                *(row.path, f"{row.ours:.6f}", f"{row.theirs:.6f}"),
+                *map(number, (row.measured, row.floor, row.threshold)),
+            ),
+            row.ok,
+        )
+        for row in losses
+    )
+    columns = ("step", "model", "reference", "relative difference", "noise floor", "threshold")
+    return Table(columns, tuple(rows))
+
+
+def generation_table(results: Iterable[TextResult | ScoresResult]) -> Table:
+    """Generated tokens, and the logits by which they are chosen."""
+    columns = ("check", "input", "result")
+    return Table(columns, tuple(map(_generated, results)), len(columns))
+
+
+def _generated(row: TextResult | ScoresResult) -> Row:
+    check = row.path.partition(".")[2]
+    if isinstance(row, ScoresResult):
+        result = f"relative L2 {number(row.relative_l2)}, threshold {number(row.threshold)}"
+        if row.unexplained:
+            result += f"; {row.unexplained} tokens kept by one side alone"
+        return Row((check, "logits of every token", result), row.ok)
+    equal = sum(a == b for a, b in zip(row.ours, row.theirs, strict=False))
+    result = f"{equal} of {len(row.theirs)} tokens equal"
+    if row.is_tie:
+        result += "; the two diverge at a tie"
+    return Row((check, f"prompt of {row.prompt_tokens} tokens", result), row.ok)
+
+
+def _omitted(wrong: Sequence[object]) -> int:
+    return max(0, len(wrong) - SHOWN)
+
+
+_TABLES: Mapping[type, Callable[[Sequence[Any]], Table]] = {
+    FieldResult: config_table,
+    WeightResult: weights_table,
+    TapResult: wrong_steps_table,
+    TensorResult: tensors_table,
+    LossResult: losses_table,
+    TextResult: generation_table,
+    ScoresResult: generation_table,
+}

@@ -1,0 +1,44 @@
+"""The layers of a model and their steps, found in the paths of its activations."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from jaxllm.interop.parity.report.rows import TapResult
+
+_IN_A_LAYER = re.compile(r"(.*?\.\d+)(?:\.(.+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """Activations within layers, by layer and step, and those before and after all layers."""
+
+    before: tuple[TapResult, ...]
+    layers: dict[str, dict[str, TapResult]]  # as in `["layers.7"]["mlp"]`
+    after: tuple[TapResult, ...]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of all layers in execution order, each after its predecessor in any layer."""
+        order: list[str] = []
+        for taps in self.layers.values():
+            place = 0
+            for step in taps:
+                if step not in order:
+                    order.insert(place, step)
+                place = order.index(step) + 1
+        return tuple(order)
+
+
+def outline(taps: Iterable[TapResult]) -> Outline:
+    """Sorts activations by layer; what a whole layer returns is its step `output`."""
+    before: list[TapResult] = []
+    after: list[TapResult] = []
+    layers: dict[str, dict[str, TapResult]] = {}
+    for tap in taps:
+        if found := _IN_A_LAYER.fullmatch(tap.path):
+            layer, step = found.groups()
+            layers.setdefault(layer, {})[step or "output"] = tap
+        else:
+            (after if layers else before).append(tap)
+    return Outline(tuple(before), layers, tuple(after))

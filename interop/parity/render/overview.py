@@ -1,0 +1,73 @@
+"""Tables that summarize a report: a row for each level, layer or range of positions."""
+
+from collections.abc import Iterator
+
+from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report
+from jaxllm.interop.parity.report.rows import Judged, TapResult
+
+from .outline import outline
+from .summary import compared, mark, name, number, tightest
+from .table import Row, Table
+
+
+def levels_table(report: Report) -> Table:
+    """A row for each level, with its first failure or else what is closest to its threshold."""
+    columns = ("level", "compared", "first failure, else closest to its threshold")
+    rows = []
+    for level, results in report.rows.items():
+        if level in report.verdicts:
+            held = report.verdicts[level]
+            cells = (f"{mark(held)} {level}", compared(level, report), *_decisive(results))
+            rows.append(Row(cells, held))
+    return Table((*columns, "error", "noise floor", "threshold"), tuple(rows), len(columns))
+
+
+def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
+    """The row that decides a level and its three figures, as far as they mean anything."""
+    worst = tightest(rows) if rows else None
+    if worst is None or not (worst.threshold or worst.measured):
+        return "", "", "", ""
+    if not worst.threshold:  # only equality is accepted
+        return name(worst), "", "", ""
+    return name(worst), *map(number, (worst.measured, worst.floor, worst.threshold))
+
+
+def layers_table(report: Report) -> Table:
+    """A row for each layer: its first step beyond its threshold, or the closest to it."""
+    columns = ("step", "error", "own error", "noise floor", "threshold", "error / threshold")
+    return Table(columns, tuple(map(_step, _decisive_steps(report))))
+
+
+def _decisive_steps(report: Report) -> Iterator[TapResult]:
+    parts = outline(report.taps)
+    yield from parts.before
+    for steps in parts.layers.values():
+        yield tightest(steps.values())
+    yield from parts.after
+
+
+def _step(tap: TapResult) -> Row:
+    own = tap.forced or tap.cumulative
+    errors = (tap.cumulative.relative_l2, own.relative_l2, tap.floor, tap.threshold)
+    ratio = f"{tap.ratio:.2f}" if tap.ok else number(tap.ratio)
+    return Row((tap.path, *map(number, errors), ratio), tap.ok)
+
+
+def positions_table(report: Report, logits: LogitsResult) -> Table:
+    """A row for each range of positions, and one for all."""
+    columns = ("positions", "tokens", "relative L2", "mean KL", "largest KL", "same top-1")
+    ranges: list[tuple[str, int, Bucket | LogitsResult]] = [
+        *((bucket.label, bucket.tokens, bucket) for bucket in report.buckets),
+        ("all", report.tokens, logits),
+    ]
+    rows = (
+        Row(
+            (
+                *(label, f"{tokens:,}"),
+                *map(number, (result.relative_l2, result.kl_mean, result.kl_max)),
+                f"{result.top1_agreement:.2%}",
+            )
+        )
+        for label, tokens, result in ranges
+    )
+    return Table(columns, tuple(rows))

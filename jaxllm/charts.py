@@ -1,0 +1,109 @@
+"""Line charts in one style, drawn by matplotlib, as SVG for a web page or as a PNG file.
+
+matplotlib is imported when a chart is drawn, so that commands start quickly.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 10.0  # inches, of every chart
+PNG_DPI = 120
+
+INK, SOFT, LINE = "#221c26", "#6d6673", "#e4e0e6"
+BLUE, GRAY, GREEN, RED = "#4f78b5", "#a79fae", "#2c7a4b", "#b3261e"
+# A page that defines these CSS variables gives the charts its own colors, as in dark mode.
+CSS_VARIABLES = {
+    INK: "--ink",
+    SOFT: "--soft",
+    LINE: "--line",
+    BLUE: "--blue",
+    GRAY: "--gray",
+    GREEN: "--ok",
+    RED: "--bad",
+}
+_COLOR = re.compile("|".join(CSS_VARIABLES))
+
+
+def new_chart(
+    height: float, columns: int = 1, margin: float = 0.04
+) -> tuple["Figure", Sequence["Axes"]]:
+    """Returns an empty figure and its axes from left to right.
+
+    Args:
+      height: of the figure, in inches.
+      columns: the number of axes.
+      margin: around each of the axes with its labels, in inches.
+    """
+    # Not pyplot: a figure of its own needs no display and leaves no global state behind.
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=margin, h_pad=margin)
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    row = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in row:
+        _apply_style(axes)
+    return figure, row
+
+
+def set_title(axes: "Axes", title: str) -> None:
+    """Writes a title above the axes and, below it, the legend of the labeled lines if any."""
+    handles, _ = axes.get_legend_handles_labels()
+    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=26)
+    if handles:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            borderaxespad=0.4,
+            borderpad=0,
+            ncols=len(handles),
+            frameon=False,
+            labelcolor=SOFT,
+            fontsize=9,
+            handlelength=1.6,
+        )
+
+
+def to_svg(figure: "Figure") -> str:
+    """Returns the figure as an `<svg>` element to be placed in HTML.
+
+    The same figure gives the same text. Colors are CSS variables with this module's as fallback.
+    """
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    # Text stays text, which can be searched, selected and restyled.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxllm"}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    # HTML needs neither the XML header nor namespaces. The names of groups are those of any other
+    # figure on the page, and nothing refers to them.
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return _COLOR.sub(lambda color: f"var({CSS_VARIABLES[color[0]]}, {color[0]})", svg)
+
+
+def save_png(figure: "Figure", path: str | Path) -> None:
+    """Writes the figure as a PNG file, 1200 pixels wide."""
+    figure.savefig(path, format="png", dpi=PNG_DPI, facecolor="white")
+
+
+def _apply_style(axes: "Axes") -> None:
+    """Horizontal grid lines behind the data, and no frame."""
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=SOFT, length=0, pad=6, labelsize=9)
+    axes.tick_params(which="minor", length=0)
+    axes.xaxis.label.set_color(SOFT)
+    axes.yaxis.label.set_color(SOFT)
+    axes.margins(x=0.01)

@@ -1,0 +1,103 @@
+"""Tables of the rows of one level."""
+
+import pytest
+from parity_reports import NAN, tap
+
+from jaxllm.interop.parity.render.details import (
+    SHOWN,
+    config_table,
+    generation_table,
+    level_table,
+    losses_table,
+    tensors_table,
+    weights_table,
+    wrong_steps_table,
+)
+from jaxllm.interop.parity.report.rows import (
+    FieldResult,
+    LossResult,
+    ScoresResult,
+    TensorResult,
+    TextResult,
+    WeightResult,
+)
+
+
+def gradient(error, index=0):
+    return TensorResult(f"layers.{index}", "kernel", "gradient", error, 1e-7, 1e-6)
+
+
+def test_a_level_is_drawn_by_the_kind_of_its_rows():
+    fields = (FieldResult("config.a", "1", "2"),)
+    assert level_table(fields) == config_table(fields)
+    assert level_table([gradient(1.0)]) == tensors_table([gradient(1.0)])
+    assert level_table(()).rows == ()
+
+
+def test_rows_of_another_kind_are_named_with_their_errors():
+    class Sum(FieldResult):
+        """A kind that no table is made for."""
+
+    table = level_table([Sum("totals.a", "1", "1"), Sum("totals.b", "1", "2")])
+    assert [row.cells for row in table.rows] == [("totals.b", "1.0", "0", "0")]
+    assert table.columns[0] == "row"
+
+
+def test_equal_fields_are_left_out():
+    fields = (FieldResult("config.a", "1", "1"), FieldResult("config.b", "1", "2"))
+    assert [row.cells for row in config_table(fields).rows] == [("config.b", "1", "2")]
+
+
+def test_weights_tell_how_many_bits_differ():
+    weights = [WeightResult("embed", "embedding", ("wte",), 64, bits, "why") for bits in (0, 1500)]
+    assert [row.cells for row in weights_table(weights).rows] == [
+        ("embed.embedding", "why", "1,500", "64")
+    ]
+
+
+def test_steps_that_only_pass_on_an_error_are_left_out():
+    passed_on, wrong = tap("layers.0", 1.5e-6), tap("layers.1", 1.0)
+    assert [row.cells[:2] for row in wrong_steps_table((passed_on, wrong)).rows] == [
+        ("layers.1", "0.50")
+    ]
+
+
+@pytest.mark.parametrize("bad", [1.0, NAN])
+def test_failures_come_before_what_is_closest_to_its_threshold(bad):
+    table = tensors_table([gradient(9e-7), gradient(bad, 1), gradient(8e-7, 2)])
+    assert [row.cells[0] for row in table.rows] == [
+        *("layers.1.kernel", "layers.0.kernel", "layers.2.kernel"),
+    ]
+    assert [row.ok for row in table.rows] == [False, True, True]
+
+
+@pytest.mark.parametrize(("failures", "omitted"), [(3, 0), (SHOWN, 0), (SHOWN + 5, 5)])
+def test_omitted_failures_are_counted(failures, omitted):
+    table = tensors_table([gradient(1.0, i) for i in range(failures)] + [gradient(0.0)] * SHOWN)
+    assert len(table.rows) == SHOWN
+    assert table.num_omitted == omitted
+
+
+def test_losses_show_both_sides():
+    [row] = losses_table([LossResult("step 0", 2.0, 4.0, 1e-7, 1e-6)]).rows
+    assert row.cells == ("step 0", "2.000000", "4.000000", "0.50", "1.0e-07", "1.0e-06")
+    assert not row.ok
+
+
+def test_generation_counts_equal_tokens():
+    table = generation_table(
+        [
+            TextResult("generate.greedy", 5, (1, 2, 3), (1, 2, 4)),
+            TextResult("generate.beams", 5, (1, 2), (1, 3), is_tie=True),
+            ScoresResult("generate.filtered", 1e-7, 1e-7, 1e-6, unexplained=2),
+        ]
+    )
+    assert [row.cells for row in table.rows] == [
+        ("greedy", "prompt of 5 tokens", "2 of 3 tokens equal"),
+        ("beams", "prompt of 5 tokens", "1 of 2 tokens equal; the two diverge at a tie"),
+        (
+            *("filtered", "logits of every token"),
+            "relative L2 1.0e-07, threshold 1.0e-06; 2 tokens kept by one side alone",
+        ),
+    ]
+    assert [row.ok for row in table.rows] == [False, True, False]

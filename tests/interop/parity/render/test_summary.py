@@ -1,0 +1,112 @@
+"""The verdict in sentences, and numbers in two digits."""
+
+import dataclasses
+
+import pytest
+from parity_reports import NAN, make_report, tap, with_rows
+
+from jaxllm.interop.parity.render.summary import (
+    compared,
+    complaint,
+    explanation,
+    flips_note,
+    hint,
+    name,
+    number,
+    tightest,
+    unjudged_note,
+)
+from jaxllm.interop.parity.report.rows import (
+    FieldResult,
+    LossResult,
+    RouterFlips,
+    TensorResult,
+    TextResult,
+    WeightResult,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.0, "0"), (1.0, "1.0"), (0.027, "0.027"), (3.14e-7, "3.1e-07"), (1234.0, "1.2e+03")),
+        *((NAN, "nan"), (float("inf"), "inf")),
+    ],
+)
+def test_a_number_has_two_digits(value, text):
+    assert number(value) == text
+
+
+def test_the_tightest_row_is_the_first_failure_or_the_closest_to_its_threshold():
+    rows = [tap(f"layers.{i}", error) for i, error in enumerate((1e-7, 4e-7, 2e-7))]
+    assert tightest(rows) is rows[1]
+    wrong = [*rows, tap("layers.3", 0.1), tap("layers.4", 0.2)]
+    assert tightest(wrong) is wrong[3]
+
+
+def test_the_explanation_names_the_first_divergence():
+    assert explanation(make_report(0.27)).startswith("layers.0.mlp is the first step that is wrong")
+    assert explanation(make_report()) == (
+        "Every error is within its threshold. The closest is that of lm_head: error 4.0e-07, "
+        "threshold 1.2e-06."
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            FieldResult("config.norm_eps", "", "1e-06"),
+            "config.norm_eps is unknown in the model, 1e-06 in the reference",
+        ),
+        (
+            WeightResult("embed", "embedding", ("wte",), 6400, 1500, "transposed"),
+            "embed.embedding differs in 1,500 of 6,400 bits: transposed",
+        ),
+        (
+            TextResult("generate.greedy", 5, (1, 2, 3), (1, 4, 5)),
+            "generate.greedy differs from the reference in 2 of 3 tokens, after a prompt of 5 "
+            "tokens",
+        ),
+        (
+            TensorResult("embed", "embedding", "update", 0.5, 1e-7, 1e-6),
+            "the update of embed.embedding is the first to differ by more than rounding: error "
+            "0.50, threshold 1.0e-06",
+        ),
+        (
+            LossResult("step 3", 3.0, 2.0, 1e-7, 1e-6),
+            "step 3 is the first to differ by more than rounding: error 0.50, threshold 1.0e-06",
+        ),
+    ],
+)
+def test_every_kind_of_row_has_its_complaint(row, sentence):
+    assert f"{name(row)} {complaint(row)}" == sentence
+
+
+def test_the_hint_is_that_of_the_first_wrong_step():
+    report = make_report(0.27)
+    assert hint(report) == ""
+    taps = [
+        dataclasses.replace(t, hint=None if t.ok else "gate and up swapped")
+        for t in report.rows["layers"]
+    ]
+    assert hint(with_rows(report, layers=tuple(taps))) == "gate and up swapped."
+
+
+def test_levels_that_could_not_be_compared_are_named():
+    report = dataclasses.replace(make_report(), unjudged=("layers", "logits"))
+    assert "layers, logits" in unjudged_note(report)
+    assert compared("layers", report) == "not compared"
+    assert unjudged_note(make_report()) == ""
+
+
+def test_routers_that_select_other_experts_are_named():
+    flips = (
+        RouterFlips("layers.0.mlp.router", 0, 0.0, 3),
+        RouterFlips("layers.1.mlp.router", 7, 3e-7, 0),
+    )
+    note = flips_note(dataclasses.replace(make_report(), flips=flips))
+    assert "layers.1.mlp.router is the first router" in note
+    assert "7 of 64 tokens" in note
+    assert "layers.0.mlp.router for 3 tokens" in note
+    assert flips_note(make_report()) == ""
