@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report, TapResult
-from jaxllm.interop.parity.report.rows import Error
+from jaxllm.interop.parity import Report
+from jaxllm.interop.parity.report.report import Bucket, LogitsResult
+from jaxllm.interop.parity.report.rows import Error, Judged, TapResult
 
 NAN = float("nan")
 
@@ -23,7 +24,10 @@ def make_report(error: float = 4e-7) -> Report:
     return Report(
         subject="tiny <llama>",
         verdicts={"logits": logits.ok, "layers": logits.ok},
-        taps=(*taps, dataclasses.replace(tap("lm_head", error), is_output=True)),
+        rows={
+            "layers": tuple(taps),
+            "logits": (dataclasses.replace(tap("lm_head", error), is_output=True),),
+        },
         logits=logits,
         buckets=(Bucket(0, 4, 8, error, 1e-13, 1e-12, 1.0), Bucket(4, 32, 56, error, 0, 0, 0.9)),
         batch_size=2,
@@ -34,6 +38,13 @@ def make_report(error: float = 4e-7) -> Report:
         versions={"jax": "0.10.2"},
         tolerance={"noise_factor": 4.0, "least": 1e-6, "most": 1e-3, "most_in_training": 1e-4},
     )
+
+
+def with_rows(report: Report, **rows: tuple[Judged, ...]) -> Report:
+    """The report with other rows of these levels, from causes to effects."""
+    order = ("config", "weights", "layers", "logits", "gradients", "step", "curve", "generate")
+    merged = {**report.rows, **rows}
+    return dataclasses.replace(report, rows={n: merged[n] for n in order if n in merged})
 
 
 REPORTS = {"honest": make_report(), "broken": make_report(0.27), "nan": make_report(NAN)}

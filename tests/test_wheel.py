@@ -12,9 +12,9 @@ import hf_cases
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxllm.interop.parity.comparison import LEVELS
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import record_checkpoint
+from jaxllm.interop.parity.levels.table import LEVELS
 
 ROOT = Path(__file__).parents[1]
 

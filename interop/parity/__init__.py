@@ -3,6 +3,6 @@
 from .alignment.inputs import Inputs
 from .checkpoint import check_checkpoint
 from .comparison import compare
-from .report.report import Report
+from .rendered_report import Report
 
 __all__ = ["Inputs", "Report", "check_checkpoint", "compare"]

@@ -1,12 +1,10 @@
 """Parity of a checkpoint on disk: PyTorch runs it, we run it, and the two are compared."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -21,11 +19,13 @@ from jaxllm.models import Model
 
 from .alignment.adapters import calling_of
 from .alignment.inputs import Inputs, draw, elements_of
+from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, text_tokens
-from .comparison import compare, levels_of
+from .comparison import compare
+from .levels.table import LEVELS, levels_of
 from .numerics.array_store import Shelf, in_memory, on_disk, parameters_on
-from .report.report import Report
+from .rendered_report import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def check_checkpoint(
     shelf = in_memory if scratch is None else on_disk(Path(scratch))
     reference, model = open_both(path, rules, model, shelf)
     inputs = given.inputs(path, reference, model)
-    usual = [level for level in levels_of(model) if level != "curve"]
+    usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
     report = compare(reference, model, inputs, levels=levels, shelf=shelf)
     seed = given.seed if given.is_random else None
@@ -183,8 +183,7 @@ def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
 @contextmanager
 def _one_by_one(shelf: Shelf) -> Iterator[None]:
     """Has transformers put each parameter on the shelf before it reads the next."""
-    in_turn = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
-    with in_turn, parameters_on(shelf):
+    with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(shelf):
         yield
 
 

@@ -1,34 +1,50 @@
 """The comparison itself: level by level, against the reference's own noise."""
 
-import dataclasses
+import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
-from jaxllm.interop.loading.lazy_model import is_stored
-from jaxllm.models import Model, with_scanned_layers
-from jaxllm.params import stacks
+from jaxllm.models import Model
 
-from .alignment.activations import Alignment, derive
 from .alignment.adapters import calling_of
 from .alignment.inputs import Inputs, last_stack
-from .alignment.parameter_names import table_of
 from .alignment.plain_modules import described
+from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
-from .levels.forward import FORWARD, blank_report, judge
-from .levels.generation import compare_generation
-from .levels.training import TRAINING, judge_training, train_both
-from .levels.weights import compare_config, compare_weights, misfits
+from .levels.level import Level
+from .levels.pair import Pair
+from .levels.table import (
+    LEVELS,
+    chosen,
+    from_causes_to_effects,
+    levels_of,
+    stages_of,
+    stated_levels,
+)
+from .levels.weights import misfits
+from .numerics import tolerance
 from .numerics.array_store import Shelf, in_memory
-from .recording.recording import record
-from .report.report import Report
-from .report.rows import FieldResult, WeightResult
+from .rendered_report import Report
+from .report.rows import Judged
 
-STATED = ("weights", "config")  # levels for which nothing is computed
-LEVELS = (*STATED, "logits", "layers", "gradients", "step", "curve", "generate")
+PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
+DTYPES = {
+    "reference": "float32, plain attention",
+    "model": f"float32, matmul precision {PRECISION}",
+    "metrics": "float64",
+}
+TOLERANCE = {
+    "noise_factor": tolerance.NOISE_FACTOR,
+    "least": tolerance.LEAST,
+    "most": tolerance.MOST,
+    "most_in_training": tolerance.MOST_IN_TRAINING,
+}
 
 
 def compare(
@@ -75,97 +91,86 @@ def compare(
         ValueError: a level is unknown, a dtype is not float32, the reference is of a family without
             rules, or the tokens are not in the vocabulary.
     """
-    inputs, recipe = Inputs.of(inputs).completed(model), recipe or Recipe()
-    levels = chosen(levels, levels_of(model))
+    pair = Pair(
+        reference=reference,
+        model=model,
+        inputs=Inputs.of(inputs).completed(model),
+        levels=chosen(levels, levels_of(model)),
+        recipe=recipe or Recipe(),
+        optimizer=optimizer,
+        shelf=shelf,
+    )
     with nullcontext() if rules is None else described(reference, model, rules):
-        _check(reference, model, inputs)
-        return _compare(reference, model, inputs, levels, recipe, optimizer, shelf)
+        _check(reference, model, pair.inputs)
+        return _compare(pair)
 
 
-def _compare(
-    reference: Any,
-    model: Model,
+def _compare(pair: Pair) -> Report:
+    stages = stages_of(pair.levels)
+    is_computed = any(stage.computes for stage in stages)
+    if is_computed and misfits(pair.reference, pair.listed, pair.table):
+        stages = stages_of(stated_levels())
+    found = {stage.name: stage.compare(pair) for stage in stages}
+    name = type(pair.reference).__name__
+    return assemble(name, pair.inputs, pair.levels, found, ("torch", "transformers"))
+
+
+def assemble(
+    subject: str,
     inputs: Inputs,
     levels: Sequence[str],
-    recipe: Recipe,
-    optimizer: optax.GradientTransformation | None,
-    shelf: Shelf,
+    found: Mapping[str, Any],
+    packages: Sequence[str] = (),
 ) -> Report:
-    listed = with_scanned_layers(model, False)
-    table = table_of(reference, model)
-    found: dict[str, Sequence[Any]] = {}
-    report = blank_report(type(reference).__name__, inputs, ("torch", "transformers"))
-    computed = tuple(level for level in levels if level not in STATED)
-    if computed and misfits(reference, listed, table):
-        stated = compare_config(reference, listed), compare_weights(reference, listed, table)
-        return unjudged(report, *stated, levels)
-    if "config" in levels:
-        found["config"] = compare_config(reference, model)
-    if "weights" in levels:
-        found["weights"] = compare_weights(reference, listed, table)
-    if wanted := [level for level in levels if level in FORWARD]:
-        taps = derive(table, listed, inputs) if "layers" in levels else ()
-        recording = record(reference, inputs, Alignment(taps), shelf=shelf)
-        report = judge(recording, listed, wanted, type(reference).__name__, shelf)
-    if set(TRAINING) & set(levels):
-        steps = recipe.steps if "curve" in levels else 1
-        rules = table.bound(stacks(listed))
-        runs = train_both(reference, model, rules, inputs, steps, recipe, optimizer)
-        found |= judge_training(runs, levels)
-    if "generate" in levels:
-        found["generate"] = compare_generation(reference, model, inputs)
-    return with_rows(report, found, levels)
+    """Makes the report: judges at every level what its stage found.
 
-
-def unjudged(
-    report: Report,
-    config: Sequence[FieldResult],
-    weights: Sequence[WeightResult],
-    levels: Sequence[str],
-) -> Report:
-    """The report on models of other sizes: config and weights say where, nothing is computed."""
-    held = {"config": all(row.ok for row in config), "weights": all(row.ok for row in weights)}
-    return dataclasses.replace(
-        report,
-        config=tuple(config),
-        weights=tuple(weights),
-        verdicts={level: held.get(level, False) for level in levels},
-        unjudged=tuple(level for level in levels if level not in STATED),
+    Args:
+        subject: what was compared.
+        inputs: what it was compared on.
+        levels: the levels asked for. One whose stage was not run does not hold; the report then has
+            the rows of all stages that were run.
+        found: the stages' results by name.
+        packages: packages that took part besides our own.
+    """
+    unjudged = tuple(level for level in levels if LEVELS[level].stage.name not in found)
+    rows = {
+        level.name: _rows(level, found) if level.name in levels or unjudged else ()
+        for level in from_causes_to_effects()
+    }
+    stages = (stage for stage in stages_of(LEVELS) if stage.name in found)
+    details: dict[str, Any] = {"tokens": inputs.num_tokens, "versions": {}}
+    for stage in stages:
+        details |= stage.details(found[stage.name])
+    batch_size, length = inputs.target.shape[:2]
+    return Report(
+        subject=subject,
+        verdicts={
+            level: level not in unjudged and all(row.ok for row in rows[level]) for level in levels
+        },
+        rows=rows,
+        unjudged=unjudged,
+        batch_size=batch_size,
+        length=length,
+        seed=None,
+        dtypes=DTYPES,
+        tolerance=TOLERANCE,
+        **{**details, "versions": _versions(packages) | details["versions"]},
     )
 
 
-def with_rows(report: Report, found: Mapping[str, Sequence[Any]], levels: Sequence[str]) -> Report:
-    """The report with the rows of other levels, and the verdicts of all."""
-    held = {
-        **report.verdicts,
-        **{level: all(row.ok for row in rows) for level, rows in found.items()},
+def _rows(level: Level, found: Mapping[str, Any]) -> tuple[Judged, ...]:
+    """The rows of a level whose stage was run."""
+    stage = level.stage.name
+    return tuple(level.rows(found[stage])) if stage in found else ()
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of Python, our packages and others, and the device."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in (*PACKAGES, *packages)},
+        "device": jax.devices()[0].device_kind,
     }
-    rows: dict[str, Any] = {level: tuple(rows) for level, rows in found.items()}
-    return dataclasses.replace(report, verdicts={level: held[level] for level in levels}, **rows)
-
-
-def levels_of(model: Model) -> tuple[str, ...]:
-    """The levels that there are for a model.
-
-    One that pools its sequences generates nothing. One whose weights stay in their files is
-    neither trained nor compiled, as it is to generate.
-    """
-    if is_stored(model):
-        return (*STATED, *FORWARD)
-    is_pooled = getattr(last_stack(model), "pooled", False)
-    return tuple(level for level in LEVELS if level != "generate" or not is_pooled)
-
-
-def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
-    """The levels that are asked for, by default all that there are.
-
-    Raises ValueError if they are none, or one of them is not known.
-    """
-    if levels is None:
-        return known
-    if not levels or not set(levels) <= set(known):
-        raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
-    return levels
 
 
 def _check(reference: Any, model: Model, inputs: Inputs) -> None:

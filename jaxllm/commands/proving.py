@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .level_names import LevelNames
 from .log import log_to_stderr
 from .options import Add, add_rules, count
 from .processes import join_processes
@@ -29,13 +30,9 @@ def add_commands(add: Add) -> None:
 def _add_parity_options(parity: argparse.ArgumentParser) -> None:
     add_rules(parity)
     parity.add_argument("path", help="a checkpoint of Hugging Face or of a source system")
-    parity.add_argument(
-        "--levels",
-        nargs="+",
-        metavar="LEVEL",
-        help="of weights, config, logits, layers, gradients, step, curve and generate; "
-        "default: all but curve, which takes longest",
-    )
+    levels = parity.add_argument("--levels", nargs="+", metavar="LEVEL")
+    levels.help = "of %(known)s; default: %(usual)s"
+    vars(levels).update(known=LevelNames(), usual=LevelNames(by_default=True))
     given = parity.add_mutually_exclusive_group()
     given.add_argument("--text", help="a text file to compare on; default: random tokens")
     given.add_argument(

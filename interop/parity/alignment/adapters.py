@@ -3,12 +3,12 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
-from unittest import mock
 
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.families.common.family import Json
 
 from .inputs import Inputs
+from .overrides import attribute
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ class _Transformers:
 
             return watched
 
-        with mock.patch.object(AttentionInterface, "get_interface", get_interface):
+        with attribute(AttentionInterface, "get_interface", get_interface):
             yield
 
 

@@ -4,7 +4,6 @@ import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +18,7 @@ from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory, paramet
 from jaxllm.models import Model
 
 from .adapters import OWN
+from .overrides import attribute
 
 
 def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
@@ -71,7 +71,7 @@ def described(reference: Any, model: Model, rules: Any) -> AbstractContextManage
     Raises CheckpointError if there are no rules, or no fields.
     """
     family = family_of(rules)
-    return mock.patch.object(reference, OWN, (family, _fields(family, model)), create=True)
+    return attribute(reference, OWN, (family, _fields(family, model)))
 
 
 def _fields(family: Family, model: Model) -> Json:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from flax import nnx
 
 from jaxllm.config import with_fields
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
 from jaxllm.interop.parity.report.rows import LOGITS
@@ -123,7 +123,7 @@ def _shown_outputs(model: Model) -> Iterator[None]:
     }
     with ExitStack() as stack:
         for kind, call_module in calls.items():
-            stack.enter_context(mock.patch.object(kind, "__call__", _showing(call_module)))
+            stack.enter_context(attribute(kind, "__call__", _showing(call_module)))
         yield
 
 

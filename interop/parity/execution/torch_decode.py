@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 
 from jaxllm.generation import Sampling
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics import metrics, tolerance
 
 from .noise_floor import WAYS
@@ -106,7 +106,7 @@ class Prompted(NamedTuple):
             return_dict_in_generate=True,
         )
         # In place of what the checkpoint says of sampling, penalties and ends.
-        with mock.patch.object(self.reference, "generation_config", config), torch.no_grad():
+        with attribute(self.reference, "generation_config", config), torch.no_grad():
             # Without a mask, transformers would take every token 0 for padding.
             out = self.reference.generate(tokens, attention_mask=torch.ones_like(tokens))
         scores = torch.cat(out.scores).float().cpu().numpy()

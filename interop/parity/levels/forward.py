@@ -1,42 +1,60 @@
 """The levels of one forward pass: every step and the predictions, against a recording."""
 
 import dataclasses
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxllm.interop.parity.alignment.activations import output_path
-from jaxllm.interop.parity.alignment.inputs import Inputs, last_stack
+from jaxllm.interop.parity.alignment.activations import Alignment, derive, output_path
+from jaxllm.interop.parity.alignment.inputs import last_stack
 from jaxllm.interop.parity.alignment.router_flips import flips
 from jaxllm.interop.parity.diagnosis.evidence import Evidence
 from jaxllm.interop.parity.diagnosis.hints import hint_of
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
-from jaxllm.interop.parity.execution.jax_trace import PRECISION, trace_both, trace_model
+from jaxllm.interop.parity.execution.jax_trace import trace_both, trace_model
 from jaxllm.interop.parity.numerics import metrics, tolerance
 from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
-from jaxllm.interop.parity.recording.recording import Recording
-from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report
+from jaxllm.interop.parity.recording.plain import plain
+from jaxllm.interop.parity.recording.recording import Recording, record
+from jaxllm.interop.parity.report.report import Bucket, LogitsResult
 from jaxllm.interop.parity.report.rows import LOGITS, Error, RouterFlips, TapResult, first_wrong
 from jaxllm.models import Model
 
-FORWARD = ("logits", "layers")
-PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
+from .level import Stage
+from .pair import Pair
 
 Arrays = Mapping[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """What one forward pass of our model shows beside the reference's."""
+
+    taps: tuple[TapResult, ...]  # in execution order, the logits last
+    details: dict[str, Any]  # other fields of the report
+
+    @property
+    def steps(self) -> tuple[TapResult, ...]:
+        """What is computed on the way."""
+        return tuple(tap for tap in self.taps if not tap.is_output)
+
+    @property
+    def outputs(self) -> tuple[TapResult, ...]:
+        """What the model returns."""
+        return tuple(tap for tap in self.taps if tap.is_output)
+
+
+def record_forward(pair: Pair) -> Recording:
+    """Runs the reference once, and in other ways to measure its noise."""
+    taps = derive(pair.table, pair.listed, pair.inputs) if "layers" in pair.levels else ()
+    return record(pair.reference, pair.inputs, Alignment(taps), pair.sample, pair.shelf)
+
+
 def judge(
-    recording: Recording,
-    model: Model,
-    levels: Sequence[str],
-    subject: str,
-    shelf: Shelf = in_memory,
-) -> Report:
-    """The report on our model, its layers one by one, given what the reference computed.
+    recording: Recording, model: Model, levels: Sequence[str], shelf: Shelf = in_memory
+) -> Forward:
+    """Runs our model, its layers one by one, and judges it by what the reference computed.
 
     Raises:
         ValueError: the logits are of another size than the reference's, or the model lacks a step.
@@ -54,25 +72,17 @@ def judge(
     if found != wanted:
         raise ValueError(f"logits of the reference are {wanted}, ours {found}")
     taps = tuple(
-        _judge_tap(path, ours, forced, recording, model)
-        for path in theirs
-        if ("logits" if path == LOGITS else "layers") in levels
+        _judge_tap(path, ours, forced, recording, model) for path in theirs if path in ours
     )
     if forced is not None:
         taps = _with_hint(taps, forced, recording, model)
-    held = {
-        "logits": all(tap.ok for tap in taps if tap.is_output),
-        "layers": all(tap.ok for tap in taps if not tap.is_output),
-    }
-    report = blank_report(subject, inputs, ())
-    return dataclasses.replace(
-        report,
-        verdicts={level: held[level] for level in levels},
-        taps=taps,
-        flips=tuple(_flips(ours, recording, model)),
-        versions={**report.versions, **recording.versions},
-        **(_predictions(ours[LOGITS], recording) if inputs.are_tokens else {}),
-    )
+    router_flips = tuple(_flips(ours, recording, model))
+    details: dict[str, Any] = {"flips": router_flips, "versions": recording.versions}
+    if recording.sample is not None:
+        details["tokens"] = len(recording.arrays[LOGITS])
+    if inputs.are_tokens:
+        details |= _predictions(ours[LOGITS], recording)
+    return Forward(taps, details)
 
 
 def _judge_tap(
@@ -174,30 +184,10 @@ def _buckets(
         )
 
 
-def blank_report(subject: str, inputs: Inputs, packages: Sequence[str]) -> Report:
-    """A report on nothing yet: what is compared, on what and with what."""
-    batch_size, length = inputs.target.shape[:2]
-    return Report(
-        subject=subject,
-        verdicts={},
-        batch_size=batch_size,
-        length=length,
-        tokens=inputs.num_tokens,
-        seed=None,
-        dtypes={
-            "reference": "float32, plain attention",
-            "model": f"float32, matmul precision {PRECISION}",
-            "metrics": "float64",
-        },
-        versions={
-            "python": platform.python_version(),
-            **{package: version(package) for package in (*PACKAGES, *packages)},
-            "device": jax.devices()[0].device_kind,
-        },
-        tolerance={
-            "noise_factor": tolerance.NOISE_FACTOR,
-            "least": tolerance.LEAST,
-            "most": tolerance.MOST,
-            "most_in_training": tolerance.MOST_IN_TRAINING,
-        },
-    )
+FORWARD = Stage(
+    name="forward",
+    compare=lambda pair: judge(record_forward(pair), pair.listed, pair.levels, pair.shelf),
+    record=lambda pair: plain(record_forward(pair)),
+    check=lambda recorded, ours: judge(Recording.of_plain(recorded), ours.listed, ours.levels),
+    details=lambda forward: forward.details,
+)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,14 @@ from jaxllm.interop.parity.execution.torch_decode import (
     Prompted,
 )
 from jaxllm.interop.parity.numerics import metrics, tolerance
+from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.report.rows import ScoresResult, TextResult
-from jaxllm.models import EncoderDecoder, Model, TokenModel, with_scanned_layers
+from jaxllm.models import EncoderDecoder, TokenModel, with_scanned_layers
 from jaxllm.sharding import on_host
 
-from .generation_vectors import compare_vectors
+from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors
+from .level import Stage
+from .pair import Ours, Pair
 
 # The lengths of prompts, as far as the tokens reach: windows and chunks end within some of them.
 LENGTHS = (1, 9, 34, 97)
@@ -35,17 +38,40 @@ Predict = Callable[[Sequence[list[int]], Sequence[Sequence[int]]], np.ndarray]
 START_TOKEN = 1  # of targets, where the config leaves it to others
 
 
-def compare_generation(
-    reference: Any, model: Model, inputs: Inputs
-) -> Sequence[TextResult | ScoresResult]:
+def compare_generation(pair: Pair) -> Sequence[TextResult | ScoresResult]:
     """Prompts of several lengths cut from the inputs, continued by both sides.
 
     Of an encoder-decoder the prompts are sources, and what follows is a target.
     """
-    if not isinstance(model, TokenModel):
-        return compare_vectors(reference, model, inputs)
-    prompted, theirs = decode_reference(reference, model, inputs)
-    return judge_generation(model, theirs, prompted.logits)
+    if not isinstance(pair.model, TokenModel):
+        return compare_vectors(pair.reference, pair.model, pair.inputs)
+    prompted, theirs = decode_reference(pair.reference, pair.model, pair.inputs)
+    return judge_generation(pair.model, theirs, prompted.logits)
+
+
+def record_generation(pair: Pair) -> dict[str, Any]:
+    """What the reference continues the inputs with, as a pack keeps it."""
+    if not isinstance(pair.model, TokenModel):
+        return plain(continue_vectors(pair.reference, pair.inputs))
+    return plain(decode_reference(pair.reference, pair.model, pair.inputs)[1])
+
+
+def check_generation(
+    recorded: Mapping[str, Any], ours: Ours
+) -> Sequence[TextResult | ScoresResult]:
+    """Our continuations against recorded ones."""
+    listed = ours.listed
+    if not isinstance(listed, TokenModel):
+        prompt = Inputs(**recorded["prompt"])
+        return judge_vectors(listed, Continued(**{**recorded, "prompt": prompt}))
+    ties = frozenset((row, token) for row, token in recorded["ties"])
+
+    def predict(prompts: Sequence[list[int]], new: Sequence[Sequence[int]]) -> np.ndarray:
+        # The reference cannot be asked; that our logits are its own is what the other rows say.
+        with jax.default_matmul_precision(PRECISION):
+            return forced_logits(listed, prompts, new)
+
+    return judge_generation(listed, Decoded(**{**recorded, "ties": ties}), predict)
 
 
 def decode_reference(reference: Any, model: TokenModel, inputs: Inputs) -> tuple[Prompted, Decoded]:
@@ -73,7 +99,7 @@ def judge_generation(
     rows.append(_judge_filtered(logits_PNV, theirs))
     for i, prompt in enumerate(prompts):
         one, other = greedy[i], theirs.greedy[i]
-        is_tie = _is_greedy_tie(one, other, theirs.logits_PNV[i], theirs.noise)
+        is_tie = is_greedy_tie(one, other, theirs.logits_PNV[i], theirs.noise)
         rows.append(_text("greedy", prompt, one, other, is_tie))
     for prompt, one, other in zip(prompts, beams, theirs.beams, strict=True):
         is_tie = one != other and _is_beam_tie(predict, prompt, one, other, theirs.noise)
@@ -164,7 +190,7 @@ def _judge_filtered(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
     return ScoresResult("generate.filtered", error, floor, threshold, unexplained)
 
 
-def _is_greedy_tie(
+def is_greedy_tie(
     ours: Sequence[int], theirs: Sequence[int], logits_NV: np.ndarray, noise: float
 ) -> bool:
     """Whether the two part where the reference's likeliest tokens are within noise."""
@@ -186,3 +212,11 @@ def _is_beam_tie(
         log_sums = np.logaddexp.reduce(logits_NV, axis=-1)
         totals.append((logits_NV[np.arange(len(new)), new] - log_sums).sum())
     return abs(totals[0] - totals[1]) <= 2 * noise * len(ours)
+
+
+GENERATION = Stage(
+    name="generate",
+    compare=compare_generation,
+    record=record_generation,
+    check=check_generation,
+)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
 from jaxllm.closeness import (
     Apart,
@@ -25,9 +24,12 @@ from jaxllm.interop.parity.execution.jax_train import train_model
 from jaxllm.interop.parity.execution.noise_floor import WAYS, moved_weights
 from jaxllm.interop.parity.execution.recipe import Recipe, Training
 from jaxllm.interop.parity.execution.torch_train import train_reference
+from jaxllm.interop.parity.recording.plain import plain
+from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
-from jaxllm.interop.rules.rule import BoundRule
-from jaxllm.models import Model
+
+from .level import Stage
+from .pair import Ours, Pair
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -40,8 +42,8 @@ ABOVE_NOISE = 1e3
 # Of a parameter that the reference does not have, or has in another shape.
 MISSING = Apart(math.inf, 0.0)
 
-TRAINING = ("gradients", "step", "curve")
 MOVED = (0, 1)  # seeds of trainings from weights that are off by their last bits
+ELEMENTS = 1024  # that a pack keeps of each gradient, moment and update
 
 
 class Runs(NamedTuple):
@@ -53,23 +55,41 @@ class Runs(NamedTuple):
     moved: Sequence[Sequence[float]]  # the losses of the reference's from weights next to its own
 
 
-def train_both(
-    reference: Any,
-    model: Model,
-    rules: Sequence[BoundRule],
-    inputs: Inputs,
-    steps: int,
-    recipe: Recipe,
-    optimizer: optax.GradientTransformation | None,
-) -> Runs:
-    """Both sides trained from the same weights on the same batches, everything by our names.
+def train_both(pair: Pair) -> Runs:
+    """Trains both sides from the same weights on the same batches, everything by our names."""
+    course = course_of(pair)
+    optimizer = pair.optimizer or pair.recipe.optimizer(pair.model)
+    ours = train_model(pair.model, course.batches, optimizer, course.constant)
+    (theirs, *others), moved = train_references(pair, course)
+    return Runs(ours, theirs, others, moved)
 
-    `rules` are those of a model whose layers are one by one; `model` may have them stacked.
-    """
-    course = course_of(reference, model, rules, inputs, steps)
-    ours = train_model(model, course.batches, optimizer or recipe.optimizer(model), course.constant)
-    (plain, *others), moved = train_references(reference, rules, course, recipe)
-    return Runs(ours, plain, others, moved)
+
+def record_training(pair: Pair) -> dict[str, Any]:
+    """Trains the reference; what a pack keeps of it, with the batches and the recipe."""
+    course = course_of(pair)
+    runs, moved = train_references(pair, course)
+    return {
+        "batches": [batch.arrays for batch in course.batches],
+        "constant": sorted(course.constant),
+        "recipe": dataclasses.asdict(pair.recipe),
+        "runs": [plain(sampled(run)) for run in runs],
+        "moved": moved,
+    }
+
+
+def check_training(recorded: Mapping[str, Any], ours: Ours) -> Runs:
+    """Trains our model as the reference was when it was recorded."""
+    batches = [Inputs(**batch) for batch in recorded["batches"]]
+    optimizer = Recipe(**recorded["recipe"]).optimizer(ours.model)
+    run = train_model(ours.model, batches, optimizer, recorded["constant"])
+    theirs, *others = (Training(**kept) for kept in recorded["runs"])
+    return Runs(sampled(run), theirs, others, recorded["moved"])
+
+
+def sampled(run: Training) -> Training:
+    """The training with some elements of each of its arrays."""
+    first = {what: elements(arrays, ELEMENTS) for what, arrays in run.first.items()}
+    return dataclasses.replace(run, first=first)
 
 
 class Course(NamedTuple):
@@ -79,26 +99,25 @@ class Course(NamedTuple):
     constant: set[str]  # our names of what is a buffer in PyTorch, and is not trained there
 
 
-def course_of(
-    reference: Any, model: Model, rules: Sequence[BoundRule], inputs: Inputs, steps: int
-) -> Course:
-    """Batches like the inputs, which are the first of them."""
+def course_of(pair: Pair) -> Course:
+    """Batches like the inputs, which are the first of them: as many as the levels need."""
+    reference, model, inputs = pair.reference, pair.model, pair.inputs
+    steps = pair.recipe.steps if "curve" in pair.levels else 1
     # PyTorch drops the gradient of a token for padding where it is looked up.
     unused = calling_of(reference).padding(reference)
     later = (inputs.redrawn(model, seed) for seed in range(1, steps))
     batches = [batch.without(unused, model) for batch in (inputs, *later)]
-    names = our_names(rules)
+    names = our_names(pair.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
     return Course(batches, constant)
 
 
-def train_references(
-    reference: Any, rules: Sequence[BoundRule], course: Course, recipe: Recipe
-) -> tuple[list[Training], list[tuple[float, ...]]]:
+def train_references(pair: Pair, course: Course) -> tuple[list[Training], list[tuple[float, ...]]]:
     """The reference's training and then the same computed in other ways; losses of moved weights.
 
     Of a single step there are none of these.
     """
+    reference, rules, recipe = pair.reference, pair.rules, pair.recipe
     decays = decayed(rules)
 
     def theirs() -> Training:
@@ -115,16 +134,6 @@ def train_references(
         with moved_weights(reference, seed):
             moved.append(train_reference(reference, course.batches, recipe, decays).losses)
     return runs, moved
-
-
-def judge_training(runs: Runs, levels: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """The rows of those levels that are of training."""
-    judges: dict[str, Any] = {
-        "gradients": judge_gradients,
-        "step": judge_step,
-        "curve": judge_curve,
-    }
-    return {level: judged(runs) for level, judged in judges.items() if level in levels}
 
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
@@ -206,3 +215,6 @@ def judge_curve(runs: Runs) -> list[LossResult]:
         floor = max(floor, *(relative_l2(losses[step], loss) for losses in again))
         rows.append(LossResult(f"step {step}", mine, loss, floor, threshold(floor)))
     return rows
+
+
+TRAINING = Stage(name="training", compare=train_both, record=record_training, check=check_training)

@@ -1,19 +1,18 @@
-"""The levels below any computing: the config field by field, the weights bit by bit."""
+"""The level of the weights: every tensor of the reference against ours, bit by bit."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from jaxllm.config import Config, StackConfig, flatten, make_config, with_fields
+from jaxllm.config import with_fields
 from jaxllm.interop.families import Table
-from jaxllm.interop.parity.alignment.inputs import last_stack
 from jaxllm.interop.parity.alignment.parameter_names import (
     DECAYED,
+    imported,
     our_names,
-    read_config,
     sources_of,
     split_fused,
     table_for,
@@ -21,78 +20,14 @@ from jaxllm.interop.parity.alignment.parameter_names import (
     unfit,
 )
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
-from jaxllm.interop.parity.report.rows import FieldResult, WeightResult
+from jaxllm.interop.parity.report.rows import WeightResult
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, build_abstract, with_scanned_layers
 from jaxllm.params import stacks
 
-# What two configs may differ in and still mean the same numbers. The layout of rotated pairs says
-# how our kernels lie, which the rules follow; how long sequences were says nothing of the short.
-FREE = {
-    "max_len",
-    "init.kind",
-    "init.std",
-    "dropout",
-    "rope.layout",
-    "numerics.param_dtype",
-    "numerics.dtype",
-    "scan_layers",
-    "remat",
-}
-
-
-def compare_config(reference: Any, model: Model) -> list[FieldResult]:
-    """Every field that bears on the numbers, read from the reference's config and in ours."""
-    return compare_fields(*fields_of(reference, model), model)
-
-
-def fields_of(reference: Any, model: Model) -> tuple[dict[str, str] | None, list[str]]:
-    """The reference's config in our fields, by dotted names, and what is wrong with it."""
-    theirs, problems = config_of(reference, model)
-    return None if theirs is None else _flat(theirs), problems
-
-
-def compare_fields(
-    given: dict[str, str] | None, problems: Sequence[str], model: Model
-) -> list[FieldResult]:
-    """What `fields_of` found against the config of `model`."""
-    if given is None:
-        return [FieldResult("config", "", problem) for problem in problems]
-    ours = _flat(model.config)
-    rows = [
-        FieldResult(f"config.{name}", ours.get(name, "None"), given.get(name, "None"))
-        for name in {**ours, **given}
-    ]
-    return [*rows, *(FieldResult("config", "", problem) for problem in problems)]
-
-
-def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
-    """The reference's config as ours would be, and what is wrong with it."""
-    values, _, problems = read_config(reference)
-    try:
-        return make_config(values, numerics=last_stack(model).numerics), problems
-    except (ValueError, TypeError) as error:
-        return None, problems or [str(error)]
-
-
-def _flat(config: Config | StackConfig) -> dict[str, str]:
-    """Fields, those of parts by dotted names; of the pattern, what every layer has."""
-    flat: dict[str, str] = {}
-    fields = flatten(config) if isinstance(config, StackConfig) else vars(config)
-    for name, value in fields.items():
-        if name == "pattern":
-            every: Sequence[Any] = config.kinds  # type: ignore[union-attr] # it has a pattern
-            for part in dataclasses.fields(every[0]):
-                kinds = (getattr(kind, part.name) for kind in every)
-                flat[f"pattern.{part.name}"] = " ".join(map(str, kinds))
-        elif isinstance(value, StackConfig):
-            flat |= {f"{name}.{field}": text for field, text in _flat(value).items()}
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            parts = dataclasses.asdict(value)
-            flat |= {f"{name}.{field}": repr(part) for field, part in parts.items()}
-        elif name not in FREE:
-            flat[name] = repr(value)
-    return flat
+from .config import config_of
+from .level import Stage
+from .pair import Ours, Pair
 
 
 def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightResult]:
@@ -183,3 +118,40 @@ def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
     same = np.ascontiguousarray(ours.astype(theirs.dtype, copy=False))
     a, b = (x.reshape(-1).view(np.uint8) for x in (same, np.ascontiguousarray(theirs)))
     return int(np.bitwise_count(a ^ b).sum(dtype=np.int64))
+
+
+def record_weights(pair: Pair) -> dict[str, list[str]]:
+    """The shape and digest of each of the reference's tensors, by our names and in our layout."""
+    arrays = imported(pair.rules, tensors_of(pair.reference))
+    return {name: [str(x.shape), _digest(x)] for name, x in arrays.items()}
+
+
+def check_weights(digests: Mapping[str, list[str]], ours: Ours) -> list[WeightResult]:
+    """Our arrays against recorded digests, which do not say which bits differ.
+
+    A remark tells of other shapes.
+    """
+    arrays, rows = LazyWeights(ours.listed), []
+    for name in dict.fromkeys([*arrays, *digests]):
+        array = arrays.get(name)
+        shape, digest = digests.get(name, ["missing", ""])
+        path, _, parameter = name.rpartition(".")
+        found = "missing" if array is None else str(array.shape)
+        bits = 1 if array is None else 8 * array.nbytes
+        remark = "" if found == shape else f"{shape} in the reference, {found} in the model"
+        is_same = not remark and array is not None and _digest(array) == digest
+        rows.append(WeightResult(path, parameter, (name,), bits, 0 if is_same else bits, remark))
+    return rows
+
+
+def _digest(array: np.ndarray) -> str:
+    return sha256(np.ascontiguousarray(array, np.float32).data).hexdigest()
+
+
+WEIGHTS = Stage(
+    name="weights",
+    compare=lambda pair: compare_weights(pair.reference, pair.listed, pair.table),
+    record=record_weights,
+    check=check_weights,
+    computes=False,
+)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -35,6 +35,18 @@ class Recording:
     forced_floors: dict[str, float] = dataclasses.field(default_factory=dict)
     of_source: frozenset[str] = frozenset()  # the taps with a number for each token of the source
     sample: Sample | None = None  # what is kept of each array, if not all
+
+    @classmethod
+    def of_plain(cls, kept: Mapping[str, Any]) -> Self:
+        """The recording that `plain` made plain data of."""
+        sample = kept["sample"]
+        given = {
+            **kept,
+            "inputs": Inputs(**kept["inputs"]),
+            "of_source": frozenset(kept["of_source"]),
+            "sample": sample and Sample(tuple(sample["positions"]), sample["features"]),
+        }
+        return cls(**given)
 
     def real(self, path: str, array: np.ndarray | None = None) -> np.ndarray:
         """A tap, or another array like it, without its padding, if there is any: the rest is flat.

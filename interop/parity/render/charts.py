@@ -17,7 +17,7 @@ from jaxllm.charts import (
     to_svg,
 )
 from jaxllm.interop.parity.report.report import Report
-from jaxllm.interop.parity.report.rows import TapResult
+from jaxllm.interop.parity.report.rows import LossResult, TapResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,9 +64,9 @@ def position_chart(report: Report) -> str:
     return to_svg(figure)
 
 
-def curve_chart(report: Report) -> str:
+def curve_chart(rows: Sequence[LossResult]) -> str:
     """Draws the training losses of both sides, and their relative difference."""
-    rows, steps = report.curve, range(len(report.curve))
+    steps = range(len(rows))
     figure, [left, right] = new_chart(HEIGHT, columns=2)
     ours, theirs = [row.ours for row in rows], [row.theirs for row in rows]
     finite = [loss for loss in (*ours, *theirs) if math.isfinite(loss)] or [0.0]

@@ -1,9 +1,11 @@
 """Tables of the rows of one level: failures first, then what is closest to its threshold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
+    Judged,
     LossResult,
     ScoresResult,
     TapResult,
@@ -12,10 +14,26 @@ from jaxllm.interop.parity.report.rows import (
     WeightResult,
 )
 
-from .summary import number, place
+from .summary import name, number, place
 from .table import Row, Table
 
 SHOWN = 12  # rows of a level
+
+
+def level_table(results: Sequence[Judged]) -> Table:
+    """The table for the kind of rows that a level has."""
+    draw = _TABLES.get(type(results[0]), differing_table) if results else differing_table
+    return draw(results)
+
+
+def differing_table(results: Iterable[Judged]) -> Table:
+    """The rows of any kind that exceed their thresholds."""
+    wrong = [row for row in results if not row.ok]
+    rows = (
+        Row((name(row), *map(number, (row.measured, row.floor, row.threshold))), ok=False)
+        for row in wrong[:SHOWN]
+    )
+    return Table(("row", "error", "noise floor", "threshold"), tuple(rows), 1, _omitted(wrong))
 
 
 def config_table(fields: Iterable[FieldResult]) -> Table:
@@ -104,3 +122,14 @@ def _generated(row: TextResult | ScoresResult) -> Row:
 
 def _omitted(wrong: Sequence[object]) -> int:
     return max(0, len(wrong) - SHOWN)
+
+
+_TABLES: Mapping[type, Callable[[Sequence[Any]], Table]] = {
+    FieldResult: config_table,
+    WeightResult: weights_table,
+    TapResult: wrong_steps_table,
+    TensorResult: tensors_table,
+    LossResult: losses_table,
+    TextResult: generation_table,
+    ScoresResult: generation_table,
+}

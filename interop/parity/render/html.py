@@ -1,9 +1,12 @@
 """Renders a report as one HTML page that needs no network, no script and no other file."""
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
+from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.rows import LossResult
 
 from . import charts, details
 from .heat_map import heat_map, legend
@@ -24,12 +27,13 @@ def render(report: Report) -> str:
         explanation=_explanation(report),
         hint=hint(report),
         notes=list(filter(None, (flips_note(report), unjudged_note(report)))),
-        tables=_tables(report),
+        levels=levels_table(report),
+        sections=list(_sections(report)),
         heat_map=heat_map(report) if has_layers else None,
         legend=list(legend()),
         profile_chart=charts.profile_chart(report) if has_layers else None,
         position_chart=charts.position_chart(report) if report.logits else None,
-        curve_chart=charts.curve_chart(report) if report.curve else None,
+        positions=positions_table(report, report.logits) if report.logits else None,
     )
 
 
@@ -47,21 +51,23 @@ def _template() -> "Template":
     return environment.get_template("report.html.jinja")
 
 
-def _tables(report: Report) -> dict[str, Table]:
-    """The tables by the names that the template has for them; some have no rows."""
-    tables = {
-        "levels": levels_table(report),
-        "config": details.config_table(report.config),
-        "weights": details.weights_table(report.weights),
-        "wrong_steps": details.wrong_steps_table(report.taps),
-        "gradients": details.tensors_table(report.gradients),
-        "step": details.tensors_table(report.step),
-        "curve": details.losses_table(report.curve),
-        "generate": details.generation_table(report.generate),
-    }
-    if report.logits:
-        tables["positions"] = positions_table(report, report.logits)
-    return tables
+class Section(NamedTuple):
+    """What the page shows of one level."""
+
+    title: str
+    caption: str
+    table: Table
+    chart: str | None  # SVG
+
+
+def _sections(report: Report) -> Iterator[Section]:
+    """The sections of the levels that have something to show."""
+    for level, rows in report.rows.items():
+        table = details.level_table(rows)
+        losses = [row for row in rows if isinstance(row, LossResult)]
+        if table.rows:
+            chart = charts.curve_chart(losses) if losses else None
+            yield Section(LEVELS[level].title, LEVELS[level].caption, table, chart)
 
 
 def _explanation(report: Report) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import TypeVar
 
+from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
@@ -115,25 +116,23 @@ def complaint(row: Judged) -> str:
 
 def compared(level: str, report: Report) -> str:
     """How much a level compared, and how much of it differs."""
+    rows, noun = report.rows[level], LEVELS[level].noun
     if level in report.unjudged:
         return "not compared"
-    if level == "config":
-        return f"{len(report.config)} fields, {_count_wrong(report.config)} differ"
-    if level == "weights":
-        tensors = {name for row in report.weights for name in row.stored}
-        differing = sum(row.differing_bits for row in report.weights)
-        bits = sum(row.num_bits for row in report.weights)
-        return f"{len(tensors)} tensors, {differing:,} of {bits:,} bits differ"
-    if level == "logits":
-        return f"{report.tokens} tokens"
-    if level == "generate":
-        texts = [row for row in report.generate if isinstance(row, TextResult)]
+    if any(isinstance(row, WeightResult) for row in rows):
+        tensors = {name for row in rows for name in row.stored}
+        differing = sum(row.differing_bits for row in rows)
+        bits = sum(row.num_bits for row in rows)
+        return f"{len(tensors)} {noun}, {differing:,} of {bits:,} bits differ"
+    if any(isinstance(row, TapResult) and row.is_output for row in rows):
+        return f"{report.tokens} {noun}"
+    if any(isinstance(row, TextResult) for row in rows):
+        texts = [row for row in rows if isinstance(row, TextResult)]
         tokens = sum(len(row.theirs) for row in texts)
         ties = sum(row.is_tie for row in texts)
-        found = f"{len(texts)} texts, {tokens} tokens"
+        found = f"{len(texts)} {noun}, {tokens} tokens"
         return f"{found}, {ties} diverge at a tie" if ties else found
-    what = {"layers": "steps", "gradients": "gradients", "step": "arrays", "curve": "steps"}
-    return f"{len(report.rows[level])} {what[level]}, {_count_wrong(report.rows[level])} differ"
+    return f"{len(rows)} {noun}, {_count_wrong(rows)} differ"
 
 
 def _count_wrong(rows: Iterable[Judged]) -> int:

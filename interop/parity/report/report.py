@@ -1,11 +1,8 @@
-"""What a comparison found."""
+"""The parity report as data: the verdict of each level and the rows behind it."""
 
 import dataclasses
 import itertools
-from pathlib import Path
 from typing import Any
-
-from rich.console import RenderableType
 
 from jaxllm.jsonable import jsonable
 
@@ -22,7 +19,8 @@ from .rows import (
     first_wrong,
 )
 
-__all__ = ["Bucket", "LogitsResult", "Report", "TapResult"]
+# The levels whose rows are activations, which are one list in JSON: `taps`.
+ACTIVATIONS = ("layers", "logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +63,15 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """The verdicts of a comparison, and the figures behind them."""
+    """The verdicts of a comparison, and the figures behind them, as plain data."""
 
     subject: str  # what was compared
     verdicts: dict[str, bool]  # by level
-    config: tuple[FieldResult, ...] = ()
-    weights: tuple[WeightResult, ...] = ()
-    taps: tuple[TapResult, ...] = ()  # in execution order, the logits last
+    # What was compared, by level, in the order in which one level's error is another's.
+    rows: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     logits: LogitsResult | None = None
     buckets: tuple[Bucket, ...] = ()
     flips: tuple[RouterFlips, ...] = ()
-    gradients: tuple[TensorResult, ...] = ()
-    step: tuple[TensorResult, ...] = ()
-    curve: tuple[LossResult, ...] = ()
-    generate: tuple[TextResult | ScoresResult, ...] = ()
     unjudged: tuple[str, ...] = ()  # the levels that nothing could be compared at: sizes differ
     batch_size: int
     length: int
@@ -94,21 +87,39 @@ class Report:
         return all(self.verdicts.values())
 
     @property
-    def rows(self) -> dict[str, tuple[Judged, ...]]:
-        """What was compared, by level, in the order in which one level's error is another's."""
-        parts: list[tuple[TapResult, ...]] = [(), ()]
-        for tap in self.taps:
-            parts[tap.is_output] += (tap,)
-        return {
-            "config": self.config,
-            "weights": self.weights,
-            "layers": parts[0],
-            "logits": parts[1],
-            "gradients": self.gradients,
-            "step": self.step,
-            "curve": self.curve,
-            "generate": self.generate,
-        }
+    def config(self) -> tuple[FieldResult, ...]:
+        """The fields of the config."""
+        return self.rows.get("config", ())
+
+    @property
+    def weights(self) -> tuple[WeightResult, ...]:
+        """The parameters, bit by bit."""
+        return self.rows.get("weights", ())
+
+    @property
+    def taps(self) -> tuple[TapResult, ...]:
+        """The activations in execution order, the logits last."""
+        return tuple(tap for level in ACTIVATIONS for tap in self.rows.get(level, ()))
+
+    @property
+    def gradients(self) -> tuple[TensorResult, ...]:
+        """The loss of the first batch, and the gradients."""
+        return self.rows.get("gradients", ())
+
+    @property
+    def step(self) -> tuple[TensorResult, ...]:
+        """The norm that clips, and the moments and updates of one step of training."""
+        return self.rows.get("step", ())
+
+    @property
+    def curve(self) -> tuple[LossResult, ...]:
+        """The losses of all steps of training."""
+        return self.rows.get("curve", ())
+
+    @property
+    def generate(self) -> tuple[TextResult | ScoresResult, ...]:
+        """What both sides generate."""
+        return self.rows.get("generate", ())
 
     @property
     def first_divergence(self) -> Judged | None:
@@ -123,26 +134,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Everything, as data for `json.dumps`. Numbers that are not finite are null."""
         first = self.first_divergence
-        data = {
-            "ok": self.ok,
-            **dataclasses.asdict(self),
-            "tokens": self.tokens,
-            "first_divergence": first and first.to_json(),
-            **{
-                name: [row.to_json() for row in getattr(self, name)]
-                for name in ("config", "weights", "taps", "gradients", "step", "curve", "generate")
-            },
-        }
-        return jsonable(data)
-
-    def write_html(self, path: str | Path) -> None:
-        """Writes one page that needs nothing else: no network, no script, no other file."""
-        from jaxllm.interop.parity.render.html import render
-
-        Path(path).write_text(render(self), encoding="utf-8")
-
-    def table(self) -> RenderableType:
-        """The report for a terminal."""
-        from jaxllm.interop.parity.render.terminal import render
-
-        return render(self)
+        data = {"ok": self.ok, **dataclasses.asdict(dataclasses.replace(self, rows={}))}
+        del data["rows"]
+        for level, rows in self.rows.items():
+            name = "taps" if level in ACTIVATIONS else level
+            data.setdefault(name, []).extend(row.to_json() for row in rows)
+        return jsonable({**data, "first_divergence": first and first.to_json()})

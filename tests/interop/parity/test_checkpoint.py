@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from jaxllm.interop import CheckpointError, load_pretrained, parity
-from jaxllm.interop.parity.alignment.prompt import random_tokens, text_tokens
+from jaxllm.interop.parity.alignment.prompt import text_tokens
 
 check_checkpoint = functools.partial(parity.check_checkpoint, levels=("logits", "layers"))
 
@@ -52,26 +52,6 @@ def test_text_is_spelt_with_the_tokenizer_of_the_folder(folder):
     assert report.batch_size == 1
     assert report.length == 384
     assert report.seed is None
-
-
-def test_text_without_tokenizer_is_bytes(tmp_path):
-    assert text_tokens("aé", tmp_path, 256, 5).tolist() == [[97, 195, 169, 97, 195]]
-    with pytest.raises(CheckpointError, match="255 tokens are too few"):
-        text_tokens("a", tmp_path, 255, 5)
-    with pytest.raises(ValueError, match="no tokens"):
-        text_tokens("", tmp_path, 256, 5)
-
-
-def test_random_tokens_are_rare_and_frequent_and_repeated():
-    tokens_BT = random_tokens(50_000, 2, 400, seed=1)
-    assert tokens_BT.shape == (2, 400)
-    assert tokens_BT.min() == 0
-    assert tokens_BT.max() == 49_999
-    np.testing.assert_array_equal(tokens_BT[:, 303:], tokens_BT[:, 3:100])
-    _, counts = np.unique(tokens_BT, return_counts=True)
-    assert (counts == 1).sum() > 100
-    assert counts.max() > 10
-    assert not np.array_equal(tokens_BT, random_tokens(50_000, 2, 400, seed=2))
 
 
 def test_given_tokens_are_used(folder, tokens):

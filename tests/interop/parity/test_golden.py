@@ -14,9 +14,7 @@ from jaxllm.config import MOVED
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
-from jaxllm.interop.parity.numerics.metrics import position_buckets
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
-from jaxllm.interop.parity.recording.sample import Sample, places, spread_positions
 from jaxllm.train import make_mesh
 
 LENGTH = 300
@@ -82,6 +80,16 @@ def test_an_honest_checkpoint_passes_every_level(pack, llama):
     # Of two rows, the last of which ends early.
     assert 16 < report.tokens <= 32
     assert [bucket.start for bucket in report.buckets] == [0, 4, 32, 128]
+
+
+def test_a_pack_has_a_part_for_each_stage(pack, whole):
+    always = {"version", "subject", "levels", "inputs", "config", "weights"}
+    data = read_pack(pack)
+    assert data.keys() == {*always, "forward", "training", "generate"}
+    assert read_pack(whole).keys() == {*always, "forward"}
+    assert data["training"].keys() == {"batches", "constant", "recipe", "runs", "moved"}
+    assert {"prompts", "greedy", "beams", "ties"} <= data["generate"].keys()
+    assert {"inputs", "arrays", "floors", "sample", "of_source"} <= data["forward"].keys()
 
 
 def test_a_mesh_of_eight_devices_passes_too(pack, llama):
@@ -197,51 +205,6 @@ def test_what_is_no_pack_is_said(pack, llama, tmp_path, capsys):
         check_pack(damaged, llama)
     assert main(["parity", "check", str(tmp_path), str(llama)]) == 1
     assert "is no pack" in capsys.readouterr().err
-
-
-def test_a_pack_is_data_there_and_back(tmp_path):
-    data = {"a": [np.arange(3), {"b": np.ones((2, 0), np.float32)}], "c": None, "d": float("inf")}
-    write_pack(data, tmp_path / "pack")
-    found = read_pack(tmp_path / "pack")
-    np.testing.assert_array_equal(found["a"][0], data["a"][0])
-    assert found["a"][1]["b"].shape == (2, 0)
-    assert (found["c"], found["d"]) == (None, float("inf"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pack"]
-
-
-@pytest.mark.parametrize("length", [1, 5, 40, 300, 5000])
-@pytest.mark.parametrize("count", [1, 16, 50])
-def test_positions_are_spread_over_all_buckets(length, count):
-    found = spread_positions(length, count)
-    assert sorted(set(found)) == list(found)
-    assert found[-1] == length - 1
-    assert all(0 <= at < length for at in found)
-    for start, stop in position_buckets(length):
-        assert any(start <= at < (stop or length) for at in found)
-
-
-@pytest.mark.parametrize(("size", "count"), [(10, 20), (4096, 100), (10**7, 1000)])
-def test_places_are_spread_and_never_in_step_with_rows(size, count):
-    found = places(size, count)
-    assert len(found) == len(set(found.tolist())) == min(size, count)
-    assert 0 <= found.min() <= found.max() < size
-    if size > count:
-        for rows in (8, 64, 100):
-            assert np.bincount(found % rows, minlength=rows).min() > 0 or count < 5 * rows
-        counts, _ = np.histogram(found, 10, (0, size))
-        assert counts.min() > 0.8 * count / 10
-
-
-def test_a_sample_takes_the_same_numbers_of_all_arrays_of_a_shape():
-    x_BTD = np.random.default_rng(0).standard_normal((2, 6, 5)).astype(np.float32)
-    mask_BT = np.array([[1] * 6, [1, 1, 1, 0, 0, 0]])
-    sample = Sample((0, 2, 5), 3)
-    found = sample.of(x_BTD, (2, 6), mask_BT, whole=False)
-    rows = [x_BTD[0, 0], x_BTD[0, 2], x_BTD[0, 5], x_BTD[1, 0], x_BTD[1, 2]]
-    np.testing.assert_array_equal(found, np.stack(rows)[:, places(5, 3)])
-    np.testing.assert_array_equal(sample.of(x_BTD, (2, 6), mask_BT, whole=True), np.stack(rows))
-    at = np.broadcast_to(np.arange(6), (2, 6))
-    assert sample.of(at, (2, 6), mask_BT, whole=False).tolist() == [0, 2, 5, 0, 2]
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])

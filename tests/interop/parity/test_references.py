@@ -1,7 +1,6 @@
 """Parity of the source systems and of encoder-decoders: whatever their inputs and outputs are."""
 
 import dataclasses
-import json
 from operator import attrgetter
 
 import encoder_decoder_cases
@@ -15,9 +14,9 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Inputs, check_checkpoint, compare
 from jaxllm.interop.parity.alignment.adapters import calling_of
 from jaxllm.interop.parity.alignment.inputs import draw
-from jaxllm.interop.parity.comparison import levels_of
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe
+from jaxllm.interop.parity.levels.table import levels_of
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
 
@@ -242,26 +241,3 @@ def test_a_regression_generates_nothing(kinds):
     reference, model, inputs = kinds("components-regression")
     with pytest.raises(ValueError, match=r"levels=.* are not of weights"):
         compare(reference, model, inputs, levels=("generate",))
-
-
-def test_a_file_of_tokens_gives_rows_and_their_padding(tmp_path):
-    np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
-    assert Inputs.read(tmp_path / "a.npy").target.tolist() == [[0, 1, 2], [3, 4, 5]]
-    np.savez(tmp_path / "a.npz", source=np.ones((1, 2)), target=np.zeros((1, 3)))
-    assert Inputs.read(tmp_path / "a.npz").arrays.keys() == {"source", "target"}
-    np.savez(tmp_path / "b.npz", src=np.ones((1, 2)), target=np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="has src, target, not target and of source, source_mask"):
-        Inputs.read(tmp_path / "b.npz")
-    file = tmp_path / "a.json"
-    file.write_text(json.dumps({"source": [[1, 2]], "target": [[5, 6, 7], [8]]}))
-    found = {name: array.tolist() for name, array in Inputs.read(file).arrays.items()}
-    assert found == {
-        "source": [[1, 2]],
-        "target": [[5, 6, 7], [8, 0, 0]],
-        "target_mask": [[1, 1, 1], [1, 0, 0]],
-    }
-    file.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="target is not a list of lists of integers"):
-        Inputs.read(file)
-    with pytest.raises(ValueError, match=r"no \.npy, \.npz or \.json"):
-        Inputs.read(tmp_path / "a.txt")

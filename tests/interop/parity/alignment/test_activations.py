@@ -9,7 +9,6 @@ from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.parity.alignment.activations import Alignment, derive
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.numerics.attention_scores import seen_only
 
 HEADS = ("q", "k", "v", "scores", "probs", "mixed")
 LAYER = (
@@ -70,13 +69,6 @@ def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
         )
     np.testing.assert_array_equal(arrays["layers.1.attn.q_proj"], q)
     np.testing.assert_array_equal(arrays["layers.1.attn.k"], key)
-
-
-def test_what_is_not_seen_has_one_word_for_it():
-    scores = np.array([[[[1.0, -1e9, -3.4e38, 2.0], [3.0, -6e3, -np.inf, 1.0]]]], np.float32)
-    seen = np.isfinite(seen_only(scores))
-    np.testing.assert_array_equal(seen[0, 0], [[True, False, False, True]] * 2)
-    np.testing.assert_array_equal(seen_only(scores)[seen], scores[seen])
 
 
 def test_what_softmax_is_given_may_be_no_scores():

@@ -49,10 +49,9 @@ def test_it_keeps_what_it_is_given(scratch):
         assert other.ctypes.data % 64 == 0
 
 
-def test_it_has_room_for_what_is_larger_than_its_files(scratch, monkeypatch):
-    monkeypatch.setattr("jaxllm.interop.parity.numerics.array_store.SEGMENT", 2**16)
+def test_it_has_room_for_what_is_larger_than_its_files(scratch):
     given = np.arange(2**16)
-    shelf = on_disk(scratch)
+    shelf = on_disk(scratch, segment=2**16)
     kept = [shelf(given + i) for i in range(3)]
     for i, array in enumerate(kept):
         np.testing.assert_array_equal(array, given + i)

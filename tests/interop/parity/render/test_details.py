@@ -7,6 +7,7 @@ from jaxllm.interop.parity.render.details import (
     SHOWN,
     config_table,
     generation_table,
+    level_table,
     losses_table,
     tensors_table,
     weights_table,
@@ -24,6 +25,22 @@ from jaxllm.interop.parity.report.rows import (
 
 def gradient(error, index=0):
     return TensorResult(f"layers.{index}", "kernel", "gradient", error, 1e-7, 1e-6)
+
+
+def test_a_level_is_drawn_by_the_kind_of_its_rows():
+    fields = (FieldResult("config.a", "1", "2"),)
+    assert level_table(fields) == config_table(fields)
+    assert level_table([gradient(1.0)]) == tensors_table([gradient(1.0)])
+    assert level_table(()).rows == ()
+
+
+def test_rows_of_another_kind_are_named_with_their_errors():
+    class Sum(FieldResult):
+        """A kind that no table is made for."""
+
+    table = level_table([Sum("totals.a", "1", "1"), Sum("totals.b", "1", "2")])
+    assert [row.cells for row in table.rows] == [("totals.b", "1.0", "0", "0")]
+    assert table.columns[0] == "row"
 
 
 def test_equal_fields_are_left_out():

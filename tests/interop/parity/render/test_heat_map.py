@@ -1,15 +1,13 @@
 """The heat map's data."""
 
-import dataclasses
-
 import pytest
-from parity_reports import NAN, make_report, tap
+from parity_reports import NAN, make_report, tap, with_rows
 
 from jaxllm.interop.parity.render.heat_map import Heat, heat, heat_map, legend
 
 
 def map_of(*paths):
-    return heat_map(dataclasses.replace(make_report(), taps=tuple(tap(p, 3e-7) for p in paths)))
+    return heat_map(with_rows(make_report(), layers=tuple(tap(p, 3e-7) for p in paths), logits=()))
 
 
 @pytest.mark.parametrize(

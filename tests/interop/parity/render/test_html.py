@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from parity_reports import REPORTS, tap
+from parity_reports import REPORTS, tap, with_rows
 
 from jaxllm.charts import CSS_VARIABLES
 from jaxllm.interop.parity.render.html import render
@@ -55,8 +55,8 @@ def test_the_page_says_the_verdict_and_names_every_step(report):
 
 def test_text_of_the_report_is_escaped():
     report = REPORTS["broken"]
-    taps = (dataclasses.replace(tap("<i>embed", 1.0), hint="<i>hint"), *report.taps)
-    page = render(dataclasses.replace(report, taps=taps, subject="tiny <i>llama"))
+    taps = (dataclasses.replace(tap("<i>embed", 1.0), hint="<i>hint"), *report.rows["layers"])
+    page = render(dataclasses.replace(with_rows(report, layers=taps), subject="tiny <i>llama"))
     assert "<i>" not in page
     for text in ("&lt;i&gt;embed", "&lt;i&gt;hint", "tiny &lt;i&gt;llama"):
         assert text in page
@@ -71,9 +71,9 @@ def test_levels_that_were_asked_for_have_their_sections():
     titles = ("Config", "Training", "Generation")
     page = render(report)
     assert not any(f"<h2>{title}</h2>" in page for title in titles)
-    more = dataclasses.replace(
-        report,
-        verdicts={"config": False, "curve": True, "generate": True},
+    verdicts = {"config": False, "curve": True, "generate": True}
+    more = with_rows(
+        dataclasses.replace(report, verdicts=verdicts),
         config=(FieldResult("config.norm_eps", "1e-05", "1e-06"),),
         curve=(LossResult("step 0", 4.25, 4.25, 1e-7, 1e-6),),
         generate=(TextResult("generate.greedy", 5, (1, 2), (1, 2)),),

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from parity_reports import make_report
+from parity_reports import make_report, with_rows
 
 from jaxllm.interop.parity.render.overview import layers_table, levels_table, positions_table
 from jaxllm.interop.parity.report.rows import FieldResult
@@ -12,7 +12,7 @@ def test_levels_stand_in_the_order_of_cause_and_effect_and_name_their_failures()
     report = make_report(0.27)
     config = (FieldResult("config.norm_eps", "1e-05", "1e-06"),)
     verdicts = {"logits": False, "layers": False, "config": False}
-    table = levels_table(dataclasses.replace(report, config=config, verdicts=verdicts))
+    table = levels_table(with_rows(dataclasses.replace(report, verdicts=verdicts), config=config))
     assert [row.cells for row in table.rows] == [
         ("✗ config", "1 fields, 1 differ", "config.norm_eps", "", "", ""),
         ("✗ layers", "12 steps, 1 differ", "layers.0.mlp", "0.14", "1.0e-07", "1.0e-06"),

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from parity_reports import NAN, make_report, tap
+from parity_reports import NAN, make_report, tap, with_rows
 
 from jaxllm.interop.parity.render.summary import (
     compared,
@@ -87,9 +87,10 @@ def test_the_hint_is_that_of_the_first_wrong_step():
     report = make_report(0.27)
     assert hint(report) == ""
     taps = [
-        dataclasses.replace(t, hint=None if t.ok else "gate and up swapped") for t in report.taps
+        dataclasses.replace(t, hint=None if t.ok else "gate and up swapped")
+        for t in report.rows["layers"]
     ]
-    assert hint(dataclasses.replace(report, taps=tuple(taps))) == "gate and up swapped."
+    assert hint(with_rows(report, layers=tuple(taps))) == "gate and up swapped."
 
 
 def test_levels_that_could_not_be_compared_are_named():

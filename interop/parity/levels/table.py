@@ -1,0 +1,134 @@
+"""The table of parity levels: a new level is one row here and the file of its stage."""
+
+from collections.abc import Iterable, Sequence
+
+from jaxllm.interop.loading.lazy_model import is_stored
+from jaxllm.interop.parity.alignment.inputs import last_stack
+from jaxllm.models import Model
+
+from .config import CONFIG
+from .forward import FORWARD
+from .generation import GENERATION
+from .level import Level, Stage
+from .training import TRAINING, judge_curve, judge_gradients, judge_step
+from .weights import WEIGHTS
+
+
+def is_loaded(model: Model) -> bool:
+    """Whether its weights are in memory: otherwise it is neither trained nor compiled."""
+    return not is_stored(model)
+
+
+def generates(model: Model) -> bool:
+    """Whether the model continues sequences. One that pools them does not."""
+    return is_loaded(model) and not getattr(last_stack(model), "pooled", False)
+
+
+LEVELS: dict[str, Level] = {
+    level.name: level
+    for level in (
+        Level(
+            name="weights",
+            stage=WEIGHTS,
+            noun="tensors",
+            title="Weights",
+            caption="Parameters that are not equal bit for bit.",
+            causes=("config",),
+        ),
+        Level(
+            name="config",
+            stage=CONFIG,
+            noun="fields",
+            title="Config",
+            caption="Fields that differ.",
+        ),
+        Level(
+            name="logits",
+            stage=FORWARD,
+            rows=lambda forward: forward.outputs,
+            noun="tokens",
+            title="Outputs that are wrong on their own",
+            caption="These outputs exceed their thresholds even when computed from the reference's "
+            "inputs.",
+            causes=("layers",),
+        ),
+        Level(
+            name="layers",
+            stage=FORWARD,
+            rows=lambda forward: forward.steps,
+            noun="steps",
+            title="Steps that are wrong on their own",
+            caption="These steps exceed their thresholds even when fed the reference's inputs.",
+        ),
+        Level(
+            name="gradients",
+            stage=TRAINING,
+            rows=judge_gradients,
+            noun="gradients",
+            title="Gradients",
+            caption="The gradients of the loss that are closest to their thresholds.",
+            exists_for=is_loaded,
+        ),
+        Level(
+            name="step",
+            stage=TRAINING,
+            rows=judge_step,
+            noun="arrays",
+            title="One step",
+            caption="After one AdamW step: both moments, and the update where it exceeds noise. "
+            "Those closest to their thresholds are listed.",
+            exists_for=is_loaded,
+        ),
+        Level(
+            name="curve",
+            stage=TRAINING,
+            rows=judge_curve,
+            noun="steps",
+            title="Training",
+            caption="Both sides train on the same batches: losses and their relative difference.",
+            exists_for=is_loaded,
+            by_default=False,  # it takes as long as all others together
+        ),
+        Level(
+            name="generate",
+            stage=GENERATION,
+            noun="texts",
+            title="Generation",
+            caption="Greedy and beam search with a KV cache.",
+            exists_for=generates,
+        ),
+    )
+}
+
+
+def levels_of(model: Model) -> tuple[str, ...]:
+    """The levels that exist for a model."""
+    return tuple(name for name, level in LEVELS.items() if level.exists_for(model))
+
+
+def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """The levels that are asked for, by default all that are known.
+
+    Raises ValueError if none is asked for, or one that is not known.
+    """
+    if levels is None:
+        return known
+    if not levels or not set(levels) <= set(known):
+        raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
+    return levels
+
+
+def stages_of(levels: Iterable[str]) -> list[Stage]:
+    """The stages that levels are judged by, each once."""
+    return list({(stage := LEVELS[level].stage).name: stage for level in levels}.values())
+
+
+def stated_levels() -> list[str]:
+    """The levels for which nothing is computed."""
+    return [name for name, level in LEVELS.items() if not level.stage.computes]
+
+
+def from_causes_to_effects() -> list[Level]:
+    """All levels, each after those whose errors cause errors in it."""
+    names = dict.fromkeys(name for level in LEVELS.values() for name in (*level.causes, level.name))
+    return [LEVELS[name] for name in names]

@@ -1,0 +1,88 @@
+"""References are read, called and watched in one way, whatever kind they are."""
+
+import numpy as np
+import pytest
+import source_cases
+import torch
+from hf_cases import CASES
+
+from jaxllm.interop.parity.alignment.adapters import calling_of, outputs_of
+from jaxllm.interop.parity.alignment.inputs import Inputs
+
+
+@pytest.fixture(scope="module")
+def llama(make_llama):
+    return make_llama(num_hidden_layers=1).eval()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model of a source system."""
+    return source_cases.write("llm", tmp_path_factory.mktemp("llm")).eval()
+
+
+def test_outputs_are_those_of_the_reference(llama, source, tokens):
+    given = torch.as_tensor(tokens[:1, :16])
+    with torch.no_grad():
+        assert torch.equal(outputs_of(llama, Inputs(tokens[:1, :16])), llama(given).logits)
+        ours = outputs_of(source, Inputs(tokens[:1, :16] % 50))
+    assert ours.shape[:2] == (1, 16)
+
+
+def test_other_parameters_replace_those_of_the_reference(llama, tokens):
+    zeros = {"lm_head.weight": torch.zeros_like(llama.lm_head.weight)}
+    with torch.no_grad():
+        assert not outputs_of(llama, Inputs(tokens[:1, :8]), zeros).any()
+        assert outputs_of(llama, Inputs(tokens[:1, :8])).any()
+
+
+def test_a_reference_says_its_fields_and_its_family(llama, source):
+    assert calling_of(llama).fields(llama)["hidden_size"] == 32
+    assert calling_of(llama).family(llama).model_type == "llama"
+    assert calling_of(source).fields(source) == source.fields
+    assert calling_of(source).family(source).model_type == source.fields["model_type"]
+
+
+def test_another_module_has_no_family():
+    module = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="a Linear, which is neither of transformers nor"):
+        calling_of(module).family(module)
+    module.fields = {"model_type": "strange"}
+    with pytest.raises(ValueError, match="model_type='strange' is not of a known family"):
+        calling_of(module).family(module)
+
+
+def test_attention_is_watched_and_may_be_replaced(llama, tokens):
+    shapes = {}
+
+    def keep(name, x):
+        shapes[name] = tuple((x[0] if name.endswith("@mixed") else x).shape)
+        return torch.zeros_like(x) if name.endswith("@value") else x
+
+    calling = calling_of(llama)
+    plain = outputs_of(llama, Inputs(tokens[:1, :8]))
+    with calling.watched(llama, keep):
+        watched = outputs_of(llama, Inputs(tokens[:1, :8]))
+    attention = "model.layers.0.self_attn"
+    assert shapes == {
+        f"{attention}@query": (1, 4, 8, 16),
+        f"{attention}@key": (1, 2, 8, 16),
+        f"{attention}@value": (1, 2, 8, 16),
+        f"{attention}@mixed": (1, 8, 4, 16),
+    }
+    assert not torch.equal(watched, plain)
+    assert torch.equal(outputs_of(llama, Inputs(tokens[:1, :8])), plain)
+
+
+def test_plain_attention_lasts_as_long_as_its_block():
+    model = CASES["llama"].build()
+    model.set_attn_implementation("sdpa")
+    with calling_of(model).plain_attention(model):
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_encoder_decoder_is_given_its_source_first(llama):
+    given = dict.fromkeys(("source", "target", "source_mask"), np.zeros(1))
+    _, options = calling_of(llama).arguments(llama, given)
+    assert options.keys() == {"input_ids", "attention_mask", "decoder_input_ids", "use_cache"}

@@ -1,0 +1,54 @@
+"""Tokens to compare on: random ones, those of a text and those of a file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxllm.interop import CheckpointError
+from jaxllm.interop.parity.alignment.prompt import (
+    random_tokens,
+    random_vectors,
+    read_arrays,
+    text_tokens,
+)
+
+
+def test_text_without_tokenizer_is_bytes(tmp_path):
+    assert text_tokens("aé", tmp_path, 256, 5).tolist() == [[97, 195, 169, 97, 195]]
+    with pytest.raises(CheckpointError, match="255 tokens are too few"):
+        text_tokens("a", tmp_path, 255, 5)
+    with pytest.raises(ValueError, match="no tokens"):
+        text_tokens("", tmp_path, 256, 5)
+
+
+def test_random_tokens_are_rare_and_frequent_and_repeated():
+    tokens_BT = random_tokens(50_000, 2, 400, seed=1)
+    assert tokens_BT.shape == (2, 400)
+    assert tokens_BT.min() == 0
+    assert tokens_BT.max() == 49_999
+    np.testing.assert_array_equal(tokens_BT[:, 303:], tokens_BT[:, 3:100])
+    _, counts = np.unique(tokens_BT, return_counts=True)
+    assert (counts == 1).sum() > 100
+    assert counts.max() > 10
+    assert not np.array_equal(tokens_BT, random_tokens(50_000, 2, 400, seed=2))
+
+
+def test_random_vectors_are_float32_and_follow_the_seed():
+    vectors = random_vectors((2, 3, 4), seed=1)
+    assert (vectors.dtype, vectors.shape) == (np.float32, (2, 3, 4))
+    np.testing.assert_array_equal(vectors, random_vectors((2, 3, 4), seed=1))
+    assert not np.array_equal(vectors, random_vectors((2, 3, 4), seed=2))
+
+
+def test_shorter_rows_of_a_file_are_padded(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([[5, 6, 7], [8]]))
+    found = read_arrays(file)
+    assert found["target"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert found["target_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    file.write_text(json.dumps([[5, 6], [8, 9]]))
+    assert read_arrays(file).keys() == {"target"}
+    file.write_text("[[true]]")
+    with pytest.raises(ValueError, match="target is not a list of lists of integers"):
+        read_arrays(file)

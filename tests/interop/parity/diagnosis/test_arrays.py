@@ -1,0 +1,41 @@
+"""What any step may be off by: a scale, a bias, a position, rounding, a cap, a few tokens."""
+
+import numpy as np
+import pytest
+from wrong_steps import B, D, H, N, T, drawn, half, hint
+
+from jaxllm.interop.parity.diagnosis.arrays import named_ratio
+
+OURS, PATH = drawn(B, T, D) @ drawn(D, D), "layers.0.attn.o_proj"
+HEADS = {"layers.0.attn.q": drawn(B, T, N, H)}
+CHANGES = {
+    "missing or another bias": OURS + drawn(D),
+    "bfloat16: the reference rounds to it": half(OURS),
+    "shift by one position: ours is late": np.roll(OURS, -1, axis=1),
+    "soft cap: the reference's is capped at 2": 2 * np.tanh(OURS / 2),
+    "scale: the reference's is 3 times ours": 3 * OURS,
+    "scaled by a factor of its own": OURS * (2 + drawn(B, T, 1)),
+}
+
+
+@pytest.mark.parametrize(("words", "theirs"), CHANGES.items(), ids=CHANGES)
+def test_a_change_of_all_numbers(words, theirs):
+    assert words in hint(PATH, OURS, theirs)
+
+
+def test_a_scale_is_named_by_the_sizes_of_the_model():
+    given = {"embed": D * OURS, **HEADS}
+    assert "(embed_dim)" in hint("embed", OURS, D * OURS, given=given)
+    assert "1 / sqrt(head_dim)" in hint(PATH, OURS, OURS / np.sqrt(H), given=HEADS)
+    assert named_ratio(2.0, {"embed_dim": 16, "head_dim": 4}) == " (sqrt(head_dim))"
+    assert named_ratio(1.5, {"embed_dim": 16}) == ""
+
+
+def test_a_few_tokens_are_named():
+    theirs = OURS.copy()
+    theirs[1, 7] += 1
+    assert "Only 1 of 48 tokens are off: (row, position) (1, 7)" in hint(PATH, OURS, theirs)
+
+
+def test_other_numbers_look_like_nothing():
+    assert hint(PATH, OURS, drawn(B, T, D, seed=5)) is None

@@ -1,0 +1,39 @@
+"""The first explanation that leaves no more than rounding of an error is the hint."""
+
+import numpy as np
+from wrong_steps import B, D, H, N, T, drawn
+
+from jaxllm.interop.parity.diagnosis.evidence import Evidence, Explanation, first_true
+
+OURS, THEIRS = drawn(B, T, D), drawn(B, T, D, seed=1)
+
+
+def explaining(words, share):
+    """An explanation that leaves a share of the error."""
+    return lambda evidence: iter([Explanation(THEIRS + share * (OURS - THEIRS), THEIRS, words)])
+
+
+def found(*explanations):
+    return first_true(Evidence("mlp", OURS, THEIRS, 1e-6), explanations)
+
+
+def test_what_is_exact_comes_before_what_is_near():
+    near, exact = explaining("near", 0.05), explaining("exact", 1e-7)
+    assert found(near, exact) == "exact"
+    assert found(exact, explaining("also exact", 0.0)) == "exact"
+    assert found(near) == "near"
+
+
+def test_what_leaves_a_fifth_of_the_error_explains_nothing():
+    assert found(explaining("far", 0.2), explaining("none", np.nan)) is None
+
+
+def test_a_step_knows_its_module_and_its_parameters():
+    around = {"layers.0.mlp.up_proj": OURS, "layers.0.attn.q": drawn(B, T, N, H), "embed": OURS}
+    weights = {"layers.0.mlp.down_proj.kernel": THEIRS}
+    evidence = Evidence("layers.0.mlp.down_proj", OURS, THEIRS, 1e-6, around, weights=weights)
+    assert (evidence.parent, evidence.step) == ("layers.0.mlp", "down_proj")
+    assert evidence.beside("up_proj") is OURS
+    assert evidence.parameter("kernel") is THEIRS
+    assert evidence.parameter("bias") is None
+    assert evidence.sizes == {"embed_dim": D, "head_dim": H}

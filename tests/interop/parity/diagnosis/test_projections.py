@@ -1,0 +1,64 @@
+"""Wrong projections are recognised by what they multiply, and in which order."""
+
+import numpy as np
+import pytest
+from wrong_steps import B, D, F, H, N, T, drawn, hint
+
+HEADS_BTNH = drawn(B, T, N, H)
+
+
+@pytest.mark.parametrize("stack", ["", "decoder."])
+@pytest.mark.parametrize(
+    ("head", "whose"), [("lm_head", "the reference's"), ("embed.attend", "ours")]
+)
+def test_a_tied_head(stack, head, whose):
+    x_BTD, table_VD = drawn(B, T, D), drawn(F, D)
+    tied, untied = x_BTD @ table_VD.T, x_BTD @ drawn(D, F)
+    ours, theirs = (untied, tied) if head == "lm_head" else (tied, untied)
+    around = {f"{stack}final_norm": x_BTD}, {f"{stack}embed.embedding": table_VD}
+    found = hint(f"{stack}{head}", ours, theirs, given=around[0], weights=around[1])
+    assert found == f"Looks like a tied head: {whose} is tied"
+
+
+def test_another_kernel():
+    x, kernel, other = drawn(B, T, D), drawn(D, D), drawn(D, D, seed=1)
+    path = "layers.0.attn.o_proj"
+    weights = {f"{path}.kernel": kernel, "layers.1.attn.o_proj.kernel": other}
+
+    def found(theirs):
+        return hint(path, x @ kernel, theirs, weights=weights, given={"layers.0.attn.mixed": x})
+
+    assert "transposed square matrix" in found(x @ kernel.T)
+    assert "right with layers.1.attn.o_proj.kernel" in found(x @ other)
+    assert found(drawn(B, T, D, seed=5)) is None
+
+
+def test_swaps_and_orders():
+    gate, up = drawn(B, T, F), drawn(B, T, F, seed=1)
+    found = {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up}
+    words = hint("layers.0.mlp.gate_proj", gate, up, found=found)
+    assert "gate_proj and up_proj swapped" in words
+    order = [2, 0, 3, 1]
+    words = hint("layers.0.attn.q_proj", HEADS_BTNH, HEADS_BTNH[:, :, order])
+    assert "heads in another order: the reference's are our [2, 0, 3, 1]" in words
+    interleaved = HEADS_BTNH.reshape(B, T, N, 2, -1).swapaxes(-1, -2).reshape(HEADS_BTNH.shape)
+    words = hint("layers.0.attn.q_proj", HEADS_BTNH, interleaved)
+    assert "half/interleaved RoPE: heads' elements" in words
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def test_activations():
+    gate, up, kernel = drawn(B, T, F), drawn(B, T, F, seed=1), drawn(F, D)
+    around = {
+        "given": {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up},
+        "weights": {"layers.0.mlp.down_proj.kernel": kernel},
+    }
+    ours, swapped = silu(gate) * up @ kernel, silu(up) * gate @ kernel
+    squared = np.maximum(gate, 0) ** 2 * up @ kernel
+    assert "another activation: the reference's is relu squared" in hint(
+        "layers.0.mlp.down_proj", ours, squared, **around
+    )
+    assert "gate and up swapped" in hint("layers.0.mlp.down_proj", swapped, ours, **around)

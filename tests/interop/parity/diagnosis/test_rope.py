@@ -1,0 +1,75 @@
+"""Wrong rotations are recognised by what they turn and how far."""
+
+import numpy as np
+import pytest
+from wrong_steps import B, H, N, T, drawn, hint
+
+from jaxllm.interop.parity.diagnosis.rope import frequencies, gains, theta, turned
+
+
+def rotated(x_BTNH, layout="half", theta=1e4, start=0, rotated=H, times=1.0):
+    """RoPE in float64, by another road than jaxllm's: complex numbers."""
+    frequencies = times * theta ** (-np.arange(rotated // 2) / (rotated // 2))
+    angles = (np.arange(x_BTNH.shape[1]) + start)[:, None] * frequencies
+    x = x_BTNH.astype(np.float64)
+    first = x[..., : rotated // 2] if layout == "half" else x[..., 0:rotated:2]
+    second = x[..., rotated // 2 : rotated] if layout == "half" else x[..., 1:rotated:2]
+    z = (first + 1j * second) * np.exp(1j * angles)[:, None]
+    parts = [z.real, z.imag]
+    both = np.concatenate(parts, -1) if layout == "half" else np.stack(parts, -1)
+    both = both.reshape(*x.shape[:-1], rotated)
+    return np.concatenate([both, x[..., rotated:]], -1).astype(np.float32)
+
+
+BEFORE = drawn(B, T, N, H)
+
+
+ROTATIONS = {
+    "half/interleaved RoPE": {"layout": "interleaved"},
+    "another theta: 10000 in the reference, 20000 in ours": {},
+    "no RoPE in the reference": {"times": 0.0},
+    "linear RoPE scaling: the reference turns 0.25 times as fast": {"times": 0.25},
+    "positions that are +1 from ours": {"start": 1},
+    "another share of rotated elements: the reference rotates 4": {"rotated": 4},
+}
+
+
+@pytest.mark.parametrize(("words", "changes"), ROTATIONS.items(), ids=ROTATIONS)
+def test_rotations(words, changes):
+    ours = rotated(BEFORE, theta=2e4 if "theta" in words else 1e4)
+    theirs = rotated(BEFORE, **changes)
+    found = hint("layers.1.attn.q", ours, theirs, given={"layers.1.attn.q_proj": BEFORE})
+    assert words in found
+
+
+def test_no_rotation_here():
+    found = hint(
+        *("layers.0.attn.k", BEFORE, rotated(BEFORE)), given={"layers.0.attn.k_proj": BEFORE}
+    )
+    assert "no RoPE in ours" in found
+
+
+def test_a_rotation_of_what_is_not_known():
+    given = {"layers.0.attn.q_proj": drawn(B, T, N, H, seed=9)}
+    ours, growth = rotated(BEFORE), (1 + 0.1 * np.arange(T, dtype=np.float32))[:, None, None]
+    assert "angles" in hint("layers.0.attn.q", ours, rotated(BEFORE, theta=50.0), given=given)
+    assert "temperature" in hint("layers.0.attn.q", ours, ours * growth, given=given)
+
+
+def test_a_missing_norm_of_queries():
+    scale = 1 + 0.3 * drawn(H)
+    normed = BEFORE / np.sqrt(np.square(BEFORE).mean(-1, keepdims=True) + 1e-6) * scale
+    found = hint(
+        *("layers.0.attn.q", rotated(BEFORE), rotated(normed)),
+        given={"layers.0.attn.q_proj": BEFORE},
+        weights={"layers.0.attn.q_norm.scale": scale},
+    )
+    assert "missing norm of queries and keys" in found
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_a_rotation_is_read_off_and_repeated(layout):
+    after = rotated(BEFORE, layout, theta=500.0)
+    found = gains(BEFORE, after, layout)
+    np.testing.assert_allclose(turned(BEFORE, found, layout), after, atol=1e-5)
+    assert theta(frequencies(found)) == pytest.approx(500, rel=1e-3)

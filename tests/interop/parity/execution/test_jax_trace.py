@@ -1,0 +1,51 @@
+"""Our model shows what each of its steps returns, and goes on with what it is given."""
+
+import numpy as np
+import pytest
+from tiny import random_model
+
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.execution.jax_trace import is_whole, trace_both, trace_model
+from jaxllm.interop.parity.report.rows import LOGITS
+
+MODEL = random_model(num_layers=2)
+INPUTS = Inputs(np.random.default_rng(0).integers(0, 96, (2, 12)))
+PATHS = ["embed", "layers.0.attn", "layers.1.mlp_norm", "layers.1", "final_norm"]
+
+
+def test_it_shows_steps_and_logits_of_stacked_layers():
+    found = trace_model(MODEL, INPUTS, PATHS)
+    assert list(found) == [*PATHS, LOGITS]
+    assert {found[path].shape for path in PATHS} == {(2, 12, 32)}
+    np.testing.assert_allclose(found[LOGITS], MODEL(INPUTS.target).logits, rtol=1e-4, atol=1e-5)
+    x, scale = found["layers.1"], MODEL.final_norm.scale[...]
+    normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + MODEL.final_norm.eps) * scale
+    np.testing.assert_allclose(found["final_norm"], normed, rtol=1e-5)
+
+
+def test_a_step_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"the model has no layers\.9, nothing"):
+        trace_model(MODEL, INPUTS, ["embed", "layers.9", "nothing"])
+
+
+def test_each_step_goes_on_with_what_the_reference_computed():
+    theirs = trace_model(MODEL, INPUTS, PATHS)
+    theirs["layers.0.attn"] = theirs["layers.0.attn"] + 1
+    ours, forced = trace_both(MODEL, INPUTS, theirs)
+    same = trace_model(MODEL, INPUTS, PATHS)
+    for path in (*PATHS, LOGITS):
+        np.testing.assert_array_equal(ours[path], same[path])
+    # What comes after the other step is made of it, up to a step that is given again.
+    assert not np.array_equal(forced["layers.1.mlp_norm"], ours["layers.1.mlp_norm"])
+    np.testing.assert_array_equal(forced["final_norm"], ours["final_norm"])
+
+
+def test_classes_are_as_before():
+    before = {kind: kind.__call__ for kind in (type(MODEL), type(MODEL.final_norm))}
+    trace_model(MODEL, INPUTS, PATHS)
+    assert {kind: kind.__call__ for kind in before} == before
+
+
+def test_scores_are_shown_in_blocks():
+    assert is_whole("layers.0.attn.scores")
+    assert not is_whole("layers.0.attn")

@@ -1,0 +1,60 @@
+"""The reference continues prompts greedily and by beams, and says where noise decides."""
+
+import numpy as np
+import pytest
+import torch
+
+from jaxllm.interop.parity.execution.torch_decode import NEW_TOKENS, Prompted
+
+PROMPTS = [[5, 17, 3], [60]]
+
+
+@pytest.fixture(scope="module")
+def llama(make_llama):
+    return make_llama(num_hidden_layers=1).eval()
+
+
+@pytest.fixture(scope="module")
+def decoded(llama):
+    return Prompted(llama, None).decode(PROMPTS)
+
+
+def test_greedy_tokens_are_the_likeliest(llama, decoded):
+    assert [len(new) for new in decoded.greedy] == [NEW_TOKENS, NEW_TOKENS]
+    assert decoded.logits_PNV.argmax(-1).tolist() == decoded.greedy
+    whole = torch.tensor([[*PROMPTS[0], *decoded.greedy[0][:-1]]])
+    with torch.no_grad():
+        logits = llama(whole).logits[0, 2:].numpy()
+    np.testing.assert_allclose(decoded.logits_PNV[0], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_of_given_tokens_need_no_cache(llama, decoded):
+    found = Prompted(llama, None).logits(PROMPTS, decoded.greedy)
+    np.testing.assert_allclose(found, decoded.logits_PNV, rtol=1e-4, atol=1e-4)
+    other = Prompted(llama, None).logits(PROMPTS, [[1, *new[1:]] for new in decoded.greedy])
+    np.testing.assert_array_equal(other[:, 0], found[:, 0])
+    assert not np.allclose(other[:, 1], found[:, 1], atol=1e-2)
+
+
+def test_noise_is_small_and_filters_leave_something(decoded):
+    assert 0 < decoded.floor < 1e-5
+    assert 0 < decoded.noise < 1e-3
+    counts = decoded.kept_PNV.sum(-1)
+    assert counts.min() >= 1
+    assert counts.max() <= 20
+    assert decoded.logits_PNV.argmax(-1).tolist() == [
+        [int(np.where(kept, row, -np.inf).argmax()) for kept, row in zip(*pair, strict=True)]
+        for pair in zip(decoded.kept_PNV, decoded.logits_PNV, strict=True)
+    ]
+
+
+def test_its_own_search_finds_what_transformers_does(llama, decoded, monkeypatch):
+    monkeypatch.delattr(llama, "generation_config")  # as of a plain module
+    again = Prompted(llama, None).decode(PROMPTS)
+    assert (again.greedy, again.beams) == (decoded.greedy, decoded.beams)
+
+
+def test_the_generation_config_is_restored(llama):
+    before = llama.generation_config
+    Prompted(llama, None).decode([[7]])
+    assert llama.generation_config is before

@@ -1,0 +1,58 @@
+"""The reference shows what its modules and attentions return, and is left as it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.execution.torch_trace import prepared, trace_reference
+from jaxllm.interop.parity.report.rows import LOGITS
+
+ATTENTION = "model.layers.0.self_attn"
+NAMES = ["model.embed_tokens", f"{ATTENTION}@query", f"{ATTENTION}@probs", ATTENTION, "model.norm"]
+
+
+@pytest.fixture(scope="module")
+def llama(make_llama):
+    return make_llama(num_hidden_layers=1)
+
+
+@pytest.fixture
+def inputs(tokens):
+    return Inputs(tokens[:1, :12])
+
+
+def test_modules_and_attention_are_shown_in_order(llama, inputs):
+    outputs = trace_reference(llama, inputs, NAMES)
+    assert set(NAMES) <= outputs.keys()
+    assert next(iter(outputs)) == "model.embed_tokens"
+    assert list(outputs)[-1] == LOGITS
+    weight = llama.model.embed_tokens.weight.detach().numpy()
+    np.testing.assert_array_equal(outputs["model.embed_tokens"][0], weight[inputs.target])
+    np.testing.assert_allclose(outputs[f"{ATTENTION}@probs"][0].sum(-1), 1, rtol=1e-5)
+    head = llama.lm_head.weight.detach().numpy()
+    np.testing.assert_allclose(
+        outputs[LOGITS][0], outputs["model.norm"][0] @ head.T, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_each_step_goes_on_with_what_is_given(llama, inputs):
+    plain = trace_reference(llama, inputs, NAMES)
+    given = {"model.norm": [np.zeros_like(plain["model.norm"][0])]}
+    forced = trace_reference(llama, inputs, NAMES, given)
+    assert not forced[LOGITS][0].any()
+    np.testing.assert_array_equal(forced["model.norm"][0], plain["model.norm"][0])
+
+
+def test_a_prepared_reference_is_restored(llama):
+    llama.train()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with prepared(llama):
+            assert not any(module.training for module in llama.modules())
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert all(module.training for module in llama.modules())
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,78 @@
+"""One forward pass is judged step by step, and what it predicts by position."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from broken_models import changed
+
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.levels.forward import FORWARD, judge, record_forward
+from jaxllm.interop.parity.levels.pair import Ours, Pair
+from jaxllm.interop.parity.recording.plain import plain
+from jaxllm.interop.parity.recording.sample import Sample
+from jaxllm.interop.parity.report.rows import LOGITS
+
+BOTH = ("layers", "logits")
+
+
+@pytest.fixture(scope="module")
+def sides(pair, short):
+    llama, model = pair
+    return Pair(reference=llama, model=model, inputs=Inputs(short), levels=BOTH)
+
+
+@pytest.fixture(scope="module")
+def recording(sides):
+    return record_forward(sides)
+
+
+def test_an_equal_model_holds_at_every_step(sides, recording):
+    forward = judge(recording, sides.listed, BOTH)
+    assert all(tap.ok for tap in forward.taps)
+    assert [tap.path for tap in forward.outputs] == ["lm_head"]
+    assert len(forward.steps) == len(forward.taps) - 1
+    assert all(tap.forced is not None for tap in forward.taps)
+    assert forward.details["flips"] == ()
+    assert forward.details["versions"].keys() == {"torch", "transformers"}
+    logits = forward.details["logits"]
+    assert (logits.top1_agreement, logits.top1_unexplained) == (1.0, 0)
+    assert logits.relative_l2 == forward.outputs[0].cumulative.relative_l2
+    assert [bucket.tokens for bucket in forward.details["buckets"]] == [4, 28, 32]
+
+
+def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
+    other = changed(sides.listed, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
+    taps = judge(recording, other, BOTH).taps
+    assert [tap.path for tap in taps if tap.is_wrong_itself] == ["layers.1.mlp_norm"]
+    hints = {tap.path: tap.hint for tap in taps if tap.hint}
+    assert hints.keys() == {"layers.1.mlp_norm"}
+    assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
+
+
+def test_logits_alone_need_no_steps(sides, recording):
+    forward = judge(recording, sides.listed, ("logits",))
+    assert (forward.steps, len(forward.outputs)) == ((), 1)
+    assert forward.outputs[0].forced is None
+
+
+def test_logits_of_another_size_are_refused(sides, recording):
+    theirs = {**recording.arrays, LOGITS: recording.arrays[LOGITS][..., :-1]}
+    narrow = dataclasses.replace(recording, arrays=theirs)
+    with pytest.raises(ValueError, match=r"logits of the reference are \(1, 64, 95\), ours"):
+        judge(narrow, sides.listed, ("logits",))
+
+
+def test_a_sample_is_judged_by_few_numbers(sides):
+    recorded = FORWARD.record(dataclasses.replace(sides, sample=Sample((0, 40, 63), 16)))
+    assert recorded["arrays"]["embed"].shape == (3, 16)
+    forward = FORWARD.check(recorded, Ours(model=sides.model, levels=BOTH))
+    assert all(tap.ok and tap.forced is None for tap in forward.taps)
+    assert FORWARD.details(forward)["tokens"] == 3
+
+
+def test_what_is_recorded_is_what_is_compared(sides, recording):
+    again = FORWARD.check(plain(recording), Ours(model=sides.model, levels=("logits",)))
+    [tap] = again.outputs
+    assert tap.cumulative.floor == recording.floors[LOGITS]
+    assert np.isfinite(tap.ulp_max)

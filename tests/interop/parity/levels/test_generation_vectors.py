@@ -1,0 +1,55 @@
+"""Vectors that follow a prompt, each made of those before it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import source_cases
+from broken_models import changed
+
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.prompt import random_vectors
+from jaxllm.interop.parity.levels.generation_vectors import (
+    NEW_VECTORS,
+    PROMPT_LENGTH,
+    continue_vectors,
+    judge_vectors,
+)
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A reference over vectors, ours, and inputs."""
+    folder = tmp_path_factory.mktemp("vectors")
+    reference = source_cases.write("components-autoregressive", folder)
+    model = load_pretrained(folder, dtype="float32")
+    given = Inputs(random_vectors((2, 30, model.config.input_dim), 0)).completed(model)
+    return reference, model, given
+
+
+@pytest.fixture(scope="module")
+def continued(vectors):
+    return continue_vectors(vectors[0], vectors[2])
+
+
+def test_the_prompt_is_the_first_of_the_inputs(vectors, continued):
+    np.testing.assert_array_equal(continued.prompt.target, vectors[2].target[:, :PROMPT_LENGTH])
+    assert continued.prompt.wanted is None
+    assert continued.vectors_BNO.shape[:2] == (2, NEW_VECTORS)
+    assert 0 < continued.floor < 1e-5
+
+
+def test_our_vectors_are_held_to_them(vectors, continued):
+    _, model, _ = vectors
+    [row] = judge_vectors(model, continued)
+    assert (row.path, row.ok, row.floor) == ("generate.vectors", True, continued.floor)
+    other = changed(model, "output_proj.kernel", lambda kernel: kernel * 1.01)
+    assert not judge_vectors(other, continued)[0].ok
+
+
+def test_outputs_of_another_width_do_not_go_on(vectors):
+    reference, model, given = vectors
+    wide = dataclasses.replace(given, wanted=np.zeros((*given.target.shape[:2], 1), np.float32))
+    assert model.config.input_dim != 1
+    assert continue_vectors(reference, wide).vectors_BNO.shape[1] == 1

@@ -1,0 +1,27 @@
+"""What a stage is given is derived once from both models."""
+
+import dataclasses
+
+from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.levels.pair import Ours, Pair
+from jaxllm.params import named_parameters
+
+
+def test_layers_are_listed_once(pair):
+    _, model = pair
+    ours = Ours(model=model, levels=("weights",))
+    assert "layers.1.mlp.up_proj.kernel" in named_parameters(ours.listed)
+    assert "layers.0:2.mlp.up_proj.kernel" in named_parameters(ours.model)
+    assert ours.listed is ours.listed
+
+
+def test_the_rules_name_the_tensors_of_the_reference(pair, short):
+    llama, model = pair
+    both = Pair(reference=llama, model=model, inputs=Inputs(short), levels=())
+    stored = {name for bound in both.rules for name, _ in bound.stored()}
+    assert stored == set(llama.state_dict())
+    assert both.rules is both.rules
+    assert both.recipe.steps == 20
+    other = dataclasses.replace(both, levels=("logits",))
+    assert other.levels == ("logits",)
+    assert other.table is not both.table

@@ -1,0 +1,117 @@
+"""Gradients, a step of the optimizer and a curve of losses, and what noise excuses of them."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hf_cases import CASES, tokens_of
+from mutants.training import adamw
+
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.parity import compare
+from jaxllm.interop.parity.execution import jax_train
+from jaxllm.interop.parity.execution.recipe import Recipe, Training
+from jaxllm.interop.parity.levels.training import (
+    ELEMENTS,
+    Runs,
+    judge_curve,
+    judge_gradients,
+    sampled,
+)
+from jaxllm.train.optimizers.adamw import OptimizerConfig, make_optimizer
+
+SHORT = Recipe(steps=3)
+
+
+def test_a_gradient_that_is_cut_is_named(pair, short, monkeypatch):
+    llama, model = pair
+    honest = jax_train.mean_loss
+
+    def cut(params, bind, tokens):
+        stopped = jax.lax.stop_gradient(params["final_norm"])
+        return honest({**params, "final_norm": stopped}, bind, tokens)
+
+    monkeypatch.setattr(jax_train, "mean_loss", cut)
+    report = compare(llama, model, short, levels=("gradients",))
+    assert [row.path for row in report.gradients if not row.ok] == ["final_norm"]
+    assert report.first_divergence.what == "gradient"
+
+
+def test_a_gradient_that_is_nothing_but_noise_is_measured_against_all(tmp_path):
+    """Without RoPE all scores of a query shift with the bias of keys, and softmax does not care."""
+    original = CASES["smollm3/windows-biases"].build()
+    original.save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path, dtype="float32")
+    tokens = tokens_of(original, batch_size=1)[:, :64]
+    report = compare(original, model, tokens, levels=("gradients", "step"))
+    assert report.ok, report.first_divergence
+    noise = {(row.path, row.parameter) for row in report.gradients if row.relative_to == "all"}
+    assert noise == {("layers.2.attn.k_proj", "bias")}
+
+
+def test_optimizers_that_are_right_pass(pair, short):
+    llama, model = pair
+    trainers = make_optimizer(
+        OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-4, decay="linear"), 3, model
+    )
+    for optimizer in (None, trainers, adamw(model)):
+        report = compare(
+            llama, model, short, levels=("step", "curve"), recipe=SHORT, optimizer=optimizer
+        )
+        assert report.ok, report.first_divergence
+
+
+def test_a_hundred_steps_stay_together(pair, short):
+    llama, model = pair
+    report = compare(llama, model, short, levels=("curve",), recipe=Recipe(steps=100))
+    assert report.ok, report.first_divergence
+    assert len(report.curve) == 100
+    assert max(row.measured for row in report.curve) <= 1e-4
+    assert report.curve[-1].theirs != report.curve[0].theirs
+
+
+def test_an_optimizer_without_moments_is_refused(pair, short):
+    llama, model = pair
+    with pytest.raises(ValueError, match="no mu and no nu"):
+        compare(llama, model, short, levels=("step",), optimizer=optax.sgd(1e-3))
+
+
+def curve(ours, *moved):
+    """Which steps of a curve hold, beside losses of one."""
+    run = [Training(tuple(losses), 1.0, {}) for losses in (ours, [1.0] * len(ours))]
+    return [row.ok for row in judge_curve(Runs(*run, run[1:], moved))]
+
+
+def test_what_moved_weights_do_excuses_that_step_and_those_after_it():
+    ours = [1 + 3e-6] * 4
+    assert curve(ours) == [False] * 4
+    assert curve(ours, [1.0, 1.0, 1 + 1e-6, 1.0]) == [False, False, True, True]
+    assert curve(ours, [1.0] * 4, [1.0, 1 + 1e-6, 1.0, 1.0]) == [False, True, True, True]
+
+
+def test_nothing_excuses_more_than_a_ten_thousandth():
+    assert curve([1.0, 1 + 2e-4], [1.0, 1.1]) == [True, False]
+    assert curve([1.0, 1 + 9e-5], [1.0, 1.1]) == [True, True]
+
+
+def run(gradient, loss=1.0):
+    return Training((loss,), 1.0, {"gradient": {"mlp.kernel": gradient}})
+
+
+def test_a_gradient_is_held_to_the_noise_of_others():
+    theirs = np.linspace(1, 2, 50, dtype=np.float32)
+    others = [run(theirs * (1 + 1e-6))]
+    near, far = (Runs(run(theirs * (1 + x)), run(theirs), others, ()) for x in (2e-6, 2e-5))
+    assert all(row.ok for row in judge_gradients(near))
+    [wrong] = [row for row in judge_gradients(far) if not row.ok]
+    assert (wrong.path, wrong.parameter, wrong.what) == ("mlp", "kernel", "gradient")
+    absent = Runs(run(theirs), Training((1.0,), 1.0, {"gradient": {}}), others, ())
+    assert [row.ok for row in judge_gradients(absent)] == [True, False]
+
+
+def test_a_sampled_training_keeps_the_same_elements_of_equal_shapes():
+    one, other = (sampled(run(np.arange(4000.0) + start)) for start in (0, 1))
+    kept, shifted = (x.first["gradient"]["mlp.kernel"] for x in (one, other))
+    assert kept.shape == (ELEMENTS,)
+    np.testing.assert_array_equal(shifted, kept + 1)
+    assert one.losses == (1.0,)

@@ -1,0 +1,81 @@
+"""Every tensor is compared bit by bit, wherever it is stored."""
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from broken_models import changed
+
+from jaxllm.interop.parity import compare
+from jaxllm.interop.parity.levels.pair import Ours, Pair
+from jaxllm.interop.parity.levels.weights import check_weights, differing_bits, record_weights
+
+
+def test_one_bit_of_one_weight_is_found(pair, short):
+    llama, model = pair
+
+    def flip(kernel):
+        bits = np.asarray(kernel).view(np.uint32).copy()
+        bits[1, 3, 5] ^= 1
+        return jnp.asarray(bits.view(np.float32))
+
+    broken = changed(model, "layers.0:2.mlp.up_proj.kernel", flip)
+    report = compare(llama, broken, short, levels=("weights", "config"))
+    assert report.verdicts == {"weights": False, "config": True}
+    first = report.first_divergence
+    assert (first.path, first.parameter) == ("layers.1.mlp.up_proj", "kernel")
+    assert (first.measured, first.floor, first.threshold) == (1, 0, 0)
+    assert first.stored == ("model.layers.1.mlp.up_proj.weight",)
+    assert sum(row.differing_bits for row in report.weights) == 1
+    assert {name for row in report.weights for name in row.stored} == set(llama.state_dict())
+
+
+def test_tensors_that_only_one_side_has_are_found(make_llama, pair, short):
+    _, model = pair
+    biased = make_llama(num_hidden_layers=2, attention_bias=True)
+    report = compare(biased, model, short, levels=("weights",))
+    wrong = [row for row in report.weights if not row.ok and row.parameter == "bias"]
+    assert {row.path for row in wrong} == {
+        f"layers.{i}.attn.{name}_proj" for i in range(2) for name in "qkvo"
+    }
+    assert {row.remark for row in wrong} == {"the model has no such tensor"}
+
+
+def test_tensors_of_another_shape_are_found(make_llama, pair, short):
+    _, model = pair
+    report = compare(
+        make_llama(num_hidden_layers=2, intermediate_size=40), model, short, levels=("weights",)
+    )
+    [row] = [row for row in report.weights if row.path == "layers.0.mlp.gate_proj"]
+    assert row.differing_bits == row.num_bits
+    assert "is (40, 32), the model has (56, 32)" in row.remark
+
+
+def test_a_tied_copy_is_compared_with_its_original(make_llama, convert, short):
+    llama = make_llama(num_hidden_layers=1, tie_word_embeddings=True)
+    model = convert(llama)
+    assert compare(llama, model, short, levels=("weights",)).ok
+    llama.lm_head.weight = torch.nn.Parameter(llama.lm_head.weight.detach() + 1)
+    report = compare(llama, model, short, levels=("weights",))
+    assert [row.stored for row in report.weights if not row.ok] == [("lm_head.weight",)]
+
+
+def test_bits_of_equal_and_of_other_arrays():
+    ours = np.array([1.0, -2.0, 0.0], np.float32)
+    theirs = ours.copy()
+    assert differing_bits(ours, theirs) == 0
+    theirs[2] = -0.0  # an equal number, and another bit
+    theirs[0] = np.nextafter(np.float32(1), np.float32(2))
+    assert differing_bits(ours, theirs) == 2
+    assert differing_bits(ours[:2], theirs) == 96
+
+
+def test_recorded_digests_tell_a_weight_apart(pair):
+    llama, model = pair
+    digests = record_weights(Pair(reference=llama, model=model, inputs=None, levels=()))
+    ours = Ours(model=model, levels=())
+    assert all(row.ok and not row.remark for row in check_weights(digests, ours))
+    other = Ours(model=changed(model, "final_norm.scale", lambda x: x + 1), levels=())
+    assert [row.path for row in check_weights(digests, other) if not row.ok] == ["final_norm"]
+    del digests["final_norm.scale"]
+    [row] = [row for row in check_weights(digests, ours) if not row.ok]
+    assert row.remark == "missing in the reference, (32,) in the model"

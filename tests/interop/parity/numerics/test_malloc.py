@@ -1,0 +1,41 @@
+"""Large arrays that are freed leave the process."""
+
+import resource
+import subprocess
+import sys
+
+from jaxllm.interop.parity.numerics.malloc import return_freed_memory
+
+# Frees every other one of many arrays: by default what is between them stays, for lack of a tail.
+PROGRAM = """
+import sys
+import numpy as np
+from jaxllm.interop.parity.numerics.malloc import return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+if sys.argv[1] == "returned":
+    np.ones(2**22), return_freed_memory()
+arrays = [np.ones(2**14 - 64) for _ in range(512)]
+full = resident()
+del arrays[::2]
+print(full - resident())
+"""
+
+
+def freed_bytes(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout) * resource.getpagesize()
+
+
+def test_glibc_takes_the_setting():
+    assert return_freed_memory()
+
+
+def test_what_is_freed_between_other_arrays_is_returned():
+    half = 256 * 8 * 2**14
+    assert freed_bytes("kept") < half / 4
+    assert freed_bytes("returned") > 0.9 * half

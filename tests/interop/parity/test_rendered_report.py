@@ -1,0 +1,38 @@
+"""The public report writes itself as a page and as a table."""
+
+import io
+
+from rich.console import Console
+
+from jaxllm.interop.parity import Report
+from jaxllm.interop.parity.report.rows import FieldResult
+
+
+def make_report() -> Report:
+    return Report(
+        subject="tiny",
+        verdicts={"config": False},
+        rows={"config": (FieldResult("config.size", "1", "2"),)},
+        batch_size=1,
+        length=2,
+        tokens=2,
+        seed=None,
+        dtypes={},
+        versions={},
+        tolerance={"noise_factor": 4.0, "least": 1e-6, "most": 1e-3, "most_in_training": 1e-4},
+    )
+
+
+def test_the_page_is_a_file(tmp_path):
+    make_report().write_html(tmp_path / "parity.html")
+    page = (tmp_path / "parity.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "config.size" in page
+
+
+def test_the_table_is_for_a_terminal():
+    console = Console(width=90, record=True, file=io.StringIO())
+    console.print(make_report().table())
+    text = console.export_text()
+    assert "Parity is broken" in text
+    assert "config.size is 1 in the model, 2 in the reference" in text
