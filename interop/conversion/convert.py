@@ -13,14 +13,14 @@ from jaxllm.config import Dtype
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.formats.table import Target, model_format
 from jaxllm.interop.loading.model_arrays import Parameters, of_path
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
-from jaxllm.interop.saving.export import Format, copy_companions, plan_export, possible_families
+from jaxllm.interop.saving.export import copy_companions, plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
 
-from .file_target import FileTarget, Target
+from .file_target import FileTarget
 from .journal import NAME, Journal
-from .orbax_target import NativeTarget
 
 # Of a chunk there may be: what was read, the model's part, that in the new spelling, in C order.
 COPIES = 5
@@ -42,7 +42,7 @@ def convert(
     source: str | Path,
     destination: str | Path,
     *,
-    to: Format = "hf",
+    to: str = "hf",
     dtype: Dtype | None = None,
     model_parallel: int | None = None,
     step: int | None = None,
@@ -61,7 +61,7 @@ def convert(
     Args:
         source: a folder of any known family, a native checkpoint, or a run.
         destination: a folder that does not exist yet, or is empty.
-        to: "hf", "meta", "tlama", "llm" or "native".
+        to: one of `formats.table.FORMATS`, such as "hf", "meta" or "native".
         dtype: of all tensors; by default each one's own, as stored.
         model_parallel: how many shards to write, for "meta".
         step: of a run; by default its newest.
@@ -108,7 +108,7 @@ def convert(
 
 def _target(
     parameters: Parameters,
-    to: Format,
+    to: str,
     model_parallel: int | None,
     max_shard: int,
     rules: Any,
@@ -116,10 +116,10 @@ def _target(
 ) -> Target:
     families = possible_families(parameters.origin, to, model_parallel, rules)
     if optimizer is not None:
-        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer))
-    if not families:
-        return NativeTarget(parameters)
-    return FileTarget(plan_export(parameters, families, model_parallel, max_shard))
+        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer, to))
+    if (own_arrays := model_format(to)) is not None:
+        return own_arrays.target(parameters.config, parameters.origin, parameters.arrays)
+    return FileTarget(plan_export(parameters, families, model_parallel, max_shard, to))
 
 
 class _Work:

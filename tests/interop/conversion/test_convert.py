@@ -19,7 +19,7 @@ from tiny import random_model
 from jaxllm.config import DecoderConfig
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
 from jaxllm.interop.conversion.file_target import FileTarget
-from jaxllm.interop.conversion.orbax_target import NativeTarget
+from jaxllm.interop.formats.orbax_target import OrbaxTarget
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.formats import file_writer, safetensors_file
