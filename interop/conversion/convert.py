@@ -51,6 +51,7 @@ def convert(
     progress: Progress | None = None,
     rules: Any = None,
     optimizer: OptimizerExport | None = None,
+    workers: int = WORKERS,
 ) -> Conversion:
     """Writes a checkpoint in another spelling. After a kill, the same call goes on.
 
@@ -71,13 +72,14 @@ def convert(
         rules: of a model of your own, as docs/rules.md says: to read the source by, which may then
             be a file, and to write by if `to` is "rules".
         optimizer: the state of the run's optimizer at that step, to be written as PyTorch's.
+        workers: threads, each of which writes a tensor at a time.
 
     Raises:
         CheckpointError: the source is not a checkpoint, the format cannot say what the model is,
             or an unfinished conversion lies there that was begun otherwise.
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
-    chunk_bytes = max(min(parse_size(max_ram) // (WORKERS * COPIES), CHUNK_BYTES), 1)
+    chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     parameters = of_path(source, step, rules).astype(dtype)
     target = _target(parameters, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
@@ -93,7 +95,7 @@ def convert(
     partial.mkdir(parents=True, exist_ok=True)
     folder = partial / "checkpoint"
     with Journal(partial / NAME, plan) as journal:
-        work = _Work(target, folder, journal, chunk_bytes, progress)
+        work = _Work(target, folder, journal, chunk_bytes, workers, progress)
         if not folder.exists() and destination.is_dir() and work.has_everything:
             work.kept = work.total  # an attempt was killed when only this was left to do:
         else:
@@ -131,10 +133,11 @@ class _Work:
         folder: Path,
         journal: Journal,
         chunk_bytes: int,
+        workers: int,
         progress: Progress | None,
     ):
         self.target, self.folder, self.journal = target, folder, journal
-        self.chunk_bytes, self._progress = chunk_bytes, progress
+        self.chunk_bytes, self.workers, self._progress = chunk_bytes, workers, progress
         self.total = sum(target.units.values())
         self.done = self.kept = 0
         self._lock = threading.Lock()
@@ -147,7 +150,7 @@ class _Work:
     def run(self) -> None:
         """Writes what is not there."""
         units = list(self.target.units)
-        digests = dict(zip(units, in_threads(self._write, units), strict=True))
+        digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
         self.target.finish(self.folder, digests)
 
     def _write(self, unit: str) -> Digest:

@@ -58,7 +58,7 @@ class UserFamily(Family):
 
 
 # By name, the families that this process was given and what defines them; None if several do.
-_given: dict[str, tuple[Any, UserFamily | None]] = {}
+GIVEN: dict[str, tuple[Any, UserFamily | None]] = {}
 
 
 def family_of(rules: Any) -> UserFamily:
@@ -74,8 +74,8 @@ def family_of(rules: Any) -> UserFamily:
     else:
         source, name = rules, Path(getattr(rules, "__file__", None) or "rules").name
         family = _define(name, lambda attribute, default: getattr(rules, attribute, default))
-    before, _ = _given.get(family.name, (source, None))
-    _given[family.name] = source, family if before == source else None
+    before, _ = GIVEN.get(family.name, (source, None))
+    GIVEN[family.name] = source, family if before == source else None
     return family
 
 
@@ -84,9 +84,9 @@ def known_family(name: str) -> UserFamily:
 
     Raises CheckpointError if none was: its rules must be named by whoever runs them.
     """
-    _, family = _given.get(name, (None, None))
+    _, family = GIVEN.get(name, (None, None))
     if family is None:
-        what = "of which there are several" if name in _given else "which were not given"
+        what = "of which there are several" if name in GIVEN else "which were not given"
         raise CheckpointError(f"the model came by the rules of {name}, {what}: give rules=")
     return family
 

@@ -1,9 +1,13 @@
 """Models to files: the same bits from any mesh and any number of processes, and little memory."""
 
 import os
+import resource
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -139,16 +143,26 @@ def test_a_wrong_size_of_shards_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_nothing(saved, tmp_path, monkeypatch):
-    model = load_pretrained(saved)
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    def fail(*_: object) -> None:
-        raise OSError("no space left")
 
-    monkeypatch.setattr("jaxllm.interop.formats.file_writer.finish", fail)
-    with pytest.raises(OSError, match="no space left"):
+def test_a_failure_leaves_nothing(saved, tmp_path):
+    """The last file that is taken along does not fit; all tensors have been written by then."""
+    source = shutil.copytree(saved, tmp_path / "source")
+    with (source / "tokenizer.json").open("wb") as stream:
+        stream.truncate(64 << 20)
+    model = load_pretrained(source)
+    with files_up_to(32 << 20), pytest.raises(OSError, match="File too large"):
         save_pretrained(model, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [source]
 
 
 MEMORY = """

@@ -550,11 +550,9 @@ def test_old_buffers_are_ignored(llama, saved):
 def test_what_is_no_checkpoint_says_so(tmp_path, llama):
     assert "not a folder" in problems(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    assert "known family" in problems(tmp_path / "empty")
-    edit_config(llama, model_type="mamba")
-    message = problems(llama)
-    assert "'mamba'" in message
-    assert "'llama'" in message
+    assert "config.json is missing" in problems(tmp_path / "empty")
+    edit_config(llama, model_type="llamma")
+    assert "model_type 'llamma' is not supported; did you mean 'llama'?" in problems(llama)
     edit_config(llama, model_type="llama")
     (llama / "model.safetensors").unlink()
     assert "model.safetensors" in problems(llama)
