@@ -52,8 +52,9 @@ class DecoderFamily:
             metafunc.parametrize("case", names, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
-    def case(self, request, tmp_path_factory):
-        case = self.cases[request.param]
+    @classmethod
+    def case(cls, request, tmp_path_factory):
+        case = cls.cases[request.param]
         folder = tmp_path_factory.mktemp("family") / "original"
         original = case.build()
         original.save_pretrained(folder)

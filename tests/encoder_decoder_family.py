@@ -39,15 +39,17 @@ class EncoderDecoderFamily:
             metafunc.parametrize("case", list(self.cases), indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
-    def case(self, request, tmp_path_factory):
+    @classmethod
+    def case(cls, request, tmp_path_factory):
         """A model of transformers, the folder that it saved, and ours of that folder."""
         folder = tmp_path_factory.mktemp("family") / "original"
-        original = self.cases[request.param].build()
+        original = cls.cases[request.param].build()
         original.save_pretrained(folder)
         return request.param.partition("/")[0], original, folder, load_pretrained(folder)
 
     @pytest.fixture(scope="class")
-    def inputs(self, case):
+    @classmethod
+    def inputs(cls, case):
         return inputs_of(case[1])
 
     def test_logits_are_those_of_transformers(self, case, inputs):

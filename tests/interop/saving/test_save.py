@@ -20,7 +20,6 @@ from tiny import random_model
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.families import Table
 from jaxllm.interop.formats import lazy_tensor
-from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.lazy_tensor import of_array, of_jax
 from jaxllm.interop.loading.model_arrays import Parameters, of_model
 from jaxllm.interop.rules.boxes import slices
@@ -121,20 +120,6 @@ def test_of_a_stack_only_the_layer_that_is_written_is_read():
     (chunk,) = tensors["h.1.q"].payload(10**9)
     assert chunk.nbytes == arrays[name].nbytes / 3
     assert asked == [(name, ((1, 2), (0, 32), (0, 4), (0, 16)))]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("5GB", 5 * 10**9), ("256MiB", 2**28), ("1.5 kb", 1500), (7, 7), ("12", 12), ("0.1GB", 10**8)],
-)
-def test_sizes_are_understood(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "5 XB", "-1", 0, "0.1", True, "5GBs", "1e9"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
 
 
 def test_a_wrong_size_of_shards_writes_nothing(tmp_path):
