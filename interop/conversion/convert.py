@@ -13,14 +13,14 @@ from jaxllm.config import Dtype
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.formats.table import Target, model_format
 from jaxllm.interop.loading.model_arrays import Parameters, of_path
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
-from jaxllm.interop.saving.export import Format, copy_companions, plan_export, possible_families
+from jaxllm.interop.saving.export import copy_companions, plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
 
-from .file_target import FileTarget, Target
+from .file_target import FileTarget
 from .journal import NAME, Journal
-from .orbax_target import NativeTarget
 
 # Of a chunk there may be: what was read, the model's part, that in the new spelling, in C order.
 COPIES = 5
@@ -42,7 +42,7 @@ def convert(
     source: str | Path,
     destination: str | Path,
     *,
-    to: Format = "hf",
+    to: str = "hf",
     dtype: Dtype | None = None,
     model_parallel: int | None = None,
     step: int | None = None,
@@ -51,6 +51,7 @@ def convert(
     progress: Progress | None = None,
     rules: Any = None,
     optimizer: OptimizerExport | None = None,
+    workers: int = WORKERS,
 ) -> Conversion:
     """Writes a checkpoint in another spelling. After a kill, the same call goes on.
 
@@ -61,7 +62,7 @@ def convert(
     Args:
         source: a folder of any known family, a native checkpoint, or a run.
         destination: a folder that does not exist yet, or is empty.
-        to: "hf", "meta", "tlama", "llm" or "native".
+        to: one of `formats.table.FORMATS`, such as "hf", "meta" or "native".
         dtype: of all tensors; by default each one's own, as stored.
         model_parallel: how many shards to write, for "meta".
         step: of a run; by default its newest.
@@ -71,13 +72,14 @@ def convert(
         rules: of a model of your own, as docs/rules.md says: to read the source by, which may then
             be a file, and to write by if `to` is "rules".
         optimizer: the state of the run's optimizer at that step, to be written as PyTorch's.
+        workers: threads, each of which writes a tensor at a time.
 
     Raises:
         CheckpointError: the source is not a checkpoint, the format cannot say what the model is,
             or an unfinished conversion lies there that was begun otherwise.
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
-    chunk_bytes = max(min(parse_size(max_ram) // (WORKERS * COPIES), CHUNK_BYTES), 1)
+    chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     parameters = of_path(source, step, rules).astype(dtype)
     target = _target(parameters, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
@@ -93,7 +95,7 @@ def convert(
     partial.mkdir(parents=True, exist_ok=True)
     folder = partial / "checkpoint"
     with Journal(partial / NAME, plan) as journal:
-        work = _Work(target, folder, journal, chunk_bytes, progress)
+        work = _Work(target, folder, journal, chunk_bytes, workers, progress)
         if not folder.exists() and destination.is_dir() and work.has_everything:
             work.kept = work.total  # an attempt was killed when only this was left to do:
         else:
@@ -108,7 +110,7 @@ def convert(
 
 def _target(
     parameters: Parameters,
-    to: Format,
+    to: str,
     model_parallel: int | None,
     max_shard: int,
     rules: Any,
@@ -116,10 +118,10 @@ def _target(
 ) -> Target:
     families = possible_families(parameters.origin, to, model_parallel, rules)
     if optimizer is not None:
-        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer))
-    if not families:
-        return NativeTarget(parameters)
-    return FileTarget(plan_export(parameters, families, model_parallel, max_shard))
+        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer, to))
+    if (own_arrays := model_format(to)) is not None:
+        return own_arrays.target(parameters.config, parameters.origin, parameters.arrays)
+    return FileTarget(plan_export(parameters, families, model_parallel, max_shard, to))
 
 
 class _Work:
@@ -131,10 +133,11 @@ class _Work:
         folder: Path,
         journal: Journal,
         chunk_bytes: int,
+        workers: int,
         progress: Progress | None,
     ):
         self.target, self.folder, self.journal = target, folder, journal
-        self.chunk_bytes, self._progress = chunk_bytes, progress
+        self.chunk_bytes, self.workers, self._progress = chunk_bytes, workers, progress
         self.total = sum(target.units.values())
         self.done = self.kept = 0
         self._lock = threading.Lock()
@@ -147,7 +150,7 @@ class _Work:
     def run(self) -> None:
         """Writes what is not there."""
         units = list(self.target.units)
-        digests = dict(zip(units, in_threads(self._write, units), strict=True))
+        digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
         self.target.finish(self.folder, digests)
 
     def _write(self, unit: str) -> Digest:

@@ -1,10 +1,9 @@
-"""Checkpoints being written in units, which may be done in any order and again after a kill."""
+"""Checkpoints of a family's tensors, written in units, in any order and again after a kill."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from jaxllm.interop.formats.file_writer import (
     Digest,
@@ -19,30 +18,8 @@ from jaxllm.interop.formats.file_writer import (
 from jaxllm.interop.saving.export import Export, write_texts
 
 
-class Target(Protocol):
-    """A checkpoint that is written into a folder."""
-
-    spelling: str  # the family, or "native"
-    units: Mapping[str, int]  # what is written in one go, and its bytes
-
-    def plan(self) -> str:
-        """All that will be written but for the numbers, as text."""
-
-    def begin(self, folder: Path) -> None:
-        """Lays the checkpoint out; what an earlier attempt has written stays."""
-
-    def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """Writes one unit, no more of it at a time than a chunk."""
-
-    def written(self, folder: Path, unit: str) -> str:
-        """The sha256 of what is there of a unit."""
-
-    def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
-        """Completes the checkpoint, of which all units are written."""
-
-
 class FileTarget:
-    """A checkpoint for PyTorch. Its units are the tensors; see `Target`."""
+    """A checkpoint for PyTorch. Its units are the tensors; see `formats.table.Target`."""
 
     def __init__(self, export: Export):
         self._export = export
@@ -53,7 +30,7 @@ class FileTarget:
         self._file_of = {name: file for file in export.files for name in file.places}
 
     def plan(self) -> str:
-        """See `Target`."""
+        """See `formats.table.Target`."""
         export = self._export
         files = [(file.name, file.size, sorted(file.places.items())) for file in export.files]
         texts = {name: text.decode() for name, text in export.texts.items()}
@@ -61,7 +38,7 @@ class FileTarget:
         return json.dumps([files, texts, arrays])
 
     def begin(self, folder: Path) -> None:
-        """See `Target`."""
+        """See `formats.table.Target`."""
         if not folder.exists():
             folder.mkdir()
             check_space(folder, sum(file.size for file in self._export.files))
@@ -71,7 +48,7 @@ class FileTarget:
             create(folder, file)
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """See `Target`."""
+        """See `formats.table.Target`."""
         return fill(
             folder,
             self._file_of[unit],
@@ -83,11 +60,11 @@ class FileTarget:
         )
 
     def written(self, folder: Path, unit: str) -> str:
-        """See `Target`."""
+        """See `formats.table.Target`."""
         return written_sha256(folder, self._file_of[unit], unit, self.units[unit])
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
-        """See `Target`."""
+        """See `formats.table.Target`."""
         for file in self._export.files:
             finish(folder, file, digests)
         write_texts(folder, self._export.texts)

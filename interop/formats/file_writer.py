@@ -46,9 +46,14 @@ class Digest(NamedTuple):
 
 
 def write_files(
-    folder: Path, files: Sequence[PlannedFile], tensors: Mapping[str, TensorSource]
+    folder: Path,
+    files: Sequence[PlannedFile],
+    tensors: Mapping[str, TensorSource],
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    workers: int = WORKERS,
 ) -> None:
-    """Writes files into an existing folder, a few tensors at a time and of each a chunk.
+    """Writes files into an existing folder, `workers` tensors at a time and of each a chunk.
 
     Raises CheckpointError if a tensor is not what was announced; a failure leaves nothing behind.
     """
@@ -57,13 +62,13 @@ def write_files(
     finished: list[PlannedFile] = []
 
     def fill_one(name: str) -> Digest:
-        return fill(folder, file_of[name], name, tensors[name], chunk_bytes=CHUNK_BYTES)
+        return fill(folder, file_of[name], name, tensors[name], chunk_bytes=chunk_bytes)
 
     try:
         for file in files:
             create(folder, file)
         names = [name for name in tensors if name in file_of]
-        digests = dict(zip(names, in_threads(fill_one, names), strict=True))
+        digests = dict(zip(names, in_threads(fill_one, names, workers), strict=True))
         for file in files:
             finish(folder, file, digests)
             finished.append(file)
@@ -168,9 +173,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def in_threads(task: Callable[[str], Result], names: Sequence[str]) -> list[Result]:
-    """`task(name)` of every name, a few at a time; the first failure ends them all."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+def in_threads(
+    task: Callable[[str], Result], names: Sequence[str], workers: int = WORKERS
+) -> list[Result]:
+    """Returns `task(name)` of every name, `workers` at a time; the first failure ends them all."""
+    with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(task, name) for name in names]
         try:
             for future in as_completed(futures):

@@ -24,6 +24,7 @@ from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes, is_step, steps_of
 from .lazy_tensor import TensorSource
 from .stored_tensor import CheckpointError
 
+NAME = "native"
 _CACHE_BYTES = 32 << 20
 
 

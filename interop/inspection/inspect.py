@@ -7,9 +7,9 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.name_folding import fold
@@ -18,7 +18,6 @@ from jaxllm.interop.loading.user_family import open_checkpoint
 
 Tensors = Mapping[str, StoredTensor | TensorSource]
 
-NATIVE = "native"
 UNKNOWN = "unknown"
 
 
@@ -90,8 +89,8 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
     path = Path(path)
     if rules is None:
         check_is_folder(path)
-    if orbax.is_native(path):
-        return _inspect_native(path)
+    if (form := model_format_of(path)) is not None:
+        return _inspect_model(path, form)
     try:
         checkpoint = open_checkpoint(path, rules)
     except CheckpointError as error:
@@ -112,13 +111,13 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
     )
 
 
-def _inspect_native(path: Path) -> Inspection:
+def _inspect_model(path: Path, form: ModelFormat) -> Inspection:
     try:
-        step = orbax.find_step(path)
-        _, arrays = orbax.open_step(step)
+        step = form.find_step(path, None)
+        _, arrays = form.open(step)
     except CheckpointError as error:
-        return Inspection(str(path), NATIVE, {}, (), error.problems)
-    return Inspection(str(step), NATIVE, {}, _group(arrays, dict.fromkeys(arrays, "itself")), ())
+        return Inspection(str(path), form.name, {}, (), error.problems)
+    return Inspection(str(step), form.name, {}, _group(arrays, dict.fromkeys(arrays, "itself")), ())
 
 
 def _inspect_unknown(path: Path, error: CheckpointError) -> Inspection:

@@ -14,11 +14,12 @@ from scipy.optimize import linear_sum_assignment
 from jaxllm.config import Config, DecoderConfig
 from jaxllm.interop.families import Layout, Table
 from jaxllm.interop.families.common.family import decoder_sizes
+from jaxllm.interop.formats.pytorch.wrapped_names import unwrapped
 from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.loading.checkpoint_dir import unwrapped
+from jaxllm.interop.formats.tensor_files import read_only_file
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.plan import take_account
-from jaxllm.interop.loading.user_family import family_of, open_checkpoint, read_weights
+from jaxllm.interop.loading.user_family import family_of, open_checkpoint
 from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import Rule
@@ -108,7 +109,7 @@ def suggest(
             name: tuple(of.shape if hasattr(of, "shape") else of) for name, of in tensors.items()
         }
     elif rules is None and config is not None:
-        shapes = {name: of.shape for name, of in unwrapped(read_weights(Path(tensors))).items()}
+        shapes = {name: of.shape for name, of in unwrapped(read_only_file(Path(tensors))).items()}
     else:
         try:
             checkpoint = open_checkpoint(Path(tensors), rules)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxllm.interop.families import Table
-from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.byte_sizes import parse_size, spell_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
 from jaxllm.interop.formats.lazy_tensor import TensorSource, of_stored, transferred
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.checkpoint_dir import read_json
 from jaxllm.interop.loading.model_arrays import Parameters, of_checkpoint, of_step
 from jaxllm.interop.loading.plan import make_plan
@@ -132,8 +132,8 @@ def verify(
         CheckpointError: the folder is not a checkpoint, or the manifest is not one.
     """
     path = Path(path)
-    if orbax.is_native(path):
-        through, pairs = _native_pairs(of_step(orbax.find_step(path, step)), rules)
+    if (form := model_format_of(path)) is not None:
+        through, pairs = _native_pairs(of_step(form, form.find_step(path, step)), rules)
     elif step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     else:

@@ -1,23 +1,21 @@
 """A checkpoint's folder: which family wrote it, and where its tensors lie."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.interop.families import FAMILIES, Family
-from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.hf_index import read_indexed
-from jaxllm.interop.formats.pytorch import torch_zip
+from jaxllm.interop.families import FAMILIES, Family, nearest
+from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, parse_json
+from jaxllm.interop.formats.table import tensor_formats
 
-CONSOLIDATED = re.compile(r"consolidated\.(\d+)\.pth")
-STATE_DICT = "state_dict.pth"
-BIN_NAME = "pytorch_model.bin"
-BIN_INDEX_NAME = "pytorch_model.bin.index.json"
+Tensors = Mapping[str, StoredTensor]
 
-Tensors = dict[str, StoredTensor]
+CONFIG = "config.json"
+SUPPORTED = "docs/families.md lists what is supported"
+OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
+MOST_NAMES = 8  # of a folder's files in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,99 +32,49 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Reads a folder's config and headers. Raises CheckpointError for what is not a checkpoint."""
     check_is_folder(path)
     family, config = read_family(path)
-    return Checkpoint(path, family, config, _read_headers(path, _READERS[family.storage]))
+    rows = [row for row in tensor_formats() if row.family_format == family.format]
+    for row in rows:
+        if row.holds(path):
+            return Checkpoint(path, family, config, _read_headers(path, row.read))
+    expected = " or ".join(pattern for row in rows for pattern in row.files)
+    raise CheckpointError(
+        f"{path} has the config of a {family.name} checkpoint but not its weights: "
+        f"{expected} is missing; the folder has {file_names(path)}"
+    )
 
 
 def open_tensors(path: Path) -> Tensors:
-    """Where the tensors of a folder lie, whoever wrote it; raises CheckpointError if it has none.
+    """Maps the tensors of a folder of any origin by name; raises CheckpointError if it has none.
 
-    The files that a known family would read; else all that are named as if they held tensors.
+    The files that a known format would read; else all that are named as if they held tensors.
     """
     check_is_folder(path)
-    found = {file.name for file in path.iterdir()}
-    if found & {safetensors_file.INDEX_NAME, safetensors_file.SINGLE_NAME}:
-        return _read_headers(path, safetensors_file.read_checkpoint)
-    if found & {BIN_INDEX_NAME, BIN_NAME}:
-        return _read_headers(path, read_hugging_face)
-    if any(map(CONSOLIDATED.fullmatch, found)):
-        return _read_headers(path, read_consolidated)
-    return _read_headers(path, _read_all)
+    read = next((row.read for row in tensor_formats() if row.holds(path)), None)
+    return _read_headers(path, read or tensor_files.read_every_file)
 
 
 def check_is_folder(path: Path) -> None:
     """Raises CheckpointError if there is no folder at `path`."""
-    if not path.is_dir():
-        raise CheckpointError([f"{path} is not a folder"])
+    if path.is_dir():
+        return
+    if path.exists():
+        raise CheckpointError(f"{path} is not a folder: give the folder that the file is in")
+    raise CheckpointError(f"{path} is not a folder" + _near_path(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError, also for a key that occurs twice."""
+    """Reads the object in a JSON file. Raises CheckpointError, also for a key that occurs twice."""
     try:
         return parse_json(path.read_bytes())
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None
 
 
-def read_hugging_face(path: Path) -> Tensors:
-    """The tensors of a folder of transformers: safetensors, or `.bin` where there are none."""
-    found = sorted(file.name for file in path.iterdir())
-    if safetensors_file.INDEX_NAME in found or safetensors_file.SINGLE_NAME in found:
-        return safetensors_file.read_checkpoint(path)
-    if BIN_INDEX_NAME in found:
-        return unwrapped(read_indexed(path / BIN_INDEX_NAME, torch_zip.read_header))
-    if BIN_NAME in found:
-        return unwrapped(torch_zip.read_header(path / BIN_NAME))
-    raise CheckpointError(
-        f"{path}: none of {safetensors_file.INDEX_NAME}, {safetensors_file.SINGLE_NAME}, "
-        f"{BIN_INDEX_NAME} and {BIN_NAME}; found {', '.join(found) or 'nothing'}"
-    )
-
-
-def unwrapped(tensors: Mapping[str, StoredTensor]) -> Tensors:
-    """The tensors by their plain names. Raises CheckpointError if two have the same."""
-    plain: dict[str, str] = {}
-    problems = []
-    for name in tensors:
-        short = plain_name(name)
-        if short in plain:
-            problems.append(f"{plain[short]} and {name} are both {short}")
-        plain[short] = name
-    if problems:
-        raise CheckpointError(problems)
-    return {short: dataclasses.replace(tensors[name], name=short) for short, name in plain.items()}
-
-
-def plain_name(name: str) -> str:
-    """The name that a tensor had before the model was wrapped to be trained.
-
-    Data parallelism puts `module.` in front, `torch.compile` puts `_orig_mod.` before what it
-    compiled, and the checkpointing of activations `_checkpoint_wrapped_module.` before a layer.
-    """
-    wrappers = ("_orig_mod", "_checkpoint_wrapped_module")
-    parts = [part for part in name.split(".") if part not in wrappers]
-    while len(parts) > 1 and parts[0] == "module":
-        parts.pop(0)
-    return ".".join(parts)
-
-
-def read_consolidated(path: Path) -> Tensors:
-    """The tensors of all model-parallel shards, their names prefixed with the shard: `00/norm`."""
-    matches = (CONSOLIDATED.fullmatch(file.name) for file in path.iterdir())
-    files = {int(match[1]): path / match[0] for match in matches if match}
-    if sorted(files) != list(range(len(files))) or not files:
-        found = ", ".join(sorted(file.name for file in files.values())) or "none"
-        raise CheckpointError(
-            [f"{path} should hold consolidated.00.pth, consolidated.01.pth, ... but has {found}"]
-        )
-    return {
-        f"{rank:02}/{name}": tensor
-        for rank, file in sorted(files.items())
-        for name, tensor in torch_zip.read_header(file).items()
-    }
-
-
 def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
-    """The family whose config file lies in the folder, and that file's content."""
+    """Returns the family whose config file lies in the folder, and that file's content.
+
+    Raises CheckpointError if there is none, with what is missing and what to do about it.
+    """
     for family in FAMILIES:
         config_file = path / family.config_file
         if not config_file.is_file():
@@ -134,23 +82,46 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
         config = read_json(config_file)
         if config.get("model_type") == family.model_type:
             return family, config
-    found = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
-    if (path / "config.json").is_file():
-        found = f"config.json of model_type {read_json(path / 'config.json').get('model_type')!r}"
-    raise CheckpointError(
-        f"{path} is not of a known family: it has {found}; known are {known_families()}"
+    if (path / CONFIG).is_file():
+        raise CheckpointError(_unknown_model_type(path / CONFIG))
+    raise CheckpointError(_no_config(path))
+
+
+def file_names(path: Path) -> str:
+    """The names in a folder for a message, the first few of many."""
+    names = sorted(file.name for file in path.iterdir())
+    more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return ", ".join([*names[:MOST_NAMES], *more]) or "nothing"
+
+
+def _unknown_model_type(config_file: Path) -> str:
+    known = [family.model_type for family in FAMILIES if family.config_file == CONFIG]
+    given = read_json(config_file).get("model_type")
+    if given is None:
+        return (
+            f"{config_file} has no model_type, which says what model the weights are of; "
+            f"{SUPPORTED}; {OWN_RULES}"
+        )
+    meant = nearest(given, known) if isinstance(given, str) else ""
+    return f"{config_file}: model_type {given!r} is not supported{meant}; {SUPPORTED}; {OWN_RULES}"
+
+
+def _no_config(path: Path) -> str:
+    """What to say of a folder without any family's config file."""
+    others = sorted({family.config_file for family in FAMILIES} - {CONFIG})
+    missing = f"{CONFIG} is missing ({' or '.join(others)} would do)"
+    inside = next((file for file in sorted(path.glob(f"*/{CONFIG}"))), None)
+    meant = f"; did you mean {inside.parent}?" if inside is not None else ""
+    return (
+        f"{path} is not a checkpoint: {missing}{meant}; the folder has {file_names(path)}; "
+        f"{OWN_RULES}"
     )
 
 
-def known_families() -> str:
-    """How the families are known: by their config files, and by what those say."""
-    kinds: dict[str, list[str]] = {}
-    for family in FAMILIES:
-        kinds.setdefault(family.config_file, []).append(repr(family.model_type))
-    return "; ".join(
-        file if kinds[file] == ["None"] else f"{file} of model_type {', '.join(kinds[file])}"
-        for file in kinds
-    )
+def _near_path(path: Path) -> str:
+    """A clause that names the entry beside `path` that is most like it, or nothing."""
+    beside: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
+    return nearest(path.name, [entry.name for entry in beside if entry.is_dir()])
 
 
 def _read_headers(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
@@ -158,27 +129,3 @@ def _read_headers(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
         return read(path)
     except OSError as error:  # a folder where a file should be, a link to nowhere, no permission
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from None
-
-
-def _read_all(path: Path) -> Tensors:
-    """The tensors of every file that could hold some, their names prefixed with the file's."""
-    readers = {
-        ".safetensors": safetensors_file.read_header,
-        **dict.fromkeys((".bin", ".pth", ".pt"), torch_zip.read_header),
-    }
-    files = [file for file in sorted(path.iterdir()) if file.suffix in readers and file.is_file()]
-    if not files:
-        found = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
-        raise CheckpointError(f"{path} has no file of tensors; it has {found}")
-    return {
-        name if len(files) == 1 else f"{file.name}/{name}": tensor
-        for file in files
-        for name, tensor in readers[file.suffix](file).items()
-    }
-
-
-_READERS: dict[str, Callable[[Path], Tensors]] = {
-    "safetensors": read_hugging_face,
-    "state_dict": lambda path: torch_zip.read_header(path / STATE_DICT),
-    "consolidated": read_consolidated,
-}

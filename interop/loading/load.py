@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
-from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import with_arrays
 
@@ -57,10 +57,10 @@ def load_pretrained(
     if dtype not in (None, *get_args(Dtype)):
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     path, budget = Path(path), parse_size(max_ram)
-    if orbax.is_native(path):
+    if (own_arrays := model_format_of(path)) is not None:
         if rules is not None:
             family_of(rules)  # to write it by
-        return orbax.load(path, mesh=mesh, dtype=dtype)
+        return own_arrays.load(path, mesh=mesh, dtype=dtype)
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
     if plan.tolerated:

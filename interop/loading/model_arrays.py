@@ -9,9 +9,9 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from jaxllm.config import Config, Dtype, NumericsConfig, with_fields
-from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.lazy_tensor import TensorSource, of_jax, of_stored, transferred
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.rules.rule import BoundRule, Stacks
 from jaxllm.models import Model, build_abstract
 from jaxllm.origin import Origin
@@ -85,9 +85,9 @@ def arrays_by(
     return arrays
 
 
-def of_step(path: Path) -> Parameters:
-    """Those of a native checkpoint, one step of a run perhaps."""
-    model, arrays = orbax.open_step(path)
+def of_step(form: ModelFormat, path: Path) -> Parameters:
+    """Those of a checkpoint of a model's own arrays, one step of a run perhaps."""
+    model, arrays = form.open(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return Parameters(model.config, model.origin, stacks(model), arrays, tuple(files))
 
@@ -97,8 +97,8 @@ def of_path(path: Path, step: int | None = None, rules: Any = None) -> Parameter
 
     Raises CheckpointError with all that is wrong with it, or if it has no such step.
     """
-    if orbax.is_native(path):
-        return of_step(orbax.find_step(path, step))
+    if (form := model_format_of(path)) is not None:
+        return of_step(form, form.find_step(path, step))
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     checkpoint = open_checkpoint(path, rules)

@@ -30,21 +30,20 @@ from jaxllm.config import Config, DecoderConfig, NumericsConfig, StackConfig, fl
 from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
 from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
 from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.pytorch import torch_zip
+from jaxllm.interop.formats.pytorch.wrapped_names import unwrapped
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.tensor_files import FILE_TYPES, read_only_file
 from jaxllm.interop.rules.rule import Rule
 
 from . import checkpoint_dir
-from .checkpoint_dir import Checkpoint, read_hugging_face, read_json, unwrapped
+from .checkpoint_dir import Checkpoint, read_json
 
 Stored = Mapping[str, StoredTensor]
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-SAFETENSORS = (safetensors_file.SINGLE_NAME, safetensors_file.INDEX_NAME)
-BINS = (checkpoint_dir.BIN_NAME, checkpoint_dir.BIN_INDEX_NAME)
+FORMAT = "rules"  # of the table of formats
 REQUIRED = ("config", "rules")
 MASKS = ("source_mask", "target_mask")
-HOME = "model.safetensors"  # of tensors that came in several files
+HOME = safetensors_file.SINGLE_NAME  # of tensors that came in several files
 DTYPES = ("numerics.param_dtype", "numerics.dtype")  # of a config, which are those of the tensors
 # What makes two configs that compute the same thing the same.
 ANY_RUN = {"numerics": NumericsConfig(), "scan_layers": True, "remat": "none"}
@@ -59,7 +58,7 @@ class UserFamily(Family):
 
 
 # By name, the families that this process was given and what defines them; None if several do.
-_given: dict[str, tuple[Any, UserFamily | None]] = {}
+GIVEN: dict[str, tuple[Any, UserFamily | None]] = {}
 
 
 def family_of(rules: Any) -> UserFamily:
@@ -75,8 +74,8 @@ def family_of(rules: Any) -> UserFamily:
     else:
         source, name = rules, Path(getattr(rules, "__file__", None) or "rules").name
         family = _define(name, lambda attribute, default: getattr(rules, attribute, default))
-    before, _ = _given.get(family.name, (source, None))
-    _given[family.name] = source, family if before == source else None
+    before, _ = GIVEN.get(family.name, (source, None))
+    GIVEN[family.name] = source, family if before == source else None
     return family
 
 
@@ -85,9 +84,9 @@ def known_family(name: str) -> UserFamily:
 
     Raises CheckpointError if none was: its rules must be named by whoever runs them.
     """
-    _, family = _given.get(name, (None, None))
+    _, family = GIVEN.get(name, (None, None))
     if family is None:
-        what = "of which there are several" if name in _given else "which were not given"
+        what = "of which there are several" if name in GIVEN else "which were not given"
         raise CheckpointError(f"the model came by the rules of {name}, {what}: give rules=")
     return family
 
@@ -101,7 +100,7 @@ def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
         return checkpoint_dir.open_checkpoint(path)
     family, fields = described(path, rules)
     folder = path if path.is_dir() else path.parent
-    return Checkpoint(folder, family, fields, unwrapped(read_weights(path)))
+    return Checkpoint(folder, family, fields, unwrapped(read_only_file(path)))
 
 
 def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
@@ -120,21 +119,6 @@ def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
     if family.config_file and not config.is_file():
         raise CheckpointError(f"{family.name} reads {family.config_file}, which is not in {folder}")
     return family, read_json(config) if family.config_file else {}
-
-
-def read_weights(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file, or of the only file of tensors in a folder, shards being one."""
-    if path.is_dir():
-        names = {file.name for file in path.iterdir()}
-        if names & {*SAFETENSORS, *BINS}:
-            return read_hugging_face(path)
-        files = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
-        if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "no file of tensors"
-            raise CheckpointError(f"{path} has {found}: give the path of one file")
-        path = files[0]
-    read = safetensors_file if path.suffix == ".safetensors" else torch_zip
-    return read.read_header(path)
 
 
 @lru_cache
@@ -169,8 +153,7 @@ def _define(name: str, get: Callable[[str, Any], Any]) -> UserFamily:
     has_file = callable(get("config", None))
     return UserFamily(
         name=name,
-        format="rules",
-        storage="file",
+        format=FORMAT,
         config_file=get("config_file", "config.json") if has_file else "",
         model_type=None,
         read_config=own.read_config,
@@ -216,7 +199,7 @@ class _Definition:
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
         """The fields of the config, and the name of the file."""
         paths = [tensor.path for tensor in stored.values() if tensor is not None]
-        files = {path.name for path in paths if path.suffix in SUFFIXES}
+        files = {path.name for path in paths if path.suffix in FILE_TYPES}
         file = files.pop() if len(files) == 1 else HOME
         return _values(self.config(fields)), Layout(file=file, names=tuple(stored))
 

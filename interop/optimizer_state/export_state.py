@@ -10,6 +10,7 @@ import numpy as np
 from jaxllm.interop.families import Family, Table
 from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array, of_jax
 from jaxllm.interop.formats.pytorch import dcp_writer, torch_zip
+from jaxllm.interop.formats.pytorch.consolidated import FIRST_SHARD
 from jaxllm.interop.formats.pytorch.torch_pickle import Placed
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.model_arrays import Parameters
@@ -37,9 +38,15 @@ class OptimizerExport:
 
 
 def plan_training_export(
-    parameters: Parameters, families: Sequence[Family], max_shard: int, optimizer: OptimizerExport
+    parameters: Parameters,
+    families: Sequence[Family],
+    max_shard: int,
+    optimizer: OptimizerExport,
+    chosen: str | None = None,
 ) -> Export:
     """Lays out the checkpoint with the state of its optimizer.
+
+    `chosen` is the format of the weights, by default the family's own.
 
     Raises CheckpointError if no family can say what the model is; or if a state dict is asked for
     and nothing says the order of the parameters.
@@ -52,7 +59,7 @@ def plan_training_export(
         if array.dtype != np.float32
     ]:
         raise CheckpointError(problems)
-    export = plan_export(parameters, families, None, max_shard)
+    export = plan_export(parameters, families, None, max_shard, chosen)
     _, fields, table = spell(parameters, families, None)
     found = _spelled(parameters, table, optimizer.state)
     if optimizer.form == "dcp":
@@ -99,7 +106,7 @@ def _source(array: Any) -> TensorSource:
 
 def _plain(name: str) -> str:
     """The name without that of the only model-parallel shard."""
-    return name.removeprefix("00/")
+    return name.removeprefix(FIRST_SHARD)
 
 
 def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export:
@@ -158,8 +165,8 @@ def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Expor
     }
     tensors = {**weights, **state}
     files = dcp_writer.lay_out(tensors, {**groups, **schedule}, paths)
-    index = {name for name in export.texts if name.endswith(".index.json")}
-    texts = {name: text for name, text in export.texts.items() if name not in index}
+    config_file = export.family.config_file  # an index would be of files that are not written
+    texts = {name: text for name, text in export.texts.items() if name == config_file}
     return dataclasses.replace(export, tensors=tensors, files=tuple(files), texts=texts)
 
 

@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from jaxllm.interop.families import Family
 from jaxllm.interop.formats.lazy_tensor import TensorSource, boxes
 from jaxllm.interop.formats.pytorch import dcp
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint
 from jaxllm.interop.loading.model_arrays import arrays_by, origin_of
 from jaxllm.interop.loading.plan import Plan, arrays_of, make_plan, split_fused
@@ -86,7 +88,7 @@ def _checkpoint_of(
     if not trained & own.keys() and trained & {name.removeprefix(MODEL) for name in own}:
         own = {name.removeprefix(MODEL): tensor for name, tensor in own.items()}
     family, fields = described(path, rules)
-    prefix = _prefix(family.storage)
+    prefix = _prefix(family)
     tensors: Any = {
         prefix + name: dataclasses.replace(tensor, name=prefix + name)
         for name, tensor in own.items()
@@ -94,9 +96,10 @@ def _checkpoint_of(
     return Checkpoint(path, family, fields, tensors)
 
 
-def _prefix(storage: str) -> str:
+def _prefix(family: Family) -> str:
     """What stored names have in front, where there are model-parallel shards: the only one's."""
-    return "00/" if storage == "consolidated" else ""
+    rows = (row for row in tensor_formats() if row.name == family.format)
+    return next(row.first_shard for row in rows)
 
 
 def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -132,7 +135,7 @@ def _check_sharded_copies(plan: Plan, path: Path) -> None:
 
 def _expected(checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict]:
     """The shapes of the parameters, and the copies of some, by PyTorch's names."""
-    prefix = _prefix(checkpoint.family.storage)
+    prefix = _prefix(checkpoint.family)
     whole = dict.fromkeys(
         name.partition("#")[0] for rule in plan.rules for name, _ in rule.stored()
     )
@@ -152,7 +155,7 @@ def _order(
         return parameter_order.read_names(Path(names))
     if stored.is_named:
         return None
-    prefix, (shapes, _) = _prefix(checkpoint.family.storage), _expected(checkpoint, plan)
+    prefix, (shapes, _) = _prefix(checkpoint.family), _expected(checkpoint, plan)
     found = parameter_order.order_of(checkpoint.family, checkpoint.config, checkpoint.tensors)
     return [name for name in (n.removeprefix(prefix) for n in found) if name in shapes]
 
@@ -161,7 +164,7 @@ def _on_devices(
     checkpoint: Checkpoint, plan: Plan, found: TorchAdamW, mesh: Mesh | None
 ) -> tuple[Model, AdamWState]:
     """The arrays, which are read now."""
-    abstract, prefix = build_abstract(plan.config), _prefix(checkpoint.family.storage)
+    abstract, prefix = build_abstract(plan.config), _prefix(checkpoint.family)
     placed = {} if mesh is None else shardings(abstract, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.tensor_files import TORCH_SUFFIXES
 from jaxllm.interop.reference.transformers_models import require_torch
 
 Shape = tuple[int, ...]
@@ -81,7 +82,7 @@ def order_of(
     """
     if family.reference is not None:
         return _names_of(partial(family.reference, dict(fields)))
-    if stored and all(t.path.suffix in (".bin", ".pt", ".pth") for t in stored.values()):
+    if stored and all(t.path.suffix in TORCH_SUFFIXES for t in stored.values()):
         return list(stored)
     if family.format == "hf":
         return _names_of(partial(_build, fields))

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.interop.families import nearest
+from jaxllm.interop.formats.pytorch.wrapped_names import plain_name
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.loading.checkpoint_dir import plain_name
 from jaxllm.interop.loading.name_folding import fold
 
 from .optimizer_file import OptimizerFile, Options

@@ -7,20 +7,23 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jaxllm.interop.families import FAMILIES, Family, Layout, Table
-from jaxllm.interop.formats import safetensors_file
+from jaxllm.interop.families import FAMILIES, Family, Layout, Table, nearest
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import TensorSource, joined, of_array, transferred
-from jaxllm.interop.formats.pytorch import torch_zip
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.formats.table import (
+    FORMATS,
+    TensorFormat,
+    tensor_formats,
+    writable_formats,
+)
 from jaxllm.interop.loading.model_arrays import Parameters
 from jaxllm.interop.loading.plan import fused_parts
+from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import family_of, known_family
 from jaxllm.origin import Origin
-
-Format = Literal["hf", "meta", "tlama", "llm", "nima", "components", "native", "rules"]
 
 COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
@@ -39,15 +42,23 @@ class Export:
 
 
 def plan_export(
-    parameters: Parameters, families: Sequence[Family], model_parallel: int | None, max_shard: int
+    parameters: Parameters,
+    families: Sequence[Family],
+    model_parallel: int | None,
+    max_shard: int,
+    chosen: str | None = None,
 ) -> Export:
     """Lays out the checkpoint in the spelling of the first family that can say what the model is.
 
-    Raises CheckpointError, with what each of them cannot say, if none can.
+    `chosen` is the format to write, by default the family's own. Raises CheckpointError, with what
+    each family cannot say, if none can.
     """
     family, config, table = spell(parameters, families, model_parallel)
     tensors = dict(exported(parameters, table))
-    files, index = _lay_out(family, table.file, tensors, max_shard)
+    row = FORMATS[chosen or family.format]
+    if not isinstance(row, TensorFormat) or row.lay_out is None:
+        raise CheckpointError(f"format={row.name!r} is not one that a family's tensors can be in")
+    files, index = row.lay_out(tensors, table.file, max_shard)
     text = (json.dumps(config, indent=2) + "\n").encode()
     config_file = {family.config_file: text} if family.config_file else {}
     return Export(family, tensors, tuple(files), {**config_file, **index})
@@ -56,25 +67,43 @@ def plan_export(
 def possible_families(
     origin: Origin | None, chosen: str | None, model_parallel: int | None, rules: Any = None
 ) -> list[Family]:
-    """The families of the format to write, the model's own first; none for a native checkpoint.
+    """The families of the format to write, the model's own first; none if the format needs none.
 
     `rules` are those of format "rules", which a model that came by such need not be given again.
     Raises CheckpointError for a format that does not exist, or has no shards to be cut into.
     """
-    users = _users_family(origin, chosen, rules) if chosen in (None, "rules") else None
-    formats = dict.fromkeys(family.format for family in FAMILIES)
-    if chosen not in (None, "rules", "native", *formats):
-        known = ", ".join([*formats, "rules", "native"])
-        raise CheckpointError(f"format={chosen!r} is not one of {known}")
-    own = None if origin is None else origin.family
-    if chosen is None:
-        chosen = next((family.format for family in FAMILIES if family.name == own), "hf")
-    families = [users] if users else [family for family in FAMILIES if family.format == chosen]
-    if model_parallel is not None and not any(f.storage == "consolidated" for f in families):
+    users = _users_family(origin, chosen, rules) if chosen in (None, USERS_FORMAT) else None
+    if chosen not in (None, *(known := writable_formats())):
         raise CheckpointError(
-            f"model_parallel={model_parallel} is for format 'meta', not {chosen!r}"
+            f"format={chosen!r} is not one of {', '.join(known)}{nearest(chosen, known)}"
         )
+    own = None if origin is None else origin.family
+    if users is not None:
+        chosen = users.format
+    elif chosen is None:
+        formats = (family.format for family in FAMILIES if family.name == own)
+        chosen = next(formats, next(iter(FORMATS)))
+    _check_shards(chosen, model_parallel)
+    if users is not None:
+        return [users]
+    families = [family for family in FAMILIES if family.format == _family_format(chosen)]
     return sorted(families, key=lambda family: family.name != own)
+
+
+def _family_format(chosen: str) -> str | None:
+    """The `Family.format` of the families that name the tensors of a format, if it has such."""
+    row = FORMATS[chosen]
+    return row.family_format if isinstance(row, TensorFormat) else None
+
+
+def _check_shards(chosen: str, model_parallel: int | None) -> None:
+    """Raises CheckpointError if model-parallel shards are asked for of a format without."""
+    sharded = [row.name for row in tensor_formats() if row.first_shard]
+    if model_parallel is not None and chosen not in sharded:
+        fitting = " or ".join(map(repr, sharded))
+        raise CheckpointError(
+            f"model_parallel={model_parallel} is for format {fitting}, not {chosen!r}"
+        )
 
 
 def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Family | None:
@@ -83,8 +112,8 @@ def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Fami
         return family_of(rules)
     if origin is not None and origin.family not in (family.name for family in FAMILIES):
         return known_family(origin.family)
-    if chosen == "rules":
-        raise CheckpointError("format='rules' is that of rules of your own: give rules=")
+    if chosen == USERS_FORMAT:
+        raise CheckpointError(f"format={chosen!r} is that of rules of your own: give rules=")
     return None
 
 
@@ -150,27 +179,3 @@ def exported(parameters: Parameters, table: Table) -> Iterator[tuple[str, Tensor
         yield copy, originals[table.tied[copy]]
     for derived in table.derived:
         yield derived.name, of_array(derived.compute())
-
-
-def _lay_out(
-    family: Family, file: str, tensors: Mapping[str, TensorSource], max_shard: int
-) -> tuple[list[PlannedFile], dict[str, bytes]]:
-    """The files of the tensors, and those to be written after them."""
-    is_sharded = file == safetensors_file.SINGLE_NAME
-    if family.storage == "safetensors" or is_sharded:
-        return safetensors_file.lay_out_checkpoint(tensors, max_shard)
-    if family.storage == "state_dict":
-        return [torch_zip.lay_out("state_dict.pth", tensors)], {}
-    if family.storage == "file":
-        lay_out = (safetensors_file if file.endswith(".safetensors") else torch_zip).lay_out
-        return [lay_out(file, tensors)], {}
-    files = []
-    for rank in sorted({name.partition("/")[0] for name in tensors}):
-        prefix = f"{rank}/"
-        of_rank = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        files.append(torch_zip.lay_out(f"consolidated.{rank}.pth", of_rank).prefixed(prefix))
-    return files, {}

@@ -3,19 +3,20 @@
 import collections
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.formats.table import model_format
 from jaxllm.interop.loading.model_arrays import of_model
 from jaxllm.models import Model
 
-from .export import Export, Format, copy_companions, plan_export, possible_families, write_texts
+from .export import Export, copy_companions, plan_export, possible_families, write_texts
 from .multihost import agreed, common_name, leads
 
 
@@ -23,7 +24,7 @@ def save_pretrained(
     model: Model,
     path: str | Path,
     *,
-    format: Format | None = None,  # noqa: A002 - the word that users expect
+    format: str | None = None,  # noqa: A002 - the word that users expect
     model_parallel: int | None = None,
     max_shard: int | str = "5GB",
     rules: Any = None,
@@ -33,8 +34,8 @@ def save_pretrained(
     Args:
         model: as `load_pretrained` or training made it; its layers scanned or not.
         path: a folder that does not exist yet, or is empty.
-        format: "hf", "meta", "tlama", "llm" or "native"; by default that of the model's origin,
-            and "hf" for a model that has none.
+        format: one of `formats.table.FORMATS`, such as "hf", "meta" or "native"; by default that
+            of the model's origin, and "hf" for a model that has none.
         model_parallel: how many shards to write, for "meta"; by default as many as were read.
         max_shard: where to begin another safetensors file: bytes, or a text like "5GB".
         rules: to write the model by, as docs/rules.md says; those that it was loaded by in this
@@ -47,24 +48,33 @@ def save_pretrained(
     families = possible_families(model.origin, format, model_parallel, rules)
     parameters = of_model(model)
     together = parameters.span_processes
-    shard = parse_size(max_shard)
-    export = plan_export(parameters, families, model_parallel, shard) if families else None
+    write: Callable[[Path], None]
+    texts: Mapping[str, bytes] = {}
+    if (own_arrays := model_format(format)) is not None:
+        write = partial(own_arrays.save, model)
+    else:
+        shard = parse_size(max_shard)
+        export = plan_export(parameters, families, model_parallel, shard, format)
+        write, texts = partial(_write_files, export, together), export.texts
     with agreed(together):
         check_is_free(path)
-    with _complete_folder(path, together) as partial:
-        if export is None:
-            orbax.save(model, partial)
-        elif together:
-            _write_together(partial, export)
-        else:
-            write_files(partial, export.files, export.tensors)
+    with _complete_folder(path, together) as folder:
+        write(folder)
         with agreed(together):
             if leads() or not together:
-                copy_companions(partial, model.origin)
-                write_texts(partial, {} if export is None else export.texts)
+                copy_companions(folder, model.origin)
+                write_texts(folder, texts)
 
 
-def _write_together(folder: Path, export: Export) -> None:
+def _write_files(export: Export, together: bool, folder: Path) -> None:
+    """Writes the large files, by one process or by all together."""
+    if together:
+        _write_together(export, folder)
+    else:
+        write_files(folder, export.files, export.tensors)
+
+
+def _write_together(export: Export, folder: Path) -> None:
     """Writes the large files: every process gathers a tensor at a time, the first writes it."""
     with agreed(True):
         if leads():
@@ -95,19 +105,19 @@ def check_is_free(path: Path) -> None:
 @contextmanager
 def _complete_folder(path: Path, together: bool) -> Iterator[Path]:
     """A folder beside `path` that takes its name when everything in it is written."""
-    partial = path.with_name(f"{path.name}.{common_name(together)}.partial")
+    folder = path.with_name(f"{path.name}.{common_name(together)}.partial")
     is_ours = leads() or not together
     try:
         with agreed(together):
             if is_ours:
-                partial.mkdir(parents=True)
-        yield partial
+                folder.mkdir(parents=True)
+        yield folder
         with agreed(together):
             if is_ours:
-                take_name(partial, path)
+                take_name(folder, path)
     finally:
         if is_ours:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_name(folder: Path, path: Path) -> None:

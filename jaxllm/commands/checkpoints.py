@@ -35,14 +35,24 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     add_rules(convert)
     convert.add_argument("source", help="a checkpoint of any known family, or a run")
     convert.add_argument("destination", help="a folder that does not exist yet")
-    formats = ("hf", "meta", "tlama", "llm", "nima", "components", "native", "rules")
-    convert.add_argument("--to", choices=formats, help="default: hf")
+    convert.add_argument(
+        "--to", metavar="FORMAT", choices=_Formats(), help="%(choices)s; default: hf"
+    )
     convert.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     convert.add_argument("--model-parallel", type=count, help="shards to write, for meta")
     convert.add_argument("--step", type=int, help="of a run; default: its newest")
     convert.add_argument("--max-ram", default="256MiB", help="for tensors (%(default)s)")
     _add_optimizer_options(convert)
     convert.epilog = "After a kill the same command goes on where it was."
+
+
+class _Formats:
+    """The formats that can be written, imported when they are asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        from jaxllm.interop.formats.table import writable_formats
+
+        return iter(writable_formats())
 
 
 def _add_optimizer_options(convert: argparse.ArgumentParser) -> None:

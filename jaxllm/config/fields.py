@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from .models import (
@@ -88,7 +88,8 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     Raises ValueError for unknown and ill-typed fields.
     """
     data = upgraded(data)
-    config: Config = _reader(config_class(data)).validate_python(data)
+    kind: Hashable = config_class(data)
+    config: Config = _reader(kind).validate_python(data)
     return config
 
 
@@ -98,7 +99,7 @@ def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _reader(kind: type[Config]) -> Any:
+def _reader(kind: Any) -> Any:
     """What checks plain data; it takes a moment to build."""
     from pydantic import TypeAdapter
 

@@ -79,8 +79,7 @@ class Family:
     """One spelling of checkpoints. All that differs between families is data of this type."""
 
     name: str
-    format: str  # what `save_pretrained` calls it
-    storage: Literal["safetensors", "state_dict", "consolidated", "file"]
+    format: str  # of `formats.table`, which says how its files are read and written
     config_file: str  # "" if it needs none
     model_type: str | None  # as its config file says, if it says
     read_config: Callable[["Fields", Mapping[str, StoredTensor]], tuple[Json, Layout]]
@@ -111,7 +110,6 @@ def hf_family(
     return Family(
         name=name,
         format="hf",
-        storage="safetensors",
         config_file="config.json",
         model_type=name,
         read_config=read_config,

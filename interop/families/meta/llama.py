@@ -99,7 +99,6 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
 META_LLAMA = Family(
     name="meta-llama",
     format="meta",
-    storage="consolidated",
     config_file="params.json",
     model_type=None,
     read_config=read_config,

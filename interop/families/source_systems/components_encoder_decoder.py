@@ -112,7 +112,6 @@ def reference(fields: Json) -> Any:
 COMPONENTS_ENCODER_DECODER = Family(
     name="components-encoder-decoder",
     format="components",
-    storage="state_dict",
     config_file="config.json",
     model_type="components-encoder-decoder",
     read_config=read_config,

@@ -95,7 +95,6 @@ def _family(model_type: str, *, pooled: bool) -> Family:
     return Family(
         name=model_type,
         format="components",
-        storage="state_dict",
         config_file="config.json",
         model_type=model_type,
         read_config=partial(read_config, pooled=pooled),

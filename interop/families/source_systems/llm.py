@@ -104,7 +104,6 @@ def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
 LLM = Family(
     name="llm",
     format="llm",
-    storage="state_dict",
     config_file="config.json",
     model_type="llm",
     read_config=read_config,

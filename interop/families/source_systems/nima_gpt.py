@@ -85,7 +85,6 @@ def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
 NIMA_GPT = Family(
     name="nima-gpt",
     format="nima",
-    storage="state_dict",
     config_file="config.json",
     model_type="nima-gpt",
     read_config=read_config,

@@ -147,7 +147,6 @@ def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
 NIMA_TRANSFORMER = Family(
     name="nima-transformer",
     format="nima",
-    storage="state_dict",
     config_file="config.json",
     model_type="nima-transformer",
     read_config=read_config,

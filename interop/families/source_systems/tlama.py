@@ -119,7 +119,6 @@ def reference(fields: Json) -> Any:
 TLAMA = Family(
     name="tlama",
     format="tlama",
-    storage="state_dict",
     config_file="config.json",
     model_type="tlama",
     read_config=read_config,

@@ -97,10 +97,15 @@ class _Placing:
             return None
 
 
-def lay_out(name: str, tensors: Mapping[str, TensorSource]) -> PlannedFile:
-    """A state dict for `torch.load`. Raises `CheckpointError` for what PyTorch cannot hold."""
+def lay_out(
+    name: str, tensors: Mapping[str, TensorSource], *, zip64_from: int = zip_layout.LIMIT
+) -> PlannedFile:
+    """A state dict for `torch.load`; sizes and offsets from `zip64_from` on take 64 bits.
+
+    Raises `CheckpointError` for what PyTorch cannot hold.
+    """
     _check_dtypes(name, tensors)
-    return _lay_out(name, torch_pickle.emit(tensors), tensors)
+    return _lay_out(name, torch_pickle.emit(tensors), tensors, zip64_from)
 
 
 def lay_out_value(name: str, value: object, tensors: Mapping[str, TensorSource]) -> PlannedFile:
@@ -119,13 +124,19 @@ def _check_dtypes(name: str, tensors: Mapping[str, TensorSource]) -> None:
         raise CheckpointError(problems)
 
 
-def _lay_out(name: str, pickle: bytes, tensors: Mapping[str, TensorSource]) -> PlannedFile:
+def _lay_out(
+    name: str,
+    pickle: bytes,
+    tensors: Mapping[str, TensorSource],
+    zip64_from: int = zip_layout.LIMIT,
+) -> PlannedFile:
     """The file of a pickle and the storages that it names."""
     storages: list[tuple[str, bytes | int]] = [
         (f"data/{key}", source.nbytes) for key, source in enumerate(tensors.values())
     ]
     head = [("data.pkl", pickle), ("byteorder", b"little")]
-    layout = zip_layout.lay_out("archive", [*head, *storages, ("version", b"3\n")])
+    records = [*head, *storages, ("version", b"3\n")]
+    layout = zip_layout.lay_out("archive", records, limit=zip64_from)
     keys = {tensor: f"data/{key}" for key, tensor in enumerate(tensors)}
     return PlannedFile(
         name,

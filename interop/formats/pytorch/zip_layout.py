@@ -27,8 +27,13 @@ class ZipLayout(NamedTuple):
     checksums: dict[str, tuple[int, int]]  # by large record: where its CRC-32 is wanted
 
 
-def lay_out(folder: str, records: Sequence[tuple[str, bytes | int]]) -> ZipLayout:
-    """Lays out records, each a name and its content, or its size if it is to be filled in."""
+def lay_out(
+    folder: str, records: Sequence[tuple[str, bytes | int]], *, limit: int = LIMIT
+) -> ZipLayout:
+    """Lays out records, each a name and its content, or its size if it is to be filled in.
+
+    Sizes and offsets from `limit` on take 64 bits.
+    """
     frame: dict[int, bytes] = {}
     starts: dict[str, int] = {}
     checksums: dict[str, tuple[int, int]] = {}
@@ -44,9 +49,9 @@ def lay_out(folder: str, records: Sequence[tuple[str, bytes | int]]) -> ZipLayou
         if isinstance(content, int):
             starts[name] = start
             checksums[name] = (position + 14, len(directory) + 16)
-        directory += _central_header(path, size, crc32, position)
+        directory += _central_header(path, size, crc32, position, limit)
         position = start + size
-    frame[position] = directory + _end(len(records), len(directory), position)
+    frame[position] = directory + _end(len(records), len(directory), position, limit)
     placed = {name: (local, position + central) for name, (local, central) in checksums.items()}
     return ZipLayout(position + len(frame[position]), frame, starts, placed)
 
@@ -60,25 +65,27 @@ def _local_header(path: bytes, size: int, crc32: int, position: int) -> bytes:
     return _LOCAL.pack(b"PK\3\4", *fixed) + path + extra
 
 
-def _central_header(path: bytes, size: int, crc32: int, position: int) -> bytes:
+def _central_header(path: bytes, size: int, crc32: int, position: int, limit: int) -> bytes:
     """A record's entry in the directory."""
-    wide = [value for value in (size, size, position) if value >= LIMIT]
+    wide = [value for value in (size, size, position) if value >= limit]
     extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-    fixed = (_VERSION, _VERSION, 0, 0, 0, _DATE, crc32, _narrow(size), _narrow(size))
-    rest = (len(path), len(extra), 0, 0, 0, 0, _narrow(position))
+    fixed = (_VERSION, _VERSION, 0, 0, 0, _DATE, crc32, *(_narrow(size, limit),) * 2)
+    rest = (len(path), len(extra), 0, 0, 0, 0, _narrow(position, limit))
     return _CENTRAL.pack(b"PK\1\2", *fixed, *rest) + path + extra
 
 
-def _end(count: int, size: int, position: int) -> bytes:
+def _end(count: int, size: int, position: int, limit: int) -> bytes:
     """What follows the directory, which begins at `position`; in 64 bits as well if need be."""
     wide = b""
-    if count >= 0xFFFF or size >= LIMIT or position >= LIMIT:
+    if count >= 0xFFFF or size >= limit or position >= limit:
         totals = (count, count, size, position)
         wide = _END64.pack(b"PK\6\6", _END64.size - 12, _VERSION, _VERSION, 0, 0, *totals)
         wide += _LOCATOR.pack(b"PK\6\7", 0, position + size, 1)
     counts = (min(count, 0xFFFF),) * 2
-    return wide + _END.pack(b"PK\5\6", 0, 0, *counts, _narrow(size), _narrow(position), 0)
+    return wide + _END.pack(
+        b"PK\5\6", 0, 0, *counts, _narrow(size, limit), _narrow(position, limit), 0
+    )
 
 
-def _narrow(value: int) -> int:
-    return value if value < LIMIT else _ELSEWHERE
+def _narrow(value: int, limit: int) -> int:
+    return value if value < limit else _ELSEWHERE

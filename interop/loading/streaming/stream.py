@@ -34,13 +34,16 @@ class Move(NamedTuple):
     position: Index
 
 
-def stream(moves: Iterable[Move], arrays: Mapping[str, Assembly], max_ram: int) -> None:
+def stream(
+    moves: Iterable[Move], arrays: Mapping[str, Assembly], max_ram: int, *, threads: int = THREADS
+) -> None:
     """Reads what the arrays' shards want of each tensor, and fills them with it.
 
-    Raises CheckpointError if a file ends before a tensor does.
+    Each thread has an equal share of `max_ram` bytes. Raises CheckpointError if a file ends before
+    a tensor does.
     """
     in_order = sorted(moves, key=lambda move: (move.tensor.path, move.tensor.offset))
-    limit = chunk_bytes(max_ram)
+    limit = chunk_bytes(max_ram, threads)
     todo = ((move, box) for move in in_order for box in chunks(move.tensor, limit))
     lock, stop = threading.Lock(), threading.Event()
 
@@ -57,8 +60,8 @@ def stream(moves: Iterable[Move], arrays: Mapping[str, Assembly], max_ram: int) 
                 stop.set()
                 raise
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        workers = [pool.submit(work) for _ in range(THREADS)]
+    with ThreadPoolExecutor(threads) as pool:
+        workers = [pool.submit(work) for _ in range(threads)]
         try:
             wait(workers)
         finally:  # an interruption, too, ends them all
@@ -67,9 +70,9 @@ def stream(moves: Iterable[Move], arrays: Mapping[str, Assembly], max_ram: int) 
         worker.result()
 
 
-def chunk_bytes(max_ram: int) -> int:
+def chunk_bytes(max_ram: int, threads: int = THREADS) -> int:
     """How large a chunk may be, if every thread may have one with all its copies."""
-    return min(max(max_ram // (THREADS * COPIES), 1), MAX_CHUNK_BYTES)
+    return min(max(max_ram // (threads * COPIES), 1), MAX_CHUNK_BYTES)
 
 
 def window_bytes(max_ram: int) -> int:

@@ -44,8 +44,7 @@ def test_boxes_are_as_large_as_they_may_be():
     assert list(boxes((), 9)) == [()]
 
 
-def test_memory_is_a_chunk_for_each_thread(module, tmp_path, monkeypatch):
-    monkeypatch.setattr(file_writer, "CHUNK_BYTES", 1000)
+def test_memory_is_a_chunk_for_each_thread(module, tmp_path):
     lock, held, most = threading.Lock(), [0], [0]
 
     class Counted(np.ndarray):
@@ -65,8 +64,9 @@ def test_memory_is_a_chunk_for_each_thread(module, tmp_path, monkeypatch):
 
     dtype = np.dtype(ml_dtypes.bfloat16)
     tensors = {name: TensorSource(dtype, (100, 90), read) for name in "abcdefgh"}
-    write(module, tmp_path / "x", tensors)
-    assert 0 < most[0] <= 2 * file_writer.WORKERS  # one is being written while the next is read
+    file = module.lay_out("x", tensors)
+    file_writer.write_files(tmp_path, [file], tensors, chunk_bytes=1000, workers=3)
+    assert 0 < most[0] <= 2 * 3  # one is being written while the next is read
     stored = module.read_header(tmp_path / "x")
     assert all((stored[name].open() == 1).all() for name in tensors)
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from encoder_decoder_cases import BART, T5
+from encoder_decoder_cases import CASES
 from tiny import random_model, random_of
 
 from jaxllm.config import DecoderConfig, EncoderDecoderConfig, make_config, with_fields
@@ -144,7 +144,7 @@ def test_a_released_bart():
     ],
 )
 def test_what_is_not_implemented_is_refused(family, changes, problem):
-    json = {"t5": T5, "bart": BART}[family] | changes
+    json = CASES[family].arguments | changes
     [found] = problems_of(family, json)
     assert found.startswith(problem)
 
@@ -170,7 +170,7 @@ def test_what_is_not_implemented_is_refused(family, changes, problem):
     ],
 )
 def test_what_a_spelling_cannot_say_is_refused(family, stack, changes, problem):
-    config = read(family, {"t5": T5, "bart": BART}[family])
+    config = read(family, CASES[family].arguments)
     changed = with_fields(getattr(config, stack), changes)
     with pytest.raises(ValueError, match="cannot say") as error:
         BY_NAME[family].write_config(dataclasses.replace(config, **{stack: changed}), {})
@@ -179,6 +179,8 @@ def test_what_a_spelling_cannot_say_is_refused(family, stack, changes, problem):
 
 def test_decoders_and_encoder_decoders_are_not_each_other(tmp_path):
     with pytest.raises(CheckpointError) as error:
-        save_pretrained(random_of(read("t5", T5)), tmp_path / "meta", format="meta")
+        save_pretrained(
+            random_of(read("t5", CASES["t5"].arguments)), tmp_path / "meta", format="meta"
+        )
     assert f"it is for models of {DecoderConfig.__name__}" in str(error.value)
     save_pretrained(random_model(), tmp_path / "hf", format="hf")  # a llama, whatever comes first

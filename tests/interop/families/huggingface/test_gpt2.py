@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from hf_cases import CASES, stored, tokens_of
+from decoder_family import DecoderFamily
+from hf_case import Case, stored, tokens_of
 from safetensors.torch import load_file, save_file
 from tiny import relative_l2
 from transformers import GPT2LMHeadModel
@@ -12,6 +13,19 @@ from transformers import GPT2LMHeadModel
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 
 # Of `gpt2` on the hub.
+# Of families that derive the width of a head, and have a key and a value for each query.
+ALIKE = ("num_key_value_heads", "head_dim")
+
+CASES = {
+    "gpt2": Case("GPT2", {"n_inner": 56}, "GPT2LMHeadModel", without=(*ALIKE, "intermediate_size")),
+    "gpt2/unscaled-untied-relu": Case(
+        "GPT2",
+        {"scale_attn_weights": False, "tie_word_embeddings": False, "activation_function": "relu"},
+        "GPT2LMHeadModel",
+        without=(*ALIKE, "intermediate_size"),
+    ),
+}
+
 RELEASED = {
     "n_ctx": 512,
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
@@ -88,3 +102,7 @@ def test_what_is_not_computed_is_refused(released, field):
     edit(folder, **{field: True})
     with pytest.raises(CheckpointError, match=f"{field}=True is not supported"):
         load_pretrained(folder)
+
+
+class TestGpt2(DecoderFamily):
+    cases = CASES

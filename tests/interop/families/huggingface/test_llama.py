@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+from decoder_family import DecoderFamily
+from hf_case import Case, longrope, rope
 from jax.sharding import AxisType, Mesh
 from safetensors.torch import load_file, save_file
 from tiny import relative_l2
@@ -22,6 +24,53 @@ from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.loading.checkpoint_dir import open_checkpoint
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, shardings, stacks, with_arrays
+
+CASES = {
+    "llama": Case("Llama"),
+    "llama/tied-biases": Case(
+        "Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
+    ),
+    "llama/linear": Case("Llama", rope("linear", factor=3.3)),
+    "llama/dynamic-below": Case("Llama", rope("dynamic", factor=4.0)),
+    "llama/dynamic-beyond": Case(
+        "Llama", {"max_position_embeddings": 128, **rope("dynamic", factor=4.0)}
+    ),
+    "llama/llama3": Case(
+        "Llama",
+        rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
+        ),
+    ),
+    "llama/yarn": Case("Llama", rope("yarn", factor=4.0, original_max_position_embeddings=128)),
+    "llama/yarn-mscale": Case(
+        "Llama",
+        rope(
+            "yarn",
+            factor=8.0,
+            original_max_position_embeddings=64,
+            beta_fast=9.0,
+            beta_slow=2.5,
+            mscale=0.7,
+            mscale_all_dim=1.4,
+        ),
+    ),
+    "llama/yarn-attention-factor": Case(
+        "Llama",
+        rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=100,
+            truncate=False,
+            attention_factor=0.8,
+        ),
+    ),
+    "llama/longrope-below": Case("Llama", longrope(400, 8)),
+    "llama/longrope-beyond": Case("Llama", longrope(64, 8, factor=3.0, attention_factor=1.2)),
+}
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
 LENGTH = 320
@@ -47,7 +96,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-CASES = {
+CONFIGS = {
     "gqa": {},
     "mha": {"num_key_value_heads": 6},
     "wide-heads": {"num_attention_heads": 4, "head_dim": 24},
@@ -63,7 +112,7 @@ MESHES = [(1, 4, 2), (8, 1, 1), (2, 2, 2)]
 def random_llama(case: str) -> LlamaForCausalLM:
     """A Llama with distinct random numbers in every tensor; no norm scale is one."""
     generator = torch.Generator().manual_seed(len(case))
-    model = LlamaForCausalLM(LlamaConfig(**BASE | CASES[case]))
+    model = LlamaForCausalLM(LlamaConfig(**BASE | CONFIGS[case]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
@@ -145,7 +194,7 @@ def their_logits(model: LlamaForCausalLM) -> np.ndarray:
 logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CONFIGS)
 def test_logits_are_those_of_transformers(case, saved):
     """Judged in float32, whatever the weights were saved in."""
     folder = saved(case)
@@ -156,7 +205,7 @@ def test_logits_are_those_of_transformers(case, saved):
     assert relative_l2(logits_of(ours, draw_tokens()), their_logits(theirs)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CONFIGS)
 def test_there_and_back_no_bit_differs(case, saved, tmp_path):
     model = load_pretrained(saved(case))
     save_pretrained(model, tmp_path / "out")
@@ -172,7 +221,7 @@ def test_there_and_back_no_bit_differs(case, saved, tmp_path):
     assert load_pretrained(tmp_path / "out").config == model.config
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CONFIGS)
 def test_the_config_comes_back_as_transformers_reads_it(case, saved, tmp_path):
     save_pretrained(load_pretrained(saved(case)), tmp_path / "out")
     ours, theirs = (AutoConfig.from_pretrained(f) for f in (tmp_path / "out", saved(case)))
@@ -550,11 +599,9 @@ def test_old_buffers_are_ignored(llama, saved):
 def test_what_is_no_checkpoint_says_so(tmp_path, llama):
     assert "not a folder" in problems(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    assert "known family" in problems(tmp_path / "empty")
-    edit_config(llama, model_type="mamba")
-    message = problems(llama)
-    assert "'mamba'" in message
-    assert "'llama'" in message
+    assert "config.json is missing" in problems(tmp_path / "empty")
+    edit_config(llama, model_type="llamma")
+    assert "model_type 'llamma' is not supported; did you mean 'llama'?" in problems(llama)
     edit_config(llama, model_type="llama")
     (llama / "model.safetensors").unlink()
     assert "model.safetensors" in problems(llama)
@@ -597,3 +644,7 @@ def test_the_comparison_would_notice():
         layer.input_layernorm.weight *= 1 + 1e-3
     assert relative_l2(their_logits(model), logits) > 10 * TOLERANCE
     assert math.isfinite(relative_l2(their_logits(model), logits))
+
+
+class TestLlama(DecoderFamily):
+    cases = CASES

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_cases import CASES, LLAMA4_VISION, stored
+from decoder_family import DecoderFamily
+from hf_case import LLAMA4, SIZES, Case, stored
 from tiny import relative_l2
 
 from jaxllm.config import with_fields
@@ -17,6 +18,33 @@ from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.models import with_scanned_layers
 
 TOLERANCE = 1e-5  # relative L2, float32
+# Nine embeddings of an image.
+LLAMA4_VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 24,
+    "patch_size": 4,
+    "num_channels": 3,
+    "vision_output_dim": 40,
+    "projector_input_dim": 40,
+    "projector_output_dim": 40,
+    "pixel_shuffle_ratio": 0.5,
+}
+
+CASES = {
+    "llama4": Case(
+        "Llama4",
+        {
+            "text_config": {**SIZES, **LLAMA4},
+            "vision_config": LLAMA4_VISION,
+            "image_token_index": 90,
+        },
+        "Llama4ForConditionalGeneration",
+        without=tuple(SIZES),
+    ),
+}
 CASE = CASES["llama4"]
 IMAGE_TOKEN = CASE.changes["image_token_index"]
 EMBEDDINGS = 9  # of an image
@@ -255,3 +283,7 @@ def test_experts_that_llama4_has_not_are_not_written_as_its_own(chosen, changes,
     assert ours
     assert all(f"Experts.{name}={value!r}" in line for line in ours)
     assert not (tmp_path / "out").exists()
+
+
+class TestLlama4(DecoderFamily):
+    cases = CASES

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from jaxllm.interop.formats.file_writer import create, partial_path, write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array
-from jaxllm.interop.formats.pytorch import torch_zip, zip_layout
+from jaxllm.interop.formats.pytorch import torch_zip
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 DTYPES = {
@@ -154,11 +154,11 @@ def test_an_empty_state_dict_goes_both_ways(tmp_path):
     assert torch.load(tmp_path / "y", weights_only=True) == {}
 
 
-def test_large_files_use_zip64(tmp_path, monkeypatch):
+def test_large_files_use_zip64(tmp_path):
     arrays = {str(n): np.full(100, n) for n in range(3)}
-    monkeypatch.setattr(zip_layout, "LIMIT", 1000)  # as if the records reached beyond 2 GiB
-    write(tmp_path / "x", sources(arrays))
-    monkeypatch.undo()
+    # As if the records reached beyond 4 GiB.
+    file = torch_zip.lay_out("x", sources(arrays), zip64_from=1000)
+    write_files(tmp_path, [file], sources(arrays))
     loaded = torch.load(tmp_path / "x", weights_only=True)
     assert_same(torch_zip.read_header(tmp_path / "x"), loaded)
     assert {name: tensor.tolist() for name, tensor in loaded.items()} == {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.loading.streaming import chunk_reader, stream
+from jaxllm.interop.loading.streaming import stream
 from jaxllm.interop.loading.streaming.chunk_reader import Reader, chunks
 from jaxllm.interop.loading.streaming.device_buffers import (
     DeviceAssembly,
@@ -149,7 +149,7 @@ class ReadLog:
             self.read.append((offset, offset + count))
             return count
 
-        monkeypatch.setattr(chunk_reader.os, "preadv", logged)
+        monkeypatch.setattr(os, "preadv", logged)
 
     @property
     def bytes(self) -> int:
@@ -177,9 +177,8 @@ def test_files_are_read_in_their_order(tmp_path, monkeypatch):
     stored = write_stored(tmp_path / "file", arrays)
     into = {"w": assembly_of(rule.model, sizes, BFLOAT16, sharding_of((5, 8, 16), ()))}
     log = ReadLog(monkeypatch)
-    monkeypatch.setattr(stream, "THREADS", 1)
     moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
-    stream.stream(moves, into, 4 * 64)
+    stream.stream(moves, into, 64, threads=1)
     assert log.read == sorted(log.read)
     assert log.read[0][0] == 8
 
@@ -223,20 +222,20 @@ def test_a_file_that_ends_early_is_named(tmp_path, kind):
         stream.stream(moves, into, 1 << 20)
 
 
-def test_a_failure_stops_the_other_threads(tmp_path, monkeypatch):
+def test_a_failure_stops_the_other_threads(tmp_path):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 200, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(200)}
     stored = write_stored(tmp_path / "file", arrays)
-    into = {"w": assembly_of(rule.model, sizes, BFLOAT16, sharding_of((200, 8, 16), ()))}
+    shards = shards_of(rule.model, sizes, sharding_of((200, 8, 16), ()))
     moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
     done = []
 
-    def failing(*_: object) -> None:
-        done.append(1)
-        if len(done) == 5:
-            raise ZeroDivisionError
+    class Failing(HostAssembly):
+        def write(self, parts):
+            done.append(1)
+            if len(done) == 5:
+                raise ZeroDivisionError
 
-    monkeypatch.setattr(HostAssembly, "write", failing)
     with pytest.raises(ZeroDivisionError):
-        stream.stream(moves, into, 16)
+        stream.stream(moves, {"w": Failing(shards, BFLOAT16)}, 16)
     assert len(done) < 200

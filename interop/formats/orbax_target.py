@@ -17,13 +17,16 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.interop.formats.file_writer import Digest, Progress, check_space, sync
-from jaxllm.interop.formats.lazy_tensor import TensorSource
-from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.config import Config
 from jaxllm.interop.rules.boxes import boxes, shape_of, slices
 from jaxllm.models import build_abstract
+from jaxllm.origin import Origin
 from jaxllm.params import describe, tree_of
 from jaxllm.saved_step import ABOUT, METADATA, array_spec
+
+from . import orbax
+from .file_writer import Digest, Progress, check_space, sync
+from .lazy_tensor import TensorSource
 
 CHUNK_BYTES = 4 << 20
 CODECS = [
@@ -32,15 +35,15 @@ CODECS = [
 ]
 
 
-class NativeTarget:
-    """A checkpoint for Orbax. Its units are the chunks of its arrays; see `Target`."""
+class OrbaxTarget:
+    """A checkpoint for Orbax. Its units are the chunks of its arrays; see `table.Target`."""
 
-    spelling = "native"
+    spelling = orbax.NAME
 
-    def __init__(self, parameters: Parameters):
-        self.arrays = parameters.arrays
-        self._abstract = build_abstract(parameters.config)
-        self._abstract.origin = parameters.origin
+    def __init__(self, config: Config, origin: Origin | None, arrays: Mapping[str, TensorSource]):
+        self.arrays = arrays
+        self._abstract = build_abstract(config)
+        self._abstract.origin = origin
         self._stores: dict[str, tensorstore.TensorStore] = {}
         self._places = {
             f"{name} {list(map(list, box))}": (name, box)
@@ -53,12 +56,12 @@ class NativeTarget:
         }
 
     def plan(self) -> str:
-        """See `Target`."""
+        """See `table.Target`."""
         arrays = {name: (array.dtype.name, array.shape) for name, array in self.arrays.items()}
         return json.dumps([describe(self._abstract), arrays, list(self.units)])
 
     def begin(self, folder: Path) -> None:
-        """See `Target`."""
+        """See `table.Target`."""
         step = _step(folder)
         for left in step.parent.glob("*-tmp*"):  # of an attempt killed while Orbax was writing
             shutil.rmtree(left)
@@ -73,7 +76,7 @@ class NativeTarget:
         self._stores = {name: _lay_out(step, name, array) for name, array in self.arrays.items()}
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """See `Target`. A unit is a chunk already, so `chunk_bytes` does not matter."""
+        """See `table.Target`. A unit is a chunk already, so `chunk_bytes` does not matter."""
         name, box = self._places[unit]
         array = np.ascontiguousarray(self.arrays[name].read(box))
         self._stores[name][slices(box)].write(array).result()
@@ -81,12 +84,12 @@ class NativeTarget:
         return Digest(_sha256(array), 0)
 
     def written(self, folder: Path, unit: str) -> str:
-        """See `Target`."""
+        """See `table.Target`."""
         name, box = self._places[unit]
         return _sha256(self._stores[name][slices(box)].read().result())
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
-        """See `Target`."""
+        """See `table.Target`."""
         self._stores = {}
         step = _step(folder)
         for path in folder.rglob("*"):

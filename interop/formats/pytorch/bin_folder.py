@@ -1,0 +1,23 @@
+"""Hugging Face folders of `pytorch_model.bin`, one file or shards with an index."""
+
+from pathlib import Path
+
+from jaxllm.interop.formats.hf_index import read_indexed
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+
+from . import torch_zip
+from .wrapped_names import unwrapped
+
+SINGLE_NAME = "pytorch_model.bin"
+INDEX_NAME = "pytorch_model.bin.index.json"
+
+
+def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Maps the tensors of a folder by name; the index, if there is one, decides.
+
+    Raises CheckpointError with all problems of the index and of the files that it lists.
+    """
+    index = path / INDEX_NAME
+    if index.exists():
+        return unwrapped(read_indexed(index, torch_zip.read_header))
+    return unwrapped(torch_zip.read_header(path / SINGLE_NAME))

@@ -1,0 +1,135 @@
+"""What holds of every decoder of Hugging Face: logits, weights and config, there and back."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from hf_case import Case, stored, tokens_of
+from tiny import relative_l2
+
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.models import Model, with_scanned_layers
+
+TOLERANCE = 1e-5  # relative L2 of logits, float32
+
+
+class Built(NamedTuple):
+    """A model of transformers, the folder that it saved, and ours of that folder."""
+
+    family: str
+    original: Any
+    folder: Path
+    model: Model
+    written_as: str
+
+
+def once(test: Callable) -> Callable:
+    """Runs a test for the plain case alone: tests of layers and caches show it in all variants."""
+    test.is_for_plain_case = True
+    return test
+
+
+@jax.jit
+def logits_of(model, tokens):
+    return model(tokens).logits
+
+
+class DecoderFamily:
+    """The tests of a family; a subclass says its cases."""
+
+    cases: Mapping[str, Case]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "case" in metafunc.fixturenames:
+            is_for_plain = getattr(metafunc.function, "is_for_plain_case", False)
+            names = [name for name in self.cases if not (is_for_plain and "/" in name)]
+            metafunc.parametrize("case", names, indirect=True, scope="class")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, request, tmp_path_factory):
+        case = cls.cases[request.param]
+        folder = tmp_path_factory.mktemp("family") / "original"
+        original = case.build()
+        original.save_pretrained(folder)
+        family = request.param.partition("/")[0]
+        return Built(family, original, folder, load_pretrained(folder), case.written_as)
+
+    def test_logits_are_those_of_transformers(self, case):
+        original, model = case.original, case.model
+        tokens = tokens_of(original)
+        with torch.no_grad():
+            expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits.numpy()
+        assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
+
+    @once
+    def test_layers_one_by_one_compute_the_same(self, case):
+        original, model = case.original, case.model
+        tokens = tokens_of(original, batch_size=1)
+        listed = with_scanned_layers(model, False)
+        assert relative_l2(logits_of(listed, tokens), logits_of(model, tokens)) <= TOLERANCE
+
+    def test_there_and_back_no_bit_differs(self, case, tmp_path):
+        family, original, folder, model, _ = case
+        assert model.origin.family == family
+        save_pretrained(model, tmp_path / "out")
+        assert stored(tmp_path / "out") == stored(folder)
+        again, info = type(original).from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert not info["mismatched_keys"]
+        for name, tensor in again.state_dict().items():
+            assert torch.equal(tensor, original.state_dict()[name]), name
+
+    def test_the_config_comes_back(self, case, tmp_path):
+        """transformers reads what is written, also without the fields that it came with."""
+        original, written_as = case.original, case.written_as
+        model = load_pretrained(case.folder)
+        model.origin = None
+        save_pretrained(model, tmp_path / "out", format="hf")
+        config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+        assert config.model_type == (written_as or original.config.model_type)
+        again = load_pretrained(tmp_path / "out")
+        assert again.config == model.config
+        tokens = tokens_of(original, batch_size=1)
+        with torch.no_grad():
+            rebuilt = transformers.AutoModelForCausalLM.from_pretrained(
+                tmp_path / "out", attn_implementation="eager"
+            ).eval()
+            expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits
+            found = rebuilt(input_ids=torch.tensor(tokens), use_cache=False).logits
+        if written_as:  # what one fused product summed, several may sum in another order
+            assert relative_l2(found, expected) <= 1e-6
+        else:
+            np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+    @once
+    def test_cached_equals_uncached(self, case):
+        """A prompt, then token by token: windows, chunks and frequencies hold in the cache."""
+        original, model = case.original, case.model
+        tokens = tokens_of(original)[:, :40]
+        whole = logits_of(model, tokens)
+        step = jax.jit(
+            lambda model, tokens, positions, cache: model(tokens, positions=positions, cache=cache)
+        )
+        prompt = 5
+        out = step(model, tokens[:, :prompt], np.arange(prompt)[None], model.init_cache(2, 40))
+        logits = [out.logits]
+        for t in range(prompt, 40):
+            out = step(model, tokens[:, t : t + 1], np.full((2, 1), t), out.cache)
+            logits.append(out.logits)
+        assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
+
+    def test_both_versions_of_a_config_are_read(self, case, tmp_path):
+        """transformers 5 writes `rope_parameters` and `dtype`; ours is the spelling of 4."""
+        folder, model = case.folder, case.model
+        save_pretrained(model, tmp_path / "four")
+        written = json.loads((tmp_path / "four" / "config.json").read_text())
+        assert "rope_parameters" not in written
+        assert load_pretrained(tmp_path / "four").config == load_pretrained(Path(folder)).config

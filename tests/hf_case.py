@@ -1,0 +1,112 @@
+"""Tiny random decoders of transformers: how a case is built, and its tokens and tensors."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+
+# N != K, H != D / N, and sizes that differ from each other: a mix-up of axes changes a shape.
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 56,
+    "max_position_embeddings": 512,
+}
+LENGTH = 320
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A config of transformers: its class's prefix, and its arguments on top of `SIZES`."""
+
+    prefix: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model_class: str = ""  # the default is that of the prefix, for causal language models
+    written_as: str = ""  # the model_type, where a more general one says as much
+    without: tuple[str, ...] = ()  # those of `SIZES` that the config class does not have
+
+    def build(self) -> torch.nn.Module:
+        """The model with distinct random numbers in every tensor; no norm scale is one."""
+        sizes = {name: size for name, size in SIZES.items() if name not in self.without}
+        config = getattr(transformers, f"{self.prefix}Config")(
+            **{**sizes, **self.changes, "attn_implementation": "eager"}
+        )
+        model = getattr(transformers, self.model_class or f"{self.prefix}ForCausalLM")(config)
+        return randomize(model).eval()
+
+
+# Chunks and steps of the temperature end within the prompt; dense layers and experts alternate.
+LLAMA4 = {
+    "intermediate_size": 40,
+    "intermediate_size_mlp": 56,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 4,
+    "attention_chunk_size": 100,
+    "floor_scale": 64,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    """RoPE scaling, with a base that is nobody's default."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 20000.0, **parameters}}
+
+
+def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
+    """LongRoPE by random numbers, different for sequences up to `original` and longer."""
+    factors = 1 + np.random.default_rng(pairs).random((2, pairs)) * [[0.5], [30]]
+    short, long = factors.tolist()
+    return rope(
+        "longrope",
+        short_factor=short,
+        long_factor=long,
+        original_max_position_embeddings=original,
+        **parameters,
+    )
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Draws every parameter: scales of norms around one, the others around zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            is_scale = re.search("norm|ln_", name.lower()) and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * drawn if is_scale else 0.15 * drawn)
+    return model
+
+
+def tokens_of(model: torch.nn.Module, batch_size: int = 2, seed: int = 1) -> np.ndarray:
+    """Random tokens, BT, long enough for windows, chunks and wrong frequencies to show."""
+    size = model.config.get_text_config().vocab_size
+    return np.random.default_rng(seed).integers(0, size, (batch_size, LENGTH))
+
+
+def stored(folder: Path) -> dict[str, tuple]:
+    """Dtype, shape and bits of every tensor in a folder."""
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    }

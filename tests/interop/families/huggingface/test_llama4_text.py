@@ -1,0 +1,31 @@
+"""Llama 4, text alone: the logits of transformers, the same bits there and back, both configs."""
+
+from decoder_family import DecoderFamily
+from hf_case import LLAMA4, Case
+
+CASES = {
+    "llama4_text": Case("Llama4Text", LLAMA4, "Llama4ForCausalLM"),
+    "llama4_text/irregular": Case(
+        "Llama4Text",
+        {
+            **LLAMA4,
+            "moe_layers": [0, 3],
+            "no_rope_layers": [1, 0, 0, 1],
+            "layer_types": [f"{sees}_attention" for sees in ("full", "chunked", "full", "chunked")],
+            "attention_bias": True,
+            "use_qk_norm": False,
+            "tie_word_embeddings": True,
+            "num_experts_per_tok": 1,
+        },
+        "Llama4ForCausalLM",
+    ),
+    "llama4_text/dense": Case(
+        "Llama4Text",
+        {**LLAMA4, "moe_layers": [], "attn_temperature_tuning": False, "rope_parameters": None},
+        "Llama4ForCausalLM",
+    ),
+}
+
+
+class TestLlama4Text(DecoderFamily):
+    cases = CASES

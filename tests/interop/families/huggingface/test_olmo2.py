@@ -1,0 +1,13 @@
+"""OLMo 2: the logits of transformers, the same bits there and back, both configs."""
+
+from decoder_family import DecoderFamily
+from hf_case import Case
+
+CASES = {
+    "olmo2": Case("Olmo2"),
+    "olmo2/tied-biases": Case("Olmo2", {"tie_word_embeddings": True, "attention_bias": True}),
+}
+
+
+class TestOlmo2(DecoderFamily):
+    cases = CASES

@@ -1,0 +1,13 @@
+"""Qwen 3: the logits of transformers, the same bits there and back, both configs."""
+
+from decoder_family import DecoderFamily
+from hf_case import Case
+
+CASES = {
+    "qwen3": Case("Qwen3"),
+    "qwen3/tied-biases": Case("Qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+}
+
+
+class TestQwen3(DecoderFamily):
+    cases = CASES

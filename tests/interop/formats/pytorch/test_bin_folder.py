@@ -1,0 +1,27 @@
+"""`pytorch_model.bin`, whole or in shards."""
+
+import json
+
+import pytest
+import torch
+
+from jaxllm.interop.formats.pytorch.bin_folder import INDEX_NAME, SINGLE_NAME, read_checkpoint
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+
+def test_one_file_is_read_by_plain_names(tmp_path):
+    torch.save({"module.w": torch.arange(4.0)}, tmp_path / SINGLE_NAME)
+    assert read_checkpoint(tmp_path)["w"].open().tolist() == [0, 1, 2, 3]
+
+
+def test_the_index_decides_which_shards_are_read(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / SINGLE_NAME)
+    for number, name in enumerate("ab", 1):
+        torch.save({name: torch.full((2,), number)}, tmp_path / f"{number}.bin")
+    index = {"weight_map": {"a": "1.bin", "b": "2.bin"}}
+    (tmp_path / INDEX_NAME).write_text(json.dumps(index))
+    found = {name: tensor.open().tolist() for name, tensor in read_checkpoint(tmp_path).items()}
+    assert found == {"a": [1, 1], "b": [2, 2]}
+    (tmp_path / "2.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file of this directory"):
+        read_checkpoint(tmp_path)

@@ -1,0 +1,28 @@
+"""What wraps a model in training leaves its names."""
+
+import numpy as np
+import pytest
+
+from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, unwrapped
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "plain"),
+    [
+        ("module.layers.0.w", "layers.0.w"),
+        ("module.module._orig_mod.w", "w"),
+        ("layers.0._checkpoint_wrapped_module.w", "layers.0.w"),
+        ("a.module.w", "a.module.w"),
+        ("module", "module"),
+    ],
+)
+def test_wrappers_are_left_out(wrapped, plain):
+    assert plain_name(wrapped) == plain
+
+
+def test_tensors_have_their_plain_names(tmp_path):
+    tensor = StoredTensor("module.w", np.dtype(float), (2,), tmp_path / "x", 0)
+    assert unwrapped({"module.w": tensor})["w"].name == "w"
+    with pytest.raises(CheckpointError, match=r"w and module\.w are both w"):
+        unwrapped({"w": tensor, "module.w": tensor})

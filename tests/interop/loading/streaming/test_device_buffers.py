@@ -1,0 +1,46 @@
+"""Shards filled part by part hold the array's numbers, on hosts and on devices."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxllm.interop.loading.streaming.device_buffers import (
+    DeviceAssembly,
+    HostAssembly,
+    Part,
+    assembly_of,
+)
+from jaxllm.interop.loading.streaming.device_shards import shards_of
+from jaxllm.interop.rules.pattern import Side
+
+SIDE, SIZES = Side.parse("w : D (N H)"), {"D": 4, "N": 2, "H": 3}
+WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+@pytest.fixture
+def sharding() -> NamedSharding:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    return NamedSharding(mesh, PartitionSpec("a", "b"))
+
+
+@pytest.mark.parametrize("kind", [HostAssembly, DeviceAssembly])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_fill_the_shards(sharding, kind, dtype):
+    shards = shards_of(SIDE, SIZES, sharding)
+    assembly = kind(shards, np.dtype(dtype))
+    for number, shard in enumerate(shards):
+        for region in shard.regions:
+            for h in range(3):  # an element of each head at a time
+                ranges = {**region, "H": (h, h + 1)}
+                at = tuple(slice(*ranges[axis]) for axis in ("D", "N", "H"))
+                numbers = WHOLE.reshape(4, 2, 3)[at]
+                assembly.write([Part(number, region, ranges, ("D", "N", "H"), numbers)])
+    found = jax.make_array_from_single_device_arrays((4, 6), sharding, assembly.arrays())
+    assert found.dtype == dtype
+    chex.assert_trees_all_equal(np.asarray(found, np.float32), WHOLE)
+
+
+def test_a_cpu_keeps_the_memory_that_is_filled(sharding):
+    assert isinstance(assembly_of(SIDE, SIZES, np.dtype(np.float32), sharding), HostAssembly)

@@ -1,0 +1,122 @@
+"""What is no checkpoint is told what is missing and what to do; a known folder is opened."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxllm.interop import CheckpointError
+from jaxllm.interop.families import FAMILIES
+from jaxllm.interop.formats import safetensors_file
+from jaxllm.interop.formats.file_writer import write_files
+from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.pytorch import torch_zip
+from jaxllm.interop.loading.checkpoint_dir import open_checkpoint, open_tensors, read_json
+
+
+def message(path: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(path)
+    return str(error.value)
+
+
+def config(folder: Path, **fields: object) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+def write(path: Path, lay_out, *names: str) -> None:
+    tensors = {name: of_array(np.arange(3.0)) for name in names}
+    write_files(path.parent, [lay_out(path.name, tensors)], tensors)
+
+
+def test_a_folder_of_a_known_family_is_opened(tmp_path):
+    config(tmp_path, model_type="llama", hidden_size=8)
+    write(tmp_path / "model.safetensors", safetensors_file.lay_out, "a", "b")
+    found = open_checkpoint(tmp_path)
+    assert found.family.name == "llama"
+    assert found.config["hidden_size"] == 8
+    assert set(found.tensors) == {"a", "b"}
+
+
+@pytest.mark.parametrize("first", ["safetensors", "bin"])
+def test_of_two_formats_of_a_family_safetensors_are_read(tmp_path, first):
+    config(tmp_path, model_type="llama")
+    write(tmp_path / "pytorch_model.bin", torch_zip.lay_out, "module.from_bin")
+    if first == "safetensors":
+        write(tmp_path / "model.safetensors", safetensors_file.lay_out, "from_safetensors")
+    assert list(open_checkpoint(tmp_path).tensors) == [f"from_{first}"]
+
+
+def test_a_folder_that_is_not_there_may_be_another(tmp_path):
+    (tmp_path / "llama-3").mkdir()
+    assert message(tmp_path / "llama3").endswith("is not a folder; did you mean 'llama-3'?")
+    (tmp_path / "file").touch()
+    assert message(tmp_path / "file").endswith("give the folder that the file is in")
+
+
+def test_a_missing_config_is_said(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    said = message(tmp_path)
+    assert said.startswith(f"{tmp_path} is not a checkpoint: config.json is missing")
+    assert "(params.json would do)" in said
+    assert "the folder has notes.txt" in said
+    assert "give rules" in said
+
+
+def test_a_checkpoint_further_down_is_named(tmp_path):
+    config(tmp_path / "step-100", model_type="llama")
+    assert f"did you mean {tmp_path / 'step-100'}?" in message(tmp_path)
+
+
+def test_of_many_files_a_few_are_named(tmp_path):
+    for number in range(30):
+        (tmp_path / f"{number:02}").touch()
+    assert "the folder has 00, 01, 02, 03, 04, 05, 06, 07, 22 more;" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("llamma", "model_type 'llamma' is not supported; did you mean 'llama'?"),
+        ("gemma3_txt", "did you mean 'gemma3_text'?"),
+        ("zzz", "model_type 'zzz' is not supported; docs/families.md lists"),
+        (["llama"], "model_type ['llama'] is not supported; docs/families.md lists"),
+        (None, "config.json has no model_type"),
+    ],
+)
+def test_an_unknown_model_type_names_the_nearest_and_no_list(tmp_path, given, said):
+    config(tmp_path, model_type=given)
+    found = message(tmp_path)
+    assert said in found
+    assert sum(f"'{family.model_type}'" in found for family in FAMILIES) <= 1
+
+
+def test_missing_weights_are_said(tmp_path):
+    config(tmp_path, model_type="llama")
+    assert message(tmp_path) == (
+        f"{tmp_path} has the config of a llama checkpoint but not its weights: "
+        "model.safetensors.index.json or model.safetensors or pytorch_model.bin.index.json or "
+        "pytorch_model.bin is missing; the folder has config.json"
+    )
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path):
+    config(tmp_path, model_type="llama")
+    (tmp_path / "model.safetensors").mkdir()
+    assert f"{tmp_path / 'model.safetensors'}: Is a directory" in message(tmp_path)
+
+
+def test_all_files_of_tensors_are_found_without_a_config(tmp_path):
+    write(tmp_path / "one.pt", torch_zip.lay_out, "a")
+    write(tmp_path / "two.safetensors", safetensors_file.lay_out, "a")
+    assert set(open_tensors(tmp_path)) == {"one.pt/a", "two.safetensors/a"}
+    write(tmp_path / "model.safetensors", safetensors_file.lay_out, "b")
+    assert set(open_tensors(tmp_path)) == {"b"}
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1, "a": 2}')
+    with pytest.raises(CheckpointError, match="'a' occurs more than once"):
+        read_json(tmp_path / "config.json")

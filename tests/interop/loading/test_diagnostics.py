@@ -1,0 +1,80 @@
+"""What is wrong with tensors is said by name, axis and likeness, each once."""
+
+import numpy as np
+import pytest
+
+from jaxllm.interop.families import Table
+from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.loading.diagnostics import check_arrays, check_tensors, reason_to_ignore
+from jaxllm.interop.rules.rule import Rule
+
+SIZES = {"L": 3, "N": 4, "H": 8, "D": 16, "V": 50}
+TABLE = Table(
+    (
+        Rule("tok.weight : V D", "embed.embedding : V D"),
+        Rule("layers.{L}.wq.weight : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H"),
+    ),
+    SIZES,
+    tied={"head.weight": "tok.weight"},
+    ignored={"layers.*.mask": "a constant"},
+)
+RULES = TABLE.bound({"layers": {str(i): range(i, i + 1) for i in range(3)}})
+
+
+def tensors(tmp_path, **changes):
+    """As the table says; a shape by name is another, None is none."""
+    shapes = {"tok.weight": (50, 16), **{f"layers.{i}.wq.weight": (32, 16) for i in range(3)}}
+    shapes |= {name.replace("__", "."): shape for name, shape in changes.items()}
+    return {
+        name: StoredTensor(name, np.dtype(np.float32), shape, tmp_path / "x", 0)
+        for name, shape in shapes.items()
+        if shape is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems", "unexpected"),
+    [
+        ({}, [], []),
+        ({"head__weight": (50, 16), "layers__0__mask": (1,)}, [], []),
+        ({"tok__weight": None}, ["tok.weight is missing"], []),
+        (
+            {"layers__1__wq__weight": None, "layers__1__wk__weight": (32, 16)},
+            ["layers.1.wq.weight is missing; did you mean 'layers.1.wk.weight'?"],
+            ["layers.1.wk.weight is unexpected; did you mean 'layers.1.wq.weight'?"],
+        ),
+        (
+            {f"layers__{i}__wq__weight": None for i in range(3)},
+            ["layers.{0..2}.wq.weight are missing"],
+            [],
+        ),
+        ({"tok__weight": (49, 16)}, ["tok.weight: V is 50 from the config, 49 in the file"], []),
+        (
+            {"tok__weight": (50, 16, 1)},
+            ["tok.weight: shape is (50, 16) from the config, (50, 16, 1) in the file"],
+            [],
+        ),
+    ],
+)
+def test_each_thing_is_said_once(tmp_path, changes, problems, unexpected):
+    found = check_tensors(TABLE, RULES, tensors(tmp_path, **changes))
+    assert found.problems == problems
+    assert found.unexpected == unexpected
+
+
+def test_an_array_that_no_rule_fills_is_named():
+    shapes = {"embed.embedding": (50, 16)}
+    shapes |= {f"layers.{i}.attn.q_proj.kernel": (16, 4, 8) for i in range(3)}
+    assert check_arrays(RULES, shapes) == []
+    [found] = check_arrays(RULES, shapes | {"norm.scale": (16,)})
+    assert found == "no rule is about norm.scale of the model"
+    [found] = check_arrays(RULES, shapes | {"embed.embedding": (51, 16)})
+    assert found == "the rule of embed.embedding says (V) is 50, the model has 51"
+    del shapes["embed.embedding"]
+    [found] = check_arrays(RULES, shapes)
+    assert found == "a rule is about embed.embedding, which the model does not have"
+
+
+def test_a_table_says_why_it_leaves_tensors_alone():
+    assert reason_to_ignore(TABLE, "layers.7.mask") == "a constant"
+    assert reason_to_ignore(TABLE, "layers.7.wq.weight") is None

@@ -1,0 +1,19 @@
+"""Narrow numbers become float32; wide ones stay."""
+
+import pytest
+import torch
+
+from jaxllm.interop.reference.precision import at_least_float32
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_float32_at_least(given, found):
+    assert at_least_float32(torch.ones(2, dtype=given)).dtype == found

@@ -1,0 +1,58 @@
+"""Any box of a tensor is put together from the boxes of others that hold it."""
+
+import chex
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.interop.rules.boxes import slices
+from jaxllm.interop.rules.pattern import Side
+from jaxllm.interop.rules.transfer import Transfer
+
+SIZES = {"L": 2, "T": 2, "n": 2, "r": 2, "h": 3, "D": 5, "E": 4}
+SOURCE = Side.parse("{T:02}/q.{L} : (n r h) D")
+TARGET = Side.parse("q : L D (T n) (h r)")
+
+
+def stored() -> dict[str, np.ndarray]:
+    return {
+        name: np.random.default_rng(seed).standard_normal((12, 5))
+        for seed, (name, _) in enumerate(SOURCE.names(SIZES))
+    }
+
+
+def whole(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """The same by reshaping whole arrays."""
+    layers = []
+    for i in range(2):
+        shards = [tensors[f"{t:02}/q.{i}"].reshape(2, 2, 3, 5) for t in range(2)]
+        layers.append(np.concatenate(shards).transpose(3, 0, 2, 1).reshape(5, 4, 6))
+    return np.stack(layers)
+
+
+@given(st.data())
+def test_any_box_has_the_numbers_of_the_whole(data):
+    tensors = stored()
+    box = []
+    for size in (2, 5, 4, 6):
+        low = data.draw(st.integers(0, size - 1))
+        box.append((low, data.draw(st.integers(low + 1, size))))
+    found = Transfer(SOURCE, TARGET, SIZES).read(
+        {}, box, lambda name, inner: tensors[name][slices(inner)], np.dtype(float)
+    )
+    chex.assert_trees_all_equal(found, whole(tensors)[slices(box)])
+
+
+def test_the_way_back_gives_every_tensor():
+    tensors = stored()
+    array = whole(tensors)
+    back = Transfer(TARGET, SOURCE, SIZES)
+    for name, index in SOURCE.names(SIZES):
+        read = back.read(index, [(0, 12), (0, 5)], lambda _, box: array[slices(box)], array.dtype)
+        chex.assert_trees_all_equal(read, tensors[name])
+
+
+def test_of_copies_the_first_is_read():
+    source, target = Side.parse("{T}/norm : D"), Side.parse("norm : D")
+    pieces = list(Transfer(source, target, SIZES).pieces({}, [(0, 5)]))
+    assert [piece.name for piece in pieces] == ["0/norm"]

@@ -1,0 +1,80 @@
+"""An export is planned from a format's families, before a number is read."""
+
+import json
+
+import pytest
+from tiny import random_model
+
+from jaxllm.interop import CheckpointError
+from jaxllm.interop.loading.model_arrays import of_model
+from jaxllm.interop.saving.export import plan_export, possible_families, write_texts
+from jaxllm.origin import Origin
+
+
+def names(chosen, own=None):
+    origin = None if own is None else Origin(family=own, config="{}", layout="{}", directory="x")
+    return [family.name for family in possible_families(origin, chosen, None)]
+
+
+def test_the_own_family_comes_first():
+    assert names(None)[0] == "llama"
+    assert names(None, own="qwen3")[0] == "qwen3"
+    assert names("hf", own="tlama")[0] == "llama"
+    assert names(None, own="tlama") == ["tlama"]
+    assert names("nima") == ["nima-gpt", "nima-transformer"]
+    assert names("native") == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (
+            "gguf",
+            "format='gguf' is not one of hf, meta, tlama, llm, nima, components, native, rules",
+        ),
+        ("nativ", "did you mean 'native'?"),
+        ("bin", "format='bin' is not one of"),
+        ("rules", "format='rules' is that of rules of your own: give rules="),
+    ],
+)
+def test_what_cannot_be_written_is_refused(chosen, said):
+    with pytest.raises(CheckpointError) as error:
+        names(chosen)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("chosen", ["hf", "native", "tlama"])
+def test_only_some_formats_have_shards(chosen):
+    with pytest.raises(CheckpointError, match=f"is for format 'meta', not '{chosen}'"):
+        possible_families(None, chosen, 2)
+    assert possible_families(None, "meta", 2)
+
+
+def test_files_and_texts_are_planned():
+    parameters = of_model(random_model(head_dim=8))
+    families = possible_families(None, "hf", None)
+    export = plan_export(parameters, families, None, 1 << 30)
+    assert [file.name for file in export.files] == ["model.safetensors"]
+    assert set(export.files[0].places) == set(export.tensors)
+    assert list(export.texts) == ["config.json"]
+    assert json.loads(export.texts["config.json"])["model_type"] == "llama"
+    sharded = plan_export(parameters, families, None, 20_000)
+    assert list(sharded.texts)[-1] == "model.safetensors.index.json"
+    assert all(file.size < 30_000 for file in sharded.files)
+    shards = plan_export(parameters, possible_families(None, "meta", 2), 2, 1 << 30)
+    assert [file.name for file in shards.files] == ["consolidated.00.pth", "consolidated.01.pth"]
+
+
+def test_what_no_family_can_say_lists_why():
+    parameters = of_model(random_model(head_dim=8, qk_norm="head", mlp_bias=True))
+    with pytest.raises(CheckpointError, match="cannot write this model as 'hf'") as error:
+        plan_export(parameters, possible_families(None, "hf", None), None, 1 << 30)
+    assert any("llama: model_type 'llama' cannot say" in line for line in error.value.problems)
+
+
+def test_texts_are_whole_or_not_there(tmp_path):
+    write_texts(tmp_path, {"a.json": b"1", "b.json": b"2"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "a.json": b"1",
+        "b.json": b"2",
+    }
