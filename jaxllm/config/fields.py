@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from .models import (
@@ -88,7 +88,7 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     Raises ValueError for unknown and ill-typed fields.
     """
     data = upgraded(data)
-    kind: Hashable = config_class(data)
+    kind: Any = config_class(data)
     config: Config = _reader(kind).validate_python(data)
     return config
 
