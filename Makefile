@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
@@ -18,6 +18,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info
