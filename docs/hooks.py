@@ -18,7 +18,7 @@ FROM_ROOT = {
     "changes.md": "CHANGELOG.md",
 }
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#]+)")
-FENCE = re.compile(r"^```(\w+) (?:run|file=(\S+))$", re.MULTILINE)
+FENCE = re.compile(r"^```(\w+) (?:run|run slow|file=(\S+))$", re.MULTILINE)
 
 
 # A copy, since griffe follows no links to folders; removed when the process ends.
