@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages made from files of the repository's root, and the path of the API's source."""
+"""MkDocs hooks: pages made from files of the repository's root, and the sources of the API."""
 
 import posixpath
 import re
@@ -27,7 +27,7 @@ SOURCES = tempfile.TemporaryDirectory(prefix="jaxllm-docs-")
 
 @event_priority(100)  # before mkdocstrings reads its paths
 def on_config(config: Any) -> Any:
-    """Shows mkdocstrings the packages as they install: `jaxllm` with `interop` and `train` in it."""
+    """Gives mkdocstrings the package as it installs: `jaxllm` with `interop` and `train` in it."""
     package = Path(SOURCES.name) / "jaxllm"
     for source, target in {
         "jaxllm": package,

@@ -17,7 +17,9 @@ TEXTS = [
 # A path below a folder of the repository, in a span of code.
 NAMED_FILE = re.compile(r"`((?:jaxllm|interop|train|tests|docs|configs|benchmarks)/[\w./-]*)`")
 # What a browser fetches by itself.
-FETCHED = re.compile(r"<(?:link|script|img|iframe|source)\b[^>]*\b(?:href|src)=[\"']?(?:https?:)?//")
+FETCHED = re.compile(
+    r"<(?:link|script|img|iframe|source)\b[^>]*\b(?:href|src)=[\"']?(?:https?:)?//"
+)
 IMPORTED = re.compile(r"(?:@import|url\()[\s\"']*(?:https?:)?//")
 
 

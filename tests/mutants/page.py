@@ -20,10 +20,10 @@ levels before that one pass, and to name the wrong step. Bugs in the weights or 
 second row, in which the forward pass alone must find them. The models are tiny, with random numbers
 in every tensor, in float32 on CPU. `python benchmarks/mutations.py` writes this page.
 
-Errors are multiples of the threshold and of the reference's rounding-noise floor. `exact` means that
-only equality passes, or that no noise was measured. Correct models are compared as well, to count
-false alarms: with other weights and tokens for every seed and, where left padding means the same on
-both sides, with left padding.
+Errors are multiples of the threshold and of the reference's rounding-noise floor. `exact` means
+that only equality passes, or that no noise was measured. Correct models are compared as well, to
+count false alarms: with other weights and tokens for every seed and, where left padding means the
+same on both sides, with left padding.
 """
 
 
