@@ -38,11 +38,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(INSTALLED)
-	$(BIN)/mkdocs build --strict
-
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-newest .cache build dist site *.egg-info

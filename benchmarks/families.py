@@ -1,6 +1,6 @@
-"""`python benchmarks/families.py`: measures every case of the tests for docs/families.md.
+"""`python benchmarks/families.py`: measures every case of the tests and writes docs/families.md.
 
-The tests hold each case to the same limits; this keeps the figures.
+The tests require the same limits of each case; the page keeps the measured errors.
 """
 
 import os
@@ -99,11 +99,12 @@ def page(rows: dict[str, Measured]) -> str:
     lines = [
         "# Families",
         "",
-        "The Hugging Face families that are read and written, measured on tiny models with random",
-        f"numbers in every tensor: logits of 2 x {LENGTH} tokens in float32 on CPU beside",
-        f"{versions}; then written back and compared bit by bit, and",
-        "opened by `from_pretrained`. `python benchmarks/families.py` writes this page; the tests",
-        "hold every row to a relative L2 of at most 1e-5 and to zeros in the last two columns.",
+        "The Hugging Face families that jaxllm imports and exports, measured on tiny models",
+        "with random numbers in every tensor. The errors are those of the logits of 2 x",
+        f"{LENGTH} tokens, in float32 on CPU, against {versions}. Each model was then",
+        "exported, compared with the original bit by bit, and opened by `from_pretrained`.",
+        "The tests require a relative L2 error of at most 1e-5, and zeros in the last two",
+        "columns. `python benchmarks/families.py` writes this page.",
         "",
         "| family / case | tensors | relative L2 | max abs d / rms | differing bits | not loaded |",
         "|---|---|---|---|---|---|",

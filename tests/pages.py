@@ -1,35 +1,64 @@
-"""The blocks of a page that are marked as runnable, and the files that it shows."""
+"""The blocks of a page that are marked as runnable, and the files that it shows.
+
+A block's mark follows its language: `run` is run by a test, `run slow` by `make test-all` alone,
+`file=NAME` is written to that file first.
+"""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"```(sh|python) (run|file=(\S+))\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"^```(sh|python|yaml) (run|run slow|file=\S+)\n(.*?)^```$", re.DOTALL | re.M)
+
+
+class Block(NamedTuple):
+    """A marked block of a page."""
+
+    language: str
+    mark: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        """The name of the file that the block is; empty if it is run."""
+        return self.mark.partition("file=")[2]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """The marked blocks of a page, in order."""
+    return [Block(*found) for found in BLOCK.findall(page.read_text())]
 
 
 def shown_files(page: Path) -> dict[str, str]:
     """The files that a page shows, by name."""
-    return {name: text for _, _, name, text in BLOCK.findall(page.read_text()) if name}
+    return {block.file: block.text for block in blocks_of(page) if block.file}
 
 
-def run_blocks(page: Path, folder: Path) -> int:
-    """Writes and runs a page's blocks in order, in one folder; how many there were."""
+def run_blocks(page: Path, folder: Path, *, slow: bool) -> None:
+    """Writes and runs a page's blocks in order, in one folder; those marked slow only if asked."""
     # As a reader's shell has it, without this suite's eight devices.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    blocks = BLOCK.findall(page.read_text())
-    for language, _, name, text in blocks:
-        if name:
-            (folder / name).write_text(text)
-            continue
-        command = [sys.executable, "-c", text]
-        if language == "sh":
-            bin_folder = Path(sys.executable).parent
-            command = ["bash", "-euc", f"export PATH={bin_folder}:$PATH\n{text}"]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return len(blocks)
+    for block in blocks_of(page):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+        elif slow or block.mark == "run":
+            done = subprocess.run(
+                _command(block),
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+def _command(block: Block) -> list[str]:
+    if block.language == "python":
+        return [sys.executable, "-c", block.text]
+    bin_folder = Path(sys.executable).parent
+    return ["bash", "-euc", f"export PATH={bin_folder}:$PATH\n{block.text}"]

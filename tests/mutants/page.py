@@ -11,19 +11,19 @@ COLUMNS = (
     *("over threshold", "over floor", "hint"),
 )
 INTRODUCTION = """\
-# The gate is tested
+# Mutations: the parity gate is tested
 
-Every bug below was put into a model of every family that it applies to: into its weights, its
-config, a function of jaxllm, the optimizer or the loss. `jaxllm.interop.parity.compare` then had
-to catch it at the level given, with the levels before that one holding, and to name the step that
-is wrong. It knows nothing of the bugs. Those in the weights or the config have a second row, in
-which the forward pass alone finds them. The models are tiny, random in every tensor, and in float32
-on CPU. `python benchmarks/mutations.py` writes this page.
+A mutation test of `jaxllm.interop.parity.compare`. Each bug below was planted in a model of every
+family that it applies to: in its weights, its config, a function of jaxllm, the optimizer or the
+loss. `compare`, which knows nothing of the bugs, had to catch it at the given level, while the
+levels before that one pass, and to name the wrong step. Bugs in the weights or the config have a
+second row, in which the forward pass alone must find them. The models are tiny, with random numbers
+in every tensor, in float32 on CPU. `python benchmarks/mutations.py` writes this page.
 
-An error is given in multiples of the threshold and of the reference's own rounding noise; `exact`
-is where nothing but equality will do, or no noise was measured. Honest models are compared as well,
-with other weights and tokens for every seed and, where padding before a row means the same on both
-sides, with such padding.
+Errors are multiples of the threshold and of the reference's rounding-noise floor. `exact` means
+that only equality passes, or that no noise was measured. Correct models are compared as well, to
+count false alarms: with other weights and tokens for every seed and, where left padding means the
+same on both sides, with left padding.
 """
 
 
@@ -37,7 +37,7 @@ def render(outcomes: Mapping[Trial, Outcome], honest: int, alarms: Sequence[str]
         INTRODUCTION,
         f"**{len(classes)} bugs in {len(families)} families: {caught} of {count} caught, {right}"
         f" named at the right step ({right / count:.1%}). {len(alarms)} false alarms over {honest}"
-        " honest models.**",
+        " correct models.**",
         *(["", "False alarms: " + "; ".join(alarms)] if alarms else []),
         "",
         *_summary(outcomes),
