@@ -70,8 +70,16 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "lazy_tensor": {"stored_tensor", "sharded_tensor"},
         "file_writer": {"stored_tensor", "lazy_tensor"},
         "orbax": {"stored_tensor", "lazy_tensor"},
+        "orbax_target": {"stored_tensor", "lazy_tensor", "file_writer", "orbax"},
         "safetensors_file": {"stored_tensor", "hf_index", "lazy_tensor", "file_writer"},
-        "pytorch": {"stored_tensor", "sharded_tensor", "lazy_tensor", "file_writer"},
+        "pytorch": {"stored_tensor", "sharded_tensor", "hf_index", "lazy_tensor", "file_writer"},
+        "tensor_files": {
+            *("stored_tensor", "lazy_tensor", "file_writer", "safetensors_file", "pytorch"),
+        },
+        "table": {
+            *("stored_tensor", "lazy_tensor", "file_writer", "orbax", "orbax_target"),
+            *("safetensors_file", "pytorch", "tensor_files"),
+        },
     },
     "jaxllm.interop.families": {
         "common": set(),
