@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from .config import DecoderConfig, EncoderDecoderConfig, StackConfig, with_fields
+from .errors import UserError
 
 # By name: embed_dim, num_layers (of each stack), num_heads, mlp_dim. About 10, 125 and 350 million
 # parameters as `gpt` with a vocabulary of 32,000, 50,257 and 50,257.
@@ -17,7 +18,7 @@ SIZES = {
 def gpt(size: str, vocab_size: int = 50257, **changes: Any) -> DecoderConfig:
     """A decoder with learned positions, whose head is its embedding.
 
-    Raises ValueError for a size that is not among `SIZES`.
+    Raises UserError for a size that is not among `SIZES`.
     """
     config = DecoderConfig(
         **_layers(size), positions="learned", vocab_size=vocab_size, tie_embeddings=True
@@ -30,7 +31,7 @@ def transformer(
 ) -> EncoderDecoderConfig:
     """The encoder-decoder of Vaswani et al. (2017), with an embedding of its own for each side.
 
-    `changes` are those of both stacks. Raises ValueError for a size that is not among `SIZES`.
+    `changes` are those of both stacks. Raises UserError for a size that is not among `SIZES`.
     """
     layers = _layers(size) | {"positions": "sinusoidal", "waves": "exp", "final_norm": False}
     layers["embed_scale"] = math.sqrt(layers["embed_dim"])
@@ -46,7 +47,7 @@ def transformer(
 
 def _layers(size: str) -> dict[str, Any]:
     if size not in SIZES:
-        raise ValueError(f"size={size!r} is not one of {', '.join(SIZES)}")
+        raise UserError(f"size={size!r} is not one of {', '.join(SIZES)}")
     embed_dim, num_layers, num_heads, mlp_dim = SIZES[size]
     return {
         "embed_dim": embed_dim,

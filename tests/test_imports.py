@@ -12,6 +12,7 @@ FILES = sorted(
 
 # Each layer may import itself and those to its left; interop and train do not know each other.
 BELOW = {
+    "errors": set(),
     "config": set(),
     "sharding": set(),
     "origin": set(),
@@ -20,22 +21,24 @@ BELOW = {
     "jsonable": set(),
     "saved_step": set(),
     "layers": {"config", "sharding"},
-    "presets": {"config"},
-    "models": {"config", "sharding", "origin", "layers"},
+    "presets": {"config", "errors"},
+    "models": {"config", "errors", "sharding", "origin", "layers"},
     "params": {"config", "sharding", "origin", "layers", "models"},
-    "generation": {"config", "sharding", "origin", "layers", "models", "params"},
+    "generation": {"config", "errors", "sharding", "origin", "layers", "models", "params"},
     # Parity compares what both sides generate.
     "interop": {
-        *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
+        *("config", "errors", "sharding", "origin", "optimizer_state", "layers", "models"),
+        "params",
         *("generation", "closeness", "jsonable", "saved_step"),
     },
     "train": {
-        *("config", "sharding", "origin", "optimizer_state", "layers", "models", "params"),
+        *("config", "errors", "sharding", "origin", "optimizer_state", "layers", "models"),
+        "params",
         *("closeness", "jsonable", "saved_step"),
     },
 }
 # The commands join everything.
-COMMANDS = {"cli", "__main__", "quickstart", "commands"}
+COMMANDS = {"cli", "__main__", "commands"}
 # The folders whose functions may run the references; nothing else needs them but tests.
 ORACLES = {"reference", "families", "parity"}
 

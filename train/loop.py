@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.config import with_fields
+from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import (
     count,
@@ -59,7 +60,7 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
     Raises:
         ConfigError: the folder holds another run, or nothing to resume, or a run whose numbers
             this config would change; or the config does not fit the devices or the data.
-        FloatingPointError: the loss is not finite. Nothing of that step is saved.
+        NonFiniteError: the loss is not finite. Nothing of that step is saved.
     """
     mesh = mesh_of(config)
     folder = Path(config.output).resolve()
@@ -143,7 +144,7 @@ class Report:
             self._log.write(step, {"held_out_loss": loss})
 
     def flush(self) -> None:
-        """Writes what is waiting. Raises FloatingPointError if its loss is not finite."""
+        """Writes what is waiting. Raises NonFiniteError if its loss is not finite."""
         if self._waiting is None:
             return
         step, waiting = self._waiting
@@ -153,7 +154,7 @@ class Report:
             self._log.write(step, metrics)
             self._progress.update(step, metrics["loss"])
         if not all(map(math.isfinite, metrics.values())):
-            raise FloatingPointError(f"step {step}: {metrics}; the run stops, and saves nothing")
+            raise NonFiniteError(f"step {step}: {metrics}; the run stops, and saves nothing")
 
     def __enter__(self) -> "Report":
         return self
@@ -174,7 +175,7 @@ def mesh_of(config: TrainConfig) -> Mesh:
     """The mesh. Raises ConfigError if the config does not fit the devices."""
     try:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from error
     rows, ways = config.batch_size // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
@@ -194,7 +195,7 @@ def batches_for(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
             seed=config.data.seed,
             **_share(mesh),
         )
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxllm.errors import UserError
+
 from .metrics import Record, read_metrics
 from .optimizers.adamw import OptimizerConfig, make_schedule
 
@@ -15,12 +17,12 @@ INK, PALE, BLUE, ACCENT = "#222222", "#d9d9d9", "#6b8fb5", "#c2410c"
 def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> None:
     """Draws `loss` and `held_out_loss`, in their unit, over the steps: a PNG of 1200 x 700.
 
-    Raises ValueError if the file has no loss.
+    Raises UserError if the file has no loss.
     """
     records = read_metrics(metrics_jsonl)
     training, held_out = _curve(records, "loss"), _curve(records, "held_out_loss")
     if not training[0]:
-        raise ValueError(f"{metrics_jsonl} has no line with a loss")
+        raise UserError(f"{metrics_jsonl} has no line with a loss")
     figure, axes = _blank(_title(training, held_out, unit), unit)
     axes.plot(*training, color=BLUE, linewidth=1, label="training")
     if held_out[0]:

@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from jaxllm.config import Config, Dtype, with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.lazy_tensor import TensorSource, of_jax, of_stored, transferred
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -40,7 +41,7 @@ class Parameters:
         if dtype is None:
             return self
         if dtype not in get_args(Dtype):
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+            raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
         config = with_fields(self.config, param_dtype=dtype, dtype=dtype)
         arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
         return dataclasses.replace(self, config=config, arrays=arrays)

@@ -20,6 +20,7 @@ lies in a checkpoint, and never because a checkpoint names it.
 import dataclasses
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig, StackConfig, with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
 from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
 from jaxllm.interop.formats import safetensors_file
@@ -139,9 +141,16 @@ def read_weights(path: Path) -> dict[str, StoredTensor]:
 
 @lru_cache
 def _run(path: Path, text: str) -> UserFamily:
-    """The family of a file with this text, which finds modules beside it, as a script does."""
+    """The family of a file with this text, which finds modules beside it, as a script does.
+
+    Raises UserError with whatever the file raises.
+    """
     with _importing_from(path.parent):
-        attributes = runpy.run_path(str(path), run_name=path.stem)
+        try:
+            attributes = runpy.run_path(str(path), run_name=path.stem)
+        except Exception as error:  # the file is a program of the user's
+            lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)]
+            raise UserError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
     build: Any = attributes.get("reference")
 
     def reference(fields: Json) -> Any:
@@ -201,16 +210,15 @@ class _Definition:
         return defined(config) if callable(defined) else defined
 
     def config(self, fields: Fields) -> Config:
-        """The config of the fields. Raises ValueError for what is none."""
+        """The config of the fields. Raises UserError for whatever the file raises."""
         defined = self.get("config", None)
         try:
             config = defined(fields) if callable(defined) else defined
         except Exception as error:
-            if fields.is_complete:
-                raise
-            raise ValueError(str(error)) from None  # it may follow from what is missing
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"{kind}{error}") from error
         if not isinstance(config, Config):
-            raise ValueError(f"{self.name}: config is a {type(config).__name__}, no DecoderConfig")
+            raise UserError(f"{self.name}: config is a {type(config).__name__}, no DecoderConfig")
         return config
 
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
 from jaxllm.models import Model, with_scanned_layers
 from jaxllm.params import stacks
@@ -72,7 +73,7 @@ def compare(
 
     Raises:
         CheckpointError: the rules are none, or there are no fields for their `config` to read.
-        ValueError: a level is unknown, a dtype is not float32, the reference is of a family without
+        UserError: a level is unknown, a dtype is not float32, the reference is of a family without
             rules, or the tokens are not in the vocabulary.
     """
     inputs, recipe = Inputs.of(inputs).completed(model), recipe or Recipe()
@@ -159,12 +160,12 @@ def levels_of(model: Model) -> tuple[str, ...]:
 def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
     """The levels that are asked for, by default all that there are.
 
-    Raises ValueError if they are none, or one of them is not known.
+    Raises UserError if they are none, or one of them is not known.
     """
     if levels is None:
         return known
     if not levels or not set(levels) <= set(known):
-        raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
+        raise UserError(f"levels={levels!r} are not of {', '.join(known)}")
     return levels
 
 
@@ -172,10 +173,10 @@ def _check(reference: Any, model: Model, inputs: Inputs) -> None:
     """Refuses what cannot be compared."""
     dtypes = {str(parameter.dtype) for parameter in reference.parameters()}
     if dtypes != {"torch.float32"}:
-        raise ValueError(
+        raise UserError(
             f"the reference is {', '.join(sorted(dtypes))}; parity is judged in float32"
         )
     if (dtype := last_stack(model).dtype) != "float32":
-        raise ValueError(f"dtype={dtype!r} of the model; parity is judged in float32")
+        raise UserError(f"dtype={dtype!r} of the model; parity is judged in float32")
     if problems := inputs.problems(model, calling_of(reference).masks(reference)):
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))

@@ -12,6 +12,8 @@ from unittest import mock
 
 import numpy as np
 
+from jaxllm.errors import UserError
+
 SEGMENT = 2**28  # bytes of a file; each takes a file descriptor
 ALIGNMENT = 64  # bytes, as of arrays in memory
 M_MMAP_THRESHOLD = -3  # as in malloc.h
@@ -29,10 +31,10 @@ def on_disk(folder: Path) -> Shelf:
     """A shelf of files in a folder, which the system reads and writes as memory gets scarce.
 
     They have no names, and are gone with the last of their arrays or with the process. Its arrays
-    are writable. Raises ValueError for what is no folder; the shelf, OSError if the disk is full.
+    are writable. Raises UserError for what is no folder; the shelf, OSError if the disk is full.
     """
     if not folder.is_dir():
-        raise ValueError(f"scratch={str(folder)!r} is not a folder")
+        raise UserError(f"scratch={str(folder)!r} is not a folder")
     _give_back_what_is_freed()
     room = np.empty(0, np.uint8)  # what is left of the last file
 

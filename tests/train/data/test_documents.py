@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxllm.train.data.batches import Batches
 from jaxllm.train.data.documents import Corpus, DataConfig, Windows, load_corpus, token_stream
-from jaxllm.train.data.text import ByteTokenizer
+from jaxllm.train.data.tokenizers import ByteTokenizer
 
 
 def corpus(train: int = 103, held_out: int = 45) -> Corpus:

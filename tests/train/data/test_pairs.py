@@ -12,7 +12,7 @@ from jaxllm.models import build_abstract
 from jaxllm.train.data.batches import Batches
 from jaxllm.train.data.held_out import held_out_of
 from jaxllm.train.data.pairs import PairsConfig
-from jaxllm.train.data.text import ByteTokenizer
+from jaxllm.train.data.tokenizers import ByteTokenizer
 from jaxllm.train.data.vectors import VectorsConfig
 
 BYTES = dataclasses.replace(
