@@ -60,7 +60,8 @@ class CommandParser(argparse.ArgumentParser):
         if args and self.subcommands:
             if args[0] in self.subcommands:
                 return self.subcommands[args[0]].parse_known_args(args[1:], namespace)
-            if not os.path.exists(args[0]) and (meant := nearest(args[0], self.subcommands)):
+            is_path = os.sep in args[0] or os.path.exists(args[0])
+            if not is_path and (meant := nearest(args[0], self.subcommands)):
                 self.error(f"{args[0]!r} does not exist; did you mean '{self.prog} {meant}'?")
         return super().parse_known_args(args, namespace)
 
