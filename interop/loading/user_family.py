@@ -73,7 +73,11 @@ def family_of(rules: Any) -> UserFamily:
         path = Path(rules).resolve()
         if not path.is_file():
             raise CheckpointError(f"rules={str(rules)!r} is not a file")
-        source, family = path, _run(path, path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is not UTF-8 text: {error}") from None
+        source, family = path, _run(path, text)
     else:
         source, name = rules, Path(getattr(rules, "__file__", None) or "rules").name
         family = _define(name, lambda attribute, default: getattr(rules, attribute, default))

@@ -74,6 +74,7 @@ def _add_sampling(generate: argparse.ArgumentParser) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     from jaxllm.generation import Sampling, beam_search, generate
     from jaxllm.interop import load_pretrained
+    from jaxllm.models import TokenModel
 
     penalty = arguments.repetition_penalty
     sampling = Sampling(
@@ -83,6 +84,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         top_p=arguments.top_p,
     )
     model = load_pretrained(arguments.path, dtype=arguments.dtype)
+    if not isinstance(model, TokenModel):
+        raise UserError(f"{arguments.path} is a {type(model).__name__}, which has no tokens")
     tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
     if arguments.beams and sampling != Sampling(repetition_penalty=penalty):
         raise UserError("--beams does not sample: give no temperature, top-k or top-p")

@@ -66,7 +66,12 @@ def _add_plan(add: AddCommand) -> None:
         "jaxllm plan configs/tiny.yaml --plot schedule.png",
     )
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
-    plan.add_argument("--plot", metavar="PNG", help="draw the learning-rate schedule into a file")
+    plan.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=_picture,
+        help="draw the learning-rate schedule into a .png, .pdf or .svg",
+    )
     add_json(plan, "the figures")
 
 
@@ -80,6 +85,13 @@ def _add_diff(add: AddCommand) -> None:
     diff.add_argument("run_a", metavar="RUN_A", help="the folder of a run")
     diff.add_argument("run_b", metavar="RUN_B", help="the folder of another run")
     add_json(diff, "every difference")
+
+
+def _picture(text: str) -> str:
+    """The path of a picture, for argparse."""
+    if not text.lower().endswith((".png", ".pdf", ".svg")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a .png, .pdf or .svg")
+    return text
 
 
 def _quickstart(arguments: argparse.Namespace) -> int:

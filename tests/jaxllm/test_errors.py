@@ -20,5 +20,5 @@ from jaxllm.train import ConfigError
 )
 def test_an_error_is_of_the_user_and_of_a_builtin_kind(error, builtin):
     for kind in (UserError, ValueError, builtin):
-        with pytest.raises(kind, match="^what is wrong$"):
+        with pytest.raises(kind, match=r"^what is wrong$"):
             raise error("what is wrong")

@@ -42,13 +42,18 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
 
     Raises:
         UserError: the text is empty.
-        CheckpointError: the folder has no tokenizer, and the vocabulary is too small for bytes.
+        CheckpointError: the folder's tokenizer cannot be read, or it has none and the vocabulary
+            is too small for bytes.
     """
     tokenizer_file = folder / "tokenizer.json"
     if tokenizer_file.is_file():
         from tokenizers import Tokenizer
 
-        ids = Tokenizer.from_file(str(tokenizer_file)).encode(text).ids
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise CheckpointError(f"{tokenizer_file} is not a tokenizer: {error}") from error
+        ids = tokenizer.encode(text).ids
     elif vocab_size >= 256:
         ids = list(text.encode())
     else:

@@ -1,9 +1,11 @@
 """`jaxllm generate`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import source_cases
 
 from jaxllm.cli import main
 
@@ -56,3 +58,20 @@ def test_beams_replace_sampling(byte_model, capsys):
     assert capsys.readouterr().out.startswith("ab")
     assert main([*command, "--beams", "3", "--temperature", "1"]) == 2
     assert "--beams does not sample" in capsys.readouterr().err
+
+
+def test_a_model_of_vectors_and_a_damaged_tokenizer_are_refused(byte_model, tmp_path, capsys):
+    vectors, damaged = tmp_path / "vectors", tmp_path / "damaged"
+    vectors.mkdir()
+    source_cases.write("components-autoregressive", vectors)
+    assert main(["generate", str(vectors), "--prompt", "x"]) == 2
+    assert "vectors is a SequenceModel, which has no tokens" in capsys.readouterr().err
+    shutil.copytree(byte_model, damaged)
+    (damaged / "tokenizer.json").write_text("{")
+    assert main(["generate", str(damaged), "--prompt", "x"]) == 2
+    assert "tokenizer.json is not a tokenizer.json" in capsys.readouterr().err
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    command = ["parity", str(damaged), "--text", str(text), "--output", str(tmp_path / "out")]
+    assert main([*command, "--levels", "logits"]) == 1
+    assert "tokenizer.json is not a tokenizer: " in capsys.readouterr().err

@@ -29,3 +29,21 @@ def test_text_that_is_not_utf_8_is_the_users(byte_model, tmp_path, capsys):
         read_text(tmp_path / "text.txt")
     assert main(["parity", str(byte_model), "--text", str(tmp_path / "text.txt")]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        (b"\n\nx = 1 / 0", "line 3: ZeroDivisionError"),
+        (b"x = '\xe9'", "is not UTF-8"),
+        (b"rules = []", "does not define config"),
+    ],
+)
+def test_an_error_in_a_file_of_rules_is_the_users(content, said, byte_model, tmp_path, capsys):
+    (tmp_path / "my_rules.py").write_bytes(content)
+    assert main(["inspect", str(byte_model), "--rules", str(tmp_path / "my_rules.py")]) in (1, 2)
+    err = capsys.readouterr().err
+    assert "my_rules.py" in err
+    assert said in err
+    assert "internal error" not in err

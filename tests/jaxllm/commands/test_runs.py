@@ -80,5 +80,8 @@ def test_plan_says_what_a_run_takes(tmp_path, capsys):
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
     assert main(["plan", config, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 60 * 16 * 128
+    with pytest.raises(SystemExit):
+        main(["plan", config, "--plot", "schedule.doc"])
+    assert "'schedule.doc' is not a .png, .pdf or .svg" in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
