@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from .options import AddCommand, add_dtype, add_json, count
 
 if TYPE_CHECKING:
-    from jaxllm.models.decoder import Decoder
+    from jaxllm.models import TokenModel
     from jaxllm.train.data.tokenizers import Tokenizer
 
 
@@ -113,7 +113,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
+def _tokenizer(path: str, given: str | None, model: "TokenModel") -> "Tokenizer":
     """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
     from jaxllm.train import load_config
     from jaxllm.train.data.documents import DataConfig
