@@ -1,78 +1,64 @@
-"""The command `jaxllm`.
+"""The command `jaxllm`. `jaxllm --help` lists the commands and their exit statuses."""
 
-Exit status: 0 if all is well, 1 if a checkpoint or a comparison is not, 2 if the command or a
-config is wrong.
-"""
-
-import argparse
-import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from .commands import checkpoints, generating, proving, training
-
-# These take any field of a run's config as an option.
-TAKE_OVERRIDES = ("train", "parity mesh")
+from .commands import checkpoints, convert, failures, generate, parity, runs
+from .commands.environment import set_environment
+from .commands.options import AddCommand
+from .commands.parser import CommandParser, Run, ShowVersions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    arguments, rest = _parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
-    if rest and arguments.command not in TAKE_OVERRIDES:
-        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        _set_environment()
-        arguments.overrides = rest
-        return arguments.run(arguments)
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return failures.closed_pipe()
     except KeyboardInterrupt:
-        print("jaxllm: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, FloatingPointError, OSError) as error:
-        return _explain(error)
+        return failures.interrupted()
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """`parity mesh CONFIG` is a command of two words; a folder of that name is `./mesh`."""
-    if argv[:1] == ["parity"] and argv[1:2] and argv[1] in ("record", "check", "mesh"):
-        return [" ".join(argv[:2]), *argv[2:]]
-    return list(argv)
+def _run(argv: list[str]) -> int:
+    arguments, rest = make_parser().parse_known_args(argv)
+    if rest and not arguments.takes_overrides:
+        arguments.parser.reject(rest)
+    arguments.overrides = rest
+    try:
+        set_environment()
+        return arguments.run(arguments)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return failures.report(error, debug=arguments.debug)
 
 
-def _explain(error: Exception) -> int:
-    """Prints what is wrong, without a traceback, and returns the exit status for it."""
-    from .interop import CheckpointError
-
-    for line in str(error).splitlines():
-        print(f"jaxllm: {line}", file=sys.stderr)
-    return 1 if isinstance(error, CheckpointError | FloatingPointError) else 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    """The parser of the whole command line; it imports neither jax nor torch."""
+    parser = CommandParser(
         prog="jaxllm",
-        description="Move language models between PyTorch and JAX with the numbers proven equal, "
+        description="Move language models between PyTorch and JAX with the numbers proven equal,\n"
         "and train and sample them.",
+        epilog=f"`jaxllm COMMAND --help` explains a command.\n\n{failures.EXIT_STATUSES}",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument(
+        "--version", action=ShowVersions, help="print the versions of jaxllm and its frameworks"
+    )
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
 
-    def add(
-        name: str, run: Callable[..., int], purpose: str, *, add_help: bool = True
-    ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=purpose, description=purpose, add_help=add_help)
-        command.set_defaults(run=run)
+    def add(name: str, run: Run, purpose: str, example: str) -> CommandParser:
+        # A description is what argparse calls `help` where it lists the commands.
+        command = commands.add_parser(name, help=purpose, add_help=name != "train")
+        command.describe(run, purpose, example)
         return command
 
-    for group in (training, generating, checkpoints, proving):
-        group.add_commands(add)
+    add_command: AddCommand = add
+    for module in (runs, generate, convert, checkpoints, parity):
+        module.add_commands(add_command)
     return parser
-
-
-def _set_environment() -> None:
-    """Threads for virtual devices; no progress bars and remarks of libraries below ours."""
-    if devices := os.environ.get("JAX_NUM_CPU_DEVICES"):
-        # XLA's own default starves collectives; see `train.mesh.use_virtual_devices`.
-        os.environ.setdefault("NPROC", str(8 * int(devices)))
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .config import DecoderConfig, EncoderDecoderConfig, make_config, with_fields
+from .errors import UserError
 
 # By name: embed_dim, num_layers (of each stack), num_heads, mlp_dim. About 10, 125 and 350 million
 # parameters as `gpt` with a vocabulary of 32,000, 50,257 and 50,257.
@@ -20,7 +21,7 @@ def gpt(
 ) -> DecoderConfig:
     """A decoder with learned positions, whose head is its embedding.
 
-    `changes` and `fields` are those of `with_fields`. Raises ValueError for a size that is not
+    `changes` and `fields` are those of `with_fields`. Raises UserError for a size that is not
     among `SIZES`.
     """
     decoder = {"positions.kind": "learned", "vocab_size": vocab_size, "head.tied": True}
@@ -38,7 +39,7 @@ def transformer(
 ) -> EncoderDecoderConfig:
     """The encoder-decoder of Vaswani et al. (2017), with an embedding of its own for each side.
 
-    `changes` and `fields` are those of `with_fields`, for both stacks. Raises ValueError for a
+    `changes` and `fields` are those of `with_fields`, for both stacks. Raises UserError for a
     size that is not among `SIZES`.
     """
     layers = {
@@ -63,7 +64,7 @@ def transformer(
 def _layers(size: str) -> dict[str, Any]:
     """The fields of a stack, by dotted names."""
     if size not in SIZES:
-        raise ValueError(f"size={size!r} is not one of {', '.join(SIZES)}")
+        raise UserError(f"size={size!r} is not one of {', '.join(SIZES)}")
     embed_dim, num_layers, num_heads, mlp_dim = SIZES[size]
     return {
         "embed_dim": embed_dim,

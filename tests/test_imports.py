@@ -17,7 +17,7 @@ FOLDERS = ("jaxllm", "interop", "train")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 CORE = {
-    *("config", "sharding", "origin", "optimizer_state"),
+    *("errors", "config", "sharding", "origin", "optimizer_state"),
     *("charts", "closeness", "jsonable", "saved_step"),
 }
 READING = {"rules", "formats", "families", "loading"}
@@ -25,21 +25,17 @@ READING = {"rules", "formats", "families", "loading"}
 TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
-        "layers": {"config", "sharding"},
-        "presets": {"config"},
-        "models": {"config", "sharding", "origin", "layers"},
-        "params": {"config", "sharding", "origin", "layers", "models"},
-        "generation": {"config", "sharding", "origin", "layers", "models", "params"},
+        "layers": {"config", "errors", "sharding"},
+        "presets": {"config", "errors"},
+        "models": {"config", "errors", "sharding", "origin", "layers"},
+        "params": {"config", "errors", "sharding", "origin", "layers", "models"},
+        "generation": {"config", "errors", "sharding", "origin", "layers", "models", "params"},
         # interop and train do not know each other. Parity compares what both sides generate.
         "interop": {*CORE, "layers", "models", "params", "generation"},
         "train": {*CORE, "layers", "models", "params"},
         # The commands join everything.
-        "quickstart": {*CORE, "models", "params", "generation", "interop", "train"},
-        "commands": {
-            *(*CORE, "presets", "models", "params", "generation", "interop", "train"),
-            "quickstart",
-        },
-        "cli": {"commands", "interop", "train"},
+        "commands": {*CORE, "presets", "models", "params", "generation", "interop", "train"},
+        "cli": {"commands", "errors"},
         "__main__": {"cli"},
     },
     "jaxllm.layers": {

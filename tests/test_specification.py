@@ -101,7 +101,7 @@ def resolve(path: str) -> None:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    actions = cli._parser()._actions
+    actions = cli.make_parser()._actions
     return next(a.choices for a in actions if isinstance(a, argparse._SubParsersAction))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxllm.config import MOVED, Config, Dtype, Remat, config_class, is_moved, upgraded
+from jaxllm.errors import UserError
 
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
@@ -26,7 +27,7 @@ def data_class(values: Mapping[str, Any]) -> type[Data]:
     return next((kind for name, kind in named.items() if name in values), DataConfig)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """What is wrong with a run's config, in one line for each problem."""
 
 

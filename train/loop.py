@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxllm.config import with_fields
+from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import (
     count,
@@ -24,15 +25,15 @@ from jaxllm.params import (
     named_parameters,
     split,
 )
-from jaxllm.sharding import spec, unsplit
+from jaxllm.sharding import unsplit
 
 from .checkpoint import Checkpoints, open_checkpoints
 from .config import ConfigError, TrainConfig, changes, save_config
-from .data.batches import Batch as HostBatch
 from .data.batches import Batches
+from .data.placement import on_mesh, share_of
 from .mesh import make_mesh
 from .metrics import MetricLog, Progress, read_metrics
-from .objective import Batch, objective_of
+from .objective import objective_of
 from .plot import plot_losses
 from .step import Steps, TrainState, make_steps
 
@@ -59,7 +60,7 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
     Raises:
         ConfigError: the folder holds another run, or nothing to resume, or a run whose numbers
             this config would change; or the config does not fit the devices or the data.
-        FloatingPointError: the loss is not finite. Nothing of that step is saved.
+        NonFiniteError: the loss is not finite. Nothing of that step is saved.
     """
     mesh = mesh_of(config)
     folder = Path(config.output).resolve()
@@ -88,7 +89,7 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
             report.held_out(0, held_out_loss)
         data = batches.train(start)
         for step in range(start + 1, config.steps + 1):
-            state, metrics = steps.train(state, _on_mesh(next(data), mesh, config))
+            state, metrics = steps.train(state, on_mesh(next(data), mesh, config.batch_size))
             report.add(step, metrics)
             is_last = step == config.steps
             if step % config.eval_every == 0 or is_last:
@@ -143,7 +144,7 @@ class Report:
             self._log.write(step, {"held_out_loss": loss})
 
     def flush(self) -> None:
-        """Writes what is waiting. Raises FloatingPointError if its loss is not finite."""
+        """Writes what is waiting. Raises NonFiniteError if its loss is not finite."""
         if self._waiting is None:
             return
         step, waiting = self._waiting
@@ -153,7 +154,7 @@ class Report:
             self._log.write(step, metrics)
             self._progress.update(step, metrics["loss"])
         if not all(map(math.isfinite, metrics.values())):
-            raise FloatingPointError(f"step {step}: {metrics}; the run stops, and saves nothing")
+            raise NonFiniteError(f"step {step}: {metrics}; the run stops, and saves nothing")
 
     def __enter__(self) -> "Report":
         return self
@@ -174,7 +175,7 @@ def mesh_of(config: TrainConfig) -> Mesh:
     """The mesh. Raises ConfigError if the config does not fit the devices."""
     try:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from error
     rows, ways = config.batch_size // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
@@ -192,19 +193,10 @@ def batches_for(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
             config.data.load(model, config.seq_len),
             batch_size=config.batch_size,
             seed=config.data.seed,
-            **_share(mesh),
+            **share_of(mesh),
         )
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise ConfigError(str(error)) from error
-
-
-def _share(mesh: Mesh) -> dict[str, int]:
-    """Which part of each batch this process feeds: processes that share rows feed the same."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    parts = rows.addressable_devices_indices_map((ways,)).values()
-    mine = sorted({part[0].indices(ways)[0] for part in parts if part is not None})
-    return {"rank": mine[0] // len(mine), "world": ways // len(mine)}
 
 
 def model_to_train(
@@ -269,22 +261,13 @@ def place(steps: Steps, params: dict) -> TrainState:
     return steps.init(jax.device_put(params, places))
 
 
-def _on_mesh(batch: HostBatch, mesh: Mesh, config: TrainConfig) -> Batch:
-    """The rows that this process has, as its part of the global batch."""
-    rows = NamedSharding(mesh, spec("B", (config.batch_size,), mesh.shape))
-    return {
-        name: jax.make_array_from_process_local_data(rows, x, (config.batch_size, *x.shape[1:]))
-        for name, x in batch.items()
-    }
-
-
 def _evaluate(
     steps: Steps, state: TrainState, batches: Batches, mesh: Mesh, config: TrainConfig
 ) -> float | None:
     """The mean over the held-out targets; None if there are none."""
     total = targets = 0.0
     for batch in batches.held_out(config.eval_batches):
-        loss, number = steps.evaluate(state.params, _on_mesh(batch, mesh, config))
+        loss, number = steps.evaluate(state.params, on_mesh(batch, mesh, config.batch_size))
         total, targets = total + float(loss), targets + float(number)
     return total / targets if targets else None
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 from jax.sharding import AxisType, Mesh
 
+from jaxllm.errors import UserError
 from jaxllm.sharding import MESH_AXES
 
 THREADS_PER_DEVICE = 8
@@ -27,7 +28,7 @@ class MeshConfig:
     def __post_init__(self) -> None:
         for name, size in dataclasses.asdict(self).items():
             if size < 1:
-                raise ValueError(f"mesh.{name}={size} is less than 1")
+                raise UserError(f"mesh.{name}={size} is less than 1")
 
 
 def use_virtual_devices(count: int) -> None:
@@ -42,12 +43,10 @@ def use_virtual_devices(count: int) -> None:
 def make_mesh(**sizes: int) -> Mesh:
     """The mesh of `make_mesh(fsdp=4, tensor=2)` over all devices; axes not named have size 1.
 
-    Raises ValueError for an unknown axis or another number of devices than there are.
+    Raises UserError for an unknown axis or another number of devices than there are.
     """
     if unknown := sizes.keys() - set(MESH_AXES):
-        raise ValueError(
-            f"unknown mesh axis {', '.join(unknown)}; known are {', '.join(MESH_AXES)}"
-        )
+        raise UserError(f"unknown mesh axis {', '.join(unknown)}; known are {', '.join(MESH_AXES)}")
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     needed, found = math.prod(shape), jax.device_count()
     if needed != found:
@@ -56,5 +55,5 @@ def make_mesh(**sizes: int) -> Mesh:
         if jax.default_backend() == "cpu":
             threads = THREADS_PER_DEVICE * needed
             hint = f"; for virtual ones set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
-        raise ValueError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
+        raise UserError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -15,13 +15,15 @@ from typing import Any, Self, SupportsFloat, TextIO
 import rich.progress
 from rich.console import Console
 
+from jaxllm.errors import MissingPackageError, UserError
+
 Record = dict[str, float]  # "step" and whatever was measured there
 
 
 def read_metrics(path: str | Path) -> list[Record]:
     """The records of a `metrics.jsonl`, without a last line that a killed run left unfinished.
 
-    Raises ValueError naming file and line if another line is not a JSON object with a step.
+    Raises UserError naming file and line if another line is not a JSON object with a step.
     """
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -33,7 +35,7 @@ def _parse(line: bytes, where: str) -> Record:
     except ValueError:
         record = None
     if not isinstance(record, dict) or "step" not in record:
-        raise ValueError(f"{where}: expected a JSON object with a step, found {line[:80]!r}")
+        raise UserError(f"{where}: expected a JSON object with a step, found {line[:80]!r}")
     return record
 
 
@@ -42,7 +44,7 @@ class MetricLog:
 
     A resumed run takes back what it had written after step `resume_at`. A new run (None) moves a
     file it finds to `metrics.old.1.jsonl` or the next free number. Construct it in one process
-    only. Raises ModuleNotFoundError naming the extra to install.
+    only. Raises MissingPackageError naming the extra to install.
     """
 
     def __init__(
@@ -172,6 +174,6 @@ def _optional(module: str, *, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"{module} is asked for and not installed: pip install jaxllm[{extra}]"
         ) from error

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig
+from jaxllm.errors import UserError
 from jaxllm.models import build_abstract
 from jaxllm.params import count, letters, named_parameters
 from jaxllm.sharding import MESH_AXES, spec
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
 def plan(config: TrainConfig) -> Plan:
     """What the run of a config takes. Its model must be in it, not in a checkpoint."""
     if config.model is None:
-        raise ValueError(f"init_from={config.init_from!r} has no sizes to plan with; give model")
+        raise UserError(f"init_from={config.init_from!r} has no sizes to plan with; give model")
     parameters = count(build_abstract(config.model))
     examples = config.steps * config.batch_size
     tokens = examples * config.seq_len
@@ -93,7 +94,7 @@ def _met(config: TrainConfig, model: Config) -> int:
 def optimal_parameters(operations: float) -> float:
     """The compute-optimal size, N in `C = 6 N D` with `D = 20 N` (Hoffmann et al., 2022)."""
     if not 0 < operations < math.inf:
-        raise ValueError(f"operations={operations} is not a positive number")
+        raise UserError(f"operations={operations} is not a positive number")
     return math.sqrt(operations / (6 * TOKENS_PER_PARAMETER))
 
 

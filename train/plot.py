@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxllm.charts import BLUE, RED, new_chart, save_png, set_title
+from jaxllm.errors import UserError
 
 from .metrics import Record, read_metrics
 from .optimizers.adamw import OptimizerConfig, make_schedule
@@ -23,12 +24,12 @@ def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> N
       unit: of the losses, such as nats per token.
 
     Raises:
-      ValueError: the file has no loss.
+      UserError: the file has no loss.
     """
     records = read_metrics(metrics_jsonl)
     training, held_out = _curve(records, "loss"), _curve(records, "held_out_loss")
     if not training[0]:
-        raise ValueError(f"{metrics_jsonl} has no line with a loss")
+        raise UserError(f"{metrics_jsonl} has no line with a loss")
     figure, [axes] = new_chart(HEIGHT, margin=MARGIN)
     axes.plot(*training, color=BLUE, linewidth=1, label="training")
     if held_out[0]:

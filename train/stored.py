@@ -8,6 +8,7 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
+from jaxllm.errors import UserError
 from jaxllm.params import layers_of
 from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes
 
@@ -42,7 +43,7 @@ def about(step: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: config, origin, run and data."""
     metadata = ocp.checkpointables_metadata(step.resolve()).custom_metadata or {}
     if ABOUT not in metadata:
-        raise ValueError(f"{step} is a checkpoint that jaxllm did not write")
+        raise UserError(f"{step} is a checkpoint that jaxllm did not write")
     return metadata[ABOUT]
 
 

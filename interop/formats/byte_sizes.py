@@ -3,6 +3,8 @@
 import re
 from decimal import Decimal
 
+from jaxllm.errors import UserError
+
 _UNITS = {"": 1, **{f"{k}B": 1000**i for i, k in enumerate(["", "K", "M", "G", "T"])}}
 _UNITS |= {f"{k}iB": 1024**i for i, k in enumerate(["K", "M", "G", "T"], 1)}
 
@@ -10,7 +12,7 @@ _UNITS |= {f"{k}iB": 1024**i for i, k in enumerate(["K", "M", "G", "T"], 1)}
 def parse_size(size: int | str) -> int:
     """Bytes, from a number of them or a text like "5GB" (powers of 1000) or "256MiB" (of 1024).
 
-    Raises ValueError for anything else, and for less than one byte.
+    Raises UserError for anything else, and for less than one byte.
     """
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size).lower())
@@ -21,10 +23,10 @@ def parse_size(size: int | str) -> int:
         or ("." in match[1] and units[match[2]] == 1)
     ):
         known = ", ".join(filter(None, _UNITS))
-        raise ValueError(f"{size!r} is not a size: give bytes, or a number and one of {known}")
+        raise UserError(f"{size!r} is not a size: give bytes, or a number and one of {known}")
     parsed = int(Decimal(match[1]) * units[match[2]])
     if parsed < 1:
-        raise ValueError(f"{size!r} is not a size of at least one byte")
+        raise UserError(f"{size!r} is not a size of at least one byte")
     return parsed
 
 

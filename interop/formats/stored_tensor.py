@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import ml_dtypes
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.interop.rules.boxes import Box, slices
 
 # By the names that safetensors files use, but for those of 4 and 6 bits, which fill no bytes.
@@ -45,11 +46,13 @@ _MAX_RANK = 64  # NumPy's own limit
 _maps: WeakValueDictionary[tuple[int, int, int, int], np.memmap] = WeakValueDictionary()
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """What is wrong with a checkpoint, one problem per line; `problems` holds the lines.
 
     A `place` that all problems share becomes the heading.
     """
+
+    exit_status = 1
 
     def __init__(self, problems: str | Sequence[str], place: object = None):
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
+from jaxllm.errors import UserError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
@@ -52,10 +53,10 @@ def load_pretrained(
     Raises:
         CheckpointError: the folder is not a checkpoint, or a tensor is missing, unexpected or
             mis-shaped, or a field of its config is not understood. Lists everything wrong.
-        ValueError: `dtype` or `max_ram` is not one.
+        UserError: `dtype` or `max_ram` is not one.
     """
     if dtype not in (None, *get_args(Dtype)):
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     path, budget = Path(path), parse_size(max_ram)
     if (own_arrays := model_format_of(path)) is not None:
         if rules is not None:

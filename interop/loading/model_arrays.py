@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from jaxllm.config import Config, Dtype, NumericsConfig, with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop.formats.lazy_tensor import TensorSource, of_jax, of_stored, transferred
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
@@ -40,7 +41,7 @@ class Parameters:
         if dtype is None:
             return self
         if dtype not in get_args(Dtype):
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+            raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
         config = with_fields(self.config, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
         arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
         return dataclasses.replace(self, config=config, arrays=arrays)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, NumericsConfig, make_config, with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop.families import Fields, Layout, Table
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -136,7 +137,7 @@ def make_plan(
     Raises CheckpointError with everything missing, unexpected, mis-shaped or not understood.
     """
     if dtype not in (None, *get_args(Dtype)):
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     account = take_account(checkpoint)
     problems = account.problems + (account.unknown if strict else [])
     config = account.config

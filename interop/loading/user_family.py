@@ -20,6 +20,7 @@ lies in a checkpoint, and never because a checkpoint names it.
 import dataclasses
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig, NumericsConfig, StackConfig, flatten, with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
 from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
 from jaxllm.interop.formats import safetensors_file
@@ -70,7 +72,11 @@ def family_of(rules: Any) -> UserFamily:
         path = Path(rules).resolve()
         if not path.is_file():
             raise CheckpointError(f"rules={str(rules)!r} is not a file")
-        source, family = path, _run(path, path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is not UTF-8 text: {error}") from None
+        source, family = path, _run(path, text)
     else:
         source, name = rules, Path(getattr(rules, "__file__", None) or "rules").name
         family = _define(name, lambda attribute, default: getattr(rules, attribute, default))
@@ -123,9 +129,16 @@ def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
 
 @lru_cache
 def _run(path: Path, text: str) -> UserFamily:
-    """The family of a file with this text, which finds modules beside it, as a script does."""
+    """The family of a file with this text, which finds modules beside it, as a script does.
+
+    Raises UserError with whatever the file raises.
+    """
     with _importing_from(path.parent):
-        attributes = runpy.run_path(str(path), run_name=path.stem)
+        try:
+            attributes = runpy.run_path(str(path), run_name=path.stem)
+        except Exception as error:  # the file is a program of the user's
+            lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)]
+            raise UserError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
     build: Any = attributes.get("reference")
 
     def reference(fields: Json) -> Any:
@@ -184,16 +197,15 @@ class _Definition:
         return defined(config) if callable(defined) else defined
 
     def config(self, fields: Fields) -> Config:
-        """The config of the fields. Raises ValueError for what is none."""
+        """The config of the fields. Raises UserError for whatever the file raises."""
         defined = self.get("config", None)
         try:
             config = defined(fields) if callable(defined) else defined
         except Exception as error:
-            if fields.is_complete:
-                raise
-            raise ValueError(str(error)) from None  # it may follow from what is missing
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"{kind}{error}") from error
         if not isinstance(config, Config):
-            raise ValueError(f"{self.name}: config is a {type(config).__name__}, no DecoderConfig")
+            raise UserError(f"{self.name}: config is a {type(config).__name__}, no DecoderConfig")
         return config
 
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:

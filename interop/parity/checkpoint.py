@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import EncoderDecoderConfig
+from jaxllm.errors import UserError
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.checkpoint_dir import read_json
@@ -32,7 +33,7 @@ from .rendered_report import Report
 class Prompt:
     """What both sides are given: tokens, or a text, or by default random inputs.
 
-    Raises ValueError if tokens and text are both given, or `num_tokens` are too few for a verdict.
+    Raises UserError if tokens and text are both given, or `num_tokens` are too few for a verdict.
     """
 
     tokens: np.ndarray | Inputs | None = None  # BT, token ids; or BTI, vectors
@@ -43,9 +44,9 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.text is not None:
-            raise ValueError("tokens and text are both given")
+            raise UserError("tokens and text are both given")
         if self.num_tokens < MIN_TOKENS:
-            raise ValueError(
+            raise UserError(
                 f"num_tokens={self.num_tokens} is less than {MIN_TOKENS}: wrong positions show late"
             )
 
@@ -100,7 +101,7 @@ def check_checkpoint(
     Raises:
         ImportError: torch or transformers is not installed.
         CheckpointError: the folder is not a checkpoint that both sides can read.
-        ValueError: `num_tokens` are too few for a verdict, or tokens and text are both given.
+        UserError: `num_tokens` are too few for a verdict, or tokens and text are both given.
     """
     path, given = Path(path), Prompt(**prompt)
     shelf = in_memory if scratch is None else on_disk(Path(scratch))
@@ -132,7 +133,7 @@ def _spelt(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
     given = {}
     for name, elements in elements_of(model).items():
         if not elements.are_tokens:
-            raise ValueError(f"text for a {type(model).__name__}, which is given vectors")
+            raise UserError(f"text for a {type(model).__name__}, which is given vectors")
         length = min(num_tokens, elements.longest)
         given[name] = text_tokens(text, path, elements.size, length)
     return Inputs(**given)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxllm.errors import UserError
 from jaxllm.models import Model
 
 from .alignment.adapters import calling_of
@@ -88,7 +89,7 @@ def compare(
 
     Raises:
         CheckpointError: the rules are none, or there are no fields for their `config` to read.
-        ValueError: a level is unknown, a dtype is not float32, the reference is of a family without
+        UserError: a level is unknown, a dtype is not float32, the reference is of a family without
             rules, or the tokens are not in the vocabulary.
     """
     pair = Pair(
@@ -177,10 +178,10 @@ def _check(reference: Any, model: Model, inputs: Inputs) -> None:
     """Refuses what cannot be compared."""
     dtypes = {str(parameter.dtype) for parameter in reference.parameters()}
     if dtypes != {"torch.float32"}:
-        raise ValueError(
+        raise UserError(
             f"the reference is {', '.join(sorted(dtypes))}; parity is judged in float32"
         )
     if (dtype := last_stack(model).numerics.dtype) != "float32":
-        raise ValueError(f"dtype={dtype!r} of the model; parity is judged in float32")
+        raise UserError(f"dtype={dtype!r} of the model; parity is judged in float32")
     if problems := inputs.problems(model, calling_of(reference).masks(reference)):
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxllm.errors import UserError
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import agreed
 
@@ -88,22 +89,22 @@ def check_pack(
 
     Raises:
         CheckpointError: the pack or the checkpoint cannot be read.
-        ValueError: a level was not recorded, or the inputs are none of the model's.
+        UserError: a level was not recorded, or the inputs are none of the model's.
     """
     together = jax.process_count() > 1
     if together and mesh is None:
-        raise ValueError(f"{jax.process_count()} processes need a mesh over all of their devices")
+        raise UserError(f"{jax.process_count()} processes need a mesh over all of their devices")
     with agreed(together):
         data = read_pack(Path(pack))
     try:
         levels = chosen(levels, data["levels"])
-    except ValueError as error:
-        raise ValueError(f"{error}, as recorded") from None
+    except UserError as error:
+        raise UserError(f"{error}, as recorded") from None
     with agreed(together):
         model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
     inputs = Inputs(**data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         report = _judge(data, Ours(model=model, levels=levels), inputs)
     return dataclasses.replace(report, subject=f"{Path(path).name}, {data['subject']} as recorded")

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import on_host
 
@@ -47,7 +48,7 @@ def beam_search(
         eos_ids: tokens that end a text.
 
     Raises:
-        ValueError: no prompt, an empty one, an unknown token, fewer than one new token or beam,
+        UserError: no prompt, an empty one, an unknown token, fewer than one new token or beam,
             more beams than the vocabulary has first tokens for, or a penalty that is not positive.
     """
     model = of_tokens(model)
@@ -55,7 +56,7 @@ def beam_search(
     check_penalty(repetition_penalty)
     kept = max(2, 1 + len(set(eos_ids))) * num_beams
     if num_beams < 1 or kept > num_beams * model.config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"num_beams={num_beams} is not from 1 up, with {kept} candidates at most as many as "
             f"{num_beams} times vocab_size={model.config.vocab_size}"
         )

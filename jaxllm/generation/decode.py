@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig
+from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import on_host
 
@@ -46,7 +47,7 @@ def generate(
         seed: of the random numbers.
 
     Raises:
-        ValueError: no prompt, an empty one, an unknown token, fewer than one new token, or an
+        UserError: no prompt, an empty one, an unknown token, fewer than one new token, or an
             encoder-decoder without `config.start_token`; a model whose tokens are vectors.
     """
     model = of_tokens(model)
@@ -132,38 +133,38 @@ def until_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
 
 
 def of_tokens(model: Model) -> TokenModel:
-    """The model. Raises ValueError for one of vectors, which has no tokens to choose from."""
+    """The model. Raises UserError for one of vectors, which has no tokens to choose from."""
     if not isinstance(model, TokenModel):
-        raise ValueError(f"a {type(model).__name__} has no vocabulary: call it with its vectors")
+        raise UserError(f"a {type(model).__name__} has no vocabulary: call it with its vectors")
     return model
 
 
 def check_prompts(model: TokenModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises ValueError for prompts and lengths that make no sense for the model."""
+    """Raises UserError for prompts and lengths that make no sense for the model."""
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is less than 1")
+        raise UserError(f"max_new_tokens={max_new_tokens} is less than 1")
     if len(prompts) == 0:
-        raise ValueError("no prompts")
+        raise UserError("no prompts")
     vocab_size = _prompt_vocab_size(model)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
-            raise ValueError(f"prompt {i} is empty: there is nothing to continue")
+            raise UserError(f"prompt {i} is empty: there is nothing to continue")
         if unknown := [token for token in prompt if not 0 <= token < vocab_size]:
-            raise ValueError(f"prompt {i} has token {unknown[0]}; vocab_size is {vocab_size}")
+            raise UserError(f"prompt {i} has token {unknown[0]}; vocab_size is {vocab_size}")
     _check_length(model, max(map(len, prompts)), max_new_tokens)
 
 
 def _check_length(model: TokenModel, longest_prompt: int, max_new_tokens: int) -> None:
-    """Raises ValueError for more tokens than the model has positions for."""
+    """Raises UserError for more tokens than the model has positions for."""
     config = model.config
     if isinstance(config, EncoderDecoderConfig):
         limit = config.longest_source
         if limit is not None and longest_prompt > limit:
-            raise ValueError(f"a prompt of {longest_prompt} tokens; positions end at {limit}")
+            raise UserError(f"a prompt of {longest_prompt} tokens; positions end at {limit}")
         config, longest_prompt = config.decoder, 1  # the target's first token
     # The last token is not read.
     if config.longest is not None and longest_prompt + max_new_tokens - 1 > config.longest:
-        raise ValueError(
+        raise UserError(
             f"{longest_prompt} tokens and max_new_tokens={max_new_tokens}; positions end at "
             f"max_len={config.longest}"
         )
@@ -173,5 +174,5 @@ def _prompt_vocab_size(model: TokenModel) -> int:
     if isinstance(model, Decoder):
         return model.config.vocab_size
     if model.config.start_token is None:
-        raise ValueError("config.start_token=None: no token for a target to begin with")
+        raise UserError("config.start_token=None: no token for a target to begin with")
     return model.config.source_vocab_size or model.config.decoder.vocab_size

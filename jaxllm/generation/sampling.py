@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxllm.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -26,13 +28,13 @@ class Sampling:
     def __post_init__(self) -> None:
         check_penalty(self.repetition_penalty)
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature} is not a number from 0 up")
+            raise UserError(f"temperature={self.temperature} is not a number from 0 up")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k} is less than 1")
+            raise UserError(f"top_k={self.top_k} is less than 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+            raise UserError(f"top_p={self.top_p} is not in (0, 1]")
         if self.temperature == 0 and (self.top_k, self.top_p) != (None, None):
-            raise ValueError("top_k and top_p need a temperature above 0; 0 is greedy")
+            raise UserError("top_k and top_p need a temperature above 0; 0 is greedy")
 
     def filtered(self, logits_BV: Array) -> Array:
         """The logits to draw from, BV: scaled, and -inf for the tokens that are out."""
@@ -59,9 +61,9 @@ class Sampling:
 
 
 def check_penalty(penalty: float) -> None:
-    """Raises ValueError for a repetition penalty that is not positive."""
+    """Raises UserError for a repetition penalty that is not positive."""
     if not 0 < penalty < math.inf:
-        raise ValueError(f"repetition_penalty={penalty} is not a number above 0")
+        raise UserError(f"repetition_penalty={penalty} is not a number above 0")
 
 
 def penalized(scores_BV: Array, seen_BV: Array, penalty: float | Array) -> Array:

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig
+from jaxllm.errors import UserError
 from jaxllm.layers.attention.cache import Cache, make_cache
 from jaxllm.layers.attention.cross_attention import CrossCache, Memory, Source
 from jaxllm.layers.attention.distance_bias import make_bias
@@ -138,7 +139,7 @@ class Stack(nnx.Module):
 
 
 def first_positions(length: int, longest: int | None) -> Array:
-    """0, 1, 2, ... as one row, BT. Raises ValueError for more than there are positions."""
+    """0, 1, 2, ... as one row, BT. Raises UserError for more than there are positions."""
     if longest is not None and length > longest:
-        raise ValueError(f"a sequence of {length} tokens; positions end at max_len={longest}")
+        raise UserError(f"a sequence of {length} tokens; positions end at max_len={longest}")
     return jnp.arange(length)[None]

@@ -9,6 +9,8 @@ import grain
 import jax
 import numpy as np
 
+from jaxllm.errors import UserError
+
 # Arrays by name, whose rows are examples. `mask` says which of their targets count; the rest of
 # the names is between the data and `objective`.
 Batch = dict[str, np.ndarray]
@@ -54,7 +56,7 @@ class Batches:
     """The batches of a run, of which this process feeds rows `rank::world`.
 
     By default each process feeds its own share. Where a model is split over processes, those with
-    the same part of the batch must be given the same `rank`. Raises ValueError if there are too
+    the same part of the batch must be given the same `rank`. Raises UserError if there are too
     few examples for one batch or if `batch_size` does not divide among the processes.
     """
 
@@ -71,9 +73,9 @@ class Batches:
         self.rank = jax.process_index() if rank is None else rank
         self.world = jax.process_count() if world is None else world
         if batch_size % self.world:
-            raise ValueError(f"batch_size={batch_size} does not divide by {self.world} processes")
+            raise UserError(f"batch_size={batch_size} does not divide by {self.world} processes")
         if (have := self.examples_per_epoch) < batch_size:
-            raise ValueError(f"batch_size={batch_size}, but only {have} examples to train on")
+            raise UserError(f"batch_size={batch_size}, but only {have} examples to train on")
 
     @property
     def examples_per_epoch(self) -> int:

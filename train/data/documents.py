@@ -9,18 +9,13 @@ from uuid import uuid4
 
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model
 
 from .batches import Batch, Examples, digest
 from .held_out import check_split
-from .text import (
-    Tokenizer,
-    check_tokens,
-    load_tokenizer,
-    split_documents,
-    stdlib_documents,
-    text_documents,
-)
+from .text import split_documents, stdlib_documents, text_documents
+from .tokenizers import Tokenizer, check_tokens, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +36,9 @@ class DataConfig:
         check_split(self.held_out, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The text as windows. Raises ValueError or OSError naming what is bad."""
+        """The text as windows. Raises UserError or OSError naming what is bad."""
         if not isinstance(model, Decoder):
-            raise ValueError(f"text trains a Decoder, not the {type(model).__name__} of this run")
+            raise UserError(f"text trains a Decoder, not the {type(model).__name__} of this run")
         corpus = load_corpus(self)
         check_tokens(corpus.tokenizer, model)
         return corpus.windows(seq_len)
@@ -65,7 +60,7 @@ class Corpus:
 
 
 def load_corpus(cfg: DataConfig) -> Corpus:
-    """Reads, splits and tokenises. Raises ValueError or FileNotFoundError naming what is bad."""
+    """Reads, splits and tokenises. Raises UserError or FileNotFoundError naming what is bad."""
     tokenizer = load_tokenizer(cfg.tokenizer, eos=cfg.eos)
     found = stdlib_documents() if cfg.text is None else text_documents(cfg.text, key=cfg.text_key)
     train, held_out = split_documents(found, cfg.held_out)

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from jaxllm.errors import UserError
+
 
 def check_split(held_out: float, seed: int) -> None:
-    """Raises ValueError unless this is a fraction to hold out and a seed for NumPy and grain."""
+    """Raises UserError unless this is a fraction to hold out and a seed for NumPy and grain."""
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out={held_out} is not in [0, 1)")
+        raise UserError(f"held_out={held_out} is not in [0, 1)")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} is not in [0, 2**32)")
+        raise UserError(f"seed={seed} is not in [0, 2**32)")
 
 
 def held_out_of(contents: Sequence[bytes], held_out: float) -> list[bool]:

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.models import EncoderDecoder, Model
 
 from .batches import Examples, Table
 from .held_out import check_split, held_out_of
-from .text import Tokenizer, check_tokens, load_tokenizer, text_pairs
+from .text import text_pairs
+from .tokenizers import Tokenizer, check_tokens, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,10 @@ class PairsConfig:
         check_split(self.held_out, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The pairs as tokens. Raises ValueError or OSError naming what is bad."""
+        """The pairs as tokens. Raises UserError or OSError naming what is bad."""
         if not isinstance(model, EncoderDecoder):
             kind = type(model).__name__
-            raise ValueError(f"pairs train an EncoderDecoder, not the {kind} of this run")
+            raise UserError(f"pairs train an EncoderDecoder, not the {kind} of this run")
         tokenizer = load_tokenizer(self.tokenizer, eos=self.eos)
         check_tokens(tokenizer, model)
         start = model.config.start_token
@@ -58,7 +60,7 @@ def tokenise(
     """Sources, BS, and targets behind `start`, B and T+1, all ended and then filled up with 0.
 
     `source_mask`, BS, says what of a source is not filling, `mask`, BT, which targets count.
-    Raises ValueError if a text and its end are longer than `seq_len`.
+    Raises UserError if a text and its end are longer than `seq_len`.
     """
     ended = [
         [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
@@ -66,7 +68,7 @@ def tokenise(
     ]
     lengths = np.array([[len(tokens) for tokens in side] for side in ended]).reshape(2, -1)
     if too_long := int(np.sum(lengths.max(axis=0, initial=0) > seq_len)):
-        raise ValueError(
+        raise UserError(
             f"{too_long} of {len(pairs)} pairs do not fit in seq_len={seq_len}: the longest source "
             f"has {lengths[0].max()} tokens, the longest target {lengths[1].max()}, ends included"
         )

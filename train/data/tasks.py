@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from jaxllm.config import EncoderDecoderConfig
+from jaxllm.errors import UserError
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 
 from .batches import Batch, Examples, digest
@@ -41,7 +42,7 @@ class TaskConfig:
         check_split(0, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The task as examples. Raises ValueError if the model cannot be trained on it."""
+        """The task as examples. Raises UserError if the model cannot be trained on it."""
         draw = TASKS[self.task](model, seq_len)
         train, held_out = (
             Drawn(draw, self.seed, is_held, count)
@@ -93,7 +94,7 @@ def draw_copy(model: Model, seq_len: int) -> Draw:
         raise _unfit("copy", "an EncoderDecoder or a SequenceToSequence", model)
     check_fed(model.config)
     if model.config.source_dim != model.config.decoder.output_dim:
-        raise ValueError(
+        raise UserError(
             f"task 'copy' needs source_dim={model.config.source_dim} to be "
             f"decoder.output_dim={model.config.decoder.output_dim}"
         )
@@ -157,7 +158,7 @@ def draw_colour(model: Model, seq_len: int) -> Draw:
         if not holds
     ]
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     shape = (3, vision.image_size, vision.image_size)
 
     def draw(rng: np.random.Generator, is_held: bool) -> Row:
@@ -194,4 +195,4 @@ def _unfit(task: str, wanted: str, model: Model) -> ValueError:
 def _check_equal(model: SequenceModel, one: str, other: str) -> None:
     given = [f"{name}={getattr(model.config, name)}" for name in (one, other)]
     if getattr(model.config, one) != getattr(model.config, other):
-        raise ValueError(f"the task needs {given[0]} to be {given[1]}")
+        raise UserError(f"the task needs {given[0]} to be {given[1]}")

@@ -7,6 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
+from jaxllm.errors import UserError
 from jaxllm.models import Model, SequenceModel, SequenceToSequence
 
 from .batches import Batch, Examples, Table
@@ -32,9 +33,9 @@ class VectorsConfig:
         check_split(self.held_out, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The rows of the file. Raises ValueError or OSError naming what is bad."""
+        """The rows of the file. Raises UserError or OSError naming what is bad."""
         if not isinstance(model, SequenceModel | SequenceToSequence):
-            raise ValueError(
+            raise UserError(
                 "vectors train a SequenceModel or a SequenceToSequence, not the "
                 f"{type(model).__name__} of this run"
             )
@@ -47,7 +48,7 @@ class VectorsConfig:
         expected = shapes(model, len(inputs), seq_len)
         found = inputs.shape, targets.shape
         if found != expected:
-            raise ValueError(
+            raise UserError(
                 f"{self.vectors}: inputs and targets are {found[0]} and {found[1]}; this model "
                 f"and seq_len={seq_len} need {expected[0]} and {expected[1]}"
             )
@@ -61,15 +62,15 @@ class VectorsConfig:
 
 
 def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The inputs and targets of an .npz, float32. Raises ValueError naming what is not so."""
+    """The inputs and targets of an .npz, float32. Raises UserError naming what is not so."""
     try:
         # Opened here: NumPy leaves open what it cannot read.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: np.asarray(file[name]) for name in file.files}
     except (ValueError, EOFError, TypeError, BadZipFile) as error:  # one array, or no .npz at all
-        raise ValueError(f"{path} is not an .npz of arrays of numbers: {error}") from error
+        raise UserError(f"{path} is not an .npz of arrays of numbers: {error}") from error
     if "inputs" not in found or not found.keys() <= {"inputs", "targets"}:
-        raise ValueError(f"{path} holds {', '.join(found)}; it needs inputs, and may have targets")
+        raise UserError(f"{path} holds {', '.join(found)}; it needs inputs, and may have targets")
     problems = [
         f"{path}: {name} is {array.dtype} {array.shape}, not finite numbers by row"
         for name, array in found.items()
@@ -78,7 +79,7 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     if len({len(array) for array in found.values()}) > 1:
         problems.append(f"{path}: inputs and targets have different numbers of rows")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     inputs, targets = found["inputs"].astype(np.float32), found.get("targets")
     return inputs, None if targets is None else targets.astype(np.float32)
 
@@ -95,7 +96,7 @@ def shapes(
 
 
 def check_next(model: Model) -> None:
-    """Raises ValueError if a model cannot learn to tell the next vector."""
+    """Raises UserError if a model cannot learn to tell the next vector."""
     config = model.config
     if not isinstance(config, SequenceConfig) or config.pooled or not config.attention.causal:
         said = (
@@ -103,7 +104,7 @@ def check_next(model: Model) -> None:
             if isinstance(config, SequenceConfig)
             else type(model).__name__
         )
-        raise ValueError(
+        raise UserError(
             "the next vector is told by a SequenceModel of pooled=False and "
             "attention.causal=True, "
             f"not by {said}"
@@ -111,10 +112,10 @@ def check_next(model: Model) -> None:
 
 
 def check_fed(config: SequenceToSequenceConfig) -> None:
-    """Raises ValueError if a decoder cannot be given the target as far as it has come."""
+    """Raises UserError if a decoder cannot be given the target as far as it has come."""
     decoder = config.decoder
     if decoder.input_dim != decoder.output_dim or not decoder.attention.causal:
-        raise ValueError(
+        raise UserError(
             "a decoder that is given its own outputs needs decoder.attention.causal, which "
             f"is {decoder.attention.causal}, and decoder.input_dim={decoder.input_dim} to be "
             f"decoder.output_dim={decoder.output_dim}"

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxllm.errors import UserError
+
 Decay = Literal["cosine", "linear", "exponential"]
 
 # What is left of the way from `peak` to `final` after a share r of the decay.
@@ -135,6 +137,6 @@ def _check_rates(**rates: float) -> None:
 
 
 def _check(*problems: str | bool) -> None:
-    """Raises ValueError with those that are not False."""
+    """Raises UserError with those that are not False."""
     if found := [problem for problem in problems if problem]:
-        raise ValueError("; ".join(map(str, found)))
+        raise UserError("; ".join(map(str, found)))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import EncoderDecoderConfig
+from jaxllm.errors import UserError
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
 from jaxllm.interop.families.common.family import Family, Fields, Json, Layout, Table, without_type
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
@@ -135,12 +136,12 @@ def reference(fields: Json) -> Any:
 def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
     """Source and target, with the model's token for padding where there is padding.
 
-    Raises ValueError if that token stands anywhere else in the source, where it would be hidden.
+    Raises UserError if that token stands anywhere else in the source, where it would be hidden.
     """
     source, mask = given["source"], given.get("source_mask")
     is_padding = source.new_zeros(source.shape, dtype=bool) if mask is None else mask == 0
     if bool(((source == model.pad_idx) & ~is_padding).any()):
-        raise ValueError(f"the source has {model.pad_idx}, the token that stands for padding")
+        raise UserError(f"the source has {model.pad_idx}, the token that stands for padding")
     return source.masked_fill(is_padding, model.pad_idx), given["target"]
 
 

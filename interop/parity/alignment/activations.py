@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import SequenceConfig
+from jaxllm.errors import UserError
 from jaxllm.interop.families import Table
 from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
@@ -226,7 +227,7 @@ class Alignment:
         What attention is given and returns is left out where the reference does not show it.
 
         Raises:
-            ValueError: an output is of another size than the model's.
+            UserError: an output is of another size than the model's.
         """
         order = {name: place for place, name in enumerate(outputs)}
         shown = [tap for tap in self.taps if tap.is_shown(outputs)]
@@ -256,9 +257,7 @@ def _split_fused(taps: Sequence[Tap], outputs: Mapping[str, np.ndarray]) -> dict
                 used[module] = start + shape[-1]
                 output = output[..., start : used[module]]
             if output.size != int(np.prod(shape)) or output.shape[-1] != shape[-1]:
-                raise ValueError(
-                    f"{name} of the reference is {output.shape}, the model has {shape}"
-                )
+                raise UserError(f"{name} of the reference is {output.shape}, the model has {shape}")
             parts[name] = output.reshape(shape)
     return parts
 

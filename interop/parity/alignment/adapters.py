@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jaxllm.errors import UserError
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.families.common.family import Json
 
@@ -25,7 +26,7 @@ class Calling(Protocol):
         """Its config file."""
 
     def family(self, module: Any) -> Family:
-        """The family whose checkpoints it reads. Raises ValueError if there is none."""
+        """The family whose checkpoints it reads. Raises UserError if there is none."""
 
     def head(self, module: Any) -> Any:
         """The module that makes the logits, if checkpoints may have another name for it."""
@@ -138,7 +139,7 @@ class _Plain:
         if hasattr(module, OWN):
             return getattr(module, OWN)[0]
         if not isinstance(getattr(module, "fields", None), dict):
-            raise ValueError(
+            raise UserError(
                 f"the reference is a {type(module).__name__}, which is neither of transformers "
                 "nor of a known family: give rules="
             )
@@ -185,10 +186,10 @@ _TRANSFORMERS, _PLAIN = _Transformers(), _Plain()
 
 
 def _known(model_type: Any) -> Family:
-    """The family of this name. Raises ValueError if there is none."""
+    """The family of this name. Raises UserError if there is none."""
     known = {family.model_type: family for family in FAMILIES if family.model_type is not None}
     if model_type not in known:
-        raise ValueError(
+        raise UserError(
             f"model_type={model_type!r} is not of a known family, only {', '.join(known)} are"
         )
     return known[model_type]

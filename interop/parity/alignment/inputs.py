@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from jaxllm.config import SequenceConfig
+from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel
 
 from .prompt import random_tokens, random_vectors, read_arrays
@@ -37,11 +38,11 @@ class Inputs:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Those of a file, as `prompt.read_arrays` says. Raises ValueError for what is none."""
+        """Those of a file, as `prompt.read_arrays` says. Raises UserError for what is none."""
         arrays, known = read_arrays(path), {field.name for field in dataclasses.fields(cls)}
         if "target" not in arrays or not arrays.keys() <= known:
             found = ", ".join(arrays) or "nothing"
-            raise ValueError(f"{path} has {found}, not target and of {', '.join(sorted(known))}")
+            raise UserError(f"{path} has {found}, not target and of {', '.join(sorted(known))}")
         return cls(**arrays)
 
     @property

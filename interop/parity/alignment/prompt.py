@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 # A wrong rotary frequency passes for right over the first few tokens.
@@ -40,14 +41,19 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
     """The first tokens of a text, which is repeated if it is too short; one row, BT.
 
     Raises:
-        ValueError: the text is empty.
-        CheckpointError: the folder has no tokenizer, and the vocabulary is too small for bytes.
+        UserError: the text is empty.
+        CheckpointError: the folder's tokenizer cannot be read, or it has none and the vocabulary
+            is too small for bytes.
     """
     tokenizer_file = folder / "tokenizer.json"
     if tokenizer_file.is_file():
         from tokenizers import Tokenizer
 
-        ids = Tokenizer.from_file(str(tokenizer_file)).encode(text).ids
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise CheckpointError(f"{tokenizer_file} is not a tokenizer: {error}") from error
+        ids = tokenizer.encode(text).ids
     elif vocab_size >= 256:
         ids = list(text.encode())
     else:
@@ -56,7 +62,7 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
             " bytes"
         )
     if not ids:
-        raise ValueError("the text has no tokens")
+        raise UserError("the text has no tokens")
     return np.resize(np.array(ids), (1, num_tokens))
 
 
@@ -68,12 +74,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises OSError for a file that is not there, ValueError for what is none.
     """
     if path.suffix not in _READERS:
-        raise ValueError(f"{path} is no .npy, .npz or .json")
+        raise UserError(f"{path} is no .npy, .npz or .json")
     content = BytesIO(path.read_bytes())
     try:
         return _READERS[path.suffix](content)
     except Exception as error:  # whatever NumPy and zipfile raise for what is cut or another kind
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_array(content: BytesIO) -> dict[str, np.ndarray]:
@@ -104,7 +110,7 @@ def _padded(name: str, rows: Any) -> dict[str, np.ndarray]:
     """Rows side by side, and if they are of several lengths the mask of what is no padding."""
     is_rows = isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)
     if not is_rows or not all(type(token) is int for row in rows for token in row):
-        raise ValueError(f"{name} is not a list of lists of integers")
+        raise UserError(f"{name} is not a list of lists of integers")
     lengths = np.array([len(row) for row in rows])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
     tokens = np.zeros(mask.shape, np.int32)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
@@ -39,7 +40,7 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
     """The output of each module of `model` that `paths` names, and its logits, in float32.
 
     Raises:
-        ValueError: the model has no such module.
+        UserError: the model has no such module.
     """
     return _lasts(_run(_opened(model), inputs, paths))
 
@@ -95,7 +96,7 @@ def _run(
     with jax.default_matmul_precision(PRECISION), _shown_outputs(model):
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
     if missing := [path for path in paths if not outputs[path]]:
-        raise ValueError(f"the model has no {', '.join(missing)}")
+        raise UserError(f"the model has no {', '.join(missing)}")
     return {**outputs, LOGITS: [shelf(_on_host(out.logits))]}
 
 

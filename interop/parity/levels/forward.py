@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import Alignment, derive, output_path
 from jaxllm.interop.parity.alignment.inputs import last_stack
 from jaxllm.interop.parity.alignment.router_flips import flips
@@ -57,7 +58,7 @@ def judge(
     """Runs our model, its layers one by one, and judges it by what the reference computed.
 
     Raises:
-        ValueError: the logits are of another size than the reference's, or the model lacks a step.
+        UserError: the logits are of another size than the reference's, or the model lacks a step.
     """
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
@@ -70,7 +71,7 @@ def judge(
         x.shape for x in (recording.real(LOGITS, ours[LOGITS]), recording.real(LOGITS))
     )
     if found != wanted:
-        raise ValueError(f"logits of the reference are {wanted}, ours {found}")
+        raise UserError(f"logits of the reference are {wanted}, ours {found}")
     taps = tuple(
         _judge_tap(path, ours, forced, recording, model) for path in theirs if path in ours
     )

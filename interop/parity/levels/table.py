@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
 from jaxllm.interop.parity.alignment.inputs import last_stack
 from jaxllm.models import Model
@@ -109,12 +110,12 @@ def levels_of(model: Model) -> tuple[str, ...]:
 def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
     """The levels that are asked for, by default all that are known.
 
-    Raises ValueError if none is asked for, or one that is not known.
+    Raises UserError if none is asked for, or one that is not known.
     """
     if levels is None:
         return known
     if not levels or not set(levels) <= set(known):
-        raise ValueError(f"levels={levels!r} are not of {', '.join(known)}")
+        raise UserError(f"levels={levels!r} are not of {', '.join(known)}")
     return levels
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.errors import UserError
+
 from .malloc import return_freed_memory
 
 SEGMENT = 2**28  # bytes of a file; each takes a file descriptor
@@ -27,10 +29,10 @@ def on_disk(folder: Path, segment: int = SEGMENT) -> Shelf:
     """A shelf of files in a folder, which the system reads and writes as memory gets scarce.
 
     They have no names, and are gone with the last of their arrays or with the process. Its arrays
-    are writable. Raises ValueError for what is no folder; the shelf, OSError if the disk is full.
+    are writable. Raises UserError for what is no folder; the shelf, OSError if the disk is full.
     """
     if not folder.is_dir():
-        raise ValueError(f"scratch={str(folder)!r} is not a folder")
+        raise UserError(f"scratch={str(folder)!r} is not a folder")
     return_freed_memory()
     room = np.empty(0, np.uint8)  # what is left of the last file
 

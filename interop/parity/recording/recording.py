@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import Alignment
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.router_flips import ROUTER
@@ -77,11 +78,11 @@ def record(
     Of what it computes a `sample` is kept on the shelf, or all.
 
     Raises:
-        ValueError: the reference has other modules or sizes than the alignment says.
+        UserError: the reference has other modules or sizes than the alignment says.
     """
     known = {name for name, _ in reference.named_modules()}
     if missing := [name for name in alignment.modules if name not in known]:
-        raise ValueError(f"the reference has no {', '.join(missing)}")
+        raise UserError(f"the reference has no {', '.join(missing)}")
     trace = partial(trace_reference, reference, inputs, alignment.names, shelf=shelf)
     aligned = partial(_aligned, alignment=alignment, shelf=shelf)
     outputs = trace()

@@ -22,9 +22,13 @@ DIFF = Diff(
     arrays=tuple(Array("parameter", f"layers.{i}.attn.q_proj.kernel", 1e-3) for i in range(12)),
 )
 
+SAME = Diff("runs/a", "runs/b", (), (), (6, 9), (), (3, 6), ())
+LOSS = Metric("loss", 4, 1.0, 1.5, 0.5, 3, 0.75)
+ARRAYS = tuple(Array("parameter", f"layers.{i}.scale", 1.0 / (i + 1)) for i in range(WORST + 2))
 
-def text_of(diff):
-    console = Console(width=80, record=True, file=io.StringIO())
+
+def text_of(diff, width=80):
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(render(diff))
     return console.export_text()
 
@@ -55,3 +59,25 @@ def test_the_headline_says_where_the_runs_diverge():
         arrays_alone, arrays=(), data=(Field("text.md5", "1", "2", is_free=False),)
     )
     assert headline(other_data) == "The runs use different data: text.md5."
+
+
+def test_runs_that_are_the_same_say_how_far_they_were_compared():
+    assert headline(SAME) == "The runs are the same up to step 6; checkpoints compared: 3, 6."
+    unsaved = dataclasses.replace(SAME, checkpoints=())
+    assert headline(unsaved).endswith("checkpoints compared: none.")
+    assert text_of(SAME).strip() == headline(SAME)
+
+
+def test_each_kind_of_difference_has_a_table():
+    fields = (Field("seed", 0, 1, False), Field("keep", 2, 9, True))
+    text = text_of(
+        dataclasses.replace(SAME, config=fields, metrics=(LOSS,), checkpoints=(3,), arrays=ARRAYS),
+        width=140,
+    )
+    [free] = [line for line in text.splitlines() if "none on any number" in line]
+    assert free.split()[:3] == ["keep", "2", "9"]
+    [loss] = [line for line in text.splitlines() if line.strip().startswith("loss")]
+    assert loss.split() == ["loss", "4", "1.0", "1.5", "5.0e-01", "3", "7.5e-01"]
+    assert f"step 3: {len(ARRAYS)} arrays differ" in text
+    assert f"layers.{WORST - 1}.scale" in text
+    assert f"layers.{WORST}.scale" not in text

@@ -14,7 +14,7 @@ from jaxllm.train import ConfigError, TrainConfig, step
 from jaxllm.train.config import to_dict
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.verify.equality import compare_variants
-from jaxllm.train.verify.variants import Variant, layouts, variants
+from jaxllm.train.verify.variants import Variant
 
 MIXED = Variant(mesh=(("fsdp", 2), ("tensor", 2)))
 IN_PARTS = Variant(accumulate=2)
@@ -110,24 +110,6 @@ def test_a_loss_that_is_not_a_number_is_wrong(config, monkeypatch):
     found = compare_variants(config, chosen=[IN_PARTS])
     assert not found.outcomes[0].ok
     json.dumps(found.to_json(), allow_nan=False)
-
-
-def test_every_layout_of_the_devices_is_tried(config):
-    dense = variants(config, 8)
-    meshes = {variant.mesh for variant in dense}
-    assert len(meshes - {()}) == 10  # 8 = 2 * 2 * 2 over three axes
-    assert (("data", 2), ("fsdp", 2), ("tensor", 2)) in meshes
-    names = [variant.name for variant in dense]
-    assert len(names) == len(set(names))
-    for change in ("remat dots", "remat full", "layers one by one", "accumulate 2"):
-        places = {name.removesuffix(f", {change}") for name in names if name.endswith(change)}
-        assert places == {"one device", "data=2 x fsdp=2 x tensor=2"}
-    assert set(layouts(["data", "expert"], 4)) == {
-        (("data", 4),),
-        (("expert", 4),),
-        (("data", 2), ("expert", 2)),
-    }
-    assert all(not variant.mesh for variant in variants(config, 1))
 
 
 def test_what_cannot_be_laid_out_is_refused_at_once(config):

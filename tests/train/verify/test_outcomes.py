@@ -1,29 +1,77 @@
-"""The verdict on every layout, in a sentence and as a table."""
+"""The verdict of a comparison of layouts: what is worst, and how it is said."""
 
 import io
+import json
+import math
 
 from rich.console import Console
 
 from jaxllm.train.verify.outcomes import GRADIENT, Difference, Equality, Outcome
 
+FINE = Difference("loss", "", 1e-8, 1e-8)
+CLOSE = Difference(GRADIENT, "embed.embedding", 0.5 * FINE.threshold, 1e-8)
+WRONG = Difference(GRADIENT, "final_norm.scale", 10 * FINE.threshold, 1e-8)
+WORSE = Difference("update", "final_norm.scale", 1000 * FINE.threshold, 1e-8)
 UP_PROJ = "layers.7.mlp.experts.up_proj.kernel"
-HONEST = Outcome("fsdp=4 x tensor=2", (Difference(GRADIENT, UP_PROJ, 3e-7, 1e-7),))
-WRONG = Outcome(
+LONG = Outcome("fsdp=4 x tensor=2", (Difference(GRADIENT, UP_PROJ, 3e-7, 1e-7),))
+LONG_WRONG = Outcome(
     "gradient accumulation of 4",
     (Difference("loss", "", 0.03, 1e-7), Difference(GRADIENT, UP_PROJ, 0.02, 1e-7)),
 )
 
 
-def test_the_summary_names_the_first_failure_and_its_gradient():
-    assert Equality((HONEST,)).summary == "1 variants compute what one device computes."
-    summary = Equality((HONEST, WRONG)).summary
-    assert "1 of 2 variants" in summary
-    assert f"{WRONG.variant}: its gradient of {UP_PROJ}" in summary
+def test_a_difference_is_judged_by_its_threshold():
+    assert FINE.ok
+    assert not WRONG.ok
+    assert WRONG.ratio > 1 > CLOSE.ratio > FINE.ratio
+    at_it = Difference("loss", "", FINE.threshold, FINE.floor)
+    assert at_it.ok
+    assert math.isclose(at_it.ratio, 1)
+
+
+def test_a_number_that_is_none_is_infinitely_wrong():
+    nan = Difference("loss", "", math.nan, 1e-8)
+    assert not nan.ok
+    assert nan.ratio == math.inf
+    assert nan.to_json()["measured"] is None
+
+
+def test_the_worst_is_a_gradient_if_one_is_wrong():
+    """What is wrong with a gradient is wrong with its update, which tells less."""
+    assert Outcome("a", (FINE, CLOSE)).worst is CLOSE
+    assert Outcome("a", (FINE, WORSE, WRONG)).worst is WRONG
+    assert Outcome("a", (FINE, WORSE, CLOSE)).worst is WORSE
+
+
+def test_the_first_variant_that_is_wrong_makes_the_verdict():
+    fine, wrong, worse = (
+        Outcome(name, (FINE, found))
+        for name, found in (("one", CLOSE), ("two", WRONG), ("three", WORSE))
+    )
+    assert Equality((fine,)).first is None
+    assert Equality((fine,)).summary == "1 variants compute what one device computes."
+    found = Equality((fine, wrong, worse))
+    assert found.first is wrong
+    assert found.summary.startswith("2 of 3 variants compute something else. The first is two:")
+    assert "gradient of final_norm.scale" in found.summary
+    data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [variant["ok"] for variant in data["variants"]] == [True, False, False]
+
+
+def test_the_table_marks_what_is_wrong():
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(Equality((Outcome("one", (CLOSE,)), Outcome("two", (WRONG,)))).table())
+    lines = capture.get().splitlines()
+    [one] = [line for line in lines if "✓ one" in line]
+    [two] = [line for line in lines if "✗ two" in line]
+    assert "embed.embedding" in one
+    assert "final_norm.scale" in two
 
 
 def test_the_table_shows_whole_names_in_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(Equality((HONEST, WRONG)).table())
+    console.print(Equality((LONG, LONG_WRONG)).table())
     text = console.export_text()
     assert "…" not in text
     for words in ("✓ fsdp=4", "✗ gradient", "3.0e-07", "2.0e-02", "9.5e-07"):

@@ -13,25 +13,26 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from .config import DecoderConfig
-from .generation import Sampling, generate
-from .interop import load_pretrained, save_pretrained
-from .interop.families.huggingface.llama import write_config
-from .interop.parity import Report, check_checkpoint
-from .interop.reference.transformers_models import (
+from jaxllm.config import DecoderConfig
+from jaxllm.errors import UserError
+from jaxllm.generation import Sampling, generate
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.parity import Report, check_checkpoint
+from jaxllm.interop.reference.transformers_models import (
     generate_greedily,
     open_exported,
     require_torch,
     save_random_llama,
 )
-from .models.decoder import Decoder
-from .params import count
-from .train import TrainConfig, make_mesh, train
-from .train.data.documents import DataConfig, load_corpus
-from .train.data.text import ByteTokenizer
-from .train.mesh import MeshConfig, use_virtual_devices
-from .train.metrics import read_metrics
-from .train.optimizers.adamw import OptimizerConfig
+from jaxllm.models.decoder import Decoder
+from jaxllm.params import count
+from jaxllm.train import TrainConfig, make_mesh, train
+from jaxllm.train.data.documents import DataConfig, load_corpus
+from jaxllm.train.data.tokenizers import ByteTokenizer
+from jaxllm.train.mesh import MeshConfig, use_virtual_devices
+from jaxllm.train.metrics import read_metrics
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 
 log = logging.getLogger("jaxllm")
 
@@ -76,10 +77,10 @@ def quickstart(folder: Path, steps: int) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an earlier quickstart made. Raises ValueError if there is anything else."""
+    """Removes what an earlier quickstart made. Raises UserError if there is anything else."""
     folder.mkdir(parents=True, exist_ok=True)
     if foreign := sorted({path.name for path in folder.iterdir()} - set(MADE)):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {', '.join(foreign)}, which no quickstart made: give another --output"
         )
     for path in folder.iterdir():

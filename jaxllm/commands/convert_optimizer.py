@@ -1,10 +1,11 @@
-"""A run that changes frameworks, on the command line: `jaxllm convert --with-optimizer`."""
+"""The options of `jaxllm convert` that take the optimizer's state along."""
 
 import argparse
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxllm.errors import UserError
 from jaxllm.interop import OptimizerExport, load_training_state
 from jaxllm.interop.formats import orbax
 from jaxllm.interop.optimizer_state import parameter_order
@@ -19,11 +20,11 @@ OF_OPTIMIZERS = ("config", "optimizer", "optimizer_format", "parameter_names")
 def is_into_run(arguments: argparse.Namespace) -> bool:
     """Whether a state of PyTorch's is to become a run.
 
-    Raises ValueError with every option of `convert` that does not fit the others.
+    Raises UserError with every option of `convert` that does not fit the others.
     """
     is_run = orbax.is_native(Path(arguments.source))
     if problems := list(_problems(arguments, is_run)):
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return arguments.with_optimizer and not is_run
 
 

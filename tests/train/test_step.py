@@ -1,4 +1,4 @@
-"""Training with dropout: other masks in each step and microbatch, none in evaluation."""
+"""One training step: dropout by step and microbatch, none in evaluation, positions that end."""
 
 import itertools
 

@@ -1,44 +1,80 @@
-"""The command that continues prompts."""
+"""The command `generate`: continues prompts with a model."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Add, count
+from jaxllm.errors import UserError
+
+from .options import AddCommand, add_dtype, add_json, count
 
 if TYPE_CHECKING:
-    from jaxllm.models.decoder import Decoder
-    from jaxllm.train.data.text import Tokenizer
+    from jaxllm.models import TokenModel
+    from jaxllm.train.data.tokenizers import Tokenizer
 
 
-def add_commands(add: Add) -> None:
-    """`generate`."""
-    generate = add("generate", _generate, "Continue prompts with a model.")
-    generate.add_argument("path", help="a checkpoint of any known family, or a run")
-    generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
-    generate.add_argument("--max-new-tokens", type=count, default=128, help="(%(default)s)")
+def add_commands(add: AddCommand) -> None:
+    """Adds this module's command to the command line."""
+    generate = add(
+        "generate",
+        _generate,
+        "Continue prompts with a model.",
+        'jaxllm generate runs/tiny --prompt "def " --temperature 0.8',
+    )
+    generate.add_argument("path", metavar="MODEL", help="a checkpoint of a known family, or a run")
     generate.add_argument(
-        "--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)"
+        "--prompt", action="append", required=True, metavar="TEXT", help="to continue; repeatable"
     )
     generate.add_argument(
+        "--max-new-tokens",
+        type=count,
+        default=128,
+        metavar="N",
+        help="at most (default: %(default)s)",
+    )
+    generate.add_argument(
+        "--beams", type=count, metavar="N", help="beam search instead of sampling"
+    )
+    add_dtype(generate)
+    generate.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a tokenizer.json, or its folder (default: the checkpoint's own, else bytes)",
+    )
+    add_json(generate, "each prompt, its text and its tokens")
+    _add_sampling(generate)
+
+
+def _add_sampling(generate: argparse.ArgumentParser) -> None:
+    sampling = generate.add_argument_group("sampling")
+    sampling.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the most probable token (default: %(default)s)",
+    )
+    sampling.add_argument(
+        "--top-k", type=count, metavar="K", help="sample from the K most probable tokens"
+    )
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the top tokens of total probability P"
+    )
+    sampling.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
-        help="above 1: tokens already in the text are less likely (%(default)s: none)",
+        metavar="X",
+        help="above 1, tokens already in the text become less probable (default: %(default)s)",
     )
-    generate.add_argument("--top-k", type=count)
-    generate.add_argument("--top-p", type=float)
-    generate.add_argument("--beams", type=count, help="search for the likeliest text instead")
-    generate.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    generate.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
-    generate.add_argument("--tokenizer", help="a tokenizer.json; default: the checkpoint's own")
-    generate.add_argument("--json", action="store_true", help="print prompts and tokens as JSON")
+    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     from jaxllm.generation import Sampling, beam_search, generate
     from jaxllm.interop import load_pretrained
+    from jaxllm.models import TokenModel
 
     penalty = arguments.repetition_penalty
     sampling = Sampling(
@@ -48,9 +84,11 @@ def _generate(arguments: argparse.Namespace) -> int:
         top_p=arguments.top_p,
     )
     model = load_pretrained(arguments.path, dtype=arguments.dtype)
+    if not isinstance(model, TokenModel):
+        raise UserError(f"{arguments.path} is a {type(model).__name__}, which has no tokens")
     tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
     if arguments.beams and sampling != Sampling(repetition_penalty=penalty):
-        raise ValueError("--beams does not sample: give no temperature, top-k or top-p")
+        raise UserError("--beams does not sample: give no temperature, top-k or top-p")
     prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
     limit, eos_ids = arguments.max_new_tokens, [tokenizer.eos_id]
     if arguments.beams:
@@ -75,27 +113,27 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(path: str, given: str | None, model: "Decoder") -> "Tokenizer":
+def _tokenizer(path: str, given: str | None, model: "TokenModel") -> "Tokenizer":
     """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
     from jaxllm.train.config import load_stored
     from jaxllm.train.data.documents import DataConfig
     from jaxllm.train.data.pairs import PairsConfig
-    from jaxllm.train.data.text import load_tokenizer
+    from jaxllm.train.data.tokenizers import load_tokenizer
 
     if given is None and (Path(path) / "config.yaml").is_file():
         data = load_stored(Path(path) / "config.yaml").data
         if not isinstance(data, DataConfig | PairsConfig):
-            raise ValueError(f"{path} was not trained on text, and has no tokenizer: {data}")
+            raise UserError(f"{path} was not trained on text, and has no tokenizer: {data}")
         return load_tokenizer(data.tokenizer, eos=data.eos)
     folders = [Path(path)] if model.origin is None else [Path(path), Path(model.origin.directory)]
     own = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
     tokenizer = load_tokenizer(given or own)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
         )
     if given is None and own is None and model.config.vocab_size != tokenizer.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{path} has no tokenizer.json, and its vocabulary of {model.config.vocab_size} tokens "
             "is not bytes: give --tokenizer"
         )

@@ -1,0 +1,118 @@
+"""The command `convert`: writes a checkpoint in another format."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .choices import FormatNames
+from .options import AddCommand, add_dtype, add_max_ram, add_rules, add_step, count
+
+
+def add_commands(add: AddCommand) -> None:
+    """Adds this module's command to the command line."""
+    convert = add(
+        "convert",
+        _convert,
+        "Write a checkpoint in another format.",
+        "jaxllm convert runs/tiny exported/llama --to hf",
+    )
+    convert.add_argument(
+        "source", metavar="SOURCE", help="a checkpoint of a known family, or a run"
+    )
+    convert.add_argument("destination", metavar="DESTINATION", help="a new folder")
+    convert.add_argument(
+        "--to", metavar="FORMAT", choices=FormatNames(), help="%(choices)s (default: hf)"
+    )
+    add_dtype(convert)
+    convert.add_argument(
+        "--model-parallel", type=count, metavar="N", help="number of shards, for --to meta"
+    )
+    add_step(convert)
+    add_max_ram(convert)
+    add_rules(convert)
+    _add_optimizer_options(convert)
+    convert.epilog = f"After an interruption the same command resumes.\n\n{convert.epilog}"
+
+
+def _add_optimizer_options(convert: argparse.ArgumentParser) -> None:
+    optimizer = convert.add_argument_group("the optimizer's state (docs/frameworks.md)")
+    optimizer.add_argument(
+        "--with-optimizer",
+        action="store_true",
+        help="convert the state of AdamW too: from a run to PyTorch, or from PyTorch into a run",
+    )
+    optimizer.add_argument(
+        "--config", metavar="YAML", help="into a run: its config, with init_from"
+    )
+    optimizer.add_argument(
+        "--optimizer",
+        metavar="PATH",
+        help="into a run: the optimizer's file or DCP folder (default: in SOURCE)",
+    )
+    forms = ("state_dict", "dcp")
+    optimizer.add_argument(
+        "--optimizer-format", choices=forms, help="from a run: what to write (default: state_dict)"
+    )
+    optimizer.add_argument(
+        "--parameter-names",
+        metavar="FILE",
+        help="the PyTorch model's parameter names in their order, one on each line (default: "
+        "as the family orders them)",
+    )
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop import convert
+    from jaxllm.interop.formats.byte_sizes import spell_size
+
+    from . import convert_optimizer
+
+    if convert_optimizer.is_into_run(arguments):
+        return convert_optimizer.into_run(arguments)
+    optimizer = convert_optimizer.optimizer_of(arguments) if arguments.with_optimizer else None
+    begun = time.perf_counter()
+    with _progress_bar(arguments.destination) as progress:
+        done = convert(
+            arguments.source,
+            arguments.destination,
+            to=arguments.to or "hf",
+            dtype=arguments.dtype,
+            model_parallel=arguments.model_parallel,
+            step=arguments.step,
+            max_ram=arguments.max_ram,
+            progress=progress,
+            rules=arguments.rules,
+            optimizer=optimizer,
+        )
+    seconds = time.perf_counter() - begun
+    kept = (
+        f", {spell_size(done.num_bytes_kept)} of them there already" if done.num_bytes_kept else ""
+    )
+    print(
+        f"{arguments.destination}: {done.spelling}, {spell_size(done.num_bytes)}{kept}, "
+        f"{seconds:.1f} s"
+    )
+    return 0
+
+
+@contextmanager
+def _progress_bar(purpose: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function to be told of bytes done and to be done; None where nobody looks."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(purpose, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,251 @@
+"""The command `parity`: compares with PyTorch, with a recording of it, or with one device."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .choices import LevelNames
+from .environment import join_processes, log_to_stderr, print_rich
+from .options import AddCommand, add_json, add_rules, count, read_text
+from .parser import CommandParser
+
+if TYPE_CHECKING:
+    from jaxllm.interop.parity import Report
+
+
+def add_commands(add: AddCommand) -> None:
+    """Adds this module's command and its subcommands to the command line."""
+    parity = add(
+        "parity",
+        _parity,
+        "Compare what PyTorch and jaxllm compute from a checkpoint.",
+        "jaxllm parity exported/llama --levels logits layers",
+    )
+    _add_parity_options(parity)
+    _add_record(parity)
+    _add_check(parity)
+    _add_mesh(parity)
+
+
+def _add_parity_options(parity: CommandParser) -> None:
+    parity.usage = "%(prog)s [options] CHECKPOINT\n       %(prog)s {record,check,mesh} ..."
+    parity.add_argument(
+        "path", metavar="CHECKPOINT", help="a folder of Hugging Face or of a source system"
+    )
+    levels = parity.add_argument("--levels", nargs="+", metavar="LEVEL")
+    levels.help = "of %(known)s (default: %(usual)s)"
+    vars(levels).update(known=LevelNames(), usual=LevelNames(by_default=True))
+    given = parity.add_mutually_exclusive_group()
+    _add_text(given)
+    given.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="rows to compare on: .npy, .json, or .npz of source and target",
+    )
+    _add_random_tokens(parity)
+    _add_output(parity)
+    parity.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        help="for a model larger than memory: an existing folder for its weights and activations",
+    )
+    add_json(parity, "the report")
+    add_rules(parity)
+
+
+def _add_record(parity: CommandParser) -> None:
+    record = parity.add_subcommand(
+        "record",
+        _record,
+        "Record what PyTorch computes, for a check without it.",
+        "jaxllm parity record exported/llama --output packs/llama",
+    )
+    record.add_argument("path", metavar="CHECKPOINT", help="as for `jaxllm parity`")
+    record.add_argument("--output", required=True, metavar="PACK", help="a new folder")
+    record.add_argument("--levels", nargs="+", metavar="LEVEL", help="(default: all)")
+    record.add_argument(
+        "--positions",
+        type=lambda text: None if text == "all" else count(text),
+        default=24,
+        metavar="N",
+        help="positions of each row to keep numbers of, or `all` (default: %(default)s)",
+    )
+    _add_text(record)
+    _add_random_tokens(record)
+    add_rules(record)
+
+
+def _add_check(parity: CommandParser) -> None:
+    check = parity.add_subcommand(
+        "check",
+        _check,
+        "Compare a checkpoint with a recording, on any mesh.",
+        "jaxllm parity check packs/llama runs/tiny --mesh fsdp=4 tensor=2",
+    )
+    check.add_argument("pack", metavar="PACK", help="a folder that `jaxllm parity record` wrote")
+    check.add_argument("path", metavar="CHECKPOINT", help="the same model, in any format")
+    check.add_argument(
+        "--mesh",
+        nargs="+",
+        type=_axis,
+        default=[],
+        metavar="AXIS=SIZE",
+        help="how to split the model over the devices (default: one device)",
+    )
+    check.add_argument(
+        "--levels", nargs="+", metavar="LEVEL", help="(default: all that were recorded)"
+    )
+    _add_output(check)
+    add_json(check, "the report")
+    add_rules(check)
+
+
+def _add_mesh(parity: CommandParser) -> None:
+    mesh = parity.add_subcommand(
+        "mesh",
+        _mesh,
+        "Compare a training step on every layout and on one device.",
+        "jaxllm parity mesh configs/tiny.yaml --batch-size 16",
+    )
+    mesh.set_defaults(takes_overrides=True)
+    mesh.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
+    add_json(mesh, "the differences")
+    mesh.epilog = f"Any field of the config is an option too.\n\n{mesh.epilog}"
+
+
+def _add_text(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--text", metavar="FILE", help="a text to compare on (default: random tokens)"
+    )
+
+
+def _add_random_tokens(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--num-tokens",
+        type=count,
+        default=384,
+        metavar="N",
+        help="tokens of each row (default: %(default)s)",
+    )
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the random tokens (default: %(default)s)",
+    )
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--output",
+        default="runs/parity",
+        metavar="FOLDER",
+        help="where to write parity.json and parity.html (default: %(default)s)",
+    )
+
+
+def _axis(text: str) -> tuple[str, int]:
+    """An axis of a mesh and its size, for argparse."""
+    name, _, size = text.partition("=")
+    return name, count(size)
+
+
+def _parity(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.parity import Inputs, check_checkpoint
+
+    text = None if arguments.text is None else read_text(arguments.text)
+    report = check_checkpoint(
+        arguments.path,
+        text=text,
+        tokens=None if arguments.tokens is None else Inputs.read(Path(arguments.tokens)),
+        num_tokens=arguments.num_tokens,
+        seed=arguments.seed,
+        levels=arguments.levels,
+        rules=arguments.rules,
+        scratch=arguments.scratch,
+    )
+    return _give(report, arguments)
+
+
+def _give(report: "Report", arguments: argparse.Namespace) -> int:
+    """Writes a report and prints it; the exit status that says whether all is well.
+
+    Of several processes, which have the same report, the first does so.
+    """
+    import jax
+
+    from jaxllm.interop.saving.multihost import agreed, leads
+
+    with agreed(jax.process_count() > 1):
+        if leads():
+            _show(report, arguments)
+    return 0 if report.ok else 1
+
+
+def _show(report: "Report", arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    report.write_html(folder / "parity.html")
+    if arguments.json:
+        print(json.dumps(report.to_json()))
+    else:
+        print_rich(report.table())
+        print(f"{folder}: parity.json, parity.html")
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.formats.byte_sizes import spell_size
+    from jaxllm.interop.parity.golden import record_checkpoint
+
+    text = None if arguments.text is None else read_text(arguments.text)
+    num_bytes = record_checkpoint(
+        arguments.path,
+        arguments.output,
+        positions=arguments.positions,
+        levels=arguments.levels,
+        text=text,
+        num_tokens=arguments.num_tokens,
+        seed=arguments.seed,
+        rules=arguments.rules,
+    )
+    print(f"{arguments.output}: {spell_size(num_bytes)}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    join_processes()
+    from jaxllm.interop.parity.golden import check_pack
+    from jaxllm.train import make_mesh
+
+    mesh = make_mesh(**dict(arguments.mesh)) if arguments.mesh else None
+    report = check_pack(
+        arguments.pack,
+        arguments.path,
+        mesh=mesh,
+        levels=arguments.levels,
+        rules=arguments.rules,
+    )
+    return _give(report, arguments)
+
+
+def _mesh(arguments: argparse.Namespace) -> int:
+    from jaxllm.train import load_config
+    from jaxllm.train.verify.equality import compare_variants
+
+    log_to_stderr()
+    config = load_config(arguments.config, arguments.overrides)
+    model = None
+    if config.init_from is not None:
+        from jaxllm.interop import load_pretrained
+
+        model = load_pretrained(config.init_from, dtype="float32")
+    equality = compare_variants(config, model)
+    if arguments.json:
+        print(json.dumps(equality.to_json()))
+    else:
+        print_rich(equality.table())
+        print(equality.summary)
+    return 0 if equality.first is None else 1

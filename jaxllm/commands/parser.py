@@ -1,0 +1,109 @@
+"""The argument parser of the commands: subcommands, near names for unknown ones, versions."""
+
+import argparse
+import difflib
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
+from typing import Any, NoReturn
+
+# Every command runs with the arguments given and returns its exit status.
+Run = Callable[[argparse.Namespace], int]
+
+VERSIONS_OF = ("jaxllm", "jax", "flax", "torch", "transformers")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, and explains an option beside its name."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that may have subcommands beside a purpose of its own.
+
+    If the first argument is the name of a subcommand, the subcommand parses the rest; otherwise
+    the arguments are the command's own. An unknown name is answered with the nearest known one.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=_Formatter, **options)
+        self.subcommands: dict[str, CommandParser] = {}
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,  # so that a command does not undo the option before it
+            help="print the traceback of an error",
+        )
+
+    def describe(self, run: Run, purpose: str, example: str) -> None:
+        """Sets what the command does, in code and in words, and an example for its help."""
+        self.description = purpose
+        self.epilog = f"example:\n  {example}"
+        self.set_defaults(run=run, parser=self, takes_overrides=False)
+
+    def add_subcommand(self, name: str, run: Run, purpose: str, example: str) -> "CommandParser":
+        """Adds a command that is called as the name of this one followed by `name`."""
+        if not self.subcommands:
+            title = "subcommands (give a checkpoint of the same name as ./NAME)"
+            self._listing = self.add_argument_group(title, "")
+        self._listing.description = f"{self._listing.description}{name:<10}{purpose}\n"
+        command = CommandParser(prog=f"{self.prog} {name}")
+        command.describe(run, purpose, example)
+        self.subcommands[name] = command
+        return command
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses the arguments, those of a subcommand if the first one names it."""
+        if args and self.subcommands:
+            if args[0] in self.subcommands:
+                return self.subcommands[args[0]].parse_known_args(args[1:], namespace)
+            is_path = os.sep in args[0] or os.path.exists(args[0])
+            if not is_path and (meant := nearest(args[0], self.subcommands)):
+                self.error(f"{args[0]!r} does not exist; did you mean '{self.prog} {meant}'?")
+        return super().parse_known_args(args, namespace)
+
+    def reject(self, unknown: Sequence[str]) -> NoReturn:
+        """Ends the process with status 2 because of arguments that the command does not have."""
+        known = list(self._option_string_actions)
+        options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        meant = [near for option in options if (near := nearest(option, known))]
+        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        meant = nearest(str(value), action.choices)
+        known = f"did you mean {meant!r}?" if meant else f"choose from {', '.join(action.choices)}"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {known}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is likely a misspelling of, or None."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+class ShowVersions(argparse.Action):
+    """The action of `--version`: prints versions, imports nothing and exits."""
+
+    def __init__(self, **options: Any):
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Prints one package on each line."""
+        for line in versions():
+            print(line)
+        parser.exit()
+
+
+def versions() -> Iterator[str]:
+    """Name and version of jaxllm, Python and those frameworks that are installed."""
+    for name in VERSIONS_OF:
+        try:
+            yield f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    yield f"python {platform.python_version()}"

@@ -1,0 +1,155 @@
+"""Commands about training runs: `quickstart`, `train`, `plan` and `diff`."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from .environment import join_processes, log_to_stderr, print_rich
+from .options import AddCommand, add_json, count
+
+OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-rate 1e-4."
+
+
+def add_commands(add: AddCommand) -> None:
+    """Adds this module's commands to the command line."""
+    _add_quickstart(add)
+    _add_train(add)
+    _add_plan(add)
+    _add_diff(add)
+
+
+def _add_quickstart(add: AddCommand) -> None:
+    quickstart = add(
+        "quickstart",
+        _quickstart,
+        "Import, train and export a small Llama, with proof.",
+        "jaxllm quickstart --steps 100",
+    )
+    quickstart.add_argument(
+        "--output",
+        default="runs/quickstart",
+        metavar="FOLDER",
+        help="folder to write to (default: %(default)s)",
+    )
+    quickstart.add_argument(
+        "--steps",
+        type=count,
+        default=400,
+        metavar="N",
+        help="training steps (default: %(default)s)",
+    )
+
+
+def _add_train(add: AddCommand) -> None:
+    train = add(
+        "train",
+        _train,
+        "Train the run that a YAML file describes.",
+        "jaxllm train configs/tiny.yaml --steps 30 --mesh.fsdp 4",
+    )
+    train.set_defaults(takes_overrides=True)
+    train.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="a YAML file, such as those in configs/"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint of the run"
+    )
+    train.epilog = f"{OVERRIDES}\n`jaxllm train CONFIG --help` lists them.\n\n{train.epilog}"
+
+
+def _add_plan(add: AddCommand) -> None:
+    plan = add(
+        "plan",
+        _plan,
+        "Print the parameters, operations and memory of a run.",
+        "jaxllm plan configs/tiny.yaml --plot schedule.png",
+    )
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
+    plan.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=_picture,
+        help="draw the learning-rate schedule into a .png, .pdf or .svg",
+    )
+    add_json(plan, "the figures")
+
+
+def _add_diff(add: AddCommand) -> None:
+    diff = add(
+        "diff",
+        _diff,
+        "Find the first step at which two runs differ, and in what.",
+        "jaxllm diff runs/tiny runs/other",
+    )
+    diff.add_argument("run_a", metavar="RUN_A", help="the folder of a run")
+    diff.add_argument("run_b", metavar="RUN_B", help="the folder of another run")
+    add_json(diff, "every difference")
+
+
+def _picture(text: str) -> str:
+    """The path of a picture, for argparse."""
+    if not text.lower().endswith((".png", ".pdf", ".svg")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a .png, .pdf or .svg")
+    return text
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from .quickstart import quickstart
+
+    log_to_stderr()
+    return 0 if quickstart(Path(arguments.output), arguments.steps) else 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.config is None:
+        if not {"-h", "--help"} & set(arguments.overrides):
+            arguments.parser.error("the following arguments are required: CONFIG")
+        arguments.parser.print_help()
+        return 0
+    join_processes()
+    import jax
+
+    from jaxllm.interop import load_pretrained
+    from jaxllm.train import load_config, make_mesh, train
+
+    log_to_stderr()
+    config = load_config(arguments.config, arguments.overrides)
+    model = None
+    if config.init_from is not None and not arguments.resume:
+        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        model = load_pretrained(config.init_from, mesh=mesh, dtype="float32")
+    result = train(config, model, resume=arguments.resume)
+    if jax.process_index() == 0:
+        if result.held_out_loss is not None:
+            print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
+        print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from jaxllm.train import load_config
+    from jaxllm.train.plan import plan
+    from jaxllm.train.plot import plot_schedule
+
+    config = load_config(arguments.config)
+    planned = plan(config)
+    if arguments.plot:
+        plot_schedule(config.optimizer, config.steps, arguments.plot)
+    if arguments.json:
+        print(json.dumps(planned._asdict()))
+    else:
+        print(planned)
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from jaxllm.train.verify.diff import diff_runs
+    from jaxllm.train.verify.diff_table import render
+
+    diff = diff_runs(arguments.run_a, arguments.run_b)
+    if arguments.json:
+        print(json.dumps(diff.to_json()))
+    else:
+        print_rich(render(diff))
+    return 0 if diff.same else 1

@@ -1,0 +1,31 @@
+"""`jaxllm inspect`, `verify` and `suggest`."""
+
+import json
+
+import yaml
+
+from jaxllm.cli import main
+from jaxllm.config import to_dict
+from jaxllm.interop import load_pretrained
+
+
+def test_suggest_prints_rules_to_paste(byte_model, tmp_path, capsys):
+    config = to_dict(load_pretrained(byte_model).config)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    weights = str(byte_model / "model.safetensors")
+    assert main(["suggest", weights, "--config", str(tmp_path / "model.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("rules = [\n    Rule(")
+    assert '"layers.{L}.attn.q_proj.kernel : D N H"' in out
+    assert main(["suggest", weights]) == 1
+    assert "so its config must be given" in capsys.readouterr().err
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert main(["suggest", weights, "--config", str(tmp_path / "list.yaml")]) == 2
+    assert "is not a file of fields" in capsys.readouterr().err
+    (tmp_path / "cut.yaml").write_text("embed_dim: [")
+    (tmp_path / "wrong.yaml").write_text("embed_dims: 4")
+    for name, said in (("cut", "while parsing"), ("wrong", "embed_dims")):
+        assert main(["suggest", weights, "--config", str(tmp_path / f"{name}.yaml")]) == 2
+        err = capsys.readouterr().err
+        assert f"{name}.yaml: " in err
+        assert said in err

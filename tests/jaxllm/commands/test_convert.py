@@ -1,0 +1,34 @@
+"""`jaxllm convert`."""
+
+import numpy as np
+
+from jaxllm.cli import main
+from jaxllm.interop import load_pretrained
+
+
+def test_convert_writes_what_loads_again(byte_model, tmp_path, capsys):
+    assert (
+        main(
+            [
+                "convert",
+                str(byte_model),
+                str(tmp_path / "meta"),
+                "--to",
+                "meta",
+                "--model-parallel",
+                "2",
+            ]
+        )
+        == 0
+    )
+    assert main(["convert", str(tmp_path / "meta"), str(tmp_path / "hf")]) == 0
+    assert (tmp_path / "hf" / "model.safetensors").stat().st_size == (
+        byte_model / "model.safetensors"
+    ).stat().st_size
+    a, b = (load_pretrained(folder) for folder in (byte_model, tmp_path / "hf"))
+    np.testing.assert_array_equal(
+        a.layers["0:3"].mlp.up_proj.kernel[...], b.layers["0:3"].mlp.up_proj.kernel[...]
+    )
+    capsys.readouterr()
+    assert main(["convert", str(byte_model), str(tmp_path / "hf")]) == 1
+    assert "exists and is not an empty folder" in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""Exit statuses and messages of failed commands."""
+
+import errno
+
+import pytest
+
+from jaxllm.commands.failures import INTERNAL, report
+from jaxllm.errors import MissingFileError, MissingPackageError, NonFiniteError, UserError
+from jaxllm.interop import CheckpointError
+from jaxllm.train import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("top_k=0"), 2),
+        (ConfigError("one\ntwo"), 2),
+        (MissingFileError("no such file"), 2),
+        (MissingPackageError("pip install it"), 2),
+        (CheckpointError(["a is missing", "b is unexpected"]), 1),
+        (NonFiniteError("step 3"), 1),
+    ],
+)
+def test_an_error_of_the_user_is_its_message_alone(error, status, capsys):
+    assert report(error, debug=False) == status
+    assert capsys.readouterr().err == "".join(f"jaxllm: {x}\n" for x in str(error).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "run.yaml"), "'run.yaml'"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "out of memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_bug(error, said, capsys):
+    assert report(error, debug=False) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, AssertionError, OSError])
+def test_any_other_error_is_a_bug(kind, capsys):
+    assert report(kind("x"), debug=True) == INTERNAL
+    assert f"jaxllm: internal error: {kind.__name__}: " in capsys.readouterr().err

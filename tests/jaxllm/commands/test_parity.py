@@ -1,0 +1,153 @@
+"""`jaxllm parity`, its levels and the rows that it is given."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import source_cases
+
+from jaxllm.cli import main
+
+
+def test_parity_judges_the_levels_it_is_given(byte_model, tmp_path, capsys):
+    command = ["parity", str(byte_model), "--json", "--output", str(tmp_path / "out"), "--levels"]
+    assert main([*command, "weights", "logits"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdicts"] == {"weights": True, "logits": True}
+    assert [tap["path"] for tap in report["taps"]] == ["lm_head"]
+    assert report["weights"]
+    assert not any(report[level] for level in ("config", "gradients", "step", "curve", "generate"))
+    assert json.loads((tmp_path / "out" / "parity.json").read_text()) == report
+
+
+def test_levels_that_parity_does_not_have_are_refused(byte_model, tmp_path, capsys):
+    command = ["parity", str(byte_model), "--output", str(tmp_path / "out"), "--levels"]
+    assert main([*command, "logits", "layer", "weight"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "'logits', 'layer', 'weight'" in line
+    assert "weights, config, logits, layers, gradients, step, curve, generate" in line
+    assert not (tmp_path / "out").exists()
+
+
+ROWS = np.random.default_rng(0).integers(0, 80, (2, 24))
+
+
+VECTORS = np.random.default_rng(1).standard_normal((2, 20, 5), np.float32)
+
+
+LENGTHS = np.array([[24], [10]])
+
+
+def save(file: Path, rows: object) -> str:
+    """Writes rows, or arrays by name, or what is in a file that is none of its kind; its path."""
+    if isinstance(rows, bytes):
+        file.write_bytes(rows)
+    elif file.suffix == ".npy":
+        np.save(file, rows)
+    elif file.suffix == ".npz":
+        np.savez(file, **rows)
+    else:
+        file.write_text(json.dumps(rows))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory) -> Path:
+    """A folder of an encoder-decoder, which takes a mask of its source."""
+    folder = tmp_path_factory.mktemp("translator")
+    source_cases.write("nima-transformer", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory) -> Path:
+    """A folder of a model over vectors."""
+    folder = tmp_path_factory.mktemp("forecaster")
+    source_cases.write("components-autoregressive", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "rows", "compared"),
+    [
+        ("byte_model", "rows.npy", ROWS, (2, 24, 48)),
+        ("byte_model", "rows.json", [[5, 6, 7, 8, 9], [1, 2]], (2, 5, 7)),
+        (
+            *("byte_model", "rows.npz"),
+            *({"target": ROWS, "target_mask": np.arange(24) < LENGTHS}, (2, 24, 34)),
+        ),
+        ("translator", "rows.npz", {"source": ROWS + 4, "target": ROWS[:, 1:]}, (2, 23, 46)),
+        ("translator", "rows.json", {"source": [[9, 8], [7]], "target": [[5], [6]]}, (2, 1, 2)),
+        ("forecaster", "rows.npy", VECTORS, (2, 20, 40)),
+    ],
+)
+def test_parity_is_of_the_rows_of_a_file(model, name, rows, compared, request, tmp_path, capsys):
+    folder, tokens = request.getfixturevalue(model), save(tmp_path / name, rows)
+    command = ["parity", str(folder), "--tokens", tokens, "--levels", "logits", "--json"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["batch_size"], report["length"], report["tokens"]) == compared
+    assert report["seed"] is None
+    assert report["verdicts"] == {"logits": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "rows", "said"),
+    [
+        ("byte_model", "none/rows.npy", None, "No such file"),
+        ("byte_model", "rows.txt", b"1 2 3", "rows.txt is no .npy, .npz or .json"),
+        ("byte_model", "rows.npy", b"1 2 3", "rows.npy: EOF: reading magic string"),
+        ("byte_model", "rows.npy", np.array([{}]), "rows.npy: Object arrays cannot be loaded"),
+        ("byte_model", "rows.npz", b"1 2 3", "rows.npz: File is not a zip file"),
+        ("byte_model", "rows.npz", {"tokens": ROWS}, "rows.npz has tokens, not target and of"),
+        ("byte_model", "rows.npz", {}, "rows.npz has nothing, not target"),
+        ("byte_model", "rows.json", b"[[1, 2", "rows.json: Expecting"),
+        (
+            "byte_model",
+            "rows.json",
+            [[1.5]],
+            "rows.json: target is not a list of lists of integers",
+        ),
+        ("byte_model", "rows.json", [[1 << 40]], "rows.json: Python integer 1099511627776 out of"),
+        ("byte_model", "rows.json", [[]], "target are int32(1, 0), not integers (B, T)"),
+        ("byte_model", "rows.npy", np.float32(3), "target are float32(), not integers (B, T)"),
+        ("byte_model", "rows.npy", 200 + ROWS, "are not in the vocabulary of 256"),
+        (
+            *("byte_model", "rows.npz", {"source": ROWS, "target": ROWS}),
+            "source is not what the model is given",
+        ),
+        (
+            *("byte_model", "rows.npz", {"target": ROWS, "target_mask": ROWS[:1]}),
+            "target_mask is (1, 24), target (2, 24)",
+        ),
+        ("translator", "rows.npy", ROWS, "source is missing"),
+        (
+            *("translator", "rows.npz", {"source": ROWS[:1], "target": ROWS}),
+            "1 rows of source, 2 of target",
+        ),
+        (
+            *("forecaster", "rows.npy", np.concatenate([VECTORS] * 9, 1)),
+            "target are 180 long, and positions end at 160",
+        ),
+        (
+            *("forecaster", "rows.npy", VECTORS.astype(float)),
+            "target are float64(2, 20, 5), not float32 (B, T, 5)",
+        ),
+        (
+            *("forecaster", "rows.npz", {"target": VECTORS, "wanted": VECTORS[:, :1]}),
+            "wanted are float32(2, 1, 5), not float32(2, 20, 5)",
+        ),
+    ],
+)
+def test_a_file_of_tokens_that_will_not_do_is_one_line(
+    model, name, rows, said, request, tmp_path, capsys
+):
+    folder = request.getfixturevalue(model)
+    tokens = str(tmp_path / name) if rows is None else save(tmp_path / name, rows)
+    command = ["parity", str(folder), "--tokens", tokens, "--levels", "logits"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("jaxllm: ")
+    assert said in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,109 @@
+"""The argument parser: subcommands, near names, help and versions."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from importlib import metadata
+
+import pytest
+
+from jaxllm.cli import main, make_parser
+from jaxllm.commands.parser import CommandParser, nearest, versions
+
+
+def commands(parser: CommandParser) -> Iterator[CommandParser]:
+    """Every command below a parser, subcommands included."""
+    of_argparse = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    below = [command for action in of_argparse for command in action.choices.values()]
+    for command in [*below, *parser.subcommands.values()]:
+        yield command
+        yield from commands(command)
+
+
+COMMANDS = {command.prog: command for command in commands(make_parser())}
+
+
+def refused(*command: str, capsys) -> str:
+    """What the command line says of wrong usage."""
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_command_is_here():
+    names = {"quickstart", "train", "plan", "diff", "generate", "convert", "inspect", "verify"}
+    names |= {"suggest", "parity", "parity record", "parity check", "parity mesh"}
+    assert set(COMMANDS) == {f"jaxllm {name}" for name in names}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option_within_80_columns(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[name]
+    assert command.description.endswith(".")
+    assert all(action.help for action in command._actions), "an option without a word"
+    assert max(map(len, command.format_help().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_is_right(name):
+    example = COMMANDS[name].format_help().rpartition("example:\n")[2].strip()
+    assert example.startswith(f"{name} ")
+    arguments, rest = make_parser().parse_known_args(shlex.split(example)[1:])
+    assert arguments.parser.prog == name
+    assert not rest or arguments.takes_overrides
+
+
+def test_the_first_argument_names_a_subcommand_and_anything_else_is_the_commands_own():
+    def parse(*arguments: str) -> argparse.Namespace:
+        return make_parser().parse_args(["parity", *arguments])
+
+    assert parse("mesh", "run.yaml").config == "run.yaml"
+    assert parse("./mesh").path == "./mesh"
+    assert parse("--levels", "logits", "--json", "mesh/").path == "mesh/"
+    assert parse("--json", "mesh").path == "mesh"
+    assert parse("mesh", "run.yaml").run is not parse("./mesh").run
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        (["covnert", "a", "b"], "did you mean 'convert'?"),
+        (["parity", "chekc", "pack", "model"], "did you mean 'jaxllm parity check'?"),
+        (["convert", "a", "b", "--to", "mta"], "did you mean 'meta'?"),
+        (["convert", "a", "b", "--optimizer-format", "x"], "choose from state_dict, dcp"),
+        (["generate", "a", "--prompt", "b", "--temprature=1"], "did you mean --temperature?"),
+        (["parity", "check", "a", "b", "--msh"], "did you mean --mesh?"),
+        (["inspect", "a", "b"], "unrecognized arguments: b"),
+        (["sing"], "choose from quickstart, train"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(command, meant, capsys):
+    assert meant in refused(*command, capsys=capsys)
+
+
+def test_a_folder_named_like_a_subcommand_is_not_corrected(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meshes").mkdir()
+    assert main(["parity", "meshes"]) == 1
+    assert "meshes has no config.json" in capsys.readouterr().err
+
+
+def test_the_nearest_name_is_near():
+    assert nearest("metta", ["hf", "meta", "native"]) == "meta"
+    assert nearest("gguf", ["hf", "meta", "native"]) is None
+
+
+def test_versions_are_those_installed(monkeypatch):
+    lines = dict(line.split() for line in versions())
+    assert list(lines) == ["jaxllm", "jax", "flax", "torch", "transformers", "python"]
+    assert lines["jax"] == metadata.version("jax")
+
+    def version(name: str) -> str:
+        if name in ("torch", "transformers"):
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert [line.split()[0] for line in versions()] == ["jaxllm", "jax", "flax", "python"]

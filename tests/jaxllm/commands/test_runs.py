@@ -1,0 +1,87 @@
+"""`jaxllm train`, `plan` and `diff`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxllm.cli import main
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_misspelt_key_names_the_nearest(tmp_path, capsys):
+    text = (ROOT / "configs" / "tiny.yaml").read_text()
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text.replace("learning_rate", "learning_rat").replace("seq_len", "seqlen"))
+    assert main(["train", str(bad)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        f"jaxllm: {bad}: unknown field 'optimizer.learning_rat'; did you mean 'learning_rate'?"
+        in lines
+    )
+    assert f"jaxllm: {bad}: unknown field 'seqlen'; did you mean 'seq_len'?" in lines
+
+
+def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
+    """A run through the command line, from a checkpoint, that goes on and is exported."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    (tmp_path / "run.yaml").write_text(
+        f"output: {tmp_path}/run\nsteps: 4\nbatch_size: 8\nseq_len: 32\ninit_from: {byte_model}\n"
+        f"data:\n  text: [{tmp_path}/text.txt]\n  held_out: 0.2\nmesh: {{fsdp: 4, tensor: 2}}\n"
+    )
+    config = str(tmp_path / "run.yaml")
+    assert main(["train", config, "--save-every", "2"]) == 0
+    out = capsys.readouterr()
+    assert "held-out loss" in out.out
+    assert main(["train", config]) == 2
+    assert "holds a run of 4 steps: --resume continues it" in capsys.readouterr().err
+    assert main(["train", config, "--resume", "--optimizer.learning-rate", "1.0"]) == 2
+    assert "optimizer.learning_rate: 0.0003 in the checkpoint, 1.0 now" in capsys.readouterr().err
+    assert main(["train", config, "--resume"]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    assert (
+        main(["generate", str(tmp_path / "run"), "--prompt", "the ", "--max-new-tokens", "4"]) == 0
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected fields, as in configs/tiny.yaml, found None"),
+        ("- 1", "found [1]"),
+        ("steps: 2\nsteps: 3", "'steps' occurs more than once"),
+        ("optimizer: {b1: 0.9, b1: 0.8}", "'b1' occurs more than once"),
+        ("a: [", "while parsing"),
+    ],
+)
+def test_yaml_that_is_no_run_is_refused(text, message, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["train", str(tmp_path / "run.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_resume_without_a_run_leaves_nothing_behind(tmp_path, capsys):
+    arguments = [str(ROOT / "configs" / "tiny.yaml"), "--output", str(tmp_path / "run"), "--resume"]
+    assert main(["train", *arguments, "--mesh.data", "8"]) == 2
+    assert "holds no checkpoint to resume from" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_says_what_a_run_takes(tmp_path, capsys):
+    config = str(ROOT / "configs" / "tiny.yaml")
+    assert main(["plan", config, "--plot", str(tmp_path / "schedule.png")]) == 0
+    out = capsys.readouterr().out
+    assert "parameters        " in out
+    assert "compute-optimal" in out
+    assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plan", config, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 60 * 16 * 128
+    with pytest.raises(SystemExit):
+        main(["plan", config, "--plot", "schedule.doc"])
+    assert "'schedule.doc' is not a .png, .pdf or .svg" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err

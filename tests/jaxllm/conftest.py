@@ -1,0 +1,16 @@
+"""Checkpoints for the tests of commands."""
+
+from pathlib import Path
+
+import pytest
+from tiny import random_model
+
+from jaxllm.interop import save_pretrained
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory) -> Path:
+    """A Hugging Face folder of a model over bytes."""
+    folder = tmp_path_factory.mktemp("bytes") / "llama"
+    save_pretrained(random_model(vocab_size=256, head_dim=8), folder)
+    return folder

@@ -1,0 +1,171 @@
+"""The command line as a whole: usage, exit statuses, and what it imports."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from jaxllm import interop
+from jaxllm.cli import main
+from jaxllm.commands import failures
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jaxllm", *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("options", [["--help"], ["--version"], ["parity", "record", "--help"]])
+def test_what_only_prints_imports_nothing_heavy(options):
+    script = (
+        "import sys\n"
+        "from jaxllm.cli import main\n"
+        f"try: main({options})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'torch', 'transformers', 'orbax', 'flax', 'numpy', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_lists_commands_and_exit_statuses(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    for command in ("quickstart", "train", "generate", "convert", "parity"):
+        assert f"\n    {command}" in out
+    for status in (0, 1, failures.WRONG_USE, failures.INTERNAL, 130, 141):
+        assert f"\n  {status} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["generate", "nowhere", "--prompt", "x"], 1, "nowhere is not a folder"),
+        (
+            ["generate", "MODEL", "--prompt", "x", "--dtype", "int8"],
+            2,
+            "dtype='int8' is not one of float32",
+        ),
+        (["generate", "MODEL", "--prompt", "x", "--top-k", "4"], 2, "need a temperature above 0"),
+        (
+            ["generate", "MODEL", "--prompt", "x", "--repetition-penalty", "0"],
+            2,
+            "repetition_penalty=0.0 is not a number above 0",
+        ),
+        (["generate", "MODEL", "--prompt", ""], 2, "prompt 0 is empty"),
+        (["convert", "MODEL", "OUT", "--model-parallel", "2"], 1, "is for format 'meta', not 'hf'"),
+        (
+            ["convert", "MODEL", "OUT", "--to", "meta", "--model-parallel", "3"],
+            1,
+            "3 model-parallel shards",
+        ),
+        (["train", "nowhere.yaml"], 2, "nowhere.yaml: No such file"),
+        (["parity", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_a_status(
+    arguments, status, message, byte_model, tmp_path, capsys
+):
+    places = {"MODEL": str(byte_model), "OUT": str(tmp_path / "out")}
+    assert main([places.get(argument, argument) for argument in arguments]) == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["generate"], ["generate", "x", "--max-new-tokens", "0"]]
+)
+def test_bad_usage_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: jaxllm" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: jaxllm")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """A bug in `jaxllm inspect`; traces of it are kept below `tmp_path`."""
+
+    def inspect(path: str, rules: str | None) -> None:
+        raise ValueError("axes do not match")
+
+    monkeypatch.setattr(interop, "inspect", inspect)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def test_a_bug_is_not_blamed_on_the_user(broken, tmp_path, capsys):
+    assert main(["inspect", "folder"]) == failures.INTERNAL
+    err = capsys.readouterr().err
+    assert err.startswith("jaxllm: internal error: ValueError: axes do not match\n")
+    assert "this is a bug; rerun with --debug" in err
+    assert "Traceback" not in err
+    [kept] = tmp_path.glob("jaxllm-*.traceback")
+    assert str(kept) in err
+    assert kept.read_text().splitlines()[-1] == "ValueError: axes do not match"
+
+
+@pytest.mark.parametrize("command", [["--debug", "inspect", "x"], ["inspect", "x", "--debug"]])
+def test_debug_shows_the_traceback_of_a_bug(broken, command, tmp_path, capsys):
+    assert main(command) == failures.INTERNAL
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "in inspect" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["--debug", "inspect", "x"], ["inspect", "x", "--debug"]])
+def test_debug_shows_where_a_user_error_was_raised(command, capsys):
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "jaxllm: x is not a folder"
+
+
+def test_ctrl_c_is_one_line_and_a_status(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    command = [sys.executable, "-m", "jaxllm", "plan", str(tmp_path / "run.yaml")]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        (tmp_path / "run.yaml").open("w"),  # which waits until the command reads it
+    ):
+        process.send_signal(signal.SIGINT)
+        err = process.communicate()[1]
+    assert err == "jaxllm: interrupted\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    "options", [["--version"], ["inspect", "MODEL"], ["inspect", "MODEL", "--json"]]
+)
+def test_a_closed_pipe_is_no_error(options, byte_model):
+    read, write = os.pipe()
+    os.close(read)
+    options = [str(byte_model) if option == "MODEL" else option for option in options]
+    command = [sys.executable, "-m", "jaxllm", *options]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == failures.CLOSED_PIPE

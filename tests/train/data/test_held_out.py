@@ -1,0 +1,17 @@
+"""What is held out depends on its content alone."""
+
+import pytest
+
+from jaxllm.train.data.held_out import held_out_of
+
+
+@pytest.mark.parametrize(
+    ("fraction", "least", "most"), [(0.0, 0, 0), (0.1, 60, 140), (0.9, 850, 950)]
+)
+def test_a_share_is_held_out_and_copies_stay_together(fraction, least, most):
+    contents = [b"%d" % (i % 1000) for i in range(2000)]
+    held = held_out_of(contents, fraction)
+    assert held[:1000] == held[1000:]
+    assert least <= sum(held[:1000]) <= most
+    assert held_out_of(contents[::-1], fraction) == held[::-1]
+    assert sum(held_out_of([b"a", b"b"], fraction)) == (fraction > 0)

@@ -1,0 +1,120 @@
+"""Tokenizers: bytes, and files of Hugging Face."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from jaxllm.train.data.tokenizers import (
+    ByteTokenizer,
+    FileTokenizer,
+    load_tokenizer,
+)
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat and the hat"] * 9, trainer)
+    tokenizer.enable_truncation(8)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def in_new_folder(tokenizer_json: Path, folder: Path, **files: dict) -> Path:
+    path = folder / "tokenizer.json"
+    path.write_text(tokenizer_json.read_text())
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+@given(TEXT)
+def test_bytes_decode_to_the_text_they_encode(text):
+    ids = ByteTokenizer().encode(text)
+    assert ByteTokenizer().decode(ids) == text
+    assert all(0 < token < 256 for token in ids)
+
+
+def test_bytes_that_are_not_utf8_still_decode():
+    assert ByteTokenizer().decode([104, 255, 105]) == "h\N{REPLACEMENT CHARACTER}i"
+
+
+def test_arrays_of_any_integer_decode_like_lists(tokenizer_json):
+    for tokenizer in (ByteTokenizer(), FileTokenizer(tokenizer_json, eos="<|end|>")):
+        ids = tokenizer.encode("the cat")
+        for dtype in (np.uint16, np.int32, np.int64):
+            assert tokenizer.decode(np.array(ids, dtype)) == "the cat"
+
+
+def test_nul_is_refused_where_it_would_end_a_document():
+    with pytest.raises(ValueError, match=r"character 3 of the document 'abc\\x00d' is NUL"):
+        ByteTokenizer().encode("abc\0d")
+
+
+@given(TEXT)
+def test_file_tokenizer_round_trip(tokenizer_json, text):
+    tokenizer = FileTokenizer(tokenizer_json, eos="<|end|>")
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(token < tokenizer.vocab_size for token in ids)
+
+
+def test_a_special_token_spelled_in_a_text_does_not_end_it(tokenizer_json):
+    tokenizer = FileTokenizer(tokenizer_json, eos="<|end|>")
+    assert tokenizer.eos_id == 1
+    assert 1 not in tokenizer.encode("one <|end|> two")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"eos_token": "<|end|>"}},
+        {"tokenizer_config": {"eos_token": {"content": "<|end|>", "special": True}}},
+        {"tokenizer_config": {}, "generation_config": {"eos_token_id": 1}},
+        {"generation_config": {"eos_token_id": [1, 0]}},
+    ],
+)
+def test_eos_is_found_in_the_folder(tokenizer_json, tmp_path, files):
+    in_new_folder(tokenizer_json, tmp_path, **files)
+    assert load_tokenizer(tmp_path).eos_id == 1
+
+
+def test_eos_that_nothing_names_is_an_error_that_lists_the_choices(tokenizer_json):
+    with pytest.raises(ValueError, match=r"names no eos_token; .* \['<pad>', '<\|end\|>'\]"):
+        load_tokenizer(tokenizer_json)
+    with pytest.raises(ValueError, match=r"no token '</s>'; its special tokens are \['<pad>'"):
+        load_tokenizer(tokenizer_json, eos="</s>")
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_tokenizer(tmp_path / "missing")
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_without_a_path_tokens_are_bytes():
+    assert load_tokenizer(None).vocab_size == 256
+
+
+def test_vocab_size_covers_every_id_of_a_vocabulary_with_gaps(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 9, "<end>": 5}, unk_token="a"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path, eos="<end>").vocab_size == 10

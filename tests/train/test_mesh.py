@@ -1,0 +1,34 @@
+"""The mesh: every axis, as many devices as there are, and errors that say what to do."""
+
+import pytest
+
+from jaxllm.errors import UserError
+from jaxllm.train.mesh import MeshConfig, make_mesh
+
+
+def test_axes_that_are_not_named_have_size_1():
+    assert dict(make_mesh(fsdp=4, tensor=2).shape) == {
+        "data": 1,
+        "fsdp": 4,
+        "tensor": 2,
+        "expert": 1,
+    }
+
+
+def test_a_mesh_over_other_devices_than_there_are_says_how_many():
+    with pytest.raises(UserError, match=r"fsdp=3 needs 3 devices, but there are 8") as error:
+        make_mesh(fsdp=3)
+    assert "JAX_NUM_CPU_DEVICES=3" in str(error.value)
+    with pytest.raises(UserError, match="one device needs 1 devices, but there are 8"):
+        make_mesh()
+
+
+def test_an_unknown_axis_is_named_with_those_known():
+    with pytest.raises(UserError, match="unknown mesh axis pipeline; known are data, fsdp"):
+        make_mesh(pipeline=8)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_an_axis_has_at_least_one_device(size):
+    with pytest.raises(ValueError, match=f"mesh.tensor={size} is less than 1"):
+        MeshConfig(tensor=size)

@@ -1,0 +1,65 @@
+"""The arrays of a checkpoint, read one by one and layer by layer."""
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+from tiny import TINY
+
+from jaxllm.errors import UserError
+from jaxllm.params import layers_of, named_parameters
+from jaxllm.saved_step import steps_of
+from jaxllm.train import TrainConfig
+from jaxllm.train.checkpoint import open_checkpoints
+from jaxllm.train.stored import (
+    FIRST_MOMENT,
+    PARAMETER,
+    SECOND_MOMENT,
+    about,
+    open_arrays,
+    open_step,
+)
+
+RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)
+
+
+@pytest.fixture(scope="module")
+def step(saved_model, state, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with open_checkpoints(folder / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(state, RUN, saved_model, {"train_tokens": "ab"})
+    return steps_of(folder)[3]
+
+
+def test_parameters_are_read_as_they_were_saved(step, saved_model):
+    found = open_arrays(step, "model")
+    expected = named_parameters(saved_model)
+    assert set(found) == {(PARAMETER, name) for name in expected}
+    for (_, name), array in found.items():
+        value = np.asarray(expected[name].get_value())
+        assert (array.shape, array.dtype) == (value.shape, value.dtype)
+        np.testing.assert_array_equal(array.read(), value)
+        box = [(size // 2, size) for size in array.shape]
+        np.testing.assert_array_equal(array.read(box), value[tuple(slice(*b) for b in box)])
+
+
+def test_each_parameter_has_its_moments_layer_by_layer(step, saved_model, state):
+    found = open_step(step)
+    names = {own for name in named_parameters(saved_model) for own, _ in layers_of(name)}
+    for what in (PARAMETER, FIRST_MOMENT, SECOND_MOMENT):
+        assert {name for kind, name in found if kind == what} == names
+    assert "layers.1.attn.q_proj.kernel" in names
+    moments = {np.asarray(x).tobytes() for x in jax.tree.leaves(state.optimizer)}
+    assert found[FIRST_MOMENT, "embed.embedding"].read().tobytes() in moments
+    assert found[SECOND_MOMENT, "embed.embedding"].read().tobytes() in moments
+    kernel = named_parameters(saved_model)["layers.0:3.attn.q_proj.kernel"].get_value()
+    for layer in range(TINY.num_layers):
+        stored = found[PARAMETER, f"layers.{layer}.attn.q_proj.kernel"].read()
+        np.testing.assert_array_equal(stored, kernel[layer])
+
+
+def test_a_checkpoint_says_what_it_is_of(step, tmp_path):
+    assert about(step)["data"] == {"train_tokens": "ab"}
+    ocp.save_checkpointables(tmp_path / "other", {"model": {"x": np.ones(3)}})
+    with pytest.raises(UserError, match="other is a checkpoint that jaxllm did not write"):
+        about(tmp_path / "other")

@@ -1,0 +1,70 @@
+"""Equivalent evaluations of a step: shuffled widths come back, and roundings differ a little."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny import TINY
+
+from jaxllm.models import build_abstract
+from jaxllm.params import layers_of, named_parameters
+from jaxllm.train.verify.noise import Shuffle
+
+
+def weights_of(config) -> dict[str, np.ndarray]:
+    """Random weights, the layers of a stack one by one."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, variable in named_parameters(build_abstract(config)).items():
+        for own, layer in layers_of(name):
+            shape = variable.get_value().shape
+            arrays[own] = rng.standard_normal(shape if layer is None else shape[1:])
+    return arrays
+
+
+def undone(shuffle: Shuffle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    @dataclasses.dataclass(frozen=True)
+    class Step:
+        """The part of a step that a shuffle sees."""
+
+        gradient: dict
+
+        def _asdict(self):
+            return {"gradient": self.gradient}
+
+        def _replace(self, **changes):
+            return dataclasses.replace(self, **changes)
+
+    return shuffle.undone(Step(arrays)).gradient
+
+
+def test_a_shuffle_moves_numbers_and_is_undone():
+    weights = weights_of(TINY)
+    shuffle = Shuffle(TINY, np.random.default_rng(1))
+    shuffled = shuffle.done(weights)
+    assert shuffled.keys() == weights.keys()
+    for name, x in weights.items():
+        assert not np.array_equal(shuffled[name], x), name
+        np.testing.assert_array_equal(np.sort(shuffled[name], None), np.sort(x, None))
+    for name, x in undone(shuffle, shuffled).items():
+        np.testing.assert_array_equal(x, weights[name])
+
+
+def test_the_widths_of_one_letter_move_alike():
+    """Else it would be another model: an MLP's hidden width leaves one matrix for the next."""
+    weights = weights_of(TINY)
+    shuffled = Shuffle(TINY, np.random.default_rng(1)).done(weights)
+    products = [
+        w["layers.0.mlp.up_proj.kernel"] @ w["layers.0.mlp.down_proj.kernel"]
+        for w in (weights, shuffled)
+    ]
+    np.testing.assert_allclose(np.sort(products[0], None), np.sort(products[1], None), atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
+def test_the_places_of_a_sinusoidal_vector_stay(positions):
+    config = dataclasses.replace(TINY, positions=positions)
+    weights = weights_of(config)
+    shuffled = Shuffle(config, np.random.default_rng(1)).done(weights)
+    stays = np.array_equal(shuffled["embed.embedding"], weights["embed.embedding"])
+    assert stays == (positions == "sinusoidal")

@@ -1,0 +1,64 @@
+"""Every layout of the devices, and every other way to run a step, each under its own name."""
+
+import dataclasses
+
+import pytest
+from tiny import TINY
+
+from jaxllm.config import Experts
+from jaxllm.train import TrainConfig
+from jaxllm.train.verify.variants import Variant, experts_of, layouts, submesh, variants
+
+RUN = TrainConfig(output="nowhere", steps=10, batch_size=8, seq_len=16, model=TINY)
+
+
+def test_every_layout_of_the_devices_is_tried():
+    dense = variants(RUN, 8)
+    meshes = {variant.mesh for variant in dense}
+    assert len(meshes - {()}) == 10  # 8 = 2 * 2 * 2 over three axes
+    assert (("data", 2), ("fsdp", 2), ("tensor", 2)) in meshes
+    names = [variant.name for variant in dense]
+    assert len(names) == len(set(names))
+    for change in ("remat dots", "remat full", "layers one by one", "accumulate 2"):
+        places = {name.removesuffix(f", {change}") for name in names if name.endswith(change)}
+        assert places == {"one device", "data=2 x fsdp=2 x tensor=2"}
+    assert set(layouts(["data", "expert"], 4)) == {
+        (("data", 4),),
+        (("expert", 4),),
+        (("data", 2), ("expert", 2)),
+    }
+    assert all(not variant.mesh for variant in variants(RUN, 1))
+
+
+def test_experts_are_laid_out_only_where_there_are_some():
+    experts = Experts(num_experts=4, top_k=2, mlp_dim=24)
+    assert experts_of(TINY) is None
+    assert not any("expert" in dict(variant.mesh) for variant in variants(RUN, 8))
+    pattern = tuple(dataclasses.replace(kind, mlp="experts") for kind in TINY.pattern)
+    model = dataclasses.replace(TINY, experts=experts, pattern=pattern)
+    assert experts_of(model) == experts
+    found = variants(dataclasses.replace(RUN, model=model), 8)
+    assert any("expert" in dict(variant.mesh) for variant in found)
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (Variant(), "one device"),
+        (Variant(mesh=(("fsdp", 4), ("tensor", 2))), "fsdp=4 x tensor=2"),
+        (Variant(remat="full", scan_layers=False), "one device, remat full, layers one by one"),
+        (Variant(accumulate=2, loss_chunk=5), "one device, accumulate 2, loss in chunks of 5"),
+    ],
+)
+def test_a_variant_says_what_it_does_otherwise(variant, name):
+    assert variant.name == name
+
+
+def test_a_small_mesh_takes_the_first_devices():
+    assert submesh({}).size == 1
+    found = submesh({"fsdp": 2, "tensor": 2})
+    assert {axis: size for axis, size in found.shape.items() if size > 1} == {
+        "fsdp": 2,
+        "tensor": 2,
+    }
+    assert [device.id for device in found.devices.flat] == [0, 1, 2, 3]
