@@ -26,10 +26,10 @@ def test_other_tokens_are_found(pair, tokens, monkeypatch):
 
 def test_a_token_that_a_tie_decides_is_no_error():
     logits_NV = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 2.0 - 1e-6]])
-    tie = generation._is_greedy_tie([1, 2], [1, 0], logits_NV, noise=1e-6)
-    no_tie = generation._is_greedy_tie([1, 1], [1, 0], logits_NV, noise=1e-6)
+    tie = generation.is_greedy_tie([1, 2], [1, 0], logits_NV, noise=1e-6)
+    no_tie = generation.is_greedy_tie([1, 1], [1, 0], logits_NV, noise=1e-6)
     assert (tie, no_tie) == (True, False)
-    assert not generation._is_greedy_tie([1, 0], [1, 0], logits_NV, noise=1e-6)
+    assert not generation.is_greedy_tie([1, 0], [1, 0], logits_NV, noise=1e-6)
 
 
 def test_prompts_are_of_unequal_lengths(tokens):
