@@ -3,7 +3,7 @@
 import collections
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ def save_pretrained(
     parameters = of_model(model)
     together = parameters.span_processes
     write: Callable[[Path], None]
+    texts: Mapping[str, bytes]
     if (own_arrays := model_format(format)) is not None:
         write, texts = partial(own_arrays.save, model), {}
     else:
