@@ -19,6 +19,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+# The checks that families share are asserted in modules that are no tests themselves.
+pytest.register_assert_rewrite("decoder_family", "encoder_decoder_family")
+
 
 @pytest.fixture(autouse=True)
 def no_lasting_mesh():
