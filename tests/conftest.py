@@ -20,6 +20,9 @@ import pytest
 import torch_needed
 from jax.experimental.compilation_cache import compilation_cache
 
+# The checks that families share are asserted in modules that are no tests themselves.
+pytest.register_assert_rewrite("decoder_family", "encoder_decoder_family")
+
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Without PyTorch, test files that need it are left out; None lets pytest decide."""

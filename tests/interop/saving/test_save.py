@@ -10,22 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny import random_model
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.families import Table
 from jaxllm.interop.formats import lazy_tensor
-from jaxllm.interop.formats.lazy_tensor import of_array, of_jax
+from jaxllm.interop.formats.lazy_tensor import of_array
 from jaxllm.interop.loading.model_arrays import Parameters, of_model
-from jaxllm.interop.rules.boxes import slices
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.interop.saving.export import exported
-from jaxllm.sharding import spans_processes
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -38,38 +33,6 @@ def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("save") / "llama"
     save_pretrained(random_model(head_dim=8), folder)
     return folder
-
-
-def random_array(shape: tuple[int, ...], spec: tuple) -> jax.Array:
-    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-    array = np.random.default_rng(0).standard_normal(shape).astype(jnp.bfloat16)
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
-
-
-SPECS = [(), (None, "a"), ("b", "a"), (("a", "b"), None), (None, None, "b")]
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_any_box_of_a_sharded_array_is_read(spec):
-    array = random_array((8, 12, 6), spec)
-    whole = np.asarray(array)
-    source = of_jax(array)
-    assert (source.dtype, source.shape) == (whole.dtype, whole.shape)
-    rng = np.random.default_rng(1)
-    for _ in range(40):
-        box = [tuple(sorted(rng.integers(0, size + 1, 2))) for size in whole.shape]
-        assert source.read(box).tobytes() == whole[slices(box)].tobytes()
-        gathered = lazy_tensor._gather(array, box)
-        assert gathered.tobytes() == whole[slices(box)].tobytes()
-    assert not spans_processes(array)
-
-
-def test_a_device_cuts_out_what_is_wanted():
-    """As on an accelerator, of which nothing else may come to the host."""
-    data = random_array((8, 12, 6), ()).addressable_data(0)
-    cut = lazy_tensor._cutter((1, 5, 6))(data, [3, 2, 0])
-    assert cut.shape == (1, 5, 6)
-    assert np.asarray(cut).tobytes() == np.asarray(data)[3:4, 2:7].tobytes()
 
 
 def test_a_fused_tensor_is_written_part_by_part():

@@ -78,7 +78,7 @@ def test_every_row_is_there_once(tmp_path, model, arrays):
         (
             CONFIGS["pooled"],
             {"inputs": normal(5, 7, 3)},
-            "not by pooled=True and attention.causal=False",
+            "pooled=True and attention.causal=False",
         ),
         (CONFIGS["sees images"], {"inputs": normal(5, 7, 3)}, "not the Decoder of this run"),
         (CONFIGS["pooled"], {"inputs": normal(5, 6, 3), "targets": normal(5, 6, 5)}, r"\(5, 5\)"),
@@ -96,7 +96,7 @@ def test_a_decoder_that_sees_what_it_is_to_tell_is_refused(tmp_path):
         decoder = with_fields(config.decoder, changes)
         model = build_abstract(dataclasses.replace(config, decoder=decoder))
         with pytest.raises(
-            ValueError, match=r"needs decoder\.attention\.causal, which is (True|False), and"
+            ValueError, match=r"needs decoder\.attention\.causal, which is \w+, and"
         ):
             save(tmp_path, **arrays).load(model, 6)
 

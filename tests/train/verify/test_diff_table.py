@@ -77,7 +77,7 @@ def test_each_kind_of_difference_has_a_table():
     [free] = [line for line in text.splitlines() if "none on any number" in line]
     assert free.split()[:3] == ["keep", "2", "9"]
     [loss] = [line for line in text.splitlines() if line.strip().startswith("loss")]
-    assert loss.split() == ["loss", "4", "1.0", "1.5", "5.0e-01", "3", "7.5e-01"]
-    assert f"step 3: {len(ARRAYS)} arrays differ" in text
+    assert loss.split() == ["loss", "4", "A", "1", "5.0e-01", "3", "7.5e-01"]
+    assert f"Step 3: {len(ARRAYS)} arrays differ" in text
     assert f"layers.{WORST - 1}.scale" in text
     assert f"layers.{WORST}.scale" not in text

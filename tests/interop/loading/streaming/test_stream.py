@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.loading.streaming import stream
-from jaxllm.interop.loading.streaming.chunk_reader import Reader, chunks
 from jaxllm.interop.loading.streaming.device_buffers import (
     DeviceAssembly,
     HostAssembly,
@@ -105,36 +104,6 @@ def test_any_rule_fills_any_shards_through_any_chunks(tmp_path_factory, data):
 
 def slices(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
     return tuple(slice(low, high) for low, high in box)
-
-
-def strided_views() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shape and strides, in elements, as views of a storage of PyTorch have them."""
-    return {
-        "contiguous": ((6, 8), (8, 1)),
-        "transposed": ((8, 6), (1, 8)),
-        "every second row": ((3, 8), (16, 1)),
-        "columns": ((6, 3), (8, 1)),
-        "expanded": ((5, 8), (0, 1)),
-        "three, permuted": ((4, 2, 6), (2, 1, 8)),
-        "a number": ((), ()),
-        "nothing": ((0, 8), (8, 1)),
-    }
-
-
-@pytest.mark.parametrize("view", strided_views())
-@pytest.mark.parametrize("max_bytes", [1, 10, 24, 1000])
-def test_views_are_read_in_chunks(tmp_path, view, max_bytes):
-    shape, strides = strided_views()[view]
-    storage = random_bits((6, 8), 0)
-    (tmp_path / "file").write_bytes(b"1234" + storage.tobytes())
-    tensor = StoredTensor("w", BFLOAT16, shape, tmp_path / "file", 4, strides)
-    expected = tensor.open()
-    found = np.zeros(shape, BFLOAT16)
-    with Reader() as reader:
-        for box in chunks(tensor, max_bytes):
-            found[slices(box)] = reader.read(tensor, box)
-            assert reader.memory.nbytes <= max(max_bytes, 2) or view in ("columns",)
-    assert found.tobytes() == expected.tobytes()
 
 
 class ReadLog:

@@ -331,10 +331,6 @@ def test_a_damaged_header_is_refused_or_still_covers_the_file(image, data):
     assert sum(tensor.open().nbytes for tensor in stored.values()) == len(content) - start
 
 
-def index(directory: Path, places: object, name: str = safetensors_file.INDEX_NAME) -> None:
-    (directory / name).write_text(json.dumps({"metadata": {}, "weight_map": places}))
-
-
 def test_a_small_checkpoint_is_one_file(tmp_path):
     write_checkpoint(tmp_path / "new", sources(ARRAYS))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.safetensors"]
@@ -369,70 +365,3 @@ def test_a_directory_without_weights_says_what_it_has(tmp_path):
         f"{tmp_path}: no model.safetensors.index.json and no model.safetensors; "
         "found config.json, pytorch_model.bin",
     )
-
-
-def test_the_index_decides(tmp_path):
-    write(tmp_path / "model.safetensors", {"old": of_array(np.zeros(1))})
-    write(tmp_path / "stale.safetensors", {"b": of_array(np.zeros(1))})
-    write(tmp_path / "shard", sources({"a": np.ones(1), "b": np.ones(2)}))
-    index(tmp_path, {"b": "shard", "a": "shard"})
-    assert_same(safetensors_file.read_checkpoint(tmp_path), {"b": np.ones(2), "a": np.ones(1)})
-
-
-def test_shards_may_be_links_as_in_the_hub_cache(tmp_path):
-    (tmp_path / "snapshot").mkdir()
-    write(tmp_path / "blob", {"a": of_array(np.ones(1))})
-    (tmp_path / "snapshot" / "shard").symlink_to(tmp_path / "blob")
-    index(tmp_path / "snapshot", {"a": "shard"})
-    assert_same(safetensors_file.read_checkpoint(tmp_path / "snapshot"), {"a": np.ones(1)})
-
-
-def test_all_problems_of_an_index_are_reported_at_once(tmp_path):
-    directory = tmp_path / "model"
-    (directory / "folder").mkdir(parents=True)
-    write(tmp_path / "outside", {"x": of_array(np.ones(1))})
-    write(directory / "1", sources({"a": np.ones(1), "b": np.ones(1)}))
-    write(directory / "2", sources({"b": np.ones(1), "c": np.ones(1)}))
-    (directory / "3").write_bytes(b"")
-    places = {"a": "1", "b": "2", "d": "2", "e": "3", "f": "4", "g": "../outside", "h": "folder"}
-    index(directory, {**places, "i": str(tmp_path / "outside"), "j": ".."})
-    with pytest.raises(CheckpointError) as error:
-        safetensors_file.read_checkpoint(directory)
-    found = [problem.replace(f"{tmp_path}/", "") for problem in error.value.problems]
-    listed = "model/model.safetensors.index.json: "
-    assert sorted(found) == sorted(
-        [
-            "model/1: tensor 'b' is here, the index places it in '2'",
-            "model/2: tensor 'd' is missing, the index places it here",
-            "model/2: tensor 'c' is here, not in the index",
-            "model/3: 0 bytes, too short for a safetensors file",
-            f"{listed}'4' is not a file of this directory",
-            f"{listed}'../outside' is not a file of this directory",
-            f"{listed}'folder' is not a file of this directory",
-            f"{listed}'outside' is not a file of this directory",
-            f"{listed}'..' is not a file of this directory",
-        ]
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "not valid JSON: Expecting value: line 1 column 1 (char 0)"),
-        ("[]", "the JSON is not an object"),
-        ("{}", "weight_map does not map tensor names to file names"),
-        ('{"weight_map": {"a": 1}}', "weight_map does not map tensor names to file names"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "key 'a' occurs more than once"),
-    ],
-)
-def test_a_wrong_index_is_named(tmp_path, text, expected):
-    (tmp_path / safetensors_file.INDEX_NAME).write_text(text)
-    with pytest.raises(CheckpointError) as error:
-        safetensors_file.read_checkpoint(tmp_path)
-    assert problems(error) == [f"model.safetensors.index.json: {expected}"]
-
-
-def test_an_error_prints_a_problem_per_line():
-    assert str(CheckpointError(["a", "b"])) == "a\nb"
-    assert str(CheckpointError(["a", "b"], Path("x"))) == "x:\n  a\n  b"
-    assert CheckpointError("a").problems == ("a",)

@@ -1,0 +1,75 @@
+"""A config file is taken field by field, and all that is wrong with it is said."""
+
+import pytest
+
+from jaxllm.interop.families.common.family import Fields, in_order, nearest, without_type
+
+
+def test_fields_are_taken_or_default():
+    fields = Fields({"width": 8, "eps": 1, "bias": None, "name": "x"})
+    assert fields.take("width", int) == 8
+    assert fields.take("eps", float) == 1.0
+    assert fields.take("bias", bool, True) is True
+    assert fields.take("depth", int, 3) == 3
+    assert fields.take_nullable("bias", bool, True) is None
+    fields.ignore("name")
+    assert fields.finish() == []
+    assert fields.uses() == {"width": "read", "eps": "read", "bias": "read", "name": "ignored"}
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "said"),
+    [
+        ({}, int, "depth is missing"),
+        ({"depth": None}, int, "depth is missing"),
+        ({"depth": "3"}, int, "depth='3' is not of type int"),
+        ({"depth": True}, int, "depth=True is not of type int"),
+        ({"depth": 2**31}, int, "depth=2147483648 is beyond 2,147,483,647"),
+        ({"depth": 1e39}, float, "depth=1e+39 is no finite float32"),
+        ({"depth": float("nan")}, float, "depth=nan is no finite float32"),
+    ],
+)
+def test_wrong_values_are_said_and_reading_goes_on(data, kind, said):
+    fields = Fields(data)
+    assert fields.take("depth", kind) == kind()
+    assert fields.problems == [said]
+    assert not fields.is_complete
+
+
+def test_layers_and_experts_are_few():
+    fields = Fields({"num_layers": 10_001})
+    fields.take("num_layers", int)
+    assert fields.problems == ["num_layers=10001 is beyond 10,000"]
+
+
+def test_what_nobody_understands_names_the_nearest():
+    fields = Fields({"widht": 8})
+    fields.take("width", int, 4)
+    assert fields.unknown() == [
+        "widht=8 is not a field that this family understands; did you mean 'width'?"
+    ]
+
+
+def test_values_that_would_change_the_numbers_are_refused():
+    fields = Fields({"act": "relu", "tie": False})
+    fields.require("act", "silu", "swish")
+    fields.require("tie", False)
+    fields.require("absent", 1)
+    assert fields.problems == ["act='relu' is not supported, only 'silu' or 'swish'"]
+
+
+def test_problems_of_a_part_are_the_whole_ones():
+    fields = Fields({"rope": {"theta": "x", "factro": 2}})
+    with fields.part("rope") as rope:
+        rope.take("theta", float)
+        rope.take("factor", float, 1.0)
+    assert fields.problems == ["rope: theta='x' is not of type float"]
+    assert fields.unknown()[0].startswith("rope: factro=2 is not a field")
+    assert not fields.is_complete
+
+
+def test_small_helpers():
+    assert without_type({"model_type": "x", "a": 1}) == {"a": 1}
+    assert in_order(None, {"target": 2, "source_mask": 3, "source": 1}) == (1, 2)
+    assert nearest("lama", ["mamba", "llama"]) == "; did you mean 'llama'?"
+    assert nearest("zzz", ["mamba", "llama"]) == ""

@@ -1,0 +1,72 @@
+"""Which layers slide is read from what a config says, or from what it leaves out."""
+
+import pytest
+
+from jaxllm.config import LayerKind
+from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.layer_types import (
+    read_layer_types,
+    read_nope_layers,
+    read_qwen_windows,
+    shortest,
+)
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+ALL, WINDOW = LayerKind(), LayerKind(sees="window")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pattern"),
+    [
+        ([ALL] * 4, (ALL,)),
+        ([WINDOW, ALL] * 2, (WINDOW, ALL)),
+        ([WINDOW, ALL, WINDOW], (WINDOW, ALL)),
+        ([ALL, WINDOW, WINDOW], (ALL, WINDOW, WINDOW)),
+        ([], ()),
+    ],
+)
+def test_a_pattern_is_the_shortest_that_repeats(kinds, pattern):
+    assert shortest(kinds) == pattern
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([FULL], "layer_types has 1 names for 2 layers"),
+        ([FULL, "linear"], "layer_types has linear; known are full_attention"),
+    ],
+)
+def test_wrong_types_are_said(given, said):
+    fields = Fields({"num_hidden_layers": 2, "layer_types": given})
+    assert read_layer_types(fields, [FULL, SLIDING]) == [FULL, SLIDING]
+    assert fields.problems[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "window", "pattern"),
+    [
+        ({}, None, (ALL,)),
+        ({"sliding_window": 9}, None, (ALL,)),
+        ({"use_sliding_window": True, "sliding_window": 9}, None, (ALL,)),
+        (
+            {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+            9,
+            (ALL, WINDOW, WINDOW),
+        ),
+        ({"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, 9, (WINDOW,)),
+    ],
+)
+def test_windows_of_qwen_begin_at_a_layer(given, window, pattern):
+    fields = Fields({"num_hidden_layers": 3, **given})
+    found = read_qwen_windows(fields)
+    assert (found["window"], found["pattern"]) == (window, pattern)
+    assert not fields.problems
+
+
+def test_layers_without_rope_are_listed_or_counted():
+    assert read_nope_layers(Fields({}), 8) == {3, 7}
+    assert read_nope_layers(Fields({"no_rope_layer_interval": 0}), 8) == set()
+    assert read_nope_layers(Fields({"no_rope_layers": [1, 0, 1]}), 3) == {1}
+    fields = Fields({"no_rope_layers": [1, 2]})
+    read_nope_layers(fields, 3)
+    assert fields.problems == ["no_rope_layers=[1, 2] is not a 0 or 1 for each layer"]

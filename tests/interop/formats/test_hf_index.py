@@ -1,0 +1,98 @@
+"""The index of a folder decides where tensors lie; where it is wrong, all of it is said."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxllm.interop.formats import safetensors_file
+from jaxllm.interop.formats.file_writer import write_files
+from jaxllm.interop.formats.hf_index import read_indexed
+from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+
+INDEX_NAME = safetensors_file.INDEX_NAME
+
+
+def sources(arrays: dict) -> dict[str, TensorSource]:
+    return {name: of_array(array) for name, array in arrays.items()}
+
+
+def write(path: Path, tensors: dict[str, TensorSource]) -> None:
+    write_files(path.parent, [safetensors_file.lay_out(path.name, tensors)], tensors)
+
+
+def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
+    return read_indexed(directory / INDEX_NAME, safetensors_file.read_header)
+
+
+def assert_same(stored: dict[str, StoredTensor], arrays: dict) -> None:
+    assert list(stored) == list(arrays)
+    for name, array in arrays.items():
+        assert stored[name].open().tobytes() == array.tobytes()
+
+
+def index(directory: Path, places: object) -> None:
+    (directory / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def test_the_index_decides(tmp_path):
+    write(tmp_path / "model.safetensors", {"old": of_array(np.zeros(1))})
+    write(tmp_path / "stale.safetensors", {"b": of_array(np.zeros(1))})
+    write(tmp_path / "shard", sources({"a": np.ones(1), "b": np.ones(2)}))
+    index(tmp_path, {"b": "shard", "a": "shard"})
+    assert_same(read_checkpoint(tmp_path), {"b": np.ones(2), "a": np.ones(1)})
+
+
+def test_shards_may_be_links_as_in_the_hub_cache(tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    write(tmp_path / "blob", {"a": of_array(np.ones(1))})
+    (tmp_path / "snapshot" / "shard").symlink_to(tmp_path / "blob")
+    index(tmp_path / "snapshot", {"a": "shard"})
+    assert_same(read_checkpoint(tmp_path / "snapshot"), {"a": np.ones(1)})
+
+
+def test_all_problems_of_an_index_are_reported_at_once(tmp_path):
+    directory = tmp_path / "model"
+    (directory / "folder").mkdir(parents=True)
+    write(tmp_path / "outside", {"x": of_array(np.ones(1))})
+    write(directory / "1", sources({"a": np.ones(1), "b": np.ones(1)}))
+    write(directory / "2", sources({"b": np.ones(1), "c": np.ones(1)}))
+    (directory / "3").write_bytes(b"")
+    places = {"a": "1", "b": "2", "d": "2", "e": "3", "f": "4", "g": "../outside", "h": "folder"}
+    index(directory, {**places, "i": str(tmp_path / "outside"), "j": ".."})
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(directory)
+    found = [problem.replace(f"{tmp_path}/", "") for problem in error.value.problems]
+    listed = "model/model.safetensors.index.json: "
+    assert sorted(found) == sorted(
+        [
+            "model/1: tensor 'b' is here, the index places it in '2'",
+            "model/2: tensor 'd' is missing, the index places it here",
+            "model/2: tensor 'c' is here, not in the index",
+            "model/3: 0 bytes, too short for a safetensors file",
+            f"{listed}'4' is not a file of this directory",
+            f"{listed}'../outside' is not a file of this directory",
+            f"{listed}'folder' is not a file of this directory",
+            f"{listed}'outside' is not a file of this directory",
+            f"{listed}'..' is not a file of this directory",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "not valid JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("[]", "the JSON is not an object"),
+        ("{}", "weight_map does not map tensor names to file names"),
+        ('{"weight_map": {"a": 1}}', "weight_map does not map tensor names to file names"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "key 'a' occurs more than once"),
+    ],
+)
+def test_a_wrong_index_is_named(tmp_path, text, expected):
+    (tmp_path / INDEX_NAME).write_text(text)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path)
+    assert list(error.value.problems) == [f"{tmp_path / INDEX_NAME}: {expected}"]

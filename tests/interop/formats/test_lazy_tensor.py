@@ -1,0 +1,82 @@
+"""Any box of an array is read wherever it lies, and its bytes come in order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxllm.interop.formats import lazy_tensor
+from jaxllm.interop.formats.lazy_tensor import TensorSource, joined, of_array, of_jax, transferred
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.rules.boxes import slices
+from jaxllm.interop.rules.rule import Rule
+from jaxllm.sharding import spans_processes
+
+ARRAY = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+
+
+def random_array(shape: tuple[int, ...], spec: tuple) -> jax.Array:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    array = np.random.default_rng(0).standard_normal(shape).astype(jnp.bfloat16)
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+SPECS = [(), (None, "a"), ("b", "a"), (("a", "b"), None), (None, None, "b")]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_any_box_of_a_sharded_array_is_read(spec):
+    array = random_array((8, 12, 6), spec)
+    whole = np.asarray(array)
+    source = of_jax(array)
+    assert (source.dtype, source.shape) == (whole.dtype, whole.shape)
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        box = [tuple(sorted(rng.integers(0, size + 1, 2))) for size in whole.shape]
+        assert source.read(box).tobytes() == whole[slices(box)].tobytes()
+        gathered = lazy_tensor._gather(array, box)
+        assert gathered.tobytes() == whole[slices(box)].tobytes()
+    assert not spans_processes(array)
+
+
+def test_a_device_cuts_out_what_is_wanted():
+    """As on an accelerator, of which nothing else may come to the host."""
+    data = random_array((8, 12, 6), ()).addressable_data(0)
+    cut = lazy_tensor._cutter((1, 5, 6))(data, [3, 2, 0])
+    assert cut.shape == (1, 5, 6)
+    assert np.asarray(cut).tobytes() == np.asarray(data)[3:4, 2:7].tobytes()
+
+
+@pytest.mark.parametrize("max_bytes", [1, 4, 20, 100, 10_000])
+def test_the_payload_is_the_array_in_order(max_bytes):
+    chunks = list(of_array(ARRAY).payload(max_bytes))
+    assert b"".join(chunks) == ARRAY.tobytes()
+    assert max(chunk.nbytes for chunk in chunks) <= max(max_bytes, 4)
+
+
+def test_a_source_that_is_not_as_announced_is_refused():
+    lying = TensorSource(np.dtype(np.float32), (3, 4, 5), lambda box: ARRAY[:1])
+    with pytest.raises(CheckpointError, match=r"announced as float32\[3, 4, 5\], produced as"):
+        list(lying.payload(10_000))
+
+
+def test_another_dtype_is_rounded_to_nearest():
+    source = of_array(ARRAY / 3).astype(np.dtype(jnp.bfloat16))
+    expected = (ARRAY / 3).astype(jnp.bfloat16)
+    assert b"".join(source.payload(64)) == expected.tobytes()
+    assert source.astype(source.dtype) is source
+
+
+def test_parts_are_joined_by_rows():
+    whole = joined([of_array(ARRAY[:1]), of_array(ARRAY[1:])])
+    assert whole.shape == ARRAY.shape
+    for box in ([(0, 3), (0, 4), (0, 5)], [(0, 2), (1, 3), (2, 3)], [(2, 3), (0, 4), (0, 1)]):
+        assert whole.read(box).tobytes() == ARRAY[slices(box)].tobytes()
+
+
+def test_a_rule_reads_what_it_needs():
+    rule, sizes = Rule("w : F D", "w : D F"), {"F": 4, "D": 5}
+    source = transferred(rule.exporting(sizes), {}, {"w": of_array(ARRAY[0].T)})
+    assert source.shape == (4, 5)
+    assert source.read([(1, 3), (2, 5)]).tobytes() == ARRAY[0, 1:3, 2:5].tobytes()

@@ -1,0 +1,73 @@
+"""Where a tensor lies, and how errors of checkpoints are said."""
+
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+
+from jaxllm.interop.formats.stored_tensor import (
+    CheckpointError,
+    StoredTensor,
+    checked_shape,
+    parse_json,
+)
+
+ARRAY = np.arange(24, dtype=np.int16).reshape(4, 6)
+
+
+@pytest.fixture
+def tensor(tmp_path) -> StoredTensor:
+    (tmp_path / "x").write_bytes(b"head" + ARRAY.tobytes())
+    return StoredTensor("w", ARRAY.dtype, ARRAY.shape, tmp_path / "x", 4)
+
+
+def test_a_box_is_read_from_its_place(tensor):
+    assert tensor.nbytes == 48
+    assert tensor.element_strides == (6, 1)
+    chex.assert_trees_all_equal(np.array(tensor.read([(1, 3), (2, 6)])), ARRAY[1:3, 2:6])
+
+
+def test_strides_count_elements(tensor):
+    turned = StoredTensor("t", tensor.dtype, (6, 4), tensor.path, 4, strides=(1, 6))
+    chex.assert_trees_all_equal(np.array(turned.open()), ARRAY.T)
+    chex.assert_trees_all_equal(np.array(turned.rows("t#k", 2, 3).open()), ARRAY.T[2:5])
+
+
+def test_rows_are_a_tensor_of_their_own(tensor):
+    rows = tensor.rows("w#k", 1, 2)
+    assert (rows.name, rows.shape) == ("w#k", (2, 6))
+    chex.assert_trees_all_equal(np.array(rows.open()), ARRAY[1:3])
+
+
+def test_what_is_open_cannot_be_written(tensor):
+    with pytest.raises(ValueError, match="read-only"):
+        tensor.open()[0] = 1
+
+
+@pytest.mark.parametrize("shape", ["23", [1.0], [-1], [True], [1] * 65, [2**40, 2**40], None])
+def test_what_is_no_shape_is_refused(shape):
+    with pytest.raises(CheckpointError):
+        checked_shape(shape, np.dtype(np.float32))
+    assert checked_shape([2, 0, 3], np.dtype(np.float32)) == (2, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[]", "the JSON is not an object"),
+        (b'{"a": {"b": 1, "b": 2}}', "key 'b' occurs more than once"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_what_is_no_object_is_refused(text, said):
+    with pytest.raises(CheckpointError, match=said):
+        parse_json(text)
+
+
+def test_an_error_prints_a_problem_per_line():
+    assert str(CheckpointError(["a", "b"])) == "a\nb"
+    assert str(CheckpointError(["a", "b"], Path("x"))) == "x:\n  a\n  b"
+    assert CheckpointError("a").problems == ("a",)
