@@ -6,13 +6,14 @@ import pytest
 from pages import ROOT, blocks_of, run_blocks
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITH_BLOCKS = [page for page in PAGES if blocks_of(page)]
-WITH_SLOW = [page for page in PAGES if any(block.mark == "run slow" for block in blocks_of(page))]
+MARKS = {page: {block.mark for block in blocks_of(page)} for page in PAGES}
+WITH_QUICK = [page for page, marks in MARKS.items() if "run" in marks]
+WITH_SLOW = [page for page, marks in MARKS.items() if "run slow" in marks]
 # Guides that show nothing to run would be guides that no test holds.
 GUIDES = {"README", "install", "import_export", "use_in_jax", "train", "pods", "parity", "rules"}
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_QUICK, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run_blocks(page, tmp_path, slow=False)
@@ -32,7 +33,7 @@ def test_every_mark_of_a_page_is_understood(page):
 
 
 def test_the_guides_have_blocks_to_run():
-    assert {page.stem for page in WITH_BLOCKS} >= GUIDES
+    assert {page.stem for page in [*WITH_QUICK, *WITH_SLOW]} >= GUIDES
 
 
 def test_the_readme_is_short():
