@@ -88,7 +88,8 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     Raises ValueError for unknown and ill-typed fields.
     """
     data = upgraded(data)
-    config: Config = _reader(config_class(data)).validate_python(data)
+    reader = _reader(config_class(data))  # type: ignore[arg-type] # a class is hashable
+    config: Config = reader.validate_python(data)
     return config
 
 
