@@ -175,7 +175,11 @@ def test_every_row_is_there_once(tmp_path, model, arrays):
             {"inputs": normal(5, 6, 2), "targets": normal(4, 6, 2)},
             "different numbers of rows",
         ),
-        (CONFIGS["pooled"], {"inputs": normal(5, 7, 3)}, "not by pooled=True and causal=False"),
+        (
+            CONFIGS["pooled"],
+            {"inputs": normal(5, 7, 3)},
+            "not by pooled=True and attention.causal=False",
+        ),
         (CONFIGS["sees images"], {"inputs": normal(5, 7, 3)}, "not the Decoder of this run"),
         (CONFIGS["pooled"], {"inputs": normal(5, 6, 3), "targets": normal(5, 6, 5)}, r"\(5, 5\)"),
     ],
