@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxllm.layers.context import Context
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 
 from .loss import chunked_cross_entropy, squared_error
@@ -33,8 +34,11 @@ def next_token_loss(
     `mask` (B, T); `images` BCHW, if there are any, one in the places of each row.
     """
     tokens = batch["tokens"]
-    seen = model.see(batch["images"], tokens[:, :-1]) if "images" in batch else None
-    x_BTD, _, aux_loss = model.hidden(tokens[:, :-1], image_embedding=seen, dropout_key=dropout_key)
+    inputs, image = tokens[:, :-1], None
+    if "images" in batch:
+        image = model.embed_images(batch["images"], inputs)
+    context = Context(dropout_key=dropout_key)
+    x_BTD, _, aux_loss = model.hidden(inputs, context, image_embedding=image)
     total = chunked_cross_entropy(model.unembed, x_BTD, tokens[:, 1:], batch["mask"], chunk)
     return total, aux_loss
 

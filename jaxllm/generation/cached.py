@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxllm.config import StackConfig
+from jaxllm.layers.attention.cache import Caches
+from jaxllm.layers.context import Context
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
-from jaxllm.models.stack import Caches
 
 
 class Start(NamedTuple):
@@ -58,7 +59,7 @@ def _read(
     B, T = tokens_BT.shape
     positions_BT = jnp.arange(T)[None]
     positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
-    x_BTD, written, _ = model.hidden(tokens_BT, positions=positions_BT, cache=cache)
+    x_BTD, written, _ = model.hidden(tokens_BT, Context(positions_BT=positions_BT), cache)
     assert written is not None, "since a cache was given"
     return x_BTD[jnp.arange(B), lengths_B - 1], written
 
@@ -71,7 +72,7 @@ def advance(start: Start, cache: Caches, new_BR: Array, i: Array) -> tuple[Array
     """
     model, (B, T), R = start.model, start.tokens_BT.shape, new_BR.shape[1]
     positions_B1 = (start.lengths_B + i)[:, None]
-    x_B1D, written, _ = model.hidden(new_BR[:, i, None], positions=positions_B1, cache=cache)
+    x_B1D, written, _ = model.hidden(new_BR[:, i, None], Context(positions_BT=positions_B1), cache)
     assert written is not None, "since a cache was given"
     step = x_B1D[:, 0], written
     limit = _turn(model.config)

@@ -158,7 +158,7 @@ def rotate(x_BTNH: Array, vision: Vision) -> Array:
     return jnp.concatenate([across, down], axis=-1)
 
 
-def place(rows_RF: Array, mask_BT: Array) -> MaskedEmbedding:
+def scatter_rows(rows_RF: Array, mask_BT: Array) -> MaskedEmbedding:
     """The rows, in order, where the mask is True, and zeros elsewhere.
 
     Raises ValueError if there are more or fewer rows than places. Where the mask is being traced,

@@ -15,9 +15,11 @@ from jaxllm.config import (
     with_fields,
 )
 
-from .decoder import Decoder, Output
+from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
-from .sequence import SequenceModel, SequenceToSequence
+from .output import Output
+from .sequence import SequenceModel
+from .sequence_to_sequence import SequenceToSequence
 
 __all__ = [
     "Decoder",

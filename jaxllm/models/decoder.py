@@ -2,29 +2,23 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple, Self
+from typing import Self
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from jaxllm.config import DecoderConfig
-from jaxllm.layers.attention.cross_attention import Source
+from jaxllm.layers.attention.cache import Caches
+from jaxllm.layers.context import Context
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.stack import restack
-from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, place
+from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, scatter_rows
 from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
-from .stack import Caches, Stack
-
-
-class Output(NamedTuple):
-    """What a model computes from tokens."""
-
-    logits: Array  # BTV, float32; of vectors BTO or, pooled, BO
-    cache: Caches | None
-    aux_loss: Array  # scalar, to be added to the training loss
+from .output import Output
+from .stack import Stack
 
 
 class Decoder(Stack):
@@ -65,45 +59,26 @@ class Decoder(Stack):
                 documents have an id each. Not for use with a cache.
             positions: BT, for RoPE and for the cache's slots. Default: 0, 1, 2, ...
             cache: of `init_cache`, or as the last call returned it.
-            image_embedding: what stands in for some of the tokens, of `see`.
+            image_embedding: what stands in for some of the tokens, of `embed_images`.
             dropout_key: of `jax.random.key`, another for each step of training. By default
                 nothing is dropped out.
         """
-        x_BTD, cache, loss = self.hidden(
-            tokens_BT,
-            segment_ids=segment_ids,
-            positions=positions,
-            cache=cache,
-            image_embedding=image_embedding,
-            dropout_key=dropout_key,
-        )
+        context = Context(segment_ids, positions, dropout_key=dropout_key)
+        x_BTD, cache, loss = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
         return Output(self.unembed(x_BTD), cache, loss)
 
     def hidden(
         self,
         tokens_BT: Array,
-        *,
-        segment_ids: Array | None = None,
-        positions: Array | None = None,
+        context: Context,
         cache: Caches | None = None,
+        *,
         image_embedding: MaskedEmbedding | None = None,
-        source: Source | None = None,
-        dropout_key: Array | None = None,
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache, the auxiliary loss.
+        """The last hidden state, BTD, the cache and the auxiliary loss."""
+        return self.transform(self.embed_tokens(tokens_BT, image_embedding), context, cache)
 
-        Arguments of `__call__`, and the `source` of an encoder that the decoder attends to.
-        """
-        return self.transform(
-            self.enter(tokens_BT, image_embedding),
-            segment_ids=segment_ids,
-            positions=positions,
-            cache=cache,
-            source=source,
-            dropout_key=dropout_key,
-        )
-
-    def see(self, images_ICHW: Array, tokens_BT: Array) -> MaskedEmbedding:
+    def embed_images(self, images_ICHW: Array, tokens_BT: Array) -> MaskedEmbedding:
         """Embeds images for the places that the tokens hold for them, in order, row after row.
 
         Raises ValueError if the model sees no images, or if they are more or fewer than the places.
@@ -113,9 +88,9 @@ class Decoder(Stack):
             raise ValueError(f"vision={vision}: no token holds the place of an image")
         rows_ITF = self.vision(images_ICHW)
         mask_BT = jnp.equal(tokens_BT, vision.image_token)
-        return place(rows_ITF.reshape(-1, rows_ITF.shape[-1]), mask_BT)
+        return scatter_rows(rows_ITF.reshape(-1, rows_ITF.shape[-1]), mask_BT)
 
-    def enter(self, tokens_BT: Array, image: MaskedEmbedding | None = None) -> Array:
+    def embed_tokens(self, tokens_BT: Array, image: MaskedEmbedding | None = None) -> Array:
         """The tokens' embeddings, BTD, those of an image in their places."""
         x_BTD = self.embed(tokens_BT)
         if image is not None:

@@ -1,135 +1,16 @@
-"""Encoder-decoder models (Vaswani et al., 2017)."""
-
-from typing import TYPE_CHECKING, Self
+"""Encoder-decoder models of tokens (Vaswani et al., 2017)."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import EncoderDecoderConfig, TwoStackConfig, with_fields
-from jaxllm.layers.attention.cross_attention import Source
-from jaxllm.layers.dropout import subkeys
+from jaxllm.config import EncoderDecoderConfig
 from jaxllm.layers.linear import Embedding
 from jaxllm.origin import Origin
 
-from .decoder import Decoder, Output
-from .stack import Caches, Stack, first_positions
-
-if TYPE_CHECKING:
-    from .sequence import SequenceModel
-
-
-class TwoStacks(nnx.Module):
-    """A decoder that attends to what an encoder returns, whatever their tokens are."""
-
-    config: TwoStackConfig
-    encoder: Stack
-    decoder: "Decoder | SequenceModel"
-
-    def enter(self, src_BS: Array) -> Array:
-        """What the encoder is given of a source, BSD."""
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        src_BS: Array,
-        tgt_BT: Array,
-        *,
-        src_segment_ids: Array | None = None,
-        segment_ids: Array | None = None,
-        dropout_key: Array | None = None,
-    ) -> Output:
-        """The logits that predict the successor of each token of the target.
-
-        Args:
-            src_BS: tokens of the source: ids, or vectors.
-            tgt_BT: tokens of the target; ids start with `config.start_token`.
-            src_segment_ids: BS; tokens attend within equal ids only, and those of the target to
-                those of the source with their own. 0 is padding; by default all are 1.
-            segment_ids: BT, of the target.
-            dropout_key: of `jax.random.key`, another for each step of training. By default
-                nothing is dropped out.
-        """
-        x_BTD, loss = self.hidden(
-            src_BS,
-            tgt_BT,
-            src_segment_ids=src_segment_ids,
-            segment_ids=segment_ids,
-            dropout_key=dropout_key,
-        )
-        return Output(self.decoder.unembed(x_BTD), None, loss)
-
-    def hidden(
-        self,
-        src_BS: Array,
-        tgt_BT: Array,
-        *,
-        src_segment_ids: Array | None = None,
-        segment_ids: Array | None = None,
-        dropout_key: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """The decoder's last hidden state, BTD, and the auxiliary loss, of a call's arguments."""
-        src_key, tgt_key = subkeys(dropout_key, 2)
-        source, encoder_loss = self.encode(src_BS, segment_ids=src_segment_ids, dropout_key=src_key)
-        x_BTD, _, loss = self.decoder.hidden(
-            tgt_BT, segment_ids=segment_ids, source=source, dropout_key=tgt_key
-        )
-        return x_BTD, encoder_loss + loss
-
-    def encode(
-        self,
-        src_BS: Array,
-        *,
-        segment_ids: Array | None = None,
-        dropout_key: Array | None = None,
-    ) -> tuple[Source, Array]:
-        """What the decoder attends to, and the encoder's auxiliary loss."""
-        x_BSD, _, loss = self.encoder.transform(
-            self.enter(src_BS), segment_ids=segment_ids, dropout_key=dropout_key
-        )
-        if segment_ids is None:
-            segment_ids = jnp.ones(x_BSD.shape[:2], jnp.int32)
-        return Source(x_BSD, jnp.asarray(segment_ids, jnp.int32)), loss
-
-    def decode(
-        self,
-        tgt_BT: Array,
-        source: Source | None = None,
-        *,
-        segment_ids: Array | None = None,
-        positions: Array | None = None,
-        cache: Caches | None = None,
-    ) -> Output:
-        """The logits of a target, given the source, or a cache that remembers it.
-
-        Args:
-            tgt_BT: tokens: ids, or vectors.
-            source: of `encode`. Not needed with a cache.
-            segment_ids: BT, as in a call of the model. Not for use with a cache.
-            positions: BT. Default: 0, 1, 2, ...
-            cache: of `init_cache`, or as the last call returned it.
-        """
-        x_BTD, cache, loss = self.decoder.hidden(
-            tgt_BT, segment_ids=segment_ids, positions=positions, cache=cache, source=source
-        )
-        return Output(self.decoder.unembed(x_BTD), cache, loss)
-
-    def init_cache(self, source: Source, length: int) -> Caches:
-        """A cache with room for a target of `length` tokens, and with what layers keep of `source`.
-
-        The keys and values of the source are computed here, once for all tokens of the target.
-        """
-        return self.decoder.init_cache(source.x_BSD.shape[0], length, source)
-
-    def restacked(self, scan: bool) -> Self:
-        """The same model, same weights, with its layers stacked for a scan or one by one."""
-        encoder, decoder = self.encoder.restacked(scan), self.decoder.restacked(scan)
-        if encoder is self.encoder and decoder is self.decoder:
-            return self
-        changed = nnx.merge(*nnx.split(self))
-        changed.config = with_fields(self.config, scan_layers=scan)
-        changed.encoder, changed.decoder = encoder, decoder
-        return changed
+from .decoder import Decoder
+from .stack import Stack, check_length
+from .two_stacks import TwoStacks
 
 
 class EncoderDecoder(TwoStacks):
@@ -147,12 +28,13 @@ class EncoderDecoder(TwoStacks):
         self.encoder = Stack(config.encoder, rngs=rngs)
         self.decoder = Decoder(config.decoder, rngs=rngs)
 
-    def enter(self, src_BS: Array) -> Array:
+    def embed_source(self, src_BS: Array) -> Array:
         """The embeddings of a source, BSD."""
         embed = self.decoder.embed if self.source_embed is None else self.source_embed
         x_BSD = embed(src_BS)
         if self.config.share_positions:
             table = self.decoder.embed_position
             assert table is not None, "checked by the config"
-            x_BSD += table(first_positions(src_BS.shape[1], self.config.longest_source))
+            check_length(src_BS.shape[1], self.config.longest_source)
+            x_BSD += table(jnp.arange(src_BS.shape[1])[None])
         return x_BSD

@@ -1,21 +1,20 @@
-"""Models whose tokens are vectors of numbers, and give one for a sequence or one for each token."""
+"""Models over continuous inputs: a vector in for each token, one out for each or for all."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
-from jaxllm.layers.attention.cross_attention import Source
+from jaxllm.config import SequenceConfig
+from jaxllm.layers.attention.cache import Caches
+from jaxllm.layers.context import Context, Source
 from jaxllm.layers.linear import Linear
 from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
-from .decoder import Output
-from .encoder_decoder import TwoStacks
-from .stack import Caches, Stack, first_positions
+from .output import Output
+from .stack import Stack, check_length
 
 
 class SequenceModel(Stack):
@@ -50,25 +49,19 @@ class SequenceModel(Stack):
             dropout_key: of `jax.random.key`, another for each step of training. By default
                 nothing is dropped out.
         """
-        x_BTD, cache, loss = self.hidden(
-            x_BTI,
-            segment_ids=segment_ids,
-            positions=positions,
-            cache=cache,
-            dropout_key=dropout_key,
-        )
+        context = Context(segment_ids, positions, dropout_key=dropout_key)
+        x_BTD, cache, loss = self.hidden(x_BTI, context, cache)
         if self.config.pooled:
-            return Output(self.unembed(mean(x_BTD, segment_ids)[:, None])[:, 0], cache, loss)
+            mean_BD = mean_of_tokens(x_BTD, segment_ids)
+            mean_BD = mean_of_tokens(x_BTD, segment_ids)
+            return Output(self.unembed(mean_BD[:, None])[:, 0], cache, loss)
         return Output(self.unembed(x_BTD), cache, loss)
 
     def hidden(
-        self, x_BTI: Array, *, source: Source | None = None, **options: Any
+        self, x_BTI: Array, context: Context, cache: Caches | None = None
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache, the auxiliary loss.
-
-        Options of `__call__`, and the `source` of an encoder that the tokens attend to.
-        """
-        return self.transform(constrain(self.input_proj(x_BTI), "BTD"), source=source, **options)
+        """The last hidden state, BTD, the cache and the auxiliary loss."""
+        return self.transform(constrain(self.input_proj(x_BTI), "BTD"), context, cache)
 
     def unembed(self, x_BTD: Array) -> Array:
         """What a hidden state says, BTO, in float32."""
@@ -82,47 +75,25 @@ class SequenceModel(Stack):
         if self.config.pooled:
             raise ValueError(f"pooled={self.config.pooled}: no token has an output of its own")
         T = x_BTI.shape[1]
-        x_BTD, _, _ = self.hidden(x_BTI, segment_ids=segment_ids)
+        x_BTD, _, _ = self.hidden(x_BTI, Context(segment_ids))
         if segment_ids is None:
             return self.unembed(x_BTD[:, -1:])
         last_B = jnp.max(jnp.where(jnp.asarray(segment_ids) != 0, jnp.arange(T), 0), axis=1)
         return self.unembed(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1))
 
     def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
-        """As that of every stack.
+        """An empty cache for each layer, as `Stack.init_cache`.
 
         Raises ValueError if sequences are pooled, or longer than the positions go.
         """
         if self.config.pooled:
             raise ValueError(f"pooled={self.config.pooled}: a mean is over a whole sequence")
-        first_positions(length, self.config.longest)
+        check_length(length, self.config.longest)
         return super().init_cache(batch_size, length, source)
 
 
-class SequenceToSequence(TwoStacks):
-    """Vectors of a source and of a target to vectors."""
-
-    config: SequenceToSequenceConfig
-    decoder: SequenceModel
-
-    def __init__(self, config: SequenceToSequenceConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.origin: Origin | None = None  # set by whoever fills in the weights
-        shape = (config.source_dim, config.encoder.embed_dim)
-        self.source_proj = Linear(
-            "BSI,ID->BSD", shape, config=config.encoder, use_bias=True, rngs=rngs
-        )
-        self.encoder = Stack(config.encoder, rngs=rngs)
-        self.decoder = SequenceModel(config.decoder, rngs=rngs)
-
-    def enter(self, src_BS: Array) -> Array:
-        """The projections of a source, BSD. Raises ValueError if it is too long."""
-        first_positions(src_BS.shape[1], self.config.longest_source)
-        return constrain(self.source_proj(src_BS), "BSD")
-
-
-def mean(x_BTD: Array, segment_ids_BT: Array | None) -> Array:
-    """That of each row's tokens, BD; padding is none."""
+def mean_of_tokens(x_BTD: Array, segment_ids_BT: Array | None) -> Array:
+    """The mean over each row's tokens without padding, BD, in float32."""
     x_BTD = x_BTD.astype(jnp.float32)
     if segment_ids_BT is None:
         return x_BTD.mean(axis=1)

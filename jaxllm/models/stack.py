@@ -1,4 +1,4 @@
-"""From embeddings to hidden states: what encoders and decoders have in common."""
+"""The stack of transformer blocks that encoders and decoders have in common."""
 
 import dataclasses
 from typing import Self
@@ -10,11 +10,11 @@ from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig
 from jaxllm.errors import UserError
-from jaxllm.layers.attention.cache import Cache, make_cache
-from jaxllm.layers.attention.cross_attention import CrossCache, Memory, Source
+from jaxllm.layers.attention.cache import Caches, CrossCache, LayerCache, SourceKV, make_cache
 from jaxllm.layers.attention.distance_bias import make_bias
 from jaxllm.layers.attention.sinusoids import sinusoids
 from jaxllm.layers.block import Block
+from jaxllm.layers.context import Context, Source
 from jaxllm.layers.dropout import drop, layer_keys, subkeys
 from jaxllm.layers.experts.moe import Load, aux_loss
 from jaxllm.layers.linear import PositionTable
@@ -22,12 +22,9 @@ from jaxllm.layers.norm import Norm
 from jaxllm.layers.stack import apply_layers, held, labels, make_layers, restack
 from jaxllm.sharding import constrain
 
-# Of a whole stack, by the labels of its layers, stacked as they are.
-Caches = dict[str, Cache | CrossCache]
-
 
 class Stack(nnx.Module):
-    """Positions, `num_layers` blocks, norm."""
+    """Embeddings to hidden states: add positions, `num_layers` blocks, norm."""
 
     config: StackConfig
 
@@ -47,35 +44,29 @@ class Stack(nnx.Module):
         self.final_norm = nnx.data(last)
 
     def transform(
-        self,
-        x_BTD: Array,
-        *,
-        segment_ids: Array | None = None,
-        positions: Array | None = None,
-        cache: Caches | None = None,
-        source: Source | None = None,
-        dropout_key: Array | None = None,
+        self, x_BTD: Array, context: Context, cache: Caches | None = None
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache and the auxiliary loss, of embedded tokens."""
-        if cache is not None and segment_ids is not None:
-            raise ValueError("segment_ids with a cache: pad on the right, give positions")
-        if self.config.attention.cross and source is None and cache is None:
-            raise ValueError("a stack with attention.cross needs a source, or a cache of one")
-        if positions is None:
-            positions = first_positions(x_BTD.shape[1], self.config.longest)
+        """The last hidden state, BTD, the cache and the auxiliary loss, of embedded tokens.
+
+        Raises ValueError for segments with a cache, cross-attention without a source, and more
+        tokens than there are positions.
+        """
+        self._check(x_BTD.shape[1], context, cache)
+        positions_BT = context.resolve_positions(x_BTD.shape[1])
         rate = self.config.dropout
-        first_key, key = subkeys(dropout_key if rate else None, 2)
+        first_key, key = subkeys(context.dropout_key if rate else None, 2)
+        context = context._replace(positions_BT=positions_BT, bias=self.position_bias)
 
         def step(
-            block: Block, x_BTD: Array, given: tuple[Cache | CrossCache | None, Array | None]
-        ) -> tuple[Array, Cache | CrossCache | None, Load | None]:
+            block: Block, x_BTD: Array, given: tuple[LayerCache | None, Array | None]
+        ) -> tuple[Array, LayerCache | None, Load | None]:
             own, own_key = given
-            return block(x_BTD, positions, segment_ids, own, self.position_bias, source, own_key)
+            return block(x_BTD, context._replace(dropout_key=own_key), own)
 
         x_BTD, written, loads = apply_layers(
             self.layers,
             step,
-            drop(self.place(x_BTD, positions), rate, first_key),
+            drop(self.embed_positions(x_BTD, positions_BT), rate, first_key),
             {
                 label: (
                     None if cache is None else cache[label],
@@ -89,8 +80,16 @@ class Stack(nnx.Module):
         loss = aux_loss(self.config.experts, loads.values())
         return x_BTD, None if cache is None else written, loss
 
-    def place(self, x_BTD: Array, positions_BT: Array) -> Array:
-        """What the first layer is given, BTD."""
+    def _check(self, length: int, context: Context, cache: Caches | None) -> None:
+        if cache is not None and context.segment_ids_BT is not None:
+            raise ValueError("segment_ids with a cache: pad on the right, give positions")
+        if self.config.attention.cross and context.source is None and cache is None:
+            raise ValueError("a stack with attention.cross needs a source, or a cache of one")
+        if context.positions_BT is None:
+            check_length(length, self.config.longest)
+
+    def embed_positions(self, x_BTD: Array, positions_BT: Array) -> Array:
+        """Adds position embeddings, if the config has any: the input of the first layer, BTD."""
         if self.embed_position is not None:
             x_BTD = x_BTD + self.embed_position(positions_BT)
         if self.config.positions.kind == "sinusoidal":
@@ -108,24 +107,24 @@ class Stack(nnx.Module):
         tokens see those after them.
         """
 
-        def of(label: str) -> Cache | CrossCache:
+        def init(label: str) -> LayerCache:
             kind, count = self.config.kinds[held(label)[0]], len(held(label))
             own = make_cache(self.config, kind, batch_size, length)
             if count > 1:
                 own = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
-            return CrossCache(own, self._remember(label, source)) if is_cross else own
+            return CrossCache(own, self._project_source(label, source)) if is_cross else own
 
         is_cross = self.config.attention.cross
-        return {label: of(label) for label in labels(self.layers)}
+        return {label: init(label) for label in labels(self.layers)}
 
-    def _remember(self, label: str, source: Source | None) -> Memory:
-        """What the layers of a label keep of a source."""
+    def _project_source(self, label: str, source: Source | None) -> SourceKV:
+        """The keys and values that the layers of a label have of a source."""
         if source is None:
             raise ValueError("a cache with attention.cross needs a source")
         block = self.layers[label]
         if len(held(label)) == 1:
-            return block.cross_attn.remember(source)
-        return jax.vmap(lambda one: one.cross_attn.remember(source))(block)
+            return block.cross_attn.project_source(source)
+        return jax.vmap(lambda one: one.cross_attn.project_source(source))(block)
 
     def restacked(self, scan: bool) -> Self:
         """The same stack, same weights, with its layers stacked for a scan or one by one."""
@@ -138,8 +137,7 @@ class Stack(nnx.Module):
         return changed
 
 
-def first_positions(length: int, longest: int | None) -> Array:
-    """0, 1, 2, ... as one row, BT. Raises UserError for more than there are positions."""
+def check_length(length: int, longest: int | None) -> None:
+    """Raises UserError for more tokens than there are positions."""
     if longest is not None and length > longest:
         raise UserError(f"a sequence of {length} tokens; positions end at max_len={longest}")
-    return jnp.arange(length)[None]

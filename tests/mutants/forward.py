@@ -56,10 +56,10 @@ def patched(
 
 
 def other_norm(honest: Callable, config: DecoderConfig) -> Callable:
-    def enter(self, norm, x_BTD):
+    def pre_norm(self, norm, x_BTD):
         return honest(self, self.mlp_norm if norm is self.attn_norm else self.attn_norm, x_BTD)
 
-    return enter
+    return pre_norm
 
 
 def up_as_gate(honest: Callable, config: DecoderConfig) -> Callable:
@@ -88,10 +88,10 @@ def rotated_otherwise(heads: str) -> Wrong:
 
 
 def unnormalised(honest: Callable, config: DecoderConfig) -> Callable:
-    def place(self, x_BTNH, norm, positions_BT):
+    def normalize_and_rotate(self, x_BTNH, norm, positions_BT):
         return honest(self, x_BTNH, None, positions_BT)
 
-    return place
+    return normalize_and_rotate
 
 
 def unchanged(honest: Callable, config: DecoderConfig) -> Callable:
@@ -152,18 +152,19 @@ def by_embeddings(honest: Callable, config: DecoderConfig) -> Callable:
 def counting_tokens(honest: Callable, config: DecoderConfig) -> Callable:
     """The first token after padding stands at 0, not where the reference has it."""
 
-    def hidden(self, tokens_BT, *, segment_ids=None, **options):
-        is_token_BT = jnp.asarray(segment_ids != 0, jnp.int32)
+    def hidden(self, tokens_BT, context, cache=None, **options):
+        is_token_BT = jnp.asarray(context.segment_ids_BT != 0, jnp.int32)
         positions_BT = jnp.maximum(jnp.cumsum(is_token_BT, axis=1) - 1, 0)
-        options |= {"segment_ids": segment_ids, "positions": positions_BT}
-        return honest(self, tokens_BT, **options)
+        context = context._replace(positions_BT=positions_BT)
+        return honest(self, tokens_BT, context, cache, **options)
 
     return hidden
 
 
 def dropping(honest: Callable, config: DecoderConfig) -> Callable:
-    def hidden(self, *args, **options):
-        return honest(self, *args, **{**options, "dropout_key": jax.random.key(0)})
+    def hidden(self, tokens_BT, context, cache=None, **options):
+        context = context._replace(dropout_key=jax.random.key(0))
+        return honest(self, tokens_BT, context, cache, **options)
 
     return hidden
 
@@ -196,14 +197,14 @@ def in_first(step: str, **kind: str) -> Callable[[DecoderConfig], str]:
 
 Q, K, SCORES, PROBS = (f"layers.0.attn.{step}" for step in ("q", "k", "scores", "probs"))
 FUNCTIONS = (
-    patched("norms swapped", Block, "enter", other_norm, swapped_norm, starts_with_norm),
+    patched("norms swapped", Block, "pre_norm", other_norm, swapped_norm, starts_with_norm),
     patched("gate and up swapped", MLP, "__call__", up_as_gate,
             in_first("mlp.down_proj", mlp="dense"), is_gated),
     patched("rope layout of q only", attention, "apply_rope", rotated_otherwise("num_heads"), Q,
             both(is_rotated, is_grouped)),
     patched("rope layout of k only", attention, "apply_rope", rotated_otherwise("num_kv_heads"), K,
             both(is_rotated, is_grouped)),
-    patched("qk norm missing", Attention, "place", unnormalised, Q,
+    patched("qk norm missing", Attention, "normalize_and_rotate", unnormalised, Q,
             lambda config: config.attention.qk_norm in ("head", "full")),
     patched("qk norm missing", attention, "normalize", unchanged, Q,
             lambda config: config.attention.qk_norm == "after_rope"),

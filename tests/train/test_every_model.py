@@ -112,7 +112,11 @@ def test_colours_of_unseen_images_are_named(folder):
     @jax.jit
     def name_it(images):
         tokens = jnp.asarray(rows["tokens"][:, :-1])
-        return model(tokens, image_embedding=model.see(images, tokens)).logits[:, -1].argmax(-1)
+        return (
+            model(tokens, image_embedding=model.embed_images(images, tokens))
+            .logits[:, -1]
+            .argmax(-1)
+        )
 
     colours = rows["tokens"][:, -1]
     assert set(colours) == set(range(8))

@@ -21,7 +21,9 @@ def output(model, kind: str, batch: dict):
     """What the model says, by its public call, row by row where rows could be mixed up."""
     if kind == "sees images":
         rows = [
-            model(tokens[None], image_embedding=model.see(image[None], tokens[None])).logits
+            model(
+                tokens[None], image_embedding=model.embed_images(image[None], tokens[None])
+            ).logits
             for tokens, image in zip(batch["tokens"][:, :-1], batch["images"], strict=True)
         ]
         return jnp.concatenate(rows)

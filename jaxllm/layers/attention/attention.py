@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig, Temperature
+from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import Norm, normalize
 from jaxllm.layers.trace import is_watched, show
@@ -20,9 +21,6 @@ from .rope import Rotation, apply_rope
 
 MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
 MAX_BLOCKS = 16  # in a program, whatever the length
-
-# Added to the scores of queries and keys at these positions: (BT, BS) -> BNTS. B may be 1.
-Bias = Callable[[Array, Array], Array]
 
 # Called with "scores" or "probs" and these, BKGTS; returns those to go on with.
 Watch = Callable[[str, Array], Array]
@@ -49,17 +47,13 @@ class Attention(nnx.Module):
         self.config, self.kind = config, kind
 
     def __call__(
-        self,
-        x_BTD: Array,
-        positions_BT: Array,
-        segment_ids_BT: Array | None = None,
-        cache: Cache | None = None,
-        bias: Bias | None = None,
+        self, x_BTD: Array, context: Context, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         """The attended values, BTD, and the cache with `x` written to it."""
-        q_BTNH = self.place(self.q_proj(x_BTD), self.q_norm, positions_BT)
-        k_BTKH = self.place(self.k_proj(x_BTD), self.k_norm, positions_BT)
-        q_BTNH = constrain(self.heat(q_BTNH, positions_BT), "BTNH")
+        positions_BT = context.resolve_positions(x_BTD.shape[1])
+        q_BTNH = self.normalize_and_rotate(self.q_proj(x_BTD), self.q_norm, positions_BT)
+        k_BTKH = self.normalize_and_rotate(self.k_proj(x_BTD), self.k_norm, positions_BT)
+        q_BTNH = constrain(self.scale_by_temperature(q_BTNH, positions_BT), "BTNH")
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
         q_BTNH, k_BTKH, v_BTKH = show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
@@ -67,22 +61,22 @@ class Attention(nnx.Module):
         attend = partial(attention, scale=config.attention.scale, softcap=config.attention.softcap)
         if cache is None:
             out_BTNH = self_attention(
-                *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT),
+                *(q_BTNH, k_BTKH, v_BTKH, positions_BT, context.segment_ids_BT),
                 sight=sight,
-                bias=bias,
+                bias=context.bias,
                 attend=attend,
                 watched_by=self if is_watched(self) else None,
             )
         else:
             cache, (k_BSKH, v_BSKH, keys_BS) = cache.extended(k_BTKH, v_BTKH, positions_BT)
             mask_BTS = sight.mask(positions_BT, keys_BS)
-            offset = None if bias is None else bias(positions_BT, keys_BS)
-            out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, offset)
+            bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
+            out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
         (out_BTNH,) = show(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
-    def place(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
-        """Queries or keys, normalised as the config says, with their positions in them."""
+    def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
+        """Applies the config's QK norm and RoPE to queries or keys."""
         if norm is not None:
             x_BTNH = norm(x_BTNH)
         rotation = Rotation.of(self.config, self.kind)
@@ -93,8 +87,8 @@ class Attention(nnx.Module):
             return normalize(x_BTNH, self.config.norms.eps).astype(x_BTNH.dtype)
         return x_BTNH
 
-    def heat(self, q_BTNH: Array, positions_BT: Array) -> Array:
-        """Queries scaled by the temperature of their positions, on layers without RoPE."""
+    def scale_by_temperature(self, q_BTNH: Array, positions_BT: Array) -> Array:
+        """Scales queries by position-dependent attention temperature (layers without RoPE)."""
         temperature = self.config.attention.temperature
         if temperature is None or Rotation.of(self.config, self.kind) is not None:
             return q_BTNH

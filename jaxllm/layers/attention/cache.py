@@ -118,7 +118,27 @@ class RingCache(NamedTuple):
         )
 
 
+class SourceKV(NamedTuple):
+    """One layer's keys and values of an encoder's output."""
+
+    k_BSKH: Array
+    v_BSKH: Array
+    segment_ids_BS: Array
+
+
 Cache = KVCache | RingCache
+
+
+class CrossCache(NamedTuple):
+    """The cache of a layer with cross-attention: of the target so far, and of the source."""
+
+    target: Cache
+    source: SourceKV
+
+
+LayerCache = Cache | CrossCache
+# Of a stack of layers, by their labels; stacked along a leading L as the layers are.
+Caches = dict[str, LayerCache]
 
 
 def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: int) -> Cache:

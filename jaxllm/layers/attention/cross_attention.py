@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +9,14 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import StackConfig
+from jaxllm.layers.context import Source
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.trace import is_watched, show
 from jaxllm.sharding import constrain
 
 from .attention import attention, query_blocks, show_block
-from .cache import Cache
+from .cache import SourceKV
 from .mask import same_segment
-
-
-class Source(NamedTuple):
-    """An encoder's output: its hidden states, and the segments that its tokens belong to."""
-
-    x_BSD: Array
-    segment_ids_BS: Array  # 0 is padding
-
-
-class Memory(NamedTuple):
-    """What one layer keeps of a source."""
-
-    k_BSKH: Array
-    v_BSKH: Array
-    segment_ids_BS: Array
-
-
-class CrossCache(NamedTuple):
-    """The cache of a layer with cross-attention: of the target so far, and of the source."""
-
-    own: Cache
-    memory: Memory
 
 
 class CrossAttention(nnx.Module):
@@ -53,15 +31,17 @@ class CrossAttention(nnx.Module):
         self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attention.out_bias)
         self.config = config
 
-    def remember(self, source: Source) -> Memory:
+    def project_source(self, source: Source) -> SourceKV:
         """The keys and values of a source, which are the same for every token of the target."""
         k_BSKH = constrain(self.k_proj(source.x_BSD), "BSKH")
         v_BSKH = constrain(self.v_proj(source.x_BSD), "BSKH")
         k_BSKH, v_BSKH = show(self, k=k_BSKH, v=v_BSKH)
-        return Memory(k_BSKH, v_BSKH, source.segment_ids_BS)
+        return SourceKV(k_BSKH, v_BSKH, source.segment_ids_BS)
 
-    def __call__(self, x_BTD: Array, memory: Memory, segment_ids_BT: Array | None = None) -> Array:
-        """What each token gathers from the source tokens of its segment, BTD.
+    def __call__(
+        self, x_BTD: Array, source: SourceKV, segment_ids_BT: Array | None = None
+    ) -> Array:
+        """Attention of each token to the source tokens of its segment, BTD.
 
         Without `segment_ids_BT` all tokens are of segment 1. Goes by blocks of queries, whose
         probabilities the backward pass computes again.
@@ -74,14 +54,14 @@ class CrossAttention(nnx.Module):
         scale, softcap = self.config.attention.scale, self.config.attention.softcap
         attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
         if is_watched(self):  # nothing can be shown out of what is traced
-            S = memory.k_BSKH.shape[1]
+            S = source.k_BSKH.shape[1]
             attend = partial(attend, watch=partial(show_block, self, slice(0, S), S))
         else:
             attend = jax.checkpoint(attend)
         outs = []
         for own in query_blocks(T):
-            mask_BTS = same_segment(segment_ids_BT[:, own], memory.segment_ids_BS)
-            outs.append(attend(q_BTNH[:, own], memory.k_BSKH, memory.v_BSKH, mask_BTS))
+            mask_BTS = same_segment(segment_ids_BT[:, own], source.segment_ids_BS)
+            outs.append(attend(q_BTNH[:, own], source.k_BSKH, source.v_BSKH, mask_BTS))
         out_BTNH = jnp.concatenate(outs, axis=1)
         (out_BTNH,) = show(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH"))

@@ -8,9 +8,8 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import RelativeBuckets, StackConfig
+from jaxllm.layers.context import Bias
 from jaxllm.sharding import constrain
-
-from .attention import Bias
 
 
 def make_bias(config: StackConfig, *, rngs: nnx.Rngs) -> Bias | None:

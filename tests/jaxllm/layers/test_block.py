@@ -11,6 +11,7 @@ from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, MlpConfig, NumericsConfig, with_fields
 from jaxllm.layers.attention.cache import KVCache
+from jaxllm.layers.context import Context
 from jaxllm.layers.stack import apply_layers, restack
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -35,7 +36,7 @@ def apply(layers, x_BTD, segment_ids=None, caches=None, remat="none"):
     positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
 
     def step(block, x, cache):
-        return block(x, positions_BT, segment_ids, cache)
+        return block(x, Context(segment_ids, positions_BT), cache)
 
     return apply_layers(layers, step, x_BTD, caches, remat)[:2]
 
@@ -71,15 +72,15 @@ def bits(tree) -> list[bytes]:
 
 def test_a_block_adds_attention_and_then_the_mlp(listed):
     block = listed["1"]
-    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    context = Context(SEGMENTS)
 
     @jax.jit
     def by_hand(block, x_BTD):
-        attended, _ = block.attn(block.attn_norm(x_BTD), positions_BT, SEGMENTS)
+        attended, _ = block.attn(block.attn_norm(x_BTD), context)
         middle = x_BTD + attended
         return middle + block.mlp(block.mlp_norm(middle))
 
-    out, cache, load = jax.jit(lambda block, x: block(x, positions_BT, SEGMENTS))(block, X_BTD)
+    out, cache, load = jax.jit(lambda block, x: block(x, context))(block, X_BTD)
     assert cache is None
     assert load is None
     assert relative_l2(out, by_hand(block, X_BTD)) < TOLERANCE

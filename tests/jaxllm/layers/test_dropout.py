@@ -16,6 +16,7 @@ from jaxllm.config import (
     StackConfig,
     with_fields,
 )
+from jaxllm.layers.context import Context
 from jaxllm.layers.dropout import drop, layer_keys, subkeys
 from jaxllm.models import with_scanned_layers
 
@@ -59,7 +60,6 @@ def test_what_is_added_to_the_residual_stream_is_dropped(placement):
     model = random_model(num_layers=1, dropout=RATE, norms=NormConfig(placement=placement))
     block, x = model.layers["0"], jnp.asarray(np.random.default_rng(1).standard_normal((2, 9, 32)))
     x = x.astype(jnp.float32)
-    at = jnp.arange(9)[None]
     attn_key, _, mlp_key = jax.random.split(KEY, 3)
 
     def scaled(key):
@@ -67,7 +67,7 @@ def test_what_is_added_to_the_residual_stream_is_dropped(placement):
 
     same = {"pre": block.attn_norm, "sandwich": block.attn_norm, "parallel": block.attn_norm}
     enter = same.get(placement, lambda x: x)
-    added = block.attn(enter(x), at)[0]
+    added = block.attn(enter(x), Context())[0]
     if placement == "parallel":
         expected = x + added * scaled(attn_key) + block.mlp(block.mlp_norm(x)) * scaled(mlp_key)
     else:
@@ -79,7 +79,7 @@ def test_what_is_added_to_the_residual_stream_is_dropped(placement):
         added = out.get(placement, lambda x: x)(block.mlp(enter(h)))
         expected = h + added * scaled(mlp_key)
         expected = block.mlp_norm(expected) if placement == "post" else expected
-    assert relative_l2(block(x, at, dropout_key=KEY)[0], expected) < TOLERANCE
+    assert relative_l2(block(x, Context(dropout_key=KEY))[0], expected) < TOLERANCE
 
 
 def test_embeddings_are_dropped():
@@ -87,8 +87,8 @@ def test_embeddings_are_dropped():
     model = random_model(num_layers=1, dropout=RATE, norms=NormConfig(final=False))
     for projection in (model.layers["0"].attn.o_proj, model.layers["0"].mlp.down_proj):
         projection.kernel.set_value(jnp.zeros_like(projection.kernel.get_value()))
-    plain = np.asarray(model.enter(TOKENS))
-    found = np.asarray(model.hidden(TOKENS, dropout_key=KEY)[0])
+    plain = np.asarray(model.embed_tokens(TOKENS))
+    found = np.asarray(model.hidden(TOKENS, Context(dropout_key=KEY))[0])
     assert 0.2 < (found == 0).mean() < 0.4
     np.testing.assert_allclose(found[found != 0], (plain / (1 - RATE))[found != 0], rtol=1e-6)
 
@@ -149,7 +149,8 @@ def test_encoder_and_decoder_drop_by_keys_of_their_own():
     assert relative_l2(run(KEY), run(jax.random.fold_in(KEY, 1))) > 0.1
     src_key, tgt_key = jax.random.split(KEY)
     source, _ = model.encode(TOKENS, dropout_key=src_key)
-    hidden, _, _ = model.decoder.hidden(TOKENS[:, :5], source=source, dropout_key=tgt_key)
+    context = Context(source=source, dropout_key=tgt_key)
+    hidden, _, _ = model.decoder.hidden(TOKENS[:, :5], context)
     assert relative_l2(model.decoder.unembed(hidden), run(KEY)) < TOLERANCE
 
 

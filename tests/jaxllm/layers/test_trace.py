@@ -8,6 +8,7 @@ from tiny import random_model
 
 from jaxllm.config import PositionConfig
 from jaxllm.layers.attention import attention
+from jaxllm.layers.context import Context
 from jaxllm.layers.trace import LISTENER
 
 T = 300  # three blocks of queries
@@ -18,7 +19,7 @@ def layer(request):
     """An attention with random weights, and how it is called."""
     model = random_model(scan_layers=False, positions=PositionConfig(kind=request.param))
     x_BTD = jax.random.normal(jax.random.key(0), (2, T, model.config.embed_dim))
-    return model.layers["0"].attn, (x_BTD, jnp.arange(T)[None], None, None, model.position_bias)
+    return model.layers["0"].attn, (x_BTD, Context(bias=model.position_bias))
 
 
 def shown(attn, given, instead=lambda name, value: value):
@@ -38,8 +39,8 @@ def shown(attn, given, instead=lambda name, value: value):
 
 def program_of(layer):
     attn, given = layer
-    arrays, rest = given[:2], given[2:]
-    return jax.make_jaxpr(lambda *arrays: attn(*arrays, *rest)[0])(*arrays)
+    x_BTD, context = given
+    return jax.make_jaxpr(lambda x_BTD: attn(x_BTD, context)[0])(x_BTD)
 
 
 def shapes_of(jaxpr):
@@ -79,8 +80,9 @@ def test_what_is_shown_is_what_is_computed(layer):
     (q,), (k,), (v,), (mixed,) = (values[name] for name in ("q", "k", "v", "mixed"))
     k, v = (attention.repeat_kv(x, q.shape[2] // k.shape[2]) for x in (k, v))
     products = np.einsum("BTNH,BSNH->BTNS", q, k) * q.shape[-1] ** -0.5
-    if (bias := given[4]) is not None:
-        products = products + np.moveaxis(bias(given[1], given[1]), 1, 2)
+    if (bias := given[1].bias) is not None:
+        at_1T = jnp.arange(T)[None]
+        products = products + np.moveaxis(bias(at_1T, at_1T), 1, 2)
     shown_scores, wanted = (x[np.broadcast_to(seen, x.shape)] for x in (scores, products))
     np.testing.assert_allclose(shown_scores, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.einsum("BTNS,BSNH->BTNH", probs, v), mixed, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from jaxllm.config import Vision, from_dict, to_dict
 from jaxllm.interop.reference.llm.vision import apply_rope, axial_rotations, pixel_shuffle
-from jaxllm.layers.vision import MaskedEmbedding, patches, place, rotate, shuffle
+from jaxllm.layers.vision import MaskedEmbedding, patches, rotate, scatter_rows, shuffle
 from jaxllm.params import letters, named_parameters, shardings, with_arrays
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -80,7 +80,7 @@ def logits_of(model, tokens, image_embedding=None):
 
 def test_images_are_as_tokens_of_their_own(model, tokens):
     """The same by hand: rows of the token table that are the projected images."""
-    image = model.see(IMAGES, tokens)
+    image = model.embed_images(IMAGES, tokens)
     rows = model.image_proj(image.embedding_BTF[image.mask_BT][None])[0]
     wide = random_model(vision=VISION, vocab_size=TINY.vocab_size + len(rows))
     arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
@@ -94,7 +94,7 @@ def test_images_are_as_tokens_of_their_own(model, tokens):
 
 def test_rows_are_placed_in_order_and_zeros_elsewhere():
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
-    placed = place(draw(4, 5), mask)
+    placed = scatter_rows(draw(4, 5), mask)
     np.testing.assert_array_equal(placed.embedding_BTF[mask], draw(4, 5))
     assert not np.any(placed.embedding_BTF[~mask])
 
@@ -103,12 +103,12 @@ def test_rows_are_placed_in_order_and_zeros_elsewhere():
 def test_more_or_fewer_rows_than_places_are_refused(rows):
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
     with pytest.raises(ValueError, match=f"{rows} embeddings of images for 4 tokens"):
-        place(draw(rows, 5), mask)
+        scatter_rows(draw(rows, 5), mask)
 
 
 def test_a_place_without_a_row_is_nan_where_nobody_can_count():
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
-    placed = jax.jit(place)(draw(3, 5), mask)
+    placed = jax.jit(scatter_rows)(draw(3, 5), mask)
     is_nan = np.isnan(placed.embedding_BTF).all(-1)
     assert is_nan.tolist() == [[False] * 4, [False, False, False, True]]
 
@@ -117,7 +117,9 @@ def test_the_encoder_and_the_projection_learn(model, tokens):
     """And what lies outside of the mask has no part in it."""
 
     def loss(model):
-        return jnp.square(model(tokens, image_embedding=model.see(IMAGES, tokens)).logits).mean()
+        return jnp.square(
+            model(tokens, image_embedding=model.embed_images(IMAGES, tokens)).logits
+        ).mean()
 
     gradient = jax.jit(jax.grad(loss))(model)
     for name, variable in named_parameters(gradient).items():
@@ -139,7 +141,7 @@ def test_sharded_it_computes_the_same(model, tokens):
     assert letters(named_parameters(model)["vision.layers.0:2.q_proj.kernel"]) == "LDNH"
     run = jax.jit(
         lambda model, tokens, images: (
-            model(tokens, image_embedding=model.see(images, tokens)).logits
+            model(tokens, image_embedding=model.embed_images(images, tokens)).logits
         )
     )
     expected = run(model, tokens, IMAGES)
@@ -156,13 +158,13 @@ def test_the_config_goes_through_plain_data():
 
 def test_images_of_another_size_are_refused(model, tokens):
     with pytest.raises(ValueError, match=r"\(3, 24, 12\), not \(3, 24, 24\)"):
-        model.see(IMAGES[..., :12], tokens)
+        model.embed_images(IMAGES[..., :12], tokens)
 
 
 def test_a_model_without_vision_sees_nothing(tokens):
     blind = random_model()
     given = MaskedEmbedding(draw(2, 40, 24), tokens == 90)
     with pytest.raises(ValueError, match="vision=None"):
-        blind.see(IMAGES, tokens)
+        blind.embed_images(IMAGES, tokens)
     with pytest.raises(ValueError, match="without vision"):
         blind(tokens, image_embedding=given)

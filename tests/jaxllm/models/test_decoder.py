@@ -12,6 +12,7 @@ from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, DecoderConfig, HeadConfig, NumericsConfig, with_fields
+from jaxllm.layers.context import Context
 from jaxllm.models import build, build_abstract, with_scanned_layers
 from jaxllm.params import count, named_parameters
 
@@ -136,14 +137,14 @@ def test_a_tied_head_is_the_embedding():
     tied = random_model(head=HeadConfig(tied=True))
     assert "lm_head.kernel" not in named_parameters(tied)
     tokens = draw_tokens(2, 9)
-    x_BTD, _, _ = tied.hidden(tokens)
+    x_BTD, _, _ = tied.hidden(tokens, Context())
     table = np.asarray(named_parameters(tied)["embed.embedding"].get_value(), np.float64)
     assert relative_l2(logits_of(tied, tokens), np.asarray(x_BTD) @ table.T) < TOLERANCE
 
 
 def test_an_untied_head_is_its_own(model):
     tokens = draw_tokens(2, 9)
-    x_BTD, _, _ = model.hidden(tokens)
+    x_BTD, _, _ = model.hidden(tokens, Context())
     kernel = np.asarray(named_parameters(model)["lm_head.kernel"].get_value(), np.float64)
     assert relative_l2(logits_of(model, tokens), np.asarray(x_BTD) @ kernel) < TOLERANCE
 

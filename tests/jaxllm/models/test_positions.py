@@ -17,6 +17,7 @@ from jaxllm.config import (
 )
 from jaxllm.generation import generate
 from jaxllm.layers.attention.distance_bias import DistanceBias
+from jaxllm.layers.context import Context
 
 TOLERANCE = 1e-5  # relative L2, float32
 KINDS = {
@@ -131,7 +132,7 @@ def test_one_table_of_positions_may_serve_both_stacks():
     table = model.decoder.embed_position.embedding[...]
     source, _ = model.encode(TOKENS)
     x = model.decoder.embed(TOKENS) + table[:LENGTH]
-    assert relative_l2(source.x_BSD, model.encoder.transform(x)[0]) < TOLERANCE
+    assert relative_l2(source.x_BSD, model.encoder.transform(x, Context())[0]) < TOLERANCE
     with pytest.raises(ValueError, match="a sequence of 48 tokens; positions end at max_len=24"):
         model.encode(np.concatenate([TOKENS, TOKENS], axis=1))
     with pytest.raises(ValueError, match="a prompt of 25 tokens; positions end at 24"):

@@ -140,7 +140,7 @@ def test_a_cached_decoder_is_an_uncached_one(window, scan):
             out, cache = decode(X_BTI[:, a:b], np.arange(a, b)[None], cache)
             parts.append(out)
         assert relative_l2(np.concatenate(parts, axis=1), whole) < TOLERANCE
-    kept = cache[next(iter(cache))].memory.k_BSKH
+    kept = cache[next(iter(cache))].source.k_BSKH
     assert kept.shape[-3:] == (11, 2, H)
 
 

@@ -18,6 +18,7 @@ from jaxllm.config import (
     with_fields,
 )
 from jaxllm.layers.attention.sinusoids import sinusoids, wave_frequencies
+from jaxllm.layers.context import Context
 from jaxllm.layers.norm import Norm
 from jaxllm.params import named_parameters
 
@@ -28,7 +29,7 @@ POSITIONS = np.arange(9)[None]
 
 @jax.jit
 def hidden_of(model, tokens):
-    return model.hidden(tokens)[0]
+    return model.hidden(tokens, Context())[0]
 
 
 @pytest.mark.parametrize("waves", ["power", "exp"])
@@ -56,18 +57,18 @@ def test_sinusoids_are_added_to_what_the_first_layer_is_given():
     model = random_model(positions=PositionConfig(kind="sinusoidal"))
     assert not any("position" in name for name in named_parameters(model))
     expected = X_BTD + np.asarray(sinusoids(POSITIONS, TINY.embed_dim))
-    assert relative_l2(model.place(X_BTD, POSITIONS), expected) <= 1e-6
+    assert relative_l2(model.embed_positions(X_BTD, POSITIONS), expected) <= 1e-6
 
 
 def test_rows_before_the_offset_belong_to_no_position():
     model = random_model(positions=PositionConfig(kind="learned", offset=2))
     table = np.asarray(model.embed_position.embedding[...])
     assert table.shape == (TINY.max_len + 2, TINY.embed_dim)
-    found = model.place(X_BTD, POSITIONS)
+    found = model.embed_positions(X_BTD, POSITIONS)
     assert relative_l2(found, X_BTD + table[2:11]) <= 1e-6
-    last = model.place(X_BTD, np.full((1, 9), TINY.max_len - 1))
+    last = model.embed_positions(X_BTD, np.full((1, 9), TINY.max_len - 1))
     assert relative_l2(last, X_BTD + table[-1]) <= 1e-6
-    assert np.isnan(model.place(X_BTD, np.full((1, 9), TINY.max_len))).all()
+    assert np.isnan(model.embed_positions(X_BTD, np.full((1, 9), TINY.max_len))).all()
 
 
 def test_the_norm_of_embeddings_comes_after_positions():
@@ -78,7 +79,7 @@ def test_the_norm_of_embeddings_comes_after_positions():
     mean, variance = (f(sum_BTD, axis=-1, keepdims=True) for f in (np.mean, np.var))
     scale, bias = (np.asarray(x[...]) for x in (model.embed_norm.scale, model.embed_norm.bias))
     expected = (sum_BTD - mean) / np.sqrt(variance + TINY.norms.eps) * scale + bias
-    assert relative_l2(model.place(X_BTD, POSITIONS), expected) <= 1e-6
+    assert relative_l2(model.embed_positions(X_BTD, POSITIONS), expected) <= 1e-6
 
 
 def test_the_last_norm_may_have_an_eps_of_its_own():
@@ -130,7 +131,9 @@ def test_embeddings_are_scaled_but_not_where_they_are_the_head():
     scaled, plain = (
         random_model(head=HeadConfig(tied=True), embed_scale=scale) for scale in (5.0, 1.0)
     )
-    np.testing.assert_array_equal(scaled.enter(TOKENS), 5 * jnp.asarray(plain.enter(TOKENS)))
+    np.testing.assert_array_equal(
+        scaled.embed_tokens(TOKENS), 5 * jnp.asarray(plain.embed_tokens(TOKENS))
+    )
     np.testing.assert_array_equal(scaled.unembed(X_BTD), plain.unembed(X_BTD))
 
 

@@ -102,7 +102,7 @@ def test_images_are_embedded_as_in_transformers(original, model, images):
 
 
 def test_logits_of_text_and_images_are_those_of_transformers(original, model, images, tokens):
-    found = logits_of(model, tokens, model.see(images, tokens))
+    found = logits_of(model, tokens, model.embed_images(images, tokens))
     assert relative_l2(found, their_logits(original, tokens, images)) <= TOLERANCE
 
 
@@ -114,12 +114,15 @@ def test_logits_of_text_alone_are_those_of_transformers(original, model, tokens)
 def test_layers_one_by_one_compute_the_same(model, images, tokens):
     listed = with_scanned_layers(model, False)
     assert "0" in listed.vision.layers
-    found = logits_of(listed, tokens, listed.see(images, tokens))
-    assert relative_l2(found, logits_of(model, tokens, model.see(images, tokens))) <= TOLERANCE
+    found = logits_of(listed, tokens, listed.embed_images(images, tokens))
+    assert (
+        relative_l2(found, logits_of(model, tokens, model.embed_images(images, tokens)))
+        <= TOLERANCE
+    )
     again = with_scanned_layers(listed, True)
     np.testing.assert_array_equal(
-        logits_of(again, tokens, again.see(images, tokens)),
-        logits_of(model, tokens, model.see(images, tokens)),
+        logits_of(again, tokens, again.embed_images(images, tokens)),
+        logits_of(model, tokens, model.embed_images(images, tokens)),
     )
 
 
@@ -156,7 +159,7 @@ def test_the_config_comes_back(original, model, images, tokens, tmp_path):
 def test_a_prompt_with_an_image_is_continued_from_the_cache(model, images, tokens):
     """The images stand in for tokens of the prompt; what follows is text."""
     tokens = tokens[:, :130]
-    image_embedding = model.see(images, tokens)
+    image_embedding = model.embed_images(images, tokens)
     whole = logits_of(model, tokens, image_embedding)
     step = jax.jit(
         lambda model, tokens, positions, cache, image_embedding=None: model(
@@ -179,7 +182,7 @@ def test_a_tied_head_comes_back(tmp_path, images, tokens):
     original.save_pretrained(tmp_path / "original")
     model = load_pretrained(tmp_path / "original")
     assert model.config.head.tied
-    found = logits_of(model, tokens, model.see(images, tokens))
+    found = logits_of(model, tokens, model.embed_images(images, tokens))
     assert relative_l2(found, their_logits(original, tokens, images)) <= TOLERANCE
     save_pretrained(model, tmp_path / "out")
     assert stored(tmp_path / "out") == stored(tmp_path / "original")

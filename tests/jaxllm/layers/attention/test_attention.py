@@ -16,6 +16,7 @@ from jaxllm.config import AttentionConfig
 from jaxllm.layers.attention.attention import attention, repeat_kv, self_attention
 from jaxllm.layers.attention.cache import KVCache
 from jaxllm.layers.attention.mask import Sight
+from jaxllm.layers.context import Context
 
 TOLERANCE = 2e-6  # relative L2, float32
 # T, N, K; the last is in as many blocks as there can be, none of which has a power of 2.
@@ -168,7 +169,7 @@ def layer():
 
 @functools.partial(jax.jit, static_argnames="cached")
 def run(layer, x_BTD, positions_BT, cache=None, *, cached=False):
-    return layer(x_BTD, positions_BT, None, cache if cached else None)[:2]
+    return layer(x_BTD, Context(positions_BT=positions_BT), cache if cached else None)
 
 
 def test_cached_is_uncached_at_every_split_point_of_ragged_rows(layer):

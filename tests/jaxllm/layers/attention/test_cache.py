@@ -10,6 +10,7 @@ from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, LayerKind
 from jaxllm.layers.attention.cache import NOWHERE, KVCache, RingCache, make_cache
+from jaxllm.layers.context import Context
 
 TOLERANCE = 3e-6  # relative L2, float32
 REACH, B, T = 5, 3, 17
@@ -25,7 +26,7 @@ def layer_of(sees: str):
 
 @functools.partial(jax.jit, static_argnames="is_cached")
 def run(layer, x_BTD, positions_BT, cache=None, *, is_cached=False):
-    return layer(x_BTD, positions_BT, None, cache if is_cached else None)[:2]
+    return layer(x_BTD, Context(positions_BT=positions_BT), cache if is_cached else None)
 
 
 def draw(*shape: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from tiny import TINY, relative_l2
 
 from jaxllm.config import with_fields
 from jaxllm.layers.attention.attention import MIN_BLOCK
-from jaxllm.layers.attention.cross_attention import CrossAttention, Source
+from jaxllm.layers.attention.cross_attention import CrossAttention
+from jaxllm.layers.context import Source
 
 CONFIG = with_fields(
     TINY,
@@ -59,11 +60,11 @@ def expected(layer, ids_BT: np.ndarray) -> np.ndarray:
 def test_queries_see_the_source_tokens_of_their_segment(layer):
     ids_BT = np.ones((B, T), int)
     ids_BT[1, 50:] = 2
-    memory = layer.remember(Source(Y_BSD, SOURCE_IDS))
-    assert relative_l2(layer(X_BTD, memory, ids_BT), expected(layer, ids_BT)) <= 1e-6
+    source = layer.project_source(Source(Y_BSD, SOURCE_IDS))
+    assert relative_l2(layer(X_BTD, source, ids_BT), expected(layer, ids_BT)) <= 1e-6
 
 
 def test_without_ids_all_tokens_are_of_segment_one(layer):
-    memory = layer.remember(Source(Y_BSD, SOURCE_IDS))
-    found = layer(X_BTD, memory)
+    source = layer.project_source(Source(Y_BSD, SOURCE_IDS))
+    found = layer(X_BTD, source)
     assert relative_l2(found, expected(layer, np.ones((B, T), int))) <= 1e-6

@@ -54,22 +54,27 @@ def test_heads_are_normalised_without_a_scale_after_rope(layers):
     x = torch.tensor(draw())
     rotated, _ = apply_rope(x, x, compute_freqs_cis(16, 30))
     expected = rotated / torch.sqrt(rotated.pow(2).mean(-1, keepdim=True) + 1e-3)
-    assert relative_l2(rotating.place(draw(), None, POSITIONS), expected) < 1e-6
-    assert relative_l2(rotating.heat(draw(), POSITIONS), draw()) == 0
+    assert relative_l2(rotating.normalize_and_rotate(draw(), None, POSITIONS), expected) < 1e-6
+    assert relative_l2(rotating.scale_by_temperature(draw(), POSITIONS), draw()) == 0
 
 
 def test_layers_without_rope_have_the_temperature_instead(layers):
     _, standing = layers
-    assert relative_l2(standing.place(draw(), None, POSITIONS), draw()) == 0
+    assert relative_l2(standing.normalize_and_rotate(draw(), None, POSITIONS), draw()) == 0
     growth = [1 + 0.3 * math.log(1 + (p + 1) // 4) for p in range(30)]
     expected = draw() * np.array(growth, np.float32)[None, :, None, None]
-    assert relative_l2(standing.heat(draw(), POSITIONS), expected) < 1e-6
+    assert relative_l2(standing.scale_by_temperature(draw(), POSITIONS), expected) < 1e-6
 
 
 def test_queries_keep_their_dtype(layers):
     for layer in layers:
         x = jnp.asarray(draw(), jnp.bfloat16)
-        assert layer.heat(layer.place(x, None, POSITIONS), POSITIONS).dtype == jnp.bfloat16
+        assert (
+            layer.scale_by_temperature(
+                layer.normalize_and_rotate(x, None, POSITIONS), POSITIONS
+            ).dtype
+            == jnp.bfloat16
+        )
 
 
 def test_a_period_that_is_not_positive_is_refused():

@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from jaxllm.config import Experts, LayerKind, MlpConfig, NumericsConfig, with_fields
+from jaxllm.layers.context import Context
 from jaxllm.layers.experts.moe import Load, MoE, load_balance, overflowing
 from jaxllm.layers.stack import restack
 
@@ -286,10 +287,9 @@ def test_a_model_weighs_the_load_of_its_sparse_layers(scan, balance):
 
 def loads_by_hand(model, tokens, segment_ids) -> Load:
     """The loads of layers 1 and 3, one after the other."""
-    positions = jnp.arange(T)[None]
     x_BTD, loads = model.embed(tokens), []
     for block in restack(model.layers, model.config.kinds, False).values():
-        x_BTD, *_, load = block(x_BTD, positions, segment_ids)
+        x_BTD, *_, load = block(x_BTD, Context(segment_ids))
         loads += [] if load is None else [load]
     assert len(loads) == 2
     return jax.tree.map(lambda *xs: jnp.stack(xs), *loads)
