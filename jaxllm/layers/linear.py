@@ -4,6 +4,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -79,7 +80,9 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(table, dims="VD")
 
     def __call__(self, tokens_BT: Array) -> Array:
-        """The vectors of `tokens`, BTD."""
+        """The vectors of `tokens`, BTD. Raises AssertionError unless they are integers, BT."""
+        chex.assert_rank(tokens_BT, 2)
+        chex.assert_type(tokens_BT, int)
         # A lookup in a table split over D reshards the whole table: gather its width first.
         table_VD = constrain(self.embedding[...], "V.")
         x_BTD = table_VD[tokens_BT].astype(self.dtype)

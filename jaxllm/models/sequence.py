@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -61,6 +62,7 @@ class SequenceModel(Stack):
         self, x_BTI: Array, context: Context, cache: Caches | None = None
     ) -> tuple[Array, Caches | None, Array]:
         """The last hidden state, BTD, the cache and the auxiliary loss."""
+        chex.assert_shape(x_BTI, (None, None, self.config.input_dim))
         return self.transform(constrain(self.input_proj(x_BTI), "BTD"), context, cache)
 
     def unembed(self, x_BTD: Array) -> Array:

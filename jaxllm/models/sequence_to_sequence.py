@@ -1,5 +1,6 @@
 """Encoder-decoder models over continuous inputs."""
 
+import chex
 from flax import nnx
 from jax import Array
 
@@ -31,5 +32,6 @@ class SequenceToSequence(TwoStacks):
 
     def embed_source(self, src_BS: Array) -> Array:
         """The projections of a source, BSD. Raises ValueError if it is too long."""
+        chex.assert_shape(src_BS, (None, None, self.config.source_dim))
         check_length(src_BS.shape[1], self.config.longest_source)
         return constrain(self.source_proj(src_BS), "BSD")

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Self
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -49,9 +50,9 @@ class Stack(nnx.Module):
         """The last hidden state, BTD, the cache and the auxiliary loss, of embedded tokens.
 
         Raises ValueError for segments with a cache, cross-attention without a source, and more
-        tokens than there are positions.
+        tokens than there are positions; AssertionError for segments or positions that are not BT.
         """
-        self._check(x_BTD.shape[1], context, cache)
+        self._check(x_BTD, context, cache)
         positions_BT = context.resolve_positions(x_BTD.shape[1])
         rate = self.config.dropout
         first_key, key = subkeys(context.dropout_key if rate else None, 2)
@@ -80,13 +81,17 @@ class Stack(nnx.Module):
         loss = aux_loss(self.config.experts, loads.values())
         return x_BTD, None if cache is None else written, loss
 
-    def _check(self, length: int, context: Context, cache: Caches | None) -> None:
+    def _check(self, x_BTD: Array, context: Context, cache: Caches | None) -> None:
+        for array in (context.segment_ids_BT, context.positions_BT):
+            if array is not None:
+                chex.assert_rank(array, 2)
+                chex.assert_is_broadcastable(array.shape, x_BTD.shape[:2])
         if cache is not None and context.segment_ids_BT is not None:
             raise ValueError("segment_ids with a cache: pad on the right, give positions")
         if self.config.attention.cross and context.source is None and cache is None:
             raise ValueError("a stack with attention.cross needs a source, or a cache of one")
         if context.positions_BT is None:
-            check_length(length, self.config.longest)
+            check_length(x_BTD.shape[1], self.config.longest)
 
     def embed_positions(self, x_BTD: Array, positions_BT: Array) -> Array:
         """Adds position embeddings, if the config has any: the input of the first layer, BTD."""

@@ -246,3 +246,17 @@ def test_every_parameter_matters(model):
         if path[0] == "layers":
             assert (np.abs(found).max(axis=tuple(range(1, found.ndim))) > 0).all(), path
         assert np.abs(found).max() > 0, path
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "complaint"),
+    [
+        (np.zeros(5, int), {}, "rank"),
+        (np.zeros((2, 5)), {}, "type"),
+        (np.zeros((2, 5), int), {"segment_ids": np.ones((2, 4), int)}, "broadcast"),
+        (np.zeros((2, 5), int), {"positions": np.arange(5)}, "rank"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(model, tokens, options, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        model(tokens, **options)
