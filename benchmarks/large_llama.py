@@ -8,10 +8,10 @@ from jaxllm.config import DecoderConfig, NumericsConfig, with_fields
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.loading.model_arrays import Parameters
-from jaxllm.interop.rules.boxes import Box, shape_of
+from jaxllm.interop.rules.boxes import Box, box_shape
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.models import build_abstract
-from jaxllm.params import shapes_of, stacks
+from jaxllm.params import parameter_shapes, stacked_layers
 
 # 1.52 GB in bfloat16.
 LLAMA = DecoderConfig(
@@ -34,11 +34,13 @@ def save_large_llama(config: DecoderConfig, folder: Path, max_shard: int) -> Non
 
     def draw(box: Box) -> np.ndarray:
         # Bits of numbers between 2^-63 and 2.
-        drawn = rng.integers(0x2000, 0x4000, shape_of(box), np.uint16)
+        drawn = rng.integers(0x2000, 0x4000, box_shape(box), np.uint16)
         return drawn.view(dtype)
 
-    arrays = {name: TensorSource(dtype, shape, draw) for name, shape in shapes_of(model).items()}
-    parameters = Parameters(config, None, stacks(model), arrays)
+    arrays = {
+        name: TensorSource(dtype, shape, draw) for name, shape in parameter_shapes(model).items()
+    }
+    parameters = Parameters(config, None, stacked_layers(model), arrays)
     export = plan_export(parameters, possible_families(None, "hf", None), None, max_shard)
     folder.mkdir(parents=True)
     write_files(folder, export.files, export.tensors)

@@ -12,11 +12,11 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from .checkpoint_origin import Origin
 from .config import from_dict, to_dict, with_fields
-from .layers.stack import held
+from .layers.stack import layer_range
 from .models import AnyModel, Model, build, build_abstract
-from .origin import Origin
-from .sharding import sharding
+from .sharding import named_sharding
 
 Params = dict[str, Any]
 
@@ -39,7 +39,7 @@ def named_parameters(model: Model) -> dict[str, nnx.Variable]:
     }
 
 
-def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Every parameter's shape, by dotted name."""
     return {
         name: tuple(variable.get_value().shape)
@@ -52,7 +52,7 @@ def with_arrays(model: AnyModel, arrays: Mapping[str, jax.Array]) -> AnyModel:
 
     Raises ValueError unless `arrays` names every parameter, no other, in its shape.
     """
-    wanted = shapes_of(model)
+    wanted = parameter_shapes(model)
     given = {name: array.shape for name, array in arrays.items()}
     if wrong := {name for name, _ in wanted.items() ^ given.items()}:
         raise ValueError(f"not the parameters of this model: {', '.join(sorted(wrong))}")
@@ -62,7 +62,7 @@ def with_arrays(model: AnyModel, arrays: Mapping[str, jax.Array]) -> AnyModel:
     return nnx.merge(graphdef, nnx.from_flat_state(values))
 
 
-def layers_of(name: str) -> list[tuple[str, int | None]]:
+def unstack_name(name: str) -> list[tuple[str, int | None]]:
     """A parameter's name in each of its layers, and the layer's place in it; itself if not stacked.
 
     As in `[("layers.0.attn.q_proj.kernel", 0), ("layers.1.attn.q_proj.kernel", 1)]`, of
@@ -72,10 +72,12 @@ def layers_of(name: str) -> list[tuple[str, int | None]]:
     label, _, parameter = rest.partition(".")
     if ":" not in label:
         return [(name, None)]
-    return [(f"{prefix}layers.{layer}.{parameter}", i) for i, layer in enumerate(held(label))]
+    return [
+        (f"{prefix}layers.{layer}.{parameter}", i) for i, layer in enumerate(layer_range(label))
+    ]
 
 
-def stacks(model: Model) -> dict[str, dict[str, range]]:
+def stacked_layers(model: Model) -> dict[str, dict[str, range]]:
     """By the path of each list of layers, its arrays' labels and the layers that each one holds.
 
     As in `{"layers": {"0:32": range(0, 32)}}`, of `layers.0:32.attn.q_proj.kernel`.
@@ -85,25 +87,25 @@ def stacks(model: Model) -> dict[str, dict[str, range]]:
         path, is_layer, rest = name.rpartition("layers.")
         if is_layer:
             label = rest.partition(".")[0]
-            found.setdefault(path + "layers", {})[label] = held(label)
+            found.setdefault(path + "layers", {})[label] = layer_range(label)
     return found
 
 
-def letters(variable: nnx.Variable) -> str:
+def dim_letters(variable: nnx.Variable) -> str:
     """The dimension letters of a parameter; stacking puts an L in front of them."""
     stacked = len(variable.get_value().shape) - len(variable.dims)
     return "L" * stacked + variable.dims
 
 
-def shardings(model: Model, mesh: Mesh) -> dict[str, NamedSharding]:
+def parameter_shardings(model: Model, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where each parameter lives, by dotted name."""
     return {
-        name: sharding(letters(variable), variable.get_value().shape, mesh)
+        name: named_sharding(dim_letters(variable), variable.get_value().shape, mesh)
         for name, variable in named_parameters(model).items()
     }
 
 
-def tree_of(model: Model, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
+def map_parameters(model: Model, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
     """`leaf(name, variable)` of every parameter, in the shape of the parameters' nested dict."""
     flat = nnx.to_flat_state(nnx.state(model))
     return nnx.traversals.unflatten_mapping(
@@ -114,15 +116,15 @@ def tree_of(model: Model, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
 def initialize(config: Any, mesh: Mesh, seed: int) -> Model:
     """A randomly initialised model, every parameter created on the devices that hold it."""
     bind, abstract = split(build_abstract(config))
-    placed = shardings(bind(abstract), mesh)
-    out_shardings = tree_of(bind(abstract), lambda name, _: placed[name])
+    placed = parameter_shardings(bind(abstract), mesh)
+    out_shardings = map_parameters(bind(abstract), lambda name, _: placed[name])
     create = jax.jit(
         lambda: split(build(config, rngs=nnx.Rngs(seed)))[1], out_shardings=out_shardings
     )
     return bind(create())
 
 
-def count(model: Model) -> int:
+def count_parameters(model: Model) -> int:
     """The number of parameters."""
     return sum(variable.get_value().size for variable in named_parameters(model).values())
 

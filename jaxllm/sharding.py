@@ -33,7 +33,7 @@ DIMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+def partition_spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
     """Partition of an array of `shape` whose dimensions are the letters `dims`.
 
     A mesh axis goes to its first claimant, so that `BTD` is split over the batch and `DF` over
@@ -43,7 +43,7 @@ def spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> Part
     return PartitionSpec(*(axes or None for axes in _claims(dims, shape, mesh_shape)))
 
 
-def unsplit(
+def unsharded_dims(
     dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> list[tuple[str, str, int]]:
     """The (mesh axis, letter, size) that `spec` leaves whole: the axis does not divide the size."""
@@ -74,9 +74,9 @@ def _claims(
     return claims
 
 
-def sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+def named_sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Where each part of a parameter lives on the mesh."""
-    return NamedSharding(mesh, spec(dims, shape, mesh.shape))
+    return NamedSharding(mesh, partition_spec(dims, shape, mesh.shape))
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:
@@ -84,7 +84,7 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, partition_spec(dims, x.shape, mesh.shape))
 
 
 def spans_processes(x: jax.Array | np.ndarray) -> bool:
@@ -92,6 +92,6 @@ def spans_processes(x: jax.Array | np.ndarray) -> bool:
     return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
-def on_host(x: jax.Array) -> np.ndarray:
+def to_host(x: jax.Array) -> np.ndarray:
     """All of an array; gathered if it spans processes, which all of them must do at once."""
     return multihost_utils.process_allgather(x, tiled=True) if spans_processes(x) else np.asarray(x)

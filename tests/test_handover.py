@@ -24,7 +24,7 @@ from jaxllm.interop.reference.tlama import model as tlama_core
 from jaxllm.train import TrainConfig, load_config, read_state
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
-from jaxllm.train.loop import batches_for, mesh_of
+from jaxllm.train.loop import make_batches, make_run_mesh
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.optimizers.adamw import OptimizerConfig, make_schedule
@@ -137,7 +137,7 @@ def make(text) -> Callable[..., TrainConfig]:
 
 def the_batches(config: TrainConfig, folder: Path) -> tuple[list[dict], list[float]]:
     """The batches and the learning rates of every step of a run."""
-    data = batches_for(config, load_pretrained(folder), mesh_of(config)).train(0)
+    data = make_batches(config, load_pretrained(folder), make_run_mesh(config)).train(0)
     schedule = make_schedule(config.optimizer, config.steps)
     return [next(data) for _ in range(STEPS)], [float(schedule(step)) for step in range(STEPS)]
 

@@ -225,7 +225,7 @@ def test_imports_point_one_way(module):
         ("train.x", "", "x is not in the table of jaxllm.train"),
         ("train.loss", "from jaxllm.interop import load_pretrained", "may not import interop"),
         ("train.data.x", "from jaxllm.train.step import x", "data may not import step"),
-        ("train.verify.x", "from jaxllm.train.handover import x", "may not import handover"),
+        ("train.verify.x", "from jaxllm.train.cross_framework import x", "may not import handover"),
         ("interop.saving.x", "import jaxllm.train", "interop may not import train"),
         ("interop.rules.x", "from jaxllm.interop.formats import y", "may not import formats"),
         ("interop.rules.x", "import jax", "rules need numpy alone"),

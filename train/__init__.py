@@ -1,7 +1,7 @@
 """Training: everything that needs a mesh, a disk or a clock."""
 
 from .config import ConfigError, TrainConfig, load_config
-from .handover import read_state, write_run
+from .cross_framework import read_state, write_run
 from .loop import TrainResult, train
 from .mesh import make_mesh, use_virtual_devices
 

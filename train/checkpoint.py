@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.models import Model
+from jaxllm.orbax_layout import METADATA_KEY
 from jaxllm.params import describe
-from jaxllm.saved_step import ABOUT
 
 from .config import TrainConfig, to_dict
 from .step import TrainState
@@ -44,12 +44,14 @@ class Checkpoints:
         # Orbax would skip this one, without a word, were the one before still being written.
         self._checkpointer.wait()
         self._checkpointer.save_checkpointables_async(
-            step, items, force=True, custom_metadata={ABOUT: about}
+            step, items, force=True, custom_metadata={METADATA_KEY: about}
         )
 
-    def about(self) -> dict[str, Any]:
+    def read_metadata(self) -> dict[str, Any]:
         """The metadata of the newest checkpoint: config, origin, run and data."""
-        return self._checkpointer.checkpointables_metadata(self.latest).custom_metadata[ABOUT]
+        return self._checkpointer.checkpointables_metadata(self.latest).custom_metadata[
+            METADATA_KEY
+        ]
 
     def load(self, abstract: TrainState) -> TrainState:
         """The newest state, each array placed as its abstract counterpart says."""

@@ -9,8 +9,8 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.errors import UserError
-from jaxllm.params import layers_of
-from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes
+from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes
+from jaxllm.params import unstack_name
 
 PARAMETER, FIRST_MOMENT, SECOND_MOMENT = "parameter", "first moment", "second moment"
 MOMENTS = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}  # by the optimizer's trees
@@ -39,12 +39,12 @@ class StoredArray(NamedTuple):
         return np.asarray(part.read().result())
 
 
-def about(step: Path) -> dict[str, Any]:
+def read_metadata(step: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: config, origin, run and data."""
     metadata = ocp.checkpointables_metadata(step.resolve()).custom_metadata or {}
-    if ABOUT not in metadata:
+    if METADATA_KEY not in metadata:
         raise UserError(f"{step} is a checkpoint that jaxllm did not write")
-    return metadata[ABOUT]
+    return metadata[METADATA_KEY]
 
 
 def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
@@ -61,7 +61,7 @@ def open_step(step: Path) -> dict[Key, StoredArray]:
     return {
         (what, own): array if layer is None else StoredArray(array.store[layer])
         for (what, name), array in whole.items()
-        for own, layer in layers_of(name)
+        for own, layer in unstack_name(name)
     }
 
 

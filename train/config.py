@@ -21,7 +21,7 @@ from .optimizers.adamw import OptimizerConfig
 Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
 
 
-def data_class(values: Mapping[str, Any]) -> type[Data]:
+def find_data_class(values: Mapping[str, Any]) -> type[Data]:
     """The class that has fields of these names; text may leave out all of its own."""
     named = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
     return next((kind for name, kind in named.items() if name in values), DataConfig)
@@ -199,7 +199,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     unfinished.replace(path)
 
 
-def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+def find_changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     """What differs from a saved run in a way that would change its numbers."""
     now = to_dict(config)
     return [
@@ -217,7 +217,7 @@ OF_NAMES = ("unexpected_keyword_argument", "dataclass_type")
 # tries each class and puts its name into the places of the errors; no data suits two of them.
 CLASS_OF: dict[str, Callable[[Mapping[str, Any]], type]] = {
     "model": config_class,
-    "data": data_class,
+    "data": find_data_class,
 }
 
 

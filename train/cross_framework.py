@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 
 from jaxllm.models import Model
 from jaxllm.optimizer_state import AdamWState
-from jaxllm.params import from_description, named_parameters, split, tree_of
+from jaxllm.params import from_description, map_parameters, named_parameters, split
 
 from .checkpoint import open_checkpoints
+from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays, read_metadata
 from .config import ConfigError, TrainConfig, from_stored, save_config
-from .loop import batches_for, mesh_of, model_to_train, place
-from .optimizers.adamw import decays, make_schedule
+from .loop import init_state, make_batches, make_run_mesh, model_to_train
+from .optimizers.adamw import is_decayed, make_schedule
 from .step import make_steps
-from .stored import FIRST_MOMENT, SECOND_MOMENT, about, open_arrays
 
 
 def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
@@ -35,7 +35,7 @@ def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
     """
     if problems := list(_differences(config, state)):
         raise ConfigError("\n".join(problems))
-    mesh = mesh_of(config)
+    mesh = make_run_mesh(config)
     folder = Path(config.output).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{config.output} exists and is not an empty folder; choose a new one")
@@ -51,13 +51,13 @@ def _save(config: TrainConfig, model: Model, state: AdamWState, mesh: Mesh, run:
     """The run's only checkpoint."""
     with jax.set_mesh(mesh), open_checkpoints(run / "checkpoints", config.keep) as checkpoints:
         model = model_to_train(config, model, checkpoints, resume=False)
-        batches = batches_for(config, model, mesh)
+        batches = make_batches(config, model, mesh)
         steps = make_steps(config, model, mesh)
-        taken = place(steps, split(model)[1])
+        taken = init_state(steps, split(model)[1])
         places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
         moments = {
-            "mu": jax.device_put(tree_of(model, lambda name, _: state.mu[name]), places),
-            "nu": jax.device_put(tree_of(model, lambda name, _: state.nu[name]), places),
+            "mu": jax.device_put(map_parameters(model, lambda name, _: state.mu[name]), places),
+            "nu": jax.device_put(map_parameters(model, lambda name, _: state.nu[name]), places),
         }
         step = jnp.asarray(state.step, jnp.int32)
         optimizer = optax.tree.set(taken.optimizer, count=step, **moments)
@@ -75,7 +75,7 @@ def _differences(config: TrainConfig, state: AdamWState) -> Iterator[str]:
                 f"{getattr(state, name)} in the optimizer's state"
             )
     for name, decay in state.weight_decay.items():
-        own = told.weight_decay if decays(told, name) else 0.0
+        own = told.weight_decay if is_decayed(told, name) else 0.0
         if not _same(own, decay):
             yield f"{name} decays by {own} in the config, by {decay} in the optimizer's state"
     if state.step >= config.steps:
@@ -103,7 +103,7 @@ def read_state(step: Path) -> AdamWState:
     Raises ConfigError if it is that of a model which was not trained here.
     """
     folder = step.resolve()
-    described = about(folder)
+    described = read_metadata(folder)
     if "run" not in described:
         raise ConfigError(f"{step} is a model that was not trained here: it has no optimizer")
     config, taken = from_stored(described["run"], str(step)), int(folder.name)
@@ -118,5 +118,5 @@ def read_state(step: Path) -> AdamWState:
         b1=told.b1,
         b2=told.b2,
         eps=told.eps,
-        weight_decay={name: told.weight_decay if decays(told, name) else 0.0 for name in names},
+        weight_decay={name: told.weight_decay if is_decayed(told, name) else 0.0 for name in names},
     )

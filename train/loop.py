@@ -17,23 +17,23 @@ from jaxllm.config import with_fields
 from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import (
-    count,
+    count_parameters,
     describe,
+    dim_letters,
     from_description,
     initialize,
-    letters,
     named_parameters,
     split,
 )
-from jaxllm.sharding import unsplit
+from jaxllm.sharding import unsharded_dims
 
 from .checkpoint import Checkpoints, open_checkpoints
-from .config import ConfigError, TrainConfig, changes, save_config
+from .config import ConfigError, TrainConfig, find_changes, save_config
 from .data.batches import Batches
 from .data.placement import on_mesh, share_of
 from .mesh import make_mesh
 from .metrics import MetricLog, Progress, read_metrics
-from .objective import objective_of
+from .objective import get_objective
 from .plot import plot_losses
 from .step import Steps, TrainState, make_steps
 
@@ -62,7 +62,7 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
             this config would change; or the config does not fit the devices or the data.
         NonFiniteError: the loss is not finite. Nothing of that step is saved.
     """
-    mesh = mesh_of(config)
+    mesh = make_run_mesh(config)
     folder = Path(config.output).resolve()
     if resume and not (folder / "checkpoints").is_dir():
         raise ConfigError(f"{config.output} holds no checkpoint to resume from")
@@ -70,17 +70,17 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
         model = model_to_train(config, model, checkpoints, resume=resume)
-        batches = batches_for(config, model, mesh)
+        batches = make_batches(config, model, mesh)
         if resume:
             _check_unchanged(config, checkpoints, batches)
         elif config.model is not None:
             model = initialize(model.config, mesh, config.seed)
         steps = make_steps(config, model, mesh)
         bind, params = split(model)
-        state = checkpoints.load(steps.abstract_state) if resume else place(steps, params)
+        state = checkpoints.load(steps.abstract_state) if resume else init_state(steps, params)
         start = int(state.step)
         _announce(config, model, mesh, batches, start)
-        unit = objective_of(model).unit
+        unit = get_objective(model).unit
         report = stack.enter_context(Report(config, folder, start if resume else None, unit))
         held_out_loss = None
         if start in (0, config.steps):
@@ -171,7 +171,7 @@ def _wants_tensorboard(config: TrainConfig) -> bool:
     return config.tensorboard
 
 
-def mesh_of(config: TrainConfig) -> Mesh:
+def make_run_mesh(config: TrainConfig) -> Mesh:
     """The mesh. Raises ConfigError if the config does not fit the devices."""
     try:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
@@ -186,7 +186,7 @@ def mesh_of(config: TrainConfig) -> Mesh:
     return mesh
 
 
-def batches_for(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
+def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
     """The data. Raises ConfigError if they do not fit the config or the model."""
     try:
         return Batches(
@@ -208,7 +208,7 @@ def model_to_train(
     if resume:
         if checkpoints.latest is None:
             raise ConfigError(f"{config.output} holds no checkpoint to resume from")
-        return from_description(checkpoints.about())
+        return from_description(checkpoints.read_metadata())
     if checkpoints.latest is not None:
         raise ConfigError(
             f"{config.output} holds a run of {checkpoints.latest} steps: --resume continues it, "
@@ -231,8 +231,8 @@ def model_to_train(
 
 def _check_unchanged(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> None:
     """Raises ConfigError for what would change the numbers of the run that is resumed."""
-    about = checkpoints.about()
-    problems = changes(about["run"], config)
+    about = checkpoints.read_metadata()
+    problems = find_changes(about["run"], config)
     if about["data"] != batches.fingerprint():
         problems.append("the data are not those that the run was trained on")
     if problems:
@@ -255,7 +255,7 @@ def _check_fine(model: Model) -> None:
         )
 
 
-def place(steps: Steps, params: dict) -> TrainState:
+def init_state(steps: Steps, params: dict) -> TrainState:
     """The first state, on the mesh."""
     places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
     return steps.init(jax.device_put(params, places))
@@ -277,7 +277,7 @@ def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, s
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     epoch = batches.examples_per_epoch
     epochs = config.steps * config.batch_size / epoch
-    log.info("%s parameters on %s", f"{count(model):,}", shape)
+    log.info("%s parameters on %s", f"{count_parameters(model):,}", shape)
     log.info(
         "%s examples of %d tokens to train on; %d steps are %.2f epochs",
         *(f"{epoch:,}", config.seq_len, config.steps, epochs),
@@ -285,6 +285,6 @@ def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, s
     if start:
         log.info("resumed after step %d", start)
     for name, variable in named_parameters(model).items():
-        whole = unsplit(letters(variable), variable.get_value().shape, mesh.shape)
+        whole = unsharded_dims(dim_letters(variable), variable.get_value().shape, mesh.shape)
         for axis, letter, size in whole:
             log.info("%s: %s=%d is not split, %s does not divide it", name, letter, size, axis)

@@ -85,7 +85,7 @@ def next_target_vector_loss(
     return squared_error(out.logits, batch["targets"], batch["mask"]), out.aux_loss
 
 
-def objective_of(model: Model) -> Objective:
+def get_objective(model: Model) -> Objective:
     """The objective of a model's class."""
     return _OBJECTIVES[type(model)]
 

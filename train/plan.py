@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig
 from jaxllm.errors import UserError
 from jaxllm.models import build_abstract
-from jaxllm.params import count, letters, named_parameters
-from jaxllm.sharding import MESH_AXES, spec
+from jaxllm.params import count_parameters, dim_letters, named_parameters
+from jaxllm.sharding import MESH_AXES, partition_spec
 
 from .config import TrainConfig
 from .data.tasks import TaskConfig
@@ -62,7 +62,7 @@ def plan(config: TrainConfig) -> Plan:
     """What the run of a config takes. Its model must be in it, not in a checkpoint."""
     if config.model is None:
         raise UserError(f"init_from={config.init_from!r} has no sizes to plan with; give model")
-    parameters = count(build_abstract(config.model))
+    parameters = count_parameters(build_abstract(config.model))
     examples = config.steps * config.batch_size
     tokens = examples * config.seq_len
     operations = 6.0 * examples * _met(config, config.model)
@@ -106,6 +106,8 @@ def parameters_per_device(config: Config, mesh_shape: dict[str, int]) -> int:
     total = 0
     for variable in named_parameters(build_abstract(config)).values():
         shape = variable.get_value().shape
-        placed = jax.sharding.NamedSharding(mesh, spec(letters(variable), shape, mesh_shape))
+        placed = jax.sharding.NamedSharding(
+            mesh, partition_spec(dim_letters(variable), shape, mesh_shape)
+        )
         total += int(np.prod(placed.shard_shape(shape)))
     return total

@@ -10,11 +10,11 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.models import Model
-from jaxllm.params import Params, shardings, split, tree_of
+from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
-from .objective import Batch, objective_of
+from .objective import Batch, get_objective
 from .optimizers.adamw import make_optimizer, make_schedule, optimizer_shardings
 
 
@@ -38,11 +38,11 @@ class Steps(NamedTuple):
 def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
     """The steps of `config` for a model, which may be abstract."""
     bind, params = split(model)
-    objective = objective_of(model)
+    objective = get_objective(model)
     optimizer = make_optimizer(config.optimizer, config.steps, model)
     schedule = make_schedule(config.optimizer, config.steps)
-    by_name = shardings(model, mesh)
-    placed = tree_of(model, lambda name, _: by_name[name])
+    by_name = parameter_shardings(model, mesh)
+    placed = map_parameters(model, lambda name, _: by_name[name])
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
     state_shardings = TrainState(
         placed, optimizer_shardings(optimizer, params, placed, mesh), everywhere

@@ -14,7 +14,7 @@ from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import Target, model_format
-from jaxllm.interop.loading.model_arrays import Parameters, of_path
+from jaxllm.interop.loading.model_arrays import Parameters, read_path
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
 from jaxllm.interop.saving.export import copy_companions, plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
@@ -80,7 +80,7 @@ def convert(
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    parameters = of_path(source, step, rules).astype(dtype)
+    parameters = read_path(source, step, rules).astype(dtype)
     target = _target(parameters, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
         "to": to,

@@ -30,7 +30,7 @@ def parse_size(size: int | str) -> int:
     return parsed
 
 
-def spell_size(size: int) -> str:
+def format_size(size: int) -> str:
     """Bytes as people write them, in powers of 1000: `1.52 GB`."""
     for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
         if size >= 1000**power:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.interop.rules.boxes import Box, boxes, common, relative, shape_of, slices
+from jaxllm.interop.rules.boxes import Box, box_shape, boxes, intersect, relative, slices
 from jaxllm.interop.rules.pattern import Index
 from jaxllm.interop.rules.transfer import Transfer
 from jaxllm.sharding import spans_processes
@@ -48,7 +48,7 @@ class TensorSource:
         """
         for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
             array = self.read(box)
-            announced = self.dtype, shape_of(box)
+            announced = self.dtype, box_shape(box)
             if (array.dtype, array.shape) != announced:
                 raise CheckpointError(
                     f"announced as {self.dtype}{list(announced[1])}, "
@@ -63,20 +63,20 @@ class TensorSource:
         return replace(self, dtype=dtype, read=lambda box: self.read(box).astype(dtype))
 
 
-def of_array(array: np.ndarray) -> TensorSource:
+def from_array(array: np.ndarray) -> TensorSource:
     """An array in memory."""
     return TensorSource(array.dtype, array.shape, lambda box: array[slices(box)])
 
 
-def of_stored(tensor: StoredTensor | ShardedTensor) -> TensorSource:
+def from_stored(tensor: StoredTensor | ShardedTensor) -> TensorSource:
     """A tensor of a file, or of several."""
     return TensorSource(tensor.dtype, tensor.shape, tensor.read)
 
 
-def of_jax(array: jax.Array | np.ndarray) -> TensorSource:
+def from_jax(array: jax.Array | np.ndarray) -> TensorSource:
     """An array on devices; every process must read the same boxes if it spans several."""
     if isinstance(array, np.ndarray):
-        return of_array(array)
+        return from_array(array)
     read = partial(_gather, array) if spans_processes(array) else _shard_reader(array)
     return TensorSource(np.dtype(array.dtype), array.shape, read)
 
@@ -91,15 +91,15 @@ def _shard_reader(array: jax.Array) -> Read:
     def read(box: Box) -> np.ndarray:
         out = None
         for held, data in shards.items():
-            if (wanted := common(box, held)) is None:
+            if (wanted := intersect(box, held)) is None:
                 continue
             part = _on_host(data, relative(wanted, held))
             if wanted == tuple(box):
                 return part
             if out is None:
-                out = np.empty(shape_of(box), part.dtype)
+                out = np.empty(box_shape(box), part.dtype)
             out[slices(relative(wanted, box))] = part
-        return np.empty(shape_of(box), array.dtype) if out is None else out
+        return np.empty(box_shape(box), array.dtype) if out is None else out
 
     return read
 
@@ -108,7 +108,7 @@ def _on_host(data: jax.Array, box: Box) -> np.ndarray:
     """A box of an array on one device; the device cuts it, unless its memory is the host's."""
     if data.platform() == "cpu" or list(box) == [(0, size) for size in data.shape]:
         return np.asarray(data)[slices(box)]
-    cut = _cutter(shape_of(box))
+    cut = _cutter(box_shape(box))
     return np.asarray(cut(data, [low for low, _ in box]))
 
 
@@ -119,7 +119,7 @@ def _cutter(sizes: tuple[int, ...]) -> Callable[[jax.Array, list[int]], jax.Arra
 
 def _gather(array: jax.Array, box: Box) -> np.ndarray:
     """A box of an array that spans processes: its shards are gathered, on every process alike."""
-    gather = _gatherer(array.sharding, array.shape, shape_of(box))
+    gather = _gatherer(array.sharding, array.shape, box_shape(box))
     return np.asarray(gather(array, [low for low, _ in box]).addressable_data(0))
 
 
@@ -142,13 +142,13 @@ def _gatherer(
     return jax.jit(gather, out_shardings=everywhere)
 
 
-def transferred(
+def transfer_tensor(
     transfer: Transfer, index: Index, sources: Mapping[str, TensorSource]
 ) -> TensorSource:
     """The target tensor of a rule at `index`, read from the rule's source tensors."""
     shape = transfer.target.shape(transfer.sizes)
     named = {axis: index.get(axis, 0) for axis in transfer.source.name_axes}
-    dtype = sources[transfer.source.spell(named, transfer.sizes)].dtype
+    dtype = sources[transfer.source.format_name(named, transfer.sizes)].dtype
 
     def read(box: Box) -> np.ndarray:
         return transfer.read(index, box, lambda name, part: sources[name].read(part), dtype)
@@ -156,7 +156,7 @@ def transferred(
     return TensorSource(dtype, shape, read)
 
 
-def joined(parts: Sequence[TensorSource]) -> TensorSource:
+def concatenate_rows(parts: Sequence[TensorSource]) -> TensorSource:
     """The fused tensor whose rows are those of the parts, one part after the other."""
     first, stops = parts[0], np.cumsum([part.shape[0] for part in parts])
 

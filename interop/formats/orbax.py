@@ -18,8 +18,8 @@ from orbax.checkpoint import v1 as ocp
 from jaxllm.config import Dtype, NumericsConfig
 from jaxllm.interop.rules.boxes import Box, slices
 from jaxllm.models import Model
-from jaxllm.params import describe, from_description, shardings, split, tree_of
-from jaxllm.saved_step import ABOUT, array_spec, chunk_bytes, is_step, steps_of
+from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes, is_step, list_steps
+from jaxllm.params import describe, from_description, map_parameters, parameter_shardings, split
 
 from .lazy_tensor import TensorSource
 from .stored_tensor import CheckpointError
@@ -30,13 +30,13 @@ _CACHE_BYTES = 32 << 20
 
 def is_native(path: Path) -> bool:
     """Whether a folder is a native checkpoint, or a run that holds some."""
-    return is_step(path) or bool(steps_of(path))
+    return is_step(path) or bool(list_steps(path))
 
 
 def save(model: Model, path: Path) -> None:
     """Writes the model into a folder, as a run of no steps."""
     step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
-    ocp.save_checkpointables(step, items, custom_metadata={ABOUT: describe(model)})
+    ocp.save_checkpointables(step, items, custom_metadata={METADATA_KEY: describe(model)})
 
 
 def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Model:
@@ -46,7 +46,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
     model = from_description(
         about, {"numerics": NumericsConfig(param_dtype=dtype, dtype=dtype)} if dtype else {}
     )
-    placed = {} if mesh is None else shardings(model, mesh)
+    placed = {} if mesh is None else parameter_shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
     def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
@@ -55,7 +55,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
         return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
 
     bind, _ = split(model)
-    return bind(ocp.load_checkpointables(path, {"model": tree_of(model, target)})["model"])
+    return bind(ocp.load_checkpointables(path, {"model": map_parameters(model, target)})["model"])
 
 
 def find_step(path: Path, step: int | None = None) -> Path:
@@ -68,7 +68,7 @@ def find_step(path: Path, step: int | None = None) -> Path:
         if step not in (None, int(path.name) if path.name.isdigit() else None):
             raise CheckpointError(f"{path} is one checkpoint, not a run with a step {step}")
         return path
-    steps = steps_of(path)
+    steps = list_steps(path)
     if step is None:
         return list(steps.values())[-1]
     if step not in steps:
@@ -106,7 +106,7 @@ def _source(store: tensorstore.TensorStore) -> TensorSource:
 def _describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a step says of its model, and the metadata of each of its arrays."""
     found = ocp.checkpointables_metadata(path)
-    about = (found.custom_metadata or {}).get(ABOUT)
+    about = (found.custom_metadata or {}).get(METADATA_KEY)
     if about is None or not found.metadata.get("model"):
         raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
     return about, nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")

@@ -17,12 +17,12 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config
-from jaxllm.interop.rules.boxes import boxes, shape_of, slices
+from jaxllm.interop.rules.boxes import box_shape, boxes, slices
 from jaxllm.models import build_abstract
-from jaxllm.origin import Origin
-from jaxllm.params import describe, tree_of
-from jaxllm.saved_step import ABOUT, METADATA, array_spec
+from jaxllm.orbax_layout import METADATA_FILE, METADATA_KEY, array_spec
+from jaxllm.params import describe, map_parameters
 
 from . import orbax
 from .file_writer import Digest, Progress, check_space, sync
@@ -51,7 +51,7 @@ class OrbaxTarget:
             for box in boxes(array.shape, CHUNK_BYTES // array.dtype.itemsize)
         }
         self.units: Mapping[str, int] = {
-            unit: math.prod(shape_of(box)) * self.arrays[name].dtype.itemsize
+            unit: math.prod(box_shape(box)) * self.arrays[name].dtype.itemsize
             for unit, (name, box) in self._places.items()
         }
 
@@ -68,11 +68,11 @@ class OrbaxTarget:
         if not step.exists():
             folder.mkdir(exist_ok=True)
             check_space(folder, sum(self.units.values()))
-            placeholders = tree_of(self._abstract, lambda name, _: np.zeros(1, np.uint8))
-            about = {ABOUT: describe(self._abstract)}
+            placeholders = map_parameters(self._abstract, lambda name, _: np.zeros(1, np.uint8))
+            about = {METADATA_KEY: describe(self._abstract)}
             ocp.save_checkpointables(step, {"model": placeholders}, custom_metadata=about)
-        if (step / METADATA).exists():
-            os.replace(step / METADATA, step / f"{METADATA}.partial")
+        if (step / METADATA_FILE).exists():
+            os.replace(step / METADATA_FILE, step / f"{METADATA_FILE}.partial")
         self._stores = {name: _lay_out(step, name, array) for name, array in self.arrays.items()}
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
@@ -94,7 +94,7 @@ class OrbaxTarget:
         step = _step(folder)
         for path in folder.rglob("*"):
             sync(path)
-        os.replace(step / f"{METADATA}.partial", step / METADATA)
+        os.replace(step / f"{METADATA_FILE}.partial", step / METADATA_FILE)
         sync(step)
 
 
@@ -111,7 +111,7 @@ def _lay_out(step: Path, name: str, array: TensorSource) -> tensorstore.TensorSt
         "data_type": array.dtype.name,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": shape_of(chunk)},
+            "configuration": {"chunk_shape": box_shape(chunk)},
         },
         "codecs": CODECS,
     }

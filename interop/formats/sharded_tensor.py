@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm.interop.rules.boxes import Box, Range, common, relative, shape_of, slices
+from jaxllm.interop.rules.boxes import Box, Range, box_shape, intersect, relative, slices
 
 from .stored_tensor import CheckpointError, StoredTensor
 
@@ -62,9 +62,9 @@ class ShardedTensor:
 
     def read(self, box: Box) -> np.ndarray:
         """The numbers of a box, from those chunks that have some of them."""
-        out = np.empty(shape_of(box), self.dtype)
+        out = np.empty(box_shape(box), self.dtype)
         for chunk in self.chunks:
-            if (wanted := common(box, chunk.box)) is not None:
+            if (wanted := intersect(box, chunk.box)) is not None:
                 part = chunk.tensor.read(relative(wanted, chunk.box))
                 out[slices(relative(wanted, box))] = part
         return out

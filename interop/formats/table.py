@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config
 from jaxllm.models import Model
-from jaxllm.origin import Origin
 
 from . import orbax, safetensors_file, tensor_files
 from .file_writer import Digest, PlannedFile, Progress

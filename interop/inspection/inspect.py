@@ -13,7 +13,7 @@ from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.name_folding import fold
-from jaxllm.interop.loading.plan import Account, Plan, arrays_of, make_plan, take_account
+from jaxllm.interop.loading.plan import Analysis, Plan, analyze_checkpoint, find_arrays, make_plan
 from jaxllm.interop.loading.user_family import open_checkpoint
 
 Tensors = Mapping[str, StoredTensor | TensorSource]
@@ -97,7 +97,7 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
         if rules is not None:
             raise
         return _inspect_unknown(path, error)
-    account = take_account(checkpoint)
+    account = analyze_checkpoint(checkpoint)
     problems = [*account.problems, *account.unknown]
     plan = None
     if not problems:
@@ -153,7 +153,7 @@ def _group(tensors: Tensors, uses: Mapping[str, str]) -> tuple[TensorGroup, ...]
     return tuple(groups)
 
 
-def _uses(checkpoint: Checkpoint, account: Account) -> dict[str, str]:
+def _uses(checkpoint: Checkpoint, account: Analysis) -> dict[str, str]:
     """What becomes of each stored tensor."""
     if account.config is None:
         return dict.fromkeys(checkpoint.tensors, "not known without a config")
@@ -161,7 +161,7 @@ def _uses(checkpoint: Checkpoint, account: Account) -> dict[str, str]:
     for rule, sizes in account.rules:
         for name, index in rule.stored.names(sizes):
             whole = name.partition("#")[0]
-            for array in arrays_of(rule.model, index, sizes):
+            for array in find_arrays(rule.model, index, sizes):
                 # Of layers, whichever they are.
                 filled.setdefault(whole, []).append(re.sub(r"(?<=layers\.)[\d:]+", "*", array))
     table = account.table

@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jaxllm.interop.formats.byte_sizes import spell_size
+from jaxllm.interop.formats.byte_sizes import format_size
 
 from .inspect import UNKNOWN, Inspection
 
@@ -14,7 +14,7 @@ def render(inspection: Inspection) -> RenderableType:
     """Renders the folded tensors, the use of config fields, the totals and the problems."""
     lines = [
         _fields(inspection),
-        f"total: {inspection.num_values:,} values, {spell_size(inspection.num_bytes)}",
+        f"total: {inspection.num_values:,} values, {format_size(inspection.num_bytes)}",
         *_planned(inspection),
     ]
     said = Text("\n".join(filter(None, lines)))
@@ -32,7 +32,7 @@ def _tensors(inspection: Inspection) -> Table:
         style = "red" if group.use == UNKNOWN else None
         what = Text(f"{group.name}\n  ")
         what.append(f"{group.dtype} {shape} → {group.use}", style="dim")
-        table.add_row(what, spell_size(group.num_bytes), style=style)
+        table.add_row(what, format_size(group.num_bytes), style=style)
     return table
 
 
@@ -50,8 +50,8 @@ def _planned(inspection: Inspection) -> list[str]:
     if inspection.plan is None:
         return []
     (on_device,) = inspection.plan.bytes_by_device.values()
-    window = spell_size(inspection.plan.window_bytes)
+    window = format_size(inspection.plan.window_bytes)
     return [
-        f"loading: {spell_size(on_device)} on one device and, on top of that, at most {window} of "
+        f"loading: {format_size(on_device)} on one device and, on top of that, at most {window} of "
         "host memory"
     ]

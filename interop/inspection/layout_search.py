@@ -80,7 +80,7 @@ def _fold_columns(
         yield from _fold_columns(one, rest, layers, num_experts)
 
 
-def arrangements(
+def list_layouts(
     axes: Sequence[str], shape: Shape, sizes: Sizes, free: int | None = None
 ) -> list[Dims]:
     """The ways to merge axes, in their order, into dimensions of this shape.
@@ -107,7 +107,7 @@ def is_flipped(target: Target, dims: Dims) -> bool:
     return flat != [axis for axis in target.axes if axis in flat]
 
 
-def order(stored: Sequence[Stored], targets: Sequence[Target]) -> np.ndarray:
+def order_bonus(stored: Sequence[Stored], targets: Sequence[Target]) -> np.ndarray:
     """A little more for pairs that stand at like places, to decide where names say nothing."""
     last = max(len(stored), len(targets)) - 1 or 1
     usual = sorted(range(len(targets)), key=lambda i: _place(targets[i].name))
@@ -121,13 +121,13 @@ def _place(name: str) -> int:
     return next(parts, len(ORDER))
 
 
-def choose(target: Target, ways: list[list[Dims]], wants_flipped: bool) -> list[Dims]:
+def choose_layout(target: Target, ways: list[list[Dims]], wants_flipped: bool) -> list[Dims]:
     """The way of most other tensors, if there are several."""
     wanted = wants_flipped and target.name.endswith("kernel")
     return next((way for way in ways if is_flipped(target, way[0]) == wanted), ways[0])
 
 
-def rules_of(
+def make_rules(
     tensor: Stored, targets: tuple[Target, ...], way: list[Dims], sizes: Sizes
 ) -> Iterator[Rule]:
     """One rule; for parts of different shapes, one for each."""

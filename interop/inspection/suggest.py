@@ -14,29 +14,29 @@ from scipy.optimize import linear_sum_assignment
 from jaxllm.config import Config, DecoderConfig
 from jaxllm.interop.families import Layout, Table
 from jaxllm.interop.families.common.family import decoder_sizes
-from jaxllm.interop.formats.pytorch.wrapped_names import unwrapped
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
-from jaxllm.interop.loading.plan import take_account
-from jaxllm.interop.loading.user_family import family_of, open_checkpoint
+from jaxllm.interop.loading.plan import analyze_checkpoint
+from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
 from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.models import Decoder, build_abstract
-from jaxllm.params import named_parameters, stacks
+from jaxllm.params import named_parameters, stacked_layers
 
 from .layout_search import (
     EPSILON,
     Shape,
     Stored,
     Target,
-    arrangements,
-    choose,
+    choose_layout,
     fold,
     is_flipped,
-    order,
-    rules_of,
+    list_layouts,
+    make_rules,
+    order_bonus,
 )
 from .name_similarity import Vocabulary
 
@@ -109,7 +109,9 @@ def suggest(
             name: tuple(of.shape if hasattr(of, "shape") else of) for name, of in tensors.items()
         }
     elif rules is None and config is not None:
-        shapes = {name: of.shape for name, of in unwrapped(read_only_file(Path(tensors))).items()}
+        shapes = {
+            name: of.shape for name, of in strip_wrappers(read_only_file(Path(tensors))).items()
+        }
     else:
         try:
             checkpoint = open_checkpoint(Path(tensors), rules)
@@ -118,12 +120,12 @@ def suggest(
                 raise
             raise CheckpointError([*error.problems, "so its config must be given"]) from None
         shapes = {name: of.shape for name, of in checkpoint.tensors.items()}
-        account = take_account(checkpoint)
+        account = analyze_checkpoint(checkpoint)
         if account.config is None:
             raise CheckpointError(account.problems, tensors)
         config, table = config or account.config, account.table
     if rules is not None and config is not None:
-        table = family_of(rules).table(config, Layout())
+        table = resolve_family(rules).table(config, Layout())
     if not isinstance(config, DecoderConfig):
         raise CheckpointError("to suggest rules, the config of a decoder must be given")
     return _Search(config, shapes, table or Table((), {})).result()
@@ -136,7 +138,7 @@ class _Search:
         self.sizes = {**decoder_sizes(config), **table.sizes}
         self.known = frozenset(self.sizes)
         model = build_abstract(dataclasses.replace(config, scan_layers=False))
-        rules = table.bound(stacks(model))
+        rules = table.bound(stacked_layers(model))
         done = {name for bound in rules for name, _ in bound.rule.model.names(bound.sizes)}
         self.targets = self._targets(model, done)
         layers = {target.layers for target in self.targets if target.layers is not None}
@@ -200,7 +202,7 @@ class _Search:
         stored = [tensor for tensor in self.stored if tensor not in pairs]
         likeness = np.array([[self._fit(s, (t,)) for t in targets] for s in stored])
         if likeness.size:
-            likeness += (likeness > 0) * order(stored, targets)
+            likeness += (likeness > 0) * order_bonus(stored, targets)
             for i, j in zip(*linear_sum_assignment(-likeness), strict=True):
                 if likeness[i, j] > 0:
                     pairs[stored[i]] = (targets[j],)
@@ -239,14 +241,14 @@ class _Search:
         if inside and any("E" not in target.axes for target in targets):
             return []
         if len(targets) == 1:
-            return [[dims] for dims in arrangements(axes[0], tensor.shape, self.sizes)]
+            return [[dims] for dims in list_layouts(axes[0], tensor.shape, self.sizes)]
         ways = []
         for place in range(len(tensor.shape)):
             rows = tensor.shape[place]
             each = [
                 [
                     d
-                    for d in arrangements(own, tensor.shape, self.sizes, place)
+                    for d in list_layouts(own, tensor.shape, self.sizes, place)
                     if not {"D", "E"} & set(d[place])
                 ]
                 for own in axes
@@ -268,13 +270,13 @@ class _Search:
         wants_flipped = self._convention(pairs, ways)
         said: list[Suggested] = []
         for tensor, targets in pairs.items():
-            way = choose(targets[0], ways[tensor], wants_flipped)
+            way = choose_layout(targets[0], ways[tensor], wants_flipped)
             doubts = [
                 *self._doubts(tensor, targets, pairs),
                 *self._turned(tensor, ways[tensor], way),
             ]
             fit = self._fit(tensor, targets)
-            for rule in rules_of(tensor, targets, way, self.sizes):
+            for rule in make_rules(tensor, targets, way, self.sizes):
                 said.append(Suggested(rule, round(fit, 3), tuple(doubts)))
                 doubts = []
         left = [tensor for tensor in self.stored if tensor not in pairs]

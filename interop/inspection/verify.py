@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from jaxllm.interop.families import Table
-from jaxllm.interop.formats.byte_sizes import parse_size, spell_size
+from jaxllm.interop.formats.byte_sizes import format_size, parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_stored, transferred
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored, transfer_tensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.checkpoint_dir import read_json
-from jaxllm.interop.loading.model_arrays import Parameters, of_checkpoint, of_step
+from jaxllm.interop.loading.model_arrays import Parameters, read_checkpoint, read_step
 from jaxllm.interop.loading.plan import make_plan
 from jaxllm.interop.loading.user_family import open_checkpoint
-from jaxllm.interop.saving.export import exported, possible_families, spell
+from jaxllm.interop.saving.export import choose_family, export_tensors, possible_families
 
 # Of a chunk there may be: the original, what went through the model, and their difference.
 COPIES = 5
@@ -88,7 +88,7 @@ class Verification:
         """One line."""
         alone = sum(tensor.differing_bits is None for tensor in self.tensors)
         return (
-            f"{self.path}: {len(self.tensors)} tensors, {spell_size(self.num_bytes)}, "
+            f"{self.path}: {len(self.tensors)} tensors, {format_size(self.num_bytes)}, "
             f"there and back through {self.through}: {self.differing_bits:,} differing bits"
             + (f", {alone} without a way back" if alone else "")
             + (f", {self.num_nonfinite:,} numbers not finite" if self.num_nonfinite else "")
@@ -133,7 +133,7 @@ def verify(
     """
     path = Path(path)
     if (form := model_format_of(path)) is not None:
-        through, pairs = _native_pairs(of_step(form, form.find_step(path, step)), rules)
+        through, pairs = _native_pairs(read_step(form, form.find_step(path, step)), rules)
     elif step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     else:
@@ -159,12 +159,12 @@ def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
     """Every stored tensor, copies and ignored ones included."""
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint)
-    again = dict(exported(of_checkpoint(checkpoint, plan), plan.table))
+    again = dict(export_tensors(read_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
     for derived in plan.table.derived:  # an export computes it anew, and may round otherwise
         again.pop(derived.name, None)
     return checkpoint.family.name, {
-        name: _Pair(of_stored(tensor), again.get(name), _why_ignored(name, plan.table))
+        name: _Pair(from_stored(tensor), again.get(name), _why_ignored(name, plan.table))
         for name, tensor in checkpoint.tensors.items()
     }
 
@@ -179,7 +179,7 @@ def _native_pairs(parameters: Parameters, rules: Any) -> tuple[str, dict[str, _P
     """Every array, through the first family that can say what the model is."""
     families = possible_families(parameters.origin, None, None, rules)
     try:
-        family, _, table = spell(parameters, families, None)
+        family, _, table = choose_family(parameters, families, None)
     except CheckpointError as error:
         remark = " ".join(str(error).split())
         return "none", {name: _Pair(a, None, remark) for name, a in parameters.arrays.items()}
@@ -187,11 +187,11 @@ def _native_pairs(parameters: Parameters, rules: Any) -> tuple[str, dict[str, _P
     for rule, sizes in table.bound(parameters.stacks):
         there, back = rule.exporting(sizes), rule.importing(sizes)
         stored = {
-            name: transferred(there, index, parameters.arrays)
+            name: transfer_tensor(there, index, parameters.arrays)
             for name, index in there.target.names(sizes)
         }
         for name, index in back.target.names(sizes):
-            again[name] = transferred(back, index, stored)
+            again[name] = transfer_tensor(back, index, stored)
     return family.name, {n: _Pair(a, again[n]) for n, a in parameters.arrays.items()}
 
 

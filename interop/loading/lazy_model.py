@@ -11,9 +11,9 @@ from flax import nnx
 
 from jaxllm.config import Dtype, with_fields
 from jaxllm.models import Model, build_abstract
-from jaxllm.params import named_parameters, stacks
+from jaxllm.params import named_parameters, stacked_layers
 
-from .model_arrays import arrays_by, origin_of
+from .model_arrays import apply_rules, make_origin
 from .plan import make_plan
 from .tied_tensors import check_copies
 from .user_family import open_checkpoint
@@ -40,7 +40,7 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
     plan = make_plan(checkpoint, dtype=dtype)
     check_copies(plan, checkpoint.path)
     model = build_abstract(with_fields(plan.config, scan_layers=False))
-    arrays = arrays_by(plan.table.bound(stacks(model)), plan.tensors)
+    arrays = apply_rules(plan.table.bound(stacked_layers(model)), plan.tensors)
     for module_path, module in nnx.iter_graph(model):
         if not isinstance(module, nnx.Module):
             continue
@@ -49,7 +49,7 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
                 source = arrays[".".join(map(str, (*module_path, name)))]
                 wanted = param.get_value().dtype
                 setattr(module, name, _stored(param, source, wanted))
-    model.origin = origin_of(checkpoint, plan)
+    model.origin = make_origin(checkpoint, plan)
     return model
 
 

@@ -14,12 +14,12 @@ from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import with_arrays
 
-from .model_arrays import origin_of
+from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan, make_plan
-from .streaming.device_buffers import assembly_of
+from .streaming.device_buffers import make_assembly
 from .streaming.stream import stream
 from .tied_tensors import check_copies
-from .user_family import family_of, open_checkpoint
+from .user_family import open_checkpoint, resolve_family
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def load_pretrained(
     path, budget = Path(path), parse_size(max_ram)
     if (own_arrays := model_format_of(path)) is not None:
         if rules is not None:
-            family_of(rules)  # to write it by
+            resolve_family(rules)  # to write it by
         return own_arrays.load(path, mesh=mesh, dtype=dtype)
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
@@ -68,14 +68,14 @@ def load_pretrained(
         logger.warning("%s: left out, since strict=False:\n  %s", path, "\n  ".join(plan.tolerated))
     check_copies(plan, path)
     model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
-    model.origin = origin_of(checkpoint, plan)
+    model.origin = make_origin(checkpoint, plan)
     return model
 
 
 def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
     """The model's arrays on their devices."""
     assemblies = {
-        name: assembly_of(array.side, array.sizes, array.dtype, array.sharding)
+        name: make_assembly(array.side, array.sizes, array.dtype, array.sharding)
         for name, array in plan.arrays.items()
     }
     stream(plan.moves(), assemblies, plan.max_ram)

@@ -8,15 +8,15 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config, Dtype, NumericsConfig, with_fields
 from jaxllm.errors import UserError
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_jax, of_stored, transferred
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax, from_stored, transfer_tensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.rules.rule import BoundRule, Stacks
 from jaxllm.models import Model, build_abstract
-from jaxllm.origin import Origin
-from jaxllm.params import named_parameters, stacks
+from jaxllm.params import named_parameters, stacked_layers
 from jaxllm.sharding import spans_processes
 
 from .checkpoint_dir import Checkpoint
@@ -47,19 +47,19 @@ class Parameters:
         return dataclasses.replace(self, config=config, arrays=arrays)
 
 
-def of_model(model: Model) -> Parameters:
+def read_model(model: Model) -> Parameters:
     """Those of a model in memory."""
     arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
     return Parameters(
         model.config,
         model.origin,
-        stacks(model),
-        {name: of_jax(array) for name, array in arrays.items()},
+        stacked_layers(model),
+        {name: from_jax(array) for name, array in arrays.items()},
         span_processes=any(map(spans_processes, arrays.values())),
     )
 
 
-def of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
+def read_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
     """Those of a PyTorch checkpoint, which are read through its rules."""
     family = checkpoint.family
     files = {tensor.path for tensor in checkpoint.tensors.values()}
@@ -67,48 +67,48 @@ def of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
         files.add(checkpoint.path / family.config_file)
     return Parameters(
         plan.config,
-        origin_of(checkpoint, plan),
-        stacks(build_abstract(plan.config)),
-        arrays_by(plan.rules, plan.tensors),
+        make_origin(checkpoint, plan),
+        stacked_layers(build_abstract(plan.config)),
+        apply_rules(plan.rules, plan.tensors),
         tuple(sorted(files)),
     )
 
 
-def arrays_by(
+def apply_rules(
     rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, TensorSource]:
     """The arrays that these rules make of stored tensors, none of which is read yet."""
-    stored, arrays = {name: of_stored(tensor) for name, tensor in tensors.items()}, {}
+    stored, arrays = {name: from_stored(tensor) for name, tensor in tensors.items()}, {}
     for rule, sizes in rules:
         transfer = rule.importing(sizes)
         for name, index in transfer.target.names(sizes):
-            arrays[name] = transferred(transfer, index, stored)
+            arrays[name] = transfer_tensor(transfer, index, stored)
     return arrays
 
 
-def of_step(form: ModelFormat, path: Path) -> Parameters:
+def read_step(form: ModelFormat, path: Path) -> Parameters:
     """Those of a checkpoint of a model's own arrays, one step of a run perhaps."""
     model, arrays = form.open(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return Parameters(model.config, model.origin, stacks(model), arrays, tuple(files))
+    return Parameters(model.config, model.origin, stacked_layers(model), arrays, tuple(files))
 
 
-def of_path(path: Path, step: int | None = None, rules: Any = None) -> Parameters:
+def read_path(path: Path, step: int | None = None, rules: Any = None) -> Parameters:
     """Those of a folder of any kind, or of what the rules of a user are about.
 
     Raises CheckpointError with all that is wrong with it, or if it has no such step.
     """
     if (form := model_format_of(path)) is not None:
-        return of_step(form, form.find_step(path, step))
+        return read_step(form, form.find_step(path, step))
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint)
     check_copies(plan, path)
-    return of_checkpoint(checkpoint, plan)
+    return read_checkpoint(checkpoint, plan)
 
 
-def origin_of(checkpoint: Checkpoint, plan: Plan) -> Origin:
+def make_origin(checkpoint: Checkpoint, plan: Plan) -> Origin:
     """What a model remembers of the checkpoint that it came from."""
     return Origin(
         family=checkpoint.family.name,

@@ -22,7 +22,7 @@ from jaxllm.interop.rules.bijection import fused_parts
 from jaxllm.interop.rules.pattern import Index, Side
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import build_abstract
-from jaxllm.params import shapes_of, shardings, stacks
+from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .checkpoint_dir import Checkpoint
 from .diagnostics import check_arrays, check_tensors
@@ -82,7 +82,7 @@ class Plan:
             for name, index in rule.stored.names(sizes):
                 if any(index[axis] for axis in rule.replicated):
                     first = {**index, **dict.fromkeys(rule.replicated, 0)}
-                    yield name, rule.stored.spell(first, sizes)
+                    yield name, rule.stored.format_name(first, sizes)
 
     @property
     def bytes_by_device(self) -> dict[str, int]:
@@ -138,7 +138,7 @@ def make_plan(
     """
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
-    account = take_account(checkpoint)
+    account = analyze_checkpoint(checkpoint)
     problems = account.problems + (account.unknown if strict else [])
     config = account.config
     if problems or config is None:
@@ -159,7 +159,7 @@ def make_plan(
 
 
 @dataclasses.dataclass
-class Account:
+class Analysis:
     """What is understood of a checkpoint, and what is not. `config` is None if it has none."""
 
     tensors: Mapping[str, StoredTensor]
@@ -172,9 +172,9 @@ class Account:
     unknown: list[str] = dataclasses.field(default_factory=list)  # fields and tensors
 
 
-def take_account(checkpoint: Checkpoint) -> Account:
+def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     """Follows every field and every tensor to where it ends."""
-    family, account = checkpoint.family, Account(checkpoint.tensors)
+    family, account = checkpoint.family, Analysis(checkpoint.tensors)
     fields = Fields(checkpoint.config)
     try:
         values, account.layout = family.read_config(fields, checkpoint.tensors)
@@ -184,8 +184,8 @@ def take_account(checkpoint: Checkpoint) -> Account:
         )
         account.table = family.table(account.config, account.layout)
         model = build_abstract(account.config)
-        account.rules = account.table.bound(stacks(model))
-        account.problems += check_arrays(account.rules, shapes_of(model))
+        account.rules = account.table.bound(stacked_layers(model))
+        account.problems += check_arrays(account.rules, parameter_shapes(model))
     except (ValueError, ArithmeticError) as error:  # sizes are divided before all are checked
         account.config = None
         if fields.is_complete:  # else it may follow from what is missing
@@ -220,12 +220,12 @@ def split_fused(
     return split
 
 
-def arrays_of(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
+def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
     """The arrays that have numbers of the stored tensor at `index`."""
     axes = model.name_axes
     choices = [(index[axis],) if axis in index else range(sizes[axis]) for axis in axes]
     for positions in itertools.product(*choices):
-        yield model.spell(dict(zip(axes, positions, strict=True)), sizes)
+        yield model.format_name(dict(zip(axes, positions, strict=True)), sizes)
 
 
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
@@ -238,10 +238,10 @@ def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
 
 
 def _place(
-    account: Account, config: Config, mesh: Mesh | None, dtype: Dtype | None
+    account: Analysis, config: Config, mesh: Mesh | None, dtype: Dtype | None
 ) -> dict[str, PlannedArray]:
     """Every array of the model. Raises CheckpointError for one of several dtypes."""
-    placed = {} if mesh is None else shardings(build_abstract(config), mesh)
+    placed = {} if mesh is None else parameter_shardings(build_abstract(config), mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
     arrays: dict[str, PlannedArray] = {}
     mixed: dict[str, str] = {}
@@ -249,7 +249,7 @@ def _place(
         for source, index in rule.stored.names(sizes):
             stored = account.tensors[source].dtype
             kept = stored if dtype is None else np.dtype(dtype)
-            for name in arrays_of(rule.model, index, sizes):
+            for name in find_arrays(rule.model, index, sizes):
                 sharding = placed.get(name, alone)
                 array = PlannedArray(rule.model, sizes, stored, kept, sharding)
                 if arrays.setdefault(name, array).dtype != kept:

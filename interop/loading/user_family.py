@@ -32,7 +32,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
 from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
 from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.pytorch.wrapped_names import unwrapped
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.tensor_files import FILE_TYPES, read_only_file
 from jaxllm.interop.rules.rule import Rule
@@ -63,7 +63,7 @@ class UserFamily(Family):
 GIVEN: dict[str, tuple[Any, UserFamily | None]] = {}
 
 
-def family_of(rules: Any) -> UserFamily:
+def resolve_family(rules: Any) -> UserFamily:
     """The family that a Python file, a module or any object with the same attributes defines.
 
     Raises CheckpointError for what is none, with all that it lacks.
@@ -104,12 +104,12 @@ def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
     """
     if rules is None:
         return checkpoint_dir.open_checkpoint(path)
-    family, fields = described(path, rules)
+    family, fields = identify_family(path, rules)
     folder = path if path.is_dir() else path.parent
-    return Checkpoint(folder, family, fields, unwrapped(read_only_file(path)))
+    return Checkpoint(folder, family, fields, strip_wrappers(read_only_file(path)))
 
 
-def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
+def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
     """The family of a checkpoint, and the fields of its config file; no tensor is looked for.
 
     Raises CheckpointError for what is not of a known family, nor of the user's.
@@ -117,7 +117,7 @@ def described(path: Path, rules: Any = None) -> tuple[Family, Json]:
     if rules is None:
         checkpoint_dir.check_is_folder(path)
         return checkpoint_dir.read_family(path)
-    family = family_of(rules)
+    family = resolve_family(rules)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     folder = path if path.is_dir() else path.parent
@@ -191,7 +191,7 @@ class _Definition:
     name: str
     get: Callable[[str, Any], Any]  # by name, or a default
 
-    def said(self, attribute: str, config: Config, default: Any) -> Any:
+    def evaluate(self, attribute: str, config: Config, default: Any) -> Any:
         """What the file says of a config: a value, or a function's."""
         defined = self.get(attribute, default)
         return defined(config) if callable(defined) else defined
@@ -217,7 +217,7 @@ class _Definition:
 
     def write_config(self, config: Config, base: Json) -> Json:
         """The fields that the model came with, or that `fields` makes, if they say what it is."""
-        fields = Fields({**base, **self.said("fields", config, {})})
+        fields = Fields({**base, **self.evaluate("fields", config, {})})
         try:
             read = with_fields(self.config(fields), ANY_RUN)
         except ValueError as error:
@@ -226,26 +226,26 @@ class _Definition:
             raise ValueError("; ".join(fields.problems))
         ours, theirs = _values(with_fields(config, ANY_RUN)), _values(read)
         if wrong := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
-            unsaid = (f"{name}={ours.get(name)!r}" for name in wrong)
-            raise ValueError(f"its fields cannot say {'; '.join(unsaid)}")
+            unsupported = (f"{name}={ours.get(name)!r}" for name in wrong)
+            raise ValueError(f"its fields cannot say {'; '.join(unsupported)}")
         return fields.data
 
     def table(self, config: Config, layout: Layout) -> Table:
         """The rules, and the sizes of their axes: one with labels has as many positions."""
-        rules = tuple(self.said("rules", config, ()))
+        rules = tuple(self.evaluate("rules", config, ()))
         if wrong := [rule for rule in rules if not isinstance(rule, Rule)]:
             raise ValueError(f"{self.name}: {wrong[0]!r} is not a Rule")
         labels = [side.labels for rule in rules for side in (rule.stored, rule.model)]
         counted = {axis: len(of) for some in labels for axis, of in some.items() if " " not in axis}
         decoder = getattr(config, "decoder", config)
         legend = decoder_sizes(decoder) if isinstance(decoder, DecoderConfig) else {}
-        derived, tied = self.said("derived", config, {}), self.said("tied", config, {})
+        derived, tied = self.evaluate("derived", config, {}), self.evaluate("tied", config, {})
         return Table(
             rules,
-            {**counted, **legend, **self.said("sizes", config, {})},
+            {**counted, **legend, **self.evaluate("sizes", config, {})},
             tied=tied,
             derived=tuple(Derived(name, compute) for name, compute in derived.items()),
-            ignored=self.said("ignored", config, {}),
+            ignored=self.evaluate("ignored", config, {}),
             copies=[copy for copy in tied if not layout.names or copy in layout.names],
             file=Path(layout.file or HOME).name,
         )

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from jaxllm.interop.families import Family, Table
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array, of_jax
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, from_jax
 from jaxllm.interop.formats.pytorch import dcp_writer, torch_zip
 from jaxllm.interop.formats.pytorch.consolidated import FIRST_SHARD
 from jaxllm.interop.formats.pytorch.torch_pickle import Placed
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.model_arrays import Parameters
-from jaxllm.interop.loading.plan import arrays_of
-from jaxllm.interop.saving.export import Export, exported, plan_export, spell
+from jaxllm.interop.loading.plan import find_arrays
+from jaxllm.interop.saving.export import Export, choose_family, export_tensors, plan_export
 from jaxllm.optimizer_state import AdamWState
 
 from . import parameter_order
@@ -60,11 +60,11 @@ def plan_training_export(
     ]:
         raise CheckpointError(problems)
     export = plan_export(parameters, families, None, max_shard, chosen)
-    _, fields, table = spell(parameters, families, None)
+    _, fields, table = choose_family(parameters, families, None)
     found = _spelled(parameters, table, optimizer.state)
     if optimizer.form == "dcp":
         return _in_dcp(export, table.tied, found)
-    names = optimizer.order or parameter_order.order_of(export.family, fields, {})
+    names = optimizer.order or parameter_order.find_order(export.family, fields, {})
     if wrong := sorted(found.exp_avg.keys() ^ set(names)):
         raise CheckpointError(f"the order of parameters does not fit the model: {', '.join(wrong)}")
     return _in_files(export, found, list(names))
@@ -76,14 +76,14 @@ def _spelled(parameters: Parameters, table: Table, state: AdamWState) -> TorchAd
     decay: dict[str, float] = {}
     for rule, sizes in bound:
         for stored, index in rule.stored.names(sizes):
-            for name in arrays_of(rule.model, index, sizes):
+            for name in find_arrays(rule.model, index, sizes):
                 whole = stored.partition("#")[0]
                 if decay.setdefault(whole, state.weight_decay[name]) != state.weight_decay[name]:
                     raise CheckpointError(f"{whole} would have to decay in part")
 
     def moments(arrays: Mapping[str, Any]) -> dict[str, TensorSource]:
         sources = {name: _source(array) for name, array in arrays.items()}
-        every = dict(exported(dataclasses.replace(parameters, arrays=sources), table))
+        every = dict(export_tensors(dataclasses.replace(parameters, arrays=sources), table))
         return {_plain(name): every[name] for name in decay}
 
     return TorchAdamW(
@@ -100,7 +100,7 @@ def _spelled(parameters: Parameters, table: Table, state: AdamWState) -> TorchAd
 def _source(array: Any) -> TensorSource:
     """An array in memory, or what is read in boxes."""
     if isinstance(array, jax.Array | np.ndarray):
-        return of_jax(array)
+        return from_jax(array)
     return TensorSource(array.dtype, array.shape, array.read)
 
 
@@ -173,7 +173,7 @@ def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Expor
 def _tensors(found: TorchAdamW) -> dict[str, TensorSource]:
     """By name and what it is, the tensors of the state."""
     # Each its own: a step that is stored once for all would be counted up once for each.
-    step = of_array(np.array(found.step, np.float32))
+    step = from_array(np.array(found.step, np.float32))
     return {
         f"{name}.{what}": tensor
         for name in found.exp_avg

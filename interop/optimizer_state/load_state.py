@@ -20,17 +20,17 @@ from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint
-from jaxllm.interop.loading.model_arrays import arrays_by, origin_of
-from jaxllm.interop.loading.plan import Plan, arrays_of, make_plan, split_fused
+from jaxllm.interop.loading.model_arrays import apply_rules, make_origin
+from jaxllm.interop.loading.plan import Plan, find_arrays, make_plan, split_fused
 from jaxllm.interop.loading.tied_tensors import check_copies
-from jaxllm.interop.loading.user_family import described, open_checkpoint
+from jaxllm.interop.loading.user_family import identify_family, open_checkpoint
 from jaxllm.models import Model, build_abstract
 from jaxllm.optimizer_state import AdamWState
-from jaxllm.params import shardings, with_arrays
+from jaxllm.params import parameter_shardings, with_arrays
 
 from . import optimizer_file, parameter_order
 from .optimizer_file import OptimizerFile
-from .torch_adamw import TorchAdamW, account
+from .torch_adamw import TorchAdamW, read_adamw
 
 # In a DCP folder, what is not the model's; the model may lie under a name of its own.
 NOT_THE_MODEL = (
@@ -67,13 +67,15 @@ def load_training_state(
     place = Path(optimizer) if optimizer is not None else optimizer_file.find(folder)
     if dcp.is_dcp(place):
         contents = dcp.read(place)
-        stored = optimizer_file.of_dcp(place, contents)
+        stored = optimizer_file.read_dcp(place, contents)
         checkpoint = _checkpoint_of(path, rules, contents, stored)
     else:
         stored, checkpoint = optimizer_file.read(place), open_checkpoint(path, rules)
     plan = make_plan(checkpoint, mesh=mesh)
     _check_plan(checkpoint, plan)
-    found = account(stored, *_expected(checkpoint, plan), _order(stored, checkpoint, plan, names))
+    found = read_adamw(
+        stored, *_expected(checkpoint, plan), _order(stored, checkpoint, plan, names)
+    )
     return _on_devices(checkpoint, plan, found, mesh)
 
 
@@ -87,7 +89,7 @@ def _checkpoint_of(
     trained = set(stored.state)
     if not trained & own.keys() and trained & {name.removeprefix(MODEL) for name in own}:
         own = {name.removeprefix(MODEL): tensor for name, tensor in own.items()}
-    family, fields = described(path, rules)
+    family, fields = identify_family(path, rules)
     prefix = _prefix(family)
     tensors: Any = {
         prefix + name: dataclasses.replace(tensor, name=prefix + name)
@@ -156,7 +158,7 @@ def _order(
     if stored.is_named:
         return None
     prefix, (shapes, _) = _prefix(checkpoint.family), _expected(checkpoint, plan)
-    found = parameter_order.order_of(checkpoint.family, checkpoint.config, checkpoint.tensors)
+    found = parameter_order.find_order(checkpoint.family, checkpoint.config, checkpoint.tensors)
     return [name for name in (n.removeprefix(prefix) for n in found) if name in shapes]
 
 
@@ -165,11 +167,11 @@ def _on_devices(
 ) -> tuple[Model, AdamWState]:
     """The arrays, which are read now."""
     abstract, prefix = build_abstract(plan.config), _prefix(checkpoint.family)
-    placed = {} if mesh is None else shardings(abstract, mesh)
+    placed = {} if mesh is None else parameter_shardings(abstract, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
     def read(tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
-        sources = arrays_by(plan.rules, tensors)
+        sources = apply_rules(plan.rules, tensors)
         return {name: _array(source, placed.get(name, alone)) for name, source in sources.items()}
 
     def moments(tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -178,7 +180,7 @@ def _on_devices(
 
     decay = _by_our_names(plan, {prefix + n: value for n, value in found.weight_decay.items()})
     model = with_arrays(abstract, read(plan.tensors))
-    model.origin = origin_of(checkpoint, plan)
+    model.origin = make_origin(checkpoint, plan)
     state = AdamWState(
         step=found.step,
         mu=moments(found.exp_avg),
@@ -208,7 +210,7 @@ def _by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
     for rule, sizes in plan.rules:
         for stored, index in rule.stored.names(sizes):
             whole = stored.partition("#")[0]
-            for name in arrays_of(rule.model, index, sizes):
+            for name in find_arrays(rule.model, index, sizes):
                 found.setdefault(name, {}).setdefault(values[whole], whole)
     if problems := [
         f"weight_decay differs between {' and '.join(by.values())}, which are one array here"

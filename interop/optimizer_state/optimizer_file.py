@@ -53,7 +53,7 @@ def read(path: Path) -> OptimizerFile:
     Raises CheckpointError for what is damaged, or is no state of an optimizer.
     """
     if dcp.is_dcp(path):
-        return of_dcp(path, dcp.read(path))
+        return read_dcp(path, dcp.read(path))
     if not path.is_file():
         raise CheckpointError(f"{path} is neither a file nor a DCP folder")
     value = _load(path)
@@ -94,7 +94,7 @@ def _read_schedule(path: Path) -> int | None:
     return None
 
 
-def of_dcp(path: Path, contents: dcp.Contents) -> OptimizerFile:
+def read_dcp(path: Path, contents: dcp.Contents) -> OptimizerFile:
     """The optimizer's part of a DCP folder, its groups listed, or flattened as torchtitan does.
 
     Raises CheckpointError if there is none.

@@ -66,7 +66,7 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def order_of(
+def find_order(
     family: Family, fields: Mapping[str, Any], stored: Mapping[str, StoredTensor]
 ) -> list[str]:
     """The names of a checkpoint's tensors, its parameters in the order of the PyTorch model's.

@@ -43,7 +43,7 @@ class TorchAdamW(NamedTuple):
     weight_decay: Mapping[str, float]
 
 
-def account(
+def read_adamw(
     stored: OptimizerFile, shapes: Shapes, copies: Mapping[str, str], order: Sequence[str] | None
 ) -> TorchAdamW:
     """The state of AdamW for parameters of these shapes.

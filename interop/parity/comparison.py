@@ -42,9 +42,9 @@ DTYPES = {
 }
 TOLERANCE = {
     "noise_factor": tolerance.NOISE_FACTOR,
-    "least": tolerance.LEAST,
+    "least": tolerance.MIN_THRESHOLD,
     "most": tolerance.MOST,
-    "most_in_training": tolerance.MOST_IN_TRAINING,
+    "most_in_training": tolerance.MAX_TRAINING_THRESHOLD,
 }
 
 

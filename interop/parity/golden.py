@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxllm.errors import UserError
 from jaxllm.interop.loading.load import load_pretrained
-from jaxllm.interop.saving.multihost import agreed
+from jaxllm.interop.saving.multihost import fail_together
 
 from .alignment.inputs import Inputs
 from .checkpoint import Prompt, open_both
@@ -94,13 +94,13 @@ def check_pack(
     together = jax.process_count() > 1
     if together and mesh is None:
         raise UserError(f"{jax.process_count()} processes need a mesh over all of their devices")
-    with agreed(together):
+    with fail_together(together):
         data = read_pack(Path(pack))
     try:
         levels = chosen(levels, data["levels"])
     except UserError as error:
         raise UserError(f"{error}, as recorded") from None
-    with agreed(together):
+    with fail_together(together):
         model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
     inputs = Inputs(**data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .boxes import Box, Range, shape_of
+from .boxes import Box, Range, box_shape
 
 Sizes = Mapping[str, int]  # of axes
 Ranges = Mapping[str, Range]
@@ -24,7 +24,7 @@ def regions(dims: Dims, box: Box, sizes: Sizes) -> Iterator[Ranges]:
         yield dict(zip(axes, itertools.chain.from_iterable(factors), strict=True))
 
 
-def box_of(dims: Dims, ranges: Ranges, sizes: Sizes) -> tuple[Range, ...]:
+def find_box(dims: Dims, ranges: Ranges, sizes: Sizes) -> tuple[Range, ...]:
     """The box of an array in which ranges lie that are contiguous in every dimension."""
     return tuple(_interval(dim, ranges, sizes) for dim in dims)
 
@@ -69,7 +69,7 @@ def _interval(dim: Sequence[str], region: Ranges, sizes: Sizes) -> Range:
     return start, last + 1
 
 
-def part_of(
+def select_ranges(
     array: np.ndarray,
     axes: Sequence[str],
     region: Ranges,
@@ -77,7 +77,7 @@ def part_of(
     kept: Sequence[str],
 ) -> np.ndarray:
     """The `ranges` of an array that holds `region`, one dimension for each kept axis."""
-    factors = array.reshape(shape_of([region[axis] for axis in axes]))
+    factors = array.reshape(box_shape([region[axis] for axis in axes]))
     at: list[slice | int] = []
     for axis in axes:
         start, stop = (bound - region[axis][0] for bound in ranges[axis])

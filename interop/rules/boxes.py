@@ -9,7 +9,7 @@ Range = tuple[int, int]  # from the first on, up to but not with the last
 Box = Sequence[Range]
 
 
-def shape_of(box: Box) -> tuple[int, ...]:
+def box_shape(box: Box) -> tuple[int, ...]:
     """The sizes of a box."""
     return tuple(high - low for low, high in box)
 
@@ -26,7 +26,7 @@ def relative(box: Box, within: Box) -> tuple[Range, ...]:
     )
 
 
-def common(one: Box, other: Box) -> tuple[Range, ...] | None:
+def intersect(one: Box, other: Box) -> tuple[Range, ...] | None:
     """What two boxes of the same array have in common; None if that is nothing."""
     pairs = zip(one, other, strict=True)
     found = tuple((max(low, first), min(high, last)) for (low, high), (first, last) in pairs)

@@ -77,7 +77,7 @@ class Side:
         """The shape of the array under each name."""
         return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
 
-    def spell(self, index: Index, sizes: Sizes) -> str:
+    def format_name(self, index: Index, sizes: Sizes) -> str:
         """The name at these positions of its axes."""
 
         def fill(match: re.Match[str]) -> str:
@@ -95,7 +95,7 @@ class Side:
         """Every name, and the positions of its axes."""
         for positions in itertools.product(*(range(sizes[axis]) for axis in self.name_axes)):
             index = dict(zip(self.name_axes, positions, strict=True))
-            yield self.spell(index, sizes), index
+            yield self.format_name(index, sizes), index
 
     def at(self, axis: str, positions: Sequence[int], sizes: Sizes) -> Self:
         """This side with `axis`, which lives in the name, cut down to some of its positions."""
@@ -104,7 +104,7 @@ class Side:
             if match[1] != axis:
                 return match[0]
             whole = Side(match[0], ())
-            labels = "|".join(whole.spell({axis: i}, sizes) for i in positions)
+            labels = "|".join(whole.format_name({axis: i}, sizes) for i in positions)
             return f"{{{axis}={labels}}}"
 
         return dataclasses.replace(self, name=_PLACEHOLDER.sub(label, self.name))

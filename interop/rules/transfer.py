@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .axis_ranges import Ranges, Sizes, box_of, hull, part_of, regions
-from .boxes import Box, Range, relative, shape_of, slices
+from .axis_ranges import Ranges, Sizes, find_box, hull, regions, select_ranges
+from .boxes import Box, Range, box_shape, relative, slices
 from .pattern import Index, Side
 from .strided_copy import copy_bits
 
@@ -41,15 +41,15 @@ class Transfer:
         copies = {axis: (0, 1) for axis in source.name_axes if axis not in target.axes}
         fixed = {axis: (position, position + 1) for axis, position in index.items()}
         for region in regions(target.dims, box, sizes):
-            place = slices(relative(box_of(target.dims, region, sizes), box))
+            place = slices(relative(find_box(target.dims, region, sizes), box))
             ranges = {**copies, **fixed, **region}
             for positions in itertools.product(*(range(*ranges[a]) for a in source.name_axes)):
                 at = dict(zip(source.name_axes, positions, strict=True))
                 narrowed = {axis: (position, position + 1) for axis, position in at.items()}
                 wanted = {**ranges, **narrowed}
                 held = hull(source.dims, wanted, sizes)
-                needed = box_of(source.dims, held, sizes)
-                yield Piece(source.spell(at, sizes), wanted, place, region, needed, held)
+                needed = find_box(source.dims, held, sizes)
+                yield Piece(source.format_name(at, sizes), wanted, place, region, needed, held)
 
     def read(
         self,
@@ -59,7 +59,7 @@ class Transfer:
         dtype: np.dtype,
     ) -> np.ndarray:
         """`box` of the target tensor at `index`, from the boxes of tensors that `read` returns."""
-        out = np.empty(shape_of(box), dtype)
+        out = np.empty(box_shape(box), dtype)
         for piece in self.pieces(index, box):
             self.copy_part(piece, read(piece.name, piece.box), out)
         return out
@@ -73,6 +73,6 @@ class Transfer:
         source, target = self.source.array_axes, self.target.array_axes
         shared = [axis for axis in target if axis in source]
         order = [axis for axis in source if axis in shared]
-        from_view = part_of(part, source, piece.held, piece.ranges, shared)
-        into_view = part_of(out[piece.place], target, piece.region, piece.ranges, shared)
+        from_view = select_ranges(part, source, piece.held, piece.ranges, shared)
+        into_view = select_ranges(out[piece.place], target, piece.region, piece.ranges, shared)
         copy_bits(from_view.transpose([order.index(axis) for axis in shared]), into_view)

@@ -9,9 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop.families import FAMILIES, Family, Layout, Table, nearest
 from jaxllm.interop.formats.file_writer import PlannedFile
-from jaxllm.interop.formats.lazy_tensor import TensorSource, joined, of_array, transferred
+from jaxllm.interop.formats.lazy_tensor import (
+    TensorSource,
+    concatenate_rows,
+    from_array,
+    transfer_tensor,
+)
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import (
     FORMATS,
@@ -22,8 +28,7 @@ from jaxllm.interop.formats.table import (
 from jaxllm.interop.loading.model_arrays import Parameters
 from jaxllm.interop.loading.plan import fused_parts
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
-from jaxllm.interop.loading.user_family import family_of, known_family
-from jaxllm.origin import Origin
+from jaxllm.interop.loading.user_family import known_family, resolve_family
 
 COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
@@ -53,8 +58,8 @@ def plan_export(
     `chosen` is the format to write, by default the family's own. Raises CheckpointError, with what
     each family cannot say, if none can.
     """
-    family, config, table = spell(parameters, families, model_parallel)
-    tensors = dict(exported(parameters, table))
+    family, config, table = choose_family(parameters, families, model_parallel)
+    tensors = dict(export_tensors(parameters, table))
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
         raise CheckpointError(f"format={row.name!r} is not one that a family's tensors can be in")
@@ -109,7 +114,7 @@ def _check_shards(chosen: str, model_parallel: int | None) -> None:
 def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Family | None:
     """The family of these rules, or of those that the model came by; None if it came by none."""
     if rules is not None:
-        return family_of(rules)
+        return resolve_family(rules)
     if origin is not None and origin.family not in (family.name for family in FAMILIES):
         return known_family(origin.family)
     if chosen == USERS_FORMAT:
@@ -137,7 +142,7 @@ def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
         os.replace(partial, folder / name)
 
 
-def spell(
+def choose_family(
     parameters: Parameters, families: Sequence[Family], model_parallel: int | None
 ) -> tuple[Family, dict, Table]:
     """The first family that can say what the model is, its config file and its tensors."""
@@ -157,7 +162,7 @@ def spell(
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
 
 
-def exported(parameters: Parameters, table: Table) -> Iterator[tuple[str, TensorSource]]:
+def export_tensors(parameters: Parameters, table: Table) -> Iterator[tuple[str, TensorSource]]:
     """Every tensor to be stored, to be put together from the model's arrays."""
     rules = table.bound(parameters.stacks)
     fused = fused_parts(rules)
@@ -167,15 +172,15 @@ def exported(parameters: Parameters, table: Table) -> Iterator[tuple[str, Tensor
     for rule, sizes in rules:
         transfer = rule.exporting(sizes)
         for name, index in transfer.target.names(sizes):
-            tensor = transferred(transfer, index, parameters.arrays)
+            tensor = transfer_tensor(transfer, index, parameters.arrays)
             originals[name] = tensor
             if name in part_names:
                 parts[name] = tensor
             else:
                 yield name, tensor
     for whole, names in fused.items():
-        yield whole, joined([parts[name] for name in names])
+        yield whole, concatenate_rows([parts[name] for name in names])
     for copy in table.copies:
         yield copy, originals[table.tied[copy]]
     for derived in table.derived:
-        yield derived.name, of_array(derived.compute())
+        yield derived.name, from_array(derived.compute())

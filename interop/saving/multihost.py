@@ -11,13 +11,13 @@ from jax.experimental import multihost_utils
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 
-def leads() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
 @contextmanager
-def agreed(together: bool) -> Iterator[None]:
+def fail_together(together: bool) -> Iterator[None]:
     """What fails in one process fails in all, so that none waits for another in vain."""
     if not together:
         yield
@@ -34,7 +34,7 @@ def agreed(together: bool) -> Iterator[None]:
         raise CheckpointError(f"process {failed[0]} could not go on: its own message says why")
 
 
-def common_name(together: bool) -> str:
+def shared_name(together: bool) -> str:
     """A name that no other attempt has, the same in all processes."""
     name = uuid4()
     if together:

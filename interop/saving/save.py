@@ -13,11 +13,11 @@ from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format
-from jaxllm.interop.loading.model_arrays import of_model
+from jaxllm.interop.loading.model_arrays import read_model
 from jaxllm.models import Model
 
 from .export import Export, copy_companions, plan_export, possible_families, write_texts
-from .multihost import agreed, common_name, leads
+from .multihost import fail_together, is_first_process, shared_name
 
 
 def save_pretrained(
@@ -46,7 +46,7 @@ def save_pretrained(
     """
     path = Path(path).resolve()
     families = possible_families(model.origin, format, model_parallel, rules)
-    parameters = of_model(model)
+    parameters = read_model(model)
     together = parameters.span_processes
     write: Callable[[Path], None]
     texts: Mapping[str, bytes] = {}
@@ -56,12 +56,12 @@ def save_pretrained(
         shard = parse_size(max_shard)
         export = plan_export(parameters, families, model_parallel, shard, format)
         write, texts = partial(_write_files, export, together), export.texts
-    with agreed(together):
+    with fail_together(together):
         check_is_free(path)
     with _complete_folder(path, together) as folder:
         write(folder)
-        with agreed(together):
-            if leads() or not together:
+        with fail_together(together):
+            if is_first_process() or not together:
                 copy_companions(folder, model.origin)
                 write_texts(folder, texts)
 
@@ -76,8 +76,8 @@ def _write_files(export: Export, together: bool, folder: Path) -> None:
 
 def _write_together(export: Export, folder: Path) -> None:
     """Writes the large files: every process gathers a tensor at a time, the first writes it."""
-    with agreed(True):
-        if leads():
+    with fail_together(True):
+        if is_first_process():
             check_space(folder, sum(file.size for file in export.files))
             for file in export.files:
                 create(folder, file)
@@ -85,13 +85,13 @@ def _write_together(export: Export, folder: Path) -> None:
     for file in export.files:
         for name in file.places:
             tensor = export.tensors[name]
-            with agreed(True):
-                if leads():
+            with fail_together(True):
+                if is_first_process():
                     digests[name] = fill(folder, file, name, tensor, chunk_bytes=tensor.nbytes)
                 else:
                     collections.deque(tensor.payload(tensor.nbytes), maxlen=0)
-    with agreed(True):
-        if leads():
+    with fail_together(True):
+        if is_first_process():
             for file in export.files:
                 finish(folder, file, digests)
 
@@ -105,14 +105,14 @@ def check_is_free(path: Path) -> None:
 @contextmanager
 def _complete_folder(path: Path, together: bool) -> Iterator[Path]:
     """A folder beside `path` that takes its name when everything in it is written."""
-    folder = path.with_name(f"{path.name}.{common_name(together)}.partial")
-    is_ours = leads() or not together
+    folder = path.with_name(f"{path.name}.{shared_name(together)}.partial")
+    is_ours = is_first_process() or not together
     try:
-        with agreed(together):
+        with fail_together(together):
             if is_ours:
                 folder.mkdir(parents=True)
         yield folder
-        with agreed(together):
+        with fail_together(together):
             if is_ours:
                 take_name(folder, path)
     finally:

@@ -64,7 +64,7 @@ def _add_optimizer_options(convert: argparse.ArgumentParser) -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import convert
-    from jaxllm.interop.formats.byte_sizes import spell_size
+    from jaxllm.interop.formats.byte_sizes import format_size
 
     from . import convert_optimizer
 
@@ -87,10 +87,10 @@ def _convert(arguments: argparse.Namespace) -> int:
         )
     seconds = time.perf_counter() - begun
     kept = (
-        f", {spell_size(done.num_bytes_kept)} of them there already" if done.num_bytes_kept else ""
+        f", {format_size(done.num_bytes_kept)} of them there already" if done.num_bytes_kept else ""
     )
     print(
-        f"{arguments.destination}: {done.spelling}, {spell_size(done.num_bytes)}{kept}, "
+        f"{arguments.destination}: {done.spelling}, {format_size(done.num_bytes)}{kept}, "
         f"{seconds:.1f} s"
     )
     return 0

@@ -176,10 +176,10 @@ def _give(report: "Report", arguments: argparse.Namespace) -> int:
     """
     import jax
 
-    from jaxllm.interop.saving.multihost import agreed, leads
+    from jaxllm.interop.saving.multihost import fail_together, is_first_process
 
-    with agreed(jax.process_count() > 1):
-        if leads():
+    with fail_together(jax.process_count() > 1):
+        if is_first_process():
             _show(report, arguments)
     return 0 if report.ok else 1
 
@@ -197,7 +197,7 @@ def _show(report: "Report", arguments: argparse.Namespace) -> None:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from jaxllm.interop.formats.byte_sizes import spell_size
+    from jaxllm.interop.formats.byte_sizes import format_size
     from jaxllm.interop.parity.golden import record_checkpoint
 
     text = None if arguments.text is None else read_text(arguments.text)
@@ -211,7 +211,7 @@ def _record(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         rules=arguments.rules,
     )
-    print(f"{arguments.output}: {spell_size(num_bytes)}")
+    print(f"{arguments.output}: {format_size(num_bytes)}")
     return 0
 
 

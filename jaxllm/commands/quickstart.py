@@ -26,7 +26,7 @@ from jaxllm.interop.reference.transformers_models import (
     save_random_llama,
 )
 from jaxllm.models.decoder import Decoder
-from jaxllm.params import count
+from jaxllm.params import count_parameters
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data.documents import DataConfig, load_corpus
 from jaxllm.train.data.tokenizers import ByteTokenizer
@@ -97,7 +97,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
 
     log.info("\n2. Into JAX, onto a mesh of %d x %d virtual devices", MESH.fsdp, MESH.tensor)
     model = load_pretrained(source, mesh=mesh)
-    log.info("%s parameters", f"{count(model):,}")
+    log.info("%s parameters", f"{count_parameters(model):,}")
     yield _parity_check("import parity", _compare(source, model), folder, "import")
 
     log.info("\n3. Trained on the text of Python's own standard library")

@@ -12,11 +12,11 @@ from jax import Array
 
 from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel, with_scanned_layers
-from jaxllm.sharding import on_host
+from jaxllm.sharding import to_host
 
-from .cached import advance, prefill
-from .decode import bucket, check_prompts, of_tokens, padded, until_end
-from .sampling import check_penalty, penalized
+from .decode import bucket_size, check_prompts, check_token_model, cut_at_end, pad_prompts
+from .incremental import decode_step, prefill
+from .sampling import check_repetition_penalty, penalize_repetition
 
 NEVER = -1e9  # a score that nothing else has
 
@@ -51,20 +51,20 @@ def beam_search(
         UserError: no prompt, an empty one, an unknown token, fewer than one new token or beam,
             more beams than the vocabulary has first tokens for, or a penalty that is not positive.
     """
-    model = of_tokens(model)
+    model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
-    check_penalty(repetition_penalty)
+    check_repetition_penalty(repetition_penalty)
     kept = max(2, 1 + len(set(eos_ids))) * num_beams
     if num_beams < 1 or kept > num_beams * model.config.vocab_size:
         raise UserError(
             f"num_beams={num_beams} is not from 1 up, with {kept} candidates at most as many as "
             f"{num_beams} times vocab_size={model.config.vocab_size}"
         )
-    tokens, lengths = padded(prompts)
+    tokens, lengths = pad_prompts(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
     out = _search(
         graphdef,
-        (num_beams, kept, bucket(max_new_tokens)),
+        (num_beams, kept, bucket_size(max_new_tokens)),
         nnx.to_pure_dict(state),
         tokens,
         lengths,
@@ -73,7 +73,7 @@ def beam_search(
         np.float32(repetition_penalty),
         np.array(sorted(set(eos_ids)), np.int32),
     )
-    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in on_host(out)]
+    return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in to_host(out)]
 
 
 class Beams(NamedTuple):
@@ -87,7 +87,7 @@ class Beams(NamedTuple):
     can_improve_B: Array
 
     @classmethod
-    def start(cls, B: int, W: int, R: int) -> "Beams":
+    def init(cls, B: int, W: int, R: int) -> "Beams":
         """Beams of which only the first counts: all of them begin with the same prompt."""
         tokens_BWR = jnp.zeros((B, W, R), jnp.int32)
         return cls(
@@ -116,7 +116,7 @@ def _search(
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     W, kept, R = sizes
     B = tokens_BT.shape[0]
-    start = prefill(whole, tokens_BT, lengths_B, R).repeated(W)
+    start = prefill(whole, tokens_BT, lengths_B, R).repeat_rows(W)
     V = start.model.config.vocab_size
 
     def unembed(x_BD: Array) -> Array:
@@ -133,13 +133,15 @@ def _search(
         seen_BV, cache = jax.tree.map(lambda x: x[rows], (seen_BV, cache))
         new_BR = beams.live_BWR.reshape(-1, R)
         seen_BV = seen_BV.at[jnp.arange(B * W), new_BR[:, i]].set(True)
-        x_BD, cache = advance(start, cache, new_BR, i)
+        x_BD, cache = decode_step(start, cache, new_BR, i)
         return i + 1, beams, unembed(x_BD), seen_BV, cache
 
     def lengthen(i: Array, beams: Beams, logits_BWV: Array, seen_BV: Array) -> tuple[Beams, Array]:
         """The beams one token longer, and which of the old ones each live one continues."""
         log_probs_BWV = jax.nn.log_softmax(logits_BWV)
-        log_probs_BWV = penalized(log_probs_BWV, seen_BV.reshape(B, W, V), repetition_penalty)
+        log_probs_BWV = penalize_repetition(
+            log_probs_BWV, seen_BV.reshape(B, W, V), repetition_penalty
+        )
         scores_BWV = log_probs_BWV + beams.live_score_BW[..., None]
         score_BK, flat_BK = jax.lax.top_k(scores_BWV.reshape(B, -1), kept)
         parent_BK, token_BK = flat_BK // V, flat_BK % V
@@ -158,7 +160,13 @@ def _search(
         )
         return beams, _pick(parent_BK, best_BW)
 
-    carry = (jnp.int32(0), Beams.start(B, W, R), unembed(start.x_BD), start.seen(), start.cache)
+    carry = (
+        jnp.int32(0),
+        Beams.init(B, W, R),
+        unembed(start.x_BD),
+        start.seen_tokens(),
+        start.cache,
+    )
     return jax.lax.while_loop(is_going, step, carry)[1].done_BWR[:, 0]
 
 

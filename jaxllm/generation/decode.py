@@ -12,9 +12,9 @@ from jax import Array
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
-from jaxllm.sharding import on_host
+from jaxllm.sharding import to_host
 
-from .cached import advance, prefill
+from .incremental import decode_step, prefill
 from .sampling import Sampling
 
 GREEDY = Sampling()
@@ -50,14 +50,14 @@ def generate(
         UserError: no prompt, an empty one, an unknown token, fewer than one new token, or an
             encoder-decoder without `config.start_token`; a model whose tokens are vectors.
     """
-    model = of_tokens(model)
+    model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
-    tokens, lengths = padded(prompts)
+    tokens, lengths = pad_prompts(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
     out = _decode(
         graphdef,
         sampling,
-        bucket(max_new_tokens),
+        bucket_size(max_new_tokens),
         nnx.to_pure_dict(state),
         tokens,
         lengths,
@@ -65,7 +65,7 @@ def generate(
         np.array(sorted(eos_ids), np.int32),
         jax.random.key(seed),
     )
-    return [until_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in on_host(out)]
+    return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in to_host(out)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -93,7 +93,7 @@ def _decode(
         return token_B, None if seen_BV is None else seen_BV.at[rows, token_B].set(True)
 
     first_B, seen_BV = choose(
-        start.x_BD, jnp.int32(0), start.seen() if sampling.repetition_penalty != 1 else None
+        start.x_BD, jnp.int32(0), start.seen_tokens() if sampling.repetition_penalty != 1 else None
     )
     out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
 
@@ -103,7 +103,7 @@ def _decode(
 
     def step(carry: tuple) -> tuple:
         i, is_done_B, cache, seen_BV, out_BR = carry
-        x_BD, cache = advance(start, cache, out_BR, i - 1)
+        x_BD, cache = decode_step(start, cache, out_BR, i - 1)
         token_B, seen_BV = choose(x_BD, i, seen_BV)
         is_done_B |= jnp.isin(token_B, eos_ids)
         return i + 1, is_done_B, cache, seen_BV, out_BR.at[:, i].set(token_B)
@@ -112,27 +112,27 @@ def _decode(
     return jax.lax.while_loop(is_going, step, carry)[-1]
 
 
-def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """The prompts side by side, BT, and their lengths, B."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    tokens = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+    tokens = np.zeros((len(prompts), bucket_size(int(lengths.max()))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     return tokens, lengths
 
 
-def bucket(size: int) -> int:
+def bucket_size(size: int) -> int:
     """The next power of two, at least 16: so few programs are compiled whatever the sizes."""
     return max(16, 1 << (size - 1).bit_length())
 
 
-def until_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
+def cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
     """The tokens up to and with the first that ends a text."""
     ends = (place + 1 for place, token in enumerate(tokens) if token in eos_ids)
     return tokens[: next(ends, len(tokens))]
 
 
-def of_tokens(model: Model) -> TokenModel:
+def check_token_model(model: Model) -> TokenModel:
     """The model. Raises UserError for one of vectors, which has no tokens to choose from."""
     if not isinstance(model, TokenModel):
         raise UserError(f"a {type(model).__name__} has no vocabulary: call it with its vectors")

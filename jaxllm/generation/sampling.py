@@ -26,7 +26,7 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        check_penalty(self.repetition_penalty)
+        check_repetition_penalty(self.repetition_penalty)
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature={self.temperature} is not a number from 0 up")
         if self.top_k is not None and self.top_k < 1:
@@ -36,7 +36,7 @@ class Sampling:
         if self.temperature == 0 and (self.top_k, self.top_p) != (None, None):
             raise UserError("top_k and top_p need a temperature above 0; 0 is greedy")
 
-    def filtered(self, logits_BV: Array) -> Array:
+    def filter_logits(self, logits_BV: Array) -> Array:
         """The logits to draw from, BV: scaled, and -inf for the tokens that are out."""
         logits_BV = logits_BV / self.temperature
         if self.top_k is not None:
@@ -53,20 +53,20 @@ class Sampling:
         `seen_BV` says which tokens are penalised.
         """
         if seen_BV is not None:
-            logits_BV = penalized(logits_BV, seen_BV, self.repetition_penalty)
+            logits_BV = penalize_repetition(logits_BV, seen_BV, self.repetition_penalty)
         if self.temperature == 0:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         draw = jax.vmap(jax.random.categorical)
-        return draw(keys_B, self.filtered(logits_BV)).astype(jnp.int32)
+        return draw(keys_B, self.filter_logits(logits_BV)).astype(jnp.int32)
 
 
-def check_penalty(penalty: float) -> None:
+def check_repetition_penalty(penalty: float) -> None:
     """Raises UserError for a repetition penalty that is not positive."""
     if not 0 < penalty < math.inf:
         raise UserError(f"repetition_penalty={penalty} is not a number above 0")
 
 
-def penalized(scores_BV: Array, seen_BV: Array, penalty: float | Array) -> Array:
+def penalize_repetition(scores_BV: Array, seen_BV: Array, penalty: float | Array) -> Array:
     """Scores lowered by a penalty above 1 where tokens were seen; one below 1 raises them.
 
     Positive ones are divided by it, negative ones multiplied.

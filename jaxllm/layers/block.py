@@ -12,7 +12,7 @@ from .attention.cache import CrossCache, LayerCache, SourceKV
 from .attention.cross_attention import CrossAttention
 from .attention.distance_bias import DistanceBias
 from .context import Context
-from .dropout import drop, subkeys
+from .dropout import dropout, subkeys
 from .experts.moe import Load, MoE
 from .mlp import MLP
 from .norm import Norm
@@ -59,8 +59,8 @@ class Block(nnx.Module):
         cache = CrossCache(own, source) if own is not None and source is not None else own
         if self.placement == "parallel":
             out_BTD, load = self.feed_forward(self.pre_norm(self.mlp_norm, x_BTD), is_token_BT)
-            attended_BTD = drop(attended_BTD, self.dropout, attn_key)
-            out_BTD = drop(out_BTD, self.dropout, mlp_key)
+            attended_BTD = dropout(attended_BTD, self.dropout, attn_key)
+            out_BTD = dropout(out_BTD, self.dropout, mlp_key)
             return constrain(x_BTD + attended_BTD + out_BTD, "BTD"), cache, load
         x_BTD = self.add_residual(self.attn_norm, self.attn_out_norm, x_BTD, attended_BTD, attn_key)
         if self.cross_attn is not None:
@@ -100,7 +100,7 @@ class Block(nnx.Module):
             out_BTD = norm(out_BTD)
         if out_norm is not None:
             out_BTD = out_norm(out_BTD)
-        x_BTD = x_BTD + drop(out_BTD, self.dropout, key)
+        x_BTD = x_BTD + dropout(out_BTD, self.dropout, key)
         return constrain(norm(x_BTD) if self.placement == "post" else x_BTD, "BTD")
 
 

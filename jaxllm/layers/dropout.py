@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def drop(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """`x` with this share of its elements 0 and the others larger, so that its mean stays.
 
     Without a key, `x` itself.

@@ -30,7 +30,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         _, dims, output = equation.replace("->", ",").split(",")
-        kernel = draw_kernel(equation, shape, config, rngs)
+        kernel = init_kernel(equation, shape, config, rngs)
         sizes = {dim: size for dim, size in zip(dims, shape, strict=True) if dim in output}
         bias = jnp.zeros([*sizes.values()], config.numerics.param_dtype)
         self.equation = equation
@@ -48,7 +48,7 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
-def draw_kernel(
+def init_kernel(
     equation: str, shape: tuple[int, ...], config: StackConfig, rngs: nnx.Rngs
 ) -> Array:
     """A new kernel, as `config.init` says.

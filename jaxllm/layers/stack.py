@@ -41,7 +41,7 @@ class Run(NamedTuple):
         return [f"{first}:{stop}{step}" for first in range(start, start + period)]
 
 
-def runs(kinds: Sequence[Hashable], scan: bool) -> list[Run]:
+def find_runs(kinds: Sequence[Hashable], scan: bool) -> list[Run]:
     """Cuts layers of these kinds into runs, each of which repeats the same kinds.
 
     From the left, the period that covers the most layers, the shortest of such. Without `scan`
@@ -71,13 +71,13 @@ def _repeats(kinds: Sequence[Hashable], period: int) -> int:
     return repeats
 
 
-def held(label: str) -> range:
+def layer_range(label: str) -> range:
     """The layers that an array of this label holds: "5" or, stacked, "0:32" or "1:24:6"."""
     first, *rest = map(int, label.split(":"))
     return range(first, *rest) if rest else range(first, first + 1)
 
 
-def labels(layers: nnx.Dict) -> list[str]:
+def layer_labels(layers: nnx.Dict) -> list[str]:
     """Those of the layers' arrays; a dict that is being traced holds more than layers."""
     return [label for label in layers if label[0].isdigit()]
 
@@ -88,9 +88,9 @@ def make_layers(
     """`make(kind, key)` of each layer, by label; a run's layers are stacked along a leading L."""
     keys = jax.random.split(key, len(kinds))
     layers = {}
-    for run in runs(kinds, scan):
+    for run in find_runs(kinds, scan):
         for label in run.labels:
-            positions = held(label)
+            positions = layer_range(label)
             kind, own = kinds[positions[0]], keys[positions.start : positions.stop : positions.step]
             build = lambda key, kind=kind: make(kind, key)  # noqa: E731
             layers[label] = jax.vmap(build)(own) if len(positions) > 1 else build(own[0])
@@ -135,7 +135,9 @@ def _apply_period(
 def _runs_of(layers: nnx.Dict) -> list[Run]:
     """The runs that the labels say."""
     found: list[Run] = []
-    for positions in sorted(map(held, labels(layers)), key=lambda positions: positions.start):
+    for positions in sorted(
+        map(layer_range, layer_labels(layers)), key=lambda positions: positions.start
+    ):
         if not found or positions.start >= found[-1].start + found[-1].period:
             found.append(Run(positions.start, positions.step, len(positions)))
     return found
@@ -146,14 +148,14 @@ def restack(layers: nnx.Dict, kinds: Sequence[Hashable], scan: bool) -> nnx.Dict
 
     One by one is faster to decode with, since a scan slices every kernel anew.
     """
-    wanted = [label for run in runs(kinds, scan) for label in run.labels]
-    if set(wanted) == set(labels(layers)):
+    wanted = [label for run in find_runs(kinds, scan) for label in run.labels]
+    if set(wanted) == set(layer_labels(layers)):
         return layers
     single: dict[int, nnx.Module] = {}
-    for label in labels(layers):
-        positions = held(label)
+    for label in layer_labels(layers):
+        positions = layer_range(label)
         single.update(zip(positions, _split(layers[label], len(positions)), strict=True))
-    return nnx.Dict({label: _join([single[i] for i in held(label)]) for label in wanted})
+    return nnx.Dict({label: _join([single[i] for i in layer_range(label)]) for label in wanted})
 
 
 def _split(block: nnx.Module, count: int) -> list[nnx.Module]:

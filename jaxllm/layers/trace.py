@@ -5,28 +5,28 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
-LISTENER = "listener"  # the attribute of a module by which it is listened to
+HOOK = "listener"  # the attribute of a module by which it is listened to
 
 
-def is_watched(module: nnx.Module) -> bool:
+def has_hook(module: nnx.Module) -> bool:
     """Whether somebody listens to what the module shows."""
-    return hasattr(module, LISTENER)
+    return hasattr(module, HOOK)
 
 
-def show(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
+def apply_hook(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
     """Tells values of a module to its listener, by their names, if it has one.
 
     Returns what the module is to go on with: the values, or what its `listener(name, value)` puts
     in their place.
     """
-    listener = getattr(module, LISTENER, lambda name, value: value)
+    listener = getattr(module, HOOK, lambda name, value: value)
     return tuple(listener(name, value) for name, value in values.items())
 
 
-def unwatched(modules: Any) -> Any:
+def without_hooks(modules: Any) -> Any:
     """A copy with the same parameters that nobody listens to: what is traced cannot be shown."""
     copied = nnx.merge(*nnx.split(modules))
     for _, module in nnx.iter_graph(copied):
-        if isinstance(module, nnx.Module) and is_watched(module):
-            delattr(module, LISTENER)
+        if isinstance(module, nnx.Module) and has_hook(module):
+            delattr(module, HOOK)
     return copied

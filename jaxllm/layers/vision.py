@@ -21,7 +21,7 @@ from jaxllm.config import (
 from jaxllm.sharding import constrain
 
 from .attention.attention import self_attention
-from .attention.mask import Sight
+from .attention.mask import MaskSpec
 from .attention.rope import Rotation, apply_rope, rope_frequencies
 from .linear import Linear, PositionTable
 from .mlp import MLP, activate
@@ -65,7 +65,7 @@ class VisionEncoder(nnx.Module):
         expected = (vision.num_channels, vision.image_size, vision.image_size)
         if images_BCHW.shape[1:] != expected:
             raise ValueError(f"images of shape {images_BCHW.shape[1:]}, not {expected}")
-        x_BTD = self.patch_embed(patches(images_BCHW.astype(dtype), vision.patch_size))
+        x_BTD = self.patch_embed(split_patches(images_BCHW.astype(dtype), vision.patch_size))
         last_BTD = jnp.broadcast_to(self.class_embedding[...].astype(dtype), x_BTD[:, :1].shape)
         x_BTD = jnp.concatenate([x_BTD, last_BTD], axis=1)
         x_BTD = self.first_norm(x_BTD + self.embed_position(jnp.arange(x_BTD.shape[1])[None]))
@@ -76,7 +76,7 @@ class VisionEncoder(nnx.Module):
             None,
             self.remat,
         )
-        x_BTD = shuffle(self.final_norm(x_BTD)[:, :-1], vision.shuffle)
+        x_BTD = shuffle_pixels(self.final_norm(x_BTD)[:, :-1], vision.shuffle)
         h_BTF = constrain(activate("gelu", self.adapter_in(x_BTD)), "BTF")
         return activate("gelu", self.adapter_out(h_BTF))
 
@@ -97,11 +97,11 @@ class VisionBlock(nnx.Module):
     def __call__(self, x_BTD: Array, vision: Vision) -> Array:
         """The residual stream after this block, BTD."""
         h_BTD = self.attn_norm(x_BTD)
-        q_BTNH = constrain(rotate(self.q_proj(h_BTD), vision), "BTNH")
-        k_BTNH = constrain(rotate(self.k_proj(h_BTD), vision), "BTNH")
+        q_BTNH = constrain(rotate_patches(self.q_proj(h_BTD), vision), "BTNH")
+        k_BTNH = constrain(rotate_patches(self.k_proj(h_BTD), vision), "BTNH")
         v_BTNH = constrain(self.v_proj(h_BTD), "BTNH")
         positions_BT = jnp.arange(x_BTD.shape[1])[None]
-        sight = Sight(causal=False)
+        sight = MaskSpec(causal=False)
         out_BTNH = self_attention(q_BTNH, k_BTNH, v_BTNH, positions_BT, sight=sight)
         x_BTD = constrain(x_BTD + self.o_proj(out_BTNH), "BTD")
         return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "BTD")
@@ -128,7 +128,7 @@ def tower_config(config: DecoderConfig) -> StackConfig:
     )
 
 
-def patches(images_BCHW: Array, size: int) -> Array:
+def split_patches(images_BCHW: Array, size: int) -> Array:
     """Squares of an image, row by row, each by channel, row and column: B, T, C size size."""
     B, C, height, width = images_BCHW.shape
     rows, columns = height // size, width // size
@@ -136,7 +136,7 @@ def patches(images_BCHW: Array, size: int) -> Array:
     return x.transpose(0, 2, 4, 1, 3, 5).reshape(B, rows * columns, C * size * size)
 
 
-def shuffle(x_BTD: Array, factor: int) -> Array:
+def shuffle_pixels(x_BTD: Array, factor: int) -> Array:
     """The patches of each square of `factor` by `factor`, row by row, as one: wider by as much."""
     B, T, D = x_BTD.shape
     side = int(T**0.5) // factor
@@ -144,7 +144,7 @@ def shuffle(x_BTD: Array, factor: int) -> Array:
     return x.reshape(B, side * side, factor * factor * D)
 
 
-def rotate(x_BTNH: Array, vision: Vision) -> Array:
+def rotate_patches(x_BTNH: Array, vision: Vision) -> Array:
     """A patch's column rotates the first half of a head's pairs, its row the second.
 
     Pairs are neighbours. Both count from one; the class token, which is last, is not rotated.

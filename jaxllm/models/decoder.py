@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import DecoderConfig
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.stack import restack
 from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, scatter_rows
-from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
 from .output import Output

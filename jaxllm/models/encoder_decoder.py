@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.layers.linear import Embedding
-from jaxllm.origin import Origin
 
 from .decoder import Decoder
 from .stack import Stack, check_length

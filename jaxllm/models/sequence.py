@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import SequenceConfig
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context, Source
 from jaxllm.layers.linear import Linear
-from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
 from .output import Output

@@ -4,9 +4,9 @@ import chex
 from flax import nnx
 from jax import Array
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import SequenceToSequenceConfig
 from jaxllm.layers.linear import Linear
-from jaxllm.origin import Origin
 from jaxllm.sharding import constrain
 
 from .sequence import SequenceModel

@@ -16,11 +16,11 @@ from jaxllm.layers.attention.distance_bias import make_bias
 from jaxllm.layers.attention.sinusoids import sinusoids
 from jaxllm.layers.block import Block
 from jaxllm.layers.context import Context, Source
-from jaxllm.layers.dropout import drop, layer_keys, subkeys
+from jaxllm.layers.dropout import dropout, layer_keys, subkeys
 from jaxllm.layers.experts.moe import Load, aux_loss
 from jaxllm.layers.linear import PositionTable
 from jaxllm.layers.norm import Norm
-from jaxllm.layers.stack import apply_layers, held, labels, make_layers, restack
+from jaxllm.layers.stack import apply_layers, layer_labels, layer_range, make_layers, restack
 from jaxllm.sharding import constrain
 
 
@@ -67,13 +67,13 @@ class Stack(nnx.Module):
         x_BTD, written, loads = apply_layers(
             self.layers,
             step,
-            drop(self.embed_positions(x_BTD, positions_BT), rate, first_key),
+            dropout(self.embed_positions(x_BTD, positions_BT), rate, first_key),
             {
                 label: (
                     None if cache is None else cache[label],
-                    None if key is None else layer_keys(key, held(label)),
+                    None if key is None else layer_keys(key, layer_range(label)),
                 )
-                for label in labels(self.layers)
+                for label in layer_labels(self.layers)
             },
             self.config.remat,
         )
@@ -113,21 +113,21 @@ class Stack(nnx.Module):
         """
 
         def init(label: str) -> LayerCache:
-            kind, count = self.config.kinds[held(label)[0]], len(held(label))
+            kind, count = self.config.kinds[layer_range(label)[0]], len(layer_range(label))
             own = make_cache(self.config, kind, batch_size, length)
             if count > 1:
                 own = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
             return CrossCache(own, self._project_source(label, source)) if is_cross else own
 
         is_cross = self.config.attention.cross
-        return {label: init(label) for label in labels(self.layers)}
+        return {label: init(label) for label in layer_labels(self.layers)}
 
     def _project_source(self, label: str, source: Source | None) -> SourceKV:
         """The keys and values that the layers of a label have of a source."""
         if source is None:
             raise ValueError("a cache with attention.cross needs a source")
         block = self.layers[label]
-        if len(held(label)) == 1:
+        if len(layer_range(label)) == 1:
             return block.cross_attn.project_source(source)
         return jax.vmap(lambda one: one.cross_attn.project_source(source))(block)
 

@@ -18,7 +18,7 @@ from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Layout
 from jaxllm.layers.experts.moe import aux_loss
 from jaxllm.models import with_scanned_layers
-from jaxllm.params import named_parameters, split, stacks
+from jaxllm.params import named_parameters, split, stacked_layers
 
 TOLERANCE = 1e-5  # relative L2, float32
 FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -79,7 +79,7 @@ def as_stored(model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     family = next(family for family in FAMILIES if family.name == model.origin.family)
     table = family.table(model.config, Layout(**json.loads(model.origin.layout)))
     tensors = {}
-    for rule, sizes in table.bound(stacks(model)):
+    for rule, sizes in table.bound(stacked_layers(model)):
         transfer = rule.exporting(sizes)
         for name, index in transfer.target.names(sizes):
             out = np.empty(transfer.target.shape(sizes), np.float32)

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from jaxllm.closeness import (
-    apart,
-    beyond_noise,
-    gradient_apart,
+from jaxllm.deviation import (
+    deviation,
+    exceeds_noise,
+    gradient_deviation,
+    joint_norm,
     max_abs,
     norm,
-    norm_of_all,
     relative,
-    update_apart,
+    update_deviation,
 )
 
 REFERENCE = np.array([3.0, 4.0], np.float32)  # of norm 5
@@ -25,12 +25,12 @@ def moved(x: float, y: float) -> np.ndarray:
 
 def test_the_floor_is_that_of_the_way_that_lands_farthest():
     others = [moved(0.05, 0.0), moved(0.0, -0.1)]
-    found = apart(moved(0.0, 0.5), REFERENCE, others)
+    found = deviation(moved(0.0, 0.5), REFERENCE, others)
     assert found.error == pytest.approx(0.1)
     assert found.floor == pytest.approx(0.02)
     assert found.relative_to == "own"
-    assert apart(2.5, 2.0, [2.1, 1.8])[:2] == pytest.approx((0.25, 0.1))  # of numbers as well
-    assert math.isnan(apart(math.nan, 2.0, [2.1]).error)
+    assert deviation(2.5, 2.0, [2.1, 1.8])[:2] == pytest.approx((0.25, 0.1))  # of numbers as well
+    assert math.isnan(deviation(math.nan, 2.0, [2.1]).error)
 
 
 def test_without_size_only_equal_zeros_are_close():
@@ -50,7 +50,7 @@ def test_without_size_only_equal_zeros_are_close():
 )
 def test_a_gradient_that_is_noise_counts_as_a_part_of_all(noise, whole, wanted):
     others = [moved(noise, 0.0), REFERENCE]
-    error, floor, relative_to = gradient_apart(moved(0.0, 1.0), REFERENCE, others, whole)
+    error, floor, relative_to = gradient_deviation(moved(0.0, 1.0), REFERENCE, others, whole)
     assert (error, floor) == pytest.approx(wanted[:2])
     assert relative_to == wanted[2]
 
@@ -59,22 +59,22 @@ def test_an_update_is_no_closer_than_its_parameter_was_rounded():
     parameter = np.array([1.0, 6.0], np.float32)  # a half of the last place: 2**-24 and 2**-22
     update = np.array([3e-3, 4e-3], np.float32)
     rounding = 2**-24 * math.hypot(1, 4) / 5e-3
-    found = update_apart(update, update, [update], parameter)
+    found = update_deviation(update, update, [update], parameter)
     assert (found.error, found.floor) == (0, pytest.approx(rounding))
-    found = update_apart(update, update, [update * np.float32(1.01)], parameter)
+    found = update_deviation(update, update, [update * np.float32(1.01)], parameter)
     assert found.floor == pytest.approx(0.01, rel=1e-4)
     # Without an update there is nothing to be relative to, and no licence.
-    assert update_apart(0 * update, 0 * update, [0 * update], parameter).floor == 0
+    assert update_deviation(0 * update, 0 * update, [0 * update], parameter).floor == 0
 
 
 def test_elements_beyond_their_noise_are_told():
     gradient = np.array([1.0, -1.0, 0.01, 0.0], np.float32)
     others = [gradient + np.float32(0.001), gradient - np.float32(0.002)]
-    assert beyond_noise(gradient, others, 4.0).tolist() == [True, True, True, False]
-    assert beyond_noise(gradient, others, 10.0).tolist() == [True, True, False, False]
+    assert exceeds_noise(gradient, others, 4.0).tolist() == [True, True, True, False]
+    assert exceeds_noise(gradient, others, 10.0).tolist() == [True, True, False, False]
 
 
 def test_several_arrays_have_the_norm_of_one():
     a, b = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
-    assert norm_of_all([a, b[:2]]) == pytest.approx(norm(np.concatenate([a, b[:2]])))
+    assert joint_norm([a, b[:2]]) == pytest.approx(norm(np.concatenate([a, b[:2]])))
     assert max_abs(a, b) == pytest.approx(float(np.abs(a - b).max()))

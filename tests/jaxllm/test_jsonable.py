@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from jaxllm.jsonable import jsonable
+from jaxllm.strict_json import replace_nonfinite
 
 
 def test_only_what_json_cannot_say_is_null():
@@ -17,6 +17,6 @@ def test_only_what_json_cannot_say_is_null():
         "kept": [1, -2.5, True, None, "NaN", 1e308],
         "lost": [None, {"deep": [None, [None, 3]]}, None],
     }
-    assert jsonable(data) == wanted
-    assert json.loads(json.dumps(jsonable(data), allow_nan=False)) == wanted
+    assert replace_nonfinite(data) == wanted
+    assert json.loads(json.dumps(replace_nonfinite(data), allow_nan=False)) == wanted
     assert math.isnan(data["lost"][0]), "the data themselves stay as they are"

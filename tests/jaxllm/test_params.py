@@ -11,18 +11,18 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from tiny import TINY, random_model
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import AttentionConfig, HeadConfig, with_fields
 from jaxllm.models import build, build_abstract
-from jaxllm.origin import Origin
 from jaxllm.params import (
-    count,
+    count_parameters,
     describe,
     from_description,
     initialize,
+    map_parameters,
     named_parameters,
-    shardings,
+    parameter_shardings,
     split,
-    tree_of,
     with_arrays,
 )
 
@@ -73,7 +73,7 @@ def test_bind_undoes_split(which, request):
 def test_each_leaf_is_bound_where_its_name_says(which, request):
     model = request.getfixturevalue(which)
     bind, _ = split(model)
-    names = tree_of(model, lambda name, _: name)
+    names = map_parameters(model, lambda name, _: name)
     for name, variable in named_parameters(bind(names)).items():
         assert variable.get_value() == name
 
@@ -109,9 +109,9 @@ def test_count_is_the_sum_by_hand():
     attention = 2 * c.embed_dim * c.head_dim * (c.num_heads + c.num_kv_heads)
     layer = attention + 3 * c.embed_dim * c.mlp_dim + 2 * c.embed_dim
     expected = c.num_layers * layer + 2 * c.vocab_size * c.embed_dim + c.embed_dim
-    assert count(build_abstract(c)) == expected
+    assert count_parameters(build_abstract(c)) == expected
     tied = build_abstract(with_fields(c, {"head.tied": True}))
-    assert count(tied) == expected - c.vocab_size * c.embed_dim
+    assert count_parameters(tied) == expected - c.vocab_size * c.embed_dim
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_initialised_on_a_mesh_the_bits_are_those_of_one_device(shape, unsharded
     mesh = mesh_of(shape)
     model = initialize(TINY, mesh, 7)
     assert_same_bits(values(model), unsharded)
-    placed = shardings(model, mesh)
+    placed = parameter_shardings(model, mesh)
     for name, variable in named_parameters(model).items():
         assert variable.get_value().sharding == placed[name], name
 

@@ -14,7 +14,7 @@ from jaxllm.interop.families.source_systems.nima_gpt import NIMA_GPT
 from jaxllm.interop.families.source_systems.nima_transformer import NIMA_TRANSFORMER
 from jaxllm.interop.reference import nima
 from jaxllm.models import build, build_abstract
-from jaxllm.params import count, named_parameters
+from jaxllm.params import count_parameters, named_parameters
 from jaxllm.presets import SIZES, gpt, transformer
 
 MILLIONS = {"tiny": (10, 32000), "small": (125, 50257), "medium": (350, 50257)}
@@ -32,7 +32,7 @@ def read(family, **arguments):
 def test_a_decoder_has_the_parameters_of_the_document(size):
     millions, vocab_size = MILLIONS[size]
     config = gpt(size, vocab_size)
-    found = count(build_abstract(config))
+    found = count_parameters(build_abstract(config))
     assert found / 1e6 == pytest.approx(millions, rel=0.16 if size == "tiny" else 0.02)
     with torch.device("meta"):
         assert found == of_reference(nima.GPTModel(vocab_size, **nima.PRESETS[size]))
@@ -47,7 +47,7 @@ def test_an_encoder_decoder_has_as_many_layers_in_each_stack(size):
     arguments = {"src_vocab_size": 32000, "tgt_vocab_size": 30000, **layers}
     with torch.device("meta"):
         reference = nima.TransformerModel(**arguments)
-    assert count(build_abstract(config)) == of_reference(reference)
+    assert count_parameters(build_abstract(config)) == of_reference(reference)
     assert config == read(NIMA_TRANSFORMER, **arguments)
 
 

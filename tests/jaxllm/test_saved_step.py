@@ -4,17 +4,17 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.saved_step import METADATA, array_spec, chunk_bytes, is_step, steps_of
+from jaxllm.orbax_layout import METADATA_FILE, array_spec, chunk_bytes, is_step, list_steps
 
 
 def test_complete_steps_are_found_by_their_numbers(tmp_path):
     for name in ("10", "9", "best", "11"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         if name != "11":  # it is still being written
-            (tmp_path / "checkpoints" / name / METADATA).touch()
-    assert steps_of(tmp_path) == {n: tmp_path / "checkpoints" / str(n) for n in (9, 10)}
-    assert list(steps_of(tmp_path)) == [9, 10]
-    assert steps_of(tmp_path / "nowhere") == {}
+            (tmp_path / "checkpoints" / name / METADATA_FILE).touch()
+    assert list_steps(tmp_path) == {n: tmp_path / "checkpoints" / str(n) for n in (9, 10)}
+    assert list(list_steps(tmp_path)) == [9, 10]
+    assert list_steps(tmp_path / "nowhere") == {}
 
 
 def test_what_orbax_wrote_is_opened(tmp_path):

@@ -15,8 +15,15 @@ from tiny import TINY
 
 from jaxllm.config import with_fields
 from jaxllm.models import build_abstract
-from jaxllm.params import letters, named_parameters, shardings
-from jaxllm.sharding import DIMS, MESH_AXES, constrain, sharding, spec, unsplit
+from jaxllm.params import dim_letters, named_parameters, parameter_shardings
+from jaxllm.sharding import (
+    DIMS,
+    MESH_AXES,
+    constrain,
+    named_sharding,
+    partition_spec,
+    unsharded_dims,
+)
 
 SIZES = {
     "V": TINY.vocab_size,
@@ -50,7 +57,7 @@ def mesh_of(**sizes: int) -> Mesh:
 
 def axes_of(dims: str, shape: list[int], mesh: dict[str, int]) -> list[tuple[str, ...]]:
     """The mesh axes of each dimension; a PartitionSpec writes a single one without its tuple."""
-    parts = spec(dims, shape, mesh)
+    parts = partition_spec(dims, shape, mesh)
     return [(part,) if isinstance(part, str) else part or () for part in parts]
 
 
@@ -78,7 +85,7 @@ def test_an_axis_is_used_once_splits_evenly_and_is_left_out_only_for_cause(array
 def test_unsplit_names_the_axes_that_no_dimension_took(array, mesh):
     dims, shape = "".join(letter for letter, _ in array), [size for _, size in array]
     used = {axis for part in axes_of(dims, shape, mesh) for axis in part}
-    whole = unsplit(dims, shape, mesh)
+    whole = unsharded_dims(dims, shape, mesh)
     wanted = {axis for letter in dims for axis in DIMS[letter] if mesh[axis] > 1}
     assert {axis for axis, _, _ in whole} == wanted - used
     assert all((letter, size) in array for _, letter, size in whole)
@@ -102,12 +109,12 @@ def test_unsplit_names_the_axes_that_no_dimension_took(array, mesh):
     ],
 )
 def test_the_table_by_hand(dims, shape, mesh, expected):
-    assert spec(dims, shape, mesh) == PartitionSpec(*expected)
+    assert partition_spec(dims, shape, mesh) == PartitionSpec(*expected)
 
 
 def test_dims_and_shape_must_have_the_same_length():
     with pytest.raises(ValueError, match="shorter"):
-        spec("BTD", (2, 3), {})
+        partition_spec("BTD", (2, 3), {})
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -122,9 +129,9 @@ def test_dims_and_shape_must_have_the_same_length():
 def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
     model = build_abstract(with_fields(TINY, changes, scan_layers=scan))
     for name, variable in named_parameters(model).items():
-        shape = tuple(SIZES[letter] for letter in letters(variable))
+        shape = tuple(SIZES[letter] for letter in dim_letters(variable))
         assert shape == variable.get_value().shape, name
-        assert letters(variable).startswith("L") == (scan and name.startswith("layers.")), name
+        assert dim_letters(variable).startswith("L") == (scan and name.startswith("layers.")), name
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_layouts_are_mesh_shapes(sizes):
         EVEN, {"attention.qkv_bias": True, "attention.out_bias": True, "mlp.bias": True}
     )
     model = build_abstract(config)
-    placed = shardings(model, mesh)
+    placed = parameter_shardings(model, mesh)
     assert placed.keys() == named_parameters(model).keys()
     for name, variable in named_parameters(model).items():
         shape = variable.get_value().shape
@@ -159,7 +166,7 @@ def test_layouts_are_mesh_shapes(sizes):
 def test_shards_tile_the_array():
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
     array = np.arange(32 * 4 * 16).reshape(32, 4, 16)
-    placed = jax.device_put(array, sharding("DNH", array.shape, mesh))
+    placed = jax.device_put(array, named_sharding("DNH", array.shape, mesh))
     covered = np.zeros(array.shape, int)
     for shard in placed.addressable_shards:
         assert shard.data.shape == (16, 2, 16)
@@ -174,11 +181,11 @@ def test_constrain_places_activations_under_a_mesh_and_does_nothing_without():
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         out = jax.jit(lambda x: constrain(x, "BTD"))(x_BTD)
-    assert out.sharding.is_equivalent_to(sharding("BTD", x_BTD.shape, mesh), 3)
+    assert out.sharding.is_equivalent_to(named_sharding("BTD", x_BTD.shape, mesh), 3)
     assert out.addressable_shards[0].data.shape == (2, 3, 32)
 
 
 def test_an_abstract_model_knows_its_letters_in_tree_mode():
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         names = named_parameters(build_abstract(TINY))
-    assert letters(names["layers.0:3.attn.q_proj.kernel"]) == "LDNH"
+    assert dim_letters(names["layers.0:3.attn.q_proj.kernel"]) == "LDNH"

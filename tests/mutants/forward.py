@@ -210,7 +210,7 @@ FUNCTIONS = (
             lambda config: config.attention.qk_norm == "after_rope"),
     patched("kv heads tiled", attention, "attention", tiled, SCORES, is_grouped),
     patched("softmax in bfloat16", jax.nn, "softmax", in_half_precision, PROBS),
-    patched("last expert dropped", MoE, "choose", without_last_expert,
+    patched("last expert dropped", MoE, "route", without_last_expert,
             in_first("mlp", mlp="experts"), has("experts")),
     patched("temperature floor off by one", attention, "temperature_growth", early_temperature,
             lambda config: f"layers.{first_unrotated(config)}.attn.q",

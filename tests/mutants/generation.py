@@ -65,5 +65,5 @@ GENERATION_BUGS = (
     regenerated(
         "padding counted in positions of beams", "generate.beams", beam, "prefill", padding_counts
     ),
-    regenerated("top-k off by one", "generate.filtered", Sampling, "filtered", one_more),
+    regenerated("top-k off by one", "generate.filtered", Sampling, "filter_logits", one_more),
 )

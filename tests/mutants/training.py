@@ -11,7 +11,7 @@ import optax
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.models.decoder import Decoder
-from jaxllm.params import tree_of
+from jaxllm.params import map_parameters
 
 from .mutation import Mutation
 
@@ -27,7 +27,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW as the recipe has it, but for what is given."""
     settings = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, **options}
-    mask = tree_of(model, lambda name, _: name.endswith(tuple(decays.split())))
+    mask = map_parameters(model, lambda name, _: name.endswith(tuple(decays.split())))
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, mask=mask, **settings))
 
 

@@ -28,7 +28,7 @@ def test_no_bit_differs_when_a_state_comes_back(saved_model, state, tmp_path):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
         found = checkpoints.load(abstract)
-        about = checkpoints.about()
+        about = checkpoints.read_metadata()
     assert jax.tree.structure(found) == jax.tree.structure(state)
     for ours, saved in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         assert ours.dtype == saved.dtype

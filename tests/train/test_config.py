@@ -17,7 +17,7 @@ from jaxllm.config import to_dict as model_to_dict
 from jaxllm.train import ConfigError, TrainConfig, load_config
 from jaxllm.train.config import (
     FREE_ON_RESUME,
-    changes,
+    find_changes,
     from_dict,
     from_stored,
     load_stored,
@@ -110,7 +110,7 @@ def test_saved_and_loaded_a_run_is_the_same(tmp_path):
 def test_plain_data_and_back(config):
     assert from_dict(listed(config), "here") == config
     assert from_dict(yaml.safe_load(yaml.safe_dump(listed(config))), "here") == config
-    assert changes(listed(config), config) == []
+    assert find_changes(listed(config), config) == []
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_run_that_was_stored_with_old_names_is_the_same_run(tmp_path):
     old = listed(run) | {"model": FLAT}
     file = write(tmp_path, old)
     assert load_stored(file) == from_stored(old, "here") == run
-    assert changes(old, run) == []
+    assert find_changes(old, run) == []
     other = dataclasses.replace(run, model=with_fields(MEANT, {"norms.eps": 1e-5}))
-    assert changes(old, other) == ["model.norms.eps: 1e-06 in the checkpoint, 1e-05 now"]
+    assert find_changes(old, other) == ["model.norms.eps: 1e-06 in the checkpoint, 1e-05 now"]
     with pytest.raises(ConfigError, match=r"model\.norm_eps is now model\.norms\.eps"):
         load_config(file)
     before = file.read_text()
@@ -378,7 +378,7 @@ def test_an_override_that_will_not_do_is_named(tmp_path, capsys):
 
 
 def test_nothing_has_changed():
-    assert changes(listed(RUN), RUN) == []
+    assert find_changes(listed(RUN), RUN) == []
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_nothing_has_changed():
     ids=lambda value: str(value)[:30],
 )
 def test_a_change_of_the_numbers_is_named_with_both_values(changed, line):
-    assert changes(listed(RUN), dataclasses.replace(RUN, **changed)) == [line]
+    assert find_changes(listed(RUN), dataclasses.replace(RUN, **changed)) == [line]
 
 
 def test_where_and_how_a_run_runs_may_change():
@@ -419,7 +419,7 @@ def test_where_and_how_a_run_runs_may_change():
         "tensorboard": True,
         "wandb": "project",
     }
-    assert changes(listed(RUN), dataclasses.replace(RUN, **free)) == []
+    assert find_changes(listed(RUN), dataclasses.replace(RUN, **free)) == []
     assert set(free) | {"init_from"} == set(FREE_ON_RESUME)
 
 
@@ -427,7 +427,7 @@ def test_every_change_is_named():
     now = dataclasses.replace(
         RUN, seed=3, steps=30, optimizer=dataclasses.replace(RUN.optimizer, eps=1e-6)
     )
-    assert [line.partition(":")[0] for line in changes(listed(RUN), now)] == [
+    assert [line.partition(":")[0] for line in find_changes(listed(RUN), now)] == [
         "steps",
         "optimizer.eps",
         "seed",

@@ -20,10 +20,10 @@ from kinds import CONFIGS
 from orbax.checkpoint import v1 as ocp
 from tiny import TINY, random_model, random_of, relative_l2
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import NumericsConfig, with_fields
 from jaxllm.interop import load_pretrained
 from jaxllm.models import EncoderDecoder
-from jaxllm.origin import Origin
 from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import ConfigError, TrainConfig, TrainResult, load_config, train
 from jaxllm.train.config import save_config

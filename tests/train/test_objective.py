@@ -12,7 +12,7 @@ from tiny import random_of, relative_l2
 
 from jaxllm.config import with_fields
 from jaxllm.params import split
-from jaxllm.train.objective import objective_of
+from jaxllm.train.objective import get_objective
 
 TOLERANCE = 1e-5  # relative, float32
 
@@ -67,7 +67,7 @@ def test_loss_and_gradient_are_those_of_torch(kind):
     bind, params = split(model)
     out, pull = jax.vjp(jax.jit(lambda params: output(bind(params), kind, batch)), params)
     total, gradient = torch_loss(out, batch)
-    loss = objective_of(model).loss
+    loss = get_objective(model).loss
 
     @jax.jit
     def both(params):
@@ -83,7 +83,7 @@ def test_loss_and_gradient_are_those_of_torch(kind):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_what_is_masked_does_not_count(kind):
     model, batch = random_of(CONFIGS[kind]), batch_of(kind)
-    loss = jax.jit(lambda batch: objective_of(model).loss(model, batch, 512)[0])
+    loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, 512)[0])
     parts = [
         {
             **batch,
@@ -108,7 +108,7 @@ def test_experts_add_their_loss_in_each_stack():
         for weight in (0.0, 0.3, 0.6):
             experts = dataclasses.replace(config.experts, aux_weight=weight)
             changed = random_of(with_fields(CONFIGS[kind], **sparse | {"experts": experts}))
-            losses[weight] = jax.jit(objective_of(model).loss, static_argnums=2)(changed, batch, 4)
+            losses[weight] = jax.jit(get_objective(model).loss, static_argnums=2)(changed, batch, 4)
         assert float(losses[0.0][1]) == 0 < float(losses[0.3][1])
         assert float(losses[0.6][1]) == pytest.approx(2 * float(losses[0.3][1]))
         assert float(losses[0.0][0]) == float(losses[0.3][0])
@@ -116,7 +116,7 @@ def test_experts_add_their_loss_in_each_stack():
 
 def test_padding_of_a_source_is_not_read():
     model, batch = random_of(CONFIGS["encoder-decoder"]), batch_of("encoder-decoder")
-    loss = jax.jit(lambda batch: objective_of(model).loss(model, batch, 512)[0])
+    loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, 512)[0])
     other = np.where(batch["source_mask"], batch["source"], 7)
     assert float(loss({**batch, "source": other})) == float(loss(batch))
     read = {**batch, "source_mask": np.ones_like(batch["source_mask"])}
@@ -126,7 +126,7 @@ def test_padding_of_a_source_is_not_read():
 def test_an_image_counts_in_its_own_row():
     """And the images of other rows do not."""
     model, batch = random_of(CONFIGS["sees images"]), batch_of("sees images")
-    loss = jax.jit(lambda batch: objective_of(model).loss(model, batch, 512)[0])
+    loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, 512)[0])
     first = {**batch, "mask": batch["mask"] & (np.arange(B) == 0)[:, None]}
     images = np.array(batch["images"])
     images[1:] += 1

@@ -7,7 +7,7 @@ from kinds import CONFIGS
 from tiny import TINY
 
 from jaxllm.models import build_abstract
-from jaxllm.params import count, initialize, named_parameters
+from jaxllm.params import count_parameters, initialize, named_parameters
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
@@ -44,7 +44,7 @@ def test_memory_is_that_of_the_placed_parameters():
     for variable in named_parameters(model).values():
         for shard in variable.get_value().addressable_shards:
             device[shard.device] = device.get(shard.device, 0) + shard.data.size
-    assert parameters_per_device(TINY, SIZES) == max(device.values()) < count(model)
+    assert parameters_per_device(TINY, SIZES) == max(device.values()) < count_parameters(model)
     on_mesh = dataclasses.replace(RUN, mesh=MeshConfig(fsdp=2, tensor=4))
     assert plan(on_mesh).bytes_per_device == 16 * max(device.values())
 

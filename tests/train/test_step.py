@@ -10,7 +10,7 @@ from kinds import CONFIGS, batch_of
 from tiny import TINY, random_model, random_of
 
 from jaxllm.config import Config, PositionConfig, with_fields
-from jaxllm.params import shardings, split, tree_of
+from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.objective import next_token_loss
@@ -49,7 +49,7 @@ def run(
     mesh = make_mesh(fsdp=4, tensor=2)
     with jax.set_mesh(mesh):
         steps = make_steps(config, model, mesh)
-        places = tree_of(model, lambda name, _: shardings(model, mesh)[name])
+        places = map_parameters(model, lambda name, _: parameter_shardings(model, mesh)[name])
         state = steps.init(jax.device_put(split(model)[1], places))
         held_out, targets = steps.evaluate(state.params, batch)
         _, metrics = steps.train(state._replace(step=jnp.int32(start)), batch)

@@ -7,17 +7,17 @@ from orbax.checkpoint import v1 as ocp
 from tiny import TINY
 
 from jaxllm.errors import UserError
-from jaxllm.params import layers_of, named_parameters
-from jaxllm.saved_step import steps_of
+from jaxllm.orbax_layout import list_steps
+from jaxllm.params import named_parameters, unstack_name
 from jaxllm.train import TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
-from jaxllm.train.stored import (
+from jaxllm.train.checkpoint_arrays import (
     FIRST_MOMENT,
     PARAMETER,
     SECOND_MOMENT,
-    about,
     open_arrays,
     open_step,
+    read_metadata,
 )
 
 RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)
@@ -28,7 +28,7 @@ def step(saved_model, state, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with open_checkpoints(folder / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(state, RUN, saved_model, {"train_tokens": "ab"})
-    return steps_of(folder)[3]
+    return list_steps(folder)[3]
 
 
 def test_parameters_are_read_as_they_were_saved(step, saved_model):
@@ -45,7 +45,7 @@ def test_parameters_are_read_as_they_were_saved(step, saved_model):
 
 def test_each_parameter_has_its_moments_layer_by_layer(step, saved_model, state):
     found = open_step(step)
-    names = {own for name in named_parameters(saved_model) for own, _ in layers_of(name)}
+    names = {own for name in named_parameters(saved_model) for own, _ in unstack_name(name)}
     for what in (PARAMETER, FIRST_MOMENT, SECOND_MOMENT):
         assert {name for kind, name in found if kind == what} == names
     assert "layers.1.attn.q_proj.kernel" in names
@@ -59,7 +59,7 @@ def test_each_parameter_has_its_moments_layer_by_layer(step, saved_model, state)
 
 
 def test_a_checkpoint_says_what_it_is_of(step, tmp_path):
-    assert about(step)["data"] == {"train_tokens": "ab"}
+    assert read_metadata(step)["data"] == {"train_tokens": "ab"}
     ocp.save_checkpointables(tmp_path / "other", {"model": {"x": np.ones(3)}})
     with pytest.raises(UserError, match="other is a checkpoint that jaxllm did not write"):
-        about(tmp_path / "other")
+        read_metadata(tmp_path / "other")

@@ -14,7 +14,7 @@ def check_split(held_out: float, seed: int) -> None:
         raise UserError(f"seed={seed} is not in [0, 2**32)")
 
 
-def held_out_of(contents: Sequence[bytes], held_out: float) -> list[bool]:
+def split_held_out(contents: Sequence[bytes], held_out: float) -> list[bool]:
     """Which examples are held out: those whose hash, as a number in [0, 1), is below `held_out`.
 
     What becomes of one depends on no other, and copies stay together. Of two or more different

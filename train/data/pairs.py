@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import EncoderDecoder, Model
 
 from .batches import Examples, Table
-from .held_out import check_split, held_out_of
+from .held_out import check_split, split_held_out
 from .text import text_pairs
 from .tokenizers import Tokenizer, check_tokens, load_tokenizer
 
@@ -43,7 +43,7 @@ class PairsConfig:
         pairs = text_pairs(self.pairs, (self.source_key, self.target_key))
         # By the source, so that no source of a held-out pair was trained on with another target.
         sources = [source.encode() for source, _ in pairs]
-        is_held = np.array(held_out_of(sources, self.held_out), bool)
+        is_held = np.array(split_held_out(sources, self.held_out), bool)
         table = tokenise(pairs, tokenizer, tokenizer.eos_id if start is None else start, seq_len)
         train, held_out = (
             Table({name: array[chosen] for name, array in table.items()})

@@ -6,7 +6,7 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.sharding import spec
+from jaxllm.sharding import partition_spec
 
 from .batches import Batch
 
@@ -29,7 +29,7 @@ def share_of(mesh: Mesh) -> Share:
 
 def on_mesh(batch: Batch, mesh: Mesh, batch_size: int) -> dict[str, Array]:
     """The global batch, of which this process contributes the rows that it has read."""
-    rows = NamedSharding(mesh, spec("B", (batch_size,), mesh.shape))
+    rows = NamedSharding(mesh, partition_spec("B", (batch_size,), mesh.shape))
     return {
         name: jax.make_array_from_process_local_data(rows, x, (batch_size, *x.shape[1:]))
         for name, x in batch.items()

@@ -16,7 +16,7 @@ from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, Sequenc
 
 from .batches import Batch, Examples, digest
 from .held_out import check_split
-from .vectors import as_batch, check_fed, check_next, shapes
+from .vectors import check_autoregressive, check_teacher_forcing, expected_shapes, make_batch
 
 Row = dict[str, np.ndarray]
 Draw = Callable[[np.random.Generator, bool], Row]  # a row that is held out, or one that is not
@@ -77,11 +77,11 @@ def draw_sum(model: Model, seq_len: int) -> Draw:
     if not isinstance(model, SequenceModel) or not model.config.pooled:
         raise _unfit("sum", "a SequenceModel of pooled=True", model)
     _check_equal(model, "input_dim", "output_dim")
-    (_, *shape), _ = shapes(model, 1, seq_len)
+    (_, *shape), _ = expected_shapes(model, 1, seq_len)
 
     def draw(rng: np.random.Generator, is_held: bool) -> Row:
         x_TI = rng.uniform(-1, 1, shape).astype(np.float32)
-        return as_batch(x_TI, x_TI.sum(axis=0))
+        return make_batch(x_TI, x_TI.sum(axis=0))
 
     return draw
 
@@ -92,17 +92,17 @@ def draw_copy(model: Model, seq_len: int) -> Draw:
         return partial(copied_tokens, model.config, seq_len)
     if not isinstance(model, SequenceToSequence):
         raise _unfit("copy", "an EncoderDecoder or a SequenceToSequence", model)
-    check_fed(model.config)
+    check_teacher_forcing(model.config)
     if model.config.source_dim != model.config.decoder.output_dim:
         raise UserError(
             f"task 'copy' needs source_dim={model.config.source_dim} to be "
             f"decoder.output_dim={model.config.decoder.output_dim}"
         )
-    (_, *shape), _ = shapes(model, 1, seq_len)
+    (_, *shape), _ = expected_shapes(model, 1, seq_len)
 
     def draw(rng: np.random.Generator, is_held: bool) -> Row:
         x_SI = rng.uniform(-1, 1, shape).astype(np.float32)
-        return as_batch(x_SI, x_SI)
+        return make_batch(x_SI, x_SI)
 
     return draw
 
@@ -125,7 +125,7 @@ def copied_tokens(
 
 def draw_waves(model: Model, seq_len: int) -> Draw:
     """Sums of sinusoids, their frequencies and phases drawn anew for each row, and what is next."""
-    check_next(model)
+    check_autoregressive(model)
     assert isinstance(model, SequenceModel), "as checked"
     _check_equal(model, "input_dim", "output_dim")
     width = model.config.input_dim
@@ -135,7 +135,7 @@ def draw_waves(model: Model, seq_len: int) -> Draw:
         phase = rng.uniform(0, 2 * np.pi, (NUM_WAVES, width))
         angles = frequency * np.arange(seq_len + 1)[:, None, None] + phase
         x_TI = np.sin(angles).sum(axis=1).astype(np.float32)
-        return as_batch(x_TI[:-1], x_TI[1:])
+        return make_batch(x_TI[:-1], x_TI[1:])
 
     return draw
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxllm.errors import MissingFileError, UserError
 
-from .held_out import held_out_of
+from .held_out import split_held_out
 
 # Tests of the library are not how Python is written; the rest is not the library.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -50,7 +50,7 @@ def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str
     if held_out and len(set(documents)) == 1:
         cut = round(len(documents[0]) * (1 - held_out))
         return [documents[0][:cut]], [documents[0][cut:]]
-    is_held = held_out_of([text.encode() for text in documents], held_out)
+    is_held = split_held_out([text.encode() for text in documents], held_out)
     train = [text for text, held in zip(documents, is_held, strict=True) if not held]
     return train, [text for text, held in zip(documents, is_held, strict=True) if held]
 

@@ -11,7 +11,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import Model, SequenceModel, SequenceToSequence
 
 from .batches import Batch, Examples, Table
-from .held_out import check_split, held_out_of
+from .held_out import check_split, split_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,21 @@ class VectorsConfig:
                 f"{type(model).__name__} of this run"
             )
         if isinstance(model, SequenceToSequence):
-            check_fed(model.config)
+            check_teacher_forcing(model.config)
         inputs, targets = read_vectors(self.vectors)
         if targets is None:
-            check_next(model)
+            check_autoregressive(model)
             inputs, targets = inputs[:, :-1], inputs[:, 1:]
-        expected = shapes(model, len(inputs), seq_len)
+        expected = expected_shapes(model, len(inputs), seq_len)
         found = inputs.shape, targets.shape
         if found != expected:
             raise UserError(
                 f"{self.vectors}: inputs and targets are {found[0]} and {found[1]}; this model "
                 f"and seq_len={seq_len} need {expected[0]} and {expected[1]}"
             )
-        is_held = np.array(held_out_of([row.tobytes() for row in inputs], self.held_out), bool)
+        is_held = np.array(split_held_out([row.tobytes() for row in inputs], self.held_out), bool)
         train, held_out = (
-            Table(as_batch(inputs[chosen], targets[chosen])) for chosen in (~is_held, is_held)
+            Table(make_batch(inputs[chosen], targets[chosen])) for chosen in (~is_held, is_held)
         )
         return Examples(
             train, held_out, {"train_rows": train.digest(), "held_out_rows": held_out.digest()}
@@ -84,7 +84,7 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     return inputs, None if targets is None else targets.astype(np.float32)
 
 
-def shapes(
+def expected_shapes(
     model: SequenceModel | SequenceToSequence, rows: int, seq_len: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What inputs and targets a model of vectors takes, BTI or BSI and BTO or BO."""
@@ -95,7 +95,7 @@ def shapes(
     return (rows, seq_len, config.source_dim), (rows, seq_len, config.decoder.output_dim)
 
 
-def check_next(model: Model) -> None:
+def check_autoregressive(model: Model) -> None:
     """Raises UserError if a model cannot learn to tell the next vector."""
     config = model.config
     if not isinstance(config, SequenceConfig) or config.pooled or not config.attention.causal:
@@ -111,7 +111,7 @@ def check_next(model: Model) -> None:
         )
 
 
-def check_fed(config: SequenceToSequenceConfig) -> None:
+def check_teacher_forcing(config: SequenceToSequenceConfig) -> None:
     """Raises UserError if a decoder cannot be given the target as far as it has come."""
     decoder = config.decoder
     if decoder.input_dim != decoder.output_dim or not decoder.attention.causal:
@@ -122,6 +122,6 @@ def check_fed(config: SequenceToSequenceConfig) -> None:
         )
 
 
-def as_batch(inputs: np.ndarray, targets: np.ndarray) -> Batch:
+def make_batch(inputs: np.ndarray, targets: np.ndarray) -> Batch:
     """Rows whose targets, of every vector or of a whole sequence, all count."""
     return {"inputs": inputs, "targets": targets, "mask": np.ones(targets.shape[:-1], bool)}

@@ -8,9 +8,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.models import Model
-from jaxllm.params import Params, tree_of
+from jaxllm.params import Params, map_parameters
 
-from .schedule import Decay, Phase, combined, multi_step, warmup_decay
+from .schedule import Decay, Phase, join_phases, multi_step, warmup_decay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.phases:
         starts = [0, *(phase.stop for phase in config.phases)]
-        return combined(
+        return join_phases(
             [
                 Phase(start, phase.stop, _of_phase(phase, phase.stop - start))
                 for start, phase in zip(starts, config.phases, strict=False)
@@ -98,12 +98,12 @@ def make_optimizer(
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=tree_of(model, lambda name, _: decays(config, name)),
+            mask=map_parameters(model, lambda name, _: is_decayed(config, name)),
         ),
     )
 
 
-def decays(config: OptimizerConfig, name: str) -> bool:
+def is_decayed(config: OptimizerConfig, name: str) -> bool:
     """Whether weight decay is for the parameter of this name."""
     # PyTorch's rule is two or more dimensions. Here it is the name: stacked layers give the scale
     # of a norm a second dimension, and the bias of a head has N and H.

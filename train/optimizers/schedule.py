@@ -87,7 +87,7 @@ class Phase(NamedTuple):
     schedule: optax.Schedule
 
 
-def combined(phases: Sequence[Phase]) -> optax.Schedule:
+def join_phases(phases: Sequence[Phase]) -> optax.Schedule:
     """One schedule after another. The last one's rate at its end holds from there on."""
     _check(not phases and "no phases")
     _check(

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxllm.closeness import relative_l2
-from jaxllm.jsonable import jsonable
-from jaxllm.saved_step import steps_of
+from jaxllm.deviation import relative_l2
+from jaxllm.orbax_layout import list_steps
+from jaxllm.strict_json import replace_nonfinite
+from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step, read_metadata
 from jaxllm.train.config import FREE_ON_RESUME, ConfigError, differences, load_stored, to_dict
 from jaxllm.train.metrics import read_metrics
-from jaxllm.train.stored import Key, StoredArray, about, open_step
 
 Records = dict[int, dict[str, float]]  # what was measured, by step
 
@@ -75,7 +75,7 @@ class Diff:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as data; numbers that are not finite are null."""
-        return jsonable({"same": self.same, "step": self.step, **dataclasses.asdict(self)})
+        return replace_nonfinite({"same": self.same, "step": self.step, **dataclasses.asdict(self)})
 
 
 def diff_runs(a: str | Path, b: str | Path) -> Diff:
@@ -88,7 +88,7 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
         raise ConfigError("\n".join(problems))
     one, other = (to_dict(load_stored(folder / "config.yaml")) for folder in folders)
     logs = [_records(folder / "metrics.jsonl") for folder in folders]
-    steps = [steps_of(folder) for folder in folders]
+    steps = [list_steps(folder) for folder in folders]
     if not (logs[0].keys() & logs[1].keys() or steps[0].keys() & steps[1].keys()):
         raise ConfigError(f"{a} and {b} have no step in common, logged or saved")
     checkpoints, arrays = _first_checkpoint(*steps)
@@ -153,7 +153,7 @@ def _apart(a: float, b: float) -> float:
 def _data(a: dict[int, Path], b: dict[int, Path]) -> Iterator[tuple[str, Any, Any]]:
     """What differs in what the runs know their data by, which stands in every checkpoint."""
     if a and b:
-        one, other = (about(next(iter(steps.values())))["data"] for steps in (a, b))
+        one, other = (read_metadata(next(iter(steps.values())))["data"] for steps in (a, b))
         yield from differences(one, other)
 
 

@@ -12,17 +12,33 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from jaxllm.closeness import apart, beyond_noise, gradient_apart, norm_of_all, update_apart
 from jaxllm.config import NumericsConfig, with_fields
+from jaxllm.deviation import (
+    deviation,
+    exceeds_noise,
+    gradient_deviation,
+    joint_norm,
+    update_deviation,
+)
 from jaxllm.models import Model
 from jaxllm.params import initialize, split
 from jaxllm.sharding import DIMS
 from jaxllm.train.config import ConfigError, TrainConfig
-from jaxllm.train.loop import batches_for
+from jaxllm.train.loop import make_batches
 
-from .noise import steps_otherwise
+from .noise import equivalent_steps
 from .outcomes import GRADIENT, Difference, Equality, Outcome
-from .variants import Arrays, Batch, Program, Step, Variant, by_name, experts_of, submesh, variants
+from .variants import (
+    Arrays,
+    Batch,
+    Program,
+    Step,
+    Variant,
+    by_name,
+    find_experts,
+    submesh,
+    variants,
+)
 
 log = logging.getLogger("jaxllm")
 
@@ -58,7 +74,7 @@ def compare_variants(
     judges: dict[bool, Judge] = {}
     outcomes = []
     for variant in chosen:
-        parted = variant.accumulate > 1 and experts_of(model.config) is not None
+        parted = variant.accumulate > 1 and find_experts(model.config) is not None
         if parted not in judges:
             judges[parted] = Judge(_by_token(config) if parted else config, weights, batch)
         outcomes.append(judges[parted].outcome(variant))
@@ -96,7 +112,7 @@ def _spread(model: Model, seed: int) -> Arrays:
 
 def _thinned(config: TrainConfig, model: Model) -> Batch:
     """The run's first batch; of its rows very different numbers of targets count, of one none."""
-    batch = next(batches_for(config, model, submesh({})).train(0))
+    batch = next(make_batches(config, model, submesh({})).train(0))
     mask = batch["mask"]
     share_B = np.linspace(0, 1, len(mask)).reshape(-1, *(1,) * (mask.ndim - 1))
     counts = np.random.default_rng(config.seed).random(mask.shape) < share_B
@@ -106,7 +122,7 @@ def _thinned(config: TrainConfig, model: Model) -> Batch:
 def _by_token(config: TrainConfig) -> TrainConfig:
     """The same run, where no token's loss depends on the others of its microbatch."""
     assert config.model is not None, "filled in above"
-    experts = experts_of(config.model)
+    experts = find_experts(config.model)
     assert experts is not None, "as asked"
     # The expert for those beyond the capacity is there as long as there is one.
     roomy = experts.capacity and config.batch_size * config.seq_len * experts.top_k
@@ -122,7 +138,7 @@ class Judge:
         self._config, self._weights, self._batch = config, weights, batch
         alone = Program(config, Variant())
         self._alone = alone(weights, batch)
-        otherwise = steps_otherwise(alone, config.model, weights, batch, config.seed + 1)
+        otherwise = equivalent_steps(alone, config.model, weights, batch, config.seed + 1)
         self._others = list(otherwise)
 
     def outcome(self, variant: Variant) -> Outcome:
@@ -135,12 +151,12 @@ def differences(step: Step, alone: Step, others: Sequence[Step]) -> Iterator[Dif
     """How far a step is from that of one device: the numbers, then parameter by parameter."""
     for what, field in (("loss", "loss"), ("norm of all gradients", "grad_norm")):
         ours, wanted, *noise = (getattr(s, field) for s in (step, alone, *others))
-        yield Difference(what, "", *apart(ours, wanted, noise))
+        yield Difference(what, "", *deviation(ours, wanted, noise))
     for what in (GRADIENT, "square"):
         ours, wanted, *noise = (getattr(s, what) for s in (step, alone, *others))
-        whole = norm_of_all(wanted.values())
+        whole = joint_norm(wanted.values())
         for name, array in wanted.items():
-            found = gradient_apart(ours[name], array, [arrays[name] for arrays in noise], whole)
+            found = gradient_deviation(ours[name], array, [arrays[name] for arrays in noise], whole)
             yield Difference(what, name, *found)
     for name in alone.update:
         yield _update(name, step, alone, others)
@@ -149,7 +165,7 @@ def differences(step: Step, alone: Step, others: Sequence[Step]) -> Iterator[Dif
 def _update(name: str, step: Step, alone: Step, others: Sequence[Step]) -> Difference:
     """The update of those elements of a parameter whose gradient is more than noise."""
     noise = (s.gradient[name] for s in others)
-    counts = beyond_noise(alone.gradient[name], noise, ABOVE_NOISE)
+    counts = exceeds_noise(alone.gradient[name], noise, ABOVE_NOISE)
     ours, wanted, *theirs = (s.update[name][counts] for s in (step, alone, *others))
-    found = update_apart(ours, wanted, theirs, alone.before[name][counts])
+    found = update_deviation(ours, wanted, theirs, alone.before[name][counts])
     return Difference("update", name, *found)

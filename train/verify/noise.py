@@ -9,20 +9,20 @@ import numpy as np
 
 from jaxllm.config import Config, TwoStackConfig
 from jaxllm.models import build_abstract
-from jaxllm.params import layers_of, named_parameters
+from jaxllm.params import named_parameters, unstack_name
 
-from .variants import Arrays, Batch, Program, Step, experts_of
+from .variants import Arrays, Batch, Program, Step, find_experts
 
 ULP = 2.0**-23
 SHUFFLES = 2
 
 
-def steps_otherwise(
+def equivalent_steps(
     program: Program, config: Config, weights: Arrays, batch: Batch, seed: int
 ) -> Iterator[Step]:
     """The step with other roundings, and with its sums taken in other orders."""
     rng = np.random.default_rng(seed)
-    experts = experts_of(config)
+    experts = find_experts(config)
     nudged = {
         name: x * np.float32(1 + ULP * rng.uniform(-1, 1, x.shape)) for name, x in weights.items()
     }
@@ -33,7 +33,7 @@ def steps_otherwise(
         if experts is not None and experts.capacity is not None:
             rows = np.sort(rows)  # their order decides which tokens an expert takes
         shuffled = {name: x[rows] for name, x in batch.items()}
-        yield shuffle.undone(program(shuffle.done(weights), shuffled))
+        yield shuffle.undo(program(shuffle.apply(weights), shuffled))
 
 
 class Shuffle:
@@ -45,16 +45,16 @@ class Shuffle:
         self._dims = {
             own: variable.dims
             for name, variable in named_parameters(build_abstract(config)).items()
-            for own, _ in layers_of(name)
+            for own, _ in unstack_name(name)
         }
         self._orders: dict[tuple[str, int], np.ndarray] = {}
         self._rng = rng
 
-    def done(self, arrays: Arrays) -> Arrays:
+    def apply(self, arrays: Arrays) -> Arrays:
         """Parameters in the other order."""
         return {name: self._taken(name, x, lambda order: order) for name, x in arrays.items()}
 
-    def undone(self, step: Step) -> Step:
+    def undo(self, step: Step) -> Step:
         """The step in the model's own order."""
         own: dict[str, Any] = {
             field: {name: self._taken(name, x, np.argsort) for name, x in arrays.items()}

@@ -7,8 +7,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jaxllm import closeness
-from jaxllm.jsonable import jsonable
+from jaxllm import deviation
+from jaxllm.strict_json import replace_nonfinite
 
 GRADIENT = "gradient"  # if it is off, so is all that follows from it
 
@@ -26,7 +26,7 @@ class Difference:
     @property
     def threshold(self) -> float:
         """What it may be."""
-        return closeness.threshold(self.floor)
+        return deviation.threshold(self.floor)
 
     @property
     def ok(self) -> bool:
@@ -46,7 +46,7 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         """The difference as data; what is not finite is null."""
         data = {**dataclasses.asdict(self), "threshold": self.threshold, "ok": self.ok}
-        return jsonable(data)
+        return replace_nonfinite(data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.config import Config, Experts, Remat, TwoStackConfig, with_fields
 from jaxllm.models import build_abstract
-from jaxllm.params import Params, layers_of, tree_of
-from jaxllm.sharding import MESH_AXES, spec
+from jaxllm.params import Params, map_parameters, unstack_name
+from jaxllm.sharding import MESH_AXES, partition_spec
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.step import make_steps
 
@@ -55,7 +55,7 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
     The mesh is that of the config, or the one that splits the most things.
     """
     assert config.model is not None, "filled in by the caller"
-    axes = [axis for axis in MESH_AXES if axis != "expert" or experts_of(config.model)]
+    axes = [axis for axis in MESH_AXES if axis != "expert" or find_experts(config.model)]
     meshes = list(layouts(axes, num_devices)) if num_devices > 1 else []
     own = tuple((axis, n) for axis in axes if (n := getattr(config.mesh, axis)) > 1)
     mixed = own if own in meshes else max(meshes, key=len, default=())
@@ -89,7 +89,7 @@ def _parts(config: TrainConfig) -> list[int]:
     return sorted(count for count in counts if config.batch_size % count == 0)
 
 
-def experts_of(config: Config) -> Experts | None:
+def find_experts(config: Config) -> Experts | None:
     """Those of a model's stacks, which have the same."""
     stack = config.decoder if isinstance(config, TwoStackConfig) else config
     return stack.experts
@@ -123,10 +123,10 @@ class Program:
         """The first step of training from these weights on this batch."""
 
         def stacked(name: str, _: Any) -> np.ndarray:
-            parts = [weights[own] for own, _ in layers_of(name)]
+            parts = [weights[own] for own, _ in unstack_name(name)]
             return parts[0] if name in weights else np.stack(parts)
 
-        params = tree_of(self._model, stacked)
+        params = map_parameters(self._model, stacked)
         places = jax.tree.map(lambda x: x.sharding, self._steps.abstract_state.params)
         with jax.default_matmul_precision("highest"), jax.set_mesh(self._mesh):
             # Copies, since the first state is given away.
@@ -143,7 +143,7 @@ def by_name(params: Params) -> Arrays:
     """Parameters, or what is laid out as they are, by their names in single layers."""
     found = {}
     for path, x in nnx.traversals.flatten_mapping(jax.device_get(params)).items():
-        for name, layer in layers_of(".".join(map(str, path))):
+        for name, layer in unstack_name(".".join(map(str, path))):
             found[name] = np.asarray(x if layer is None else x[layer])
     return found
 
@@ -160,7 +160,7 @@ def on_mesh(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """The batch, its rows dealt out to the devices."""
     return {
         name: jax.device_put(
-            x, NamedSharding(mesh, PartitionSpec(*spec("B", x.shape[:1], mesh.shape)))
+            x, NamedSharding(mesh, PartitionSpec(*partition_spec("B", x.shape[:1], mesh.shape)))
         )
         for name, x in batch.items()
     }

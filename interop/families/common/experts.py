@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig, Experts
 from jaxllm.interop.rules.rule import Rule
 
 from .family import Fields, Json, Layout
-from .llama_like import layers_of
+from .llama_like import layers_with_mlp
 
 
 def read_expert_layout(stored: Iterable[str]) -> Layout:
@@ -40,7 +40,7 @@ def write_balance(experts: Experts, base: Json) -> Json:
     }
 
 
-def unsaid_of_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
+def unsupported_by_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
     """What these families' experts are not, and whether the config's are."""
     experts = config.experts
     if experts is None:
@@ -70,5 +70,9 @@ def expert_rules(
             ("mlp.experts.gate_up_proj : E (G X) D", "{G=gate_proj|up_proj}.kernel : E D X"),
             ("mlp.experts.down_proj : E D X", "down_proj.kernel : E X D"),
         ]
-    theirs, ours, layers = "model.layers.{L}.", "layers.{L}.mlp.", layers_of(config, "experts")
+    theirs, ours, layers = (
+        "model.layers.{L}.",
+        "layers.{L}.mlp.",
+        layers_with_mlp(config, "experts"),
+    )
     return [Rule(theirs + stored, ours + model, layers=layers) for stored, model in sides]

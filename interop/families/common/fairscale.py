@@ -36,7 +36,7 @@ def split_sizes(
     return {**sizes, **cut, "T": shards}
 
 
-def unsharded(rule: Rule) -> Rule:
+def without_shards(rule: Rule) -> Rule:
     """The rule for a checkpoint of one shard, whose names do not say so."""
     stored = dataclasses.replace(rule.stored, name=re.sub(r"^\{[^}]*\}/", "", rule.stored.name))
     dims = (tuple(axis for axis in dim if axis not in ("T", "U")) for dim in rule.model.dims)

@@ -245,12 +245,12 @@ def refuse(
         holds: what the spelling cannot say of those fields, and whether the config has it.
     """
     default = defaults(type(config))
-    unsaid = {
+    unsupported = {
         f"{name}={value!r}": value != default.get(name)
         for name, value in flatten(config).items()
         if name not in {*_SAID_BY_ALL, *says}
     }
-    holds = {**unsaid, **holds}
+    holds = {**unsupported, **holds}
     if wrong := [what for what, is_so in holds.items() if is_so]:
         raise ValueError(f"{spelling} cannot say {'; '.join(wrong)}")
 

@@ -14,7 +14,7 @@ SEES: dict[str, Literal["all", "window", "chunk"]] = {
 }
 
 
-def shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     """The shortest pattern that repeats to these kinds of layers."""
     periods = range(1, len(kinds) + 1)
     repeats = lambda p: all(kinds[i] == kinds[i % p] for i in range(len(kinds)))  # noqa: E731
@@ -52,7 +52,7 @@ def read_qwen_windows(fields: Fields) -> Json:
         fields.problems.append("layer_types slides, but use_sliding_window is false")
     return {
         "attention.window": window if slides else None,
-        "pattern": shortest(kinds) or (LayerKind(),),
+        "pattern": shortest_pattern(kinds) or (LayerKind(),),
     }
 
 
@@ -74,18 +74,18 @@ def write_layer_types(config: DecoderConfig) -> list[str]:
     return [names[kind.sees] for kind in config.kinds]
 
 
-def one_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
+def uniform_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
     """The pattern and the window where all layers are alike: they have it or, if None, none has."""
     kind = LayerKind(sees="all" if window is None else "window", mlp=mlp)
     return {"attention.window": window, "pattern": (kind,)}
 
 
-def unsaid_of_one_window(config: DecoderConfig) -> dict[str, bool]:
+def unsupported_by_one_window(config: DecoderConfig) -> dict[str, bool]:
     """A window on some layers alone, and whether the config has it."""
     return {"a window on some layers alone": len({kind.sees for kind in config.kinds}) > 1}
 
 
-def unsaid_layers(config: DecoderConfig, **said: Sequence[str]) -> dict[str, bool]:
+def unsupported_layers(config: DecoderConfig, **said: Sequence[str]) -> dict[str, bool]:
     """What layers may be, of each field of their kinds, and whether the config's are else."""
     return {
         f"layers of {field}={value!r}": value not in values

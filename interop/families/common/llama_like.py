@@ -208,7 +208,7 @@ def gated_mlp_rules(
     return [Rule(stored + left, model + right, layers=layers) for left, right in sides]
 
 
-def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+def with_prefix(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     """The rules of a model that is a part of another, where it has this prefix."""
     return [
         Rule(
@@ -239,6 +239,6 @@ def llama_table(config: DecoderConfig, layout: Layout) -> Table:
     return decoder_table(config, rules)
 
 
-def layers_of(config: DecoderConfig, mlp: str) -> list[int]:
+def layers_with_mlp(config: DecoderConfig, mlp: str) -> list[int]:
     """The layers whose MLP is of this kind: "dense" or "experts"."""
     return [i for i, kind in enumerate(config.kinds) if kind.mlp == mlp]

@@ -17,7 +17,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_activation,
 )
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
-from jaxllm.interop.families.common.unsupported import unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -98,7 +98,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     unlike = {
         f"{what} of the {role}": is_unlike
         for role, stack in stacks.items()
-        for what, is_unlike in unsaid_values(stack, FIXED).items()
+        for what, is_unlike in unsupported_values(stack, FIXED).items()
     }
     heads = {
         f"{stack.num_heads} heads of {stack.head_dim} with {stack.num_kv_heads} keys": (

@@ -7,7 +7,7 @@ from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, r
 from jaxllm.interop.families.common.layer_types import (
     SEES,
     read_layer_types,
-    shortest,
+    shortest_pattern,
     write_layer_types,
 )
 from jaxllm.interop.families.common.llama_like import (
@@ -22,7 +22,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_activation,
     write_decoder,
 )
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
 from jaxllm.interop.rules.rule import Rule
 
 SAYS = (
@@ -77,7 +77,7 @@ def _read_windows(
     slides = "sliding_attention" in types
     if slides and window is None:
         fields.problems.append("layer_types slides, but sliding_window is null")
-    pattern = shortest([kinds.get(name, LayerKind(sees=SEES[name])) for name in types])
+    pattern = shortest_pattern([kinds.get(name, LayerKind(sees=SEES[name])) for name in types])
     return {"attention.window": window if slides else None, "pattern": pattern or (LayerKind(),)}
 
 
@@ -96,12 +96,14 @@ def refuse_gemma(
         config,
         (*SAYS, *says),
         {
-            **unsaid_values(config, {"norms.kind": "rms_plus_one", "norms.placement": "sandwich"}),
+            **unsupported_values(
+                config, {"norms.kind": "rms_plus_one", "norms.placement": "sandwich"}
+            ),
             f"embed_scale={config.embed_scale}, only {scale}": config.embed_scale != scale,
             f"attention.scale={config.attention.scale}, only of 1 / sqrt(a whole number)": (
                 _pre_attn_scalar(config) is None
             ),
-            **unsaid_of_one_bias(config),
+            **unsupported_by_one_bias(config),
             f"layers of {' and '.join(others)}": bool(others),
             **holds,
         },

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family
 from jaxllm.interop.families.common.rope import read_rope_by_layer, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from .gemma import read_gemma, refuse_gemma, table, write_gemma
@@ -42,7 +42,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         ("attention.qk_norm", "rope.local_theta"),
         {
-            **unsaid_values(config, {"attention.qk_norm": "head"}),
+            **unsupported_values(config, {"attention.qk_norm": "head"}),
             f"attention.softcap={config.attention.softcap}": config.attention.softcap is not None,
             "RoPE scaling without truncate": (
                 config.rope.scaling is not None and not config.rope.scaling.truncate

@@ -21,7 +21,10 @@ from jaxllm.interop.families.common.llama_like import (
     read_activation,
     write_activation,
 )
-from jaxllm.interop.families.common.unsupported import unsaid_of_equal_heads, unsaid_values
+from jaxllm.interop.families.common.unsupported import (
+    unsupported_by_equal_heads,
+    unsupported_values,
+)
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -78,10 +81,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_values(config, {"norms.kind": "layer", "positions.kind": "learned"}),
+            **unsupported_values(config, {"norms.kind": "layer", "positions.kind": "learned"}),
             "a part without bias": not (attention.qkv_bias and attention.out_bias and mlp.bias),
             "a gated MLP": mlp.gated,
-            **unsaid_of_equal_heads(config),
+            **unsupported_by_equal_heads(config),
             f"attention.scale={attention.scale}, only None or 1": (
                 attention.scale not in (None, 1.0)
             ),

@@ -21,9 +21,9 @@ from jaxllm.interop.families.common.llama_like import (
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import (
-    unsaid_of_equal_heads,
-    unsaid_of_one_bias,
-    unsaid_values,
+    unsupported_by_equal_heads,
+    unsupported_by_one_bias,
+    unsupported_values,
 )
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
@@ -84,14 +84,14 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_values(config, {"norms.kind": "layer"}),
+            **unsupported_values(config, {"norms.kind": "layer"}),
             f"norms.placement={config.norms.placement!r}": (
                 config.norms.placement not in ("parallel", "pre")
             ),
             "rope.layout='interleaved'": config.rope.layout != "half",
-            **unsaid_of_one_bias(config),
+            **unsupported_by_one_bias(config),
             "an MLP that is gated or without bias": config.mlp.gated or not config.mlp.bias,
-            **unsaid_of_equal_heads(config),
+            **unsupported_by_equal_heads(config),
         },
     )
     rope = write_rope(config)

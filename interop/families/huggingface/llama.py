@@ -11,7 +11,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
@@ -36,7 +36,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "model_type 'llama'",
         config,
         ("rope.theta", "rope.scaling", "head.tied", *biases),
-        unsaid_of_one_bias(config),
+        unsupported_by_one_bias(config),
     )
     return {
         **write_decoder(config, base, "llama", "LlamaForCausalLM"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.fairscale import split_sizes, unsharded
+from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
 from jaxllm.interop.families.common.family import (
     Fields,
     Json,
@@ -17,17 +17,17 @@ from jaxllm.interop.families.common.llama_like import (
     IGNORED_FIELDS,
     IGNORED_TENSORS,
     tied_head,
-    under,
+    with_prefix,
 )
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
-from .llama4_text import SAYS, read_text, text_rules, unsaid, write_text
+from .llama4_text import SAYS, read_text, text_rules, unsupported, write_text
 from .llama4_vision import (
     HF_NAMES,
     IMAGE_TOKEN,
     VISION_SPLIT,
     read_hf_vision,
-    unsaid_of_hf_vision,
+    unsupported_by_hf_vision,
     vision_rules,
     vision_sizes,
     write_hf_vision,
@@ -53,8 +53,10 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
     vision = config.vision
-    unsaid_of_vision = {"vision=None": True} if vision is None else unsaid_of_hf_vision(vision)
-    holds = {**unsaid(config), **unsaid_of_vision}
+    unsupported_by_vision = (
+        {"vision=None": True} if vision is None else unsupported_by_hf_vision(vision)
+    )
+    holds = {**unsupported(config), **unsupported_by_vision}
     refuse("model_type 'llama4'", config, (*SAYS, "vision"), holds)
     assert vision is not None, "refused above"
     return {
@@ -71,7 +73,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
     """Every tensor of a Llama 4."""
-    rules = [*under(TEXT, text_rules(config)), *map(unsharded, vision_rules(HF_NAMES))]
+    rules = [*with_prefix(TEXT, text_rules(config)), *map(without_shards, vision_rules(HF_NAMES))]
     if config.vision is None:
         raise ValueError("vision=None, of which model_type 'llama4' has no tensors")
     sizes = {**decoder_sizes(config), **vision_sizes(config.vision)}

@@ -13,8 +13,8 @@ from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, h
 from jaxllm.interop.families.common.layer_types import (
     read_layer_types,
     read_nope_layers,
-    shortest,
-    unsaid_layers,
+    shortest_pattern,
+    unsupported_layers,
     write_layer_types,
     write_nope_layers,
 )
@@ -22,7 +22,7 @@ from jaxllm.interop.families.common.llama_like import (
     attention_rules,
     decoder_table,
     gated_mlp_rules,
-    layers_of,
+    layers_with_mlp,
     norm_rules,
     outer_rules,
     read_attention_bias,
@@ -30,7 +30,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -93,7 +93,7 @@ def read_layers(fields: Fields) -> Json:
         for i in range(count)
     ]
     return {
-        "pattern": shortest(kinds) or (LayerKind(),),
+        "pattern": shortest_pattern(kinds) or (LayerKind(),),
         "attention.chunk": chunk if "chunked_attention" in types else None,
         "experts": experts,
     }
@@ -135,25 +135,25 @@ def build_temperature(fields: Fields, is_tuned: object) -> Temperature | None:
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """A `config.json`. Raises ValueError for what it cannot say."""
-    refuse("model_type 'llama4_text'", config, SAYS, unsaid(config))
+    refuse("model_type 'llama4_text'", config, SAYS, unsupported(config))
     return write_text(config, base)
 
 
-def unsaid(config: DecoderConfig) -> dict[str, bool]:
+def unsupported(config: DecoderConfig) -> dict[str, bool]:
     """What the text config cannot say, and whether the config has it."""
     qk_norm, temperature = config.attention.qk_norm, config.attention.temperature
     return {
         f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
-        **unsaid_of_one_bias(config),
-        **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
-        **unsaid_experts(config),
+        **unsupported_by_one_bias(config),
+        **unsupported_layers(config, sees=("all", "chunk"), rope=("global", "none")),
+        **unsupported_experts(config),
         "attention.temperature.floor_scale with a fraction": (
             temperature is not None and not temperature.floor_scale.is_integer()
         ),
     }
 
 
-def unsaid_experts(config: DecoderConfig) -> dict[str, bool]:
+def unsupported_experts(config: DecoderConfig) -> dict[str, bool]:
     """In what the config's experts differ from any that Llama 4 may have, the loss left aside."""
     experts = config.experts
     if experts is None:
@@ -188,7 +188,7 @@ def write_text(config: DecoderConfig, base: Json) -> Json:
         "intermediate_size_mlp": config.mlp_dim,
         "use_qk_norm": config.attention.qk_norm == "after_rope",
         "no_rope_layers": write_nope_layers(config),
-        "moe_layers": layers_of(config, "experts"),
+        "moe_layers": layers_with_mlp(config, "experts"),
         "layer_types": write_layer_types(config),
         # transformers wants a number even where no layer has chunks.
         "attention_chunk_size": config.max_len if chunk is None else chunk,
@@ -212,7 +212,7 @@ def text_rules(config: DecoderConfig) -> list[Rule]:
         *outer_rules(config),
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
         *attention_rules(config, stored_pairs="h r"),
-        *gated_mlp_rules(config, layers_of(config, "dense"), theirs="feed_forward"),
+        *gated_mlp_rules(config, layers_with_mlp(config, "dense"), theirs="feed_forward"),
         *expert_rules(config),
     ]
 
@@ -222,7 +222,7 @@ def expert_rules(config: DecoderConfig) -> list[Rule]:
     if config.experts is None:
         return []
     theirs, ours = "model.layers.{L}.feed_forward.", "layers.{L}.mlp."
-    layers = layers_of(config, "experts")
+    layers = layers_with_mlp(config, "experts")
     sides = [
         ("router.weight : E D", "router.kernel : D E"),
         ("experts.gate_up_proj : E D (G X)", "{G=gate_proj|up_proj}.kernel : E D X"),

@@ -167,7 +167,7 @@ def _read_shuffle(fields: Fields) -> int:
     return factor
 
 
-def unsaid_of_hf_vision(vision: Vision) -> dict[str, bool]:
+def unsupported_by_hf_vision(vision: Vision) -> dict[str, bool]:
     """What a `vision_config` cannot say of the encoder, and whether it is so."""
     width = vision.embed_dim * vision.shuffle**2
     return {
@@ -234,7 +234,7 @@ def _read_side(fields: Fields, name: str) -> int:
     return height
 
 
-def unsaid_of_meta_vision(config: DecoderConfig) -> dict[str, bool]:
+def unsupported_by_meta_vision(config: DecoderConfig) -> dict[str, bool]:
     """What `vision_args` cannot say of the encoder, and whether it is so."""
     vision = config.vision
     if vision is None:

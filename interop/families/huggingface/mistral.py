@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
 from jaxllm.interop.families.common.layer_types import (
-    one_window,
-    unsaid_layers,
-    unsaid_of_one_window,
+    uniform_window,
+    unsupported_by_one_window,
+    unsupported_layers,
 )
 from jaxllm.interop.families.common.llama_like import llama_table, read_decoder, write_decoder
 from jaxllm.interop.families.common.rope import read_rope, write_rope
@@ -20,7 +20,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     config = {
         **read_decoder(fields, num_key_value_heads=8, max_position_embeddings=131072),
         **read_rope(fields),
-        **one_window(fields.take_nullable("sliding_window", int, 4096)),
+        **uniform_window(fields.take_nullable("sliding_window", int, 4096)),
     }
     return config, Layout()
 
@@ -32,8 +32,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern"),
         {
-            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
-            **unsaid_of_one_window(config),
+            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_by_one_window(config),
         },
     )
     return {

@@ -8,14 +8,14 @@ from jaxllm.interop.families.common.experts import (
     read_balance,
     read_expert_layout,
     read_num_experts,
-    unsaid_of_softmax_experts,
+    unsupported_by_softmax_experts,
     write_balance,
 )
 from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
 from jaxllm.interop.families.common.layer_types import (
-    one_window,
-    unsaid_layers,
-    unsaid_of_one_window,
+    uniform_window,
+    unsupported_by_one_window,
+    unsupported_layers,
 )
 from jaxllm.interop.families.common.llama_like import (
     attention_rules,
@@ -47,7 +47,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     config = {
         **decoder,
         **read_rope(fields, default_theta=1000000.0),
-        **one_window(fields.take_nullable("sliding_window", int, None), mlp="experts"),
+        **uniform_window(fields.take_nullable("sliding_window", int, None), mlp="experts"),
         "experts": experts,
     }
     return config, read_expert_layout(stored)
@@ -61,9 +61,11 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern", "experts"),
         {
-            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("experts",)),
-            **unsaid_of_one_window(config),
-            **unsaid_of_softmax_experts(config),
+            **unsupported_layers(
+                config, sees=("all", "window"), rope=("global",), mlp=("experts",)
+            ),
+            **unsupported_by_one_window(config),
+            **unsupported_by_softmax_experts(config),
             "Experts.normalize=False": experts is not None and not experts.normalize,
         },
     )

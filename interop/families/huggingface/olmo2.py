@@ -15,7 +15,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 FIXED = {"norms.kind": "rms_float32", "norms.placement": "output", "attention.qk_norm": "full"}
@@ -41,8 +41,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         (*says, *FIXED),
         {
-            **unsaid_values(config, FIXED),
-            **unsaid_of_one_bias(config),
+            **unsupported_values(config, FIXED),
+            **unsupported_by_one_bias(config),
         },
     )
     return {

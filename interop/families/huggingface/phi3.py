@@ -13,9 +13,9 @@ from jaxllm.interop.families.common.family import (
     refuse,
 )
 from jaxllm.interop.families.common.layer_types import (
-    one_window,
-    unsaid_layers,
-    unsaid_of_one_window,
+    uniform_window,
+    unsupported_by_one_window,
+    unsupported_layers,
 )
 from jaxllm.interop.families.common.llama_like import (
     decoder_table,
@@ -48,7 +48,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         **read_rope(
             fields, fraction=1.0, original=4096, aliases={"su": "longrope", "yarn": "longrope"}
         ),
-        **one_window(fields.take_nullable("sliding_window", int, None)),
+        **uniform_window(fields.take_nullable("sliding_window", int, None)),
         "mlp.activation": read_activation(fields, "hidden_act", "silu"),
     }
     scaling = config["rope.scaling"]
@@ -66,8 +66,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
-            **unsaid_of_one_window(config),
+            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_by_one_window(config),
             "RoPE scaling other than longrope": scaling is not None and scaling.kind != "longrope",
             "longrope of heads that are not embed_dim / num_heads wide": (
                 scaling is not None and heads != width

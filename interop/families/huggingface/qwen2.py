@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
 from jaxllm.interop.families.common.layer_types import (
     read_qwen_windows,
-    unsaid_layers,
+    unsupported_layers,
     write_qwen_windows,
 )
 from jaxllm.interop.families.common.llama_like import llama_table, read_decoder, write_decoder
@@ -35,7 +35,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         (*says, "pattern"),
         {
             "attention.qkv_bias=False": not config.attention.qkv_bias,
-            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
         },
     )
     return {

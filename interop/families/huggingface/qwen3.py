@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family, refuse
 from jaxllm.interop.families.common.layer_types import (
     read_qwen_windows,
-    unsaid_layers,
+    unsupported_layers,
     write_qwen_windows,
 )
 from jaxllm.interop.families.common.llama_like import (
@@ -16,7 +16,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
@@ -44,9 +44,9 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         (*says, "attention.window", "pattern"),
         {
-            **unsaid_values(config, {"attention.qk_norm": "head"}),
-            **unsaid_of_one_bias(config),
-            **unsaid_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_values(config, {"attention.qk_norm": "head"}),
+            **unsupported_by_one_bias(config),
+            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
         },
     )
     return {

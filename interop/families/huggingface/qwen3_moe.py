@@ -8,16 +8,20 @@ from jaxllm.interop.families.common.experts import (
     read_balance,
     read_expert_layout,
     read_num_experts,
-    unsaid_of_softmax_experts,
+    unsupported_by_softmax_experts,
     write_balance,
 )
 from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
-from jaxllm.interop.families.common.layer_types import shortest, unsaid_layers, unsaid_of_one_window
+from jaxllm.interop.families.common.layer_types import (
+    shortest_pattern,
+    unsupported_by_one_window,
+    unsupported_layers,
+)
 from jaxllm.interop.families.common.llama_like import (
     attention_rules,
     decoder_table,
     gated_mlp_rules,
-    layers_of,
+    layers_with_mlp,
     norm_rules,
     outer_rules,
     read_attention_bias,
@@ -25,7 +29,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias, unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SAYS = (
@@ -60,7 +64,7 @@ def _read_layers(fields: Fields) -> Json:
     ]
     return {
         "attention.window": window,
-        "pattern": shortest(kinds) or (LayerKind(),),
+        "pattern": shortest_pattern(kinds) or (LayerKind(),),
         "experts": experts if any(sparse) else None,
     }
 
@@ -104,11 +108,11 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_values(config, {"attention.qk_norm": "head"}),
-            **unsaid_of_one_bias(config),
-            **unsaid_layers(config, sees=("all", "window"), rope=("global",)),
-            **unsaid_of_one_window(config),
-            **unsaid_of_softmax_experts(config),
+            **unsupported_values(config, {"attention.qk_norm": "head"}),
+            **unsupported_by_one_bias(config),
+            **unsupported_layers(config, sees=("all", "window"), rope=("global",)),
+            **unsupported_by_one_window(config),
+            **unsupported_by_softmax_experts(config),
         },
     )
     assert config.experts is not None, "refused above"
@@ -120,7 +124,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": layers_of(config, "dense"),
+        "mlp_only_layers": layers_with_mlp(config, "dense"),
         "use_sliding_window": config.attention.window is not None,
         "sliding_window": config.attention.window,
         "max_window_layers": 0 if config.attention.window is not None else config.num_layers,
@@ -144,7 +148,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
         *outer_rules(config),
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
         *attention_rules(config),
-        *gated_mlp_rules(config, layers_of(config, "dense")),
+        *gated_mlp_rules(config, layers_with_mlp(config, "dense")),
         *expert_rules(config, layout, under="mlp", **names),
     ]
     return decoder_table(config, rules)

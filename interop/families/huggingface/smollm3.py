@@ -8,8 +8,8 @@ from jaxllm.interop.families.common.layer_types import (
     SEES,
     read_layer_types,
     read_nope_layers,
-    shortest,
-    unsaid_layers,
+    shortest_pattern,
+    unsupported_layers,
     write_layer_types,
     write_nope_layers,
 )
@@ -20,7 +20,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsaid_of_one_bias
+from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SAYS = (
@@ -68,7 +68,7 @@ def _read_layers(fields: Fields) -> Json:
     ]
     return {
         "attention.window": window if "sliding_attention" in types else None,
-        "pattern": shortest(kinds) or (LayerKind(),),
+        "pattern": shortest_pattern(kinds) or (LayerKind(),),
     }
 
 
@@ -79,8 +79,8 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SAYS,
         {
-            **unsaid_of_one_bias(config),
-            **unsaid_layers(
+            **unsupported_by_one_bias(config),
+            **unsupported_layers(
                 config, sees=("all", "window"), rope=("global", "none"), mlp=("dense",)
             ),
         },

@@ -15,7 +15,7 @@ from jaxllm.interop.families.common.family import (
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from . import llama4_args
-from .params_json import read_llama, unsaid_of_llama, write_llama
+from .params_json import read_llama, unsupported_by_llama, write_llama
 from .tensor_names import (
     FREQUENCIES,
     HEAD,
@@ -66,7 +66,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "params.json",
         config,
         ("rope.theta", "rope.scaling", "head.tied", *llama4_args.SAYS),
-        {**unsaid_of_llama(config), **llama4_args.unsaid_of_llama4(config)},
+        {**unsupported_by_llama(config), **llama4_args.unsupported_by_llama4(config)},
     )
     if llama4_args.is_llama4(config) or not llama4_args.FIELDS.isdisjoint(base):
         json = write_llama(config, base, scaling=llama4_args.SCALED_ROPE)

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling, defaults, flatten
 from jaxllm.interop.families.common.family import Fields, Json
-from jaxllm.interop.families.common.layer_types import shortest, unsaid_layers
-from jaxllm.interop.families.common.llama_like import layers_of
+from jaxllm.interop.families.common.layer_types import shortest_pattern, unsupported_layers
+from jaxllm.interop.families.common.llama_like import layers_with_mlp
 from jaxllm.interop.families.huggingface.llama4_text import (
     build_temperature,
     llama4_experts,
-    unsaid_experts,
+    unsupported_experts,
 )
 from jaxllm.interop.families.huggingface.llama4_vision import (
     read_meta_vision,
-    unsaid_of_meta_vision,
+    unsupported_by_meta_vision,
     write_meta_vision,
 )
 
@@ -55,7 +55,7 @@ def read_llama4(fields: Fields) -> Json:
     return {
         # Of the instruction-tuned releases, which the arguments leave out: Maverick, Scout.
         "max_len": 10485760 if fields.data.get("use_scaled_rope") else 1048576,
-        "pattern": shortest(kinds) or (LayerKind(),),
+        "pattern": shortest_pattern(kinds) or (LayerKind(),),
         "attention.chunk": chunk if has_chunks else None,
         "experts": experts,
         "attention.qk_norm": "after_rope" if fields.take("use_qk_norm", bool, False) else "none",
@@ -110,19 +110,19 @@ def is_llama4(config: DecoderConfig) -> bool:
     return any(given[name] != llama3[name] for name in SAYS)
 
 
-def unsaid_of_llama4(config: DecoderConfig) -> dict[str, bool]:
+def unsupported_by_llama4(config: DecoderConfig) -> dict[str, bool]:
     """What these arguments cannot say of the layers, and whether the config has it."""
     kinds, qk_norm = config.kinds, config.attention.qk_norm
     chunked = {i for i, kind in enumerate(kinds) if kind.sees == "chunk"}
     has_rope = {i for i, kind in enumerate(kinds) if kind.rope != "none"}
     return {
         f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
-        **unsaid_layers(config, sees=("all", "chunk"), rope=("global", "none")),
+        **unsupported_layers(config, sees=("all", "chunk"), rope=("global", "none")),
         "chunks on other layers than those with RoPE": bool(chunked) and chunked != has_rope,
         "layers without RoPE that are not every so many": _interval(_nope(config), config) == 0,
         "experts that are not in every so many layers": _interval(_moe(config), config) == 0,
-        **unsaid_experts(config),
-        **unsaid_of_meta_vision(config),
+        **unsupported_experts(config),
+        **unsupported_by_meta_vision(config),
     }
 
 
@@ -131,7 +131,7 @@ def _nope(config: DecoderConfig) -> list[int]:
 
 
 def _moe(config: DecoderConfig) -> list[int]:
-    return layers_of(config, "experts")
+    return layers_with_mlp(config, "experts")
 
 
 def _interval(layers: Sequence[int], config: DecoderConfig, given: int | None = None) -> int | None:

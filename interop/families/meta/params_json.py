@@ -2,7 +2,7 @@
 
 from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.families.common.family import Fields, Json
-from jaxllm.interop.families.common.unsupported import unsaid_of_head_dim
+from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim
 
 
 def mlp_width(
@@ -98,12 +98,12 @@ def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> J
     return json
 
 
-def unsaid_of_llama(config: DecoderConfig) -> dict[str, bool]:
+def unsupported_by_llama(config: DecoderConfig) -> dict[str, bool]:
     """What these configs cannot say of heads and of RoPE, and whether the config has it."""
     scaling = config.rope.scaling
     is_llama3 = scaling is None or scaling.kind == "llama3"
     return {
-        **unsaid_of_head_dim(config),
+        **unsupported_by_head_dim(config),
         f"rope_scaling={scaling!r}": not is_llama3,
         "RoPE low_freq_factor and original_max_len other than 1 and 8192": (
             scaling is not None

@@ -13,7 +13,7 @@ import numpy as np
 from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.fairscale import SHARD, split_sizes
 from jaxllm.interop.families.common.family import decoder_sizes, head_pairs
-from jaxllm.interop.families.common.llama_like import layers_of
+from jaxllm.interop.families.common.llama_like import layers_with_mlp
 from jaxllm.interop.families.huggingface.llama4_vision import (
     META_NAMES,
     VISION_SPLIT,
@@ -147,7 +147,7 @@ def _chosen(group: Iterable[str], names: Collection[str], where: str) -> str:
 
 def _layer_rules(config: DecoderConfig, names: Collection[str], mlp: str) -> list[Rule]:
     """The layers whose MLP is of this kind: "dense" or "experts"."""
-    layers = layers_of(config, mlp)
+    layers = layers_with_mlp(config, mlp)
     if not layers:
         return []
 

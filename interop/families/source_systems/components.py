@@ -7,7 +7,7 @@ from jaxllm.config import Experts, LayerKind, StackConfig
 from jaxllm.interop.families.common.family import Fields, Json, in_order, without_type
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.families.common.torch_modules import linear_rules
-from jaxllm.interop.families.common.unsupported import unsaid_of_head_dim, unsaid_values
+from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim, unsupported_values
 from jaxllm.interop.rules.rule import Rule
 
 # What every layer has, whatever the arguments: post-norm, sinusoids and biases everywhere.
@@ -126,12 +126,12 @@ def _write_ffn(config: StackConfig) -> Json:
     }
 
 
-def unsaid(config: StackConfig) -> dict[str, bool]:
+def unsupported(config: StackConfig) -> dict[str, bool]:
     """What the arguments cannot say, and whether the config has it."""
     return {
-        **unsaid_values(config, FIXED),
+        **unsupported_values(config, FIXED),
         f"pattern={config.pattern}": set(config.kinds) != {_kind(config.experts)},
-        **unsaid_of_head_dim(config),
+        **unsupported_by_head_dim(config),
         **_unsaid_of_experts(config),
     }
 

@@ -17,7 +17,7 @@ from .components import (
     layer_sizes,
     read_layers,
     reference_arguments,
-    unsaid,
+    unsupported,
     write_layers,
 )
 
@@ -57,7 +57,7 @@ def write_config(config: SequenceToSequenceConfig, base: Json) -> Json:
             f"source_dim={config.source_dim} and input_dim={decoder.input_dim}": (
                 config.source_dim != decoder.input_dim
             ),
-            **unsaid(decoder),
+            **unsupported(decoder),
         },
     )
     return {

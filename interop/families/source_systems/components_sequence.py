@@ -28,7 +28,7 @@ from .components import (
     layer_sizes,
     read_layers,
     reference_arguments,
-    unsaid,
+    unsupported,
     write_layers,
 )
 
@@ -54,7 +54,7 @@ def write_config(config: SequenceConfig, base: Json, *, model_type: str, pooled:
         f"model_type {model_type!r}",
         config,
         (*SAYS, "input_dim", "output_dim", "pooled"),
-        {f"pooled={config.pooled}": config.pooled != pooled, **unsaid(config)},
+        {f"pooled={config.pooled}": config.pooled != pooled, **unsupported(config)},
     )
     return {
         **base,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.fairscale import unsharded
+from jaxllm.interop.families.common.fairscale import without_shards
 from jaxllm.interop.families.common.family import (
     Derived,
     Family,
@@ -19,10 +19,10 @@ from jaxllm.interop.families.meta.llama4_args import (
     SAYS,
     SCALED_ROPE,
     read_llama4,
-    unsaid_of_llama4,
+    unsupported_by_llama4,
     write_llama4,
 )
-from jaxllm.interop.families.meta.params_json import read_llama, unsaid_of_llama, write_llama
+from jaxllm.interop.families.meta.params_json import read_llama, unsupported_by_llama, write_llama
 from jaxllm.interop.families.meta.tensor_names import (
     FREQUENCIES,
     IGNORED,
@@ -57,7 +57,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "a ModelArgs",
         config,
         ("rope.theta", "rope.scaling", "head.tied", *SAYS),
-        {**unsaid_of_llama(config), **unsaid_of_llama4(config)},
+        {**unsupported_by_llama(config), **unsupported_by_llama4(config)},
     )
     json = {
         **write_llama(config, base, scaling=SCALED_ROPE),
@@ -74,7 +74,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     tied = copied_heads(config, names, [""])
     derived = [FREQUENCIES] if has_frequencies(names) else []
     return Table(
-        tuple(map(unsharded, llama_rules(config, names))),
+        tuple(map(without_shards, llama_rules(config, names))),
         sharded_sizes(config, 1),
         tied=tied,
         copies=tuple(tied),

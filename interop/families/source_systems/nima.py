@@ -4,7 +4,10 @@ from jaxllm.config import StackConfig, flatten
 from jaxllm.interop.families.common.family import Derived, Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules, sinusoids
-from jaxllm.interop.families.common.unsupported import unsaid_of_equal_heads, unsaid_values
+from jaxllm.interop.families.common.unsupported import (
+    unsupported_by_equal_heads,
+    unsupported_values,
+)
 from jaxllm.interop.rules.rule import Rule
 
 NAMES = ("w_q", "w_k", "w_v", "w_o")
@@ -102,7 +105,7 @@ def _feed_forward(config: StackConfig) -> str | None:
     return next(kinds, None)
 
 
-def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
+def unsupported(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
     """What the arguments cannot say, and whether the config has it."""
     kind, waves = config.positions.kind, config.positions.waves
     mlp = f"mlp.activation={config.mlp.activation!r} with mlp.gated={config.mlp.gated}"
@@ -110,12 +113,12 @@ def unsaid(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
         name: value for name, value in FIXED.items() if name != "rope.layout" or kind == "rope"
     }
     return {
-        **unsaid_values(config, counts),
+        **unsupported_values(config, counts),
         f"norms.placement={config.norms.placement!r}": config.norms.placement not in NORMS,
         f"positions.kind={kind!r}": kind == "relative" or _position(config) not in positions,
         f"positions.waves={waves!r}": kind == "sinusoidal" and waves != WAVES,
         mlp: _feed_forward(config) is None,
-        **unsaid_of_equal_heads(config),
+        **unsupported_by_equal_heads(config),
     }
 
 

@@ -17,7 +17,7 @@ from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsaid, waves, write_layers
+from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsupported, waves, write_layers
 
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "relative")
 
@@ -39,7 +39,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "a GPTModel of nima",
         config,
         (*SAYS, "head.tied"),
-        {**unsaid(config, POSITIONS), "norms.final=False": not config.norms.final},
+        {**unsupported(config, POSITIONS), "norms.final=False": not config.norms.final},
     )
     is_usual = config.head.tied and "tie_weights" not in base
     return {

@@ -16,7 +16,7 @@ from jaxllm.interop.families.common.torch_modules import linear_rules
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsaid, waves, write_layers
+from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsupported, waves, write_layers
 
 POSITIONS = ("sinusoidal", "learned", "rope", "alibi", "relative")
 
@@ -61,7 +61,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         decoder=("head.tied", "head.bias"),
         may_differ=("num_layers", "positions.kind"),
         holds={
-            **unsaid(decoder, POSITIONS),
+            **unsupported(decoder, POSITIONS),
             f"encoder.positions.kind={encoder.positions.kind!r}": (
                 encoder.positions.kind != positions
             ),

@@ -18,7 +18,7 @@ from jaxllm.interop.families.common.family import (
     refuse,
     without_type,
 )
-from jaxllm.interop.families.common.unsupported import unsaid_of_head_dim
+from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim
 from jaxllm.interop.families.meta.params_json import mlp_width, width_fields
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
@@ -56,7 +56,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """The constructor's arguments. Raises ValueError for what they cannot say."""
-    refuse("a TlamaConfig", config, ("rope.theta", "head.tied"), unsaid_of_head_dim(config))
+    refuse("a TlamaConfig", config, ("rope.theta", "head.tied"), unsupported_by_head_dim(config))
     json = {
         **base,
         "model_type": "tlama",

@@ -6,7 +6,7 @@ from jaxllm.interop.formats.hf_index import read_indexed
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from . import torch_zip
-from .wrapped_names import unwrapped
+from .wrapped_names import strip_wrappers
 
 SINGLE_NAME = "pytorch_model.bin"
 INDEX_NAME = "pytorch_model.bin.index.json"
@@ -19,5 +19,5 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     """
     index = path / INDEX_NAME
     if index.exists():
-        return unwrapped(read_indexed(index, torch_zip.read_header))
-    return unwrapped(torch_zip.read_header(path / SINGLE_NAME))
+        return strip_wrappers(read_indexed(index, torch_zip.read_header))
+    return strip_wrappers(torch_zip.read_header(path / SINGLE_NAME))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 
-def unwrapped(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def strip_wrappers(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Returns the tensors by their plain names. Raises CheckpointError if two have the same."""
     plain: dict[str, str] = {}
     problems = []

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.rules.boxes import Box, Range, boxes, shape_of
+from jaxllm.interop.rules.boxes import Box, Range, box_shape, boxes
 
 PAGE_BYTES = 4096  # the disk reads whole pages: to leave out less is not worth another request
 
@@ -45,7 +45,7 @@ class Reader:
         Raises CheckpointError if the file ends before the box does.
         """
         itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
-        shape = shape_of(box)
+        shape = box_shape(box)
         nbytes = _span(shape, strides) * itemsize
         if self.memory.nbytes < nbytes:
             self.memory = np.empty(nbytes, np.uint8)
@@ -86,7 +86,7 @@ def _runs(
     shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
 ) -> list[Range]:
     """The bytes to read of a chunk, counted from its first, so that `wanted` is among them."""
-    count = sum(math.prod(shape_of(box)) for box in wanted)
+    count = sum(math.prod(box_shape(box)) for box in wanted)
     if not wanted or count >= math.prod(shape):
         return [(0, _span(shape, strides) * itemsize)]
     found = [_rows(box, strides) for box in wanted]

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, part_of
+from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, select_ranges
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.strided_copy import copy_bits
 
-from .device_shards import Shard, shards_of
+from .device_shards import Shard, list_shards
 
 ALIGNMENT = 64  # of memory that jax takes over on a CPU instead of copying it
 
@@ -52,8 +52,8 @@ class HostAssembly:
         """See `Assembly`."""
         for part in parts:
             shard = self.shards[part.shard]
-            held = self.memory[part.shard][shard.place(part.region)]
-            into = part_of(held, shard.side.array_axes, part.region, part.ranges, part.axes)
+            held = self.memory[part.shard][shard.locate(part.region)]
+            into = select_ranges(held, shard.side.array_axes, part.region, part.ranges, part.axes)
             if part.numbers.dtype == self.dtype:
                 copy_bits(part.numbers, into)
             else:
@@ -82,8 +82,8 @@ class DeviceAssembly:
             shard = self.shards[part.shard]
             numbers = _copy(part.numbers)  # jax may go on using what it is given
             for ranges in shard.contiguous(part.ranges):
-                place = shard.place(ranges)
-                inner = part_of(numbers, part.axes, part.ranges, ranges, part.axes)
+                place = shard.locate(ranges)
+                inner = select_ranges(numbers, part.axes, part.ranges, ranges, part.axes)
                 shape = tuple(to.stop - to.start for to in place)
                 with self.locks[part.shard]:
                     self._write(shard, place, inner.reshape(shape))
@@ -108,9 +108,9 @@ class DeviceAssembly:
         jax.block_until_ready([self.values[device] for device in shard.devices])
 
 
-def assembly_of(side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding) -> Assembly:
+def make_assembly(side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding) -> Assembly:
     """The assembly of an array on the devices that hold it."""
-    shards = shards_of(side, sizes, sharding)
+    shards = list_shards(side, sizes, sharding)
     on_cpu = all(device.platform == "cpu" for shard in shards for device in shard.devices)
     return (HostAssembly if on_cpu else DeviceAssembly)(shards, dtype)
 

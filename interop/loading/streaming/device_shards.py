@@ -7,8 +7,8 @@ from functools import cached_property
 import jax
 from jax.sharding import Sharding
 
-from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, box_of, regions
-from jaxllm.interop.rules.boxes import Box, Range, relative, shape_of, slices
+from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, find_box, regions
+from jaxllm.interop.rules.boxes import Box, Range, box_shape, relative, slices
 from jaxllm.interop.rules.pattern import Side
 
 
@@ -24,7 +24,7 @@ class Shard:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the box."""
-        return shape_of(self.box)
+        return box_shape(self.box)
 
     @cached_property
     def regions(self) -> list[Ranges]:
@@ -41,9 +41,9 @@ class Shard:
             if all(low < high for low, high in common.values()):
                 yield region, common
 
-    def place(self, ranges: Ranges) -> tuple[slice, ...]:
+    def locate(self, ranges: Ranges) -> tuple[slice, ...]:
         """Where ranges that are contiguous in every dimension lie in the box."""
-        return slices(relative(box_of(self.side.dims, ranges, self.sizes), self.box))
+        return slices(relative(find_box(self.side.dims, ranges, self.sizes), self.box))
 
     def contiguous(self, ranges: Ranges) -> Iterator[Ranges]:
         """Cuts ranges until they are contiguous in every dimension."""
@@ -57,7 +57,7 @@ class Shard:
         yield ranges
 
 
-def shards_of(side: Side, sizes: Sizes, sharding: Sharding) -> list[Shard]:
+def list_shards(side: Side, sizes: Sizes, sharding: Sharding) -> list[Shard]:
     """The shards of an array that this process holds, those on several devices once."""
     shape = side.shape(sizes)
     holders: dict[tuple[Range, ...], list[jax.Device]] = {}

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from jaxllm.interop.formats.stored_tensor import StoredTensor
-from jaxllm.interop.rules.axis_ranges import Ranges, box_of, part_of
+from jaxllm.interop.rules.axis_ranges import Ranges, find_box, select_ranges
 from jaxllm.interop.rules.boxes import Box, relative
 from jaxllm.interop.rules.pattern import Index
 from jaxllm.interop.rules.transfer import Piece, Transfer
@@ -87,7 +87,7 @@ def _deliver(reader: Reader, move: Move, box: Box, arrays: Mapping[str, Assembly
     if not wanted:
         return
     sizes = move.transfer.sizes
-    boxes = [relative(box_of(stored.dims, ranges, sizes), box) for _, _, _, ranges in wanted]
+    boxes = [relative(find_box(stored.dims, ranges, sizes), box) for _, _, _, ranges in wanted]
     chunk = reader.read(move.tensor, box, boxes)
     axes = [axis for axis in model.array_axes if axis in stored.array_axes]
     lying = [axis for axis in stored.array_axes if axis in axes]
@@ -95,7 +95,7 @@ def _deliver(reader: Reader, move: Move, box: Box, arrays: Mapping[str, Assembly
     parts: dict[str, list[Part]] = {}
     for piece, shard, region, ranges in wanted:
         held = chunk[piece.place]
-        lain = part_of(held, stored.array_axes, piece.region, ranges, axes)
+        lain = select_ranges(held, stored.array_axes, piece.region, ranges, axes)
         part = Part(shard, region, ranges, axes, lain.transpose(order))
         parts.setdefault(piece.name, []).append(part)
     for name, of_array in parts.items():

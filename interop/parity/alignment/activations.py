@@ -25,7 +25,7 @@ from jaxllm.interop.rules.transfer import Transfer
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
-from jaxllm.params import stacks
+from jaxllm.params import stacked_layers
 
 from .inputs import Inputs, last_stack
 
@@ -72,7 +72,7 @@ class Tap:
 
 def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
     """The taps of a model whose layers are not stacked, for these inputs."""
-    rules = table.bound(stacks(model))
+    rules = table.bound(stacked_layers(model))
     modules = dict(_named_modules(model))
     modules.pop(output_path(model), None)  # taken from what the whole model returns
     taps = []
@@ -100,7 +100,7 @@ def _named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 
 def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) -> Rule | None:
     """The tap of the module whose parameter the rule is about, if it returns what theirs does."""
-    first = rule.model.spell(dict.fromkeys(rule.model.name_axes, 0), sizes)
+    first = rule.model.format_name(dict.fromkeys(rule.model.name_axes, 0), sizes)
     module = modules.get(first.rpartition(".")[0])
     kept = _returned(module, first.rpartition(".")[2])
     theirs = rule.stored.name.partition("#")
@@ -137,7 +137,7 @@ def _of_blocks(rules: Sequence[BoundRule]) -> Iterator[Rule]:
     names: dict[str, list[str]] = {}
     for rule, sizes in rules:
         index = dict.fromkeys(rule.model.name_axes, 0)
-        ours = rule.model.spell(index, sizes).split(".")[:-2]
+        ours = rule.model.format_name(index, sizes).split(".")[:-2]
         stored = [name for name, _ in rule.stored.names(sizes)]
         for depth in range(1, len(ours) + 1):
             names.setdefault(".".join(ours[:depth]), []).extend(stored)

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxllm.config import Config
 from jaxllm.interop.families import Fields, Layout, Table
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array, transferred
-from jaxllm.interop.loading.plan import arrays_of
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
+from jaxllm.interop.loading.plan import find_arrays
 from jaxllm.interop.rules.bijection import fused_parts
 from jaxllm.interop.rules.rule import BoundRule, Rule
 from jaxllm.models import Model
@@ -101,9 +101,9 @@ def sources_of(
     """As `imported`, each to be made when it is read, of tensors that are not fused."""
     for rule, sizes in (bound for bound in rules if not any(unfit(bound, parts))):
         transfer = rule.importing(sizes)
-        wanted = {name: of_array(parts[name]) for name, _ in rule.stored.names(sizes)}
+        wanted = {name: from_array(parts[name]) for name, _ in rule.stored.names(sizes)}
         for name, index in transfer.target.names(sizes):
-            yield name, transferred(transfer, index, wanted)
+            yield name, transfer_tensor(transfer, index, wanted)
 
 
 def unfit(bound: BoundRule, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -121,7 +121,7 @@ def our_names(rules: Sequence[BoundRule]) -> dict[str, list[str]]:
     for rule, sizes in rules:
         for stored, index in rule.stored.names(sizes):
             whole = stored.partition("#")[0]
-            found.setdefault(whole, []).extend(arrays_of(rule.model, index, sizes))
+            found.setdefault(whole, []).extend(find_arrays(rule.model, index, sizes))
     return found
 
 

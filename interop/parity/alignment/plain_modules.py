@@ -12,8 +12,8 @@ from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.family import Json
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
-from jaxllm.interop.loading.plan import take_account
-from jaxllm.interop.loading.user_family import family_of, open_checkpoint
+from jaxllm.interop.loading.plan import analyze_checkpoint
+from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
 from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory, parameters_on
 from jaxllm.models import Model
 
@@ -33,7 +33,7 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
     family, fields = checkpoint.family, dict(checkpoint.config)
     if family.reference is None:
         raise CheckpointError(f"{family.name} defines no reference, the model to compare with")
-    table = take_account(checkpoint).table
+    table = analyze_checkpoint(checkpoint).table
     with parameters_on(shelf):
         module = family.reference(fields).float()
     tensors = checkpoint.tensors.items()
@@ -70,7 +70,7 @@ def described(reference: Any, model: Model, rules: Any) -> AbstractContextManage
 
     Raises CheckpointError if there are no rules, or no fields.
     """
-    family = family_of(rules)
+    family = resolve_family(rules)
     return attribute(reference, OWN, (family, _fields(family, model)))
 
 

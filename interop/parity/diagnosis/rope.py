@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxllm.closeness import norm
+from jaxllm.deviation import norm
 
 from .evidence import Evidence, Explain, Explanation
 

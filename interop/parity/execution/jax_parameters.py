@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxllm.models import Model
 from jaxllm.params import named_parameters
-from jaxllm.sharding import on_host
+from jaxllm.sharding import to_host
 
 
 class LazyWeights(Mapping[str, np.ndarray]):
@@ -16,7 +16,7 @@ class LazyWeights(Mapping[str, np.ndarray]):
         self._variables = named_parameters(model)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return on_host(self._variables[name].get_value())
+        return to_host(self._variables[name].get_value())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._variables)

@@ -17,10 +17,10 @@ from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
 from jaxllm.interop.parity.report.rows import LOGITS
-from jaxllm.layers.trace import LISTENER, show
+from jaxllm.layers.trace import HOOK, apply_hook
 from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack
-from jaxllm.sharding import on_host
+from jaxllm.sharding import to_host
 
 OUTPUT = "__call__"  # the name by which a module shows what it returns
 PRECISION = "highest"  # float32 products; by default accelerators round their inputs
@@ -91,7 +91,7 @@ def _run(
         return jnp.maximum(theirs, jnp.finfo(value.dtype).min)
 
     for path, module in nnx.iter_modules(model):
-        setattr(module, LISTENER, partial(listen, ".".join(map(str, path))))
+        setattr(module, HOOK, partial(listen, ".".join(map(str, path))))
     # Not jitted: compiling takes longer the deeper the model, running op by op does not.
     with jax.default_matmul_precision(PRECISION), _shown_outputs(model):
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
@@ -101,7 +101,7 @@ def _run(
 
 
 def _on_host(value: jax.Array) -> np.ndarray:
-    return on_host(value).astype(np.float32, copy=False)
+    return to_host(value).astype(np.float32, copy=False)
 
 
 def _lasts(outputs: Outputs, shelf: Shelf = in_memory) -> dict[str, np.ndarray]:
@@ -133,8 +133,8 @@ def _showing(call_module: Callable) -> Callable:
     def shown(module: nnx.Module, *args: Any, **options: Any) -> Any:
         returned = call_module(module, *args, **options)
         if type(returned) is not tuple:
-            return show(module, **{OUTPUT: returned})[0]
-        return (*show(module, **{OUTPUT: returned[0]}), *returned[1:])
+            return apply_hook(module, **{OUTPUT: returned})[0]
+        return (*apply_hook(module, **{OUTPUT: returned[0]}), *returned[1:])
 
     return shown
 

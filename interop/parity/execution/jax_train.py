@@ -11,8 +11,8 @@ from jax import Array
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.models import Model, with_scanned_layers
-from jaxllm.params import Params, named_parameters, split, tree_of
-from jaxllm.sharding import on_host
+from jaxllm.params import Params, map_parameters, named_parameters, split
+from jaxllm.sharding import to_host
 
 from .jax_trace import PRECISION, call
 from .recipe import Training, as_tuple
@@ -31,7 +31,7 @@ def train_model(
     Raises ValueError if the optimizer has no moments `mu` and `nu`, as optax's Adam has.
     """
     bind, params = split(model)
-    trained = tree_of(model, lambda name, _: float(name not in constant))
+    trained = map_parameters(model, lambda name, _: float(name not in constant))
 
     @jax.jit
     def step(params: Params, state: Any, given: Mapping[str, Array]) -> tuple:
@@ -90,4 +90,4 @@ def _moments(state: Any) -> dict[str, Any]:
 def _named(bind: Callable[[Params], Model], tree: Params) -> dict[str, np.ndarray]:
     """What is laid out as the parameters are, by their names in single layers."""
     listed = with_scanned_layers(bind(tree), False)
-    return {name: on_host(v.get_value()) for name, v in named_parameters(listed).items()}
+    return {name: to_host(v.get_value()) for name, v in named_parameters(listed).items()}

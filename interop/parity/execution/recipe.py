@@ -7,7 +7,7 @@ import jax
 import optax
 
 from jaxllm.interop.parity.alignment.parameter_names import DECAYED
-from jaxllm.params import tree_of
+from jaxllm.params import map_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Recipe:
                 b2=self.b2,
                 eps=self.eps,
                 weight_decay=self.weight_decay,
-                mask=tree_of(model, lambda name, _: name.endswith(DECAYED)),
+                mask=map_parameters(model, lambda name, _: name.endswith(DECAYED)),
             ),
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.generation import beam_search, generate
-from jaxllm.generation.cached import advance, prefill
+from jaxllm.generation.incremental import decode_step, prefill
 from jaxllm.interop.parity.alignment.adapters import calling_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.jax_trace import PRECISION
@@ -26,7 +26,7 @@ from jaxllm.interop.parity.numerics import metrics, tolerance
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.report.rows import ScoresResult, TextResult
 from jaxllm.models import EncoderDecoder, TokenModel, with_scanned_layers
-from jaxllm.sharding import on_host
+from jaxllm.sharding import to_host
 
 from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors
 from .level import Stage
@@ -148,7 +148,7 @@ def forced_logits(
     graphdef, state = nnx.split(model)
     new = np.asarray(continuations, np.int32)
     logits_PNV = _steps(graphdef, nnx.to_pure_dict(state), tokens, lengths, new)
-    return on_host(logits_PNV).astype(np.float32, copy=False)
+    return to_host(logits_PNV).astype(np.float32, copy=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -164,7 +164,7 @@ def _steps(
 
     def step(carry: tuple, i: jax.Array) -> tuple:
         x_PD, cache = carry
-        return advance(start, cache, new_PN, i), start.model.unembed(x_PD[:, None])[:, 0]
+        return decode_step(start, cache, new_PN, i), start.model.unembed(x_PD[:, None])[:, 0]
 
     places = jnp.arange(new_PN.shape[1])
     logits_NPV: jax.Array = jax.lax.scan(step, (start.x_BD, start.cache), places)[1]
@@ -179,7 +179,7 @@ def _judge_logits(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
 def _judge_filtered(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
     """The logits that a token would be drawn from, after temperature, top-k and top-p."""
     V = ours_PNV.shape[-1]
-    ours = np.asarray(SAMPLING.filtered(jnp.asarray(ours_PNV.reshape(-1, V))))
+    ours = np.asarray(SAMPLING.filter_logits(jnp.asarray(ours_PNV.reshape(-1, V))))
     kept, reference = theirs.kept_PNV.reshape(-1, V), theirs.logits_PNV.reshape(-1, V)
     apart = {(int(row), int(token)) for row, token in np.argwhere(np.isfinite(ours) != kept)}
     both = np.isfinite(ours) & kept

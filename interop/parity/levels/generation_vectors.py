@@ -17,7 +17,7 @@ from jaxllm.interop.parity.execution.torch_trace import prepared
 from jaxllm.interop.parity.numerics import metrics, tolerance
 from jaxllm.interop.parity.report.rows import ScoresResult
 from jaxllm.models import Model
-from jaxllm.sharding import on_host
+from jaxllm.sharding import to_host
 
 PROMPT_LENGTH = 24
 NEW_VECTORS = 8
@@ -97,6 +97,6 @@ def _ours(model: Model) -> Callable[[Inputs, int], np.ndarray]:
         mask = np.broadcast_to(np.arange(T + room) < T, (B, T + room)).astype(np.int32)
         whole = dataclasses.replace(inputs, target=padded, target_mask=mask)
         given = {name: jnp.asarray(array) for name, array in whole.arrays.items()}
-        return on_host(run(state, given))[:, T - 1]
+        return to_host(run(state, given))[:, T - 1]
 
     return last

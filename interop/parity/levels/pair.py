@@ -15,7 +15,7 @@ from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, with_scanned_layers
-from jaxllm.params import stacks
+from jaxllm.params import stacked_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,4 +50,4 @@ class Pair(Ours):
     @cached_property
     def rules(self) -> Sequence[BoundRule]:
         """The table's rules at the sizes of our model."""
-        return self.table.bound(stacks(self.listed))
+        return self.table.bound(stacked_layers(self.listed))

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.closeness import (
-    Apart,
-    apart,
-    beyond_noise,
-    gradient_apart,
-    norm_of_all,
+from jaxllm.deviation import (
+    Deviation,
+    deviation,
+    exceeds_noise,
+    gradient_deviation,
+    joint_norm,
     relative_l2,
     threshold,
-    update_apart,
+    update_deviation,
 )
 from jaxllm.interop.parity.alignment.adapters import calling_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
@@ -40,7 +40,7 @@ CLIP_EPS = 1e-6
 ABOVE_NOISE = 1e3
 
 # Of a parameter that the reference does not have, or has in another shape.
-MISSING = Apart(math.inf, 0.0)
+MISSING = Deviation(math.inf, 0.0)
 
 MOVED = (0, 1)  # seeds of trainings from weights that are off by their last bits
 ELEMENTS = 1024  # that a pack keeps of each gradient, moment and update
@@ -153,7 +153,7 @@ def judge_step(runs: Runs) -> list[TensorResult]:
 def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
     """One number: ours, the reference's, and the reference's computed otherwise."""
     ours, theirs, *others = found
-    return _result(f"{path}.", what, apart(ours, theirs, others))
+    return _result(f"{path}.", what, deviation(ours, theirs, others))
 
 
 def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
@@ -161,13 +161,13 @@ def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
     gradient, clip = runs.theirs.first["gradient"], CLIP_EPS / runs.theirs.norm
     ours, theirs = runs.ours.first[what], runs.theirs.first[what]
     others = [run.first[what] for run in runs.others]
-    whole = norm_of_all(theirs.values())
+    whole = joint_norm(theirs.values())
     for name in ours:
         if name not in theirs:
             yield _result(name, what, MISSING)
             continue
         again = [other[name] for other in others]
-        found = gradient_apart(ours[name], theirs[name], again, whole)
+        found = gradient_deviation(ours[name], theirs[name], again, whole)
         if power and found.relative_to == "own":
             noise = (
                 relative_l2(run.first["gradient"][name], gradient[name]) for run in runs.others
@@ -184,14 +184,14 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
             yield _result(name, "update", MISSING)
             continue
         noise = (run.first["gradient"][name] for run in others)
-        counts = beyond_noise(theirs.first["gradient"][name], noise, ABOVE_NOISE)
+        counts = exceeds_noise(theirs.first["gradient"][name], noise, ABOVE_NOISE)
         own, update, *again = (run.first["update"][name][counts] for run in (ours, theirs, *others))
         before = theirs.first["parameter"][name][counts]
-        found = update_apart(own, update, again, before)
+        found = update_deviation(own, update, again, before)
         yield _result(name, "update", found, compared=float(counts.mean()))
 
 
-def _result(name: str, what: str, found: Apart, compared: float = 1.0) -> TensorResult:
+def _result(name: str, what: str, found: Deviation, compared: float = 1.0) -> TensorResult:
     """The row of a parameter, as in `layers.7.mlp.up_proj.kernel`."""
     path, _, parameter = name.rpartition(".")
     return TensorResult(

@@ -23,7 +23,7 @@ from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.report.rows import WeightResult
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, build_abstract, with_scanned_layers
-from jaxllm.params import stacks
+from jaxllm.params import stacked_layers
 
 from .config import config_of
 from .level import Stage
@@ -38,7 +38,7 @@ def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightRe
         model: ours, its layers one by one.
         table: of the reference's family, for our config.
     """
-    tensors, rules = tensors_of(reference), table.bound(stacks(model))
+    tensors, rules = tensors_of(reference), table.bound(stacked_layers(model))
     rows = list(_rules(rules, tensors, LazyWeights(model)))
     rows += _copies(table, rules, tensors)
     accounted = {*our_names(rules), *table.tied, *(derived.name for derived in table.derived)}
@@ -58,7 +58,7 @@ def misfits(reference: Any, model: Model, table: Table) -> list[str]:
 
     With any of them the two cannot be run side by side.
     """
-    rules = table.bound(stacks(model))
+    rules = table.bound(stacked_layers(model))
     parts = split_fused(rules, tensors_of(reference))
     kernels = (bound for bound in rules if bound.rule.model.name.endswith(DECAYED))
     return [problem for bound in kernels for problem in unfit(bound, parts)]
@@ -102,7 +102,9 @@ def _places(reference: Any, model: Model) -> dict[str, str]:
         return {}
     table = table_for(reference, config)
     whole = with_scanned_layers(build_abstract(with_fields(config, scan_layers=False)), False)
-    return {stored: ours[0] for stored, ours in our_names(table.bound(stacks(whole))).items()}
+    return {
+        stored: ours[0] for stored, ours in our_names(table.bound(stacked_layers(whole))).items()
+    }
 
 
 def _alone(name: str, tensor: np.ndarray, place: str) -> WeightResult:

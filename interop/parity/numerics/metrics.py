@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxllm.closeness import difference, norm, relative
+from jaxllm.deviation import difference, norm, relative
 
 # The first tokens show a wrong mask or scale; only the last ones show a wrong rotary frequency.
 BUCKET_STARTS = (0, 4, 32, 128, 512)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from jaxllm.jsonable import jsonable
+from jaxllm.strict_json import replace_nonfinite
 
 from .rows import (
     FieldResult,
@@ -139,4 +139,4 @@ class Report:
         for level, rows in self.rows.items():
             name = "taps" if level in ACTIVATIONS else level
             data.setdefault(name, []).extend(row.to_json() for row in rows)
-        return jsonable({**data, "first_divergence": first and first.to_json()})
+        return replace_nonfinite({**data, "first_divergence": first and first.to_json()})

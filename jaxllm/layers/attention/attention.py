@@ -12,18 +12,18 @@ from jaxllm.config import LayerKind, StackConfig, Temperature
 from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import Norm, normalize
-from jaxllm.layers.trace import is_watched, show
+from jaxllm.layers.trace import apply_hook, has_hook
 from jaxllm.sharding import constrain
 
 from .cache import Cache
-from .mask import Sight, same_segment
+from .mask import MaskSpec, same_segment
 from .rope import Rotation, apply_rope
 
 MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
 MAX_BLOCKS = 16  # in a program, whatever the length
 
 # Called with "scores" or "probs" and these, BKGTS; returns those to go on with.
-Watch = Callable[[str, Array], Array]
+Hook = Callable[[str, Array], Array]
 
 LOWEST = jnp.finfo(jnp.float32).min  # the score of a key that a query does not see
 
@@ -56,8 +56,8 @@ class Attention(nnx.Module):
         q_BTNH = constrain(self.scale_by_temperature(q_BTNH, positions_BT), "BTNH")
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
-        q_BTNH, k_BTKH, v_BTKH = show(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
-        config, sight = self.config, Sight.of(self.config, self.kind)
+        q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
+        config, sight = self.config, MaskSpec.from_config(self.config, self.kind)
         attend = partial(attention, scale=config.attention.scale, softcap=config.attention.softcap)
         if cache is None:
             out_BTNH = self_attention(
@@ -65,21 +65,21 @@ class Attention(nnx.Module):
                 sight=sight,
                 bias=context.bias,
                 attend=attend,
-                watched_by=self if is_watched(self) else None,
+                watched_by=self if has_hook(self) else None,
             )
         else:
-            cache, (k_BSKH, v_BSKH, keys_BS) = cache.extended(k_BTKH, v_BTKH, positions_BT)
+            cache, (k_BSKH, v_BSKH, keys_BS) = cache.extend(k_BTKH, v_BTKH, positions_BT)
             mask_BTS = sight.mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
             out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
-        (out_BTNH,) = show(self, mixed=out_BTNH)
+        (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
         """Applies the config's QK norm and RoPE to queries or keys."""
         if norm is not None:
             x_BTNH = norm(x_BTNH)
-        rotation = Rotation.of(self.config, self.kind)
+        rotation = Rotation.from_config(self.config, self.kind)
         if rotation is None:
             return x_BTNH
         x_BTNH = apply_rope(x_BTNH, positions_BT, rotation)
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
     def scale_by_temperature(self, q_BTNH: Array, positions_BT: Array) -> Array:
         """Scales queries by position-dependent attention temperature (layers without RoPE)."""
         temperature = self.config.attention.temperature
-        if temperature is None or Rotation.of(self.config, self.kind) is not None:
+        if temperature is None or Rotation.from_config(self.config, self.kind) is not None:
             return q_BTNH
         growth_BT = temperature_growth(temperature, positions_BT)
         return (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
@@ -111,7 +111,7 @@ def attention(
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    watch: Watch = lambda name, x_BKGTS: x_BKGTS,
+    watch: Hook = lambda name, x_BKGTS: x_BKGTS,
 ) -> Array:
     """`softmax(q k scale + bias) v` where the mask is True, BTNH; the scale is 1 / sqrt(H).
 
@@ -149,7 +149,7 @@ def self_attention(
     positions_BT: Array,
     segment_ids_BT: Array | None = None,
     *,
-    sight: Sight,
+    sight: MaskSpec,
     bias: Bias | None = None,
     attend: Callable[..., Array] = attention,
     watched_by: nnx.Module | None = None,
@@ -165,7 +165,7 @@ def self_attention(
     T = q_BTNH.shape[1]
 
     def attend_block(
-        q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array], **watch: Watch
+        q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array], **watch: Hook
     ) -> Array:
         return attend(q, k, v, mask, None if bias is None else bias(*at), **watch)
 
@@ -179,18 +179,20 @@ def self_attention(
         if watched_by is None:
             attend_own = jax.checkpoint(attend_block)
         else:  # nothing can be shown out of what is traced
-            attend_own = partial(attend_block, watch=partial(show_block, watched_by, seen, T))
+            attend_own = partial(attend_block, watch=partial(hook_block, watched_by, seen, T))
         outs.append(attend_own(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
     return jnp.concatenate(outs, axis=1)
 
 
-def show_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGTS: Array) -> Array:
+def hook_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGTS: Array) -> Array:
     """Shows the scores or probabilities of a block of queries and the keys `seen`, BTNS of all."""
     beside = (seen.start, num_keys - seen.stop)
     unseen = LOWEST if name == "scores" else 0.0
     wide_BKGTS = jnp.pad(x_BKGTS, [(0, 0)] * 4 + [beside], constant_values=unseen)
     wide_BTKGS = jnp.moveaxis(wide_BKGTS, 3, 1)
-    (wide_BTNS,) = show(module, **{name: wide_BTKGS.reshape(*wide_BTKGS.shape[:2], -1, num_keys)})
+    (wide_BTNS,) = apply_hook(
+        module, **{name: wide_BTKGS.reshape(*wide_BTKGS.shape[:2], -1, num_keys)}
+    )
     return jnp.moveaxis(wide_BTNS.reshape(wide_BTKGS.shape), 1, 3)[..., seen]
 
 

@@ -8,7 +8,7 @@ from jax import Array
 from jaxllm.config import LayerKind, StackConfig
 from jaxllm.sharding import constrain
 
-from .mask import Sight
+from .mask import MaskSpec
 
 NOWHERE = 1 << 30  # the position of a key that no query sees: after all of them
 
@@ -48,7 +48,7 @@ class KVCache(NamedTuple):
             constrain(self.v_BCKH.at[slots].set(v_BTKH), "BCKH"),
         )
 
-    def extended(
+    def extend(
         self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array
     ) -> tuple[Self, tuple[Array, Array, Array]]:
         """The cache with these tokens in it, and what they may see: keys, values, positions BS."""
@@ -95,7 +95,7 @@ class RingCache(NamedTuple):
             constrain(self.positions_BC.at[slots].set(positions_BT), "BC"),
         )
 
-    def extended(
+    def extend(
         self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array
     ) -> tuple[Self, tuple[Array, Array, Array]]:
         """The cache with these tokens in it, and what they may see: keys, values, positions BS.
@@ -148,7 +148,7 @@ def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: in
     """
     if not config.attention.causal:
         raise ValueError("a cache with attention.causal=False: tokens would see those to come")
-    reach = Sight.of(config, kind).reach
+    reach = MaskSpec.from_config(config, kind).lookback
     if reach is None or length <= reach:
         return KVCache.empty(config, batch_size, length)
     return RingCache.empty(config, batch_size, reach)

@@ -11,10 +11,10 @@ from jax import Array
 from jaxllm.config import StackConfig
 from jaxllm.layers.context import Source
 from jaxllm.layers.linear import Linear
-from jaxllm.layers.trace import is_watched, show
+from jaxllm.layers.trace import apply_hook, has_hook
 from jaxllm.sharding import constrain
 
-from .attention import attention, query_blocks, show_block
+from .attention import attention, hook_block, query_blocks
 from .cache import SourceKV
 from .mask import same_segment
 
@@ -35,7 +35,7 @@ class CrossAttention(nnx.Module):
         """The keys and values of a source, which are the same for every token of the target."""
         k_BSKH = constrain(self.k_proj(source.x_BSD), "BSKH")
         v_BSKH = constrain(self.v_proj(source.x_BSD), "BSKH")
-        k_BSKH, v_BSKH = show(self, k=k_BSKH, v=v_BSKH)
+        k_BSKH, v_BSKH = apply_hook(self, k=k_BSKH, v=v_BSKH)
         return SourceKV(k_BSKH, v_BSKH, source.segment_ids_BS)
 
     def __call__(
@@ -50,12 +50,12 @@ class CrossAttention(nnx.Module):
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones((B, T), jnp.int32)
         q_BTNH = constrain(self.q_proj(x_BTD), "BTNH")
-        (q_BTNH,) = show(self, q=q_BTNH)
+        (q_BTNH,) = apply_hook(self, q=q_BTNH)
         scale, softcap = self.config.attention.scale, self.config.attention.softcap
         attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
-        if is_watched(self):  # nothing can be shown out of what is traced
+        if has_hook(self):  # nothing can be shown out of what is traced
             S = source.k_BSKH.shape[1]
-            attend = partial(attend, watch=partial(show_block, self, slice(0, S), S))
+            attend = partial(attend, watch=partial(hook_block, self, slice(0, S), S))
         else:
             attend = jax.checkpoint(attend)
         outs = []
@@ -63,5 +63,5 @@ class CrossAttention(nnx.Module):
             mask_BTS = same_segment(segment_ids_BT[:, own], source.segment_ids_BS)
             outs.append(attend(q_BTNH[:, own], source.k_BSKH, source.v_BSKH, mask_BTS))
         out_BTNH = jnp.concatenate(outs, axis=1)
-        (out_BTNH,) = show(self, mixed=out_BTNH)
+        (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH"))

@@ -73,11 +73,11 @@ class RelativeBias(nnx.Module):
     """A learned number for each head and each bucket of distances (Raffel et al., 2020)."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
-        buckets = config.positions.relative
-        assert buckets is not None, "checked by the config"
-        shape = (buckets.count, config.num_heads)
+        bucket_table = config.positions.relative
+        assert bucket_table is not None, "checked by the config"
+        shape = (bucket_table.count, config.num_heads)
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
-        self.buckets, self.causal = buckets, config.attention.causal
+        self.buckets, self.causal = bucket_table, config.attention.causal
         self.embedding = nnx.Param(table, dims=".N")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
@@ -85,13 +85,13 @@ class RelativeBias(nnx.Module):
         farthest = self.buckets.max_distance
         # The number of each distance ahead, from -farthest to farthest: one small table to look in.
         table_NU = self.embedding[...].astype(jnp.float32).T
-        numbers_NR = table_NU[:, buckets(self.buckets, self.causal)]
+        numbers_NR = table_NU[:, bucket_table(self.buckets, self.causal)]
         ahead_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
         rows_BTS = jnp.clip(ahead_BTS, -farthest, farthest) + farthest
         return constrain(jnp.moveaxis(numbers_NR[:, rows_BTS], 0, 1), "BNTS")
 
 
-def buckets(relative: RelativeBuckets, causal: bool) -> np.ndarray:
+def bucket_table(relative: RelativeBuckets, causal: bool) -> np.ndarray:
     """The bucket of a key at each distance ahead of its query, from the farthest behind.
 
     Up to half of its side's buckets a distance has a bucket of its own; from there on they widen

@@ -8,7 +8,7 @@ from jax import Array
 from jaxllm.config import LayerKind, StackConfig
 
 
-class Sight(NamedTuple):
+class MaskSpec(NamedTuple):
     """What a query sees of its own sequence, by positions."""
 
     causal: bool = True  # nothing after itself
@@ -16,7 +16,7 @@ class Sight(NamedTuple):
     chunk: int | None = None  # of the tokens 0 to chunk - 1, chunk to 2 chunk - 1, ... its own
 
     @classmethod
-    def of(cls, config: StackConfig, kind: LayerKind) -> Self:
+    def from_config(cls, config: StackConfig, kind: LayerKind) -> Self:
         """That of a layer of this kind."""
         return cls(
             causal=config.attention.causal,
@@ -35,13 +35,13 @@ class Sight(NamedTuple):
         return mask_BTS
 
     @property
-    def reach(self) -> int | None:
+    def lookback(self) -> int | None:
         """Of how many tokens, itself the last, a query sees some at most; None: of all."""
         return min(filter(None, (self.window, self.chunk)), default=None)
 
     def keys(self, start: int, stop: int, length: int) -> slice:
         """All that the queries from `start` to `stop` may see, of a sequence of this length."""
-        reach = length if self.reach is None else self.reach
+        reach = length if self.lookback is None else self.lookback
         return slice(max(0, start + 1 - reach), stop if self.causal else length)
 
 

@@ -30,7 +30,7 @@ class Rotation(NamedTuple):
     at_length: Callable[[Array], Array] | None = None
 
     @classmethod
-    def of(cls, config: StackConfig, kind: LayerKind) -> Self | None:
+    def from_config(cls, config: StackConfig, kind: LayerKind) -> Self | None:
         """That of a layer of this kind; None if it has no RoPE."""
         if config.positions.kind != "rope" or kind.rope == "none":
             return None
@@ -38,10 +38,10 @@ class Rotation(NamedTuple):
         if kind.rope == "local":
             theta, scaling = config.rope.local_theta, None
         rotated = int(config.head_dim * config.rope.fraction)
-        return cls.scaled(rotated, theta, scaling, config.rope.layout)
+        return cls.with_scaling(rotated, theta, scaling, config.rope.layout)
 
     @classmethod
-    def scaled(
+    def with_scaling(
         cls, rotated: int, theta: float, scaling: RopeScaling | None, layout: RopeLayout
     ) -> Self:
         """That of a head's first `rotated` elements."""

@@ -16,26 +16,26 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxllm.layers.trace import unwatched
-from jaxllm.sharding import DIMS, spec
+from jaxllm.layers.trace import without_hooks
+from jaxllm.sharding import DIMS, partition_spec
 
 # Rows sorted by group, how many each group has, and the group of each: the rows afterwards.
-Run = Callable[[Array, Array, Array], Array]
-NOBODY = np.iinfo(np.int32).max
+ApplyGroups = Callable[[Array, Array, Array], Array]
+NO_EXPERT = np.iinfo(np.int32).max
 
 
-def mesh_of_many() -> AbstractMesh | None:
+def multi_device_mesh() -> AbstractMesh | None:
     """The mesh in use, if it is of more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def splits_experts(mesh: AbstractMesh, num_experts: int) -> bool:
+def shards_experts(mesh: AbstractMesh, num_experts: int) -> bool:
     """Whether the mesh's expert axis splits so many experts; otherwise every device has all."""
-    return spec("E", (num_experts,), mesh.shape)[0] is not None
+    return partition_spec("E", (num_experts,), mesh.shape)[0] is not None
 
 
-def on_devices(
+def map_over_devices(
     mesh: AbstractMesh,
     apply: Callable[[Any, Array, Array, Array], Array],
     experts: Any,
@@ -48,11 +48,11 @@ def on_devices(
     The experts' F is split over `tensor`, and what `apply` returns is summed over it. The tokens
     that fill up the devices chose `NOBODY`.
     """
-    graphdef, state = nnx.split(unwatched(experts))
+    graphdef, state = nnx.split(without_hooks(experts))
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     treedef = jax.tree.structure(state)
     dims = [variable.dims for variable in variables]
-    specs = [spec(v.dims, v.get_value().shape, mesh.shape) for v in variables]
+    specs = [partition_spec(v.dims, v.get_value().shape, mesh.shape) for v in variables]
     is_sum = any("tensor" in part for part in specs)
     axes = tuple(axis for axis in DIMS["B"] if mesh.shape.get(axis, 1) > 1)  # that split the tokens
     varying = (*axes, "tensor") if is_sum else axes
@@ -68,7 +68,7 @@ def on_devices(
     fill = lambda x, value: jnp.pad(x, ((0, missing), (0, 0)), constant_values=value)  # noqa: E731
     run = jax.shard_map(local, in_specs=(specs, split, split, split), out_specs=split)
     arrays = [variable.get_value() for variable in variables]
-    return run(arrays, fill(x_SD, 0), fill(weights_Sk, 0), fill(expert_Sk, NOBODY))[:S]
+    return run(arrays, fill(x_SD, 0), fill(weights_Sk, 0), fill(expert_Sk, NO_EXPERT))[:S]
 
 
 def _prepare(array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...]) -> Array:
@@ -88,7 +88,7 @@ def _vary(x: Array, part: PartitionSpec, axes: tuple[str, ...]) -> Array:
     return jax.lax.pcast(x, tuple(axis for axis in axes if axis not in split), to="varying")
 
 
-def grouped(expert: Array, num_own: int, *, has_overflow: bool) -> Array:
+def group_by_device(expert: Array, num_own: int, *, has_overflow: bool) -> Array:
     """The group of each choice: groups are numbered device by device, those of no expert are last.
 
     A device has `num_own` experts and, if any, the overflow expert, the last of all, of which all
@@ -100,10 +100,10 @@ def grouped(expert: Array, num_own: int, *, has_overflow: bool) -> Array:
     if has_overflow:
         here = jax.lax.axis_index("expert") * size + num_own
         group = jnp.where(expert == devices * num_own, here, group)
-    return jnp.where(expert == NOBODY, devices * size, group)
+    return jnp.where(expert == NO_EXPERT, devices * size, group)
 
 
-def across(run: Run, room: int) -> Run:
+def exchange_rows(run: ApplyGroups, room: int) -> ApplyGroups:
     """`run` of each group on the device that holds it; `room` is the most rows of one for another.
 
     Groups are numbered device by device, as many on each.
@@ -113,7 +113,7 @@ def across(run: Run, room: int) -> Run:
         counts_RG = counts.reshape(jax.lax.axis_size("expert"), -1)
         given_RG = _all_to_all(counts_RG)
         sizes_R, lengths = counts_RG.sum(1), (rows_MD.shape[0], room)
-        came = send(rows_MD, sizes_R, lengths)
+        came = send_rows(rows_MD, sizes_R, lengths)
         ends_RG = jnp.cumsum(given_RG, axis=1)  # of each device's groups; after them, room is left
         place = jnp.arange(room)
         group = jax.vmap(lambda ends: jnp.searchsorted(ends, place, side="right"))(ends_RG)
@@ -121,13 +121,13 @@ def across(run: Run, room: int) -> Run:
         order = jnp.argsort(group)
         done = run(came[order], given_RG.sum(0), group[order])
         done = jnp.zeros_like(done).at[order].set(done, unique_indices=True)
-        return bring_back(done, sizes_R, lengths)
+        return return_rows(done, sizes_R, lengths)
 
     return exchanged
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def send(rows_MD: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
+def send_rows(rows_MD: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
     """The first `sizes_R[0]` rows to device 0, those after them to device 1, ...: (R * room, D).
 
     What came from device s lies from s * room on; the rest is zeros. `lengths` are M and room.
@@ -138,7 +138,7 @@ def send(rows_MD: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def bring_back(rows: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
+def return_rows(rows: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
     """What `send` sent, in its place again, MD; zeros for the rows that went nowhere."""
     padded = functools.partial(_bring_padded, count=lengths[0])
     ragged = functools.partial(_bring_ragged, count=lengths[0])
@@ -146,13 +146,13 @@ def bring_back(rows: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
 
 
 # Each takes rows to where the other takes them from: each is the other's transpose.
-send.defvjp(
-    lambda rows, sizes, lengths: (send(rows, sizes, lengths), sizes),
-    lambda lengths, sizes, dy: (bring_back(dy, sizes, lengths), None),
+send_rows.defvjp(
+    lambda rows, sizes, lengths: (send_rows(rows, sizes, lengths), sizes),
+    lambda lengths, sizes, dy: (return_rows(dy, sizes, lengths), None),
 )
-bring_back.defvjp(
-    lambda rows, sizes, lengths: (bring_back(rows, sizes, lengths), sizes),
-    lambda lengths, sizes, dy: (send(dy, sizes, lengths), None),
+return_rows.defvjp(
+    lambda rows, sizes, lengths: (return_rows(rows, sizes, lengths), sizes),
+    lambda lengths, sizes, dy: (send_rows(dy, sizes, lengths), None),
 )
 
 

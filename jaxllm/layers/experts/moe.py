@@ -11,11 +11,18 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import Experts, StackConfig
-from jaxllm.layers.linear import PROJECTION, Linear, draw_kernel
+from jaxllm.layers.linear import PROJECTION, Linear, init_kernel
 from jaxllm.layers.mlp import MLP, activate
 from jaxllm.sharding import constrain
 
-from .expert_parallel import Run, across, grouped, mesh_of_many, on_devices, splits_experts
+from .expert_parallel import (
+    ApplyGroups,
+    exchange_rows,
+    group_by_device,
+    map_over_devices,
+    multi_device_mesh,
+    shards_experts,
+)
 from .grouped_matmul import project_groups
 
 Parts = dict[str, Any]  # the experts' projections by name, those of a device or of all
@@ -30,7 +37,7 @@ class Load(NamedTuple):
     weights_E: Array  # the sum of their weights of it, but for those that found it full
 
     @classmethod
-    def of(
+    def from_routing(
         cls, probs_BTE: Array, weights_BTk: Array, chosen_BTk: Array, is_token_BT: Array | None
     ) -> Self:
         """That of the router's probabilities, and of its choices and their weights."""
@@ -75,25 +82,27 @@ class MoE(nnx.Module):
         `is_token_BT` says which positions count for the load, and for what an expert can take; the
         others are padding.
         """
-        probs_BTE, weights_BTk, chosen_BTk = self.choose(x_BTD)
-        taken_BTk = self.admit(chosen_BTk, is_token_BT)
+        probs_BTE, weights_BTk, chosen_BTk = self.route(x_BTD)
+        taken_BTk = self.apply_capacity(chosen_BTk, is_token_BT)
         names = ("gate_proj", "up_proj", "down_proj", "overflow")
         parts = {name: getattr(self, name) for name in names}
         k, D = chosen_BTk.shape[-1], x_BTD.shape[-1]
         tokens = x_BTD.reshape(-1, D), weights_BTk.reshape(-1, k), taken_BTk.reshape(-1, k)
-        mesh = mesh_of_many()
+        mesh = multi_device_mesh()
         if mesh is None:
-            out_SD = self.run(parts, *tokens)
+            out_SD = self.apply_experts(parts, *tokens)
         else:
-            is_split = splits_experts(mesh, self.experts.num_experts)
-            out_SD = on_devices(mesh, self.run_across if is_split else self.run, parts, *tokens)
+            is_split = shards_experts(mesh, self.experts.num_experts)
+            out_SD = map_over_devices(
+                mesh, self.apply_sharded if is_split else self.apply_experts, parts, *tokens
+            )
         out_BTD = constrain(out_SD.reshape(x_BTD.shape), "BTD")
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD)
         kept = taken_BTk < self.experts.num_experts
-        return out_BTD, Load.of(probs_BTE, weights_BTk * kept, chosen_BTk, is_token_BT)
+        return out_BTD, Load.from_routing(probs_BTE, weights_BTk * kept, chosen_BTk, is_token_BT)
 
-    def choose(self, x_BTD: Array) -> tuple[Array, Array, Array]:
+    def route(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """The router's probabilities BTE; the chosen experts' weights and numbers, BT top_k.
 
         The logits have the dtype of activations, as in the originals; what follows is float32.
@@ -109,36 +118,40 @@ class MoE(nnx.Module):
             weights_BTk /= weights_BTk.sum(-1, keepdims=True)
         return probs_BTE, weights_BTk, chosen_BTk
 
-    def admit(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
+    def apply_capacity(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
         """The expert of each choice, the number of experts for those whose own is full."""
         count, capacity = self.experts.num_experts, self.experts.capacity
         if capacity is None:
             return chosen_BTk
         is_token = True if is_token_BT is None else is_token_BT[..., None]
         chosen = jnp.where(is_token, chosen_BTk, count).reshape(-1)
-        return overflowing(chosen, count, capacity).reshape(chosen_BTk.shape)
+        return assign_overflow(chosen, count, capacity).reshape(chosen_BTk.shape)
 
-    def run(self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array) -> Array:
+    def apply_experts(
+        self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array
+    ) -> Array:
         """The weighted sum of what each token's experts make of it, SD.
 
         A choice of neither an expert nor the overflow expert counts for nothing.
         """
         count = self.experts.num_experts + (self.overflow is not None)
-        return self.combine(partial(self.project, parts), count, x_SD, weights_Sk, expert_Sk)
+        return self.combine(partial(self.apply_mlp, parts), count, x_SD, weights_Sk, expert_Sk)
 
-    def run_across(self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array) -> Array:
+    def apply_sharded(
+        self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array
+    ) -> Array:
         """The same of one device's tokens, by the experts of every device; `parts` are its own."""
         devices, has_overflow = jax.lax.axis_size("expert"), self.overflow is not None
         num_own = self.experts.num_experts // devices
-        group_Sk = grouped(expert_Sk, num_own, has_overflow=has_overflow)
+        group_Sk = group_by_device(expert_Sk, num_own, has_overflow=has_overflow)
         # A token's experts differ, but the overflow expert may be several of its choices.
         most = self.experts.top_k if has_overflow else min(self.experts.top_k, num_own)
-        run = across(partial(self.project, parts), room=most * x_SD.shape[0])
+        run = exchange_rows(partial(self.apply_mlp, parts), room=most * x_SD.shape[0])
         count = devices * (num_own + has_overflow)
         return self.combine(run, count, x_SD, weights_Sk, group_Sk)
 
     def combine(
-        self, run: Run, count: int, x_SD: Array, weights_Sk: Array, group_Sk: Array
+        self, run: ApplyGroups, count: int, x_SD: Array, weights_Sk: Array, group_Sk: Array
     ) -> Array:
         """`run` on a row for each choice of each token, sorted by group: their weighted sums, SD.
 
@@ -155,7 +168,7 @@ class MoE(nnx.Module):
             out = out * weight
         return out.reshape(*group_Sk.shape, -1).sum(1)
 
-    def project(self, parts: Parts, rows: Array, counts_E: Array, expert: Array) -> Array:
+    def apply_mlp(self, parts: Parts, rows: Array, counts_E: Array, expert: Array) -> Array:
         """The experts on rows of width D that are sorted by expert, the overflow expert last."""
 
         def of(name: str, rows: Array) -> Array:
@@ -169,7 +182,7 @@ class MoE(nnx.Module):
         return of("down_proj", activate(self.config.mlp.activation, gate) * up)
 
 
-def overflowing(expert: Array, count: int, capacity: int) -> Array:
+def assign_overflow(expert: Array, count: int, capacity: int) -> Array:
     """The expert of each choice, in order, or `count` for those that find theirs full."""
     order = jnp.argsort(expert)  # stable
     sorted_expert, sizes = expert[order], jnp.bincount(expert, length=count + 1)
@@ -186,7 +199,7 @@ class Projections(nnx.Module):
         self, equation: str, shape: tuple[int, int, int], config: StackConfig, rngs: nnx.Rngs
     ):
         _, dims, bias_dims = equation.replace("->", ",").split(",")
-        kernel = draw_kernel(equation, shape, config, rngs)
+        kernel = init_kernel(equation, shape, config, rngs)
         bias = jnp.zeros((shape[0], shape[2]), config.numerics.param_dtype)
         self.dtype = config.numerics.dtype
         self.kernel = nnx.Param(kernel, dims=dims)

@@ -5,14 +5,14 @@ import numpy as np
 from jaxllm.interop.conversion.file_target import FileTarget
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.saving.export import Export
 
 ARRAYS = {"a": np.arange(10.0), "b": np.ones((3, 4), np.float32)}
 
 
 def target() -> FileTarget:
-    tensors = {name: of_array(array) for name, array in ARRAYS.items()}
+    tensors = {name: from_array(array) for name, array in ARRAYS.items()}
     file = safetensors_file.lay_out("model.safetensors", tensors)
     return FileTarget(Export(LLAMA, tensors, (file,), {"config.json": b"{}"}))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllm.interop.formats.byte_sizes import parse_size, spell_size
+from jaxllm.interop.formats.byte_sizes import format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_what_is_no_size_is_refused(text):
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_520_000_000, "1.52 GB"), (3 * 10**12, "3 TB")],
 )
 def test_sizes_are_spelled(size, text):
-    assert spell_size(size) == text
+    assert format_size(size) == text

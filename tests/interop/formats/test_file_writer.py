@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm.interop.formats import file_writer, safetensors_file
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array
 from jaxllm.interop.formats.pytorch import torch_zip
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.rules.boxes import boxes, slices
@@ -81,7 +81,7 @@ def test_memory_is_a_chunk_for_each_thread(module, tmp_path):
 )
 def test_a_source_that_lies_leaves_no_file(module, tmp_path, array, message):
     tensors = {
-        "good": of_array(np.zeros(2)),
+        "good": from_array(np.zeros(2)),
         "bad": TensorSource(np.dtype(np.float32), (2, 3), lambda box: array),
     }
     with pytest.raises(CheckpointError) as error:
@@ -91,7 +91,7 @@ def test_a_source_that_lies_leaves_no_file(module, tmp_path, array, message):
 
 
 def test_a_failure_keeps_the_file_that_was_there(module, tmp_path):
-    write(module, tmp_path / "x", {"w": of_array(np.ones(3))})
+    write(module, tmp_path / "x", {"w": from_array(np.ones(3))})
     failing = TensorSource(np.dtype(np.float32), (2,), lambda box: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(module, tmp_path / "x", {"w": failing})
@@ -100,7 +100,7 @@ def test_a_failure_keeps_the_file_that_was_there(module, tmp_path):
 
 
 def test_a_failure_in_one_file_leaves_none(tmp_path):
-    tensors = {name: of_array(np.ones(4)) for name in "ab"}
+    tensors = {name: from_array(np.ones(4)) for name in "ab"}
     tensors["c"] = TensorSource(np.dtype(np.float64), (4,), lambda box: 1 / 0)
     files, index = safetensors_file.lay_out_checkpoint(tensors, 32)
     assert len(files) == 3
@@ -120,11 +120,11 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path):
 def test_tensors_may_be_filled_in_one_by_one(module, tmp_path):
     """In any order, with checksums of what was written, and another attempt at one of them."""
     arrays = {name: np.random.default_rng(i).random((50, i + 1)) for i, name in enumerate("abc")}
-    tensors = {name: of_array(array) for name, array in arrays.items()}
+    tensors = {name: from_array(array) for name, array in arrays.items()}
     write(module, tmp_path / "whole", tensors)
     file = module.lay_out("x", tensors)
     file_writer.create(tmp_path, file)
-    bad = of_array(np.zeros((50, 2)))
+    bad = from_array(np.zeros((50, 2)))
     file_writer.fill(tmp_path, file, "b", bad, chunk_bytes=100)
     digests = {}
     for name in "cba":

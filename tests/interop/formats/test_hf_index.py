@@ -9,14 +9,14 @@ import pytest
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.hf_index import read_indexed
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 INDEX_NAME = safetensors_file.INDEX_NAME
 
 
 def sources(arrays: dict) -> dict[str, TensorSource]:
-    return {name: of_array(array) for name, array in arrays.items()}
+    return {name: from_array(array) for name, array in arrays.items()}
 
 
 def write(path: Path, tensors: dict[str, TensorSource]) -> None:
@@ -38,8 +38,8 @@ def index(directory: Path, places: object) -> None:
 
 
 def test_the_index_decides(tmp_path):
-    write(tmp_path / "model.safetensors", {"old": of_array(np.zeros(1))})
-    write(tmp_path / "stale.safetensors", {"b": of_array(np.zeros(1))})
+    write(tmp_path / "model.safetensors", {"old": from_array(np.zeros(1))})
+    write(tmp_path / "stale.safetensors", {"b": from_array(np.zeros(1))})
     write(tmp_path / "shard", sources({"a": np.ones(1), "b": np.ones(2)}))
     index(tmp_path, {"b": "shard", "a": "shard"})
     assert_same(read_checkpoint(tmp_path), {"b": np.ones(2), "a": np.ones(1)})
@@ -47,7 +47,7 @@ def test_the_index_decides(tmp_path):
 
 def test_shards_may_be_links_as_in_the_hub_cache(tmp_path):
     (tmp_path / "snapshot").mkdir()
-    write(tmp_path / "blob", {"a": of_array(np.ones(1))})
+    write(tmp_path / "blob", {"a": from_array(np.ones(1))})
     (tmp_path / "snapshot" / "shard").symlink_to(tmp_path / "blob")
     index(tmp_path / "snapshot", {"a": "shard"})
     assert_same(read_checkpoint(tmp_path / "snapshot"), {"a": np.ones(1)})
@@ -56,7 +56,7 @@ def test_shards_may_be_links_as_in_the_hub_cache(tmp_path):
 def test_all_problems_of_an_index_are_reported_at_once(tmp_path):
     directory = tmp_path / "model"
     (directory / "folder").mkdir(parents=True)
-    write(tmp_path / "outside", {"x": of_array(np.ones(1))})
+    write(tmp_path / "outside", {"x": from_array(np.ones(1))})
     write(directory / "1", sources({"a": np.ones(1), "b": np.ones(1)}))
     write(directory / "2", sources({"b": np.ones(1), "c": np.ones(1)}))
     (directory / "3").write_bytes(b"")

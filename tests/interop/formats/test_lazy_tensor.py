@@ -7,7 +7,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxllm.interop.formats import lazy_tensor
-from jaxllm.interop.formats.lazy_tensor import TensorSource, joined, of_array, of_jax, transferred
+from jaxllm.interop.formats.lazy_tensor import (
+    TensorSource,
+    concatenate_rows,
+    from_array,
+    from_jax,
+    transfer_tensor,
+)
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.rules.boxes import slices
 from jaxllm.interop.rules.rule import Rule
@@ -29,7 +35,7 @@ SPECS = [(), (None, "a"), ("b", "a"), (("a", "b"), None), (None, None, "b")]
 def test_any_box_of_a_sharded_array_is_read(spec):
     array = random_array((8, 12, 6), spec)
     whole = np.asarray(array)
-    source = of_jax(array)
+    source = from_jax(array)
     assert (source.dtype, source.shape) == (whole.dtype, whole.shape)
     rng = np.random.default_rng(1)
     for _ in range(40):
@@ -50,7 +56,7 @@ def test_a_device_cuts_out_what_is_wanted():
 
 @pytest.mark.parametrize("max_bytes", [1, 4, 20, 100, 10_000])
 def test_the_payload_is_the_array_in_order(max_bytes):
-    chunks = list(of_array(ARRAY).payload(max_bytes))
+    chunks = list(from_array(ARRAY).payload(max_bytes))
     assert b"".join(chunks) == ARRAY.tobytes()
     assert max(chunk.nbytes for chunk in chunks) <= max(max_bytes, 4)
 
@@ -62,14 +68,14 @@ def test_a_source_that_is_not_as_announced_is_refused():
 
 
 def test_another_dtype_is_rounded_to_nearest():
-    source = of_array(ARRAY / 3).astype(np.dtype(jnp.bfloat16))
+    source = from_array(ARRAY / 3).astype(np.dtype(jnp.bfloat16))
     expected = (ARRAY / 3).astype(jnp.bfloat16)
     assert b"".join(source.payload(64)) == expected.tobytes()
     assert source.astype(source.dtype) is source
 
 
 def test_parts_are_joined_by_rows():
-    whole = joined([of_array(ARRAY[:1]), of_array(ARRAY[1:])])
+    whole = concatenate_rows([from_array(ARRAY[:1]), from_array(ARRAY[1:])])
     assert whole.shape == ARRAY.shape
     for box in ([(0, 3), (0, 4), (0, 5)], [(0, 2), (1, 3), (2, 3)], [(2, 3), (0, 4), (0, 1)]):
         assert whole.read(box).tobytes() == ARRAY[slices(box)].tobytes()
@@ -77,6 +83,6 @@ def test_parts_are_joined_by_rows():
 
 def test_a_rule_reads_what_it_needs():
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 4, "D": 5}
-    source = transferred(rule.exporting(sizes), {}, {"w": of_array(ARRAY[0].T)})
+    source = transfer_tensor(rule.exporting(sizes), {}, {"w": from_array(ARRAY[0].T)})
     assert source.shape == (4, 5)
     assert source.read([(1, 3), (2, 5)]).tobytes() == ARRAY[0, 1:3, 2:5].tobytes()

@@ -5,7 +5,7 @@ import numpy as np
 from tiny import random_model
 
 from jaxllm.interop.formats import orbax
-from jaxllm.interop.formats.lazy_tensor import of_jax
+from jaxllm.interop.formats.lazy_tensor import from_jax
 from jaxllm.interop.formats.orbax_target import OrbaxTarget
 from jaxllm.params import named_parameters
 
@@ -15,7 +15,7 @@ def test_units_in_any_order_and_after_an_interruption(tmp_path):
     arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
 
     def target() -> OrbaxTarget:
-        return OrbaxTarget(model.config, None, {name: of_jax(a) for name, a in arrays.items()})
+        return OrbaxTarget(model.config, None, {name: from_jax(a) for name, a in arrays.items()})
 
     first, done = target(), []
     assert sum(first.units.values()) == sum(array.nbytes for array in arrays.values())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array
 from jaxllm.interop.formats.stored_tensor import DTYPES, CheckpointError, StoredTensor
 
 # The official package for PyTorch has no name for the last.
@@ -32,7 +32,7 @@ def random_array(dtype: np.dtype, shape: tuple[int, ...], seed: int = 0) -> np.n
 
 
 def sources(arrays: dict) -> dict[str, TensorSource]:
-    return {name: of_array(array) for name, array in arrays.items()}
+    return {name: from_array(array) for name, array in arrays.items()}
 
 
 def write(path: Path, tensors: dict[str, TensorSource], **options: object) -> None:
@@ -84,7 +84,7 @@ def read_problems(path: Path) -> list[str]:
 @pytest.mark.parametrize("name", SHARED_DTYPES)
 def test_official_package_reads_what_is_written(tmp_path, name, shape):
     array = random_array(DTYPES[name], shape)
-    write(tmp_path / "x", {"w": of_array(array)})
+    write(tmp_path / "x", {"w": from_array(array)})
     tensor = safetensors.torch.load_file(tmp_path / "x")["w"]
     assert tuple(tensor.shape) == shape
     assert tensor.dtype == safetensors.torch._TYPES[name]
@@ -154,14 +154,14 @@ def test_more_tensors_can_be_open_than_files(tmp_path):
 
 
 def test_opened_tensors_are_read_only(tmp_path):
-    write(tmp_path / "x", {"w": of_array(np.ones(3))})
+    write(tmp_path / "x", {"w": from_array(np.ones(3))})
     with pytest.raises(ValueError, match="read-only"):
         safetensors_file.read_header(tmp_path / "x")["w"].open()[0] = 2
 
 
 def test_a_file_written_anew_is_read_anew(tmp_path):
     for value in (1.0, 2.0):
-        write(tmp_path / "x", {"w": of_array(np.full(3, value))})
+        write(tmp_path / "x", {"w": from_array(np.full(3, value))})
         opened = safetensors_file.read_header(tmp_path / "x")["w"].open()
         assert opened.tolist() == [value] * 3
 

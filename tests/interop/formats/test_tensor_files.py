@@ -5,10 +5,10 @@ import pytest
 
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.file_writer import write_files
-from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
-TENSORS = {name: of_array(np.arange(5.0)) for name in ("a", "b")}
+TENSORS = {name: from_array(np.arange(5.0)) for name in ("a", "b")}
 
 
 def write(folder, file, max_shard=1 << 20):

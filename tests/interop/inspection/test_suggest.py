@@ -18,7 +18,7 @@ from jaxllm.interop.families import FAMILIES, Fields, Layout, Table
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.plan import split_fused
 from jaxllm.models import build_abstract
-from jaxllm.params import stacks
+from jaxllm.params import stacked_layers
 
 SEEDS = range(20)
 LAYERS = [
@@ -128,7 +128,9 @@ class Renaming:
 
 def arrays(table: Table, config, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the rules make of these tensors, layer by layer."""
-    bound = table.bound(stacks(build_abstract(dataclasses.replace(config, scan_layers=False))))
+    bound = table.bound(
+        stacked_layers(build_abstract(dataclasses.replace(config, scan_layers=False)))
+    )
     parts = dict(numbers)
     fused = {
         name: StoredTensor(name, np.dtype(np.int64), n.shape, "nowhere", 0)

@@ -10,7 +10,7 @@ from jaxllm.interop import CheckpointError
 from jaxllm.interop.families import FAMILIES
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
-from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.pytorch import torch_zip
 from jaxllm.interop.loading.checkpoint_dir import open_checkpoint, open_tensors, read_json
 
@@ -27,7 +27,7 @@ def config(folder: Path, **fields: object) -> None:
 
 
 def write(path: Path, lay_out, *names: str) -> None:
-    tensors = {name: of_array(np.arange(3.0)) for name in names}
+    tensors = {name: from_array(np.arange(3.0)) for name in names}
     write_files(path.parent, [lay_out(path.name, tensors)], tensors)
 
 

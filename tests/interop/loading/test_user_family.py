@@ -18,6 +18,7 @@ from pages import ROOT, shown_files
 from safetensors.torch import load_file, save_file
 from tiny import random_model, relative_l2
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop import (
     CheckpointError,
     convert,
@@ -28,7 +29,6 @@ from jaxllm.interop import (
 )
 from jaxllm.interop.families import Layout
 from jaxllm.interop.loading import user_family
-from jaxllm.origin import Origin
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
 SIZE = {"vocab": 96, "width": 48, "depth": 3, "heads": 6, "kv_heads": 2, "hidden": 80}
@@ -155,7 +155,7 @@ def test_a_folder_of_several_files_asks_which(folder, rules):
 
 def test_a_config_of_constants_needs_no_file(mine, folder, rules, tmp_path):
     built = load_pretrained(folder, rules=rules).config
-    table = user_family.family_of(rules).table(built, Layout())
+    table = user_family.resolve_family(rules).table(built, Layout())
     constant = SimpleNamespace(config=built, rules=table.rules, tied=table.tied)
     (folder / "config.json").unlink()
     model = load_pretrained(folder, rules=constant)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.formats.stored_tensor import StoredTensor
-from jaxllm.interop.optimizer_state.parameter_order import named_groups, order_of, read_names
+from jaxllm.interop.optimizer_state.parameter_order import find_order, named_groups, read_names
 
 
 def test_shapes_deal_the_names_out():
@@ -39,6 +39,6 @@ def test_files_of_torch_keep_the_order_and_others_do_not(tmp_path):
         path = tmp_path / f"x{suffix}"
         return {name: StoredTensor(name, np.dtype(float), (1,), path, 0) for name in "ba"}
 
-    assert order_of(family, {}, stored(".pth")) == ["b", "a"]
+    assert find_order(family, {}, stored(".pth")) == ["b", "a"]
     with pytest.raises(CheckpointError, match="in which order meta-llama has its parameters"):
-        order_of(family, {}, stored(".safetensors"))
+        find_order(family, {}, stored(".safetensors"))

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.interop.rules.axis_ranges import box_of, hull, part_of, regions, split_range
+from jaxllm.interop.rules.axis_ranges import find_box, hull, regions, select_ranges, split_range
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
@@ -34,7 +34,7 @@ def test_regions_lie_in_the_box_that_they_cut(data):
         box.append((low, data.draw(st.integers(low, size))))
     covered = np.zeros((12, 5), int)
     for region in regions(dims, box, sizes):
-        covered[tuple(slice(*bounds) for bounds in box_of(dims, region, sizes))] += 1
+        covered[tuple(slice(*bounds) for bounds in find_box(dims, region, sizes))] += 1
     wanted = np.zeros((12, 5), int)
     wanted[tuple(slice(*bounds) for bounds in box)] = 1
     chex.assert_trees_all_equal(covered, wanted)
@@ -52,6 +52,6 @@ def test_a_part_has_a_dimension_for_each_kept_axis():
     array = np.arange(24).reshape(6, 4)  # (A 2, B 3), C 4
     region = {"A": (0, 2), "B": (0, 3), "C": (0, 4)}
     ranges = {"A": (1, 2), "B": (0, 2), "C": (1, 3)}
-    part = part_of(array, ("A", "B", "C"), region, ranges, ("B", "C"))
+    part = select_ranges(array, ("A", "B", "C"), region, ranges, ("B", "C"))
     chex.assert_shape(part, (2, 2))
     chex.assert_trees_all_equal(part, array[3:5, 1:3])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.interop.rules.boxes import boxes, common, relative, shape_of, slices
+from jaxllm.interop.rules.boxes import box_shape, boxes, intersect, relative, slices
 
 SHAPE = (4, 3, 5)
 
@@ -28,14 +28,14 @@ def inside(box) -> set[tuple[int, ...]]:
 
 @given(BOXES, BOXES)
 def test_what_two_boxes_have_in_common_lies_in_both(one, other):
-    found = common(one, other)
+    found = intersect(one, other)
     assert (set() if found is None else inside(found)) == inside(one) & inside(other)
     if found is not None:
         x = np.arange(math.prod(SHAPE)).reshape(SHAPE)
         for box in (one, other):
             part = x[slices(box)][slices(relative(found, box))]
             np.testing.assert_array_equal(part, x[slices(found)])
-            assert part.shape == shape_of(found)
+            assert part.shape == box_shape(found)
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 15, 30, 100])

@@ -22,7 +22,7 @@ def test_names_count_labels_and_merge():
     assert names[:3] == ["00/up", "00/down", "01/up"]
     assert names[-1] == "11/down"
     merged = Side.parse("x.{L E} : D")
-    assert merged.spell({"L": 3, "E": 1}, SIZES) == "x.7"
+    assert merged.format_name({"L": 3, "E": 1}, SIZES) == "x.7"
     assert merged.placeholders == (("L", "E"),)
 
 

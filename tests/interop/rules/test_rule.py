@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.interop.families import Table
-from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.plan import split_fused
 from jaxllm.interop.rules.axis_ranges import split_range
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.interop.rules.transfer import Transfer
-from jaxllm.interop.saving.export import exported
-from jaxllm.layers.stack import held, runs
+from jaxllm.interop.saving.export import export_tensors
+from jaxllm.layers.stack import find_runs, layer_range
 
 AXES = "ABCDE"
 
@@ -204,8 +204,8 @@ def stacked_models(draw):
     """The kind of each layer, and the stacks that such layers make, scanned or not."""
     period = draw(st.lists(st.sampled_from("ab"), min_size=1, max_size=3))
     kinds = (period * 4)[: draw(st.integers(1, 8))]
-    labels = [label for run in runs(kinds, draw(st.booleans())) for label in run.labels]
-    return kinds, {"layers": {label: held(label) for label in labels}}
+    labels = [label for run in find_runs(kinds, draw(st.booleans())) for label in run.labels]
+    return kinds, {"layers": {label: layer_range(label) for label in labels}}
 
 
 @given(stacked_models(), st.booleans())
@@ -224,12 +224,12 @@ def test_rules_of_some_layers_fill_just_their_stacks(model, padded):
             read |= {name for name, _ in bound.stored.names(of_stack)}
             for name, array in convert(bound.importing(of_stack), stored).items():
                 label = name.split(".")[1]
-                layers = [one_by_one[f"layers.{i}.{kind}.kernel"] for i in held(label)]
+                layers = [one_by_one[f"layers.{i}.{kind}.kernel"] for i in layer_range(label)]
                 expected = np.stack(layers) if len(layers) > 1 else layers[0]
                 np.testing.assert_array_equal(array, expected)
-                filled |= set(held(label))
+                filled |= set(layer_range(label))
         assert filled == set(own)
-        assert read == {rule.stored.spell({"L": i}, sizes) for i in own}
+        assert read == {rule.stored.format_name({"L": i}, sizes) for i in own}
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(1, 3), st.integers(1, 3))
@@ -259,9 +259,9 @@ def test_parts_are_the_rows_of_a_fused_tensor(tmp_path_factory, rows, layers, wi
     arrays = {}
     for rule, of_stack in bound:
         arrays |= convert(rule.importing(of_stack), parts)
-    sources = {name: of_array(array) for name, array in arrays.items()}
+    sources = {name: from_array(array) for name, array in arrays.items()}
     model = SimpleNamespace(stacks=stacks, arrays=sources)
-    written = dict(exported(model, Table(rules, sizes)))
+    written = dict(export_tensors(model, Table(rules, sizes)))
     assert written.keys() == tensors.keys()
     for i in range(layers):
         tensor = written[f"h.{i}.w"]

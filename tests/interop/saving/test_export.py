@@ -5,10 +5,10 @@ import json
 import pytest
 from tiny import random_model
 
+from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop import CheckpointError
-from jaxllm.interop.loading.model_arrays import of_model
+from jaxllm.interop.loading.model_arrays import read_model
 from jaxllm.interop.saving.export import plan_export, possible_families, write_texts
-from jaxllm.origin import Origin
 
 
 def names(chosen, own=None):
@@ -51,7 +51,7 @@ def test_only_some_formats_have_shards(chosen):
 
 
 def test_files_and_texts_are_planned():
-    parameters = of_model(random_model(head_dim=8))
+    parameters = read_model(random_model(head_dim=8))
     families = possible_families(None, "hf", None)
     export = plan_export(parameters, families, None, 1 << 30)
     assert [file.name for file in export.files] == ["model.safetensors"]
@@ -66,7 +66,7 @@ def test_files_and_texts_are_planned():
 
 
 def test_what_no_family_can_say_lists_why():
-    parameters = of_model(random_model(head_dim=8, qk_norm="head", mlp_bias=True))
+    parameters = read_model(random_model(head_dim=8, qk_norm="head", mlp_bias=True))
     with pytest.raises(CheckpointError, match="cannot write this model as 'hf'") as error:
         plan_export(parameters, possible_families(None, "hf", None), None, 1 << 30)
     assert any("llama: model_type 'llama' cannot say" in line for line in error.value.problems)

@@ -17,10 +17,10 @@ from tiny import random_model
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.families import Table
 from jaxllm.interop.formats import lazy_tensor
-from jaxllm.interop.formats.lazy_tensor import of_array
-from jaxllm.interop.loading.model_arrays import Parameters, of_model
+from jaxllm.interop.formats.lazy_tensor import from_array
+from jaxllm.interop.loading.model_arrays import Parameters, read_model
 from jaxllm.interop.rules.rule import Rule
-from jaxllm.interop.saving.export import exported
+from jaxllm.interop.saving.export import export_tensors
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -53,9 +53,9 @@ def test_a_fused_tensor_is_written_part_by_part():
         random_model().config,
         None,
         {"layers": {"0:2": range(2)}},
-        {name: of_array(array) for name, array in arrays.items()},
+        {name: from_array(array) for name, array in arrays.items()},
     )
-    tensors = dict(exported(parameters, table))
+    tensors = dict(export_tensors(parameters, table))
     assert tensors.keys() == {"h.0.qkv", "h.1.qkv"}
     for layer, tensor in enumerate(tensors.values()):
         parts = [array[layer].transpose(1, 2, 0).reshape(-1, 5) for array in arrays.values()]
@@ -66,7 +66,7 @@ def test_a_fused_tensor_is_written_part_by_part():
 
 
 def test_of_a_stack_only_the_layer_that_is_written_is_read():
-    parameters = of_model(random_model())
+    parameters = read_model(random_model())
     asked = []
     arrays = {
         name: lazy_tensor.TensorSource(
@@ -79,7 +79,7 @@ def test_of_a_stack_only_the_layer_that_is_written_is_read():
     name, stack = "layers.0:3.attn.q_proj.kernel", {"layers": {"0:3": range(3)}}
     rule = Rule("h.{L}.q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H")
     table = Table((rule,), {"L": 3, "N": 4, "H": 16, "D": 32})
-    tensors = dict(exported(Parameters(parameters.config, None, stack, arrays), table))
+    tensors = dict(export_tensors(Parameters(parameters.config, None, stack, arrays), table))
     (chunk,) = tensors["h.1.q"].payload(10**9)
     assert chunk.nbytes == arrays[name].nbytes / 3
     assert asked == [(name, ((1, 2), (0, 32), (0, 4), (0, 16)))]

@@ -93,12 +93,12 @@ def test_a_penalty_may_be_sampled_with():
 
 
 def test_a_sharded_model_generates_the_same():
-    from jaxllm.params import named_parameters, shardings, with_arrays
+    from jaxllm.params import named_parameters, parameter_shardings, with_arrays
     from jaxllm.train import make_mesh
 
     model = random_model()
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    places = shardings(model, mesh)
+    places = parameter_shardings(model, mesh)
     arrays = {
         n: jax.device_put(v.get_value(), places[n]) for n, v in named_parameters(model).items()
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxllm.generation import Sampling
-from jaxllm.generation.sampling import penalized
+from jaxllm.generation.sampling import penalize_repetition
 
 RNG = np.random.default_rng(0)
 
@@ -33,7 +33,7 @@ def test_the_filtered_logits_are_those_of_transformers(settings):
         expected = TopKLogitsWarper(settings["top_k"])(None, expected)
     if settings.get("top_p", 1.0) < 1:
         expected = TopPLogitsWarper(settings["top_p"])(None, expected)
-    ours = np.asarray(Sampling(**settings).filtered(jnp.asarray(logits)))
+    ours = np.asarray(Sampling(**settings).filter_logits(jnp.asarray(logits)))
     np.testing.assert_array_equal(np.isinf(ours), np.isinf(expected.numpy()))
     kept = np.isfinite(ours)
     np.testing.assert_allclose(ours[kept], expected.numpy()[kept], rtol=1e-6)
@@ -52,7 +52,7 @@ def test_the_penalised_scores_are_those_of_transformers(penalty):
     seen = np.zeros((4, 40), bool)
     seen[np.arange(4)[:, None], tokens] = True
     assert 0 < (scores[seen] > 0).mean() < 1
-    np.testing.assert_array_equal(penalized(scores, seen, np.float32(penalty)), expected)
+    np.testing.assert_array_equal(penalize_repetition(scores, seen, np.float32(penalty)), expected)
 
 
 def test_draws_follow_the_filtered_distribution():
@@ -60,7 +60,7 @@ def test_draws_follow_the_filtered_distribution():
     sampling = Sampling(temperature=0.8, top_k=5)
     keys = jax.random.split(jax.random.key(0), 20000)
     draws = np.asarray(jax.vmap(lambda key: sampling(logits, key[None])[0])(keys))
-    expected = np.asarray(jax.nn.softmax(sampling.filtered(logits)))[0]
+    expected = np.asarray(jax.nn.softmax(sampling.filter_logits(logits)))[0]
     measured = np.bincount(draws, minlength=8) / len(draws)
     # Five standard deviations of a frequency.
     np.testing.assert_allclose(measured, expected, atol=5 * 0.5 / len(draws) ** 0.5)

@@ -17,7 +17,7 @@ from jaxllm.config import (
     with_fields,
 )
 from jaxllm.layers.context import Context
-from jaxllm.layers.dropout import drop, layer_keys, subkeys
+from jaxllm.layers.dropout import dropout, layer_keys, subkeys
 from jaxllm.models import with_scanned_layers
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -38,12 +38,12 @@ def logits_of(model, key):
 
 def test_a_share_is_dropped_and_the_mean_stays():
     x = jnp.full((300, 400), 3.0)
-    dropped = drop(x, RATE, KEY)
+    dropped = dropout(x, RATE, KEY)
     assert float(jnp.mean(dropped == 0)) == pytest.approx(RATE, abs=0.01)
     np.testing.assert_allclose(dropped[dropped != 0], 3.0 / (1 - RATE), rtol=1e-6)
     assert float(dropped.mean()) == pytest.approx(3.0, rel=0.01)
-    assert drop(x.astype(jnp.bfloat16), RATE, KEY).dtype == jnp.bfloat16
-    assert drop(x, RATE, None) is x
+    assert dropout(x.astype(jnp.bfloat16), RATE, KEY).dtype == jnp.bfloat16
+    assert dropout(x, RATE, None) is x
 
 
 def test_keys_are_of_the_layer_not_of_its_stack():

@@ -11,7 +11,7 @@ from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import NumericsConfig, with_fields
 from jaxllm.layers.linear import Embedding, Linear
-from jaxllm.sharding import sharding
+from jaxllm.sharding import named_sharding
 
 TOLERANCE = 2e-6  # relative L2, float32
 
@@ -184,8 +184,8 @@ def test_a_sharded_table_gives_the_same_rows():
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (8, 6))
     expected = embed(tokens)
     table = embed.embedding[...]
-    embed.embedding.set_value(jax.device_put(table, sharding("VD", table.shape, mesh)))
+    embed.embedding.set_value(jax.device_put(table, named_sharding("VD", table.shape, mesh)))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(tokens, sharding("BT", tokens.shape, mesh))
+        placed = jax.device_put(tokens, named_sharding("BT", tokens.shape, mesh))
         found = jax.jit(lambda embed, tokens: embed(tokens))(embed, placed)
     np.testing.assert_array_equal(found, expected)

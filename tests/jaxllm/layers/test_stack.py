@@ -11,7 +11,15 @@ from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, Experts, LayerKind, RopeConfig
-from jaxllm.layers.stack import Run, apply_layers, held, labels, make_layers, restack, runs
+from jaxllm.layers.stack import (
+    Run,
+    apply_layers,
+    find_runs,
+    layer_labels,
+    layer_range,
+    make_layers,
+    restack,
+)
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters
 
@@ -39,11 +47,11 @@ CUTS = {
 
 @pytest.mark.parametrize(("kinds", "expected"), CUTS.items(), ids=CUTS)
 def test_runs_repeat_with_the_period_that_covers_the_most(kinds, expected):
-    assert runs(kinds, scan=True) == expected
+    assert find_runs(kinds, scan=True) == expected
 
 
 def test_without_a_scan_there_is_one_run_of_all_layers_once():
-    assert runs("aabab", scan=False) == [Run(0, 5, 1)]
+    assert find_runs("aabab", scan=False) == [Run(0, 5, 1)]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -51,13 +59,13 @@ def test_runs_cover_every_layer_once_and_repeat_their_kinds(seed):
     rng = np.random.default_rng(seed)
     kinds = "".join(rng.choice(list("abc"[: 1 + seed % 3]), rng.integers(1, 40)))
     for scan in (True, False):
-        found = runs(kinds, scan)
+        found = find_runs(kinds, scan)
         covered = [i for start, p, n in found for i in range(start, start + p * n)]
         assert covered == list(range(len(kinds)))
         for run in found:
             for label in run.labels:
-                assert len({kinds[i] for i in held(label)}) == 1
-        everything = sorted(i for run in found for label in run.labels for i in held(label))
+                assert len({kinds[i] for i in layer_range(label)}) == 1
+        everything = sorted(i for run in found for label in run.labels for i in layer_range(label))
         assert everything == covered
 
 
@@ -69,9 +77,9 @@ def test_labels_are_slices_of_the_layers():
 
 
 def test_held_are_the_layers_of_a_label():
-    assert held("5") == range(5, 6)
-    assert held("0:32") == range(32)
-    assert list(held("1:24:6")) == [1, 7, 13, 19]
+    assert layer_range("5") == range(5, 6)
+    assert layer_range("0:32") == range(32)
+    assert list(layer_range("1:24:6")) == [1, 7, 13, 19]
 
 
 class Layer(nnx.Module):
@@ -90,14 +98,14 @@ def layers_of(kinds: str, scan: bool) -> nnx.Dict:
 
 
 def offsets(layers: nnx.Dict) -> dict[str, np.ndarray]:
-    return {label: np.asarray(layers[label].offset[...]) for label in labels(layers)}
+    return {label: np.asarray(layers[label].offset[...]) for label in layer_labels(layers)}
 
 
 @pytest.mark.parametrize("kinds", CUTS)
 def test_restacking_there_and_back_moves_no_bit(kinds):
     stacked, listed = layers_of(kinds, True), layers_of(kinds, False)
-    assert labels(listed) == [str(i) for i in range(len(kinds))]
-    assert labels(stacked) == [label for run in CUTS[kinds] for label in run.labels]
+    assert layer_labels(listed) == [str(i) for i in range(len(kinds))]
+    assert layer_labels(stacked) == [label for run in CUTS[kinds] for label in run.labels]
     for found, expected in (
         (restack(stacked, kinds, False), listed),
         (restack(restack(stacked, kinds, False), kinds, True), stacked),
@@ -105,7 +113,7 @@ def test_restacking_there_and_back_moves_no_bit(kinds):
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for label, offset in offsets(expected).items():
             np.testing.assert_array_equal(offsets(found)[label], offset)
-            assert found[label].kind == kinds[held(label)[0]]
+            assert found[label].kind == kinds[layer_range(label)[0]]
     assert len({offset.tobytes() for offset in offsets(listed).values()}) == len(kinds)
 
 
@@ -121,7 +129,7 @@ def test_layers_apply_in_order_however_they_are_stacked(kinds, remat):
     x = jnp.asarray([[1.0, 2.0, 3.0]])
     expected, by_hand = x, []
     listed = layers_of(kinds, False)
-    for label in labels(listed):
+    for label in layer_labels(listed):
         by_hand.append(expected.sum() if listed[label].kind == "a" else None)
         expected = listed[label](expected)
 
@@ -131,18 +139,18 @@ def test_layers_apply_in_order_however_they_are_stacked(kinds, remat):
     for scan in (True, False):
         layers = layers_of(kinds, scan)
         caches = {
-            label: jnp.stack([jnp.full((1, 3), i) for i in held(label)])
-            if len(held(label)) > 1
-            else jnp.full((1, 3), held(label)[0])
-            for label in labels(layers)
+            label: jnp.stack([jnp.full((1, 3), i) for i in layer_range(label)])
+            if len(layer_range(label)) > 1
+            else jnp.full((1, 3), layer_range(label)[0])
+            for label in layer_labels(layers)
         }
         out, written, others = jax.jit(partial(apply_layers, step=step, remat=remat))(
             layers, x_BTD=x, caches=caches
         )
         np.testing.assert_allclose(out, expected, rtol=1e-6)
-        assert set(written) == set(others) == set(labels(layers))
+        assert set(written) == set(others) == set(layer_labels(layers))
         for label, rest in others.items():
-            wanted = [by_hand[i] for i in held(label)]
+            wanted = [by_hand[i] for i in layer_range(label)]
             if wanted[0] is None:
                 assert rest is None
             else:

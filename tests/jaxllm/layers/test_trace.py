@@ -9,7 +9,7 @@ from tiny import random_model
 from jaxllm.config import PositionConfig
 from jaxllm.layers.attention import attention
 from jaxllm.layers.context import Context
-from jaxllm.layers.trace import LISTENER
+from jaxllm.layers.trace import HOOK
 
 T = 300  # three blocks of queries
 
@@ -30,11 +30,11 @@ def shown(attn, given, instead=lambda name, value: value):
         values.setdefault(name, []).append(value)
         return instead(name, value)
 
-    setattr(attn, LISTENER, listen)
+    setattr(attn, HOOK, listen)
     try:
         return attn(*given)[0], values
     finally:
-        delattr(attn, LISTENER)
+        delattr(attn, HOOK)
 
 
 def program_of(layer):

@@ -13,8 +13,14 @@ from torch.nn import functional
 
 from jaxllm.config import Vision, from_dict, to_dict
 from jaxllm.interop.reference.llm.vision import apply_rope, axial_rotations, pixel_shuffle
-from jaxllm.layers.vision import MaskedEmbedding, patches, rotate, scatter_rows, shuffle
-from jaxllm.params import letters, named_parameters, shardings, with_arrays
+from jaxllm.layers.vision import (
+    MaskedEmbedding,
+    rotate_patches,
+    scatter_rows,
+    shuffle_pixels,
+    split_patches,
+)
+from jaxllm.params import dim_letters, named_parameters, parameter_shardings, with_arrays
 
 TOLERANCE = 2e-6  # relative L2, float32
 VISION = Vision(
@@ -38,14 +44,14 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 def test_patches_are_those_of_torch():
     images = draw(2, 3, 8, 12)
     expected = functional.unfold(torch.tensor(images), 4, stride=4).mT
-    np.testing.assert_array_equal(patches(images, 4), expected)
+    np.testing.assert_array_equal(split_patches(images, 4), expected)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_squares_are_shuffled_as_in_the_original(factor):
     x = draw(2, 36, 5)
     expected = pixel_shuffle(torch.tensor(x), 6, 6, 1 / factor)
-    np.testing.assert_array_equal(shuffle(x, factor), expected)
+    np.testing.assert_array_equal(shuffle_pixels(x, factor), expected)
 
 
 def test_columns_and_rows_rotate_as_in_the_original():
@@ -53,7 +59,7 @@ def test_columns_and_rows_rotate_as_in_the_original():
     x = draw(2, side * side + 1, 4, 8)
     turns = axial_rotations(side, side, 8, torch.float32)
     expected, _ = apply_rope(torch.tensor(x), torch.tensor(x), turns)
-    found = np.asarray(rotate(x, VISION))
+    found = np.asarray(rotate_patches(x, VISION))
     assert relative_l2(found, expected) < TOLERANCE
     np.testing.assert_array_equal(found[:, -1], x[:, -1])  # the class token
 
@@ -131,14 +137,14 @@ def test_the_encoder_and_the_projection_learn(model, tokens):
 
 def test_sharded_it_computes_the_same(model, tokens):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    placed = shardings(model, mesh)
+    placed = parameter_shardings(model, mesh)
     arrays = {
         name: jax.device_put(variable.get_value(), placed[name])
         for name, variable in named_parameters(model).items()
     }
     split = {name for name, sharding in placed.items() if not sharding.is_fully_replicated}
     assert {"vision.adapter_in.kernel", "vision.adapter_out.kernel", "image_proj.kernel"} <= split
-    assert letters(named_parameters(model)["vision.layers.0:2.q_proj.kernel"]) == "LDNH"
+    assert dim_letters(named_parameters(model)["vision.layers.0:2.q_proj.kernel"]) == "LDNH"
     run = jax.jit(
         lambda model, tokens, images: (
             model(tokens, image_embedding=model.embed_images(images, tokens)).logits

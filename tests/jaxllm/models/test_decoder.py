@@ -14,7 +14,7 @@ from tiny import TINY, random_model, relative_l2
 from jaxllm.config import AttentionConfig, DecoderConfig, HeadConfig, NumericsConfig, with_fields
 from jaxllm.layers.context import Context
 from jaxllm.models import build, build_abstract, with_scanned_layers
-from jaxllm.params import count, named_parameters
+from jaxllm.params import count_parameters, named_parameters
 
 TOLERANCE = 3e-6  # relative L2 of logits, float32
 
@@ -190,8 +190,8 @@ def test_seventy_billion_parameters_take_no_memory():
     before = sum(array.nbytes for array in jax.live_arrays())
     stacked = build_abstract(LLAMA_70B)
     listed = build_abstract(dataclasses.replace(LLAMA_70B, num_layers=4, scan_layers=False))
-    assert count(stacked) == 70_553_706_496
-    assert count(stacked) - count(listed) == 76 * 855_654_400
+    assert count_parameters(stacked) == 70_553_706_496
+    assert count_parameters(stacked) - count_parameters(listed) == 76 * 855_654_400
     for variable in (*named_parameters(stacked).values(), *named_parameters(listed).values()):
         assert isinstance(variable.get_value(), jax.ShapeDtypeStruct)
         assert variable.get_value().dtype == jnp.bfloat16

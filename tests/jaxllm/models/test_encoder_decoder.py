@@ -18,7 +18,7 @@ from jaxllm.config import (
     with_fields,
 )
 from jaxllm.generation import generate
-from jaxllm.params import describe, from_description, named_parameters, split, stacks
+from jaxllm.params import describe, from_description, named_parameters, split, stacked_layers
 
 TOKENS = np.random.default_rng(0)
 SRC, TGT = TOKENS.integers(0, 96, (2, 11)), TOKENS.integers(0, 96, (2, 9))
@@ -97,7 +97,7 @@ def test_the_source_may_have_an_embedding_of_its_own():
 
 
 def test_layers_are_stacked_in_each_stack(model):
-    assert stacks(model) == {
+    assert stacked_layers(model) == {
         "encoder.layers": {"0:4": range(4)},
         "decoder.layers": {"0:3": range(3)},
     }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllm.train.data.held_out import held_out_of
+from jaxllm.train.data.held_out import split_held_out
 
 
 @pytest.mark.parametrize(
@@ -10,8 +10,8 @@ from jaxllm.train.data.held_out import held_out_of
 )
 def test_a_share_is_held_out_and_copies_stay_together(fraction, least, most):
     contents = [b"%d" % (i % 1000) for i in range(2000)]
-    held = held_out_of(contents, fraction)
+    held = split_held_out(contents, fraction)
     assert held[:1000] == held[1000:]
     assert least <= sum(held[:1000]) <= most
-    assert held_out_of(contents[::-1], fraction) == held[::-1]
-    assert sum(held_out_of([b"a", b"b"], fraction)) == (fraction > 0)
+    assert split_held_out(contents[::-1], fraction) == held[::-1]
+    assert sum(split_held_out([b"a", b"b"], fraction)) == (fraction > 0)

@@ -13,7 +13,7 @@ from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, MlpConfig
 from jaxllm.models import build_abstract
-from jaxllm.params import letters, named_parameters, shardings, split, tree_of
+from jaxllm.params import dim_letters, map_parameters, named_parameters, parameter_shardings, split
 from jaxllm.train.optimizers.adamw import (
     OptimizerConfig,
     make_optimizer,
@@ -155,16 +155,18 @@ def test_moments_live_with_their_parameters():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     model = build_abstract(TINY)
     _, params = split(model)
-    placed = shardings(model, mesh)
+    placed = parameter_shardings(model, mesh)
     optimizer = make_optimizer(OptimizerConfig(), STEPS, model)
     state = optimizer_shardings(
-        optimizer, params, tree_of(model, lambda name, _: placed[name]), mesh
+        optimizer, params, map_parameters(model, lambda name, _: placed[name]), mesh
     )
     found = jax.tree.leaves(state)
     parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "mu"))
     adam = next(part for part in parts if hasattr(part, "mu"))
     for moment in (adam.mu, adam.nu):
-        assert jax.tree.leaves(moment) == jax.tree.leaves(tree_of(model, lambda n, _: placed[n]))
+        assert jax.tree.leaves(moment) == jax.tree.leaves(
+            map_parameters(model, lambda n, _: placed[n])
+        )
     assert adam.count.is_fully_replicated
     assert all(sharding.mesh == mesh for sharding in found)
     assert any(not sharding.is_fully_replicated for sharding in found)
@@ -172,7 +174,7 @@ def test_moments_live_with_their_parameters():
 
 def test_letters_of_a_stacked_norm():
     model = build_abstract(TINY)
-    assert letters(named_parameters(model)["layers.0:3.attn_norm.scale"]) == "LD"
+    assert dim_letters(named_parameters(model)["layers.0:3.attn_norm.scale"]) == "LD"
 
 
 @pytest.mark.parametrize(

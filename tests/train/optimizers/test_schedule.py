@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm.train.optimizers.adamw import OptimizerConfig, PhaseConfig, make_schedule
-from jaxllm.train.optimizers.schedule import DECAYS, Phase, combined, multi_step, warmup_decay
+from jaxllm.train.optimizers.schedule import DECAYS, Phase, join_phases, multi_step, warmup_decay
 
 COEFFICIENTS = {
     "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r)),
@@ -53,7 +53,7 @@ def test_multi_step_falls_at_its_shares():
 
 def test_phases_follow_each_other():
     first, second = warmup_decay(1.0, 0.5, 2, 6), warmup_decay(0.4, 0.1, 0, 4, "linear")
-    both = jax.jit(combined([Phase(0, 6, first), Phase(6, 10, second)]))
+    both = jax.jit(join_phases([Phase(0, 6, first), Phase(6, 10, second)]))
     expected = [*rates(first, 6), *rates(second, 4), 0.1, 0.1]
     np.testing.assert_allclose(rates(both, 12), expected, rtol=1e-6)
 
@@ -83,14 +83,14 @@ def test_a_config_says_all_of_them():
         (lambda: multi_step(1.0, 0, 10, (0.9, 0.8), (0.3, 0.1)), ["do not rise"]),
         (lambda: multi_step(1.0, 0, 10, (1.0,), (0.3,)), ["between 0 and 1"]),
         (lambda: multi_step(1.0, 0, 10, (0.5,), (0.0,)), ["not all positive"]),
-        (lambda: combined([]), ["no phases"]),
-        (lambda: combined([Phase(1, 2, abs)]), ["starts at step 1"]),
-        (lambda: combined([Phase(0, 0, abs)]), ["0 to 0 has no steps"]),
+        (lambda: join_phases([]), ["no phases"]),
+        (lambda: join_phases([Phase(1, 2, abs)]), ["starts at step 1"]),
+        (lambda: join_phases([Phase(0, 0, abs)]), ["0 to 0 has no steps"]),
         (
-            lambda: combined([Phase(0, 4, abs), Phase(3, 6, abs)]),
+            lambda: join_phases([Phase(0, 4, abs), Phase(3, 6, abs)]),
             ["an overlap", "0 to 4", "3 to 6"],
         ),
-        (lambda: combined([Phase(0, 4, abs), Phase(5, 6, abs)]), ["a gap", "0 to 4", "5 to 6"]),
+        (lambda: join_phases([Phase(0, 4, abs), Phase(5, 6, abs)]), ["a gap", "0 to 4", "5 to 6"]),
         (lambda: OptimizerConfig(final_div_factor=0.5), ["final_div_factor=0.5"]),
         (
             lambda: OptimizerConfig(final_div_factor=2, final_learning_rate=1e-5),

@@ -11,12 +11,12 @@ import pytest
 from tiny import TINY
 
 from jaxllm.cli import main
-from jaxllm.saved_step import steps_of
+from jaxllm.orbax_layout import list_steps
 from jaxllm.train import ConfigError, TrainConfig, train
+from jaxllm.train.checkpoint_arrays import open_step
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.adamw import OptimizerConfig, PhaseConfig
-from jaxllm.train.stored import open_step
 from jaxllm.train.verify.diff import diff_runs
 from jaxllm.train.verify.diff_table import headline
 
@@ -117,7 +117,7 @@ def test_other_text_is_found_by_its_fingerprint(runs):
 
 def test_a_resumed_run_is_the_same(runs, tmp_path):
     shutil.copytree(runs["base"], tmp_path / "base")
-    for step, path in steps_of(tmp_path / "base").items():
+    for step, path in list_steps(tmp_path / "base").items():
         if step > SAVED:
             shutil.rmtree(path)
     from jaxllm.train import load_config
@@ -162,7 +162,7 @@ def test_one_number_of_one_layer_is_named(runs, tmp_path, monkeypatch):
 
 
 def test_every_array_of_a_checkpoint_is_read_layer_by_layer(runs):
-    found = open_step(steps_of(runs["base"])[STEPS])
+    found = open_step(list_steps(runs["base"])[STEPS])
     whats = [what for what, _ in found]
     assert whats.count("parameter") == whats.count("first moment") == whats.count("second moment")
     one, other = (found["parameter", f"layers.{i}.attn.q_proj.kernel"].read() for i in (0, 1))

@@ -8,8 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny import TINY, random_model
 
 from jaxllm.config import AttentionConfig, Experts, HeadConfig, LayerKind, MlpConfig
-from jaxllm.params import shardings, split
-from jaxllm.sharding import spec
+from jaxllm.params import parameter_shardings, split
+from jaxllm.sharding import partition_spec
 from jaxllm.train import TrainConfig
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.step import make_steps
@@ -110,7 +110,7 @@ def test_experts_are_split_over_their_number_and_both_their_widths():
     mesh = submesh({"fsdp": 2, "tensor": 2, "expert": 2})
     placed = {
         name.removeprefix("layers.1:4:2.mlp."): sharding.spec
-        for name, sharding in shardings(random_model(**SPARSE), mesh).items()
+        for name, sharding in parameter_shardings(random_model(**SPARSE), mesh).items()
     }
     up, down = (
         PartitionSpec(None, "expert", "fsdp", "tensor"),
@@ -150,7 +150,7 @@ def test_no_array_is_gathered_against_the_compiler_s_will(
     model = random_model(**SPARSE if "expert" in sizes else CHANGES)
     with jax.set_mesh(mesh):
         steps = make_steps(config, model, mesh)
-        rows = NamedSharding(mesh, PartitionSpec(*spec("B", (B,), mesh.shape), None))
+        rows = NamedSharding(mesh, PartitionSpec(*partition_spec("B", (B,), mesh.shape), None))
         batch = {
             "tokens": jax.ShapeDtypeStruct((B, T + 1), jnp.int32, sharding=rows),
             "mask": jax.ShapeDtypeStruct((B, T), bool, sharding=rows),

@@ -7,7 +7,7 @@ import pytest
 from tiny import TINY
 
 from jaxllm.models import build_abstract
-from jaxllm.params import layers_of, named_parameters
+from jaxllm.params import named_parameters, unstack_name
 from jaxllm.train.verify.noise import Shuffle
 
 
@@ -16,7 +16,7 @@ def weights_of(config) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     arrays = {}
     for name, variable in named_parameters(build_abstract(config)).items():
-        for own, layer in layers_of(name):
+        for own, layer in unstack_name(name):
             shape = variable.get_value().shape
             arrays[own] = rng.standard_normal(shape if layer is None else shape[1:])
     return arrays
@@ -35,13 +35,13 @@ def undone(shuffle: Shuffle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndar
         def _replace(self, **changes):
             return dataclasses.replace(self, **changes)
 
-    return shuffle.undone(Step(arrays)).gradient
+    return shuffle.undo(Step(arrays)).gradient
 
 
 def test_a_shuffle_moves_numbers_and_is_undone():
     weights = weights_of(TINY)
     shuffle = Shuffle(TINY, np.random.default_rng(1))
-    shuffled = shuffle.done(weights)
+    shuffled = shuffle.apply(weights)
     assert shuffled.keys() == weights.keys()
     for name, x in weights.items():
         assert not np.array_equal(shuffled[name], x), name
@@ -53,7 +53,7 @@ def test_a_shuffle_moves_numbers_and_is_undone():
 def test_the_widths_of_one_letter_move_alike():
     """Else it would be another model: an MLP's hidden width leaves one matrix for the next."""
     weights = weights_of(TINY)
-    shuffled = Shuffle(TINY, np.random.default_rng(1)).done(weights)
+    shuffled = Shuffle(TINY, np.random.default_rng(1)).apply(weights)
     products = [
         w["layers.0.mlp.up_proj.kernel"] @ w["layers.0.mlp.down_proj.kernel"]
         for w in (weights, shuffled)
@@ -65,6 +65,6 @@ def test_the_widths_of_one_letter_move_alike():
 def test_the_places_of_a_sinusoidal_vector_stay(positions):
     config = dataclasses.replace(TINY, positions=positions)
     weights = weights_of(config)
-    shuffled = Shuffle(config, np.random.default_rng(1)).done(weights)
+    shuffled = Shuffle(config, np.random.default_rng(1)).apply(weights)
     stays = np.array_equal(shuffled["embed.embedding"], weights["embed.embedding"])
     assert stays == (positions == "sinusoidal")

@@ -7,7 +7,7 @@ from tiny import TINY
 
 from jaxllm.config import Experts
 from jaxllm.train import TrainConfig
-from jaxllm.train.verify.variants import Variant, experts_of, layouts, submesh, variants
+from jaxllm.train.verify.variants import Variant, find_experts, layouts, submesh, variants
 
 RUN = TrainConfig(output="nowhere", steps=10, batch_size=8, seq_len=16, model=TINY)
 
@@ -32,11 +32,11 @@ def test_every_layout_of_the_devices_is_tried():
 
 def test_experts_are_laid_out_only_where_there_are_some():
     experts = Experts(num_experts=4, top_k=2, mlp_dim=24)
-    assert experts_of(TINY) is None
+    assert find_experts(TINY) is None
     assert not any("expert" in dict(variant.mesh) for variant in variants(RUN, 8))
     pattern = tuple(dataclasses.replace(kind, mlp="experts") for kind in TINY.pattern)
     model = dataclasses.replace(TINY, experts=experts, pattern=pattern)
-    assert experts_of(model) == experts
+    assert find_experts(model) == experts
     found = variants(dataclasses.replace(RUN, model=model), 8)
     assert any("expert" in dict(variant.mesh) for variant in found)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllm.interop.families.common.fairscale import SHARD, split_sizes, unsharded
+from jaxllm.interop.families.common.fairscale import SHARD, split_sizes, without_shards
 from jaxllm.interop.rules.rule import Rule
 
 SIZES = {"N": 8, "F": 24, "D": 16}
@@ -20,6 +20,6 @@ def test_what_does_not_divide_is_named_together():
 
 
 def test_a_rule_of_one_shard_names_none():
-    rule = unsharded(Rule(SHARD + "w.{L} : f D", "layers.{L}.w : D (T f)"))
+    rule = without_shards(Rule(SHARD + "w.{L} : f D", "layers.{L}.w : D (T f)"))
     assert rule.stored.text == "w.{L} : f D"
     assert rule.model.text == "layers.{L}.w : D f"

@@ -8,7 +8,7 @@ from jaxllm.interop.families.common.layer_types import (
     read_layer_types,
     read_nope_layers,
     read_qwen_windows,
-    shortest,
+    shortest_pattern,
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -26,7 +26,7 @@ ALL, WINDOW = LayerKind(), LayerKind(sees="window")
     ],
 )
 def test_a_pattern_is_the_shortest_that_repeats(kinds, pattern):
-    assert shortest(kinds) == pattern
+    assert shortest_pattern(kinds) == pattern
 
 
 @pytest.mark.parametrize(

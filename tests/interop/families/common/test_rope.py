@@ -141,7 +141,7 @@ def problems(data: dict) -> str:
 
 def angles(config: DecoderConfig, kind: LayerKind, length: int) -> tuple[np.ndarray, float]:
     """How far pairs turn from one position to the next, in a sequence of this length."""
-    rotation = Rotation.of(config, kind)
+    rotation = Rotation.from_config(config, kind)
     turned = np.asarray(rotation.angles(np.array([[1, length - 1]])))[0, 0, 0]
     return turned, rotation.attention_factor
 

@@ -23,7 +23,7 @@ from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.loading.checkpoint_dir import open_checkpoint
 from jaxllm.models import build_abstract, with_scanned_layers
-from jaxllm.params import named_parameters, shardings, stacks, with_arrays
+from jaxllm.params import named_parameters, parameter_shardings, stacked_layers, with_arrays
 
 CASES = {
     "llama": Case("Llama"),
@@ -253,7 +253,7 @@ def test_on_any_mesh_the_bits_are_the_same_and_so_are_those_exported(shape, save
     alone, mesh = load_pretrained(saved("biases")), mesh_of(shape)
     model = load_pretrained(saved("biases"), mesh=mesh)
     assert bits(model) == bits(alone)
-    placed = shardings(model, mesh)
+    placed = parameter_shardings(model, mesh)
     for name, variable in named_parameters(model).items():
         assert variable.get_value().sharding == placed[name], name
         whole = np.asarray(named_parameters(alone)[name].get_value())
@@ -282,7 +282,7 @@ def test_the_layout_of_rotated_pairs_is_an_in_memory_matter(case, saved, tmp_pat
     table = LLAMA.table(config, Layout())
     tensors = open_checkpoint(saved(case)).tensors
     arrays = {}
-    for rule, sizes in table.bound(stacks(half)):
+    for rule, sizes in table.bound(stacked_layers(half)):
         transfer = rule.importing(sizes)
         for name, index in transfer.target.names(sizes):
             shape = transfer.target.shape(sizes)

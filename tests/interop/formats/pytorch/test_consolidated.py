@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from jaxllm.interop.formats.file_writer import write_files
-from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.pytorch import consolidated
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 
 def test_each_shard_is_a_file_that_torch_reads(tmp_path):
     arrays = {f"{rank}/w": np.full(3, int(rank)) for rank in ("01", "00", "02")}
-    tensors = {name: of_array(array) for name, array in arrays.items()}
+    tensors = {name: from_array(array) for name, array in arrays.items()}
     write_files(tmp_path, consolidated.lay_out(tensors), tensors)
     for rank in range(3):
         loaded = torch.load(tmp_path / f"consolidated.{rank:02}.pth", weights_only=True)

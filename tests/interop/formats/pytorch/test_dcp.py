@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as distributed
 
 from jaxllm.interop import CheckpointError, load_training_state
 from jaxllm.interop.formats.file_writer import write_files
-from jaxllm.interop.formats.lazy_tensor import of_array
+from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.pytorch import dcp, dcp_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -126,7 +126,7 @@ def test_what_we_write_is_what_torch_reads(tmp_path):
     }
     values = {"groups.lr": 0.1, "groups.betas": (0.9, 0.95), "groups.foreach": None, "n": [1, "x"]}
     paths = {name: tuple(name.split(".")) for name in (*arrays, *values)}
-    sources = {name: of_array(array) for name, array in arrays.items()}
+    sources = {name: from_array(array) for name, array in arrays.items()}
     files = dcp_writer.lay_out(sources, values, paths)
     write_files(tmp_path, files, sources)
     state = {

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.interop.formats.file_writer import create, partial_path, write_files
-from jaxllm.interop.formats.lazy_tensor import TensorSource, of_array
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array
 from jaxllm.interop.formats.pytorch import torch_zip
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
@@ -67,7 +67,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def sources(arrays: dict) -> dict[str, TensorSource]:
-    return {name: of_array(array) for name, array in arrays.items()}
+    return {name: from_array(array) for name, array in arrays.items()}
 
 
 def write(path: Path, tensors: dict[str, TensorSource]) -> None:

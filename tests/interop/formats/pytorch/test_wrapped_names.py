@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, unwrapped
+from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 
@@ -23,6 +23,6 @@ def test_wrappers_are_left_out(wrapped, plain):
 
 def test_tensors_have_their_plain_names(tmp_path):
     tensor = StoredTensor("module.w", np.dtype(float), (2,), tmp_path / "x", 0)
-    assert unwrapped({"module.w": tensor})["w"].name == "w"
+    assert strip_wrappers({"module.w": tensor})["w"].name == "w"
     with pytest.raises(CheckpointError, match=r"w and module\.w are both w"):
-        unwrapped({"w": tensor, "module.w": tensor})
+        strip_wrappers({"w": tensor, "module.w": tensor})

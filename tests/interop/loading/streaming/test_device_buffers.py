@@ -10,9 +10,9 @@ from jaxllm.interop.loading.streaming.device_buffers import (
     DeviceAssembly,
     HostAssembly,
     Part,
-    assembly_of,
+    make_assembly,
 )
-from jaxllm.interop.loading.streaming.device_shards import shards_of
+from jaxllm.interop.loading.streaming.device_shards import list_shards
 from jaxllm.interop.rules.pattern import Side
 
 SIDE, SIZES = Side.parse("w : D (N H)"), {"D": 4, "N": 2, "H": 3}
@@ -28,7 +28,7 @@ def sharding() -> NamedSharding:
 @pytest.mark.parametrize("kind", [HostAssembly, DeviceAssembly])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parts_fill_the_shards(sharding, kind, dtype):
-    shards = shards_of(SIDE, SIZES, sharding)
+    shards = list_shards(SIDE, SIZES, sharding)
     assembly = kind(shards, np.dtype(dtype))
     for number, shard in enumerate(shards):
         for region in shard.regions:
@@ -43,4 +43,4 @@ def test_parts_fill_the_shards(sharding, kind, dtype):
 
 
 def test_a_cpu_keeps_the_memory_that_is_filled(sharding):
-    assert isinstance(assembly_of(SIDE, SIZES, np.dtype(np.float32), sharding), HostAssembly)
+    assert isinstance(make_assembly(SIDE, SIZES, np.dtype(np.float32), sharding), HostAssembly)

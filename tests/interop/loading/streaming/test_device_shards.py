@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxllm.interop.loading.streaming.device_shards import shards_of
+from jaxllm.interop.loading.streaming.device_shards import list_shards
 from jaxllm.interop.rules.pattern import Side
 
 SIDE, SIZES = Side.parse("w : D (N H)"), {"D": 8, "N": 4, "H": 6}
@@ -26,7 +26,7 @@ def sharding(*spec) -> NamedSharding:
     ],
 )
 def test_each_box_occurs_once_and_all_cover_the_array(spec, count, shape):
-    shards = shards_of(SIDE, SIZES, sharding(*spec))
+    shards = list_shards(SIDE, SIZES, sharding(*spec))
     assert len(shards) == count
     assert sum(len(shard.devices) for shard in shards) == 8
     covered = np.zeros((8, 24), int)
@@ -37,7 +37,7 @@ def test_each_box_occurs_once_and_all_cover_the_array(spec, count, shape):
 
 
 def test_ranges_meet_the_shards_that_hold_them():
-    shards = shards_of(SIDE, SIZES, sharding(None, "a"))  # a head each
+    shards = list_shards(SIDE, SIZES, sharding(None, "a"))  # a head each
     wanted = {"D": (2, 5), "N": (1, 3), "H": (0, 6)}
     met = {shard.box[1]: [common for _, common in shard.overlaps(wanted)] for shard in shards}
     assert met == {
@@ -49,9 +49,9 @@ def test_ranges_meet_the_shards_that_hold_them():
 
 
 def test_ranges_are_cut_until_they_are_contiguous():
-    [shard] = shards_of(SIDE, SIZES, sharding())
+    [shard] = list_shards(SIDE, SIZES, sharding())
     parts = list(shard.contiguous({"D": (0, 8), "N": (1, 3), "H": (2, 5)}))
-    assert [shard.place(part) for part in parts] == [
+    assert [shard.locate(part) for part in parts] == [
         (slice(0, 8), slice(8, 11)),
         (slice(0, 8), slice(14, 17)),
     ]

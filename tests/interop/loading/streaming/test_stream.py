@@ -17,9 +17,9 @@ from jaxllm.interop.loading.streaming import stream
 from jaxllm.interop.loading.streaming.device_buffers import (
     DeviceAssembly,
     HostAssembly,
-    assembly_of,
+    make_assembly,
 )
-from jaxllm.interop.loading.streaming.device_shards import shards_of
+from jaxllm.interop.loading.streaming.device_shards import list_shards
 from jaxllm.interop.loading.streaming.stream import Move
 from jaxllm.interop.rules.rule import Rule
 
@@ -86,7 +86,7 @@ def test_any_rule_fills_any_shards_through_any_chunks(tmp_path_factory, data):
     whole = rule.model.shape(SIZES)
     sharding = sharding_of(whole, spec)
     model_names = [name for name, _ in rule.model.names(SIZES)]
-    made = {n: kind(shards_of(rule.model, SIZES, sharding), dtype) for n in model_names}
+    made = {n: kind(list_shards(rule.model, SIZES, sharding), dtype) for n in model_names}
 
     stream.stream([Move(stored[n], exporting, at) for n, at in names], made, budget)
 
@@ -131,7 +131,7 @@ def test_what_several_devices_hold_is_read_once(tmp_path, monkeypatch, spec):
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(3)}
     stored = write_stored(tmp_path / "file", arrays)
     sharding = sharding_of((3, 8, 16), (None, *spec))
-    into = {"w": assembly_of(rule.model, sizes, BFLOAT16, sharding)}
+    into = {"w": make_assembly(rule.model, sizes, BFLOAT16, sharding)}
     log = ReadLog(monkeypatch)
     moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
     stream.stream(reversed(moves), into, 16 * 64)
@@ -144,7 +144,7 @@ def test_files_are_read_in_their_order(tmp_path, monkeypatch):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 5, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in (3, 0, 4, 1, 2)}
     stored = write_stored(tmp_path / "file", arrays)
-    into = {"w": assembly_of(rule.model, sizes, BFLOAT16, sharding_of((5, 8, 16), ()))}
+    into = {"w": make_assembly(rule.model, sizes, BFLOAT16, sharding_of((5, 8, 16), ()))}
     log = ReadLog(monkeypatch)
     moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
     stream.stream(moves, into, 64, threads=1)
@@ -157,7 +157,7 @@ def test_a_part_of_the_devices_reads_a_part_of_the_file(tmp_path, monkeypatch):
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 64, "D": 16384}
     array = random_bits((64, 16384), 0)
     stored = write_stored(tmp_path / "file", {"w": array})
-    shards = shards_of(rule.model, sizes, sharding_of((16384, 64), ("a", "b")))
+    shards = list_shards(rule.model, sizes, sharding_of((16384, 64), ("a", "b")))
     mine = [shard for shard in shards if shard.box[0][0] == 4096 and shard.box[1][0] == 32]
     into = HostAssembly(mine, BFLOAT16)
     log = ReadLog(monkeypatch)
@@ -171,7 +171,7 @@ def test_a_part_of_the_devices_reads_a_part_of_the_file(tmp_path, monkeypatch):
 def test_gaps_smaller_than_a_page_are_read_along(tmp_path, monkeypatch):
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 64, "D": 64}
     stored = write_stored(tmp_path / "file", {"w": random_bits((64, 64), 0)})
-    into = HostAssembly(shards_of(rule.model, sizes, sharding_of((64, 64), ("a",)))[:1], BFLOAT16)
+    into = HostAssembly(list_shards(rule.model, sizes, sharding_of((64, 64), ("a",)))[:1], BFLOAT16)
     log = ReadLog(monkeypatch)
     stream.stream([Move(stored["w"], rule.exporting(sizes), {})], {"w": into}, 1 << 20)
     assert len(log.read) == 1
@@ -185,7 +185,7 @@ def test_a_file_that_ends_early_is_named(tmp_path, kind):
     with (tmp_path / "file").open("r+b") as file:
         file.truncate(600)
     sharding = sharding_of((3, 8, 16), (None, "a"))
-    into = {"w": kind(shards_of(rule.model, sizes, sharding), BFLOAT16)}
+    into = {"w": kind(list_shards(rule.model, sizes, sharding), BFLOAT16)}
     moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
     with pytest.raises(CheckpointError, match=r"file: tensor 'w\.2': the file ends \d+ bytes"):
         stream.stream(moves, into, 1 << 20)
@@ -195,7 +195,7 @@ def test_a_failure_stops_the_other_threads(tmp_path):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 200, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(200)}
     stored = write_stored(tmp_path / "file", arrays)
-    shards = shards_of(rule.model, sizes, sharding_of((200, 8, 16), ()))
+    shards = list_shards(rule.model, sizes, sharding_of((200, 8, 16), ()))
     moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
     done = []
 

@@ -16,7 +16,7 @@ from jaxllm.interop.parity.alignment.parameter_names import (
     unfit,
 )
 from jaxllm.models import with_scanned_layers
-from jaxllm.params import named_parameters, stacks
+from jaxllm.params import named_parameters, stacked_layers
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -28,7 +28,7 @@ def pair(request, tmp_path_factory):
 
 
 def bound(reference, model):
-    return table_of(reference, model).bound(stacks(model))
+    return table_of(reference, model).bound(stacked_layers(model))
 
 
 def test_imported_tensors_are_our_parameters(pair):

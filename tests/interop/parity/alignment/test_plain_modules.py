@@ -30,7 +30,7 @@ def write(folder):
     """The page's files and, in `mine`, its model with random numbers everywhere; the model."""
     for name, text in shown_files(ROOT / "docs" / "rules.md").items():
         (folder / name).write_text(text)
-    module = randomize(user_family.family_of(folder / "my_rules.py").reference(SIZE))
+    module = randomize(user_family.resolve_family(folder / "my_rules.py").reference(SIZE))
     (folder / "mine").mkdir()
     (folder / "mine" / "config.json").write_text(json.dumps(SIZE))
     torch.save(module.state_dict(), folder / "mine" / "weights.pt")
@@ -176,7 +176,7 @@ def test_a_model_that_came_from_elsewhere_has_the_fields_that_its_rules_say(page
     judge = partial(compare, module, elsewhere, tokens(), levels=FORWARD)
     with pytest.raises(CheckpointError, match=r"reads config\.json, which the model did not come"):
         judge(rules=rules)
-    family = user_family.family_of(rules)
+    family = user_family.resolve_family(rules)
     said = SimpleNamespace(
         config=lambda fields: family.read_config(fields, {}) and model.config,
         rules=family.table(model.config, Layout()).rules,

@@ -12,7 +12,7 @@ def test_the_threshold_follows_the_noise():
 
 
 def test_the_threshold_has_bounds():
-    assert tolerance.threshold(0.0) == tolerance.LEAST == pytest.approx(9.5e-7, rel=0.01)
+    assert tolerance.threshold(0.0) == tolerance.MIN_THRESHOLD == pytest.approx(9.5e-7, rel=0.01)
     assert tolerance.threshold(0.5) == tolerance.MOST
 
 

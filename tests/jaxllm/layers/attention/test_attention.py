@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from jaxllm.config import AttentionConfig
 from jaxllm.layers.attention.attention import attention, repeat_kv, self_attention
 from jaxllm.layers.attention.cache import KVCache
-from jaxllm.layers.attention.mask import Sight
+from jaxllm.layers.attention.mask import MaskSpec
 from jaxllm.layers.context import Context
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -25,7 +25,7 @@ SHAPES = [(1, 4, 2), (2, 4, 4), (17, 6, 3), (129, 6, 2), (300, 8, 1), (2100, 2, 
 
 def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids=None):
     positions_BT = jnp.arange(q_BTNH.shape[1])[None]
-    return self_attention(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids, sight=Sight())
+    return self_attention(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids, sight=MaskSpec())
 
 
 jitted = jax.jit(causal_attention)

@@ -12,7 +12,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from jaxllm.config import RelativeBuckets, with_fields
-from jaxllm.layers.attention.distance_bias import alibi_slopes, buckets, make_bias
+from jaxllm.layers.attention.distance_bias import alibi_slopes, bucket_table, make_bias
 
 # A row for each of two sequences, which do not start at the same position.
 QUERIES, KEYS = np.array([[3, 4, 5], [100, 101, 250]]), np.array([[0, 3, 4, 5], [0, 99, 101, 300]])
@@ -54,7 +54,7 @@ def test_buckets_are_those_of_transformers(causal):
             expected = T5Attention._relative_position_bucket(
                 torch.tensor(ahead), not causal, count, farthest
             )
-            table = buckets(RelativeBuckets(count=count, max_distance=farthest), causal)
+            table = bucket_table(RelativeBuckets(count=count, max_distance=farthest), causal)
             found = table[np.clip(ahead, -farthest, farthest) + farthest]
             np.testing.assert_array_equal(found, expected, f"{count} to {farthest}")
 

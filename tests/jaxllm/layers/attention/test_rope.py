@@ -211,7 +211,7 @@ def test_dynamic_is_that_of_transformers(scaling):
 
 def frequencies_at(head_dim: int, theta: float, scaling: RopeScaling, length: int) -> np.ndarray:
     """What a sequence of this length is rotated by: the angles at its position 1."""
-    rotation = Rotation.scaled(head_dim, theta, scaling, "half")
+    rotation = Rotation.with_scaling(head_dim, theta, scaling, "half")
     assert rotation.at_length is not None
     return np.asarray(jax.jit(rotation.at_length)(np.array([[[[length]]]])))[0, 0, 0]
 
@@ -228,7 +228,7 @@ def test_rows_have_frequencies_of_their_own_length_without_padding(scaling):
     """A row that is long, one that is short, and one that padding at -1 makes short."""
     positions_BT = np.array([[1, 2, 64], [1, 2, 63], [1, 2, -1]])
     x_BTNH = draw(3, 3, 2, 64)
-    rotation = Rotation.scaled(64, 1e4, scaling, "half")
+    rotation = Rotation.with_scaling(64, 1e4, scaling, "half")
     ours = np.asarray(apply_rope(jnp.asarray(x_BTNH), jnp.asarray(positions_BT), rotation))
     for row, positions in enumerate(positions_BT):
         rotary = theirs(64, 1e4, scaling)
@@ -252,7 +252,7 @@ def test_cosines_and_sines_grow_by_the_attention_factor(scaling):
     cos, sin = theirs(64, 1e4, scaling)(torch.zeros(()), torch.tensor(positions_BT))
     x = torch.tensor(x_BTNH)
     expected, _ = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
-    rotation = Rotation.scaled(64, 1e4, scaling, "half")
+    rotation = Rotation.with_scaling(64, 1e4, scaling, "half")
     ours = apply_rope(jnp.asarray(x_BTNH), jnp.asarray(positions_BT), rotation)
     assert relative_l2(ours, expected) < TOLERANCE
     norm = np.linalg.norm(np.asarray(ours)) / np.linalg.norm(x_BTNH)

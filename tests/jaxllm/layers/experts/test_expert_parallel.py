@@ -17,7 +17,7 @@ from jaxllm.config import Experts, LayerKind
 from jaxllm.generation import generate
 from jaxllm.layers.experts import expert_parallel
 from jaxllm.layers.experts.moe import aux_loss
-from jaxllm.params import shardings, split, tree_of
+from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.sharding import MESH_AXES
 
 pytestmark = pytest.mark.usefixtures("really_compiling")
@@ -109,7 +109,7 @@ def test_the_experts_stay_where_they_are():
     moe = moe_of(dataclasses.replace(EXPERTS, mlp_dim=640))
     mesh = mesh_of({"expert": 8})
     bind, params = split(moe)
-    places = tree_of(moe, lambda name, variable: shardings(moe, mesh)[name])
+    places = map_parameters(moe, lambda name, variable: parameter_shardings(moe, mesh)[name])
     with jax.set_mesh(mesh):
         gradient = jax.grad(lambda p, x: bind(p)(x)[0].sum(), argnums=(0, 1))
         run = jax.jit(gradient, in_shardings=(places, None), out_shardings=(places, None))

@@ -14,7 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from jaxllm.config import Experts, LayerKind, MlpConfig, NumericsConfig, with_fields
 from jaxllm.layers.context import Context
-from jaxllm.layers.experts.moe import Load, MoE, load_balance, overflowing
+from jaxllm.layers.experts.moe import Load, MoE, assign_overflow, load_balance
 from jaxllm.layers.stack import restack
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -169,8 +169,8 @@ def test_a_full_expert_turns_the_tokens_after_away(top_k, capacity, is_gated):
 
 def test_places_are_taken_in_order():
     chosen = jnp.asarray([2, 0, 2, 2, 3, 0, 1])  # 3: padding
-    assert overflowing(chosen, 3, 2).tolist() == [2, 0, 2, 3, 3, 0, 1]
-    assert overflowing(chosen, 3, 1).tolist() == [2, 0, 3, 3, 3, 3, 1]
+    assert assign_overflow(chosen, 3, 2).tolist() == [2, 0, 2, 3, 3, 0, 1]
+    assert assign_overflow(chosen, 3, 1).tolist() == [2, 0, 3, 3, 3, 3, 1]
 
 
 def test_the_overflow_expert_learns_from_what_it_is_given():
@@ -198,7 +198,7 @@ def loads_of(*, num_layers: int, is_token: np.ndarray | None = None) -> tuple[li
     loads = []
     for logits_BTE in logits:
         probs_BTE = jax.nn.softmax(logits_BTE)
-        loads.append(Load.of(probs_BTE, *jax.lax.top_k(probs_BTE, 2), is_token))
+        loads.append(Load.from_routing(probs_BTE, *jax.lax.top_k(probs_BTE, 2), is_token))
     tensors = [torch.tensor(logits_BTE).reshape(-1, E) for logits_BTE in logits]
     return tensors, jax.tree.map(lambda *xs: jnp.stack(xs), *loads)
 
@@ -240,7 +240,7 @@ def test_weights_count_where_a_token_was_kept():
     experts = dataclasses.replace(EXPERTS, capacity=3, router_bias=True, normalize=True)
     moe = moe_of(experts)
     _, load = moe(jnp.asarray(X_BTD), ~PADDING)
-    _, weights_BTk, chosen_BTk = moe.choose(X_BTD)
+    _, weights_BTk, chosen_BTk = moe.route(X_BTD)
     sums, taken = np.zeros(E), np.zeros(E)
     for is_pad, weights, chosen in zip(
         PADDING.reshape(-1), weights_BTk.reshape(-1, 2), chosen_BTk.reshape(-1, 2), strict=True

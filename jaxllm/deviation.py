@@ -13,18 +13,18 @@ from numpy.typing import ArrayLike
 NOISE_FACTOR = 4.0
 
 # Sixteen roundings: what no one can be held to, however little noise was measured.
-LEAST = 16 * 2.0**-24
+MIN_THRESHOLD = 16 * 2.0**-24
 
 # Of gradients, moments, updates and losses: beyond this they are too ill-conditioned for float32 to
 # tell a bug from noise.
-MOST_IN_TRAINING = 1e-4
+MAX_TRAINING_THRESHOLD = 1e-4
 
 # A gradient that differs by a tenth when it is computed in another way is what is left of sums that
 # cancel, such as that of a key's bias without RoPE. It counts as a part of all.
-NOTHING_BUT_NOISE = 0.1
+NOISE_ONLY = 0.1
 
 
-class Apart(NamedTuple):
+class Deviation(NamedTuple):
     """How far something is from its reference."""
 
     error: float
@@ -32,34 +32,34 @@ class Apart(NamedTuple):
     relative_to: str = "own"  # norm; "all" of a gradient that is nothing but noise
 
 
-def apart(ours: ArrayLike, reference: ArrayLike, others: Iterable[ArrayLike]) -> Apart:
+def deviation(ours: ArrayLike, reference: ArrayLike, others: Iterable[ArrayLike]) -> Deviation:
     """Numbers or arrays, by their relative L2; `others` are the reference in other ways."""
     floor = max(relative_l2(other, reference) for other in others)
-    return Apart(relative_l2(ours, reference), floor)
+    return Deviation(relative_l2(ours, reference), floor)
 
 
-def gradient_apart(
+def gradient_deviation(
     ours: np.ndarray, reference: np.ndarray, others: Sequence[np.ndarray], whole: float
-) -> Apart:
+) -> Deviation:
     """A parameter's gradient, or a moment of it; `whole` is the norm of those of all parameters."""
-    found = apart(ours, reference, others)
-    if found.floor > NOTHING_BUT_NOISE and whole > 0:
+    found = deviation(ours, reference, others)
+    if found.floor > NOISE_ONLY and whole > 0:
         error, *floors = (norm(difference(x, reference)) / whole for x in (ours, *others))
-        return Apart(error, max(floors), "all")
+        return Deviation(error, max(floors), "all")
     return found
 
 
-def update_apart(
+def update_deviation(
     ours: np.ndarray, reference: np.ndarray, others: Sequence[np.ndarray], parameter: np.ndarray
-) -> Apart:
+) -> Deviation:
     """A parameter's update, or some elements of it, and the same of the parameter."""
-    found = apart(ours, reference, others)
+    found = deviation(ours, reference, others)
     # The update is the difference of two parameters, each of which was rounded.
     halves, size = 0.5 * np.spacing(np.abs(parameter)), norm(reference)
     return found._replace(floor=max(found.floor, norm(halves) / size if size else 0.0))
 
 
-def beyond_noise(gradient: np.ndarray, others: Iterable[np.ndarray], times: float) -> np.ndarray:
+def exceeds_noise(gradient: np.ndarray, others: Iterable[np.ndarray], times: float) -> np.ndarray:
     """Which elements of a gradient are so many times its noise: their updates are not noise.
 
     Adam divides by their size, so that the update of an element which is noise is noise as well.
@@ -85,7 +85,7 @@ def max_abs(ours: ArrayLike, reference: ArrayLike) -> float:
     return float(np.max(np.abs(difference(ours, reference))))
 
 
-def norm_of_all(arrays: Iterable[np.ndarray]) -> float:
+def joint_norm(arrays: Iterable[np.ndarray]) -> float:
     """The norm of several arrays as if they were one."""
     return math.hypot(*map(norm, arrays))
 
@@ -102,6 +102,6 @@ def difference(ours: ArrayLike, reference: ArrayLike) -> np.ndarray:
         return np.asarray(ours, np.float64) - np.asarray(reference, np.float64)
 
 
-def threshold(floor: float, most: float = MOST_IN_TRAINING) -> float:
+def threshold(floor: float, most: float = MAX_TRAINING_THRESHOLD) -> float:
     """The relative error that is still noise where noise itself is `floor`."""
-    return min(max(NOISE_FACTOR * floor, LEAST), most)
+    return min(max(NOISE_FACTOR * floor, MIN_THRESHOLD), most)

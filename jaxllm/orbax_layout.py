@@ -6,16 +6,18 @@ from typing import Any
 
 import tensorstore
 
-METADATA = "_CHECKPOINT_METADATA"  # without which neither Orbax nor we take a folder for a step
-ABOUT = "jaxllm"  # the key of what we say of a step
+METADATA_FILE = (
+    "_CHECKPOINT_METADATA"  # without which neither Orbax nor we take a folder for a step
+)
+METADATA_KEY = "jaxllm"  # the key of what we say of a step
 
 
 def is_step(path: Path) -> bool:
     """Whether a folder is a step that is complete."""
-    return (path / METADATA).is_file()
+    return (path / METADATA_FILE).is_file()
 
 
-def steps_of(run: Path) -> dict[int, Path]:
+def list_steps(run: Path) -> dict[int, Path]:
     """The complete steps of a run by their numbers, oldest first."""
     found = (run / "checkpoints").glob("*")
     steps = {int(path.name): path for path in found if path.name.isdigit() and is_step(path)}

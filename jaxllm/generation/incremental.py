@@ -13,7 +13,7 @@ from jaxllm.layers.context import Context
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
 
-class Start(NamedTuple):
+class Prefilled(NamedTuple):
     """A decoder that has read a text in each row, and is to continue it."""
 
     model: Decoder
@@ -22,7 +22,7 @@ class Start(NamedTuple):
     tokens_BT: Array  # the text: a prompt, or the first of a target if an encoder has read it
     lengths_B: Array
 
-    def seen(self) -> Array:
+    def seen_tokens(self) -> Array:
         """Which tokens are in each text, BV."""
         B, T = self.tokens_BT.shape
         V = self.model.config.vocab_size
@@ -30,13 +30,13 @@ class Start(NamedTuple):
         tokens_BT = jnp.where(is_token_BT, self.tokens_BT, V)  # past the last: dropped
         return jnp.zeros((B, V), bool).at[jnp.arange(B)[:, None], tokens_BT].set(True)
 
-    def repeated(self, times: int) -> "Start":
+    def repeat_rows(self, times: int) -> "Prefilled":
         """The same with each row so often, one beside the other."""
         rows = (self.x_BD, self.cache, self.tokens_BT, self.lengths_B)
-        return Start(self.model, *jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows))
+        return Prefilled(self.model, *jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows))
 
 
-def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) -> Start:
+def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) -> Prefilled:
     """The decoder after the prompts, its cache with `room` for more tokens."""
     source = None
     if isinstance(model, EncoderDecoder):
@@ -49,7 +49,7 @@ def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) ->
     B, T = tokens_BT.shape
     empty = model.init_cache(B, T + room, source)
     x_BD, cache = _read(model, tokens_BT, lengths_B, empty)
-    return Start(model, x_BD, cache, tokens_BT, lengths_B)
+    return Prefilled(model, x_BD, cache, tokens_BT, lengths_B)
 
 
 def _read(
@@ -64,7 +64,7 @@ def _read(
     return x_BTD[jnp.arange(B), lengths_B - 1], written
 
 
-def advance(start: Start, cache: Caches, new_BR: Array, i: Array) -> tuple[Array, Caches]:
+def decode_step(start: Prefilled, cache: Caches, new_BR: Array, i: Array) -> tuple[Array, Caches]:
     """The hidden state of new token `i`, BD, and the cache with it in it; room for R is in it.
 
     Where RoPE's frequencies change for all of a text once it is longer than `original_max_len`,
