@@ -1,4 +1,4 @@
-"""Where a model came from, carried with it so that it can go back in the same spelling."""
+"""The checkpoint a model was loaded from, kept so that it can be saved in the same format."""
 
 import dataclasses
 

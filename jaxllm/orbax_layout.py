@@ -1,4 +1,4 @@
-"""Where things lie in a checkpoint of Orbax's, one step of a run: `checkpoints/STEP/ITEM`."""
+"""The layout of an Orbax checkpoint, one step of a run: `checkpoints/STEP/ITEM`."""
 
 import math
 from pathlib import Path

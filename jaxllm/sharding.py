@@ -46,7 +46,7 @@ def partition_spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int
 def unsharded_dims(
     dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> list[tuple[str, str, int]]:
-    """The (mesh axis, letter, size) that `spec` leaves whole: the axis does not divide the size."""
+    """The (mesh axis, letter, size) that `partition_spec` leaves whole: it does not divide."""
     used = {axis for axes in _claims(dims, shape, mesh_shape) for axis in axes}
     return [
         (axis, letter, size)

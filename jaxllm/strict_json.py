@@ -1,4 +1,4 @@
-"""Data as JSON can say it, which has no word for NaN and infinity."""
+"""Data for strict JSON, which has no NaN and no infinity."""
 
 import math
 from typing import Any

@@ -1,30 +1,29 @@
-"""Showing what a layer computes on the way, to those who compare it with another."""
+"""Hooks on what a layer computes on the way, to record or to replace it."""
 
 from typing import Any
 
 from flax import nnx
 from jax import Array
 
-HOOK = "listener"  # the attribute of a module by which it is listened to
+HOOK = "hook"  # the attribute of a module that holds its hook
 
 
 def has_hook(module: nnx.Module) -> bool:
-    """Whether somebody listens to what the module shows."""
+    """Whether the module has a hook."""
     return hasattr(module, HOOK)
 
 
 def apply_hook(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
-    """Tells values of a module to its listener, by their names, if it has one.
+    """Calls the module's `hook(name, value)`, if it has one, with each of the values.
 
-    Returns what the module is to go on with: the values, or what its `listener(name, value)` puts
-    in their place.
+    Returns the values to go on with: what the hook returns, or else `values` as they are.
     """
-    listener = getattr(module, HOOK, lambda name, value: value)
-    return tuple(listener(name, value) for name, value in values.items())
+    hook = getattr(module, HOOK, lambda name, value: value)
+    return tuple(hook(name, value) for name, value in values.items())
 
 
 def without_hooks(modules: Any) -> Any:
-    """A copy with the same parameters that nobody listens to: what is traced cannot be shown."""
+    """A copy with the same parameters and no hooks, which cannot record what is traced."""
     copied = nnx.merge(*nnx.split(modules))
     for _, module in nnx.iter_graph(copied):
         if isinstance(module, nnx.Module) and has_hook(module):

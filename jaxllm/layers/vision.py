@@ -101,8 +101,8 @@ class VisionBlock(nnx.Module):
         k_BTNH = constrain(rotate_patches(self.k_proj(h_BTD), vision), "BTNH")
         v_BTNH = constrain(self.v_proj(h_BTD), "BTNH")
         positions_BT = jnp.arange(x_BTD.shape[1])[None]
-        sight = MaskSpec(causal=False)
-        out_BTNH = self_attention(q_BTNH, k_BTNH, v_BTNH, positions_BT, sight=sight)
+        mask_spec = MaskSpec(causal=False)
+        out_BTNH = self_attention(q_BTNH, k_BTNH, v_BTNH, positions_BT, mask_spec=mask_spec)
         x_BTD = constrain(x_BTD + self.o_proj(out_BTNH), "BTD")
         return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "BTD")
 

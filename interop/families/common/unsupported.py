@@ -1,17 +1,17 @@
-"""What several spellings cannot say, and whether a config has it, as `refuse` takes it."""
+"""What several formats do not support, and whether a config has it, as `refuse` takes it."""
 
 from collections.abc import Mapping
 
 from jaxllm.config import StackConfig, flatten
 
 
-def unsupported_values(config: StackConfig, said: Mapping[str, object]) -> dict[str, bool]:
-    """Whether fields, by dotted names, have other values than the only one that can be said.
+def unsupported_values(config: StackConfig, supported: Mapping[str, object]) -> dict[str, bool]:
+    """Whether fields, by dotted names, have other values than the only one that a format supports.
 
     For example `unsupported_values(config, {"norms.kind": "layer"})`.
     """
     given = flatten(config)
-    return {f"{name}={given[name]!r}": given[name] != value for name, value in said.items()}
+    return {f"{name}={given[name]!r}": given[name] != value for name, value in supported.items()}
 
 
 def unsupported_by_one_bias(config: StackConfig) -> dict[str, bool]:

@@ -57,19 +57,19 @@ class Attention(nnx.Module):
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
         q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
-        config, sight = self.config, MaskSpec.from_config(self.config, self.kind)
+        config, mask_spec = self.config, MaskSpec.from_config(self.config, self.kind)
         attend = partial(attention, scale=config.attention.scale, softcap=config.attention.softcap)
         if cache is None:
             out_BTNH = self_attention(
                 *(q_BTNH, k_BTKH, v_BTKH, positions_BT, context.segment_ids_BT),
-                sight=sight,
+                mask_spec=mask_spec,
                 bias=context.bias,
                 attend=attend,
-                watched_by=self if has_hook(self) else None,
+                hooked_module=self if has_hook(self) else None,
             )
         else:
             cache, (k_BSKH, v_BSKH, keys_BS) = cache.extend(k_BTKH, v_BTKH, positions_BT)
-            mask_BTS = sight.mask(positions_BT, keys_BS)
+            mask_BTS = mask_spec.mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
             out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
@@ -111,7 +111,7 @@ def attention(
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    watch: Hook = lambda name, x_BKGTS: x_BKGTS,
+    hook: Hook = lambda name, x_BKGTS: x_BKGTS,
 ) -> Array:
     """`softmax(q k scale + bias) v` where the mask is True, BTNH; the scale is 1 / sqrt(H).
 
@@ -128,8 +128,8 @@ def attention(
         scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
     if bias_BNTS is not None:
         scores_BKGTS += bias_BNTS.reshape(-1, K, N // K, *bias_BNTS.shape[2:])
-    scores_BKGTS = watch("scores", jnp.where(mask_BTS[:, None, None], scores_BKGTS, LOWEST))
-    probs_BKGTS = watch("probs", jax.nn.softmax(scores_BKGTS, axis=-1)).astype(v_BSKH.dtype)
+    scores_BKGTS = hook("scores", jnp.where(mask_BTS[:, None, None], scores_BKGTS, LOWEST))
+    probs_BKGTS = hook("probs", jax.nn.softmax(scores_BKGTS, axis=-1)).astype(v_BSKH.dtype)
     out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
     return out_BTKGH.reshape(B, T, N, H)
 
@@ -149,43 +149,43 @@ def self_attention(
     positions_BT: Array,
     segment_ids_BT: Array | None = None,
     *,
-    sight: MaskSpec,
+    mask_spec: MaskSpec,
     bias: Bias | None = None,
     attend: Callable[..., Array] = attention,
-    watched_by: nnx.Module | None = None,
+    hooked_module: nnx.Module | None = None,
 ) -> Array:
     """Attention of each token to those of its segment that it sees, BTNH.
 
     Positions must grow within a segment; they may have 1 for B. Goes by blocks of queries, each
     of which meets only the keys in its reach: half the work of masking all T x T scores, or much
     less with a window. The backward pass computes the probabilities again (Dao et al., 2022), and
-    the biases, so that none are kept. A module that watches shows scores and probabilities, block
-    by block and as wide as there are keys.
+    the biases, so that none are kept. The hook of `hooked_module` is given scores and
+    probabilities, block by block and as wide as there are keys.
     """
     T = q_BTNH.shape[1]
 
     def attend_block(
-        q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array], **watch: Hook
+        q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array], **hook: Hook
     ) -> Array:
-        return attend(q, k, v, mask, None if bias is None else bias(*at), **watch)
+        return attend(q, k, v, mask, None if bias is None else bias(*at), **hook)
 
     outs = []
     for own in query_blocks(T):
-        seen = sight.keys(own.start, own.stop, T)
+        seen = mask_spec.key_range(own.start, own.stop, T)
         at = positions_BT[:, own], positions_BT[:, seen]
-        mask_BTS = sight.mask(*at)
+        mask_BTS = mask_spec.mask(*at)
         if segment_ids_BT is not None:
             mask_BTS &= same_segment(segment_ids_BT[:, own], segment_ids_BT[:, seen])
-        if watched_by is None:
+        if hooked_module is None:
             attend_own = jax.checkpoint(attend_block)
-        else:  # nothing can be shown out of what is traced
-            attend_own = partial(attend_block, watch=partial(hook_block, watched_by, seen, T))
+        else:  # a hook cannot record what is traced
+            attend_own = partial(attend_block, hook=partial(hook_block, hooked_module, seen, T))
         outs.append(attend_own(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
     return jnp.concatenate(outs, axis=1)
 
 
 def hook_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGTS: Array) -> Array:
-    """Shows the scores or probabilities of a block of queries and the keys `seen`, BTNS of all."""
+    """Calls the hook with scores or probabilities of a block of queries and all keys, BTNS."""
     beside = (seen.start, num_keys - seen.stop)
     unseen = LOWEST if name == "scores" else 0.0
     wide_BKGTS = jnp.pad(x_BKGTS, [(0, 0)] * 4 + [beside], constant_values=unseen)

@@ -53,9 +53,9 @@ class CrossAttention(nnx.Module):
         (q_BTNH,) = apply_hook(self, q=q_BTNH)
         scale, softcap = self.config.attention.scale, self.config.attention.softcap
         attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
-        if has_hook(self):  # nothing can be shown out of what is traced
+        if has_hook(self):  # a hook cannot record what is traced
             S = source.k_BSKH.shape[1]
-            attend = partial(attend, watch=partial(hook_block, self, slice(0, S), S))
+            attend = partial(attend, hook=partial(hook_block, self, slice(0, S), S))
         else:
             attend = jax.checkpoint(attend)
         outs = []

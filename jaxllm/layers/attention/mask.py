@@ -9,7 +9,7 @@ from jaxllm.config import LayerKind, StackConfig
 
 
 class MaskSpec(NamedTuple):
-    """What a query sees of its own sequence, by positions."""
+    """Which keys of its own sequence a query may attend to, by positions."""
 
     causal: bool = True  # nothing after itself
     window: int | None = None  # this many tokens, itself the last of them
@@ -17,7 +17,7 @@ class MaskSpec(NamedTuple):
 
     @classmethod
     def from_config(cls, config: StackConfig, kind: LayerKind) -> Self:
-        """That of a layer of this kind."""
+        """The mask of a layer of this kind."""
         return cls(
             causal=config.attention.causal,
             window=config.attention.window if kind.sees == "window" else None,
@@ -39,7 +39,7 @@ class MaskSpec(NamedTuple):
         """Of how many tokens, itself the last, a query sees some at most; None: of all."""
         return min(filter(None, (self.window, self.chunk)), default=None)
 
-    def keys(self, start: int, stop: int, length: int) -> slice:
+    def key_range(self, start: int, stop: int, length: int) -> slice:
         """All that the queries from `start` to `stop` may see, of a sequence of this length."""
         reach = length if self.lookback is None else self.lookback
         return slice(max(0, start + 1 - reach), stop if self.causal else length)

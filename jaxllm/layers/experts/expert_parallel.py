@@ -139,7 +139,7 @@ def send_rows(rows_MD: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def return_rows(rows: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
-    """What `send` sent, in its place again, MD; zeros for the rows that went nowhere."""
+    """What `send_rows` sent, in its place again, MD; zeros for the rows that went nowhere."""
     padded = functools.partial(_bring_padded, count=lengths[0])
     ragged = functools.partial(_bring_ragged, count=lengths[0])
     return _by_platform(padded, ragged, rows, sizes_R)

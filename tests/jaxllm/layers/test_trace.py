@@ -56,8 +56,8 @@ def shapes_of(jaxpr):
 
 def test_unasked_the_program_is_as_if_nothing_could_be_shown(layer, monkeypatch):
     program = program_of(layer)
-    monkeypatch.setattr(attention, "show", lambda module, **values: tuple(values.values()))
-    monkeypatch.setattr(attention, "is_watched", lambda module: False)
+    monkeypatch.setattr(attention, "apply_hook", lambda module, **values: tuple(values.values()))
+    monkeypatch.setattr(attention, "has_hook", lambda module: False)
     assert str(program_of(layer)) == str(program)
 
 

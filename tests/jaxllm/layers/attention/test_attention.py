@@ -25,7 +25,7 @@ SHAPES = [(1, 4, 2), (2, 4, 4), (17, 6, 3), (129, 6, 2), (300, 8, 1), (2100, 2, 
 
 def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids=None):
     positions_BT = jnp.arange(q_BTNH.shape[1])[None]
-    return self_attention(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids, sight=MaskSpec())
+    return self_attention(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids, mask_spec=MaskSpec())
 
 
 jitted = jax.jit(causal_attention)

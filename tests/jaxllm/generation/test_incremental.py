@@ -1,0 +1,57 @@
+"""A prompt read as a whole and continued token by token, beside a full forward pass."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny import random_model, relative_l2
+
+from jaxllm.generation.incremental import decode_step, prefill
+
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 7))
+LENGTHS = np.array([7, 4])
+ROOM = 3
+
+
+@functools.cache
+def model_and_start():
+    model = random_model(scan_layers=False)
+    return model, prefill(model, jnp.asarray(TOKENS), jnp.asarray(LENGTHS), ROOM)
+
+
+def full_logits(model, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(model(tokens[None]).logits[0, -1])
+
+
+def test_each_row_goes_on_from_its_own_last_token():
+    model, start = model_and_start()
+    new_BR = np.random.default_rng(1).integers(0, 96, (2, ROOM))
+    logits_BV, cache = start.model.unembed(start.x_BD[:, None])[:, 0], start.cache
+    for i in range(ROOM):
+        for row, length in enumerate(LENGTHS):
+            text = np.concatenate([TOKENS[row, :length], new_BR[row, :i]])
+            assert relative_l2(logits_BV[row], full_logits(model, text)) < 3e-6, (row, i)
+        x_BD, cache = decode_step(start, cache, jnp.asarray(new_BR), jnp.int32(i))
+        logits_BV = start.model.unembed(x_BD[:, None])[:, 0]
+
+
+def test_padding_is_no_token_of_a_text():
+    _, start = model_and_start()
+    seen_BV = np.asarray(start.seen_tokens())
+    for row, length in enumerate(LENGTHS):
+        assert set(np.flatnonzero(seen_BV[row])) == set(TOKENS[row, :length])
+
+
+def test_repeated_rows_lie_beside_each_other():
+    _, start = model_and_start()
+    repeated = start.repeat_rows(2)
+    for row in range(2):
+        for copy in (2 * row, 2 * row + 1):
+            one, other = (
+                jax.tree.map(lambda x, place=place: x[place], (part.x_BD, part.cache))
+                for part, place in ((repeated, copy), (start, row))
+            )
+            chex.assert_trees_all_equal(one, other)
+    assert jax.tree.leaves(repeated.cache)[0].shape[0] == 4
