@@ -156,5 +156,5 @@ def test_encoder_and_decoder_drop_by_keys_of_their_own():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_rate_is_a_share(rate):
-    with pytest.raises(ValueError, match=f"dropout={rate} is not from 0 to below 1"):
+    with pytest.raises(ValueError, match=f"dropout={rate} must be at least 0 and below 1"):
         dataclasses.replace(TINY, dropout=rate)

@@ -135,7 +135,7 @@ def test_generation_without_a_start_token_is_refused(model):
 
 def test_prompts_are_of_the_sources_vocabulary():
     model = random_of(config_of(source_vocab_size=50, start_token=3))
-    with pytest.raises(ValueError, match="prompt 0 has token 60; vocab_size is 50"):
+    with pytest.raises(ValueError, match="prompt 0 has token 60, but vocab_size=50"):
         generate(model, [[60]], 3)
 
 
@@ -155,10 +155,10 @@ def test_descriptions_and_plain_data_come_back(model):
     [
         ({"attention.causal": True}, {}, {}, "encoder.attention.causal=True and decoder"),
         ({}, {"attention.cross": False}, {}, "decoder.attention.cross=False"),
-        ({"embed_dim": 16}, {}, {}, "embed_dim is 16 in the encoder, 32 in the decoder"),
-        ({"embed_scale": 2.0}, {}, {}, "embed_scale is 2.0 in the encoder, 1.0 in the decoder"),
+        ({"embed_dim": 16}, {}, {}, "embed_dim is 16 in the encoder and 32 in the decoder"),
+        ({"embed_scale": 2.0}, {}, {}, "embed_scale is 2.0 in the encoder and 1.0 in the decoder"),
         ({}, {}, {"source_vocab_size": 0}, "source_vocab_size=0 is less than 1"),
-        ({}, {}, {"start_token": 96}, "start_token=96 is not of vocab_size=96"),
+        ({}, {}, {"start_token": 96}, "start_token=96 is not a token: .* below vocab_size=96"),
     ],
 )
 def test_stacks_must_fit(encoder, decoder, changes, message):

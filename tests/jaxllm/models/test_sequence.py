@@ -182,7 +182,7 @@ def test_a_config_comes_back_from_plain_data(config):
 
 def test_a_sequence_that_is_too_long_is_an_error():
     long_BTI = np.zeros((1, LONGEST + 1, 3), np.float32)
-    message = f"a sequence of {LONGEST + 1} tokens; positions end at max_len={LONGEST}"
+    message = f"a sequence of {LONGEST + 1} tokens is longer than max_len={LONGEST}"
     for config in (SEQUENCE, with_fields(SEQUENCE, {"positions.kind": "learned"})):
         with pytest.raises(ValueError, match=message):
             random_of(config)(long_BTI)
@@ -196,9 +196,9 @@ def test_a_sequence_that_is_too_long_is_an_error():
 
 def test_a_model_has_a_cache_only_if_it_can_use_one():
     pooled = random_of(dataclasses.replace(SEQUENCE, pooled=True))
-    with pytest.raises(ValueError, match="pooled=True: a mean is over a whole sequence"):
+    with pytest.raises(ValueError, match="pooled=True: the mean needs the whole sequence"):
         pooled.init_cache(1, 4)
-    with pytest.raises(ValueError, match="pooled=True: no token has an output of its own"):
+    with pytest.raises(ValueError, match="pooled=True: the model has one output per sequence"):
         pooled.generate_next_token(X_BTI)
     with pytest.raises(ValueError, match=r"a cache with attention\.causal=False"):
         random_of(BOTH_WAYS).init_cache(1, 4)
@@ -210,8 +210,11 @@ def test_a_model_has_a_cache_only_if_it_can_use_one():
         ({"num_heads": 5}, "num_heads=5 is not a multiple of num_kv_heads=2"),
         ({"input_dim": 0}, "input_dim=0 is less than 1"),
         ({"output_dim": -1}, "output_dim=-1 is less than 1"),
-        ({"embed_scale": 2.0}, "embed_scale=2.0 without embeddings"),
-        ({"pooled": True, "attention.cross": True}, "pooled=True with attention.cross=True"),
+        ({"embed_scale": 2.0}, "embed_scale=2.0 must be 1.0: vectors are not embedded"),
+        (
+            {"pooled": True, "attention.cross": True},
+            "pooled=True cannot be combined with attention.cross=True",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_errors(changes, complaint):
@@ -222,12 +225,12 @@ def test_options_that_do_not_fit_are_errors(changes, complaint):
 def test_stacks_that_do_not_fit_are_errors():
     for changes, complaint in (
         ({"source_dim": 0}, "source_dim=0 is less than 1"),
-        ({"encoder": SEQUENCE}, "encoder.attention.causal=True, not False"),
+        ({"encoder": SEQUENCE}, "encoder.attention.causal=True: it must be False"),
         ({"encoder": BOTH_WAYS}, "encoder is a SequenceConfig"),
         ({"decoder": SEQUENCE}, "decoder.attention.cross=False"),
         (
             {"encoder": dataclasses.replace(PAIR.encoder, embed_dim=32)},
-            "embed_dim is 32 in the encoder, 24 in the decoder",
+            "embed_dim is 32 in the encoder and 24 in the decoder",
         ),
     ):
         with pytest.raises(ValueError, match=complaint):

@@ -128,15 +128,15 @@ def bucketed(**buckets: int) -> PositionConfig:
         ({"head.scale": 0.0}, "head.scale=0.0 is not positive"),
         (
             {"attention.cross": True, "attention.qk_norm": "head"},
-            "attention.cross with attention.qk_norm='head'",
+            "attention.cross=True with attention.qk_norm='head'",
         ),
         (
             {"positions": bucketed(count=5), "attention.causal": False},
-            "relative.count=5 is odd or below 4, with attention.causal=False",
+            "relative.count=5 with attention.causal=False: it must be at least 4 and even",
         ),
         (
             {"positions": bucketed(count=32, max_distance=16)},
-            "max_distance=16 is not above the 16 distances",
+            "max_distance=16 must be greater than 16",
         ),
     ],
 )

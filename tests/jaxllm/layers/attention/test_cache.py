@@ -111,5 +111,5 @@ def test_a_short_text_needs_no_ring():
 
 
 def test_a_model_that_sees_what_is_to_come_has_no_cache():
-    with pytest.raises(ValueError, match="a cache with causal=False"):
+    with pytest.raises(ValueError, match=r"a cache with attention\.causal=False"):
         random_model(attention=AttentionConfig(causal=False)).init_cache(2, 8)
