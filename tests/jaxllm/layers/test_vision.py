@@ -1,4 +1,4 @@
-"""Images among tokens: the pieces against PyTorch, the places, and what is refused."""
+"""Image encoder and image tokens: against PyTorch, on a mesh, and with invalid inputs."""
 
 import dataclasses
 
@@ -85,7 +85,7 @@ def logits_of(model, tokens, image_embedding=None):
 
 
 def test_images_are_as_tokens_of_their_own(model, tokens):
-    """The same by hand: rows of the token table that are the projected images."""
+    """Images equal extra rows of the token table that hold the projected image embeddings."""
     image = model.embed_images(IMAGES, tokens)
     rows = model.image_proj(image.embedding_BTF[image.mask_BT][None])[0]
     wide = random_model(vision=VISION, vocab_size=TINY.vocab_size + len(rows))
@@ -108,7 +108,7 @@ def test_rows_are_placed_in_order_and_zeros_elsewhere():
 @pytest.mark.parametrize("rows", [3, 5])
 def test_more_or_fewer_rows_than_places_are_refused(rows):
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
-    with pytest.raises(ValueError, match=f"{rows} embeddings of images for 4 tokens"):
+    with pytest.raises(ValueError, match=f"{rows} embeddings of images for 4 image tokens"):
         scatter_rows(draw(rows, 5), mask)
 
 
@@ -120,7 +120,7 @@ def test_a_place_without_a_row_is_nan_where_nobody_can_count():
 
 
 def test_the_encoder_and_the_projection_learn(model, tokens):
-    """And what lies outside of the mask has no part in it."""
+    """Every parameter gets a finite, nonzero gradient, unaffected by values outside the mask."""
 
     def loss(model):
         return jnp.square(
@@ -131,7 +131,7 @@ def test_the_encoder_and_the_projection_learn(model, tokens):
     for name, variable in named_parameters(gradient).items():
         value = np.asarray(variable.get_value())
         assert np.isfinite(value).all(), name
-        # A bias of all keys alike moves no probability.
+        # A bias common to all keys changes no attention probability.
         assert np.any(value) or name.endswith("k_proj.bias"), name
 
 
