@@ -1,10 +1,10 @@
-# Each target does all the set-up it needs on a fresh machine, and nothing twice.
+# Each target sets up what it needs on a fresh machine, only once.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST_OPTIONS := -n 2 --dist worksteal --durations 10
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
-# The first that runs is taken; pyenv keeps its own out of the way of PATH.
+# test-newest uses the first of these that runs. pyenv's versions are not on PATH.
 NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
   $(shell ls -dr "$$(pyenv root 2>/dev/null)"/versions/3.1[2-9].*/bin/python 2>/dev/null)
 
@@ -13,15 +13,16 @@ NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
 
-# One of each kind of check, in ten minutes on two cores.
+# At least one check of each kind; ten minutes on two cores.
 test: $(INSTALLED)
 	$(PYTEST) -m "not exhaustive"
 
-# What `test` leaves out: all families at all levels, all mutations, long commands, many processes.
+# Everything that `test` omits: all families at all levels, all mutations, long-running commands,
+# multi-process runs.
 test-exhaustive: $(INSTALLED)
 	$(PYTEST) -m exhaustive
 
-# The tests that need no PyTorch, with the newest jax, flax, optax and orbax that are to be had.
+# The tests that do not need PyTorch, with the newest available jax, flax, optax and orbax.
 test-newest:
 	@for python in $(NEWEST_PYTHONS); do \
 	  if $$python -c '' 2>/dev/null; then \
@@ -29,7 +30,7 @@ test-newest:
 	    exec .venv-newest/bin/python -m pytest $(PYTEST_OPTIONS) -m "not exhaustive"; \
 	    exit 1; \
 	  fi; \
-	done; echo "test-newest: Python 3.12 or newer was not found; the newest packages go untested"
+	done; echo "test-newest: skipped, since Python 3.12 or newer was not found"
 
 test-all: test test-exhaustive test-newest
 

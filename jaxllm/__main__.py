@@ -1,4 +1,4 @@
-"""`python -m jaxllm` is the command `jaxllm`."""
+"""Entry point of `python -m jaxllm`, the same as the command `jaxllm`."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Line charts in one style, drawn by matplotlib, as SVG for a web page or as a PNG file.
+"""Line charts in one shared style, drawn by matplotlib: SVG for web pages, or PNG files.
 
-matplotlib is imported when a chart is drawn, so that commands start quickly.
+matplotlib is imported only when a chart is drawn, so that commands start quickly.
 """
 
 import io
@@ -18,7 +18,7 @@ PNG_DPI = 120
 
 INK, SOFT, LINE = "#221c26", "#6d6673", "#e4e0e6"
 BLUE, GRAY, GREEN, RED = "#4f78b5", "#a79fae", "#2c7a4b", "#b3261e"
-# A page that defines these CSS variables gives the charts its own colors, as in dark mode.
+# A page can recolor the charts, for dark mode say, by defining these CSS variables.
 CSS_VARIABLES = {
     INK: "--ink",
     SOFT: "--soft",
@@ -37,11 +37,11 @@ def new_chart(
     """Returns an empty figure and its axes from left to right.
 
     Args:
-      height: of the figure, in inches.
-      columns: the number of axes.
-      margin: around each of the axes with its labels, in inches.
+      height: height of the figure, in inches.
+      columns: number of axes, side by side.
+      margin: space around each of the axes and its labels, in inches.
     """
-    # Not pyplot: a figure of its own needs no display and leaves no global state behind.
+    # Not pyplot: a bare figure needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -54,7 +54,7 @@ def new_chart(
 
 
 def set_title(axes: "Axes", title: str) -> None:
-    """Writes a title above the axes and, below it, the legend of the labeled lines if any."""
+    """Writes a title above the axes and, below it, a legend if any line is labeled."""
     handles, _ = axes.get_legend_handles_labels()
     axes.set_title(title, loc="left", fontsize=12, color=INK, pad=26)
     if handles:
@@ -72,19 +72,19 @@ def set_title(axes: "Axes", title: str) -> None:
 
 
 def to_svg(figure: "Figure") -> str:
-    """Returns the figure as an `<svg>` element to be placed in HTML.
+    """Returns the figure as an `<svg>` element for HTML.
 
-    The same figure gives the same text. Colors are CSS variables with this module's as fallback.
+    The output is deterministic. Colors are CSS variables that fall back to this module's colors.
     """
     from matplotlib import rc_context
 
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # Text stays text, which can be searched, selected and restyled.
+    # "none" keeps text as text, which can be searched, selected and restyled.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxllm"}):
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    # HTML needs neither the XML header nor namespaces. The names of groups are those of any other
-    # figure on the page, and nothing refers to them.
+    # HTML needs neither the XML header nor namespaces. The ids of groups would clash with those of
+    # other figures on the page, and nothing refers to them.
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
@@ -98,7 +98,7 @@ def save_png(figure: "Figure", path: str | Path) -> None:
 
 
 def _apply_style(axes: "Axes") -> None:
-    """Horizontal grid lines behind the data, and no frame."""
+    """Draws horizontal grid lines behind the data and removes the frame."""
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.spines[:].set_visible(False)

@@ -5,9 +5,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads what is in it."""
+    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads these fields."""
 
     family: str
-    config: str  # its config file, for the fields that do not bear on the numbers
-    layout: str  # how its tensors were cut into files
-    directory: str  # the tokenizer and generation files are here
+    config: str  # text of its config file, for the fields that do not affect the numbers
+    layout: str  # how its tensors were split into files
+    directory: str  # holds the tokenizer and generation files

@@ -1,4 +1,4 @@
-"""The command `jaxllm`. `jaxllm --help` lists the commands and their exit statuses."""
+"""Entry point of the `jaxllm` command line; `jaxllm --help` lists commands and exit statuses."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,11 @@ from .commands.parser import CommandParser, Run, ShowVersions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command and returns its exit status.
+
+    Args:
+        argv: the arguments, without the program's name. Default: those of the process.
+    """
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -37,7 +41,7 @@ def _run(argv: list[str]) -> int:
 
 
 def make_parser() -> CommandParser:
-    """The parser of the whole command line; it imports neither jax nor torch."""
+    """Returns the parser of the whole command line; imports neither jax nor torch."""
     parser = CommandParser(
         prog="jaxllm",
         description="Move language models between PyTorch and JAX with the numbers proven equal,\n"
@@ -53,7 +57,7 @@ def make_parser() -> CommandParser:
     )
 
     def add(name: str, run: Run, purpose: str, example: str) -> CommandParser:
-        # A description is what argparse calls `help` where it lists the commands.
+        # argparse shows `help` in the list of commands and `description` in the command's own help.
         command = commands.add_parser(name, help=purpose, add_help=name != "train")
         command.describe(run, purpose, example)
         return command

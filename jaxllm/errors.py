@@ -1,27 +1,27 @@
-"""Errors that are the user's to mend; every other exception is a bug of ours."""
+"""Errors that the user can fix. Any other exception is a bug in jaxllm."""
 
 from typing import ClassVar
 
 
 class UserError(ValueError):
-    """A wrong argument, file, config or installation; the message names it, one line per problem.
+    """An invalid argument, file, config or installation.
 
-    The commands print the message alone and exit with `exit_status`. They report any other
-    exception as an internal error.
+    The message names what is wrong, one line per problem. Commands print the message without a
+    traceback and exit with `exit_status`; they report any other exception as an internal error.
     """
 
     exit_status: ClassVar[int] = 2
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file that the user named, or a pattern, that leads to no file."""
+    """A file that does not exist, or a file pattern that matches nothing."""
 
 
 class MissingPackageError(UserError, ModuleNotFoundError):
-    """An optional package that a command needs and that is not installed."""
+    """An optional package that a command needs is not installed."""
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """A training run whose loss, gradients or update are no longer finite."""
+    """A training run's loss, gradients or update are no longer finite."""
 
     exit_status = 1

@@ -1,7 +1,7 @@
-"""A model's parameters as plain pytrees, and where they live on a mesh.
+"""Model parameters as plain pytrees: splitting, names, shapes, shardings and initialization.
 
-Jitted code takes and returns nested dicts of arrays: they cost the least to dispatch, and they
-are what checkpoints hold. A model is bound to them again inside.
+Jitted functions take and return parameters as nested dicts of arrays, which dispatch fastest and
+are what checkpoints store. Inside, `bind` turns them back into a model.
 """
 
 import dataclasses
@@ -22,7 +22,12 @@ Params = dict[str, Any]
 
 
 def split(model: AnyModel) -> tuple[Callable[[Params], AnyModel], Params]:
-    """The model as a function of its parameters, and the parameters as a nested dict."""
+    """Splits a model into a function and its parameters.
+
+    Returns:
+        `bind`, which returns the model with given parameters, and the parameters as a nested dict.
+        `bind(params)` is the same model again.
+    """
     graphdef, state = nnx.split(model)
     treedef = jax.tree.structure(state)
 
@@ -33,14 +38,14 @@ def split(model: AnyModel) -> tuple[Callable[[Params], AnyModel], Params]:
 
 
 def named_parameters(model: Model) -> dict[str, nnx.Variable]:
-    """Every parameter by its dotted name, as in `layers.0:32.attn.q_proj.kernel`."""
+    """Maps dotted names, such as `layers.0:32.attn.q_proj.kernel`, to the model's parameters."""
     return {
         ".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))
     }
 
 
 def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Every parameter's shape, by dotted name."""
+    """Maps dotted names to the parameters' shapes."""
     return {
         name: tuple(variable.get_value().shape)
         for name, variable in named_parameters(model).items()
@@ -48,14 +53,17 @@ def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def with_arrays(model: AnyModel, arrays: Mapping[str, jax.Array]) -> AnyModel:
-    """The model with these arrays as its parameters.
+    """Returns the model with its parameters replaced by `arrays`, given by dotted name.
 
-    Raises ValueError unless `arrays` names every parameter, no other, in its shape.
+    Raises ValueError unless `arrays` holds exactly the model's parameters, each in its own shape.
     """
     wanted = parameter_shapes(model)
     given = {name: array.shape for name, array in arrays.items()}
     if wrong := {name for name, _ in wanted.items() ^ given.items()}:
-        raise ValueError(f"not the parameters of this model: {', '.join(sorted(wrong))}")
+        raise ValueError(
+            "arrays do not match the model's parameters; missing, unknown or of another shape: "
+            + ", ".join(sorted(wrong))
+        )
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     values = [(path, v.replace(arrays[".".join(map(str, path))])) for path, v in flat]
@@ -63,10 +71,13 @@ def with_arrays(model: AnyModel, arrays: Mapping[str, jax.Array]) -> AnyModel:
 
 
 def unstack_name(name: str) -> list[tuple[str, int | None]]:
-    """A parameter's name in each of its layers, and the layer's place in it; itself if not stacked.
+    """Expands the name of a stacked parameter into one name per layer.
 
-    As in `[("layers.0.attn.q_proj.kernel", 0), ("layers.1.attn.q_proj.kernel", 1)]`, of
-    `layers.0:2.attn.q_proj.kernel`.
+    Returns:
+        (name, index along the stacked dimension) of each layer. For example,
+        `layers.0:2.attn.q_proj.kernel` gives `[("layers.0.attn.q_proj.kernel", 0),
+        ("layers.1.attn.q_proj.kernel", 1)]`. A parameter that is not stacked gives
+        `[(name, None)]`.
     """
     prefix, _, rest = name.rpartition("layers.")
     label, _, parameter = rest.partition(".")
@@ -78,9 +89,10 @@ def unstack_name(name: str) -> list[tuple[str, int | None]]:
 
 
 def stacked_layers(model: Model) -> dict[str, dict[str, range]]:
-    """By the path of each list of layers, its arrays' labels and the layers that each one holds.
+    """Maps the path of each list of layers to its labels and the layers under each label.
 
-    As in `{"layers": {"0:32": range(0, 32)}}`, of `layers.0:32.attn.q_proj.kernel`.
+    For example, a model with `layers.0:32.attn.q_proj.kernel` gives
+    `{"layers": {"0:32": range(0, 32)}}`.
     """
     found: dict[str, dict[str, range]] = {}
     for name in named_parameters(model):
@@ -92,13 +104,13 @@ def stacked_layers(model: Model) -> dict[str, dict[str, range]]:
 
 
 def dim_letters(variable: nnx.Variable) -> str:
-    """The dimension letters of a parameter; stacking puts an L in front of them."""
+    """Returns the dimension letters of a parameter, with a leading L if its layers are stacked."""
     stacked = len(variable.get_value().shape) - len(variable.dims)
     return "L" * stacked + variable.dims
 
 
 def parameter_shardings(model: Model, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each parameter lives, by dotted name."""
+    """Maps dotted names to the parameters' shardings on a mesh."""
     return {
         name: named_sharding(dim_letters(variable), variable.get_value().shape, mesh)
         for name, variable in named_parameters(model).items()
@@ -106,7 +118,7 @@ def parameter_shardings(model: Model, mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def map_parameters(model: Model, leaf: Callable[[str, nnx.Variable], Any]) -> Params:
-    """`leaf(name, variable)` of every parameter, in the shape of the parameters' nested dict."""
+    """Returns `leaf(name, variable)` of every parameter, nested as the parameters are."""
     flat = nnx.to_flat_state(nnx.state(model))
     return nnx.traversals.unflatten_mapping(
         {path: leaf(".".join(map(str, path)), variable) for path, variable in flat}
@@ -114,7 +126,13 @@ def map_parameters(model: Model, leaf: Callable[[str, nnx.Variable], Any]) -> Pa
 
 
 def initialize(config: Any, mesh: Mesh, seed: int) -> Model:
-    """A randomly initialised model, every parameter created on the devices that hold it."""
+    """Builds a randomly initialized model, with each parameter created on its own devices.
+
+    Args:
+        config: of any model class.
+        mesh: the devices; parameters are sharded by their dimension letters.
+        seed: of the random weights, which do not depend on the mesh.
+    """
     bind, abstract = split(build_abstract(config))
     placed = parameter_shardings(bind(abstract), mesh)
     out_shardings = map_parameters(bind(abstract), lambda name, _: placed[name])
@@ -125,12 +143,12 @@ def initialize(config: Any, mesh: Mesh, seed: int) -> Model:
 
 
 def count_parameters(model: Model) -> int:
-    """The number of parameters."""
+    """Returns the number of parameters; tied weights count once."""
     return sum(variable.get_value().size for variable in named_parameters(model).values())
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """What a native checkpoint says of its model: all that `from_description` needs."""
+    """Returns the description of a model that native checkpoints store, for `from_description`."""
     origin = None if model.origin is None else dataclasses.asdict(model.origin)
     return {"config": to_dict(model.config), "origin": origin}
 
@@ -138,9 +156,12 @@ def describe(model: Model) -> dict[str, Any]:
 def from_description(
     description: dict[str, Any], changes: Mapping[str, Any] = {}, /, **fields: Any
 ) -> Model:
-    """The model of a description, without weights.
+    """Returns the model that `describe` described, with shapes and dtypes in place of weights.
 
-    `changes` and `fields` are those of `with_fields`.
+    Args:
+        description: as `describe` returned it.
+        changes: config fields to change, by dotted name, as for `with_fields`.
+        fields: further config fields to change.
     """
     config = with_fields(from_dict(description["config"]), changes, **fields)
     model = build_abstract(config)

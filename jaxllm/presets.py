@@ -1,4 +1,4 @@
-"""Models of three common sizes: a decoder and an encoder-decoder, with post-norm layers."""
+"""Preset configs in three sizes: a GPT-style decoder and an encoder-decoder, both post-norm."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from .config import DecoderConfig, EncoderDecoderConfig, make_config, with_fields
 from .errors import UserError
 
-# By name: embed_dim, num_layers (of each stack), num_heads, mlp_dim. About 10, 125 and 350 million
-# parameters as `gpt` with a vocabulary of 32,000, 50,257 and 50,257.
+# Name: (embed_dim, num_layers of each stack, num_heads, mlp_dim). As `gpt` with vocabularies of
+# 32,000, 50,257 and 50,257 tokens, they have about 10, 125 and 350 million parameters.
 SIZES = {
     "tiny": (256, 4, 4, 1024),
     "small": (768, 12, 12, 3072),
@@ -19,14 +19,20 @@ SIZES = {
 def gpt(
     size: str, vocab_size: int = 50257, changes: Mapping[str, Any] = {}, **fields: Any
 ) -> DecoderConfig:
-    """A decoder with learned positions, whose head is its embedding.
+    """Returns the config of a decoder with learned positions and a tied head.
 
-    `changes` and `fields` are those of `with_fields`. Raises UserError for a size that is not
-    among `SIZES`.
+    Args:
+        size: a name in `SIZES`.
+        vocab_size: number of tokens.
+        changes: fields to change, by dotted name, as for `with_fields`.
+        fields: further fields to change.
+
+    Raises:
+        UserError: `size` is not in `SIZES`.
     """
     decoder = {"positions.kind": "learned", "vocab_size": vocab_size, "head.tied": True}
     config = make_config({**_layers(size), **decoder})
-    assert isinstance(config, DecoderConfig), "by its fields"
+    assert isinstance(config, DecoderConfig), "these fields make a decoder"
     return with_fields(config, changes, **fields)
 
 
@@ -37,10 +43,19 @@ def transformer(
     changes: Mapping[str, Any] = {},
     **fields: Any,
 ) -> EncoderDecoderConfig:
-    """The encoder-decoder of Vaswani et al. (2017), with an embedding of its own for each side.
+    """Returns the config of the encoder-decoder of Vaswani et al. (2017).
 
-    `changes` and `fields` are those of `with_fields`, for both stacks. Raises UserError for a
-    size that is not among `SIZES`.
+    Source and target have separate embeddings.
+
+    Args:
+        size: a name in `SIZES`.
+        source_vocab_size: number of source tokens.
+        vocab_size: number of target tokens.
+        changes: fields of both stacks to change, by dotted name, as for `with_fields`.
+        fields: further fields of both stacks to change.
+
+    Raises:
+        UserError: `size` is not in `SIZES`.
     """
     layers = {
         **_layers(size),
@@ -57,12 +72,12 @@ def transformer(
             "source_vocab_size": source_vocab_size,
         }
     )
-    assert isinstance(config, EncoderDecoderConfig), "by its fields"
+    assert isinstance(config, EncoderDecoderConfig), "these fields make an encoder-decoder"
     return with_fields(config, changes, **fields)
 
 
 def _layers(size: str) -> dict[str, Any]:
-    """The fields of a stack, by dotted names."""
+    """Returns the fields that the presets share, by dotted name."""
     if size not in SIZES:
         raise UserError(f"size={size!r} is not one of {', '.join(SIZES)}")
     embed_dim, num_layers, num_heads, mlp_dim = SIZES[size]

@@ -1,7 +1,7 @@
-"""Dimension letters, and the mesh axes each one is sharded over.
+"""Sharding by dimension letters: one table maps each letter to the mesh axes that split it.
 
-Layouts are mesh shapes: an axis of size 1 shards nothing, so data parallelism, FSDP, tensor
-parallelism and their products are all this one table.
+The shape of the mesh decides the layout. An axis of size 1 shards nothing, so the same table gives
+data parallelism, FSDP, tensor parallelism and their combinations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,23 @@ DIMS: dict[str, tuple[str, ...]] = {
     "E": ("expert",),  # experts
     "I": (),  # input_dim
     "O": (),  # output_dim
-    "L": (),  # layers, where stacked
-    ".": (),  # any dimension kept whole
+    "L": (),  # stacked layers
+    ".": (),  # any dimension that is never sharded
 }
 
 
 def partition_spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
-    """Partition of an array of `shape` whose dimensions are the letters `dims`.
+    """Returns the partition of an array by the letters of its dimensions.
 
-    A mesh axis goes to its first claimant, so that `BTD` is split over the batch and `DF` over
-    both dimensions. A dimension that the axis does not divide stays whole (two key/value heads
-    on four tensor-parallel devices, one sequence on a data-parallel mesh).
+    A mesh axis splits the first dimension that can use it: `BTD` is split along the batch only,
+    `DF` along both dimensions. A dimension whose size the axis does not divide stays unsharded,
+    such as two key/value heads on four tensor-parallel devices, or a batch of one sequence on a
+    data-parallel mesh.
+
+    Args:
+        dims: a letter of `DIMS` for each dimension.
+        shape: the array's shape.
+        mesh_shape: the size of each mesh axis.
     """
     return PartitionSpec(*(axes or None for axes in _claims(dims, shape, mesh_shape)))
 
@@ -46,7 +52,7 @@ def partition_spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int
 def unsharded_dims(
     dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> list[tuple[str, str, int]]:
-    """The (mesh axis, letter, size) that `partition_spec` leaves whole: it does not divide."""
+    """Lists the (mesh axis, letter, size) that stay unsharded because the axis does not divide."""
     used = {axis for axes in _claims(dims, shape, mesh_shape) for axis in axes}
     return [
         (axis, letter, size)
@@ -59,7 +65,7 @@ def unsharded_dims(
 def _claims(
     dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> list[tuple[str, ...]]:
-    """The mesh axes that each dimension gets."""
+    """Returns the mesh axes that split each dimension."""
     used: set[str] = set()
     claims: list[tuple[str, ...]] = []
     for letter, size in zip(dims, shape, strict=True):
@@ -75,12 +81,12 @@ def _claims(
 
 
 def named_sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Where each part of a parameter lives on the mesh."""
+    """Returns the sharding of an array on a mesh, by the letters of its dimensions."""
     return NamedSharding(mesh, partition_spec(dims, shape, mesh.shape))
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:
-    """Shards the activation `x` by its dimensions; does nothing outside `jax.set_mesh`."""
+    """Constrains the sharding of an activation by its letters; a no-op outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -88,10 +94,13 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
 
 
 def spans_processes(x: jax.Array | np.ndarray) -> bool:
-    """Whether no process alone has all of the array."""
+    """Whether the array is spread over processes, so that no single one holds all of it."""
     return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """All of an array; gathered if it spans processes, which all of them must do at once."""
+    """Copies a whole array to the host.
+
+    An array that spans processes is gathered, so every process must call this at the same time.
+    """
     return multihost_utils.process_allgather(x, tiled=True) if spans_processes(x) else np.asarray(x)

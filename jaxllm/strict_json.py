@@ -1,11 +1,11 @@
-"""Data for strict JSON, which has no NaN and no infinity."""
+"""Conversion of data to strict JSON, which has no NaN and no infinity."""
 
 import math
 from typing import Any
 
 
 def replace_nonfinite(data: Any) -> Any:
-    """The same dicts, lists and values, where numbers that are not finite are null."""
+    """Returns a copy of nested dicts and lists with None (JSON null) for non-finite floats."""
     if isinstance(data, dict):
         return {key: replace_nonfinite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -47,13 +47,13 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "__main__": {"cli"},
     },
     "jaxllm.layers": {
-        **{name: set() for name in ("norm", "linear", "trace", "dropout")},
+        **{name: set() for name in ("norm", "linear", "trace", "dropout", "context")},
         "mlp": {"linear"},
         "stack": {"linear", "trace"},
-        "attention": {"linear", "norm", "trace"},
+        "attention": {"context", "linear", "norm", "trace"},
         "experts": {"attention", "linear", "mlp", "trace"},
         "vision": {"attention", "linear", "mlp", "norm", "stack"},
-        "block": {"attention", "dropout", "experts", "mlp", "norm"},
+        "block": {"attention", "context", "dropout", "experts", "mlp", "norm"},
     },
     "jaxllm.interop": {
         "rules": set(),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds this module's commands to the command line."""
+    """Adds `inspect`, `verify` and `suggest` to the command line."""
     _add_inspect(add)
     _add_verify(add)
     _add_suggest(add)
@@ -25,7 +25,7 @@ def _add_inspect(add: AddCommand) -> None:
     inspect = add(
         "inspect",
         _inspect,
-        "List a folder's tensors, and whether it would load.",
+        "List a folder's tensors and check whether it would load.",
         "jaxllm inspect exported/llama",
     )
     inspect.add_argument("path", metavar="FOLDER", help="any folder of tensors")
@@ -107,7 +107,7 @@ def _suggest(arguments: argparse.Namespace) -> int:
 
 
 def _read_config(path: Path) -> "Config":
-    """The model's config in a YAML file. Raises UserError for anything else."""
+    """Reads a model config from a YAML file. Raises UserError if it is not one."""
     import yaml
 
     from jaxllm.config import from_dict
@@ -117,8 +117,8 @@ def _read_config(path: Path) -> "Config":
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
-        raise UserError(f"{path} is not a file of fields")
+        raise UserError(f"{path} is not a YAML mapping of config fields")
     try:
         return from_dict(fields)
-    except ValueError as error:  # pydantic's, in several lines
+    except ValueError as error:  # from pydantic: several lines
         raise UserError(f"{path}: {error}") from None

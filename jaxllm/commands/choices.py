@@ -1,10 +1,10 @@
-"""Choices that options offer, looked up only when they are needed: importing them takes seconds."""
+"""Lazily evaluated choices of options: the modules that define them take seconds to import."""
 
 from collections.abc import Iterator
 
 
 class LevelNames:
-    """The names of the parity levels as text, for help."""
+    """Names of the parity levels, as text for help."""
 
     def __init__(self, *, by_default: bool = False):
         self.by_default = by_default  # whether to name only those compared by default
@@ -17,7 +17,7 @@ class LevelNames:
 
 
 class FormatNames:
-    """The names of the checkpoint formats that can be written."""
+    """Names of the checkpoint formats that can be written."""
 
     def __iter__(self) -> Iterator[str]:
         from jaxllm.interop.formats.table import writable_formats

@@ -1,4 +1,4 @@
-"""The command `convert`: writes a checkpoint in another format."""
+"""The command `convert`: converts a checkpoint to another format."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ from .options import AddCommand, add_dtype, add_max_ram, add_rules, add_step, co
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds this module's command to the command line."""
+    """Adds `convert` to the command line."""
     convert = add(
         "convert",
         _convert,
@@ -40,10 +40,10 @@ def _add_optimizer_options(convert: argparse.ArgumentParser) -> None:
     optimizer.add_argument(
         "--with-optimizer",
         action="store_true",
-        help="convert the state of AdamW too: from a run to PyTorch, or from PyTorch into a run",
+        help="also convert the AdamW state: from a run to PyTorch, or from PyTorch into a run",
     )
     optimizer.add_argument(
-        "--config", metavar="YAML", help="into a run: its config, with init_from"
+        "--config", metavar="YAML", help="into a run: the run's config, with init_from"
     )
     optimizer.add_argument(
         "--optimizer",
@@ -57,8 +57,8 @@ def _add_optimizer_options(convert: argparse.ArgumentParser) -> None:
     optimizer.add_argument(
         "--parameter-names",
         metavar="FILE",
-        help="the PyTorch model's parameter names in their order, one on each line (default: "
-        "as the family orders them)",
+        help="the PyTorch model's parameter names in order, one per line (default: the order of "
+        "the family)",
     )
 
 
@@ -86,9 +86,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             optimizer=optimizer,
         )
     seconds = time.perf_counter() - begun
-    kept = (
-        f", {format_size(done.num_bytes_kept)} of them there already" if done.num_bytes_kept else ""
-    )
+    kept = f" ({format_size(done.num_bytes_kept)} already written)" if done.num_bytes_kept else ""
     print(
         f"{arguments.destination}: {done.spelling}, {format_size(done.num_bytes)}{kept}, "
         f"{seconds:.1f} s"
@@ -98,7 +96,11 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress_bar(purpose: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A function to be told of bytes done and to be done; None where nobody looks."""
+    """Shows a progress bar on a terminal.
+
+    Yields:
+        A callback that takes the bytes done and the total bytes; None without a terminal.
+    """
     from rich import progress
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""The options of `jaxllm convert` that take the optimizer's state along."""
+"""The optimizer options of `jaxllm convert`: checks them, and converts the optimizer state."""
 
 import argparse
 import dataclasses
@@ -11,16 +11,16 @@ from jaxllm.interop.formats import orbax
 from jaxllm.interop.optimizer_state import parameter_order
 from jaxllm.train import load_config, make_mesh, read_state, write_run
 
-# What a run, or PyTorch's state, has nothing to do with, and what only goes with an optimizer.
-NOT_OF_A_RUN = ("config", "optimizer", "dtype", "model_parallel")
-NOT_INTO_A_RUN = ("optimizer_format", "step", "dtype", "model_parallel")
-OF_OPTIMIZERS = ("config", "optimizer", "optimizer_format", "parameter_names")
+# Options that do not apply when a run is the source or the result, and those of optimizers only.
+NOT_FROM_RUN = ("config", "optimizer", "dtype", "model_parallel")
+NOT_INTO_RUN = ("optimizer_format", "step", "dtype", "model_parallel")
+OPTIMIZER_ONLY = ("config", "optimizer", "optimizer_format", "parameter_names")
 
 
 def is_into_run(arguments: argparse.Namespace) -> bool:
-    """Whether a state of PyTorch's is to become a run.
+    """Whether the arguments ask to convert a PyTorch training state into a run.
 
-    Raises UserError with every option of `convert` that does not fit the others.
+    Raises UserError that lists every option that cannot be combined with the others.
     """
     is_run = orbax.is_native(Path(arguments.source))
     if problems := list(_problems(arguments, is_run)):
@@ -30,30 +30,39 @@ def is_into_run(arguments: argparse.Namespace) -> bool:
 
 def _problems(arguments: argparse.Namespace, is_run: bool) -> Iterator[str]:
     def given(names: tuple[str, ...]) -> list[str]:
-        return [_spell(name) for name in names if getattr(arguments, name) is not None]
+        return [_option(name) for name in names if getattr(arguments, name) is not None]
 
     if not arguments.with_optimizer:
-        yield from (f"{option} is for --with-optimizer" for option in given(OF_OPTIMIZERS))
+        yield from (f"{option} needs --with-optimizer" for option in given(OPTIMIZER_ONLY))
     elif is_run:
-        for option in given(NOT_OF_A_RUN):
-            yield f"{option} does not go with --with-optimizer and a run"
+        for option in given(NOT_FROM_RUN):
+            yield f"{option} cannot be used with --with-optimizer if SOURCE is a run"
         if arguments.optimizer_format == "dcp" and arguments.parameter_names is not None:
-            yield "--parameter-names is for a state_dict: dcp goes by names, in no order"
+            yield (
+                "--parameter-names is for --optimizer-format state_dict: dcp identifies "
+                "parameters by name, not by order"
+            )
     else:
-        for option in given(NOT_INTO_A_RUN):
-            yield f"{option} does not go with --with-optimizer into a run"
+        for option in given(NOT_INTO_RUN):
+            yield f"{option} cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint"
         if arguments.to not in (None, "native"):
-            yield f"--to {arguments.to}: with its optimizer, what is PyTorch's becomes a run"
+            yield (
+                f"--to {arguments.to} cannot be used with --with-optimizer if SOURCE is a PyTorch "
+                "checkpoint: the result is a run"
+            )
         if arguments.config is None:
-            yield "--with-optimizer into a run needs --config, the YAML file of the run"
+            yield (
+                "--with-optimizer needs --config if SOURCE is a PyTorch checkpoint: the YAML file "
+                "of the run to write"
+            )
 
 
-def _spell(name: str) -> str:
+def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 def optimizer_of(arguments: argparse.Namespace) -> OptimizerExport:
-    """The state of a run's optimizer, as it is to be written."""
+    """Reads the optimizer state of a run, to be exported as the arguments ask."""
     names = arguments.parameter_names
     return OptimizerExport(
         read_state(orbax.find_step(Path(arguments.source), arguments.step)),
@@ -63,7 +72,7 @@ def optimizer_of(arguments: argparse.Namespace) -> OptimizerExport:
 
 
 def into_run(arguments: argparse.Namespace) -> int:
-    """Writes the run that `train --resume` goes on with; returns the exit status."""
+    """Writes a run that `train --resume` continues; returns the exit status."""
     folder = arguments.destination
     config = dataclasses.replace(load_config(arguments.config), output=folder)
     model, state = load_training_state(
@@ -74,5 +83,8 @@ def into_run(arguments: argparse.Namespace) -> int:
         rules=arguments.rules,
     )
     write_run(config, model, state)
-    print(f"{folder}: a run of {state.step} steps; jaxllm train {folder}/config.yaml --resume")
+    print(
+        f"{folder}: a run at step {state.step}; to continue: "
+        f"jaxllm train {folder}/config.yaml --resume"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""The process that a command runs in: environment variables, log, terminal and other processes."""
+"""Process setup for commands: environment variables, logging, terminal output, multi-host."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ VIRTUAL_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
 def set_environment() -> None:
-    """Gives virtual devices enough threads, and silences the libraries below ours.
+    """Gives virtual devices enough threads and silences dependencies.
 
-    Raises UserError if the number of virtual devices is not one.
+    Raises UserError if `JAX_NUM_CPU_DEVICES` is not a whole number.
     """
     if devices := os.environ.get(VIRTUAL_DEVICES):
         if not devices.isdigit():
             raise UserError(f"{VIRTUAL_DEVICES}={devices!r} is not a whole number")
-        # XLA's own default starves collectives; see `train.mesh.use_virtual_devices`.
+        # With XLA's default, collectives starve; see `train.mesh.use_virtual_devices`.
         os.environ.setdefault("NPROC", str(8 * int(devices)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -29,7 +29,7 @@ def set_environment() -> None:
 
 
 def log_to_stderr() -> None:
-    """Prints the progress messages of jaxllm on stderr, without those of its dependencies."""
+    """Prints the log messages of jaxllm, but not of its dependencies, on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("jaxllm")
@@ -39,27 +39,27 @@ def log_to_stderr() -> None:
 
 
 def print_rich(renderable: "RenderableType") -> None:
-    """Prints a table or text of rich on stdout. Raises BrokenPipeError if nobody reads it."""
+    """Prints a rich table or text on stdout. Raises BrokenPipeError if stdout is closed."""
     from rich.console import Console
 
     class Terminal(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would exit with status 1, as a failed check does
+            raise BrokenPipeError  # rich would exit with status 1, the status of a failed check
 
     Terminal().print(renderable)
 
 
 def join_processes() -> None:
-    """Makes this one of the processes that meet at `JAX_COORDINATOR_ADDRESS`, if it is set.
+    """Joins a multi-host job if `JAX_COORDINATOR_ADDRESS` is set.
 
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say how many there are and which one this is; without
-    them jax asks the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU). Call it before any device
-    is used.
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` give the number of processes and the index of this
+    one; without them, jax asks the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU). Call this
+    before any device is used.
 
     Raises:
-        UserError: a variable is not a number, or the processes cannot be joined.
+        UserError: a variable is not a whole number, or this process cannot join.
     """
-    if not os.environ.get(COORDINATOR):  # jax reads its value itself
+    if not os.environ.get(COORDINATOR):  # jax itself reads the address
         return
     import jax
 
@@ -67,9 +67,11 @@ def join_processes() -> None:
         return
     given = {name: os.environ[name] for name in (COUNT, ID) if os.environ.get(name)}
     if wrong := [f"{name}={text!r}" for name, text in given.items() if not text.isdigit()]:
-        raise UserError(f"{', '.join(wrong)}: {COORDINATOR} is set, so whole numbers are expected")
+        raise UserError(f"{', '.join(wrong)}: must be a whole number, since {COORDINATOR} is set")
     count, own = (int(given[name]) if name in given else None for name in (COUNT, ID))
     try:
         jax.distributed.initialize(num_processes=count, process_id=own)
-    except (ValueError, RuntimeError) as error:  # jax raises either for what is not set
-        raise UserError(f"{COORDINATOR} is set, but jax cannot join: {error}") from error
+    except (ValueError, RuntimeError) as error:  # jax raises either for missing settings
+        raise UserError(
+            f"{COORDINATOR} is set, but this process cannot join the others: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Failures of a command: what is printed, and the exit status."""
+"""Error reporting of commands: messages on stderr and exit statuses."""
 
 import os
 import sys
@@ -13,15 +13,18 @@ EXIT_STATUSES = """exit status:
   0    success
   1    a check failed, a checkpoint is wrong, or training diverged
   2    an argument, a config, a file or the installation is wrong
-  70   internal error: a bug of jaxllm
+  70   internal error: a bug in jaxllm
   130  interrupted (Ctrl-C)
-  141  the reader of the output has closed it, as `| head` does"""
+  141  the output was closed by its reader, as in `| head`"""
 
 
 def report(error: Exception, *, debug: bool) -> int:
-    """Prints an error on stderr, with its traceback if asked; returns the exit status.
+    """Prints an error on stderr and returns the exit status.
 
-    The traceback of an internal error that is not printed is kept in a temporary file.
+    Args:
+        error: the exception that ended the command.
+        debug: whether to print the traceback. Otherwise, that of an internal error is written to
+            a temporary file.
     """
     if debug:
         traceback.print_exception(error)
@@ -34,24 +37,26 @@ def report(error: Exception, *, debug: bool) -> int:
     _complain(f"internal error: {type(error).__name__}: {error}")
     if not debug:
         _complain(f"the traceback is in {_keep_traceback(error)}")
-    _complain("this is a bug" if debug else "this is a bug; rerun with --debug to see it here")
+    _complain(
+        "this is a bug" if debug else "this is a bug; rerun with --debug to print the traceback"
+    )
     return INTERNAL
 
 
 def interrupted() -> int:
-    """Says that the user stopped the command; returns the exit status."""
+    """Reports that the user interrupted the command; returns the exit status."""
     _complain("interrupted")
     return INTERRUPTED
 
 
 def closed_pipe() -> int:
-    """Discards what is still to be printed, which nobody reads; returns the exit status."""
+    """Discards remaining output after its reader closed the pipe; returns the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CLOSED_PIPE
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the operating system or a device refused: a file, space, memory, a connection."""
+    """Whether the operating system or a device failed: a file, disk space, memory, a connection."""
     refused = isinstance(error, OSError) and error.errno is not None
     return refused or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds this module's command to the command line."""
+    """Adds `generate` to the command line."""
     generate = add(
         "generate",
         _generate,
@@ -24,23 +24,27 @@ def add_commands(add: AddCommand) -> None:
     )
     generate.add_argument("path", metavar="MODEL", help="a checkpoint of a known family, or a run")
     generate.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="to continue; repeatable"
+        "--prompt",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="a text to continue; repeatable",
     )
     generate.add_argument(
         "--max-new-tokens",
         type=count,
         default=128,
         metavar="N",
-        help="at most (default: %(default)s)",
+        help="maximum number of new tokens (default: %(default)s)",
     )
     generate.add_argument(
-        "--beams", type=count, metavar="N", help="beam search instead of sampling"
+        "--beams", type=count, metavar="N", help="use beam search with N beams, not sampling"
     )
     add_dtype(generate)
     generate.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="a tokenizer.json, or its folder (default: the checkpoint's own, else bytes)",
+        help="a tokenizer.json or its folder (default: the checkpoint's own, else bytes)",
     )
     add_json(generate, "each prompt, its text and its tokens")
     _add_sampling(generate)
@@ -68,7 +72,9 @@ def _add_sampling(generate: argparse.ArgumentParser) -> None:
         metavar="X",
         help="above 1, tokens already in the text become less probable (default: %(default)s)",
     )
-    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    sampling.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -85,10 +91,15 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     model = load_pretrained(arguments.path, dtype=arguments.dtype)
     if not isinstance(model, TokenModel):
-        raise UserError(f"{arguments.path} is a {type(model).__name__}, which has no tokens")
+        raise UserError(
+            f"{arguments.path} is a {type(model).__name__}, which has no tokens to generate"
+        )
     tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
     if arguments.beams and sampling != Sampling(repetition_penalty=penalty):
-        raise UserError("--beams does not sample: give no temperature, top-k or top-p")
+        raise UserError(
+            "--beams cannot be combined with --temperature, --top-k or --top-p: beam search does "
+            "not sample"
+        )
     prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
     limit, eos_ids = arguments.max_new_tokens, [tokenizer.eos_id]
     if arguments.beams:
@@ -114,7 +125,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _tokenizer(path: str, given: str | None, model: "TokenModel") -> "Tokenizer":
-    """The tokenizer asked for, else that of the run, the checkpoint or its origin, else bytes."""
+    """Returns the given tokenizer, or that of the run, checkpoint or its origin, or bytes."""
     from jaxllm.train.config import load_stored
     from jaxllm.train.data.documents import DataConfig
     from jaxllm.train.data.pairs import PairsConfig
@@ -123,18 +134,21 @@ def _tokenizer(path: str, given: str | None, model: "TokenModel") -> "Tokenizer"
     if given is None and (Path(path) / "config.yaml").is_file():
         data = load_stored(Path(path) / "config.yaml").data
         if not isinstance(data, DataConfig | PairsConfig):
-            raise UserError(f"{path} was not trained on text, and has no tokenizer: {data}")
+            raise UserError(
+                f"{path} was not trained on text, so it has no tokenizer; its data is {data}"
+            )
         return load_tokenizer(data.tokenizer, eos=data.eos)
     folders = [Path(path)] if model.origin is None else [Path(path), Path(model.origin.directory)]
     own = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
     tokenizer = load_tokenizer(given or own)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
+            f"{model.config.vocab_size}: give the model's own with --tokenizer"
         )
     if given is None and own is None and model.config.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"{path} has no tokenizer.json, and its vocabulary of {model.config.vocab_size} tokens "
-            "is not bytes: give --tokenizer"
+            "does not fit the byte tokenizer: give --tokenizer"
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options shared by several commands, and parsers of their values."""
 
 import argparse
 from pathlib import Path
@@ -10,58 +10,64 @@ from .parser import CommandParser, Run
 
 
 class AddCommand(Protocol):
-    """Adds a command: its name, what runs it, its purpose and an example."""
+    """A function that adds a command to the command line."""
 
     def __call__(self, name: str, run: Run, purpose: str, example: str) -> CommandParser:
-        """Returns the parser, to add options to."""
+        """Adds a command and returns its parser, to add options to.
+
+        Args:
+            name: of the command.
+            run: runs the command.
+            purpose: one sentence for the help.
+            example: a command line for the help.
+        """
 
 
 def add_rules(command: argparse.ArgumentParser) -> None:
-    """The option for a PyTorch model of the user's own."""
+    """Adds the option for the user's own PyTorch model."""
     command.add_argument(
         "--rules",
         metavar="FILE",
-        help="a Python file that describes a PyTorch model of your own; it is executed "
-        "(docs/rules.md)",
+        help="a Python file that describes your own PyTorch model; it is executed (docs/rules.md)",
     )
 
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:
-    """The option to print the result as JSON instead."""
+    """Adds the option to print `what` as JSON."""
     command.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
 def add_max_ram(command: argparse.ArgumentParser) -> None:
-    """The option that bounds host memory."""
+    """Adds the option that bounds host memory."""
     command.add_argument(
         "--max-ram",
         default="256MiB",
         metavar="SIZE",
-        help="host memory for tensors, in bytes or such as 2GB or 256MiB (default: %(default)s)",
+        help="host memory for tensors, such as 2GB, 256MiB or bytes (default: %(default)s)",
     )
 
 
 def add_step(command: argparse.ArgumentParser) -> None:
-    """The option that chooses a checkpoint of a run."""
+    """Adds the option that selects a checkpoint of a run."""
     command.add_argument(
-        "--step", type=int, metavar="N", help="which step of a run (default: its newest)"
+        "--step", type=int, metavar="N", help="step of the run (default: the newest)"
     )
 
 
 def add_dtype(command: argparse.ArgumentParser) -> None:
-    """The option that casts the weights."""
+    """Adds the option that casts the weights."""
     command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
 
 
 def count(text: str) -> int:
-    """A whole number of at least one, for argparse."""
+    """Parses a whole number of at least 1, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file that the user named. Raises UserError if it is not UTF-8."""
+    """Reads a text file. Raises UserError if it is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

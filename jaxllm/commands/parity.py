@@ -1,4 +1,4 @@
-"""The command `parity`: compares with PyTorch, with a recording of it, or with one device."""
+"""The command `parity`: compares with PyTorch, with a recording of PyTorch, or across meshes."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds this module's command and its subcommands to the command line."""
+    """Adds `parity` and its subcommands to the command line."""
     parity = add(
         "parity",
         _parity,
@@ -31,24 +31,24 @@ def add_commands(add: AddCommand) -> None:
 def _add_parity_options(parity: CommandParser) -> None:
     parity.usage = "%(prog)s [options] CHECKPOINT\n       %(prog)s {record,check,mesh} ..."
     parity.add_argument(
-        "path", metavar="CHECKPOINT", help="a folder of Hugging Face or of a source system"
+        "path", metavar="CHECKPOINT", help="a Hugging Face folder, or one of a source system"
     )
     levels = parity.add_argument("--levels", nargs="+", metavar="LEVEL")
-    levels.help = "of %(known)s (default: %(usual)s)"
+    levels.help = "what to compare: %(known)s (default: %(usual)s)"
     vars(levels).update(known=LevelNames(), usual=LevelNames(by_default=True))
     given = parity.add_mutually_exclusive_group()
     _add_text(given)
     given.add_argument(
         "--tokens",
         metavar="FILE",
-        help="rows to compare on: .npy, .json, or .npz of source and target",
+        help="tokens to compare on: .npy, .json, or .npz with source and target",
     )
     _add_random_tokens(parity)
     _add_output(parity)
     parity.add_argument(
         "--scratch",
         metavar="FOLDER",
-        help="for a model larger than memory: an existing folder for its weights and activations",
+        help="for a model larger than memory: an existing folder for weights and activations",
     )
     add_json(parity, "the report")
     add_rules(parity)
@@ -58,18 +58,20 @@ def _add_record(parity: CommandParser) -> None:
     record = parity.add_subcommand(
         "record",
         _record,
-        "Record what PyTorch computes, for a check without it.",
+        "Record what PyTorch computes, to check later without it.",
         "jaxllm parity record exported/llama --output packs/llama",
     )
     record.add_argument("path", metavar="CHECKPOINT", help="as for `jaxllm parity`")
     record.add_argument("--output", required=True, metavar="PACK", help="a new folder")
-    record.add_argument("--levels", nargs="+", metavar="LEVEL", help="(default: all)")
+    record.add_argument(
+        "--levels", nargs="+", metavar="LEVEL", help="levels to record (default: all)"
+    )
     record.add_argument(
         "--positions",
         type=lambda text: None if text == "all" else count(text),
         default=24,
         metavar="N",
-        help="positions of each row to keep numbers of, or `all` (default: %(default)s)",
+        help="positions of each row to record, or `all` (default: %(default)s)",
     )
     _add_text(record)
     _add_random_tokens(record)
@@ -91,10 +93,10 @@ def _add_check(parity: CommandParser) -> None:
         type=_axis,
         default=[],
         metavar="AXIS=SIZE",
-        help="how to split the model over the devices (default: one device)",
+        help="mesh to shard the model over (default: one device)",
     )
     check.add_argument(
-        "--levels", nargs="+", metavar="LEVEL", help="(default: all that were recorded)"
+        "--levels", nargs="+", metavar="LEVEL", help="levels to compare (default: all recorded)"
     )
     _add_output(check)
     add_json(check, "the report")
@@ -105,7 +107,7 @@ def _add_mesh(parity: CommandParser) -> None:
     mesh = parity.add_subcommand(
         "mesh",
         _mesh,
-        "Compare a training step on every layout and on one device.",
+        "Compare a training step on every mesh layout with one device.",
         "jaxllm parity mesh configs/tiny.yaml --batch-size 16",
     )
     mesh.set_defaults(takes_overrides=True)
@@ -126,14 +128,14 @@ def _add_random_tokens(command: argparse.ArgumentParser) -> None:
         type=count,
         default=384,
         metavar="N",
-        help="tokens of each row (default: %(default)s)",
+        help="tokens per row (default: %(default)s)",
     )
     command.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of the random tokens (default: %(default)s)",
+        help="seed of the random tokens (default: %(default)s)",
     )
 
 
@@ -142,12 +144,12 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         "--output",
         default="runs/parity",
         metavar="FOLDER",
-        help="where to write parity.json and parity.html (default: %(default)s)",
+        help="folder for parity.json and parity.html (default: %(default)s)",
     )
 
 
 def _axis(text: str) -> tuple[str, int]:
-    """An axis of a mesh and its size, for argparse."""
+    """Parses a mesh axis and its size, such as `fsdp=4`, for argparse."""
     name, _, size = text.partition("=")
     return name, count(size)
 
@@ -166,13 +168,13 @@ def _parity(arguments: argparse.Namespace) -> int:
         rules=arguments.rules,
         scratch=arguments.scratch,
     )
-    return _give(report, arguments)
+    return _finish(report, arguments)
 
 
-def _give(report: "Report", arguments: argparse.Namespace) -> int:
-    """Writes a report and prints it; the exit status that says whether all is well.
+def _finish(report: "Report", arguments: argparse.Namespace) -> int:
+    """Writes and prints a report; returns the exit status, 0 if parity holds.
 
-    Of several processes, which have the same report, the first does so.
+    In a multi-host job, all processes have the same report and process 0 writes it.
     """
     import jax
 
@@ -228,7 +230,7 @@ def _check(arguments: argparse.Namespace) -> int:
         levels=arguments.levels,
         rules=arguments.rules,
     )
-    return _give(report, arguments)
+    return _finish(report, arguments)
 
 
 def _mesh(arguments: argparse.Namespace) -> int:

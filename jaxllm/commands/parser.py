@@ -1,4 +1,4 @@
-"""The argument parser of the commands: subcommands, near names for unknown ones, versions."""
+"""Argument parser with subcommands, suggestions for misspelled names, and `--version`."""
 
 import argparse
 import difflib
@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
-# Every command runs with the arguments given and returns its exit status.
+# Runs a command with its parsed arguments and returns the exit status.
 Run = Callable[[argparse.Namespace], int]
 
 VERSIONS_OF = ("jaxllm", "jax", "flax", "torch", "transformers")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions, and explains an option beside its name."""
+    """Keeps the line breaks of descriptions, and aligns the help of options at column 28."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that may have subcommands beside a purpose of its own.
+    """Parser of a command that can also have subcommands.
 
-    If the first argument is the name of a subcommand, the subcommand parses the rest; otherwise
-    the arguments are the command's own. An unknown name is answered with the nearest known one.
+    If the first argument names a subcommand, the subcommand parses the rest; otherwise the
+    arguments are the command's own. The error for an unknown name suggests the nearest known one.
     """
 
     def __init__(self, **options: Any):
@@ -34,20 +34,20 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(
             "--debug",
             action="store_true",
-            default=argparse.SUPPRESS,  # so that a command does not undo the option before it
+            default=argparse.SUPPRESS,  # keeps a --debug that stands before the command
             help="print the traceback of an error",
         )
 
     def describe(self, run: Run, purpose: str, example: str) -> None:
-        """Sets what the command does, in code and in words, and an example for its help."""
+        """Sets the function that runs the command, and the purpose and example in its help."""
         self.description = purpose
         self.epilog = f"example:\n  {example}"
         self.set_defaults(run=run, parser=self, takes_overrides=False)
 
     def add_subcommand(self, name: str, run: Run, purpose: str, example: str) -> "CommandParser":
-        """Adds a command that is called as the name of this one followed by `name`."""
+        """Adds a subcommand, called by this command's name followed by `name`."""
         if not self.subcommands:
-            title = "subcommands (give a checkpoint of the same name as ./NAME)"
+            title = "subcommands (for a checkpoint folder of the same name, write ./NAME)"
             self._listing = self.add_argument_group(title, "")
         self._listing.description = f"{self._listing.description}{name:<10}{purpose}\n"
         command = CommandParser(prog=f"{self.prog} {name}")
@@ -56,7 +56,7 @@ class CommandParser(argparse.ArgumentParser):
         return command
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses the arguments, those of a subcommand if the first one names it."""
+        """Parses the arguments, by a subcommand if the first one names it."""
         if args and self.subcommands:
             if args[0] in self.subcommands:
                 return self.subcommands[args[0]].parse_known_args(args[1:], namespace)
@@ -66,7 +66,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def reject(self, unknown: Sequence[str]) -> NoReturn:
-        """Ends the process with status 2 because of arguments that the command does not have."""
+        """Exits with status 2 and a message that lists unknown arguments and suggestions."""
         known = list(self._option_string_actions)
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
         meant = [near for option in options if (near := nearest(option, known))]
@@ -82,25 +82,25 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` is likely a misspelling of, or None."""
+    """Returns the known name that `name` probably misspells, or None."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 class ShowVersions(argparse.Action):
-    """The action of `--version`: prints versions, imports nothing and exits."""
+    """The argparse action of `--version`: prints versions without imports, then exits."""
 
     def __init__(self, **options: Any):
         super().__init__(nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Prints one package on each line."""
+        """Prints one package per line and exits."""
         for line in versions():
             print(line)
         parser.exit()
 
 
 def versions() -> Iterator[str]:
-    """Name and version of jaxllm, Python and those frameworks that are installed."""
+    """Yields name and version of jaxllm, of the installed frameworks, and of Python."""
     for name in VERSIONS_OF:
         try:
             yield f"{name} {metadata.version(name)}"

@@ -1,4 +1,4 @@
-"""The whole loop on one machine: PyTorch to JAX, training on a mesh, and back, with proof."""
+"""The command `quickstart`: PyTorch to JAX, training on a mesh, and back, each step verified."""
 
 import logging
 import shutil
@@ -53,16 +53,25 @@ NEW_TOKENS = 64
 
 
 class Check(NamedTuple):
-    """One thing that was proven, or not."""
+    """One verification and its result."""
 
-    what: str
+    name: str
     measured: str
-    wanted: str
+    required: str
     ok: bool
 
 
 def quickstart(folder: Path, steps: int) -> bool:
-    """Makes everything below `folder` and prints what was measured; says whether all of it held."""
+    """Runs the whole loop in `folder`, prints its measurements and returns whether all checks pass.
+
+    Args:
+        folder: for checkpoints, the run and the reports; an earlier quickstart there is removed.
+        steps: number of training steps.
+
+    Raises:
+        UserError: `folder` holds other files.
+        CheckpointError: PyTorch or transformers is not installed.
+    """
     require_torch()
     _clear(folder)
     use_virtual_devices(MESH.fsdp * MESH.tensor)
@@ -71,24 +80,25 @@ def quickstart(folder: Path, steps: int) -> bool:
     checks: list[Check] = []
     for check in _loop(folder, steps):
         checks.append(check)
-        log.info("%s %s: %s", "ok  " if check.ok else "FAIL", check.what, check.measured)
-    _summarise(folder, checks, time.monotonic() - begun)
+        log.info("%s %s: %s", "ok  " if check.ok else "FAIL", check.name, check.measured)
+    _summarize(folder, checks, time.monotonic() - begun)
     return all(check.ok for check in checks)
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an earlier quickstart made. Raises UserError if there is anything else."""
+    """Removes the files of an earlier quickstart. Raises UserError if there are any others."""
     folder.mkdir(parents=True, exist_ok=True)
     if foreign := sorted({path.name for path in folder.iterdir()} - set(MADE)):
         raise UserError(
-            f"{folder} holds {', '.join(foreign)}, which no quickstart made: give another --output"
+            f"{folder} holds {', '.join(foreign)}, which quickstart did not write: give another "
+            "--output"
         )
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _loop(folder: Path, steps: int) -> Iterator[Check]:
-    """Each stage of the loop, and what it proves."""
+    """Runs the stages of the loop and yields the check of each."""
     source, exported = folder / "llama", folder / "llama_trained"
     mesh = make_mesh(fsdp=MESH.fsdp, tensor=MESH.tensor)
 
@@ -128,7 +138,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
 
 
 def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
-    """The training run: some two minutes on two cores with the default number of steps."""
+    """Returns the training config; the default 400 steps take about two minutes on two cores."""
     return TrainConfig(
         output=str(folder / "run"),
         init_from=str(source),
@@ -145,17 +155,17 @@ def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
 
 
 def _compare(path: Path, model: Decoder, text: str | None = None) -> Report:
-    """The forward pass alone, so that it is quick: training and generation are shown below."""
+    """Compares only the forward pass, to be quick; later stages cover training and generation."""
     return check_checkpoint(path, model=model, text=text, levels=("logits", "layers"))
 
 
-def _parity_check(what: str, report: Report, folder: Path, name: str) -> Check:
-    """The verdict of a parity report, which is kept as a page."""
-    report.write_html(folder / f"parity_{name}.html")
-    assert report.logits is not None, "asked for"
+def _parity_check(name: str, report: Report, folder: Path, stage: str) -> Check:
+    """Writes a parity report as HTML and returns its verdict."""
+    report.write_html(folder / f"parity_{stage}.html")
+    assert report.logits is not None, "_compare requests this level"
     error = report.logits.relative_l2
     measured = f"relative L2 {error:.1e}, {report.tokens} tokens"
-    return Check(what, measured, "<= 1e-5", report.ok and error <= 1e-5)
+    return Check(name, measured, "<= 1e-5", report.ok and error <= 1e-5)
 
 
 def _greedy_check(
@@ -168,7 +178,7 @@ def _greedy_check(
 
 
 def _held_out_text(data: DataConfig) -> str:
-    """Some text that was not trained on."""
+    """Returns some of the held-out text."""
     return ByteTokenizer().decode(np.asarray(load_corpus(data).held_out[:4096]).tolist())
 
 
@@ -180,12 +190,12 @@ def _show_sample(model: Decoder, mesh: Mesh) -> None:
     log.info("\n5. A sample of its Python\n\n%s%s", prompt, ByteTokenizer().decode(tokens))
 
 
-def _summarise(folder: Path, checks: Sequence[Check], seconds: float) -> None:
+def _summarize(folder: Path, checks: Sequence[Check], seconds: float) -> None:
     table = Table(title=f"\nMeasured in this run, in {seconds:.0f} s", title_justify="left")
     for column in ("", "check", "measured", "required"):
         table.add_column(column)
     for check in checks:
-        table.add_row("ok" if check.ok else "FAIL", check.what, check.measured, check.wanted)
+        table.add_row("ok" if check.ok else "FAIL", check.name, check.measured, check.required)
     console = Console()
     console.print(table)
     for path in sorted(folder.iterdir()):

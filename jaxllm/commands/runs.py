@@ -12,7 +12,7 @@ OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds this module's commands to the command line."""
+    """Adds `quickstart`, `train`, `plan` and `diff` to the command line."""
     _add_quickstart(add)
     _add_train(add)
     _add_plan(add)
@@ -23,7 +23,7 @@ def _add_quickstart(add: AddCommand) -> None:
     quickstart = add(
         "quickstart",
         _quickstart,
-        "Import, train and export a small Llama, with proof.",
+        "Import, train and export a small Llama, and verify each step.",
         "jaxllm quickstart --steps 100",
     )
     quickstart.add_argument(
@@ -45,7 +45,7 @@ def _add_train(add: AddCommand) -> None:
     train = add(
         "train",
         _train,
-        "Train the run that a YAML file describes.",
+        "Train a model as a YAML file describes.",
         "jaxllm train configs/tiny.yaml --steps 30 --mesh.fsdp 4",
     )
     train.set_defaults(takes_overrides=True)
@@ -62,15 +62,15 @@ def _add_plan(add: AddCommand) -> None:
     plan = add(
         "plan",
         _plan,
-        "Print the parameters, operations and memory of a run.",
+        "Print the parameters, FLOPs and memory of a run.",
         "jaxllm plan configs/tiny.yaml --plot schedule.png",
     )
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
     plan.add_argument(
         "--plot",
         metavar="FILE",
-        type=_picture,
-        help="draw the learning-rate schedule into a .png, .pdf or .svg",
+        type=_plot_path,
+        help="plot the learning-rate schedule to a .png, .pdf or .svg file",
     )
     add_json(plan, "the figures")
 
@@ -79,7 +79,7 @@ def _add_diff(add: AddCommand) -> None:
     diff = add(
         "diff",
         _diff,
-        "Find the first step at which two runs differ, and in what.",
+        "Find the first step at which two runs differ, and how.",
         "jaxllm diff runs/tiny runs/other",
     )
     diff.add_argument("run_a", metavar="RUN_A", help="the folder of a run")
@@ -87,10 +87,10 @@ def _add_diff(add: AddCommand) -> None:
     add_json(diff, "every difference")
 
 
-def _picture(text: str) -> str:
-    """The path of a picture, for argparse."""
+def _plot_path(text: str) -> str:
+    """Parses the path of a plot, for argparse."""
     if not text.lower().endswith((".png", ".pdf", ".svg")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a .png, .pdf or .svg")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a .png, .pdf or .svg file")
     return text
 
 

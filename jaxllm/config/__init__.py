@@ -1,4 +1,4 @@
-"""The architecture of a model, as frozen data: a config is hashable and says everything."""
+"""Model architectures as frozen, hashable dataclasses. A config fully determines a model."""
 
 from .attention import AttentionConfig, QKNorm, Temperature
 from .fields import (

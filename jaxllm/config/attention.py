@@ -1,21 +1,22 @@
-"""Attention: what queries see, and what happens to scores."""
+"""Attention config: masks, QK norm, biases, and scaling of queries and scores."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
 from .checks import check_choices, check_positive
 
-# Which queries and keys are normalized: those of each head on its own, or of all heads of a token
-# together, before RoPE; or those of each head, without a learned scale, after RoPE, on the layers
-# that have RoPE.
+# Normalization of queries and keys. "head": per head, before RoPE. "full": over all heads of a
+# token together, before RoPE. "after_rope": per head and without a learned scale, after RoPE, on
+# layers with RoPE only.
 QKNorm = Literal["none", "head", "full", "after_rope"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Temperature:
-    """Queries grow with their position p, by `1 + scale * ln(1 + floor((p + 1) / floor_scale))`.
+    """Position-dependent attention temperature (Llama 4).
 
-    On the layers without RoPE, which have nothing else to tell near from far (Llama 4).
+    Multiplies the query at position p by `1 + scale * ln(1 + floor((p + 1) / floor_scale))`, on
+    layers without RoPE, which have no other information on positions.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -29,20 +30,20 @@ class Temperature:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """Attention of every layer, to the stack's own tokens and to those of an encoder."""
+    """Self-attention and cross-attention of every layer of a stack."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    causal: bool = True  # tokens do not see the tokens after them
-    cross: bool = False  # every layer also attends to an encoder's output
+    causal: bool = True  # whether tokens see no later tokens
+    cross: bool = False  # whether every layer also attends to an encoder's output
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QKNorm = "none"
-    scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
+    scale: float | None = None  # factor of the scores; None: 1 / sqrt(head_dim)
     softcap: float | None = None  # scores become cap * tanh(score / cap)
     temperature: Temperature | None = None
-    window: int | None = None  # tokens seen on layers of sees="window", the query's own included
-    chunk: int | None = None  # on layers of sees="chunk", tokens see their own chunk of this many
+    window: int | None = None  # tokens seen, the query's own included, on layers of sees="window"
+    chunk: int | None = None  # tokens per chunk on layers of sees="chunk", which see their chunk
 
     def __post_init__(self) -> None:
         check_choices(self, "attention.")

@@ -1,15 +1,15 @@
-"""Checks that the parts of a config share; every message names the field by its full name."""
+"""Validation helpers of the config classes. Messages give the full dotted name of a field."""
 
 import dataclasses
 from typing import Any, Literal, get_args, get_origin
 
 
 def check_choices(part: Any, prefix: str = "") -> None:
-    """Raises ValueError if a field whose type is a Literal has another value.
+    """Raises ValueError if a field of a Literal type has a value outside that type.
 
     Args:
-        part: a dataclass.
-        prefix: what its fields' names begin with in a whole config, such as "norms.".
+        part: a config dataclass.
+        prefix: prefix of its field names within the whole config, such as "norms.".
     """
     for field in dataclasses.fields(part):
         given = getattr(part, field.name)
@@ -19,14 +19,14 @@ def check_choices(part: Any, prefix: str = "") -> None:
 
 
 def check_counts(part: Any, *names: str, prefix: str = "") -> None:
-    """Raises ValueError for a field that is less than 1. None passes."""
+    """Raises ValueError if a named field is less than 1. None passes."""
     for name in names:
         if (given := getattr(part, name)) is not None and given < 1:
             raise ValueError(f"{prefix}{name}={given} is less than 1")
 
 
 def check_positive(part: Any, *names: str, prefix: str = "") -> None:
-    """Raises ValueError for a field that is not positive. None passes."""
+    """Raises ValueError if a named field is not positive. None passes."""
     for name in names:
         if (given := getattr(part, name)) is not None and given <= 0:
             raise ValueError(f"{prefix}{name}={given} is not positive")

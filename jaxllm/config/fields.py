@@ -1,4 +1,4 @@
-"""Configs from fields by name and back; a dotted name, `norms.eps`, is that of a part's field."""
+"""Conversion of configs to and from fields by name; `norms.eps` names a field of a nested part."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ Part = TypeVar("Part")
 
 
 def config_class(values: Mapping[str, Any]) -> type[Config]:
-    """The class that has fields of these names."""
+    """Returns the config class that has fields of these names."""
     if "encoder" in values:
         return SequenceToSequenceConfig if "source_dim" in values else EncoderDecoderConfig
     return SequenceConfig if "input_dim" in values else DecoderConfig
@@ -30,16 +30,20 @@ def config_class(values: Mapping[str, Any]) -> type[Config]:
 def make_config(
     values: Mapping[str, Any], both: Mapping[str, Any] = {}, /, **fields: Any
 ) -> Config:
-    """Makes a config of one stack, or of an encoder and a decoder, from fields by dotted names.
+    """Makes a config of one stack, or of an encoder and a decoder, from fields by dotted name.
 
     Args:
-        values: fields; `encoder` and `decoder`, if given, are fields of those stacks.
+        values: the fields. `encoder` and `decoder`, if given, map fields of those stacks.
         both: further fields of the one stack, or of both stacks.
-        fields: further fields of `both`.
+        fields: the same as `both`, as keyword arguments.
+
+    Returns:
+        A config of the class that `config_class` names.
 
     Raises:
-        ValueError: for an old name, with the new one, and for what is no model.
-        TypeError: for a name that no field has.
+        ValueError: a field has its old name (the message gives the new one), or the fields do not
+            describe a valid model.
+        TypeError: no field has that name.
     """
     kind, both = config_class(values), {**both, **fields}
     if "encoder" not in values:
@@ -50,10 +54,19 @@ def make_config(
 
 
 def with_fields(config: AnyConfig, changes: Mapping[str, Any] = {}, /, **fields: Any) -> AnyConfig:
-    """Changes fields of a config's stack, or of both its stacks, by dotted names.
+    """Returns a copy of a config with fields of its stack, or of both its stacks, changed.
 
-    For example `with_fields(config, {"norms.eps": 1e-6}, num_layers=2)`. Raises ValueError for an
-    old name, with the new one, and TypeError for a name that no field has.
+    For example, `with_fields(config, {"norms.eps": 1e-6}, num_layers=2)`.
+
+    Args:
+        config: of one stack, or of an encoder and a decoder.
+        changes: new values by dotted name.
+        fields: new values by name.
+
+    Raises:
+        ValueError: a field has its old name (the message gives the new one), or the changed config
+            is not a valid model.
+        TypeError: no field has that name.
     """
     changes = {**changes, **fields}
     check_moved(changes)
@@ -67,25 +80,25 @@ def with_fields(config: AnyConfig, changes: Mapping[str, Any] = {}, /, **fields:
 
 
 def flatten(config: StackConfig) -> dict[str, Any]:
-    """The fields of a stack by dotted names, in the order of the class."""
+    """Maps dotted names to a stack's field values, in the order in which the class has them."""
     return _flat((field, getattr(config, field.name)) for field in dataclasses.fields(config))
 
 
 def defaults(kind: type[StackConfig]) -> dict[str, Any]:
-    """The default of every field that has one, by dotted names."""
+    """Maps dotted names to the defaults of the fields that have one."""
     fields = dataclasses.fields(kind)
     return _flat((f, f.default) for f in fields if f.default is not dataclasses.MISSING)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain data, for YAML and JSON."""
+    """Returns the config as nested dicts of plain values, for YAML and JSON."""
     return dataclasses.asdict(config)
 
 
 def from_dict(data: Mapping[str, Any]) -> Config:
-    """The config that `to_dict` wrote, now or when fields had their old names.
+    """Reads a config that `to_dict` returned, including data with old field names.
 
-    Raises ValueError for unknown and ill-typed fields.
+    Raises ValueError that lists every unknown, missing or ill-typed field.
     """
     data = upgraded(data)
     kind: Any = config_class(data)
@@ -94,32 +107,32 @@ def from_dict(data: Mapping[str, Any]) -> Config:
 
 
 def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain data of a config with the names and the parts that fields have now."""
+    """Converts a config's plain data from old field names to the current nested ones."""
     return _nested(upgrade(data))
 
 
 @functools.cache
 def _reader(kind: Any) -> Any:
-    """What checks plain data; it takes a moment to build."""
+    """Returns the validator of a config class. Cached, since building it takes a moment."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
 
 
 def _make(kind: type[Part], values: Mapping[str, Any]) -> Part:
-    """An object of a class, its parts made of their defaults and of the fields given."""
+    """Makes a config or part of a class from fields by dotted name; nested parts have defaults."""
     check_moved(values)
     start = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**_filled(values, start))
 
 
 def _changed(part: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a config or of a part of one, with fields of it changed by dotted names."""
+    """Returns a copy of a config or part with fields changed by dotted name."""
     return dataclasses.replace(part, **_filled(changes, vars(part)))
 
 
 def _filled(values: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by plain names; those of a part's fields are put into the part as it is at start."""
+    """Maps plain names to values; dotted names become changed copies of the parts in `start`."""
     filled = _nested(values)
     for name, value in filled.items():
         if isinstance(value, Mapping):
@@ -131,14 +144,16 @@ def _filled(values: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, An
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"norms.eps": 1e-6}` as `{"norms": {"eps": 1e-6}}`, at any depth."""
+    """Nests dotted names at any depth: `{"norms.eps": 1e-6}` gives `{"norms": {"eps": 1e-6}}`."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         part, dot, field = name.partition(".")
         inner = {field: value} if dot else value
         if part in tree:
             if not (isinstance(inner, Mapping) and isinstance(tree[part], Mapping)):
-                raise ValueError(f"{part} is given both whole and by its fields")
+                raise ValueError(
+                    f"{part} is given both as a whole and by its fields: give only one of the two"
+                )
             inner = {**tree[part], **inner}
         tree[part] = inner
     return {
@@ -148,7 +163,10 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:
-    """Values by the names of their fields; a part, whose default is one, by those of its own."""
+    """Flattens (field, value) pairs; a part gives one dotted name for each of its fields.
+
+    A field holds a part if its default is one.
+    """
     flat: dict[str, Any] = {}
     for field, value in fields:
         if dataclasses.is_dataclass(field.default):

@@ -1,4 +1,4 @@
-"""The MLP of a layer, or the mixture of experts in its place."""
+"""Config of a layer's MLP, and of the mixture of experts that may replace it."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -10,12 +10,12 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MlpConfig:
-    """The MLP of a layer; its activation and its gate are those of experts as well."""
+    """The MLP of a layer. Activation, gate and bias apply to each expert of a mixture too."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     activation: Activation = "silu"
-    gated: bool = True  # down(act(gate(x)) * up(x)), not down(act(up(x)))
+    gated: bool = True  # down(act(gate(x)) * up(x)); otherwise down(act(up(x)))
     bias: bool = False
 
     def __post_init__(self) -> None:
@@ -29,21 +29,21 @@ class Experts:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     num_experts: int
-    top_k: int  # experts that each token goes to
+    top_k: int  # experts chosen for each token
     mlp_dim: int  # of each expert
-    # How logits become weights: softmax over all experts, or a sigmoid of each chosen one.
+    # How router logits become weights: softmax over all experts, or a sigmoid of each chosen one.
     scores: Literal["softmax", "sigmoid"] = "softmax"
-    normalize: bool = False  # whether the weights of the chosen sum to 1
-    scale: Literal["output", "input"] = "output"  # of the experts, by those weights
-    shared_mlp_dim: int | None = None  # of an expert that every token also goes to
+    normalize: bool = False  # whether the weights of the chosen experts are scaled to sum to 1
+    scale: Literal["output", "input"] = "output"  # which side of an expert its weight multiplies
+    shared_mlp_dim: int | None = None  # of a shared expert that every token goes to as well
     router_bias: bool = False
-    # Tokens of a call that an expert takes, the first that chose it; an overflow expert takes the
-    # others with the same weight. None: each takes all.
+    # Most tokens that an expert takes in one call, first come first served. One overflow expert
+    # takes the rest, with the same weights. None: no limit.
     capacity: int | None = None
-    aux_weight: float = 0.0  # of the load-balancing loss in the training loss
-    # That loss: times E, the mean of each layer's or that of all layers' tokens together; or
-    # neither times E nor a mean, the sum of each layer's; or times E, that sum of the choices
-    # alone that did not find their expert full, by their weights.
+    aux_weight: float = 0.0  # weight of the load-balancing loss in the training loss
+    # Load-balancing loss. "layer": E times the mean of the layers' losses. "model": E times the
+    # loss over the tokens of all layers together. "sum": the sum of the layers' losses, without E.
+    # "kept": E times that sum, over choices whose expert was not full, with their router weights.
     balance: Literal["layer", "model", "sum", "kept"] = "layer"
 
     def __post_init__(self) -> None:

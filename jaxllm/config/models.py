@@ -1,4 +1,4 @@
-"""Whole models as frozen data."""
+"""Configs of whole models: decoders, encoder-decoders, and models of continuous inputs."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,13 +10,13 @@ from .vision import Vision
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How hidden states become logits."""
+    """The output head, which maps hidden states to logits."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    tied: bool = False  # whether the head's kernel is the embedding
-    bias: bool = False  # a number for each token, added to its logits
-    scale: float = 1.0  # of logits, before the bias
+    tied: bool = False  # whether the head shares its weights with the embedding
+    bias: bool = False  # whether a learned bias per token is added to the logits
+    scale: float = 1.0  # factor of the logits, before the bias
     softcap: float | None = None  # logits become cap * tanh(logit / cap)
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class DecoderConfig(StackConfig):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     vocab_size: int
-    vision: Vision | None = None  # what makes embeddings of images
+    vision: Vision | None = None  # the image encoder
     head: HeadConfig = HeadConfig()
 
     def __post_init__(self) -> None:
@@ -40,27 +40,29 @@ class DecoderConfig(StackConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceConfig(StackConfig):
-    """A transformer whose tokens are vectors of numbers, in and out."""
+    """A transformer over continuous inputs: its tokens are vectors, both in and out."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     input_dim: int
     output_dim: int
-    pooled: bool = False  # one output for the mean of a sequence's tokens, not one for each token
+    pooled: bool = False  # one output per sequence, from the mean of its tokens, not one per token
 
     def __post_init__(self) -> None:
         check_counts(self, "input_dim", "output_dim")
         if self.pooled and self.attention.cross:
-            raise ValueError(f"pooled={self.pooled} with attention.cross={self.attention.cross}")
+            raise ValueError(
+                "pooled=True cannot be combined with attention.cross=True: set one to False"
+            )
         _check_unscaled(self)
         super().__post_init__()
 
     @property
     def longest(self) -> int | None:
-        """The longest sequence that it has positions for; None: any.
+        """The longest sequence that the model has positions for; None: no limit.
 
-        Sinusoids end as well, as the tables in checkpoints do, unless every layer looks back a
-        limited way.
+        Sinusoids end at `max_len` too, as their tables in checkpoints do, unless every layer has a
+        limited lookback.
         """
         if self.positions.kind == "sinusoidal" and any(kind.sees == "all" for kind in self.kinds):
             return self.max_len
@@ -69,26 +71,26 @@ class SequenceConfig(StackConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig:
-    """An encoder, which reads a source, and a decoder, which writes a target and attends to it."""
+    """An encoder that reads source tokens, and a decoder of target tokens that attends to it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     encoder: StackConfig
     decoder: DecoderConfig
     source_vocab_size: int | None = None  # None: source and target share one embedding
-    # Whether the decoder's learned positions are added to the source as well. The encoder, which
-    # learns none then, says positions.kind="none".
+    # Whether the decoder's learned position embeddings are added to the source as well. The
+    # encoder then has none of its own: its positions.kind is "none".
     share_positions: bool = False
-    start_token: int | None = None  # what a target that is generated begins with
+    start_token: int | None = None  # first token of a generated target
 
     @property
     def longest_source(self) -> int | None:
-        """The longest source that there are positions for; None: any."""
+        """The longest source that the model has positions for; None: no limit."""
         return (self.decoder if self.share_positions else self.encoder).longest
 
     @property
     def vocab_size(self) -> int:
-        """Of the target."""
+        """The number of target tokens."""
         return self.decoder.vocab_size
 
     def __post_init__(self) -> None:
@@ -96,74 +98,80 @@ class EncoderDecoderConfig:
         causal = encoder.attention.causal, decoder.attention.causal
         if causal != (False, True):
             raise ValueError(
-                f"encoder.attention.causal={causal[0]} and decoder.attention.causal={causal[1]}, "
-                "not False and True"
+                f"encoder.attention.causal={causal[0]} and decoder.attention.causal={causal[1]}: "
+                "they must be False and True"
             )
         _check_two_stacks(encoder, decoder)
         if self.source_vocab_size is None and encoder.embed_scale != decoder.embed_scale:
             raise ValueError(
-                f"embed_scale is {encoder.embed_scale} in the encoder, {decoder.embed_scale} in "
-                "the decoder, but they share one embedding"
+                f"embed_scale is {encoder.embed_scale} in the encoder and {decoder.embed_scale} in "
+                "the decoder: it must be equal, since they share one embedding"
             )
         shared = encoder.positions.kind, decoder.positions.kind
         if self.share_positions and shared != ("none", "learned"):
             raise ValueError(
-                f"share_positions with positions.kind {shared[0]!r} in the encoder, {shared[1]!r} "
-                "in the decoder, not 'none' and 'learned'"
+                f"share_positions=True with positions.kind={shared[0]!r} in the encoder and "
+                f"{shared[1]!r} in the decoder: they must be 'none' and 'learned'"
             )
         check_counts(self, "source_vocab_size")
         if self.start_token is not None and not 0 <= self.start_token < decoder.vocab_size:
             raise ValueError(
-                f"start_token={self.start_token} is not of vocab_size={decoder.vocab_size}"
+                f"start_token={self.start_token} is not a token: it must be at least 0 and below "
+                f"vocab_size={decoder.vocab_size}"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceToSequenceConfig:
-    """An encoder and a decoder whose tokens, of source and target, are vectors of numbers."""
+    """An encoder and a decoder over continuous inputs: source and target tokens are vectors."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     encoder: StackConfig
     decoder: SequenceConfig
-    source_dim: int  # numbers in a token of the source
-    share_positions: ClassVar[bool] = False  # each stack has its own
+    source_dim: int  # size of a source token's vector
+    share_positions: ClassVar[bool] = False  # each stack has its own positions
 
     @property
     def longest_source(self) -> int | None:
-        """The longest source that there are positions for; None: any."""
+        """The longest source that the model has positions for; None: no limit."""
         is_sinusoidal = self.encoder.positions.kind == "sinusoidal"
         return self.encoder.max_len if is_sinusoidal else self.encoder.longest
 
     def __post_init__(self) -> None:
         if self.encoder.attention.causal:
-            raise ValueError("encoder.attention.causal=True, not False")
+            raise ValueError("encoder.attention.causal=True: it must be False")
         check_counts(self, "source_dim")
         _check_unscaled(self.encoder)
         _check_two_stacks(self.encoder, self.decoder)
 
 
 def _check_unscaled(config: StackConfig) -> None:
-    """Vectors come as they are: only embeddings of tokens are scaled."""
+    """Raises ValueError if a model of continuous inputs scales embeddings, which it has none of."""
     if config.embed_scale != 1.0:
-        raise ValueError(f"embed_scale={config.embed_scale} without embeddings, not 1.0")
+        raise ValueError(
+            f"embed_scale={config.embed_scale} must be 1.0: vectors are not embedded, so there are "
+            "no embeddings to scale"
+        )
 
 
 def _check_two_stacks(encoder: StackConfig, decoder: StackConfig) -> None:
-    """The decoder attends to the encoder's output, which must be of its kind."""
+    """Raises ValueError unless the decoder can attend to the encoder's output."""
     if type(encoder) is not StackConfig:
-        raise ValueError(f"encoder is a {type(encoder).__name__}, but it has no head: StackConfig")
+        raise ValueError(
+            f"encoder is a {type(encoder).__name__}: it must be a StackConfig, which has no head"
+        )
     cross = encoder.attention.cross, decoder.attention.cross
     if cross != (False, True):
         raise ValueError(
-            f"encoder.attention.cross={cross[0]} and decoder.attention.cross={cross[1]}, "
-            "not False and True"
+            f"encoder.attention.cross={cross[0]} and decoder.attention.cross={cross[1]}: "
+            "they must be False and True"
         )
     for name in ("embed_dim", "numerics"):
         if getattr(encoder, name) != getattr(decoder, name):
             raise ValueError(
-                f"{name} is {getattr(encoder, name)!r} in the encoder, "
-                f"{getattr(decoder, name)!r} in the decoder"
+                f"{name} is {getattr(encoder, name)!r} in the encoder and "
+                f"{getattr(decoder, name)!r} in the decoder: it must be equal"
             )
 
 

@@ -1,4 +1,4 @@
-"""Fields that once lay flat in a stack's config, and the dotted names they have now."""
+"""Old names of config fields, from when stack configs were flat, and their current dotted names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -49,22 +49,23 @@ STACKS = ("encoder", "decoder")
 def is_moved(name: str, value: Any) -> bool:
     """Whether a field of a stack is given by its old name.
 
-    `positions` and `init`, once words, are parts now: theirs is the old name of a word.
+    `positions` and `init` were strings and are now groups of fields: they count as old names only
+    if their value is not a group.
     """
     is_part = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
     return name in MOVED and not (name in PARTS and is_part)
 
 
 def check_moved(values: Mapping[str, Any]) -> None:
-    """Raises ValueError if a field of a stack is given by its old name, with the new one."""
+    """Raises ValueError that gives the new name of every field given by its old name."""
     if moved := [f"{name} is now {MOVED[name]}" for name in values if is_moved(name, values[name])]:
         raise ValueError("; ".join(moved))
 
 
 def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's plain data, written with old names or new ones, with new, dotted names.
+    """Converts a config's plain data, with old or current names, to current dotted names.
 
-    The data of an encoder and a decoder within it are upgraded as well.
+    The stacks of an encoder-decoder, under `encoder` and `decoder`, are converted as well.
     """
     return {
         MOVED[name] if is_moved(name, value) else name: (
@@ -75,7 +76,10 @@ def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_name(name: str) -> str:
-    """The new name of one field, such as `encoder.rope_scaling.factor`, by either of its names."""
+    """Returns the current name of a field, given by either name.
+
+    For example, `encoder.rope_scaling.factor` gives `encoder.rope.scaling.factor`.
+    """
     first, dot, rest = name.partition(".")
     if first in STACKS:
         return f"{first}.{upgrade_name(rest)}"

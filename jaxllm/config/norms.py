@@ -1,30 +1,30 @@
-"""The norms of a stack: which kind, and where they stand."""
+"""Config of a stack's norms: their kind and placement."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
 from .checks import check_choices, check_positive
 
-# The root-mean-square norm, its scale applied in the activations' dtype, in float32, or in float32
-# after adding one to it; and the layer norm, which has a bias as well.
+# Root-mean-square norms that multiply by `scale` in the activation dtype ("rms"), by `scale` in
+# float32 ("rms_float32") or by `1 + scale` in float32 ("rms_plus_one"); or layer norm with a bias.
 NormKind = Literal["rms", "rms_float32", "rms_plus_one", "layer"]
-# Where a layer's norms stand around a sublayer f: x + f(norm(x)), norm(x + f(x)), x + norm(f(x)),
-# x + norm(f(norm(x))), or x + attn(norm(x)) + mlp(norm(x)).
+# Placement around a sublayer f, in the order of the names: x + f(norm(x)), norm(x + f(x)),
+# x + norm(f(x)), x + norm(f(norm(x))), and x + attn(norm(x)) + mlp(norm(x)).
 NormPlacement = Literal["pre", "post", "output", "sandwich", "parallel"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """The norms around every sublayer, of the embeddings and of the last hidden state."""
+    """The norms of the sublayers, of the embeddings and of the last hidden state."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: NormKind = "rms"
     placement: NormPlacement = "pre"
     eps: float = 1e-5
-    embed: bool = False  # whether the input of the first layer is normalized
-    final: bool = True  # whether the output of the last layer is
-    final_eps: float | None = None  # None: eps
+    embed: bool = False  # whether the first layer's input is normalized
+    final: bool = True  # whether the last layer's output is normalized
+    final_eps: float | None = None  # of the final norm; None: eps
 
     def __post_init__(self) -> None:
         check_choices(self, "norms.")

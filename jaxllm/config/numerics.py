@@ -1,4 +1,4 @@
-"""Dtypes, initial values and what the backward pass recomputes."""
+"""Config of dtypes and parameter initialization, and the choices of rematerialization."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -7,8 +7,8 @@ from .checks import check_choices
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full"]
-# How kernels start: normal with `std`, or uniform within sqrt(6 / (fan in + fan out)) (Glorot and
-# Bengio, 2010). Embeddings are normal, biases 0, norms 1.
+# Initialization of kernels: normal with `std`, or uniform within sqrt(6 / (fan in + fan out))
+# (Glorot and Bengio, 2010). Embeddings are always normal, biases 0, norms 1.
 Init = Literal["normal", "xavier"]
 
 

@@ -1,4 +1,4 @@
-"""A stack of layers as frozen data."""
+"""Config of a stack of transformer layers."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -13,12 +13,12 @@ from .positions import PositionConfig, RopeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """What may differ from one layer of a model to the next."""
+    """The settings that may differ between the layers of a stack."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    sees: Literal["all", "window", "chunk"] = "all"  # of the tokens up to the query's own
-    rope: Literal["global", "local", "none"] = "global"  # which frequencies
+    sees: Literal["all", "window", "chunk"] = "all"  # which tokens a query may attend to
+    rope: Literal["global", "local", "none"] = "global"  # theta, local_theta, or no RoPE
     mlp: Literal["dense", "experts"] = "dense"
 
     def __post_init__(self) -> None:
@@ -27,7 +27,7 @@ class LayerKind:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StackConfig:
-    """A stack of transformer layers, from embeddings to hidden states. The defaults are Llama's."""
+    """A stack of transformer layers, from embeddings to hidden states; defaults as in Llama."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -37,9 +37,12 @@ class StackConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
-    max_len: int = 2048  # longest sequence of pretraining; learned positions, distances end there
-    pattern: tuple[LayerKind, ...] = (LayerKind(),)  # the kinds of layers 0, 1, ...; it repeats
-    embed_scale: float = 1.0  # of token embeddings
+    # Longest sequence of pretraining, and the limit of learned positions and distance biases.
+    max_len: int = 2048
+    pattern: tuple[LayerKind, ...] = (
+        LayerKind(),
+    )  # kinds of layers 0, 1, ..., repeated cyclically
+    embed_scale: float = 1.0  # factor of the token embeddings
 
     norms: NormConfig = NormConfig()
     positions: PositionConfig = PositionConfig()
@@ -48,15 +51,17 @@ class StackConfig:
     mlp: MlpConfig = MlpConfig()
     experts: Experts | None = None  # on layers of mlp="experts"
 
-    dropout: float = 0.0  # in training, of what enters the first layer and the residual stream
+    # Rate in training, for the first layer's input and every sublayer's output.
+    dropout: float = 0.0
     init: InitConfig = InitConfig()
     numerics: NumericsConfig = NumericsConfig()
-    scan_layers: bool = True  # layers alike are stacked and compiled once
-    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, all
+    scan_layers: bool = True  # whether layers of the same kind are stacked and compiled once
+    # What the backward pass recomputes: nothing, everything but matmul outputs, or everything.
+    remat: Remat = "none"
 
     @property
     def longest(self) -> int | None:
-        """The longest sequence that there are positions for; None: any."""
+        """The longest sequence that the stack has positions for; None: no limit."""
         return self.max_len if self.positions.kind in ("learned", "distance") else None
 
     @property
@@ -69,7 +74,7 @@ class StackConfig:
         sizes = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
         check_counts(self, *sizes, "max_len")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} is not from 0 to below 1")
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         self._check_attention()
         if self.positions.kind == "rope":
             self.rope.check_head(self.head_dim)
@@ -84,12 +89,16 @@ class StackConfig:
         qk_norm, placement = self.attention.qk_norm, self.norms.placement
         if self.attention.cross and (qk_norm != "none" or placement == "parallel"):
             raise ValueError(
-                f"attention.cross with attention.qk_norm={qk_norm!r} and "
-                f"norms.placement={placement!r}: only 'none' and not 'parallel'"
+                f"attention.cross=True with attention.qk_norm={qk_norm!r} and "
+                f"norms.placement={placement!r}: qk_norm must be 'none' and placement not "
+                "'parallel'"
             )
 
     def _check_buckets(self) -> None:
-        """A causal stack has all of its relative buckets before the query, another has half."""
+        """Raises ValueError for relative buckets that cannot be laid out.
+
+        A causal stack uses all buckets for keys before the query, another stack half of them.
+        """
         if self.positions.relative is None:
             return
         count, distance = self.positions.relative.count, self.positions.relative.max_distance
@@ -97,19 +106,19 @@ class StackConfig:
         least = 2 if causal else 4
         if count < least or count % (least // 2):
             raise ValueError(
-                f"positions.relative.count={count} is odd or below {least}, with "
-                f"attention.causal={causal}"
+                f"positions.relative.count={count} with attention.causal={causal}: it must be at "
+                f"least {least}" + ("" if causal else " and even")
             )
         if distance <= count // least:
             raise ValueError(
-                f"positions.relative.max_distance={distance} is not above the {count // least} "
-                "distances that have a bucket each"
+                f"positions.relative.max_distance={distance} must be greater than "
+                f"{count // least}, the number of distances that have their own bucket"
             )
 
     def _check_pattern(self) -> None:
-        """What a layer of the pattern needs must be given, and what is given be needed."""
+        """Raises ValueError unless exactly the settings that the pattern's layers use are given."""
         if not self.pattern:
-            raise ValueError("pattern=() names no kind of layer")
+            raise ValueError("pattern=() is empty: give at least one kind of layer")
         sees = {kind.sees for kind in self.pattern}
         mlps = {kind.mlp for kind in self.pattern}
         for what, is_needed, name, value in (
@@ -118,6 +127,6 @@ class StackConfig:
             ("experts", "experts" in mlps, "experts", self.experts),
         ):
             if is_needed and value is None:
-                raise ValueError(f"pattern has layers of {what!r}, but {name} is None")
+                raise ValueError(f"pattern has layers of kind {what!r}, but {name} is None")
             if not is_needed and value is not None:
-                raise ValueError(f"{name} is given, but pattern has no layer of {what!r}")
+                raise ValueError(f"{name} is given, but pattern has no layer of kind {what!r}")

@@ -1,4 +1,4 @@
-"""The encoder of images."""
+"""Config of the image encoder."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,26 +8,26 @@ from .checks import check_positive
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vision:
-    """An encoder of square images, whose outputs stand in for embeddings of tokens (Llama 4)."""
+    """An encoder of square images, whose outputs replace embeddings of image tokens (Llama 4)."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    image_size: int  # pixels of a side
-    patch_size: int
+    image_size: int  # side of an image, in pixels
+    patch_size: int  # side of a patch, in pixels
     num_channels: int = 3
     embed_dim: int
     num_layers: int
     num_heads: int
     mlp_dim: int
     output_dim: int
-    shuffle: int = 2  # patches of a side that become one embedding
+    shuffle: int = 2  # side, in patches, of the squares that are merged into one embedding
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    image_token: int | None = None  # the token that holds the place of an embedding
+    image_token: int | None = None  # placeholder token, one for each embedding of an image
 
     @property
     def num_patches(self) -> int:
-        """The number of patches of an image."""
+        """The number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
     def __post_init__(self) -> None:
@@ -38,8 +38,8 @@ class Vision:
                 f"vision.image_size={self.image_size} is not a multiple of "
                 f"patch_size={self.patch_size} times shuffle={self.shuffle}"
             )
-        if self.embed_dim % (4 * self.num_heads):  # a column and a row rotate pairs of each head
+        if self.embed_dim % (4 * self.num_heads):  # half of a head's pairs are rotated by column
             raise ValueError(
-                f"vision.embed_dim={self.embed_dim} is not num_heads={self.num_heads} heads of a "
-                "multiple of 4"
+                f"vision.embed_dim={self.embed_dim} is not a multiple of 4 times "
+                f"num_heads={self.num_heads}"
             )

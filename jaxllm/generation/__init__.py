@@ -1,4 +1,4 @@
-"""Sampling text from a model."""
+"""Text generation: greedy decoding, sampling and beam search."""
 
 from .beam import beam_search
 from .decode import generate

@@ -1,4 +1,4 @@
-"""Generation with a cache: one pass over the prompts, then a loop that stays on the device."""
+"""Cached generation: one pass over the prompts, then a decoding loop that runs on the device."""
 
 import functools
 from collections.abc import Sequence
@@ -29,26 +29,30 @@ def generate(
     eos_ids: Sequence[int] = (),
     seed: int = 0,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, up to and with the first of `eos_ids`.
+    """Continues each prompt, greedily or by sampling.
 
-    An encoder-decoder reads the prompt as its source, and what follows is the target, without the
-    `config.start_token` that it begins with.
+    An encoder-decoder reads the prompt as its source and generates the target.
 
-    Rows do not affect each other: a prompt gives the same tokens alone and in a batch, and a
-    sampled row depends on `seed` and on its place in the batch alone.
+    Rows do not affect each other: a prompt gives the same tokens alone and in a batch. A sampled
+    row also depends on `seed` and on its index in the batch, and on nothing else.
 
     Args:
-        model: if its layers are scanned they are unstacked first; a caller that generates often
-            does that once, with `with_scanned_layers(model, False)`.
+        model: scanned layers are unstacked first. To generate often, unstack them once with
+            `with_scanned_layers(model, False)`.
         prompts: token ids, of any lengths.
-        max_new_tokens: the most tokens to return for a prompt.
-        sampling: how to choose; greedy by default.
-        eos_ids: tokens that end a text.
-        seed: of the random numbers.
+        max_new_tokens: maximum number of tokens to return for a prompt.
+        sampling: how the next token is chosen; greedy by default.
+        eos_ids: end-of-sequence tokens.
+        seed: seed of the random numbers.
+
+    Returns:
+        The new tokens of each prompt, up to and including the first end-of-sequence token. A
+        target is returned without the `config.start_token` that it begins with.
 
     Raises:
-        UserError: no prompt, an empty one, an unknown token, fewer than one new token, or an
-            encoder-decoder without `config.start_token`; a model whose tokens are vectors.
+        UserError: no prompts, an empty prompt, an unknown token, fewer than one new token, an
+            encoder-decoder without `config.start_token`, more tokens than the model has positions
+            for, or a model without tokens.
     """
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
@@ -80,14 +84,14 @@ def _decode(
     eos_ids: Array,
     key: Array,
 ) -> Array:
-    """New tokens in a (B, room) array, of which `limit` are asked for."""
+    """Returns the new tokens in an array of shape (B, room); the first `limit` are valid."""
     B = tokens_BT.shape[0]
     rows = jnp.arange(B)
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     start = prefill(whole, tokens_BT, lengths_B, room)
 
     def choose(x_BD: Array, i: Array, seen_BV: Array | None) -> tuple[Array, Array | None]:
-        """The next token of each row, and what has been seen with it."""
+        """Returns the next token of each row, and the mask of seen tokens with it added."""
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), i))(rows)
         token_B = sampling(start.model.unembed(x_BD[:, None])[:, 0], keys_B, seen_BV)
         return token_B, None if seen_BV is None else seen_BV.at[rows, token_B].set(True)
@@ -97,7 +101,7 @@ def _decode(
     )
     out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
 
-    def is_going(carry: tuple) -> Array:
+    def is_running(carry: tuple) -> Array:
         i, is_done_B, *_ = carry
         return (i < limit) & ~is_done_B.all()
 
@@ -109,11 +113,11 @@ def _decode(
         return i + 1, is_done_B, cache, seen_BV, out_BR.at[:, i].set(token_B)
 
     carry = (jnp.int32(1), jnp.isin(first_B, eos_ids), start.cache, seen_BV, out_BR)
-    return jax.lax.while_loop(is_going, step, carry)[-1]
+    return jax.lax.while_loop(is_running, step, carry)[-1]
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The prompts side by side, BT, and their lengths, B."""
+    """Pads prompts on the right to a common length; returns tokens, BT, and lengths, B."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), bucket_size(int(lengths.max()))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
@@ -122,51 +126,57 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 
 
 def bucket_size(size: int) -> int:
-    """The next power of two, at least 16: so few programs are compiled whatever the sizes."""
+    """Returns the next power of two, at least 16, so that few array sizes need compiling."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
-    """The tokens up to and with the first that ends a text."""
+    """Returns the tokens up to and including the first end-of-sequence token."""
     ends = (place + 1 for place, token in enumerate(tokens) if token in eos_ids)
     return tokens[: next(ends, len(tokens))]
 
 
 def check_token_model(model: Model) -> TokenModel:
-    """The model. Raises UserError for one of vectors, which has no tokens to choose from."""
+    """Returns the model. Raises UserError if its inputs are continuous: it has no vocabulary."""
     if not isinstance(model, TokenModel):
-        raise UserError(f"a {type(model).__name__} has no vocabulary: call it with its vectors")
+        raise UserError(
+            f"a {type(model).__name__} has no vocabulary to generate from: call the model with "
+            "vectors instead"
+        )
     return model
 
 
 def check_prompts(model: TokenModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises UserError for prompts and lengths that make no sense for the model."""
+    """Raises UserError if the model cannot generate `max_new_tokens` from these prompts."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} is less than 1")
     if len(prompts) == 0:
-        raise UserError("no prompts")
+        raise UserError("no prompts are given")
     vocab_size = _prompt_vocab_size(model)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise UserError(f"prompt {i} is empty: there is nothing to continue")
         if unknown := [token for token in prompt if not 0 <= token < vocab_size]:
-            raise UserError(f"prompt {i} has token {unknown[0]}; vocab_size is {vocab_size}")
+            raise UserError(f"prompt {i} has token {unknown[0]}, but vocab_size={vocab_size}")
     _check_length(model, max(map(len, prompts)), max_new_tokens)
 
 
 def _check_length(model: TokenModel, longest_prompt: int, max_new_tokens: int) -> None:
-    """Raises UserError for more tokens than the model has positions for."""
+    """Raises UserError if the tokens exceed the model's positions."""
     config = model.config
     if isinstance(config, EncoderDecoderConfig):
         limit = config.longest_source
         if limit is not None and longest_prompt > limit:
-            raise UserError(f"a prompt of {longest_prompt} tokens; positions end at {limit}")
-        config, longest_prompt = config.decoder, 1  # the target's first token
-    # The last token is not read.
+            raise UserError(
+                f"a prompt of {longest_prompt} tokens is longer than max_len={limit}, where the "
+                "positions of the source end"
+            )
+        config, longest_prompt = config.decoder, 1  # the target begins with the start token
+    # The last new token is not fed back, so it needs no position.
     if config.longest is not None and longest_prompt + max_new_tokens - 1 > config.longest:
         raise UserError(
-            f"{longest_prompt} tokens and max_new_tokens={max_new_tokens}; positions end at "
-            f"max_len={config.longest}"
+            f"{longest_prompt} tokens and max_new_tokens={max_new_tokens} exceed "
+            f"max_len={config.longest}, where the model's positions end"
         )
 
 
@@ -174,5 +184,7 @@ def _prompt_vocab_size(model: TokenModel) -> int:
     if isinstance(model, Decoder):
         return model.config.vocab_size
     if model.config.start_token is None:
-        raise UserError("config.start_token=None: no token for a target to begin with")
+        raise UserError(
+            "config.start_token=None: generation needs the token that a target begins with"
+        )
     return model.config.source_vocab_size or model.config.decoder.vocab_size

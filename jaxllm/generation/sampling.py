@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy, temperature, top-k, top-p. Pure functions of logits and keys."""
+"""Choice of the next token from logits: greedy, temperature, top-k, top-p, repetition penalty."""
 
 import dataclasses
 import math
@@ -12,12 +12,20 @@ from jaxllm.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen.
+    """Settings for choosing the next token; they apply in the order of the fields.
 
-    The filters apply in the order of the fields, as in transformers. Temperature 0 is greedy.
-    `repetition_penalty` is of tokens that are in the prompt or what follows (Keskar et al., 2019);
-    `top_k` keeps the k most likely tokens; `top_p` (Holtzman et al., 2020) the fewest whose
-    probabilities add up to p.
+    The order is that of transformers.
+
+    Args:
+        repetition_penalty: applied to tokens that are in the prompt or were generated; above 1
+            makes them less likely (Keskar et al., 2019).
+        temperature: divides the logits; 0 is greedy.
+        top_k: keeps the k most likely tokens. None: all.
+        top_p: keeps the fewest tokens whose probabilities add up to p (Holtzman et al., 2020).
+            None: all.
+
+    Raises:
+        UserError: a setting is out of range, or top_k or top_p is given with temperature 0.
     """
 
     repetition_penalty: float = 1.0
@@ -28,16 +36,16 @@ class Sampling:
     def __post_init__(self) -> None:
         check_repetition_penalty(self.repetition_penalty)
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature={self.temperature} is not a number from 0 up")
+            raise UserError(f"temperature={self.temperature} must be finite and at least 0")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k={self.top_k} is less than 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is not in (0, 1]")
         if self.temperature == 0 and (self.top_k, self.top_p) != (None, None):
-            raise UserError("top_k and top_p need a temperature above 0; 0 is greedy")
+            raise UserError("top_k and top_p need a temperature above 0, since 0 is greedy")
 
     def filter_logits(self, logits_BV: Array) -> Array:
-        """The logits to draw from, BV: scaled, and -inf for the tokens that are out."""
+        """Divides logits by the temperature; sets tokens outside top-k and top-p to -inf. BV."""
         logits_BV = logits_BV / self.temperature
         if self.top_k is not None:
             k = min(self.top_k, logits_BV.shape[-1])
@@ -48,9 +56,15 @@ class Sampling:
         return logits_BV
 
     def __call__(self, logits_BV: Array, keys_B: Array, seen_BV: Array | None = None) -> Array:
-        """The next token of each row, drawn with that row's key: B, int32.
+        """Chooses the next token of each row.
 
-        `seen_BV` says which tokens are penalised.
+        Args:
+            logits_BV: logits of the next token.
+            keys_B: a random key for each row.
+            seen_BV: mask of the tokens that the repetition penalty applies to.
+
+        Returns:
+            A token per row, B, int32.
         """
         if seen_BV is not None:
             logits_BV = penalize_repetition(logits_BV, seen_BV, self.repetition_penalty)
@@ -61,22 +75,22 @@ class Sampling:
 
 
 def check_repetition_penalty(penalty: float) -> None:
-    """Raises UserError for a repetition penalty that is not positive."""
+    """Raises UserError if a repetition penalty is not positive and finite."""
     if not 0 < penalty < math.inf:
-        raise UserError(f"repetition_penalty={penalty} is not a number above 0")
+        raise UserError(f"repetition_penalty={penalty} must be finite and above 0")
 
 
 def penalize_repetition(scores_BV: Array, seen_BV: Array, penalty: float | Array) -> Array:
-    """Scores lowered by a penalty above 1 where tokens were seen; one below 1 raises them.
+    """Lowers the scores of seen tokens by a penalty above 1; a penalty below 1 raises them.
 
-    Positive ones are divided by it, negative ones multiplied.
+    Positive scores are divided by the penalty, negative ones multiplied by it.
     """
     lowered_BV = jnp.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
     return jnp.where(seen_BV, lowered_BV, scores_BV)
 
 
 def _keep_nucleus(logits_BV: Array, p: float) -> Array:
-    """-inf for the least likely tokens that together have no more than 1 - p; one always stays."""
+    """Sets the least likely tokens, of total probability up to 1 - p, to -inf; one is kept."""
     order_BV = jnp.argsort(logits_BV, axis=-1)
     ascending_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     below_BV = jnp.cumsum(jax.nn.softmax(ascending_BV, axis=-1), axis=-1)

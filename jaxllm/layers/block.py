@@ -1,4 +1,4 @@
-"""The transformer block, one layer of a stack."""
+"""The transformer block: one layer of a stack."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +21,7 @@ from .norm import Norm
 class Block(nnx.Module):
     """Transformer block: self-attention, optional cross-attention, and an MLP or experts.
 
-    Each sublayer is on a residual branch with the config's norms.
+    Each sublayer is a residual branch, with norms placed as the config says.
     """
 
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
@@ -46,9 +46,18 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: Array, context: Context, cache: LayerCache | None = None
     ) -> tuple[Array, LayerCache | None, Load | None]:
-        """The residual stream after this layer, BTD, the layer's cache and its experts' load.
+        """Runs the layer.
 
-        A layer with cross-attention needs `context.source`, or a cache with keys and values of one.
+        Args:
+            x_BTD: the residual stream.
+            context: segments, positions, source, bias and dropout key. A layer with
+                cross-attention needs `context.source`, or a cache with the source's keys and
+                values.
+            cache: the layer's own.
+
+        Returns:
+            The residual stream after this layer, BTD, the layer's cache with these tokens added,
+            and the load of its experts; None for what it does not have.
         """
         attn_key, cross_key, mlp_key = subkeys(context.dropout_key, 3)
         own, source = cache if isinstance(cache, CrossCache) else (cache, None)
@@ -72,10 +81,13 @@ class Block(nnx.Module):
     def cross_attend(
         self, x_BTD: Array, context: Context, source: SourceKV | None, key: Array | None
     ) -> Array:
-        """Adds cross-attention to the residual stream, BTD; `source` is what a cache has of it."""
+        """Adds cross-attention to the residual stream, BTD.
+
+        `source` holds the cached keys and values; if it is None, they are computed.
+        """
         attn, norm = self.cross_attn, self.cross_norm
         assert attn is not None, "checked by the caller"
-        assert norm is not None, "which every such layer has"
+        assert norm is not None, "every layer with cross-attention has this norm"
         if source is None:
             assert context.source is not None, "checked by the stack"
             source = attn.project_source(context.source)
@@ -83,19 +95,19 @@ class Block(nnx.Module):
         return self.add_residual(norm, self.cross_out_norm, x_BTD, attended_BTD, key)
 
     def feed_forward(self, x_BTD: Array, is_token_BT: Array | None) -> tuple[Array, Load | None]:
-        """The output of the MLP, or of the experts with their load, BTD."""
+        """Applies the MLP or the experts; returns the output, BTD, and the load of the experts."""
         if isinstance(self.mlp, MoE):
             return self.mlp(x_BTD, is_token_BT)
         return self.mlp(x_BTD), None
 
     def pre_norm(self, norm: Norm, x_BTD: Array) -> Array:
-        """The input of a sublayer: the residual stream, normalised unless norms come after."""
+        """Returns a sublayer's input: the residual stream, normalized unless norms follow it."""
         return x_BTD if self.placement in ("post", "output") else norm(x_BTD)
 
     def add_residual(
         self, norm: Norm, out_norm: Norm | None, x_BTD: Array, out_BTD: Array, key: Array | None
     ) -> Array:
-        """Adds the output of a sublayer, dropped out with a key, to the residual stream."""
+        """Adds a sublayer's output to the residual stream, with its norms, and dropout by `key`."""
         if self.placement == "output":
             out_BTD = norm(out_BTD)
         if out_norm is not None:
@@ -105,8 +117,8 @@ class Block(nnx.Module):
 
 
 def _token_mask(x_BTD: Array, context: Context, *, is_cached: bool) -> Array | None:
-    """Which positions are not padding, BT; None if all are tokens."""
-    if is_cached:  # where padding is at position -1
+    """Returns a mask of the tokens that are not padding, BT; None if there is no padding."""
+    if is_cached:  # with a cache, padding is at position -1
         positions_BT = context.resolve_positions(x_BTD.shape[1])
         return jnp.broadcast_to(positions_BT >= 0, x_BTD.shape[:2])
     return None if context.segment_ids_BT is None else context.segment_ids_BT != 0

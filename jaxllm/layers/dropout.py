@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al., 2014), by keys that are passed along: without one it is off."""
+"""Dropout (Srivastava et al., 2014) with explicit random keys; without a key it is off."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ from jax import Array
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """`x` with this share of its elements 0 and the others larger, so that its mean stays.
+    """Sets elements of `x` to 0 with probability `rate` and scales the rest by `1 / (1 - rate)`.
 
-    Without a key, `x` itself.
+    Without a key, returns `x` itself.
     """
     if key is None:
         return x
@@ -17,12 +17,15 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def subkeys(key: Array | None, count: int) -> tuple[Array | None, ...]:
-    """Independent keys; None without a key."""
+    """Returns `count` independent keys, or as many times None without a key."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
 def layer_keys(key: Array, layers: range) -> Array:
-    """The keys of these layers, however the others are stacked: one key, or several along L."""
+    """Returns the keys of these layers: a single key, or several stacked along L.
+
+    A layer's key depends only on its index, not on how layers are stacked.
+    """
     if len(layers) == 1:
         return jax.random.fold_in(key, layers.start)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.array(layers))

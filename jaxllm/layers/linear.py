@@ -1,4 +1,4 @@
-"""Dense projections, written as einsums so that the equation states every shape."""
+"""Linear projections written as einsums, whose equations state all shapes; embedding tables."""
 
 import functools
 import math
@@ -14,11 +14,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.config import StackConfig
 from jaxllm.sharding import constrain
 
-PROJECTION = "projection"  # the name by which rematerialisation keeps what a Linear computed
+PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
 
 
 class Linear(nnx.Module):
-    """`einsum(equation, x, kernel) + bias`, as in `Linear("BTD,DNH->BTNH", (D, N, H), ...)`."""
+    """Computes `einsum(equation, x, kernel) + bias`.
+
+    For example, `Linear("BTD,DNH->BTNH", (D, N, H), ...)` projects to query heads.
+
+    Args:
+        equation: an einsum of the input and the kernel, by dimension letters.
+        shape: of the kernel.
+        config: its initialization and dtypes.
+        use_bias: whether to add a bias over the kernel's output dimensions.
+        rngs: for the initial kernel.
+    """
 
     def __init__(
         self,
@@ -39,11 +49,11 @@ class Linear(nnx.Module):
         self.bias = nnx.data(nnx.Param(bias, dims="".join(sizes)) if use_bias else None)
 
     def __call__(self, x: Array) -> Array:
-        """The projection, in the config's activation dtype."""
+        """Returns the projection in the activation dtype."""
         return checkpoint_name(self.accumulate(x).astype(self.dtype), PROJECTION)
 
     def accumulate(self, x: Array) -> Array:
-        """The projection in float32, as it comes out of the matrix unit: for logits."""
+        """Returns the projection in float32, not rounded to the activation dtype: for logits."""
         y = project(self.equation, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
@@ -51,10 +61,11 @@ class Linear(nnx.Module):
 def init_kernel(
     equation: str, shape: tuple[int, ...], config: StackConfig, rngs: nnx.Rngs
 ) -> Array:
-    """A new kernel, as `config.init` says.
+    """Draws a kernel as `config.init` says.
 
-    Its fans are the sizes of the dimensions that the equation sums over, and of those it adds; a
-    dimension of x, of the kernel and of the output counts kernels, as that of experts does.
+    Fan-in is the product of the kernel dimensions that the equation sums over, fan-out that of
+    the kernel dimensions that only the kernel brings into the output. A dimension shared by x,
+    kernel and output, such as experts, counts separate kernels and is in neither.
     """
     if config.init.kind == "normal":
         return config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
@@ -68,9 +79,9 @@ def init_kernel(
 
 
 class Embedding(nnx.Module):
-    """A vector for each token; `attend` is its transpose, for models that tie their head.
+    """Token embeddings; `attend` multiplies by the transposed table, for tied heads.
 
-    Vectors are scaled as the config says; `attend` knows no scale.
+    Embeddings are scaled by `config.embed_scale`; `attend` is not.
     """
 
     def __init__(self, vocab_size: int, config: StackConfig, *, rngs: nnx.Rngs):
@@ -80,21 +91,22 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(table, dims="VD")
 
     def __call__(self, tokens_BT: Array) -> Array:
-        """The vectors of `tokens`, BTD. Raises AssertionError unless they are integers, BT."""
+        """Looks up embeddings, BTD. Raises AssertionError unless tokens are integers, BT."""
         chex.assert_rank(tokens_BT, 2)
         chex.assert_type(tokens_BT, int)
-        # A lookup in a table split over D reshards the whole table: gather its width first.
+        # A lookup in a table that is sharded over D would reshard the whole table, so D is
+        # gathered first.
         table_VD = constrain(self.embedding[...], "V.")
         x_BTD = table_VD[tokens_BT].astype(self.dtype)
         return x_BTD if self.scale == 1.0 else x_BTD * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x_BTD: Array) -> Array:
-        """The logits of a tied head, BTV, in float32."""
+        """Returns the logits of a tied head, BTV, in float32."""
         return project("BTD,VD->BTV", x_BTD, self.embedding[...])
 
 
 class PositionTable(nnx.Module):
-    """A learned vector for each position up to `max_len`."""
+    """Learned position embeddings, for positions below `max_len`."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         self.offset = config.positions.offset
@@ -104,18 +116,18 @@ class PositionTable(nnx.Module):
         self.embedding = nnx.Param(table, dims=".D")
 
     def __call__(self, positions_BT: Array) -> Array:
-        """The vectors of the positions, BTD; NaN past the last, which no training has seen."""
+        """Looks up position embeddings, BTD. Positions past the table give NaN."""
         table, rows_BT = constrain(self.embedding[...], ".."), positions_BT + self.offset
         return table.at[rows_BT].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def project(equation: str, x: Array, kernel: Array) -> Array:
-    """`einsum(equation, x, kernel)` in the dtype of `x`, accumulated and returned in float32.
+    """Computes `einsum(equation, x, kernel)` in the dtype of `x`, accumulated in float32.
 
-    The kernel's gradient comes in the kernel's own dtype, not rounded to that of `x` before. Its
-    product is ordered for speed: the fast path of XLA's CPU backend wants the contracted
-    dimensions last in memory, and without a barrier it would fold the transposition back in.
+    The result is float32. The kernel's gradient has the kernel's own dtype and is not first rounded
+    to that of `x`. Its product is arranged for speed on CPU: XLA's fast path needs the contracted
+    dimensions last in memory, and a barrier keeps XLA from folding the transposition back in.
     """
     return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -130,7 +142,7 @@ def _project_backward(equation: str, saved: tuple[Array, Array], dy: Array) -> t
     dy = dy.astype(x.dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dx = einsum(f"{y_dims},{kernel_dims}->{x_dims}", dy, kernel.astype(x.dtype))
-    flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # B and T, summed here, last
+    flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # summed dimensions (B, T) last
     x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)
     x_flipped = jax.lax.platform_dependent(
         x_flipped, cpu=jax.lax.optimization_barrier, default=lambda same: same

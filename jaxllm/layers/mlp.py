@@ -1,4 +1,4 @@
-"""The feed-forward half of a block."""
+"""The MLP (feed-forward network) of a block."""
 
 from functools import partial
 
@@ -13,7 +13,10 @@ from .linear import Linear
 
 
 class MLP(nnx.Module):
-    """`down(act(gate(x)) * up(x))`, as SwiGLU (Shazeer, 2020) is; ungated, `down(act(up(x)))`."""
+    """Computes `down(act(gate(x)) * up(x))`, as in SwiGLU (Shazeer, 2020).
+
+    Without a gate, computes `down(act(up(x)))`. `mlp_dim` overrides that of the config.
+    """
 
     def __init__(self, config: StackConfig, *, mlp_dim: int | None = None, rngs: nnx.Rngs):
         D, F = config.embed_dim, mlp_dim or config.mlp_dim
@@ -24,7 +27,7 @@ class MLP(nnx.Module):
         self.down_proj = linear("BTF,FD->BTD", (F, D))
 
     def __call__(self, x_BTD: Array) -> Array:
-        """Each position transformed on its own, BTD."""
+        """Transforms each position independently, BTD."""
         if self.gate_proj is None:
             up_BTF = constrain(self.up_proj(x_BTD), "BTF")
             return self.down_proj(activate(self.activation, up_BTF))
@@ -34,7 +37,7 @@ class MLP(nnx.Module):
 
 
 def activate(activation: Activation, x: Array) -> Array:
-    """The nonlinearity of this name, elementwise; `gelu_tanh` is the approximation of `gelu`."""
+    """Applies an activation function elementwise; `gelu_tanh` approximates `gelu` by tanh."""
     if activation == "gelu":
         return jax.nn.gelu(x, approximate=False)
     if activation == "gelu_tanh":

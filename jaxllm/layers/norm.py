@@ -1,4 +1,4 @@
-"""Normalisation."""
+"""RMS norm and layer norm."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,17 @@ from jaxllm.config import StackConfig
 
 
 class Norm(nnx.Module):
-    """The config's norm over the dimensions `dims`, an array's last ones, with their shape.
+    """The norm that the config names, over the last dimensions of an array.
 
-    `rms` (Zhang and Sennrich, 2019) normalises in float32, casts, then scales, as Llama does;
-    `rms_float32` scales before it casts; `rms_plus_one` does so by one more than its parameter
-    (Gemma). `layer` (Ba et al., 2016) also centres and adds a bias.
+    `rms` (Zhang and Sennrich, 2019) normalizes in float32, casts, then scales, as Llama does.
+    `rms_float32` scales before it casts. `rms_plus_one` also scales before it casts, by one plus
+    its parameter (Gemma). `layer` (Ba et al., 2016) also centers and adds a bias.
+
+    Args:
+        dims: letters of the normalized dimensions.
+        shape: their sizes.
+        config: the kind of norm, its eps and dtypes.
+        eps: overrides `config.norms.eps`.
     """
 
     def __init__(
@@ -27,7 +33,7 @@ class Norm(nnx.Module):
         self.bias = nnx.data(bias if self.kind == "layer" else None)
 
     def __call__(self, x: Array) -> Array:
-        """`x` normalised, in its own shape and dtype."""
+        """Normalizes `x`; keeps its shape and dtype."""
         scale, axes = self.scale[...], tuple(range(-self.scale.ndim, 0))
         h = x.astype(jnp.float32)
         if self.bias is not None:
@@ -41,6 +47,6 @@ class Norm(nnx.Module):
 
 
 def normalize(x: Array, eps: float, axes: tuple[int, ...] = (-1,)) -> Array:
-    """`x / rms(x)` over the axes, in float32."""
+    """Divides `x` by its root mean square over the axes, in float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + eps)

@@ -1,4 +1,4 @@
-"""The layers of a model in order, those that are alike stacked so that they are compiled once."""
+"""Layers in order, with layers of the same kind stacked, scanned and compiled only once."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from jaxllm.config import Remat
 from .linear import PROJECTION
 
 Kind = TypeVar("Kind", bound=Hashable)
-# (a layer, x, its cache and what else it is given) -> (x, the cache, what else it returns)
+# (layer, x, its cache and other inputs) -> (x, its new cache, other outputs)
 Step = Callable[[Any, Array, Any], tuple[Array, Any, Any]]
 
 REMAT_POLICIES = {
@@ -24,7 +24,11 @@ REMAT_POLICIES = {
 
 
 class Run(NamedTuple):
-    """Layers that repeat with a period: `start` + offset + period * i, for each i < `repeats`."""
+    """A run of layers whose kinds repeat with a period, `repeats` times from layer `start` on.
+
+    The layers `start + offset + period * i`, for all i < `repeats`, are of the same kind and are
+    stacked in one array.
+    """
 
     start: int
     period: int
@@ -32,7 +36,7 @@ class Run(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """The name of each array of layers: "5" for one layer, a slice for those of a stack."""
+        """Labels of the run's arrays: "5" for a single layer, a slice such as "0:32" if stacked."""
         start, period, repeats = self
         if repeats == 1:
             return [str(start + offset) for offset in range(period)]
@@ -42,10 +46,10 @@ class Run(NamedTuple):
 
 
 def find_runs(kinds: Sequence[Hashable], scan: bool) -> list[Run]:
-    """Cuts layers of these kinds into runs, each of which repeats the same kinds.
+    """Divides layers into runs, each of which repeats the same kinds.
 
-    From the left, the period that covers the most layers, the shortest of such. Without `scan`
-    there is one run of all layers, repeated once.
+    From left to right, chooses the period that covers the most layers, the shortest one if there
+    are several. Without `scan`, all layers are one run that is repeated once.
     """
     if not scan:
         return [Run(0, len(kinds), 1)]
@@ -72,20 +76,30 @@ def _repeats(kinds: Sequence[Hashable], period: int) -> int:
 
 
 def layer_range(label: str) -> range:
-    """The layers that an array of this label holds: "5" or, stacked, "0:32" or "1:24:6"."""
+    """Returns the layers under a label, such as "5", or "0:32" and "1:24:6" if stacked."""
     first, *rest = map(int, label.split(":"))
     return range(first, *rest) if rest else range(first, first + 1)
 
 
 def layer_labels(layers: nnx.Dict) -> list[str]:
-    """Those of the layers' arrays; a dict that is being traced holds more than layers."""
+    """Returns the labels of the layers. A dict that is being traced has other keys as well."""
     return [label for label in layers if label[0].isdigit()]
 
 
 def make_layers(
     make: Callable[[Kind, Array], nnx.Module], kinds: Sequence[Kind], scan: bool, key: Array
 ) -> nnx.Dict:
-    """`make(kind, key)` of each layer, by label; a run's layers are stacked along a leading L."""
+    """Makes all layers.
+
+    Args:
+        make: makes one layer of a kind, with a random key.
+        kinds: the kind of each layer.
+        scan: whether to stack layers of the same kind along a leading L.
+        key: random key, split over the layers.
+
+    Returns:
+        The layers by label.
+    """
     keys = jax.random.split(key, len(kinds))
     layers = {}
     for run in find_runs(kinds, scan):
@@ -100,7 +114,19 @@ def make_layers(
 def apply_layers(
     layers: nnx.Dict, step: Step, x_BTD: Array, caches: Mapping[str, Any] | None, remat: Remat
 ) -> tuple[Array, dict[str, Any] | None, dict[str, Any]]:
-    """Runs `step` over the layers in order: the last x; by label, the caches and what else."""
+    """Runs `step` over the layers in order.
+
+    Args:
+        layers: from `make_layers`.
+        step: runs one layer.
+        x_BTD: the first layer's input.
+        caches: the cache and other inputs of each layer, by label; None if there are none.
+        remat: what the backward pass recomputes.
+
+    Returns:
+        The last layer's x, the new caches by label (None if no `caches` were given), and the
+        other outputs by label.
+    """
     written: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for run in _runs_of(layers):
@@ -119,9 +145,9 @@ def apply_layers(
 def _apply_period(
     step: Step, remat: Remat, is_scanned: bool, x_BTD: Array, period: tuple
 ) -> tuple[Array, tuple[tuple, tuple]]:
-    """The layers of one period, one after the other."""
+    """Runs the layers of one period in order."""
     if remat != "none":
-        # A scanned body is compiled on its own, where no common subexpression can undo the remat.
+        # The body of a scan is compiled separately, so CSE cannot undo the rematerialization there.
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=not is_scanned)
     blocks, given = period
     written, others = [], []
@@ -133,7 +159,7 @@ def _apply_period(
 
 
 def _runs_of(layers: nnx.Dict) -> list[Run]:
-    """The runs that the labels say."""
+    """Recovers the runs from the labels."""
     found: list[Run] = []
     for positions in sorted(
         map(layer_range, layer_labels(layers)), key=lambda positions: positions.start
@@ -144,9 +170,9 @@ def _runs_of(layers: nnx.Dict) -> list[Run]:
 
 
 def restack(layers: nnx.Dict, kinds: Sequence[Hashable], scan: bool) -> nnx.Dict:
-    """The same layers stacked for a scan, or one by one.
+    """Stacks the layers for a scan, or unstacks them; the weights stay the same.
 
-    One by one is faster to decode with, since a scan slices every kernel anew.
+    Unstacked layers decode faster, since each step of a scan slices every kernel.
     """
     wanted = [label for run in find_runs(kinds, scan) for label in run.labels]
     if set(wanted) == set(layer_labels(layers)):

@@ -1,4 +1,4 @@
-"""Hooks on what a layer computes on the way, to record or to replace it."""
+"""Hooks that record or replace intermediate values of a layer."""
 
 from typing import Any
 
@@ -14,16 +14,17 @@ def has_hook(module: nnx.Module) -> bool:
 
 
 def apply_hook(module: nnx.Module, **values: Array) -> tuple[Array, ...]:
-    """Calls the module's `hook(name, value)`, if it has one, with each of the values.
+    """Calls the module's `hook(name, value)` with each value, if the module has a hook.
 
-    Returns the values to go on with: what the hook returns, or else `values` as they are.
+    Returns:
+        The values to use from here on: those that the hook returns, or `values` without a hook.
     """
     hook = getattr(module, HOOK, lambda name, value: value)
     return tuple(hook(name, value) for name, value in values.items())
 
 
 def without_hooks(modules: Any) -> Any:
-    """A copy with the same parameters and no hooks, which cannot record what is traced."""
+    """Returns a copy with the same parameters and no hooks, since hooks cannot record tracers."""
     copied = nnx.merge(*nnx.split(modules))
     for _, module in nnx.iter_graph(copied):
         if isinstance(module, nnx.Module) and has_hook(module):

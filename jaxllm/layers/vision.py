@@ -1,4 +1,4 @@
-"""Images as embeddings that stand in for those of tokens (Llama 4)."""
+"""Image encoder, whose outputs replace the embeddings of image tokens (Llama 4)."""
 
 from functools import partial
 from typing import NamedTuple
@@ -30,14 +30,14 @@ from .stack import apply_layers, make_layers
 
 
 class MaskedEmbedding(NamedTuple):
-    """Embeddings of images, in the places of the tokens that they stand in for."""
+    """Image embeddings at the positions of the image tokens that they replace."""
 
-    embedding_BTF: Array  # as wide as the encoder's output, and finite everywhere
-    mask_BT: Array  # where they count
+    embedding_BTF: Array  # F is the encoder's output_dim; zeros where the mask is False
+    mask_BT: Array  # True at image tokens
 
 
 class VisionEncoder(nnx.Module):
-    """A transformer over an image's patches, and an adapter that makes them fewer and wider."""
+    """A transformer over an image's patches, and an adapter that merges and widens them."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         vision, tower = config.vision, tower_config(config)
@@ -54,17 +54,23 @@ class VisionEncoder(nnx.Module):
         def make(_: None, key: Array) -> VisionBlock:
             return VisionBlock(tower, rngs=nnx.Rngs(params=key))
 
-        self.kinds = (None,) * vision.num_layers  # all alike
+        self.kinds = (None,) * vision.num_layers  # all of the same kind
         self.layers = make_layers(make, self.kinds, config.scan_layers, rngs.params())
         self.adapter_in = linear("BTD,DF->BTF", (D * vision.shuffle**2, F))
         self.adapter_out = linear("BTF,FD->BTD", (F, F))
 
     def __call__(self, images_BCHW: Array) -> Array:
-        """The embeddings of each image, BTF, row by row. Raises ValueError for another shape."""
+        """Encodes images into embeddings, BTF, in row-major order.
+
+        Raises ValueError if the images do not have the config's channels and size.
+        """
         vision, dtype = self.vision, self.patch_embed.dtype
         expected = (vision.num_channels, vision.image_size, vision.image_size)
         if images_BCHW.shape[1:] != expected:
-            raise ValueError(f"images of shape {images_BCHW.shape[1:]}, not {expected}")
+            raise ValueError(
+                f"images have shape {images_BCHW.shape[1:]}, not {expected} (channels, height, "
+                "width)"
+            )
         x_BTD = self.patch_embed(split_patches(images_BCHW.astype(dtype), vision.patch_size))
         last_BTD = jnp.broadcast_to(self.class_embedding[...].astype(dtype), x_BTD[:, :1].shape)
         x_BTD = jnp.concatenate([x_BTD, last_BTD], axis=1)
@@ -82,7 +88,7 @@ class VisionEncoder(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-    """Attention of every patch to every other and an MLP, each after a norm."""
+    """Pre-norm transformer block with bidirectional attention between all patches."""
 
     def __init__(self, tower: StackConfig, *, rngs: nnx.Rngs):
         D, N, H = tower.embed_dim, tower.num_heads, tower.head_dim
@@ -95,7 +101,7 @@ class VisionBlock(nnx.Module):
         self.mlp = MLP(tower, rngs=rngs)
 
     def __call__(self, x_BTD: Array, vision: Vision) -> Array:
-        """The residual stream after this block, BTD."""
+        """Returns the residual stream after this block, BTD."""
         h_BTD = self.attn_norm(x_BTD)
         q_BTNH = constrain(rotate_patches(self.q_proj(h_BTD), vision), "BTNH")
         k_BTNH = constrain(rotate_patches(self.k_proj(h_BTD), vision), "BTNH")
@@ -108,7 +114,7 @@ class VisionBlock(nnx.Module):
 
 
 def tower_config(config: DecoderConfig) -> StackConfig:
-    """The encoder's layers as the config of a stack."""
+    """Returns the config of the image encoder's stack of layers."""
     vision = config.vision
     assert vision is not None, "checked by the caller"
     return StackConfig(
@@ -129,7 +135,10 @@ def tower_config(config: DecoderConfig) -> StackConfig:
 
 
 def split_patches(images_BCHW: Array, size: int) -> Array:
-    """Squares of an image, row by row, each by channel, row and column: B, T, C size size."""
+    """Splits images into square patches, in row-major order: (B, T, C * size * size).
+
+    The elements of a patch are ordered by channel, row and column.
+    """
     B, C, height, width = images_BCHW.shape
     rows, columns = height // size, width // size
     x = images_BCHW.reshape(B, C, rows, size, columns, size)
@@ -137,7 +146,10 @@ def split_patches(images_BCHW: Array, size: int) -> Array:
 
 
 def shuffle_pixels(x_BTD: Array, factor: int) -> Array:
-    """The patches of each square of `factor` by `factor`, row by row, as one: wider by as much."""
+    """Merges each square of `factor` by `factor` patches into one wider patch (pixel shuffle).
+
+    Squares, and patches within a square, are in row-major order.
+    """
     B, T, D = x_BTD.shape
     side = int(T**0.5) // factor
     x = x_BTD.reshape(B, side, factor, side, factor, D).transpose(0, 1, 3, 2, 4, 5)
@@ -145,9 +157,10 @@ def shuffle_pixels(x_BTD: Array, factor: int) -> Array:
 
 
 def rotate_patches(x_BTNH: Array, vision: Vision) -> Array:
-    """A patch's column rotates the first half of a head's pairs, its row the second.
+    """Applies 2D RoPE: a patch's column rotates the first half of a head, its row the second.
 
-    Pairs are neighbours. Both count from one; the class token, which is last, is not rotated.
+    Pairs are adjacent elements. Columns and rows count from one; the class token, which is last,
+    is not rotated.
     """
     half, side = x_BTNH.shape[-1] // 2, vision.image_size // vision.patch_size
     rotation = Rotation(rope_frequencies(half, vision.rope_theta, None), "interleaved")
@@ -159,14 +172,16 @@ def rotate_patches(x_BTNH: Array, vision: Vision) -> Array:
 
 
 def scatter_rows(rows_RF: Array, mask_BT: Array) -> MaskedEmbedding:
-    """The rows, in order, where the mask is True, and zeros elsewhere.
+    """Places rows, in order, where the mask is True, and zeros elsewhere.
 
-    Raises ValueError if there are more or fewer rows than places. Where the mask is being traced,
-    and so cannot be counted, what lacks a row is NaN.
+    Raises ValueError unless there are as many rows as True elements. A traced mask cannot be
+    counted; there, True elements without a row get NaN.
     """
     R = rows_RF.shape[0]
     if not isinstance(mask_BT, jax.core.Tracer) and (places := int(np.sum(mask_BT))) != R:
-        raise ValueError(f"{R} embeddings of images for {places} tokens that hold their places")
+        raise ValueError(
+            f"{R} embeddings of images for {places} image tokens: give one token per embedding"
+        )
     order_BT = jnp.cumsum(mask_BT.reshape(-1)).reshape(mask_BT.shape) - 1
     given_BTF = jnp.take(rows_RF, order_BT, axis=0, mode="fill", fill_value=jnp.nan)
     return MaskedEmbedding(jnp.where(mask_BT[..., None], given_BTF, 0), mask_BT)

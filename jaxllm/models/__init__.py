@@ -1,4 +1,4 @@
-"""Whole models."""
+"""Whole models: decoders, encoder-decoders, and their counterparts over continuous inputs."""
 
 import dataclasses
 from typing import Any, TypeVar, overload
@@ -49,7 +49,7 @@ def build(config: SequenceConfig, *, rngs: nnx.Rngs) -> SequenceModel: ...
 @overload
 def build(config: SequenceToSequenceConfig, *, rngs: nnx.Rngs) -> SequenceToSequence: ...
 def build(config: Config, *, rngs: nnx.Rngs) -> Model:
-    """The model that `config` describes, with random weights."""
+    """Builds the model that `config` describes, with random weights from `rngs`."""
     return _CLASSES[type(config)](config, rngs=rngs)
 
 
@@ -70,19 +70,23 @@ def build_abstract(config: SequenceConfig) -> SequenceModel: ...
 @overload
 def build_abstract(config: SequenceToSequenceConfig) -> SequenceToSequence: ...
 def build_abstract(config: Config) -> Model:
-    """The model with shapes and dtypes in place of weights: nothing is allocated."""
+    """Builds the model with shapes and dtypes in place of weights; allocates no arrays."""
     return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
 
 
 def with_scanned_layers(model: AnyModel, scan: bool) -> AnyModel:
-    """The same model, same weights, with its layers stacked for a scan or one by one."""
+    """Returns the same model and weights, with layers stacked for a scan or kept one by one."""
     return model.restacked(scan)  # type: ignore[return-value] # mypy takes Self for the union
 
 
 def with_window(model: AnyModel, window: int) -> AnyModel:
-    """The same model, same weights, whose tokens see the last `window` up to themselves, no more.
+    """Returns the same model and weights with sliding-window attention in every layer.
 
-    Of two stacks, that of the decoder. A cache then keeps as many tokens, however long the text.
+    The cache of a layer then holds `window` tokens, however long the text.
+
+    Args:
+        model: of an encoder and a decoder, only the decoder changes.
+        window: the number of tokens that a query sees, its own included.
     """
     config, origin = model.config, model.origin
     if isinstance(config, StackConfig):

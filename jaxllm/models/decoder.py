@@ -1,4 +1,4 @@
-"""Decoder-only language model."""
+"""Decoder-only language model, optionally with images as input."""
 
 import dataclasses
 from functools import partial
@@ -22,13 +22,13 @@ from .stack import Stack
 
 
 class Decoder(Stack):
-    """Tokens to logits: embed, a stack of layers, project to the vocabulary."""
+    """Maps tokens to logits: embedding, a stack of transformer blocks, and the output head."""
 
     config: DecoderConfig
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         D, V = config.embed_dim, config.vocab_size
-        self.origin: Origin | None = None  # set by whoever fills in the weights
+        self.origin: Origin | None = None  # set when weights are loaded
         self.embed = Embedding(V, config, rngs=rngs)
         super().__init__(config, rngs=rngs)
         vision = image_proj = None
@@ -51,17 +51,19 @@ class Decoder(Stack):
         image_embedding: MaskedEmbedding | None = None,
         dropout_key: Array | None = None,
     ) -> Output:
-        """The logits that predict each token's successor.
+        """Computes next-token logits.
 
         Args:
             tokens_BT: token ids.
-            segment_ids: BT; tokens attend within equal ids only. 0 is padding, and packed
-                documents have an id each. Not for use with a cache.
-            positions: BT, for RoPE and for the cache's slots. Default: 0, 1, 2, ...
-            cache: of `init_cache`, or as the last call returned it.
-            image_embedding: what stands in for some of the tokens, of `embed_images`.
-            dropout_key: of `jax.random.key`, another for each step of training. By default
-                nothing is dropped out.
+            segment_ids: BT; tokens attend only to tokens with the same id. 0 is padding; give each
+                packed document its own id. Cannot be combined with a cache.
+            positions: BT, for RoPE and for the slots of the cache. Default: 0, 1, 2, ...
+            cache: from `init_cache` or the previous call.
+            image_embedding: from `embed_images`; replaces the embeddings of image tokens.
+            dropout_key: a `jax.random.key`, a new one for each training step. Default: no dropout.
+
+        Returns:
+            Output with logits BTV that predict the token after each position.
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
         x_BTD, cache, loss = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
@@ -75,33 +77,41 @@ class Decoder(Stack):
         *,
         image_embedding: MaskedEmbedding | None = None,
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache and the auxiliary loss."""
+        """Returns the last layer's hidden states, BTD, the cache and the auxiliary loss."""
         return self.transform(self.embed_tokens(tokens_BT, image_embedding), context, cache)
 
     def embed_images(self, images_ICHW: Array, tokens_BT: Array) -> MaskedEmbedding:
-        """Embeds images for the places that the tokens hold for them, in order, row after row.
+        """Embeds images into the positions of image tokens, in order, row by row.
 
-        Raises ValueError if the model sees no images, or if they are more or fewer than the places.
+        Args:
+            images_ICHW: I images in all, of C channels and H by W pixels.
+            tokens_BT: token ids, with one `config.vision.image_token` per image embedding.
+
+        Raises:
+            ValueError: the model has no image encoder or no image token, or the number of image
+                embeddings differs from the number of image tokens.
         """
         vision = self.config.vision
         if self.vision is None or vision is None or vision.image_token is None:
-            raise ValueError(f"vision={vision}: no token holds the place of an image")
+            raise ValueError(
+                f"vision={vision}: images need a model with an image encoder and an image_token"
+            )
         rows_ITF = self.vision(images_ICHW)
         mask_BT = jnp.equal(tokens_BT, vision.image_token)
         return scatter_rows(rows_ITF.reshape(-1, rows_ITF.shape[-1]), mask_BT)
 
     def embed_tokens(self, tokens_BT: Array, image: MaskedEmbedding | None = None) -> Array:
-        """The tokens' embeddings, BTD, those of an image in their places."""
+        """Embeds tokens, BTD, with image embeddings in place of the image tokens'."""
         x_BTD = self.embed(tokens_BT)
         if image is not None:
             if self.image_proj is None:
-                raise ValueError("image_embedding for a model without vision")
+                raise ValueError("image_embedding is given, but the model was built without vision")
             image_BTD = self.image_proj(image.embedding_BTF.astype(x_BTD.dtype))
             x_BTD = jnp.where(image.mask_BT[..., None], image_BTD, x_BTD)
         return x_BTD
 
     def unembed(self, x_BTD: Array) -> Array:
-        """The logits of a hidden state, BTV, in float32."""
+        """Maps hidden states to logits, BTV, in float32."""
         head = self.embed.attend if self.lm_head is None else self.lm_head.accumulate
         logits_BTV, scale, cap = head(x_BTD), self.config.head.scale, self.config.head.softcap
         if scale != 1.0:
@@ -113,7 +123,7 @@ class Decoder(Stack):
         return constrain(logits_BTV, "BTV")
 
     def restacked(self, scan: bool) -> Self:
-        """The same model, same weights, with its layers stacked for a scan or one by one."""
+        """Returns the same model and weights, with layers stacked for a scan or kept one by one."""
         changed, vision = super().restacked(scan), self.vision
         if vision is None:
             return changed
@@ -122,6 +132,6 @@ class Decoder(Stack):
             return changed
         changed = nnx.merge(*nnx.split(changed))
         changed.config = dataclasses.replace(self.config, scan_layers=scan)
-        assert changed.vision is not None, "as above"
+        assert changed.vision is not None, "a copy of a model with vision"
         changed.vision.layers = layers
         return changed

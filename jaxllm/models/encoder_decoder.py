@@ -1,4 +1,4 @@
-"""Encoder-decoder models of tokens (Vaswani et al., 2017)."""
+"""Encoder-decoder models over tokens (Vaswani et al., 2017)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,14 +14,14 @@ from .two_stacks import TwoStacks
 
 
 class EncoderDecoder(TwoStacks):
-    """Source and target tokens to logits."""
+    """Maps source and target tokens to the logits of the target."""
 
     config: EncoderDecoderConfig
     decoder: Decoder
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.origin: Origin | None = None  # set by whoever fills in the weights
+        self.origin: Origin | None = None  # set when weights are loaded
         V = config.source_vocab_size
         own = None if V is None else Embedding(V, config.encoder, rngs=rngs)
         self.source_embed = nnx.data(own)
@@ -29,7 +29,7 @@ class EncoderDecoder(TwoStacks):
         self.decoder = Decoder(config.decoder, rngs=rngs)
 
     def embed_source(self, src_BS: Array) -> Array:
-        """The embeddings of a source, BSD."""
+        """Embeds source tokens, BSD. Raises UserError if they exceed shared positions."""
         embed = self.decoder.embed if self.source_embed is None else self.source_embed
         x_BSD = embed(src_BS)
         if self.config.share_positions:

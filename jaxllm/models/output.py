@@ -1,4 +1,4 @@
-"""The result of a model's call."""
+"""The output type of all models."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ from jaxllm.layers.attention.cache import Caches
 
 
 class Output(NamedTuple):
-    """What a model computes from tokens."""
+    """The output of a model's call."""
 
-    logits: Array  # BTV, float32; of vectors BTO or, pooled, BO
-    cache: Caches | None
-    aux_loss: Array  # scalar, to be added to the training loss
+    logits: Array  # BTV, float32; with continuous inputs, BTO or, if pooled, BO
+    cache: Caches | None  # with the call's tokens added; None if none was given
+    aux_loss: Array  # scalar, to add to the training loss

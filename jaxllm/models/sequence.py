@@ -1,4 +1,4 @@
-"""Models over continuous inputs: a vector in for each token, one out for each or for all."""
+"""Models over continuous inputs: vectors in, and one vector out per token or per sequence."""
 
 from functools import partial
 
@@ -19,13 +19,16 @@ from .stack import Stack, check_length
 
 
 class SequenceModel(Stack):
-    """Vectors to vectors: project, a stack of layers, project; pooled, to one for a sequence."""
+    """Maps vectors to vectors: input projection, a stack of transformer blocks, output projection.
+
+    With `config.pooled`, the output is one vector per sequence, from the mean of its tokens.
+    """
 
     config: SequenceConfig
 
     def __init__(self, config: SequenceConfig, *, rngs: nnx.Rngs):
         D, linear = config.embed_dim, partial(Linear, config=config, use_bias=True, rngs=rngs)
-        self.origin: Origin | None = None  # set by whoever fills in the weights
+        self.origin: Origin | None = None  # set when weights are loaded
         self.input_proj = linear("BTI,ID->BTD", (config.input_dim, D))
         super().__init__(config, rngs=rngs)
         self.output_proj = linear("BTD,DO->BTO", (D, config.output_dim))
@@ -39,21 +42,23 @@ class SequenceModel(Stack):
         cache: Caches | None = None,
         dropout_key: Array | None = None,
     ) -> Output:
-        """What becomes of each token, BTO, or of each sequence, BO.
+        """Computes an output for each token, or for each sequence if pooled.
 
         Args:
-            x_BTI: the tokens.
-            segment_ids: BT; tokens attend within equal ids only. 0 is padding, which is no part
-                of a mean either. Not for use with a cache.
-            positions: BT, for sinusoids and the like and for the cache. Default: 0, 1, 2, ...
-            cache: of `init_cache`, or as the last call returned it.
-            dropout_key: of `jax.random.key`, another for each step of training. By default
-                nothing is dropped out.
+            x_BTI: the tokens' vectors.
+            segment_ids: BT; tokens attend only to tokens with the same id. 0 is padding, which the
+                mean of a pooled model leaves out too. Cannot be combined with a cache.
+            positions: BT, for position embeddings and biases, RoPE and the slots of the cache.
+                Default: 0, 1, 2, ...
+            cache: from `init_cache` or the previous call.
+            dropout_key: a `jax.random.key`, a new one for each training step. Default: no dropout.
+
+        Returns:
+            Output whose `logits` are BTO or, if pooled, BO.
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
         x_BTD, cache, loss = self.hidden(x_BTI, context, cache)
         if self.config.pooled:
-            mean_BD = mean_of_tokens(x_BTD, segment_ids)
             mean_BD = mean_of_tokens(x_BTD, segment_ids)
             return Output(self.unembed(mean_BD[:, None])[:, 0], cache, loss)
         return Output(self.unembed(x_BTD), cache, loss)
@@ -61,21 +66,30 @@ class SequenceModel(Stack):
     def hidden(
         self, x_BTI: Array, context: Context, cache: Caches | None = None
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache and the auxiliary loss."""
+        """Returns the last layer's hidden states, BTD, the cache and the auxiliary loss."""
         chex.assert_shape(x_BTI, (None, None, self.config.input_dim))
         return self.transform(constrain(self.input_proj(x_BTI), "BTD"), context, cache)
 
     def unembed(self, x_BTD: Array) -> Array:
-        """What a hidden state says, BTO, in float32."""
+        """Maps hidden states to outputs, BTO, in float32."""
         return self.output_proj.accumulate(x_BTD)
 
     def generate_next_token(self, x_BTI: Array, *, segment_ids: Array | None = None) -> Array:
-        """What becomes of the last token of each row, (B, 1, O): the next, if trained to be.
+        """Returns the output at the last token of each row, (B, 1, O).
 
-        Raises ValueError if sequences are pooled.
+        In a model trained on next-token prediction, this is the predicted next token.
+
+        Args:
+            x_BTI: the tokens' vectors.
+            segment_ids: BT; 0 is padding. By default there is none.
+
+        Raises:
+            ValueError: the model is pooled.
         """
         if self.config.pooled:
-            raise ValueError(f"pooled={self.config.pooled}: no token has an output of its own")
+            raise ValueError(
+                "pooled=True: the model has one output per sequence, so it predicts no next token"
+            )
         T = x_BTI.shape[1]
         x_BTD, _, _ = self.hidden(x_BTI, Context(segment_ids))
         if segment_ids is None:
@@ -84,18 +98,20 @@ class SequenceModel(Stack):
         return self.unembed(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1))
 
     def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
-        """An empty cache for each layer, as `Stack.init_cache`.
+        """Returns an empty cache for each layer; see `Stack.init_cache`.
 
-        Raises ValueError if sequences are pooled, or longer than the positions go.
+        Raises ValueError if the model is pooled, or if it has fewer than `length` positions.
         """
         if self.config.pooled:
-            raise ValueError(f"pooled={self.config.pooled}: a mean is over a whole sequence")
+            raise ValueError(
+                "pooled=True: the mean needs the whole sequence, so a cache has no use"
+            )
         check_length(length, self.config.longest)
         return super().init_cache(batch_size, length, source)
 
 
 def mean_of_tokens(x_BTD: Array, segment_ids_BT: Array | None) -> Array:
-    """The mean over each row's tokens without padding, BD, in float32."""
+    """Returns the mean of each row's tokens, BD, in float32; padding (segment 0) is left out."""
     x_BTD = x_BTD.astype(jnp.float32)
     if segment_ids_BT is None:
         return x_BTD.mean(axis=1)

@@ -15,14 +15,14 @@ from .two_stacks import TwoStacks
 
 
 class SequenceToSequence(TwoStacks):
-    """Vectors of a source and of a target to vectors."""
+    """Maps source and target vectors to an output vector for each token of the target."""
 
     config: SequenceToSequenceConfig
     decoder: SequenceModel
 
     def __init__(self, config: SequenceToSequenceConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.origin: Origin | None = None  # set by whoever fills in the weights
+        self.origin: Origin | None = None  # set when weights are loaded
         shape = (config.source_dim, config.encoder.embed_dim)
         self.source_proj = Linear(
             "BSI,ID->BSD", shape, config=config.encoder, use_bias=True, rngs=rngs
@@ -31,7 +31,7 @@ class SequenceToSequence(TwoStacks):
         self.decoder = SequenceModel(config.decoder, rngs=rngs)
 
     def embed_source(self, src_BS: Array) -> Array:
-        """The projections of a source, BSD. Raises ValueError if it is too long."""
+        """Projects source vectors, BSD. Raises ValueError if they exceed the positions."""
         chex.assert_shape(src_BS, (None, None, self.config.source_dim))
         check_length(src_BS.shape[1], self.config.longest_source)
         return constrain(self.source_proj(src_BS), "BSD")

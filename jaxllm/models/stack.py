@@ -1,4 +1,4 @@
-"""The stack of transformer blocks that encoders and decoders have in common."""
+"""The stack of transformer blocks that all encoders and decoders share."""
 
 import dataclasses
 from typing import Self
@@ -25,7 +25,7 @@ from jaxllm.sharding import constrain
 
 
 class Stack(nnx.Module):
-    """Embeddings to hidden states: add positions, `num_layers` blocks, norm."""
+    """Maps embeddings to hidden states: position embeddings, `num_layers` blocks, final norm."""
 
     config: StackConfig
 
@@ -47,10 +47,21 @@ class Stack(nnx.Module):
     def transform(
         self, x_BTD: Array, context: Context, cache: Caches | None = None
     ) -> tuple[Array, Caches | None, Array]:
-        """The last hidden state, BTD, the cache and the auxiliary loss, of embedded tokens.
+        """Runs embedded tokens through all layers.
 
-        Raises ValueError for segments with a cache, cross-attention without a source, and more
-        tokens than there are positions; AssertionError for segments or positions that are not BT.
+        Args:
+            x_BTD: token embeddings, without positions.
+            context: segments, positions, the source of cross-attention, and the dropout key.
+            cache: from `init_cache` or the previous call.
+
+        Returns:
+            The hidden states after the final norm, BTD, the cache with these tokens added (None if
+            none was given), and the auxiliary loss.
+
+        Raises:
+            ValueError: segments are given with a cache, cross-attention has no source, or there
+                are more tokens than positions.
+            AssertionError: segments or positions are not BT.
         """
         self._check(x_BTD, context, cache)
         positions_BT = context.resolve_positions(x_BTD.shape[1])
@@ -87,14 +98,22 @@ class Stack(nnx.Module):
                 chex.assert_rank(array, 2)
                 chex.assert_is_broadcastable(array.shape, x_BTD.shape[:2])
         if cache is not None and context.segment_ids_BT is not None:
-            raise ValueError("segment_ids with a cache: pad on the right, give positions")
+            raise ValueError(
+                "segment_ids cannot be combined with a cache: pad rows on the right and give "
+                "positions instead"
+            )
         if self.config.attention.cross and context.source is None and cache is None:
-            raise ValueError("a stack with attention.cross needs a source, or a cache of one")
+            raise ValueError(
+                "a stack with attention.cross=True needs a source, or a cache that holds one"
+            )
         if context.positions_BT is None:
             check_length(x_BTD.shape[1], self.config.longest)
 
     def embed_positions(self, x_BTD: Array, positions_BT: Array) -> Array:
-        """Adds position embeddings, if the config has any: the input of the first layer, BTD."""
+        """Returns the first layer's input, BTD: adds position embeddings and applies their norm.
+
+        Both are optional in the config.
+        """
         if self.embed_position is not None:
             x_BTD = x_BTD + self.embed_position(positions_BT)
         if self.config.positions.kind == "sinusoidal":
@@ -105,11 +124,18 @@ class Stack(nnx.Module):
         return constrain(x_BTD, "BTD")
 
     def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
-        """An empty cache for each layer, for sequences of `length`, stacked as the layers are.
+        """Returns an empty cache for each layer, stacked as the layers are.
 
-        Layers of a window or of chunks keep no more tokens than they can see. With
-        cross-attention, each layer's keys and values of the source as well. Raises ValueError if
-        tokens see those after them.
+        Layers with a window or chunks keep only as many tokens as they can see. With
+        cross-attention, the cache also holds each layer's keys and values of the source.
+
+        Args:
+            batch_size: number of rows.
+            length: number of tokens per row to make room for.
+            source: the encoder's output, for a stack with cross-attention.
+
+        Raises:
+            ValueError: the stack is not causal, or needs a source and has none.
         """
 
         def init(label: str) -> LayerCache:
@@ -123,16 +149,16 @@ class Stack(nnx.Module):
         return {label: init(label) for label in layer_labels(self.layers)}
 
     def _project_source(self, label: str, source: Source | None) -> SourceKV:
-        """The keys and values that the layers of a label have of a source."""
+        """Computes the keys and values of a source for the layers under a label."""
         if source is None:
-            raise ValueError("a cache with attention.cross needs a source")
+            raise ValueError("the cache of a stack with attention.cross=True needs a source")
         block = self.layers[label]
         if len(layer_range(label)) == 1:
             return block.cross_attn.project_source(source)
         return jax.vmap(lambda one: one.cross_attn.project_source(source))(block)
 
     def restacked(self, scan: bool) -> Self:
-        """The same stack, same weights, with its layers stacked for a scan or one by one."""
+        """Returns the same stack and weights, with layers stacked for a scan or kept one by one."""
         layers = restack(self.layers, self.config.kinds, scan)
         if layers is self.layers:
             return self
@@ -143,6 +169,9 @@ class Stack(nnx.Module):
 
 
 def check_length(length: int, longest: int | None) -> None:
-    """Raises UserError for more tokens than there are positions."""
+    """Raises UserError if a sequence has more tokens than there are positions."""
     if longest is not None and length > longest:
-        raise UserError(f"a sequence of {length} tokens; positions end at max_len={longest}")
+        raise UserError(
+            f"a sequence of {length} tokens is longer than max_len={longest}, where the model's "
+            "positions end"
+        )

@@ -1,4 +1,4 @@
-"""What models of an encoder and a decoder have in common (Vaswani et al., 2017)."""
+"""Base class of models with an encoder and a decoder (Vaswani et al., 2017)."""
 
 from typing import Self
 
@@ -18,14 +18,14 @@ from .stack import Stack
 
 
 class TwoStacks(nnx.Module):
-    """A decoder that attends to what an encoder returns, whatever their tokens are."""
+    """An encoder and a decoder that attends to its output; tokens are ids or vectors."""
 
     config: TwoStackConfig
     encoder: Stack
     decoder: Decoder | SequenceModel
 
     def embed_source(self, src_BS: Array) -> Array:
-        """The encoder's input, BSD."""
+        """Returns the encoder's input, BSD."""
         raise NotImplementedError
 
     def __call__(
@@ -37,16 +37,18 @@ class TwoStacks(nnx.Module):
         segment_ids: Array | None = None,
         dropout_key: Array | None = None,
     ) -> Output:
-        """The logits that predict the successor of each token of the target.
+        """Computes the logits that predict the next token of the target.
 
         Args:
-            src_BS: tokens of the source: ids, or vectors.
-            tgt_BT: tokens of the target; ids start with `config.start_token`.
-            src_segment_ids: BS; tokens attend within equal ids only, and those of the target to
-                those of the source with their own. 0 is padding; by default all are 1.
-            segment_ids: BT, of the target.
-            dropout_key: of `jax.random.key`, another for each step of training. By default
-                nothing is dropped out.
+            src_BS: source tokens: ids BS or vectors BSI.
+            tgt_BT: target tokens: ids BT, which begin with `config.start_token`, or vectors BTI.
+            src_segment_ids: BS; tokens attend only to source tokens with the same id, in the
+                encoder and in cross-attention. 0 is padding. Default: all 1.
+            segment_ids: BT, the segments of the target. Default: all 1.
+            dropout_key: a `jax.random.key`, a new one for each training step. Default: no dropout.
+
+        Returns:
+            Output with logits for each token of the target: BTV, or BTO for vectors.
         """
         x_BTD, loss = self.hidden(
             src_BS,
@@ -66,7 +68,10 @@ class TwoStacks(nnx.Module):
         segment_ids: Array | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Array, Array]:
-        """The decoder's last hidden state, BTD, and the auxiliary loss, of a call's arguments."""
+        """Returns the decoder's last hidden states, BTD, and the auxiliary loss of both stacks.
+
+        The arguments are those of `__call__`.
+        """
         src_key, tgt_key = subkeys(dropout_key, 2)
         source, encoder_loss = self.encode(src_BS, segment_ids=src_segment_ids, dropout_key=src_key)
         context = Context(segment_ids, source=source, dropout_key=tgt_key)
@@ -80,7 +85,7 @@ class TwoStacks(nnx.Module):
         segment_ids: Array | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Source, Array]:
-        """What the decoder attends to, and the encoder's auxiliary loss."""
+        """Runs the encoder: returns the source for the decoder and the encoder's auxiliary loss."""
         context = Context(segment_ids, dropout_key=dropout_key)
         x_BSD, _, loss = self.encoder.transform(self.embed_source(src_BS), context)
         if segment_ids is None:
@@ -96,28 +101,28 @@ class TwoStacks(nnx.Module):
         positions: Array | None = None,
         cache: Caches | None = None,
     ) -> Output:
-        """The logits of a target, given the source, or a cache with its keys and values.
+        """Runs the decoder on a target, with a source or with a cache that holds one.
 
         Args:
-            tgt_BT: tokens: ids, or vectors.
-            source: of `encode`. Not needed with a cache.
-            segment_ids: BT, as in a call of the model. Not for use with a cache.
+            tgt_BT: target tokens: ids BT, or vectors BTI.
+            source: from `encode`. Not needed with a cache.
+            segment_ids: BT, as for `__call__`. Cannot be combined with a cache.
             positions: BT. Default: 0, 1, 2, ...
-            cache: of `init_cache`, or as the last call returned it.
+            cache: from `init_cache` or the previous call.
         """
         context = Context(segment_ids, positions, source)
         x_BTD, cache, loss = self.decoder.hidden(tgt_BT, context, cache)
         return Output(self.decoder.unembed(x_BTD), cache, loss)
 
     def init_cache(self, source: Source, length: int) -> Caches:
-        """A cache with room for a target of `length` tokens, and with what layers keep of `source`.
+        """Returns a cache for targets of up to `length` tokens, with the source's keys and values.
 
         The keys and values of the source are computed here, once for all tokens of the target.
         """
         return self.decoder.init_cache(source.x_BSD.shape[0], length, source)
 
     def restacked(self, scan: bool) -> Self:
-        """The same model, same weights, with its layers stacked for a scan or one by one."""
+        """Returns the same model and weights, with layers stacked for a scan or kept one by one."""
         encoder, decoder = self.encoder.restacked(scan), self.decoder.restacked(scan)
         if encoder is self.encoder and decoder is self.decoder:
             return self

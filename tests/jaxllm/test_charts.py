@@ -1,4 +1,4 @@
-"""Charts as SVG and PNG."""
+"""Charts render to deterministic, restylable SVG and to PNG."""
 
 import re
 import struct
@@ -15,11 +15,11 @@ def draw():
     return figure
 
 
-def test_the_same_figure_gives_the_same_svg():
+def test_svg_is_deterministic():
     assert to_svg(draw()) == to_svg(draw())
 
 
-def test_svg_is_an_element_for_html_with_text_as_text():
+def test_svg_is_an_html_element_with_searchable_text():
     svg = to_svg(draw())
     assert svg.startswith("<svg")
     assert svg.rstrip().endswith("</svg>")
@@ -28,7 +28,7 @@ def test_svg_is_an_element_for_html_with_text_as_text():
     assert ">a line</text>" in svg
 
 
-def test_a_page_can_replace_every_color():
+def test_every_color_is_a_css_variable():
     svg = to_svg(draw())
     assert f"stroke: var({CSS_VARIABLES[BLUE]}, {BLUE})" in svg
     colors = set(re.findall(r"(.{6})(#[0-9a-f]{6})", svg))
@@ -36,7 +36,7 @@ def test_a_page_can_replace_every_color():
     assert not re.search(r"(fill|stroke): #", svg)
 
 
-def test_all_charts_are_equally_wide(tmp_path):
+def test_all_charts_have_the_same_width(tmp_path):
     figure, axes = new_chart(7 / 1.2, columns=3)
     assert len(axes) == 3
     save_png(figure, tmp_path / "chart.png")
@@ -45,7 +45,7 @@ def test_all_charts_are_equally_wide(tmp_path):
     assert struct.unpack(">II", header[16:]) == (1200, 700)
 
 
-def test_matplotlib_is_imported_only_to_draw_and_without_pyplot():
+def test_matplotlib_is_imported_lazily_and_without_pyplot():
     script = """
 import sys
 import jaxllm.charts

@@ -25,7 +25,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("options", [["--help"], ["--version"], ["parity", "record", "--help"]])
-def test_what_only_prints_imports_nothing_heavy(options):
+def test_help_and_version_import_no_heavy_packages(options):
     script = (
         "import sys\n"
         "from jaxllm.cli import main\n"
@@ -64,7 +64,7 @@ def test_help_lists_commands_and_exit_statuses(capsys):
         (
             ["generate", "MODEL", "--prompt", "x", "--repetition-penalty", "0"],
             2,
-            "repetition_penalty=0.0 is not a number above 0",
+            "repetition_penalty=0.0 must be finite and above 0",
         ),
         (["generate", "MODEL", "--prompt", ""], 2, "prompt 0 is empty"),
         (["convert", "MODEL", "OUT", "--model-parallel", "2"], 1, "is for format 'meta', not 'hf'"),
@@ -77,7 +77,7 @@ def test_help_lists_commands_and_exit_statuses(capsys):
         (["parity", "nowhere"], 1, "nowhere"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_a_status(
+def test_user_error_is_one_line_and_an_exit_status(
     arguments, status, message, byte_model, tmp_path, capsys
 ):
     places = {"MODEL": str(byte_model), "OUT": str(tmp_path / "out")}
@@ -91,14 +91,14 @@ def test_what_is_wrong_is_one_line_and_a_status(
 @pytest.mark.parametrize(
     "arguments", [[], ["sing"], ["generate"], ["generate", "x", "--max-new-tokens", "0"]]
 )
-def test_bad_usage_ends_with_status_2(arguments, capsys):
+def test_bad_usage_exits_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
     assert "usage: jaxllm" in capsys.readouterr().err
 
 
-def test_the_module_is_the_command(tmp_path):
+def test_python_m_jaxllm_runs_the_command(tmp_path):
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: jaxllm")
@@ -107,7 +107,7 @@ def test_the_module_is_the_command(tmp_path):
 
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
-    """A bug in `jaxllm inspect`; traces of it are kept below `tmp_path`."""
+    """Plants a bug in `jaxllm inspect`; its traceback files go to `tmp_path`."""
 
     def inspect(path: str, rules: str | None) -> None:
         raise ValueError("axes do not match")
@@ -116,7 +116,7 @@ def broken(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_a_bug_is_not_blamed_on_the_user(broken, tmp_path, capsys):
+def test_bug_is_reported_as_internal_error(broken, tmp_path, capsys):
     assert main(["inspect", "folder"]) == failures.INTERNAL
     err = capsys.readouterr().err
     assert err.startswith("jaxllm: internal error: ValueError: axes do not match\n")
@@ -144,12 +144,12 @@ def test_debug_shows_where_a_user_error_was_raised(command, capsys):
     assert err.splitlines()[-1] == "jaxllm: x is not a folder"
 
 
-def test_ctrl_c_is_one_line_and_a_status(tmp_path):
+def test_ctrl_c_is_one_line_and_an_exit_status(tmp_path):
     os.mkfifo(tmp_path / "run.yaml")
     command = [sys.executable, "-m", "jaxllm", "plan", str(tmp_path / "run.yaml")]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
-        (tmp_path / "run.yaml").open("w"),  # which waits until the command reads it
+        (tmp_path / "run.yaml").open("w"),  # blocks until the command opens it
     ):
         process.send_signal(signal.SIGINT)
         err = process.communicate()[1]
@@ -160,7 +160,7 @@ def test_ctrl_c_is_one_line_and_a_status(tmp_path):
 @pytest.mark.parametrize(
     "options", [["--version"], ["inspect", "MODEL"], ["inspect", "MODEL", "--json"]]
 )
-def test_a_closed_pipe_is_no_error(options, byte_model):
+def test_closed_pipe_prints_no_error(options, byte_model):
     read, write = os.pipe()
     os.close(read)
     options = [str(byte_model) if option == "MODEL" else option for option in options]

@@ -1,4 +1,4 @@
-"""Errors of the user: one class, which programs may also catch as the built-in ones."""
+"""User errors share one class and can also be caught as the matching built-in exceptions."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from jaxllm.train import ConfigError
         (NonFiniteError, FloatingPointError),
     ],
 )
-def test_an_error_is_of_the_user_and_of_a_builtin_kind(error, builtin):
+def test_error_is_a_user_error_and_a_builtin_exception(error, builtin):
     for kind in (UserError, ValueError, builtin):
         with pytest.raises(kind, match=r"^what is wrong$"):
             raise error("what is wrong")

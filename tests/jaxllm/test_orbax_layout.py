@@ -1,4 +1,4 @@
-"""Only complete steps count, oldest first, and their arrays are where Orbax put them."""
+"""Only complete steps are listed, oldest first, and their arrays open as Orbax wrote them."""
 
 import numpy as np
 import tensorstore
@@ -7,7 +7,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxllm.orbax_layout import METADATA_FILE, array_spec, chunk_bytes, is_step, list_steps
 
 
-def test_complete_steps_are_found_by_their_numbers(tmp_path):
+def test_only_complete_numbered_steps_are_listed(tmp_path):
     for name in ("10", "9", "best", "11"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         if name != "11":  # it is still being written
@@ -17,7 +17,7 @@ def test_complete_steps_are_found_by_their_numbers(tmp_path):
     assert list_steps(tmp_path / "nowhere") == {}
 
 
-def test_what_orbax_wrote_is_opened(tmp_path):
+def test_array_written_by_orbax_opens(tmp_path):
     x = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
     step = tmp_path / "checkpoints" / "3"
     ocp.save_checkpointables(step, {"model": {"mlp": {"kernel": x}}})

@@ -1,4 +1,4 @@
-"""Models as plain pytrees: nothing is lost, nothing is reordered, and they are born sharded."""
+"""Splitting and binding keep every parameter in place; initialization creates sharded ones."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def deep():
-    """Twelve layers one by one: as strings, their indices would sort as 0, 1, 10, 11, 2."""
+    """Twelve unstacked layers; as strings, their indices would sort as 0, 1, 10, 11, 2."""
     abstract = build_abstract(dataclasses.replace(TINY, num_layers=12, scan_layers=False))
     rng = np.random.default_rng(3)
     shapes = {name: v.get_value().shape for name, v in named_parameters(abstract).items()}
@@ -70,7 +70,7 @@ def test_bind_undoes_split(which, request):
 
 
 @pytest.mark.parametrize("which", ["model", "deep"])
-def test_each_leaf_is_bound_where_its_name_says(which, request):
+def test_each_array_is_bound_to_the_parameter_of_its_name(which, request):
     model = request.getfixturevalue(which)
     bind, _ = split(model)
     names = map_parameters(model, lambda name, _: name)
@@ -78,7 +78,7 @@ def test_each_leaf_is_bound_where_its_name_says(which, request):
         assert variable.get_value() == name
 
 
-def test_with_arrays_replaces_every_parameter_and_needs_all(model):
+def test_with_arrays_needs_and_replaces_every_parameter(model):
     new = {name: jnp.asarray(value + 1) for name, value in values(model).items()}
     before = values(model)
     assert_same_bits(values(with_arrays(model, new)), {k: np.asarray(v) for k, v in new.items()})
@@ -91,7 +91,7 @@ def test_with_arrays_replaces_every_parameter_and_needs_all(model):
         with_arrays(model, wrong)
 
 
-def test_names_are_those_of_the_attributes():
+def test_names_are_attribute_paths():
     stacked = named_parameters(build_abstract(TINY))
     listed = named_parameters(build_abstract(dataclasses.replace(TINY, scan_layers=False)))
     assert len(stacked) == 12
@@ -104,7 +104,7 @@ def test_names_are_those_of_the_attributes():
     assert listed.keys() == expected
 
 
-def test_count_is_the_sum_by_hand():
+def test_count_equals_the_formula():
     c = TINY
     attention = 2 * c.embed_dim * c.head_dim * (c.num_heads + c.num_kv_heads)
     layer = attention + 3 * c.embed_dim * c.mlp_dim + 2 * c.embed_dim
@@ -122,7 +122,7 @@ def unsharded():
 
 
 @pytest.mark.parametrize("shape", MESH_SHAPES)
-def test_initialised_on_a_mesh_the_bits_are_those_of_one_device(shape, unsharded):
+def test_initialization_does_not_depend_on_the_mesh(shape, unsharded):
     mesh = mesh_of(shape)
     model = initialize(TINY, mesh, 7)
     assert_same_bits(values(model), unsharded)
@@ -131,7 +131,7 @@ def test_initialised_on_a_mesh_the_bits_are_those_of_one_device(shape, unsharded
         assert variable.get_value().sharding == placed[name], name
 
 
-def test_initial_weights_are_random_by_layer_and_by_seed(unsharded):
+def test_initial_weights_differ_by_layer_and_seed(unsharded):
     other = values(initialize(TINY, mesh_of((8, 1, 1)), 8))
     for name, value in unsharded.items():
         if name.endswith("scale"):
@@ -144,7 +144,7 @@ def test_initial_weights_are_random_by_layer_and_by_seed(unsharded):
 
 
 @pytest.mark.parametrize("with_origin", [True, False])
-def test_a_description_in_json_says_what_the_model_is(with_origin, model):
+def test_description_round_trips_through_json(with_origin, model):
     described = with_arrays(model, {n: v.get_value() for n, v in named_parameters(model).items()})
     if with_origin:
         described.origin = Origin(family="f", config="{}", layout="{}", directory="/somewhere")
@@ -159,7 +159,7 @@ def test_a_description_in_json_says_what_the_model_is(with_origin, model):
         )
 
 
-def test_a_description_with_changes(model):
+def test_from_description_applies_changes(model):
     read = from_description(describe(model), {"numerics.dtype": "bfloat16"}, remat="full")
     assert read.config == with_fields(model.config, {"numerics.dtype": "bfloat16"}, remat="full")
     with pytest.raises(TypeError, match="no_such_field"):

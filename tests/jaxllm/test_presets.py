@@ -1,4 +1,4 @@
-"""Presets: the document's sizes, beside the reference; and how their weights start."""
+"""Presets have the specified sizes, as the reference has, and the specified initialization."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def read(family, **arguments):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_decoder_has_the_parameters_of_the_document(size):
+def test_gpt_has_the_specified_number_of_parameters(size):
     millions, vocab_size = MILLIONS[size]
     config = gpt(size, vocab_size)
     found = count_parameters(build_abstract(config))
@@ -40,7 +40,7 @@ def test_a_decoder_has_the_parameters_of_the_document(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_encoder_decoder_has_as_many_layers_in_each_stack(size):
+def test_transformer_has_the_layers_in_each_stack(size):
     config = transformer(size, 32000, 30000)
     layers = dict(nima.PRESETS[size])
     layers["n_encoder_layers"] = layers["n_decoder_layers"] = layers.pop("n_layers")
@@ -51,7 +51,7 @@ def test_an_encoder_decoder_has_as_many_layers_in_each_stack(size):
     assert config == read(NIMA_TRANSFORMER, **arguments)
 
 
-def test_changes_are_fields_of_the_stacks():
+def test_changes_apply_to_all_stacks():
     config = gpt("tiny", 300, {"positions.kind": "rope"}, dropout=0.0)
     assert (config.positions.kind, config.dropout) == ("rope", 0.0)
     config = transformer("tiny", 300, 300, {"norms.placement": "pre", "norms.final": True})
@@ -61,8 +61,8 @@ def test_changes_are_fields_of_the_stacks():
 
 
 @pytest.mark.parametrize("init", ["xavier", "normal"])
-def test_every_tensor_starts_as_the_document_says(init):
-    """Kernels by their fans or with 0.02, tables with 0.02, biases zero and norms one."""
+def test_every_parameter_has_the_specified_initialization(init):
+    """Kernels are xavier or normal (0.02), tables normal (0.02), biases 0 and norm scales 1."""
     changes = {"init.kind": init, "positions.kind": "distance", "head.tied": False}
     decoder = gpt("tiny", 300, changes)
     encoder_decoder = transformer("tiny", 300, 280, {"init.kind": init})
@@ -82,7 +82,7 @@ def test_every_tensor_starts_as_the_document_says(init):
 
 
 def fans_of(dims: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Those of the `nn.Linear` that a kernel is: of heads into the width, or out of it."""
+    """Fan-in and fan-out of the `nn.Linear` that a kernel corresponds to, in any order."""
     sizes = dict(zip(dims, shape[-len(dims) :], strict=True))
     own = sizes.pop("D")
     return own, int(np.prod([*sizes.values()]))

@@ -1,4 +1,4 @@
-"""The letters' table: a mesh axis is used once, splits evenly, and every parameter agrees."""
+"""Sharding by dimension letters uses each mesh axis once, splits evenly and fits parameters."""
 
 import dataclasses
 import math
@@ -47,7 +47,7 @@ arrays = st.lists(
 
 
 def mesh_of(**sizes: int) -> Mesh:
-    """A mesh over as many of the devices as it needs."""
+    """A mesh of these axis sizes over the first devices."""
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     devices = jax.devices()[: math.prod(shape)]
     return jax.make_mesh(
@@ -62,7 +62,7 @@ def axes_of(dims: str, shape: list[int], mesh: dict[str, int]) -> list[tuple[str
 
 
 @given(arrays, meshes)
-def test_an_axis_is_used_once_splits_evenly_and_is_left_out_only_for_cause(array, mesh):
+def test_axis_is_used_once_splits_evenly_and_is_skipped_only_if_it_must_be(array, mesh):
     dims, shape = "".join(letter for letter, _ in array), [size for _, size in array]
     parts = axes_of(dims, shape, mesh)
     assert len(parts) == len(dims)
@@ -82,7 +82,7 @@ def test_an_axis_is_used_once_splits_evenly_and_is_left_out_only_for_cause(array
 
 
 @given(arrays, meshes)
-def test_unsplit_names_the_axes_that_no_dimension_took(array, mesh):
+def test_unsharded_dims_lists_the_unused_axes(array, mesh):
     dims, shape = "".join(letter for letter, _ in array), [size for _, size in array]
     used = {axis for part in axes_of(dims, shape, mesh) for axis in part}
     whole = unsharded_dims(dims, shape, mesh)
@@ -97,18 +97,18 @@ def test_unsplit_names_the_axes_that_no_dimension_took(array, mesh):
         ("BTD", (8, 5, 32), {"fsdp": 4, "data": 2}, (("data", "fsdp"), None, None)),
         ("BTD", (8, 5, 32), {}, (None, None, None)),
         ("DF", (32, 56), {"fsdp": 4, "tensor": 2}, (("fsdp",), ("tensor",))),
-        # Two key/value heads on four tensor-parallel devices stay whole, four heads do not.
+        # On four tensor-parallel devices, two key/value heads stay unsharded; four heads are split.
         ("DKH", (32, 2, 16), {"tensor": 4}, (None, None, None)),
         ("DNH", (32, 4, 16), {"tensor": 4}, (None, ("tensor",), None)),
         # One sequence: no axis of the batch divides it, so D gets fsdp.
         ("BTD", (1, 5, 32), {"data": 2, "fsdp": 4}, (None, None, ("fsdp",))),
-        # Of a product, the part that divides.
+        # Only some of the axes divide the size.
         ("B", (4,), {"data": 4, "fsdp": 2}, (("data",),)),
         ("B", (6,), {"data": 4, "fsdp": 2}, (("fsdp",),)),
         ("V.", (96, 32), {"tensor": 2, "fsdp": 4}, (("tensor",), None)),
     ],
 )
-def test_the_table_by_hand(dims, shape, mesh, expected):
+def test_partition_specs_equal_hand_written_ones(dims, shape, mesh, expected):
     assert partition_spec(dims, shape, mesh) == PartitionSpec(*expected)
 
 
@@ -126,7 +126,7 @@ def test_dims_and_shape_must_have_the_same_length():
         {"head.tied": True},
     ],
 )
-def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
+def test_letters_of_every_parameter_match_its_shape(changes, scan):
     model = build_abstract(with_fields(TINY, changes, scan_layers=scan))
     for name, variable in named_parameters(model).items():
         shape = tuple(SIZES[letter] for letter in dim_letters(variable))
@@ -145,8 +145,8 @@ def test_the_letters_of_every_parameter_are_its_shape(changes, scan):
         {"data": 2, "fsdp": 2, "tensor": 2},
     ],
 )
-def test_layouts_are_mesh_shapes(sizes):
-    """Each parameter has on each device exactly the part that its letters promise."""
+def test_device_shards_match_the_letters(sizes):
+    """Each device holds exactly the part of a parameter that its letters imply."""
     mesh = mesh_of(**sizes)
     config = with_fields(
         EVEN, {"attention.qkv_bias": True, "attention.out_bias": True, "mlp.bias": True}
@@ -175,7 +175,7 @@ def test_shards_tile_the_array():
     assert (covered == 2).all()  # once on each half of the data axis
 
 
-def test_constrain_places_activations_under_a_mesh_and_does_nothing_without():
+def test_constrain_shards_activations_only_under_a_mesh():
     x_BTD = jnp.ones((8, 3, 32))
     assert constrain(x_BTD, "BTD") is x_BTD
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
@@ -185,7 +185,7 @@ def test_constrain_places_activations_under_a_mesh_and_does_nothing_without():
     assert out.addressable_shards[0].data.shape == (2, 3, 32)
 
 
-def test_an_abstract_model_knows_its_letters_in_tree_mode():
+def test_abstract_model_has_letters_in_tree_mode():
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         names = named_parameters(build_abstract(TINY))
     assert dim_letters(names["layers.0:3.attn.q_proj.kernel"]) == "LDNH"

@@ -1,4 +1,4 @@
-"""What is not finite becomes null, however deep it lies; all else stays."""
+"""Non-finite floats become null at any depth; all other values are kept."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 from jaxllm.strict_json import replace_nonfinite
 
 
-def test_only_what_json_cannot_say_is_null():
+def test_non_finite_floats_become_null():
     data = {
         "kept": [1, -2.5, True, None, "NaN", 1e308],
         "lost": (math.nan, {"deep": [math.inf, (-math.inf, 3)]}, np.float64("nan")),
@@ -19,4 +19,4 @@ def test_only_what_json_cannot_say_is_null():
     }
     assert replace_nonfinite(data) == wanted
     assert json.loads(json.dumps(replace_nonfinite(data), allow_nan=False)) == wanted
-    assert math.isnan(data["lost"][0]), "the data themselves stay as they are"
+    assert math.isnan(data["lost"][0]), "the input is not modified"

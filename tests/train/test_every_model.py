@@ -135,7 +135,10 @@ def test_tokens_are_copied(folder):
 
 def test_what_was_not_trained_on_text_has_no_tokenizer_to_generate_with(folder, capsys):
     assert main(["generate", str(folder / "runs" / "llm"), "--prompt", "red"]) == 2
-    assert "was not trained on text, and has no tokenizer: TaskConfig" in capsys.readouterr().err
+    assert (
+        "was not trained on text, so it has no tokenizer; its data is TaskConfig"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_goes_on_from_another_s_weights(folder):

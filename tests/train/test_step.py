@@ -102,7 +102,7 @@ def test_microbatches_drop_by_keys_of_their_own():
 
 def test_a_sequence_past_the_learned_positions_is_refused():
     model = random_model(positions=PositionConfig(kind="learned"), max_len=8)
-    with pytest.raises(ValueError, match="a sequence of 9 tokens; positions end at max_len=8"):
+    with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_len=8"):
         next_token_loss(model, BATCH, 512)
     longer = random_model(positions=PositionConfig(kind="learned"), max_len=9)
     next_token_loss(longer, BATCH, 512)

@@ -1,1 +1,1 @@
-"""Attention: self- and cross-attention, masks, positions and key/value caches."""
+"""Attention: self-attention, cross-attention, masks, positions and key/value caches."""

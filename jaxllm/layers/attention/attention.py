@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al., 2023)."""
+"""Self-attention with grouped queries (Ainslie et al., 2023), computed in blocks of queries."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,17 +19,17 @@ from .cache import Cache
 from .mask import MaskSpec, same_segment
 from .rope import Rotation, apply_rope
 
-MIN_BLOCK = 128  # queries; smaller blocks save little more and make small products
-MAX_BLOCKS = 16  # in a program, whatever the length
+MIN_BLOCK = 128  # queries per block; smaller blocks save little and make matmuls small
+MAX_BLOCKS = 16  # limits the size of the program for long sequences
 
-# Called with "scores" or "probs" and these, BKGTS; returns those to go on with.
+# Called with ("scores", BKGTS) or ("probs", BKGTS); returns the values to use instead.
 Hook = Callable[[str, Array], Array]
 
-LOWEST = jnp.finfo(jnp.float32).min  # the score of a key that a query does not see
+LOWEST = jnp.finfo(jnp.float32).min  # the score of a masked key
 
 
 class Attention(nnx.Module):
-    """Self-attention; with a cache, attention to everything in the cache."""
+    """Self-attention; with a cache, attention to all cached tokens."""
 
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
@@ -49,7 +49,13 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: Array, context: Context, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
-        """The attended values, BTD, and the cache with `x` written to it."""
+        """Returns the attention output, BTD, and the cache with these tokens added.
+
+        Args:
+            x_BTD: the layer's input.
+            context: segments, positions and bias. Segments are ignored with a cache.
+            cache: the layer's own.
+        """
         positions_BT = context.resolve_positions(x_BTD.shape[1])
         q_BTNH = self.normalize_and_rotate(self.q_proj(x_BTD), self.q_norm, positions_BT)
         k_BTKH = self.normalize_and_rotate(self.k_proj(x_BTD), self.k_norm, positions_BT)
@@ -76,7 +82,7 @@ class Attention(nnx.Module):
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
-        """Applies the config's QK norm and RoPE to queries or keys."""
+        """Applies QK norm and RoPE, if the config has them, to queries or keys."""
         if norm is not None:
             x_BTNH = norm(x_BTNH)
         rotation = Rotation.from_config(self.config, self.kind)
@@ -97,7 +103,7 @@ class Attention(nnx.Module):
 
 
 def temperature_growth(temperature: Temperature, positions_BT: Array) -> Array:
-    """The factor of a query at each position, BT, in float32."""
+    """Returns the factor of the query at each position, BT, in float32; see `Temperature`."""
     steps_BT = jnp.floor((positions_BT.astype(jnp.float32) + 1) / temperature.floor_scale)
     return 1 + temperature.scale * jnp.log1p(steps_BT)
 
@@ -113,11 +119,23 @@ def attention(
     softcap: float | None = None,
     hook: Hook = lambda name, x_BKGTS: x_BKGTS,
 ) -> Array:
-    """`softmax(q k scale + bias) v` where the mask is True, BTNH; the scale is 1 / sqrt(H).
+    """Computes `softmax(scale * q k + bias) v` over the keys where the mask is True.
 
-    Each key/value head serves G consecutive query heads. Mask and bias may have 1 for B. The
-    softmax is in float32; a query that sees nothing gets the mean of v. A `softcap` bounds the
-    scores to `softcap * tanh(scores / softcap)`, before the bias.
+    Each key/value head serves G consecutive query heads. The softmax is in float32. A query with
+    all keys masked gets the mean of v.
+
+    Args:
+        q_BTNH: queries.
+        k_BSKH: keys.
+        v_BSKH: values.
+        mask_BTS: whether a query sees a key; B may be 1.
+        bias_BNTS: added to the scores; B may be 1.
+        scale: factor of the scores. Default: 1 / sqrt(H).
+        softcap: replaces scores by `softcap * tanh(scores / softcap)`, before the bias.
+        hook: replaces scores and probabilities.
+
+    Returns:
+        The attention output, BTNH.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -135,9 +153,9 @@ def attention(
 
 
 def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
-    """Each key/value head as often as `n_rep` consecutive query heads need it, BSNH.
+    """Repeats each key/value head for its `n_rep` consecutive query heads, BSNH.
 
-    For attention that does not group heads, as `attention` does without copying any.
+    For attention functions without grouped heads; `attention` needs no copies.
     """
     return jnp.repeat(kv_BSKH, n_rep, axis=2)
 
@@ -154,13 +172,22 @@ def self_attention(
     attend: Callable[..., Array] = attention,
     hooked_module: nnx.Module | None = None,
 ) -> Array:
-    """Attention of each token to those of its segment that it sees, BTNH.
+    """Attention of each token to the tokens of its segment that the mask allows, BTNH.
 
-    Positions must grow within a segment; they may have 1 for B. Goes by blocks of queries, each
-    of which meets only the keys in its reach: half the work of masking all T x T scores, or much
-    less with a window. The backward pass computes the probabilities again (Dao et al., 2022), and
-    the biases, so that none are kept. The hook of `hooked_module` is given scores and
-    probabilities, block by block and as wide as there are keys.
+    Works in blocks of queries, each against only the keys within its reach: half the work of
+    masking all T x T scores, or much less with a window. The backward pass recomputes
+    probabilities and biases (Dao et al., 2022), so that none are stored.
+
+    Args:
+        q_BTNH: queries.
+        k_BTKH: keys.
+        v_BTKH: values.
+        positions_BT: must increase within a segment; B may be 1.
+        segment_ids_BT: tokens see only tokens with the same id. None: one segment.
+        mask_spec: which positions a query sees.
+        bias: added to the scores.
+        attend: the attention function of a block, with the signature of `attention`.
+        hooked_module: its hook gets the scores and probabilities of each block, over all keys.
     """
     T = q_BTNH.shape[1]
 
@@ -178,14 +205,25 @@ def self_attention(
             mask_BTS &= same_segment(segment_ids_BT[:, own], segment_ids_BT[:, seen])
         if hooked_module is None:
             attend_own = jax.checkpoint(attend_block)
-        else:  # a hook cannot record what is traced
+        else:  # not checkpointed: a hook cannot record tracers
             attend_own = partial(attend_block, hook=partial(hook_block, hooked_module, seen, T))
         outs.append(attend_own(q_BTNH[:, own], k_BTKH[:, seen], v_BTKH[:, seen], mask_BTS, at))
     return jnp.concatenate(outs, axis=1)
 
 
 def hook_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGTS: Array) -> Array:
-    """Calls the hook with scores or probabilities of a block of queries and all keys, BTNS."""
+    """Calls the hook with a block's scores or probabilities, BTNS, padded to all keys.
+
+    Args:
+        module: has the hook.
+        seen: the keys that the block covers.
+        num_keys: the number of all keys.
+        name: "scores" or "probs".
+        x_BKGTS: the values for the keys in `seen`.
+
+    Returns:
+        The values to use for the keys in `seen`, BKGTS.
+    """
     beside = (seen.start, num_keys - seen.stop)
     unseen = LOWEST if name == "scores" else 0.0
     wide_BKGTS = jnp.pad(x_BKGTS, [(0, 0)] * 4 + [beside], constant_values=unseen)
@@ -197,6 +235,6 @@ def hook_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGT
 
 
 def query_blocks(T: int) -> Iterator[slice]:
-    """The queries that go through attention together, block by block."""
+    """Yields the blocks of queries that go through attention together."""
     size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
     return (slice(start, min(start + size, T)) for start in range(0, T, size))

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far."""
+"""Key/value caches: full, ring-buffer, and for cross-attention."""
 
 from typing import NamedTuple, Self
 
@@ -10,15 +10,14 @@ from jaxllm.sharding import constrain
 
 from .mask import MaskSpec
 
-NOWHERE = 1 << 30  # the position of a key that no query sees: after all of them
+NOWHERE = 1 << 30  # position of a key that no query sees, since it lies after every query
 
 
 class KVCache(NamedTuple):
     """Keys and values of one layer. Slot `c` of a row holds that row's token at position `c`.
 
-    Everything follows from that sentence: rows may be of different lengths, a query at position
-    p sees the slots up to p, and what lies beyond (a longer row's padding) is hidden until it is
-    overwritten.
+    Rows may therefore have different lengths. A query at position p sees slots 0 to p; slots
+    beyond, such as padding, are masked until they are overwritten.
     """
 
     k_BCKH: Array
@@ -36,10 +35,10 @@ class KVCache(NamedTuple):
         return self.k_BCKH.shape[-3]
 
     def write(self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array) -> Self:
-        """The cache with these tokens in it.
+        """Returns the cache with these tokens written to the slots of their positions.
 
-        A token at a position past the last slot is dropped, and so is one at position -1, which
-        is padding. The positions may have 1 for B.
+        Drops tokens at positions past the last slot, and padding, which is at position -1. B of
+        the positions may be 1.
         """
         slots_BT = jnp.where(positions_BT < 0, self.length, positions_BT)
         slots = jnp.arange(k_BTKH.shape[0])[:, None], slots_BT
@@ -51,17 +50,17 @@ class KVCache(NamedTuple):
     def extend(
         self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array
     ) -> tuple[Self, tuple[Array, Array, Array]]:
-        """The cache with these tokens in it, and what they may see: keys, values, positions BS."""
+        """Writes tokens; returns the cache and the keys, values and positions (BS) they may see."""
         written = self.write(k_BTKH, v_BTKH, positions_BT)
         return written, (*written, jnp.arange(self.length)[None])
 
 
 class RingCache(NamedTuple):
-    """Keys and values of a layer that never looks back further than its slots.
+    """Ring-buffer cache of a layer whose lookback is at most its number of slots C.
 
-    A token at position p is in slot p modulo C, until one C positions later takes its place. Its
-    position stands beside it. A row's tokens come in the order of their positions, and padding,
-    which would take a token's place, is at position -1.
+    A token at position p is in slot p modulo C, together with its position, until the token at
+    p + C overwrites it. The tokens of a row must come in the order of their positions. Padding is
+    at position -1, so that it overwrites no token.
     """
 
     k_BCKH: Array
@@ -80,14 +79,16 @@ class RingCache(NamedTuple):
         return self.positions_BC.shape[-1]
 
     def write(self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array) -> Self:
-        """The cache with these tokens in it, or the last of them if they are more than its slots.
+        """Returns the cache with these tokens written, or with the last C if there are more.
 
-        The positions may have 1 for B.
+        B of the positions may be 1.
         """
         positions_BT = jnp.broadcast_to(positions_BT, k_BTKH.shape[:2]).astype(jnp.int32)
         last_B1 = positions_BT.max(axis=1, keepdims=True)
         is_kept_BT = (positions_BT >= 0) & (positions_BT > last_B1 - self.length)
-        slots_BT = jnp.where(is_kept_BT, positions_BT % self.length, self.length)  # past: dropped
+        slots_BT = jnp.where(
+            is_kept_BT, positions_BT % self.length, self.length
+        )  # past the end: dropped
         slots = jnp.arange(k_BTKH.shape[0])[:, None], slots_BT
         return type(self)(
             constrain(self.k_BCKH.at[slots].set(k_BTKH), "BCKH"),
@@ -98,17 +99,17 @@ class RingCache(NamedTuple):
     def extend(
         self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array
     ) -> tuple[Self, tuple[Array, Array, Array]]:
-        """The cache with these tokens in it, and what they may see: keys, values, positions BS.
+        """Writes tokens; returns the cache and the keys, values and positions (BS) they may see.
 
-        One token takes the place of one that it does not see. The first of several sees what the
-        last of them overwrites: they see the cache as it was, and each other.
+        A single token overwrites only a token that it does not see. Among several tokens, the
+        first may see what the last overwrites, so they attend to the old cache and to each other.
         """
         written = self.write(k_BTKH, v_BTKH, positions_BT)
         if k_BTKH.shape[1] == 1:
             return written, written
         fresh_BT = jnp.broadcast_to(positions_BT, k_BTKH.shape[:2])
         fresh_BT = jnp.where(fresh_BT < 0, NOWHERE, fresh_BT).astype(jnp.int32)
-        # What is being written again is no longer seen as it was.
+        # Old entries at positions that are being rewritten are masked.
         is_old_BC = self.positions_BC < fresh_BT.min(axis=1, keepdims=True)
         seen_BC = jnp.where(is_old_BC, self.positions_BC, NOWHERE)
         return written, (
@@ -119,7 +120,7 @@ class RingCache(NamedTuple):
 
 
 class SourceKV(NamedTuple):
-    """One layer's keys and values of an encoder's output."""
+    """Keys and values of an encoder's output in one layer."""
 
     k_BSKH: Array
     v_BSKH: Array
@@ -130,24 +131,27 @@ Cache = KVCache | RingCache
 
 
 class CrossCache(NamedTuple):
-    """The cache of a layer with cross-attention: of the target so far, and of the source."""
+    """Cache of a layer with cross-attention: the target so far, and the source."""
 
     target: Cache
     source: SourceKV
 
 
 LayerCache = Cache | CrossCache
-# Of a stack of layers, by their labels; stacked along a leading L as the layers are.
+# The caches of a stack by layer label, stacked along a leading L where the layers are.
 Caches = dict[str, LayerCache]
 
 
 def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: int) -> Cache:
-    """An empty cache for a layer of this kind: of `length` slots, or of those that it looks back.
+    """Returns an empty cache of `length` slots, or of as many as the layer looks back.
 
-    Raises ValueError if tokens see those after them, so that none is ever done with.
+    Raises ValueError if attention is not causal: later tokens would change earlier ones.
     """
     if not config.attention.causal:
-        raise ValueError("a cache with attention.causal=False: tokens would see those to come")
+        raise ValueError(
+            "a cache with attention.causal=False is impossible: later tokens would change the "
+            "outputs of earlier ones"
+        )
     reach = MaskSpec.from_config(config, kind).lookback
     if reach is None or length <= reach:
         return KVCache.empty(config, batch_size, length)

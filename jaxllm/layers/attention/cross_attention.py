@@ -1,4 +1,4 @@
-"""Attention of a decoder to what an encoder made of the source."""
+"""Cross-attention of a decoder to an encoder's output."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,10 @@ from .mask import same_segment
 
 
 class CrossAttention(nnx.Module):
-    """Queries from the decoder, keys and values from the encoder; positions play no part."""
+    """Attention with queries from the decoder and keys and values from the encoder.
+
+    It uses no positions.
+    """
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
@@ -32,7 +35,7 @@ class CrossAttention(nnx.Module):
         self.config = config
 
     def project_source(self, source: Source) -> SourceKV:
-        """The keys and values of a source, which are the same for every token of the target."""
+        """Computes the keys and values of a source, which all tokens of the target share."""
         k_BSKH = constrain(self.k_proj(source.x_BSD), "BSKH")
         v_BSKH = constrain(self.v_proj(source.x_BSD), "BSKH")
         k_BSKH, v_BSKH = apply_hook(self, k=k_BSKH, v=v_BSKH)
@@ -41,10 +44,14 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, x_BTD: Array, source: SourceKV, segment_ids_BT: Array | None = None
     ) -> Array:
-        """Attention of each token to the source tokens of its segment, BTD.
+        """Attends from each token to the source tokens of its segment, BTD.
 
-        Without `segment_ids_BT` all tokens are of segment 1. Goes by blocks of queries, whose
-        probabilities the backward pass computes again.
+        Works in blocks of queries; the backward pass recomputes their probabilities.
+
+        Args:
+            x_BTD: the decoder's tokens.
+            source: from `project_source`.
+            segment_ids_BT: segments of the decoder's tokens. Default: all 1.
         """
         B, T = x_BTD.shape[:2]
         if segment_ids_BT is None:
@@ -53,7 +60,7 @@ class CrossAttention(nnx.Module):
         (q_BTNH,) = apply_hook(self, q=q_BTNH)
         scale, softcap = self.config.attention.scale, self.config.attention.softcap
         attend: Callable[..., Array] = partial(attention, scale=scale, softcap=softcap)
-        if has_hook(self):  # a hook cannot record what is traced
+        if has_hook(self):  # not checkpointed: a hook cannot record tracers
             S = source.k_BSKH.shape[1]
             attend = partial(attend, hook=partial(hook_block, self, slice(0, S), S))
         else:

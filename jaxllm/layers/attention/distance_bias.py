@@ -1,4 +1,4 @@
-"""What scores gain from the distance of query and key, in models whose tokens have no position."""
+"""Biases added to attention scores by query-key distance: ALiBi, T5 buckets, learned distances."""
 
 import math
 
@@ -13,7 +13,7 @@ from jaxllm.sharding import constrain
 
 
 def make_bias(config: StackConfig, *, rngs: nnx.Rngs) -> Bias | None:
-    """That which the config names, one for all layers; None if scores know no distance."""
+    """Makes the bias that all layers share; None if the config's positions have none."""
     if config.positions.kind == "alibi":
         return Alibi(config)
     if config.positions.kind == "relative":
@@ -22,23 +22,23 @@ def make_bias(config: StackConfig, *, rngs: nnx.Rngs) -> Bias | None:
 
 
 class Alibi(nnx.Module):
-    """Scores fall with the distance, faster in some heads than in others (Press et al., 2022)."""
+    """ALiBi: a penalty linear in distance, with a fixed slope per head (Press et al., 2022)."""
 
     def __init__(self, config: StackConfig):
         self.num_heads = config.num_heads
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
-        """The bias of queries and keys at these positions, BNTS."""
+        """Returns the bias of queries and keys at these positions, BNTS."""
         distance_BTS = jnp.abs(keys_BS[:, None, :] - queries_BT[:, :, None])
         slopes_N = jnp.asarray(alibi_slopes(self.num_heads))
         return constrain(-slopes_N[:, None, None] * distance_BTS[:, None], "BNTS")
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """How fast the scores of each head fall: `2 ** (-8 (n + 1) / N)`, in float32.
+    """Returns the slope of each head n, `2 ** (-8 (n + 1) / N)`, in float32.
 
-    Where N is no power of two: those of the power below it, then every other one of the power
-    above.
+    If N is not a power of two: the slopes for the next lower power of two, followed by every other
+    slope for the next higher one.
     """
     below = 2 ** math.floor(math.log2(num_heads))
     slopes = 2.0 ** (-8 * np.arange(1, below + 1) / below)
@@ -47,7 +47,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 class DistanceBias(nnx.Module):
-    """A learned number for each head and each distance, behind and ahead, up to `max_len - 1`."""
+    """A learned bias per head and distance, behind and ahead, up to `max_len - 1`."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         shape = (2 * config.max_len - 1, config.num_heads)
@@ -56,12 +56,12 @@ class DistanceBias(nnx.Module):
         self.embedding = nnx.Param(table, dims=".N")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
-        """The bias of queries and keys at these positions, BNTS, in float32.
+        """Returns the bias of queries and keys at these positions, BNTS, in float32.
 
-        NaN beyond the farthest distance, which no training has seen.
+        Distances beyond the table give NaN.
         """
         ahead_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
-        # Nothing is below row 0, but a negative row would count from the end.
+        # Negative rows would index from the end: distances too far behind go past the last row.
         row_past_all = 2 * self.farthest + 1
         rows_BTS = jnp.where(ahead_BTS < -self.farthest, row_past_all, ahead_BTS + self.farthest)
         table_NR = self.embedding[...].astype(jnp.float32).T
@@ -70,7 +70,7 @@ class DistanceBias(nnx.Module):
 
 
 class RelativeBias(nnx.Module):
-    """A learned number for each head and each bucket of distances (Raffel et al., 2020)."""
+    """A learned bias per head and bucket of distances, as in T5 (Raffel et al., 2020)."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         bucket_table = config.positions.relative
@@ -81,9 +81,9 @@ class RelativeBias(nnx.Module):
         self.embedding = nnx.Param(table, dims=".N")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
-        """The bias of queries and keys at these positions, BNTS, in float32."""
+        """Returns the bias of queries and keys at these positions, BNTS, in float32."""
         farthest = self.buckets.max_distance
-        # The number of each distance ahead, from -farthest to farthest: one small table to look in.
+        # A small table of the bias at each distance ahead, from -farthest to farthest.
         table_NU = self.embedding[...].astype(jnp.float32).T
         numbers_NR = table_NU[:, bucket_table(self.buckets, self.causal)]
         ahead_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
@@ -92,11 +92,11 @@ class RelativeBias(nnx.Module):
 
 
 def bucket_table(relative: RelativeBuckets, causal: bool) -> np.ndarray:
-    """The bucket of a key at each distance ahead of its query, from the farthest behind.
+    """Returns the bucket of each distance ahead, from `-max_distance` to `max_distance`.
 
-    Up to half of its side's buckets a distance has a bucket of its own; from there on they widen
-    with the logarithm. On the host and in float32 as PyTorch computes it: at the edge of a bucket
-    the rounding decides.
+    On each side, the first half of the buckets hold one distance each; the rest widen
+    logarithmically. Computed on the host in float32, as PyTorch does, since rounding decides at
+    the edges of buckets.
     """
     ahead = np.arange(-relative.max_distance, relative.max_distance + 1)
     own = relative.count if causal else relative.count // 2

@@ -1,4 +1,4 @@
-"""Which tokens a query sees."""
+"""Attention masks: causal, sliding window, chunks and segments."""
 
 from typing import NamedTuple, Self
 
@@ -9,15 +9,15 @@ from jaxllm.config import LayerKind, StackConfig
 
 
 class MaskSpec(NamedTuple):
-    """Which keys of its own sequence a query may attend to, by positions."""
+    """Rules of which keys a query may attend to, by position."""
 
-    causal: bool = True  # nothing after itself
-    window: int | None = None  # this many tokens, itself the last of them
-    chunk: int | None = None  # of the tokens 0 to chunk - 1, chunk to 2 chunk - 1, ... its own
+    causal: bool = True  # no keys after the query
+    window: int | None = None  # only the last `window` tokens, the query's own included
+    chunk: int | None = None  # only the query's chunk: 0 to chunk - 1, chunk to 2 chunk - 1, ...
 
     @classmethod
     def from_config(cls, config: StackConfig, kind: LayerKind) -> Self:
-        """The mask of a layer of this kind."""
+        """Returns the mask of a layer of this kind."""
         return cls(
             causal=config.attention.causal,
             window=config.attention.window if kind.sees == "window" else None,
@@ -25,7 +25,7 @@ class MaskSpec(NamedTuple):
         )
 
     def mask(self, queries_BT: Array, keys_BS: Array) -> Array:
-        """Whether the query at each position sees the key at each, BTS. B may be 1."""
+        """Returns whether the query at each position sees the key at each, BTS. B may be 1."""
         q_BT1, k_B1S = queries_BT[:, :, None], keys_BS[:, None, :]
         mask_BTS = (q_BT1 >= k_B1S) if self.causal else jnp.ones((1, 1, 1), bool)
         if self.window is not None:
@@ -36,15 +36,18 @@ class MaskSpec(NamedTuple):
 
     @property
     def lookback(self) -> int | None:
-        """Of how many tokens, itself the last, a query sees some at most; None: of all."""
+        """The most tokens up to its own that a query may see; None: no limit."""
         return min(filter(None, (self.window, self.chunk)), default=None)
 
     def key_range(self, start: int, stop: int, length: int) -> slice:
-        """All that the queries from `start` to `stop` may see, of a sequence of this length."""
+        """Returns the range of keys that the queries from `start` to `stop` may see.
+
+        `length` is that of the whole sequence.
+        """
         reach = length if self.lookback is None else self.lookback
         return slice(max(0, start + 1 - reach), stop if self.causal else length)
 
 
 def same_segment(queries_BT: Array, keys_BS: Array) -> Array:
-    """Whether a query and a key belong to the same segment, BTS."""
+    """Returns whether a query and a key belong to the same segment, BTS."""
     return queries_BT[:, :, None] == keys_BS[:, None, :]

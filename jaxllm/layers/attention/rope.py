@@ -1,4 +1,4 @@
-"""Rotary position embedding: positions as rotations of queries and keys (Su et al., 2021)."""
+"""Rotary position embeddings (RoPE; Su et al., 2021) and their scaling for long contexts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,25 +13,26 @@ from jaxllm.config import LayerKind, RopeLayout, RopeScaling, StackConfig
 
 
 class Rotation(NamedTuple):
-    """How a layer's queries and keys are rotated.
+    """The rotation of a layer's queries and keys.
 
-    Where frequencies depend on the length of a sequence, that is the last position of a row in
-    one call of the model, plus one; padding, which is at position -1, does not count. With a
-    cache, then, queries turn at the frequencies of the length so far and keys stay as they were
-    written, as in transformers. Up to `original_max_len` that is what a call without a cache
-    computes; past it, it is not, there or here. (`jaxllm.generation` reads a text again when it
-    gets there with LongRoPE, as `generate` of Phi-3 in transformers does.)
+    If frequencies depend on the sequence length ("dynamic", "longrope"), the length is the last
+    position of a row in one call of the model, plus one; padding, at position -1, does not count.
+    With a cache, queries are then rotated at the frequencies of the length so far, while cached
+    keys stay as they were written, as in transformers. Up to `original_max_len` this equals a call
+    without a cache; beyond, it does not, in transformers or here. (With LongRoPE,
+    `jaxllm.generation` reads a text again when it exceeds that length, as `generate` of Phi-3 in
+    transformers does.)
     """
 
     frequencies: np.ndarray  # radians per position of each rotated pair, P
     layout: RopeLayout
-    attention_factor: float = 1.0  # of cosines and sines
-    # The frequencies of sequences of these lengths, B111 -> B11P, where they depend on it.
+    attention_factor: float = 1.0  # factor of cosines and sines
+    # Maps sequence lengths, B111, to frequencies, B11P; None if they do not depend on the length.
     at_length: Callable[[Array], Array] | None = None
 
     @classmethod
     def from_config(cls, config: StackConfig, kind: LayerKind) -> Self | None:
-        """That of a layer of this kind; None if it has no RoPE."""
+        """Returns the rotation of a layer of this kind; None if it has no RoPE."""
         if config.positions.kind != "rope" or kind.rope == "none":
             return None
         theta, scaling = config.rope.theta, config.rope.scaling
@@ -44,7 +45,7 @@ class Rotation(NamedTuple):
     def with_scaling(
         cls, rotated: int, theta: float, scaling: RopeScaling | None, layout: RopeLayout
     ) -> Self:
-        """That of a head's first `rotated` elements."""
+        """Returns a rotation of a head's first `rotated` elements."""
         frequencies = rope_frequencies(rotated, theta, scaling)
         if scaling is None:
             return cls(frequencies, layout)
@@ -59,7 +60,7 @@ class Rotation(NamedTuple):
         return cls(frequencies, layout, attention_factor(scaling), at_length)
 
     def angles(self, positions_BT: Array) -> Array:
-        """Radians by which each pair of every head turns, BT1P."""
+        """Returns the angle in radians of each pair, the same in all heads, BT1P."""
         frequencies: np.ndarray | Array = self.frequencies
         if self.at_length is not None:
             length_B = jnp.max(positions_BT, axis=1) + 1
@@ -69,10 +70,18 @@ class Rotation(NamedTuple):
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per position of each of the H/2 rotated pairs, in sequences of the original length.
+    """Returns the frequency of each rotated pair, P, for sequences up to the original length.
 
     Computed once, on the host, and rounded to float32 where PyTorch rounds, so that the tables
-    agree with the originals whatever the accelerator.
+    agree with the originals on every accelerator.
+
+    Args:
+        head_dim: number of rotated elements of a head, twice the number of pairs.
+        theta: base of the frequencies.
+        scaling: of the frequencies.
+
+    Returns:
+        Radians per position.
     """
     powers = rope_powers(head_dim, theta)
     frequencies = np.float32(1.0) / powers
@@ -88,7 +97,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
 
 def rope_powers(head_dim: int, theta: float) -> np.ndarray:
-    """`theta ** (2 j / head_dim)` of each pair j, P, in float32 as PyTorch rounds it."""
+    """Returns `theta ** (2 j / head_dim)` of each pair j, P, rounded to float32 as in PyTorch."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     # The power in float64: NumPy's float32 power is off by up to two units in the last place,
     # which 131072 positions turn into 2e-4 radians.
@@ -113,7 +122,7 @@ def _yarn_frequencies(powers: np.ndarray, theta: float, scaling: RopeScaling) ->
     H, one = 2 * powers.size, np.float32(1)
 
     def pair(turns: float) -> float:
-        """The pair, a fraction maybe, that turns so often in the original length."""
+        """Returns the fractional index of the pair that makes `turns` in the original length."""
         return (
             H * math.log(scaling.original_max_len / (2 * math.pi * turns)) / (2 * math.log(theta))
         )
@@ -134,17 +143,20 @@ def _longrope_frequencies(powers: np.ndarray, factors: Sequence[float]) -> np.nd
 
 
 def _dynamic_frequencies(frequencies: np.ndarray, scaling: RopeScaling, length: Array) -> Array:
-    """Those of theta times `growth ** (H / (H - 2))`, growth being 1 at the original length."""
+    """Returns the frequencies for theta * growth ** (H / (H - 2)).
+
+    `growth` is 1 up to the original length.
+    """
     excess = jnp.maximum(length - scaling.original_max_len, 0) / scaling.original_max_len
     growth = 1 + scaling.factor * excess.astype(jnp.float32)
-    # 2j/(H - 2) for pair j of H/2. The table is taken times a power close to one: a power of theta
-    # anew would be less exact by the logarithm of theta.
+    # 2j/(H - 2) for pair j of H/2. Multiplying the table by a power close to 1 is more accurate
+    # than a new power of theta, by a factor of the logarithm of theta.
     exponents = np.arange(frequencies.size, dtype=np.float32) / np.float32(frequencies.size - 1)
     return jnp.asarray(frequencies) * growth**-exponents
 
 
 def attention_factor(scaling: RopeScaling) -> float:
-    """What cosines and sines are multiplied by: the given, or what the kind's paper suggests."""
+    """Returns the factor of cosines and sines: as given, or as the paper of the kind suggests."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.kind == "yarn":
@@ -155,11 +167,11 @@ def attention_factor(scaling: RopeScaling) -> float:
 
 
 def apply_rope(x_BTNH: Array, positions_BT: Array, rotation: Rotation) -> Array:
-    """Rotates each pair of the first elements of `x` by `position * frequency`.
+    """Rotates each pair of a head's first R elements by `position * frequency`.
 
-    Pair j of R rotated elements is (j, j + R/2) in the `half` layout of Hugging Face Llama and
-    (2j, 2j + 1) in the `interleaved` layout of the paper and of Meta's code. Elements past R
-    stay as they are. Same dtype out as in.
+    Pair j is (j, j + R/2) in the `half` layout of Hugging Face Llama, and (2j, 2j + 1) in the
+    `interleaved` layout of the paper and of Meta's code. Elements from R on are not rotated. The
+    result has the dtype of `x`.
     """
     angles = rotation.angles(positions_BT)
     sin, cos = jnp.sin(angles), jnp.cos(angles)

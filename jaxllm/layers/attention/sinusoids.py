@@ -12,9 +12,10 @@ from .rope import rope_powers
 
 
 def sinusoids(positions_BT: Array, embed_dim: int, waves: Waves = "power") -> Array:
-    """A vector for each position, BTD, in float32 (Vaswani et al., 2017).
+    """Returns the sinusoidal embedding of each position, BTD, in float32.
 
-    Element 2j is `sin(p / 10000 ** (2j / D))`, element 2j + 1 the cosine of the same.
+    At position p, element 2j is `sin(p / 10000 ** (2j / D))` and element 2j + 1 is the cosine of
+    the same angle.
     """
     angles = positions_BT[..., None].astype(jnp.float32) * wave_frequencies(embed_dim, waves)
     both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -22,7 +23,7 @@ def sinusoids(positions_BT: Array, embed_dim: int, waves: Waves = "power") -> Ar
 
 
 def wave_frequencies(embed_dim: int, waves: Waves) -> np.ndarray:
-    """Radians per position of each sinusoid, rounded where models in PyTorch round them."""
+    """Returns the radians per position of each sinusoid, rounded as in the PyTorch models."""
     if waves == "power":
         return np.float32(1.0) / rope_powers(embed_dim, 10000.0)
     step = np.float32(-math.log(10000.0) / embed_dim)

@@ -1,7 +1,7 @@
-"""Experts on a mesh: each device sorts its own tokens, and rows go to where their experts are.
+"""Expert parallelism: each device sorts its own tokens and sends them to their experts' devices.
 
-Written with `shard_map`: the partitioner would gather all that is to be sorted, and the experts.
-No row is dropped: any one device has room for all of them.
+Written with `shard_map`, since XLA's partitioner would gather both the tokens to be sorted and the
+experts. No token is dropped: each device has room for all of them.
 """
 
 import functools
@@ -19,19 +19,19 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxllm.layers.trace import without_hooks
 from jaxllm.sharding import DIMS, partition_spec
 
-# Rows sorted by group, how many each group has, and the group of each: the rows afterwards.
+# Maps (rows sorted by group, number of rows per group, group of each row) to the new rows.
 ApplyGroups = Callable[[Array, Array, Array], Array]
-NO_EXPERT = np.iinfo(np.int32).max
+NO_EXPERT = np.iinfo(np.int32).max  # choice of the padding that fills up devices
 
 
 def multi_device_mesh() -> AbstractMesh | None:
-    """The mesh in use, if it is of more than one device."""
+    """Returns the mesh in use, or None if there is none or it has one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def shards_experts(mesh: AbstractMesh, num_experts: int) -> bool:
-    """Whether the mesh's expert axis splits so many experts; otherwise every device has all."""
+    """Whether the mesh splits this many experts; otherwise every device has all of them."""
     return partition_spec("E", (num_experts,), mesh.shape)[0] is not None
 
 
@@ -43,10 +43,21 @@ def map_over_devices(
     weights_Sk: Array,
     expert_Sk: Array,
 ) -> Array:
-    """`apply` of its own experts and its own tokens on every device of the mesh, SD.
+    """Runs `apply` on every device with its own experts and its own tokens.
 
-    The experts' F is split over `tensor`, and what `apply` returns is summed over it. The tokens
-    that fill up the devices chose `NOBODY`.
+    The experts' F is split over the mesh axis `tensor`, over which the results are summed. Tokens
+    are padded to fill all devices; the padding chooses `NO_EXPERT`.
+
+    Args:
+        mesh: of more than one device.
+        apply: maps experts, tokens SD, weights Sk and choices Sk to outputs SD.
+        experts: a pytree of modules.
+        x_SD: S tokens.
+        weights_Sk: weights of each token's k choices.
+        expert_Sk: the chosen experts.
+
+    Returns:
+        The outputs of all tokens, SD.
     """
     graphdef, state = nnx.split(without_hooks(experts))
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -54,7 +65,7 @@ def map_over_devices(
     dims = [variable.dims for variable in variables]
     specs = [partition_spec(v.dims, v.get_value().shape, mesh.shape) for v in variables]
     is_sum = any("tensor" in part for part in specs)
-    axes = tuple(axis for axis in DIMS["B"] if mesh.shape.get(axis, 1) > 1)  # that split the tokens
+    axes = tuple(axis for axis in DIMS["B"] if mesh.shape.get(axis, 1) > 1)  # split the tokens
     varying = (*axes, "tensor") if is_sum else axes
     S, split = x_SD.shape[0], PartitionSpec(axes)
 
@@ -72,27 +83,30 @@ def map_over_devices(
 
 
 def _prepare(array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...]) -> Array:
-    """A device's part of a parameter as its tokens need it: whole but for its E and its F."""
+    """Gathers a device's part of a parameter over `fsdp`, so that only E and F remain sharded."""
     for place, axes in enumerate(part):
-        if axes == "fsdp":  # whose gradient is then scattered as it is summed
+        if axes == "fsdp":  # the gradient of all_gather is a reduce-scatter
             array = jax.lax.all_gather(array, axes, axis=place, tiled=True)
     array = _vary(array, part, varying)
-    if "tensor" in varying and "F" not in dims:  # a bias of the sum, which is to be added once
+    if (
+        "tensor" in varying and "F" not in dims
+    ):  # an output bias: the sum over devices must add it once
         array = jnp.where(jax.lax.axis_index("tensor") == 0, array, 0)
     return array
 
 
 def _vary(x: Array, part: PartitionSpec, axes: tuple[str, ...]) -> Array:
-    """An array that is split by `part`, as one that may differ along all of these mesh axes."""
+    """Marks an array that is sharded by `part` as varying along all of these mesh axes."""
     split = jax.tree.leaves(tuple(part))
     return jax.lax.pcast(x, tuple(axis for axis in axes if axis not in split), to="varying")
 
 
 def group_by_device(expert: Array, num_own: int, *, has_overflow: bool) -> Array:
-    """The group of each choice: groups are numbered device by device, those of no expert are last.
+    """Returns the group of each choice; groups are numbered device by device.
 
-    A device has `num_own` experts and, if any, the overflow expert, the last of all, of which all
-    have a copy: the rows of it stay where they are.
+    A device has `num_own` experts and, with `has_overflow`, a copy of the overflow expert as its
+    last group; rows of the overflow expert stay on their device. `NO_EXPERT` gets the group after
+    all others.
     """
     devices = jax.lax.axis_size("expert")
     size = num_own + has_overflow
@@ -104,9 +118,13 @@ def group_by_device(expert: Array, num_own: int, *, has_overflow: bool) -> Array
 
 
 def exchange_rows(run: ApplyGroups, room: int) -> ApplyGroups:
-    """`run` of each group on the device that holds it; `room` is the most rows of one for another.
+    """Returns a function that runs each group on the device that holds it.
 
-    Groups are numbered device by device, as many on each.
+    Groups are numbered device by device, with the same number on each.
+
+    Args:
+        run: processes the rows of a device's own groups.
+        room: the most rows that one device may send to another.
     """
 
     def exchanged(rows_MD: Array, counts: Array, _: Array) -> Array:
@@ -114,7 +132,7 @@ def exchange_rows(run: ApplyGroups, room: int) -> ApplyGroups:
         given_RG = _all_to_all(counts_RG)
         sizes_R, lengths = counts_RG.sum(1), (rows_MD.shape[0], room)
         came = send_rows(rows_MD, sizes_R, lengths)
-        ends_RG = jnp.cumsum(given_RG, axis=1)  # of each device's groups; after them, room is left
+        ends_RG = jnp.cumsum(given_RG, axis=1)  # ends of each device's groups within its room
         place = jnp.arange(room)
         group = jax.vmap(lambda ends: jnp.searchsorted(ends, place, side="right"))(ends_RG)
         group = group.reshape(-1)
@@ -128,9 +146,12 @@ def exchange_rows(run: ApplyGroups, room: int) -> ApplyGroups:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def send_rows(rows_MD: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
-    """The first `sizes_R[0]` rows to device 0, those after them to device 1, ...: (R * room, D).
+    """Sends the first `sizes_R[0]` rows to device 0, the next `sizes_R[1]` to device 1, and so on.
 
-    What came from device s lies from s * room on; the rest is zeros. `lengths` are M and room.
+    `lengths` are (M, room).
+
+    Returns:
+        The received rows, (R * room, D). Rows from device s begin at s * room; the rest is zeros.
     """
     padded = functools.partial(_send_padded, room=lengths[1])
     ragged = functools.partial(_send_ragged, room=lengths[1])
@@ -139,13 +160,13 @@ def send_rows(rows_MD: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def return_rows(rows: Array, sizes_R: Array, lengths: tuple[int, int]) -> Array:
-    """What `send_rows` sent, in its place again, MD; zeros for the rows that went nowhere."""
+    """Undoes `send_rows`: returns rows to their places, MD; rows that were not sent are zeros."""
     padded = functools.partial(_bring_padded, count=lengths[0])
     ragged = functools.partial(_bring_ragged, count=lengths[0])
     return _by_platform(padded, ragged, rows, sizes_R)
 
 
-# Each takes rows to where the other takes them from: each is the other's transpose.
+# Each moves rows to where the other takes them from, so each is the transpose of the other.
 send_rows.defvjp(
     lambda rows, sizes, lengths: (send_rows(rows, sizes, lengths), sizes),
     lambda lengths, sizes, dy: (return_rows(dy, sizes, lengths), None),
@@ -157,11 +178,11 @@ return_rows.defvjp(
 
 
 def _by_platform(padded: Callable, ragged: Callable, *args: Array) -> Array:
-    """XLA's CPU backend has no ragged_all_to_all.
+    """Chooses the exchange by platform, since XLA's CPU backend has no ragged_all_to_all.
 
-    There every device sends every other as many rows as could be, most of them empty. An
-    all_gather of the tokens would move fewer bytes, but be another algorithm than the one that
-    accelerators run, and untested there.
+    On CPU, every device sends every other the largest possible number of rows, most of them empty.
+    An all_gather of the tokens would move fewer bytes, but would leave the algorithm that runs on
+    accelerators untested.
     """
     return jax.lax.platform_dependent(*args, cpu=padded, default=ragged)
 
@@ -203,10 +224,10 @@ def _bring_ragged(rows: Array, sizes_R: Array, *, count: int) -> Array:
 
 
 def _starts(sizes_R: Array) -> Array:
-    """The place of the first row for each device."""
+    """Returns the index of the first row for each device."""
     return jnp.cumsum(sizes_R) - sizes_R
 
 
 def _all_to_all(x: Array) -> Array:
-    """Part d of the first dimension to device d; what came, in the devices' order."""
+    """Sends part d of the first dimension to device d; returns the received parts by device."""
     return jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)

@@ -1,18 +1,30 @@
-"""Products of groups of rows, each group with a matrix of its own."""
+"""Grouped matmul: each group of rows is multiplied by its own matrix."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-BLOCK = 32  # rows: fewer are slower one by one, more are mostly padding where groups are small
+BLOCK = 32  # rows; smaller blocks are slower, larger ones are mostly padding for small groups
 
 
 @jax.custom_vjp
 def project_groups(rows: Array, kernel: Array, counts: Array) -> Array:
-    """The first `counts[0]` rows times `kernel[0]`, the next `counts[1]` times `kernel[1]`, ...
+    """Multiplies each group of rows by its own matrix.
 
-    In the dtype of `rows`, accumulated and returned in float32; zeros for rows past the last group.
-    The kernel's gradient comes in the kernel's own dtype, not rounded to that of `rows` before.
+    The first `counts[0]` rows are multiplied by `kernel[0]`, the next `counts[1]` by `kernel[1]`,
+    and so on.
+
+    Computes in the dtype of `rows`, accumulated and returned in float32. Rows past the last group
+    give zeros. The kernel's gradient has the kernel's own dtype and is not first rounded to that of
+    `rows`.
+
+    Args:
+        rows: (M, D), sorted by group.
+        kernel: (E, D, F), a matrix for each group.
+        counts: (E,), rows per group.
+
+    Returns:
+        The products, (M, F).
     """
     return jax.lax.platform_dependent(rows, kernel, counts, cpu=_by_blocks, default=_ragged)
 
@@ -45,7 +57,7 @@ def _ragged(rows: Array, kernel: Array, counts: Array) -> Array:
 
 
 def _outer_ragged(rows: Array, dy: Array, counts: Array) -> Array:
-    """Of each group, the sum of its rows' products with those of `dy`."""
+    """Returns the sum of outer products of `rows` and `dy` over each group's rows, (E, D, F)."""
     by_group = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())),
         lhs_ragged_dimensions=[0],
@@ -56,12 +68,13 @@ def _outer_ragged(rows: Array, dy: Array, counts: Array) -> Array:
     )
 
 
-# XLA's CPU backend multiplies every row by every matrix and keeps what is asked: E times the work,
-# and the memory. There a loop goes over blocks of rows of one group each. (1,024 rows, 256 by 512,
-# 2 cores: 5 ms among 4 groups and 240 among 128, in blocks 2 and 10; `benchmarks/experts.py`.)
+# XLA's CPU backend multiplies every row by every matrix and selects from the results: E times the
+# work and the memory. On CPU, a loop over blocks of rows, of one group each, replaces it. (1,024
+# rows, 256 by 512, 2 cores: XLA takes 5 ms with 4 groups and 240 ms with 128; blocks take 2 and
+# 10 ms; `benchmarks/experts.py`.)
 
 
-@jax.jit  # so that the loop is compiled once where layers run op by op as well
+@jax.jit  # compiles the loop only once even if layers run op by op
 def _by_blocks(rows: Array, kernel: Array, counts: Array) -> Array:
     M, size = rows.shape[0], min(BLOCK, rows.shape[0])
     groups, starts, _, count = _blocks(counts, M, size)
@@ -71,7 +84,7 @@ def _by_blocks(rows: Array, kernel: Array, counts: Array) -> Array:
         block = jax.lax.dynamic_slice_in_dim(rows, starts[i], size)
         own = kernel[groups[i]].astype(rows.dtype)
         y = jnp.dot(block, own, preferred_element_type=jnp.float32)
-        # What is written past a group's end, the next block writes over.
+        # Rows written past a group's end are overwritten by the next block.
         return jax.lax.dynamic_update_slice_in_dim(out, y, starts[i], 0)
 
     empty = jnp.zeros_like(rows, jnp.float32, shape=(M + size, kernel.shape[2]))
@@ -80,7 +93,7 @@ def _by_blocks(rows: Array, kernel: Array, counts: Array) -> Array:
 
 
 def _outer_by_blocks(rows: Array, dy: Array, counts: Array) -> Array:
-    """The same as `_outer_ragged`."""
+    """Computes the same as `_outer_ragged`, in blocks."""
     M, size = rows.shape[0], min(BLOCK, rows.shape[0])
     groups, starts, lengths, count = _blocks(counts, M, size)
     rows, dy = (jnp.pad(x, ((0, size), (0, 0))) for x in (rows, dy))
@@ -97,9 +110,12 @@ def _outer_by_blocks(rows: Array, dy: Array, counts: Array) -> Array:
 
 
 def _blocks(counts: Array, length: int, size: int) -> tuple[Array, Array, Array, Array]:
-    """The group, first row and number of rows of each block of up to `size` rows; how many count.
+    """Divides groups into blocks of up to `size` rows.
 
-    There are never more than `length // size` whole ones and one more for each group.
+    There are at most `length // size` full blocks, and one partial block per group.
+
+    Returns:
+        The group, first row and number of rows of each block, and the number of valid blocks.
     """
     each = -(-counts // size)
     ends = jnp.cumsum(each)

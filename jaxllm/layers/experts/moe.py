@@ -1,4 +1,4 @@
-"""A mixture of experts: each token goes to the few that a router chooses for it."""
+"""Mixture of experts (MoE): a router sends each token to a few of many expert MLPs."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -25,22 +25,25 @@ from .expert_parallel import (
 )
 from .grouped_matmul import project_groups
 
-Parts = dict[str, Any]  # the experts' projections by name, those of a device or of all
+Parts = dict[str, Any]  # the experts' projections by name: of one device, or of all
 
 
 class Load(NamedTuple):
-    """How a layer's router spread its tokens; of several layers, stacked along a leading L."""
+    """Load of a layer's experts; for several layers, stacked along a leading L."""
 
-    tokens: Array  # how many; padding does not count
-    chosen_E: Array  # how many of them chose each expert
-    probs_E: Array  # the sum of their probabilities of it
-    weights_E: Array  # the sum of their weights of it, but for those that found it full
+    tokens: Array  # number of tokens, without padding
+    chosen_E: Array  # number of tokens that chose each expert
+    probs_E: Array  # sum of the tokens' router probabilities of each expert
+    weights_E: Array  # sum of the tokens' weights of each expert, without those it had no room for
 
     @classmethod
     def from_routing(
         cls, probs_BTE: Array, weights_BTk: Array, chosen_BTk: Array, is_token_BT: Array | None
     ) -> Self:
-        """That of the router's probabilities, and of its choices and their weights."""
+        """Computes the load from router probabilities, the choices and their weights.
+
+        `is_token_BT` masks padding; None: there is none.
+        """
         shape = probs_BTE.shape[:2]
         counts_BT = (
             jnp.ones(shape) if is_token_BT is None else jnp.asarray(is_token_BT, jnp.float32)
@@ -53,11 +56,13 @@ class Load(NamedTuple):
 
 
 class MoE(nnx.Module):
-    """`sum over the chosen experts e of weight_e * expert_e(x)`, plus the shared expert's if any.
+    """Mixture of experts: the sum of `weight_e * expert_e(x)` over the experts e that x chose.
 
-    Tokens are sorted by expert, and each expert multiplies its own: no expert computes a token
-    that did not choose it, and none is dropped. With a capacity, those that come to an expert that
-    is full go to one overflow expert, so that what a token gets depends on those before it.
+    The output of a shared expert is added if the config has one.
+
+    Tokens are sorted by expert and each expert processes only the tokens that chose it; no token
+    is dropped. With a capacity, tokens that find their expert full go to one overflow expert, so
+    that a token's output depends on the tokens before it.
     """
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
@@ -77,10 +82,9 @@ class MoE(nnx.Module):
         self.overflow = nnx.data(MLP(config, mlp_dim=F, rngs=rngs) if is_full else None)
 
     def __call__(self, x_BTD: Array, is_token_BT: Array | None = None) -> tuple[Array, Load]:
-        """Each position transformed on its own, BTD, and the experts' load.
+        """Transforms each position; returns the output, BTD, and the load of the experts.
 
-        `is_token_BT` says which positions count for the load, and for what an expert can take; the
-        others are padding.
+        `is_token_BT` masks padding, which counts neither for the load nor for the capacity.
         """
         probs_BTE, weights_BTk, chosen_BTk = self.route(x_BTD)
         taken_BTk = self.apply_capacity(chosen_BTk, is_token_BT)
@@ -103,9 +107,13 @@ class MoE(nnx.Module):
         return out_BTD, Load.from_routing(probs_BTE, weights_BTk * kept, chosen_BTk, is_token_BT)
 
     def route(self, x_BTD: Array) -> tuple[Array, Array, Array]:
-        """The router's probabilities BTE; the chosen experts' weights and numbers, BT top_k.
+        """Chooses the experts of each token.
 
-        The logits have the dtype of activations, as in the originals; what follows is float32.
+        Router logits have the activation dtype, as in the original models; the rest is float32.
+
+        Returns:
+            The router's probabilities, BTE, the weights of the chosen experts, (B, T, top_k), and
+            their indices, (B, T, top_k).
         """
         logits_BTE = constrain(self.router(x_BTD), "BT.").astype(jnp.float32)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
@@ -119,7 +127,7 @@ class MoE(nnx.Module):
         return probs_BTE, weights_BTk, chosen_BTk
 
     def apply_capacity(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
-        """The expert of each choice, the number of experts for those whose own is full."""
+        """Returns the chosen experts, with index `num_experts` where an expert is full."""
         count, capacity = self.experts.num_experts, self.experts.capacity
         if capacity is None:
             return chosen_BTk
@@ -130,9 +138,9 @@ class MoE(nnx.Module):
     def apply_experts(
         self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array
     ) -> Array:
-        """The weighted sum of what each token's experts make of it, SD.
+        """Returns the weighted sum of each token's expert outputs, SD.
 
-        A choice of neither an expert nor the overflow expert counts for nothing.
+        Choices beyond the experts and the overflow expert contribute nothing.
         """
         count = self.experts.num_experts + (self.overflow is not None)
         return self.combine(partial(self.apply_mlp, parts), count, x_SD, weights_Sk, expert_Sk)
@@ -140,11 +148,14 @@ class MoE(nnx.Module):
     def apply_sharded(
         self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array
     ) -> Array:
-        """The same of one device's tokens, by the experts of every device; `parts` are its own."""
+        """Does what `apply_experts` does for one device's tokens, with the experts of all devices.
+
+        `parts` are the experts of this device.
+        """
         devices, has_overflow = jax.lax.axis_size("expert"), self.overflow is not None
         num_own = self.experts.num_experts // devices
         group_Sk = group_by_device(expert_Sk, num_own, has_overflow=has_overflow)
-        # A token's experts differ, but the overflow expert may be several of its choices.
+        # A token's experts are distinct, but several of its choices may go to the overflow expert.
         most = self.experts.top_k if has_overflow else min(self.experts.top_k, num_own)
         run = exchange_rows(partial(self.apply_mlp, parts), room=most * x_SD.shape[0])
         count = devices * (num_own + has_overflow)
@@ -153,9 +164,9 @@ class MoE(nnx.Module):
     def combine(
         self, run: ApplyGroups, count: int, x_SD: Array, weights_Sk: Array, group_Sk: Array
     ) -> Array:
-        """`run` on a row for each choice of each token, sorted by group: their weighted sums, SD.
+        """Runs the experts on one row per choice, sorted by group; returns weighted sums, SD.
 
-        There are `count` groups; the choices of a higher one count for nothing.
+        Choices of groups from `count` on contribute nothing.
         """
         weight, group = weights_Sk.reshape(-1, 1).astype(x_SD.dtype), group_Sk.reshape(-1)
         order = jnp.argsort(group)  # stable
@@ -169,7 +180,7 @@ class MoE(nnx.Module):
         return out.reshape(*group_Sk.shape, -1).sum(1)
 
     def apply_mlp(self, parts: Parts, rows: Array, counts_E: Array, expert: Array) -> Array:
-        """The experts on rows of width D that are sorted by expert, the overflow expert last."""
+        """Runs the experts on rows of width D, sorted by expert, the overflow expert last."""
 
         def of(name: str, rows: Array) -> Array:
             last = None if parts["overflow"] is None else getattr(parts["overflow"], name)
@@ -183,17 +194,17 @@ class MoE(nnx.Module):
 
 
 def assign_overflow(expert: Array, count: int, capacity: int) -> Array:
-    """The expert of each choice, in order, or `count` for those that find theirs full."""
+    """Replaces a choice by `count` where its expert already has `capacity` earlier choices."""
     order = jnp.argsort(expert)  # stable
     sorted_expert, sizes = expert[order], jnp.bincount(expert, length=count + 1)
     starts = jnp.cumsum(sizes) - sizes
-    taken = jnp.arange(expert.size) - starts[sorted_expert]  # before this one, of its expert
+    taken = jnp.arange(expert.size) - starts[sorted_expert]  # earlier choices of the same expert
     fitting = jnp.where(taken < capacity, sorted_expert, count)
     return jnp.zeros_like(expert).at[order].set(fitting, unique_indices=True)
 
 
 class Projections(nnx.Module):
-    """A projection for each expert, of rows that are sorted by expert."""
+    """One projection per expert, applied to rows that are sorted by expert."""
 
     def __init__(
         self, equation: str, shape: tuple[int, int, int], config: StackConfig, rngs: nnx.Rngs
@@ -208,9 +219,13 @@ class Projections(nnx.Module):
     def __call__(
         self, rows: Array, counts_E: Array, expert: Array, last: Linear | None = None
     ) -> Array:
-        """`row @ kernel[its expert] + bias[its expert]`; `counts_E` rows go to each expert.
+        """Returns `row @ kernel[expert] + bias[expert]` for each row.
 
-        `last` is a projection of one more expert.
+        Args:
+            rows: sorted by expert.
+            counts_E: number of rows of each expert.
+            expert: the expert of each row.
+            last: the projection of one more expert, after all others.
         """
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         if last is not None:
@@ -224,13 +239,16 @@ class Projections(nnx.Module):
 
 
 def load_balance(loads: Load, balance: Literal["layer", "model", "sum", "kept"]) -> Array:
-    """`E * sum over e of f_e p_e`: choices of e per token and its mean probability.
+    """Returns the load-balancing loss, `E * sum over e of f_e p_e`.
 
-    That of each layer and then the mean (Fedus et al., 2022), or of all layers' tokens together,
-    as transformers has it. Equal shares give top_k. `sum` is that of each layer without the factor
-    E and then the sum. `kept` takes only the choices that did not find their expert full, and
-    their mean weight for p_e, of each layer and then the sum: the product is their weight per
-    token.
+    f_e is the number of choices of expert e per token, p_e its mean probability. Equal shares give
+    top_k. The variants of `balance`:
+
+        layer: the mean of the layers' losses (Fedus et al., 2022).
+        model: the loss over the tokens of all layers together, as in transformers.
+        sum: the sum of the layers' losses, without the factor E.
+        kept: the sum of the layers' losses over only the choices whose expert was not full, with
+            their mean weight as p_e; the product f_e p_e is then their weight per token.
     """
     if balance == "model":
         loads = jax.tree.map(lambda x: x.sum(0, keepdims=True), loads)
@@ -244,7 +262,10 @@ def load_balance(loads: Load, balance: Literal["layer", "model", "sum", "kept"])
 
 
 def aux_loss(experts: Experts | None, loads: Iterable[Load | None]) -> Array:
-    """What the loads of a model's layers, single or stacked, add to its training loss."""
+    """Returns the auxiliary loss of a model's layers: the weighted load-balancing loss.
+
+    `loads` may be of single layers or stacked; None stands for a layer without experts.
+    """
     given = [load for load in loads if load is not None]
     if experts is None or not given:
         return jnp.zeros((), jnp.float32)

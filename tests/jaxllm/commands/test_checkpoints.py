@@ -1,4 +1,4 @@
-"""`jaxllm inspect`, `verify` and `suggest`."""
+"""Tests of `jaxllm suggest`."""
 
 import json
 
@@ -9,7 +9,7 @@ from jaxllm.config import to_dict
 from jaxllm.interop import load_pretrained
 
 
-def test_suggest_prints_rules_to_paste(byte_model, tmp_path, capsys):
+def test_suggest_prints_rules_that_can_be_pasted(byte_model, tmp_path, capsys):
     config = to_dict(load_pretrained(byte_model).config)
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     weights = str(byte_model / "model.safetensors")
@@ -21,7 +21,7 @@ def test_suggest_prints_rules_to_paste(byte_model, tmp_path, capsys):
     assert "so its config must be given" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert main(["suggest", weights, "--config", str(tmp_path / "list.yaml")]) == 2
-    assert "is not a file of fields" in capsys.readouterr().err
+    assert "is not a YAML mapping of config fields" in capsys.readouterr().err
     (tmp_path / "cut.yaml").write_text("embed_dim: [")
     (tmp_path / "wrong.yaml").write_text("embed_dims: 4")
     for name, said in (("cut", "while parsing"), ("wrong", "embed_dims")):

@@ -1,4 +1,4 @@
-"""`jaxllm convert`."""
+"""Tests of `jaxllm convert`."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jaxllm.cli import main
 from jaxllm.interop import load_pretrained
 
 
-def test_convert_writes_what_loads_again(byte_model, tmp_path, capsys):
+def test_converted_checkpoint_loads_again(byte_model, tmp_path, capsys):
     assert (
         main(
             [

@@ -1,4 +1,4 @@
-"""Options of `jaxllm convert --with-optimizer` that contradict each other."""
+"""Conflicting options of `jaxllm convert --with-optimizer` are rejected."""
 
 import pytest
 
@@ -8,21 +8,21 @@ from jaxllm.cli import main
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--config", "run.yaml"], ["--config is for --with-optimizer"]),
-        (["--optimizer", "a.pt"], ["--optimizer is for --with-optimizer"]),
-        (["--with-optimizer"], ["into a run needs --config"]),
+        (["--config", "run.yaml"], ["--config needs --with-optimizer"]),
+        (["--optimizer", "a.pt"], ["--optimizer needs --with-optimizer"]),
+        (["--with-optimizer"], ["--with-optimizer needs --config"]),
         (
             ["--with-optimizer", "--to", "meta", "--dtype", "bfloat16", "--step", "3"],
             [
-                "--to meta: with its optimizer, what is PyTorch's becomes a run",
-                "--dtype does not go with --with-optimizer into a run",
-                "--step does not go with --with-optimizer into a run",
-                "into a run needs --config",
+                "--to meta cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
+                "--dtype cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
+                "--step cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
+                "--with-optimizer needs --config",
             ],
         ),
     ],
 )
-def test_options_of_an_optimizer_that_do_not_fit(options, said, byte_model, tmp_path, capsys):
+def test_conflicting_optimizer_options_are_rejected(options, said, byte_model, tmp_path, capsys):
     assert main(["convert", str(byte_model), str(tmp_path / "out"), *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(said)
@@ -30,18 +30,19 @@ def test_options_of_an_optimizer_that_do_not_fit(options, said, byte_model, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_options_of_an_optimizer_that_do_not_fit_a_run(byte_model, tmp_path, capsys):
+def test_optimizer_options_that_conflict_with_a_run_are_rejected(byte_model, tmp_path, capsys):
     native, out = str(tmp_path / "native"), str(tmp_path / "out")
     assert main(["convert", str(byte_model), native, "--to", "native"]) == 0
     capsys.readouterr()
     options = ["--with-optimizer", "--config", "run.yaml", "--model-parallel", "2"]
     options += ["--optimizer-format", "dcp", "--parameter-names", "names.txt"]
     assert main(["convert", native, out, *options]) == 2
-    said = "jaxllm: --{} does not go with --with-optimizer and a run"
+    said = "jaxllm: --{} cannot be used with --with-optimizer if SOURCE is a run"
     assert capsys.readouterr().err.splitlines() == [
         said.format("config"),
         said.format("model-parallel"),
-        "jaxllm: --parameter-names is for a state_dict: dcp goes by names, in no order",
+        "jaxllm: --parameter-names is for --optimizer-format state_dict: dcp identifies "
+        "parameters by name, not by order",
     ]
     assert main(["convert", native, out, "--with-optimizer"]) == 2
     assert "was not trained here: it has no optimizer" in capsys.readouterr().err

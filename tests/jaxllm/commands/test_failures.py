@@ -1,4 +1,4 @@
-"""Exit statuses and messages of failed commands."""
+"""Messages and exit statuses of failed commands."""
 
 import errno
 
@@ -21,7 +21,7 @@ from jaxllm.train import ConfigError
         (NonFiniteError("step 3"), 1),
     ],
 )
-def test_an_error_of_the_user_is_its_message_alone(error, status, capsys):
+def test_user_error_prints_only_its_message(error, status, capsys):
     assert report(error, debug=False) == status
     assert capsys.readouterr().err == "".join(f"jaxllm: {x}\n" for x in str(error).splitlines())
 
@@ -35,13 +35,13 @@ def test_an_error_of_the_user_is_its_message_alone(error, status, capsys):
         (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "out of memory"),
     ],
 )
-def test_what_the_machine_refuses_is_no_bug(error, said, capsys):
+def test_operating_system_and_device_errors_are_not_bugs(error, said, capsys):
     assert report(error, debug=False) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, AssertionError, OSError])
-def test_any_other_error_is_a_bug(kind, capsys):
+def test_other_errors_are_bugs(kind, capsys):
     assert report(kind("x"), debug=True) == INTERNAL
     assert f"jaxllm: internal error: {kind.__name__}: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`jaxllm generate`."""
+"""Tests of `jaxllm generate`."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def test_generate_prints_the_prompt_and_its_continuation(byte_model, capsys):
 
 
 @pytest.mark.parametrize("damage", ["delete", "rename", "reshape"])
-def test_a_damaged_tensor_is_named(damage, byte_model, tmp_path, capsys):
+def test_error_names_the_damaged_tensor(damage, byte_model, tmp_path, capsys):
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(byte_model / "model.safetensors")
@@ -57,10 +57,10 @@ def test_beams_replace_sampling(byte_model, capsys):
     assert main([*command, "--beams", "3"]) == 0
     assert capsys.readouterr().out.startswith("ab")
     assert main([*command, "--beams", "3", "--temperature", "1"]) == 2
-    assert "--beams does not sample" in capsys.readouterr().err
+    assert "--beams cannot be combined with --temperature" in capsys.readouterr().err
 
 
-def test_a_model_of_vectors_and_a_damaged_tokenizer_are_refused(byte_model, tmp_path, capsys):
+def test_continuous_model_and_damaged_tokenizer_are_rejected(byte_model, tmp_path, capsys):
     vectors, damaged = tmp_path / "vectors", tmp_path / "damaged"
     vectors.mkdir()
     source_cases.write("components-autoregressive", vectors)

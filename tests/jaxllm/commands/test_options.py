@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands reject invalid values."""
 
 import argparse
 
@@ -10,20 +10,20 @@ from jaxllm.errors import UserError
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "parity", "convert", "suggest"])
-def test_rules_that_are_not_there_are_named(command, byte_model, tmp_path, capsys):
+def test_missing_rules_file_is_named(command, byte_model, tmp_path, capsys):
     rest = [str(tmp_path / "out")] if command == "convert" else []
     assert main([command, str(byte_model), *rest, "--rules", "nothing.py"]) == 1
     assert "rules='nothing.py' is not a file" in capsys.readouterr().err
 
 
-def test_a_count_is_a_whole_number_of_at_least_one():
+def test_count_accepts_only_whole_numbers_of_at_least_one():
     assert count("12") == 12
     for text in ("0", "-1", "1.5", "two", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="whole number of at least 1"):
             count(text)
 
 
-def test_text_that_is_not_utf_8_is_the_users(byte_model, tmp_path, capsys):
+def test_text_that_is_not_utf_8_is_a_user_error(byte_model, tmp_path, capsys):
     (tmp_path / "text.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"text\.txt is not UTF-8"):
         read_text(tmp_path / "text.txt")
@@ -40,7 +40,7 @@ def test_text_that_is_not_utf_8_is_the_users(byte_model, tmp_path, capsys):
         (b"rules = []", "does not define config"),
     ],
 )
-def test_an_error_in_a_file_of_rules_is_the_users(content, said, byte_model, tmp_path, capsys):
+def test_error_in_a_rules_file_is_a_user_error(content, said, byte_model, tmp_path, capsys):
     (tmp_path / "my_rules.py").write_bytes(content)
     assert main(["inspect", str(byte_model), "--rules", str(tmp_path / "my_rules.py")]) in (1, 2)
     err = capsys.readouterr().err

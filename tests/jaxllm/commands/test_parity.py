@@ -1,4 +1,4 @@
-"""`jaxllm parity`, its levels and the rows that it is given."""
+"""Tests of `jaxllm parity`: its levels and its token files."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import source_cases
 from jaxllm.cli import main
 
 
-def test_parity_judges_the_levels_it_is_given(byte_model, tmp_path, capsys):
+def test_parity_compares_only_the_requested_levels(byte_model, tmp_path, capsys):
     command = ["parity", str(byte_model), "--json", "--output", str(tmp_path / "out"), "--levels"]
     assert main([*command, "weights", "logits"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -21,7 +21,7 @@ def test_parity_judges_the_levels_it_is_given(byte_model, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "parity.json").read_text()) == report
 
 
-def test_levels_that_parity_does_not_have_are_refused(byte_model, tmp_path, capsys):
+def test_unknown_levels_are_rejected(byte_model, tmp_path, capsys):
     command = ["parity", str(byte_model), "--output", str(tmp_path / "out"), "--levels"]
     assert main([*command, "logits", "layer", "weight"]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -40,7 +40,7 @@ LENGTHS = np.array([[24], [10]])
 
 
 def save(file: Path, rows: object) -> str:
-    """Writes rows, or arrays by name, or what is in a file that is none of its kind; its path."""
+    """Writes rows, arrays by name or raw bytes in the format of the file name; returns the path."""
     if isinstance(rows, bytes):
         file.write_bytes(rows)
     elif file.suffix == ".npy":
@@ -54,7 +54,7 @@ def save(file: Path, rows: object) -> str:
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory) -> Path:
-    """A folder of an encoder-decoder, which takes a mask of its source."""
+    """The folder of an encoder-decoder, which takes a mask of its source."""
     folder = tmp_path_factory.mktemp("translator")
     source_cases.write("nima-transformer", folder)
     return folder
@@ -62,7 +62,7 @@ def translator(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def forecaster(tmp_path_factory) -> Path:
-    """A folder of a model over vectors."""
+    """The folder of a model over continuous inputs."""
     folder = tmp_path_factory.mktemp("forecaster")
     source_cases.write("components-autoregressive", folder)
     return folder
@@ -82,7 +82,9 @@ def forecaster(tmp_path_factory) -> Path:
         ("forecaster", "rows.npy", VECTORS, (2, 20, 40)),
     ],
 )
-def test_parity_is_of_the_rows_of_a_file(model, name, rows, compared, request, tmp_path, capsys):
+def test_parity_compares_on_the_tokens_of_a_file(
+    model, name, rows, compared, request, tmp_path, capsys
+):
     folder, tokens = request.getfixturevalue(model), save(tmp_path / name, rows)
     command = ["parity", str(folder), "--tokens", tokens, "--levels", "logits", "--json"]
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
@@ -140,9 +142,7 @@ def test_parity_is_of_the_rows_of_a_file(model, name, rows, compared, request, t
         ),
     ],
 )
-def test_a_file_of_tokens_that_will_not_do_is_one_line(
-    model, name, rows, said, request, tmp_path, capsys
-):
+def test_invalid_token_file_is_a_one_line_error(model, name, rows, said, request, tmp_path, capsys):
     folder = request.getfixturevalue(model)
     tokens = str(tmp_path / name) if rows is None else save(tmp_path / name, rows)
     command = ["parity", str(folder), "--tokens", tokens, "--levels", "logits"]

@@ -1,4 +1,4 @@
-"""The argument parser: subcommands, near names, help and versions."""
+"""The argument parser: subcommands, suggestions, help and versions."""
 
 import argparse
 import shlex
@@ -12,7 +12,7 @@ from jaxllm.commands.parser import CommandParser, nearest, versions
 
 
 def commands(parser: CommandParser) -> Iterator[CommandParser]:
-    """Every command below a parser, subcommands included."""
+    """Yields every command below a parser, including subcommands."""
     of_argparse = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     below = [command for action in of_argparse for command in action.choices.values()]
     for command in [*below, *parser.subcommands.values()]:
@@ -24,14 +24,14 @@ COMMANDS = {command.prog: command for command in commands(make_parser())}
 
 
 def refused(*command: str, capsys) -> str:
-    """What the command line says of wrong usage."""
+    """Runs a command line that must fail with status 2; returns its error message."""
     with pytest.raises(SystemExit) as end:
         main(command)
     assert end.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_every_command_is_here():
+def test_all_commands_are_listed():
     names = {"quickstart", "train", "plan", "diff", "generate", "convert", "inspect", "verify"}
     names |= {"suggest", "parity", "parity record", "parity check", "parity mesh"}
     assert set(COMMANDS) == {f"jaxllm {name}" for name in names}
@@ -42,12 +42,12 @@ def test_help_explains_every_option_within_80_columns(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     command = COMMANDS[name]
     assert command.description.endswith(".")
-    assert all(action.help for action in command._actions), "an option without a word"
+    assert all(action.help for action in command._actions), "an option without help"
     assert max(map(len, command.format_help().splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_a_command_is_right(name):
+def test_example_of_each_command_parses(name):
     example = COMMANDS[name].format_help().rpartition("example:\n")[2].strip()
     assert example.startswith(f"{name} ")
     arguments, rest = make_parser().parse_known_args(shlex.split(example)[1:])
@@ -55,7 +55,7 @@ def test_the_example_of_a_command_is_right(name):
     assert not rest or arguments.takes_overrides
 
 
-def test_the_first_argument_names_a_subcommand_and_anything_else_is_the_commands_own():
+def test_only_the_first_argument_can_name_a_subcommand():
     def parse(*arguments: str) -> argparse.Namespace:
         return make_parser().parse_args(["parity", *arguments])
 
@@ -79,23 +79,23 @@ def test_the_first_argument_names_a_subcommand_and_anything_else_is_the_commands
         (["sing"], "choose from quickstart, train"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(command, meant, capsys):
+def test_unknown_name_gets_a_suggestion(command, meant, capsys):
     assert meant in refused(*command, capsys=capsys)
 
 
-def test_a_folder_named_like_a_subcommand_is_not_corrected(tmp_path, monkeypatch, capsys):
+def test_existing_folder_is_not_taken_for_a_subcommand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "meshes").mkdir()
     assert main(["parity", "meshes"]) == 1
     assert "meshes has no config.json" in capsys.readouterr().err
 
 
-def test_the_nearest_name_is_near():
+def test_nearest_returns_only_similar_names():
     assert nearest("metta", ["hf", "meta", "native"]) == "meta"
     assert nearest("gguf", ["hf", "meta", "native"]) is None
 
 
-def test_versions_are_those_installed(monkeypatch):
+def test_versions_lists_installed_packages(monkeypatch):
     lines = dict(line.split() for line in versions())
     assert list(lines) == ["jaxllm", "jax", "flax", "torch", "transformers", "python"]
     assert lines["jax"] == metadata.version("jax")

@@ -1,4 +1,4 @@
-"""`jaxllm quickstart`."""
+"""Tests of `jaxllm quickstart`."""
 
 import subprocess
 import sys
@@ -6,14 +6,14 @@ import sys
 from jaxllm.cli import main
 
 
-def test_quickstart_touches_no_folder_of_yours(tmp_path, capsys):
+def test_quickstart_refuses_a_folder_with_other_files(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert main(["quickstart", "--output", str(tmp_path)]) == 2
-    assert "holds thesis.txt, which no quickstart made" in capsys.readouterr().err
+    assert "holds thesis.txt, which quickstart did not write" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_in_few_steps_the_loop_proves_itself_and_says_what_does_not_hold(tmp_path):
+def test_loop_with_few_steps_reports_every_check(tmp_path):
     command = [sys.executable, "-m", "jaxllm", "quickstart", "--steps", "4", "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     said = [line for line in done.stderr.splitlines() if line.startswith(("ok  ", "FAIL"))]

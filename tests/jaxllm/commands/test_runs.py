@@ -1,4 +1,4 @@
-"""`jaxllm train`, `plan` and `diff`."""
+"""Tests of `jaxllm train` and `jaxllm plan`."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxllm.cli import main
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_misspelt_key_names_the_nearest(tmp_path, capsys):
+def test_misspelled_config_key_gets_a_suggestion(tmp_path, capsys):
     text = (ROOT / "configs" / "tiny.yaml").read_text()
     bad = tmp_path / "bad.yaml"
     bad.write_text(text.replace("learning_rate", "learning_rat").replace("seq_len", "seqlen"))
@@ -24,7 +24,7 @@ def test_a_misspelt_key_names_the_nearest(tmp_path, capsys):
 
 
 def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
-    """A run through the command line, from a checkpoint, that goes on and is exported."""
+    """Trains from a checkpoint, resumes, exports and generates through the command line."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
     (tmp_path / "run.yaml").write_text(
         f"output: {tmp_path}/run\nsteps: 4\nbatch_size: 8\nseq_len: 32\ninit_from: {byte_model}\n"
@@ -56,7 +56,7 @@ def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
         ("a: [", "while parsing"),
     ],
 )
-def test_yaml_that_is_no_run_is_refused(text, message, tmp_path, capsys):
+def test_invalid_yaml_is_rejected(text, message, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(text)
     assert main(["train", str(tmp_path / "run.yaml")]) == 2
     err = capsys.readouterr().err
@@ -71,7 +71,7 @@ def test_resume_without_a_run_leaves_nothing_behind(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_plan_says_what_a_run_takes(tmp_path, capsys):
+def test_plan_prints_the_cost_of_a_run(tmp_path, capsys):
     config = str(ROOT / "configs" / "tiny.yaml")
     assert main(["plan", config, "--plot", str(tmp_path / "schedule.png")]) == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Attention is refused by the full names of its fields."""
+"""Invalid attention configs are rejected by full field name."""
 
 import pytest
 
@@ -15,12 +15,12 @@ from jaxllm.config import AttentionConfig, Temperature
         ({"chunk": -1}, "attention.chunk=-1 is not positive"),
     ],
 )
-def test_what_is_no_attention_is_refused(fields, message):
+def test_invalid_attention_is_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         AttentionConfig(**fields)
 
 
-def test_a_temperature_that_divides_by_nothing_is_refused():
+def test_zero_temperature_scale_is_rejected():
     with pytest.raises(
         ValueError, match=r"attention\.temperature\.floor_scale=0\.0 is not positive"
     ):

@@ -1,4 +1,4 @@
-"""The checks that parts share: what passes, and what the message says."""
+"""Validation helpers of the config classes: valid values pass, messages are complete."""
 
 import dataclasses
 from typing import Literal
@@ -15,7 +15,7 @@ class Part:
     rate: float | None = 0.5
 
 
-def test_what_is_right_or_not_given_passes():
+def test_valid_values_and_none_pass():
     for part in (Part(), Part(kind="b", count=None, rate=None)):
         check_choices(part, "part.")
         check_counts(part, "count", prefix="part.")
@@ -34,6 +34,6 @@ def test_what_is_right_or_not_given_passes():
         (lambda part: check_counts(part, "count"), "^count=0 is less than 1$"),
     ],
 )
-def test_a_message_has_the_whole_name_the_value_and_what_is_allowed(check, message):
+def test_message_gives_full_name_value_and_allowed_values(check, message):
     with pytest.raises(ValueError, match=message):
         check(Part(kind="c", count=0, rate=0.0))

@@ -1,4 +1,4 @@
-"""Configs are made, changed and written by the dotted names of their fields."""
+"""Configs are created, changed and serialized by the dotted names of their fields."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from jaxllm.config import (
 
 @st.composite
 def scalings(draw, pairs: int) -> RopeScaling:
-    """Of every kind that a head of so many pairs may have."""
+    """Scalings of every kind that a head with `pairs` rotated pairs can have."""
     kinds = {
         name: fields for name, fields in ROPE_SCALINGS.items() if name != "dynamic" or pairs > 1
     }
@@ -79,8 +79,8 @@ def configs(draw) -> DecoderConfig:
 
 
 @given(configs())
-@settings(deadline=None)  # the first config builds the reader
-def test_plain_data_and_back(config):
+@settings(deadline=None)  # the first example builds the validator
+def test_config_round_trips_through_plain_data(config):
     read = from_dict(json.loads(json.dumps(to_dict(config))))
     assert read == config
     assert hash(read) == hash(config)
@@ -88,11 +88,11 @@ def test_plain_data_and_back(config):
 
 
 @given(configs())
-def test_fields_by_dotted_names_and_back(config):
+def test_config_round_trips_through_dotted_names(config):
     assert make_config(flatten(config)) == config
 
 
-def test_fields_are_flattened_with_their_defaults():
+def test_flatten_and_defaults_cover_all_fields():
     fields, default = flatten(TINY), defaults(DecoderConfig)
     assert (fields["norms.eps"], fields["embed_dim"], fields["experts"]) == (1e-5, 32, None)
     assert fields.keys() - default.keys() == {
@@ -102,7 +102,7 @@ def test_fields_are_flattened_with_their_defaults():
     assert {name for name in default if fields[name] != default[name]} == {"max_len"}
 
 
-def test_fields_of_parts_are_changed_by_dotted_names():
+def test_nested_fields_are_changed_by_dotted_names():
     scaling = RopeScaling(kind="linear", factor=2.0)
     changed = with_fields(TINY, {"norms.eps": 1e-3, "rope.scaling": scaling}, num_layers=2)
     assert changed == dataclasses.replace(
@@ -112,20 +112,20 @@ def test_fields_of_parts_are_changed_by_dotted_names():
     assert again.rope == RopeConfig(scaling=RopeScaling(kind="linear", factor=3.0))
 
 
-def test_fields_that_depend_on_each_other_are_changed_at_once():
+def test_interdependent_fields_can_be_changed_together():
     changes = {"positions.kind": "learned", "positions.offset": 2, "num_heads": 6}
     changed = with_fields(TINY, changes, num_kv_heads=3)
     assert (changed.positions.offset, changed.num_heads, changed.num_kv_heads) == (2, 6, 3)
 
 
-def test_both_stacks_are_changed():
+def test_with_fields_changes_both_stacks():
     changed = with_fields(CONFIGS["encoder-decoder"], {"norms.eps": 1e-3}, remat="full")
     for stack in (changed.encoder, changed.decoder):
         assert (stack.norms.eps, stack.remat) == (1e-3, "full")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_any_model_is_made_of_its_fields(kind):
+def test_make_config_makes_every_kind_of_model(kind):
     config = CONFIGS[kind]
     values = vars(config) if hasattr(config, "encoder") else flatten(config)
     stacks = {name: flatten(values[name]) for name in ("encoder", "decoder") if name in values}
@@ -142,22 +142,26 @@ def test_any_model_is_made_of_its_fields(kind):
         ({"norms.epss": 1e-6}, TypeError, "epss"),
         ({"norm.eps": 1e-6}, TypeError, "norm has no fields eps"),
         ({"rope.scaling.factor": 2.0}, TypeError, "scaling has no fields factor"),
-        ({"norms": NormConfig(), "norms.eps": 1.0}, ValueError, "norms is given both whole and"),
+        (
+            {"norms": NormConfig(), "norms.eps": 1.0},
+            ValueError,
+            "norms is given both as a whole and",
+        ),
         ({"norms.eps": -1.0}, ValueError, r"norms\.eps=-1\.0 is not positive"),
     ],
 )
-def test_names_that_no_field_has_are_refused(changes, error, message):
+def test_unknown_and_old_names_are_rejected(changes, error, message):
     with pytest.raises(error, match=message):
         with_fields(TINY, changes)
 
 
-def test_a_config_is_not_made_of_old_names():
+def test_make_config_rejects_old_names():
     fields = {**flatten(TINY), "norm_eps": 1e-6, "init": "xavier"}
     with pytest.raises(ValueError, match=r"norm_eps is now norms\.eps; init is now init\.kind"):
         make_config(fields)
 
 
-def test_a_config_is_frozen_and_a_change_is_another_config():
+def test_configs_are_frozen_and_changes_make_new_ones():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.num_layers = 2
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -183,7 +187,7 @@ def test_unknown_missing_and_ill_typed_fields_are_named(changes, named):
         from_dict(to_dict(TINY) | changes)
 
 
-def test_all_problems_of_plain_data_are_in_one_error():
+def test_one_error_lists_all_problems_of_plain_data():
     data = to_dict(TINY) | {"num_layer": 3, "vocab_size": "many"}
     del data["mlp_dim"]
     with pytest.raises(ValueError, match=r"(?s)(?=.*num_layer)(?=.*vocab_size)(?=.*mlp_dim)"):

@@ -1,11 +1,11 @@
-"""The MLP and the experts are refused by the full names of their fields."""
+"""Invalid MLP and expert configs are rejected by full field name."""
 
 import pytest
 
 from jaxllm.config import Experts, MlpConfig
 
 
-def test_what_is_no_mlp_is_refused():
+def test_invalid_mlp_is_rejected():
     with pytest.raises(ValueError, match=r"mlp\.activation='tanh' is not one of silu, gelu"):
         MlpConfig(activation="tanh")
 
@@ -24,7 +24,7 @@ def test_what_is_no_mlp_is_refused():
     ],
     ids=str,
 )
-def test_what_are_no_experts_is_refused_with_name_and_value(fields, said):
+def test_invalid_experts_are_rejected_with_field_name_and_value(fields, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
         Experts(**{"num_experts": 4, "top_k": 2, "mlp_dim": 8, **fields})
     assert all(part in str(caught.value) for part in said), caught.value

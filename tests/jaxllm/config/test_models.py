@@ -1,4 +1,4 @@
-"""Whole models are refused by the full names of their fields."""
+"""Invalid model configs are rejected; the message gives the full name of each field."""
 
 import dataclasses
 
@@ -18,12 +18,12 @@ PAIR = CONFIGS["encoder-decoder"]
         ({"softcap": -30.0}, "head.softcap=-30.0 is not positive"),
     ],
 )
-def test_what_is_no_head_is_refused(fields, message):
+def test_invalid_head_is_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         HeadConfig(**fields)
 
 
-def test_a_vocabulary_without_tokens_is_refused():
+def test_empty_vocabulary_is_rejected():
     with pytest.raises(ValueError, match="vocab_size=0 is less than 1"):
         dataclasses.replace(TINY, vocab_size=0)
 
@@ -34,13 +34,16 @@ def test_a_vocabulary_without_tokens_is_refused():
         ({"norms.kind": "layer"}, None),
         (
             {"numerics.dtype": "bfloat16"},
-            "numerics is .*dtype='float32'.* in the encoder, .*bfloat",
+            "numerics is .*dtype='float32'.* in the encoder and .*bfloat",
         ),
-        ({"attention.causal": False}, "decoder.attention.causal=False, not False and True"),
-        ({"attention.cross": False}, "decoder.attention.cross=False, not False and True"),
+        (
+            {"attention.causal": False},
+            "decoder.attention.causal=False: they must be False and True",
+        ),
+        ({"attention.cross": False}, "decoder.attention.cross=False: they must be False and True"),
     ],
 )
-def test_a_decoder_must_fit_its_encoder(changes, message):
+def test_decoder_must_match_its_encoder(changes, message):
     decoder = with_fields(PAIR.decoder, changes)
     if message is None:
         assert dataclasses.replace(PAIR, decoder=decoder).decoder == decoder

@@ -1,4 +1,4 @@
-"""Every field that has moved is known by both of its names, and no other is."""
+"""Old field names are recognized and upgraded to the current dotted names."""
 
 import dataclasses
 
@@ -19,21 +19,21 @@ from jaxllm.config import (
 from jaxllm.config.moved import check_moved, upgrade
 
 
-def test_the_new_names_are_those_of_all_fields_of_parts():
+def test_new_names_are_all_the_nested_fields():
     in_parts = {name for name in defaults(DecoderConfig) if "." in name}
     assert sorted(MOVED.values()) == sorted(in_parts)
 
 
-def test_the_old_names_are_those_that_were_written():
+def test_old_names_are_the_fields_of_flat_configs():
     unmoved = {field.name for field in dataclasses.fields(DecoderConfig)} - {"positions", "init"}
     assert set(MOVED) == set(FLAT) - unmoved
 
 
-def test_a_flat_config_means_what_it_meant():
+def test_flat_config_is_read_with_its_original_meaning():
     assert from_dict(FLAT) == MEANT
 
 
-def test_flat_stacks_within_a_config_are_upgraded_as_well():
+def test_flat_encoder_and_decoder_are_upgraded():
     encoder = {**FLAT, "causal": False}
     for name in ("vocab_size", "vision", "tie_embeddings", "head_bias"):
         del encoder[name]
@@ -46,7 +46,7 @@ def test_flat_stacks_within_a_config_are_upgraded_as_well():
     assert config.decoder.head == MEANT.head
 
 
-def test_new_names_stay():
+def test_current_names_are_not_changed():
     data = to_dict(MEANT)
     assert upgrade(data) == data
     assert upgrade(flatten(MEANT)) == flatten(MEANT)
@@ -67,16 +67,16 @@ def test_new_names_stay():
         ("vision.norm_eps", "vision.norm_eps"),
     ],
 )
-def test_one_name_is_upgraded_once(old, new):
+def test_upgrading_a_name_is_idempotent(old, new):
     assert upgrade_name(old) == upgrade_name(upgrade_name(old)) == new
 
 
-def test_a_part_is_not_the_word_that_it_was():
+def test_name_with_a_nested_value_is_not_an_old_name():
     assert is_moved("positions", "learned")
     assert not is_moved("positions", {"kind": "learned"})
     assert not is_moved("positions", PositionConfig())
 
 
-def test_all_old_names_are_in_one_error_with_the_new_ones():
+def test_one_error_lists_all_old_names_with_their_new_ones():
     with pytest.raises(ValueError, match=r"^norm_eps is now norms\.eps; init is now init\.kind$"):
         check_moved({"norm_eps": 1e-6, "num_layers": 2, "init": "xavier", "norms.kind": "rms"})

@@ -1,4 +1,4 @@
-"""Norms are refused by the full names of their fields."""
+"""Invalid norm configs are rejected by full field name."""
 
 import pytest
 
@@ -14,6 +14,6 @@ from jaxllm.config import NormConfig
         ({"final_eps": 0.0}, "norms.final_eps=0.0 is not positive"),
     ],
 )
-def test_what_is_no_norm_is_refused(fields, message):
+def test_invalid_norm_is_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         NormConfig(**fields)

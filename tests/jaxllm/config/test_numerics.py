@@ -1,4 +1,4 @@
-"""Dtypes and initial values are refused by the full names of their fields."""
+"""Invalid dtypes and initializations are rejected by full field name."""
 
 import pytest
 
@@ -13,6 +13,6 @@ from jaxllm.config import InitConfig, NumericsConfig
         (InitConfig, {"kind": "zeros"}, "init.kind='zeros' is not one of normal, xavier"),
     ],
 )
-def test_what_does_not_exist_is_refused(kind, fields, message):
+def test_unknown_dtype_or_initialization_is_rejected(kind, fields, message):
     with pytest.raises(ValueError, match=message):
         kind(**fields)

@@ -1,4 +1,4 @@
-"""Positions, RoPE and its scalings are refused by the full names of their fields."""
+"""Invalid configs of positions, RoPE and its scaling are rejected by full field name."""
 
 import pytest
 
@@ -18,7 +18,7 @@ LONGROPE = {"kind": "longrope", "factor": 8.0, "short_factor": (1.0,), "long_fac
         ({"relative": RelativeBuckets()}, "positions.relative=.* with positions.kind='rope'"),
     ],
 )
-def test_what_are_no_positions_is_refused(fields, message):
+def test_invalid_positions_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         PositionConfig(**fields)
 
@@ -29,11 +29,11 @@ def test_what_are_no_positions_is_refused(fields, message):
         ({"layout": "quarter"}, "rope.layout='quarter' is not one of half, interleaved"),
         ({"theta": 0.0}, "rope.theta=0.0 is not positive"),
         ({"local_theta": -1.0}, "rope.local_theta=-1.0 is not positive"),
-        ({"fraction": 0.0}, "rope.fraction=0.0 is not above 0 and up to 1"),
-        ({"fraction": 1.5}, "rope.fraction=1.5 is not above 0 and up to 1"),
+        ({"fraction": 0.0}, "rope.fraction=0.0 must be above 0 and at most 1"),
+        ({"fraction": 1.5}, "rope.fraction=1.5 must be above 0 and at most 1"),
     ],
 )
-def test_what_is_no_rope_is_refused(fields, message):
+def test_invalid_rope_is_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         RopeConfig(**fields)
 
@@ -41,12 +41,12 @@ def test_what_is_no_rope_is_refused(fields, message):
 @pytest.mark.parametrize(
     ("head_dim", "rope", "message"),
     [
-        (7, RopeConfig(), "head_dim=7 is odd; RoPE rotates pairs"),
+        (7, RopeConfig(), "head_dim=7 is odd, but RoPE rotates pairs"),
         (16, RopeConfig(fraction=0.45), "head_dim=16 times rope.fraction=0.45 is odd"),
         (
             16,
             RopeConfig(fraction=0.125, scaling=RopeScaling(kind="dynamic", factor=2.0)),
-            "rope.scaling.kind='dynamic' with 1 rotated pairs, not 2 or more",
+            "rope.scaling.kind='dynamic' needs 2 or more rotated pairs, not 1",
         ),
         (
             16,
@@ -55,7 +55,7 @@ def test_what_is_no_rope_is_refused(fields, message):
         ),
     ],
 )
-def test_a_head_that_cannot_be_rotated_is_refused(head_dim, rope, message):
+def test_rope_that_does_not_fit_the_head_is_rejected(head_dim, rope, message):
     with pytest.raises(ValueError, match=message):
         rope.check_head(head_dim)
 
@@ -89,7 +89,7 @@ def test_a_head_that_cannot_be_rotated_is_refused(head_dim, rope, message):
     ],
     ids=str,
 )
-def test_what_is_no_scaling_is_refused_with_name_and_value(fields, said):
+def test_invalid_scaling_is_rejected_with_field_name_and_value(fields, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
         RopeScaling(**fields)
     assert all(part in str(caught.value) for part in said), caught.value

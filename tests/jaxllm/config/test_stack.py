@@ -1,4 +1,4 @@
-"""A stack's sizes, and what needs several of its parts, are refused by name and value."""
+"""Invalid stack configs are rejected; the message names each field and its value."""
 
 import pytest
 from tiny import TINY
@@ -18,14 +18,14 @@ from jaxllm.config import Experts, LayerKind, RopeScaling, with_fields
         ({"max_len": 0}, ["max_len=0"]),
         ({"rope.layout": "quarter"}, ["rope.layout='quarter'", "half", "interleaved"]),
         ({"init.kind": "zeros"}, ["init.kind='zeros'", "normal", "xavier"]),
-        ({"dropout": 1.5}, ["dropout=1.5", "from 0 to below 1"]),
+        ({"dropout": 1.5}, ["dropout=1.5", "at least 0 and below 1"]),
         ({"positions.kind": "absolute"}, ["positions.kind='absolute'", "distance"]),
         ({"remat": "some"}, ["remat='some'", "none", "dots", "full"]),
         ({"numerics.dtype": "float64"}, ["numerics.dtype='float64'", "bfloat16"]),
         ({"numerics.param_dtype": "fp32"}, ["numerics.param_dtype='fp32'", "float32"]),
         (
             {"rope.scaling": RopeScaling(kind="dynamic", factor=2.0), "rope.fraction": 0.125},
-            ["dynamic", "1 rotated pairs"],
+            ["dynamic", "2 or more rotated pairs, not 1"],
         ),
         (
             {
@@ -38,7 +38,7 @@ from jaxllm.config import Experts, LayerKind, RopeScaling, with_fields
         ({"rope.fraction": 0.45}, ["head_dim=16", "rope.fraction=0.45", "odd"]),
     ],
 )
-def test_what_is_no_model_is_refused_with_name_and_value(changes, said):
+def test_invalid_stack_is_rejected_with_field_name_and_value(changes, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
         with_fields(TINY, changes)
     assert all(part in str(caught.value) for part in said), caught.value
@@ -58,7 +58,7 @@ def test_what_is_no_model_is_refused_with_name_and_value(changes, said):
     ],
     ids=str,
 )
-def test_a_pattern_has_all_that_it_needs_and_no_more(changes, said):
+def test_pattern_needs_exactly_the_settings_that_its_layers_use(changes, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
         with_fields(TINY, changes)
     assert all(part in str(caught.value) for part in said), caught.value

@@ -1,4 +1,4 @@
-"""The image encoder is refused by the full names of its fields."""
+"""Invalid image encoder configs are rejected by full field name."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ VISION = Vision(
 )
 
 
-def test_an_image_has_a_patch_for_each_square():
+def test_num_patches_counts_the_squares_of_an_image():
     assert VISION.num_patches == 16
 
 
@@ -27,9 +27,9 @@ def test_an_image_has_a_patch_for_each_square():
         ({"norm_eps": 0.0}, "vision.norm_eps=0.0 is not positive"),
         ({"num_layers": 0}, "vision.num_layers=0 is not positive"),
         ({"image_size": 20}, "vision.image_size=20 is not a multiple of patch_size=4 times"),
-        ({"embed_dim": 12}, "vision.embed_dim=12 is not num_heads=2 heads of a multiple of 4"),
+        ({"embed_dim": 12}, "vision.embed_dim=12 is not a multiple of 4 times num_heads=2"),
     ],
 )
-def test_what_is_no_encoder_is_refused(changes, message):
+def test_invalid_image_encoder_is_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(VISION, **changes)

@@ -1,4 +1,4 @@
-"""Beam search: the same tokens as transformers, and the true optimum where beams suffice."""
+"""Beam search gives the tokens of transformers, and the optimum if there are enough beams."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def by_transformers(original, prompt: list[int], new: int, ends: list[int], **op
 @pytest.mark.parametrize("num_beams", [2, 4])
 @pytest.mark.parametrize("length_penalty", [0.0, 2.0])
 @pytest.mark.parametrize("ends", [[], list(range(0, 96, 5))])
-def test_tokens_are_those_of_transformers(model, original, num_beams, length_penalty, ends):
+def test_tokens_match_transformers(model, original, num_beams, length_penalty, ends):
     ours = beam_search(
         model, PROMPTS, 12, num_beams=num_beams, length_penalty=length_penalty, eos_ids=ends
     )
@@ -55,8 +55,8 @@ def test_tokens_are_those_of_transformers(model, original, num_beams, length_pen
     assert ours == [by_transformers(original, p, 12, ends, **options) for p in PROMPTS]
 
 
-def test_penalised_tokens_are_those_of_transformers(model, original):
-    """Beams penalise log-probabilities, greedy search logits."""
+def test_tokens_with_repetition_penalty_match_transformers(model, original):
+    """Beam search penalizes log-probabilities; greedy decoding penalizes logits."""
     ends = list(range(0, 96, 7))
     penalty = {"repetition_penalty": 1.7}
     beams = beam_search(model, PROMPTS, 12, num_beams=3, eos_ids=ends, **penalty)
@@ -67,17 +67,17 @@ def test_penalised_tokens_are_those_of_transformers(model, original):
     assert greedy == [by_transformers(original, p, 12, ends, **penalty) for p in PROMPTS]
 
 
-def test_one_beam_is_greedy(model):
+def test_one_beam_is_greedy_decoding(model):
     assert beam_search(model, PROMPTS, 10, num_beams=1) == generate(model, PROMPTS, 10)
 
 
-def test_a_prompt_gives_the_same_tokens_alone_and_in_a_batch(model):
+def test_prompt_gives_the_same_tokens_alone_and_in_a_batch(model):
     together = beam_search(model, PROMPTS, 10, num_beams=3, eos_ids=[4])
     alone = [beam_search(model, [p], 10, num_beams=3, eos_ids=[4])[0] for p in PROMPTS]
     assert together == alone
 
 
-def test_enough_beams_find_the_best_of_all():
+def test_enough_beams_find_the_optimum():
     small = random_model(vocab_size=5)
     prompt, new = [1, 2, 3], 3
     [found] = beam_search(small, [prompt], new, num_beams=25)
@@ -91,12 +91,12 @@ def test_enough_beams_find_the_best_of_all():
     assert found == every[score.argmax(), len(prompt) :].tolist()
 
 
-def test_a_penalty_of_nothing_is_refused(model):
-    with pytest.raises(ValueError, match=r"repetition_penalty=0\.0 is not a number above 0"):
+def test_zero_repetition_penalty_is_rejected(model):
+    with pytest.raises(ValueError, match=r"repetition_penalty=0\.0 must be finite and above 0"):
         beam_search(model, PROMPTS, 4, num_beams=2, repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("num_beams", [0, -1])
-def test_too_few_beams_are_refused(model, num_beams):
+def test_fewer_than_one_beam_is_rejected(model, num_beams):
     with pytest.raises(ValueError, match=f"num_beams={num_beams}"):
         beam_search(model, PROMPTS, 4, num_beams=num_beams)

@@ -1,4 +1,4 @@
-"""Cached generation in a loop on the device equals the plain loop, whatever the batch."""
+"""Cached generation in an on-device loop equals uncached generation, for any batch."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ PROMPTS = [RNG.integers(0, 96, length).tolist() for length in (5, 17, 1, 9)]
 
 
 def greedy_by_hand(model, prompt: list[int], new: int) -> list[int]:
-    """One full forward pass for each token."""
+    """Greedy decoding with one full forward pass per token."""
     forward = jax.jit(lambda tokens: model(tokens).logits)
     tokens = list(prompt)
     for _ in range(new):
@@ -29,13 +29,13 @@ def greedy_by_hand(model, prompt: list[int], new: int) -> list[int]:
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("rope_layout", ["half", "interleaved"])
-def test_greedy_equals_a_full_forward_pass_for_each_token(scan_layers, rope_layout):
+def test_greedy_equals_a_full_forward_pass_per_token(scan_layers, rope_layout):
     model = random_model(scan_layers=scan_layers, rope=RopeConfig(layout=rope_layout))
     assert generate(model, PROMPTS, 12) == [greedy_by_hand(model, p, 12) for p in PROMPTS]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=30, top_p=0.95)])
-def test_a_prompt_gives_the_same_tokens_alone_and_in_a_batch(sampling):
+def test_prompt_gives_the_same_tokens_alone_and_in_a_batch(sampling):
     model = with_scanned_layers(random_model(), False)
     together = generate(model, PROMPTS, 20, sampling=sampling, seed=5)
     assert generate(model, PROMPTS[:1], 20, sampling=sampling, seed=5) == together[:1]
@@ -43,7 +43,7 @@ def test_a_prompt_gives_the_same_tokens_alone_and_in_a_batch(sampling):
         assert [generate(model, [p], 20)[0] for p in PROMPTS] == together
 
 
-def test_the_seed_decides_and_rows_differ():
+def test_samples_depend_on_seed_and_row():
     model = with_scanned_layers(random_model(), False)
     sampling = Sampling(temperature=1.0)
     rows = generate(model, [PROMPTS[0]] * 3, 16, sampling=sampling, seed=1)
@@ -52,7 +52,7 @@ def test_the_seed_decides_and_rows_differ():
     assert len({tuple(row) for row in rows}) == 3
 
 
-def test_a_row_ends_with_its_first_end_token():
+def test_row_ends_with_its_first_eos_token():
     model = with_scanned_layers(random_model(), False)
     free = generate(model, PROMPTS, 20)
     end = free[1][4]
@@ -63,8 +63,8 @@ def test_a_row_ends_with_its_first_end_token():
 
 
 @pytest.mark.parametrize("penalty", [0.8, 1.5])
-def test_repetitions_are_penalised_from_the_prompt_on(penalty):
-    """Beside the plain loop, which looks through the whole text for each token."""
+def test_repetition_penalty_covers_prompt_and_new_tokens(penalty):
+    """Compares with a plain loop that looks through the whole text for each token."""
     model = with_scanned_layers(random_model(), False)
     forward = jax.jit(lambda tokens: model(tokens).logits)
 
@@ -84,15 +84,15 @@ def test_repetitions_are_penalised_from_the_prompt_on(penalty):
     assert found != generate(model, PROMPTS, 20)
 
 
-def test_a_penalty_may_be_sampled_with():
-    """One so large that no token comes again."""
+def test_repetition_penalty_applies_to_sampling():
+    """With a very large repetition penalty, no sampled token repeats."""
     model = with_scanned_layers(random_model(), False)
     sampling = Sampling(repetition_penalty=1e6, temperature=1e-4, top_k=5)
     for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 20, sampling=sampling), strict=True):
         assert len({*prompt, *row}) == len(set(prompt)) + 20
 
 
-def test_a_sharded_model_generates_the_same():
+def test_sharded_model_generates_the_same_tokens():
     from jaxllm.params import named_parameters, parameter_shardings, with_arrays
     from jaxllm.train import make_mesh
 
@@ -106,7 +106,7 @@ def test_a_sharded_model_generates_the_same():
         assert generate(with_arrays(model, arrays), PROMPTS, 12) == generate(model, PROMPTS, 12)
 
 
-def test_prompts_of_like_length_share_a_program():
+def test_prompts_of_similar_length_share_a_compiled_program():
     model = with_scanned_layers(random_model(seed=9), False)
     before = _decode._cache_size()
     for length, new in ((3, 5), (7, 9), (16, 16), (11, 1)):
@@ -120,18 +120,18 @@ def test_prompts_of_like_length_share_a_program():
     [
         ([], 4, "no prompts"),
         ([[1], []], 4, "prompt 1 is empty"),
-        ([[1, 96]], 4, "prompt 0 has token 96; vocab_size is 96"),
+        ([[1, 96]], 4, "prompt 0 has token 96, but vocab_size=96"),
         ([[-1]], 4, "prompt 0 has token -1"),
         ([[1]], 0, "max_new_tokens=0 is less than 1"),
     ],
 )
-def test_bad_prompts_are_refused(prompts, new, message):
+def test_invalid_prompts_are_rejected(prompts, new, message):
     with pytest.raises(ValueError, match=message):
         generate(random_model(), prompts, new)
 
 
-def test_the_loop_is_inside_the_program():
-    """The body of one loop on the device is a whole forward pass, cache writes included."""
+def test_decoding_loop_runs_on_the_device():
+    """The compiled program has one loop, whose body is a forward pass with its cache writes."""
     model = with_scanned_layers(random_model(), False)
     graphdef, state = nnx.split(model)
     lengths, limit, ends = np.array([5], np.int32), np.int32(8), np.array([], np.int32)

@@ -1,4 +1,4 @@
-"""A prompt read as a whole and continued token by token, beside a full forward pass."""
+"""Prefill and token-by-token decoding equal a full forward pass."""
 
 import functools
 
@@ -25,7 +25,7 @@ def full_logits(model, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(model(tokens[None]).logits[0, -1])
 
 
-def test_each_row_goes_on_from_its_own_last_token():
+def test_each_row_continues_from_its_own_last_token():
     model, start = model_and_start()
     new_BR = np.random.default_rng(1).integers(0, 96, (2, ROOM))
     logits_BV, cache = start.model.unembed(start.x_BD[:, None])[:, 0], start.cache
@@ -37,14 +37,14 @@ def test_each_row_goes_on_from_its_own_last_token():
         logits_BV = start.model.unembed(x_BD[:, None])[:, 0]
 
 
-def test_padding_is_no_token_of_a_text():
+def test_seen_tokens_leave_out_padding():
     _, start = model_and_start()
     seen_BV = np.asarray(start.seen_tokens())
     for row, length in enumerate(LENGTHS):
         assert set(np.flatnonzero(seen_BV[row])) == set(TOKENS[row, :length])
 
 
-def test_repeated_rows_lie_beside_each_other():
+def test_repeated_rows_are_adjacent():
     _, start = model_and_start()
     repeated = start.repeat_rows(2)
     for row in range(2):

@@ -1,6 +1,6 @@
-"""Texts that grow past the length at which LongRoPE turns to other frequencies.
+"""Generation past the length at which LongRoPE switches to its long frequencies.
 
-Keys that were written at the old ones would be wrong: the text is read again, once.
+Keys cached at the short frequencies would be wrong, so the text is read again, once.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from jaxllm.models import with_scanned_layers
 
 TURN, NEW = 20, 24
 RNG = np.random.default_rng(0)
-# They turn at once, in the middle, at the last token, and were past it from the beginning.
+# They switch at the first token, midway, at the last token, or start beyond the switch.
 PROMPTS = [RNG.integers(1, 96, length).tolist() for length in (20, 9, 1, 30)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Phi-3 that turns early; its original length is said twice."""
+    """A Phi-3 with an early switch; its config gives the original length in two places."""
     case = CASES["phi3/longrope-beyond"]
     parameters = {
         **case.changes["rope_parameters"],
@@ -63,7 +63,7 @@ def by_transformers(original, prompt: list[int], **options) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-def test_greedy_tokens_are_those_of_transformers(model, original):
+def test_greedy_tokens_match_transformers(model, original):
     expected = [by_transformers(original, prompt) for prompt in PROMPTS]
     assert generate(model, PROMPTS, NEW) == expected
     before = _decode._cache_size()
@@ -71,13 +71,13 @@ def test_greedy_tokens_are_those_of_transformers(model, original):
     assert _decode._cache_size() - before == 1
 
 
-def test_beams_are_those_of_transformers(model, original):
+def test_beam_search_matches_transformers(model, original):
     expected = [by_transformers(original, prompt, num_beams=3) for prompt in PROMPTS[:2]]
     assert beam_search(model, PROMPTS[:2], NEW, num_beams=3) == expected
 
 
-def test_layers_that_forget_read_again_what_they_see():
-    """Windows and chunks keep rings; beside one full forward pass for each token."""
+def test_ring_caches_are_refilled_at_the_switch():
+    """Layers with windows and chunks use ring caches; compares with uncached decoding."""
     scaling = RopeScaling(
         kind="longrope",
         factor=4.0,

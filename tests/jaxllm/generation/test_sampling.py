@@ -1,4 +1,4 @@
-"""Sampling keeps the tokens that transformers keeps, and draws with the probabilities it says."""
+"""Sampling filters tokens as transformers does and draws from the filtered distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
         {"temperature": 1.0, "top_k": 500, "top_p": 1.0},
     ],
 )
-def test_the_filtered_logits_are_those_of_transformers(settings):
+def test_filtered_logits_match_transformers(settings):
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -40,8 +40,8 @@ def test_the_filtered_logits_are_those_of_transformers(settings):
 
 
 @pytest.mark.parametrize("penalty", [0.6, 1.4])
-def test_the_penalised_scores_are_those_of_transformers(penalty):
-    """Of positive and negative scores; a token that occurs twice is penalised once."""
+def test_penalized_scores_match_transformers(penalty):
+    """Covers positive and negative scores; a token that occurs twice is penalized once."""
     import torch
     from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -62,12 +62,12 @@ def test_draws_follow_the_filtered_distribution():
     draws = np.asarray(jax.vmap(lambda key: sampling(logits, key[None])[0])(keys))
     expected = np.asarray(jax.nn.softmax(sampling.filter_logits(logits)))[0]
     measured = np.bincount(draws, minlength=8) / len(draws)
-    # Five standard deviations of a frequency.
+    # Five standard deviations of an observed frequency.
     np.testing.assert_allclose(measured, expected, atol=5 * 0.5 / len(draws) ** 0.5)
     assert set(draws.tolist()) <= set(np.flatnonzero(expected).tolist())
 
 
-def test_temperature_zero_takes_the_most_likely():
+def test_temperature_zero_is_greedy():
     logits = jnp.asarray(RNG.standard_normal((5, 30)), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 5)
     np.testing.assert_array_equal(Sampling()(logits, keys), logits.argmax(-1))
@@ -76,13 +76,13 @@ def test_temperature_zero_takes_the_most_likely():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature=-1.0 is not a number from 0 up"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be finite and at least 0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0 is less than 1"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is not a number above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be finite and above 0"),
         ({"top_k": 5}, "need a temperature above 0"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, message):
+def test_invalid_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**settings)

@@ -1,4 +1,4 @@
-"""A stack of blocks computes the same however it is stored, scanned or recomputed."""
+"""A stack of blocks computes the same whether stacked, scanned, unstacked or rematerialized."""
 
 import functools
 
@@ -43,7 +43,7 @@ def apply(layers, x_BTD, segment_ids=None, caches=None, remat="none"):
 
 @functools.partial(jax.jit, static_argnames="remat")
 def value_and_gradients(layers, x_BTD, remat):
-    """The output's dot product with a fixed array, and its gradients."""
+    """Returns the dot product of the output with a fixed array, and its gradients."""
     graphdef, state = nnx.split(layers)
     weight = jnp.sin(jnp.arange(x_BTD.size, dtype=jnp.float32)).reshape(x_BTD.shape)
 
@@ -70,7 +70,7 @@ def bits(tree) -> list[bytes]:
     return [leaf.tobytes() for leaf in leaves(tree)]
 
 
-def test_a_block_adds_attention_and_then_the_mlp(listed):
+def test_block_adds_attention_then_mlp(listed):
     block = listed["1"]
     context = Context(SEGMENTS)
 
@@ -86,7 +86,7 @@ def test_a_block_adds_attention_and_then_the_mlp(listed):
     assert relative_l2(out, by_hand(block, X_BTD)) < TOLERANCE
 
 
-def test_stack_is_the_inverse_of_unstacked(stacked, listed):
+def test_stacking_inverts_unstacking(stacked, listed):
     assert len(listed) == TINY.num_layers
     again = stacked_again(listed)
     assert jax.tree.structure(again) == jax.tree.structure(stacked)
@@ -105,7 +105,7 @@ def test_stacking_keeps_letters_and_dtypes():
             assert variable.dims
 
 
-def test_scanned_is_listed(stacked, listed):
+def test_scanned_layers_equal_unstacked_layers(stacked, listed):
     scanned = value_and_gradients(stacked, X_BTD, "none")
     one_by_one = value_and_gradients(listed, X_BTD, "none")
     assert float(scanned[0]) == pytest.approx(float(one_by_one[0]), rel=1e-5)
@@ -118,7 +118,7 @@ def test_scanned_is_listed(stacked, listed):
 @pytest.mark.parametrize(
     ("form", "remat"), [("stacked", "dots"), ("stacked", "full"), ("listed", "full")]
 )
-def test_recomputing_changes_no_value_and_no_gradient(form, remat, request):
+def test_remat_changes_no_value_and_no_gradient(form, remat, request):
     layers = request.getfixturevalue(form)
     plain = leaves(value_and_gradients(layers, X_BTD, "none"))
     recomputed = leaves(value_and_gradients(layers, X_BTD, remat))
@@ -126,8 +126,8 @@ def test_recomputing_changes_no_value_and_no_gradient(form, remat, request):
         assert relative_l2(ours, theirs) < TOLERANCE
 
 
-def test_recomputing_saves_memory(stacked):
-    """In this order: everything is kept, the products are, nothing is."""
+def test_remat_saves_memory(stacked):
+    """Less is stored from "none" to "dots" to "full"."""
 
     def kept(remat: str) -> int:
         graphdef, state = nnx.split(stacked)
@@ -141,7 +141,7 @@ def test_recomputing_saves_memory(stacked):
     assert kept("full") < kept("dots") < kept("none")
 
 
-def test_caches_are_stacked_or_listed_as_the_blocks_are(stacked, listed):
+def test_caches_are_stacked_like_the_blocks(stacked, listed):
     empty = KVCache.empty(TINY, B, T + 2)
     many = {"0:3": KVCache(*(jnp.stack([x] * TINY.num_layers) for x in empty))}
     scanned, stacked_caches = jax.jit(apply)(stacked, X_BTD, None, many)
@@ -166,7 +166,7 @@ def test_low_precision_keeps_its_dtype_through_the_stack():
     assert relative_l2(low, exact) < 5e-2
 
 
-def test_the_config_is_all_that_a_block_knows(listed):
+def test_block_depends_only_on_its_config(listed):
     assert (
         with_fields(
             TINY, {"attention.qkv_bias": True, "attention.out_bias": True, "mlp.bias": True}

@@ -1,4 +1,4 @@
-"""What a call leaves out of its context has a meaning of its own."""
+"""Omitted fields of a context have well-defined defaults."""
 
 import chex
 import jax
@@ -13,7 +13,7 @@ from jaxllm.layers.context import Context
 X_BTD = np.random.default_rng(0).standard_normal((2, 5, TINY.embed_dim)).astype(np.float32)
 
 
-def test_positions_count_from_zero_unless_they_are_given():
+def test_positions_default_to_counting_from_zero():
     chex.assert_trees_all_equal(
         np.asarray(Context().resolve_positions(4)), np.array([[0, 1, 2, 3]])
     )
@@ -21,7 +21,7 @@ def test_positions_count_from_zero_unless_they_are_given():
     assert Context(positions_BT=given).resolve_positions(2) is given
 
 
-def test_left_out_and_written_out_are_the_same_to_a_block():
+def test_default_context_equals_an_explicit_one():
     block = Block(TINY, LayerKind(), rngs=nnx.Rngs(0))
     whole = Context(np.ones((2, 5), np.int32), np.arange(5)[None])
     run = jax.jit(lambda x, context: block(x, context)[0])

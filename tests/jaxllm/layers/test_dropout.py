@@ -1,4 +1,4 @@
-"""Dropout: what it drops, that keys decide, that nothing else does, and that it is off without."""
+"""Dropout applies where specified, depends only on the key, and is off without one."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def logits_of(model, key):
     return model(TOKENS, dropout_key=key).logits
 
 
-def test_a_share_is_dropped_and_the_mean_stays():
+def test_dropout_drops_the_rate_and_keeps_the_mean():
     x = jnp.full((300, 400), 3.0)
     dropped = dropout(x, RATE, KEY)
     assert float(jnp.mean(dropped == 0)) == pytest.approx(RATE, abs=0.01)
@@ -46,7 +46,7 @@ def test_a_share_is_dropped_and_the_mean_stays():
     assert dropout(x, RATE, None) is x
 
 
-def test_keys_are_of_the_layer_not_of_its_stack():
+def test_layer_keys_do_not_depend_on_stacking():
     one_by_one = [jax.random.key_data(layer_keys(KEY, range(i, i + 1))) for i in range(6)]
     together = jax.random.key_data(layer_keys(KEY, range(1, 6, 2)))
     np.testing.assert_array_equal(together, np.stack(one_by_one[1::2]))
@@ -55,8 +55,8 @@ def test_keys_are_of_the_layer_not_of_its_stack():
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "output", "sandwich", "parallel"])
-def test_what_is_added_to_the_residual_stream_is_dropped(placement):
-    """Written out: the masks of each sublayer's own key, on what the sublayer adds."""
+def test_sublayer_outputs_are_dropped_out(placement):
+    """Compares with masks drawn by hand from each sublayer's key, applied to its output."""
     model = random_model(num_layers=1, dropout=RATE, norms=NormConfig(placement=placement))
     block, x = model.layers["0"], jnp.asarray(np.random.default_rng(1).standard_normal((2, 9, 32)))
     x = x.astype(jnp.float32)
@@ -82,8 +82,8 @@ def test_what_is_added_to_the_residual_stream_is_dropped(placement):
     assert relative_l2(block(x, Context(dropout_key=KEY))[0], expected) < TOLERANCE
 
 
-def test_embeddings_are_dropped():
-    """No layer adds anything: what is left are the embeddings."""
+def test_embeddings_are_dropped_out():
+    """Uses layers that add nothing, so that only the embeddings remain."""
     model = random_model(num_layers=1, dropout=RATE, norms=NormConfig(final=False))
     for projection in (model.layers["0"].attn.o_proj, model.layers["0"].mlp.down_proj):
         projection.kernel.set_value(jnp.zeros_like(projection.kernel.get_value()))
@@ -93,7 +93,7 @@ def test_embeddings_are_dropped():
     np.testing.assert_allclose(found[found != 0], (plain / (1 - RATE))[found != 0], rtol=1e-6)
 
 
-def test_without_a_key_nothing_is_dropped_and_nothing_else_is_compiled():
+def test_without_a_key_the_program_has_no_dropout():
     plain, model = random_model(), random_model(dropout=RATE)
     np.testing.assert_array_equal(logits_of(model, None), logits_of(plain, None))
 
@@ -105,7 +105,7 @@ def test_without_a_key_nothing_is_dropped_and_nothing_else_is_compiled():
     np.testing.assert_array_equal(logits_of(plain, KEY), logits_of(plain, None))
 
 
-def test_the_key_decides():
+def test_dropout_depends_on_the_key():
     model = random_model(dropout=RATE)
     np.testing.assert_array_equal(logits_of(model, KEY), logits_of(model, KEY))
     other = jax.random.fold_in(KEY, 1)
@@ -122,7 +122,7 @@ EXPERTS = Experts(num_experts=5, top_k=2, mlp_dim=24)
     [{}, {"num_layers": 5, "pattern": PATTERN, "experts": EXPERTS}],
     ids=["alike", "alternating"],
 )
-def test_stacks_and_rematerialisation_change_nothing(changes):
+def test_dropout_does_not_depend_on_scan_or_remat(changes):
     def loss(model, key):
         return (model(TOKENS, dropout_key=key).logits ** 2).mean()
 
@@ -137,7 +137,7 @@ def test_stacks_and_rematerialisation_change_nothing(changes):
             assert relative_l2(a, b) < 1e-5
 
 
-def test_encoder_and_decoder_drop_by_keys_of_their_own():
+def test_encoder_and_decoder_have_separate_dropout_keys():
     model = random_of(ENCODER_DECODER)
 
     @jax.jit
@@ -155,6 +155,6 @@ def test_encoder_and_decoder_drop_by_keys_of_their_own():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_a_rate_is_a_share(rate):
-    with pytest.raises(ValueError, match=f"dropout={rate} is not from 0 to below 1"):
+def test_invalid_dropout_rate_is_rejected(rate):
+    with pytest.raises(ValueError, match=f"dropout={rate} must be at least 0 and below 1"):
         dataclasses.replace(TINY, dropout=rate)

@@ -1,4 +1,4 @@
-"""Projections and the embedding: what the equations say, in which precision, on which devices."""
+"""Projections and embeddings: values, gradients, initialization, precision and sharding."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def linear(equation: str, shape: tuple[int, ...], *, use_bias: bool, **changes) -> Linear:
-    """A projection with random kernel and bias."""
+    """Returns a projection with random kernel and bias."""
     config = with_fields(TINY, **changes)
     made = Linear(equation, shape, config=config, use_bias=use_bias, rngs=nnx.Rngs(0))
     made.kernel.set_value(jnp.asarray(draw(*shape, seed=1), config.numerics.param_dtype))
@@ -40,7 +40,7 @@ def linear(equation: str, shape: tuple[int, ...], *, use_bias: bool, **changes) 
 
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize(("equation", "shape", "dims", "bias_dims", "x_shape"), CASES)
-def test_it_is_a_matrix_product_plus_a_bias(equation, shape, dims, bias_dims, x_shape, use_bias):
+def test_linear_is_a_matrix_product_plus_bias(equation, shape, dims, bias_dims, x_shape, use_bias):
     layer, x = linear(equation, shape, use_bias=use_bias), draw(*x_shape)
     inner = 2 if equation.startswith("BTNH") else 1  # dimensions that are summed over
     width = np.prod(shape[:inner])
@@ -56,7 +56,7 @@ def test_it_is_a_matrix_product_plus_a_bias(equation, shape, dims, bias_dims, x_
 
 
 @pytest.mark.parametrize(("equation", "shape", "dims", "bias_dims", "x_shape"), CASES)
-def test_gradients_are_those_of_torch(equation, shape, dims, bias_dims, x_shape):
+def test_gradients_match_torch(equation, shape, dims, bias_dims, x_shape):
     graphdef, state = nnx.split(linear(equation, shape, use_bias=True))
     x, weight = draw(*x_shape), draw(2, 5, *[shape[dims.index(dim)] for dim in bias_dims], seed=3)
     gradient = jax.jit(
@@ -73,7 +73,7 @@ def test_gradients_are_those_of_torch(equation, shape, dims, bias_dims, x_shape)
         assert relative_l2(by_state[name].get_value(), tensor.grad) < TOLERANCE, name
 
 
-def test_gradients_of_a_tied_head_are_those_of_torch():
+def test_gradients_of_a_tied_head_match_torch():
     graphdef, state = nnx.split(random_model().embed)
     x, weight = draw(2, 5, TINY.embed_dim), draw(2, 5, TINY.vocab_size, seed=3)
 
@@ -88,8 +88,8 @@ def test_gradients_of_a_tied_head_are_those_of_torch():
     assert relative_l2(by_x, x_tensor.grad) < TOLERANCE
 
 
-def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_the_activations_dtype():
-    """Sums over many tokens keep their float32, of which bfloat16 would drop 16 bits."""
+def test_gradient_of_a_float32_kernel_is_not_rounded_to_the_activation_dtype():
+    """Sums over many tokens stay in float32; bfloat16 would drop 16 bits."""
     graphdef, state = nnx.split(
         linear(
             "BTD,DF->BTF",
@@ -110,7 +110,7 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_the_activations_dtyp
     assert (found != found.astype(jnp.bfloat16)).mean() > 0.5
 
 
-def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
+def test_normal_kernels_have_the_configured_std_and_biases_are_zero():
     config = with_fields(TINY, {"init.std": 0.37})
     layer = Linear("BTD,DF->BTF", (64, 200), config=config, use_bias=True, rngs=nnx.Rngs(0))
     assert np.std(layer.kernel[...]) == pytest.approx(0.37, rel=0.02)
@@ -128,8 +128,8 @@ def test_initial_kernels_have_the_config_s_spread_and_biases_are_zero():
         ("BTD,DF->BTF", (64, 200), (64, 200)),
     ],
 )
-def test_xavier_kernels_are_uniform_as_those_of_pytorch(equation, shape, fans):
-    """Beside an `nn.Linear` of the same fans: its bound, its deviation; biases are zero."""
+def test_xavier_kernels_are_uniform_as_in_pytorch(equation, shape, fans):
+    """Bound and standard deviation equal those of an `nn.Linear` of the same fans; biases are 0."""
     config = with_fields(TINY, {"init.kind": "xavier", "init.std": 0.37})
     layer = Linear(equation, shape, config=config, use_bias=True, rngs=nnx.Rngs(0))
     theirs = torch.empty(fans[1], fans[0])
@@ -160,7 +160,7 @@ def test_low_precision_accumulates_in_float32(param_dtype):
     np.testing.assert_array_equal(out, sums.astype(jnp.bfloat16))
 
 
-def test_an_embedding_looks_up_rows_and_attends_by_them():
+def test_embedding_looks_up_and_attends_by_the_same_rows():
     embed = random_model().embed
     table, tokens = np.asarray(embed.embedding[...]), np.array([[3, 95, 0], [3, 1, 2]])
     np.testing.assert_array_equal(embed(tokens), table[tokens])
@@ -168,7 +168,7 @@ def test_an_embedding_looks_up_rows_and_attends_by_them():
     assert relative_l2(embed.attend(x_BTD), x_BTD @ table.T) < TOLERANCE
 
 
-def test_an_embedding_in_low_precision():
+def test_embedding_in_low_precision():
     embed = random_model(numerics=NumericsConfig(dtype="bfloat16")).embed
     table, tokens = embed.embedding[...], np.array([[3, 95, 0]])
     assert table.dtype == jnp.float32
@@ -178,7 +178,7 @@ def test_an_embedding_in_low_precision():
     assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.9
 
 
-def test_a_sharded_table_gives_the_same_rows():
+def test_sharded_table_gives_the_same_embeddings():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     embed = random_model().embed
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (8, 6))

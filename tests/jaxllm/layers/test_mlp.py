@@ -1,4 +1,4 @@
-"""SwiGLU against PyTorch."""
+"""The SwiGLU MLP equals PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def tensors(state: nnx.State) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_are_those_of_torch(bias):
+def test_values_and_gradients_match_torch(bias):
     graphdef, state = nnx.split(mlp_of(mlp=MlpConfig(bias=bias)))
     x = np.random.default_rng(1).standard_normal((2, 7, TINY.embed_dim)).astype(np.float32)
     weight = np.random.default_rng(2).standard_normal(x.shape).astype(np.float32)
@@ -55,14 +55,14 @@ def test_values_and_gradients_are_those_of_torch(bias):
         assert relative_l2(found, weights[name].grad) < TOLERANCE, name
 
 
-def test_each_position_is_on_its_own():
+def test_positions_are_independent():
     mlp = mlp_of()
     x_BTD = jnp.asarray(np.random.default_rng(1).standard_normal((1, 6, TINY.embed_dim)))
     changed = mlp(x_BTD.at[:, 3].set(1)) != mlp(x_BTD)
     np.testing.assert_array_equal(changed.any(-1), [[False] * 3 + [True] + [False] * 2])
 
 
-def test_bfloat16_in_and_out_is_near_float32():
+def test_bfloat16_is_close_to_float32():
     x_BTD = jnp.asarray(np.random.default_rng(1).standard_normal((2, 7, TINY.embed_dim)))
     low = mlp_of(numerics=NumericsConfig(dtype="bfloat16"), mlp=MlpConfig(bias=True))(
         x_BTD.astype(jnp.bfloat16)

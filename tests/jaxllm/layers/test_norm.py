@@ -1,4 +1,4 @@
-"""RMSNorm: the formula in float64, the order of casts of the PyTorch original, and its limits."""
+"""RMS norm equals the formula in float64, casts in the order of transformers, never overflows."""
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +28,14 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("width", [1, 2, 33, 1024])
 @pytest.mark.parametrize("magnitude", [1e-4, 1.0, 1e6])
-def test_the_formula(width, magnitude):
+def test_rms_norm_equals_the_formula(width, magnitude):
     x_BTD, scale = magnitude * draw(0, 2, 7, width) + magnitude, draw(1, width) + 1
     x = x_BTD.astype(np.float64)
     rms = np.sqrt((x**2).mean(-1, keepdims=True) + TINY.norms.eps)
     assert relative_l2(norm_of(scale)(x_BTD), x / rms * scale) < TOLERANCE
 
 
-def test_eps_is_inside_the_root_and_is_the_config_s():
+def test_eps_is_the_config_s_and_inside_the_root():
     scale = np.array([2.0, 3.0])
     x_BTD = np.full((1, 1, 2), 1e-3, np.float32)
     for eps in (1e-6, 1e-2):
@@ -45,8 +45,8 @@ def test_eps_is_inside_the_root_and_is_the_config_s():
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_in_low_precision_the_casts_are_those_of_transformers(name):
-    """Normalised in float32, cast, then scaled: another order rounds otherwise."""
+def test_low_precision_casts_match_transformers(name):
+    """Normalizes in float32, casts, then scales: another order would round differently."""
     dtype = np.dtype(name) if name == "float16" else np.dtype(ml_dtypes.bfloat16)
     x, scale = draw(0, 4, 64, 128).astype(dtype), (draw(1, 128) + 1).astype(dtype)
     original = LlamaRMSNorm(128, eps=TINY.norms.eps)
@@ -58,7 +58,7 @@ def test_in_low_precision_the_casts_are_those_of_transformers(name):
     ours = norm_of(scale, numerics=NumericsConfig(param_dtype=name))(jnp.asarray(x))
     assert ours.dtype == dtype
     ours, theirs = np.asarray(ours, np.float32), theirs.float().numpy()
-    # Their float32 roots may differ in the last bit, which rarely decides how a number is rounded.
+    # The float32 roots may differ in the last bit, which rarely changes how a value is rounded.
     assert (ours != theirs).mean() < 1e-3
     late = x.astype(np.float32) / np.sqrt((x.astype(np.float32) ** 2).mean(-1, keepdims=True))
     assert (ours != (late * scale.astype(np.float32)).astype(dtype).astype(np.float32)).mean() > 0.1
@@ -71,7 +71,7 @@ def test_squares_do_not_overflow(name):
     np.testing.assert_allclose(np.asarray(out, np.float32), 1, rtol=1e-2)
 
 
-def test_zeros_are_finite_and_so_is_their_gradient():
+def test_zeros_give_finite_values_and_gradients():
     norm = norm_of(draw(1, 8))
     zeros = jnp.zeros((1, 3, 8))
     assert (norm(zeros) == 0).all()
@@ -79,7 +79,7 @@ def test_zeros_are_finite_and_so_is_their_gradient():
     assert np.isfinite(gradient).all()
 
 
-def test_gradients_are_those_of_torch():
+def test_gradients_match_torch():
     x_BTD, scale, weight = draw(0, 2, 5, 24), draw(1, 24) + 1, draw(2, 2, 5, 24)
     graphdef, state = nnx.split(norm_of(scale))
     ours = jax.grad(lambda s, x: (nnx.merge(graphdef, s)(x) * weight).sum(), argnums=(0, 1))(

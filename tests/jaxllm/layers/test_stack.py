@@ -1,4 +1,4 @@
-"""Layers of several kinds: how they are cut into runs, labelled, stacked and taken apart again."""
+"""Layers of several kinds are divided into runs, labeled, stacked and unstacked."""
 
 import dataclasses
 from functools import partial
@@ -25,7 +25,7 @@ from jaxllm.params import named_parameters
 
 TOLERANCE = 2e-6  # relative L2, float32
 
-# The kinds of layers, and the runs that they are cut into.
+# The kinds of layers, and the runs that they are divided into.
 CUTS = {
     "a": [Run(0, 1, 1)],
     "ab": [Run(0, 1, 1), Run(1, 1, 1)],
@@ -46,11 +46,11 @@ CUTS = {
 
 
 @pytest.mark.parametrize(("kinds", "expected"), CUTS.items(), ids=CUTS)
-def test_runs_repeat_with_the_period_that_covers_the_most(kinds, expected):
+def test_run_has_the_period_that_covers_the_most_layers(kinds, expected):
     assert find_runs(kinds, scan=True) == expected
 
 
-def test_without_a_scan_there_is_one_run_of_all_layers_once():
+def test_without_scan_all_layers_are_one_run():
     assert find_runs("aabab", scan=False) == [Run(0, 5, 1)]
 
 
@@ -69,21 +69,21 @@ def test_runs_cover_every_layer_once_and_repeat_their_kinds(seed):
         assert everything == covered
 
 
-def test_labels_are_slices_of_the_layers():
+def test_labels_are_layer_slices():
     assert Run(0, 1, 32).labels == ["0:32"]
     assert Run(0, 4, 2).labels == ["0:8:4", "1:8:4", "2:8:4", "3:8:4"]
     assert Run(3, 1, 1).labels == ["3"]
     assert Run(2, 3, 1).labels == ["2", "3", "4"]
 
 
-def test_held_are_the_layers_of_a_label():
+def test_layer_range_returns_the_layers_of_a_label():
     assert layer_range("5") == range(5, 6)
     assert layer_range("0:32") == range(32)
     assert list(layer_range("1:24:6")) == [1, 7, 13, 19]
 
 
 class Layer(nnx.Module):
-    """Doubles or turns, by its kind, and adds a vector of its own."""
+    """Doubles or negates x, by its kind, and adds its own vector."""
 
     def __init__(self, kind: str, key: jax.Array):
         self.kind = kind
@@ -102,7 +102,7 @@ def offsets(layers: nnx.Dict) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kinds", CUTS)
-def test_restacking_there_and_back_moves_no_bit(kinds):
+def test_restacking_round_trip_is_bit_exact(kinds):
     stacked, listed = layers_of(kinds, True), layers_of(kinds, False)
     assert layer_labels(listed) == [str(i) for i in range(len(kinds))]
     assert layer_labels(stacked) == [label for run in CUTS[kinds] for label in run.labels]
@@ -117,15 +117,15 @@ def test_restacking_there_and_back_moves_no_bit(kinds):
     assert len({offset.tobytes() for offset in offsets(listed).values()}) == len(kinds)
 
 
-def test_restacking_as_they_are_is_nothing():
+def test_restacking_to_the_same_form_returns_the_same_object():
     stacked = layers_of("ababa", True)
     assert restack(stacked, "ababa", True) is stacked
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("kinds", CUTS)
-def test_layers_apply_in_order_however_they_are_stacked(kinds, remat):
-    """Each has its own cache and returns its own rest; those without one return nothing."""
+def test_layers_apply_in_order_stacked_or_not(kinds, remat):
+    """Each layer has its own cache and other output; without caches, none are returned."""
     x = jnp.asarray([[1.0, 2.0, 3.0]])
     expected, by_hand = x, []
     listed = layers_of(kinds, False)
@@ -170,7 +170,7 @@ PATTERN = (
 
 
 @pytest.mark.parametrize("num_layers", [4, 6, 8, 11])
-def test_a_model_of_many_kinds_is_the_same_scanned_or_listed(num_layers):
+def test_model_of_many_layer_kinds_is_the_same_scanned_or_not(num_layers):
     model = random_model(
         num_layers=num_layers,
         pattern=PATTERN,
@@ -188,8 +188,8 @@ def test_a_model_of_many_kinds_is_the_same_scanned_or_listed(num_layers):
         np.testing.assert_array_equal(again[name].get_value(), variable.get_value())
 
 
-def test_each_kind_of_a_pattern_matters():
-    """No layer of the model is of another kind than its own."""
+def test_kind_of_every_layer_matters():
+    """Changing the kind of any one layer changes the logits."""
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, 12))
     changes = {"num_layers": 6, "attention.window": 5, "rope.local_theta": 100.0}
     kinds = tuple(dataclasses.replace(kind, mlp="dense") for kind in PATTERN)

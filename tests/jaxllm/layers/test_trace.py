@@ -1,4 +1,4 @@
-"""What attention computes is shown to who asks, and costs who does not ask nothing."""
+"""Hooks see and replace the intermediate values of attention; without a hook they cost nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,24 @@ T = 300  # three blocks of queries
 
 @pytest.fixture(scope="module", params=["rope", "alibi"])
 def layer(request):
-    """An attention with random weights, and how it is called."""
+    """An attention layer with random weights, and arguments to call it with."""
     model = random_model(scan_layers=False, positions=PositionConfig(kind=request.param))
     x_BTD = jax.random.normal(jax.random.key(0), (2, T, model.config.embed_dim))
     return model.layers["0"].attn, (x_BTD, Context(bias=model.position_bias))
 
 
 def shown(attn, given, instead=lambda name, value: value):
-    """What a layer returns, and all that it shows, `instead` of which it goes on with others."""
+    """Calls a layer with a hook; returns its output and the values that the hook got.
+
+    `instead` maps each value to the one that the layer uses in its place.
+    """
     values = {}
 
-    def listen(name, value):
+    def record(name, value):
         values.setdefault(name, []).append(value)
         return instead(name, value)
 
-    setattr(attn, HOOK, listen)
+    setattr(attn, HOOK, record)
     try:
         return attn(*given)[0], values
     finally:
@@ -44,7 +47,7 @@ def program_of(layer):
 
 
 def shapes_of(jaxpr):
-    """The shapes of all that a program computes, in the programs within it too."""
+    """Yields the shapes of all values that a program and its subprograms compute."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.shape for variable in equation.outvars)
         for value in equation.params.values():
@@ -54,20 +57,20 @@ def shapes_of(jaxpr):
                     yield from shapes_of(program)
 
 
-def test_unasked_the_program_is_as_if_nothing_could_be_shown(layer, monkeypatch):
+def test_without_a_hook_the_program_is_unchanged(layer, monkeypatch):
     program = program_of(layer)
     monkeypatch.setattr(attention, "apply_hook", lambda module, **values: tuple(values.values()))
     monkeypatch.setattr(attention, "has_hook", lambda module: False)
     assert str(program_of(layer)) == str(program)
 
 
-def test_unasked_no_array_is_of_all_queries_and_keys(layer):
+def test_without_a_hook_no_array_spans_all_queries_and_keys(layer):
     shapes = list(shapes_of(program_of(layer).jaxpr))
-    assert any(shape[-1:] == (T,) for shape in shapes), "the last block meets all keys"
+    assert any(shape[-1:] == (T,) for shape in shapes), "the last block covers all keys"
     assert not any(shape[-2:] == (T, T) for shape in shapes)
 
 
-def test_what_is_shown_is_what_is_computed(layer):
+def test_hook_gets_the_computed_values(layer):
     attn, given = layer
     out_BTD, values = shown(attn, given)
     np.testing.assert_allclose(out_BTD, attn(*given)[0], rtol=2e-5, atol=1e-6)
@@ -88,8 +91,8 @@ def test_what_is_shown_is_what_is_computed(layer):
     np.testing.assert_allclose(np.einsum("BTNS,BSNH->BTNH", probs, v), mixed, rtol=1e-4, atol=1e-5)
 
 
-def test_a_listener_may_put_other_values_in_their_place(layer):
-    """Probabilities of one key alone: every query gets that key's value."""
+def test_hook_can_replace_values(layer):
+    """If the hook puts all probability on one key, every query gets that key's value."""
     attn, given = layer
 
     def first_key(name, value):

@@ -1,4 +1,4 @@
-"""Images among tokens: the pieces against PyTorch, the places, and what is refused."""
+"""Image encoder and image tokens: against PyTorch, on a mesh, and with invalid inputs."""
 
 import dataclasses
 
@@ -41,20 +41,20 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def test_patches_are_those_of_torch():
+def test_patches_match_torch():
     images = draw(2, 3, 8, 12)
     expected = functional.unfold(torch.tensor(images), 4, stride=4).mT
     np.testing.assert_array_equal(split_patches(images, 4), expected)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
-def test_squares_are_shuffled_as_in_the_original(factor):
+def test_pixel_shuffle_matches_the_original(factor):
     x = draw(2, 36, 5)
     expected = pixel_shuffle(torch.tensor(x), 6, 6, 1 / factor)
     np.testing.assert_array_equal(shuffle_pixels(x, factor), expected)
 
 
-def test_columns_and_rows_rotate_as_in_the_original():
+def test_patch_rotation_matches_the_original():
     side = VISION.image_size // VISION.patch_size
     x = draw(2, side * side + 1, 4, 8)
     turns = axial_rotations(side, side, 8, torch.float32)
@@ -84,8 +84,8 @@ def logits_of(model, tokens, image_embedding=None):
     return model(tokens, image_embedding=image_embedding).logits
 
 
-def test_images_are_as_tokens_of_their_own(model, tokens):
-    """The same by hand: rows of the token table that are the projected images."""
+def test_images_act_like_extra_tokens(model, tokens):
+    """Images equal extra rows of the token table that hold the projected image embeddings."""
     image = model.embed_images(IMAGES, tokens)
     rows = model.image_proj(image.embedding_BTF[image.mask_BT][None])[0]
     wide = random_model(vision=VISION, vocab_size=TINY.vocab_size + len(rows))
@@ -98,7 +98,7 @@ def test_images_are_as_tokens_of_their_own(model, tokens):
     assert relative_l2(logits_of(model, tokens, image), expected) < TOLERANCE
 
 
-def test_rows_are_placed_in_order_and_zeros_elsewhere():
+def test_scatter_rows_places_rows_in_order_and_zeros_elsewhere():
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
     placed = scatter_rows(draw(4, 5), mask)
     np.testing.assert_array_equal(placed.embedding_BTF[mask], draw(4, 5))
@@ -106,21 +106,21 @@ def test_rows_are_placed_in_order_and_zeros_elsewhere():
 
 
 @pytest.mark.parametrize("rows", [3, 5])
-def test_more_or_fewer_rows_than_places_are_refused(rows):
+def test_wrong_number_of_rows_is_rejected(rows):
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
-    with pytest.raises(ValueError, match=f"{rows} embeddings of images for 4 tokens"):
+    with pytest.raises(ValueError, match=f"{rows} embeddings of images for 4 image tokens"):
         scatter_rows(draw(rows, 5), mask)
 
 
-def test_a_place_without_a_row_is_nan_where_nobody_can_count():
+def test_traced_mask_gives_nan_where_a_row_is_missing():
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1]], bool)
     placed = jax.jit(scatter_rows)(draw(3, 5), mask)
     is_nan = np.isnan(placed.embedding_BTF).all(-1)
     assert is_nan.tolist() == [[False] * 4, [False, False, False, True]]
 
 
-def test_the_encoder_and_the_projection_learn(model, tokens):
-    """And what lies outside of the mask has no part in it."""
+def test_image_encoder_and_projection_get_gradients(model, tokens):
+    """Every parameter gets a finite, nonzero gradient, unaffected by values outside the mask."""
 
     def loss(model):
         return jnp.square(
@@ -131,11 +131,11 @@ def test_the_encoder_and_the_projection_learn(model, tokens):
     for name, variable in named_parameters(gradient).items():
         value = np.asarray(variable.get_value())
         assert np.isfinite(value).all(), name
-        # A bias of all keys alike moves no probability.
+        # A bias common to all keys changes no attention probability.
         assert np.any(value) or name.endswith("k_proj.bias"), name
 
 
-def test_sharded_it_computes_the_same(model, tokens):
+def test_sharded_image_encoder_computes_the_same(model, tokens):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     placed = parameter_shardings(model, mesh)
     arrays = {
@@ -156,18 +156,18 @@ def test_sharded_it_computes_the_same(model, tokens):
     assert relative_l2(found, expected) < TOLERANCE
 
 
-def test_the_config_goes_through_plain_data():
+def test_vision_config_round_trips_through_plain_data():
     config = dataclasses.replace(TINY, vision=VISION)
     assert from_dict(to_dict(config)) == config
     assert hash(config) != hash(TINY)
 
 
-def test_images_of_another_size_are_refused(model, tokens):
+def test_images_of_the_wrong_size_are_rejected(model, tokens):
     with pytest.raises(ValueError, match=r"\(3, 24, 12\), not \(3, 24, 24\)"):
         model.embed_images(IMAGES[..., :12], tokens)
 
 
-def test_a_model_without_vision_sees_nothing(tokens):
+def test_model_without_vision_rejects_images(tokens):
     blind = random_model()
     given = MaskedEmbedding(draw(2, 40, 24), tokens == 90)
     with pytest.raises(ValueError, match="vision=None"):

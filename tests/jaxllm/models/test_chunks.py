@@ -1,4 +1,4 @@
-"""Layers of chunks among layers without positions whose queries grow: cached as in one pass."""
+"""Cached decoding equals one pass with chunked layers and layers without RoPE (temperature)."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from jaxllm.config import AttentionConfig, Experts, LayerKind, Temperature
 from jaxllm.models import with_scanned_layers
 
 TOLERANCE = 3e-6  # relative L2 of logits, float32
-CHUNK, LENGTH = 8, 37  # four chunks, and a part of the fifth
+CHUNK, LENGTH = 8, 37  # four chunks and part of a fifth
 LOCAL = LayerKind(sees="chunk")
 GLOBAL = LayerKind(rope="none", mlp="experts")
 
@@ -43,7 +43,7 @@ def step(model, tokens, positions, cache):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_token_by_token_every_boundary_is_as_in_one_pass(model, tokens, scan):
+def test_token_by_token_equals_one_pass_at_every_chunk_boundary(model, tokens, scan):
     model = with_scanned_layers(model, scan)
     whole = logits_of(model, tokens)
     cache = model.init_cache(len(tokens), LENGTH + 2)
@@ -52,8 +52,8 @@ def test_token_by_token_every_boundary_is_as_in_one_pass(model, tokens, scan):
         assert relative_l2(logits[:, 0], whole[:, t]) < TOLERANCE, t
 
 
-def test_prompts_that_end_around_every_boundary_are_continued_as_in_one_pass(model):
-    """A row for each end, so that the rows are at different chunks as well."""
+def test_prompts_ending_near_chunk_boundaries_continue_correctly(model):
+    """One row per prompt length, so that rows are in different chunks too."""
     boundaries = np.arange(CHUNK, LENGTH, CHUNK)
     lengths = np.sort(np.concatenate([boundaries - 1, boundaries, boundaries + 1]))
     rows, longest = np.arange(lengths.size), lengths.max()
@@ -71,8 +71,8 @@ def test_prompts_that_end_around_every_boundary_are_continued_as_in_one_pass(mod
         assert relative_l2(logits[:, 0], whole[rows, at]) < TOLERANCE, at
 
 
-def test_positions_matter_to_layers_without_rope_by_the_temperature_alone(model, tokens):
-    """RoPE does not mind where a text begins; the temperature does."""
+def test_layers_without_rope_use_positions_only_for_temperature(model, tokens):
+    """RoPE does not depend on where a text begins; the temperature does."""
     first, shifted = np.arange(CHUNK)[None], np.arange(CHUNK, 2 * CHUNK)[None]
     cold = random_model(
         num_layers=2,
@@ -85,7 +85,7 @@ def test_positions_matter_to_layers_without_rope_by_the_temperature_alone(model,
     assert relative_l2(*at[1]) < 1e-5
 
 
-def test_a_token_of_another_chunk_is_seen_by_layers_without_rope_alone(tokens):
+def test_only_layers_without_rope_see_other_chunks(tokens):
     local = random_model(num_layers=3, pattern=(LOCAL,), attention=AttentionConfig(chunk=CHUNK))
     both = random_model(
         num_layers=3,

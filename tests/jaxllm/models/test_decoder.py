@@ -1,4 +1,4 @@
-"""The decoder: one model whether packed, padded, cached, stacked or bound in tree mode."""
+"""A decoder gives the same results packed, padded, cached, stacked and in tree mode."""
 
 import dataclasses
 import functools
@@ -50,8 +50,8 @@ def draw_tokens(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, TINY.vocab_size, shape)
 
 
-def test_packed_documents_are_as_one_by_one(model):
-    """Positions start anew in each document, though RoPE would not mind if they did not."""
+def test_packed_documents_equal_single_documents(model):
+    """Positions restart in each document, although RoPE does not require it."""
     lengths = [11, 1, 17, 6]
     documents = [draw_tokens(1, n, seed=n) for n in lengths]
     padding = 5
@@ -67,7 +67,7 @@ def test_packed_documents_are_as_one_by_one(model):
 
 
 def test_padding_does_not_leak(model):
-    """On either side: rewriting it changes no bit elsewhere."""
+    """Changing padding, on either side, changes no bit of the tokens' logits."""
     segment_ids = np.array([[0] * 3 + [1] * 9, [1] * 8 + [0] * 4])
     tokens = draw_tokens(2, 12)
     rewritten = np.where(segment_ids == 0, draw_tokens(2, 12, seed=1), tokens)
@@ -78,7 +78,7 @@ def test_padding_does_not_leak(model):
     assert (before[is_padding] != after[is_padding]).any()
 
 
-def test_the_future_changes_nothing(model):
+def test_later_tokens_do_not_affect_earlier_ones(model):
     tokens = draw_tokens(2, 12)
     changed = tokens.copy()
     changed[:, 7] = (changed[:, 7] + 1) % TINY.vocab_size
@@ -87,7 +87,7 @@ def test_the_future_changes_nothing(model):
     assert (before[:, 7:] != after[:, 7:]).any(-1).all()
 
 
-def test_rows_are_on_their_own(model):
+def test_rows_are_independent(model):
     tokens = draw_tokens(3, 10)
     together = logits_of(model, tokens)
     for row in range(3):
@@ -96,7 +96,7 @@ def test_rows_are_on_their_own(model):
         )
 
 
-def test_positions_count_from_zero_where_none_are_given(model):
+def test_positions_default_to_counting_from_zero(model):
     tokens = draw_tokens(2, 10)
     counted = np.broadcast_to(np.arange(10), (2, 10))
     np.testing.assert_array_equal(logits_of(model, tokens), logits_of(model, tokens, None, counted))
@@ -104,8 +104,8 @@ def test_positions_count_from_zero_where_none_are_given(model):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_cached_decoding_is_the_full_forward(model, scan):
-    """A prompt of ragged rows, then token by token, in a cache longer than the text."""
+def test_cached_decoding_equals_the_full_forward_pass(model, scan):
+    """A prompt of ragged rows, then one token at a time, with a cache longer than the text."""
     model = with_scanned_layers(model, scan)
     B, T, prompts = 3, 16, np.array([9, 4, 1])
     tokens = draw_tokens(B, T)
@@ -126,14 +126,14 @@ def test_cached_decoding_is_the_full_forward(model, scan):
         assert relative_l2(logits, expected) < TOLERANCE, ahead
 
 
-def test_segments_in_a_cache_are_refused(model):
+def test_segments_with_a_cache_are_rejected(model):
     with pytest.raises(ValueError, match="segment_ids"):
         model(
             jnp.ones((1, 2), int), segment_ids=jnp.ones((1, 2), int), cache=model.init_cache(1, 4)
         )
 
 
-def test_a_tied_head_is_the_embedding():
+def test_tied_head_is_the_embedding():
     tied = random_model(head=HeadConfig(tied=True))
     assert "lm_head.kernel" not in named_parameters(tied)
     tokens = draw_tokens(2, 9)
@@ -142,7 +142,7 @@ def test_a_tied_head_is_the_embedding():
     assert relative_l2(logits_of(tied, tokens), np.asarray(x_BTD) @ table.T) < TOLERANCE
 
 
-def test_an_untied_head_is_its_own(model):
+def test_untied_head_has_its_own_weights(model):
     tokens = draw_tokens(2, 9)
     x_BTD, _, _ = model.hidden(tokens, Context())
     kernel = np.asarray(named_parameters(model)["lm_head.kernel"].get_value(), np.float64)
@@ -151,7 +151,7 @@ def test_an_untied_head_is_its_own(model):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_float32_and_not_rounded(tied):
-    """A bfloat16 logit has 8 bits: a step of 0.06 at 10 nats."""
+    """bfloat16 logits would have 8 bits: steps of 0.06 at 10 nats."""
     model = random_model(numerics=NumericsConfig(dtype="bfloat16"), head=HeadConfig(tied=tied))
     out = jax.jit(lambda model, tokens: model(tokens))(model, draw_tokens(2, 9))
     assert out.logits.dtype == jnp.float32
@@ -162,7 +162,7 @@ def test_logits_are_float32_and_not_rounded(tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_scanned_is_one_by_one(tied):
+def test_scanned_equals_unstacked(tied):
     scanned = random_model(
         head=HeadConfig(tied=tied), attention=AttentionConfig(qkv_bias=True, out_bias=True)
     )
@@ -178,14 +178,14 @@ def test_scanned_is_one_by_one(tied):
         np.testing.assert_array_equal(before[name].get_value(), after[name].get_value())
 
 
-def test_the_same_form_is_the_same_model(model):
+def test_restacking_to_the_same_form_returns_the_same_model(model):
     assert with_scanned_layers(model, True) is model
     with_scanned_layers(model, False)
     assert model.config.scan_layers
     assert "layers.0:3.attn.q_proj.kernel" in named_parameters(model)
 
 
-def test_seventy_billion_parameters_take_no_memory():
+def test_abstract_70b_model_allocates_nothing():
     gc.collect()
     before = sum(array.nbytes for array in jax.live_arrays())
     stacked = build_abstract(LLAMA_70B)
@@ -198,8 +198,8 @@ def test_seventy_billion_parameters_take_no_memory():
     assert sum(array.nbytes for array in jax.live_arrays()) <= before
 
 
-def test_it_works_in_tree_mode():
-    """The announced default of Flax: modules are trees, without shared references."""
+def test_model_works_in_tree_mode():
+    """Tree mode, Flax's announced default: modules are trees without shared references."""
     config = with_fields(
         TINY, {"attention.qkv_bias": True, "attention.out_bias": True}, num_layers=2
     )
@@ -224,7 +224,7 @@ def test_it_works_in_tree_mode():
 
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_is_a_pytree_with_nothing_hidden_in_it(scan, tied):
+def test_pytree_of_a_model_holds_all_its_parameters(scan, tied):
     model = build_abstract(with_fields(TINY, {"head.tied": tied}, scan_layers=scan))
     nnx.check_pytree(model)
     assert all(type(v) is nnx.Param for v in named_parameters(model).values())
@@ -233,7 +233,7 @@ def test_a_model_is_a_pytree_with_nothing_hidden_in_it(scan, tied):
 
 
 def test_every_parameter_matters(model):
-    """The logits follow each of them, so none is forgotten or used twice in another's place."""
+    """Every parameter has a gradient, so none is unused or replaced by another."""
     graphdef, state = nnx.split(model)
     tokens = draw_tokens(2, 9)
 
@@ -257,6 +257,6 @@ def test_every_parameter_matters(model):
         (np.zeros((2, 5), int), {"positions": np.arange(5)}, "rank"),
     ],
 )
-def test_arrays_of_another_shape_or_type_are_refused(model, tokens, options, complaint):
+def test_arrays_of_wrong_shape_or_type_are_rejected(model, tokens, options, complaint):
     with pytest.raises(AssertionError, match=complaint):
         model(tokens, **options)

@@ -1,4 +1,4 @@
-"""What holds of encoder-decoders whatever their family."""
+"""Properties of all encoder-decoders: masks, packing, generation and config checks."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ SRC, TGT = TOKENS.integers(0, 96, (2, 11)), TOKENS.integers(0, 96, (2, 9))
 
 
 def config_of(encoder: dict | None = None, decoder: dict | None = None, **changes):
-    """A tiny config: relative biases and post-norm, four layers and three."""
+    """A tiny config with relative biases, post-norm, and four and three layers."""
     buckets = RelativeBuckets(count=8, max_distance=20)
     shared = {"positions": PositionConfig(kind="relative", relative=buckets)}
     shared |= {"norms.kind": "layer", "norms.placement": "post", "norms.embed": True}
@@ -55,7 +55,7 @@ def changed(tokens: np.ndarray, place: int) -> np.ndarray:
     return other
 
 
-def test_all_of_the_source_is_seen_and_none_of_the_target_ahead(model):
+def test_decoder_sees_all_of_the_source_and_no_later_target_tokens(model):
     before = logits_of(model)
     for place in (0, 10):
         after = logits_of(model, src=changed(SRC, place))
@@ -65,7 +65,7 @@ def test_all_of_the_source_is_seen_and_none_of_the_target_ahead(model):
     assert (np.abs(after - before)[:, 5:].max(-1) > 1e-4).all()
 
 
-def test_padding_of_the_source_changes_nothing(model):
+def test_source_padding_changes_nothing(model):
     padded = np.concatenate([SRC, np.full((2, 5), 7)], axis=1)
     mask = np.arange(16) < 11
     found = logits_of(model, src=padded, src_segment_ids=np.stack([mask] * 2))
@@ -74,7 +74,7 @@ def test_padding_of_the_source_changes_nothing(model):
 
 
 def test_packed_pairs_do_not_see_each_other(model):
-    """Segments of source and target with the same number belong together."""
+    """Target tokens see the source tokens with their own segment id."""
     src, tgt = SRC.reshape(1, -1), TGT.reshape(1, -1)
     masks = {
         "src_segment_ids": np.repeat([[1, 2]], 11, axis=1),
@@ -84,7 +84,7 @@ def test_packed_pairs_do_not_see_each_other(model):
     assert relative_l2(found.reshape(2, 9, -1), logits_of(model)) <= 1e-6
 
 
-def test_the_source_may_have_an_embedding_of_its_own():
+def test_source_can_have_its_own_embedding():
     own = random_of(config_of(source_vocab_size=50))
     names = named_parameters(own)
     assert names["source_embed.embedding"].get_value().shape == (50, 32)
@@ -96,14 +96,14 @@ def test_the_source_may_have_an_embedding_of_its_own():
     assert relative_l2(logits_of(own, src=src), before) > 1e-3
 
 
-def test_layers_are_stacked_in_each_stack(model):
+def test_layers_are_stacked_separately_in_each_stack(model):
     assert stacked_layers(model) == {
         "encoder.layers": {"0:4": range(4)},
         "decoder.layers": {"0:3": range(3)},
     }
 
 
-def test_rematerialised_gradients_are_the_same(model):
+def test_remat_does_not_change_gradients(model):
     def gradient(config):
         bind, _ = split(random_of(config))
         loss = lambda params: jnp.square(bind(params)(SRC, TGT).logits).mean()  # noqa: E731
@@ -117,7 +117,7 @@ def test_rematerialised_gradients_are_the_same(model):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_generation_begins_with_the_start_token():
+def test_generation_starts_from_the_start_token():
     model = random_of(config_of(start_token=3))
     prompts = [SRC[0].tolist(), SRC[1, :4].tolist()]
     for prompt, found in zip(prompts, generate(model, prompts, 6), strict=True):
@@ -128,23 +128,23 @@ def test_generation_begins_with_the_start_token():
         assert found == target[1:]
 
 
-def test_generation_without_a_start_token_is_refused(model):
+def test_generation_without_start_token_is_rejected(model):
     with pytest.raises(ValueError, match="start_token=None"):
         generate(model, [[1]], 3)
 
 
-def test_prompts_are_of_the_sources_vocabulary():
+def test_prompts_use_the_source_vocabulary():
     model = random_of(config_of(source_vocab_size=50, start_token=3))
-    with pytest.raises(ValueError, match="prompt 0 has token 60; vocab_size is 50"):
+    with pytest.raises(ValueError, match="prompt 0 has token 60, but vocab_size=50"):
         generate(model, [[60]], 3)
 
 
-def test_a_decoder_needs_a_source(model):
+def test_decoding_without_a_source_is_rejected(model):
     with pytest.raises(ValueError, match="needs a source"):
         model.decode(TGT)
 
 
-def test_descriptions_and_plain_data_come_back(model):
+def test_config_and_description_round_trip(model):
     assert from_dict(to_dict(model.config)) == model.config
     read = from_description(describe(model), {"numerics.dtype": "bfloat16"})
     assert read.config.encoder.numerics.dtype == "bfloat16"
@@ -155,12 +155,12 @@ def test_descriptions_and_plain_data_come_back(model):
     [
         ({"attention.causal": True}, {}, {}, "encoder.attention.causal=True and decoder"),
         ({}, {"attention.cross": False}, {}, "decoder.attention.cross=False"),
-        ({"embed_dim": 16}, {}, {}, "embed_dim is 16 in the encoder, 32 in the decoder"),
-        ({"embed_scale": 2.0}, {}, {}, "embed_scale is 2.0 in the encoder, 1.0 in the decoder"),
+        ({"embed_dim": 16}, {}, {}, "embed_dim is 16 in the encoder and 32 in the decoder"),
+        ({"embed_scale": 2.0}, {}, {}, "embed_scale is 2.0 in the encoder and 1.0 in the decoder"),
         ({}, {}, {"source_vocab_size": 0}, "source_vocab_size=0 is less than 1"),
-        ({}, {}, {"start_token": 96}, "start_token=96 is not of vocab_size=96"),
+        ({}, {}, {"start_token": 96}, "start_token=96 is not a token: .* below vocab_size=96"),
     ],
 )
-def test_stacks_must_fit(encoder, decoder, changes, message):
+def test_mismatched_stacks_and_tokens_are_rejected(encoder, decoder, changes, message):
     with pytest.raises(ValueError, match=message):
         config_of(encoder, decoder, **changes)

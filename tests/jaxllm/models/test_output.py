@@ -1,4 +1,4 @@
-"""What a call returns, whatever the model and the dtype of its activations."""
+"""Outputs of model calls, for every kind of model and activation dtype."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from kinds import CONFIGS, batch_of
 from tiny import random_model, random_of
 
 
-def test_logits_are_float32_and_the_cache_is_what_was_given():
+def test_logits_are_float32_and_cache_keeps_its_form():
     model, tokens = random_model(dtype="bfloat16", num_layers=1), np.arange(10).reshape(2, 5)
     out = jax.eval_shape(lambda: model(tokens))
     chex.assert_shape(out.logits, (2, 5, model.config.vocab_size))
@@ -21,7 +21,7 @@ def test_logits_are_float32_and_the_cache_is_what_was_given():
     chex.assert_trees_all_equal_shapes_and_dtypes(written, cache)
 
 
-def test_the_auxiliary_loss_is_one_number_and_zero_without_experts():
+def test_auxiliary_loss_is_a_scalar_and_zero_without_experts():
     config = CONFIGS["each vector"]
     inputs = batch_of("each vector")["inputs"]
     weighted = random_of(config)(inputs).aux_loss

@@ -1,4 +1,4 @@
-"""Every kind of positions: cached, ragged, packed, and where they end."""
+"""Every kind of positions: cached, ragged, packed, and at their limit."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, LENGTH))
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request):
-    """A decoder whose positions end at 24, where they end."""
+    """A decoder with max_len=24, for each kind of positions."""
     fields = {"positions.kind": request.param, **KINDS[request.param]}
     return random_model(fields, max_len=LENGTH)
 
@@ -45,8 +45,8 @@ def logits_of(model, tokens, segment_ids=None):
     return model(tokens, segment_ids=segment_ids).logits
 
 
-def test_cached_is_uncached(model):
-    """Rows of different lengths, a few tokens at once and then one by one, to the last position."""
+def test_cached_equals_uncached(model):
+    """Ragged rows: a few tokens at once, then one at a time, up to the last position."""
     run = jax.jit(
         lambda model, tokens, positions, cache: model(tokens, positions=positions, cache=cache)
     )
@@ -62,7 +62,7 @@ def test_cached_is_uncached(model):
         assert relative_l2(out.logits, np.take_along_axis(expected, at[..., None], 1)) < TOLERANCE
 
 
-def test_padded_rows_are_as_one_by_one(model):
+def test_padded_rows_equal_single_rows(model):
     lengths = (LENGTH, 13, 1)
     is_token = np.arange(LENGTH) < np.array(lengths)[:, None]
     found = logits_of(model, np.where(is_token, TOKENS, 0), is_token.astype(np.int32))
@@ -71,7 +71,7 @@ def test_padded_rows_are_as_one_by_one(model):
         assert relative_l2(found[row, :length], alone[0]) < TOLERANCE
 
 
-def test_distances_are_rows_of_each_layers_own_table():
+def test_distance_bias_is_a_table_per_layer():
     bias = (
         random_model(positions=PositionConfig(kind="distance"), max_len=4, scan_layers=False)
         .layers["1"]
@@ -91,24 +91,24 @@ def test_distances_are_rows_of_each_layers_own_table():
     assert not np.isnan(beyond[0, :, 0, 1]).any()
 
 
-def test_a_longer_sequence_is_refused_where_positions_end(model):
+def test_sequence_beyond_max_len_is_rejected(model):
     tokens = np.concatenate([TOKENS, TOKENS], axis=1)
     if model.config.longest is None:
         assert np.isfinite(logits_of(model, tokens)).all()
         return
-    with pytest.raises(ValueError, match="a sequence of 48 tokens; positions end at max_len=24"):
+    with pytest.raises(ValueError, match="a sequence of 48 tokens is longer than max_len=24"):
         model(tokens)
-    # Packed documents have positions of their own.
+    # Each packed document has its own positions.
     at, segments = np.tile(np.arange(LENGTH), 2)[None], np.repeat([[1, 2]], LENGTH, axis=1)
     packed = model(tokens, positions=at, segment_ids=segments).logits
     assert relative_l2(packed[:, LENGTH:], logits_of(model, TOKENS)) < TOLERANCE
 
 
-def test_generation_stops_where_positions_end(model):
+def test_generation_beyond_max_len_is_rejected(model):
     prompt = TOKENS[0, :20].tolist()
     assert len(generate(model, [prompt], 5)[0]) == 5
     if model.config.longest is not None:
-        with pytest.raises(ValueError, match=r"20 tokens and max_new_tokens=6; .* max_len=24"):
+        with pytest.raises(ValueError, match="20 tokens and max_new_tokens=6 exceed max_len=24"):
             generate(model, [prompt], 6)
 
 
@@ -125,7 +125,7 @@ def shared(**changes: object) -> EncoderDecoderConfig:
     )
 
 
-def test_one_table_of_positions_may_serve_both_stacks():
+def test_stacks_can_share_a_position_table():
     config = shared()
     model = random_of(config)
     assert model.encoder.embed_position is None
@@ -133,19 +133,21 @@ def test_one_table_of_positions_may_serve_both_stacks():
     source, _ = model.encode(TOKENS)
     x = model.decoder.embed(TOKENS) + table[:LENGTH]
     assert relative_l2(source.x_BSD, model.encoder.transform(x, Context())[0]) < TOLERANCE
-    with pytest.raises(ValueError, match="a sequence of 48 tokens; positions end at max_len=24"):
+    with pytest.raises(ValueError, match="a sequence of 48 tokens is longer than max_len=24"):
         model.encode(np.concatenate([TOKENS, TOKENS], axis=1))
-    with pytest.raises(ValueError, match="a prompt of 25 tokens; positions end at 24"):
+    with pytest.raises(ValueError, match="a prompt of 25 tokens is longer than max_len=24"):
         generate(model, [[3] * 25], 2)
-    # A prompt of 20 tokens goes in as 32, of which there are positions for 24.
+    # A prompt of 20 tokens is padded to 32, but there are only 24 positions.
     prompt = TOKENS[0, :20].tolist()
     tokens = generate(model, [prompt], 3)[0]
     logits = model(np.array([prompt]), np.array([[1, *tokens[:2]]])).logits
     assert np.argmax(logits[0], -1).tolist() == tokens
 
 
-def test_sharing_needs_a_table_and_no_other():
+def test_share_positions_rejects_encoder_positions():
     config = shared()
     encoder = with_fields(config.encoder, {"positions.kind": "learned"})
-    with pytest.raises(ValueError, match="share_positions with positions 'learned' in the encoder"):
+    with pytest.raises(
+        ValueError, match=r"share_positions=True with positions\.kind='learned' in the encoder"
+    ):
         dataclasses.replace(config, encoder=encoder)

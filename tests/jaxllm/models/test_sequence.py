@@ -1,4 +1,4 @@
-"""Models over vectors: rows of any length, caches at every split, and what caches weigh."""
+"""Models over continuous inputs: ragged rows, caches at every split, and cache sizes."""
 
 import dataclasses
 import itertools
@@ -68,14 +68,14 @@ def segments(lengths: tuple[int, ...], width: int) -> np.ndarray:
 
 
 def padded(x: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
-    """The rows cut to these lengths; what follows is far from anything."""
+    """Rows cut to these lengths, with extreme values as padding."""
     return np.where(segments(lengths, x.shape[1])[..., None] == 1, x, 77).astype(np.float32)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("experts", [None, EXPERTS])
-def test_ragged_rows_are_as_one_by_one(causal, pooled, experts):
+def test_ragged_rows_equal_single_rows(causal, pooled, experts):
     kind = LayerKind(mlp="dense" if experts is None else "experts")
     changes = {"attention.causal": causal, "pooled": pooled, "experts": experts, "pattern": (kind,)}
     model = random_of(with_fields(SEQUENCE, changes))
@@ -86,14 +86,14 @@ def test_ragged_rows_are_as_one_by_one(causal, pooled, experts):
         assert relative_l2(found, alone) < TOLERANCE
 
 
-def test_a_pooled_model_is_the_mean_of_its_hidden_states():
+def test_pooled_output_is_from_the_mean_hidden_state():
     pooled = random_of(dataclasses.replace(BOTH_WAYS, pooled=True))
     single = random_of(BOTH_WAYS)
     assert run(pooled, X_BTI).shape == (3, 2)
     assert relative_l2(run(pooled, X_BTI), run(single, X_BTI).mean(axis=1)) < TOLERANCE
 
 
-def test_pairs_of_ragged_rows_are_as_one_by_one():
+def test_ragged_pairs_equal_single_pairs():
     model = random_of(PAIR)
     together = run(
         model,
@@ -109,8 +109,8 @@ def test_pairs_of_ragged_rows_are_as_one_by_one():
 
 @pytest.mark.parametrize("attention", KV_HEADS)
 @pytest.mark.parametrize("window", [None, WINDOW])
-def test_cached_is_uncached_at_every_split(attention, window):
-    """A prefix, then two tokens at once, then one by one."""
+def test_cached_equals_uncached_at_every_split(attention, window):
+    """A prefix, then two tokens at once, then one at a time."""
     model = random_of(dataclasses.replace(SEQUENCE, num_kv_heads=KV_HEADS[attention]))
     model = model if window is None else with_window(model, window)
     whole = run(model, X_BTI)
@@ -125,8 +125,8 @@ def test_cached_is_uncached_at_every_split(attention, window):
 
 @pytest.mark.parametrize("window", [None, WINDOW])
 @pytest.mark.parametrize("scan", [True, False])
-def test_a_cached_decoder_is_an_uncached_one(window, scan):
-    """The keys of the source are computed once, when the cache is made."""
+def test_cached_decoder_equals_uncached_decoder(window, scan):
+    """The source's keys are computed once, when the cache is created."""
     model = with_scanned_layers(random_of(PAIR), scan)
     model = model if window is None else with_window(model, window)
     ids = segments(SOURCE_LENGTHS, 11)
@@ -145,8 +145,8 @@ def test_a_cached_decoder_is_an_uncached_one(window, scan):
 
 
 @pytest.mark.parametrize("attention", KV_HEADS)
-def test_a_cache_weighs_what_the_document_says(attention):
-    """2 S D elements a layer; of groups, 2 S D G / H; of one head, 2 S D / H. H counts heads."""
+def test_cache_has_the_specified_size(attention):
+    """2 S D elements per layer; 2 S D G / H with G groups; 2 S D / H with one. H counts heads."""
     S, G = 12, KV_HEADS[attention]
     formula = {"mha": 2 * S * D, "gqa": 2 * S * D * G // N, "mqa": 2 * S * D // N}[attention]
     model = random_of(dataclasses.replace(SEQUENCE, num_kv_heads=G))
@@ -155,11 +155,11 @@ def test_a_cache_weighs_what_the_document_says(attention):
         assert sum(leaf.size for leaf in leaves) == batch_size * 2 * formula  # of two layers
         assert sum(leaf.nbytes for leaf in leaves) == batch_size * 2 * formula * 4
     slid = jax.tree.leaves(with_window(model, WINDOW).init_cache(1, S))
-    # And where each slot's token stands.
+    # Plus the position of each slot's token.
     assert sum(leaf.size for leaf in slid) == 2 * (formula // S * WINDOW + WINDOW)
 
 
-def test_a_window_reaches_past_the_positions_of_a_table():
+def test_window_allows_sequences_longer_than_max_len():
     slid = with_window(random_of(SEQUENCE), LONGEST)
     x_BTI = np.random.default_rng(2).standard_normal((1, 40, 3)).astype(np.float32)
     cache, parts = slid.init_cache(1, 1000), []
@@ -170,7 +170,7 @@ def test_a_window_reaches_past_the_positions_of_a_table():
 
 
 @pytest.mark.parametrize("config", [SEQUENCE, BOTH_WAYS, PAIR], ids=["one", "both ways", "two"])
-def test_a_config_comes_back_from_plain_data(config):
+def test_config_round_trips_through_plain_data(config):
     assert from_dict(to_dict(config)) == config
     stacks = ("encoder", "decoder") if config is PAIR else ()
     values = {**vars(config), **{stack: vars(getattr(config, stack)) for stack in stacks}}
@@ -180,9 +180,9 @@ def test_a_config_comes_back_from_plain_data(config):
     assert isinstance(model, SequenceToSequence if config is PAIR else SequenceModel)
 
 
-def test_a_sequence_that_is_too_long_is_an_error():
+def test_too_long_sequence_is_rejected():
     long_BTI = np.zeros((1, LONGEST + 1, 3), np.float32)
-    message = f"a sequence of {LONGEST + 1} tokens; positions end at max_len={LONGEST}"
+    message = f"a sequence of {LONGEST + 1} tokens is longer than max_len={LONGEST}"
     for config in (SEQUENCE, with_fields(SEQUENCE, {"positions.kind": "learned"})):
         with pytest.raises(ValueError, match=message):
             random_of(config)(long_BTI)
@@ -194,11 +194,11 @@ def test_a_sequence_that_is_too_long_is_an_error():
         random_of(PAIR)(SOURCE_BSI[:1], long_BTI)
 
 
-def test_a_model_has_a_cache_only_if_it_can_use_one():
+def test_pooled_and_non_causal_models_have_no_cache():
     pooled = random_of(dataclasses.replace(SEQUENCE, pooled=True))
-    with pytest.raises(ValueError, match="pooled=True: a mean is over a whole sequence"):
+    with pytest.raises(ValueError, match="pooled=True: the mean needs the whole sequence"):
         pooled.init_cache(1, 4)
-    with pytest.raises(ValueError, match="pooled=True: no token has an output of its own"):
+    with pytest.raises(ValueError, match="pooled=True: the model has one output per sequence"):
         pooled.generate_next_token(X_BTI)
     with pytest.raises(ValueError, match=r"a cache with attention\.causal=False"):
         random_of(BOTH_WAYS).init_cache(1, 4)
@@ -210,31 +210,34 @@ def test_a_model_has_a_cache_only_if_it_can_use_one():
         ({"num_heads": 5}, "num_heads=5 is not a multiple of num_kv_heads=2"),
         ({"input_dim": 0}, "input_dim=0 is less than 1"),
         ({"output_dim": -1}, "output_dim=-1 is less than 1"),
-        ({"embed_scale": 2.0}, "embed_scale=2.0 without embeddings"),
-        ({"pooled": True, "attention.cross": True}, "pooled=True with attention.cross=True"),
+        ({"embed_scale": 2.0}, "embed_scale=2.0 must be 1.0: vectors are not embedded"),
+        (
+            {"pooled": True, "attention.cross": True},
+            "pooled=True cannot be combined with attention.cross=True",
+        ),
     ],
 )
-def test_options_that_do_not_fit_are_errors(changes, complaint):
+def test_conflicting_options_are_rejected(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         with_fields(SEQUENCE, changes)
 
 
-def test_stacks_that_do_not_fit_are_errors():
+def test_mismatched_stacks_are_rejected():
     for changes, complaint in (
         ({"source_dim": 0}, "source_dim=0 is less than 1"),
-        ({"encoder": SEQUENCE}, "encoder.attention.causal=True, not False"),
+        ({"encoder": SEQUENCE}, "encoder.attention.causal=True: it must be False"),
         ({"encoder": BOTH_WAYS}, "encoder is a SequenceConfig"),
         ({"decoder": SEQUENCE}, "decoder.attention.cross=False"),
         (
             {"encoder": dataclasses.replace(PAIR.encoder, embed_dim=32)},
-            "embed_dim is 32 in the encoder, 24 in the decoder",
+            "embed_dim is 32 in the encoder and 24 in the decoder",
         ),
     ):
         with pytest.raises(ValueError, match=complaint):
             dataclasses.replace(PAIR, **changes)
 
 
-def test_a_window_is_for_every_model():
+def test_with_window_works_for_every_model():
     config = DecoderConfig(vocab_size=9, **LAYERS | {"positions": PositionConfig()})
     model, tokens = random_of(config), jnp.arange(T)[None] % 9
     before, after = (run(with_window(model, WINDOW), x) for x in (tokens, tokens.at[0, 0].add(1)))

@@ -1,4 +1,4 @@
-"""The switches of a stack around its layers, and of the head, each beside its formula."""
+"""Options of a stack and its head equal their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ def hidden_of(model, tokens):
     return model.hidden(tokens, Context())[0]
 
 
-def test_sinusoids_are_added_to_what_the_first_layer_is_given():
+def test_sinusoids_are_added_to_the_first_layer_input():
     model = random_model(positions=PositionConfig(kind="sinusoidal"))
     assert not any("position" in name for name in named_parameters(model))
     expected = X_BTD + np.asarray(sinusoids(POSITIONS, TINY.embed_dim))
     assert relative_l2(model.embed_positions(X_BTD, POSITIONS), expected) <= 1e-6
 
 
-def test_rows_before_the_offset_belong_to_no_position():
+def test_position_offset_skips_rows_of_the_table():
     model = random_model(positions=PositionConfig(kind="learned", offset=2))
     table = np.asarray(model.embed_position.embedding[...])
     assert table.shape == (TINY.max_len + 2, TINY.embed_dim)
@@ -47,7 +47,7 @@ def test_rows_before_the_offset_belong_to_no_position():
     assert np.isnan(model.embed_positions(X_BTD, np.full((1, 9), TINY.max_len))).all()
 
 
-def test_the_norm_of_embeddings_comes_after_positions():
+def test_embedding_norm_follows_positions():
     model = random_model(
         positions=PositionConfig(kind="learned"), norms=NormConfig(embed=True, kind="layer")
     )
@@ -58,18 +58,18 @@ def test_the_norm_of_embeddings_comes_after_positions():
     assert relative_l2(model.embed_positions(X_BTD, POSITIONS), expected) <= 1e-6
 
 
-def test_the_last_norm_may_have_an_eps_of_its_own():
+def test_final_norm_can_have_its_own_eps():
     own = random_model(norms=NormConfig(final_eps=0.5))
     last = random_model(norms=NormConfig(final=False))
     norm = Norm("D", (TINY.embed_dim,), with_fields(TINY, {"norms.eps": 0.5}))
     norm.scale.set_value(own.final_norm.scale.get_value())
-    # Parameters are drawn in the order of their names: without the last norm they are others.
+    # Parameters are drawn in order of their names, so the model without final norm has others.
     for name, variable in named_parameters(last).items():
         variable.set_value(named_parameters(own)[name].get_value())
     assert relative_l2(hidden_of(own, TOKENS), norm(hidden_of(last, TOKENS))) <= 1e-6
 
 
-def test_a_stack_that_is_not_causal_sees_what_follows():
+def test_non_causal_stack_sees_later_tokens():
     changed = TOKENS.copy()
     changed[:, 6] = (changed[:, 6] + 1) % TINY.vocab_size
     for causal in (True, False):
@@ -79,7 +79,7 @@ def test_a_stack_that_is_not_causal_sees_what_follows():
         assert (moved[:, 6:] > 1e-4).all()
 
 
-def test_relative_positions_are_one_table_for_all_layers():
+def test_relative_positions_share_one_table_between_layers():
     model = random_model(
         positions=PositionConfig(
             kind="relative", relative=RelativeBuckets(count=8, max_distance=20)
@@ -103,7 +103,7 @@ def test_logits_are_scaled_then_biased_then_capped(tied):
     assert relative_l2(model.unembed(X_BTD), expected) <= 1e-6
 
 
-def test_embeddings_are_scaled_but_not_where_they_are_the_head():
+def test_embedding_scale_does_not_apply_to_a_tied_head():
     scaled, plain = (
         random_model(head=HeadConfig(tied=True), embed_scale=scale) for scale in (5.0, 1.0)
     )
@@ -128,18 +128,18 @@ def bucketed(**buckets: int) -> PositionConfig:
         ({"head.scale": 0.0}, "head.scale=0.0 is not positive"),
         (
             {"attention.cross": True, "attention.qk_norm": "head"},
-            "attention.cross with attention.qk_norm='head'",
+            "attention.cross=True with attention.qk_norm='head'",
         ),
         (
             {"positions": bucketed(count=5), "attention.causal": False},
-            "relative.count=5 is odd or below 4, with attention.causal=False",
+            "relative.count=5 with attention.causal=False: it must be at least 4 and even",
         ),
         (
             {"positions": bucketed(count=32, max_distance=16)},
-            "max_distance=16 is not above the 16 distances",
+            "max_distance=16 must be greater than 16",
         ),
     ],
 )
-def test_switches_that_do_not_fit_are_refused(changes, message):
+def test_conflicting_options_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         with_fields(TINY, changes)

@@ -1,4 +1,4 @@
-"""What models of an encoder and a decoder have in common, of tokens or of vectors."""
+"""Shared behavior of models with an encoder and a decoder, over tokens and over vectors."""
 
 import functools
 
@@ -28,7 +28,7 @@ def run(model, src, tgt):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_call_is_to_encode_and_to_decode(kind):
+def test_call_equals_encode_then_decode(kind):
     model, (src, tgt) = model_and_inputs(kind)
 
     @jax.jit
@@ -40,7 +40,7 @@ def test_a_call_is_to_encode_and_to_decode(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_stacks_are_restacked_and_come_back(kind):
+def test_restacking_both_stacks_round_trips(kind):
     model, (src, tgt) = model_and_inputs(kind)
     assert model.restacked(True) is model
     listed = model.restacked(False)

@@ -1,4 +1,4 @@
-"""Attention against PyTorch's, at awkward lengths, in segments, and through the cache."""
+"""Attention equals PyTorch's at awkward lengths, in segments and through the cache."""
 
 import functools
 
@@ -19,7 +19,7 @@ from jaxllm.layers.attention.mask import MaskSpec
 from jaxllm.layers.context import Context
 
 TOLERANCE = 2e-6  # relative L2, float32
-# T, N, K; the last is in as many blocks as there can be, none of which has a power of 2.
+# T, N, K. The last has the maximum number of blocks, whose size is not a power of 2.
 SHAPES = [(1, 4, 2), (2, 4, 4), (17, 6, 3), (129, 6, 2), (300, 8, 1), (2100, 2, 1)]
 
 
@@ -40,19 +40,19 @@ def qkv(T: int, S: int, N: int, K: int, H: int = 8, B: int = 2) -> tuple[np.ndar
 
 
 def torch_attention(q_BTNH, k_BSKH, v_BSKH, **options) -> torch.Tensor:
-    """PyTorch's own, BTNH. Arguments may be arrays or tensors."""
+    """PyTorch's attention, BTNH, of arrays or tensors."""
     q, k, v = (torch.as_tensor(x).transpose(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
     return scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2)
 
 
 @pytest.mark.parametrize(("T", "N", "K"), SHAPES)
-def test_causal_attention_is_that_of_torch(T, N, K):
+def test_causal_attention_matches_torch(T, N, K):
     q, k, v = qkv(T, T, N, K)
     assert relative_l2(jitted(q, k, v), torch_attention(q, k, v, is_causal=True)) < (TOLERANCE)
 
 
 @pytest.mark.parametrize(("T", "S"), [(1, 33), (5, 129), (40, 7)])
-def test_any_mask_and_fewer_or_more_keys_than_queries(T, S):
+def test_any_mask_with_any_number_of_keys_matches_torch(T, S):
     q, k, v = qkv(T, S, 6, 2)
     mask_BTS = np.random.default_rng(0).random((2, T, S)) < 0.5
     mask_BTS[:, :, 0] = True
@@ -63,7 +63,7 @@ def test_any_mask_and_fewer_or_more_keys_than_queries(T, S):
     assert relative_l2(for_all, expected) < TOLERANCE
 
 
-def test_gradients_are_those_of_torch():
+def test_gradients_match_torch():
     arrays = qkv(137, 137, 6, 2)
     weight = draw(2, 137, 6, 8, seed=4)
     gradient = jax.jit(jax.grad(lambda qkv: jnp.vdot(causal_attention(*qkv), weight)))
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_torch():
 
 
 def test_each_key_value_head_serves_consecutive_query_heads():
-    """A query head that is given another key/value head's keys would average other values."""
+    """A query head with the wrong key/value head would average other values."""
     q, k, v = qkv(9, 9, 6, 3)
     out = jitted(q, k, v)
     for n in range(6):
@@ -83,7 +83,7 @@ def test_each_key_value_head_serves_consecutive_query_heads():
         assert relative_l2(out[:, :, n : n + 1], alone) < TOLERANCE
 
 
-def test_repeated_key_value_heads_give_what_grouped_ones_do():
+def test_repeated_key_value_heads_equal_grouped_ones():
     q, k, v = qkv(5, 5, N=6, K=2)
     repeated = repeat_kv(k, 3), repeat_kv(v, 3)
     np.testing.assert_array_equal(repeated[0], torch.as_tensor(k).repeat_interleave(3, dim=2))
@@ -92,7 +92,7 @@ def test_repeated_key_value_heads_give_what_grouped_ones_do():
     assert relative_l2(attention(q, *repeated, everything), ours) <= TOLERANCE
 
 
-def test_a_query_that_sees_nothing_gets_the_mean_value():
+def test_fully_masked_query_gets_the_mean_value():
     q, k, v = qkv(3, 5, 4, 2)
     out = attention(q, k, v, jnp.zeros((1, 3, 5), bool))
     expected = np.broadcast_to(v.mean(1)[:, None].repeat(2, axis=2), out.shape)
@@ -101,7 +101,7 @@ def test_a_query_that_sees_nothing_gets_the_mean_value():
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 6))
 @settings(max_examples=25, deadline=None)
-def test_segments_are_attended_one_by_one(lengths, padding):
+def test_segments_equal_separate_sequences(lengths, padding):
     T = 45 + 6
     ids = [i for i, length in enumerate(lengths, start=1) for _ in range(length)]
     segment_ids = np.zeros((1, T), np.int32)
@@ -116,7 +116,7 @@ def test_segments_are_attended_one_by_one(lengths, padding):
         start += length
 
 
-def test_segments_across_the_bounds_of_blocks():
+def test_segments_may_cross_block_boundaries():
     T = 300
     starts = [0, 90, 128, 129, 200, 260]
     segment_ids = np.searchsorted(starts, np.arange(T), side="right")[None].repeat(2, 0)
@@ -126,7 +126,7 @@ def test_segments_across_the_bounds_of_blocks():
     assert relative_l2(jitted(q, k, v, segment_ids), expected) < TOLERANCE
 
 
-def test_the_future_changes_nothing():
+def test_later_tokens_do_not_affect_earlier_ones():
     q, k, v = qkv(20, 20, 4, 2)
     is_future = (np.arange(20) >= 12)[:, None, None]
     before = jitted(q, k, v)
@@ -137,8 +137,8 @@ def test_the_future_changes_nothing():
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 @pytest.mark.parametrize("magnitude", [1.0, 100.0])
-def test_low_precision_is_finite_and_near(name, magnitude):
-    """Scores of 10^5 would overflow float16, and a mask of -inf would make rows of NaN."""
+def test_low_precision_is_finite_and_close(name, magnitude):
+    """Scores of 10^5 would overflow float16, and a mask of -inf would give rows of NaN."""
     q, k, v = (jnp.asarray(x, name) for x in qkv(33, 33, 4, 2))
     q, k = q * magnitude, k * magnitude
     segment_ids = jnp.asarray(np.repeat([0, 1, 2], 11)[None].repeat(2, 0))
@@ -172,8 +172,8 @@ def run(layer, x_BTD, positions_BT, cache=None, *, cached=False):
     return layer(x_BTD, Context(positions_BT=positions_BT), cache if cached else None)
 
 
-def test_cached_is_uncached_at_every_split_point_of_ragged_rows(layer):
-    """A prompt of ragged rows, padded on the right, then the rest of each row from where it was."""
+def test_cached_equals_uncached_at_every_split_of_ragged_rows(layer):
+    """A right-padded prompt of ragged rows, then the rest of each row from its own position."""
     x_BTD = draw(B, T, TINY.embed_dim)
     everywhere_BT = np.broadcast_to(np.arange(T), (B, T))
     full_BTD, _ = run(layer, x_BTD, everywhere_BT)
@@ -183,7 +183,7 @@ def test_cached_is_uncached_at_every_split_point_of_ragged_rows(layer):
         padded = np.where(is_prompt[..., None], x_BTD, 99)
         cache = KVCache.empty(TINY, B, C)
         first, cache = run(layer, padded, everywhere_BT, cache, cached=True)
-        # The rest, shifted to the left; what runs past the end of a row has no slot and no use.
+        # The rest, shifted to the left; tokens past the end of a row have no slot and are unused.
         positions_BT = prompts[:, None] + np.arange(T)
         shifted = np.stack(
             [np.roll(row, -n, axis=0) for row, n in zip(x_BTD, prompts, strict=True)]
@@ -194,7 +194,7 @@ def test_cached_is_uncached_at_every_split_point_of_ragged_rows(layer):
             assert relative_l2(together, full_BTD[row]) < TOLERANCE, (split, row)
 
 
-def test_cached_token_by_token(layer):
+def test_cached_token_by_token_equals_uncached(layer):
     x_BTD = draw(B, T, TINY.embed_dim)
     full_BTD, _ = run(layer, x_BTD, np.broadcast_to(np.arange(T), (B, T)))
     cache, outputs = KVCache.empty(TINY, B, C + 5), []
@@ -204,8 +204,8 @@ def test_cached_token_by_token(layer):
     assert relative_l2(np.concatenate(outputs, axis=1), full_BTD) < TOLERANCE
 
 
-def test_positions_are_relative(layer):
-    """Shifted by a constant, nothing changes: RoPE sees distances only."""
+def test_rope_depends_only_on_relative_positions(layer):
+    """Shifting all positions by a constant changes nothing: RoPE depends only on distances."""
     x_BTD = draw(B, T, TINY.embed_dim)
     near, _ = run(layer, x_BTD, np.broadcast_to(np.arange(T), (B, T)))
     far, _ = run(layer, x_BTD, np.broadcast_to(np.arange(T) + 1000, (B, T)))
@@ -214,7 +214,7 @@ def test_positions_are_relative(layer):
     assert relative_l2(stretched, near) > 1e-2
 
 
-def test_a_cache_keeps_each_token_at_its_position():
+def test_cache_stores_each_token_at_its_position():
     cache = KVCache.empty(TINY, 2, 5)
     k, v = draw(2, 2, 2, 16, seed=1), draw(2, 2, 2, 16, seed=2)
     positions_BT = jnp.array([[0, 3], [4, 5]])  # 5 is past the end

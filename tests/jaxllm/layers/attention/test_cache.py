@@ -1,4 +1,4 @@
-"""A cache of as many slots as a layer looks back, beside one of all tokens."""
+"""Ring caches of limited lookback give the same results as no cache."""
 
 import functools
 
@@ -35,8 +35,8 @@ def draw(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("sees", KINDS)
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_cached_is_uncached_at_every_split_point_of_ragged_rows(sees, step):
-    """A prompt of ragged rows, then the rest of each row from where it was, `step` at a time."""
+def test_cached_equals_uncached_at_every_split_of_ragged_rows(sees, step):
+    """A prompt of ragged rows, then the rest of each row from its own position, in steps."""
     model = layer_of(sees)
     layer, config = model.layers["0"].attn, model.config
     x_BTD, counted_1T = draw(B, T, TINY.embed_dim), np.arange(T)[None]
@@ -59,7 +59,7 @@ def test_cached_is_uncached_at_every_split_point_of_ragged_rows(sees, step):
         assert relative_l2(found, whole_BTD) < TOLERANCE, split
 
 
-def test_each_token_stands_at_its_position_modulo_the_slots():
+def test_ring_cache_stores_tokens_at_position_modulo_slots():
     cache = RingCache.empty(TINY, 2, 4)
     k, v = jnp.asarray(draw(2, 6, 2, 16)), jnp.asarray(draw(2, 6, 2, 16) + 1)
     positions = jnp.asarray([[0, 1, 2, 3, 4, 5], [3, 4, -1, -1, -1, -1]])
@@ -73,8 +73,8 @@ def test_each_token_stands_at_its_position_modulo_the_slots():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_is_written_again_is_seen_as_it_is_now(count):
-    """As after a guess that was wrong."""
+def test_rewritten_tokens_replace_old_ones(count):
+    """As after a rejected token of speculative decoding."""
     model = layer_of("window")
     layer, x_BTD = model.layers["0"].attn, draw(B, T, TINY.embed_dim)
     whole_BTD, _ = run(layer, x_BTD, np.arange(T)[None])
@@ -89,7 +89,7 @@ def test_what_is_written_again_is_seen_as_it_is_now(count):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_only_layers_that_look_back_everywhere_keep_everything(scan):
+def test_only_layers_with_unlimited_lookback_cache_all_tokens(scan):
     pattern = (LayerKind(sees="window"), LayerKind(sees="window"), FULL)
     model = random_model(
         num_layers=6, pattern=pattern, attention=AttentionConfig(window=REACH), scan_layers=scan
@@ -103,13 +103,13 @@ def test_only_layers_that_look_back_everywhere_keep_everything(scan):
     assert nbytes == (4 * REACH + 2 * 40) * one_slot + positions
 
 
-def test_a_short_text_needs_no_ring():
+def test_short_text_uses_a_plain_cache():
     config = layer_of("window").config
     assert isinstance(make_cache(config, LayerKind(sees="window"), 2, REACH), KVCache)
     assert isinstance(make_cache(config, LayerKind(sees="window"), 2, REACH + 1), RingCache)
     assert make_cache(config, FULL, 2, 99).length == 99
 
 
-def test_a_model_that_sees_what_is_to_come_has_no_cache():
-    with pytest.raises(ValueError, match="a cache with causal=False"):
+def test_non_causal_model_has_no_cache():
+    with pytest.raises(ValueError, match=r"a cache with attention\.causal=False"):
         random_model(attention=AttentionConfig(causal=False)).init_cache(2, 8)

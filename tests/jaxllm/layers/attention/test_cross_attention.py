@@ -1,4 +1,4 @@
-"""Cross-attention beside the textbook's formula, one row at a time."""
+"""Cross-attention equals the textbook formula, one row at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +57,14 @@ def expected(layer, ids_BT: np.ndarray) -> np.ndarray:
     return project("o_proj", out, "btnh,nhd->btd")
 
 
-def test_queries_see_the_source_tokens_of_their_segment(layer):
+def test_queries_attend_to_source_tokens_of_their_segment(layer):
     ids_BT = np.ones((B, T), int)
     ids_BT[1, 50:] = 2
     source = layer.project_source(Source(Y_BSD, SOURCE_IDS))
     assert relative_l2(layer(X_BTD, source, ids_BT), expected(layer, ids_BT)) <= 1e-6
 
 
-def test_without_ids_all_tokens_are_of_segment_one(layer):
+def test_segment_ids_default_to_one(layer):
     source = layer.project_source(Source(Y_BSD, SOURCE_IDS))
     found = layer(X_BTD, source)
     assert relative_l2(found, expected(layer, np.ones((B, T), int))) <= 1e-6

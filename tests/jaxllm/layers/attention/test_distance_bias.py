@@ -1,4 +1,4 @@
-"""Biases of distance, beside transformers and the formulas."""
+"""Distance biases equal those of transformers and the formulas."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from jaxllm.config import RelativeBuckets, with_fields
 from jaxllm.layers.attention.distance_bias import alibi_slopes, bucket_table, make_bias
 
-# A row for each of two sequences, which do not start at the same position.
+# Two sequences that start at different positions.
 QUERIES, KEYS = np.array([[3, 4, 5], [100, 101, 250]]), np.array([[0, 3, 4, 5], [0, 99, 101, 300]])
 
 
@@ -30,12 +30,12 @@ def relative(causal: bool, **changes: int):
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 6, 8, 12, 13])
-def test_slopes_are_those_of_transformers(num_heads):
+def test_alibi_slopes_match_transformers(num_heads):
     alibi = build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)
     np.testing.assert_allclose(alibi_slopes(num_heads), alibi[:, 0, 1], rtol=1e-6)
 
 
-def test_alibi_falls_with_the_distance():
+def test_alibi_is_linear_in_distance():
     found = make_bias(with_fields(TINY, {"positions.kind": "alibi"}), rngs=nnx.Rngs(0))(
         QUERIES, KEYS
     )
@@ -46,8 +46,8 @@ def test_alibi_falls_with_the_distance():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_buckets_are_those_of_transformers(causal):
-    """At every distance, edges of buckets included, for many sizes."""
+def test_buckets_match_transformers(causal):
+    """Covers every distance, including the edges of buckets, for many sizes."""
     for count in (4, 8, 12, 32, 64, 100):
         for farthest in (60, 64, 128, 256, 1000):
             ahead = np.arange(-farthest - 50, farthest + 51)
@@ -60,7 +60,7 @@ def test_buckets_are_those_of_transformers(causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_relative_bias_is_that_of_transformers(causal):
+def test_relative_bias_matches_transformers(causal):
     config = relative(causal, count=12, max_distance=60)
     bias = make_bias(config, rngs=nnx.Rngs(0))
     table = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
@@ -79,5 +79,5 @@ def test_the_relative_bias_is_that_of_transformers(causal):
         assert relative_l2(found[b], expected[at]) == 0
 
 
-def test_other_positions_have_no_bias():
+def test_other_kinds_of_positions_have_no_bias():
     assert make_bias(TINY, rngs=nnx.Rngs(0)) is None

@@ -1,4 +1,4 @@
-"""Which keys a query may attend to: causal, in a window, in a chunk, in a segment."""
+"""Masks equal their definitions: causal, window, chunk and segment."""
 
 import chex
 import numpy as np
@@ -19,7 +19,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_mask_is_that_of_the_definition(name):
+def test_mask_equals_its_definition(name):
     spec, is_seen = SPECS[name]
     expected = [[[is_seen(q, k) for k in range(T)] for q in range(T)]]
     found = np.broadcast_to(spec.mask(POSITIONS, POSITIONS), (1, T, T))
@@ -28,7 +28,7 @@ def test_the_mask_is_that_of_the_definition(name):
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize(("start", "stop"), [(0, 4), (3, 8), (8, 12)])
-def test_the_range_of_keys_holds_all_that_a_block_of_queries_sees(name, start, stop):
+def test_key_range_covers_all_keys_that_a_block_sees(name, start, stop):
     spec, _ = SPECS[name]
     seen = np.broadcast_to(spec.mask(POSITIONS, POSITIONS), (1, T, T))[0, start:stop].any(axis=0)
     keys = spec.key_range(start, stop, T)
@@ -37,7 +37,7 @@ def test_the_range_of_keys_holds_all_that_a_block_of_queries_sees(name, start, s
     assert keys == slice(0, T) or keys.stop - keys.start < T
 
 
-def test_a_layer_has_the_window_or_the_chunk_of_its_kind():
+def test_mask_spec_follows_the_layer_kind():
     assert MaskSpec.from_config(TINY, LayerKind()) == MaskSpec()
     assert [MaskSpec(window=7).lookback, MaskSpec(chunk=5).lookback, MaskSpec().lookback] == [
         7,
@@ -46,6 +46,6 @@ def test_a_layer_has_the_window_or_the_chunk_of_its_kind():
     ]
 
 
-def test_segments_are_equal_ids():
+def test_same_segment_compares_ids():
     found = same_segment(np.array([[1, 2]]), np.array([[1, 1, 2]]))
     chex.assert_trees_all_equal(np.asarray(found), np.array([[[1, 1, 0], [0, 0, 1]]], bool))

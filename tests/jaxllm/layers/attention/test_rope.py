@@ -1,4 +1,4 @@
-"""RoPE against complex numbers, and its frequencies against those of transformers."""
+"""RoPE equals multiplication by complex numbers; its frequencies equal those of transformers."""
 
 import itertools
 import math
@@ -66,7 +66,7 @@ LENGTHS = [1, 511, 512, 513, 2048, 2049, 4097, 65536, 131072]
 
 
 def longrope(head_dim: int, **fields: object) -> RopeScaling:
-    """A scaling by random numbers, different in short and long sequences."""
+    """A LongRoPE scaling with random factors, different for short and long sequences."""
     factors = 1 + np.random.default_rng(head_dim).random((2, head_dim // 2)) * [[0.5], [30]]
     short, long = (tuple(row) for row in factors.tolist())
     return RopeScaling(
@@ -78,13 +78,13 @@ def longrope(head_dim: int, **fields: object) -> RopeScaling:
 
 
 def scalings(*kinds: dict) -> pytest.MarkDecorator:
-    """Parametrises over scalings, each under its name."""
+    """Parametrizes a test over scalings, with their kinds as ids."""
     named = {name: scaling for kind in kinds for name, scaling in kind.items()}
     return pytest.mark.parametrize("scaling", [pytest.param(s, id=n) for n, s in named.items()])
 
 
 def theirs(head_dim: int, theta: float, scaling: RopeScaling | None) -> LlamaRotaryEmbedding:
-    """The module of transformers for the same settings."""
+    """The rotary module of transformers with the same settings."""
     return LlamaRotaryEmbedding(their_config(head_dim, theta, scaling))
 
 
@@ -95,7 +95,7 @@ def their_config(head_dim: int, theta: float, scaling: RopeScaling | None) -> Ll
         original = fields.pop("original_max_len", None)
         rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
         rope |= {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-        if scaling.kind == "dynamic":  # to transformers the original length is the longest
+        if scaling.kind == "dynamic":  # transformers reads it from max_position_embeddings
             length = original
         elif original is not None:
             rope["original_max_position_embeddings"] = original
@@ -113,14 +113,14 @@ def inv_freq(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.nda
 
 
 def ulps(a: np.ndarray, b: np.ndarray) -> int:
-    """How many float32 numbers apart."""
+    """The largest distance of two elements, in units in the last place."""
     assert a.dtype == b.dtype == np.float32
     return int(np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32)).max())
 
 
 def rotated(x_BTNH: np.ndarray, positions_BT: np.ndarray, frequencies, layout: str) -> np.ndarray:
-    """Each pair as a complex number times e^(i position frequency), in float64."""
-    # The angle itself is a float32, as in every PyTorch original.
+    """Multiplies each pair, as a complex number, by e^(i position frequency), in float64."""
+    # The angle itself is float32, as in every PyTorch original.
     angles = positions_BT[..., None].astype(np.float32) * frequencies
     turn = np.exp(1j * angles.astype(np.float64))[:, :, None, :]
     half = x_BTNH.shape[-1] // 2
@@ -150,8 +150,8 @@ def test_frequencies_are_powers_of_theta():
 
 
 @scalings(PLAIN, {"linear4.0": LINEAR["linear4.0"]})
-def test_frequencies_are_those_of_transformers_to_the_last_bit_but_one(scaling):
-    """At position 131071 each unit in the last place is a hundredth of a radian."""
+def test_frequencies_match_transformers_within_one_ulp(scaling):
+    """At position 131071, one unit in the last place is a hundredth of a radian."""
     apart = {}
     for head_dim, theta in grid([16, 64, 80, 96, 128, 256]):
         ours = rope_frequencies(head_dim, theta, scaling)
@@ -160,28 +160,28 @@ def test_frequencies_are_those_of_transformers_to_the_last_bit_but_one(scaling):
 
 
 @scalings(LINEAR, LLAMA3)
-def test_scaled_frequencies_are_those_of_transformers(scaling):
+def test_scaled_frequencies_match_transformers(scaling):
     for head_dim, theta in grid([64, 80, 128]):
         frequencies = rope_frequencies(head_dim, theta, scaling)
-        # A division rounds; the blend subtracts nearly equal numbers, so an error grows.
+        # Division rounds, and the blend subtracts nearly equal numbers, which amplifies errors.
         np.testing.assert_allclose(frequencies, inv_freq(head_dim, theta, scaling), rtol=2e-6)
         assert frequencies.dtype == np.float32
 
 
 @scalings(YARN)
-def test_yarn_is_that_of_transformers(scaling):
-    """Bit for bit but for the powers of theta, which PyTorch rounds to within one unit."""
+def test_yarn_matches_transformers(scaling):
+    """Bit for bit, except for the powers of theta, which PyTorch rounds to within one unit."""
     for head_dim, theta in grid([16, 64, 80, 128]):
         config = their_config(head_dim, theta, scaling)
         expected, factor = ROPE_INIT_FUNCTIONS["yarn"](config)
         assert attention_factor(scaling) == factor
-        # The blend subtracts no nearly equal numbers, but it may add two that are one unit off.
+        # The blend subtracts no nearly equal numbers, but may add two that are each one unit off.
         assert ulps(rope_frequencies(head_dim, theta, scaling), expected.numpy()) <= 2
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_factor": 1.3}, {"factor": 1.0}])
-def test_longrope_is_that_of_transformers(changes):
-    """To the last bit but one: PyTorch's powers of theta are a unit off at times."""
+def test_longrope_matches_transformers(changes):
+    """Within one unit in the last place, by which PyTorch's powers of theta are sometimes off."""
     for head_dim, theta in grid([16, 64, 96, 128]):
         scaling = longrope(head_dim, **changes)
         for length in (1, 4096, 4097, 131072):
@@ -193,7 +193,7 @@ def test_longrope_is_that_of_transformers(changes):
 
 
 @scalings(DYNAMIC)
-def test_dynamic_is_that_of_transformers(scaling):
+def test_dynamic_matches_transformers(scaling):
     """The growth, its power and the product are each rounded, on the device and in PyTorch.
 
     Against float64, ours are up to 4 units off, and those of transformers up to 3.
@@ -210,7 +210,7 @@ def test_dynamic_is_that_of_transformers(scaling):
 
 
 def frequencies_at(head_dim: int, theta: float, scaling: RopeScaling, length: int) -> np.ndarray:
-    """What a sequence of this length is rotated by: the angles at its position 1."""
+    """Frequencies for a sequence of this length: its angles at position 1."""
     rotation = Rotation.with_scaling(head_dim, theta, scaling, "half")
     assert rotation.at_length is not None
     return np.asarray(jax.jit(rotation.at_length)(np.array([[[[length]]]])))[0, 0, 0]
@@ -224,8 +224,8 @@ def frequencies_at(head_dim: int, theta: float, scaling: RopeScaling, length: in
     ],
     ids=lambda scaling: scaling.kind,
 )
-def test_rows_have_frequencies_of_their_own_length_without_padding(scaling):
-    """A row that is long, one that is short, and one that padding at -1 makes short."""
+def test_each_row_has_the_frequencies_of_its_length_without_padding(scaling):
+    """A long row, a short row, and a row that is short because of padding at position -1."""
     positions_BT = np.array([[1, 2, 64], [1, 2, 63], [1, 2, -1]])
     x_BTNH = draw(3, 3, 2, 64)
     rotation = Rotation.with_scaling(64, 1e4, scaling, "half")
@@ -241,12 +241,12 @@ def test_rows_have_frequencies_of_their_own_length_without_padding(scaling):
 
 
 def rotated_alone(x_TNH: np.ndarray, rotation: Rotation) -> np.ndarray:
-    """The vectors at positions 1 and 2 of a sequence of nothing else."""
+    """Rotates the vectors at positions 1 and 2 of a sequence of only these."""
     return np.asarray(apply_rope(jnp.asarray(x_TNH)[None], jnp.array([[1, 2]]), rotation))[0]
 
 
 @scalings(YARN)
-def test_cosines_and_sines_grow_by_the_attention_factor(scaling):
+def test_cosines_and_sines_are_multiplied_by_the_attention_factor(scaling):
     positions_BT = POSITIONS[None]
     x_BTNH = draw(1, POSITIONS.size, 3, 64)
     cos, sin = theirs(64, 1e4, scaling)(torch.zeros(()), torch.tensor(positions_BT))
@@ -259,7 +259,7 @@ def test_cosines_and_sines_grow_by_the_attention_factor(scaling):
     assert norm == pytest.approx(attention_factor(scaling), rel=1e-6)
 
 
-def test_the_grid_reaches_every_branch_of_llama3():
+def test_grid_covers_every_branch_of_llama3():
     for scaling in LLAMA3.values():
         ratio = rope_frequencies(128, 5e5, None) / rope_frequencies(128, 5e5, scaling)
         kept, divided = np.isclose(ratio, 1), np.isclose(ratio, scaling.factor)
@@ -269,8 +269,8 @@ def test_the_grid_reaches_every_branch_of_llama3():
         assert (~kept & ~divided).any() == has_band
 
 
-def test_without_a_band_between_them_frequencies_are_kept_or_divided():
-    """`high_freq_factor == low_freq_factor`, as in Llama 4 Scout: nothing to blend, no 0/0."""
+def test_llama3_without_a_blend_keeps_or_divides_frequencies():
+    """`high_freq_factor == low_freq_factor`, as in Llama 4 Scout: no blend, and no 0/0."""
     scaling = RopeScaling(kind="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0)
     plain = rope_frequencies(128, 5e5, None)
     expected = np.where(2 * math.pi / plain > 8192, plain / np.float32(16), plain)
@@ -278,8 +278,8 @@ def test_without_a_band_between_them_frequencies_are_kept_or_divided():
     assert 0 < (expected != plain).sum() < plain.size
 
 
-def test_a_wavelength_on_the_boundary_is_finite():
-    """With theta 1 every wavelength is 2 pi; here that is the boundary itself."""
+def test_wavelength_on_the_boundary_gives_finite_frequency():
+    """With theta 1, every wavelength is 2 pi, here exactly the boundary."""
     wavelength = float(2 * np.pi / np.float32(1))
     scaling = RopeScaling(
         kind="llama3",
@@ -293,7 +293,7 @@ def test_a_wavelength_on_the_boundary_is_finite():
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 @scalings(SCALINGS)
-def test_rotation_is_multiplication_of_complex_numbers(layout, scaling):
+def test_rotation_is_complex_multiplication(layout, scaling):
     positions_BT = np.stack([POSITIONS, POSITIONS[::-1]])
     x_BTNH = draw(2, POSITIONS.size, 3, 16)
     for theta in THETAS:
@@ -308,7 +308,7 @@ def test_rotation_is_multiplication_of_complex_numbers(layout, scaling):
     ("head_dim", "theta"), [(64, 1e4), (64, 5e5), (128, 1e4), (128, 5e5), (64, 1e6)]
 )
 @scalings(PLAIN, {"linear4.0": LINEAR["linear4.0"]})
-def test_rotation_is_that_of_transformers_up_to_position_131071(head_dim, theta, scaling):
+def test_rotation_matches_transformers_up_to_position_131071(head_dim, theta, scaling):
     q_BTNH, k_BTKH = np.split(draw(2, POSITIONS.size, 6, head_dim), [4], axis=2)
     positions_BT = np.stack([POSITIONS, POSITIONS[::-1]])
     rotary = theirs(head_dim, theta, scaling)
@@ -322,7 +322,7 @@ def test_rotation_is_that_of_transformers_up_to_position_131071(head_dim, theta,
         assert relative_l2(ours, reference) < TOLERANCE
 
 
-def test_the_layouts_are_each_other_s_permutation():
+def test_layouts_are_permutations_of_each_other():
     frequencies = rope_frequencies(16, 1e4, None)
     x_BTNH, positions_BT = jnp.asarray(draw(1, 9, 2, 16)), jnp.arange(9)[None]
     order = np.arange(16).reshape(2, 8).T.ravel()  # interleaved element e is half element order[e]
@@ -341,7 +341,7 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
-def test_a_score_depends_on_the_distance_alone(query, key, shift):
+def test_score_depends_only_on_distance(query, key, shift):
     q, k = np.split(draw(1, 2, 1, 32), 2, axis=1)
 
     def score(query: int, key: int) -> float:
@@ -350,8 +350,8 @@ def test_a_score_depends_on_the_distance_alone(query, key, shift):
     assert score(query, key) == pytest.approx(score(query + shift, key + shift), abs=5e-3)
 
 
-def test_positions_are_exact_where_activations_are_bfloat16():
-    """bfloat16 itself cannot tell 257 from 256."""
+def test_positions_are_exact_with_bfloat16_activations():
+    """bfloat16 cannot represent 257."""
     x_BTNH = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
     out = apply_rope(
         x_BTNH, jnp.array([[256, 257]]), Rotation(rope_frequencies(4, 1e4, None), "half")

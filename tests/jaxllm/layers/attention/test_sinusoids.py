@@ -1,4 +1,4 @@
-"""Sinusoids beside the formula of the paper, and their frequencies beside PyTorch's."""
+"""Sinusoids equal the formula of the paper; their frequencies equal PyTorch's bit for bit."""
 
 import math
 
@@ -10,7 +10,7 @@ from jaxllm.layers.attention.sinusoids import sinusoids, wave_frequencies
 
 
 @pytest.mark.parametrize("waves", ["power", "exp"])
-def test_sinusoids_are_those_of_the_paper(waves):
+def test_sinusoids_equal_the_formula(waves):
     """PE(p, 2j) = sin(p / 10000 ** (2j / D)), PE(p, 2j + 1) its cosine."""
     positions = np.array([[0, 1, 511], [3, 70, 8]])
     found = sinusoids(positions, 6, waves)
@@ -20,7 +20,7 @@ def test_sinusoids_are_those_of_the_paper(waves):
         np.testing.assert_allclose(found[..., 2 * j + 1], np.cos(angles), atol=3e-5)
 
 
-def test_frequencies_have_the_bits_of_pytorch():
+def test_frequencies_equal_pytorch_bit_for_bit():
     for dim in (6, 48, 512):
         pairs = torch.arange(0, dim, 2, dtype=torch.float32)
         power = 1 / 10000.0 ** (pairs / dim)

@@ -1,4 +1,4 @@
-"""Llama 4's queries: they grow with their position where nothing rotates, else are normalised."""
+"""Llama 4: temperature on layers without RoPE, QK norm after RoPE on the others."""
 
 import math
 
@@ -17,7 +17,7 @@ CONFIG = with_fields(
     {
         "rope.layout": "interleaved",
         "attention.qk_norm": "after_rope",
-        "norms.eps": 1e-3,  # so large that its place shows
+        "norms.eps": 1e-3,  # large enough to show where it is added
         "attention.temperature": Temperature(scale=0.3, floor_scale=4.0),
     },
     num_layers=2,
@@ -27,7 +27,7 @@ CONFIG = with_fields(
 POSITIONS = np.arange(30)[None]
 
 
-def test_growth_is_the_logarithm_of_whole_periods():
+def test_temperature_growth_equals_the_formula():
     found = temperature_growth(Temperature(scale=0.3, floor_scale=4.0), POSITIONS)
     expected = [[1 + 0.3 * math.log(1 + (p + 1) // 4) for p in range(30)]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -39,7 +39,7 @@ def test_growth_is_the_logarithm_of_whole_periods():
 
 @pytest.fixture(scope="module")
 def layers():
-    """One with RoPE and one without."""
+    """An attention layer with RoPE and one without."""
     model = random_of(CONFIG)
     return model.layers["0"].attn, model.layers["1"].attn
 
@@ -48,7 +48,7 @@ def draw() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((1, 30, 4, 16)).astype(np.float32)
 
 
-def test_heads_are_normalised_without_a_scale_after_rope(layers):
+def test_heads_are_normalized_without_scale_after_rope(layers):
     rotating, _ = layers
     assert rotating.q_norm is None
     x = torch.tensor(draw())
@@ -58,7 +58,7 @@ def test_heads_are_normalised_without_a_scale_after_rope(layers):
     assert relative_l2(rotating.scale_by_temperature(draw(), POSITIONS), draw()) == 0
 
 
-def test_layers_without_rope_have_the_temperature_instead(layers):
+def test_layers_without_rope_have_temperature_instead(layers):
     _, standing = layers
     assert relative_l2(standing.normalize_and_rotate(draw(), None, POSITIONS), draw()) == 0
     growth = [1 + 0.3 * math.log(1 + (p + 1) // 4) for p in range(30)]
@@ -77,6 +77,6 @@ def test_queries_keep_their_dtype(layers):
         )
 
 
-def test_a_period_that_is_not_positive_is_refused():
+def test_non_positive_floor_scale_is_rejected():
     with pytest.raises(ValueError, match="floor_scale=0"):
         Temperature(floor_scale=0)

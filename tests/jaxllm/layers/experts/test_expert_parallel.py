@@ -1,4 +1,4 @@
-"""Experts on several devices are those of one; what moves is tokens, not experts."""
+"""Experts on several devices equal those on one; tokens move between devices, experts do not."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ CASES = {
         {"mlp.bias": True, "mlp.gated": False},
     ),
 }
-# 21 tokens among 8 devices; and 16, two for each.
+# 21 tokens, which 8 devices do not divide, and 16, two per device.
 X_BTD = np.random.default_rng(0).standard_normal((3, 7, TINY.embed_dim)).astype(np.float32)
 EVEN_BTD = np.random.default_rng(0).standard_normal((8, 2, TINY.embed_dim)).astype(np.float32)
 
@@ -59,7 +59,7 @@ def moe_of(experts: Experts = EXPERTS, **changes):
 
 
 def gradients(moe, x_BTD: np.ndarray):
-    """A compiled function of the parameters and of x: their gradients, and what came out."""
+    """Returns a compiled function of parameters and x that computes gradients and outputs."""
     graphdef, state = nnx.split(moe)
     weights = np.random.default_rng(1).standard_normal(x_BTD.shape).astype(np.float32)
     is_token_BT = np.random.default_rng(2).random(x_BTD.shape[:2]) < 0.8
@@ -74,7 +74,7 @@ def gradients(moe, x_BTD: np.ndarray):
 
 
 def assert_equal_on_a_mesh(moe, x_BTD: np.ndarray, sizes: dict[str, int]) -> None:
-    """Outputs, loads, losses and gradients, of parameters and of x."""
+    """Compares outputs, loads, losses and the gradients of parameters and x with one device."""
     run, state = gradients(moe, x_BTD)
     expected = run(state, x_BTD)
     with jax.set_mesh(mesh_of(sizes)):
@@ -89,14 +89,14 @@ def assert_equal_on_a_mesh(moe, x_BTD: np.ndarray, sizes: dict[str, int]) -> Non
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize(("experts", "changes"), CASES.values(), ids=CASES)
-def test_a_layer_is_that_of_one_device(sizes, experts, changes):
+def test_layer_on_a_mesh_equals_one_device(sizes, experts, changes):
     moe = moe_of(dataclasses.replace(EXPERTS, **experts), **changes)
     assert_equal_on_a_mesh(moe, X_BTD, sizes)
 
 
 @pytest.mark.parametrize("chosen", [[5], [5, 6, 7]], ids=["one expert", "three experts"])
-def test_all_tokens_crowd_to_few_experts(chosen):
-    """Of one device or of two; the others get no token at all."""
+def test_all_tokens_may_choose_few_experts(chosen):
+    """The chosen experts are on one or two devices; the other devices get no tokens."""
     moe = moe_of(dataclasses.replace(EXPERTS, top_k=len(chosen), router_bias=True))
     moe.router.bias[...] = jnp.zeros(E).at[np.array(chosen)].set(30.0)
     _, load = moe(EVEN_BTD)
@@ -104,8 +104,8 @@ def test_all_tokens_crowd_to_few_experts(chosen):
     assert_equal_on_a_mesh(moe, EVEN_BTD, MESHES["fsdp=2 x expert=4"])
 
 
-def test_the_experts_stay_where_they_are():
-    """All that is gathered or summed is smaller than the experts of one device."""
+def test_experts_are_never_gathered():
+    """All gathered or summed arrays are smaller than the experts of one device."""
     moe = moe_of(dataclasses.replace(EXPERTS, mlp_dim=640))
     mesh = mesh_of({"expert": 8})
     bind, params = split(moe)
@@ -121,7 +121,7 @@ def test_the_experts_stay_where_they_are():
 
 
 def bytes_of(text: str, kind: str) -> int:
-    """Of what each device gets by a kind of collective in a compiled program."""
+    """Bytes that each device receives by one kind of collective in a compiled program."""
     total = 0
     for line in text.splitlines():
         result, is_kind, _ = line.partition(f" {kind}(")
@@ -131,8 +131,8 @@ def bytes_of(text: str, kind: str) -> int:
     return total
 
 
-def test_a_model_s_stacked_layers():
-    """Loss and gradients of a model whose layers are scanned, and recomputed but for matmuls."""
+def test_scanned_model_on_a_mesh_equals_one_device():
+    """Loss and gradients of a model with scanned layers and remat="dots"."""
     model = random_model(num_layers=2, pattern=SPARSE, experts=EXPERTS, remat="dots")
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 6))
     bind, params = split(model)
@@ -159,7 +159,7 @@ def test_generation_on_a_mesh_gives_the_same_tokens():
 def documented_ragged_all_to_all(
     operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
 ):
-    """What `jax.lax.ragged_all_to_all` says of itself, for a backend that lacks it."""
+    """Emulates `jax.lax.ragged_all_to_all` as documented, for a backend that lacks it."""
     everyone = partial(jax.lax.all_gather, axis_name=axis_name)
     rows, starts, sizes, offsets = map(
         everyone, (operand, input_offsets, send_sizes, output_offsets)
@@ -183,8 +183,8 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_both_ways_to_exchange_move_the_same_rows(counts, monkeypatch):
-    """There, back, and as each other's transposes; those of nobody stay."""
+def test_padded_and_ragged_exchange_move_the_same_rows(counts, monkeypatch):
+    """Covers sending, returning and both as transposes; rows of no expert are not sent."""
     monkeypatch.setattr(jax.lax, "ragged_all_to_all", documented_ragged_all_to_all)
     M, room, D = 9, 6, 3
     rows = jnp.asarray(np.random.default_rng(0).standard_normal((4 * M, D)), jnp.float32)
@@ -214,12 +214,12 @@ def test_both_ways_to_exchange_move_the_same_rows(counts, monkeypatch):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_accelerators_send_what_there_is_and_no_more(platform):
+def test_accelerators_use_ragged_all_to_all(platform):
     moe = moe_of()
     graphdef, state = nnx.split(moe)
     with jax.set_mesh(mesh_of({"expert": 8})):
         gradient = jax.grad(lambda s, x: nnx.merge(graphdef, s)(x)[0].sum(), argnums=(0, 1))
         traced = jax.jit(gradient).trace(state, jnp.asarray(EVEN_BTD))
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-    # There and back, and both again for the gradient.
+    # Sending and returning, and both again for the gradient.
     assert text.count("@ragged_all_to_all") == 4

@@ -1,4 +1,4 @@
-"""Groups of rows against the products of one row after the other."""
+"""Grouped matmul equals the products of single rows, with bounded memory."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ COUNTS = {
 
 @pytest.mark.parametrize("after", [0, 7], ids=lambda after: f"{after} after")
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_groups_are_products_one_by_one(counts, after):
-    """Values and gradients; what comes `after` the last group is of none, and zeros."""
+def test_grouped_matmul_equals_single_products(counts, after):
+    """Covers values and gradients; the rows `after` the last group give zeros."""
     if sum(counts) + after == 0:
         after = 1
     rng = np.random.default_rng(0)
@@ -53,8 +53,8 @@ def test_groups_are_products_one_by_one(counts, after):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_blocks_are_what_accelerators_compute(dtype):
-    """The other platforms' formulation, of which the CPU has a slow one as well."""
+def test_blocks_equal_the_accelerator_formulation(dtype):
+    """Compares with the formulation for accelerators, which also runs, slowly, on CPU."""
     counts = jnp.asarray(COUNTS["many"])
     M = int(counts.sum()) + 3
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_blocks_are_what_accelerators_compute(dtype):
 
 
 def test_memory_does_not_grow_with_the_number_of_groups():
-    """XLA's own lowering for CPUs holds every row once for each group."""
+    """XLA's own lowering on CPU would store every row once per group."""
     M, few, many = 256, 4, 64
 
     def temporary(count: int) -> int:
@@ -89,8 +89,8 @@ def test_memory_does_not_grow_with_the_number_of_groups():
     assert temporary(many) < temporary(few) + M * D * 4
 
 
-def test_the_kernels_gradient_is_not_rounded_to_the_activations():
-    """Sums of 8 bits would stall: 1 + 1/512 is 1 in bfloat16."""
+def test_kernel_gradient_is_not_rounded_to_the_activation_dtype():
+    """Sums in bfloat16 would stall: 1 + 1/512 rounds to 1."""
     rows = jnp.asarray([[1.0], [1 / 512]], jnp.bfloat16)
     kernel = jnp.ones((1, 1, 1))
     counts = jnp.asarray([2])

@@ -1,4 +1,4 @@
-"""Experts against a dense oracle in PyTorch, which runs every expert on every token."""
+"""Mixtures of experts equal a dense PyTorch oracle that runs every expert on every token."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def moe_of(experts: Experts = EXPERTS, **changes):
 
 
 def torch_mlp(x: torch.Tensor, weights: dict[str, torch.Tensor], expert: object) -> torch.Tensor:
-    """An MLP of the weights' names; of those of all experts, that of one."""
+    """The MLP of one expert, with weights found by name."""
 
     def project(name: str, x: torch.Tensor) -> torch.Tensor:
         bias = weights.get(f"{name}.bias")
@@ -77,7 +77,7 @@ def tensors(state: nnx.State) -> dict[str, torch.Tensor]:
 
 
 def check_against_torch(moe, x: np.ndarray) -> None:
-    """The same output, and the same gradients of a fixed mixture of it."""
+    """Asserts equal outputs, and equal gradients of a fixed weighted sum of the output."""
     graphdef, state = nnx.split(moe)
     weight = np.random.default_rng(2).standard_normal(x.shape).astype(np.float32)
 
@@ -100,16 +100,16 @@ def check_against_torch(moe, x: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_values_and_gradients_are_those_of_running_every_expert(changes):
+def test_values_and_gradients_equal_running_every_expert(changes):
     check_against_torch(moe_of(dataclasses.replace(EXPERTS, **changes)), X_BTD)
 
 
 @pytest.mark.parametrize("changes", [{"mlp.bias": True}, {"mlp.gated": False}], ids=str)
-def test_experts_have_the_form_of_the_mlp(changes):
+def test_experts_follow_the_mlp_config(changes):
     check_against_torch(moe_of(**changes), X_BTD)
 
 
-def test_an_expert_that_nobody_chose():
+def test_expert_without_tokens():
     moe = moe_of()
     moe.router.kernel[...] = moe.router.kernel[...].at[:, 3].set(-1.0)
     x_BTD = np.abs(X_BTD)
@@ -121,8 +121,8 @@ def test_an_expert_that_nobody_chose():
         assert (np.abs(kernel).max((1, 2)) > 0).tolist() == [e != 3 for e in range(E)]
 
 
-def test_xavier_is_of_each_expert():
-    """Its fans are those of one, however many there are."""
+def test_xavier_fans_are_those_of_one_expert():
+    """Fans are those of one expert, regardless of the number of experts."""
     config = with_fields(TINY, {"init.kind": "xavier"}, pattern=SPARSE, experts=EXPERTS)
     moe = MoE(config, rngs=nnx.Rngs(0))
     bound = (6 / (TINY.embed_dim + F)) ** 0.5
@@ -131,8 +131,8 @@ def test_xavier_is_of_each_expert():
         assert 0.99 * bound < largest <= bound
 
 
-def test_what_a_token_gets_depends_on_no_other():
-    """Whatever else crowds to an expert, none is dropped."""
+def test_token_outputs_are_independent_without_capacity():
+    """No token is dropped, no matter how many others choose the same expert."""
     moe = jax.jit(lambda x: moe_of()(x)[0])
     crowded = np.broadcast_to(X_BTD[:1, :1], (1, 40, TINY.embed_dim))
     together = moe(np.concatenate([X_BTD[:1], crowded], axis=1))
@@ -143,8 +143,8 @@ def test_what_a_token_gets_depends_on_no_other():
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("capacity", [1, 3, 5, 100])
 @pytest.mark.parametrize("is_gated", [True, False])
-def test_a_full_expert_turns_the_tokens_after_away(top_k, capacity, is_gated):
-    """One token after the other; padding is turned away and takes nobody's place."""
+def test_tokens_beyond_capacity_go_to_the_overflow_expert(top_k, capacity, is_gated):
+    """Compares with a loop over tokens; padding uses no capacity."""
     experts = dataclasses.replace(EXPERTS, top_k=top_k, capacity=capacity, router_bias=True)
     moe = moe_of(experts, mlp=MlpConfig(bias=True, gated=is_gated))
     weights = tensors(nnx.split(moe)[1])
@@ -164,24 +164,24 @@ def test_a_full_expert_turns_the_tokens_after_away(top_k, capacity, is_gated):
     out, load = jax.jit(moe)(X_BTD, ~PADDING)
     kept = ~PADDING.reshape(-1)
     assert relative_l2(out.reshape(-1, TINY.embed_dim)[kept], expected[kept]) < TOLERANCE
-    assert float(load.chosen_E.sum()) == top_k * kept.sum()  # those turned away as well
+    assert float(load.chosen_E.sum()) == top_k * kept.sum()  # overflowing choices count too
 
 
-def test_places_are_taken_in_order():
+def test_capacity_is_assigned_in_order():
     chosen = jnp.asarray([2, 0, 2, 2, 3, 0, 1])  # 3: padding
     assert assign_overflow(chosen, 3, 2).tolist() == [2, 0, 2, 3, 3, 0, 1]
     assert assign_overflow(chosen, 3, 1).tolist() == [2, 0, 3, 3, 3, 3, 1]
 
 
-def test_the_overflow_expert_learns_from_what_it_is_given():
+def test_overflow_expert_gets_gradients():
     experts = dataclasses.replace(EXPERTS, capacity=1)
     graphdef, state = nnx.split(moe_of(experts))
     gradient = jax.grad(lambda s: jnp.square(nnx.merge(graphdef, s)(X_BTD)[0]).sum())(state)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["overflow"]))
 
 
-def test_bfloat16_in_and_out_is_near_float32():
-    """Where rounding does not change which experts are chosen."""
+def test_bfloat16_is_close_to_float32():
+    """On inputs for which rounding does not change the chosen experts."""
     low, exact = moe_of(numerics=NumericsConfig(dtype="bfloat16")), moe_of()
     x_BTD = jnp.asarray(X_BTD, jnp.bfloat16)
     out, load = low(x_BTD)
@@ -193,7 +193,7 @@ def test_bfloat16_in_and_out_is_near_float32():
 
 
 def loads_of(*, num_layers: int, is_token: np.ndarray | None = None) -> tuple[list, Load]:
-    """Random logits of a router on some layers, and the load that they make."""
+    """Random router logits of several layers, and the loads that result."""
     logits = np.random.default_rng(3).standard_normal((num_layers, B, T, E)).astype(np.float32) * 2
     loads = []
     for logits_BTE in logits:
@@ -208,7 +208,7 @@ PADDING = np.array([[True] * 6 + [False] * 3, [True] * 2 + [False] * 7])
 
 @pytest.mark.parametrize("is_token", [None, PADDING], ids=["whole", "padded"])
 @pytest.mark.parametrize("num_layers", [1, 3])
-def test_the_balancing_loss_is_that_of_transformers(num_layers, is_token):
+def test_load_balancing_loss_matches_transformers(num_layers, is_token):
     logits, loads = loads_of(num_layers=num_layers, is_token=is_token)
     mask = None if is_token is None else torch.tensor(is_token, dtype=torch.int32)
     expected = float(load_balancing_loss_func(tuple(logits), E, 2, mask))
@@ -217,7 +217,7 @@ def test_the_balancing_loss_is_that_of_transformers(num_layers, is_token):
     assert float(load_balance(loads, "layer")) == pytest.approx(np.mean(one_by_one), rel=1e-6)
 
 
-def test_the_sum_is_each_layers_without_the_number_of_experts():
+def test_sum_balance_adds_layers_without_the_factor_e():
     logits, loads = loads_of(num_layers=3)
     by_hand = 0.0
     for layer in logits:
@@ -227,16 +227,16 @@ def test_the_sum_is_each_layers_without_the_number_of_experts():
     assert float(load_balance(loads, "sum")) == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_the_loss_of_what_was_kept():
-    """Of two experts that took 3 and 1 of 8 tokens, and of a layer where nothing was kept."""
+def test_kept_balance_equals_the_formula():
+    """Two experts that took 3 and 1 of 8 tokens, and a layer where nothing was kept."""
     none = jnp.zeros((2, 2))
     loads = Load(jnp.asarray([8.0, 8.0]), none, none, jnp.asarray([[1.5, 0.25], [0.0, 0.0]]))
     by_hand = 2 * (3 / 8 * 1.5 / 3 + 1 / 8 * 0.25 / 1)
     assert float(load_balance(loads, "kept")) == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_weights_count_where_a_token_was_kept():
-    """Against one choice after the other; padding, and what finds its expert full, do not count."""
+def test_load_weights_leave_out_overflow_and_padding():
+    """Compares with a loop over choices; padding and choices of full experts do not count."""
     experts = dataclasses.replace(EXPERTS, capacity=3, router_bias=True, normalize=True)
     moe = moe_of(experts)
     _, load = moe(jnp.asarray(X_BTD), ~PADDING)
@@ -253,8 +253,8 @@ def test_weights_count_where_a_token_was_kept():
     np.testing.assert_allclose(load.weights_E, sums, rtol=1e-6)
 
 
-def test_layers_may_balance_each_other_out_of_the_whole_model_s_loss():
-    """Each of two layers sends all tokens to one expert, but not to the same."""
+def test_model_balance_lets_layers_balance_each_other():
+    """Two layers each send all tokens to a single expert, but to different ones."""
     chosen, none = jnp.asarray([[8.0, 0.0], [0.0, 8.0]]), jnp.asarray([8.0, 8.0])
     loads = Load(tokens=none, chosen_E=chosen, probs_E=chosen, weights_E=chosen)
     assert load_balance(loads, "model") == 1
@@ -263,8 +263,8 @@ def test_layers_may_balance_each_other_out_of_the_whole_model_s_loss():
 
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("balance", ["layer", "model"])
-def test_a_model_weighs_the_load_of_its_sparse_layers(scan, balance):
-    """Every other layer of five; padding counts for nothing, and training follows the loss."""
+def test_auxiliary_loss_covers_all_layers_with_experts(scan, balance):
+    """Two of five layers have experts; padding does not count, and the loss has a gradient."""
     experts = dataclasses.replace(EXPERTS, aux_weight=0.3, balance=balance)
     pattern = (LayerKind(), LayerKind(mlp="experts"))
     model = random_model(experts=experts, pattern=pattern, num_layers=5, scan_layers=scan)
@@ -286,7 +286,7 @@ def test_a_model_weighs_the_load_of_its_sparse_layers(scan, balance):
 
 
 def loads_by_hand(model, tokens, segment_ids) -> Load:
-    """The loads of layers 1 and 3, one after the other."""
+    """The loads of layers 1 and 3, computed layer by layer."""
     x_BTD, loads = model.embed(tokens), []
     for block in restack(model.layers, model.config.kinds, False).values():
         x_BTD, *_, load = block(x_BTD, Context(segment_ids))
