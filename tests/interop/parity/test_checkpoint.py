@@ -71,7 +71,7 @@ def test_what_cannot_be_checked_is_refused(folder, tmp_path):
     with pytest.raises(TypeError, match="unexpected keyword argument 'nun_tokens'"):
         check_checkpoint(folder, nun_tokens=300)
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="model_type 'bert'; known are llama"):
+    with pytest.raises(CheckpointError, match="model_type 'bert' is not supported; supported are"):
         check_checkpoint(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):

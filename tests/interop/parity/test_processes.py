@@ -152,11 +152,11 @@ def test_the_first_alone_writes_and_says(folder, together):
 def test_a_mesh_is_wanted(together):
     for process in together:
         assert process.statuses[-2] == 2
-        assert "2 processes need a mesh over all of their devices" in process.complained
+        assert "there are 2 processes and no mesh" in process.complained
 
 
 def test_what_one_process_lacks_stops_both(together):
     first, second = together
     assert [process.statuses[-1] for process in together] == [1, 1]
     assert "process 1 could not go on" in first.complained
-    assert "is no pack" in second.complained
+    assert "is not a pack" in second.complained

@@ -222,14 +222,14 @@ def test_targets_that_begin_with_another_token_are_caught(kinds):
 def test_inputs_that_do_not_fit_are_refused_with_all_that_is_wrong(kinds):
     reference, model, inputs = kinds("components-encoder-decoder")
     wrong = Inputs(inputs.target[..., :3], inputs.source.astype(np.float64))
-    with pytest.raises(ValueError, match=r"source are float64.*; target are float32\(2, 40, 3\)"):
+    with pytest.raises(ValueError, match=r"source is float64.*; target is float32\(2, 40, 3\)"):
         compare(reference, model, wrong, levels=("logits",))
     with pytest.raises(ValueError, match="source is missing"):
         compare(reference, model, inputs.target, levels=("logits",))
     hidden = dataclasses.replace(inputs, source_mask=np.eye(2, inputs.source.shape[1]))
-    with pytest.raises(ValueError, match="source_mask hides tokens which the reference shows"):
+    with pytest.raises(ValueError, match="source_mask hides tokens that the reference, which"):
         compare(reference, model, hidden, levels=("logits",))
-    with pytest.raises(ValueError, match="a Linear, which is neither of transformers"):
+    with pytest.raises(ValueError, match="a Linear, which is neither a model of transformers"):
         compare(torch.nn.Linear(2, 2), model, inputs, levels=("logits",))
     reference, model, inputs = kinds("nima-transformer")
     padding = dataclasses.replace(inputs, source=np.full_like(inputs.source, 3))
@@ -239,5 +239,5 @@ def test_inputs_that_do_not_fit_are_refused_with_all_that_is_wrong(kinds):
 
 def test_a_regression_generates_nothing(kinds):
     reference, model, inputs = kinds("components-regression")
-    with pytest.raises(ValueError, match=r"levels=.* are not of weights"):
+    with pytest.raises(ValueError, match=r"levels=.* choose at least one of weights"):
         compare(reference, model, inputs, levels=("generate",))

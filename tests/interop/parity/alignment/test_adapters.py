@@ -45,10 +45,10 @@ def test_a_reference_says_its_fields_and_its_family(llama, source):
 
 def test_another_module_has_no_family():
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="a Linear, which is neither of transformers nor"):
+    with pytest.raises(ValueError, match="a Linear, which is neither a model of transformers nor"):
         calling_of(module).family(module)
     module.fields = {"model_type": "strange"}
-    with pytest.raises(ValueError, match="model_type='strange' is not of a known family"):
+    with pytest.raises(ValueError, match="model_type='strange' of the reference is not a known"):
         calling_of(module).family(module)
 
 

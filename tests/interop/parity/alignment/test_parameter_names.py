@@ -63,7 +63,7 @@ def test_a_missing_and_a_larger_tensor_do_not_fit(pair):
     assert list(unfit(rules[0], tensors)) == [f"the reference has no {name}"]
     tensors[name] = np.zeros((*shape, 2))
     [problem] = unfit(rules[0], tensors)
-    assert f"{name} of the reference is {(*shape, 2)}, the model has {shape}" == problem
+    assert problem == f"{name} has shape {(*shape, 2)} in the reference, {shape} in the model"
 
 
 def test_a_fused_tensor_is_split_by_rows(pair):

@@ -21,8 +21,8 @@ def test_norms():
 
     assert "norm +1: the reference scales by one more" in found(h * (scale + 1))
     assert "norm +1: the reference scales by one less" in found(h * (scale - 1))
-    assert "right with layers.1.mlp_norm.scale" in found(h * other)
+    assert "the reference uses layers.1.mlp_norm.scale" in found(h * other)
     assert "a LayerNorm" in found(centred / centred.std(-1, keepdims=True) * scale)
-    assert "another eps: the reference's is about 10 times ours" in found(
+    assert "a different eps: the reference's is about 10 times the model's" in found(
         normalised(x, 1e-2) * scale
     )

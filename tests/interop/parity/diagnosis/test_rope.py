@@ -26,11 +26,11 @@ BEFORE = drawn(B, T, N, H)
 
 ROTATIONS = {
     "half/interleaved RoPE": {"layout": "interleaved"},
-    "another theta: 10000 in the reference, 20000 in ours": {},
+    "a different theta: 10000 in the reference, 20000 in the model": {},
     "no RoPE in the reference": {"times": 0.0},
-    "linear RoPE scaling: the reference turns 0.25 times as fast": {"times": 0.25},
-    "positions that are +1 from ours": {"start": 1},
-    "another share of rotated elements: the reference rotates 4": {"rotated": 4},
+    "linear RoPE scaling: the reference rotates 0.25 times as fast": {"times": 0.25},
+    "shifted positions: the reference's are +1 from the model's": {"start": 1},
+    "a different rotary fraction: the reference rotates 4 elements of a head": {"rotated": 4},
 }
 
 
@@ -46,7 +46,7 @@ def test_no_rotation_here():
     found = hint(
         *("layers.0.attn.k", BEFORE, rotated(BEFORE)), given={"layers.0.attn.k_proj": BEFORE}
     )
-    assert "no RoPE in ours" in found
+    assert "no RoPE in the model" in found
 
 
 def test_a_rotation_of_what_is_not_known():

@@ -24,7 +24,7 @@ def test_it_shows_steps_and_logits_of_stacked_layers():
 
 
 def test_a_step_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"the model has no layers\.9, nothing"):
+    with pytest.raises(ValueError, match=r"the model has no activation at layers\.9, nothing"):
         trace_model(MODEL, INPUTS, ["embed", "layers.9", "nothing"])
 
 

@@ -59,7 +59,8 @@ def test_logits_alone_need_no_steps(sides, recording):
 def test_logits_of_another_size_are_refused(sides, recording):
     theirs = {**recording.arrays, LOGITS: recording.arrays[LOGITS][..., :-1]}
     narrow = dataclasses.replace(recording, arrays=theirs)
-    with pytest.raises(ValueError, match=r"logits of the reference are \(1, 64, 95\), ours"):
+    message = r"logits have shape \(1, 64, 95\) in the reference, \(1, 64, 96\) in the model"
+    with pytest.raises(ValueError, match=message):
         judge(narrow, sides.listed, ("logits",))
 
 

@@ -173,5 +173,5 @@ def test_levels_that_are_not_known_are_refused():
     assert chosen(None, ("a", "b")) == ("a", "b")
     assert chosen(["b"], ("a", "b")) == ["b"]
     for wrong in ([], ["a", "c"]):
-        with pytest.raises(ValueError, match=r"levels=.* are not of a, b"):
+        with pytest.raises(ValueError, match=r"levels=.* choose at least one of a, b"):
             chosen(wrong, ("a", "b"))

@@ -128,7 +128,7 @@ def test_what_differs_is_named_all_the_same(tmp_path, scratch, make_llama, token
 
 def test_what_is_refused(tmp_path, scratch, make_llama, capsys):
     make_llama().save_pretrained(tmp_path / "llama")
-    with pytest.raises(ValueError, match=r"'gradients'.* are not of weights, config, logits, laye"):
+    with pytest.raises(ValueError, match=r"'gradients'.* one of weights, config, logits, layers$"):
         check_checkpoint(tmp_path / "llama", scratch=scratch, levels=("gradients",))
     command = ["parity", str(tmp_path / "llama"), "--output", str(tmp_path)]
     assert main([*command, "--scratch", str(tmp_path / "nowhere")]) == 2

@@ -27,7 +27,7 @@ def test_a_folder_that_is_no_pack_is_refused(tmp_path):
         write_pack({"a": 1}, tmp_path / "pack")
     file = tmp_path / "pack" / "pack.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 1}))
-    with pytest.raises(CheckpointError, match="is not of version 2"):
+    with pytest.raises(CheckpointError, match="is a pack of version 1, not 2: record it again"):
         read_pack(tmp_path / "pack")
     file.write_text("{")
     with pytest.raises(CheckpointError, match="pack is damaged"):

@@ -47,7 +47,7 @@ def test_the_tightest_row_is_the_first_failure_or_the_closest_to_its_threshold()
 def test_the_explanation_names_the_first_divergence():
     assert explanation(make_report(0.27)).startswith("layers.0.mlp is the first step that is wrong")
     assert explanation(make_report()) == (
-        "Every error is within its threshold. The closest is that of lm_head: error 4.0e-07, "
+        "Every error is within its threshold. The closest to failing is lm_head: error 4.0e-07, "
         "threshold 1.2e-06."
     )
 
