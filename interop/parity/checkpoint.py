@@ -33,19 +33,23 @@ from .rendered_report import Report
 class Prompt:
     """The inputs of a checkpoint comparison: given tokens, a text, or (default) random inputs.
 
+    Attributes:
+        tokens: token ids, BT, or vectors, BTI; encoder-decoders need `Inputs`.
+        text: text to tokenize, cut or repeated to `num_tokens`; also the source, if there is one.
+        num_tokens: length of each row of text or random inputs; less if the model has fewer
+            positions.
+        batch_size: number of rows of random inputs; the last of several is padded.
+        seed: seed of random inputs.
+
     Raises:
         UserError: tokens and text are both given, or `num_tokens` is too small for a verdict.
     """
 
-    tokens: np.ndarray | Inputs | None = None  # BT, token ids; or BTI, vectors
-    text: str | None = (
-        None  # cut or repeated to `num_tokens`; encoder-decoders also get it as source
-    )
-    num_tokens: int = (
-        384  # per row of text or random inputs; fewer if the model has fewer positions
-    )
-    batch_size: int = 2  # rows of random inputs; the last of several rows is padded
-    seed: int = 0  # seed of the random inputs
+    tokens: np.ndarray | Inputs | None = None
+    text: str | None = None
+    num_tokens: int = 384
+    batch_size: int = 2
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.text is not None:

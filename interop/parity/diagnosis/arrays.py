@@ -100,7 +100,7 @@ def few_tokens(evidence: Evidence) -> Iterator[Explanation]:
     """Only a few tokens differ."""
     ours, theirs = evidence.ours, evidence.theirs
     if f"{evidence.path}.router" in evidence.given:
-        return  # hints on experts say more
+        return  # the hint on experts is more specific
     axes = tuple(range(2, ours.ndim))
     size = np.sqrt(np.square(theirs).sum(axes).mean())
     off_BT = np.sqrt(np.square(ours - theirs).sum(axes)) > 10 * evidence.threshold * size

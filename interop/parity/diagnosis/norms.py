@@ -30,7 +30,7 @@ def other_scale(evidence: Evidence) -> Iterator[Explanation]:
                 yield Explanation(ours * other / scale, theirs, words)
 
 
-def centred(evidence: Evidence) -> Iterator[Explanation]:
+def centered(evidence: Evidence) -> Iterator[Explanation]:
     """The reference has a LayerNorm where the model has an RMSNorm."""
     ours, theirs, scale = evidence.ours, evidence.theirs, evidence.parameter("scale")
     if scale is not None and evidence.parameter("bias") is None:
@@ -60,4 +60,4 @@ def other_eps(evidence: Evidence) -> Iterator[Explanation]:
         yield Explanation(ours * ratio, theirs, words)
 
 
-NORMS: tuple[Explain, ...] = (plus_one, other_scale, centred, other_eps)
+NORMS: tuple[Explain, ...] = (plus_one, other_scale, centered, other_eps)

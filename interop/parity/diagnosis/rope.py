@@ -36,7 +36,7 @@ def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
         words = "Looks like RoPE in the opposite direction"
         yield Explanation(turned(before, own.conj(), layout), theirs, words)
         if scale is not None:
-            for norm in (_normalised(before) * scale, _normalised(before) * (scale + 1)):
+            for norm in (_normalized(before) * scale, _normalized(before) * (scale + 1)):
                 words = "Looks like a missing norm of queries and keys"
                 yield Explanation(turned(norm, own, layout), theirs, words)
         found = gains(before, theirs, layout, rotated[1])
@@ -147,7 +147,7 @@ def _scale(evidence: Evidence) -> np.ndarray | None:
     return evidence.weights.get(f"{evidence.path}_norm.scale")
 
 
-def _normalised(x_BTNH: np.ndarray) -> np.ndarray:
+def _normalized(x_BTNH: np.ndarray) -> np.ndarray:
     return x_BTNH / np.sqrt(np.square(x_BTNH).mean(-1, keepdims=True) + 1e-6)
 
 

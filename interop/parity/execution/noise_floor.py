@@ -24,7 +24,8 @@ def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
         return value.double() if is_float else value
 
     def exact(func: Callable, args: tuple, kwargs: dict) -> Any:
-        wide = {n: widen(value) for n, value in kwargs.items() if n != "dtype"}  # of the result
+        # Without the dtype of the result, which would be float32.
+        wide = {n: widen(value) for n, value in kwargs.items() if n != "dtype"}
         return func(*map(widen, args), **wide).float()
 
     return _instead_of(_inner_sums() | _sums_of_modules(), exact)

@@ -254,6 +254,4 @@ class RouterFlips:
     path: str  # of the router
     tokens: int
     margin: float  # largest gap, at these tokens, between the last selected and the next logit
-    by_noise: (
-        int  # tokens that noise alone reroutes: equivalent evaluations of the reference differ
-    )
+    by_noise: int  # tokens that equivalent evaluations of the reference already reroute

@@ -1,9 +1,10 @@
-"""Inputs are drawn, completed and refused by what the model takes."""
+"""Inputs: reading, drawing, redrawing and validating."""
 
 import dataclasses
 import json
 import re
 
+import chex
 import numpy as np
 import pytest
 from tiny import random_model
@@ -13,7 +14,7 @@ from jaxllm.interop.parity.alignment.inputs import Inputs, draw, elements_of, is
 MODEL = random_model()
 
 
-def test_a_file_of_tokens_gives_rows_and_their_padding(tmp_path):
+def test_inputs_are_read_from_files_and_padded(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
     assert Inputs.read(tmp_path / "a.npy").target.tolist() == [[0, 1, 2], [3, 4, 5]]
     np.savez(tmp_path / "a.npz", source=np.ones((1, 2)), target=np.zeros((1, 3)))
@@ -42,28 +43,28 @@ def drawn(masked=("target_mask",), **options):
 
 def test_the_last_row_is_padded_at_its_end():
     inputs = drawn()
-    assert inputs.target.shape == (2, 40)
+    chex.assert_shape(inputs.target, (2, 40))
     assert inputs.target_mask.sum(1).tolist() == [40, 30]
     assert is_at_end(inputs.target_mask)
     assert inputs.num_tokens == 70
-    assert drawn(num_tokens=10**6).target.shape == (2, MODEL.config.max_len)
+    chex.assert_shape(drawn(num_tokens=10**6).target, (2, MODEL.config.max_len))
 
 
 def test_redrawn_inputs_have_other_tokens_and_the_same_padding():
     inputs = drawn()
     other = inputs.redrawn(MODEL, 1)
-    assert other.target.shape == inputs.target.shape
+    chex.assert_equal_shape([other.target, inputs.target])
     assert not np.array_equal(other.target, inputs.target)
     np.testing.assert_array_equal(other.target_mask, inputs.target_mask)
 
 
-def test_a_token_that_stands_for_padding_is_replaced():
+def test_the_padding_token_is_replaced():
     inputs = Inputs(np.array([[1, 95, 2]]))
     assert inputs.without(95, MODEL).target.tolist() == [[1, 0, 2]]
     assert inputs.without(None, MODEL) is inputs
 
 
-def test_tokens_have_nothing_to_be_completed_with():
+def test_models_of_tokens_need_no_training_targets():
     inputs = drawn()
     assert inputs.completed(MODEL) is inputs
     assert elements_of(MODEL)["target"].size == MODEL.config.vocab_size
@@ -79,7 +80,7 @@ def test_tokens_have_nothing_to_be_completed_with():
         ({"target_mask": np.eye(2, 40)}, "target_mask hides tokens that the reference, which"),
     ],
 )
-def test_what_the_model_does_not_take_is_said(changes, problem):
+def test_invalid_inputs_are_described(changes, problem):
     assert drawn().problems(MODEL, ()) == []
     found = "; ".join(dataclasses.replace(drawn(), **changes).problems(MODEL, ()))
     assert re.search(problem, found)

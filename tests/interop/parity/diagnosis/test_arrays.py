@@ -1,4 +1,4 @@
-"""What any step may be off by: a scale, a bias, a position, rounding, a cap, a few tokens."""
+"""Hints for any step: a scale, a bias, a shift, rounding, a soft cap, a few tokens."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("words", "theirs"), CHANGES.items(), ids=CHANGES)
-def test_a_change_of_all_numbers(words, theirs):
+def test_a_change_of_all_numbers_is_recognized(words, theirs):
     assert words in hint(PATH, OURS, theirs)
 
 
@@ -37,5 +37,5 @@ def test_a_few_tokens_are_named():
     assert "Only 1 of 48 tokens differ: (row, position) (1, 7)" in hint(PATH, OURS, theirs)
 
 
-def test_other_numbers_look_like_nothing():
+def test_unrelated_numbers_give_no_hint():
     assert hint(PATH, OURS, drawn(B, T, D, seed=5)) is None

@@ -1,4 +1,4 @@
-"""Wrong masks, scores and probabilities are recognised and put in words."""
+"""Hints for wrong masks, scores and probabilities."""
 
 import numpy as np
 from wrong_steps import B, H, K, N, T, drawn, half, hint
@@ -6,7 +6,7 @@ from wrong_steps import B, H, K, N, T, drawn, half, hint
 from jaxllm.interop.parity.diagnosis.attention import sight
 
 
-def test_masks_in_words():
+def test_known_masks_are_named():
     at, keys = np.arange(T)[:, None], np.arange(T)[None]
     causal = keys <= at
     assert sight(causal) == "causal"
@@ -23,7 +23,7 @@ def scores_of(q, k, seen, scale=1.0):
     return np.where(seen, scale * np.einsum("BTNH,BSNH->BTNS", q, k), np.float32(-np.inf))
 
 
-def test_scores():
+def test_wrong_scores_are_recognized():
     q, k = drawn(B, T, N, H), drawn(B, T, K, H)
     at, keys = np.arange(T)[:, None, None], np.arange(T)
     seen = keys <= at
@@ -44,7 +44,7 @@ def test_scores():
     assert "tiled instead of repeated in the model" in hint(path, tiled, ours, given=given)
 
 
-def test_probabilities():
+def test_wrong_probabilities_are_recognized():
     q, k = drawn(B, T, N, H), drawn(B, T, N, H, seed=1)
     scores = scores_of(q, k, np.arange(T) <= np.arange(T)[:, None, None])
     exps = np.exp(scores - scores.max(-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Every known mistake is recognised in models that make it."""
+"""Known mistakes are recognized in models that make them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
 
 
-def test_experts():
+def test_wrong_experts_are_recognized():
     ours, router = drawn(B, T, D), drawn(B, T, 4)
     given = {"layers.0.mlp.router": router}
     off = router.argmax(-1) == 2
@@ -28,7 +28,7 @@ def test_experts():
     assert "The router agrees" in hint("layers.0.mlp", ours, other, given=given)
 
 
-def test_what_is_not_a_number():
+def test_nan_is_counted():
     ours = drawn(B, T, D)
     ours[0, 3] = np.nan
     assert hint("embed", ours, drawn(B, T, D)) == "12 of 576 numbers of the model are NaN"
@@ -36,7 +36,7 @@ def test_what_is_not_a_number():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """By family a model of transformers, ours with its weights, and tokens; not to be changed."""
+    """A model of transformers, its JAX model and tokens, by family. Not to be changed."""
     return {name: _pair(name, tmp_path_factory) for name in ("llama", "gemma2", "mixtral")}
 
 
@@ -126,7 +126,7 @@ REAL = {
 
 
 @pytest.mark.parametrize(("family", "bug", "path", "words"), REAL.values(), ids=REAL)
-def test_a_bug_in_a_model_is_recognised(models, family, bug, path, words):
+def test_a_bug_in_a_model_is_recognized(models, family, bug, path, words):
     reference, model, tokens_BT = models[family]
     report = compare(reference, bug(model), tokens_BT, levels=("layers",))
     first = report.first_divergence
@@ -134,13 +134,13 @@ def test_a_bug_in_a_model_is_recognised(models, family, bug, path, words):
     assert words in first.hint
 
 
-def test_softmax_in_half_precision_is_recognised(models, monkeypatch):
+def test_softmax_in_half_precision_is_recognized(models, monkeypatch):
     reference, model, tokens_BT = models["llama"]
-    honest = attention.jax.nn.softmax
+    original = attention.jax.nn.softmax
     monkeypatch.setattr(
         attention.jax.nn,
         "softmax",
-        lambda x, axis=-1: honest(x.astype(jnp.bfloat16), axis=axis).astype(x.dtype),
+        lambda x, axis=-1: original(x.astype(jnp.bfloat16), axis=axis).astype(x.dtype),
     )
     first = compare(reference, model, tokens_BT, levels=("layers",)).first_divergence
     assert first.path == "layers.0.attn.probs"

@@ -1,4 +1,4 @@
-"""Wrong projections are recognised by what they multiply, and in which order."""
+"""Hints for wrong projections, heads and activation functions."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ HEADS_BTNH = drawn(B, T, N, H)
 @pytest.mark.parametrize(
     ("head", "side"), [("lm_head", "the reference"), ("embed.attend", "the model")]
 )
-def test_a_head_tied_on_one_side_is_recognised(stack, head, side):
+def test_a_head_tied_on_one_side_is_recognized(stack, head, side):
     x_BTD, table_VD = drawn(B, T, D), drawn(F, D)
     tied, untied = x_BTD @ table_VD.T, x_BTD @ drawn(D, F)
     ours, theirs = (untied, tied) if head == "lm_head" else (tied, untied)
@@ -20,7 +20,7 @@ def test_a_head_tied_on_one_side_is_recognised(stack, head, side):
     assert found == f"Looks like a tied head in {side} only"
 
 
-def test_another_kernel():
+def test_a_wrong_kernel_is_recognized():
     x, kernel, other = drawn(B, T, D), drawn(D, D), drawn(D, D, seed=1)
     path = "layers.0.attn.o_proj"
     weights = {f"{path}.kernel": kernel, "layers.1.attn.o_proj.kernel": other}
@@ -33,7 +33,7 @@ def test_another_kernel():
     assert found(drawn(B, T, D, seed=5)) is None
 
 
-def test_swaps_and_orders():
+def test_swapped_and_reordered_heads_are_recognized():
     gate, up = drawn(B, T, F), drawn(B, T, F, seed=1)
     found = {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up}
     words = hint("layers.0.mlp.gate_proj", gate, up, found=found)
@@ -50,7 +50,7 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def test_activations():
+def test_a_wrong_activation_is_recognized():
     gate, up, kernel = drawn(B, T, F), drawn(B, T, F, seed=1), drawn(F, D)
     around = {
         "given": {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up},
