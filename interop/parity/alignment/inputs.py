@@ -153,7 +153,9 @@ class Inputs:
 def draw(
     model: Model, masked: Collection[str], *, num_tokens: int, batch_size: int, seed: int
 ) -> Inputs:
-    """Draws random inputs for a model; of several rows the last is padded where a mask allows it.
+    """Draws random inputs for a model.
+
+    Of several rows of tokens, the last is padded if the reference takes a mask or is causal.
 
     Args:
         model: the JAX model.

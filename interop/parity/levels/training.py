@@ -36,7 +36,8 @@ Arrays = Mapping[str, np.ndarray]
 # When clipping, PyTorch divides by the norm plus this; optax does not.
 CLIP_EPS = 1e-6
 
-# Updates are compared where a gradient's element is this many times its noise.
+# Updates are compared only where the gradient is this many times its noise; elsewhere the update
+# is noise too.
 ABOVE_NOISE = 1e3
 
 # The deviation of a parameter that the reference lacks or has in another shape.
