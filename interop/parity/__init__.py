@@ -1,4 +1,4 @@
-"""Whether two implementations of a model compute the same thing, and if not, where they part."""
+"""Parity: compares two implementations of a model and finds the first step where they diverge."""
 
 from .alignment.inputs import Inputs
 from .checkpoint import check_checkpoint

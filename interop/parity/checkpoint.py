@@ -1,4 +1,4 @@
-"""Parity of a checkpoint on disk: PyTorch runs it, we run it, and the two are compared."""
+"""Checkpoint parity: runs a checkpoint on disk in PyTorch and in JAX, and compares the two."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -31,36 +31,46 @@ from .rendered_report import Report
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What both sides are given: tokens, or a text, or by default random inputs.
+    """The inputs of a checkpoint comparison: given tokens, a text, or (default) random inputs.
 
-    Raises UserError if tokens and text are both given, or `num_tokens` are too few for a verdict.
+    Attributes:
+        tokens: token ids, BT, or vectors, BTI; encoder-decoders need `Inputs`.
+        text: text to tokenize, cut or repeated to `num_tokens`; also the source, if there is one.
+        num_tokens: length of each row of text or random inputs; less if the model has fewer
+            positions.
+        batch_size: number of rows of random inputs; the last of several is padded.
+        seed: seed of random inputs.
+
+    Raises:
+        UserError: tokens and text are both given, or `num_tokens` is too small for a verdict.
     """
 
-    tokens: np.ndarray | Inputs | None = None  # BT, token ids; or BTI, vectors
-    text: str | None = None  # cut or repeated to `num_tokens`; it is the source as well
-    num_tokens: int = 384  # of each row of random inputs, if the model has as many positions
-    batch_size: int = 2  # the rows of random inputs, of which the last is padded
-    seed: int = 0  # of the random inputs
+    tokens: np.ndarray | Inputs | None = None
+    text: str | None = None
+    num_tokens: int = 384
+    batch_size: int = 2
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.text is not None:
-            raise UserError("tokens and text are both given")
+            raise UserError("tokens and text are both given; give only one of them")
         if self.num_tokens < MIN_TOKENS:
             raise UserError(
-                f"num_tokens={self.num_tokens} is less than {MIN_TOKENS}: wrong positions show late"
+                f"num_tokens={self.num_tokens} is less than {MIN_TOKENS}, the least that exposes "
+                "errors in positions"
             )
 
     @property
     def is_random(self) -> bool:
-        """Whether the seed decides."""
+        """Whether the inputs are drawn at random from the seed."""
         return self.tokens is None and self.text is None
 
     def inputs(self, path: Path, reference: Any, model: Model) -> Inputs:
-        """As the two models of the checkpoint at `path` take them."""
+        """Builds the inputs for the two models of the checkpoint at `path`."""
         if self.tokens is not None:
             return Inputs.of(self.tokens)
         if self.text is not None:
-            return _spelt(self.text, path, model, self.num_tokens)
+            return _tokenized(self.text, path, model, self.num_tokens)
         calling = calling_of(reference)
         drawn = draw(
             model,
@@ -81,27 +91,32 @@ def check_checkpoint(
     scratch: str | Path | None = None,
     **prompt: Any,
 ) -> Report:
-    """Whether we compute from a checkpoint what PyTorch computes from it.
+    """Compares what JAX and PyTorch compute from the same checkpoint.
 
-    That is transformers, or for a source system the model of `jaxllm.interop.reference`.
+    PyTorch runs the model of transformers or, for a checkpoint of a source system, the model in
+    `jaxllm.interop.reference`.
 
     Args:
-        path: a folder of Hugging Face, or of a source system. Nothing is downloaded.
-        model: what to compare; by default what `load_pretrained` makes of the folder.
-        levels: of those of `compare`; by default all that there are but the curve, which takes as
-            long as all others together.
-        rules: of a model of your own, as docs/rules.md says, which its own `reference` runs;
-            `path` may then be a file.
-        scratch: of a model larger than memory, a folder with room for its weights in float32 and
-            all that both compute, which are gone afterwards. There are no levels then that train
-            or generate.
-        prompt: what to compare on: `tokens`, or a `text`, or, of random inputs, `num_tokens`,
-            `batch_size` and `seed`; see `Prompt`.
+        path: checkpoint folder in the format of Hugging Face or of a source system. Nothing is
+            downloaded.
+        model: the model to compare; by default the one that `load_pretrained` loads from `path`.
+        levels: some of the levels of `compare`; by default all that exist for the model, except
+            the training curve, which takes as long as all others together.
+        rules: conversion rules of a custom model, see docs/rules.md. Their `reference` is the
+            PyTorch side, and `path` may then be a file.
+        scratch: for models larger than memory, a folder with room for the float32 weights and
+            all activations of both sides, which are deleted afterwards. The training and
+            generation levels do not exist then.
+        prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of random
+            inputs; see `Prompt`.
+
+    Returns:
+        The report; `report.ok` says whether every level holds.
 
     Raises:
         ImportError: torch or transformers is not installed.
         CheckpointError: the folder is not a checkpoint that both sides can read.
-        UserError: `num_tokens` are too few for a verdict, or tokens and text are both given.
+        UserError: `num_tokens` is too small for a verdict, or tokens and text are both given.
     """
     path, given = Path(path), Prompt(**prompt)
     shelf = in_memory if scratch is None else on_disk(Path(scratch))
@@ -117,7 +132,10 @@ def check_checkpoint(
 def open_both(
     path: Path, rules: Any = None, model: Model | None = None, shelf: Shelf = in_memory
 ) -> tuple[Any, Model]:
-    """PyTorch's model of a checkpoint and ours, or this one; see `check_checkpoint`."""
+    """Loads a checkpoint as a PyTorch module and as a JAX model, unless `model` is given.
+
+    The arguments are those of `check_checkpoint`.
+    """
     family = None if rules is not None else _family_of(path)
     require_torch()
     if model is None:
@@ -128,37 +146,41 @@ def open_both(
     return _load_reference(path, family, shelf), model
 
 
-def _spelt(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
-    """A text as all the sequences that a model is given."""
+def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
+    """Tokenizes `text` into every input sequence that the model takes."""
     given = {}
     for name, elements in elements_of(model).items():
         if not elements.are_tokens:
-            raise UserError(f"text for a {type(model).__name__}, which is given vectors")
+            raise UserError(
+                f"text is given, but a {type(model).__name__} takes vectors; give vectors instead"
+            )
         length = min(num_tokens, elements.longest)
         given[name] = text_tokens(text, path, elements.size, length)
     return Inputs(**given)
 
 
 def _family_of(path: Path) -> Family:
-    """The family of a folder. Refuses what no PyTorch can run."""
+    """Returns the family of a checkpoint folder; rejects folders that PyTorch cannot run."""
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder")
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
-            f"{path} has no config.json, and what runs the reference needs one: "
-            f"`jaxllm convert {path} NEW --to hf` makes such a folder"
+            f"{path} has no config.json, which running the PyTorch reference requires: "
+            f"`jaxllm convert {path} NEW --to hf` writes a folder that has one"
         )
     given = read_json(config_file).get("model_type")
     known = {f.model_type: f for f in FAMILIES if f.format == "hf" or f.reference is not None}
     if given not in known:
         names = ", ".join(map(str, known))
-        raise CheckpointError(f"{path} is of model_type {given!r}; known are {names}")
+        raise CheckpointError(
+            f"{config_file}: model_type {given!r} is not supported; supported are {names}"
+        )
     return known[given]
 
 
 def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
-    """The model of transformers, its parameters on the shelf."""
+    """Loads the model with transformers, its parameters kept in the array store `shelf`."""
     import torch
     import transformers
 
@@ -173,17 +195,21 @@ def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
             output_loading_info=True,
         )
     reference, loading = loaded
-    # transformers fills in what a checkpoint lacks with random numbers, and only warns.
+    # transformers initializes missing tensors at random and only warns.
     if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
         raise CheckpointError(
-            [f"transformers finds no {name} of the right shape" for name in absent], path
+            [
+                f"{name} is missing or has another shape than transformers expects"
+                for name in absent
+            ],
+            path,
         )
     return reference
 
 
 @contextmanager
 def _one_by_one(shelf: Shelf) -> Iterator[None]:
-    """Has transformers put each parameter on the shelf before it reads the next."""
+    """Makes transformers store each parameter on `shelf` before it reads the next."""
     with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(shelf):
         yield
 

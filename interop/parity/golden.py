@@ -1,4 +1,4 @@
-"""Record and check: what PyTorch computes, written where it runs and judged where it does not."""
+"""Golden packs: records what PyTorch computes, and checks it later on machines without PyTorch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
 from .rendered_report import Report
 
-POSITIONS = 24
-FEATURES = 4096  # of each position
+POSITIONS = 24  # kept of each row
+FEATURES = 4096  # kept of each position
 
 
 def record_checkpoint(
@@ -38,17 +38,20 @@ def record_checkpoint(
     rules: Any = None,
     **prompt: Any,
 ) -> int:
-    """Writes what PyTorch computes from a checkpoint into a new folder; how many bytes it takes.
+    """Records what PyTorch computes from a checkpoint as a pack, a new folder.
 
     Args:
-        path: the checkpoint, as that of `check_checkpoint`.
-        pack: the folder.
-        positions: how many of each row are kept; None: all, with which a first wrong step is found
-            by what it is given as well.
-        levels: of those of `compare`; by default all.
-        recipe: of training; by default 20 steps of AdamW.
-        rules: of a model of your own, as docs/rules.md says.
-        prompt: what to compare on, as for `check_checkpoint`.
+        path: the checkpoint, as for `check_checkpoint`.
+        pack: the folder to write; it must not exist.
+        positions: how many positions of each row are kept. None keeps all; only then can a check
+            feed each step the reference's inputs, to find the first step that is wrong on its own.
+        levels: some of the levels of `compare`; by default all that exist for the model.
+        recipe: the training recipe; by default 20 steps of AdamW.
+        rules: conversion rules of a custom model, see docs/rules.md.
+        prompt: the inputs, as for `check_checkpoint`.
+
+    Returns:
+        The size of the pack in bytes.
     """
     path, given = Path(path), Prompt(**prompt)
     reference, model = open_both(path, rules)
@@ -78,29 +81,36 @@ def check_pack(
     levels: Sequence[str] | None = None,
     rules: Any = None,
 ) -> Report:
-    """Whether we compute from a checkpoint what PyTorch did, as a pack says. Needs no PyTorch.
+    """Compares a checkpoint with a pack recorded in PyTorch. Needs no PyTorch.
 
     Args:
-        pack: what `record_checkpoint` wrote.
-        path: the same checkpoint, in any spelling.
-        mesh: where to compute it.
-        levels: of those recorded; by default all.
-        rules: of a model of your own, as docs/rules.md says.
+        pack: the folder that `record_checkpoint` wrote.
+        path: the same checkpoint, in any format.
+        mesh: the devices to compute on; required if there are several processes.
+        levels: some of the recorded levels; by default all of them.
+        rules: conversion rules of a custom model, see docs/rules.md.
+
+    Returns:
+        The report, as from `check_checkpoint`.
 
     Raises:
         CheckpointError: the pack or the checkpoint cannot be read.
-        UserError: a level was not recorded, or the inputs are none of the model's.
+        UserError: a level was not recorded, the model does not take the recorded inputs, or there
+            are several processes and no mesh.
     """
-    together = jax.process_count() > 1
-    if together and mesh is None:
-        raise UserError(f"{jax.process_count()} processes need a mesh over all of their devices")
-    with fail_together(together):
+    is_multi_host = jax.process_count() > 1
+    if is_multi_host and mesh is None:
+        raise UserError(
+            f"there are {jax.process_count()} processes and no mesh: give mesh=, a mesh over all "
+            "of their devices"
+        )
+    with fail_together(is_multi_host):
         data = read_pack(Path(pack))
     try:
         levels = chosen(levels, data["levels"])
     except UserError as error:
-        raise UserError(f"{error}, as recorded") from None
-    with fail_together(together):
+        raise UserError(f"{error}, which are recorded in {pack}") from None
+    with fail_together(is_multi_host):
         model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
     inputs = Inputs(**data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
@@ -114,7 +124,7 @@ def _judge(data: dict[str, Any], ours: Ours, inputs: Inputs) -> Report:
     stages = stages_of(ours.levels)
     if any(stage.computes for stage in stages):
         rows = check_weights(data[WEIGHTS.name], ours)
-        if any(row.remark for row in rows):  # the sizes differ
+        if any(row.remark for row in rows):  # shapes differ, so nothing can be run
             stages = stages_of(stated_levels())
     found = {stage.name: stage.check(data[stage.name], ours) for stage in stages}
     return assemble(data["subject"], inputs, ours.levels, found)

@@ -1,4 +1,4 @@
-"""The public parity report: the data of a comparison, which writes itself as a page or a table."""
+"""The public parity report: its data, with methods that render it as HTML or for a terminal."""
 
 from pathlib import Path
 
@@ -9,12 +9,16 @@ from .report import report
 
 
 class Report(report.Report):
-    """The verdicts of a comparison, and the figures behind them."""
+    """The verdicts of a comparison and the figures behind them.
+
+    `print(report.ok)` says whether parity holds, `rich.print(report.table())` shows the report on
+    a terminal, and `report.to_json()` returns all figures.
+    """
 
     def write_html(self, path: str | Path) -> None:
-        """Writes one page that needs nothing else: no network, no script, no other file."""
+        """Writes a self-contained HTML page: no network, no script, no other file."""
         Path(path).write_text(html.render(self), encoding="utf-8")
 
     def table(self) -> RenderableType:
-        """The report for a terminal."""
+        """Returns the report as a rich renderable for the terminal."""
         return terminal.render(self)

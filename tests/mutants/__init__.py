@@ -1,4 +1,4 @@
-"""Bugs to inject into every family that they apply to: the parity gate's own test."""
+"""Mutations: bugs planted in every family that they apply to, which parity must catch."""
 
 from .configs import CONFIGS
 from .forward import FUNCTIONS

@@ -1,4 +1,4 @@
-"""A config that says something else than the reference's."""
+"""Mutations of the config: one field has another value than the reference's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +20,14 @@ def configured(
     applies: Feature,
     level: str = "layers",
 ) -> Mutation:
-    """A field has another value, which the config shows, and `place` the computing."""
+    """Sets a field to another value. The config level names it; `place` is the first wrong step."""
 
     def configure(model: Decoder) -> Decoder:
         config = with_fields(model.config, {field: value(model.config)})
         arrays = arrays_of(model)
         if config.head.tied:
             arrays.pop("lm_head.kernel", None)
-        elif model.config.head.tied:  # a head that has lost touch with the embeddings
+        elif model.config.head.tied:  # a head that is no longer equal to the embeddings
             arrays["lm_head.kernel"] = 1.01 * arrays["embed.embedding"].T
         return with_arrays(build_abstract(config), arrays)
 
@@ -40,14 +40,14 @@ def configured(
 
 
 def relabelled(model: Decoder) -> Decoder:
-    """The weights as they lie in the layout that they are not of."""
+    """Declares the other RoPE layout without reordering the weights."""
     other = "interleaved" if model.config.rope.layout == "half" else "half"
     config = with_fields(model.config, {"rope.layout": other})
     return with_arrays(build_abstract(config), arrays_of(model))
 
 
 def misplaced(config: DecoderConfig) -> Signs:
-    """Rules follow the layout, so that weights lie otherwise, but not where heads turn in part."""
+    """The rules follow the layout, so weights differ too, except where heads rotate partially."""
     if config.rope.fraction < 1:
         return {"layers": "layers.0.attn.q"}
     both = ("layers.0.attn.q_proj", "layers.0.attn.k_proj")

@@ -1,4 +1,4 @@
-"""What a config has that a bug is of, and the layers that have it. No layer is -1."""
+"""Which configs a bug applies to, and to which layer. A layer of -1 means none."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def always(config: DecoderConfig) -> bool:
 
 
 def has(field: str) -> Feature:
-    """Whether the config gives a field, by its dotted name."""
+    """Whether a config field, by its dotted name, is set."""
     return lambda config: bool(flatten(config)[field])
 
 
@@ -22,7 +22,7 @@ def has_not(field: str) -> Feature:
 
 
 def is_rotated(config: DecoderConfig) -> bool:
-    """Whether layout and theta matter: a single pair turns by 1, whatever they are."""
+    """Whether layout and theta matter: a single pair always rotates by 1 radian per position."""
     return config.positions.kind == "rope" and config.head_dim * config.rope.fraction >= 4
 
 
@@ -43,7 +43,7 @@ def is_gated(config: DecoderConfig) -> bool:
 
 
 def can_pad_left(config: DecoderConfig) -> bool:
-    """Whether padding before a row means the same to transformers, which counts chunks after it."""
+    """Whether left padding means the same in transformers, which counts chunks from its end."""
     return config.attention.chunk is None
 
 
@@ -60,16 +60,16 @@ def both(one: Feature, other: Feature) -> Feature:
 
 
 def first(**wanted: str) -> Layer:
-    """The first layer of a kind."""
-    return lambda config: next(iter(_alike(config, wanted)), -1)
+    """Returns the first layer of a kind."""
+    return lambda config: next(iter(_layers_of_kind(config, wanted)), -1)
 
 
 def last(**wanted: str) -> Layer:
-    """The last layer of a kind: a bug there has the noise of all the others before it."""
-    return lambda config: max(_alike(config, wanted), default=-1)
+    """Returns the last layer of a kind, where the noise of all preceding layers accumulates."""
+    return lambda config: max(_layers_of_kind(config, wanted), default=-1)
 
 
-def _alike(config: DecoderConfig, wanted: dict[str, str]) -> list[int]:
+def _layers_of_kind(config: DecoderConfig, wanted: dict[str, str]) -> list[int]:
     return [
         i
         for i, kind in enumerate(config.kinds)
@@ -77,11 +77,11 @@ def _alike(config: DecoderConfig, wanted: dict[str, str]) -> list[int]:
     ]
 
 
-def foremost(config: DecoderConfig) -> int:
+def first_layer(config: DecoderConfig) -> int:
     return 0
 
 
-def second(config: DecoderConfig) -> int:
+def second_layer(config: DecoderConfig) -> int:
     return 1
 
 

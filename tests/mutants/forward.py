@@ -1,4 +1,4 @@
-"""Functions of jaxllm that compute something else, weights and config being right."""
+"""Mutations of functions: jaxllm computes something else with the right weights and config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -45,24 +45,24 @@ def patched(
     applies: Feature = always,
     level: str = "layers",
 ) -> Mutation:
-    """A function of `owner` is `wrong(function, config)` instead."""
-    honest = getattr(owner, attribute)
+    """Replaces a function of `owner` by `wrong(function, config)`."""
+    original = getattr(owner, attribute)
     return Mutation(
         name=name,
         applies=applies,
-        patch=lambda config: mock.patch.object(owner, attribute, wrong(honest, config)),
+        patch=lambda config: mock.patch.object(owner, attribute, wrong(original, config)),
         signs=lambda config: {level: place if isinstance(place, str) else place(config)},
     )
 
 
-def other_norm(honest: Callable, config: DecoderConfig) -> Callable:
+def other_norm(original: Callable, config: DecoderConfig) -> Callable:
     def pre_norm(self, norm, x_BTD):
-        return honest(self, self.mlp_norm if norm is self.attn_norm else self.attn_norm, x_BTD)
+        return original(self, self.mlp_norm if norm is self.attn_norm else self.attn_norm, x_BTD)
 
     return pre_norm
 
 
-def up_as_gate(honest: Callable, config: DecoderConfig) -> Callable:
+def up_as_gate(original: Callable, config: DecoderConfig) -> Callable:
     def call(self, x_BTD):
         gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
         return self.down_proj(activate(self.activation, up_BTF) * gate_BTF)
@@ -71,15 +71,15 @@ def up_as_gate(honest: Callable, config: DecoderConfig) -> Callable:
 
 
 def rotated_otherwise(heads: str) -> Wrong:
-    """RoPE in the other layout, on what has as many heads as this field says."""
+    """Uses the other RoPE layout for queries or keys: those with this config field's heads."""
 
-    def wrong(honest: Callable, config: DecoderConfig) -> Callable:
+    def wrong(original: Callable, config: DecoderConfig) -> Callable:
         other = "interleaved" if config.rope.layout == "half" else "half"
 
         def apply_rope(x_BTNH, positions_BT, rotation):
-            is_meant = x_BTNH.shape[2] == getattr(config, heads)
-            return honest(
-                x_BTNH, positions_BT, rotation._replace(layout=other) if is_meant else rotation
+            is_affected = x_BTNH.shape[2] == getattr(config, heads)
+            return original(
+                x_BTNH, positions_BT, rotation._replace(layout=other) if is_affected else rotation
             )
 
         return apply_rope
@@ -87,107 +87,107 @@ def rotated_otherwise(heads: str) -> Wrong:
     return wrong
 
 
-def unnormalised(honest: Callable, config: DecoderConfig) -> Callable:
+def without_qk_norm(original: Callable, config: DecoderConfig) -> Callable:
     def normalize_and_rotate(self, x_BTNH, norm, positions_BT):
-        return honest(self, x_BTNH, None, positions_BT)
+        return original(self, x_BTNH, None, positions_BT)
 
     return normalize_and_rotate
 
 
-def unchanged(honest: Callable, config: DecoderConfig) -> Callable:
+def identity(original: Callable, config: DecoderConfig) -> Callable:
     return lambda x, *args: x
 
 
-def tiled(honest: Callable, config: DecoderConfig) -> Callable:
-    """Query head n has the keys and values of head n % K, not n // G."""
+def tiled(original: Callable, config: DecoderConfig) -> Callable:
+    """Query head n uses key/value head n % K instead of n // G."""
     groups = config.num_heads // config.num_kv_heads
 
     def attend(q_BTNH, *args, **options):
         B, T, N, H = q_BTNH.shape
         moved = q_BTNH.reshape(B, T, groups, -1, H).swapaxes(2, 3).reshape(B, T, N, H)
-        out = honest(moved, *args, **options)
+        out = original(moved, *args, **options)
         return out.reshape(B, T, -1, groups, H).swapaxes(2, 3).reshape(B, T, N, H)
 
     return attend
 
 
-def in_half_precision(honest: Callable, config: DecoderConfig) -> Callable:
+def in_half_precision(original: Callable, config: DecoderConfig) -> Callable:
     def softmax(x, axis=-1, **options):
-        return honest(x.astype(jnp.bfloat16), axis=axis, **options).astype(x.dtype)
+        return original(x.astype(jnp.bfloat16), axis=axis, **options).astype(x.dtype)
 
     return softmax
 
 
-def without_last_expert(honest: Callable, config: DecoderConfig) -> Callable:
-    """What goes to the last expert is lost."""
+def without_last_expert(original: Callable, config: DecoderConfig) -> Callable:
+    """Drops the output of the last expert."""
 
     def choose(self, x_BTD):
-        probs_BTE, weights_BTk, chosen_BTk = honest(self, x_BTD)
+        probs_BTE, weights_BTk, chosen_BTk = original(self, x_BTD)
         is_lost_BTk = chosen_BTk == self.experts.num_experts - 1
         return probs_BTE, jnp.where(is_lost_BTk, 0, weights_BTk), chosen_BTk
 
     return choose
 
 
-def early_temperature(honest: Callable, config: DecoderConfig) -> Callable:
-    """Position p counts as p, not as p + 1."""
-    return lambda temperature, positions_BT: honest(temperature, positions_BT - 1)
+def early_temperature(original: Callable, config: DecoderConfig) -> Callable:
+    """Computes the temperature of position p from p instead of p + 1."""
+    return lambda temperature, positions_BT: original(temperature, positions_BT - 1)
 
 
-def unbiased(honest: Callable, config: DecoderConfig) -> Callable:
-    """The output of attention has lost its bias."""
+def unbiased(original: Callable, config: DecoderConfig) -> Callable:
+    """Drops the bias of the output projection of attention."""
 
     def accumulate(self, x):
         if self.equation == "BTNH,NHD->BTD":
             return project(self.equation, x, self.kernel[...])
-        return honest(self, x)
+        return original(self, x)
 
     return accumulate
 
 
-def by_embeddings(honest: Callable, config: DecoderConfig) -> Callable:
+def by_embeddings(original: Callable, config: DecoderConfig) -> Callable:
     return lambda self, x_BTD: self.embed.attend(x_BTD)
 
 
-def counting_tokens(honest: Callable, config: DecoderConfig) -> Callable:
-    """The first token after padding stands at 0, not where the reference has it."""
+def counting_tokens(original: Callable, config: DecoderConfig) -> Callable:
+    """Counts positions from the first token after left padding, unlike the reference."""
 
     def hidden(self, tokens_BT, context, cache=None, **options):
         is_token_BT = jnp.asarray(context.segment_ids_BT != 0, jnp.int32)
         positions_BT = jnp.maximum(jnp.cumsum(is_token_BT, axis=1) - 1, 0)
         context = context._replace(positions_BT=positions_BT)
-        return honest(self, tokens_BT, context, cache, **options)
+        return original(self, tokens_BT, context, cache, **options)
 
     return hidden
 
 
-def dropping(honest: Callable, config: DecoderConfig) -> Callable:
+def dropping(original: Callable, config: DecoderConfig) -> Callable:
     def hidden(self, tokens_BT, context, cache=None, **options):
         context = context._replace(dropout_key=jax.random.key(0))
-        return honest(self, tokens_BT, context, cache, **options)
+        return original(self, tokens_BT, context, cache, **options)
 
     return hidden
 
 
 def with_dropout(model: Decoder) -> Decoder:
-    """A config for training, which does not bear on the numbers until a key is given."""
+    """Sets dropout in the config, which has no effect until a dropout key is given."""
     model = copy_of(model)
     model.config = dataclasses.replace(model.config, dropout=0.1)
     return model
 
 
 def entry(config: DecoderConfig) -> str:
-    """The first step of the first layer."""
+    """Returns the first step of the first layer."""
     return f"layers.0.{'attn_norm' if starts_with_norm(config) else 'attn.q_proj'}"
 
 
 def swapped_norm(config: DecoderConfig) -> str:
-    """Norms of one input are right for themselves: what is wrong is who is given which."""
+    """Parallel norms have the same input, so only the projection after them is wrong."""
     return "layers.0.attn.q_proj" if config.norms.placement == "parallel" else "layers.0.attn_norm"
 
 
 def placed(config: DecoderConfig) -> str:
-    """The first step that depends on the position."""
+    """Returns the first step that depends on the position."""
     return "layers.0.attn.q" if config.positions.kind == "rope" else entry(config)
 
 
@@ -204,9 +204,9 @@ FUNCTIONS = (
             both(is_rotated, is_grouped)),
     patched("rope layout of k only", attention, "apply_rope", rotated_otherwise("num_kv_heads"), K,
             both(is_rotated, is_grouped)),
-    patched("qk norm missing", Attention, "normalize_and_rotate", unnormalised, Q,
+    patched("qk norm missing", Attention, "normalize_and_rotate", without_qk_norm, Q,
             lambda config: config.attention.qk_norm in ("head", "full")),
-    patched("qk norm missing", attention, "normalize", unchanged, Q,
+    patched("qk norm missing", attention, "normalize", identity, Q,
             lambda config: config.attention.qk_norm == "after_rope"),
     patched("kv heads tiled", attention, "attention", tiled, SCORES, is_grouped),
     patched("softmax in bfloat16", jax.nn, "softmax", in_half_precision, PROBS),

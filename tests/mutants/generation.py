@@ -1,4 +1,4 @@
-"""Continuations that go wrong though every forward pass is right."""
+"""Mutations of generation: wrong continuations although every forward pass is right."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from .mutation import Mutation
 def regenerated(
     name: str, place: str, owner: Any, attribute: str, wrong: Callable[[Callable], Callable]
 ) -> Mutation:
-    """A function that generating calls is `wrong(function)`, in programs compiled anew."""
-    honest = getattr(owner, attribute)
+    """Replaces a function used by generation by `wrong(function)`, and recompiles."""
+    original = getattr(owner, attribute)
 
     @contextmanager
     def patch(config: DecoderConfig) -> Iterator[None]:
         _forget_programs(owner)
         try:
-            with mock.patch.object(owner, attribute, wrong(honest)):
+            with mock.patch.object(owner, attribute, wrong(original)):
                 yield
         finally:
             _forget_programs(owner)
@@ -33,27 +33,27 @@ def regenerated(
 
 
 def _forget_programs(owner: Any) -> None:
-    """What was compiled with the function, or without the bug, is compiled again."""
+    """Clears the compiled programs, so that they are recompiled with or without the bug."""
     for compiled in vars(owner).values():
         if hasattr(compiled, "clear_cache"):
             compiled.clear_cache()
 
 
-def padding_counts(honest: Callable) -> Callable:
-    """New tokens stand after the padding of a prompt, not after its last token."""
+def padding_counts(original: Callable) -> Callable:
+    """Counts the padding of a prompt in the positions of new tokens."""
 
     def prefill(model, tokens_BT, lengths_B, room):
-        start = honest(model, tokens_BT, lengths_B, room)
+        start = original(model, tokens_BT, lengths_B, room)
         return start._replace(lengths_B=jnp.full_like(lengths_B, tokens_BT.shape[1]))
 
     return prefill
 
 
-def one_more(honest: Callable) -> Callable:
-    """`top_k` keeps a token more than it says."""
+def one_more(original: Callable) -> Callable:
+    """Makes `top_k` keep one token too many."""
 
     def filtered(self, logits_BV, *args):
-        return honest(dataclasses.replace(self, top_k=self.top_k + 1), logits_BV, *args)
+        return original(dataclasses.replace(self, top_k=self.top_k + 1), logits_BV, *args)
 
     return filtered
 

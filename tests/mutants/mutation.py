@@ -1,4 +1,4 @@
-"""A bug as data: where it applies, what it does and, for the tests alone, where it is."""
+"""Mutations as data: where a bug applies, what it does, and where parity must find it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,21 +17,21 @@ from jaxllm.params import named_parameters, with_arrays
 
 from .features import Feature, always
 
-# From causes to effects.
+# Levels, from causes to effects.
 FORWARD = ("config", "weights", "logits", "layers")
 TRAINING = ("gradients", "step", "curve")
 GENERATION = ("generate",)
 
-# Of each level that must find a bug, the step that it must name: a pattern of our paths or some of
-# them, and of what belongs to a parameter, of what it is as well: `final_norm update`.
+# The step that each level must name for a bug: one or several patterns of JAX paths. For rows of
+# parameters, the path is followed by the quantity, as in `final_norm update`.
 Signs = Mapping[str, str | tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mutation:
-    """One bug in our model, in a function of jaxllm, or in what a comparison is given.
+    """One bug in the JAX model, in a function of jaxllm, or in the arguments of a comparison.
 
-    With more than one sign, the level of each is tried without those before it.
+    If several levels must find the bug, each is tried without the levels before it.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Mutation:
     break_model: Callable[[Decoder], Decoder] = lambda model: model
     patch: Callable[[DecoderConfig], AbstractContextManager[Any]] = lambda config: nullcontext()
     inputs: Callable[[np.ndarray], Inputs] = Inputs.of
-    options: Callable[[Decoder], dict[str, Any]] = lambda model: {}  # of compare
+    options: Callable[[Decoder], dict[str, Any]] = lambda model: {}  # further options of `compare`
 
     def is_named(self, config: DecoderConfig, level: str, name: str) -> bool:
-        """Whether a step that a level names is the one that is wrong."""
+        """Whether the step named by a level is the wrong one."""
         wanted = self.signs(config).get(level, ())
         patterns = (wanted,) if isinstance(wanted, str) else wanted
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def left_padded(tokens_BT: np.ndarray) -> Inputs:
-    """The first quarter of every row is padding."""
+    """Returns inputs in which the first quarter of every row is padding."""
     mask_BT = np.ones(tokens_BT.shape, np.int32)
     mask_BT[:, : tokens_BT.shape[1] // 4] = 0
     return Inputs(tokens_BT, target_mask=mask_BT)
@@ -61,10 +61,10 @@ def arrays_of(model: Decoder) -> dict[str, jax.Array]:
 
 
 def copy_of(model: Decoder) -> Decoder:
-    """The same numbers in modules of its own."""
+    """Returns a copy of the model whose modules can be changed."""
     return nnx.merge(*nnx.split(model))
 
 
 def with_changed(model: Decoder, changed: Mapping[str, jax.Array]) -> Decoder:
-    """The model with some of its parameters, by dotted names, replaced."""
+    """Returns the model with some parameters, by dotted names, replaced."""
     return with_arrays(model, {**arrays_of(model), **changed})

@@ -1,4 +1,4 @@
-"""docs/mutations.md: what became of every trial, written and read."""
+"""Writes and reads docs/mutations.md, the results of all trials."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ same on both sides, with left padding.
 """
 
 
-def render(outcomes: Mapping[Trial, Outcome], honest: int, alarms: Sequence[str]) -> str:
-    """The page; `honest` is how many honest models were compared as well."""
+def render(outcomes: Mapping[Trial, Outcome], num_correct: int, alarms: Sequence[str]) -> str:
+    """Renders the page; `num_correct` is how many correct models were compared."""
     caught = sum(outcome.is_caught for outcome in outcomes.values())
     right = sum(outcome.is_right for outcome in outcomes.values())
     count, classes = len(outcomes), {trial.mutation.name for trial in outcomes}
@@ -36,8 +36,8 @@ def render(outcomes: Mapping[Trial, Outcome], honest: int, alarms: Sequence[str]
     lines = [
         INTRODUCTION,
         f"**{len(classes)} bugs in {len(families)} families: {caught} of {count} caught, {right}"
-        f" named at the right step ({right / count:.1%}). {len(alarms)} false alarms over {honest}"
-        " correct models.**",
+        f" named at the right step ({right / count:.1%}). {len(alarms)} false alarms over"
+        f" {num_correct} correct models.**",
         *(["", "False alarms: " + "; ".join(alarms)] if alarms else []),
         "",
         *_summary(outcomes),
@@ -50,7 +50,7 @@ def render(outcomes: Mapping[Trial, Outcome], honest: int, alarms: Sequence[str]
 
 
 def read(page: Path) -> dict[str, dict[str, str]]:
-    """The rows of the page's last table, by the names of their trials."""
+    """Reads the rows of the page's last table, by the names of their trials."""
     rows = {}
     for line in page.read_text().partition("## Every trial")[2].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -61,7 +61,7 @@ def read(page: Path) -> dict[str, dict[str, str]]:
 
 
 def _summary(outcomes: Mapping[Trial, Outcome]) -> list[str]:
-    """A row for each bug: how it was found in all its families."""
+    """Tabulates how each bug was found over all its families."""
     kinds: dict[tuple[str, str], list[Outcome]] = {}
     for trial, outcome in outcomes.items():
         kinds.setdefault((trial.mutation.name, trial.level), []).append(outcome)

@@ -1,4 +1,4 @@
-"""A loss, and optimizers, that are not the reference's."""
+"""Mutations of training: a wrong loss and wrong optimizers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +25,14 @@ def adamw(
     decays: str = "kernel embedding",
     **options: float,
 ) -> optax.GradientTransformation:
-    """AdamW as the recipe has it, but for what is given."""
+    """Builds the recipe's AdamW with some settings changed."""
     settings = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, **options}
     mask = map_parameters(model, lambda name, _: name.endswith(tuple(decays.split())))
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, mask=mask, **settings))
 
 
 def optimized(name: str, level: str, step: str, **changes: Any) -> Mutation:
-    """Training by an AdamW that differs in one thing."""
+    """A mutation that trains with an AdamW that differs in one setting."""
     return Mutation(
         name=name,
         options=lambda model: {"optimizer": adamw(model, **changes)},
@@ -41,7 +41,7 @@ def optimized(name: str, level: str, step: str, **changes: Any) -> Mutation:
 
 
 def shifted_loss(params, bind, given):
-    """Every token is to predict itself."""
+    """A loss whose targets are not shifted: every token predicts itself."""
     tokens_BT = given["target"]
     log_probs_BTV = jax.nn.log_softmax(bind(params)(tokens_BT).logits)
     return -jnp.take_along_axis(log_probs_BTV, tokens_BT[..., None], axis=-1).mean()

@@ -1,4 +1,4 @@
-"""A mutation put to the test on one family: what the comparison says of it."""
+"""Trials: runs a mutation on a model of one family and judges what parity reports."""
 
 import dataclasses
 import math
@@ -21,35 +21,36 @@ from .features import can_pad_left
 from .mutation import FORWARD, GENERATION, TRAINING, Mutation, left_padded
 from .training import RECIPE
 
-# Of the cases of tests/hf_cases.py, those that have every feature that a bug is of.
+# Cases of tests/hf_cases.py that together have every feature that a bug needs.
 FAMILIES = (
     *("gpt2", "gpt_neox", "gpt_neox/serial-tied-half", "llama/llama3", "llama4_text", "gemma2"),
     *("mixtral", "olmo2", "qwen3", "qwen3_moe", "smollm3"),
 )
-# Training compiles a program for every bug, and is the same for all but for the gradients.
+# Families with training mutations. Training compiles a program for every bug, and only the
+# gradients depend on the family.
 TRAINED = ("llama/llama3", "gpt2", "qwen3")
 
 
 class Pair(NamedTuple):
-    """A model of transformers, and ours with its weights, layer by layer; not to be changed."""
+    """A model of transformers and the unstacked JAX model of its weights. Not to be changed."""
 
     reference: Any
     model: Decoder
-    tokens_BT: np.ndarray  # windows and chunks end within them
+    tokens_BT: np.ndarray  # long enough for windows and chunks to end
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A mutation of a family's model, and the level that is to find it."""
+    """A mutation of a family's model, and the level that must find it."""
 
     mutation: Mutation
     family: str
     level: str
-    is_first: bool  # whether no level before finds it
+    is_first: bool  # whether this is the first level that must find it
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """Those that are run: this one is to be the first that finds the bug."""
+        """The levels to run: the first one to find the bug must be `level`."""
         if self.level in TRAINING:
             return TRAINING[: TRAINING.index(self.level) + 1]
         if self.level in GENERATION:
@@ -61,7 +62,7 @@ class Trial:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether it takes a program of its own, and so seconds."""
+        """Whether the trial compiles a program of its own, which takes seconds."""
         return self.level not in FORWARD
 
     def __str__(self) -> str:
@@ -70,12 +71,12 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the comparison found: nothing, if the bug escaped."""
+    """What the comparison found; all fields are empty if the bug was missed."""
 
     level: str = ""
     named: str = ""  # the step
     over_threshold: float = 0.0
-    over_floor: float = math.inf  # infinite where nothing but equality will do
+    over_floor: float = math.inf  # infinite where equality is required
     hint: str = ""
     is_right: bool = False
 
@@ -85,6 +86,7 @@ class Outcome:
 
 
 def build(family: str, folder: Path, seed: int = 0) -> Pair:
+    """Builds a model of transformers with random weights, and converts it by way of `folder`."""
     reference = randomize(CASES[family].build(), seed)
     reference.save_pretrained(folder)
     model = with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
@@ -92,14 +94,14 @@ def build(family: str, folder: Path, seed: int = 0) -> Pair:
 
 
 def compare_honest(pair: Pair) -> Judged | None:
-    """What is said to differ of models that are alike, on tokens with padding."""
+    """Compares a correct model on padded tokens; returns the false alarm, if there is one."""
     reference, model, tokens_BT = pair
     inputs = left_padded(tokens_BT) if can_pad_left(model.config) else Inputs.of(tokens_BT)
     return compare(reference, model, inputs, levels=FORWARD).first_divergence
 
 
 def trials(family: str, model: Decoder) -> Iterator[Trial]:
-    """Every mutation that applies, by each of the levels that must find it."""
+    """Yields a trial for every mutation that applies and every level that must find it."""
     for mutation in MUTATIONS:
         if not mutation.applies(model.config):
             continue
@@ -110,6 +112,7 @@ def trials(family: str, model: Decoder) -> Iterator[Trial]:
 
 
 def run(trial: Trial, pair: Pair) -> Outcome:
+    """Compares the mutated model with the reference, and judges what the comparison reports."""
     reference, model, tokens_BT = pair
     mutation = trial.mutation
     broken = mutation.break_model(model)
@@ -143,6 +146,6 @@ def level_of(row: Judged, report: Report) -> str:
 
 
 def name_of(row: Judged) -> str:
-    """The step that a row is about; of a gradient, a moment or an update, which it is as well."""
+    """Returns the step of a row, followed by the quantity for gradients, moments and updates."""
     what = getattr(row, "what", None)
     return row.path if what is None else f"{row.path} {what}"

@@ -1,4 +1,4 @@
-"""Numbers that a conversion could put in the wrong place, or spoil."""
+"""Mutations of weights: mistakes that a conversion could make."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from .features import (
     is_square,
     last_dense,
     last_experts,
-    second,
+    second_layer,
 )
 from .mutation import Mutation, Signs, arrays_of, with_changed
 
@@ -31,11 +31,11 @@ def swapped(
     name: str,
     one: str,
     other: str,
-    layer: Layer = second,
+    layer: Layer = second_layer,
     computed: str = "",
     applies: Feature = always,
 ) -> Mutation:
-    """Two modules of a layer have each other's numbers; `computed` is where that shows first."""
+    """Swaps the weights of two modules of a layer; `computed` is the first wrong step."""
 
     def swap(model: Decoder) -> Decoder:
         prefix, arrays = f"layers.{layer(model.config)}.", arrays_of(model)
@@ -58,12 +58,12 @@ def changed(
     name: str,
     parameter: str,
     change: Change,
-    layer: Layer | None = second,
+    layer: Layer | None = second_layer,
     computed: str = "",
     applies: Feature = always,
     level: str = "layers",
 ) -> Mutation:
-    """One parameter is wrong, of a layer if there is one; `computed` is where that shows first."""
+    """Changes one parameter, of `layer` if given; `computed` is the first wrong step."""
     module = parameter.rpartition(".")[0]
 
     def path_of(name: str, config: DecoderConfig) -> str:
@@ -85,7 +85,7 @@ def changed(
 
 
 def interleaved(kernel_DNH: jax.Array, config: DecoderConfig) -> jax.Array:
-    """The rotated pairs of each head as the other layout has them."""
+    """Reorders the rotated pairs of each head to the other RoPE layout."""
     R = int(config.head_dim * config.rope.fraction)
     rotated, rest = kernel_DNH[..., :R], kernel_DNH[..., R:]
     pairs = (2, -1) if config.rope.layout == "half" else (-1, 2)
@@ -99,7 +99,7 @@ def transposed(kernel_DNH: jax.Array, config: DecoderConfig) -> jax.Array:
 
 
 def without_last(kernel_EFD: jax.Array, config: DecoderConfig) -> jax.Array:
-    """As where a loop over experts ends one too early: the last one has another's numbers."""
+    """Gives the last expert the first one's weights, as if a loop over experts ended too early."""
     return kernel_EFD.at[-1].set(kernel_EFD[0])
 
 

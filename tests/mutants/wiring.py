@@ -1,4 +1,4 @@
-"""A layer that is built otherwise than the model's config says, which only computing shows."""
+"""Mutations of layers: a layer differs from the model's config, which only a forward pass shows."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from .features import (
     Feature,
     Layer,
     always,
+    first_layer,
     first_unrotated,
-    foremost,
     has,
     is_rms,
     last,
@@ -28,7 +28,7 @@ Change = Callable[[Block], None]
 def wired(
     name: str, layer: Layer, change: Change, place: str, applies: Feature = always
 ) -> Mutation:
-    """A bug of one layer."""
+    """Changes one layer; `place` is the first wrong step in it."""
 
     def rewire(model: Decoder) -> Decoder:
         model = copy_of(model)
@@ -44,7 +44,7 @@ def wired(
 
 
 def attention_with(field: str, value: Callable[[StackConfig], Any]) -> Change:
-    """Changes a field, by its dotted name, of the config that a layer's attention goes by."""
+    """Changes a field, by its dotted name, of the config of a layer's attention."""
 
     def change(block: Block) -> None:
         config = block.attn.config
@@ -58,15 +58,15 @@ def eps_x_10(block: Block) -> None:
 
 
 def plus_one(block: Block) -> None:
-    """Adds one to the scale, or no longer does."""
+    """Adds one to the scale of a norm, or stops adding it."""
     is_added = block.mlp_norm.kind == "rms_plus_one"
     block.mlp_norm.kind = "rms_float32" if is_added else "rms_plus_one"
 
 
 def softmax_of_others(block: Block) -> None:
-    """Weights by the softmax of all experts in place of the chosen ones, or the other way around.
+    """Takes expert weights from the softmax over all experts instead of the selected ones.
 
-    In place of a sigmoid, those of all.
+    Does the reverse if the model already uses all; replaces sigmoid scores by the softmax of all.
     """
     experts = block.mlp.experts
     is_softmax = experts.scores == "softmax"
@@ -86,7 +86,7 @@ def other_gelu(block: Block) -> None:
 
 
 def rope_moved(model: Decoder) -> Decoder:
-    """Each layer has the RoPE of the next one, or none as that one."""
+    """Gives each layer the RoPE, or lack of RoPE, of the next layer."""
     model = copy_of(model)
     kinds = model.config.kinds
     for i, kind in enumerate((*kinds[1:], kinds[0])):
@@ -125,8 +125,8 @@ WIRING = (
           attention_with("rope.fraction", lambda c: 0.5), ROTATED, is_whole),
     wired("partial rotary ignored", last(rope="global"),
           attention_with("rope.fraction", lambda c: 1.0), ROTATED, is_partial),
-    # Where the stream is smallest: later, this eps is smaller than a rounding.
-    wired("eps x 10", foremost, eps_x_10, "attn_norm"),
+    # In the first layer, where the residual stream is smallest: later, eps is below rounding.
+    wired("eps x 10", first_layer, eps_x_10, "attn_norm"),
     wired("norm +1", final, plus_one, "mlp_norm", is_rms),
     wired("head_dim scale by the model's width", final, width, SCORES),
     wired("scores uncapped", final, attention_with("attention.softcap", lambda c: None), SCORES,

@@ -1,1 +1,1 @@
-"""Pairs what both sides compute: inputs, parameter names, activations, expert routing."""
+"""Aligns the two sides: inputs, parameter names, activations, expert routing."""

@@ -1,9 +1,10 @@
-"""Where two implementations are compared: activations of the same meaning.
+"""Taps: pairs of activations, one of each side, that must be equal.
 
-A tap is a rule like those of the weights. On the left stands a module of the reference and the
-dimensions of what it returns, on the right ours. The taps follow from the weights' rules: where a
-kernel of ours is a weight of theirs, what our module returns is what theirs returns, with the
-dimensions that both have in common; and the modules around them return the residual stream.
+A tap is a rule like the conversion rules of weights. Its stored side names a module of the
+reference and the dimensions of that module's output; its model side does so for the JAX model.
+Taps are derived from the rules of the weights. If a JAX kernel maps to a PyTorch weight, the
+outputs of the two modules correspond, in the dimensions that the two have in common. The modules
+around them return the residual stream.
 """
 
 import itertools
@@ -29,26 +30,26 @@ from jaxllm.params import stacked_layers
 
 from .inputs import Inputs, last_stack
 
-# What attention is given and returns: their name, ours, and the projection whose rule says how a
-# head's elements lie.
+# Inputs and output of attention: the name in the reference, the name in JAX, and the projection
+# whose rule gives the layout of a head.
 HEADS = (
     ("query", "q", "q_proj"),
     ("key", "k", "k_proj"),
     ("value", "v", "v_proj"),
     ("mixed", "mixed", "o_proj"),
 )
-# What our models compute of each token of a source.
+# Paths of JAX activations that have a position for each token of the source.
 OF_SOURCE = re.compile(r"encoder\.|source_\w+|.*\.cross_attn\.[kv](_proj)?$")
-# What some tokens alone go through, those of any row one after the other.
+# Path of a module that only some tokens go through, with the tokens of all rows concatenated.
 OF_SOME = ".overflow."
-# Of attention's modules, what holds each.
+# Names of the attention modules of a block.
 ATTENTIONS = ("attn", "cross_attn")
 
-KEYS = "keys"  # the axis of scores that softmax is over
+KEYS = "keys"  # the axis of attention scores that softmax normalizes
 
 
 class Tap:
-    """One activation: a rule from the reference's output to ours, at given sizes."""
+    """One activation: a rule from the reference's output to the JAX model's, at given sizes."""
 
     def __init__(self, rule: Rule, sizes: Sizes, inputs: Inputs):
         self.of_source = OF_SOURCE.match(rule.model.name) is not None
@@ -63,7 +64,11 @@ class Tap:
         self.modules = [name.partition("#")[0] for name, _ in rule.stored.names(sizes)]
 
     def is_shown(self, outputs: Mapping[str, np.ndarray]) -> bool:
-        """Whether the reference shows it; what softmax was given may be no scores of tokens."""
+        """Whether the reference recorded this activation.
+
+        A softmax inside attention may also normalize something else than the scores of all
+        keys; such an output has another shape and is not compared.
+        """
         shape, is_sure = self.rule.stored.shape(self.sizes), KEYS not in self.rule.stored.dims[-1]
         return all(
             name in outputs and (is_sure or outputs[name].shape == shape) for name in self.modules
@@ -71,10 +76,16 @@ class Tap:
 
 
 def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
-    """The taps of a model whose layers are not stacked, for these inputs."""
+    """Derives the taps of a model from the conversion rules of its weights.
+
+    Args:
+        table: conversion rules of the reference's family.
+        model: the JAX model, its layers not stacked.
+        inputs: the inputs, which give the sizes of the activations.
+    """
     rules = table.bound(stacked_layers(model))
     modules = dict(_named_modules(model))
-    modules.pop(output_path(model), None)  # taken from what the whole model returns
+    modules.pop(output_path(model), None)  # compared as the output of the whole model
     taps = []
     for rule, sizes in rules:
         if (tap := _of_projection(rule, sizes, modules)) is not None:
@@ -84,7 +95,7 @@ def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
 
 
 def output_path(model: Model) -> str:
-    """Our name of what makes a model's outputs: a module or, if tied, the embeddings' `attend`."""
+    """Returns the JAX path of what computes the outputs: a module or, if tied, `embed.attend`."""
     config = last_stack(model)
     stack = "" if config is model.config else "decoder."
     if isinstance(config, SequenceConfig):
@@ -99,15 +110,20 @@ def _named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 
 
 def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) -> Rule | None:
-    """The tap of the module whose parameter the rule is about, if it returns what theirs does."""
+    """Returns the tap of the module that holds the rule's parameter.
+
+    None if the module's output is not the reference's up to a change of layout.
+    """
     first = rule.model.format_name(dict.fromkeys(rule.model.name_axes, 0), sizes)
     module = modules.get(first.rpartition(".")[0])
-    kept = _returned(module, first.rpartition(".")[2])
+    is_output_dim = _output_dims(module, first.rpartition(".")[2])
     theirs = rule.stored.name.partition("#")
     stored_module, _, parameter = theirs[0].rpartition(".")
-    if kept is None or OF_SOME in first or parameter != "weight" or not stored_module:
+    if is_output_dim is None or OF_SOME in first or parameter != "weight" or not stored_module:
         return None
-    ours = tuple(dim for letter, dim in zip(kept, rule.model.dims, strict=True) if letter)
+    ours = tuple(
+        dim for is_kept, dim in zip(is_output_dim, rule.model.dims, strict=True) if is_kept
+    )
     axes = {*rule.model.name_axes, *(axis for dim in ours for axis in dim)}
     stored = tuple(dim for dim in rule.stored.dims if set(dim) <= axes)
     part = "".join(theirs[1:])
@@ -116,12 +132,12 @@ def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) 
             Side(stored_module + part, (("B",), ("T",), *stored)),
             Side(rule.model.name.rpartition(".")[0], (("B",), ("T",), *ours)),
         )
-    except ValueError:  # what they return is not ours relabelled
+    except ValueError:  # the two outputs do not map one to one
         return None
 
 
-def _returned(module: nnx.Module | None, parameter: str) -> list[bool] | None:
-    """Which dimensions of a module's parameter are dimensions of what it returns."""
+def _output_dims(module: nnx.Module | None, parameter: str) -> list[bool] | None:
+    """Returns which dimensions of a parameter are dimensions of its module's output."""
     if isinstance(module, Linear) and parameter == "kernel":
         _, kernel, output = module.equation.replace("->", ",").split(",")
         return [letter in output for letter in kernel]
@@ -133,7 +149,7 @@ def _returned(module: nnx.Module | None, parameter: str) -> list[bool] | None:
 
 
 def _of_blocks(rules: Sequence[BoundRule]) -> Iterator[Rule]:
-    """The taps of modules around projections: those that hold the same weights on both sides."""
+    """Yields the taps of layers and their parts: modules with the same weights on both sides."""
     names: dict[str, list[str]] = {}
     for rule, sizes in rules:
         index = dict.fromkeys(rule.model.name_axes, 0)
@@ -161,7 +177,7 @@ def _is_under(path: str, parent: str) -> bool:
 
 
 def _of_attention(rules: Sequence[BoundRule]) -> Iterator[tuple[Rule, Sizes]]:
-    """The taps of what each attention is given, after RoPE, of what it makes of it and returns."""
+    """Yields the taps inside attention: q, k, v after RoPE, scores, probabilities, mixed values."""
     for rule, sizes in rules:
         stored = next(name for name, _ in rule.stored.names(sizes)).partition("#")[0]
         module = stored.rsplit(".", 2)[0]
@@ -180,7 +196,7 @@ def _of_attention(rules: Sequence[BoundRule]) -> Iterator[tuple[Rule, Sizes]]:
 
 
 def _heads(rule: Rule, projection: str) -> Iterator[Rule]:
-    """What is a head for each of those that the projection's rule is about."""
+    """Yields the taps of the heads that a projection computes or, for o_proj, takes."""
     for theirs, ours, wanted in HEADS:
         if projection == wanted:
             place = 0 if wanted == "o_proj" else 1
@@ -195,7 +211,7 @@ def _heads(rule: Rule, projection: str) -> Iterator[Rule]:
 
 
 def _scores(rule: Rule, projection: str) -> Iterator[Rule]:
-    """What softmax is given and returns, of each of the queries' heads."""
+    """Yields the taps of the softmax input and output, by query head; for q_proj only."""
     if projection == "q_proj":
         heads = rule.model.dims[1]
         for name in (SCORES, PROBS):
@@ -204,7 +220,7 @@ def _scores(rule: Rule, projection: str) -> Iterator[Rule]:
 
 
 class Alignment:
-    """The taps of a comparison, and the reference's outputs under our names."""
+    """The taps of a comparison; maps the reference's outputs to JAX paths and layouts."""
 
     def __init__(self, taps: Sequence[Tap]):
         self.taps = list(taps)
@@ -216,18 +232,22 @@ class Alignment:
 
     @property
     def names(self) -> list[str]:
-        """What is needed of the reference: modules, and of an attention `module@query`, ..."""
+        """Names of the outputs to record: modules, and inside attention `module@query`, ..."""
         return list(dict.fromkeys(name for tap in self.taps for name in tap.modules))
 
     def align(
         self, outputs: Mapping[str, np.ndarray], shelf: Shelf = in_memory
     ) -> dict[str, np.ndarray]:
-        """The reference's outputs under our names, in our layout and in its order of execution.
+        """Returns the reference's outputs by JAX path, in JAX layout and in execution order.
 
-        What attention is given and returns is left out where the reference does not show it.
+        Activations inside attention that the reference did not record are left out.
+
+        Args:
+            outputs: the reference's outputs by the names in `names`, in execution order.
+            shelf: the store for the returned arrays.
 
         Raises:
-            UserError: an output is of another size than the model's.
+            UserError: the shape of an output is not that of the JAX model.
         """
         order = {name: place for place, name in enumerate(outputs)}
         shown = [tap for tap in self.taps if tap.is_shown(outputs)]
@@ -242,7 +262,7 @@ class Alignment:
 
 
 def _split_fused(taps: Sequence[Tap], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs as the rules name them: those of fused modules cut along the last dimension."""
+    """Returns the outputs by the names of the rules; splits fused ones along the last dimension."""
     parts: dict[str, np.ndarray] = {}
     used: dict[str, int] = {}
     for tap in taps:
@@ -257,7 +277,10 @@ def _split_fused(taps: Sequence[Tap], outputs: Mapping[str, np.ndarray]) -> dict
                 used[module] = start + shape[-1]
                 output = output[..., start : used[module]]
             if output.size != int(np.prod(shape)) or output.shape[-1] != shape[-1]:
-                raise UserError(f"{name} of the reference is {output.shape}, the model has {shape}")
+                raise UserError(
+                    f"the output of {name} has shape {output.shape} in the reference, {shape} in "
+                    "the model"
+                )
             parts[name] = output.reshape(shape)
     return parts
 

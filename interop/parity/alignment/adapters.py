@@ -1,4 +1,4 @@
-"""How a reference is read, called and watched: a model of transformers, or a plain module."""
+"""Adapters: how references of transformers and plain PyTorch modules are called and recorded."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,43 +15,45 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEADS = ("query", "key", "value")
-Keep = Callable[[str, Any], Any]  # takes an activation and its name, returns what to go on with
-OWN = "jaxllm_own"  # of a user's module: its family and the fields of its config; see `plain`
+# Records an activation under a name and returns the value that the forward pass continues with.
+Keep = Callable[[str, Any], Any]
+# Attribute of a user's module that holds its family and config fields; see `plain_modules`.
+OWN = "jaxllm_own"
 
 
 class Calling(Protocol):
-    """A kind of references."""
+    """The adapter of one kind of reference. Every method takes the reference module."""
 
     def fields(self, module: Any) -> Json:
-        """Its config file."""
+        """Returns the contents of the reference's config file."""
 
     def family(self, module: Any) -> Family:
-        """The family whose checkpoints it reads. Raises UserError if there is none."""
+        """Returns the family whose checkpoints it reads. Raises UserError if there is none."""
 
     def head(self, module: Any) -> Any:
-        """The module that makes the logits, if checkpoints may have another name for it."""
+        """Returns the module that computes the logits, if checkpoints may name it differently."""
 
     def masks(self, module: Any) -> Collection[str]:
-        """The masks that it takes, of those of `Inputs`."""
+        """Returns which of the masks in `Inputs` the reference takes."""
 
     def padding(self, module: Any) -> int | None:
-        """The token that stands for padding, to which it does other things than to the rest."""
+        """Returns the padding token, which the reference treats specially; None: there is none."""
 
     def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """What it is called with, of tensors by the names of `Inputs`."""
+        """Returns positional and keyword arguments for tensors by the names of `Inputs`."""
 
     def plain_attention(self, module: Any) -> AbstractContextManager[Any]:
-        """Its attention implemented so that scores and probabilities show, if it has a choice."""
+        """Switches to the attention implementation that exposes scores, if there is a choice."""
 
     def watched(self, module: Any, keep: Keep) -> AbstractContextManager[Any]:
-        """Keeps what every attention is given and returns: BNTH, BKSH twice, BTNH.
+        """Records the inputs and the output of every attention: BNTH, BKSH twice, BTNH.
 
-        Of the module `x` these go by `x@query`, `x@key`, `x@value` and `x@mixed`.
+        For the attention module `x` they are named `x@query`, `x@key`, `x@value` and `x@mixed`.
         """
 
 
 def calling_of(module: Any) -> Calling:
-    """The kind of a reference."""
+    """Returns the adapter of a reference."""
     is_plain = hasattr(module, OWN) or not hasattr(module, "set_attn_implementation")
     return _PLAIN if is_plain else _TRANSFORMERS
 
@@ -59,7 +61,13 @@ def calling_of(module: Any) -> Calling:
 def outputs_of(
     reference: Any, inputs: Inputs, params: Mapping[str, "Tensor"] | None = None
 ) -> "Tensor":
-    """What the reference returns, logits or vectors; with other parameters if they are given."""
+    """Runs the reference and returns its logits or vectors.
+
+    Args:
+        reference: the PyTorch module.
+        inputs: its inputs.
+        params: parameters by name to use instead of the module's own.
+    """
     import torch
 
     device = next(reference.parameters()).device
@@ -130,7 +138,7 @@ class _Transformers:
 
 
 class _Plain:
-    """Modules that say what they are: those of `interop.reference`, and a user's with rules."""
+    """Plain PyTorch modules: those of `interop.reference`, and a user's module with rules."""
 
     def fields(self, module: Any) -> Json:
         return getattr(module, OWN)[1] if hasattr(module, OWN) else module.fields
@@ -140,8 +148,8 @@ class _Plain:
             return getattr(module, OWN)[0]
         if not isinstance(getattr(module, "fields", None), dict):
             raise UserError(
-                f"the reference is a {type(module).__name__}, which is neither of transformers "
-                "nor of a known family: give rules="
+                f"the reference is a {type(module).__name__}, which is neither a model of "
+                "transformers nor of a known family: give its conversion rules as rules="
             )
         return _known(module.fields.get("model_type"))
 
@@ -186,10 +194,11 @@ _TRANSFORMERS, _PLAIN = _Transformers(), _Plain()
 
 
 def _known(model_type: Any) -> Family:
-    """The family of this name. Raises UserError if there is none."""
+    """Returns the family of this `model_type`. Raises UserError if there is none."""
     known = {family.model_type: family for family in FAMILIES if family.model_type is not None}
     if model_type not in known:
         raise UserError(
-            f"model_type={model_type!r} is not of a known family, only {', '.join(known)} are"
+            f"model_type={model_type!r} of the reference is not a known family; known are "
+            f"{', '.join(known)}"
         )
     return known[model_type]

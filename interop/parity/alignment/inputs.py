@@ -1,4 +1,4 @@
-"""What two models are compared on: sequences of tokens or of vectors, some with a source."""
+"""Inputs of a comparison: sequences of tokens or vectors, with a source for encoder-decoders."""
 
 import dataclasses
 from collections.abc import Collection, Iterator
@@ -13,41 +13,54 @@ from jaxllm.models import Model, TokenModel
 
 from .prompt import random_tokens, random_vectors, read_arrays
 
-# So that a mix-up of source and target shows.
+# Different lengths expose a mix-up of source and target.
 SOURCE_IS_LONGER = 7
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What both sides are given: rows of token ids, BT, or of vectors, BTI.
+    """The inputs of both sides: rows of token ids, BT, or of vectors, BTI.
 
-    Rows of an encoder-decoder have a source each. A mask is 1 at what is compared and 0 at padding;
-    by default nothing is padding.
+    Masks are 1 at tokens to compare and 0 at padding; without a mask there is no padding.
+
+    Attributes:
+        target: the input of a decoder-only model, or of the decoder.
+        source: the input of the encoder; None for models without one.
+        target_mask: BT.
+        source_mask: BS.
+        wanted: the vectors that models of vectors are trained to return, BTO or, pooled, BO.
     """
 
-    target: np.ndarray  # all that a model without an encoder is given
+    target: np.ndarray
     source: np.ndarray | None = None
-    target_mask: np.ndarray | None = None  # BT
-    source_mask: np.ndarray | None = None  # BS
-    wanted: np.ndarray | None = None  # what models of vectors are trained to return
+    target_mask: np.ndarray | None = None
+    source_mask: np.ndarray | None = None
+    wanted: np.ndarray | None = None
 
     @classmethod
     def of(cls, given: Any) -> Self:
-        """Inputs as they are, or those of an array of tokens or vectors."""
+        """Returns inputs unchanged; takes an array as the target."""
         return given if isinstance(given, cls) else cls(np.asarray(given))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Those of a file, as `prompt.read_arrays` says. Raises UserError for what is none."""
+        """Reads inputs from a file; `prompt.read_arrays` lists the formats.
+
+        Raises:
+            UserError: the file is not of such a format, or its arrays are not those of `Inputs`.
+        """
         arrays, known = read_arrays(path), {field.name for field in dataclasses.fields(cls)}
         if "target" not in arrays or not arrays.keys() <= known:
             found = ", ".join(arrays) or "nothing"
-            raise UserError(f"{path} has {found}, not target and of {', '.join(sorted(known))}")
+            raise UserError(
+                f"{path} has {found}; it needs target and may have "
+                f"{', '.join(sorted(known - {'target'}))}"
+            )
         return cls(**arrays)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """By name, those that there are, for either framework to take."""
+        """The arrays that are given, by name."""
         return {
             field.name: array
             for field in dataclasses.fields(self)
@@ -56,31 +69,31 @@ class Inputs:
 
     @property
     def are_tokens(self) -> bool:
-        """Whether the target is of tokens, not of vectors."""
+        """Whether the target consists of tokens rather than vectors."""
         return self.target.ndim == 2
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens of the target are compared."""
+        """The number of tokens of the target, without padding."""
         mask = self.target_mask
         return int(np.prod(self.target.shape[:2])) if mask is None else int(np.count_nonzero(mask))
 
     def completed(self, model: Model) -> Self:
-        """With what a model of vectors is trained to return, which is drawn if it is not given."""
+        """Adds random training targets for a model of vectors, unless they are given."""
         shape = self.wanted_shape(model)
         if self.wanted is not None or shape is None:
             return self
         return dataclasses.replace(self, wanted=random_vectors(shape, 0))
 
     def wanted_shape(self, model: Model) -> tuple[int, ...] | None:
-        """That of what a model of vectors returns."""
+        """Returns the output shape of a model of vectors; None for other models."""
         stack = last_stack(model)
         if not isinstance(stack, SequenceConfig):
             return None
         return (*self.target.shape[: 1 if stack.pooled else 2], stack.output_dim)
 
     def redrawn(self, model: Model, seed: int) -> Self:
-        """Other numbers of the same shapes; what is padding stays so."""
+        """Returns other random inputs of the same shapes, with the same padding."""
         drawn = {}
         for name, elements in elements_of(model).items():
             batch_size, length = getattr(self, name).shape[:2]
@@ -90,7 +103,7 @@ class Inputs:
         return dataclasses.replace(self, **drawn)
 
     def without(self, token: int | None, model: Model) -> Self:
-        """Another token in place of this one, where it is not padding."""
+        """Returns the inputs with every `token` replaced by the next one."""
         if token is None or not self.are_tokens:
             return self
         changed = {
@@ -101,12 +114,19 @@ class Inputs:
         return dataclasses.replace(self, **changed)
 
     def problems(self, model: Model, masked: Collection[str]) -> list[str]:
-        """Why these are no inputs of a model and of a reference that takes masks of these names."""
+        """Lists why these inputs do not fit a model and its reference; empty if they do.
+
+        Args:
+            model: the JAX model.
+            masked: names of the masks that the reference takes.
+        """
         wanted, given = elements_of(model), self.arrays
         found = [f"{name} is missing" for name in wanted if name not in given]
         known = {*wanted, *(["wanted"] if self.wanted_shape(model) else [])}
         stray = [name for name in given if name.removesuffix("_mask") not in known]
-        found += [f"{name} is not what the model is given" for name in stray]
+        found += [
+            f"{name} is given, which a {type(model).__name__} does not take" for name in stray
+        ]
         for name in (name for name in wanted if name in given):
             is_causal = name == "target" and last_stack(model).attention.causal
             found += wanted[name].problems(name, given[name])
@@ -114,24 +134,36 @@ class Inputs:
             if mask is None or found:
                 continue
             if mask.shape != shape:
-                found.append(f"{name}_mask is {mask.shape}, {name} {shape}")
+                found.append(f"{name}_mask has shape {mask.shape}, but {name} has {shape}")
             elif f"{name}_mask" not in masked and not (is_causal and is_at_end(mask)):
-                found.append(f"{name}_mask hides tokens which the reference shows to others")
+                found.append(
+                    f"{name}_mask hides tokens that the reference, which takes no such mask, "
+                    "attends to"
+                )
         if not found and len({len(given[name]) for name in wanted}) > 1:
-            found.append(f"{len(given['source'])} rows of source, {len(given['target'])} of target")
+            found.append(
+                f"source has {len(given['source'])} rows, but target has {len(given['target'])}"
+            )
         due, array = self.wanted_shape(model), self.wanted
         if not found and array is not None and (array.dtype != np.float32 or array.shape != due):
-            found.append(f"wanted are {array.dtype}{array.shape}, not float32{due}")
+            found.append(f"wanted is {array.dtype}{array.shape}; it must be float32{due}")
         return found
 
 
 def draw(
     model: Model, masked: Collection[str], *, num_tokens: int, batch_size: int, seed: int
 ) -> Inputs:
-    """Random inputs of a model, its last row padded where padding makes sense.
+    """Draws random inputs for a model.
 
-    Sequences have `num_tokens`, or as many as the model has positions for; sources a few more.
-    `masked` are the masks that the reference takes.
+    Of several rows of tokens, the last is padded if the reference takes a mask or is causal.
+
+    Args:
+        model: the JAX model.
+        masked: names of the masks that the reference takes.
+        num_tokens: length of the target; the source is longer. Both are cut to the number of
+            positions of the model.
+        batch_size: number of rows.
+        seed: seed of the random numbers.
     """
     drawn: dict[str, np.ndarray] = {}
     for name, elements in elements_of(model).items():
@@ -146,52 +178,59 @@ def draw(
 
 
 def _seed_of(name: str, seed: int) -> int:
-    """Another for sources, which are never their own targets."""
+    """Returns another seed for sources, so that source and target never coincide."""
     return seed + 1_000_000 * (name == "source")
 
 
 def is_at_end(mask_BT: np.ndarray) -> bool:
-    """Whether padding is at the end of every row, where causality hides it."""
+    """Whether all padding is at the end of its row, where a causal mask hides it."""
     return bool((np.diff((mask_BT != 0).astype(int), axis=1) <= 0).all())
 
 
 @dataclasses.dataclass(frozen=True)
 class Elements:
-    """What a model takes a sequence of: ids of a vocabulary, or vectors of a width."""
+    """The elements of an input sequence: token ids, or vectors.
+
+    Attributes:
+        size: size of the vocabulary, or width of the vectors.
+        are_tokens: whether the elements are token ids.
+        longest: length limit of random sequences.
+        limit: number of positions of the model; None: unlimited.
+    """
 
     size: int
     are_tokens: bool
-    longest: int  # of a drawn sequence
-    limit: int | None  # of any: positions end there
+    longest: int
+    limit: int | None
 
     def draw(self, batch_size: int, length: int, seed: int) -> np.ndarray:
-        """A random sequence for each row."""
+        """Draws a random sequence for each row: BT, or BTI."""
         if self.are_tokens:
             return random_tokens(self.size, batch_size, length, seed)
         return random_vectors((batch_size, length, self.size), seed)
 
     def problems(self, name: str, array: np.ndarray) -> Iterator[str]:
-        """What is wrong with sequences."""
+        """Yields what is wrong with the sequences `array` of the input `name`."""
         shape = f"{array.dtype}{array.shape}"
         is_float = array.dtype == np.float32 and array.shape[2:] == (self.size,)
         if self.are_tokens and (array.ndim != 2 or array.dtype.kind not in "iu" or not array.size):
-            yield f"{name} are {shape}, not integers (B, T)"
+            yield f"{name} is {shape}; it must be integers (B, T)"
         elif not self.are_tokens and not (is_float and array.size):
-            yield f"{name} are {shape}, not float32 (B, T, {self.size})"
+            yield f"{name} is {shape}; it must be float32 (B, T, {self.size})"
         elif self.are_tokens and (array.min() < 0 or array.max() >= self.size):
-            found = f"{name} from {array.min()} to {array.max()}"
-            yield f"{found} are not in the vocabulary of {self.size}"
+            found = f"{name} has token ids from {array.min()} to {array.max()}"
+            yield f"{found}; the vocabulary has 0 to {self.size - 1}"
         elif self.limit is not None and array.shape[1] > self.limit:
-            yield f"{name} are {array.shape[1]} long, and positions end at {self.limit}"
+            yield f"{name} has length {array.shape[1]}; the model has {self.limit} positions"
 
 
 def last_stack(model: Model) -> Any:
-    """The config of the stack that makes a model's outputs: of two stacks, that of the decoder."""
+    """Returns the config of the stack that computes the outputs: the decoder's if there are two."""
     return getattr(model.config, "decoder", model.config)
 
 
 def elements_of(model: Model) -> dict[str, Elements]:
-    """By the names of `Inputs`, the sequences that a model takes."""
+    """Returns the sequences that a model takes, by the names of `Inputs`."""
     config: Any = model.config
     decoder, is_tokens = last_stack(model), isinstance(model, TokenModel)
     size = decoder.vocab_size if is_tokens else decoder.input_dim

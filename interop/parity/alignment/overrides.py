@@ -8,7 +8,7 @@ from typing import Any
 
 @contextmanager
 def attribute(target: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute of an object or a class; one that it only inherited is deleted again."""
+    """Sets an attribute of an object or class; on exit, deletes it if it was only inherited."""
     own = vars(target)
     was_own, before = name in own, own.get(name)
     setattr(target, name, value)
@@ -23,7 +23,7 @@ def attribute(target: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Sets an environment variable of this process."""
+    """Sets an environment variable of this process and restores it on exit."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,4 +1,4 @@
-"""The reference's names and layouts, and its tensors brought into ours, by its family's rules."""
+"""Maps the reference's tensors and config to JAX names and layouts, by the rules of its family."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,16 @@ DECAYED = ("kernel", "embedding")
 
 
 def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
-    """The reference's config in our fields, how its tensors lie, and what is not understood."""
+    """Reads the reference's config.
+
+    Returns:
+        The values by JAX config field, the layout of the tensors, and a list of what could not be
+        understood.
+    """
     calling = calling_of(reference)
     fields = Fields(calling.fields(reference))
     try:
-        # Of the tensors, these families look at the names alone.
+        # The families look only at the names of the tensors.
         names: Any = dict.fromkeys(reference.state_dict())
         values, layout = calling.family(reference).read_config(fields, names)
     except ValueError as error:
@@ -33,18 +38,18 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
 
 
 def table_of(reference: Any, model: Model) -> Table:
-    """How the reference's tensors are named, and laid out in ours."""
+    """Returns the conversion rules from the reference's tensors to the parameters of `model`."""
     return table_for(reference, model.config)
 
 
 def table_for(reference: Any, config: Config) -> Table:
-    """How the tensors of a reference of this config are named, and laid out in ours."""
+    """Returns the conversion rules from the reference's tensors to a model of this config."""
     table = calling_of(reference).family(reference).table(config, read_config(reference)[1])
     return with_own_head(table, reference)
 
 
 def with_own_head(table: Table, reference: Any) -> Table:
-    """The table with the head's name in memory, where checkpoints have another for it."""
+    """Renames the head in the table to its name in memory, if checkpoints name it differently."""
     state, head = reference.state_dict(), calling_of(reference).head(reference)
     found = (name for name, module in reference.named_modules() if module is head)
     own = f"{next(found, '')}.weight"
@@ -63,14 +68,14 @@ def with_own_head(table: Table, reference: Any) -> Table:
 
 
 def tensors_of(reference: Any) -> dict[str, np.ndarray]:
-    """The reference's state, as NumPy sees it, tied copies included."""
+    """Returns the reference's state dict as NumPy arrays, tied weights included."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in reference.state_dict().items()}
 
 
 def split_fused(
     rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The tensors as the rules name them, of fused ones the parts, as far as they have the rows."""
+    """Splits fused tensors into the parts that the rules name; skips those with too few rows."""
     split = dict(tensors)
     for fused, parts in fused_parts(rules).items():
         rows = [shape[0] for shape in parts.values()]
@@ -87,9 +92,9 @@ def split_fused(
 def imported(
     rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The reference's tensors, or what is laid out as they are, by our names and in our layout.
+    """Converts the reference's tensors, or gradients of the same layout, to JAX names and layouts.
 
-    Without those that it does not have, or has in another shape.
+    Leaves out tensors that the reference lacks or has in another shape.
     """
     sources = sources_of(rules, split_fused(rules, tensors))
     return {name: source.read(source.whole) for name, source in sources}
@@ -98,7 +103,10 @@ def imported(
 def sources_of(
     rules: Sequence[BoundRule], parts: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, TensorSource]]:
-    """As `imported`, each to be made when it is read, of tensors that are not fused."""
+    """Yields JAX names with lazy tensors, converted when read; otherwise as `imported`.
+
+    `parts` are the reference's tensors, the fused ones split by `split_fused`.
+    """
     for rule, sizes in (bound for bound in rules if not any(unfit(bound, parts))):
         transfer = rule.importing(sizes)
         wanted = {name: from_array(parts[name]) for name, _ in rule.stored.names(sizes)}
@@ -107,16 +115,17 @@ def sources_of(
 
 
 def unfit(bound: BoundRule, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """What the reference lacks for a rule, or has in another shape."""
+    """Yields a message for each tensor that the reference lacks or has in another shape."""
     for name, shape in bound.stored():
         if name not in tensors:
             yield f"the reference has no {name}"
         elif tensors[name].shape != shape:
-            yield f"{name} of the reference is {tensors[name].shape}, the model has {shape}"
+            found = tensors[name].shape
+            yield f"{name} has shape {found} in the reference, {shape} in the model"
 
 
 def our_names(rules: Sequence[BoundRule]) -> dict[str, list[str]]:
-    """By the name of each stored tensor, the parameters that it has numbers of."""
+    """Returns the names of the JAX parameters that each stored tensor maps to."""
     found: dict[str, list[str]] = {}
     for rule, sizes in rules:
         for stored, index in rule.stored.names(sizes):
@@ -126,6 +135,6 @@ def our_names(rules: Sequence[BoundRule]) -> dict[str, list[str]]:
 
 
 def decayed(rules: Sequence[BoundRule]) -> set[str]:
-    """The stored tensors that weight decay is for: kernels and embeddings."""
+    """Returns the stored tensors that weight decay applies to: kernels and embeddings."""
     names = our_names(rules).items()
     return {stored for stored, ours in names if ours[0].endswith(DECAYED)}

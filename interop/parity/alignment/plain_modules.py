@@ -1,4 +1,4 @@
-"""References that are plain PyTorch: a user's own model, and those of the source systems."""
+"""Plain PyTorch references: a user's own model, and the models of the source systems."""
 
 import json
 from contextlib import AbstractContextManager
@@ -22,17 +22,25 @@ from .overrides import attribute
 
 
 def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
-    """The model that the checkpoint's family makes, in float32, with the weights at `path`.
+    """Builds the family's PyTorch model in float32 and loads the checkpoint at `path` into it.
 
-    Its parameters lie on the shelf. Raises CheckpointError if the family makes none, or one whose
-    state is not what is stored.
+    Args:
+        path: the checkpoint.
+        rules: conversion rules of a custom model, see docs/rules.md.
+        shelf: the store for the parameters.
+
+    Raises:
+        CheckpointError: the family defines no reference, or the reference's state dict does not
+            match the checkpoint.
     """
     import torch
 
     checkpoint = open_checkpoint(path, rules)
     family, fields = checkpoint.family, dict(checkpoint.config)
     if family.reference is None:
-        raise CheckpointError(f"{family.name} defines no reference, the model to compare with")
+        raise CheckpointError(
+            f"{family.name} defines no reference, which builds the PyTorch model to compare with"
+        )
     table = analyze_checkpoint(checkpoint).table
     with parameters_on(shelf):
         module = family.reference(fields).float()
@@ -40,18 +48,18 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
     state = {name: torch.from_numpy(shelf(_plain(tensor.open()))) for name, tensor in tensors}
     try:
         absent, surplus = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # of shapes, all in one
+    except RuntimeError as error:  # lists every shape that differs
         raise CheckpointError(str(error).splitlines(), f"{family.name}: reference") from None
     found = module.state_dict()
     given = {tensor.data_ptr() for name, tensor in found.items() if name not in absent}
     problems = [
         *(
-            f"the reference has {name}, which is not stored"
+            f"{name} is in the reference, but not in the checkpoint"
             for name in absent
-            if found[name].data_ptr() not in given  # not a copy of what is
+            if found[name].data_ptr() not in given  # not tied to a tensor that was loaded
         ),
         *(
-            f"{name} is stored, which the reference does not have"
+            f"{name} is in the checkpoint, but not in the reference"
             for name in surplus
             if reason_to_ignore(table, name) is None
         ),
@@ -63,12 +71,13 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
 
 
 def described(reference: Any, model: Model, rules: Any) -> AbstractContextManager[Any]:
-    """A module in memory, as long as it is said to be what rules of a user are about.
+    """Within this context, a module in memory is a reference of the family that `rules` define.
 
-    Its config is the file that our model came with by the same rules. Of one that came from
-    elsewhere it is what their `fields` make of its config.
+    The reference's config is the file that `model` was loaded with, if it was loaded by the same
+    rules; otherwise it is what the `fields` of the rules return for the config of `model`.
 
-    Raises CheckpointError if there are no rules, or no fields.
+    Raises:
+        CheckpointError: the rules cannot be read, or define no `fields` and need them.
     """
     family = resolve_family(rules)
     return attribute(reference, OWN, (family, _fields(family, model)))
@@ -83,12 +92,12 @@ def _fields(family: Family, model: Model) -> Json:
         return family.write_config(model.config, {})
     except ValueError as error:
         raise CheckpointError(
-            f"{family.name} reads {family.config_file}, which the model did not come with: load it "
-            f"by these rules, or let them define `fields` of its config: {error}"
+            f"{family.name} reads {family.config_file}, but the model was not loaded from one: "
+            f"load it by these rules, or define `fields` in them: {error}"
         ) from None
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """A copy in float32 of what has another float's dtype, which PyTorch may not take."""
+    """Copies an array; converts floats to float32, since PyTorch does not take every dtype."""
     is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
     return np.array(array, np.float32 if is_float else array.dtype)

@@ -1,4 +1,4 @@
-"""The tokens that two models are compared on, or the vectors."""
+"""Tokens and vectors to compare on: drawn at random, tokenized from text, or read from a file."""
 
 import json
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
-# A wrong rotary frequency passes for right over the first few tokens.
+# Over the first few tokens, a wrong rotary frequency makes no visible difference.
 MIN_TOKENS = 300
 
 
 def random_tokens(vocab_size: int, batch_size: int, num_tokens: int, seed: int) -> np.ndarray:
-    """Token ids, BT: rare ones, frequent ones and repetitions, and both ends of the vocabulary.
+    """Draws token ids, BT: rare ones, frequent ones, repetitions, both ends of the vocabulary.
 
-    Uniform draws alone would hardly ever repeat a token of a large vocabulary, so attention would
-    have nothing to find.
+    Uniform draws from a large vocabulary would hardly ever repeat a token, so attention would
+    have nothing to match.
     """
     rng = np.random.default_rng(seed)
     shape = (batch_size, num_tokens)
@@ -33,16 +33,19 @@ def random_tokens(vocab_size: int, batch_size: int, num_tokens: int, seed: int) 
 
 
 def random_vectors(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Normal numbers in float32."""
+    """Draws standard normal numbers in float32."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np.ndarray:
-    """The first tokens of a text, which is repeated if it is too short; one row, BT.
+    """Tokenizes a text with the tokenizer of a folder or, if there is none, as bytes.
+
+    Returns:
+        One row of `num_tokens` ids, BT; the text is cut, or repeated if it is too short.
 
     Raises:
-        UserError: the text is empty.
-        CheckpointError: the folder's tokenizer cannot be read, or it has none and the vocabulary
+        UserError: the text has no tokens.
+        CheckpointError: the folder's tokenizer cannot be read, or there is none and the vocabulary
             is too small for bytes.
     """
     tokenizer_file = folder / "tokenizer.json"
@@ -51,34 +54,38 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
 
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # tokenizers raises nothing more precise
+        except Exception as error:  # tokenizers raises no narrower type
             raise CheckpointError(f"{tokenizer_file} is not a tokenizer: {error}") from error
         ids = tokenizer.encode(text).ids
     elif vocab_size >= 256:
         ids = list(text.encode())
     else:
         raise CheckpointError(
-            f"{folder} has no tokenizer.json, and {vocab_size} tokens are too few to spell text in"
-            " bytes"
+            f"{folder} has no tokenizer.json, and a vocabulary of {vocab_size} is too small to "
+            "encode text as bytes: give token ids instead"
         )
     if not ids:
-        raise UserError("the text has no tokens")
+        raise UserError("the text is empty: it has no tokens")
     return np.resize(np.array(ids), (1, num_tokens))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What a file gives a model, by the names of `Inputs`: a `.npy`, `.npz` or `.json`.
+    """Reads arrays by the names of `Inputs` from a file.
 
-    JSON is a list of rows of token ids, or an object of such lists; shorter rows are padded.
+    Args:
+        path: a `.npy` of the target, a `.npz`, or a `.json`: a list of rows of token ids for the
+            target, or an object of such lists by name. Shorter rows are padded.
 
-    Raises OSError for a file that is not there, ValueError for what is none.
+    Raises:
+        OSError: the file cannot be read.
+        UserError: the file is not of one of these formats.
     """
     if path.suffix not in _READERS:
-        raise UserError(f"{path} is no .npy, .npz or .json")
+        raise UserError(f"{path} is not a .npy, .npz or .json file")
     content = BytesIO(path.read_bytes())
     try:
         return _READERS[path.suffix](content)
-    except Exception as error:  # whatever NumPy and zipfile raise for what is cut or another kind
+    except Exception as error:  # NumPy and zipfile raise various types for truncated files
         raise UserError(f"{path}: {error}") from None
 
 
@@ -107,7 +114,7 @@ _READERS: dict[str, Callable[[BytesIO], dict[str, np.ndarray]]] = {
 
 
 def _padded(name: str, rows: Any) -> dict[str, np.ndarray]:
-    """Rows side by side, and if they are of several lengths the mask of what is no padding."""
+    """Pads rows of token ids to one length; returns a mask too if their lengths differ."""
     is_rows = isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)
     if not is_rows or not all(type(token) is int for row in rows for token in row):
         raise UserError(f"{name} is not a list of lists of integers")

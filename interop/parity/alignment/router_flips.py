@@ -1,4 +1,4 @@
-"""Tokens that are sent to other experts, where the errors that follow are no longer rounding."""
+"""Router flips: tokens that the two sides send to different experts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,13 +15,13 @@ def flips(
     others: Mapping[str, Sequence[np.ndarray]],
     top_k: int,
 ) -> list[RouterFlips]:
-    """Of every router, in the order of the layers, the tokens that it sends elsewhere, if any.
+    """Returns the routers, in layer order, that select other experts for some tokens.
 
     Args:
-        ours: logits by the router's name, BTE.
-        reference: the same of the reference.
-        others: the same of the reference, computed in other ways.
-        top_k: how many experts a token goes to.
+        ours: router logits of the JAX model, BTE, by the router's path.
+        reference: router logits of the reference.
+        others: router logits of equivalent evaluations of the reference.
+        top_k: the number of experts per token.
     """
     found = []
     for path, logits_BTE in reference.items():
@@ -45,7 +45,7 @@ def _flipped(ours_BTE: np.ndarray, theirs_BTE: np.ndarray, top_k: int) -> np.nda
 
 
 def _margin(logits_BTE: np.ndarray, top_k: int) -> np.ndarray:
-    """How far the last logit that is chosen lies above the first that is not, BT."""
+    """Returns the gap between the last selected logit and the next one, BT."""
     descending = -np.sort(-logits_BTE, axis=-1)
     if top_k == descending.shape[-1]:
         return np.full(descending.shape[:-1], np.inf)

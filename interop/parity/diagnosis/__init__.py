@@ -1,1 +1,1 @@
-"""Hints at what a wrong step looks like, from its inputs, outputs and weights."""
+"""Diagnosis: hints at the cause of a wrong step, from its inputs, outputs and weights."""

@@ -1,4 +1,4 @@
-"""What a wrong step of attention looks like: rotations, masks, heads, scores."""
+"""Explanations of wrong attention: rotations, masks, heads, scores and softmax."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from .rope import ROTATIONS
 
 
 def other_mask(evidence: Evidence) -> Iterator[Explanation]:
-    """One side sees keys that the other does not. A score of what is not seen is -inf."""
+    """The masks differ: one side attends to keys that the other masks with scores of -inf."""
     if evidence.step != "scores":
         return
     ours, theirs = evidence.ours, evidence.theirs
@@ -18,22 +18,23 @@ def other_mask(evidence: Evidence) -> Iterator[Explanation]:
     if not (ours_seen != theirs_seen).any():
         return
     both = ours_seen & theirs_seen
-    words = "Looks like another mask"
+    words = "Looks like a different mask"
     names = [sight(seen[0, :, 0]) for seen in (theirs_seen, ours_seen)]
     if all(names) and names[0] != names[1]:
-        words += f": {names[0]} in the reference, {names[1]} in ours"
+        words += f": {names[0]} in the reference, {names[1]} in the model"
     yield Explanation(ours[both], theirs[both], words)
 
 
 def sight(seen_TS: np.ndarray) -> str | None:
-    """What the queries see, in words, if it is a mask of a known kind."""
+    """Names a mask, such as "a window of 64"; None if it is of no known kind."""
     T, S = seen_TS.shape
     at, keys = np.arange(T)[:, None], np.arange(S)[None]
     ahead = sorted({int(np.flatnonzero(row)[-1]) - t for t, row in enumerate(seen_TS) if row.any()})
     is_causal = len(ahead) == 1
     upto = keys <= at + ahead[0] if is_causal and ahead else np.ones((T, S), bool)
-    after = {0: "", 1: " and the next one", -1: " but not itself"}.get(ahead[0] if ahead else 0, "")
-    until = ("all before it" if is_causal else "all keys") + after
+    suffixes = {0: "", 1: " plus the next key", -1: " without the query's own key"}
+    after = suffixes.get(ahead[0] if ahead else 0, "")
+    until = ("causal" if is_causal else "all keys") + after
     if np.array_equal(seen_TS, upto):
         return until
     first = seen_TS.argmax(1)
@@ -49,14 +50,14 @@ def sight(seen_TS: np.ndarray) -> str | None:
 
 
 def tiled_heads(evidence: Evidence) -> Iterator[Explanation]:
-    """Query head n has the keys of head n % K on one side, of head n // G on the other."""
+    """Query head n uses key head n % K on one side and key head n // G on the other."""
     q, k = evidence.beside("q"), evidence.beside("k")
     if evidence.step != "scores" or q is None or k is None or not 1 < k.shape[2] < q.shape[2]:
         return
     at = slice(-1, None)
     N, K = q.shape[2], k.shape[2]
     repeated, tiled = np.arange(N) // (N // K), np.arange(N) % K
-    turned = np.arange(N).reshape(-1, K).T.reshape(-1)  # of query heads that were sorted by key
+    turned = np.arange(N).reshape(-1, K).T.reshape(-1)  # query heads sorted by key head
     seen = np.isfinite(evidence.ours[:, at]) & np.isfinite(evidence.theirs[:, at])
     products = {
         "repeated": _products(q[:, at], k[:, :, repeated]),
@@ -68,8 +69,9 @@ def tiled_heads(evidence: Evidence) -> Iterator[Explanation]:
         both = np.stack([evidence.ours[:, at], evidence.theirs[:, at]])
         made, both = np.where(seen, made, 0), np.where(seen, both, 0)
         scale = np.vdot(made, both) / np.vdot(made, made)
-        words = "Looks like k/v heads tiled instead of repeated"
-        yield Explanation(scale * made, both, words if theirs == "repeated" else words + " there")
+        side = "the model" if theirs == "repeated" else "the reference"
+        words = f"Looks like k/v heads tiled instead of repeated in {side}"
+        yield Explanation(scale * made, both, words)
 
 
 def _products(q_BTNH: np.ndarray, k_BSNH: np.ndarray) -> np.ndarray:
@@ -77,7 +79,7 @@ def _products(q_BTNH: np.ndarray, k_BSNH: np.ndarray) -> np.ndarray:
 
 
 def scaled_scores(evidence: Evidence) -> Iterator[Explanation]:
-    """The reference's scores are ours times a constant, or ours and a bias of the distance."""
+    """The reference's scores are the model's times a constant, plus a relative bias, or capped."""
     if evidence.step != "scores":
         return
     seen = np.isfinite(evidence.ours) & np.isfinite(evidence.theirs)
@@ -85,7 +87,9 @@ def scaled_scores(evidence: Evidence) -> Iterator[Explanation]:
         return
     ours, theirs = (np.where(seen, x, 0) for x in (evidence.ours, evidence.theirs))
     ratio = float(np.vdot(ours, theirs) / np.vdot(ours, ours))
-    words = f"Looks like a scale of scores: the reference's are {ratio:.5g} times ours"
+    words = (
+        f"Looks like a different scale of scores: the reference's is {ratio:.5g} times the model's"
+    )
     yield Explanation(ratio * ours, theirs, words + named_ratio(ratio, evidence.sizes))
     T, S = seen.shape[1], seen.shape[3]
     apart_TS = np.arange(T)[:, None] - np.arange(S)[None] + S - 1
@@ -94,21 +98,21 @@ def scaled_scores(evidence: Evidence) -> Iterator[Explanation]:
         counts = np.bincount(apart_TS.reshape(-1), seen[:, :, head].sum(0).reshape(-1))
         sums = np.bincount(apart_TS.reshape(-1), (theirs - ours)[:, :, head].sum(0).reshape(-1))
         by_distance[:, head] = (sums / np.maximum(counts, 1))[apart_TS]
-    words = "Looks like another bias of the distance between query and key"
+    words = "Looks like a different bias by the distance between query and key"
     yield Explanation(np.where(seen, ours + by_distance, 0), theirs, words)
     yield from capped(evidence)
 
 
 def softmax_in_half(evidence: Evidence) -> Iterator[Explanation]:
-    """One side's softmax was computed in bfloat16."""
+    """One side computes its softmax in bfloat16."""
     if evidence.step == "probs":
         for one, other, words in rounded(evidence):
-            side = "the reference" if "the reference" in words else "ours"
+            side = "the reference" if "the reference" in words else "the model"
             yield Explanation(one, other, f"Looks like softmax in bfloat16 in {side}")
 
 
 def with_sink(evidence: Evidence) -> Iterator[Explanation]:
-    """Probabilities of the one do not sum to one: part of them goes nowhere."""
+    """One side has an attention sink: its probabilities sum to less than one."""
     ours, theirs = evidence.ours, evidence.theirs
     if evidence.step == "probs":
         share = theirs.sum(-1, keepdims=True) / ours.sum(-1, keepdims=True)

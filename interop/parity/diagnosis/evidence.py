@@ -1,4 +1,4 @@
-"""What is known of a step that is wrong by itself, and how an explanation of it is weighed."""
+"""The evidence on a wrong step, and the test that an explanation of it must pass."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,26 +10,36 @@ from jaxllm.interop.parity.numerics import metrics
 
 Arrays = Mapping[str, np.ndarray]
 
-# Of the error, what an explanation may leave: rounding, or where that decides between neighbours
-# on a coarse grid, a tenth.
+# The share of the error that an explanation may leave: rounding or, where values lie on a coarse
+# grid and rounding decides between neighbors, a tenth.
 EXACT, COARSE = 1e-3, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """A step that both computed from the reference's own steps before it, and all around it."""
+    """A step that both sides computed from the same inputs, and the activations around it.
 
-    path: str  # as in `layers.7.attn.q_proj`
+    Attributes:
+        path: path of the step, as in `layers.7.attn.q_proj`.
+        ours: output of the JAX model when fed the reference's inputs.
+        theirs: output of the reference.
+        threshold: threshold of the relative L2 error.
+        given: outputs of all steps of the reference, by JAX path.
+        found: outputs of all steps of the JAX model, each fed the reference's inputs.
+        weights: parameters of the JAX model by name.
+    """
+
+    path: str
     ours: np.ndarray
     theirs: np.ndarray
-    threshold: float  # of the relative L2 error
-    given: Arrays = dataclasses.field(default_factory=dict)  # the reference's steps, by our paths
-    found: Arrays = dataclasses.field(default_factory=dict)  # ours, each given the reference's
-    weights: Arrays = dataclasses.field(default_factory=dict)  # our parameters by name
+    threshold: float
+    given: Arrays = dataclasses.field(default_factory=dict)
+    found: Arrays = dataclasses.field(default_factory=dict)
+    weights: Arrays = dataclasses.field(default_factory=dict)
 
     @property
     def parent(self) -> str:
-        """The module that the step is in."""
+        """The path of the module that the step is in."""
         return self.path.rpartition(".")[0]
 
     @property
@@ -38,16 +48,16 @@ class Evidence:
         return self.path.rpartition(".")[2]
 
     def beside(self, step: str) -> np.ndarray | None:
-        """What another step of the same module returned in the reference."""
+        """Returns the reference's output of another step in the same module."""
         return self.given.get(f"{self.parent}.{step}" if self.parent else step)
 
     def parameter(self, name: str) -> np.ndarray | None:
-        """A parameter of the step."""
+        """Returns a parameter of the step; None if it has no such parameter."""
         return self.weights.get(f"{self.path}.{name}")
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The model's dimensions that arrays tell."""
+        """The model's `embed_dim` and `head_dim`, as far as the activations reveal them."""
         heads = next((x for path, x in self.given.items() if path.endswith(".attn.q")), None)
         embed = self.given.get("embed")
         return {
@@ -57,7 +67,7 @@ class Evidence:
 
 
 class Explanation(NamedTuple):
-    """Two arrays that are equal if the words are true."""
+    """A hint, `words`, and two arrays that are equal if it is true."""
 
     one: np.ndarray
     other: np.ndarray
@@ -68,12 +78,17 @@ Explain = Callable[[Evidence], Iterator[Explanation]]
 
 
 def first_true(evidence: Evidence, table: Iterable[Explain]) -> str | None:
-    """The words of the first explanation, of the most specific ones first, that holds.
+    """Returns the words of the first explanation that holds; None if none does.
 
-    It must leave no more than rounding of the error, or failing that a tenth of it.
+    An explanation holds if it leaves only rounding of the error. If there is none, one that leaves
+    at most a tenth of the error is accepted.
+
+    Args:
+        evidence: the wrong step.
+        table: functions that yield explanations, the most specific first.
     """
     error = metrics.relative_l2(evidence.ours, evidence.theirs)
-    with np.errstate(all="ignore"):  # what is divided by zero explains nothing
+    with np.errstate(all="ignore"):  # divisions by zero give explanations that do not hold
         weighed = [
             (metrics.relative_l2(one, other), words)
             for explain in table

@@ -1,7 +1,7 @@
-"""What a wrong step looks like: known mistakes, each tried by computing what it would make.
+"""Hints on wrong steps: tries known mistakes by computing what each of them would produce.
 
-Nothing here knows of a family or of what was done to a model: an explanation is what turns our
-array into the reference's, or what shows that one of them was made in another way.
+The hints do not depend on the family. An explanation turns the model's array into the
+reference's, or shows that one of the two was computed in another way.
 """
 
 import numpy as np
@@ -14,16 +14,16 @@ from .projections import PROJECTIONS
 
 
 def hint_of(evidence: Evidence) -> str | None:
-    """What the step looks like, if it looks like anything known."""
+    """Returns the likely cause of the error of a step; None if no known mistake explains it."""
     ours, theirs = evidence.ours, evidence.theirs
     if (bad := int(np.isnan(ours).sum())) and not np.isnan(theirs).any():
-        return f"Of {ours.size} numbers {bad} are not a number"
+        return f"{bad} of {ours.size} numbers of the model are NaN"
     if evidence.path.endswith(".scores"):
         return first_true(evidence, ATTENTION)
     return first_true(evidence, TABLE) or _of_experts(evidence)
 
 
-# From the particular to the general: the first that holds is the hint.
+# Ordered from specific to general: the first explanation that holds is the hint.
 TABLE: tuple[Explain, ...] = (
     *(shifted, *PROJECTIONS, *NORMS, *ATTENTION),
     *(offset, scaled, capped, rounded, scaled_by_token, few_tokens),
@@ -31,7 +31,7 @@ TABLE: tuple[Explain, ...] = (
 
 
 def _of_experts(evidence: Evidence) -> str | None:
-    """Which experts' tokens are off, where the router is right."""
+    """Returns which expert's tokens differ, for a mixture of experts whose router agrees."""
     router = evidence.given.get(f"{evidence.path}.router")
     if router is None:
         return None
@@ -41,5 +41,5 @@ def _of_experts(evidence: Evidence) -> str | None:
     ranks_BTE = np.argsort(np.argsort(-router, axis=-1), axis=-1)
     for top_k, expert in np.ndindex(router.shape[-1] + 1, router.shape[-1]):
         if np.array_equal(ranks_BTE[..., expert] < top_k, off_BT) and not off_BT.all():
-            return f"The router agrees, but the tokens of expert {expert} are off"
-    return "The router agrees: the experts differ, or the weights of their outputs"
+            return f"The router agrees, but the tokens of expert {expert} differ"
+    return "The router agrees, so the experts differ, or the weights of their outputs"

@@ -1,4 +1,4 @@
-"""What a wrong projection looks like."""
+"""Explanations of wrong projections: swapped, transposed or reordered weights, activations."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ ACTIVATIONS: Mapping[str, Callable] = {
 
 
 def swapped(evidence: Evidence) -> Iterator[Explanation]:
-    """The reference's is what another module beside ours computes."""
+    """The reference's output is the model's output of a sibling projection."""
     for path, other in evidence.found.items():
         parent, _, step = path.rpartition(".")
         is_beside = parent == evidence.parent and path != evidence.path
@@ -32,14 +32,14 @@ def swapped(evidence: Evidence) -> Iterator[Explanation]:
 
 
 def other_activation(evidence: Evidence) -> Iterator[Explanation]:
-    """The input of the second projection of an MLP was made in another way."""
+    """The MLP has another activation function, or gate and up are swapped."""
     kernel, gate, up = evidence.parameter("kernel"), *map(evidence.beside, ("gate_proj", "up_proj"))
     if evidence.step != "down_proj" or kernel is None or up is None:
         return
     bias = evidence.parameter("bias")
     shift = 0 if bias is None else bias
     for name, act in ACTIVATIONS.items():
-        words = f"Looks like another activation: the reference's is {name}"
+        words = f"Looks like a different activation: the reference uses {name}"
         if gate is None:
             yield Explanation(np.asarray(act(up)) @ kernel + shift, evidence.theirs, words)
             continue
@@ -62,7 +62,7 @@ def other_kernel(evidence: Evidence) -> Iterator[Explanation]:
     matrix_IO = kernel.reshape(-1, width)
     for x in _inputs(evidence, matrix_IO, shift):
         if matrix_IO.shape[0] == width:
-            words = "Looks like a transposed square matrix"
+            words = "Looks like a transposed square kernel"
             yield Explanation((x @ matrix_IO.T + shift).reshape(shape), evidence.theirs, words)
         for name in evidence.weights:
             if not _is_like(name, f"{evidence.path}.kernel"):
@@ -70,14 +70,14 @@ def other_kernel(evidence: Evidence) -> Iterator[Explanation]:
             other = evidence.weights[name]
             if other.shape == kernel.shape:
                 made = (x @ other.reshape(-1, width) + shift).reshape(shape)
-                words = f"Looks like swapped layers: right with {name}"
+                words = f"Looks like swapped layers: the reference uses {name}"
                 yield Explanation(made, evidence.theirs, words)
 
 
 def _inputs(
     evidence: Evidence, matrix_IO: np.ndarray, shift: np.ndarray | int
 ) -> Iterator[np.ndarray]:
-    """Of the reference's steps that which ours was made of, BTI."""
+    """Yields the reference's step that the model's output was computed from, BTI, if found."""
     ours = evidence.ours.reshape(*evidence.ours.shape[:2], -1)
     for x in list(evidence.given.values()):
         flat = x.reshape(*x.shape[:2], -1)
@@ -89,44 +89,47 @@ def _inputs(
 
 
 def _is_like(name: str, own: str) -> bool:
-    """Whether a parameter is of the same name in another layer."""
+    """Whether a parameter is the same one in another layer."""
     parts, owns = name.split("."), own.split(".")
     differing = [(a, b) for a, b in zip(parts, owns, strict=False) if a != b]
     return len(parts) == len(owns) and len(differing) == 1 and differing[0][0].isdigit()
 
 
 def by_embeddings(evidence: Evidence) -> Iterator[Explanation]:
-    """The head is the embeddings on one side only."""
+    """The head is tied to the embeddings on one side only."""
     found = HEAD.fullmatch(evidence.path)
     stack = found[1] if found else ""
     table_VD = evidence.weights.get(f"{stack}embed.embedding")
     x_BTD = evidence.given.get(f"{stack}final_norm")
     if found and table_VD is not None and x_BTD is not None:
         made = x_BTD @ table_VD.T
-        yield Explanation(made, evidence.theirs, "Looks like a tied head: the reference's is tied")
-        yield Explanation(made, evidence.ours, "Looks like a tied head: ours is tied")
+        yield Explanation(made, evidence.theirs, "Looks like a tied head in the reference only")
+        yield Explanation(made, evidence.ours, "Looks like a tied head in the model only")
 
 
 def relabelled(evidence: Evidence) -> Iterator[Explanation]:
-    """The elements of heads lie as the other layout of RoPE has them."""
+    """The elements of each head are in the order of the other RoPE layout."""
     ours, theirs = evidence.ours, evidence.theirs
     if ours.ndim == 4 and ours.shape[-1] % 2 == 0:
         shape = ours.shape[:-1]
-        words = "Looks like half/interleaved RoPE: heads' elements lie in the other layout"
+        words = "Looks like half/interleaved RoPE: heads are in the other layout"
         for pairs in ((2, -1), (-1, 2)):
             other = ours.reshape(*shape, *pairs).swapaxes(-1, -2).reshape(ours.shape)
             yield Explanation(other, theirs, words)
 
 
 def heads_moved(evidence: Evidence) -> Iterator[Explanation]:
-    """The heads are the reference's in another order."""
+    """The two sides have the same heads in different orders."""
     ours, theirs = evidence.ours, evidence.theirs
     if ours.ndim != 4 or evidence.step in ("scores", "probs"):
         return
     apart = np.square(theirs[:1, :, :, None] - ours[:1, :, None]).sum((0, 1, 4))
     order = apart.argmin(1)
     if list(order) != list(range(len(order))):
-        words = f"Looks like heads in another order: the reference's are our {order.tolist()}"
+        words = (
+            "Looks like heads in a different order: the reference's are the model's "
+            f"{order.tolist()}"
+        )
         yield Explanation(ours[:, :, order], theirs, words)
 
 

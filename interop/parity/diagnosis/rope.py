@@ -1,7 +1,7 @@
-"""What a wrong RoPE looks like.
+"""Explanations of wrong RoPE: layout, direction, theta, scaling, positions, rotary fraction.
 
-Pairs of a head's elements are taken for complex numbers, which RoPE multiplies by `e^(i angle)`:
-what both sides multiplied by follows from what they had before and after.
+Each pair of elements of a head is a complex number, which RoPE multiplies by `e^(i angle)`. The
+factors of each side follow from the heads before and after RoPE.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ LAYOUTS = ("half", "interleaved")
 
 
 def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
-    """Other pairs, another direction, other angles or none at all."""
+    """The rotation differs: its pairs, direction, angles or fraction; or one side has none."""
     before = evidence.beside(f"{evidence.step}_proj")
     if not evidence.path.endswith((".attn.q", ".attn.k")) or before is None:
         return
@@ -24,7 +24,7 @@ def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
     yield Explanation(before, theirs, "Looks like no RoPE in the reference")
     rotated = [_num_rotated(before, x) for x in (ours, theirs)]
     if not rotated[0]:
-        yield Explanation(before, ours, "Looks like no RoPE in ours")
+        yield Explanation(before, ours, "Looks like no RoPE in the model")
         return
     for layout in LAYOUTS:
         own = gains(before, ours, layout, rotated[0])
@@ -33,46 +33,54 @@ def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
         other = next(other for other in LAYOUTS if other != layout)
         words = "Looks like half/interleaved RoPE: the reference rotates the pairs of the {} layout"
         yield Explanation(turned(before, own, other), theirs, words.format(other))
-        words = "Looks like RoPE in the other direction"
+        words = "Looks like RoPE in the opposite direction"
         yield Explanation(turned(before, own.conj(), layout), theirs, words)
         if scale is not None:
-            for norm in (_normalised(before) * scale, _normalised(before) * (scale + 1)):
+            for norm in (_normalized(before) * scale, _normalized(before) * (scale + 1)):
                 words = "Looks like a missing norm of queries and keys"
                 yield Explanation(turned(norm, own, layout), theirs, words)
         found = gains(before, theirs, layout, rotated[1])
         if rotated[0] == rotated[1]:
             words = difference(own, found)
         else:
-            words = "Looks like another share of rotated elements: " + " of a head's, ".join(
-                (f"the reference rotates {rotated[1]}", f"ours {rotated[0]}")
+            words = (
+                "Looks like a different rotary fraction: the reference rotates "
+                f"{rotated[1]} elements of a head, the model {rotated[0]}"
             )
         yield Explanation(turned(before, found, layout), theirs, words)
 
 
 def turned_further(evidence: Evidence) -> Iterator[Explanation]:
-    """The reference's are ours, rotated or scaled again by position, whatever was before."""
+    """The reference's heads are the model's, rotated or scaled again by position."""
     if not evidence.path.endswith((".attn.q", ".attn.k")):
         return
     ours, theirs = evidence.ours, evidence.theirs
     size = lambda x: np.square(x).sum(-1)  # noqa: E731
     ratio_T = np.sqrt(size(theirs).sum((0, 2)) / size(ours).sum((0, 2)))[None, :, None, None]
-    words = "Looks like another temperature: queries are scaled by position"
+    words = "Looks like a different temperature: queries are scaled by position"
     yield Explanation(ours * ratio_T, theirs, words)
     for layout in LAYOUTS:
-        words = "Looks like other angles of RoPE: theta or its scaling"
+        words = "Looks like different RoPE angles: theta or its scaling"
         yield Explanation(turned(ours, gains(ours, theirs, layout), layout), theirs, words)
 
 
 def gains(
     before: np.ndarray, after: np.ndarray, layout: str, rotated: int | None = None
 ) -> np.ndarray:
-    """What each pair is multiplied by at each position, TP, as well as all heads and rows fit."""
+    """Returns the complex factor of each pair at each position, TP: a least-squares fit.
+
+    Args:
+        before: heads before RoPE, BTNH.
+        after: heads after RoPE, BTNH.
+        layout: which elements are pairs, "half" or "interleaved".
+        rotated: the number of rotated elements of a head; by default all.
+    """
     x, y = (_pairs(z, layout, rotated or z.shape[-1] // 2 * 2) for z in (before, after))
     return (x.conj() * y).sum((0, 2)) / np.square(np.abs(x)).sum((0, 2))
 
 
 def turned(x_BTNH: np.ndarray, gains_TP: np.ndarray, layout: str) -> np.ndarray:
-    """The heads with their first pairs multiplied."""
+    """Multiplies the first pairs of each head by `gains_TP`; leaves the other elements alone."""
     R = 2 * gains_TP.shape[-1]
     z = _pairs(x_BTNH, layout, R) * gains_TP[:, None]
     parts = (z.real, z.imag)
@@ -93,33 +101,39 @@ def _pairs(x: np.ndarray, layout: str, rotated: int) -> np.ndarray:
 
 
 def difference(ours_TP: np.ndarray, theirs_TP: np.ndarray) -> str:
-    """What two rotations differ in."""
+    """Describes how the rotation of the reference differs from the model's."""
     ours, theirs = map(frequencies, (ours_TP, theirs_TP))
     if np.allclose(ours, theirs, rtol=1e-4, atol=1e-7):
         steps = np.angle(theirs_TP[0] / ours_TP[0])[0] / ours[0]
         if abs(steps) > 0.5:
-            return f"Looks like positions that are {steps:+.0f} from ours in the reference"
-        return "Looks like another factor of RoPE's cosines and sines"
+            return (
+                f"Looks like shifted positions: the reference's are {steps:+.0f} from the model's"
+            )
+        return "Looks like a different factor of RoPE's cosines and sines"
     bases = theta(theirs), theta(ours)
     if bases[0] is not None and bases[1] is not None:
-        return f"Looks like another theta: {bases[0]:.6g} in the reference, {bases[1]:.6g} in ours"
+        return (
+            f"Looks like a different theta: {bases[0]:.6g} in the reference, {bases[1]:.6g} in "
+            "the model"
+        )
     ratios = theirs / ours
     if np.ptp(ratios) < 1e-3 * np.abs(ratios).max():
         return (
-            f"Looks like linear RoPE scaling: the reference turns {ratios.mean():.4g} times as fast"
+            "Looks like linear RoPE scaling: the reference rotates "
+            f"{ratios.mean():.4g} times as fast"
         )
     same = int(np.isclose(ratios, 1, rtol=1e-3).sum())
-    return f"Looks like another RoPE scaling: {same} of {len(ratios)} frequencies agree"
+    return f"Looks like a different RoPE scaling: {same} of {len(ratios)} frequencies agree"
 
 
 def frequencies(gains_TP: np.ndarray) -> np.ndarray:
-    """Radians per position of each pair: a pair turns by less than half a circle at a time."""
+    """Returns the radians per position of each pair, which must be less than pi."""
     angles_TP = np.unwrap(np.angle(gains_TP), axis=0)
     return (angles_TP[-1] - angles_TP[0]) / max(len(angles_TP) - 1, 1)
 
 
 def theta(frequencies: np.ndarray) -> float | None:
-    """The base that these are powers of, if they are: `theta ** (-j / P)`."""
+    """Returns the base of unscaled RoPE frequencies, `theta ** (-j / P)`; None for others."""
     if len(frequencies) < 2 or not (frequencies > 0).all() or abs(frequencies[0] - 1) > 1e-3:
         return None
     rate = -np.log(frequencies) / np.arange(len(frequencies)).clip(1)
@@ -133,12 +147,12 @@ def _scale(evidence: Evidence) -> np.ndarray | None:
     return evidence.weights.get(f"{evidence.path}_norm.scale")
 
 
-def _normalised(x_BTNH: np.ndarray) -> np.ndarray:
+def _normalized(x_BTNH: np.ndarray) -> np.ndarray:
     return x_BTNH / np.sqrt(np.square(x_BTNH).mean(-1, keepdims=True) + 1e-6)
 
 
 def _num_rotated(before: np.ndarray, after: np.ndarray) -> int:
-    """Of a head's elements, those up to the last that changes."""
+    """Returns the number of rotated elements of a head: those up to the last that changes."""
     off_H = np.square(after - before).sum((0, 1, 2)) > 1e-8 * np.square(before).sum((0, 1, 2))
     last = int(np.flatnonzero(off_H)[-1]) + 1 if off_H.any() else 0
     return last + last % 2

@@ -1,4 +1,4 @@
-"""Our parameters as arrays of NumPy, of which only those in use are in memory."""
+"""Lazy NumPy access to a model's parameters: only those in use are in memory."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,7 +10,7 @@ from jaxllm.sharding import to_host
 
 
 class LazyWeights(Mapping[str, np.ndarray]):
-    """The parameters of a model by name, each fetched from where it is when it is looked at."""
+    """The parameters of a model by name, each copied to the host when it is looked up."""
 
     def __init__(self, model: Model):
         self._variables = named_parameters(model)

@@ -1,4 +1,4 @@
-"""What our model computes on the way from its inputs to its outputs."""
+"""Traces the JAX model: records the intermediate activations of a forward pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,25 +22,26 @@ from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack
 from jaxllm.sharding import to_host
 
-OUTPUT = "__call__"  # the name by which a module shows what it returns
-PRECISION = "highest"  # float32 products; by default accelerators round their inputs
+OUTPUT = "__call__"  # the name under which the hook of a module gets its output
+PRECISION = "highest"  # full float32 products; by default accelerators round the operands
 
-# By path what was shown, once or, block by block of queries, more often.
+# Recorded activations by path. There are several if attention works in blocks of queries, or if
+# the step runs more than once.
 Outputs = dict[str, list[np.ndarray]]
 
 
 def call(model: Model, given: Mapping[str, Any]) -> Output:
-    """What our model returns, given arrays by the names of `Inputs`."""
+    """Calls the JAX model with arrays by the names of `Inputs`."""
     sequences = [given[name] for name in ("source", "target") if name in given]
     segments = {"source_mask": "src_segment_ids", "target_mask": "segment_ids"}
     return model(*sequences, **{segments[name]: given[name] for name in segments if name in given})
 
 
 def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """The output of each module of `model` that `paths` names, and its logits, in float32.
+    """Runs the model and returns the activations at `paths` and the logits, in float32.
 
     Raises:
-        UserError: the model has no such module.
+        UserError: the model has no activation of such a path.
     """
     return _lasts(_run(_opened(model), inputs, paths))
 
@@ -48,11 +49,19 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
 def trace_both(
     model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray], shelf: Shelf = in_memory
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """As `trace_model`: on its own, and with the reference's outputs as each step's input.
+    """Runs the model twice: on its own, and with each step fed the reference's outputs.
 
-    In the second run each step goes on with what the reference computed, by the same path, instead
-    of what it computes itself. Steps that are computed twice, with one name, do not. The outputs
-    are kept on the shelf.
+    In the second run, the output of each step is recorded and then replaced by the reference's.
+    Steps that run twice under one path are not replaced.
+
+    Args:
+        model: the JAX model.
+        inputs: its inputs.
+        theirs: activations of the reference by JAX path.
+        shelf: the store for the activations.
+
+    Returns:
+        The activations of both runs by path, and their logits, in float32.
     """
     paths, opened = [path for path in theirs if path != LOGITS], _opened(model)
     outputs = _run(opened, inputs, paths, shelf=shelf)
@@ -61,7 +70,7 @@ def trace_both(
 
 
 def is_whole(path: str) -> bool:
-    """Whether the values shown by this name are the parts of one, block by block."""
+    """Whether the values recorded at this path are blocks of queries that make up one array."""
     return path.rpartition(".")[2] in (SCORES, PROBS)
 
 
@@ -72,9 +81,9 @@ def _run(
     given: Mapping[str, np.ndarray] = {},
     shelf: Shelf = in_memory,
 ) -> Outputs:
-    """What modules return and show under these paths, in this order, and the logits, in float32.
+    """Runs the model and records the activations at `paths`, in this order, and the logits.
 
-    The model goes on with what is `given` instead.
+    Activations whose path is in `given` are replaced by those after they are recorded.
     """
     outputs: Outputs = {path: [] for path in paths}
 
@@ -87,16 +96,16 @@ def _run(
         if path not in given:
             return value
         theirs = jnp.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
-        # A score of minus infinity would be NaN in a row of nothing else.
+        # A row of scores that are all minus infinity would make softmax return NaN.
         return jnp.maximum(theirs, jnp.finfo(value.dtype).min)
 
     for path, module in nnx.iter_modules(model):
         setattr(module, HOOK, partial(listen, ".".join(map(str, path))))
-    # Not jitted: compiling takes longer the deeper the model, running op by op does not.
+    # Not jitted: compile time grows with the depth of the model.
     with jax.default_matmul_precision(PRECISION), _shown_outputs(model):
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
     if missing := [path for path in paths if not outputs[path]]:
-        raise UserError(f"the model has no {', '.join(missing)}")
+        raise UserError(f"the model has no activation at {', '.join(missing)}")
     return {**outputs, LOGITS: [shelf(_on_host(out.logits))]}
 
 
@@ -105,7 +114,7 @@ def _on_host(value: jax.Array) -> np.ndarray:
 
 
 def _lasts(outputs: Outputs, shelf: Shelf = in_memory) -> dict[str, np.ndarray]:
-    """One array for each path, of what was computed twice the last."""
+    """Returns one array for each path: blocks of queries joined, else the last call's output."""
     lasts = {}
     for path, calls in outputs.items():
         lasts[path] = shelf(np.concatenate(calls, 1)) if is_whole(path) else calls[-1]
@@ -116,7 +125,7 @@ def _lasts(outputs: Outputs, shelf: Shelf = in_memory) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _shown_outputs(model: Model) -> Iterator[None]:
-    """Every module shows what it returns; of several things the first, which flows on."""
+    """Within this context, hooks get the output of every module; of a tuple, its first element."""
     calls = {
         type(module): type(module).__call__
         for _, module in nnx.iter_modules(model)
@@ -140,7 +149,7 @@ def _showing(call_module: Callable) -> Callable:
 
 
 def _opened(model: Model) -> Model:
-    """A copy in which every layer is a module of its own, run outside of any transform."""
+    """Returns a copy with unstacked layers and without remat, so that hooks see plain arrays."""
     unstacked = with_scanned_layers(model, False)
     opened = nnx.merge(*nnx.split(unstacked))
     for _, module in nnx.iter_graph(opened):

@@ -1,4 +1,4 @@
-"""Our side of training: the loss, its gradient and the steps of an optimizer."""
+"""Training in JAX: the loss, its gradients and the steps of an optimizer."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -24,11 +24,16 @@ def train_model(
     optimizer: optax.GradientTransformation,
     constant: Collection[str] = (),
 ) -> Training:
-    """A step on each batch; the model stays as it is.
+    """Trains a copy of the model, one step on each batch.
 
-    So do its parameters that are `constant`, of which nothing is returned.
+    Args:
+        model: the JAX model. Not changed.
+        batches: the batches.
+        optimizer: an optimizer with moments `mu` and `nu`, such as optax's Adam.
+        constant: names of parameters that are not trained and not returned.
 
-    Raises ValueError if the optimizer has no moments `mu` and `nu`, as optax's Adam has.
+    Raises:
+        ValueError: the optimizer has no moments `mu` and `nu`.
     """
     bind, params = split(model)
     trained = map_parameters(model, lambda name, _: float(name not in constant))
@@ -49,7 +54,7 @@ def train_model(
             loss, gradient, update, after, state = step(params, state, given)
             losses.append(loss)
             if not first:
-                # As parameters are updated, rounding included, which is all that PyTorch shows.
+                # The difference of the parameters, rounding included, as it is for PyTorch.
                 update = jax.tree.map(jnp.subtract, after, params)
                 first = {"gradient": gradient, **_moments(state), "update": update}
             params = after
@@ -63,10 +68,9 @@ def train_model(
 
 
 def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[str, Array]) -> Array:
-    """The mean negative log-likelihood, in nats, of each token but the first given those before.
+    """Returns the mean next-token loss in nats or, for vectors, the mean squared error.
 
-    Of vectors, the mean square of what is missing to those that are wanted. Without the auxiliary
-    loss of experts: both sides are given the same loss.
+    Padding is not counted. The auxiliary loss of experts is left out, as it is for the reference.
     """
     out = call(bind(params), given).logits.astype(jnp.float32)
     if "wanted" in given:
@@ -75,7 +79,7 @@ def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[st
     log_probs_BTV = jax.nn.log_softmax(out[:, :-1])
     found_BT = -jnp.take_along_axis(log_probs_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
     is_token_BT = given.get("target_mask", jnp.ones_like(tokens_BT)) != 0
-    counts_BT = is_token_BT[:, 1:] & is_token_BT[:, :-1]  # what padding predicts is nothing
+    counts_BT = is_token_BT[:, 1:] & is_token_BT[:, :-1]  # neither predicts nor is padding
     return jnp.sum(found_BT, where=counts_BT) / counts_BT.sum()
 
 
@@ -83,11 +87,14 @@ def _moments(state: Any) -> dict[str, Any]:
     found = {"m": "mu", "v": "nu"}
     trees = {ours: optax.tree.get(state, name) for ours, name in found.items()}
     if missing := [found[name] for name, tree in trees.items() if tree is None]:
-        raise ValueError(f"the optimizer's state has no {' and no '.join(missing)}")
+        raise ValueError(
+            f"the optimizer's state has no {' and no '.join(missing)}: give an optimizer with "
+            "Adam's moments, such as optax.adamw"
+        )
     return trees
 
 
 def _named(bind: Callable[[Params], Model], tree: Params) -> dict[str, np.ndarray]:
-    """What is laid out as the parameters are, by their names in single layers."""
+    """Returns the arrays of a tree of parameters, gradients or moments by unstacked names."""
     listed = with_scanned_layers(bind(tree), False)
     return {name: to_host(v.get_value()) for name, v in named_parameters(listed).items()}

@@ -1,8 +1,8 @@
-"""Other ways to compute the reference that are just as right: how far they land is its noise.
+"""Equivalent evaluations of the reference; their spread is its rounding-noise floor.
 
-A kernel that merely sums in another order is not enough. On models whose attention is saturated,
-the fused attention of PyTorch differs from its plain one by a thirtieth of what the roundings
-elsewhere amount to. So one way has sums without rounding, and the other has more rounding.
+Summing in another order is not enough: on models with saturated attention, PyTorch's fused
+attention differs from its plain one by only a thirtieth of the rounding noise from elsewhere. So
+one evaluation has sums without rounding, and the other has additional rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ ULP = 2.0**-23
 
 
 def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
-    """Matrix products, softmax and layer norms in float64, rounded to float32 when done."""
+    """Computes matrix products, softmax and layer norms in float64, then rounds to float32."""
     import torch
 
     def widen(value: Any) -> Any:
@@ -24,7 +24,8 @@ def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
         return value.double() if is_float else value
 
     def exact(func: Callable, args: tuple, kwargs: dict) -> Any:
-        wide = {n: widen(value) for n, value in kwargs.items() if n != "dtype"}  # of the result
+        # Without the dtype of the result, which would be float32.
+        wide = {n: widen(value) for n, value in kwargs.items() if n != "dtype"}
         return func(*map(widen, args), **wide).float()
 
     return _instead_of(_inner_sums() | _sums_of_modules(), exact)
@@ -32,9 +33,9 @@ def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
 
 @contextmanager
 def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
-    """Numbers are off by up to their last bit, and so are their gradients.
+    """Perturbs activations by up to one ULP, and with them their gradients.
 
-    Those that a module without submodules returns, and what attention sums on the way.
+    The activations are the outputs of modules without submodules and the sums inside attention.
     """
     import torch
 
@@ -44,7 +45,7 @@ def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
         if isinstance(output, tuple):
             return tuple(nudge(part) for part in output)
         if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            return output  # the experts that a router chose
+            return output  # such as the indices of selected experts
         draw = 2 * torch.rand(output.shape, generator=generator) - 1
         return output * (1 + ULP * draw.to(output.device))
 
@@ -60,10 +61,10 @@ def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
 
 @contextmanager
 def moved_weights(reference: Any, seed: int) -> Iterator[None]:
-    """Weights are off by up to their last five bits, as those of two trainings soon are.
+    """Perturbs weights by up to their last five bits, as much as two training runs soon differ by.
 
-    Where an activation has a kink, such bits decide on which side of it a token is, and so how
-    training goes on from there. That is rare, and sums that are computed otherwise may not show it.
+    Where an activation function has a kink, such bits decide on which side of it a token falls,
+    and so how training continues. That is rare, and the other evaluations may not reveal it.
     """
     import torch
 
@@ -82,7 +83,7 @@ def moved_weights(reference: Any, seed: int) -> Iterator[None]:
 
 
 def _inner_sums() -> set[Callable]:
-    """Functions that sum and are seldom a module of their own."""
+    """Returns summing functions that are usually called outside of modules of their own."""
     import torch
     from torch.nn import functional
 
@@ -94,7 +95,7 @@ def _inner_sums() -> set[Callable]:
 
 
 def _sums_of_modules() -> set[Callable]:
-    """Functions that sum, which most modules without submodules consist of."""
+    """Returns the summing functions that most modules without submodules consist of."""
     from torch.nn import functional
 
     # The gradient of an embedding is a sum.
@@ -104,7 +105,7 @@ def _sums_of_modules() -> set[Callable]:
 def _instead_of(
     functions: set[Callable], call: Callable[[Callable, tuple, dict], Any]
 ) -> AbstractContextManager[Any]:
-    """Has these functions of PyTorch called by another."""
+    """Within this context, PyTorch functions in `functions` are called through `call`."""
     from torch.overrides import TorchFunctionMode
 
     class Instead(TorchFunctionMode):

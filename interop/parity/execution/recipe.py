@@ -1,4 +1,4 @@
-"""How both sides are trained when their training is compared."""
+"""The training recipe of both sides, and the record of a training run."""
 
 import dataclasses
 from typing import Any
@@ -12,32 +12,32 @@ from jaxllm.params import map_parameters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """AdamW (Loshchilov and Hutter, 2019) after clipping; the learning rate falls linearly.
+    """AdamW (Loshchilov and Hutter, 2019) with gradient clipping and a linear schedule.
 
-    Kernels and embeddings decay, norms and biases do not. The rate changes with every step, so
-    that a schedule which is a step ahead or behind shows.
+    Kernels and embeddings decay; norms and biases do not. The learning rate changes with every
+    step, which exposes a schedule that is a step ahead or behind.
     """
 
     steps: int = 20
     learning_rate: float = 1e-3  # of the first step
-    final_learning_rate: float = 1e-4  # that it would reach after the last
+    final_learning_rate: float = 1e-4  # of the step after the last one
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    clip_norm: float = 1.0  # of all gradients together
+    clip_norm: float = 1.0  # global norm of all gradients
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} is less than 1")
 
     def rate(self, step: Any) -> Any:
-        """The learning rate of a step, from 0."""
+        """Returns the learning rate of a step; the first step is 0."""
         left = 1 - step / self.steps
         return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * left
 
     def optimizer(self, model: Any) -> optax.GradientTransformation:
-        """The recipe in optax, for the parameters of `model`."""
+        """Builds the recipe's optimizer in optax, for the parameters of `model`."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.adamw(
@@ -53,14 +53,20 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What training went through: of every step the loss, of the first one all the rest."""
+    """A training run: the losses of all steps, and the arrays of the first step.
+
+    Attributes:
+        losses: the loss of every step.
+        norm: global norm of the first step's gradients, before clipping.
+        first: arrays of the first step by kind and parameter name. Kinds are `gradient`, `m`, `v`
+            and `update` and, for the reference, `parameter`: the values before the step.
+    """
 
     losses: tuple[float, ...]
-    norm: float  # of all gradients together, before they are clipped
-    # Of every parameter its gradient, m, v and update; of the reference's its value before as well.
+    norm: float
     first: dict[str, dict[str, Any]]
 
 
 def as_tuple(losses: list[Any]) -> tuple[float, ...]:
-    """The losses once all of them are computed."""
+    """Copies losses from the device once all of them are computed."""
     return tuple(float(loss) for loss in jax.device_get(losses))

@@ -1,4 +1,4 @@
-"""What the reference continues prompts with, and what it chooses by."""
+"""Generation by the reference: continuations of prompts, and the logits behind them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,33 +16,48 @@ from .torch_trace import prepared
 
 NEW_TOKENS = 16
 NUM_BEAMS = 4
-# Filters that all do something. No token is ever drawn.
+# Every filter is active. Only the filters are compared; no token is drawn.
 SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.9)
-NEAR_THE_CUT = 8  # ranks, on each side, of tokens that noise may bring to the other
+NEAR_THE_CUT = 8  # ranks on each side of a filter's cut where noise may decide
 
 
 class Decoded(NamedTuple):
-    """What the reference continues prompts with, and what it was chosen by."""
+    """The reference's continuations of prompts, and the logits behind them.
+
+    P is the number of prompts, N the number of new tokens.
+
+    Attributes:
+        prompts: token ids of each prompt.
+        greedy: continuation of each prompt by greedy search.
+        beams: best continuation of each prompt by beam search.
+        logits_PNV: logits at each new token of the greedy continuations.
+        kept_PNV: which tokens are left by the filters of `SAMPLING`.
+        ties: pairs of a row, counted over PN, and a token, for which noise decides whether the
+            token is filtered out.
+        floor: noise floor of the logits.
+        filtered_floor: noise floor of the logits that the filters leave.
+        noise: how far off a single logit may be.
+    """
 
     prompts: list[list[int]]
     greedy: list[list[int]]
     beams: list[list[int]]
-    logits_PNV: np.ndarray  # of each prompt at each of its greedy new tokens
-    kept_PNV: np.ndarray  # the tokens that its filters leave, given these
-    ties: frozenset[tuple[int, int]]  # the rows PN and tokens of which noise decides that
-    floor: float  # of the logits, computed otherwise
-    filtered_floor: float  # of those kept
-    noise: float  # how far off a logit may be
+    logits_PNV: np.ndarray
+    kept_PNV: np.ndarray
+    ties: frozenset[tuple[int, int]]
+    floor: float
+    filtered_floor: float
+    noise: float
 
 
 class Prompted(NamedTuple):
-    """A reference that continues prompts, or writes a target for each as its source."""
+    """A reference that generates: continues prompts, or writes targets for source prompts."""
 
     reference: Any
-    start_token: int | None  # of targets; None: prompts are continued
+    start_token: int | None  # first token of targets; None: the reference has no encoder
 
     def decode(self, prompts: Sequence[list[int]]) -> Decoded:
-        """The likeliest continuations that are found greedily and by beams."""
+        """Generates by greedy and by beam search, and measures the noise of the logits."""
         with prepared(self.reference):
             chosen = [self._continue(prompt, 1) for prompt in prompts]
             beams = [self._continue(prompt, NUM_BEAMS)[0] for prompt in prompts]
@@ -75,7 +90,7 @@ class Prompted(NamedTuple):
     def logits(
         self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[int]]
     ) -> np.ndarray:
-        """Those of continuations, in one pass over each and its prompt, without a cache: PNV."""
+        """Returns the logits of given continuations, PNV: one pass for each, without a cache."""
         with prepared(self.reference):
             rows = [
                 self._predict(prompt, [new[:-1]])
@@ -84,13 +99,13 @@ class Prompted(NamedTuple):
         return np.concatenate(rows)
 
     def _continue(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
-        """A prompt's new tokens, and of greedy ones the logits that each was chosen by, NV."""
+        """Returns new tokens and, for greedy search, the logits they were chosen by, NV."""
         if hasattr(self.reference, "generation_config"):
             return self._generate(prompt, num_beams)
         return self._search(prompt, num_beams)
 
     def _generate(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
-        """By `generate` of transformers."""
+        """Continues a prompt with `generate` of transformers."""
         import torch
         from transformers import GenerationConfig
 
@@ -105,15 +120,15 @@ class Prompted(NamedTuple):
             output_scores=True,
             return_dict_in_generate=True,
         )
-        # In place of what the checkpoint says of sampling, penalties and ends.
+        # Replaces the checkpoint's settings for sampling, penalties and end-of-sequence tokens.
         with attribute(self.reference, "generation_config", config), torch.no_grad():
-            # Without a mask, transformers would take every token 0 for padding.
+            # Without a mask, transformers would treat every token 0 as padding.
             out = self.reference.generate(tokens, attention_mask=torch.ones_like(tokens))
         scores = torch.cat(out.scores).float().cpu().numpy()
         return out.sequences[0, -NEW_TOKENS:].tolist(), scores
 
     def _search(self, prompt: list[int], num_beams: int) -> tuple[list[int], np.ndarray]:
-        """By definition: of all continuations of the best so far, the best, without a cache."""
+        """Continues a prompt by a plain beam search without a cache; one beam is greedy search."""
         beams: list[list[int]] = [[]]
         totals, chosen_by = np.zeros(1), []
         for _ in range(NEW_TOKENS):
@@ -128,7 +143,10 @@ class Prompted(NamedTuple):
         return beams[0], np.stack(chosen_by)
 
     def _predict(self, prompt: list[int], news: Sequence[Sequence[int]]) -> np.ndarray:
-        """Of continuations of one length, what predicts each token and the one after them: WNV."""
+        """Returns the logits that predict each token of W continuations and the next one, WNV.
+
+        All continuations have the same length, which is N - 1.
+        """
         import torch
 
         if self.start_token is None:
@@ -142,7 +160,7 @@ class Prompted(NamedTuple):
 
 
 def _filtered(logits: np.ndarray) -> np.ndarray:
-    """What transformers makes of logits, ...V, before it draws from them."""
+    """Applies the sampling filters of transformers to logits, ...V."""
     import torch
     from transformers import (
         LogitsProcessorList,
@@ -166,7 +184,7 @@ def _filtered(logits: np.ndarray) -> np.ndarray:
 
 
 def _filter_ties(logits_V: np.ndarray, noise: float) -> list[int]:
-    """The tokens of which noise in their logits decides whether they are filtered out."""
+    """Returns the tokens for which noise in the logits decides whether they are filtered out."""
     count = int(np.isfinite(_filtered(logits_V)).sum())
     ranked = np.argsort(-logits_V, kind="stable")
     near = ranked[max(0, count - NEAR_THE_CUT) : count + NEAR_THE_CUT]

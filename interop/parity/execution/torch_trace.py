@@ -1,4 +1,4 @@
-"""What the reference computes on the way from its inputs to its outputs."""
+"""Traces the reference: records the intermediate activations of a forward pass in PyTorch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,7 +12,7 @@ from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
 from jaxllm.interop.parity.report.rows import LOGITS
 
-# By name what was computed, in the order of execution; more than once if a module was called so.
+# Recorded activations by name, in execution order; one for each call of the module.
 Outputs = dict[str, list[np.ndarray]]
 
 
@@ -23,18 +23,18 @@ def trace_reference(
     given: Mapping[str, Sequence[np.ndarray]] | None = None,
     shelf: Shelf = in_memory,
 ) -> Outputs:
-    """The outputs of modules, what attention was given and returned, and the logits, in float32.
+    """Runs the reference and returns activations and logits in float32.
 
-    Of the module `x` of an attention, its queries, keys, values, scores, probabilities and heads
-    go by `x@query`, `x@key`, `x@value`, `x@scores`, `x@probs` and `x@mixed`.
+    Inside the attention module `x`, queries, keys, values, scores, probabilities and mixed values
+    are named `x@query`, `x@key`, `x@value`, `x@scores`, `x@probs` and `x@mixed`.
 
     Args:
-        reference: of any kind that `calling` knows.
-        inputs: what it is given.
-        names: of modules as in `named_modules()`, and of attention as above.
-        given: what an earlier run computed. Each step goes on with that instead of what it computes
-            itself, so that its error is its own.
-        shelf: where the outputs are kept.
+        reference: a model of transformers or a plain PyTorch module.
+        inputs: its inputs.
+        names: names of modules as in `named_modules()`, and names inside attention as above.
+        given: outputs of an earlier run. The output of each step is recorded and then replaced by
+            these, so that its error is its own.
+        shelf: the store for the activations.
     """
     import torch
 
@@ -43,7 +43,7 @@ def trace_reference(
     def keep(name: str, output: Any) -> Any:
         first, *others = output if isinstance(output, tuple) else (output,)
         calls = outputs.setdefault(name, [])
-        # A copy: what follows may write to the same memory.
+        # A copy: later operations may write to the same memory.
         calls.append(shelf(first.detach().to("cpu", torch.float32, copy=True).numpy()))
         if given is None or name not in given:
             return output
@@ -69,9 +69,10 @@ def trace_reference(
 
 
 def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
-    """By the identity of their weights, modules that return more than their product.
+    """Returns the names of routers by the identity of their weights.
 
-    What else they return, and in what order, is their own choice.
+    A router may return more than its logits, in any order, so the product with its weight is
+    recorded instead of its output.
     """
     found = {}
     for name in modules:
@@ -82,7 +83,7 @@ def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
 
 
 def _watched_products(weights: Mapping[int, str], keep: Keep) -> AbstractContextManager[Any]:
-    """Keeps what `linear` makes of these weights, whatever other mode computes it."""
+    """Records the output of `linear` for these weights, even under another function mode."""
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
 
@@ -100,7 +101,7 @@ def _watched_products(weights: Mapping[int, str], keep: Keep) -> AbstractContext
 
 @contextmanager
 def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Keep) -> Iterator[None]:
-    """Keeps what softmax is given and returns inside of these modules."""
+    """Records the input and output of softmax inside these modules."""
     import torch
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
@@ -138,7 +139,7 @@ def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Keep) -> I
 
 @contextmanager
 def prepared(reference: Any) -> Iterator[None]:
-    """No dropout, exact float32 products, plain attention; all as it was afterwards."""
+    """Disables dropout, uses full float32 products and plain attention; restores all on exit."""
     import torch
 
     training = [module for module in reference.modules() if module.training]

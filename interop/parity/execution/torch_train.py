@@ -1,4 +1,4 @@
-"""The reference's side of training, in PyTorch."""
+"""Training in PyTorch: the reference's losses, gradients and AdamW steps."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from .recipe import Recipe, Training
 from .torch_trace import prepared
 
-IGNORED = -100  # no token
+IGNORED = -100  # label of targets that do not count
 
 
 def train_reference(
@@ -20,13 +20,13 @@ def train_reference(
     recipe: Recipe,
     decays: Collection[str],
 ) -> Training:
-    """A step of the recipe on each batch; the reference stays as it is.
+    """Trains a copy of the reference's parameters, one step on each batch.
 
     Args:
-        reference: of any kind.
-        batches: of one shape or several.
-        recipe: what to do with the gradients.
-        decays: the parameters that decay.
+        reference: a model of transformers or a plain PyTorch module. Not changed.
+        batches: the batches, of one shape or several.
+        recipe: the training recipe.
+        decays: names of the parameters that weight decay applies to.
     """
     import torch
 
@@ -51,7 +51,7 @@ def train_reference(
             if step == 0:
                 norm = total.item()
                 first |= _after(params, before, optimizer)
-    copies = {  # parameters that go by several names
+    copies = {  # every name of a tied parameter, mapped to its first name
         copy: name
         for copy, p in reference.named_parameters(remove_duplicate=False)
         for name in [next(name for name, original in before.items() if original is p)]
@@ -64,7 +64,7 @@ def train_reference(
 
 
 def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:
-    """The loss of our side, with these parameters: of the next tokens, or of vectors."""
+    """Returns the same loss as `jax_train.mean_loss`, with these parameters."""
     import torch
     from torch.nn import functional
 
@@ -96,12 +96,12 @@ def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) 
 
 
 def _after(params: dict[str, Any], before: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """The moments and the update of every parameter after a step."""
+    """Returns the moments and the update of every parameter after a step."""
     import torch
 
     found: dict[str, Any] = {"m": {}, "v": {}, "update": {}}
     for name, parameter in params.items():
-        state = optimizer.state.get(parameter, {})  # none, if it took no part in the loss
+        state = optimizer.state.get(parameter, {})  # empty if the loss does not depend on it
         for what, key in (("m", "exp_avg"), ("v", "exp_avg_sq")):
             found[what][name] = _array(state.get(key, torch.zeros_like(parameter)))
         found["update"][name] = _array(parameter) - _array(before[name])
@@ -115,5 +115,5 @@ def _gradient(parameter: Any) -> Any:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    # A copy: what follows writes to the same memory.
+    # A copy: later steps write to the same memory.
     return tensor.detach().cpu().numpy().copy()

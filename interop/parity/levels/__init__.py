@@ -1,1 +1,1 @@
-"""Parity levels: what each one compares."""
+"""Parity levels: config, weights, forward pass, training and generation."""

@@ -1,4 +1,4 @@
-"""The level of the config: every field that bears on the numbers, read on both sides."""
+"""Config level: compares every field that affects the numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from jaxllm.models import Model
 from .level import Stage
 from .pair import Ours
 
-# What two configs may differ in and still mean the same numbers. The layout of rotated pairs says
-# how our kernels lie, which the rules follow; how long sequences were says nothing of the short.
+# Fields that may differ without a change of the numbers. The RoPE layout is the layout of the JAX
+# kernels, which the conversion rules take into account; max_len does not affect shorter sequences.
 FREE = {
     "max_len",
     "init.kind",
@@ -29,12 +29,12 @@ FREE = {
 
 
 def compare_config(reference: Any, model: Model) -> list[FieldResult]:
-    """Every field that bears on the numbers, read from the reference's config and in ours."""
+    """Compares every field that affects the numbers in the configs of both sides."""
     return compare_fields(*fields_of(reference, model), model)
 
 
 def fields_of(reference: Any, model: Model) -> tuple[dict[str, str] | None, list[str]]:
-    """The reference's config in our fields, by dotted names, and what is wrong with it."""
+    """Returns the reference's config by dotted JAX field names, and the problems in reading it."""
     theirs, problems = config_of(reference, model)
     return None if theirs is None else _flat(theirs), problems
 
@@ -42,7 +42,7 @@ def fields_of(reference: Any, model: Model) -> tuple[dict[str, str] | None, list
 def compare_fields(
     given: dict[str, str] | None, problems: Sequence[str], model: Model
 ) -> list[FieldResult]:
-    """What `fields_of` found against the config of `model`."""
+    """Compares what `fields_of` returned for the reference with the config of `model`."""
     if given is None:
         return [FieldResult("config", "", problem) for problem in problems]
     ours = _flat(model.config)
@@ -54,7 +54,10 @@ def compare_fields(
 
 
 def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
-    """The reference's config as ours would be, and what is wrong with it."""
+    """Returns the reference's config as a JAX config, and the problems in reading it.
+
+    The config is None if no config can be built from its values.
+    """
     values, _, problems = read_config(reference)
     try:
         return make_config(values, numerics=last_stack(model).numerics), problems
@@ -63,7 +66,7 @@ def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
 
 
 def _flat(config: Config | StackConfig) -> dict[str, str]:
-    """Fields, those of parts by dotted names; of the pattern, what every layer has."""
+    """Flattens a config into dotted names; the layer pattern becomes a list over all layers."""
     flat: dict[str, str] = {}
     fields = flatten(config) if isinstance(config, StackConfig) else vars(config)
     for name, value in fields.items():
@@ -83,7 +86,7 @@ def _flat(config: Config | StackConfig) -> dict[str, str]:
 
 
 def check_config(recorded: Sequence[Any], ours: Ours) -> list[FieldResult]:
-    """Our config against recorded fields, whose names may be those of an earlier version."""
+    """Compares the model's config with recorded fields, whose names may be of an older version."""
     fields, problems = recorded
     if fields is not None:
         fields = {upgrade_name(name): text for name, text in fields.items()}

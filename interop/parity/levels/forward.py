@@ -1,4 +1,4 @@
-"""The levels of one forward pass: every step and the predictions, against a recording."""
+"""Forward levels: compares every step and the logits of a forward pass with a recording."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,24 +30,24 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """What one forward pass of our model shows beside the reference's."""
+    """The result of comparing one forward pass with the reference's."""
 
     taps: tuple[TapResult, ...]  # in execution order, the logits last
     details: dict[str, Any]  # other fields of the report
 
     @property
     def steps(self) -> tuple[TapResult, ...]:
-        """What is computed on the way."""
+        """The rows of intermediate activations."""
         return tuple(tap for tap in self.taps if not tap.is_output)
 
     @property
     def outputs(self) -> tuple[TapResult, ...]:
-        """What the model returns."""
+        """The rows of the model's output."""
         return tuple(tap for tap in self.taps if tap.is_output)
 
 
 def record_forward(pair: Pair) -> Recording:
-    """Runs the reference once, and in other ways to measure its noise."""
+    """Runs the reference, and equivalent evaluations of it to measure its noise."""
     taps = derive(pair.table, pair.listed, pair.inputs) if "layers" in pair.levels else ()
     return record(pair.reference, pair.inputs, Alignment(taps), pair.sample, pair.shelf)
 
@@ -55,10 +55,16 @@ def record_forward(pair: Pair) -> Recording:
 def judge(
     recording: Recording, model: Model, levels: Sequence[str], shelf: Shelf = in_memory
 ) -> Forward:
-    """Runs our model, its layers one by one, and judges it by what the reference computed.
+    """Runs the JAX model and compares its activations with those of a recording.
+
+    Args:
+        recording: the recording of the reference.
+        model: the JAX model, its layers not stacked.
+        levels: the levels to judge; without `layers`, only the logits are compared.
+        shelf: the store for the activations.
 
     Raises:
-        UserError: the logits are of another size than the reference's, or the model lacks a step.
+        UserError: the logits have another shape than the reference's, or the model lacks a step.
     """
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
@@ -71,7 +77,7 @@ def judge(
         x.shape for x in (recording.real(LOGITS, ours[LOGITS]), recording.real(LOGITS))
     )
     if found != wanted:
-        raise UserError(f"logits of the reference are {wanted}, ours {found}")
+        raise UserError(f"the logits have shape {wanted} in the reference, {found} in the model")
     taps = tuple(
         _judge_tap(path, ours, forced, recording, model) for path in theirs if path in ours
     )
@@ -111,7 +117,7 @@ def _error(path: str, ours: Arrays, recording: Recording, floors: Mapping[str, f
 def _with_hint(
     taps: tuple[TapResult, ...], forced: Arrays, recording: Recording, model: Model
 ) -> tuple[TapResult, ...]:
-    """The taps, the first divergence of them with what it looks like, if that is known."""
+    """Adds a hint to the first divergence, if its likely cause is known."""
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
@@ -123,7 +129,7 @@ def _with_hint(
 
 
 def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips]:
-    experts = last_stack(model).experts  # which are those of both stacks
+    experts = last_stack(model).experts  # encoder and decoder have the same
     if experts is None:
         return []
     real = recording.real
@@ -137,7 +143,7 @@ def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips
 
 
 def _predictions(ours_BTV: np.ndarray, recording: Recording) -> dict[str, Any]:
-    """What a report says of logits, the padding left out."""
+    """Returns the report's fields on logits: their errors, overall and by position."""
     ours, theirs = recording.real(LOGITS, ours_BTV), recording.real(LOGITS)
     kl = metrics.kl_per_token(ours, theirs)
     B, T = ours_BTV.shape[:2]
@@ -168,7 +174,7 @@ def _judge_logits(
 def _buckets(
     all_ours: np.ndarray, all_theirs: np.ndarray, all_kl: np.ndarray, at: np.ndarray, length: int
 ) -> Iterator[Bucket]:
-    """The logits of every range of positions, given the position of each."""
+    """Yields the errors of the logits by position range; `at` are their positions."""
     for start, stop in metrics.position_buckets(length):
         here = (at >= start) & (at < (length if stop is None else stop))
         if not here.any():

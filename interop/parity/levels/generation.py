@@ -1,4 +1,4 @@
-"""The level of generation: the same tokens, greedy and by beams, out of a cache."""
+"""Generation level: compares greedy and beam search with a KV cache, and the logits behind them."""
 
 import dataclasses
 import functools
@@ -32,16 +32,17 @@ from .generation_vectors import Continued, compare_vectors, continue_vectors, ju
 from .level import Stage
 from .pair import Ours, Pair
 
-# The lengths of prompts, as far as the tokens reach: windows and chunks end within some of them.
+# Lengths of the prompts, if the inputs are long enough. Windows and chunks end within some of them.
 LENGTHS = (1, 9, 34, 97)
+# Returns the reference's logits, PNV, for prompts and given continuations.
 Predict = Callable[[Sequence[list[int]], Sequence[Sequence[int]]], np.ndarray]
-START_TOKEN = 1  # of targets, where the config leaves it to others
+START_TOKEN = 1  # first token of targets, if the config has none
 
 
 def compare_generation(pair: Pair) -> Sequence[TextResult | ScoresResult]:
-    """Prompts of several lengths cut from the inputs, continued by both sides.
+    """Compares the continuations of prompts of several lengths, which are cut from the inputs.
 
-    Of an encoder-decoder the prompts are sources, and what follows is a target.
+    For an encoder-decoder the prompts are sources, and the generated tokens are targets.
     """
     if not isinstance(pair.model, TokenModel):
         return compare_vectors(pair.reference, pair.model, pair.inputs)
@@ -50,7 +51,7 @@ def compare_generation(pair: Pair) -> Sequence[TextResult | ScoresResult]:
 
 
 def record_generation(pair: Pair) -> dict[str, Any]:
-    """What the reference continues the inputs with, as a pack keeps it."""
+    """Records the reference's continuations for a pack."""
     if not isinstance(pair.model, TokenModel):
         return plain(continue_vectors(pair.reference, pair.inputs))
     return plain(decode_reference(pair.reference, pair.model, pair.inputs)[1])
@@ -59,7 +60,7 @@ def record_generation(pair: Pair) -> dict[str, Any]:
 def check_generation(
     recorded: Mapping[str, Any], ours: Ours
 ) -> Sequence[TextResult | ScoresResult]:
-    """Our continuations against recorded ones."""
+    """Compares the model's continuations with recorded ones."""
     listed = ours.listed
     if not isinstance(listed, TokenModel):
         prompt = Inputs(**recorded["prompt"])
@@ -67,7 +68,7 @@ def check_generation(
     ties = frozenset((row, token) for row, token in recorded["ties"])
 
     def predict(prompts: Sequence[list[int]], new: Sequence[Sequence[int]]) -> np.ndarray:
-        # The reference cannot be asked; that our logits are its own is what the other rows say.
+        # The reference is not there to ask. The rows on logits show that the model's are the same.
         with jax.default_matmul_precision(PRECISION):
             return forced_logits(listed, prompts, new)
 
@@ -75,7 +76,7 @@ def check_generation(
 
 
 def decode_reference(reference: Any, model: TokenModel, inputs: Inputs) -> tuple[Prompted, Decoded]:
-    """The reference as one that continues prompts, and its continuations of the inputs' prompts."""
+    """Cuts prompts from the inputs and has the reference continue them."""
     prompts = prompts_of(inputs.without(calling_of(reference).padding(reference), model))
     prompted = Prompted(reference, _starting(model)[1])
     return prompted, prompted.decode(prompts)
@@ -84,10 +85,13 @@ def decode_reference(reference: Any, model: TokenModel, inputs: Inputs) -> tuple
 def judge_generation(
     model: TokenModel, theirs: Decoded, predict: Predict
 ) -> list[TextResult | ScoresResult]:
-    """Our continuations of the reference's prompts against its own.
+    """Continues the reference's prompts with the JAX model and compares the continuations.
 
-    `predict` says by what logits the reference would choose given tokens, PNV: where both sides
-    part it decides whether that is a tie.
+    Args:
+        model: the JAX model.
+        theirs: the continuations of the reference.
+        predict: returns the reference's logits for given continuations, PNV. Where beams diverge,
+            they decide whether that is a tie.
     """
     prompts = theirs.prompts
     listed, _ = _starting(with_scanned_layers(model, False))
@@ -108,7 +112,7 @@ def judge_generation(
 
 
 def _starting(model: TokenModel) -> tuple[TokenModel, int | None]:
-    """The model with a token for a target to begin with, and that token, if it has targets."""
+    """Returns the model, with a start token set if it needs one, and the start token or None."""
     if not isinstance(model, EncoderDecoder):
         return model, None
     if model.config.start_token is None:
@@ -124,7 +128,7 @@ def _text(
 
 
 def prompts_of(inputs: Inputs) -> list[list[int]]:
-    """Prompts of unequal lengths, from the rows in turn and each from another place."""
+    """Cuts prompts of different lengths from the inputs, from alternating rows and positions."""
     tokens, mask = inputs.target, inputs.target_mask
     if inputs.source is not None:
         tokens, mask = inputs.source, inputs.source_mask
@@ -140,7 +144,7 @@ def prompts_of(inputs: Inputs) -> list[list[int]]:
 def forced_logits(
     model: TokenModel, prompts: Sequence[list[int]], continuations: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Our logits of given continuations, token by token out of a cache: PNV."""
+    """Returns the model's logits of given continuations, PNV, token by token with a KV cache."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), lengths.max()), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
@@ -177,7 +181,7 @@ def _judge_logits(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
 
 
 def _judge_filtered(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
-    """The logits that a token would be drawn from, after temperature, top-k and top-p."""
+    """Compares the logits after temperature, top-k and top-p, and which tokens are left."""
     V = ours_PNV.shape[-1]
     ours = np.asarray(SAMPLING.filter_logits(jnp.asarray(ours_PNV.reshape(-1, V))))
     kept, reference = theirs.kept_PNV.reshape(-1, V), theirs.logits_PNV.reshape(-1, V)
@@ -193,7 +197,7 @@ def _judge_filtered(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
 def is_greedy_tie(
     ours: Sequence[int], theirs: Sequence[int], logits_NV: np.ndarray, noise: float
 ) -> bool:
-    """Whether the two part where the reference's likeliest tokens are within noise."""
+    """Whether the two diverge where the reference's top tokens are within noise of each other."""
     places = [place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
     if not places:
         return False
@@ -204,7 +208,7 @@ def is_greedy_tie(
 def _is_beam_tie(
     predict: Predict, prompt: list[int], ours: list[int], theirs: list[int], noise: float
 ) -> bool:
-    """Whether the reference deems both continuations as likely, within noise."""
+    """Whether both continuations are equally likely in the reference, within noise."""
     pair = predict([prompt, prompt], [ours, theirs]).astype(np.float64)
     totals = []
     logits_NV: np.ndarray

@@ -1,4 +1,4 @@
-"""The level of generation where tokens are vectors: each is what the last one becomes."""
+"""Generation level for models of vectors: each new vector is the output at the last position."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,22 +24,22 @@ NEW_VECTORS = 8
 
 
 class Continued(NamedTuple):
-    """What the reference continues a prompt with."""
+    """The reference's continuation of a prompt: N new vectors of each row."""
 
     prompt: Inputs
     vectors_BNO: np.ndarray
-    floor: float  # the same, computed otherwise
+    floor: float  # noise floor of the vectors
 
 
 def compare_vectors(reference: Any, model: Model, inputs: Inputs) -> list[ScoresResult]:
-    """The first vectors of the inputs, continued by both sides."""
+    """Compares both sides' continuations of the first vectors of the inputs."""
     return judge_vectors(model, continue_vectors(reference, inputs))
 
 
 def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
-    """The first vectors of the inputs, continued by the reference.
+    """Continues the first vectors of the inputs with the reference.
 
-    By one vector only where what a model returns is of another width than what it is given.
+    If outputs have another width than inputs, there is only one new vector.
     """
     prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], wanted=None)
     is_loop = inputs.wanted is None or inputs.wanted.shape[-1] == inputs.target.shape[-1]
@@ -55,7 +55,7 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
 
 
 def judge_vectors(model: Model, theirs: Continued) -> list[ScoresResult]:
-    """Our continuation of the reference's prompt against its own."""
+    """Continues the reference's prompt with the JAX model and compares the new vectors."""
     with jax.default_matmul_precision(PRECISION):
         ours = _continued(_ours(model), theirs.prompt, theirs.vectors_BNO.shape[1])
     error = metrics.relative_l2(ours, theirs.vectors_BNO)
@@ -64,7 +64,10 @@ def judge_vectors(model: Model, theirs: Continued) -> list[ScoresResult]:
 
 
 def _continued(last: Callable[[Inputs, int], np.ndarray], prompt: Inputs, count: int) -> np.ndarray:
-    """The new vectors, BNO: `last(inputs, room)` is what the last of a sequence becomes, BO."""
+    """Generates `count` vectors, BNO.
+
+    `last(inputs, room)` returns the output at the last position, BO; `room` more will be appended.
+    """
     new: list[np.ndarray] = []
     while len(new) < count:
         grown = np.concatenate([prompt.target, *(vector[:, None] for vector in new)], axis=1)
@@ -84,7 +87,7 @@ def _theirs(reference: Any) -> Callable[[Inputs, int], np.ndarray]:
 
 
 def _ours(model: Model) -> Callable[[Inputs, int], np.ndarray]:
-    """Padded to one length, so that one program is compiled."""
+    """Returns the function that runs the model on inputs padded to one length: it compiles once."""
     graphdef, state = nnx.split(model)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""What a parity level is made of: the stage that computes, and the level that judges and names."""
+"""Types of parity levels: a stage computes, a level judges its results and names them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .pair import Ours, Pair
 
 
 def no_details(found: Any) -> Mapping[str, Any]:
-    """Nothing beside the rows."""
+    """Returns no report fields besides the rows."""
     return {}
 
 
@@ -22,24 +22,24 @@ class Stage:
     Levels that are judged by the same computation share a stage, which runs once for all of them.
     """
 
-    name: str  # of its part of a pack
+    name: str  # also its key in a pack
     compare: Callable[[Pair], Any]  # runs both sides; returns what the levels judge
     record: Callable[[Pair], Any]  # runs the reference; returns plain data and arrays for a pack
-    check: Callable[[Any, Ours], Any]  # takes what was recorded; returns what `compare` does
-    details: Callable[[Any], Mapping[str, Any]] = no_details  # fields of the report but its rows
-    computes: bool = True  # False: it reads what both sides state, even where their sizes differ
+    check: Callable[[Any, Ours], Any]  # takes recorded data; returns the same as `compare`
+    details: Callable[[Any], Mapping[str, Any]] = no_details  # report fields besides the rows
+    computes: bool = True  # False: only reads both sides, so it works even where sizes differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One thing to hold to the reference: how it is judged, and what reports call it."""
+    """One level of a comparison: how its rows are judged, and its texts in reports."""
 
     name: str
     stage: Stage
     rows: Callable[[Any], Iterable[Judged]] = tuple  # judges what the stage returned
-    noun: str  # what a row is about, in the plural
-    title: str  # of its section of a page
+    noun: str  # what its rows are, in the plural
+    title: str  # of its section of the HTML page
     caption: str
-    causes: tuple[str, ...] = ()  # levels whose errors cause errors here: their rows come first
+    causes: tuple[str, ...] = ()  # levels whose errors cause errors here; reported before this one
     exists_for: Callable[[Model], bool] = lambda model: True
-    by_default: bool = True  # whether a checkpoint is compared at it unasked
+    by_default: bool = True  # whether `check_checkpoint` runs it unless told otherwise

@@ -1,4 +1,4 @@
-"""What a stage is given: our model, alone or beside the reference."""
+"""Arguments of stages: the JAX model, alone or together with its reference."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,34 +20,34 @@ from jaxllm.params import stacked_layers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ours:
-    """Our model, and the levels at which it is judged."""
+    """The JAX model and the levels at which it is judged."""
 
     model: Model
     levels: Sequence[str]
 
     @cached_property
     def listed(self) -> Model:
-        """The model with its layers one by one."""
+        """The model with unstacked layers."""
         return with_scanned_layers(self.model, False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair(Ours):
-    """The reference beside our model, what both are given, and how they are run."""
+    """The JAX model and its reference, their inputs, and how they are run."""
 
     reference: Any
     inputs: Inputs
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
-    optimizer: optax.GradientTransformation | None = None  # ours; None: the recipe's
-    shelf: Shelf = in_memory  # where the outputs of all steps are kept
-    sample: Sample | None = None  # what a recording keeps of each output; None: all of it
+    optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
+    shelf: Shelf = in_memory  # the store for the outputs of all steps
+    sample: Sample | None = None  # which elements of each output are recorded; None: all
 
     @cached_property
     def table(self) -> Table:
-        """How the reference's tensors are named, and laid out in ours."""
+        """The conversion rules from the reference's tensors to the model's parameters."""
         return table_of(self.reference, self.model)
 
     @cached_property
     def rules(self) -> Sequence[BoundRule]:
-        """The table's rules at the sizes of our model."""
+        """The table's rules at the sizes of the model."""
         return self.table.bound(stacked_layers(self.listed))

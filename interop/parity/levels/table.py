@@ -1,4 +1,4 @@
-"""The table of parity levels: a new level is one row here and the file of its stage."""
+"""The table of parity levels: a new level is one row here and a module with its stage."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,12 +16,12 @@ from .weights import WEIGHTS
 
 
 def is_loaded(model: Model) -> bool:
-    """Whether its weights are in memory: otherwise it is neither trained nor compiled."""
+    """Whether the weights are in memory, which training and compiling require."""
     return not is_stored(model)
 
 
 def generates(model: Model) -> bool:
-    """Whether the model continues sequences. One that pools them does not."""
+    """Whether the model can generate. Models that pool their sequences cannot."""
     return is_loaded(model) and not getattr(last_stack(model), "pooled", False)
 
 
@@ -103,33 +103,34 @@ LEVELS: dict[str, Level] = {
 
 
 def levels_of(model: Model) -> tuple[str, ...]:
-    """The levels that exist for a model."""
+    """Returns the levels that exist for a model."""
     return tuple(name for name, level in LEVELS.items() if level.exists_for(model))
 
 
 def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
-    """The levels that are asked for, by default all that are known.
+    """Returns `levels`, or all of `known` if it is None.
 
-    Raises UserError if none is asked for, or one that is not known.
+    Raises:
+        UserError: `levels` is empty or has a level that is not in `known`.
     """
     if levels is None:
         return known
     if not levels or not set(levels) <= set(known):
-        raise UserError(f"levels={levels!r} are not of {', '.join(known)}")
+        raise UserError(f"levels={levels!r}: choose at least one of {', '.join(known)}")
     return levels
 
 
 def stages_of(levels: Iterable[str]) -> list[Stage]:
-    """The stages that levels are judged by, each once."""
+    """Returns the stages of the levels, each once."""
     return list({(stage := LEVELS[level].stage).name: stage for level in levels}.values())
 
 
 def stated_levels() -> list[str]:
-    """The levels for which nothing is computed."""
+    """Returns the levels that only read both sides and compute nothing: weights and config."""
     return [name for name, level in LEVELS.items() if not level.stage.computes]
 
 
 def from_causes_to_effects() -> list[Level]:
-    """All levels, each after those whose errors cause errors in it."""
+    """Returns all levels, each after the levels whose errors cause errors in it."""
     names = dict.fromkeys(name for level in LEVELS.values() for name in (*level.causes, level.name))
     return [LEVELS[name] for name in names]

@@ -1,4 +1,4 @@
-"""The levels of training: gradients, one step of the optimizer, and a curve of many."""
+"""Training levels: gradients, one optimizer step, and the loss curve of many steps."""
 
 import dataclasses
 import math
@@ -33,30 +33,38 @@ from .pair import Ours, Pair
 
 Arrays = Mapping[str, np.ndarray]
 
-# PyTorch divides by the norm plus this when it clips; optax does not.
+# When clipping, PyTorch divides by the norm plus this; optax does not.
 CLIP_EPS = 1e-6
 
-# Elements of a gradient that are so many times its noise have an update that is not noise.
+# Updates are compared only where the gradient is this many times its noise; elsewhere the update
+# is noise too.
 ABOVE_NOISE = 1e3
 
-# Of a parameter that the reference does not have, or has in another shape.
+# The deviation of a parameter that the reference lacks or has in another shape.
 MISSING = Deviation(math.inf, 0.0)
 
-MOVED = (0, 1)  # seeds of trainings from weights that are off by their last bits
-ELEMENTS = 1024  # that a pack keeps of each gradient, moment and update
+MOVED = (0, 1)  # seeds of training runs from perturbed weights
+ELEMENTS = 1024  # kept in a pack of each gradient, moment and update
 
 
 class Runs(NamedTuple):
-    """Trainings on the same batches."""
+    """Training runs on the same batches.
+
+    Attributes:
+        ours: the run of the JAX model.
+        theirs: the run of the reference.
+        others: runs of equivalent evaluations of the reference.
+        moved: losses of the reference from slightly perturbed weights.
+    """
 
     ours: Training
     theirs: Training
-    others: Sequence[Training]  # the reference's, computed in other ways
-    moved: Sequence[Sequence[float]]  # the losses of the reference's from weights next to its own
+    others: Sequence[Training]
+    moved: Sequence[Sequence[float]]
 
 
 def train_both(pair: Pair) -> Runs:
-    """Trains both sides from the same weights on the same batches, everything by our names."""
+    """Trains both sides from the same weights on the same batches; arrays have JAX names."""
     course = course_of(pair)
     optimizer = pair.optimizer or pair.recipe.optimizer(pair.model)
     ours = train_model(pair.model, course.batches, optimizer, course.constant)
@@ -65,7 +73,7 @@ def train_both(pair: Pair) -> Runs:
 
 
 def record_training(pair: Pair) -> dict[str, Any]:
-    """Trains the reference; what a pack keeps of it, with the batches and the recipe."""
+    """Trains the reference; returns the sampled runs, the batches and the recipe for a pack."""
     course = course_of(pair)
     runs, moved = train_references(pair, course)
     return {
@@ -78,7 +86,7 @@ def record_training(pair: Pair) -> dict[str, Any]:
 
 
 def check_training(recorded: Mapping[str, Any], ours: Ours) -> Runs:
-    """Trains our model as the reference was when it was recorded."""
+    """Trains the JAX model on the recorded batches with the recorded recipe."""
     batches = [Inputs(**batch) for batch in recorded["batches"]]
     optimizer = Recipe(**recorded["recipe"]).optimizer(ours.model)
     run = train_model(ours.model, batches, optimizer, recorded["constant"])
@@ -87,23 +95,23 @@ def check_training(recorded: Mapping[str, Any], ours: Ours) -> Runs:
 
 
 def sampled(run: Training) -> Training:
-    """The training with some elements of each of its arrays."""
+    """Returns the run with a sample of the elements of each of its arrays."""
     first = {what: elements(arrays, ELEMENTS) for what, arrays in run.first.items()}
     return dataclasses.replace(run, first=first)
 
 
 class Course(NamedTuple):
-    """What both sides are trained on."""
+    """The batches of a training comparison, and the parameters that are not trained."""
 
     batches: list[Inputs]
-    constant: set[str]  # our names of what is a buffer in PyTorch, and is not trained there
+    constant: set[str]  # JAX names of PyTorch buffers, which PyTorch does not train
 
 
 def course_of(pair: Pair) -> Course:
-    """Batches like the inputs, which are the first of them: as many as the levels need."""
+    """Draws batches like the inputs, which are the first batch: one, or one per step of a curve."""
     reference, model, inputs = pair.reference, pair.model, pair.inputs
     steps = pair.recipe.steps if "curve" in pair.levels else 1
-    # PyTorch drops the gradient of a token for padding where it is looked up.
+    # PyTorch drops the gradient of the padding token in embedding lookups.
     unused = calling_of(reference).padding(reference)
     later = (inputs.redrawn(model, seed) for seed in range(1, steps))
     batches = [batch.without(unused, model) for batch in (inputs, *later)]
@@ -113,9 +121,11 @@ def course_of(pair: Pair) -> Course:
 
 
 def train_references(pair: Pair, course: Course) -> tuple[list[Training], list[tuple[float, ...]]]:
-    """The reference's training and then the same computed in other ways; losses of moved weights.
+    """Trains the reference, its equivalent evaluations, and copies with perturbed weights.
 
-    Of a single step there are none of these.
+    Returns:
+        The runs, that of the reference first; and the losses from perturbed weights, which are
+        left out if there is only one step.
     """
     reference, rules, recipe = pair.reference, pair.rules, pair.recipe
     decays = decayed(rules)
@@ -137,27 +147,30 @@ def train_references(pair: Pair, course: Course) -> tuple[list[Training], list[t
 
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
-    """The loss of the first batch, and every parameter's gradient of it."""
+    """Judges the loss of the first batch and the gradient of every parameter."""
     ours, theirs, others, _ = runs
     losses = [run.losses[0] for run in (ours, theirs, *others)]
     return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
-    """The norm that clips, and of every parameter both moments and the update."""
+    """Judges the global gradient norm, and both moments and the update of every parameter."""
     ours, theirs, others, _ = runs
     norm = _judge_number("gradient", "norm", [run.norm for run in (ours, theirs, *others)])
     return [norm, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
 
 
 def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
-    """One number: ours, the reference's, and the reference's computed otherwise."""
+    """Judges a number, found by the model, the reference, and its equivalent evaluations."""
     ours, theirs, *others = found
     return _result(f"{path}.", what, deviation(ours, theirs, others))
 
 
 def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
-    """What is this power of the clipped gradient, and so as many times as far off; 0: itself."""
+    """Judges arrays of every parameter: gradients (power 0), or moments m (1) and v (2).
+
+    A moment is proportional to a power of the clipped gradient, which multiplies its noise.
+    """
     gradient, clip = runs.theirs.first["gradient"], CLIP_EPS / runs.theirs.norm
     ours, theirs = runs.ours.first[what], runs.theirs.first[what]
     others = [run.first[what] for run in runs.others]
@@ -177,7 +190,7 @@ def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
 
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
-    """Of every parameter, the update of those elements whose gradient is more than noise."""
+    """Judges the update of every parameter, at the elements whose gradient is above the noise."""
     ours, theirs, others, _ = runs
     for name in ours.first["update"]:
         if name not in theirs.first["update"]:
@@ -192,7 +205,7 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
 
 
 def _result(name: str, what: str, found: Deviation, compared: float = 1.0) -> TensorResult:
-    """The row of a parameter, as in `layers.7.mlp.up_proj.kernel`."""
+    """Builds the row of a parameter, such as `layers.7.mlp.up_proj.kernel`."""
     path, _, parameter = name.rpartition(".")
     return TensorResult(
         path=path,
@@ -207,7 +220,7 @@ def _result(name: str, what: str, found: Deviation, compared: float = 1.0) -> Te
 
 
 def judge_curve(runs: Runs) -> list[LossResult]:
-    """The loss of every step. What noise did to an earlier step, it may do to a later one."""
+    """Judges the loss of every step. The noise floor of a step is at least that of earlier ones."""
     ours, theirs, others, moved = runs
     again = [*(other.losses for other in others), *moved]
     rows, floor = [], 0.0

@@ -1,4 +1,4 @@
-"""The level of the weights: every tensor of the reference against ours, bit by bit."""
+"""Weights level: compares every tensor of the reference with the model's, bit by bit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -31,12 +31,12 @@ from .pair import Ours, Pair
 
 
 def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightResult]:
-    """Every tensor of the reference, led through the rules, against ours.
+    """Converts every tensor of the reference by the rules and compares it with the model's.
 
     Args:
-        reference: of any kind.
-        model: ours, its layers one by one.
-        table: of the reference's family, for our config.
+        reference: a model of transformers or a plain PyTorch module.
+        model: the JAX model, its layers not stacked.
+        table: conversion rules of the reference's family for the model's config.
     """
     tensors, rules = tensors_of(reference), table.bound(stacked_layers(model))
     rows = list(_rules(rules, tensors, LazyWeights(model)))
@@ -54,9 +54,9 @@ def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightRe
 
 
 def misfits(reference: Any, model: Model, table: Table) -> list[str]:
-    """Kernels and embeddings that the reference lacks or has in another shape.
+    """Lists kernels and embeddings that the reference lacks or has in another shape.
 
-    With any of them the two cannot be run side by side.
+    If there are any, the two cannot be run side by side.
     """
     rules = table.bound(stacked_layers(model))
     parts = split_fused(rules, tensors_of(reference))
@@ -85,18 +85,19 @@ def _rules(
 def _copies(
     table: Table, rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
 ) -> Iterator[WeightResult]:
-    """Tensors that the table says are copies of others."""
+    """Yields a row for each tensor that is tied to another one according to the table."""
     names = our_names(rules)
     for copy, original in table.tied.items():
         if copy in tensors and original in tensors:
             path, _, parameter = names[original][0].rpartition(".")
             bits = 8 * tensors[copy].nbytes
             differing = differing_bits(tensors[copy], tensors[original])
-            yield WeightResult(path, parameter, (copy,), bits, differing, f"a copy of {original}")
+            remark = f"should be a copy of {original}"
+            yield WeightResult(path, parameter, (copy,), bits, differing, remark)
 
 
 def _places(reference: Any, model: Model) -> dict[str, str]:
-    """Where the tensors would be in a model of the reference's own config."""
+    """Returns the JAX parameter of each tensor in a model with the reference's own config."""
     config, _ = config_of(reference, model)
     if config is None:
         return {}
@@ -114,7 +115,7 @@ def _alone(name: str, tensor: np.ndarray, place: str) -> WeightResult:
 
 
 def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """Bits in which two arrays differ; all of them if their shapes do."""
+    """Counts the bits in which two arrays differ; all bits if their shapes differ."""
     if ours.shape != theirs.shape:
         return 8 * theirs.nbytes
     same = np.ascontiguousarray(ours.astype(theirs.dtype, copy=False))
@@ -123,15 +124,16 @@ def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
 
 
 def record_weights(pair: Pair) -> dict[str, list[str]]:
-    """The shape and digest of each of the reference's tensors, by our names and in our layout."""
+    """Records the shape and SHA-256 of each of the reference's tensors, in JAX names and layout."""
     arrays = imported(pair.rules, tensors_of(pair.reference))
     return {name: [str(x.shape), _digest(x)] for name, x in arrays.items()}
 
 
 def check_weights(digests: Mapping[str, list[str]], ours: Ours) -> list[WeightResult]:
-    """Our arrays against recorded digests, which do not say which bits differ.
+    """Compares the model's arrays with recorded digests.
 
-    A remark tells of other shapes.
+    Digests do not say how many bits differ, so all bits of a differing array are counted. Rows of
+    arrays with other shapes have a remark.
     """
     arrays, rows = LazyWeights(ours.listed), []
     for name in dict.fromkeys([*arrays, *digests]):

@@ -1,1 +1,1 @@
-"""Error metrics, tolerances, and arrays kept on disk."""
+"""Error metrics, tolerances, and stores for arrays in memory or on disk."""

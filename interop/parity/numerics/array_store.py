@@ -1,4 +1,4 @@
-"""Where arrays are kept until they are compared: in memory, or of models larger than it on disk."""
+"""Stores for arrays until they are compared: in memory or, for larger models, on disk."""
 
 import math
 import os
@@ -14,51 +14,59 @@ from jaxllm.errors import UserError
 
 from .malloc import return_freed_memory
 
-SEGMENT = 2**28  # bytes of a file; each takes a file descriptor
-ALIGNMENT = 64  # bytes, as of arrays in memory
+SEGMENT = 2**28  # bytes per file; every file takes a file descriptor
+ALIGNMENT = 64  # bytes, the same as for arrays in memory
 
-Shelf = Callable[[np.ndarray], np.ndarray]  # takes an array, returns the one to go on with
+Shelf = Callable[[np.ndarray], np.ndarray]  # stores an array and returns the stored one
 
 
 def in_memory(array: np.ndarray) -> np.ndarray:
-    """The array itself."""
+    """Returns the array itself: the store for models that fit into memory."""
     return array
 
 
 def on_disk(folder: Path, segment: int = SEGMENT) -> Shelf:
-    """A shelf of files in a folder, which the system reads and writes as memory gets scarce.
+    """Returns a store of memory-mapped files, which the system pages out when memory is scarce.
 
-    They have no names, and are gone with the last of their arrays or with the process. Its arrays
-    are writable. Raises UserError for what is no folder; the shelf, OSError if the disk is full.
+    The files have no names. Each disappears with the last of its arrays, or with the process. The
+    stored arrays are writable.
+
+    Args:
+        folder: where the files are.
+        segment: the least size of a file in bytes.
+
+    Raises:
+        UserError: `folder` is not a folder. The store itself raises OSError if the disk is full.
     """
     if not folder.is_dir():
-        raise UserError(f"scratch={str(folder)!r} is not a folder")
+        raise UserError(f"scratch={str(folder)!r} is not a folder; give an existing one")
     return_freed_memory()
-    room = np.empty(0, np.uint8)  # what is left of the last file
+    free = np.empty(0, np.uint8)  # the unused rest of the last file
 
     def keep(array: np.ndarray) -> np.ndarray:
-        nonlocal room
-        if room.nbytes < array.nbytes:
-            room = _file(folder, max(segment, array.nbytes))
-        kept = room[: array.nbytes].view(array.dtype).reshape(array.shape)
-        room = room[math.ceil(array.nbytes / ALIGNMENT) * ALIGNMENT :]
+        nonlocal free
+        if free.nbytes < array.nbytes:
+            free = _new_file(folder, max(segment, array.nbytes))
+        kept = free[: array.nbytes].view(array.dtype).reshape(array.shape)
+        free = free[math.ceil(array.nbytes / ALIGNMENT) * ALIGNMENT :]
         kept[...] = array
         return kept
 
     return keep
 
 
-def _file(folder: Path, num_bytes: int) -> np.ndarray:
-    """A new file as an array of bytes."""
+def _new_file(folder: Path, num_bytes: int) -> np.ndarray:
+    """Maps a new file of `num_bytes` as an array of bytes."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Writing to what the disk has no room for would end the process.
+        # Reserves the space: writing to a mapped page that the disk has no room for would kill the
+        # process.
         os.posix_fallocate(file.fileno(), 0, num_bytes)
         return np.asarray(np.memmap(file, np.uint8, "r+", shape=(num_bytes,)))
 
 
 @contextmanager
 def parameters_on(shelf: Shelf) -> Iterator[None]:
-    """Parameters that modules of PyTorch are given in here lie on the shelf, in float32."""
+    """Within this context, every parameter that a PyTorch module gets is stored in float32."""
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
 

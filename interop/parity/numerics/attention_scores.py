@@ -1,18 +1,18 @@
-"""Scores of attention, with one word for what is not seen."""
+"""Attention scores with one convention for masked keys: minus infinity."""
 
 import numpy as np
 
 SCORES, PROBS = "scores", "probs"
 
-# Implementations hide a key by the least float, by -1e9 or by adding either. Its probability is
-# then zero, as it is wherever a score lies so many nats below another.
+# Implementations mask a key with the smallest float, with -1e9, or by adding one of them. The
+# probability of a score below LEAST, or more than FARTHEST nats below the best one, is zero.
 LEAST, FARTHEST = -1e8, 5e3
 
 
 def seen_only(scores_BTNS: np.ndarray) -> np.ndarray:
-    """The scores, minus infinity for keys that a query does not see.
+    """Returns the scores with minus infinity at masked keys.
 
-    A query that sees nothing at all keeps no score.
+    A query that sees no key at all has minus infinity everywhere.
     """
     best_BTN1 = scores_BTNS.max(-1, keepdims=True)
     hidden_BTNS = (scores_BTNS < LEAST) | (scores_BTNS < best_BTN1 - FARTHEST)

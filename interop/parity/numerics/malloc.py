@@ -1,6 +1,6 @@
-"""The C library's memory allocator, told to return large arrays to the system when they are freed.
+"""Makes the C library's allocator return the memory of large arrays to the system when freed.
 
-NumPy has no setting for this, so `ctypes` calls `mallopt` of glibc.
+NumPy has no setting for this, so `ctypes` calls glibc's `mallopt`.
 """
 
 import ctypes
@@ -10,13 +10,13 @@ LARGE = 2**16  # bytes
 
 
 def return_freed_memory() -> bool:
-    """Maps every array of at least `LARGE` bytes on its own, so that freeing it frees its pages.
+    """Maps every array of at least `LARGE` bytes separately, so that freeing it frees its pages.
 
-    By default glibc raises this size as arrays are freed, and keeps what lies below it in fragments
-    that later arrays do not fit into: by the size of the model more than is ever in use.
+    By default glibc raises this threshold as arrays are freed, and keeps smaller arrays in
+    fragments that later arrays do not fit into. That wastes as much memory as the model takes.
 
     Returns:
-        Whether the allocator is one that takes the setting.
+        Whether the allocator supports the setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(M_MMAP_THRESHOLD, LARGE) == 1

@@ -1,7 +1,7 @@
-"""How far two arrays are apart. Pure functions of NumPy arrays, computed in float64.
+"""Error metrics between two NumPy arrays, computed in float64.
 
-Minus infinity is the score of a key that a query does not see: of two arrays it is to be in the
-same places, and then counts for nothing.
+Minus infinity is the score of a masked key. Where both arrays have it, the difference is zero;
+where only one does, it is infinite.
 """
 
 import math
@@ -16,17 +16,17 @@ BUCKET_STARTS = (0, 4, 32, 128, 512)
 
 
 def relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
-    """`|ours - reference| / |reference|` over all elements. Equal zeros are 0 apart, not NaN."""
+    """Returns `|ours - reference| / |reference|` over all elements; 0 if both are all zeros."""
     return relative(norm(_difference(ours, reference)), norm(_seen(reference)))
 
 
 def max_abs(ours: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two elements."""
+    """Returns the largest absolute difference of two elements."""
     return float(np.max(np.abs(_difference(ours, reference))))
 
 
 def max_over_rms(ours: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two elements, relative to the reference's root mean square."""
+    """Returns the largest absolute difference, relative to the RMS of the reference."""
     rms = math.sqrt(float(np.mean(np.square(_seen(reference)))))
     return relative(max_abs(ours, reference), rms)
 
@@ -43,36 +43,36 @@ def _seen(array: np.ndarray) -> np.ndarray:
 
 
 def ulps(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
-    """How many float32 numbers apart two elements lie: the median, p99 and maximum of all.
+    """Returns the distance of elements in float32 ULPs: median, 99th percentile and maximum.
 
-    Both zeros are one number. What is not a number is infinitely far from everything.
+    -0 and +0 are the same number. NaN is infinitely far from everything.
     """
     a, b = (_ordered(np.ascontiguousarray(x, np.float32)) for x in (ours, reference))
     apart = np.abs(a - b).astype(np.float64)
     apart[np.isnan(ours) | np.isnan(reference)] = math.inf
-    # Without interpolation, which is undefined next to infinity.
+    # No interpolation: next to infinity it is undefined.
     p50, p99, most = np.quantile(apart, (0.5, 0.99, 1.0), method="higher")
     return float(p50), float(p99), float(most)
 
 
 def _ordered(x: np.ndarray) -> np.ndarray:
-    """The numbers' places in the order of all float32 numbers."""
+    """Maps float32 numbers to integers in the same order, one apart for neighbors."""
     bits = x.view(np.int32).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
 def kl_per_token(ours_BTV: np.ndarray, reference_BTV: np.ndarray) -> np.ndarray:
-    """`KL(reference || ours)` of the next-token distributions, in nats, BT."""
+    """Returns `KL(reference || ours)` of each next-token distribution, in nats, BT."""
     kl_BT = np.empty(reference_BTV.shape[:-1])
-    for at in np.ndindex(kl_BT.shape):  # token by token: a vocabulary in float64 is large
+    for at in np.ndindex(kl_BT.shape):  # token by token: all logits in float64 would be large
         kl_BT[at] = _kl(ours_BTV[at], reference_BTV[at])
     return kl_BT
 
 
 def _kl(ours_V: np.ndarray, reference_V: np.ndarray) -> float:
-    """Sums `p (q/p - 1 - log(q/p))`, which equals `p log(p/q)` as p and q both sum to one.
+    """Sums `p (q/p - 1 - log(q/p))`, which equals the sum of `p log(p/q)`: p and q sum to one.
 
-    No term is negative, so that nothing cancels and divergences far below 1e-16 are exact.
+    No term is negative, so nothing cancels, and divergences far below 1e-16 are accurate.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         log_p, log_q = _log_softmax(reference_V), _log_softmax(ours_V)
@@ -87,14 +87,14 @@ def _log_softmax(logits_V: np.ndarray) -> np.ndarray:
 
 
 def top1_agrees(ours_BTV: np.ndarray, reference_BTV: np.ndarray) -> np.ndarray:
-    """Where both deem the same token the likeliest, BT."""
+    """Returns where both sides have the same top-1 token, BT."""
     return ours_BTV.argmax(-1) == reference_BTV.argmax(-1)
 
 
 def top1_unexplained(ours_BTV: np.ndarray, reference_BTV: np.ndarray, noise: float) -> int:
-    """The number of tokens whose likeliest successor differs though noise could not have done it.
+    """Counts the positions whose top-1 token differs by more than noise explains.
 
-    Logits that are off by `noise` can swap the two likeliest if these are within twice that.
+    Logits that are off by `noise` can swap the top two tokens if these are within `2 * noise`.
     """
     second_BT, first_BT = np.moveaxis(np.partition(reference_BTV, -2)[..., -2:], -1, 0)
     is_close_BT = first_BT - second_BT <= 2 * noise
@@ -102,7 +102,10 @@ def top1_unexplained(ours_BTV: np.ndarray, reference_BTV: np.ndarray, noise: flo
 
 
 def position_buckets(length: int) -> Iterator[tuple[int, int | None]]:
-    """The ranges of positions to report on that a sequence reaches; None is without end."""
+    """Yields the position ranges of reports that a sequence of `length` reaches, as (start, stop).
+
+    The stop of the last range is None: it has no end.
+    """
     for start, stop in zip(BUCKET_STARTS, (*BUCKET_STARTS[1:], None), strict=True):
         if start < length:
             yield start, stop

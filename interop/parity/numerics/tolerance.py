@@ -1,4 +1,4 @@
-"""How large an error may be. The reference's own rounding noise decides, not a constant."""
+"""Thresholds of errors, as multiples of the reference's own rounding noise."""
 
 from jaxllm import deviation
 from jaxllm.deviation import MAX_TRAINING_THRESHOLD, MIN_THRESHOLD, NOISE_FACTOR
@@ -10,5 +10,5 @@ MOST = 1e-3
 
 
 def threshold(floor: float, most: float = MOST) -> float:
-    """The relative L2 error that is still noise where the reference's own is `floor`."""
+    """Returns the largest relative L2 error that passes at a noise floor of `floor`."""
     return deviation.threshold(floor, most)

@@ -1,1 +1,1 @@
-"""What the reference computed, as recorded once and stored in packs."""
+"""Recordings of the reference: its activations and noise, and the packs that store them."""

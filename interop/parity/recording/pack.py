@@ -1,4 +1,4 @@
-"""Plain data with arrays in them, as two files: JSON, and safetensors for the arrays."""
+"""Packs: folders that store nested data as JSON and its arrays as safetensors."""
 
 import json
 import os
@@ -17,9 +17,13 @@ VERSION = 2
 
 
 def write_pack(data: dict[str, Any], folder: Path) -> int:
-    """Writes dicts, lists, words, numbers and arrays into a new folder; how many bytes it takes.
+    """Writes nested dicts and lists of strings, numbers and arrays into a new folder.
 
-    Raises CheckpointError if the folder exists.
+    Returns:
+        The size of the folder in bytes.
+
+    Raises:
+        CheckpointError: the folder exists.
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose a new folder")
@@ -36,18 +40,23 @@ def write_pack(data: dict[str, Any], folder: Path) -> int:
 
 
 def read_pack(folder: Path) -> dict[str, Any]:
-    """What `write_pack` wrote. Raises CheckpointError if the folder holds something else."""
+    """Reads what `write_pack` wrote. Raises CheckpointError if the folder holds something else."""
     if missing := [name for name in (DATA, ARRAYS) if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"{folder} is no pack of `jaxllm parity record`: it has no {' and no '.join(missing)}"
+            f"{folder} is not a pack written by `jaxllm parity record`: it has no "
+            f"{' and no '.join(missing)}"
         )
     try:
         plain = json.loads((folder / DATA).read_text(encoding="utf-8"))
         data = _with_arrays(plain, load_file(folder / ARRAYS))
-    except Exception as error:  # whatever safetensors raises for a file that is cut
+    except Exception as error:  # safetensors raises various types for truncated files
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     if not isinstance(data, dict) or data.get("version") != VERSION:
-        raise CheckpointError(f"{folder} is not of version {VERSION}")
+        found = data.get("version") if isinstance(data, dict) else None
+        raise CheckpointError(
+            f"{folder} is a pack of version {found}, not {VERSION}: record it again with "
+            "`jaxllm parity record`"
+        )
     return data
 
 

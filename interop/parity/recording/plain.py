@@ -1,4 +1,4 @@
-"""Turns what was computed into plain data, which packs store."""
+"""Turns results into plain data that packs can store."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from .sample import Sample
 
 
 def plain(found: Any) -> dict[str, Any]:
-    """The fields of a dataclass or a named tuple, as words, numbers, lists, dicts and arrays."""
+    """Returns a dataclass or named tuple as a dict of strings, numbers, lists, dicts and arrays."""
     fields = found._asdict() if hasattr(found, "_asdict") else vars(found)
     return {name: _plain_value(value) for name, value in fields.items()}
 

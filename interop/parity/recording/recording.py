@@ -1,4 +1,4 @@
-"""The reference's side of a comparison: all that judging a model needs, and no PyTorch."""
+"""Recordings: the reference's activations and noise floors, enough to judge a model by."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,23 +23,24 @@ from .sample import Sample
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What the reference computed, under our names, and its own rounding noise."""
+    """The reference's activations, by JAX paths, and its rounding noise."""
 
     inputs: Inputs
     arrays: dict[str, np.ndarray]  # every tap in execution order, the logits last
-    floors: dict[str, float]  # relative L2 between the reference and itself computed otherwise
-    versions: dict[str, str]  # of what computed it
-    logits_noise: float  # the largest difference between its logits and those computed otherwise
-    # What its routers computed otherwise, once for each way, by our names, without padding.
+    # Noise floors: relative L2 error between equivalent evaluations of the reference.
+    floors: dict[str, float]
+    versions: dict[str, str]  # of the packages that computed the reference
+    logits_noise: float  # largest difference of logits between equivalent evaluations
+    # Router logits of each equivalent evaluation, by JAX path, without padding.
     routers: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
-    # As `floors`, of each step alone: those before it returned what they do in `arrays`.
+    # Noise floor of each step on its own, fed the recorded outputs of the steps before it.
     forced_floors: dict[str, float] = dataclasses.field(default_factory=dict)
-    of_source: frozenset[str] = frozenset()  # the taps with a number for each token of the source
-    sample: Sample | None = None  # what is kept of each array, if not all
+    of_source: frozenset[str] = frozenset()  # taps whose positions are those of the source
+    sample: Sample | None = None  # which elements of each array are kept; None: all
 
     @classmethod
     def of_plain(cls, kept: Mapping[str, Any]) -> Self:
-        """The recording that `plain` made plain data of."""
+        """Restores a recording from the data that `plain` returned for it."""
         sample = kept["sample"]
         given = {
             **kept,
@@ -50,9 +51,15 @@ class Recording:
         return cls(**given)
 
     def real(self, path: str, array: np.ndarray | None = None) -> np.ndarray:
-        """A tap, or another array like it, without its padding, if there is any: the rest is flat.
+        """Returns an activation without padding and, for a sampled recording, only the sample.
 
-        By default what the reference computed. Of a sample, only what it keeps.
+        Args:
+            path: the tap.
+            array: another array of the tap's shape, BT...; by default the reference's.
+
+        Returns:
+            The array as it is if there is neither padding nor a sample, else with rows and
+            positions flattened into one dimension.
         """
         if array is None and self.sample is not None:
             return self.arrays[path]
@@ -73,12 +80,17 @@ def record(
     sample: Sample | None = None,
     shelf: Shelf = in_memory,
 ) -> Recording:
-    """Runs the reference with plain attention, and in other ways to measure its noise.
+    """Runs the reference with plain attention, and in equivalent ways to measure its noise.
 
-    Of what it computes a `sample` is kept on the shelf, or all.
+    Args:
+        reference: the PyTorch module.
+        inputs: its inputs.
+        alignment: the activations to record.
+        sample: which elements to keep; by default all.
+        shelf: the store for the activations.
 
     Raises:
-        UserError: the reference has other modules or sizes than the alignment says.
+        UserError: the reference lacks a module of the alignment, or has another shape there.
     """
     known = {name for name, _ in reference.named_modules()}
     if missing := [name for name in alignment.modules if name not in known]:
@@ -93,7 +105,7 @@ def record(
     if sample is not None:
         kept = {path: plain.real(path, array) for path, array in arrays.items()}
         plain = dataclasses.replace(plain, arrays=kept)
-    # Of a sample there is nothing to go on with.
+    # A sampled recording cannot be fed forward.
     forced_arrays = arrays if alignment.taps and sample is None else ()
     floors, forced_floors = dict.fromkeys(arrays, 0.0), dict.fromkeys(forced_arrays, 0.0)
     logits_noise = 0.0
@@ -120,13 +132,13 @@ def record(
 
 
 def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.ndarray]) -> None:
-    """Raises noise to what it is between two runs of the reference."""
+    """Raises each noise floor to the error between two evaluations of the reference, in place."""
     for path, floor in floors.items():
         noise = metrics.relative_l2(plain.real(path, other[path]), plain.real(path))
         floors[path] = max(floor, noise)
 
 
 def _aligned(outputs: Outputs, alignment: Alignment, shelf: Shelf) -> dict[str, np.ndarray]:
-    """The last of what each step computed, under our names, the logits last."""
+    """Returns the last output of each step by JAX path, the logits last."""
     lasts = {name: calls[-1] for name, calls in outputs.items()}
     return {**alignment.align(lasts, shelf), LOGITS: lasts[LOGITS]}

@@ -1,4 +1,4 @@
-"""Which numbers of a recording a pack keeps: some positions, and some elements of what is large."""
+"""Sampling for packs: which positions and which elements of large arrays are kept."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,23 +7,31 @@ import numpy as np
 
 from jaxllm.interop.parity.numerics.metrics import position_buckets
 
-# The golden ratio's multiples fall everywhere alike, and never into step with an array's rows.
+# Multiples of the golden ratio, modulo 1, are spread evenly and never align with an array's rows.
 GOLDEN = 0.6180339887498949
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The same numbers of every array of a shape, however often it is taken."""
+    """A deterministic sample: the same elements of all arrays of one shape."""
 
-    positions: tuple[int, ...]  # of each row
-    features: int  # of each position, at most
+    positions: tuple[int, ...]  # kept of each row
+    features: int  # the most elements kept of each position
 
     def of(
         self, x: np.ndarray, shape_BT: tuple[int, ...], mask_BT: np.ndarray | None, *, whole: bool
     ) -> np.ndarray:
-        """Of an activation BT..., a row for each position that is not padding.
+        """Samples an activation, BT...
 
-        Each with some of its features, or the `whole` of them. Of a pooled sequence there is one.
+        Args:
+            x: the activation. If its shape does not start with `shape_BT`, as for pooled
+                sequences, its first dimension is kept whole.
+            shape_BT: shape of the inputs.
+            mask_BT: 0 at padding, which is dropped; None: no padding.
+            whole: whether to keep all elements of a position.
+
+        Returns:
+            One row for each kept position.
         """
         if x.shape[:2] == shape_BT:
             keeps_BT = np.zeros(shape_BT, bool)
@@ -36,7 +44,10 @@ class Sample:
 
 
 def spread_positions(length: int, count: int) -> tuple[int, ...]:
-    """So many positions, as many of each bucket that a report tells apart, the last among them."""
+    """Returns about `count` positions, spread evenly over the position ranges of reports.
+
+    The last position is always among them, and every range has at least one.
+    """
     buckets = [(start, stop or length) for start, stop in position_buckets(length)]
     buckets = [(start, min(stop, length)) for start, stop in buckets]
     each = max(1, count // len(buckets))
@@ -47,12 +58,12 @@ def spread_positions(length: int, count: int) -> tuple[int, ...]:
 
 
 def places(size: int, count: int) -> np.ndarray:
-    """At most `count` of `size` places, in order."""
+    """Returns at most `count` indices into `size` elements, in ascending order."""
     if size <= count:
         return np.arange(size)
     return np.unique((size * (np.arange(count) * GOLDEN % 1)).astype(np.int64))
 
 
 def elements(arrays: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """At most `count` elements of each array, flat."""
+    """Returns at most `count` elements of each array, flattened."""
     return {name: x.reshape(-1)[places(x.size, count)] for name, x in arrays.items()}

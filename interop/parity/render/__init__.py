@@ -1,1 +1,1 @@
-"""Renders a parity report for the terminal and as an HTML page."""
+"""Renders parity reports for the terminal and as HTML pages."""

@@ -1,4 +1,4 @@
-"""Charts of errors: along the model, by position and over training steps."""
+"""Charts of errors: by step of the model, by position and by training step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -106,7 +106,7 @@ def _mark(axes: "Axes", xs: Sequence[int], ys: Sequence[float], held: Sequence[b
 
 
 def _name_layers(axes: "Axes", taps: Sequence[TapResult]) -> None:
-    """Names whole layers and modules outside of layers on the x axis, as far as there is room."""
+    """Labels whole layers and modules outside of layers on the x axis, where there is room."""
     named: dict[int, str] = {}
     free_from = 0.0
     for x, tap in enumerate(taps):
@@ -122,7 +122,7 @@ def _name_layers(axes: "Axes", taps: Sequence[TapResult]) -> None:
 
 
 def _set_log_scale(axes: "Axes", values: Iterable[float]) -> tuple[float, float]:
-    """Sets a log scale from the power of ten below all positive finite values to that above."""
+    """Sets a log scale between the powers of ten around all positive finite values."""
     exponents = [math.log10(v) for v in values if v > 0 and math.isfinite(v)] or [0.0]
     low = math.floor(min(exponents))
     high = max(math.ceil(max(exponents)), low + 1)
@@ -135,5 +135,5 @@ def _set_log_scale(axes: "Axes", values: Iterable[float]) -> tuple[float, float]
 
 
 def _clamp(values: Iterable[float], bottom: float, top: float) -> list[float]:
-    """Brings zero to the bottom of a scale, and NaN and infinity to its top."""
+    """Clamps values to a scale; NaN and infinity go to its top."""
     return [min(max(v, bottom), top) if math.isfinite(v) else top for v in values]

@@ -1,4 +1,4 @@
-"""Tables of the rows of one level: failures first, then what is closest to its threshold."""
+"""Tables of the rows of one level, failures first."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,13 +21,13 @@ SHOWN = 12  # rows of a level
 
 
 def level_table(results: Sequence[Judged]) -> Table:
-    """The table for the kind of rows that a level has."""
+    """Returns the table for the kind of rows that a level has."""
     draw = _TABLES.get(type(results[0]), differing_table) if results else differing_table
     return draw(results)
 
 
 def differing_table(results: Iterable[Judged]) -> Table:
-    """The rows of any kind that exceed their thresholds."""
+    """Tabulates the rows of any kind that exceed their thresholds."""
     wrong = [row for row in results if not row.ok]
     rows = (
         Row((name(row), *map(number, (row.measured, row.floor, row.threshold))), ok=False)
@@ -37,13 +37,13 @@ def differing_table(results: Iterable[Judged]) -> Table:
 
 
 def config_table(fields: Iterable[FieldResult]) -> Table:
-    """The fields that differ."""
+    """Tabulates the fields that differ."""
     rows = (Row((row.path, row.ours, row.theirs), ok=False) for row in fields if not row.ok)
     return Table(("field", "model", "reference"), tuple(rows), num_text_columns=3)
 
 
 def weights_table(weights: Iterable[WeightResult]) -> Table:
-    """The parameters that are not equal bit for bit."""
+    """Tabulates the parameters that are not equal bit for bit."""
     unequal = [row for row in weights if not row.ok]
     rows = (
         Row((place(row), row.remark, f"{row.differing_bits:,}", f"{row.num_bits:,}"), ok=False)
@@ -54,7 +54,7 @@ def weights_table(weights: Iterable[WeightResult]) -> Table:
 
 
 def wrong_steps_table(taps: Iterable[TapResult]) -> Table:
-    """The steps that are wrong even when fed the reference's inputs."""
+    """Tabulates the steps that are wrong even when fed the reference's inputs."""
     rows, wrong = [], [tap for tap in taps if tap.is_wrong_itself]
     for tap in wrong[:SHOWN]:
         own = tap.forced or tap.cumulative
@@ -65,7 +65,7 @@ def wrong_steps_table(taps: Iterable[TapResult]) -> Table:
 
 
 def tensors_table(results: Sequence[TensorResult]) -> Table:
-    """Gradients, moments or updates, those closest to their thresholds first."""
+    """Tabulates gradients, moments or updates: failures first, then the closest to failing."""
     ranked = sorted(results, key=lambda row: (not row.ok, row.ratio), reverse=True)
     rows = (
         Row(
@@ -85,7 +85,7 @@ def tensors_table(results: Sequence[TensorResult]) -> Table:
 
 
 def losses_table(losses: Iterable[LossResult]) -> Table:
-    """The losses of every training step on both sides."""
+    """Tabulates the losses of every training step on both sides."""
     rows = (
         Row(
             (
@@ -101,7 +101,7 @@ def losses_table(losses: Iterable[LossResult]) -> Table:
 
 
 def generation_table(results: Iterable[TextResult | ScoresResult]) -> Table:
-    """Generated tokens, and the logits by which they are chosen."""
+    """Tabulates generated tokens, and the logits by which they are chosen."""
     columns = ("check", "input", "result")
     return Table(columns, tuple(map(_generated, results)), len(columns))
 

@@ -1,4 +1,4 @@
-"""The heat map's data: layers by steps, with how far each error is from its threshold."""
+"""Heat map data: error / threshold of every step of every layer."""
 
 import dataclasses
 import itertools
@@ -14,25 +14,25 @@ from .summary import number
 
 # Ranges of error / threshold as powers of ten; the style sheet gives each a gradient of colors.
 RANGES = {"within": (-2.0, 0.0), "beyond": (0.0, 2.0), "far": (2.0, 5.0)}
-MAX_NUMBERED = 14  # columns; with more of them a cell has no room for its number
-NAMED_LAYERS = 30  # with more layers only every second, third and so on has its number above it
+MAX_NUMBERED = 14  # columns; with more, cells have no room for numbers
+NAMED_LAYERS = 30  # with more layers, only every second, third, ... column has a layer number
 
 
 class Heat(NamedTuple):
-    """A color: a range of error / threshold, and the place in it in percent."""
+    """A color: a range of error / threshold, and the position in that range in percent."""
 
     range: str
     percent: int = 0
 
 
 class Cell(NamedTuple):
-    """A step of a layer: its error and the color of that, its own error's color, and details."""
+    """A step of a layer."""
 
-    error: str
-    heat: Heat
-    own: Heat | None
+    error: str  # after all preceding steps
+    heat: Heat  # color of that error
+    own: Heat | None  # color of the step's own error, when fed the reference's inputs
     is_first: bool  # whether it is the first divergence
-    details: str
+    details: str  # every number of the step, line by line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class HeatMap:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether cells are wide enough for their numbers."""
+        """Whether cells are wide enough for numbers."""
         return len(self.columns) <= MAX_NUMBERED
 
 
@@ -88,7 +88,7 @@ def legend() -> Iterator[tuple[Heat, str]]:
 
 
 def heat(ratio: float) -> Heat:
-    """The color of an error that is `ratio` times its threshold; it jumps at the threshold."""
+    """Returns the color of an error that is `ratio` times its threshold; it jumps at 1."""
     if math.isnan(ratio):
         return Heat("undefined")
     exponent = math.log10(ratio) if ratio > 0 else -math.inf
@@ -105,7 +105,7 @@ def _cell(tap: TapResult, first: object) -> Cell:
 
 
 def _details(tap: TapResult) -> str:
-    """Every number of a step, line by line."""
+    """Lists every number of a step, line by line."""
     lines = [tap.path, f"after all preceding steps: {_numbers(tap.cumulative)}"]
     if tap.forced is not None:
         lines.append(f"fed the reference's inputs: {_numbers(tap.forced)}")

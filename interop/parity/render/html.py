@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def render(report: Report) -> str:
-    """Renders the whole report."""
+    """Renders the whole report as HTML."""
     has_layers = "layers" in report.verdicts and "layers" not in report.unjudged
     return _template().render(
         report=report,
@@ -52,7 +52,7 @@ def _template() -> "Template":
 
 
 class Section(NamedTuple):
-    """What the page shows of one level."""
+    """The section of the page for one level."""
 
     title: str
     caption: str
@@ -61,7 +61,7 @@ class Section(NamedTuple):
 
 
 def _sections(report: Report) -> Iterator[Section]:
-    """The sections of the levels that have something to show."""
+    """Yields the sections of the levels that have something to show."""
     for level, rows in report.rows.items():
         table = details.level_table(rows)
         losses = [row for row in rows if isinstance(row, LossResult)]
@@ -71,7 +71,7 @@ def _sections(report: Report) -> Iterator[Section]:
 
 
 def _explanation(report: Report) -> tuple[str, str, str]:
-    """The verdict in a sentence, parted around what diverges first."""
+    """Returns the verdict in a sentence, split around the name of the first divergence."""
     first, sentence = report.first_divergence, explanation(report)
     return sentence.partition(place(first)) if first else (sentence, "", "")
 

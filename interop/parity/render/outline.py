@@ -1,4 +1,4 @@
-"""The layers of a model and their steps, found in the paths of its activations."""
+"""Groups activations by layer and step, from their paths."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ class Outline:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps of all layers in execution order, each after its predecessor in any layer."""
+        """The steps of all layers in execution order, each after its predecessor in its layer."""
         order: list[str] = []
         for taps in self.layers.values():
             place = 0
@@ -31,7 +31,7 @@ class Outline:
 
 
 def outline(taps: Iterable[TapResult]) -> Outline:
-    """Sorts activations by layer; what a whole layer returns is its step `output`."""
+    """Groups activations by layer; the output of a whole layer is its step `output`."""
     before: list[TapResult] = []
     after: list[TapResult] = []
     layers: dict[str, dict[str, TapResult]] = {}

@@ -1,4 +1,4 @@
-"""Tables that summarize a report: a row for each level, layer or range of positions."""
+"""Summary tables of a report: a row for each level, layer or range of positions."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from .table import Row, Table
 
 
 def levels_table(report: Report) -> Table:
-    """A row for each level, with its first failure or else what is closest to its threshold."""
+    """Tabulates the levels, each with its first failure or else its row closest to failing."""
     columns = ("level", "compared", "first failure, else closest to its threshold")
     rows = []
     for level, results in report.rows.items():
@@ -23,7 +23,7 @@ def levels_table(report: Report) -> Table:
 
 
 def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
-    """The row that decides a level and its three figures, as far as they mean anything."""
+    """Returns the row that decides a level, its error, noise floor and threshold, or blanks."""
     worst = tightest(rows) if rows else None
     if worst is None or not (worst.threshold or worst.measured):
         return "", "", "", ""
@@ -33,7 +33,7 @@ def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
 
 
 def layers_table(report: Report) -> Table:
-    """A row for each layer: its first step beyond its threshold, or the closest to it."""
+    """Tabulates the layers, each with its first failing step or else the closest to failing."""
     columns = ("step", "error", "own error", "noise floor", "threshold", "error / threshold")
     return Table(columns, tuple(map(_step, _decisive_steps(report))))
 
@@ -54,7 +54,7 @@ def _step(tap: TapResult) -> Row:
 
 
 def positions_table(report: Report, logits: LogitsResult) -> Table:
-    """A row for each range of positions, and one for all."""
+    """Tabulates the logits' errors for each range of positions, and for all positions."""
     columns = ("positions", "tokens", "relative L2", "mean KL", "largest KL", "same top-1")
     ranges: list[tuple[str, int, Bucket | LogitsResult]] = [
         *((bucket.label, bucket.tokens, bucket) for bucket in report.buckets),

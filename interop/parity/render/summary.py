@@ -1,4 +1,4 @@
-"""The verdict of a report in sentences, and its numbers in two digits."""
+"""The sentences of a report: verdict, first divergence, likely cause, notes."""
 
 import math
 from collections.abc import Iterable
@@ -20,17 +20,17 @@ AnyRow = TypeVar("AnyRow", bound=Judged)
 
 
 def mark(ok: bool) -> str:
-    """A check mark or a cross."""
+    """Returns a check mark or a cross."""
     return "✓" if ok else "✗"
 
 
 def headline(report: Report) -> str:
-    """The verdict in three words."""
+    """Returns the verdict as a headline."""
     return "Parity holds" if report.ok else "Parity is broken"
 
 
 def explanation(report: Report) -> str:
-    """The verdict in a sentence: the first divergence, or the error closest to its threshold."""
+    """Returns a sentence on the first divergence or else on the error closest to failing."""
     if first := report.first_divergence:
         return f"{name(first)} {complaint(first)}."
     inexact = [row for rows in report.rows.values() for row in rows if row.threshold]
@@ -38,13 +38,13 @@ def explanation(report: Report) -> str:
         return "Nothing differs."
     closest = tightest(inexact)
     return (
-        f"Every error is within its threshold. The closest is that of {name(closest)}: error "
+        f"Every error is within its threshold. The closest to failing is {name(closest)}: error "
         f"{number(closest.measured)}, threshold {number(closest.threshold)}."
     )
 
 
 def hint(report: Report) -> str:
-    """The likely cause of the first divergence or, failing that, of the first wrong step."""
+    """Returns the likely cause of the first divergence or else of the first wrong step, or ""."""
     first, step = report.first_divergence, first_wrong(report.taps)
     if first is None:
         return ""
@@ -54,19 +54,22 @@ def hint(report: Report) -> str:
 
 
 def unjudged_note(report: Report) -> str:
-    """Which levels could not be compared, if any."""
+    """Returns a sentence on the levels that could not be compared, or ""."""
     levels = ", ".join(report.unjudged)
     return f"The sizes differ, so these levels were not compared: {levels}." if levels else ""
 
 
 def flips_note(report: Report) -> str:
-    """Where routers select different experts: from there on errors are not those of rounding."""
+    """Returns sentences on routers that select different experts, or "".
+
+    After such a router, errors are no longer rounding errors.
+    """
     sentences = []
     if first := next((row for row in report.flips if row.tokens), None):
         sentences.append(
             f"{first.path} is the first router to select other experts than the reference, for "
-            f"{first.tokens} of {report.tokens} tokens. Their last selected and their next logit "
-            f"are at most {number(first.margin)} apart."
+            f"{first.tokens} of {report.tokens} tokens. At these tokens, the last selected logit "
+            f"is at most {number(first.margin)} above the next."
         )
     if noisy := next((row for row in report.flips if row.by_noise), None):
         sentences.append(
@@ -77,7 +80,10 @@ def flips_note(report: Report) -> str:
 
 
 def tightest(rows: Iterable[AnyRow]) -> AnyRow:
-    """The first row beyond its threshold or, if there is none, the closest to it."""
+    """Returns the first row that fails or, if there is none, the row closest to failing.
+
+    Among failing activations, steps that are wrong on their own come first.
+    """
     rows = tuple(rows)
     beyond = [row for row in rows if not row.ok]
     themselves = [row for row in beyond if isinstance(row, TapResult) and row.is_wrong_itself]
@@ -85,19 +91,19 @@ def tightest(rows: Iterable[AnyRow]) -> AnyRow:
 
 
 def name(row: Judged) -> str:
-    """What a row is about."""
+    """Returns the name of what a row compares, for use in sentences."""
     return f"the {row.what} of {place(row)}" if isinstance(row, TensorResult) else place(row)
 
 
 def place(row: Judged) -> str:
-    """The dotted path of the parameter, step or field that a row is about."""
+    """Returns the dotted path of the parameter, step or field that a row compares."""
     if isinstance(row, TensorResult | WeightResult):
         return ".".join(part for part in (row.path, row.parameter) if part)
     return row.path
 
 
 def complaint(row: Judged) -> str:
-    """What is wrong with a row, as the rest of a sentence that starts with its name."""
+    """Returns what is wrong with a row, to complete a sentence that begins with its name."""
     if isinstance(row, FieldResult):
         return f"is {row.ours or 'unknown'} in the model, {row.theirs} in the reference"
     if isinstance(row, WeightResult):
@@ -115,7 +121,7 @@ def complaint(row: Judged) -> str:
 
 
 def compared(level: str, report: Report) -> str:
-    """How much a level compared, and how much of it differs."""
+    """Returns how much a level compared, and how much of that differs."""
     rows, noun = report.rows[level], LEVELS[level].noun
     if level in report.unjudged:
         return "not compared"
@@ -140,7 +146,7 @@ def _count_wrong(rows: Iterable[Judged]) -> int:
 
 
 def number(value: float) -> str:
-    """An error in two digits."""
+    """Formats an error with two significant digits."""
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     return f"{value:#.2g}" if 0.01 <= value < 10 else f"{value:.1e}"

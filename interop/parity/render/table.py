@@ -1,11 +1,11 @@
-"""A table of text that any renderer can draw."""
+"""A plain table of text, drawn by both renderers."""
 
 import dataclasses
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """The cells of a row, and whether what it is about is within its threshold."""
+    """The cells of a row, and whether the row passes."""
 
     cells: tuple[str, ...]
     ok: bool = True
@@ -18,4 +18,4 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     num_text_columns: int = 1
-    num_omitted: int = 0  # rows beyond their thresholds that are left out for brevity
+    num_omitted: int = 0  # failing rows that are left out for brevity

@@ -1,4 +1,4 @@
-"""Renders a report for the terminal: the verdict, and a row for each level, layer and range."""
+"""Renders a report for the terminal: the verdict, and tables of levels, layers and positions."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -40,7 +40,7 @@ def _verdict(report: Report) -> Panel:
 
 
 def _narrow(levels: Table) -> Table:
-    """The table without the column of decisive rows, which are named only where a level fails."""
+    """Drops the column of decisive rows; names the row next to the level only where it fails."""
     rows = []
     for (level, compared, decisive, *figures), ok in levels.rows:
         where = f": {decisive}" if decisive and not ok else ""

@@ -1,1 +1,1 @@
-"""The parity report as plain data."""
+"""The parity report as plain data: rows, levels and verdicts."""

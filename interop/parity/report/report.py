@@ -19,13 +19,13 @@ from .rows import (
     first_wrong,
 )
 
-# The levels whose rows are activations, which are one list in JSON: `taps`.
+# The levels whose rows are activations. Their JSON is one list, `taps`.
 ACTIVATIONS = ("layers", "logits")
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitsResult:
-    """How far the predictions are from the reference's. `relative_l2` decides."""
+    """Errors of the logits against the reference. The verdict depends on `relative_l2` alone."""
 
     relative_l2: float
     floor: float
@@ -34,21 +34,21 @@ class LogitsResult:
     max_over_rms: float
     kl_mean: float  # nats per token
     kl_max: float
-    top1_agreement: float  # the share of tokens whose likeliest successor is the same
-    top1_unexplained: int  # tokens where it is another though noise could not have swapped them
+    top1_agreement: float  # share of tokens with the same top-1 prediction
+    top1_unexplained: int  # tokens whose top-1 prediction differs by more than noise explains
 
     @property
     def ok(self) -> bool:
-        """Whether the error is no more than rounding noise."""
+        """Whether the error is within its threshold."""
         return self.relative_l2 <= self.threshold
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """The logits at a range of positions."""
+    """Errors of the logits within a range of positions."""
 
     start: int
-    stop: int | None
+    stop: int | None  # exclusive; None: to the end of the sequence
     tokens: int
     relative_l2: float
     kl_mean: float
@@ -57,26 +57,26 @@ class Bucket:
 
     @property
     def label(self) -> str:
-        """The range as text."""
+        """The range as text, such as `4-31` or `512+`."""
         return f"{self.start}+" if self.stop is None else f"{self.start}-{self.stop - 1}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """The verdicts of a comparison, and the figures behind them, as plain data."""
+    """The verdicts of a comparison and the figures behind them, as plain data."""
 
-    subject: str  # what was compared
+    subject: str  # name of what was compared
     verdicts: dict[str, bool]  # by level
-    # What was compared, by level, in the order in which one level's error is another's.
+    # One row for each thing compared, by level. Levels are ordered from causes to effects.
     rows: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     logits: LogitsResult | None = None
     buckets: tuple[Bucket, ...] = ()
     flips: tuple[RouterFlips, ...] = ()
-    unjudged: tuple[str, ...] = ()  # the levels that nothing could be compared at: sizes differ
+    unjudged: tuple[str, ...] = ()  # levels that could not be compared, because sizes differ
     batch_size: int
-    length: int
-    tokens: int  # that are compared, so without padding
-    seed: int | None  # of the tokens, if they were drawn
+    length: int  # of each row, padding included
+    tokens: int  # the number compared, without padding
+    seed: int | None  # of random inputs; None: the inputs were given
     dtypes: dict[str, str]
     versions: dict[str, str]
     tolerance: dict[str, float]
@@ -88,51 +88,52 @@ class Report:
 
     @property
     def config(self) -> tuple[FieldResult, ...]:
-        """The fields of the config."""
+        """Rows of the config fields."""
         return self.rows.get("config", ())
 
     @property
     def weights(self) -> tuple[WeightResult, ...]:
-        """The parameters, bit by bit."""
+        """Rows of the parameters, compared bit by bit."""
         return self.rows.get("weights", ())
 
     @property
     def taps(self) -> tuple[TapResult, ...]:
-        """The activations in execution order, the logits last."""
+        """Rows of the activations in execution order, the logits last."""
         return tuple(tap for level in ACTIVATIONS for tap in self.rows.get(level, ()))
 
     @property
     def gradients(self) -> tuple[TensorResult, ...]:
-        """The loss of the first batch, and the gradients."""
+        """Rows of the first batch's loss and of every parameter's gradient."""
         return self.rows.get("gradients", ())
 
     @property
     def step(self) -> tuple[TensorResult, ...]:
-        """The norm that clips, and the moments and updates of one step of training."""
+        """Rows of the global gradient norm, and of the moments and updates of one AdamW step."""
         return self.rows.get("step", ())
 
     @property
     def curve(self) -> tuple[LossResult, ...]:
-        """The losses of all steps of training."""
+        """Rows of the losses of all training steps."""
         return self.rows.get("curve", ())
 
     @property
     def generate(self) -> tuple[TextResult | ScoresResult, ...]:
-        """What both sides generate."""
+        """Rows of the generated tokens and of the logits behind them."""
         return self.rows.get("generate", ())
 
     @property
     def first_divergence(self) -> Judged | None:
-        """The first of all rows that is off by more than noise, from causes to effects.
+        """The first row beyond its threshold, from causes to effects; None if there is none.
 
-        Of activations the first that is wrong by itself, given what the reference's steps return.
+        Among activations, a step that is wrong even when fed the reference's inputs takes
+        precedence.
         """
         rows = itertools.chain.from_iterable(self.rows.values())
         first = next((row for row in rows if not row.ok), None)
         return first_wrong(self.taps) if isinstance(first, TapResult) else first
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as data for `json.dumps`. Numbers that are not finite are null."""
+        """Returns the whole report as data for `json.dumps`. NaN and infinity become null."""
         first = self.first_divergence
         data = {"ok": self.ok, **dataclasses.asdict(dataclasses.replace(self, rows={}))}
         del data["rows"]

@@ -1,45 +1,53 @@
-"""What a comparison consists of: one row for each thing compared."""
+"""Report rows: one for each field, tensor, activation, loss or text that is compared."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-# The logits of both sides are taken from their outputs, since not every family has them as the
-# output of a module. While they are compared they go by this name, in a row by that of what makes
-# them in our model.
+# The logits are taken from the output of the whole model, since not every family has a module that
+# returns them. During the comparison they have this name. In rows, they have the path of the
+# module that computes them in the JAX model.
 LOGITS = "logits"
 
 
 class Judged:
-    """What rows have in common: where, how far off, how far off noise alone would be, and why."""
+    """Base class of rows: a place in the model, its error, noise floor and threshold, and a hint.
 
-    path: str  # in our names, as in `layers.7.mlp`
-    measured: Any  # a float: the number that decides
-    floor: Any  # the reference against itself, computed in another way
+    Attributes:
+        path: dotted path in the JAX model, as in `layers.7.mlp`.
+        measured: the error that decides, a float.
+        floor: the noise floor: the error between equivalent evaluations of the reference.
+        threshold: the largest error that passes.
+        hint: the likely cause, if known.
+    """
+
+    path: str
+    measured: Any
+    floor: Any
     threshold: Any
     hint: str | None
 
     @property
     def ok(self) -> bool:
-        """Whether the error is no more than rounding noise. NaN is not."""
+        """Whether the error is within its threshold. NaN is not."""
         return self.measured <= self.threshold
 
     @property
     def ratio(self) -> float:
-        """The error in thresholds: above 1 it is too large."""
+        """The error divided by its threshold."""
         if self.threshold:
             return self.measured / self.threshold
         return 0.0 if self.measured == 0 else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """The row as data."""
+        """Returns the fields of the row, its error, noise floor, threshold and verdict."""
         judged = {name: getattr(self, name) for name in ("measured", "floor", "threshold", "ok")}
         return {**dataclasses.asdict(self), **judged}  # type: ignore[call-overload]
 
 
 class Exact(Judged):
-    """A row in which nothing but equality will do."""
+    """Base class of rows that must be equal: noise floor and threshold are zero."""
 
     floor = 0.0
     threshold = 0.0
@@ -47,7 +55,7 @@ class Exact(Judged):
 
 @dataclasses.dataclass(frozen=True)
 class FieldResult(Exact):
-    """A field of the config, as both sides have it."""
+    """A config field of both sides."""
 
     path: str  # as in `config.norms.eps`
     ours: str
@@ -56,31 +64,31 @@ class FieldResult(Exact):
 
     @property
     def measured(self) -> float:
-        """1 if the two differ."""
+        """1 if the two differ, else 0."""
         return float(self.ours != self.theirs)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightResult(Exact):
-    """A parameter, and the tensors of the reference that it is made of."""
+    """A parameter, compared bit by bit with the tensors of the reference that map to it."""
 
     path: str  # of the module
     parameter: str  # its name in the module
-    stored: tuple[str, ...]
+    stored: tuple[str, ...]  # names of the reference's tensors
     num_bits: int
     differing_bits: int
-    remark: str = ""  # why they could not be compared
+    remark: str = ""  # why the two could not be compared, or which tensor this one is a copy of
     hint: str | None = None
 
     @property
     def measured(self) -> float:
-        """The bits that differ."""
+        """The number of differing bits."""
         return float(self.differing_bits)
 
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-    """A relative L2 error, that of noise alone, and how large it may be."""
+    """A relative L2 error with its noise floor and threshold."""
 
     relative_l2: float
     floor: float
@@ -88,47 +96,47 @@ class Error:
 
     @property
     def ok(self) -> bool:
-        """Whether it is no more than rounding noise. NaN is not."""
+        """Whether the error is within its threshold. NaN is not."""
         return self.relative_l2 <= self.threshold
 
     @property
     def ratio(self) -> float:
-        """The error in thresholds."""
+        """The error divided by its threshold."""
         return self.relative_l2 / self.threshold
 
 
 @dataclasses.dataclass(frozen=True)
 class TapResult(Judged):
-    """How far one activation is from the reference's, and how far it may be.
+    """The errors of one activation: after all preceding steps, and on its own.
 
-    Both errors must hold. The forced one is blind to what is wrong between two steps that are
-    shown and put right at the second, the cumulative one to what is small beside the noise of all
-    steps before.
+    Both must be within their thresholds. The step's own (`forced`) error misses a bug between two
+    recorded steps that the second one hides; the cumulative error misses what is small compared
+    with the accumulated noise of all preceding steps.
     """
 
     path: str
-    cumulative: Error  # with all that the steps before it did
-    max_over_rms: float
-    forced: Error | None = None  # its own: the steps before it returned what the reference's did
-    is_output: bool = False  # whether it is what the model returns
-    ulp_p50: float = 0.0
+    cumulative: Error  # after all preceding steps
+    max_over_rms: float  # largest difference / RMS of the reference
+    forced: Error | None = None  # the step's own error, when fed the reference's inputs
+    is_output: bool = False  # whether this is the output of the whole model
+    ulp_p50: float = 0.0  # distance in float32 ULPs: median, 99th percentile, maximum
     ulp_p99: float = 0.0
     ulp_max: float = 0.0
     hint: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether neither error is more than rounding noise."""
+        """Whether both errors are within their thresholds."""
         return self.cumulative.ok and not self.is_wrong_itself
 
     @property
     def is_wrong_itself(self) -> bool:
-        """Whether the step is wrong by itself, whatever it is given."""
+        """Whether the step is wrong even when fed the reference's inputs."""
         return self.forced is not None and not self.forced.ok
 
     @property
     def decisive(self) -> Error:
-        """Its own error if that is too large, else whichever comes closer to its threshold."""
+        """The step's own error if it is too large, else the error closer to its threshold."""
         if self.forced is None:
             return self.cumulative
         if not self.forced.ok:
@@ -143,7 +151,7 @@ class TapResult(Judged):
 
     @property
     def floor(self) -> float:
-        """The noise of the decisive error."""
+        """The noise floor of the decisive error."""
         return self.decisive.floor
 
     @property
@@ -153,23 +161,28 @@ class TapResult(Judged):
 
 
 def first_wrong(taps: Sequence[TapResult]) -> TapResult | None:
-    """The first in order of execution that is wrong by itself, else the first that is wrong."""
+    """Returns the first step that is wrong even when fed the reference's inputs.
+
+    If there is none, returns the first that is beyond a threshold. `taps` are in execution order.
+    """
     wrong = [tap for tap in taps if not tap.ok]
     return next((tap for tap in wrong if tap.is_wrong_itself), next(iter(wrong), None))
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorResult(Judged):
-    """How far something of a parameter, such as its gradient, is from the reference's."""
+    """The error of a parameter's gradient, moment or update."""
 
     path: str  # of the module
     parameter: str  # its name in the module
-    what: str  # gradient, m, v or update; norm of all gradients
+    what: str  # gradient, m, v or update; loss of the batch; norm of all gradients
     relative_l2: float
     floor: float
     threshold: float
-    relative_to: str = "own"  # norm; "all" of a gradient that is nothing but noise
-    compared: float = 1.0  # the share of its elements that are more than noise
+    # What the error is relative to: the tensor's "own" norm, or the norm of "all" gradients if the
+    # tensor is nothing but noise.
+    relative_to: str = "own"
+    compared: float = 1.0  # share of elements compared: those above the noise
     hint: str | None = None
 
     @property
@@ -180,7 +193,7 @@ class TensorResult(Judged):
 
 @dataclasses.dataclass(frozen=True)
 class LossResult(Judged):
-    """The loss of one step of training on both sides."""
+    """The loss of one training step on both sides."""
 
     path: str  # as in `step 3`
     ours: float
@@ -197,18 +210,18 @@ class LossResult(Judged):
 
 @dataclasses.dataclass(frozen=True)
 class TextResult(Exact):
-    """What both sides continue a prompt with."""
+    """The tokens that both sides generate from one prompt."""
 
     path: str  # as in `generate.beams`
-    prompt_tokens: int
+    prompt_tokens: int  # length of the prompt
     ours: tuple[int, ...]
     theirs: tuple[int, ...]
-    is_tie: bool = False  # whether they part where noise may decide
+    is_tie: bool = False  # whether the two diverge where rounding noise decides
     hint: str | None = None
 
     @property
     def measured(self) -> float:
-        """The tokens that differ, unless they do by a tie."""
+        """The number of differing tokens; 0 if the two diverge at a tie."""
         differing = sum(a != b for a, b in zip(self.ours, self.theirs, strict=False))
         differing += abs(len(self.ours) - len(self.theirs))
         return 0.0 if self.is_tie else float(differing)
@@ -216,26 +229,29 @@ class TextResult(Exact):
 
 @dataclasses.dataclass(frozen=True)
 class ScoresResult(Judged):
-    """What tokens are chosen by on the way: logits out of a cache, or filtered ones."""
+    """The error of the values that tokens are chosen by: logits with a cache, or after filters."""
 
     path: str  # as in `generate.logits`
     relative_l2: float
     floor: float
     threshold: float
-    unexplained: int = 0  # tokens that one side alone filters out, though they are no tie
+    unexplained: int = 0  # tokens that only one side filters out, by more than noise explains
     hint: str | None = None
 
     @property
     def measured(self) -> float:
-        """The relative L2 error; infinite if other tokens are filtered out."""
+        """The relative L2 error; infinite if the two sides filter out different tokens."""
         return math.inf if self.unexplained else self.relative_l2
 
 
 @dataclasses.dataclass(frozen=True)
 class RouterFlips:
-    """Tokens that go to other experts than the reference's: beyond them errors are not rounding."""
+    """Tokens that a router sends to other experts than the reference does.
+
+    After such a router, errors at these tokens are no longer rounding errors.
+    """
 
     path: str  # of the router
     tokens: int
-    margin: float  # the largest, at these tokens, between the last chosen logit and the next
-    by_noise: int  # tokens that the reference itself sends elsewhere when computed in other ways
+    margin: float  # largest gap, at these tokens, between the last selected and the next logit
+    by_noise: int  # tokens that equivalent evaluations of the reference already reroute

@@ -1,4 +1,4 @@
-"""Tiny Llamas of transformers with distinct random numbers everywhere, and ours made of them."""
+"""Tiny Llamas of transformers with distinct random weights, and their conversion to JAX."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def make_llama() -> Callable:
-    """Llamas of transformers; no two of their numbers agree, and no norm scale is one."""
+    """Builds Llamas of transformers; no two weights are equal, and no norm scale is one."""
     return _make_llama
 
 
@@ -44,7 +44,7 @@ def _make_llama(seed: int = 0, std: float = 0.15, **config):
 
 @pytest.fixture
 def convert(tmp_path) -> Callable[..., Decoder]:
-    """Ours with the weights of a Llama of transformers."""
+    """Converts a Llama of transformers to a JAX model."""
     transformers.utils.logging.disable_progress_bar()
 
     def convert(llama) -> Decoder:

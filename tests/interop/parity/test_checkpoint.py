@@ -1,4 +1,4 @@
-"""A folder in, a report out; whatever is wrong with the folder is said clearly."""
+"""Checkpoint parity: reports on good and wrong checkpoints, clear errors for unusable ones."""
 
 import functools
 import json
@@ -30,21 +30,21 @@ def test_a_checkpoint_passes(folder):
     json.dumps(report.to_json(), allow_nan=False)
 
 
-def test_another_model_fails(folder, make_llama, convert):
+def test_a_model_with_other_weights_fails(folder, make_llama, convert):
     broken = load_pretrained(folder, dtype="float32")
     broken.final_norm.scale[...] *= 1.01
     report = check_checkpoint(str(folder), num_tokens=320, model=broken)
     assert report.first_divergence.path == "final_norm"
 
 
-def test_all_levels_but_the_curve_are_the_default(folder, tokens):
+def test_the_default_is_all_levels_except_the_curve(folder, tokens):
     report = parity.check_checkpoint(folder, tokens=tokens[:1, :64])
     assert report.ok, report.first_divergence
     wanted = {"weights", "config", "logits", "layers", "gradients", "step", "generate"}
     assert report.verdicts.keys() == wanted
 
 
-def test_text_is_spelt_with_the_tokenizer_of_the_folder(folder):
+def test_text_is_tokenized_by_the_tokenizer_in_the_folder(folder):
     words = {"a": 5, "b": 6, "c": 95}
     Tokenizer(models.WordLevel(words, unk_token="c")).save(str(folder / "tokenizer.json"))
     assert text_tokens("a", folder, 96, 4).tolist() == [[5, 5, 5, 5]]
@@ -59,7 +59,7 @@ def test_given_tokens_are_used(folder, tokens):
     assert (report.batch_size, report.length, report.seed) == (*tokens.shape, None)
 
 
-def test_what_cannot_be_checked_is_refused(folder, tmp_path):
+def test_invalid_checkpoints_and_options_are_rejected(folder, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         check_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
@@ -71,14 +71,14 @@ def test_what_cannot_be_checked_is_refused(folder, tmp_path):
     with pytest.raises(TypeError, match="unexpected keyword argument 'nun_tokens'"):
         check_checkpoint(folder, nun_tokens=300)
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="model_type 'bert'; known are llama"):
+    with pytest.raises(CheckpointError, match="model_type 'bert' is not supported; supported are"):
         check_checkpoint(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         check_checkpoint(folder)
 
 
-def test_weights_that_transformers_would_make_up_are_refused(folder):
+def test_tensors_that_transformers_would_initialize_at_random_are_rejected(folder):
     model = load_pretrained(folder, dtype="float32")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
@@ -86,7 +86,7 @@ def test_weights_that_transformers_would_make_up_are_refused(folder):
         check_checkpoint(folder, model=model)
 
 
-def test_without_transformers_the_extra_is_named(folder, monkeypatch):
+def test_without_transformers_the_error_names_the_extra_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(CheckpointError, match=r"pip install 'jaxllm\[torch\]'"):
         check_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Honest models always pass, and what a comparison says of others. Bugs: test_mutations.py."""
+"""`compare` on correct models, which always pass, and on wrong ones. Bugs: test_mutations.py."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
-HONEST = {
+CORRECT = {
     "grouped-query": {},
     "multi-head": {"num_key_value_heads": 4},
     "multi-query, wide heads": {"num_key_value_heads": 1, "head_dim": 24},
@@ -39,14 +39,14 @@ HONEST = {
 
 @pytest.fixture(scope="module")
 def pair(make_llama, tmp_path_factory):
-    """A Llama and ours with its weights, layers one by one; not to be changed."""
+    """A Llama and the JAX model with its weights and unstacked layers. Not to be changed."""
     llama, folder = make_llama(), tmp_path_factory.mktemp("llama")
     llama.save_pretrained(folder)
     return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
 
 
-@pytest.mark.parametrize("config", HONEST.values(), ids=HONEST)
-def test_honest_models_pass(make_llama, convert, tokens, config):
+@pytest.mark.parametrize("config", CORRECT.values(), ids=CORRECT)
+def test_correct_models_pass(make_llama, convert, tokens, config):
     llama = make_llama(**config)
     report = compare(llama, convert(llama), tokens)
     assert report.ok, report.first_divergence
@@ -55,11 +55,11 @@ def test_honest_models_pass(make_llama, convert, tokens, config):
 
 
 def interleave(x):
-    """A head's pairs side by side instead of half a head apart."""
+    """Moves the elements of each rotated pair next to each other, from half a head apart."""
     return x.reshape(*x.shape[:-1], 2, -1).mT.reshape(x.shape)
 
 
-def test_the_other_rope_layout_passes(make_llama, convert, tokens):
+def test_a_correct_model_in_the_other_rope_layout_passes(make_llama, convert, tokens):
     llama = make_llama(attention_bias=True)
     model = convert(llama)
     arrays = parameters(model)
@@ -75,7 +75,7 @@ def test_the_other_rope_layout_passes(make_llama, convert, tokens):
 def test_no_false_alarms(make_llama, convert, tokens, seed, std):
     llama = make_llama(seed, std)
     report = compare(llama, convert(llama), tokens)
-    assert max(tap.ratio for tap in report.taps) < 0.75, "too close to an alarm"
+    assert max(tap.ratio for tap in report.taps) < 0.75, "too close to a false alarm"
     assert report.logits.top1_unexplained == 0
 
 
@@ -84,7 +84,7 @@ def parameters(model):
 
 
 def swap(one: str, other: str):
-    """A bug: two parameters are mixed up."""
+    """A bug: two parameters are swapped."""
 
     def bug(model):
         arrays = parameters(model)
@@ -94,7 +94,7 @@ def swap(one: str, other: str):
 
 
 def configure(changes):
-    """A bug: the weights are right, but a field of the config is wrong."""
+    """A bug: a field of the config is wrong; the weights are right."""
 
     def bug(model):
         return with_arrays(build_abstract(with_fields(model.config, changes)), parameters(model))
@@ -103,7 +103,7 @@ def configure(changes):
 
 
 def tie(model):
-    """A bug: the head is taken from the embeddings though it has weights of its own."""
+    """A bug: the head is tied to the embeddings although it has weights of its own."""
     arrays = parameters(model)
     del arrays["lm_head.kernel"]
     config = with_fields(model.config, {"head.tied": True})
@@ -111,25 +111,25 @@ def tie(model):
 
 
 def window_off_by_one(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options):
-    """The last query does not see the first key."""
+    """Attention whose last query does not attend to the first key."""
     if q_BTNH.shape[1] == 320 % attention.MIN_BLOCK:
         mask_BTS = mask_BTS.at[:, -1, 0].set(False)
-    return HONEST_ATTENTION(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options)
+    return CORRECT_ATTENTION(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *args, **options)
 
 
 def tiled_heads(q_BTNH, k_BSKH, v_BSKH, *args, **options):
     G = q_BTNH.shape[2] // k_BSKH.shape[2]
     k_BSNH, v_BSNH = (jnp.tile(x, (1, 1, G, 1)) for x in (k_BSKH, v_BSKH))
-    return HONEST_ATTENTION(q_BTNH, k_BSNH, v_BSNH, *args, **options)
+    return CORRECT_ATTENTION(q_BTNH, k_BSNH, v_BSNH, *args, **options)
 
 
-HONEST_ATTENTION = attention.attention
+CORRECT_ATTENTION = attention.attention
 
 
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        (window_off_by_one, "mask: all before it in the reference, a window of 319 in ours"),
+        (window_off_by_one, "mask: causal in the reference, a window of 319 in the model"),
         (tiled_heads, "k/v heads tiled instead of repeated"),
     ],
 )
@@ -141,7 +141,7 @@ def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong, hint):
     assert hint in first.hint
 
 
-def test_wrong_frequencies_hide_in_the_first_tokens(pair, tokens):
+def test_wrong_frequencies_barely_show_at_the_first_tokens(pair, tokens):
     llama, model = pair
     buckets = compare(llama, configure({"rope.theta": 10200.0})(model), tokens).buckets
     assert [bucket.start for bucket in buckets] == [0, 4, 32, 128]
@@ -149,7 +149,7 @@ def test_wrong_frequencies_hide_in_the_first_tokens(pair, tokens):
     assert buckets[0].kl_max < buckets[1].kl_max / 10 < buckets[-1].kl_max / 10
 
 
-def test_before_a_bug_nothing_differs(pair, tokens):
+def test_steps_before_a_bug_agree(pair, tokens):
     llama, model = pair
     bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
     taps = compare(llama, bug(model), tokens).taps
@@ -158,7 +158,7 @@ def test_before_a_bug_nothing_differs(pair, tokens):
     assert not any(tap.ok for tap in taps[at:] if "norm" not in tap.path)
 
 
-def test_the_rows_are_in_execution_order(pair, tokens):
+def test_rows_are_in_execution_order(pair, tokens):
     llama, model = pair
     paths = [tap.path for tap in compare(llama, model, tokens).taps]
     assert paths[:3] == ["embed", "layers.0.attn_norm", "layers.0.attn.q_proj"]
@@ -166,7 +166,7 @@ def test_the_rows_are_in_execution_order(pair, tokens):
 
 
 @pytest.mark.parametrize("levels", [("logits",), ("layers",)])
-def test_levels_alone(pair, tokens, levels):
+def test_logits_and_layers_can_be_compared_separately(pair, tokens, levels):
     llama, model = pair
     report = compare(llama, tie(model), tokens, levels=levels)
     assert report.verdicts == {levels[0]: levels == ("layers",)}
@@ -175,14 +175,14 @@ def test_levels_alone(pair, tokens, levels):
     assert report.logits.kl_max > 0.1
 
 
-def test_remat_changes_nothing(make_llama, convert, tokens):
+def test_a_model_with_remat_passes(make_llama, convert, tokens):
     llama = make_llama()
     model = convert(llama)
     model.config = dataclasses.replace(model.config, remat="full")
     assert compare(llama, model, tokens).ok
 
 
-def test_both_models_are_left_as_they_were(make_llama, convert, tokens):
+def test_compare_changes_neither_model(make_llama, convert, tokens):
     llama = make_llama()
     model = convert(llama)
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
@@ -196,25 +196,25 @@ def test_both_models_are_left_as_they_were(make_llama, convert, tokens):
     assert model.config.scan_layers
 
 
-def test_what_cannot_be_compared_is_refused(make_llama, convert, tokens):
+def test_invalid_levels_inputs_and_dtypes_are_rejected(make_llama, convert, tokens):
     llama = make_llama()
     model = convert(llama)
-    with pytest.raises(ValueError, match=r"levels=.* are not of weights, config, logits, layers"):
+    with pytest.raises(ValueError, match=r"levels=.* one of weights, config, logits, layers"):
         compare(llama, model, tokens, levels=("logits", "layer"))
-    with pytest.raises(ValueError, match="not integers"):
+    with pytest.raises(ValueError, match="it must be integers"):
         compare(llama, model, tokens.astype(np.float32))
-    with pytest.raises(ValueError, match="not integers"):
+    with pytest.raises(ValueError, match="it must be integers"):
         compare(llama, model, tokens[0])
-    with pytest.raises(ValueError, match="from 0 to 96 are not in the vocabulary of 96"):
+    with pytest.raises(ValueError, match="ids from 0 to 96; the vocabulary has 0 to 95"):
         compare(llama, model, np.arange(97)[None])
-    with pytest.raises(ValueError, match="dtype='bfloat16' of the model"):
+    with pytest.raises(ValueError, match="the model computes in dtype='bfloat16'"):
         compare(llama, configure({"numerics.dtype": "bfloat16"})(model), tokens)
     with pytest.raises(ValueError, match=r"torch.bfloat16; parity is judged in float32"):
         compare(make_llama().bfloat16(), model, tokens)
 
 
-def test_a_step_is_judged_by_itself(pair, tokens):
-    """One layer is wrong: the others are not blamed for what they are given."""
+def test_only_the_wrong_steps_fail_on_their_own(pair, tokens):
+    """Steps after a bug have a large cumulative error but a small error of their own."""
     llama, model = pair
     bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
     taps = {tap.path: tap for tap in compare(llama, bug(model), tokens).taps}
@@ -225,14 +225,14 @@ def test_a_step_is_judged_by_itself(pair, tokens):
     assert all(tap.forced.floor < tap.forced.threshold for tap in taps.values())
 
 
-def test_two_bugs_are_both_wrong_by_themselves(pair, tokens):
+def test_every_wrong_step_fails_on_its_own(pair, tokens):
     llama, model = pair
     broken = configure({"rope.theta": 10200.0})(model)
     wrong = {tap.path for tap in compare(llama, broken, tokens).taps if tap.is_wrong_itself}
     assert wrong == {f"layers.{i}.attn.{name}" for i in range(3) for name in "qk"}
 
 
-def test_what_is_small_beside_the_noise_before_it_is_found(pair, tokens):
+def test_an_error_below_the_accumulated_noise_is_found(pair, tokens):
     llama, model = pair
     arrays = parameters(model)
     scale = "layers.2.mlp_norm.scale"
@@ -256,7 +256,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_other_sizes_are_rows_and_nothing_is_computed(make_llama, pair, tokens, sizes):
+def test_different_sizes_are_reported_without_computing_anything(make_llama, pair, tokens, sizes):
     _, model = pair
     levels = ("weights", "config", "logits", "layers", "gradients", "generate")
     report = compare_all(make_llama(**sizes), model, tokens, levels=levels)
@@ -265,6 +265,6 @@ def test_other_sizes_are_rows_and_nothing_is_computed(make_llama, pair, tokens, 
     assert report.taps == ()
     fields = [row.path for row in report.config if not row.ok]
     assert report.first_divergence.path == fields[0]
-    assert any("of the reference is" in r.remark or "has no" in r.remark for r in report.weights)
+    assert any("in the reference" in r.remark or "has no" in r.remark for r in report.weights)
     [alone] = compare_all(make_llama(**sizes), model, tokens, levels=("layers",)).verdicts.items()
     assert alone == ("layers", False)

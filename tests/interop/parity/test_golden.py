@@ -1,4 +1,4 @@
-"""Record and check: the same verdicts without the reference, on few numbers."""
+"""Golden packs: recording and checking gives the same verdicts as comparing, from a sample."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pack(llama, tmp_path_factory):
-    """All levels of a Llama, few positions."""
+    """A pack with all levels of a Llama at few positions."""
     folder = tmp_path_factory.mktemp("packs") / "llama"
     num_bytes = record_checkpoint(
         llama, folder, num_tokens=LENGTH, positions=16, recipe=Recipe(steps=3)
@@ -44,7 +44,7 @@ def pack(llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(llama, tmp_path_factory):
-    """The forward pass at every position."""
+    """A pack with the forward pass at every position."""
     folder = tmp_path_factory.mktemp("packs") / "whole"
     record_checkpoint(llama, folder, num_tokens=LENGTH, positions=None, levels=("layers",))
     return folder
@@ -52,7 +52,7 @@ def whole(llama, tmp_path_factory):
 
 @pytest.fixture
 def copy(llama, tmp_path):
-    """A folder to do harm to."""
+    """A copy of the checkpoint for a test to damage."""
     return shutil.copytree(llama, tmp_path / "llama")
 
 
@@ -68,21 +68,21 @@ def change_config(folder, change) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_an_honest_checkpoint_passes_every_level(pack, llama):
+def test_the_recorded_checkpoint_passes_every_level(pack, llama):
     report = check_pack(pack, llama)
     assert report.ok, report.first_divergence
     assert list(report.verdicts) == ["weights", "config", *COMPUTED]
     assert all(report.rows[level] for level in report.verdicts)
     assert {"torch", "transformers", "jax"} <= report.versions.keys()
-    # Floors were measured where the pack was written: the rows are no empty words.
+    # The noise floors come from the pack, so they cannot be zero.
     assert all(row.floor > 0 for row in report.gradients if row.what == "gradient")
     assert max(row.measured for row in report.curve) > 0
-    # Of two rows, the last of which ends early.
+    # At most 16 positions of each of two rows, the last of which is padded.
     assert 16 < report.tokens <= 32
     assert [bucket.start for bucket in report.buckets] == [0, 4, 32, 128]
 
 
-def test_a_pack_has_a_part_for_each_stage(pack, whole):
+def test_a_pack_has_an_entry_for_each_stage(pack, whole):
     always = {"version", "subject", "levels", "inputs", "config", "weights"}
     data = read_pack(pack)
     assert data.keys() == {*always, "forward", "training", "generate"}
@@ -92,7 +92,7 @@ def test_a_pack_has_a_part_for_each_stage(pack, whole):
     assert {"inputs", "arrays", "floors", "sample", "of_source"} <= data["forward"].keys()
 
 
-def test_a_mesh_of_eight_devices_passes_too(pack, llama):
+def test_a_checkpoint_passes_on_a_mesh_of_eight_devices(pack, llama):
     levels = ("weights", "logits")
     report = check_pack(pack, llama, mesh=make_mesh(fsdp=4, tensor=2), levels=levels)
     assert report.ok, report.first_divergence
@@ -115,7 +115,7 @@ def test_a_damaged_weight_is_named(pack, copy):
     assert report.verdicts == {"weights": False, "config": True, "logits": True}
 
 
-def test_what_a_damaged_weight_does_is_found_on_few_numbers(pack, whole, copy):
+def test_the_effect_of_a_damaged_weight_is_found_in_a_sample(pack, whole, copy):
     change_tensor(copy, "model.layers.1.self_attn.v_proj.weight", lambda w: w * np.float32(1.001))
     for folder in (pack, whole):
         report = check_pack(folder, copy, levels=("layers",))
@@ -125,7 +125,7 @@ def test_what_a_damaged_weight_does_is_found_on_few_numbers(pack, whole, copy):
     assert not report.verdicts["gradients"]
 
 
-def test_a_pack_that_was_recorded_with_old_names_of_fields_passes(pack, llama, tmp_path):
+def test_a_pack_with_old_config_field_names_passes(pack, llama, tmp_path):
     data, old = read_pack(pack), {new: old for old, new in MOVED.items()}
     fields, problems = data["config"]
     assert "norms.eps" in fields
@@ -136,19 +136,19 @@ def test_a_pack_that_was_recorded_with_old_names_of_fields_passes(pack, llama, t
     assert len(report.config) == len(fields)
 
 
-def test_a_wrong_field_of_the_config_is_named(pack, copy):
+def test_a_wrong_config_field_is_named(pack, copy):
     def theta(config):
         config["rope_parameters"]["rope_theta"] *= 1.02
 
     change_config(copy, theta)
     report = check_pack(pack, copy, levels=("config", "layers"))
     assert [row.path for row in report.config if not row.ok] == ["config.rope.theta"]
-    # That shows at late positions, which are among the few.
+    # A wrong theta shows at late positions, some of which are in the sample.
     assert report.verdicts == {"config": False, "layers": False}
     assert report.rows["layers"][0].ok
 
 
-def test_a_model_of_other_sizes_is_said_to_be(pack, tmp_path):
+def test_a_model_of_other_sizes_is_reported(pack, tmp_path):
     narrow = hf_cases.Case("Llama", {"intermediate_size": 40}).build()
     narrow.save_pretrained(tmp_path / "narrow")
     report = check_pack(pack, tmp_path / "narrow")
@@ -160,13 +160,13 @@ def test_a_model_of_other_sizes_is_said_to_be(pack, tmp_path):
     assert remarks["layers.0.attn.q_proj"] == ""
 
 
-def test_whole_recordings_find_the_wrong_step_by_what_it_is_given(whole, llama):
+def test_full_recordings_give_each_step_its_own_error(whole, llama):
     report = check_pack(whole, llama)
     assert report.ok, report.first_divergence
     assert all(row.forced is not None for row in report.taps)
 
 
-def test_routers_and_their_experts_are_recorded(tmp_path):
+def test_router_logits_are_recorded(tmp_path):
     folder = saved("mixtral", tmp_path / "mixtral")
     record_checkpoint(
         folder,
@@ -185,15 +185,15 @@ def test_routers_and_their_experts_are_recorded(tmp_path):
     assert routers
 
 
-def test_levels_are_those_recorded(whole, llama):
-    with pytest.raises(ValueError, match=r"gradients.* are not of layers, as recorded"):
+def test_levels_that_were_not_recorded_are_rejected(whole, llama):
+    with pytest.raises(ValueError, match=r"gradients.* one of layers, which are recorded in"):
         check_pack(whole, llama, levels=("gradients",))
-    with pytest.raises(ValueError, match="are not of weights, config"):
+    with pytest.raises(ValueError, match="choose at least one of weights, config"):
         record_checkpoint(llama, whole.parent / "new", levels=("everything",))
     assert not (whole.parent / "new").exists()
 
 
-def test_what_is_no_pack_is_said(pack, llama, tmp_path, capsys):
+def test_folders_that_are_not_packs_are_rejected(pack, llama, tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"no pack\.json and no arrays\.safetensors"):
         check_pack(tmp_path, llama)
     with pytest.raises(CheckpointError, match="exists; choose a new folder"):
@@ -204,11 +204,11 @@ def test_what_is_no_pack_is_said(pack, llama, tmp_path, capsys):
     with pytest.raises(CheckpointError, match="damaged is damaged"):
         check_pack(damaged, llama)
     assert main(["parity", "check", str(tmp_path), str(llama)]) == 1
-    assert "is no pack" in capsys.readouterr().err
+    assert "is not a pack" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
-def test_the_commands(llama, tmp_path, capsys, options):
+def test_record_and_check_commands(llama, tmp_path, capsys, options):
     pack, levels = str(tmp_path / "pack"), ["--levels", "weights", "config"]
     assert main(["parity", "record", str(llama), "--output", pack, *levels]) == 0
     assert pack in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The gate's own test: every bug of every family is caught and named, and no honest model is."""
+"""Mutation test of parity: planted bugs are caught at the right step, correct models pass."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from mutants.page import read
 from mutants.trial import FAMILIES, TRAINED, build, compare_honest, run, trials
 
 PAGE = Path(__file__).parents[3] / "docs" / "mutations.md"
-# Bugs in the weights and the config are found again by the forward pass alone here; it costs more.
+# Families in which the forward pass alone must find bugs in weights and config again; it is slow.
 TWICE = ("llama/llama3", "gpt2")
-# Every bug is tried in these, and others in one of three of them.
+# Families in which every bug is tried. The other families get a third of the bugs each.
 WHOLE = ("gpt2", "llama/llama3", "llama4_text", "gemma2", "mixtral")
 
 
 def is_tried(trial) -> bool:
-    """Whether a trial is one of those that a test has time for; the benchmark runs all."""
+    """Whether the test runs a trial; benchmarks/mutations.py runs all of them."""
     place = MUTATIONS.index(trial.mutation)
-    if trial.is_compiled:  # each bug in one of the families that take turns
+    if trial.is_compiled:  # each bug in one family, in turn
         return trial.family == TRAINED[place % len(TRAINED)]
     if trial.family not in WHOLE and (FAMILIES.index(trial.family) + place) % 3:
         return False
@@ -28,10 +28,10 @@ def is_tried(trial) -> bool:
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request, tmp_path_factory):
     yield request.param, build(request.param, tmp_path_factory.mktemp("mutants"))
-    jax.clear_caches()  # of thousands of small programs, which other families do not need
+    jax.clear_caches()  # thousands of small programs that other families do not need
 
 
-def test_every_bug_is_caught_where_it_is(pair):
+def test_every_bug_is_caught_at_its_step(pair):
     family, models = pair
     wrong = {}
     for trial in trials(family, models.model):
@@ -46,14 +46,14 @@ def test_the_page_lists_every_trial(pair):
     assert rows == {row for row in read(PAGE) if f", {family}, " in row}
 
 
-def test_honest_models_raise_no_alarm(pair, tmp_path):
+def test_correct_models_raise_no_false_alarm(pair, tmp_path):
     family, _ = pair
-    for seed in range(1 + FAMILIES.index(family), 21, len(FAMILIES)):  # 20 among all families
+    for seed in range(1 + FAMILIES.index(family), 21, len(FAMILIES)):  # 20 seeds over all families
         first = compare_honest(build(family, tmp_path / str(seed), seed))
         assert first is None, first
 
 
-def test_the_page_says_that_the_gate_holds():
+def test_the_page_has_no_missed_bug_and_no_false_alarm():
     text = PAGE.read_text()
     assert all(cells["right"] == "yes" for cells in read(PAGE).values())
     assert ". 0 false alarms over" in text

@@ -1,4 +1,4 @@
-"""Parity check by two processes, none of which holds the model: what one process finds."""
+"""Multi-host `parity check`: two processes, neither of which holds the whole model."""
 
 import json
 import shutil
@@ -15,24 +15,24 @@ from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.train.verify.variants import submesh
 
-# Every command after the other, for each what it returned.
+# Runs commands one after the other and prints their exit statuses.
 SCRIPT = """
 import json, sys
 from jaxllm.cli import main
 print("STATUS" + json.dumps([main(command) for command in json.loads(sys.argv[1])]))
 """
-LENGTH = 300  # that of prompts in which late positions count
+LENGTH = 300  # tokens, so that errors at late positions show
 FORWARD = ("weights", "logits", "layers")
 DAMAGED = "model.layers.0.self_attn.k_proj.weight"
 
 
 class Case(NamedTuple):
-    """A check by both processes."""
+    """One `parity check` that both processes run."""
 
     pack: str
     checkpoint: str
     mesh: dict[str, int]
-    levels: tuple[str, ...] | None = None  # None: all that the pack has
+    levels: tuple[str, ...] | None = None  # None: all levels of the pack
 
 
 CASES = {
@@ -44,7 +44,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The checkpoints, one of them with a changed weight, and the packs of the others."""
+    """A folder of checkpoints, one with a changed weight, and packs of the unchanged ones."""
     folder = tmp_path_factory.mktemp("processes")
     llama = hf_cases.Case("Llama", {"num_hidden_layers": 1})
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -64,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def command(folder: Path, case: Case, output: Path) -> list[str]:
-    """That of a case."""
+    """The command line of a case."""
     axes = [f"{axis}={size}" for axis, size in case.mesh.items()]
     levels = [] if case.levels is None else ["--levels", *case.levels]
     places = [str(folder / case.pack), str(folder / case.checkpoint)]
@@ -72,7 +72,7 @@ def command(folder: Path, case: Case, output: Path) -> list[str]:
 
 
 class Process(NamedTuple):
-    """What a process did."""
+    """The exit statuses of a process's commands, its stdout and its stderr."""
 
     statuses: list[int]
     said: str
@@ -80,7 +80,7 @@ class Process(NamedTuple):
 
 
 def run_both(*commands: list[list[str]], **environment: str) -> list[Process]:
-    """The commands of each process, which has one device."""
+    """Runs each process's commands; each process has one device."""
     scripts = [["-c", SCRIPT, json.dumps(own)] for own in commands]
     said = run_together(*scripts, devices=1, **environment)
     return [Process(json.loads(out.rpartition("STATUS")[2]), out, err) for out, err in said]
@@ -88,7 +88,7 @@ def run_both(*commands: list[list[str]], **environment: str) -> list[Process]:
 
 @pytest.fixture(scope="module")
 def together(folder) -> list[Process]:
-    """Both processes after every case, a check without a mesh, and one that the second lacks."""
+    """Runs every case, a check without a mesh, and one whose pack the second process lacks."""
     commands = [
         [command(folder, case, folder / f"{name}.{rank}") for name, case in CASES.items()]
         for rank in range(2)
@@ -101,7 +101,7 @@ def together(folder) -> list[Process]:
 
 
 def is_same(folder: Path, case: Case, output: Path) -> bool:
-    """Whether all holds in one process, whose report is that of two to the last digit."""
+    """Checks a case in one process too: the reports must be equal. Returns the verdict."""
     paths = folder / case.pack, folder / case.checkpoint
     alone = check_pack(*paths, mesh=submesh(case.mesh), levels=case.levels)
     found = json.loads((output / "parity.json").read_text())
@@ -110,14 +110,14 @@ def is_same(folder: Path, case: Case, output: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_numbers_as_in_one_process(folder, together, name):
+def test_two_processes_report_the_same_numbers_as_one(folder, together, name):
     holds = is_same(folder, CASES[name], folder / f"{name}.0")
     assert holds == (name != "damaged")
     at = list(CASES).index(name)
     assert [process.statuses[at] for process in together] == [0 if holds else 1] * 2
 
 
-def test_experts_in_two_processes(folder):
+def test_a_mixture_of_experts_passes_in_two_processes(folder):
     case = Case("mixtral-pack", "mixtral", {"expert": 2}, FORWARD)
     commands = [[command(folder, case, folder / f"experts.{rank}")] for rank in range(2)]
     found = run_both(*commands, JAX_ENABLE_COMPILATION_CACHE="false")
@@ -127,7 +127,7 @@ def test_experts_in_two_processes(folder):
 
 
 @pytest.mark.usefixtures("together")
-def test_all_levels_are_held(folder):
+def test_every_recorded_level_is_judged(folder):
     found = json.loads((folder / "fsdp.0" / "parity.json").read_text())
     assert list(found["verdicts"]) == [
         *("weights", "config", "logits", "layers", "gradients", "step", "curve", "generate")
@@ -141,7 +141,7 @@ def test_a_changed_weight_is_named(folder):
     assert found["first_divergence"]["path"] == "layers.0.attn.k_proj"
 
 
-def test_the_first_alone_writes_and_says(folder, together):
+def test_only_the_first_process_writes_and_prints(folder, together):
     first, second = together
     assert first.said.count("parity.json, parity.html") == len(CASES)
     assert "parity.json" not in second.said
@@ -149,14 +149,14 @@ def test_the_first_alone_writes_and_says(folder, together):
     assert written - {"experts.0"} == {f"{name}.0" for name in CASES}
 
 
-def test_a_mesh_is_wanted(together):
+def test_several_processes_without_a_mesh_are_rejected(together):
     for process in together:
         assert process.statuses[-2] == 2
-        assert "2 processes need a mesh over all of their devices" in process.complained
+        assert "there are 2 processes and no mesh" in process.complained
 
 
-def test_what_one_process_lacks_stops_both(together):
+def test_an_input_missing_in_one_process_stops_both(together):
     first, second = together
     assert [process.statuses[-1] for process in together] == [1, 1]
     assert "process 1 could not go on" in first.complained
-    assert "is no pack" in second.complained
+    assert "is not a pack" in second.complained

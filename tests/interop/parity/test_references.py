@@ -1,4 +1,4 @@
-"""Parity of the source systems and of encoder-decoders: whatever their inputs and outputs are."""
+"""Parity of source systems and encoder-decoders, with all kinds of inputs and outputs."""
 
 import dataclasses
 from operator import attrgetter
@@ -27,10 +27,10 @@ SMALL = {
 KINDS = [*source_cases.CASES, *SMALL]
 FORWARD = ("logits", "layers")
 QUICK = ("weights", "config", *FORWARD)
-# Of one kind each, for the levels that compile a training step or a decoder; docs/families.md has
+# Kinds for the levels that compile a training step or a decoder; docs/families.md has
 # the figures of all levels of all kinds.
 SLOW = ("nima-transformer",)
-# What makes the outputs, by our names.
+# JAX path of what computes the outputs.
 OUTPUTS = {
     "tlama": "lm_head",
     "llm": "lm_head",
@@ -45,7 +45,7 @@ OUTPUTS = {
 
 
 def write(name, folder):
-    """A model of this kind, saved; the model itself."""
+    """Saves a model of this kind and returns it."""
     if name in source_cases.CASES:
         return source_cases.write(name, folder)
     case = encoder_decoder_cases.CASES[name]
@@ -55,7 +55,7 @@ def write(name, folder):
 
 
 def drawn(reference, model, num_tokens=40):
-    """Inputs of the model, of which the last row is padded where that is possible."""
+    """Draws inputs for the model; the last row is padded where that is possible."""
     calling = calling_of(reference)
     masks = calling.masks(reference)
     inputs = draw(model, masks, num_tokens=num_tokens, batch_size=2, seed=0)
@@ -64,7 +64,7 @@ def drawn(reference, model, num_tokens=40):
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    """By name, a reference, our model and their inputs; made once, not to be changed."""
+    """Returns a reference, its JAX model and inputs by name. Built once; not to be changed."""
     made = {}
 
     def get(name):
@@ -79,7 +79,7 @@ def kinds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_passes_every_level_that_it_has(kinds, name):
+def test_every_kind_passes_all_its_levels(kinds, name):
     reference, model, inputs = kinds(name)
     levels = levels_of(model) if name in SLOW else QUICK
     before = {n: tensor.clone() for n, tensor in reference.state_dict().items()}
@@ -97,12 +97,12 @@ def test_every_kind_passes_every_level_that_it_has(kinds, name):
     assert callable(attrgetter(OUTPUTS[name])(model))
     paths = {tap.path for tap in report.taps}
     for attention in attentions_of(model):
-        # PyTorch shows what attention is given, makes of it and returns, of every kind.
+        # Activations inside attention are recorded for every kind.
         assert {f"{attention}.{part}" for part in ("q", "k", "v", "scores", "mixed")} <= paths
 
 
 def attentions_of(model):
-    """The paths of attentions, each layer by itself."""
+    """Yields the paths of all attention modules."""
     stacks = {"": model.config}
     if hasattr(model.config, "decoder"):
         stacks = {"encoder.": model.config.encoder, "decoder.": model.config.decoder}
@@ -113,11 +113,11 @@ def attentions_of(model):
                 yield f"{prefix}layers.{i}.cross_attn"
 
 
-def test_a_folder_of_a_source_system_needs_no_more_than_its_path(tmp_path):
+def test_a_source_system_checkpoint_is_checked_by_its_path_alone(tmp_path):
     source_cases.write("nima-transformer", tmp_path)
     report = check_checkpoint(tmp_path, levels=("weights", "config", "logits"))
     assert report.ok, report.first_divergence
-    # As many tokens as it has positions for, a quarter of the last row padding.
+    # As many tokens as the model has positions; a quarter of the last row is padding.
     assert (report.batch_size, report.length, report.tokens) == (2, 320, 560)
     assert report.seed == 0
 
@@ -144,7 +144,7 @@ BUGS = {
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_bug_of_every_kind_is_named_where_it_is(kinds, name):
+def test_a_bug_in_every_kind_is_named_at_its_step(kinds, name):
     reference, model, inputs = kinds(name)
     parameter, place = BUGS[name]
     report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)
@@ -161,14 +161,14 @@ def test_a_bug_of_every_kind_is_named_where_it_is(kinds, name):
         ("components-encoder-decoder", "decoder.output_proj.bias"),
     ],
 )
-def test_a_bug_of_what_makes_the_outputs_is_named_by_its_path(kinds, name, parameter):
+def test_a_bug_in_the_output_module_is_named_by_its_path(kinds, name, parameter):
     reference, model, inputs = kinds(name)
     report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)
     assert report.verdicts == {"logits": False, "layers": True}
     assert report.first_divergence.path == OUTPUTS[name]
 
 
-def test_what_padding_is_given_does_not_count(kinds):
+def test_tokens_at_padding_do_not_affect_the_figures(kinds):
     reference, model, inputs = kinds("bart")
     other = np.where(inputs.target_mask == 1, inputs.target, 17)
     one, same = (
@@ -180,7 +180,7 @@ def test_what_padding_is_given_does_not_count(kinds):
     assert sum(bucket.tokens for bucket in one.buckets) == one.tokens
 
 
-def test_a_model_that_sees_the_padding_of_its_source_fails(kinds):
+def test_a_model_that_attends_to_source_padding_fails(kinds):
     reference, model, inputs = kinds("nima-transformer")
     blind = type("Blind", (type(model),), {"__call__": without_segments(type(model).__call__)})
     seeing = with_arrays(build_abstract(model.config), arrays_of(model))
@@ -199,18 +199,18 @@ def arrays_of(model):
 
 def test_a_loss_that_counts_padding_is_caught_by_the_gradients(kinds, monkeypatch):
     reference, model, inputs = kinds("nima-transformer")
-    honest = jax_train.mean_loss
+    original = jax_train.mean_loss
 
     def of_all(params, bind, given):
         shown = {**given, "target_mask": jnp.ones_like(given["target_mask"])}
-        return honest(params, bind, shown)
+        return original(params, bind, shown)
 
     monkeypatch.setattr(jax_train, "mean_loss", of_all)
     report = compare(reference, model, inputs, levels=("gradients",))
     assert not report.ok
 
 
-def test_targets_that_begin_with_another_token_are_caught(kinds):
+def test_a_wrong_start_token_is_caught(kinds):
     reference, model, inputs = kinds("t5")
     config = dataclasses.replace(model.config, start_token=6)
     other = with_arrays(build_abstract(config), arrays_of(model))
@@ -219,17 +219,17 @@ def test_targets_that_begin_with_another_token_are_caught(kinds):
     assert report.first_divergence.path == "config.start_token"
 
 
-def test_inputs_that_do_not_fit_are_refused_with_all_that_is_wrong(kinds):
+def test_invalid_inputs_are_rejected_with_every_problem(kinds):
     reference, model, inputs = kinds("components-encoder-decoder")
     wrong = Inputs(inputs.target[..., :3], inputs.source.astype(np.float64))
-    with pytest.raises(ValueError, match=r"source are float64.*; target are float32\(2, 40, 3\)"):
+    with pytest.raises(ValueError, match=r"source is float64.*; target is float32\(2, 40, 3\)"):
         compare(reference, model, wrong, levels=("logits",))
     with pytest.raises(ValueError, match="source is missing"):
         compare(reference, model, inputs.target, levels=("logits",))
     hidden = dataclasses.replace(inputs, source_mask=np.eye(2, inputs.source.shape[1]))
-    with pytest.raises(ValueError, match="source_mask hides tokens which the reference shows"):
+    with pytest.raises(ValueError, match="source_mask hides tokens that the reference, which"):
         compare(reference, model, hidden, levels=("logits",))
-    with pytest.raises(ValueError, match="a Linear, which is neither of transformers"):
+    with pytest.raises(ValueError, match="a Linear, which is neither a model of transformers"):
         compare(torch.nn.Linear(2, 2), model, inputs, levels=("logits",))
     reference, model, inputs = kinds("nima-transformer")
     padding = dataclasses.replace(inputs, source=np.full_like(inputs.source, 3))
@@ -237,7 +237,7 @@ def test_inputs_that_do_not_fit_are_refused_with_all_that_is_wrong(kinds):
         compare(reference, model, padding, levels=("logits",))
 
 
-def test_a_regression_generates_nothing(kinds):
+def test_a_regression_model_has_no_generate_level(kinds):
     reference, model, inputs = kinds("components-regression")
-    with pytest.raises(ValueError, match=r"levels=.* are not of weights"):
+    with pytest.raises(ValueError, match=r"levels=.* choose at least one of weights"):
         compare(reference, model, inputs, levels=("generate",))

@@ -1,4 +1,4 @@
-"""The public report writes itself as a page and as a table."""
+"""The public report renders itself as an HTML page and as a terminal table."""
 
 import io
 
@@ -23,14 +23,14 @@ def make_report() -> Report:
     )
 
 
-def test_the_page_is_a_file(tmp_path):
+def test_write_html_writes_the_page(tmp_path):
     make_report().write_html(tmp_path / "parity.html")
     page = (tmp_path / "parity.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "config.size" in page
 
 
-def test_the_table_is_for_a_terminal():
+def test_table_renders_for_a_terminal():
     console = Console(width=90, record=True, file=io.StringIO())
     console.print(make_report().table())
     text = console.export_text()

@@ -98,12 +98,12 @@ def test_parity_compares_on_the_tokens_of_a_file(
     ("model", "name", "rows", "said"),
     [
         ("byte_model", "none/rows.npy", None, "No such file"),
-        ("byte_model", "rows.txt", b"1 2 3", "rows.txt is no .npy, .npz or .json"),
+        ("byte_model", "rows.txt", b"1 2 3", "rows.txt is not a .npy, .npz or .json file"),
         ("byte_model", "rows.npy", b"1 2 3", "rows.npy: EOF: reading magic string"),
         ("byte_model", "rows.npy", np.array([{}]), "rows.npy: Object arrays cannot be loaded"),
         ("byte_model", "rows.npz", b"1 2 3", "rows.npz: File is not a zip file"),
-        ("byte_model", "rows.npz", {"tokens": ROWS}, "rows.npz has tokens, not target and of"),
-        ("byte_model", "rows.npz", {}, "rows.npz has nothing, not target"),
+        ("byte_model", "rows.npz", {"tokens": ROWS}, "rows.npz has tokens; it needs target"),
+        ("byte_model", "rows.npz", {}, "rows.npz has nothing; it needs target"),
         ("byte_model", "rows.json", b"[[1, 2", "rows.json: Expecting"),
         (
             "byte_model",
@@ -112,33 +112,33 @@ def test_parity_compares_on_the_tokens_of_a_file(
             "rows.json: target is not a list of lists of integers",
         ),
         ("byte_model", "rows.json", [[1 << 40]], "rows.json: Python integer 1099511627776 out of"),
-        ("byte_model", "rows.json", [[]], "target are int32(1, 0), not integers (B, T)"),
-        ("byte_model", "rows.npy", np.float32(3), "target are float32(), not integers (B, T)"),
-        ("byte_model", "rows.npy", 200 + ROWS, "are not in the vocabulary of 256"),
+        ("byte_model", "rows.json", [[]], "target is int32(1, 0); it must be integers (B, T)"),
+        ("byte_model", "rows.npy", np.float32(3), "target is float32(); it must be integers"),
+        ("byte_model", "rows.npy", 200 + ROWS, "the vocabulary has 0 to 255"),
         (
             *("byte_model", "rows.npz", {"source": ROWS, "target": ROWS}),
-            "source is not what the model is given",
+            "source is given, which a Decoder does not take",
         ),
         (
             *("byte_model", "rows.npz", {"target": ROWS, "target_mask": ROWS[:1]}),
-            "target_mask is (1, 24), target (2, 24)",
+            "target_mask has shape (1, 24), but target has (2, 24)",
         ),
         ("translator", "rows.npy", ROWS, "source is missing"),
         (
             *("translator", "rows.npz", {"source": ROWS[:1], "target": ROWS}),
-            "1 rows of source, 2 of target",
+            "source has 1 rows, but target has 2",
         ),
         (
             *("forecaster", "rows.npy", np.concatenate([VECTORS] * 9, 1)),
-            "target are 180 long, and positions end at 160",
+            "target has length 180; the model has 160 positions",
         ),
         (
             *("forecaster", "rows.npy", VECTORS.astype(float)),
-            "target are float64(2, 20, 5), not float32 (B, T, 5)",
+            "target is float64(2, 20, 5); it must be float32 (B, T, 5)",
         ),
         (
             *("forecaster", "rows.npz", {"target": VECTORS, "wanted": VECTORS[:, :1]}),
-            "wanted are float32(2, 1, 5), not float32(2, 20, 5)",
+            "wanted is float32(2, 1, 5); it must be float32(2, 20, 5)",
         ),
     ],
 )

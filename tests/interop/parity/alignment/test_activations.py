@@ -1,4 +1,4 @@
-"""Taps follow from the weights' rules: aligned by name and by layout."""
+"""Taps are derived from the rules of the weights and align names and layouts."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def alignment(**changes):
 
 
 def outputs_of(aligned):
-    """Random numbers in place of what the reference returns."""
+    """Random numbers with the names and shapes of the reference's outputs."""
     rng = np.random.default_rng(0)
     outputs = {}
     for tap in aligned.taps:
@@ -49,7 +49,7 @@ def test_every_step_of_every_layer_has_a_tap():
     assert "model.layers.2.self_attn" in aligned.modules
 
 
-def test_taps_come_in_the_order_in_which_the_reference_ran():
+def test_taps_are_in_the_execution_order_of_the_reference():
     aligned = alignment()
     outputs = outputs_of(aligned)
     backwards = dict(reversed(outputs.items()))
@@ -57,7 +57,7 @@ def test_taps_come_in_the_order_in_which_the_reference_ran():
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
-def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
+def test_heads_are_split_and_rotated_pairs_reordered(layout):
     aligned = alignment(rope=RopeConfig(layout=layout))
     outputs = outputs_of(aligned)
     arrays = aligned.align(outputs)
@@ -71,7 +71,7 @@ def test_heads_are_split_off_and_rotated_pairs_reordered(layout):
     np.testing.assert_array_equal(arrays["layers.1.attn.k"], key)
 
 
-def test_what_softmax_is_given_may_be_no_scores():
+def test_softmax_inputs_that_are_not_scores_are_left_out():
     aligned = alignment()
     outputs = outputs_of(aligned)
     outputs["model.layers.1.self_attn@scores"] = np.zeros((2, 4, 5, 6), np.float32)
@@ -80,11 +80,11 @@ def test_what_softmax_is_given_may_be_no_scores():
     assert {"layers.1.attn.probs", "layers.0.attn.scores"} <= set(arrays)
 
 
-def test_other_sizes_are_refused_by_name():
+def test_outputs_of_another_shape_are_rejected_by_name():
     aligned = alignment()
     outputs = outputs_of(aligned)
     outputs["model.embed_tokens"] = np.zeros((2, 5, 7))
     with pytest.raises(
-        ValueError, match=r"embed_tokens .* \(2, 5, 7\), the model has \(2, 5, 32\)"
+        ValueError, match=r"embed_tokens has shape \(2, 5, 7\) in the reference, \(2, 5, 32\) in"
     ):
         aligned.align(outputs)

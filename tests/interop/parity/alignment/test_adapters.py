@@ -1,4 +1,4 @@
-"""References are read, called and watched in one way, whatever kind they are."""
+"""Adapters read, call and record references of every kind in the same way."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def source(tmp_path_factory):
     return source_cases.write("llm", tmp_path_factory.mktemp("llm")).eval()
 
 
-def test_outputs_are_those_of_the_reference(llama, source, tokens):
+def test_outputs_of_returns_the_output_of_the_reference(llama, source, tokens):
     given = torch.as_tensor(tokens[:1, :16])
     with torch.no_grad():
         assert torch.equal(outputs_of(llama, Inputs(tokens[:1, :16])), llama(given).logits)
@@ -29,30 +29,30 @@ def test_outputs_are_those_of_the_reference(llama, source, tokens):
     assert ours.shape[:2] == (1, 16)
 
 
-def test_other_parameters_replace_those_of_the_reference(llama, tokens):
+def test_given_parameters_replace_the_modules_own(llama, tokens):
     zeros = {"lm_head.weight": torch.zeros_like(llama.lm_head.weight)}
     with torch.no_grad():
         assert not outputs_of(llama, Inputs(tokens[:1, :8]), zeros).any()
         assert outputs_of(llama, Inputs(tokens[:1, :8])).any()
 
 
-def test_a_reference_says_its_fields_and_its_family(llama, source):
+def test_fields_and_family_of_a_reference(llama, source):
     assert calling_of(llama).fields(llama)["hidden_size"] == 32
     assert calling_of(llama).family(llama).model_type == "llama"
     assert calling_of(source).fields(source) == source.fields
     assert calling_of(source).family(source).model_type == source.fields["model_type"]
 
 
-def test_another_module_has_no_family():
+def test_an_unknown_module_has_no_family():
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="a Linear, which is neither of transformers nor"):
+    with pytest.raises(ValueError, match="a Linear, which is neither a model of transformers nor"):
         calling_of(module).family(module)
     module.fields = {"model_type": "strange"}
-    with pytest.raises(ValueError, match="model_type='strange' is not of a known family"):
+    with pytest.raises(ValueError, match="model_type='strange' of the reference is not a known"):
         calling_of(module).family(module)
 
 
-def test_attention_is_watched_and_may_be_replaced(llama, tokens):
+def test_attention_is_recorded_and_can_be_replaced(llama, tokens):
     shapes = {}
 
     def keep(name, x):
@@ -74,7 +74,7 @@ def test_attention_is_watched_and_may_be_replaced(llama, tokens):
     assert torch.equal(outputs_of(llama, Inputs(tokens[:1, :8])), plain)
 
 
-def test_plain_attention_lasts_as_long_as_its_block():
+def test_plain_attention_is_undone_on_exit():
     model = CASES["llama"].build()
     model.set_attn_implementation("sdpa")
     with calling_of(model).plain_attention(model):
@@ -82,7 +82,7 @@ def test_plain_attention_lasts_as_long_as_its_block():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_an_encoder_decoder_is_given_its_source_first(llama):
+def test_the_source_is_the_encoder_input(llama):
     given = dict.fromkeys(("source", "target", "source_mask"), np.zeros(1))
     _, options = calling_of(llama).arguments(llama, given)
     assert options.keys() == {"input_ids", "attention_mask", "decoder_input_ids", "use_cache"}

@@ -1,9 +1,10 @@
-"""Inputs are drawn, completed and refused by what the model takes."""
+"""Inputs: reading, drawing, redrawing and validating."""
 
 import dataclasses
 import json
 import re
 
+import chex
 import numpy as np
 import pytest
 from tiny import random_model
@@ -13,13 +14,13 @@ from jaxllm.interop.parity.alignment.inputs import Inputs, draw, elements_of, is
 MODEL = random_model()
 
 
-def test_a_file_of_tokens_gives_rows_and_their_padding(tmp_path):
+def test_inputs_are_read_from_files_and_padded(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
     assert Inputs.read(tmp_path / "a.npy").target.tolist() == [[0, 1, 2], [3, 4, 5]]
     np.savez(tmp_path / "a.npz", source=np.ones((1, 2)), target=np.zeros((1, 3)))
     assert Inputs.read(tmp_path / "a.npz").arrays.keys() == {"source", "target"}
     np.savez(tmp_path / "b.npz", src=np.ones((1, 2)), target=np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="has src, target, not target and of source, source_mask"):
+    with pytest.raises(ValueError, match="has src, target; it needs target and may have source, s"):
         Inputs.read(tmp_path / "b.npz")
     file = tmp_path / "a.json"
     file.write_text(json.dumps({"source": [[1, 2]], "target": [[5, 6, 7], [8]]}))
@@ -32,7 +33,7 @@ def test_a_file_of_tokens_gives_rows_and_their_padding(tmp_path):
     file.write_text("[1, 2]")
     with pytest.raises(ValueError, match="target is not a list of lists of integers"):
         Inputs.read(file)
-    with pytest.raises(ValueError, match=r"no \.npy, \.npz or \.json"):
+    with pytest.raises(ValueError, match=r"not a \.npy, \.npz or \.json file"):
         Inputs.read(tmp_path / "a.txt")
 
 
@@ -42,28 +43,28 @@ def drawn(masked=("target_mask",), **options):
 
 def test_the_last_row_is_padded_at_its_end():
     inputs = drawn()
-    assert inputs.target.shape == (2, 40)
+    chex.assert_shape(inputs.target, (2, 40))
     assert inputs.target_mask.sum(1).tolist() == [40, 30]
     assert is_at_end(inputs.target_mask)
     assert inputs.num_tokens == 70
-    assert drawn(num_tokens=10**6).target.shape == (2, MODEL.config.max_len)
+    chex.assert_shape(drawn(num_tokens=10**6).target, (2, MODEL.config.max_len))
 
 
 def test_redrawn_inputs_have_other_tokens_and_the_same_padding():
     inputs = drawn()
     other = inputs.redrawn(MODEL, 1)
-    assert other.target.shape == inputs.target.shape
+    chex.assert_equal_shape([other.target, inputs.target])
     assert not np.array_equal(other.target, inputs.target)
     np.testing.assert_array_equal(other.target_mask, inputs.target_mask)
 
 
-def test_a_token_that_stands_for_padding_is_replaced():
+def test_the_padding_token_is_replaced():
     inputs = Inputs(np.array([[1, 95, 2]]))
     assert inputs.without(95, MODEL).target.tolist() == [[1, 0, 2]]
     assert inputs.without(None, MODEL) is inputs
 
 
-def test_tokens_have_nothing_to_be_completed_with():
+def test_models_of_tokens_need_no_training_targets():
     inputs = drawn()
     assert inputs.completed(MODEL) is inputs
     assert elements_of(MODEL)["target"].size == MODEL.config.vocab_size
@@ -72,14 +73,14 @@ def test_tokens_have_nothing_to_be_completed_with():
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"target": np.zeros((2, 40))}, "not integers"),
-        ({"target": np.full((2, 40), 96)}, "from 96 to 96 are not in the vocabulary of 96"),
-        ({"target_mask": np.ones((2, 39))}, r"target_mask is \(2, 39\), target \(2, 40\)"),
-        ({"source": np.zeros((2, 40), int)}, "source is not what the model is given"),
-        ({"target_mask": np.eye(2, 40)}, "target_mask hides tokens which the reference shows"),
+        ({"target": np.zeros((2, 40))}, "it must be integers"),
+        ({"target": np.full((2, 40), 96)}, "ids from 96 to 96; the vocabulary has 0 to 95"),
+        ({"target_mask": np.ones((2, 39))}, r"has shape \(2, 39\), but target has \(2, 40\)"),
+        ({"source": np.zeros((2, 40), int)}, "source is given, which a Decoder does not take"),
+        ({"target_mask": np.eye(2, 40)}, "target_mask hides tokens that the reference, which"),
     ],
 )
-def test_what_the_model_does_not_take_is_said(changes, problem):
+def test_invalid_inputs_are_described(changes, problem):
     assert drawn().problems(MODEL, ()) == []
     found = "; ".join(dataclasses.replace(drawn(), **changes).problems(MODEL, ()))
     assert re.search(problem, found)

@@ -1,4 +1,4 @@
-"""Overrides last as long as their block, however it ends."""
+"""Overrides are undone at the end of their block, also after an error."""
 
 import os
 
@@ -27,7 +27,7 @@ def test_an_attribute_of_an_object_is_restored():
     assert linear.in_features == 2
 
 
-def test_an_attribute_that_was_not_there_is_deleted():
+def test_a_new_attribute_is_deleted():
     linear = nn.Linear(2, 3)
     with attribute(linear, "note", "mine"):
         assert linear.note == "mine"
@@ -41,14 +41,14 @@ def test_an_inherited_attribute_stays_inherited():
     assert Child.size == 1
 
 
-def test_a_static_method_stays_one():
+def test_a_static_method_stays_a_static_method():
     with attribute(Parent, "name", lambda: "other"):
         assert Parent.name() == "other"
     assert isinstance(vars(Parent)["name"], staticmethod)
     assert Parent().name() == "parent"
 
 
-def test_an_error_restores_as_well():
+def test_an_attribute_is_restored_after_an_error():
     with pytest.raises(RuntimeError), attribute(Parent, "size", 5):
         raise RuntimeError
     assert Parent.size == 1

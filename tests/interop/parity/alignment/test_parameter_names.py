@@ -1,7 +1,9 @@
-"""The reference's tensors go by our names and lie as ours do."""
+"""The reference's tensors are converted to JAX names and layouts."""
 
+import chex
 import numpy as np
 import pytest
+from broken_models import arrays_of
 from hf_cases import CASES
 
 from jaxllm.interop import load_pretrained
@@ -21,7 +23,7 @@ from jaxllm.params import named_parameters, stacked_layers
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def pair(request, tmp_path_factory):
-    """A reference and ours; gpt2 stores queries, keys and values in one tensor."""
+    """A reference and its JAX model; gpt2 fuses queries, keys and values in one tensor."""
     original, folder = CASES[request.param].build(), tmp_path_factory.mktemp("model")
     original.save_pretrained(folder)
     return original, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
@@ -31,16 +33,13 @@ def bound(reference, model):
     return table_of(reference, model).bound(stacked_layers(model))
 
 
-def test_imported_tensors_are_our_parameters(pair):
+def test_imported_tensors_equal_the_models_parameters(pair):
     reference, model = pair
     found = imported(bound(*pair), tensors_of(reference))
-    ours = named_parameters(model)
-    assert found.keys() == ours.keys()
-    for name, variable in ours.items():
-        np.testing.assert_array_equal(found[name], variable.get_value())
+    chex.assert_trees_all_equal(found, arrays_of(model))
 
 
-def test_every_stored_tensor_has_our_names(pair):
+def test_every_stored_tensor_maps_to_parameters(pair):
     names = our_names(bound(*pair))
     assert {ours for group in names.values() for ours in group} == named_parameters(pair[1]).keys()
     assert names.keys() <= pair[0].state_dict().keys()
@@ -53,7 +52,7 @@ def test_kernels_and_embeddings_decay(pair):
     assert {"scale"} <= set(kinds.values())
 
 
-def test_a_missing_and_a_larger_tensor_do_not_fit(pair):
+def test_missing_and_wrongly_shaped_tensors_are_described(pair):
     reference, _ = pair
     rules = bound(*pair)
     tensors = split_fused(rules, tensors_of(reference))
@@ -63,7 +62,7 @@ def test_a_missing_and_a_larger_tensor_do_not_fit(pair):
     assert list(unfit(rules[0], tensors)) == [f"the reference has no {name}"]
     tensors[name] = np.zeros((*shape, 2))
     [problem] = unfit(rules[0], tensors)
-    assert f"{name} of the reference is {(*shape, 2)}, the model has {shape}" == problem
+    assert problem == f"{name} has shape {(*shape, 2)} in the reference, {shape} in the model"
 
 
 def test_a_fused_tensor_is_split_by_rows(pair):
@@ -73,7 +72,7 @@ def test_a_fused_tensor_is_split_by_rows(pair):
     assert sum(x.size for x in split.values()) == sum(x.size for x in whole.values())
 
 
-def test_what_a_config_says_beyond_ours_is_a_problem(pair):
+def test_a_known_config_is_read_without_problems(pair):
     reference, _ = pair
     values, _, problems = read_config(reference)
     assert (values["vocab_size"], problems) == (reference.config.vocab_size, [])

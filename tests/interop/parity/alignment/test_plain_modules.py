@@ -1,4 +1,4 @@
-"""Parity of a PyTorch model of a user's own, with the rules that docs/rules.md shows."""
+"""Parity of a user's own PyTorch model, with the rules in docs/rules.md."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ FORWARD = ("weights", "config", "logits", "layers")
 
 
 def write(folder):
-    """The page's files and, in `mine`, its model with random numbers everywhere; the model."""
+    """Writes the page's files and, in `mine`, its model with random weights. Returns the model."""
     for name, text in shown_files(ROOT / "docs" / "rules.md").items():
         (folder / name).write_text(text)
     module = randomize(user_family.resolve_family(folder / "my_rules.py").reference(SIZE))
@@ -53,7 +53,7 @@ def edit(folder, old, new):
     file.write_text(file.read_text().replace(old, new))
 
 
-def test_an_honest_model_passes_at_every_step(mine):
+def test_a_correct_model_passes_at_every_step(mine):
     report = check(mine)
     assert report.ok
     assert report.logits.relative_l2 <= 1e-5
@@ -61,7 +61,7 @@ def test_an_honest_model_passes_at_every_step(mine):
     assert {"layers.1.attn.q_proj", "layers.1.attn", "layers.1.mlp", "layers.1"} <= paths
 
 
-def test_gradients_and_what_it_generates_are_compared_as_well(mine):
+def test_training_and_generation_levels_pass(mine):
     levels = ["gradients", "step", "generate"]
     assert check(mine, levels).verdicts == dict.fromkeys(levels, True)
 
@@ -69,25 +69,25 @@ def test_gradients_and_what_it_generates_are_compared_as_well(mine):
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [
-        (' : D (N H)"', ' : (N H) D"', "layers.0.attn"),  # square: no shape tells
+        (' : D (N H)"', ' : (N H) D"', "layers.0.attn"),  # square, so the shape does not tell
         ("{G=gate|up}", "{G=up|gate}", "layers.0.mlp"),
         ('layout="interleaved"', 'layout="half"', "layers.0.attn"),
         ("eps=1e-5)", "eps=1e-3)", "layers.0.attn_norm"),
     ],
 )
-def test_a_bijection_that_is_the_wrong_one_is_caught_where_it_is(old, new, where, mine):
+def test_a_wrong_rule_is_caught_at_its_step(old, new, where, mine):
     edit(mine, old, new)
     report = check(mine, ["logits", "layers"])
     assert not report.ok
     assert report.first_divergence.path.startswith(where)
 
 
-def test_it_needs_a_reference_that_has_what_is_stored(mine):
+def test_the_reference_must_match_the_checkpoint(mine):
     edit(mine, "MyModel(**fields)", "MyModel(**{**fields, 'depth': 3})")
-    with pytest.raises(CheckpointError, match=r"the reference has blocks\.2\.\S+, which is not"):
+    with pytest.raises(CheckpointError, match=r"blocks\.2\.\S+ is in the reference, but not in"):
         check(mine)
     edit(mine, "'depth': 3", "'depth': 1")
-    with pytest.raises(CheckpointError, match=r"blocks\.1\.\S+ is stored, which the reference"):
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.\S+ is in the checkpoint, but not in"):
         check(mine)
     edit(mine, "'depth': 1", "'hidden': 8")
     with pytest.raises(CheckpointError, match="size mismatch for blocks"):
@@ -97,12 +97,12 @@ def test_it_needs_a_reference_that_has_what_is_stored(mine):
         check(mine)
 
 
-# A module in memory is compared as one that a folder's rules make.
+# From here on, the reference is a module in memory instead of one built by the rules.
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page's model with random numbers everywhere, ours of it, and the file of its rules."""
+    """The page's module with random weights, its JAX model, and the file of its rules."""
     folder = tmp_path_factory.mktemp("page")
     module, rules = write(folder), folder / "my_rules.py"
     return module, load_pretrained(folder / "mine", rules=rules), rules
@@ -118,7 +118,7 @@ def changed(model, name, function):
     return with_arrays(model, {**arrays, name: function(arrays[name])})
 
 
-def test_a_module_in_memory_passes_and_is_left_as_it_was(page):
+def test_a_module_in_memory_passes_and_is_not_changed(page):
     module, model, rules = page
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     attributes = set(vars(module))
@@ -134,7 +134,7 @@ def test_a_module_in_memory_passes_and_is_left_as_it_was(page):
     assert set(vars(module)) == attributes
 
 
-def test_what_is_wrong_with_a_module_in_memory_is_named(page):
+def test_a_wrong_weight_is_named_for_a_module_in_memory(page):
     module, model, rules = page
     kernel = "layers.0:2.mlp.down_proj.kernel"
     report = compare(
@@ -146,7 +146,7 @@ def test_what_is_wrong_with_a_module_in_memory_is_named(page):
     assert first_wrong(report.taps).path == "layers.0.mlp.down_proj"
 
 
-def test_a_forward_pass_that_is_wrong_is_named(page, monkeypatch):
+def test_a_wrong_forward_pass_is_named_for_a_module_in_memory(page, monkeypatch):
     module, model, rules = page
     mlp = module.blocks[1].mlp
 
@@ -161,7 +161,7 @@ def test_a_forward_pass_that_is_wrong_is_named(page, monkeypatch):
     assert "gelu" in report.first_divergence.hint
 
 
-def test_the_config_is_read_from_the_file_that_the_model_came_with(page):
+def test_the_config_is_read_from_the_file_that_the_model_was_loaded_with(page):
     module, model, rules = page
     other = with_arrays(model, {n: v.get_value() for n, v in named_parameters(model).items()})
     other.config = with_fields(model.config, {"norms.eps": 1e-6})
@@ -169,12 +169,12 @@ def test_the_config_is_read_from_the_file_that_the_model_came_with(page):
     assert report.first_divergence.path == "config.norms.eps"
 
 
-def test_a_model_that_came_from_elsewhere_has_the_fields_that_its_rules_say(page):
+def test_a_model_from_elsewhere_takes_its_fields_from_the_rules(page):
     module, model, rules = page
     elsewhere = with_arrays(model, {n: v.get_value() for n, v in named_parameters(model).items()})
     elsewhere.origin = None
     judge = partial(compare, module, elsewhere, tokens(), levels=FORWARD)
-    with pytest.raises(CheckpointError, match=r"reads config\.json, which the model did not come"):
+    with pytest.raises(CheckpointError, match=r"reads config\.json, but the model was not loaded"):
         judge(rules=rules)
     family = user_family.resolve_family(rules)
     said = SimpleNamespace(
@@ -188,12 +188,12 @@ def test_a_model_that_came_from_elsewhere_has_the_fields_that_its_rules_say(page
     assert judge(rules=constant).ok
     with pytest.raises(CheckpointError, match="is not a file"):
         judge(rules="nothing.py")
-    with pytest.raises(ValueError, match="a MyModel, which is neither of transformers nor"):
+    with pytest.raises(ValueError, match="a MyModel, which is neither a model of transformers nor"):
         judge()
 
 
-def test_rules_go_before_what_is_known_of_a_class(make_llama, convert):
-    """A model of transformers with rules of one's own is what they say, not what it says."""
+def test_given_rules_take_precedence_over_the_known_family(make_llama, convert):
+    """A model of transformers is converted by the given rules, not by its family's."""
     llama = make_llama()
     model = convert(llama)
     table = LLAMA.table(model.config, Layout())
@@ -211,13 +211,13 @@ def test_rules_go_before_what_is_known_of_a_class(make_llama, convert):
 
 
 def swap(name):
-    """The name of one norm of a layer for that of the other."""
+    """Swaps the names of the two norms of a layer."""
     one, other = "input_layernorm", "post_attention_layernorm"
     return name.replace(one, other) if one in name else name.replace(other, one)
 
 
 class Told(nn.Module):
-    """A layer without positions, told what is padding before it is told what the tokens are."""
+    """A model without positions that takes a padding mask as first argument, then tokens."""
 
     def __init__(self, V=40, D=24, F=32):
         super().__init__()
@@ -274,7 +274,7 @@ TOLD = SimpleNamespace(
 )
 
 
-def test_a_module_takes_masks_and_arguments_of_its_own(tmp_path):
+def test_a_module_with_custom_masks_and_arguments_passes(tmp_path):
     module = randomize(Told())
     torch.save(module.state_dict(), tmp_path / "told.pt")
     model = load_pretrained(tmp_path / "told.pt", rules=TOLD)
@@ -289,11 +289,13 @@ def test_a_module_takes_masks_and_arguments_of_its_own(tmp_path):
     report = judge((*FORWARD, "gradients", "generate"))
     assert report.ok, report.first_divergence
     assert report.tokens == mask.sum()
-    deaf = judge(
+    unmasked = judge(
         arguments=lambda module, given: (torch.ones_like(given["target"]), given["target"])
     )
-    assert deaf.first_divergence.path == "layers.0.attn.o_proj"  # PyTorch shows no scores here
-    with pytest.raises(ValueError, match="target_mask hides tokens which the reference shows"):
+    assert (
+        unmasked.first_divergence.path == "layers.0.attn.o_proj"
+    )  # fused attention, so no scores are recorded
+    with pytest.raises(ValueError, match="target_mask hides tokens that the reference, which"):
         judge(masks=())
     with pytest.raises(CheckpointError, match=r"masks=\['mask'\] are not of source_mask, target"):
         judge(masks=["mask"])

@@ -1,7 +1,8 @@
-"""Tokens to compare on: random ones, those of a text and those of a file."""
+"""Tokens and vectors: random, from text, from files."""
 
 import json
 
+import chex
 import numpy as np
 import pytest
 
@@ -16,15 +17,15 @@ from jaxllm.interop.parity.alignment.prompt import (
 
 def test_text_without_tokenizer_is_bytes(tmp_path):
     assert text_tokens("aé", tmp_path, 256, 5).tolist() == [[97, 195, 169, 97, 195]]
-    with pytest.raises(CheckpointError, match="255 tokens are too few"):
+    with pytest.raises(CheckpointError, match="a vocabulary of 255 is too small"):
         text_tokens("a", tmp_path, 255, 5)
     with pytest.raises(ValueError, match="no tokens"):
         text_tokens("", tmp_path, 256, 5)
 
 
-def test_random_tokens_are_rare_and_frequent_and_repeated():
+def test_random_tokens_include_rare_frequent_and_repeated_ones():
     tokens_BT = random_tokens(50_000, 2, 400, seed=1)
-    assert tokens_BT.shape == (2, 400)
+    chex.assert_shape(tokens_BT, (2, 400))
     assert tokens_BT.min() == 0
     assert tokens_BT.max() == 49_999
     np.testing.assert_array_equal(tokens_BT[:, 303:], tokens_BT[:, 3:100])
@@ -36,12 +37,13 @@ def test_random_tokens_are_rare_and_frequent_and_repeated():
 
 def test_random_vectors_are_float32_and_follow_the_seed():
     vectors = random_vectors((2, 3, 4), seed=1)
-    assert (vectors.dtype, vectors.shape) == (np.float32, (2, 3, 4))
+    chex.assert_type(vectors, np.float32)
+    chex.assert_shape(vectors, (2, 3, 4))
     np.testing.assert_array_equal(vectors, random_vectors((2, 3, 4), seed=1))
     assert not np.array_equal(vectors, random_vectors((2, 3, 4), seed=2))
 
 
-def test_shorter_rows_of_a_file_are_padded(tmp_path):
+def test_shorter_rows_in_a_file_are_padded(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps([[5, 6, 7], [8]]))
     found = read_arrays(file)

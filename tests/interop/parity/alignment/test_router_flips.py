@@ -1,4 +1,4 @@
-"""Tokens that a router sends elsewhere, by a bug or by noise."""
+"""Router flips: tokens sent to other experts, by a bug or by noise."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from jaxllm.interop.parity.alignment.router_flips import flips
 
 
-def test_tokens_that_a_router_sends_elsewhere_are_counted():
+def test_rerouted_tokens_are_counted():
     reference = {"layers.0.mlp.router": np.array([[[3.0, 2.0, 1.0], [1.0, 2.0, 1.999]]])}
     ours = {"layers.0.mlp.router": np.array([[[3.0, 2.0, 1.0], [1.0, 1.99, 2.0]]])}
     path = "layers.0.mlp.router"

@@ -1,4 +1,4 @@
-"""What any step may be off by: a scale, a bias, a position, rounding, a cap, a few tokens."""
+"""Hints for any step: a scale, a bias, a shift, rounding, a soft cap, a few tokens."""
 
 import numpy as np
 import pytest
@@ -9,17 +9,17 @@ from jaxllm.interop.parity.diagnosis.arrays import named_ratio
 OURS, PATH = drawn(B, T, D) @ drawn(D, D), "layers.0.attn.o_proj"
 HEADS = {"layers.0.attn.q": drawn(B, T, N, H)}
 CHANGES = {
-    "missing or another bias": OURS + drawn(D),
-    "bfloat16: the reference rounds to it": half(OURS),
-    "shift by one position: ours is late": np.roll(OURS, -1, axis=1),
-    "soft cap: the reference's is capped at 2": 2 * np.tanh(OURS / 2),
-    "scale: the reference's is 3 times ours": 3 * OURS,
+    "missing or different bias": OURS + drawn(D),
+    "rounding to bfloat16 in the reference": half(OURS),
+    "shift by one position: the model is late": np.roll(OURS, -1, axis=1),
+    "soft cap: the reference is capped at 2": 2 * np.tanh(OURS / 2),
+    "scale: the reference's is 3 times the model's": 3 * OURS,
     "scaled by a factor of its own": OURS * (2 + drawn(B, T, 1)),
 }
 
 
 @pytest.mark.parametrize(("words", "theirs"), CHANGES.items(), ids=CHANGES)
-def test_a_change_of_all_numbers(words, theirs):
+def test_a_change_of_all_numbers_is_recognized(words, theirs):
     assert words in hint(PATH, OURS, theirs)
 
 
@@ -34,8 +34,8 @@ def test_a_scale_is_named_by_the_sizes_of_the_model():
 def test_a_few_tokens_are_named():
     theirs = OURS.copy()
     theirs[1, 7] += 1
-    assert "Only 1 of 48 tokens are off: (row, position) (1, 7)" in hint(PATH, OURS, theirs)
+    assert "Only 1 of 48 tokens differ: (row, position) (1, 7)" in hint(PATH, OURS, theirs)
 
 
-def test_other_numbers_look_like_nothing():
+def test_unrelated_numbers_give_no_hint():
     assert hint(PATH, OURS, drawn(B, T, D, seed=5)) is None

@@ -1,4 +1,4 @@
-"""Wrong masks, scores and probabilities are recognised and put in words."""
+"""Hints for wrong masks, scores and probabilities."""
 
 import numpy as np
 from wrong_steps import B, H, K, N, T, drawn, half, hint
@@ -6,11 +6,11 @@ from wrong_steps import B, H, K, N, T, drawn, half, hint
 from jaxllm.interop.parity.diagnosis.attention import sight
 
 
-def test_masks_in_words():
+def test_known_masks_are_named():
     at, keys = np.arange(T)[:, None], np.arange(T)[None]
     causal = keys <= at
-    assert sight(causal) == "all before it"
-    assert sight(keys < at) == "all before it but not itself"
+    assert sight(causal) == "causal"
+    assert sight(keys < at) == "causal without the query's own key"
     assert sight(np.ones((T, T), bool)) == "all keys"
     assert sight(causal & (at - keys < 5)) == "a window of 5"
     assert sight(causal & (at // 6 == keys // 6)) == "chunks of 6"
@@ -23,7 +23,7 @@ def scores_of(q, k, seen, scale=1.0):
     return np.where(seen, scale * np.einsum("BTNH,BSNH->BTNS", q, k), np.float32(-np.inf))
 
 
-def test_scores():
+def test_wrong_scores_are_recognized():
     q, k = drawn(B, T, N, H), drawn(B, T, K, H)
     at, keys = np.arange(T)[:, None, None], np.arange(T)
     seen = keys <= at
@@ -34,23 +34,23 @@ def test_scores():
         return hint(path, ours, theirs.astype(np.float32), given=given)
 
     window = scores_of(q, k, seen & (at - keys < 7))
-    assert "mask: a window of 7 in the reference, all before it in ours" in found(window)
+    assert "mask: a window of 7 in the reference, causal in the model" in found(window)
     assert "(1 / sqrt(head_dim))" in found(ours / np.sqrt(H))
-    assert "bias of the distance" in found(ours - 0.1 * np.abs(at - keys))
+    assert "bias by the distance" in found(ours - 0.1 * np.abs(at - keys))
     cap = np.where(seen, 3 * np.tanh(ours / 3), -np.inf)
-    assert "soft cap: the reference's is capped at 3" in found(cap)
+    assert "soft cap: the reference is capped at 3" in found(cap)
     tiled = scores_of(q, np.tile(k, (1, 1, N // K, 1)), seen)
-    assert "k/v heads tiled instead of repeated there" in found(tiled)
-    assert "tiled instead of repeated" in hint(path, tiled, ours, given=given)
+    assert "k/v heads tiled instead of repeated in the reference" in found(tiled)
+    assert "tiled instead of repeated in the model" in hint(path, tiled, ours, given=given)
 
 
-def test_probabilities():
+def test_wrong_probabilities_are_recognized():
     q, k = drawn(B, T, N, H), drawn(B, T, N, H, seed=1)
     scores = scores_of(q, k, np.arange(T) <= np.arange(T)[:, None, None])
     exps = np.exp(scores - scores.max(-1, keepdims=True))
     probs, path = exps / exps.sum(-1, keepdims=True), "layers.0.attn.probs"
     given = {"layers.0.attn.scores": scores}
     assert "softmax in bfloat16 in the reference" in hint(path, probs, half(probs), given=given)
-    assert "softmax in bfloat16 in ours" in hint(path, half(probs), probs, given=given)
+    assert "softmax in bfloat16 in the model" in hint(path, half(probs), probs, given=given)
     sunk = exps / (exps.sum(-1, keepdims=True) + 0.5)
     assert "attention sink" in hint(path, probs, sunk, given=given)

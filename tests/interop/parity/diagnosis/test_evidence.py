@@ -1,4 +1,4 @@
-"""The first explanation that leaves no more than rounding of an error is the hint."""
+"""The hint is the first explanation that leaves only rounding of an error."""
 
 import numpy as np
 from wrong_steps import B, D, H, N, T, drawn
@@ -9,7 +9,7 @@ OURS, THEIRS = drawn(B, T, D), drawn(B, T, D, seed=1)
 
 
 def explaining(words, share):
-    """An explanation that leaves a share of the error."""
+    """Returns an explanation that leaves this share of the error."""
     return lambda evidence: iter([Explanation(THEIRS + share * (OURS - THEIRS), THEIRS, words)])
 
 
@@ -17,18 +17,18 @@ def found(*explanations):
     return first_true(Evidence("mlp", OURS, THEIRS, 1e-6), explanations)
 
 
-def test_what_is_exact_comes_before_what_is_near():
+def test_exact_explanations_come_before_approximate_ones():
     near, exact = explaining("near", 0.05), explaining("exact", 1e-7)
     assert found(near, exact) == "exact"
     assert found(exact, explaining("also exact", 0.0)) == "exact"
     assert found(near) == "near"
 
 
-def test_what_leaves_a_fifth_of_the_error_explains_nothing():
+def test_an_explanation_that_leaves_a_fifth_of_the_error_is_rejected():
     assert found(explaining("far", 0.2), explaining("none", np.nan)) is None
 
 
-def test_a_step_knows_its_module_and_its_parameters():
+def test_evidence_finds_siblings_parameters_and_sizes():
     around = {"layers.0.mlp.up_proj": OURS, "layers.0.attn.q": drawn(B, T, N, H), "embed": OURS}
     weights = {"layers.0.mlp.down_proj.kernel": THEIRS}
     evidence = Evidence("layers.0.mlp.down_proj", OURS, THEIRS, 1e-6, around, weights=weights)

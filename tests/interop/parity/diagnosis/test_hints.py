@@ -1,4 +1,4 @@
-"""Every known mistake is recognised in models that make it."""
+"""Known mistakes are recognized in models that make them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +14,12 @@ from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
 
 
-def test_experts():
+def test_wrong_experts_are_recognized():
     ours, router = drawn(B, T, D), drawn(B, T, 4)
     given = {"layers.0.mlp.router": router}
     off = router.argmax(-1) == 2
     theirs = np.where(off[..., None], drawn(B, T, D, seed=3), ours)
-    assert "the tokens of expert 2 are off" in hint("layers.0.mlp", ours, theirs, given=given)
+    assert "the tokens of expert 2 differ" in hint("layers.0.mlp", ours, theirs, given=given)
     ratio = np.random.default_rng(0).random((B, T, 1), np.float32) + 0.5
     assert "weights of the experts' outputs" in hint(
         "layers.0.mlp", ours, ratio * ours, given=given
@@ -28,15 +28,15 @@ def test_experts():
     assert "The router agrees" in hint("layers.0.mlp", ours, other, given=given)
 
 
-def test_what_is_not_a_number():
+def test_nan_is_counted():
     ours = drawn(B, T, D)
     ours[0, 3] = np.nan
-    assert hint("embed", ours, drawn(B, T, D)) == "Of 576 numbers 12 are not a number"
+    assert hint("embed", ours, drawn(B, T, D)) == "12 of 576 numbers of the model are NaN"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """By family a model of transformers, ours with its weights, and tokens; not to be changed."""
+    """A model of transformers, its JAX model and tokens, by family. Not to be changed."""
     return {name: _pair(name, tmp_path_factory) for name in ("llama", "gemma2", "mixtral")}
 
 
@@ -76,36 +76,36 @@ def altered(name, function):
 
 
 REAL = {
-    "llama theta": ("llama", configured({"rope.theta": 3e4}), "layers.0.attn.q", "another theta"),
-    "llama eps": ("llama", configured({"norms.eps": 1e-4}), "layers.0.attn_norm", "another eps"),
+    "llama theta": ("llama", configured({"rope.theta": 3e4}), "layers.0.attn.q", "different theta"),
+    "llama eps": ("llama", configured({"norms.eps": 1e-4}), "layers.0.attn_norm", "different eps"),
     "llama layout": (
         *("llama", configured({"rope.layout": "interleaved"}), "layers.0.attn.q_proj"),
         "half/interleaved",
     ),
     "llama scale": (
         *("llama", configured({"attention.scale": 0.5}), "layers.0.attn.scores"),
-        "0.5 times ours",
+        "0.5 times the model's",
     ),
     "llama activation": (
         *("llama", configured({"mlp.activation": "gelu"}), "layers.0.mlp.down_proj"),
-        "another activation: the reference's is silu",
+        "a different activation: the reference uses silu",
     ),
     "llama swapped layers": (
         "llama",
         swapped("layers.1.mlp.up_proj.kernel", "layers.2.mlp.up_proj.kernel"),
-        *("layers.1.mlp.up_proj", "right with layers.2"),
+        *("layers.1.mlp.up_proj", "the reference uses layers.2"),
     ),
     "llama key heads": (
         *("llama", altered("layers.2.attn.k_proj.kernel", lambda k_DKH: k_DKH[:, ::-1])),
-        *("layers.2.attn.k_proj", "heads in another order"),
+        *("layers.2.attn.k_proj", "heads in a different order"),
     ),
     "gemma2 window": (
         *("gemma2", configured({"attention.window": 71}), "layers.0.attn.scores"),
-        "a window of 70 in the reference, a window of 71 in ours",
+        "a window of 70 in the reference, a window of 71 in the model",
     ),
     "gemma2 cap": (
         *("gemma2", configured({"attention.softcap": None}), "layers.0.attn.scores"),
-        "soft cap: the reference's is capped at",
+        "soft cap: the reference is capped at",
     ),
     "gemma2 norm": (
         *("gemma2", configured({"norms.kind": "rms_float32"}), "layers.0.attn_norm"),
@@ -115,7 +115,7 @@ REAL = {
     "mixtral norm": (
         "mixtral",
         swapped("layers.1.attn_norm.scale", "layers.1.mlp_norm.scale"),
-        *("layers.1.attn_norm", "swapped norms: right with layers.1.mlp_norm.scale"),
+        *("layers.1.attn_norm", "swapped norms: the reference uses layers.1.mlp_norm.scale"),
     ),
     "mixtral expert": (
         "mixtral",
@@ -126,7 +126,7 @@ REAL = {
 
 
 @pytest.mark.parametrize(("family", "bug", "path", "words"), REAL.values(), ids=REAL)
-def test_a_bug_in_a_model_is_recognised(models, family, bug, path, words):
+def test_a_bug_in_a_model_is_recognized(models, family, bug, path, words):
     reference, model, tokens_BT = models[family]
     report = compare(reference, bug(model), tokens_BT, levels=("layers",))
     first = report.first_divergence
@@ -134,14 +134,14 @@ def test_a_bug_in_a_model_is_recognised(models, family, bug, path, words):
     assert words in first.hint
 
 
-def test_softmax_in_half_precision_is_recognised(models, monkeypatch):
+def test_softmax_in_half_precision_is_recognized(models, monkeypatch):
     reference, model, tokens_BT = models["llama"]
-    honest = attention.jax.nn.softmax
+    original = attention.jax.nn.softmax
     monkeypatch.setattr(
         attention.jax.nn,
         "softmax",
-        lambda x, axis=-1: honest(x.astype(jnp.bfloat16), axis=axis).astype(x.dtype),
+        lambda x, axis=-1: original(x.astype(jnp.bfloat16), axis=axis).astype(x.dtype),
     )
     first = compare(reference, model, tokens_BT, levels=("layers",)).first_divergence
     assert first.path == "layers.0.attn.probs"
-    assert "softmax in bfloat16 in ours" in first.hint
+    assert "softmax in bfloat16 in the model" in first.hint

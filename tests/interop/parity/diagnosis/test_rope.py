@@ -1,4 +1,4 @@
-"""Wrong rotations are recognised by what they turn and how far."""
+"""Hints for wrong RoPE."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from jaxllm.interop.parity.diagnosis.rope import frequencies, gains, theta, turn
 
 
 def rotated(x_BTNH, layout="half", theta=1e4, start=0, rotated=H, times=1.0):
-    """RoPE in float64, by another road than jaxllm's: complex numbers."""
+    """RoPE in float64 by complex numbers, independent of jaxllm's implementation."""
     frequencies = times * theta ** (-np.arange(rotated // 2) / (rotated // 2))
     angles = (np.arange(x_BTNH.shape[1]) + start)[:, None] * frequencies
     x = x_BTNH.astype(np.float64)
@@ -26,37 +26,37 @@ BEFORE = drawn(B, T, N, H)
 
 ROTATIONS = {
     "half/interleaved RoPE": {"layout": "interleaved"},
-    "another theta: 10000 in the reference, 20000 in ours": {},
+    "a different theta: 10000 in the reference, 20000 in the model": {},
     "no RoPE in the reference": {"times": 0.0},
-    "linear RoPE scaling: the reference turns 0.25 times as fast": {"times": 0.25},
-    "positions that are +1 from ours": {"start": 1},
-    "another share of rotated elements: the reference rotates 4": {"rotated": 4},
+    "linear RoPE scaling: the reference rotates 0.25 times as fast": {"times": 0.25},
+    "shifted positions: the reference's are +1 from the model's": {"start": 1},
+    "a different rotary fraction: the reference rotates 4 elements of a head": {"rotated": 4},
 }
 
 
 @pytest.mark.parametrize(("words", "changes"), ROTATIONS.items(), ids=ROTATIONS)
-def test_rotations(words, changes):
+def test_wrong_rotations_are_recognized(words, changes):
     ours = rotated(BEFORE, theta=2e4 if "theta" in words else 1e4)
     theirs = rotated(BEFORE, **changes)
     found = hint("layers.1.attn.q", ours, theirs, given={"layers.1.attn.q_proj": BEFORE})
     assert words in found
 
 
-def test_no_rotation_here():
+def test_missing_rope_in_the_model_is_recognized():
     found = hint(
         *("layers.0.attn.k", BEFORE, rotated(BEFORE)), given={"layers.0.attn.k_proj": BEFORE}
     )
-    assert "no RoPE in ours" in found
+    assert "no RoPE in the model" in found
 
 
-def test_a_rotation_of_what_is_not_known():
+def test_a_further_rotation_is_recognized_if_the_projection_differs():
     given = {"layers.0.attn.q_proj": drawn(B, T, N, H, seed=9)}
     ours, growth = rotated(BEFORE), (1 + 0.1 * np.arange(T, dtype=np.float32))[:, None, None]
     assert "angles" in hint("layers.0.attn.q", ours, rotated(BEFORE, theta=50.0), given=given)
     assert "temperature" in hint("layers.0.attn.q", ours, ours * growth, given=given)
 
 
-def test_a_missing_norm_of_queries():
+def test_a_missing_norm_of_queries_is_recognized():
     scale = 1 + 0.3 * drawn(H)
     normed = BEFORE / np.sqrt(np.square(BEFORE).mean(-1, keepdims=True) + 1e-6) * scale
     found = hint(
@@ -68,7 +68,7 @@ def test_a_missing_norm_of_queries():
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
-def test_a_rotation_is_read_off_and_repeated(layout):
+def test_a_rotation_is_measured_and_reproduced(layout):
     after = rotated(BEFORE, layout, theta=500.0)
     found = gains(BEFORE, after, layout)
     np.testing.assert_allclose(turned(BEFORE, found, layout), after, atol=1e-5)

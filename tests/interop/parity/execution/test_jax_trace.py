@@ -1,5 +1,6 @@
-"""Our model shows what each of its steps returns, and goes on with what it is given."""
+"""Tracing the JAX model, on its own and fed the reference's outputs."""
 
+import chex
 import numpy as np
 import pytest
 from tiny import random_model
@@ -13,39 +14,38 @@ INPUTS = Inputs(np.random.default_rng(0).integers(0, 96, (2, 12)))
 PATHS = ["embed", "layers.0.attn", "layers.1.mlp_norm", "layers.1", "final_norm"]
 
 
-def test_it_shows_steps_and_logits_of_stacked_layers():
+def test_steps_and_logits_of_stacked_layers_are_recorded():
     found = trace_model(MODEL, INPUTS, PATHS)
     assert list(found) == [*PATHS, LOGITS]
-    assert {found[path].shape for path in PATHS} == {(2, 12, 32)}
+    chex.assert_shape([found[path] for path in PATHS], (2, 12, 32))
     np.testing.assert_allclose(found[LOGITS], MODEL(INPUTS.target).logits, rtol=1e-4, atol=1e-5)
     x, scale = found["layers.1"], MODEL.final_norm.scale[...]
     normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + MODEL.final_norm.eps) * scale
     np.testing.assert_allclose(found["final_norm"], normed, rtol=1e-5)
 
 
-def test_a_step_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"the model has no layers\.9, nothing"):
+def test_an_unknown_path_is_rejected():
+    with pytest.raises(ValueError, match=r"the model has no activation at layers\.9, nothing"):
         trace_model(MODEL, INPUTS, ["embed", "layers.9", "nothing"])
 
 
-def test_each_step_goes_on_with_what_the_reference_computed():
+def test_in_the_forced_run_each_step_is_fed_the_reference():
     theirs = trace_model(MODEL, INPUTS, PATHS)
     theirs["layers.0.attn"] = theirs["layers.0.attn"] + 1
     ours, forced = trace_both(MODEL, INPUTS, theirs)
     same = trace_model(MODEL, INPUTS, PATHS)
-    for path in (*PATHS, LOGITS):
-        np.testing.assert_array_equal(ours[path], same[path])
-    # What comes after the other step is made of it, up to a step that is given again.
+    chex.assert_trees_all_equal(ours, same)
+    # Only steps between the changed activation and the next replaced one differ.
     assert not np.array_equal(forced["layers.1.mlp_norm"], ours["layers.1.mlp_norm"])
     np.testing.assert_array_equal(forced["final_norm"], ours["final_norm"])
 
 
-def test_classes_are_as_before():
+def test_tracing_restores_the_classes():
     before = {kind: kind.__call__ for kind in (type(MODEL), type(MODEL.final_norm))}
     trace_model(MODEL, INPUTS, PATHS)
     assert {kind: kind.__call__ for kind in before} == before
 
 
-def test_scores_are_shown_in_blocks():
+def test_scores_are_recorded_in_blocks():
     assert is_whole("layers.0.attn.scores")
     assert not is_whole("layers.0.attn")

@@ -1,10 +1,12 @@
-"""Our side of training: the loss, its gradient and the update, checked by hand."""
+"""Training in JAX: loss, gradients and update against hand computation."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from broken_models import arrays_of
 from tiny import random_model
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
@@ -17,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(0, 96, (2, 10))
 RECIPE = Recipe(steps=2)
 
 
-def test_the_loss_is_that_of_the_next_tokens():
+def test_the_loss_is_the_next_token_loss_without_padding():
     bind, params = split(MODEL)
     mask = np.ones((2, 10), np.int32)
     mask[1, 6:] = 0
@@ -35,7 +37,7 @@ def run():
     return train_model(MODEL, batches, RECIPE.optimizer(MODEL), {"final_norm.scale"})
 
 
-def test_a_run_has_losses_and_the_first_step(run):
+def test_a_run_has_all_losses_and_the_arrays_of_the_first_step(run):
     assert len(run.losses) == 2
     assert run.first.keys() == {"gradient", "m", "v", "update"}
     names = named_parameters(MODEL).keys() - {"final_norm.scale"}
@@ -56,18 +58,16 @@ def test_moments_and_update_follow_from_the_gradient(run):
     np.testing.assert_allclose(found[large], wanted[large], rtol=1e-2)
 
 
-def test_the_model_stays_as_it_is(run):
-    np.testing.assert_array_equal(
-        MODEL.embed.embedding[...], random_model(num_layers=1).embed.embedding[...]
-    )
+def test_training_does_not_change_the_model(run):
+    chex.assert_trees_all_equal(arrays_of(MODEL), arrays_of(random_model(num_layers=1)))
 
 
-def test_an_optimizer_without_moments_is_refused():
+def test_an_optimizer_without_moments_is_rejected():
     with pytest.raises(ValueError, match="no mu and no nu"):
         train_model(MODEL, [Inputs(TOKENS)], optax.sgd(1e-3))
 
 
-def test_vectors_are_to_be_those_wanted():
+def test_the_loss_of_vectors_is_the_mean_squared_error():
     bind, params = split(MODEL)
     logits = MODEL(TOKENS).logits
     given = {"target": jnp.asarray(TOKENS), "wanted": logits + 2.0}

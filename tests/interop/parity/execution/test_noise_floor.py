@@ -1,4 +1,4 @@
-"""Other ways to compute a reference are nearly it, and leave it as it was."""
+"""Equivalent evaluations differ from the reference by rounding and do not change it."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from jaxllm.interop.parity.execution.noise_floor import WAYS, moved_weights
 
 
-def test_weights_are_off_by_their_last_bits_and_then_as_before(make_llama):
+def test_weights_are_perturbed_in_their_last_bits_and_restored(make_llama):
     llama = make_llama(num_hidden_layers=1)
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     moved = []
@@ -26,7 +26,7 @@ def test_weights_are_off_by_their_last_bits_and_then_as_before(make_llama):
 
 
 @pytest.mark.parametrize("otherwise", WAYS)
-def test_other_ways_differ_by_rounding_alone(otherwise, make_llama, tokens):
+def test_equivalent_evaluations_differ_by_rounding_only(otherwise, make_llama, tokens):
     llama, given = make_llama(num_hidden_layers=1).eval(), torch.as_tensor(tokens[:1, :32])
     with torch.no_grad():
         plain = llama(given).logits

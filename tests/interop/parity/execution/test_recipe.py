@@ -1,4 +1,4 @@
-"""The recipe: its learning rates, and what decays."""
+"""The training recipe: learning rates and weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,12 @@ def test_the_learning_rate_falls_linearly():
     assert [recipe.rate(step) for step in range(5)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_a_recipe_has_a_step():
+def test_a_recipe_without_steps_is_rejected():
     with pytest.raises(ValueError, match="steps=0 is less than 1"):
         Recipe(steps=0)
 
 
-def test_kernels_and_embeddings_alone_decay():
+def test_only_kernels_and_embeddings_decay():
     model, recipe = random_model(num_layers=1), Recipe()
     bind, params = split(model)
     optimizer = recipe.optimizer(model)
@@ -31,5 +31,5 @@ def test_kernels_and_embeddings_alone_decay():
     assert moved < names.keys()
 
 
-def test_losses_are_floats():
+def test_as_tuple_returns_floats():
     assert as_tuple([jnp.float32(1.5), 2]) == (1.5, 2.0)

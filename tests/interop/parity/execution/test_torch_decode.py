@@ -1,4 +1,4 @@
-"""The reference continues prompts greedily and by beams, and says where noise decides."""
+"""Generation by the reference: greedy and beam search, logits, noise and ties."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def decoded(llama):
     return Prompted(llama, None).decode(PROMPTS)
 
 
-def test_greedy_tokens_are_the_likeliest(llama, decoded):
+def test_greedy_tokens_have_the_largest_logits(llama, decoded):
     assert [len(new) for new in decoded.greedy] == [NEW_TOKENS, NEW_TOKENS]
     assert decoded.logits_PNV.argmax(-1).tolist() == decoded.greedy
     whole = torch.tensor([[*PROMPTS[0], *decoded.greedy[0][:-1]]])
@@ -28,7 +28,7 @@ def test_greedy_tokens_are_the_likeliest(llama, decoded):
     np.testing.assert_allclose(decoded.logits_PNV[0], logits, rtol=1e-4, atol=1e-4)
 
 
-def test_logits_of_given_tokens_need_no_cache(llama, decoded):
+def test_logits_of_given_continuations_equal_the_generated_ones(llama, decoded):
     found = Prompted(llama, None).logits(PROMPTS, decoded.greedy)
     np.testing.assert_allclose(found, decoded.logits_PNV, rtol=1e-4, atol=1e-4)
     other = Prompted(llama, None).logits(PROMPTS, [[1, *new[1:]] for new in decoded.greedy])
@@ -36,7 +36,7 @@ def test_logits_of_given_tokens_need_no_cache(llama, decoded):
     assert not np.allclose(other[:, 1], found[:, 1], atol=1e-2)
 
 
-def test_noise_is_small_and_filters_leave_something(decoded):
+def test_noise_is_small_and_the_filters_keep_the_top_token(decoded):
     assert 0 < decoded.floor < 1e-5
     assert 0 < decoded.noise < 1e-3
     counts = decoded.kept_PNV.sum(-1)
@@ -48,8 +48,8 @@ def test_noise_is_small_and_filters_leave_something(decoded):
     ]
 
 
-def test_its_own_search_finds_what_transformers_does(llama, decoded, monkeypatch):
-    monkeypatch.delattr(llama, "generation_config")  # as of a plain module
+def test_the_plain_search_agrees_with_transformers(llama, decoded, monkeypatch):
+    monkeypatch.delattr(llama, "generation_config")  # as for a plain module
     again = Prompted(llama, None).decode(PROMPTS)
     assert (again.greedy, again.beams) == (decoded.greedy, decoded.beams)
 

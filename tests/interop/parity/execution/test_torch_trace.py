@@ -1,4 +1,4 @@
-"""The reference shows what its modules and attentions return, and is left as it was."""
+"""Tracing the reference: modules, attention, replaced outputs, restored state."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def inputs(tokens):
     return Inputs(tokens[:1, :12])
 
 
-def test_modules_and_attention_are_shown_in_order(llama, inputs):
+def test_modules_and_attention_are_recorded_in_execution_order(llama, inputs):
     outputs = trace_reference(llama, inputs, NAMES)
     assert set(NAMES) <= outputs.keys()
     assert next(iter(outputs)) == "model.embed_tokens"
@@ -36,7 +36,7 @@ def test_modules_and_attention_are_shown_in_order(llama, inputs):
     )
 
 
-def test_each_step_goes_on_with_what_is_given(llama, inputs):
+def test_given_outputs_replace_the_steps_own(llama, inputs):
     plain = trace_reference(llama, inputs, NAMES)
     given = {"model.norm": [np.zeros_like(plain["model.norm"][0])]}
     forced = trace_reference(llama, inputs, NAMES, given)

@@ -1,4 +1,4 @@
-"""A pair of models that agree."""
+"""A reference, a JAX model with its weights, and short inputs."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from jaxllm.interop import load_pretrained
 
 @pytest.fixture(scope="module")
 def pair(make_llama, tmp_path_factory):
-    """A Llama and ours with its weights; not to be changed."""
+    """A Llama and the JAX model with its weights. Not to be changed."""
     llama, folder = make_llama(num_hidden_layers=2), tmp_path_factory.mktemp("llama")
     llama.save_pretrained(folder)
     return llama, load_pretrained(folder, dtype="float32")
@@ -15,5 +15,5 @@ def pair(make_llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def short(tokens):
-    """A row of tokens that is long enough for what has no positions."""
+    """A row of tokens, long enough for tests that do not depend on positions."""
     return tokens[:1, :64]

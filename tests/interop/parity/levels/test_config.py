@@ -1,4 +1,4 @@
-"""Configs are compared field by field, as far as they bear on the numbers."""
+"""Config level: fields that affect the numbers are compared, others are not."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ from jaxllm.models import build_abstract
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_a_field_that_bears_on_the_numbers_must_agree(pair, short, changes):
+def test_a_field_that_affects_the_numbers_must_agree(pair, short, changes):
     llama, model = pair
     report = compare(llama, configured(model, changes), short, levels=("config",))
     [(name, value)] = changes.items()
@@ -32,7 +32,7 @@ def test_a_field_that_bears_on_the_numbers_must_agree(pair, short, changes):
     assert report.first_divergence.measured == 1
 
 
-def test_fields_of_layers_are_compared_layer_by_layer(pair, short):
+def test_layer_patterns_are_compared_layer_by_layer(pair, short):
     llama, model = pair
     kinds = (*model.config.pattern, dataclasses.replace(model.config.pattern[0], rope="none"))
     config = dataclasses.replace(model.config, pattern=kinds)
@@ -45,13 +45,13 @@ def test_fields_of_layers_are_compared_layer_by_layer(pair, short):
     )
 
 
-def test_what_does_not_bear_on_the_numbers_may_differ(pair, short):
+def test_fields_that_do_not_affect_the_numbers_may_differ(pair, short):
     llama, model = pair
     other = configured(model, {"remat": "full", "max_len": 4096, "init.std": 0.5})
     assert compare(llama, other, short, levels=("config",)).ok
 
 
-def test_recorded_fields_are_compared_like_the_reference(pair):
+def test_recorded_fields_are_compared_like_those_of_a_reference(pair):
     llama, model = pair
     fields, problems = fields_of(llama, model)
     assert (all(row.ok for row in compare_fields(fields, problems, model)), problems) == (True, [])
@@ -59,7 +59,7 @@ def test_recorded_fields_are_compared_like_the_reference(pair):
     assert "config.num_layers" in wrong
 
 
-def test_a_config_that_cannot_be_read_differs():
+def test_a_config_that_cannot_be_read_fails():
     model = random_model()
     [row] = compare_fields(None, ["unknown: size"], model)
     assert (row.path, row.theirs, row.ok) == ("config", "unknown: size", False)

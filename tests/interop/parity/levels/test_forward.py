@@ -1,7 +1,8 @@
-"""One forward pass is judged step by step, and what it predicts by position."""
+"""Forward levels: every step is judged, and the logits by position."""
 
 import dataclasses
 
+import chex
 import numpy as np
 import pytest
 from broken_models import changed
@@ -27,7 +28,7 @@ def recording(sides):
     return record_forward(sides)
 
 
-def test_an_equal_model_holds_at_every_step(sides, recording):
+def test_a_correct_model_passes_at_every_step(sides, recording):
     forward = judge(recording, sides.listed, BOTH)
     assert all(tap.ok for tap in forward.taps)
     assert [tap.path for tap in forward.outputs] == ["lm_head"]
@@ -50,28 +51,29 @@ def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
     assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
-def test_logits_alone_need_no_steps(sides, recording):
+def test_the_logits_level_alone_records_no_steps(sides, recording):
     forward = judge(recording, sides.listed, ("logits",))
     assert (forward.steps, len(forward.outputs)) == ((), 1)
     assert forward.outputs[0].forced is None
 
 
-def test_logits_of_another_size_are_refused(sides, recording):
+def test_logits_of_another_shape_are_rejected(sides, recording):
     theirs = {**recording.arrays, LOGITS: recording.arrays[LOGITS][..., :-1]}
     narrow = dataclasses.replace(recording, arrays=theirs)
-    with pytest.raises(ValueError, match=r"logits of the reference are \(1, 64, 95\), ours"):
+    message = r"logits have shape \(1, 64, 95\) in the reference, \(1, 64, 96\) in the model"
+    with pytest.raises(ValueError, match=message):
         judge(narrow, sides.listed, ("logits",))
 
 
-def test_a_sample_is_judged_by_few_numbers(sides):
+def test_a_sampled_recording_is_judged(sides):
     recorded = FORWARD.record(dataclasses.replace(sides, sample=Sample((0, 40, 63), 16)))
-    assert recorded["arrays"]["embed"].shape == (3, 16)
+    chex.assert_shape(recorded["arrays"]["embed"], (3, 16))
     forward = FORWARD.check(recorded, Ours(model=sides.model, levels=BOTH))
     assert all(tap.ok and tap.forced is None for tap in forward.taps)
     assert FORWARD.details(forward)["tokens"] == 3
 
 
-def test_what_is_recorded_is_what_is_compared(sides, recording):
+def test_a_recording_survives_the_round_trip_through_plain_data(sides, recording):
     again = FORWARD.check(plain(recording), Ours(model=sides.model, levels=("logits",)))
     [tap] = again.outputs
     assert tap.cumulative.floor == recording.floors[LOGITS]

@@ -1,4 +1,4 @@
-"""What both sides generate: the same tokens, but for ties."""
+"""Generation level: both sides generate the same tokens, except at ties."""
 
 import numpy as np
 from tiny import random_model
@@ -9,12 +9,12 @@ from jaxllm.interop.parity.levels import generation
 from jaxllm.models import with_scanned_layers
 
 
-def test_other_tokens_are_found(pair, tokens, monkeypatch):
+def test_a_different_token_is_found(pair, tokens, monkeypatch):
     llama, model = pair
-    honest = generation.beam_search
+    original = generation.beam_search
 
     def wrong(*args, **options):
-        first, *others = honest(*args, **options)
+        first, *others = original(*args, **options)
         return [[*first[:-1], (first[-1] + 1) % 96], *others]
 
     monkeypatch.setattr(generation, "beam_search", wrong)
@@ -24,7 +24,7 @@ def test_other_tokens_are_found(pair, tokens, monkeypatch):
     assert report.first_divergence.measured == 1
 
 
-def test_a_token_that_a_tie_decides_is_no_error():
+def test_a_token_that_differs_at_a_tie_is_not_an_error():
     logits_NV = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 2.0 - 1e-6]])
     tie = generation.is_greedy_tie([1, 2], [1, 0], logits_NV, noise=1e-6)
     no_tie = generation.is_greedy_tie([1, 1], [1, 0], logits_NV, noise=1e-6)
@@ -32,7 +32,7 @@ def test_a_token_that_a_tie_decides_is_no_error():
     assert not generation.is_greedy_tie([1, 0], [1, 0], logits_NV, noise=1e-6)
 
 
-def test_prompts_are_of_unequal_lengths(tokens):
+def test_prompts_have_different_lengths(tokens):
     assert [len(prompt) for prompt in generation.prompts_of(Inputs.of(tokens))] == [1, 9, 34, 97]
     assert [len(prompt) for prompt in generation.prompts_of(Inputs.of(tokens[:1, :20]))] == [
         1,
@@ -41,7 +41,7 @@ def test_prompts_are_of_unequal_lengths(tokens):
     ]
 
 
-def test_forced_logits_are_those_that_tokens_are_chosen_by():
+def test_forced_logits_are_the_logits_that_generation_uses():
     model = with_scanned_layers(random_model(), False)
     prompts = [[5, 17, 3], [60]]
     new = generate(model, prompts, 4)

@@ -1,4 +1,4 @@
-"""Vectors that follow a prompt, each made of those before it."""
+"""Generation level for models of vectors."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from jaxllm.interop.parity.levels.generation_vectors import (
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    """A reference over vectors, ours, and inputs."""
+    """A reference that takes vectors, its JAX model, and inputs."""
     folder = tmp_path_factory.mktemp("vectors")
     reference = source_cases.write("components-autoregressive", folder)
     model = load_pretrained(folder, dtype="float32")
@@ -33,14 +33,14 @@ def continued(vectors):
     return continue_vectors(vectors[0], vectors[2])
 
 
-def test_the_prompt_is_the_first_of_the_inputs(vectors, continued):
+def test_the_prompt_is_the_beginning_of_the_inputs(vectors, continued):
     np.testing.assert_array_equal(continued.prompt.target, vectors[2].target[:, :PROMPT_LENGTH])
     assert continued.prompt.wanted is None
     assert continued.vectors_BNO.shape[:2] == (2, NEW_VECTORS)
     assert 0 < continued.floor < 1e-5
 
 
-def test_our_vectors_are_held_to_them(vectors, continued):
+def test_the_models_vectors_are_compared_with_the_references(vectors, continued):
     _, model, _ = vectors
     [row] = judge_vectors(model, continued)
     assert (row.path, row.ok, row.floor) == ("generate.vectors", True, continued.floor)
@@ -48,7 +48,7 @@ def test_our_vectors_are_held_to_them(vectors, continued):
     assert not judge_vectors(other, continued)[0].ok
 
 
-def test_outputs_of_another_width_do_not_go_on(vectors):
+def test_outputs_of_another_width_give_a_single_vector(vectors):
     reference, model, given = vectors
     wide = dataclasses.replace(given, wanted=np.zeros((*given.target.shape[:2], 1), np.float32))
     assert model.config.input_dim != 1

@@ -1,4 +1,4 @@
-"""A level judges what its stage returns, by default as it is."""
+"""Defaults of levels and stages."""
 
 from jaxllm.interop.parity.levels.level import Level, Stage
 from jaxllm.interop.parity.report.rows import FieldResult
@@ -6,7 +6,7 @@ from jaxllm.interop.parity.report.rows import FieldResult
 ROWS = [FieldResult("a", "1", "1"), FieldResult("b", "1", "2")]
 
 
-def test_what_is_not_said_of_a_level_has_a_default():
+def test_levels_and_stages_have_defaults():
     stage = Stage(name="x", compare=lambda pair: ROWS, record=list, check=lambda data, ours: ROWS)
     level = Level(name="x", stage=stage, noun="fields", title="X", caption="")
     assert level.rows(stage.compare(None)) == tuple(ROWS)

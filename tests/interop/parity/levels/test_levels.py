@@ -1,7 +1,8 @@
-"""Every level passes for every family, from causes to effects, and leaves both sides alone."""
+"""Every level passes for every family and changes neither side."""
 
 import json
 
+import chex
 import numpy as np
 import pytest
 import torch
@@ -14,15 +15,15 @@ from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.levels.table import LEVELS
 
 FAMILIES = [name for name in CASES if "/" not in name]
-# Of one kind each, for the levels that compile a training step or a decoder: the others differ
-# from these in what the levels before them show.
+# Families for the levels that compile a training step or a decoder: the others differ
+# from these only in what the quick levels compare.
 SLOW = ("llama", "mixtral")
 QUICK = ("weights", "config", "logits", "layers")
 SHORT = Recipe(steps=3)
 
 
 def both(name, folder):
-    """A model of transformers, and ours with its weights."""
+    """A model of transformers and the JAX model with its weights."""
     original = CASES[name].build()
     original.save_pretrained(folder)
     return original, load_pretrained(folder, dtype="float32")
@@ -31,7 +32,7 @@ def both(name, folder):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_passes(name, tmp_path):
     original, model = both(name, tmp_path)
-    # Windows and chunks end within these; the forward pass of longer ones is tested elsewhere.
+    # Windows and chunks end within 128 tokens; other tests cover longer inputs.
     tokens = tokens_of(original, batch_size=1)[:, :128]
     levels = tuple(LEVELS) if name in SLOW else QUICK
     report = compare(original, model, tokens, levels=levels, recipe=SHORT)
@@ -39,12 +40,12 @@ def test_every_family_passes(name, tmp_path):
     assert report.first_divergence is None
     assert report.verdicts == dict.fromkeys(levels, True)
     assert all(report.rows[level] for level in levels)
-    assert report.flips == (), "a tie between experts: the errors after it are no rounding"
+    assert report.flips == (), "a tie between experts: errors after it are not rounding errors"
     if name in SLOW:
         assert {row.parameter for row in report.gradients} >= {"kernel", "scale"}
 
 
-def test_levels_are_walked_from_causes_to_effects(pair, short):
+def test_the_first_divergence_is_at_the_level_of_the_cause(pair, short):
     llama, model = pair
     broken = changed(model, "final_norm.scale", lambda scale: scale + 0.1)
     report = compare(llama, broken, short, levels=("gradients", "layers", "weights", "config"))
@@ -55,7 +56,7 @@ def test_levels_are_walked_from_causes_to_effects(pair, short):
     assert report.first_divergence.hint is None
 
 
-def test_nothing_is_left_changed(make_llama, convert, short, tmp_path):
+def test_compare_changes_neither_side(make_llama, convert, short, tmp_path):
     llama = make_llama(num_hidden_layers=1)
     model = convert(llama)
     weights = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
@@ -69,8 +70,7 @@ def test_nothing_is_left_changed(make_llama, convert, short, tmp_path):
     assert all(module.training for module in llama.modules())
     assert not any(module._forward_hooks for module in llama.modules())
     assert (llama.config.to_dict(), llama.generation_config) == (config, generation)
-    for name, array in arrays_of(model).items():
-        np.testing.assert_array_equal(np.asarray(array), arrays[name])
+    chex.assert_trees_all_equal(arrays_of(model), arrays)
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert {len(data[name]) > 0 for name in ("config", "weights", "step", "curve")} == {True}
     report.write_html(tmp_path / "parity.html")

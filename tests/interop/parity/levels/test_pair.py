@@ -1,4 +1,4 @@
-"""What a stage is given is derived once from both models."""
+"""Arguments of stages: derived values are computed once."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from jaxllm.interop.parity.levels.pair import Ours, Pair
 from jaxllm.params import named_parameters
 
 
-def test_layers_are_listed_once(pair):
+def test_the_unstacked_model_is_computed_once(pair):
     _, model = pair
     ours = Ours(model=model, levels=("weights",))
     assert "layers.1.mlp.up_proj.kernel" in named_parameters(ours.listed)
@@ -15,7 +15,7 @@ def test_layers_are_listed_once(pair):
     assert ours.listed is ours.listed
 
 
-def test_the_rules_name_the_tensors_of_the_reference(pair, short):
+def test_the_rules_cover_the_state_dict_of_the_reference(pair, short):
     llama, model = pair
     both = Pair(reference=llama, model=model, inputs=Inputs(short), levels=())
     stored = {name for bound in both.rules for name, _ in bound.stored()}

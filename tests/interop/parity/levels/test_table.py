@@ -1,4 +1,4 @@
-"""A level is one row of the table: one that is made up here is known everywhere."""
+"""The table of levels: a level added here is compared, recorded, rendered and on the CLI."""
 
 import dataclasses
 import io
@@ -56,13 +56,13 @@ MADE_UP = Level(
 
 @pytest.fixture(autouse=True)
 def sums(monkeypatch):
-    """The table with a row more."""
+    """Adds the level `sums` to the table."""
     monkeypatch.setitem(LEVELS, "sums", MADE_UP)
 
 
 @pytest.fixture
 def broken(pair):
-    """Ours with embeddings that are twice as large."""
+    """A JAX model with doubled embeddings."""
     _, model = pair
     graph = random_model(num_layers=2)
     graph.embed.embedding[...] = 2 * model.embed.embedding[...]
@@ -71,7 +71,7 @@ def broken(pair):
 
 @pytest.fixture(scope="module")
 def folder(pair, tmp_path_factory):
-    """The reference as a checkpoint."""
+    """A checkpoint of the reference."""
     path = tmp_path_factory.mktemp("made") / "llama"
     pair[0].save_pretrained(path)
     return path
@@ -83,13 +83,13 @@ def shown(report) -> str:
     return console.export_text()
 
 
-def test_it_is_compared(pair, short):
+def test_the_added_level_is_compared(pair, short):
     report = compare(*pair, short, levels=("weights", "sums"))
     assert report.verdicts == {"weights": True, "sums": True}
     assert len(report.rows["sums"]) == 1
 
 
-def test_what_is_wrong_is_shown_everywhere(pair, broken, short, tmp_path):
+def test_a_failure_at_the_added_level_is_in_every_rendering(pair, broken, short, tmp_path):
     report = compare(pair[0], broken, short, levels=("sums",))
     assert report.verdicts == {"sums": False}
     assert report.first_divergence is report.rows["sums"][0]
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_shown_everywhere(pair, broken, short, tmp_path):
     assert MADE_UP.caption in page
 
 
-def test_it_is_recorded_and_checked(folder, broken, tmp_path):
+def test_the_added_level_is_recorded_and_checked(folder, broken, tmp_path):
     record_checkpoint(folder, tmp_path / "pack", levels=("sums",))
     recorded = read_pack(tmp_path / "pack")
     assert recorded["levels"] == ["sums"]
@@ -116,7 +116,7 @@ def test_it_is_recorded_and_checked(folder, broken, tmp_path):
     assert not wrong[0].ok
 
 
-def test_the_command_line_knows_it(folder, tmp_path, capsys):
+def test_the_command_line_knows_the_added_level(folder, tmp_path, capsys):
     command = ["parity", str(folder), "--output", str(tmp_path), "--json", "--levels", "sums"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["verdicts"] == {"sums": True}
@@ -134,13 +134,13 @@ def help_of(command, capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_it_is_compared_unasked(folder, monkeypatch):
+def test_the_added_level_is_compared_by_default(folder, monkeypatch):
     for name in set(LEVELS) - {"config", "sums"}:
         monkeypatch.setitem(LEVELS, name, dataclasses.replace(LEVELS[name], by_default=False))
     assert check_checkpoint(folder).verdicts.keys() == {"config", "sums"}
 
 
-def test_where_sizes_differ_it_is_not_judged(pair, short):
+def test_the_added_level_is_not_judged_if_sizes_differ(pair, short):
     report = compare(pair[0], random_model(num_layers=2, mlp_dim=40), short, levels=("sums",))
     assert report.verdicts == {"sums": False}
     assert report.unjudged == ("sums",)
@@ -164,14 +164,14 @@ def test_levels_that_share_a_stage_run_it_once():
     assert stated_levels() == STATED
 
 
-def test_a_model_has_all_levels_but_what_it_cannot_do():
+def test_a_decoder_has_all_levels():
     assert levels_of(random_model()) == tuple(LEVELS)
     assert LEVELS["curve"].by_default is False
 
 
-def test_levels_that_are_not_known_are_refused():
+def test_unknown_levels_are_rejected():
     assert chosen(None, ("a", "b")) == ("a", "b")
     assert chosen(["b"], ("a", "b")) == ["b"]
     for wrong in ([], ["a", "c"]):
-        with pytest.raises(ValueError, match=r"levels=.* are not of a, b"):
+        with pytest.raises(ValueError, match=r"levels=.* choose at least one of a, b"):
             chosen(wrong, ("a", "b"))

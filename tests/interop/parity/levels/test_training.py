@@ -1,4 +1,4 @@
-"""Gradients, a step of the optimizer and a curve of losses, and what noise excuses of them."""
+"""Training levels: gradients, an optimizer step, a loss curve, and their noise floors."""
 
 import jax
 import numpy as np
@@ -23,13 +23,13 @@ from jaxllm.train.optimizers.adamw import OptimizerConfig, make_optimizer
 SHORT = Recipe(steps=3)
 
 
-def test_a_gradient_that_is_cut_is_named(pair, short, monkeypatch):
+def test_a_stopped_gradient_is_named(pair, short, monkeypatch):
     llama, model = pair
-    honest = jax_train.mean_loss
+    original = jax_train.mean_loss
 
     def cut(params, bind, tokens):
         stopped = jax.lax.stop_gradient(params["final_norm"])
-        return honest({**params, "final_norm": stopped}, bind, tokens)
+        return original({**params, "final_norm": stopped}, bind, tokens)
 
     monkeypatch.setattr(jax_train, "mean_loss", cut)
     report = compare(llama, model, short, levels=("gradients",))
@@ -37,8 +37,8 @@ def test_a_gradient_that_is_cut_is_named(pair, short, monkeypatch):
     assert report.first_divergence.what == "gradient"
 
 
-def test_a_gradient_that_is_nothing_but_noise_is_measured_against_all(tmp_path):
-    """Without RoPE all scores of a query shift with the bias of keys, and softmax does not care."""
+def test_a_gradient_of_pure_noise_is_measured_relative_to_all_gradients(tmp_path):
+    """Without RoPE, the key bias shifts all scores of a query, which softmax ignores."""
     original = CASES["smollm3/windows-biases"].build()
     original.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path, dtype="float32")
@@ -49,7 +49,7 @@ def test_a_gradient_that_is_nothing_but_noise_is_measured_against_all(tmp_path):
     assert noise == {("layers.2.attn.k_proj", "bias")}
 
 
-def test_optimizers_that_are_right_pass(pair, short):
+def test_correct_optimizers_pass(pair, short):
     llama, model = pair
     trainers = make_optimizer(
         OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-4, decay="linear"), 3, model
@@ -61,7 +61,7 @@ def test_optimizers_that_are_right_pass(pair, short):
         assert report.ok, report.first_divergence
 
 
-def test_a_hundred_steps_stay_together(pair, short):
+def test_a_hundred_steps_stay_within_the_thresholds(pair, short):
     llama, model = pair
     report = compare(llama, model, short, levels=("curve",), recipe=Recipe(steps=100))
     assert report.ok, report.first_divergence
@@ -70,26 +70,26 @@ def test_a_hundred_steps_stay_together(pair, short):
     assert report.curve[-1].theirs != report.curve[0].theirs
 
 
-def test_an_optimizer_without_moments_is_refused(pair, short):
+def test_an_optimizer_without_moments_is_rejected(pair, short):
     llama, model = pair
     with pytest.raises(ValueError, match="no mu and no nu"):
         compare(llama, model, short, levels=("step",), optimizer=optax.sgd(1e-3))
 
 
 def curve(ours, *moved):
-    """Which steps of a curve hold, beside losses of one."""
+    """Judges losses against a reference with losses of 1: returns which steps pass."""
     run = [Training(tuple(losses), 1.0, {}) for losses in (ours, [1.0] * len(ours))]
     return [row.ok for row in judge_curve(Runs(*run, run[1:], moved))]
 
 
-def test_what_moved_weights_do_excuses_that_step_and_those_after_it():
+def test_the_noise_of_perturbed_weights_raises_the_floor_from_that_step_on():
     ours = [1 + 3e-6] * 4
     assert curve(ours) == [False] * 4
     assert curve(ours, [1.0, 1.0, 1 + 1e-6, 1.0]) == [False, False, True, True]
     assert curve(ours, [1.0] * 4, [1.0, 1 + 1e-6, 1.0, 1.0]) == [False, True, True, True]
 
 
-def test_nothing_excuses_more_than_a_ten_thousandth():
+def test_the_threshold_of_losses_is_at_most_a_ten_thousandth():
     assert curve([1.0, 1 + 2e-4], [1.0, 1.1]) == [True, False]
     assert curve([1.0, 1 + 9e-5], [1.0, 1.1]) == [True, True]
 
@@ -98,7 +98,7 @@ def run(gradient, loss=1.0):
     return Training((loss,), 1.0, {"gradient": {"mlp.kernel": gradient}})
 
 
-def test_a_gradient_is_held_to_the_noise_of_others():
+def test_the_threshold_of_a_gradient_follows_its_noise():
     theirs = np.linspace(1, 2, 50, dtype=np.float32)
     others = [run(theirs * (1 + 1e-6))]
     near, far = (Runs(run(theirs * (1 + x)), run(theirs), others, ()) for x in (2e-6, 2e-5))

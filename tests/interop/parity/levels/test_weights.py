@@ -1,4 +1,4 @@
-"""Every tensor is compared bit by bit, wherever it is stored."""
+"""Weights level: every tensor is compared bit by bit."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from jaxllm.interop.parity.levels.pair import Ours, Pair
 from jaxllm.interop.parity.levels.weights import check_weights, differing_bits, record_weights
 
 
-def test_one_bit_of_one_weight_is_found(pair, short):
+def test_a_single_flipped_bit_is_found(pair, short):
     llama, model = pair
 
     def flip(kernel):
@@ -29,7 +29,7 @@ def test_one_bit_of_one_weight_is_found(pair, short):
     assert {name for row in report.weights for name in row.stored} == set(llama.state_dict())
 
 
-def test_tensors_that_only_one_side_has_are_found(make_llama, pair, short):
+def test_tensors_missing_on_one_side_are_found(make_llama, pair, short):
     _, model = pair
     biased = make_llama(num_hidden_layers=2, attention_bias=True)
     report = compare(biased, model, short, levels=("weights",))
@@ -47,7 +47,7 @@ def test_tensors_of_another_shape_are_found(make_llama, pair, short):
     )
     [row] = [row for row in report.weights if row.path == "layers.0.mlp.gate_proj"]
     assert row.differing_bits == row.num_bits
-    assert "is (40, 32), the model has (56, 32)" in row.remark
+    assert "has shape (40, 32) in the reference, (56, 32) in the model" in row.remark
 
 
 def test_a_tied_copy_is_compared_with_its_original(make_llama, convert, short):
@@ -59,17 +59,17 @@ def test_a_tied_copy_is_compared_with_its_original(make_llama, convert, short):
     assert [row.stored for row in report.weights if not row.ok] == [("lm_head.weight",)]
 
 
-def test_bits_of_equal_and_of_other_arrays():
+def test_differing_bits_are_counted():
     ours = np.array([1.0, -2.0, 0.0], np.float32)
     theirs = ours.copy()
     assert differing_bits(ours, theirs) == 0
-    theirs[2] = -0.0  # an equal number, and another bit
+    theirs[2] = -0.0  # equal as a number, but one bit differs
     theirs[0] = np.nextafter(np.float32(1), np.float32(2))
     assert differing_bits(ours, theirs) == 2
     assert differing_bits(ours[:2], theirs) == 96
 
 
-def test_recorded_digests_tell_a_weight_apart(pair):
+def test_recorded_digests_detect_a_changed_weight(pair):
     llama, model = pair
     digests = record_weights(Pair(reference=llama, model=model, inputs=None, levels=()))
     ours = Ours(model=model, levels=())

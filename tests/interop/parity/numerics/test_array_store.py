@@ -1,4 +1,4 @@
-"""Models larger than memory are compared as others are, their numbers being kept on disk."""
+"""The array store on disk, and comparisons of models larger than memory."""
 
 import dataclasses
 import resource
@@ -25,14 +25,14 @@ FORWARD = ("weights", "config", "logits", "layers")
 
 @pytest.fixture
 def scratch(tmp_path):
-    """A folder, which is as empty afterwards as before."""
+    """A folder that must be empty again after the test."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     yield folder
     assert not list(folder.iterdir())
 
 
-def test_it_keeps_what_it_is_given(scratch):
+def test_stored_arrays_equal_the_given_ones(scratch):
     shelf, rng = on_disk(scratch), np.random.default_rng(0)
     given = [
         rng.standard_normal((3, 5), np.float32).T,
@@ -49,7 +49,7 @@ def test_it_keeps_what_it_is_given(scratch):
         assert other.ctypes.data % 64 == 0
 
 
-def test_it_has_room_for_what_is_larger_than_its_files(scratch):
+def test_arrays_larger_than_a_file_are_stored(scratch):
     given = np.arange(2**16)
     shelf = on_disk(scratch, segment=2**16)
     kept = [shelf(given + i) for i in range(3)]
@@ -57,7 +57,7 @@ def test_it_has_room_for_what_is_larger_than_its_files(scratch):
         np.testing.assert_array_equal(array, given + i)
 
 
-def test_a_full_disk_is_an_error_and_not_the_end(scratch):
+def test_a_full_disk_raises_instead_of_killing_the_process(scratch):
     shelf = on_disk(scratch)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SEGMENT // 2, limits[1]))
@@ -68,7 +68,7 @@ def test_a_full_disk_is_an_error_and_not_the_end(scratch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_parameters_lie_on_it_and_stay_tied(scratch):
+def test_parameters_are_stored_and_stay_tied(scratch):
     kept = []
     shelf = on_disk(scratch)
 
@@ -98,7 +98,7 @@ SAVED = {
 
 @pytest.fixture(params=[*SAVED, "llm"])
 def checkpoint(request, tmp_path):
-    """Experts that transformers joins, tied and fused weights, an encoder, a source system."""
+    """Checkpoints with fused experts, tied and fused weights, an encoder, of a source system."""
     folder = tmp_path / request.param
     if request.param in SAVED:
         randomize(SAVED[request.param]()).save_pretrained(folder)
@@ -108,7 +108,7 @@ def checkpoint(request, tmp_path):
     return folder
 
 
-def test_the_report_is_the_same(checkpoint, scratch):
+def test_the_report_is_the_same_as_in_memory(checkpoint, scratch):
     report = check_checkpoint(checkpoint, scratch=scratch, num_tokens=320, batch_size=1)
     wanted = check_checkpoint(checkpoint, levels=FORWARD, num_tokens=320, batch_size=1)
     assert report.ok
@@ -116,7 +116,7 @@ def test_the_report_is_the_same(checkpoint, scratch):
     assert report.to_json() == wanted.to_json()
 
 
-def test_what_differs_is_named_all_the_same(tmp_path, scratch, make_llama, tokens):
+def test_a_divergence_is_named_and_explained(tmp_path, scratch, make_llama, tokens):
     make_llama(rms_norm_eps=1e-3).save_pretrained(tmp_path / "other")
     other = open_pretrained(tmp_path / "other")
     report = compare(
@@ -126,9 +126,9 @@ def test_what_differs_is_named_all_the_same(tmp_path, scratch, make_llama, token
     assert "eps" in report.first_divergence.hint
 
 
-def test_what_is_refused(tmp_path, scratch, make_llama, capsys):
+def test_training_levels_and_missing_folders_are_rejected(tmp_path, scratch, make_llama, capsys):
     make_llama().save_pretrained(tmp_path / "llama")
-    with pytest.raises(ValueError, match=r"'gradients'.* are not of weights, config, logits, laye"):
+    with pytest.raises(ValueError, match=r"'gradients'.* one of weights, config, logits, layers$"):
         check_checkpoint(tmp_path / "llama", scratch=scratch, levels=("gradients",))
     command = ["parity", str(tmp_path / "llama"), "--output", str(tmp_path)]
     assert main([*command, "--scratch", str(tmp_path / "nowhere")]) == 2
@@ -136,7 +136,7 @@ def test_what_is_refused(tmp_path, scratch, make_llama, capsys):
     assert main([*command, "--scratch", str(scratch), "--num-tokens", "320"]) == 0
 
 
-# The most that the process holds of memory that has no file, which the system cannot take back.
+# Prints the peak of anonymous memory, which the system cannot page out to a file.
 MEMORY = """
 import sys, threading, time
 from jaxllm.interop.parity import check_checkpoint

@@ -1,4 +1,4 @@
-"""Large arrays that are freed leave the process."""
+"""The memory of freed large arrays is returned to the system."""
 
 import resource
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 from jaxllm.interop.parity.numerics.malloc import return_freed_memory
 
-# Frees every other one of many arrays: by default what is between them stays, for lack of a tail.
+# Frees every other one of many arrays: by default their memory is kept, since it is fragmented.
 PROGRAM = """
 import sys
 import numpy as np
@@ -31,11 +31,11 @@ def freed_bytes(how: str) -> int:
     return int(done.stdout) * resource.getpagesize()
 
 
-def test_glibc_takes_the_setting():
+def test_glibc_supports_the_setting():
     assert return_freed_memory()
 
 
-def test_what_is_freed_between_other_arrays_is_returned():
+def test_memory_between_live_arrays_is_returned():
     half = 256 * 8 * 2**14
     assert freed_bytes("kept") < half / 4
     assert freed_bytes("returned") > 0.9 * half

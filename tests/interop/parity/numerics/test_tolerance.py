@@ -1,4 +1,4 @@
-"""The threshold follows the noise, within bounds."""
+"""The threshold is a multiple of the noise floor, within bounds."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from jaxllm.interop.parity.numerics import tolerance
 
 
-def test_the_threshold_follows_the_noise():
+def test_the_threshold_is_four_times_the_noise_floor():
     assert tolerance.threshold(1e-5) == pytest.approx(4e-5)
 
 
@@ -16,5 +16,5 @@ def test_the_threshold_has_bounds():
     assert tolerance.threshold(0.5) == tolerance.MOST
 
 
-def test_an_undefined_floor_gives_no_licence():
+def test_an_undefined_noise_floor_lets_nothing_pass():
     assert not math.inf <= tolerance.threshold(math.nan)

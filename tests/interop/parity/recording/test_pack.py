@@ -1,7 +1,8 @@
-"""Packs store plain data with arrays, and refuse folders that are none."""
+"""Packs: round trip, and errors for folders that are not packs."""
 
 import json
 
+import chex
 import numpy as np
 import pytest
 
@@ -9,17 +10,17 @@ from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
 
 
-def test_a_pack_is_data_there_and_back(tmp_path):
+def test_a_pack_restores_the_data(tmp_path):
     data = {"a": [np.arange(3), {"b": np.ones((2, 0), np.float32)}], "c": None, "d": float("inf")}
     write_pack(data, tmp_path / "pack")
     found = read_pack(tmp_path / "pack")
-    np.testing.assert_array_equal(found["a"][0], data["a"][0])
-    assert found["a"][1]["b"].shape == (2, 0)
+    chex.assert_trees_all_equal(found["a"], data["a"])
+    chex.assert_trees_all_equal_shapes_and_dtypes(found["a"], data["a"])
     assert (found["c"], found["d"]) == (None, float("inf"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pack"]
 
 
-def test_a_folder_that_is_no_pack_is_refused(tmp_path):
+def test_folders_that_are_not_packs_are_rejected(tmp_path):
     with pytest.raises(CheckpointError, match=r"no pack\.json and no arrays\.safetensors"):
         read_pack(tmp_path)
     write_pack({"a": 1}, tmp_path / "pack")
@@ -27,7 +28,7 @@ def test_a_folder_that_is_no_pack_is_refused(tmp_path):
         write_pack({"a": 1}, tmp_path / "pack")
     file = tmp_path / "pack" / "pack.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 1}))
-    with pytest.raises(CheckpointError, match="is not of version 2"):
+    with pytest.raises(CheckpointError, match="is a pack of version 1, not 2: record it again"):
         read_pack(tmp_path / "pack")
     file.write_text("{")
     with pytest.raises(CheckpointError, match="pack is damaged"):

@@ -1,4 +1,4 @@
-"""Plain data holds nothing but words, numbers, lists, dicts and arrays."""
+"""Results become plain data: strings, numbers, lists, dicts and arrays."""
 
 import dataclasses
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Named(NamedTuple):
     prompts: list[int]
 
 
-def test_fields_become_plain():
+def test_a_dataclass_becomes_plain_data():
     inputs = Inputs(np.array([[1, 2]]))
     found = plain(Found(inputs, frozenset({(2, 1), (0, 5)}), Sample((0, 4), 7), 0.5))
     assert found["inputs"].keys() == {"target"}
@@ -33,5 +33,5 @@ def test_fields_become_plain():
     assert plain(Found(inputs, frozenset(), None, 0.0))["sample"] is None
 
 
-def test_a_named_tuple_becomes_plain():
+def test_a_named_tuple_becomes_plain_data():
     assert plain(Named([1, 2])) == {"prompts": [1, 2]}

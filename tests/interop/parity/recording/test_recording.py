@@ -1,7 +1,8 @@
-"""A recording has what the reference computed, its noise, and nothing of padding."""
+"""Recordings: activations, noise floors, padding, samples and plain data."""
 
 import dataclasses
 
+import chex
 import numpy as np
 import pytest
 from tiny import random_model
@@ -18,7 +19,7 @@ from jaxllm.interop.parity.report.rows import LOGITS
 
 @pytest.fixture(scope="module")
 def pair(make_llama, tokens):
-    """A reference of the tiny model's sizes, and inputs whose last row is padded."""
+    """A reference and a JAX model of the same sizes, and inputs whose last row is padded."""
     mask = np.ones((2, 12), np.int32)
     mask[1, 9:] = 0
     inputs = Inputs(tokens[:, :12], target_mask=mask)
@@ -31,7 +32,7 @@ def recording(pair):
     return record_forward(pair)
 
 
-def test_every_step_has_its_noise_and_the_logits_are_last(recording):
+def test_every_step_has_a_noise_floor_and_the_logits_are_last(recording):
     assert list(recording.arrays)[-1] == LOGITS
     assert recording.floors.keys() == recording.forced_floors.keys() == recording.arrays.keys()
     assert all(0 < floor < 1e-5 for floor in recording.floors.values())
@@ -40,32 +41,34 @@ def test_every_step_has_its_noise_and_the_logits_are_last(recording):
 
 
 def test_padding_is_left_out(recording):
-    assert recording.arrays[LOGITS].shape == (2, 12, 96)
-    assert recording.real(LOGITS).shape == (21, 96)
+    chex.assert_shape(recording.arrays[LOGITS], (2, 12, 96))
+    chex.assert_shape(recording.real(LOGITS), (21, 96))
     other = np.zeros((2, 12, 7))
-    assert recording.real("embed", other).shape == (21, 7)
+    chex.assert_shape(recording.real("embed", other), (21, 7))
 
 
-def test_a_sample_is_the_same_numbers_of_both_sides(pair, recording):
+def test_a_sample_has_the_same_elements_on_both_sides(pair, recording):
     kept = record_forward(dataclasses.replace(pair, sample=Sample((0, 11), 5)))
-    assert kept.arrays["embed"].shape == (3, 5)
-    assert kept.arrays[LOGITS].shape == (3, 96)
+    chex.assert_shape(kept.arrays["embed"], (3, 5))
+    chex.assert_shape(kept.arrays[LOGITS], (3, 96))
     assert kept.forced_floors == {}
     again = kept.real("embed", recording.arrays["embed"])
     np.testing.assert_array_equal(kept.real("embed"), again)
 
 
-def test_it_is_plain_data_and_back(recording):
+def test_a_recording_survives_the_round_trip_through_plain_data(recording):
     again = Recording.of_plain(plain(recording))
     for field in dataclasses.fields(Recording):
         if field.name not in ("inputs", "arrays", "routers"):
             assert getattr(again, field.name) == getattr(recording, field.name)
+    chex.assert_trees_all_equal(again.arrays, recording.arrays)
+    chex.assert_trees_all_equal(again.inputs.arrays, recording.inputs.arrays)
     np.testing.assert_array_equal(again.real(LOGITS), recording.real(LOGITS))
     sampled = dataclasses.replace(recording, sample=Sample((0, 3), 5))
     assert Recording.of_plain(plain(sampled)).sample == Sample((0, 3), 5)
 
 
-def test_a_reference_without_the_modules_is_refused(pair):
+def test_a_reference_that_lacks_a_module_is_rejected(pair):
     class Named(Alignment):
         names = ("model.nothing",)
 

@@ -1,4 +1,4 @@
-"""A sample takes the same few numbers of every array of a shape."""
+"""Samples take the same elements of all arrays of one shape."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from jaxllm.interop.parity.recording.sample import Sample, elements, places, spr
 
 @pytest.mark.parametrize("length", [1, 5, 40, 300, 5000])
 @pytest.mark.parametrize("count", [1, 16, 50])
-def test_positions_are_spread_over_all_buckets(length, count):
+def test_positions_are_spread_over_all_position_ranges(length, count):
     found = spread_positions(length, count)
     assert sorted(set(found)) == list(found)
     assert found[-1] == length - 1
@@ -19,7 +19,7 @@ def test_positions_are_spread_over_all_buckets(length, count):
 
 
 @pytest.mark.parametrize(("size", "count"), [(10, 20), (4096, 100), (10**7, 1000)])
-def test_places_are_spread_and_never_in_step_with_rows(size, count):
+def test_places_are_evenly_spread_and_not_aligned_with_rows(size, count):
     found = places(size, count)
     assert len(found) == len(set(found.tolist())) == min(size, count)
     assert 0 <= found.min() <= found.max() < size
@@ -30,7 +30,7 @@ def test_places_are_spread_and_never_in_step_with_rows(size, count):
         assert counts.min() > 0.8 * count / 10
 
 
-def test_a_sample_takes_the_same_numbers_of_all_arrays_of_a_shape():
+def test_a_sample_takes_the_same_elements_of_all_arrays_of_a_shape():
     x_BTD = np.random.default_rng(0).standard_normal((2, 6, 5)).astype(np.float32)
     mask_BT = np.array([[1] * 6, [1, 1, 1, 0, 0, 0]])
     sample = Sample((0, 2, 5), 3)
@@ -42,7 +42,7 @@ def test_a_sample_takes_the_same_numbers_of_all_arrays_of_a_shape():
     assert sample.of(at, (2, 6), mask_BT, whole=False).tolist() == [0, 2, 5, 0, 2]
 
 
-def test_elements_are_those_at_the_places():
+def test_elements_takes_the_values_at_the_places():
     x = np.random.default_rng(0).random((30, 40))
     found = elements({"a": x, "b": x[:1, :5]}, 100)
     np.testing.assert_array_equal(found["a"], x.reshape(-1)[places(1200, 100)])

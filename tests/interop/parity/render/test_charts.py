@@ -11,12 +11,12 @@ RED_POINT = f"fill: var({CSS_VARIABLES[RED]}, {RED})"
 
 
 def points(svg, color=""):
-    """How many markers of a color there are."""
+    """Counts the markers of a color."""
     return sum("<use" in line and color in line for line in svg.splitlines())
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_every_step_is_a_point_that_is_red_beyond_its_threshold(report):
+def test_every_step_is_a_point_and_failing_ones_are_red(report):
     svg = profile_chart(report)
     assert points(svg) == len(report.taps)
     assert points(svg, RED_POINT) == sum(not tap.cumulative.ok for tap in report.taps)
@@ -25,14 +25,14 @@ def test_every_step_is_a_point_that_is_red_beyond_its_threshold(report):
 
 
 @pytest.mark.parametrize(("error", "num_red"), [(4e-7, 0), (0.27, 2), (NAN, 2)])
-def test_ranges_of_positions_beyond_the_threshold_are_red(error, num_red):
+def test_failing_position_ranges_are_red(error, num_red):
     svg = position_chart(make_report(error))
     assert points(svg) == 4
     assert points(svg, RED_POINT) == num_red
     assert svg.count(">4-31</text>") == 2
 
 
-def test_losses_of_both_sides_are_drawn_though_one_is_not_a_number():
+def test_losses_of_both_sides_are_drawn_even_with_nan():
     losses = [(4.0, 4.0), (3.5, 3.0), (NAN, 2.5)]
     curve = tuple(LossResult(f"step {i}", *x, 1e-7, 1e-6) for i, x in enumerate(losses))
     svg = curve_chart(curve)

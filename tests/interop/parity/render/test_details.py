@@ -27,16 +27,16 @@ def gradient(error, index=0):
     return TensorResult(f"layers.{index}", "kernel", "gradient", error, 1e-7, 1e-6)
 
 
-def test_a_level_is_drawn_by_the_kind_of_its_rows():
+def test_the_table_of_a_level_depends_on_the_kind_of_its_rows():
     fields = (FieldResult("config.a", "1", "2"),)
     assert level_table(fields) == config_table(fields)
     assert level_table([gradient(1.0)]) == tensors_table([gradient(1.0)])
     assert level_table(()).rows == ()
 
 
-def test_rows_of_another_kind_are_named_with_their_errors():
+def test_rows_of_an_unknown_kind_get_a_generic_table():
     class Sum(FieldResult):
-        """A kind that no table is made for."""
+        """A kind of row without a table of its own."""
 
     table = level_table([Sum("totals.a", "1", "1"), Sum("totals.b", "1", "2")])
     assert [row.cells for row in table.rows] == [("totals.b", "1.0", "0", "0")]
@@ -48,14 +48,14 @@ def test_equal_fields_are_left_out():
     assert [row.cells for row in config_table(fields).rows] == [("config.b", "1", "2")]
 
 
-def test_weights_tell_how_many_bits_differ():
+def test_weights_show_how_many_bits_differ():
     weights = [WeightResult("embed", "embedding", ("wte",), 64, bits, "why") for bits in (0, 1500)]
     assert [row.cells for row in weights_table(weights).rows] == [
         ("embed.embedding", "why", "1,500", "64")
     ]
 
 
-def test_steps_that_only_pass_on_an_error_are_left_out():
+def test_steps_that_only_propagate_an_error_are_left_out():
     passed_on, wrong = tap("layers.0", 1.5e-6), tap("layers.1", 1.0)
     assert [row.cells[:2] for row in wrong_steps_table((passed_on, wrong)).rows] == [
         ("layers.1", "0.50")
@@ -63,7 +63,7 @@ def test_steps_that_only_pass_on_an_error_are_left_out():
 
 
 @pytest.mark.parametrize("bad", [1.0, NAN])
-def test_failures_come_before_what_is_closest_to_its_threshold(bad):
+def test_failures_come_first_and_then_the_rows_closest_to_failing(bad):
     table = tensors_table([gradient(9e-7), gradient(bad, 1), gradient(8e-7, 2)])
     assert [row.cells[0] for row in table.rows] == [
         *("layers.1.kernel", "layers.0.kernel", "layers.2.kernel"),

@@ -1,4 +1,4 @@
-"""The heat map's data."""
+"""Heat map data."""
 
 import pytest
 from parity_reports import NAN, make_report, tap, with_rows
@@ -23,7 +23,7 @@ def map_of(*paths):
         (NAN, Heat("undefined")),
     ],
 )
-def test_the_color_tells_how_far_from_the_threshold(ratio, expected):
+def test_colors_follow_the_ratio_of_error_and_threshold(ratio, expected):
     assert heat(ratio) == expected
 
 
@@ -41,7 +41,7 @@ def test_a_layer_is_a_column_and_other_modules_are_single_cells():
     assert all("output" in column.cells for column in found.columns)
 
 
-def test_the_first_divergence_alone_is_framed():
+def test_only_the_first_divergence_is_framed():
     found = heat_map(make_report(0.27))
     framed = [
         (column.name, step)
@@ -59,7 +59,7 @@ def test_the_first_divergence_alone_is_framed():
     )
 
 
-def test_stacks_are_told_apart():
+def test_encoder_and_decoder_have_separate_spans():
     paths = [f"{stack}.layers.{i}.attn" for stack in ("encoder", "decoder") for i in range(2)]
     assert map_of("embed", *paths, "lm_head").stacks == (
         *(("", 1), ("encoder", 2), ("decoder", 2), ("", 1)),

@@ -33,7 +33,7 @@ class Balance(HTMLParser):
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_the_page_is_one_file_that_asks_for_nothing(report, tmp_path):
+def test_the_page_is_self_contained(report, tmp_path):
     report.write_html(tmp_path / "parity.html")
     page = (tmp_path / "parity.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
@@ -44,7 +44,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(report, tmp_path):
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_the_page_says_the_verdict_and_names_every_step(report):
+def test_the_page_has_the_verdict_and_every_step(report):
     page = render(report)
     assert ("Parity holds" in page) == report.ok
     assert ("Parity is broken" in page) != report.ok
@@ -53,7 +53,7 @@ def test_the_page_says_the_verdict_and_names_every_step(report):
     assert ("<code>layers.0.mlp</code>" in page) != report.ok
 
 
-def test_text_of_the_report_is_escaped():
+def test_text_is_escaped():
     report = REPORTS["broken"]
     taps = (dataclasses.replace(tap("<i>embed", 1.0), hint="<i>hint"), *report.rows["layers"])
     page = render(dataclasses.replace(with_rows(report, layers=taps), subject="tiny <i>llama"))
@@ -66,7 +66,7 @@ def test_the_same_report_gives_the_same_page():
     assert render(REPORTS["broken"]) == render(REPORTS["broken"])
 
 
-def test_levels_that_were_asked_for_have_their_sections():
+def test_compared_levels_have_sections():
     report = REPORTS["honest"]
     titles = ("Config", "Training", "Generation")
     page = render(report)

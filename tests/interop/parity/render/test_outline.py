@@ -1,11 +1,11 @@
-"""Layers and steps, found in paths."""
+"""Grouping of activations by layer and step."""
 
 from parity_reports import tap
 
 from jaxllm.interop.parity.render.outline import outline
 
 
-def test_steps_of_unlike_layers_keep_their_order():
+def test_steps_of_different_layers_keep_their_order():
     paths = ("0.norm", "0.up", "0.mlp", "0", "1.norm", "1.router", "1.mlp", "1")
     rows = [tap(f"layers.{path}", 0.0) for path in paths]
     assert outline(rows).steps == ("norm", "router", "up", "mlp", "output")

@@ -1,4 +1,4 @@
-"""Tables that summarize a report."""
+"""Summary tables of a report."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from jaxllm.interop.parity.render.overview import layers_table, levels_table, po
 from jaxllm.interop.parity.report.rows import FieldResult
 
 
-def test_levels_stand_in_the_order_of_cause_and_effect_and_name_their_failures():
+def test_levels_are_ordered_from_causes_to_effects_and_name_their_failures():
     report = make_report(0.27)
     config = (FieldResult("config.norm_eps", "1e-05", "1e-06"),)
     verdicts = {"logits": False, "layers": False, "config": False}
@@ -21,7 +21,7 @@ def test_levels_stand_in_the_order_of_cause_and_effect_and_name_their_failures()
     assert not any(row.ok for row in table.rows)
 
 
-def test_a_layer_is_shown_by_its_first_failing_step():
+def test_a_layer_is_represented_by_its_first_failing_step():
     table = layers_table(make_report(0.27))
     rows = {row.cells[0]: row for row in table.rows}
     assert list(rows) == ["embed", "layers.0.mlp", "layers.1.attn_norm", "final_norm", "lm_head"]
@@ -30,7 +30,7 @@ def test_a_layer_is_shown_by_its_first_failing_step():
     assert rows["layers.1.attn_norm"].ok
 
 
-def test_positions_end_with_the_whole():
+def test_the_last_row_covers_all_positions():
     report = make_report()
     table = positions_table(report, report.logits)
     assert [row.cells[:2] for row in table.rows] == [("0-3", "8"), ("4-31", "56"), ("all", "64")]

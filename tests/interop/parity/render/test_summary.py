@@ -1,4 +1,4 @@
-"""The verdict in sentences, and numbers in two digits."""
+"""The sentences of a report, and the format of its numbers."""
 
 import dataclasses
 
@@ -33,11 +33,11 @@ from jaxllm.interop.parity.report.rows import (
         *((NAN, "nan"), (float("inf"), "inf")),
     ],
 )
-def test_a_number_has_two_digits(value, text):
+def test_numbers_have_two_significant_digits(value, text):
     assert number(value) == text
 
 
-def test_the_tightest_row_is_the_first_failure_or_the_closest_to_its_threshold():
+def test_the_tightest_row_is_the_first_failure_or_the_closest_to_failing():
     rows = [tap(f"layers.{i}", error) for i, error in enumerate((1e-7, 4e-7, 2e-7))]
     assert tightest(rows) is rows[1]
     wrong = [*rows, tap("layers.3", 0.1), tap("layers.4", 0.2)]
@@ -47,7 +47,7 @@ def test_the_tightest_row_is_the_first_failure_or_the_closest_to_its_threshold()
 def test_the_explanation_names_the_first_divergence():
     assert explanation(make_report(0.27)).startswith("layers.0.mlp is the first step that is wrong")
     assert explanation(make_report()) == (
-        "Every error is within its threshold. The closest is that of lm_head: error 4.0e-07, "
+        "Every error is within its threshold. The closest to failing is lm_head: error 4.0e-07, "
         "threshold 1.2e-06."
     )
 
@@ -83,7 +83,7 @@ def test_every_kind_of_row_has_its_complaint(row, sentence):
     assert f"{name(row)} {complaint(row)}" == sentence
 
 
-def test_the_hint_is_that_of_the_first_wrong_step():
+def test_the_hint_is_the_first_wrong_steps():
     report = make_report(0.27)
     assert hint(report) == ""
     taps = [

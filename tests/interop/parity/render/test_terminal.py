@@ -1,4 +1,4 @@
-"""The report in a terminal."""
+"""The report on a terminal."""
 
 import io
 
@@ -16,7 +16,7 @@ def text_of(report, width=80):
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_the_terminal_says_the_verdict(report):
+def test_the_verdict_and_the_tables_are_shown(report):
     text = text_of(report)
     assert ("Parity holds" in text) == report.ok
     assert "layers.1" in text

@@ -9,7 +9,7 @@ from parity_reports import REPORTS, with_rows
 from jaxllm.interop.parity.report.report import Report
 
 
-def test_the_verdict_is_that_of_every_level():
+def test_a_report_holds_if_every_level_holds():
     assert REPORTS["honest"].ok
     assert not REPORTS["broken"].ok
     assert not REPORTS["nan"].ok
@@ -51,13 +51,13 @@ def test_json_is_valid_and_complete(report):
         assert data["first_divergence"]["path"] == "layers.0.mlp"
 
 
-def test_a_level_is_a_list_of_its_own_though_it_has_no_rows():
+def test_a_level_without_rows_is_an_empty_list():
     data = with_rows(REPORTS["honest"], curve=()).to_json()
     assert data["curve"] == []
     assert "layers" not in data
 
 
-def test_numbers_that_are_not_finite_are_null():
+def test_nonfinite_numbers_become_null():
     data = REPORTS["nan"].to_json()
     assert data["logits"]["relative_l2"] is None
     assert data["first_divergence"]["measured"] is None

@@ -1,4 +1,4 @@
-"""Rows say how far something is off, and whether that is too far."""
+"""Rows: errors, thresholds and verdicts."""
 
 import math
 
@@ -38,7 +38,7 @@ def tap(path, cumulative, forced=None):
         (tap("mlp", 1e-7, 3e-6), 3e-6),
     ],
 )
-def test_what_is_too_far_off_is_wrong(row, measured):
+def test_rows_beyond_their_thresholds_fail(row, measured):
     assert not row.ok
     assert row.measured == measured
     assert row.ratio > 1
@@ -56,24 +56,24 @@ def test_what_is_too_far_off_is_wrong(row, measured):
         tap("mlp", 1.1e-6, 9e-7),
     ],
 )
-def test_what_is_equal_or_rounding_holds(row):
+def test_rows_within_their_thresholds_pass(row):
     assert row.ok
     assert row.ratio <= 1
 
 
-def test_what_is_not_a_number_is_wrong():
+def test_nan_fails():
     assert not tap("mlp", NAN).ok
     assert not tap("mlp", 0.0, NAN).ok
     assert not TensorResult("mlp", "kernel", "gradient", NAN, 1e-7, 1e-6).ok
 
 
-def test_the_error_closest_to_its_threshold_decides():
+def test_the_decisive_error_is_the_own_one_if_it_fails_else_the_closest_to_failing():
     assert tap("mlp", 6e-7, 9e-7).decisive.relative_l2 == 9e-7
     assert tap("mlp", 1.1e-6, 5e-7).decisive.relative_l2 == 1.1e-6
     assert tap("mlp", 1.0, 2e-6).decisive.relative_l2 == 2e-6, "its own error comes first"
 
 
-def test_the_first_wrong_step_is_one_that_is_wrong_by_itself():
+def test_the_first_wrong_step_is_the_first_that_fails_on_its_own():
     right, late, own = tap("a", 0.0, 0.0), tap("b", 1.0, 1e-7), tap("c", 1.0, 1.0)
     assert first_wrong([right, late, own]) is own
     assert first_wrong([right, late]) is late
