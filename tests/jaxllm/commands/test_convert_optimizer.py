@@ -44,5 +44,5 @@ def test_options_of_an_optimizer_that_do_not_fit_a_run(byte_model, tmp_path, cap
         "jaxllm: --parameter-names is for a state_dict: dcp goes by names, in no order",
     ]
     assert main(["convert", native, out, "--with-optimizer"]) == 2
-    assert "was not trained here: it has no optimizer" in capsys.readouterr().err
+    assert "holds a model without optimizer state" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
