@@ -1,4 +1,4 @@
-"""Our models with one thing changed: bugs to find."""
+"""Models with one planted bug: a changed parameter or config field."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from jaxllm.params import named_parameters, with_arrays
 
 
 def arrays_of(model: Model) -> dict[str, Array]:
-    """The parameters by name."""
+    """Returns the parameters by name."""
     return {name: variable.get_value() for name, variable in named_parameters(model).items()}
 
 
 def changed(model: Model, name: str, function: Callable[[Array], Array]) -> Model:
-    """The model with one parameter changed."""
+    """Returns the model with `function` applied to one parameter."""
     arrays = arrays_of(model)
     return with_arrays(model, {**arrays, name: function(arrays[name])})
 
 
 def configured(model: Model, changes: Mapping[str, Any]) -> Model:
-    """The model's weights in one of another config."""
+    """Returns a model with the same weights and a changed config."""
     config = with_fields(model.config, changes)
     return with_arrays(build_abstract(config), arrays_of(model))

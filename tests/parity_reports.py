@@ -1,4 +1,4 @@
-"""Parity reports of a tiny model: one that holds, and broken ones."""
+"""Parity reports of a tiny model: a passing one and failing ones."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def make_report(error: float = 4e-7) -> Report:
 
 
 def with_rows(report: Report, **rows: tuple[Judged, ...]) -> Report:
-    """The report with other rows of these levels, from causes to effects."""
+    """Replaces the rows of some levels; levels are ordered from causes to effects."""
     order = ("config", "weights", "layers", "logits", "gradients", "step", "curve", "generate")
     merged = {**report.rows, **rows}
     return dataclasses.replace(report, rows={n: merged[n] for n in order if n in merged})

@@ -1,4 +1,4 @@
-"""Arrays of steps that are wrong, to be recognised, and the hint that is given on them."""
+"""Helpers for hint tests: arrays of model steps, and the hint given for a wrong one."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ B, T, N, K, H, D, F = 2, 24, 4, 2, 8, 12, 16
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
-    """Normal numbers in float32, others for each shape and seed."""
+    """Draws normal numbers in float32 that depend on the shape and the seed."""
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def half(x: np.ndarray) -> np.ndarray:
-    """The numbers rounded to bfloat16."""
+    """Rounds float32 numbers to bfloat16 precision."""
     return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def hint(path: str, ours: np.ndarray, theirs: np.ndarray, **around: Any) -> str | None:
-    """What a step of this path looks like."""
+    """Returns the hint for a step at `path` with these outputs of jaxllm and the reference."""
     return hint_of(Evidence(path, ours, theirs, 1e-6, **around))
