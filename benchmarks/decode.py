@@ -1,4 +1,4 @@
-"""Greedy decoding with a 19M Llama, float32: ours against transformers' `generate` on torch."""
+"""Greedy decoding, 19M-parameter Llama, float32: jaxllm against `generate` of transformers."""
 
 import tempfile
 
@@ -30,7 +30,7 @@ PROMPT, NEW = 32, 256
 
 
 def run(rounds: int) -> Comparison:
-    """One prompt; both must give the same tokens."""
+    """Decodes one prompt with both, which must return the same tokens."""
     prompt = np.random.default_rng(0).integers(0, LLAMA.vocab_size, PROMPT).tolist()
     with tempfile.TemporaryDirectory() as folder:
         save_random_llama(write_config(LLAMA, {}), folder)

@@ -1,4 +1,4 @@
-"""Experts' products and their gradients: ours against XLA's `ragged_dot`, as experts grow more."""
+"""Expert matmuls and their gradients, for few and many experts: jaxllm against `ragged_dot`."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,12 @@ from side_by_side import Comparison, compare
 from jaxllm.layers.experts.grouped_matmul import project_groups
 
 ROWS, D, F = 1024, 256, 512
-TARGETS = {8: 1.5, 128: 5.0}  # of the CPU; an accelerator runs ragged_dot on both sides
+# Target ratio by number of experts, on CPU. On an accelerator both sides use ragged_dot.
+TARGETS = {8: 1.5, 128: 5.0}
 
 
 def run(rounds: int) -> list[Comparison]:
-    """The same rows among few and among many experts."""
+    """Measures the same rows with few and with many experts."""
     return [_compare(count, rounds) for count in TARGETS]
 
 

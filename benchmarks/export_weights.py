@@ -1,8 +1,8 @@
-"""Writing a 1.5 GB Llama, bfloat16, from 8 virtual CPU devices: ours against what writes less.
+"""Export of a 1.5 GB Llama, bfloat16, from 8 virtual CPU devices: jaxllm against simpler writers.
 
-`save_pretrained` gathers, transposes and splits stacked layers on the way to the disk. The peers
-need not: a plain write of the same bytes, `safetensors.flax.save_file` of the arrays as they are,
-and transformers with the model in PyTorch. All end when the bytes are on the disk.
+`save_pretrained` gathers shards, transposes and unstacks layers while it writes. The peers do not
+have to: a plain write of the same bytes, `safetensors.flax.save_file` of the arrays as they are,
+and transformers with the model in PyTorch. Times include syncing the files to disk.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from jaxllm.params import initialize, named_parameters
 from jaxllm.train import make_mesh
 
 BUDGET = 256  # MiB of host memory above the arrays
-TARGETS = {  # of the speed of what does less, in this order
+TARGETS = {  # minimum speed relative to each peer, in the order of the peers below
     "a plain write of the bytes": 1 / 1.5,
     "safetensors.flax.save_file": 1 / 2,
     "transformers": 1 / 2,
@@ -33,7 +33,7 @@ TARGETS = {  # of the speed of what does less, in this order
 
 
 def run(rounds: int) -> list[Comparison]:
-    """In a process of its own."""
+    """Measures in a process of its own, with 8 virtual devices."""
     return run_script(__file__, rounds)
 
 
@@ -61,7 +61,7 @@ def _memory(ours: Callable[[], None], rounds: int) -> Comparison:
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> Callable[[], None]:
-    """Writes a folder anew and waits for the disk."""
+    """Returns a function that writes a folder from scratch and syncs it to disk."""
 
     def run() -> None:
         shutil.rmtree(path, ignore_errors=True)
@@ -73,7 +73,7 @@ def _written(path: Path, write: Callable[[Path], object]) -> Callable[[], None]:
 
 
 def _plain_write(source: Path) -> Callable[[Path], None]:
-    """One file after the other, in pieces of 8 MiB, from memory."""
+    """Returns a function that writes the same files from memory, in chunks of 8 MiB."""
     data = {file.name: file.read_bytes() for file in source.iterdir()}
 
     def write(path: Path) -> None:

@@ -1,6 +1,6 @@
-"""`python benchmarks/families.py`: measures every case of the tests and writes docs/families.md.
+"""`python benchmarks/families.py`: measures every family case and writes docs/families.md.
 
-The tests require the same limits of each case; the page keeps the measured errors.
+The tests enforce the tolerances for the same cases; the page reports the measured errors.
 """
 
 import os
@@ -35,17 +35,17 @@ PAGE = ROOT / "docs" / "families.md"
 
 
 class Measured(NamedTuple):
-    """What one case showed."""
+    """The measurements of one case."""
 
     tensors: int
-    relative_l2: float  # of logits, against transformers
-    largest: float  # difference of logits, over their root mean square
-    differing_bits: int  # there and back
+    relative_l2: float  # relative L2 error of the logits against transformers
+    largest: float  # largest difference of logits, divided by their root mean square
+    differing_bits: int  # after import and export
     not_loaded: int  # keys that `from_pretrained` found missing, unexpected or mis-shaped
 
 
 def measure(case: hf_cases.Case | encoder_decoder_cases.Case) -> Measured:
-    """Builds the model, brings it here and takes it back."""
+    """Builds the model, imports it, exports it and compares the results."""
     original = case.build()
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "original", Path(folder) / "exported"
@@ -67,7 +67,7 @@ def measure(case: hf_cases.Case | encoder_decoder_cases.Case) -> Measured:
 
 
 def logits_of(original: Any, model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """What both compute of the same tokens, padding left out."""
+    """Returns the logits of transformers and of jaxllm for the same tokens, without padding."""
     if original.config.is_encoder_decoder:
         inputs = inputs_of(original)
         found = jax.jit(encoder_decoder_cases.logits_of)(model, inputs)
@@ -81,7 +81,7 @@ def logits_of(original: Any, model: Model) -> tuple[np.ndarray, np.ndarray]:
 
 
 def differing_bits(theirs: dict[str, tuple], ours: dict[str, tuple]) -> int:
-    """Bits that differ; all those of a tensor that only one side has, or in another form."""
+    """Counts differing bits; a tensor that is missing or has another shape counts in full."""
     count = 0
     for name in theirs.keys() | ours.keys():
         a, b = theirs.get(name), ours.get(name)
@@ -94,7 +94,7 @@ def differing_bits(theirs: dict[str, tuple], ours: dict[str, tuple]) -> int:
 
 
 def page(rows: dict[str, Measured]) -> str:
-    """The page, in Markdown."""
+    """Renders the page in Markdown."""
     versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
     lines = [
         "# Families",

@@ -1,8 +1,8 @@
-"""Reading a 1.5 GB Llama, bfloat16 in 3 files, onto 8 virtual CPU devices: ours against less.
+"""Import of a 1.5 GB Llama, bfloat16 in 3 files, onto 8 virtual CPU devices: jaxllm against peers.
 
-`load_pretrained` transposes, splits over the devices and stacks the layers on the way. The peers
-need not: a plain read of the same files into memory, `safetensors.flax.load_file` and
-transformers, whose arrays are as they are stored. The files come from the disk each time.
+`load_pretrained` transposes, shards and stacks layers while it reads. The peers do not have to: a
+plain read of the same files into memory, and `safetensors.flax.load_file` and transformers, which
+keep the stored layout. The files are evicted from the page cache before each read.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ MAX_SHARD = 520_000_000
 
 
 def run(rounds: int) -> list[Comparison]:
-    """In a process of its own."""
+    """Measures in a process of its own, with 8 virtual devices."""
     return run_script(__file__, rounds)
 
 
@@ -48,7 +48,7 @@ def _compare_all(folder: Path, rounds: int) -> Iterator[Comparison]:
     peers: dict[str, tuple[Callable[[], object], float]] = {
         "a plain read of the files": (lambda: [file.read_bytes() for file in files], 0.67),
         "safetensors.flax.load_file": (lambda: _load_files(files), 0.67),
-        # Leaves the weights in the pages of the files, which are nobody's memory.
+        # Memory-maps the files, so the weights do not count as memory of the process.
         "transformers": (lambda: _transformers(source), 0.5),
     }
     ours = _from_disk(files, load)
@@ -60,7 +60,7 @@ def _compare_all(folder: Path, rounds: int) -> Iterator[Comparison]:
 def _memory(load: Callable[[], list[jax.Array]], rounds: int) -> Comparison:
     def above() -> float:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+        ctypes.CDLL(None).malloc_trim(0)  # reused free memory would hide new allocations
         held: list[jax.Array] = []
         peak = peak_above(lambda: held.extend(load()))
         shards = [shard.data.nbytes for array in held for shard in array.addressable_shards]
@@ -74,7 +74,7 @@ def _memory(load: Callable[[], list[jax.Array]], rounds: int) -> Comparison:
 
 
 def _from_disk(files: list[Path], read: Callable[[], object]) -> Callable[[], None]:
-    """Has the system forget the files before it reads them."""
+    """Returns a function that evicts the files from the page cache and then reads them."""
 
     def run() -> None:
         for file in files:
@@ -97,7 +97,7 @@ def _transformers(source: Path) -> list[float]:
     torch, transformers = require_torch()
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    # It maps the files: only what is touched is read.
+    # The files are memory-mapped: touching one element per page reads everything.
     return [float(parameter.detach().view(-1)[::2048].sum()) for parameter in model.parameters()]
 
 

@@ -1,4 +1,4 @@
-"""A Llama too large to be made in memory, written tensor by tensor."""
+"""Writes a 1.5 GB random Llama checkpoint tensor by tensor, without holding it in memory."""
 
 from pathlib import Path
 
@@ -27,13 +27,19 @@ LLAMA = DecoderConfig(
 
 
 def save_large_llama(config: DecoderConfig, folder: Path, max_shard: int) -> None:
-    """Writes random numbers in bfloat16 as a Hugging Face folder."""
+    """Writes a Hugging Face folder with random bfloat16 weights.
+
+    Args:
+        config: the sizes of the model.
+        folder: created by this function.
+        max_shard: the maximum size of a file, in bytes.
+    """
     config = with_fields(config, numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16"))
     model, dtype = build_abstract(config), np.dtype("bfloat16")
     rng = np.random.default_rng(0)
 
     def draw(box: Box) -> np.ndarray:
-        # Bits of numbers between 2^-63 and 2.
+        # Bit patterns of numbers between 2^-63 and 2.
         drawn = rng.integers(0x2000, 0x4000, box_shape(box), np.uint16)
         return drawn.view(dtype)
 

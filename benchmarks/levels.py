@@ -1,7 +1,7 @@
-"""Every level of parity for one model of each kind, for docs/families.md.
+"""Every parity level for one model of each kind: the second table of docs/families.md.
 
-The kinds are decoders, encoder-decoders and models over vectors; of transformers, and of the source
-systems, whose reference is their own PyTorch.
+The kinds are decoders, encoder-decoders and models over vectors, from transformers and from the
+source systems, whose reference is their own PyTorch code.
 """
 
 import tempfile
@@ -24,12 +24,12 @@ OF_TRANSFORMERS = ("llama", "t5", "bart")
 KINDS = (*source_cases.CASES, *OF_TRANSFORMERS)
 NUM_TOKENS = 128  # windows and chunks end within them
 STEPS = 100
-# By level, the largest error of its rows.
+# The levels that have a column with the largest error of their rows.
 FIGURES = ("layers", "logits", "gradients", "step", "curve")
 
 
 def save(name: str, folder: Path) -> Any:
-    """The model of this kind, saved as its own code does."""
+    """Builds the model of a kind and saves it in its own checkpoint format."""
     if name in source_cases.CASES:
         return source_cases.write(name, folder)
     model = HUGGING_FACE[name].build()
@@ -38,7 +38,7 @@ def save(name: str, folder: Path) -> Any:
 
 
 def measure(name: str) -> Report:
-    """Every level that the kind has, on two rows of which the second is padded where it can be."""
+    """Runs every level of a kind on two rows; the second is padded if the kind supports it."""
     with tempfile.TemporaryDirectory() as folder:
         reference = save(name, Path(folder))
         model = load_pretrained(folder, dtype="float32")
@@ -50,7 +50,7 @@ def measure(name: str) -> Report:
 
 
 def cells(report: Report) -> list[str]:
-    """A row of the table: what differs, the largest errors, what was generated."""
+    """Returns a table row: differing bits and fields, largest errors, generation, failed rows."""
     bits = sum(row.differing_bits for row in report.weights)
     fields = sum(not row.ok for row in report.config)
     largest = [max(row.measured for row in report.rows[level]) for level in FIGURES]
@@ -64,7 +64,7 @@ def cells(report: Report) -> list[str]:
 
 
 def generated(report: Report) -> str:
-    """How many of the generated tokens differ, or how far vectors are off."""
+    """Summarizes generation: the number of differing tokens, or the error of vectors."""
     texts = [row for row in report.generate if isinstance(row, TextResult)]
     if texts:
         differing = sum(int(row.measured) for row in texts)
@@ -74,7 +74,7 @@ def generated(report: Report) -> str:
 
 
 def section(rows: dict[str, list[str]]) -> str:
-    """The part of the page, in Markdown."""
+    """Renders the section of the page in Markdown."""
     lines = [
         "## Every level",
         "",
@@ -101,7 +101,7 @@ def section(rows: dict[str, list[str]]) -> str:
 
 
 def measure_all() -> dict[str, list[str]]:
-    """The rows of the table, by kind."""
+    """Measures all kinds and returns the table rows by kind."""
     rows = {}
     for name in KINDS:
         rows[name] = cells(measure(name))

@@ -1,4 +1,4 @@
-"""How much memory a program takes beyond what was there before it."""
+"""Measures the peak memory that a function needs in addition to what the process already uses."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def peak_above(run: Callable[[], object]) -> float:
-    """The most anonymous memory, in MiB, that this process has while `run` runs, above before."""
+    """Returns the peak anonymous memory during `run` minus that before it, in MiB."""
     before = peak = _anonymous()
     done = threading.Event()
 
@@ -27,6 +27,6 @@ def peak_above(run: Callable[[], object]) -> float:
 
 
 def _anonymous() -> float:
-    """Resident memory in MiB that is no page of a file."""
+    """Returns the resident memory, without file-backed pages, in MiB."""
     with open("/proc/self/status", encoding="ascii") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024

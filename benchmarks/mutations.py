@@ -1,6 +1,6 @@
-"""`python benchmarks/mutations.py [FAMILY ...]`: puts every bug to the test, for docs/mutations.md.
+"""`python benchmarks/mutations.py [FAMILY ...]`: mutation tests of parity, for docs/mutations.md.
 
-Given families, it says what it finds of these and writes nothing.
+With families as arguments, it tests only these, prints the results and does not write the page.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: those that wait would spin
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle PyTorch threads would spin
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -36,7 +36,7 @@ SEEDS = range(1, 21)
 
 
 def try_all(family: str) -> dict[Trial, Outcome]:
-    """Every bug in a family's model."""
+    """Tries every bug in a family's model; prints those that are missed or misplaced."""
     outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
         pair = build(family, Path(folder))
@@ -48,7 +48,7 @@ def try_all(family: str) -> dict[Trial, Outcome]:
 
 
 def alarms_of(family: str) -> list[str]:
-    """What is said of honest models, of other weights and tokens for every seed."""
+    """Returns the false alarms on correct models, with other weights and tokens for each seed."""
     found = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:

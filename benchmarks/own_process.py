@@ -1,4 +1,4 @@
-"""Benchmarks that need 8 virtual devices: jax fixes their number when it starts."""
+"""Runs benchmarks with 8 virtual devices in their own process, since JAX fixes the number early."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from side_by_side import Comparison
 
 
 def run_script(script: str, rounds: int) -> list[Comparison]:
-    """The figures of a script whose `__main__` is `write_figures`, run in a process of its own."""
+    """Runs a script that calls `write_figures` in a process of its own and returns its results."""
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
         command = [sys.executable, script, "--rounds", str(rounds), "--json", str(figures)]
@@ -22,11 +22,16 @@ def run_script(script: str, rounds: int) -> list[Comparison]:
 
 
 def write_figures(title: str, measure: Callable[[Path, int], Iterable[Comparison]]) -> None:
-    """Measures in a temporary folder as the command line says, and writes the figures to a file."""
+    """Entry point of such a script: measures in a temporary folder and writes a JSON file.
+
+    Args:
+        title: the description in the script's help.
+        measure: yields the comparisons, given a folder and the number of rounds.
+    """
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--json", required=True, help="file for the figures")
-    parser.add_argument("--folder", help="where to put the weights; default: a temporary one")
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs (%(default)s)")
+    parser.add_argument("--json", required=True, help="file to write the results to")
+    parser.add_argument("--folder", help="parent of the temporary weights folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rows = [row._asdict() for row in measure(Path(folder), arguments.rounds)]

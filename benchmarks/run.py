@@ -1,8 +1,8 @@
-"""`make bench`: every benchmark beside its peer, as ratios with their spread.
+"""`make bench`: runs every benchmark against its peers and reports ratios with their spread.
 
     python benchmarks/run.py [--rounds 7] [--json FILE]
 
-Exit status 1 if a ratio is below its target.
+The exit status is 1 if a ratio is below its target.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from rich.table import Table
 
 
 def main() -> int:
-    """Runs all benchmarks and prints one row for each."""
+    """Runs all benchmarks and prints a table with one row per comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs (%(default)s)")
+    parser.add_argument("--json", help="file to write the results to")
     arguments = parser.parse_args()
     results = [benchmark.run(arguments.rounds) for benchmark in (train_step, decode)]
     results += experts.run(arguments.rounds)
@@ -37,8 +37,8 @@ def main() -> int:
     results += export_weights.run(arguments.rounds)
     device = jax.devices()[0]
     where = f"{device.platform} {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}"
-    table = Table(title=f"jaxllm beside its peers: {where}", title_justify="left")
-    for column in ("benchmark", "ours", "theirs", "times as good", "quartiles", "target"):
+    table = Table(title=f"jaxllm against its peers: {where}", title_justify="left")
+    for column in ("benchmark", "jaxllm", "peer", "peer / jaxllm", "quartiles", "target"):
         table.add_column(column)
     for result in results:
         low, high = result.spread

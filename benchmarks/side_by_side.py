@@ -1,4 +1,4 @@
-"""Two programs timed in turn, so that whatever else the machine does slows both alike."""
+"""Paired timing: alternates two programs, so that other load on the machine affects both."""
 
 import statistics
 import time
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Comparison(NamedTuple):
-    """Seconds of each, or another unit, and how many times as fast (or small) ours is."""
+    """Median measurements of jaxllm (ours) and a peer (theirs), and their ratio."""
 
     name: str
     ours: float
     theirs: float
-    ratio: float  # median of theirs / ours over the rounds
+    ratio: float  # median of theirs / ours over the rounds; above 1, jaxllm is better
     spread: tuple[float, float]  # first and third quartile of the ratio
     target: float
     unit: str = "s"
@@ -26,7 +26,7 @@ def compare(
     rounds: int,
     target: float,
 ) -> Comparison:
-    """Times both `rounds` times, alternating, after one run of each that does not count."""
+    """Times two functions alternately for `rounds` rounds, after one warm-up run of each."""
     ours()
     theirs()
     times = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds)]
@@ -43,6 +43,6 @@ def compare(
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""One optimizer step of a 32M Llama, float32: ours against transformers on torch, eager."""
+"""Optimizer step, 32M-parameter Llama, float32: jaxllm against transformers in eager PyTorch."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ CONFIG = TrainConfig(
 
 
 def run(rounds: int) -> Comparison:
-    """Steps on the same tokens, synchronised after each."""
+    """Measures steps on the same tokens, synchronized after each."""
     tokens = np.random.default_rng(0).integers(0, LLAMA.vocab_size, (B, T + 1))
     return compare(
         "train step, 32M, B 4, T 512",

@@ -1,4 +1,4 @@
-"""Eight CPU devices, exact float32, no network, and a compilation cache that outlives the run."""
+"""Test environment: eight CPU devices, exact float32, no network, persistent compilation cache."""
 
 import os
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ["NPROC"] = "64"  # threads, so that collectives in flight cannot starve each other
-os.environ["OMP_NUM_THREADS"] = "1"  # of PyTorch: those that wait would spin beside XLA's
+os.environ["NPROC"] = "64"  # enough XLA threads that concurrent collectives cannot deadlock
+os.environ["OMP_NUM_THREADS"] = "1"  # idle PyTorch threads would spin and slow XLA down
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -20,12 +20,12 @@ import pytest
 import torch_needed
 from jax.experimental.compilation_cache import compilation_cache
 
-# The checks that families share are asserted in modules that are no tests themselves.
+# These modules contain the assertions shared by families, but are not collected as tests.
 pytest.register_assert_rewrite("decoder_family", "encoder_decoder_family")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Without PyTorch, test files that need it are left out; None lets pytest decide."""
+    """Skips test files that need PyTorch if it is not installed; None lets pytest decide."""
     file = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
     if torch_needed.IS_INSTALLED or file.suffix != ".py" or not file.is_file():
         return None
@@ -33,33 +33,34 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_report_header() -> str | None:
-    """How many files are left out, so that nobody takes the rest for all."""
+    """Reports the number of skipped test files, so that a partial run is recognized as such."""
     if torch_needed.IS_INSTALLED:
         return None
     files = [*torch_needed.TESTS.rglob("test_*.py")]
     left_out = sum(map(torch_needed.needs_torch, files))
-    return f"PyTorch is not installed: {left_out} of {len(files)} test files are left out"
+    return f"PyTorch is not installed: {left_out} of {len(files)} test files are skipped"
 
 
 @pytest.fixture(autouse=True)
 def no_lasting_mesh():
-    """A test that forgets a mesh must not change the next one."""
+    """Fails a test that leaves a mesh set, which would change the tests after it."""
     yield
     assert jax.sharding.get_abstract_mesh().empty
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_lasting_programs():
-    """Thousands of compiled programs slow the interpreter down and fill the memory."""
+    """Clears JAX's caches per module: thousands of programs slow Python and fill the memory."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def really_compiling() -> Iterator[None]:
-    """A program from the cache says nothing on stderr.
+    """Disables the compilation cache.
 
-    And of jaxlib 0.10.2, one with an all_to_all of CPU devices may wait forever, or crash.
+    A cached program prints no compiler warnings on stderr. With jaxlib 0.10.2, a cached program
+    with an all_to_all over CPU devices may also hang or crash.
     """
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()

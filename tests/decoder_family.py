@@ -1,4 +1,4 @@
-"""What holds of every decoder of Hugging Face: logits, weights and config, there and back."""
+"""Shared tests of Hugging Face decoder families: logits, caches, weight and config round trips."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5  # relative L2 of logits, float32
 
 
 class Built(NamedTuple):
-    """A model of transformers, the folder that it saved, and ours of that folder."""
+    """A transformers model, the folder it was saved to, and the JAX model loaded from there."""
 
     family: str
     original: Any
@@ -30,7 +30,10 @@ class Built(NamedTuple):
 
 
 def once(test: Callable) -> Callable:
-    """Runs a test for the plain case alone: tests of layers and caches show it in all variants."""
+    """Runs a test only for a family's plain case; other tests cover its variants.
+
+    Tests of layers and caches cover every variant in isolation.
+    """
     test.is_for_plain_case = True
     return test
 
@@ -41,7 +44,7 @@ def logits_of(model, tokens):
 
 
 class DecoderFamily:
-    """The tests of a family; a subclass says its cases."""
+    """The tests of a family; a subclass defines its cases."""
 
     cases: Mapping[str, Case]
 
@@ -61,7 +64,7 @@ class DecoderFamily:
         family = request.param.partition("/")[0]
         return Built(family, original, folder, load_pretrained(folder), case.written_as)
 
-    def test_logits_are_those_of_transformers(self, case):
+    def test_logits_match_transformers(self, case):
         original, model = case.original, case.model
         tokens = tokens_of(original)
         with torch.no_grad():
@@ -69,13 +72,13 @@ class DecoderFamily:
         assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
 
     @once
-    def test_layers_one_by_one_compute_the_same(self, case):
+    def test_unscanned_layers_compute_the_same(self, case):
         original, model = case.original, case.model
         tokens = tokens_of(original, batch_size=1)
         listed = with_scanned_layers(model, False)
         assert relative_l2(logits_of(listed, tokens), logits_of(model, tokens)) <= TOLERANCE
 
-    def test_there_and_back_no_bit_differs(self, case, tmp_path):
+    def test_weights_round_trip_bitwise(self, case, tmp_path):
         family, original, folder, model, _ = case
         assert model.origin.family == family
         save_pretrained(model, tmp_path / "out")
@@ -87,8 +90,8 @@ class DecoderFamily:
         for name, tensor in again.state_dict().items():
             assert torch.equal(tensor, original.state_dict()[name]), name
 
-    def test_the_config_comes_back(self, case, tmp_path):
-        """transformers reads what is written, also without the fields that it came with."""
+    def test_the_config_round_trips_without_its_origin(self, case, tmp_path):
+        """transformers reads the written config, also if the original fields are dropped."""
         original, written_as = case.original, case.written_as
         model = load_pretrained(case.folder)
         model.origin = None
@@ -104,14 +107,14 @@ class DecoderFamily:
             ).eval()
             expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits
             found = rebuilt(input_ids=torch.tensor(tokens), use_cache=False).logits
-        if written_as:  # what one fused product summed, several may sum in another order
+        if written_as:  # a fused projection that was split may sum in another order
             assert relative_l2(found, expected) <= 1e-6
         else:
             np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
     @once
     def test_cached_equals_uncached(self, case):
-        """A prompt, then token by token: windows, chunks and frequencies hold in the cache."""
+        """A prompt, then single tokens: windows, chunks and frequencies work with the cache."""
         original, model = case.original, case.model
         tokens = tokens_of(original)[:, :40]
         whole = logits_of(model, tokens)
@@ -126,8 +129,8 @@ class DecoderFamily:
             logits.append(out.logits)
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
-    def test_both_versions_of_a_config_are_read(self, case, tmp_path):
-        """transformers 5 writes `rope_parameters` and `dtype`; ours is the spelling of 4."""
+    def test_configs_of_both_transformers_versions_are_read(self, case, tmp_path):
+        """transformers 5 writes `rope_parameters` and `dtype`; jaxllm writes the fields of 4."""
         folder, model = case.folder, case.model
         save_pretrained(model, tmp_path / "four")
         written = json.loads((tmp_path / "four" / "config.json").read_text())

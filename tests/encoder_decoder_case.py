@@ -1,4 +1,4 @@
-"""Tiny random encoder-decoders of Hugging Face, with sources and targets of different lengths."""
+"""Tiny random Hugging Face encoder-decoders, and padded sources and targets for them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from jaxllm.models import EncoderDecoder
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A config of transformers: its class's prefix and its arguments."""
+    """A transformers config: the prefix of its class and its arguments."""
 
     prefix: str
     arguments: Mapping[str, Any]
-    has_own_head: bool = False  # which transformers 5 has to be shown, whatever its config says
+    has_own_head: bool = False  # untied head; transformers 5 ties it whatever the config says
 
     def build(self) -> torch.nn.Module:
-        """The model with distinct random numbers in every tensor; no norm scale is one."""
+        """Builds the model with random numbers in every tensor; no norm scale is 1."""
         config = getattr(transformers, f"{self.prefix}Config")(
             **self.arguments, attn_implementation="eager"
         )
@@ -36,10 +36,10 @@ class Case:
 
 
 def calm(model: torch.nn.Module) -> torch.nn.Module:
-    """Makes queries of T5 smaller by sqrt(H), as its own initialisation does.
+    """Scales T5's query weights by 1/sqrt(H), as its own initialization does.
 
-    Its scores have no scale. With larger ones, transformers in float32 is 1.3e-5 away from itself
-    in float64, so that no other implementation can be nearer.
+    T5 does not scale attention scores. With larger scores, transformers in float32 has an error of
+    1.3e-5 against itself in float64, so no implementation could meet a smaller tolerance.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,7 +49,7 @@ def calm(model: torch.nn.Module) -> torch.nn.Module:
 
 
 class Inputs(NamedTuple):
-    """Tokens, and where they are none: rows are padded on the right to `LENGTH`."""
+    """Tokens and their masks, which are 0 at padding; rows are right-padded to `LENGTH`."""
 
     src_BS: np.ndarray
     tgt_BT: np.ndarray
@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(model: torch.nn.Module, seed: int = 1) -> Inputs:
-    """Random tokens in ragged rows."""
+    """Draws random tokens in rows of different lengths."""
     rng = np.random.default_rng(seed)
     lengths = {"src": (LENGTH, 203, 1), "tgt": (171, LENGTH, 250)}
     tokens = {name: rng.integers(0, model.config.vocab_size, (3, LENGTH)) for name in lengths}
@@ -70,7 +70,7 @@ def inputs_of(model: torch.nn.Module, seed: int = 1) -> Inputs:
 
 
 def logits_of_original(model: torch.nn.Module, inputs: Inputs) -> np.ndarray:
-    """What transformers computes, BTV."""
+    """The logits of transformers, (B, T, V)."""
     src, tgt, is_src, is_tgt = map(torch.tensor, inputs)
     with torch.no_grad():
         out = model(
@@ -84,7 +84,7 @@ def logits_of_original(model: torch.nn.Module, inputs: Inputs) -> np.ndarray:
 
 
 def logits_of(model: EncoderDecoder, inputs: Inputs) -> jax.Array:
-    """What ours computes, BTV."""
+    """The logits of jaxllm, (B, T, V)."""
     return model(
         inputs.src_BS,
         inputs.tgt_BT,

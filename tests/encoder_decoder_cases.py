@@ -1,4 +1,4 @@
-"""The cases of every Hugging Face encoder-decoder, collected from the tests of their families."""
+"""All cases of Hugging Face encoder-decoders, collected from their families' test files."""
 
 from encoder_decoder_case import Case, Inputs, inputs_of, logits_of, logits_of_original
 from family_cases import collect

@@ -1,4 +1,4 @@
-"""What holds of every encoder-decoder of Hugging Face: logits, generation, there and back."""
+"""Shared tests of Hugging Face encoder-decoder families: logits, generation and round trips."""
 
 import json
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ run = jax.jit(encoder_decoder_case.logits_of)
 
 
 def logits_of(model, inputs):
-    """Those of tokens, not of padding."""
+    """The logits at tokens, without those at padding."""
     return np.asarray(run(model, inputs))[inputs.is_tgt_BT == 1]
 
 
 class EncoderDecoderFamily:
-    """The tests of a family; a subclass says its cases."""
+    """The tests of a family; a subclass defines its cases."""
 
     cases: Mapping[str, Case]
 
@@ -41,7 +41,7 @@ class EncoderDecoderFamily:
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, request, tmp_path_factory):
-        """A model of transformers, the folder that it saved, and ours of that folder."""
+        """A family, a transformers model, its folder, and the JAX model loaded from there."""
         folder = tmp_path_factory.mktemp("family") / "original"
         original = cls.cases[request.param].build()
         original.save_pretrained(folder)
@@ -52,18 +52,18 @@ class EncoderDecoderFamily:
     def inputs(cls, case):
         return inputs_of(case[1])
 
-    def test_logits_are_those_of_transformers(self, case, inputs):
+    def test_logits_match_transformers(self, case, inputs):
         _, original, _, model = case
         expected = logits_of_original(original, inputs)[inputs.is_tgt_BT == 1]
         assert relative_l2(logits_of(model, inputs), expected) <= TOLERANCE
 
-    def test_layers_one_by_one_compute_the_same(self, case, inputs):
+    def test_unscanned_layers_compute_the_same(self, case, inputs):
         model = case[-1]
         listed = with_scanned_layers(model, False)
         assert not listed.config.encoder.scan_layers
         assert relative_l2(logits_of(listed, inputs), logits_of(model, inputs)) <= TOLERANCE
 
-    def test_on_a_mesh_it_computes_the_same(self, case, inputs):
+    def test_a_sharded_model_computes_the_same(self, case, inputs):
         _, _, folder, model = case
         mesh = make_mesh(fsdp=4, tensor=2)
         sharded = load_pretrained(folder, mesh=mesh)
@@ -77,7 +77,7 @@ class EncoderDecoderFamily:
             found = logits_of(sharded, inputs)
         assert relative_l2(found, logits_of(model, inputs)) <= TOLERANCE
 
-    def test_there_and_back_no_bit_differs(self, case, tmp_path):
+    def test_weights_round_trip_bitwise(self, case, tmp_path):
         family, original, folder, model = case
         assert model.origin.family == family
         save_pretrained(model, tmp_path / "out")
@@ -91,8 +91,8 @@ class EncoderDecoderFamily:
         for name, tensor in again.state_dict().items():
             assert torch.equal(tensor, original.state_dict()[name]), name
 
-    def test_the_config_comes_back(self, case, inputs, tmp_path):
-        """transformers reads what is written, also without the fields that it came with."""
+    def test_the_config_round_trips_without_its_origin(self, case, inputs, tmp_path):
+        """transformers reads the written config, also if the original fields are dropped."""
         _, original, folder, _ = case
         model = load_pretrained(folder)
         model.origin = None
@@ -105,7 +105,7 @@ class EncoderDecoderFamily:
         expected, found = (logits_of_original(one, inputs) for one in (original, rebuilt))
         np.testing.assert_array_equal(found, expected)
 
-    def test_native_checkpoints_hold_it(self, case, tmp_path):
+    def test_native_checkpoints_round_trip(self, case, tmp_path):
         model = case[-1]
         save_pretrained(model, tmp_path / "native", format="native")
         again = load_pretrained(tmp_path / "native")
@@ -117,7 +117,7 @@ class EncoderDecoderFamily:
             np.testing.assert_array_equal(variable.get_value(), ours[name].get_value(), name)
 
     def test_cached_equals_uncached(self, case, inputs):
-        """A few tokens and then token by token, with the source read once."""
+        """A prompt, then single tokens, with the source encoded once."""
         model = case[-1]
         length, prompt = 40, 5
         tokens = inputs.tgt_BT[:, :length]
@@ -142,7 +142,7 @@ class EncoderDecoderFamily:
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
     @pytest.mark.parametrize("num_beams", [1, 3])
-    def test_it_generates_what_transformers_generates(self, case, inputs, num_beams):
+    def test_generation_matches_transformers(self, case, inputs, num_beams):
         _, original, _, model = case
         lengths = (30, 12, 1)
         prompts = [row[:n].tolist() for row, n in zip(inputs.src_BS, lengths, strict=True)]
@@ -165,8 +165,8 @@ class EncoderDecoderFamily:
             found = beam_search(model, prompts, 20, num_beams=num_beams)
         assert found == expected[:, 1:].tolist()
 
-    def test_both_versions_of_a_config_are_read(self, case, tmp_path):
-        """transformers 5 writes `dtype`; ours is the spelling of 4."""
+    def test_configs_of_both_transformers_versions_are_read(self, case, tmp_path):
+        """transformers 5 writes `dtype`; jaxllm writes the `torch_dtype` of 4."""
         model = case[-1]
         save_pretrained(model, tmp_path / "four")
         written = json.loads((tmp_path / "four" / "config.json").read_text())

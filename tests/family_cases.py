@@ -1,4 +1,4 @@
-"""Collects the cases that the tests of Hugging Face families hold, each in its family's file."""
+"""Collects the cases defined in the test files of Hugging Face families."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ Kind = TypeVar("Kind")
 
 
 def collect(kind: type[Kind]) -> dict[str, Kind]:
-    """All cases of this class by their names, of which the part before a slash is the family."""
+    """Returns all cases of a class by name; the part of a name before a slash is the family."""
     found: dict[str, Kind] = {}
     for file in sorted(FOLDER.glob("test_*.py")):
         if "\nCASES" not in file.read_text(encoding="utf-8"):

@@ -1,4 +1,4 @@
-"""A decoder's config as it was written when all its fields lay flat, and what it means."""
+"""A decoder config in the old flat format, and the config that it must be read as."""
 
 from typing import Any
 

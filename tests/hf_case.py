@@ -1,4 +1,4 @@
-"""Tiny random decoders of transformers: how a case is built, and its tokens and tensors."""
+"""Tiny random Hugging Face decoders: case definitions, random weights, tokens, stored tensors."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-# N != K, H != D / N, and sizes that differ from each other: a mix-up of axes changes a shape.
+# N != K, H != D / N, and all sizes are different, so that mixed-up axes change a shape.
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 48,
@@ -27,16 +27,16 @@ LENGTH = 320
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A config of transformers: its class's prefix, and its arguments on top of `SIZES`."""
+    """A transformers config: the prefix of its class, and its arguments in addition to `SIZES`."""
 
     prefix: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    model_class: str = ""  # the default is that of the prefix, for causal language models
-    written_as: str = ""  # the model_type, where a more general one says as much
-    without: tuple[str, ...] = ()  # those of `SIZES` that the config class does not have
+    model_class: str = ""  # by default the prefix and "ForCausalLM"
+    written_as: str = ""  # the model_type on export, if it is a more general one
+    without: tuple[str, ...] = ()  # names in `SIZES` that the config class does not have
 
     def build(self) -> torch.nn.Module:
-        """The model with distinct random numbers in every tensor; no norm scale is one."""
+        """Builds the model with random numbers in every tensor; no norm scale is 1."""
         sizes = {name: size for name, size in SIZES.items() if name not in self.without}
         config = getattr(transformers, f"{self.prefix}Config")(
             **{**sizes, **self.changes, "attn_implementation": "eager"}
@@ -45,7 +45,7 @@ class Case:
         return randomize(model).eval()
 
 
-# Chunks and steps of the temperature end within the prompt; dense layers and experts alternate.
+# Attention chunks and temperature steps end within the prompt; dense and expert layers alternate.
 LLAMA4 = {
     "intermediate_size": 40,
     "intermediate_size_mlp": 56,
@@ -67,12 +67,18 @@ LLAMA4 = {
 
 
 def rope(kind: str, **parameters: Any) -> dict[str, Any]:
-    """RoPE scaling, with a base that is nobody's default."""
+    """Returns RoPE scaling parameters with a base that no family uses by default."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 20000.0, **parameters}}
 
 
 def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
-    """LongRoPE by random numbers, different for sequences up to `original` and longer."""
+    """Returns LongRoPE parameters with random factors, which differ for long sequences.
+
+    Args:
+        original: the length up to which the short factors apply.
+        pairs: the number of rotated pairs, H / 2.
+        **parameters: further RoPE parameters.
+    """
     factors = 1 + np.random.default_rng(pairs).random((2, pairs)) * [[0.5], [30]]
     short, long = factors.tolist()
     return rope(
@@ -85,7 +91,7 @@ def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Draws every parameter: scales of norms around one, the others around zero."""
+    """Fills every parameter with random numbers: norm scales around 1, all others around 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -96,13 +102,13 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def tokens_of(model: torch.nn.Module, batch_size: int = 2, seed: int = 1) -> np.ndarray:
-    """Random tokens, BT, long enough for windows, chunks and wrong frequencies to show."""
+    """Draws tokens (B, T), long enough to reveal wrong windows, chunks and RoPE frequencies."""
     size = model.config.get_text_config().vocab_size
     return np.random.default_rng(seed).integers(0, size, (batch_size, LENGTH))
 
 
 def stored(folder: Path) -> dict[str, tuple]:
-    """Dtype, shape and bits of every tensor in a folder."""
+    """Returns the dtype, shape and bytes of every safetensors tensor in a folder."""
     tensors = {}
     for file in folder.glob("*.safetensors"):
         tensors |= load_file(file)

@@ -1,4 +1,4 @@
-"""The cases of every Hugging Face decoder, collected from the tests of their families."""
+"""All cases of Hugging Face decoders, collected from their families' test files."""
 
 from family_cases import collect
 from hf_case import LENGTH, Case, longrope, randomize, rope, stored, tokens_of

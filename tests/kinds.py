@@ -1,4 +1,4 @@
-"""A tiny config of each kind of model that is trained, and random examples for it."""
+"""Tiny configs of every kind of model that can be trained, and random batches for them."""
 
 import numpy as np
 from tiny import TINY
@@ -55,11 +55,11 @@ CONFIGS = {
 }
 
 
-WAVES = SequenceConfig(**SIZES, input_dim=2, output_dim=2)  # its own outputs are its inputs
+WAVES = SequenceConfig(**SIZES, input_dim=2, output_dim=2)  # autoregressive over vectors
 
 
 def batch_of(kind: str, B: int = B, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random examples, of which not all targets count."""
+    """Draws a random batch in which some targets are masked out."""
     rng = np.random.default_rng(seed)
     mask = rng.random((B, T)) < 0.7
     mask[0] = True

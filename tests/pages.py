@@ -1,7 +1,7 @@
-"""The blocks of a page that are marked as runnable, and the files that it shows.
+"""Runnable code blocks of documentation pages.
 
-A block's mark follows its language: `run` is run by a test, `run slow` by `make test-all` alone,
-`file=NAME` is written to that file first.
+A block's mark follows its language: a `run` block is run by a test, a `run slow` block only by
+`make test-all`, and a `file=NAME` block is written to that file before later blocks are run.
 """
 
 import os
@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^```(sh|python|yaml) (run|run slow|file=\S+)\n(.*?)^```$", 
 
 
 class Block(NamedTuple):
-    """A marked block of a page."""
+    """A marked code block of a page."""
 
     language: str
     mark: str
@@ -24,23 +24,23 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The name of the file that the block is; empty if it is run."""
+        """The name of the file that the block defines; empty for a block to run."""
         return self.mark.partition("file=")[2]
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The marked blocks of a page, in order."""
+    """Returns the marked blocks of a page, in order."""
     return [Block(*found) for found in BLOCK.findall(page.read_text())]
 
 
 def shown_files(page: Path) -> dict[str, str]:
-    """The files that a page shows, by name."""
+    """Returns the contents of the files that a page defines, by name."""
     return {block.file: block.text for block in blocks_of(page) if block.file}
 
 
 def run_blocks(page: Path, folder: Path, *, slow: bool) -> None:
-    """Writes and runs a page's blocks in order, in one folder; those marked slow only if asked."""
-    # As a reader's shell has it, without this suite's eight devices.
+    """Writes and runs a page's blocks in order, in one folder; slow blocks only if `slow`."""
+    # A reader's environment does not have the eight virtual devices of the tests.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     for block in blocks_of(page):
         if block.file:

@@ -1,4 +1,4 @@
-"""Tiny random models of the source systems, one of each kind, as their own code saves them."""
+"""Tiny random models of every source system, saved in its own checkpoint format."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from hf_cases import randomize
 
 from jaxllm.interop.families import FAMILIES
 
-# Sizes that differ from each other: a mix-up of axes changes a shape.
+# All sizes are different, so that mixed-up axes change a shape.
 NIMA = {"d_model": 48, "n_heads": 6, "d_ff": 56, "max_seq_len": 320}
 COMPONENTS = {
     "input_dim": 5,
@@ -20,7 +20,7 @@ COMPONENTS = {
     "attention_type": "gqa",
     "num_groups": 2,
 }
-# Of two rows of 24 tokens or more, some find their expert full and go to the overflow expert.
+# With two rows of 24 or more tokens, some tokens exceed the capacity and use the overflow expert.
 EXPERTS = {
     "embed_dim": 48,
     "latent_dim": 56,
@@ -29,7 +29,8 @@ EXPERTS = {
     "capacity": 20,
     "topk": 2,
 }
-# By the model_type of their config files and a word, the rest of these.
+# The fields of each config file except model_type. A key is a model_type, optionally followed by
+# a slash and the name of a variant.
 CASES: dict[str, dict] = {
     "tlama": {
         "d_model": 48,
@@ -42,7 +43,7 @@ CASES: dict[str, dict] = {
         "rope_theta": 10000.0,
         "max_seq_len": 320,
     },
-    # A layer of every kind; chunks and steps of the temperature end within the tokens.
+    # Every kind of layer; attention chunks and temperature steps end within the test sequences.
     "llm": {
         "dim": 48,
         "n_layers": 4,
@@ -80,7 +81,7 @@ CASES: dict[str, dict] = {
 
 
 def write(name: str, folder: Path) -> torch.nn.Module:
-    """Saves the case of this name, and returns it: random numbers in every tensor."""
+    """Builds a case with random numbers in every tensor, saves it in `folder` and returns it."""
     model_type = name.partition("/")[0]
     [family] = [family for family in FAMILIES if family.model_type == model_type]
     fields = {"model_type": model_type, **CASES[name]}

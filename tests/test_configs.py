@@ -1,4 +1,4 @@
-"""Every run in configs/ is read, fits a mesh, and its model is built without allocating it."""
+"""The run configs in configs/: each can be read, fits its mesh and builds an abstract model."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_a_config_builds_abstractly(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_says_its_command_its_hardware_and_its_time(path):
+def test_a_config_header_states_command_hardware_and_time(path):
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     head = "\n".join(comments)
     assert f"jaxllm train configs/{path.name}" in head
@@ -45,8 +45,8 @@ def test_a_config_says_its_command_its_hardware_and_its_time(path):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_source_system_s_config_is_one_that_it_documents(name):
-    """What its own arguments can say, but for how weights start and for a small token of images."""
+def test_a_source_system_config_can_be_expressed_by_the_system(name):
+    """The system's own arguments can express it, except for initialization and the image token."""
     model = load_config(CONFIGS[0].with_name(f"{name}.yaml")).model
     family, init = SYSTEMS[name], getattr(model, "encoder", model).init
     if getattr(model, "vision", None) is not None:

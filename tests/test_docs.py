@@ -1,4 +1,4 @@
-"""The generated pages say what is, and what they say holds."""
+"""Generated pages: docs/families.md is complete and its figures meet the tolerances."""
 
 from pathlib import Path
 
@@ -13,27 +13,27 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
 def rows(table: int = 0) -> dict[str, list[str]]:
-    """The cells of one of the page's tables, by its first column."""
+    """The cells of one of the page's tables, keyed by the first column."""
     part = PAGE.read_text().split("\n## ")[table]
     lines = [line for line in part.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
     return {first: rest for first, *rest in cells}
 
 
-def test_the_table_of_families_is_complete():
+def test_the_families_table_is_complete():
     assert set(rows()) == set(CASES)
     cased = {name.partition("/")[0] for name in CASES}
     assert cased == {family.name for family in FAMILIES if family.format == "hf"}
 
 
-def test_the_figures_of_families_hold():
+def test_the_families_figures_meet_their_tolerances():
     for name, (tensors, relative_l2, _, differing_bits, not_loaded) in rows().items():
         assert int(tensors) > 0, name
         assert float(relative_l2) <= 1e-5, name
         assert (differing_bits, not_loaded) == ("0", "0"), name
 
 
-def test_the_figures_of_every_level_hold():
+def test_the_level_figures_meet_their_tolerances():
     figures = rows(table=1)
     assert set(figures) == {*source_cases.CASES, "llama", "t5", "bart"}
     for name, (bits, fields, *errors, generated, beyond) in figures.items():

@@ -1,4 +1,4 @@
-"""A run changes frameworks: k steps there and n here are k + n steps there, and the reverse."""
+"""Framework handover: k steps in PyTorch and n in JAX match k + n in PyTorch, and vice versa."""
 
 import copy
 import dataclasses
@@ -29,8 +29,8 @@ from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.optimizers.adamw import OptimizerConfig, make_schedule
 
-BEFORE, AFTER = 4, 6  # steps in one framework, and then in the other
-LATER = 6  # a step that was saved in between
+BEFORE, AFTER = 4, 6  # steps before and after the handover
+LATER = 6  # a later checkpoint, handed back to PyTorch
 STEPS = BEFORE + AFTER
 
 
@@ -42,7 +42,7 @@ def llama() -> transformers.PreTrainedModel:
 
 
 def gpt2() -> transformers.PreTrainedModel:
-    """Fused projections, biases, a tied head: rules of every kind."""
+    """A model with fused projections, biases and tied weights, for every kind of rule."""
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 56, "n_positions": 64}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = transformers.GPT2Config(
@@ -52,7 +52,7 @@ def gpt2() -> transformers.PreTrainedModel:
 
 
 def tlama() -> torch.nn.Module:
-    """A source system, whose optimizer is its own, and says no names."""
+    """A source system with its own optimizer, whose state does not contain parameter names."""
     config = tlama_core.TlamaConfig(
         d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=256, multiple_of=8
     )
@@ -72,7 +72,7 @@ def load_tlama(folder: Path) -> torch.nn.Module:
 
 
 class System(NamedTuple):
-    """A system's models: how they are built, saved and trained."""
+    """How a system builds, saves, loads and optimizes its models."""
 
     build: Callable[[], torch.nn.Module]
     final_norm: str
@@ -97,13 +97,13 @@ SYSTEMS = {
 
 
 class Handover(NamedTuple):
-    """A run of PyTorch that was saved after so many steps, then continued there, and here."""
+    """A PyTorch run saved after `BEFORE` steps, then continued in PyTorch and in JAX."""
 
     system: System
-    folder: Path  # what was saved
-    run: Path  # the run here
-    losses: list[float]  # of the steps after, there
-    cold: list[float]  # of the same steps, had the optimizer's state been lost
+    folder: Path  # the saved PyTorch checkpoint
+    run: Path  # the JAX run that continues it
+    losses: list[float]  # PyTorch losses of the steps after the handover
+    cold: list[float]  # the same steps with a fresh optimizer state
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def make(text) -> Callable[..., TrainConfig]:
 
 
 def the_batches(config: TrainConfig, folder: Path) -> tuple[list[dict], list[float]]:
-    """The batches and the learning rates of every step of a run."""
+    """The batch and the learning rate of every step of a run."""
     data = make_batches(config, load_pretrained(folder), make_run_mesh(config)).train(0)
     schedule = make_schedule(config.optimizer, config.steps)
     return [next(data) for _ in range(STEPS)], [float(schedule(step)) for step in range(STEPS)]
@@ -164,7 +164,7 @@ def there(request, make, tmp_path_factory) -> Handover:
 
 
 def losses_of(run: Path) -> list[float]:
-    """Those of the steps after the handover."""
+    """The losses of the steps after the handover."""
     rows = read_metrics(run / "metrics.jsonl")
     return [row["loss"] for row in rows if "loss" in row and row["step"] > BEFORE]
 
@@ -174,17 +174,17 @@ def relative(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_run_of_pytorch_goes_on_here(there):
+def test_a_pytorch_run_continues_in_jax(there):
     assert relative(losses_of(there.run), there.losses) <= 1e-4
-    assert relative(there.cold, there.losses) > 1e-2  # so that it matters what was taken along
+    assert relative(there.cold, there.losses) > 1e-2  # the optimizer state does matter
 
 
 def whole(array: Any) -> np.ndarray:
     return array.read([(0, size) for size in array.shape])
 
 
-def test_the_first_checkpoint_is_what_was_saved(there):
-    """To the bit, and in the layers that our model stacks."""
+def test_the_first_checkpoint_equals_the_pytorch_state(there):
+    """Bitwise, and with layers stacked as in the JAX model."""
     saved = torch.load(there.folder / "optimizer.pt")
     state = read_state(orbax.find_step(there.run, BEFORE))
     assert state.step == BEFORE
@@ -199,7 +199,7 @@ def test_the_first_checkpoint_is_what_was_saved(there):
 
 
 def bits_of(file: Path) -> list[tuple]:
-    """What an optimizer's state says of each parameter in its order, to the bit."""
+    """Each parameter's state as bytes and its group settings, in the order of the optimizer."""
     saved = torch.load(file)
     free = ("params", "param_names", "lr")
     return [
@@ -213,7 +213,7 @@ def bits_of(file: Path) -> list[tuple]:
     ]
 
 
-def test_there_and_back_differs_in_no_bit(there, tmp_path):
+def test_converting_back_is_bitwise_exact(there, tmp_path):
     back, form = tmp_path / "back", there.system.form
     arguments = ["--with-optimizer", "--step", str(BEFORE), "--to", form]
     assert main(["convert", str(there.run), str(back), *arguments]) == 0
@@ -226,8 +226,8 @@ def test_there_and_back_differs_in_no_bit(there, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("form", ["state_dict", "dcp"])
-def test_a_run_of_ours_goes_on_in_pytorch(there, form, tmp_path):
-    """From a checkpoint that was written here, two steps on."""
+def test_a_jax_run_continues_in_pytorch(there, form, tmp_path):
+    """Continues from a JAX checkpoint two steps after the handover."""
     config = load_config(there.run / "config.yaml")
     batches, rates = the_batches(config, there.folder)
     system, out = there.system, tmp_path / "out"
@@ -247,7 +247,7 @@ def test_a_run_of_ours_goes_on_in_pytorch(there, form, tmp_path):
 
 
 def loaded_from_dcp(model: torch.nn.Module, checkpoint: Path) -> tuple[torch.nn.Module, Any]:
-    """What `torch.distributed.checkpoint` itself reads, into a model of other numbers."""
+    """Loads a checkpoint with `torch.distributed.checkpoint` into a model with other weights."""
     randomize(model, seed=9)
     optimizer = adamw(model, named=False)
     options = state_dict.StateDictOptions(flatten_optimizer_state_dict=True)

@@ -1,7 +1,7 @@
-"""Imports point one way, inside every package too, and PyTorch stays inside functions of interop.
+"""Dependency rules: layered imports in every package, and PyTorch only in functions of interop.
 
-`TABLE` says what each room of a package, a module or a folder, may import of the same package.
-Imports inside functions count as well.
+`TABLE` lists what each component of a package (a module or a subfolder) may import from the same
+package. Imports inside functions count as well.
 """
 
 import ast
@@ -38,10 +38,10 @@ TABLE: dict[str, dict[str, set[str]]] = {
             "models",
             "params",
         },
-        # interop and train do not know each other. Parity compares what both sides generate.
+        # interop and train do not import each other. Parity needs generation to compare outputs.
         "interop": {*CORE, "layers", "models", "params", "generation"},
         "train": {*CORE, "layers", "models", "params"},
-        # The commands join everything.
+        # The commands may use everything.
         "commands": {*CORE, "presets", "models", "params", "generation", "interop", "train"},
         "cli": {"commands", "errors"},
         "__main__": {"cli"},
@@ -109,7 +109,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "execution": {"alignment", "numerics", "report"},
         "recording": {"alignment", "execution", "numerics", "report"},
         "levels": {"alignment", "diagnosis", "execution", "numerics", "recording", "report"},
-        "render": {"levels", "report"},  # the table of levels says what they are called
+        "render": {"levels", "report"},  # the table of levels has their titles
         "rendered_report": {"render", "report"},
         "comparison": {
             *("alignment", "execution", "levels", "numerics", "rendered_report", "report"),
@@ -145,16 +145,16 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "verify": {"config", "loop", "metrics", "step", "checkpoint_arrays"},
     },
 }
-# Floors of rooms that stand on each other.
-MOST_FLOORS = {"jaxllm.interop": 8}
-# Rooms whose functions may run the reference models; nothing else needs them but tests.
+# The maximum number of layers of components.
+MAX_LAYERS = {"jaxllm.interop": 8}
+# Components of interop whose functions may run the reference models.
 MAY_RUN_REFERENCES = ("families", "optimizer_state", "parity")
-# What the rules are made of, so that they can be read and tested without the rest.
+# The only third-party dependency of rules, so that they can be read and tested alone.
 RULES_NEED = {"numpy"}
 
 
 def module_of(file: Path) -> str:
-    """The name under which a file is installed."""
+    """Returns the module name under which a file is installed."""
     parts = [*file.relative_to(ROOT).with_suffix("").parts]
     if parts[0] != "jaxllm":
         parts.insert(0, "jaxllm")
@@ -165,7 +165,7 @@ MODULES = {module_of(file): file for file in FILES}
 
 
 def imported(module: str, is_package: bool, tree: ast.AST) -> Iterator[str]:
-    """The full names that a module imports, anywhere in it."""
+    """Yields the full name of everything that a module imports, anywhere in it."""
     parts = module.split(".")
     package = parts if is_package else parts[:-1]
     for node in ast.walk(tree):
@@ -177,29 +177,29 @@ def imported(module: str, is_package: bool, tree: ast.AST) -> Iterator[str]:
             yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def room(package: str, module: str) -> str | None:
-    """The module or folder of a package that a module is or lies in."""
+def component_of(package: str, module: str) -> str | None:
+    """Returns the component of a package that contains a module; None if it is outside."""
     inside = module.removeprefix(f"{package}.")
     return None if inside == module else inside.partition(".")[0]
 
 
-def wrong_rooms(module: str, names: list[str]) -> Iterator[str]:
-    """Imports that the table does not allow."""
+def wrong_components(module: str, names: list[str]) -> Iterator[str]:
+    """Yields imports that the table does not allow."""
     for package, allowed in TABLE.items():
-        own = room(package, module)
+        own = component_of(package, module)
         if own is None or own.startswith("__init__"):
             continue
         if own not in allowed:
             yield f"{own} is not in the table of {package}"
             continue
         for name in names:
-            other = room(package, name)
+            other = component_of(package, name)
             if other in allowed and other not in {own, *allowed[own]}:
                 yield f"{module}: {own} may not import {other} ({name})"
 
 
 def wrong_packages(module: str, names: list[str], tree: ast.Module) -> Iterator[str]:
-    """Imports of other projects that the module's place does not allow."""
+    """Yields imports of other packages and of reference models that are not allowed here."""
     _, part, inner, *_ = *module.split("."), "", ""
     in_interop, is_reference = part == "interop", (part, inner) == ("interop", "reference")
     for name in names:
@@ -214,25 +214,25 @@ def wrong_packages(module: str, names: list[str], tree: ast.Module) -> Iterator[
         foreign = top not in {"jaxllm", *sys.stdlib_module_names, *RULES_NEED}
         if foreign and module.startswith("jaxllm.interop.rules"):
             yield f"{module} imports {name}; rules need {', '.join(RULES_NEED)} alone"
-    if is_reference:  # which are PyTorch
+    if is_reference:  # reference models are written in PyTorch
         return
-    outside = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
-    late = ("torch.", "transformers.", "jaxllm.interop.reference.components.")
-    late += tuple(f"jaxllm.interop.reference.{system}." for system in ("llm", "nima", "tlama"))
-    for name in imported(module, False, outside):
-        if f"{name}.".startswith(late):
+    top_level = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    lazy = ("torch.", "transformers.", "jaxllm.interop.reference.components.")
+    lazy += tuple(f"jaxllm.interop.reference.{system}." for system in ("llm", "nima", "tlama"))
+    for name in imported(module, False, top_level):
+        if f"{name}.".startswith(lazy):
             yield f"{module} imports {name} outside a function"
 
 
 def violations(module: str, source: str, is_package: bool = False) -> list[str]:
-    """What a module imports that it must not."""
+    """Returns the forbidden imports of a module."""
     tree = ast.parse(source)
     names = list(imported(module, is_package, tree))
-    return [*wrong_rooms(module, names), *wrong_packages(module, names, tree)]
+    return [*wrong_components(module, names), *wrong_packages(module, names, tree)]
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module):
+def test_a_module_has_no_forbidden_imports(module):
     file = MODULES[module]
     assert violations(module, file.read_text(), file.name == "__init__.py") == []
 
@@ -269,23 +269,25 @@ def test_a_planted_violation_is_found(module, source, complaint):
     assert any(complaint in found for found in violations(f"jaxllm.{module}", source))
 
 
-def rooms(package: str) -> dict[str, set[str]]:
-    """Each room of a package, with the rooms of it that it imports."""
+def import_graph(package: str) -> dict[str, set[str]]:
+    """Returns the components of a package, each with the components that it imports."""
     found: dict[str, set[str]] = {}
     for module, file in MODULES.items():
-        own = room(package, module)
+        own = component_of(package, module)
         if own is None:
             continue
         others = found.setdefault(own, set())
         tree = ast.parse(file.read_text())
         for name in imported(module, file.name == "__init__.py", tree):
-            if (other := room(package, name)) is not None and f"{package}.{other}" in MODULES:
+            if (
+                other := component_of(package, name)
+            ) is not None and f"{package}.{other}" in MODULES:
                 others |= {other} - {own}
     return found
 
 
-def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Rooms that import each other, if there are any, and those between two such circles."""
+def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Returns the components in import cycles, and those between two cycles."""
     left = {name: set(others) for name, others in graph.items()}
     while True:
         used = set().union(*left.values())
@@ -296,8 +298,8 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
             del left[name]
 
 
-def floors(graph: Mapping[str, set[str]]) -> int:
-    """How many rooms stand on each other at most, in a graph without a circle."""
+def count_layers(graph: Mapping[str, set[str]]) -> int:
+    """Returns the length of the longest import chain in a graph without cycles."""
     heights: dict[str, int] = {}
     while len(heights) < len(graph):
         for name, others in graph.items():
@@ -310,26 +312,26 @@ PACKAGES = [module for module, file in MODULES.items() if file.name == "__init__
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_has_no_circle(package):
-    graph = rooms(package)
-    assert circle(graph) == []
-    if package in MOST_FLOORS:
-        assert floors(graph) <= MOST_FLOORS[package]
+def test_a_package_has_no_import_cycle(package):
+    graph = import_graph(package)
+    assert find_cycle(graph) == []
+    if package in MAX_LAYERS:
+        assert count_layers(graph) <= MAX_LAYERS[package]
 
 
-def test_circles_and_floors_are_seen():
-    straight = {"a": set(), "b": {"a"}, "c": {"a", "b"}, "d": {"a"}}
-    assert (circle(straight), floors(straight)) == ([], 3)
-    assert circle({**straight, "a": {"c"}}) == ["a", "b", "c"]
+def test_cycles_and_layers_are_found():
+    acyclic = {"a": set(), "b": {"a"}, "c": {"a", "b"}, "d": {"a"}}
+    assert (find_cycle(acyclic), count_layers(acyclic)) == ([], 3)
+    assert find_cycle({**acyclic, "a": {"c"}}) == ["a", "b", "c"]
 
 
-def test_the_table_itself_has_no_circle():
-    assert [circle(allowed) for allowed in TABLE.values()] == [[]] * len(TABLE)
+def test_the_table_has_no_cycle():
+    assert [find_cycle(allowed) for allowed in TABLE.values()] == [[]] * len(TABLE)
 
 
-def test_the_table_has_no_room_that_is_gone():
+def test_the_table_lists_only_existing_components():
     for package, allowed in TABLE.items():
-        assert sorted(allowed.keys() - rooms(package).keys()) == []
+        assert sorted(allowed.keys() - import_graph(package).keys()) == []
 
 
 def test_every_folder_of_code_is_packaged():

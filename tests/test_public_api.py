@@ -1,8 +1,8 @@
-"""The public interface is what the snapshot says; a change of it is a line of the CHANGELOG.
+"""Public API snapshot: every change of the public interface must be intended.
+
+List a change in the CHANGELOG and update the snapshot with:
 
     UPDATE_PUBLIC_API=1 python -m pytest tests/test_public_api.py
-
-writes the snapshot anew.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def describe(packages: tuple[str, ...] = PACKAGES) -> str:
-    """One line for each public name, field and method of these packages, in a fixed order."""
+    """Lists every public name and method of these packages, one per line, in a fixed order."""
     return "".join(f"{line}\n" for package in packages for line in _package(package))
 
 
@@ -40,7 +40,7 @@ def _package(name: str) -> Iterator[str]:
 
 
 def _members(kind: type) -> Iterator[str]:
-    """The public methods and properties of a class of ours, its inherited ones included."""
+    """Yields the public methods and properties that a class defines or inherits in jaxllm."""
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         if base.__module__.startswith("jaxllm"):
@@ -68,19 +68,19 @@ def _signature(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Where a class is defined is no part of the interface, nor are addresses in memory."""
+    """Removes module paths and memory addresses, which are not part of the interface."""
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
     return re.sub(r"\b(?:jaxllm|jax|flax|pathlib|collections)\.[\w.]+\.(?=\w+)", "", text)
 
 
-def test_the_public_interface_is_that_of_the_snapshot():
+def test_the_public_interface_matches_the_snapshot():
     found = describe()
     if os.environ.get("UPDATE_PUBLIC_API"):
         SNAPSHOT.write_text(found, encoding="utf-8")
     assert found.splitlines() == SNAPSHOT.read_text(encoding="utf-8").splitlines()
 
 
-def test_a_changed_signature_would_be_seen(monkeypatch):
+def test_a_changed_signature_is_detected(monkeypatch):
     before = describe(("jaxllm.generation",))
     monkeypatch.setattr("jaxllm.generation.generate", lambda model, prompts: None)
     assert describe(("jaxllm.generation",)) != before

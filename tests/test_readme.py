@@ -1,4 +1,4 @@
-"""Every block that the README or a page of docs/ marks as runnable runs, page by page."""
+"""Runnable blocks: every marked block of the README and of docs/ runs without an error."""
 
 import re
 
@@ -9,7 +9,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKS = {page: {block.mark for block in blocks_of(page)} for page in PAGES}
 WITH_QUICK = [page for page, marks in MARKS.items() if "run" in marks]
 WITH_SLOW = [page for page, marks in MARKS.items() if "run slow" in marks]
-# Guides that show nothing to run would be guides that no test holds.
+# Guides that must have runnable blocks, so that tests keep them correct.
 GUIDES = {"README", "install", "import_export", "use_in_jax", "train", "pods", "parity", "rules"}
 
 
@@ -27,7 +27,7 @@ def test_all_blocks_of_a_page_run(page, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_mark_of_a_page_is_understood(page):
+def test_every_block_mark_of_a_page_is_valid(page):
     marked = re.findall(r"^```\w+ .+$", page.read_text(), re.MULTILINE)
     assert len(marked) == len(blocks_of(page)), marked
 

@@ -1,4 +1,4 @@
-"""The documentation site: it builds without warnings, needs no other site, and says what is."""
+"""Documentation site: builds without warnings, is self-contained and matches the repository."""
 
 import importlib.util
 import re
@@ -14,9 +14,9 @@ TEXTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-# A path below a folder of the repository, in a span of code.
+# A path in a folder of the repository, in backticks.
 NAMED_FILE = re.compile(r"`((?:jaxllm|interop|train|tests|docs|configs|benchmarks)/[\w./-]*)`")
-# What a browser fetches by itself.
+# References to other sites that a browser fetches when it shows the page.
 FETCHED = re.compile(
     r"<(?:link|script|img|iframe|source)\b[^>]*\b(?:href|src)=[\"']?(?:https?:)?//"
 )
@@ -24,7 +24,7 @@ IMPORTED = re.compile(r"(?:@import|url\()[\s\"']*(?:https?:)?//")
 
 
 def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Builds the site of a checkout, warnings being errors."""
+    """Builds the site of a checkout; warnings are errors."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -37,20 +37,21 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
-def test_users_find_the_pages_that_they_look_for(site):
+def test_the_expected_pages_exist(site):
     guides = ("install", "import_export", "use_in_jax", "train", "parity", "pods", "rules")
     evidence = ("families", "mutations", "architecture", "changes", "api/interop")
     for page in ("index", *guides, *evidence):
         assert (site / f"{page}.html").is_file(), page
 
 
-def test_the_site_fetches_nothing_from_another(site):
+def test_the_site_fetches_nothing_from_other_sites(site):
     html, css = list(site.rglob("*.html")), list(site.rglob("*.css"))
     assert html
     assert css
     assert [page.name for page in html if FETCHED.search(page.read_text())] == []
     assert [style.name for style in css if IMPORTED.search(style.read_text())] == []
-    assert 'class="mermaid"' not in "".join(page.read_text() for page in html)  # is fetched
+    # Mermaid diagrams would fetch a script.
+    assert 'class="mermaid"' not in "".join(page.read_text() for page in html)
 
 
 def test_the_reference_shows_every_public_name(site):
@@ -69,7 +70,7 @@ def test_the_reference_shows_every_public_name(site):
 
 
 def test_broken_links_are_errors(tmp_path):
-    """In a checkout without the reference, which takes longest to build."""
+    """In a checkout without the API reference, which is slow to build."""
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "jaxllm", "interop", "train"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
@@ -86,12 +87,12 @@ def test_broken_links_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
-def test_the_files_that_a_page_names_exist(page):
+def test_files_named_by_a_page_exist(page):
     named = {name for name in NAMED_FILE.findall(page.read_text()) if "NAME" not in name}
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-def test_the_map_of_the_architecture_is_up_to_date():
+def test_the_module_map_is_up_to_date():
     spec = importlib.util.spec_from_file_location("module_map", ROOT / "docs" / "module_map.py")
     module_map = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module_map)

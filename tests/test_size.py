@@ -1,4 +1,4 @@
-"""Sizes that keep the project readable: files in a folder, lines in a file, fields in a config."""
+"""Size limits that keep the project readable: files per folder, lines, and config fields."""
 
 import ast
 import dataclasses
@@ -16,11 +16,11 @@ SOURCES = sorted(
     file for folder in ("jaxllm", "interop", "train") for file in (ROOT / folder).rglob("*.py")
 )
 MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES, MOST_FIELDS = 12, 300, 60, 25
-# A family is a file, and there are as many as there are families.
+# One file per model family, so there may be many.
 MANY_FILES = {"interop/families/huggingface"}
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
-# Modules that have no contract of their own to test.
+# Modules without behavior of their own to test.
 WITHOUT_TESTS = {"jaxllm/__main__.py"}
 
 
@@ -29,7 +29,7 @@ def name_of(path: Path) -> str:
 
 
 def crowded(files: list[Path]) -> dict[str, int]:
-    """Folders with more source files than are allowed, `__init__.py` aside."""
+    """Returns the folders with more source files than allowed, not counting `__init__.py`."""
     counts: dict[str, int] = {}
     for file in files:
         folder = name_of(file.parent)
@@ -42,7 +42,7 @@ def crowded(files: list[Path]) -> dict[str, int]:
 
 
 def long_functions(source: str) -> dict[str, int]:
-    """Functions of more lines than are allowed, from `def` to their last line."""
+    """Returns the functions with more lines than allowed, from `def` to their last line."""
     functions = (
         node
         for node in ast.walk(ast.parse(source))
@@ -53,7 +53,7 @@ def long_functions(source: str) -> dict[str, int]:
 
 
 def config_classes() -> dict[str, type]:
-    """Every config dataclass by name, and those that their fields hold."""
+    """Returns every config dataclass by name, including those of their fields."""
     found: dict[str, type] = {}
     left: list[Any] = [TrainConfig, *map(vars(jaxllm.config).get, jaxllm.config.__all__)]
     while left:
@@ -66,7 +66,7 @@ def config_classes() -> dict[str, type]:
 
 
 def without_tests(files: list[Path]) -> list[str]:
-    """Modules that have no test file of their name in the folder of tests that mirrors theirs."""
+    """Returns the modules without a test file at the mirrored path in tests/."""
     return [
         name_of(file)
         for file in files
@@ -76,7 +76,7 @@ def without_tests(files: list[Path]) -> list[str]:
     ]
 
 
-def test_folders_hold_at_most_a_dozen_files():
+def test_folders_have_at_most_a_dozen_files():
     assert crowded(SOURCES) == {}
 
 
@@ -99,8 +99,8 @@ def test_every_module_has_a_test_file_of_its_name():
     assert without_tests(SOURCES) == []
 
 
-def test_exceptions_are_needed():
-    """What has become shorter is taken off the list."""
+def test_every_exception_is_needed():
+    """An exception must be removed once the file or function is short enough."""
     for name, lines in LONG_FILES.items():
         assert MOST_LINES < len((ROOT / name).read_text().splitlines()) <= lines
     for place, lines in LONG_FUNCTIONS.items():

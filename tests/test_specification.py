@@ -1,6 +1,6 @@
-"""The page of documented names: each leads to something here, and none is missing.
+"""docs/specification.md: every name of the specification documents is listed and resolves.
 
-The documents lie beside the repository. Where they are not, only the page itself is tested.
+The documents are beside the repository. Without them, only the page itself is tested.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from jaxllm import cli
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "specification.md"
 FOLDER = ROOT.parent / "shared" / "spec"
-# A section of the page, and the documents that it covers.
+# The sections of the page, and the documents that each covers.
 DOCUMENTS = {
     "tlama-core": ["tlama_core.md"],
     "LLM": ["llm_overview.md", "llm_model_and_layers.md"],
     "Nima": ["nima.md"],
     "Transformer components": ["transformer_components.md"],
 }
-MISSING = "not here"  # how the remark of such a row starts
+MISSING = "not here"  # the beginning of the remark of a row without a counterpart
 NAME = re.compile(r"[A-Za-z_][\w.]*")
-# Not the documents' own.
+# Names of other libraries and files, which the documents only mention.
 FOREIGN = re.compile(r"torch|nn\.|F\.|\w+\.py$|model/|vision/|regression/")
-# Sections of advice.
+# Sections that contain advice, not names.
 ADVICE = ("Overview", "Best Practices", "Further Reading", "Summary")
 
-# A heading, a numbered item, an item that is explained, a row of sizes.
+# A heading, a numbered item, a list item with an explanation, a table row of sizes.
 HEADLINES = (
     r"###+ (?:\d+\. )?(.+)",
     r"\d+\. \*\*(.+?)\*\*",
@@ -45,7 +45,7 @@ HEADLINES = (
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """The rows of each section, cell by cell."""
+    """Returns the table rows of each section as lists of cells."""
     found: dict[str, list[list[str]]] = {}
     rows: list[list[str]] = []
     for line in PAGE.read_text().splitlines():
@@ -60,7 +60,11 @@ ROWS = [(section, *row) for section, rows in tables().items() for row in rows]
 
 
 def attribute(owner: Any, name: str) -> Any:
-    """A member of a module or a class, what its methods set on `self`, or a parameter."""
+    """Returns a member of `owner`, or None for an annotation, a `self` attribute or a parameter.
+
+    Raises:
+        AttributeError: `owner` has no such name.
+    """
     if hasattr(owner, name):
         return getattr(owner, name)
     if inspect.isclass(owner):
@@ -87,7 +91,7 @@ def set_on_self(kind: type) -> set[str]:
 
 
 def resolve(path: str) -> None:
-    """Raises ImportError or AttributeError if a dotted path leads nowhere."""
+    """Raises ImportError or AttributeError if a dotted path does not resolve."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
         try:
@@ -106,7 +110,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def check(place: str) -> None:
-    """A place is a command with its options, a file, or a dotted path."""
+    """Checks that a place exists: a command with its options, a file, or a dotted path."""
     if place.startswith("jaxllm "):
         _, command, *options = place.split()
         known = commands()[command]._option_string_actions
@@ -117,7 +121,7 @@ def check(place: str) -> None:
         resolve(place)
 
 
-def test_a_path_to_nothing_is_found_out():
+def test_an_unresolvable_path_is_detected():
     resolve("jaxllm.config.DecoderConfig.embed_dim")
     resolve("jaxllm.layers.attention.attention.Attention.q_proj")
     resolve("jaxllm.layers.attention.rope.rope_frequencies.theta")
@@ -132,12 +136,14 @@ def test_a_path_to_nothing_is_found_out():
 
 
 @pytest.mark.parametrize("section", tables())
-def test_everything_is_where_the_page_says(section):
+def test_every_place_on_the_page_exists(section):
     wrong = []
     for names, here, remark in tables()[section]:
         places = re.findall(r"`([^`]+)`", here)
         if not places and not (here == "—" and remark.startswith(MISSING)):
-            wrong.append(f"{names}: {here!r} is no place, and the remark does not say so")
+            wrong.append(
+                f"{names}: {here!r} names no place; use — and a remark that begins {MISSING!r}"
+            )
         for place in places:
             try:
                 check(place)
@@ -146,13 +152,13 @@ def test_everything_is_where_the_page_says(section):
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_name_is_twice_in_a_table():
+def test_no_name_occurs_twice_in_a_table():
     names = Counter((section, row[0]) for section, row in each_name())
     assert {name: count for name, count in names.items() if count > 1} == {}
 
 
 def each_name() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every documented name of every row, with the rest of the row."""
+    """Yields the section and every documented name of every row, with the rest of the row."""
     for section, names, *rest in ROWS:
         for name in re.findall(r"`([^`]+)`", names) or [names]:
             yield section, (name, *rest)
@@ -164,7 +170,7 @@ def test_the_page_stays_readable():
 
 
 def documented(text: str) -> tuple[Counter[str], set[str]]:
-    """Names with how often the document describes them, and those that it mentions."""
+    """Returns how often a document describes each name, and the names that it only mentions."""
     described: Counter[str] = Counter()
     mentioned: set[str] = set()
     for line in text.splitlines():
@@ -181,13 +187,13 @@ def documented(text: str) -> tuple[Counter[str], set[str]]:
 
 
 def quoted(text: str) -> list[str]:
-    """The last components of the names in backticks."""
+    """Returns the last component of every name in backticks."""
     found = [NAME.match(name) for name in re.findall(r"`([^`]+)`", text)]
     return [m[0].split(".")[-1] for m in found if m and not FOREIGN.match(m.string)]
 
 
 def named_in_code(block: str) -> Iterator[str]:
-    """What a block imports or defines of the documents' own, and the options that it gives."""
+    """Yields the names that a code block imports, defines or passes as keyword arguments."""
     try:
         tree = ast.parse(block)
     except SyntaxError:  # a formula
@@ -207,12 +213,12 @@ def named_in_code(block: str) -> Iterator[str]:
 
 
 def last_component(name: str) -> str:
-    """`eps` of `RMSNorm.eps (argument)`."""
+    """Returns the last part of a name: `eps` for `RMSNorm.eps (argument)`."""
     return name.partition(" (")[0].split(".")[-1]
 
 
 def headlines(text: str) -> set[str]:
-    """What a document without names in backticks calls its parts: headings, items, presets."""
+    """Returns the headings, list items and presets of a document without names in backticks."""
     found = set()
     section = ""
     for line in text.splitlines():
@@ -227,7 +233,7 @@ def headlines(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("section", DOCUMENTS if FOLDER.is_dir() else [])
-def test_every_documented_name_is_in_the_page(section):
+def test_every_documented_name_is_on_the_page(section):
     names = [name for where, (name, *_) in each_name() if where == section]
     last = Counter(map(last_component, names))
     last.update(name for name in names if name != last_component(name))

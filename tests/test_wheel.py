@@ -1,4 +1,4 @@
-"""The wheel, in an environment without PyTorch, beside a user's own `train.py`."""
+"""Built wheel: works in an environment without PyTorch, next to a user's own `train.py`."""
 
 import json
 import os
@@ -60,7 +60,7 @@ print("trained, saved, loaded")
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Path:
-    """A virtual environment with the built wheel and our dependencies, but without PyTorch."""
+    """A virtual environment with the built wheel and its dependencies, but without PyTorch."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run([sys.executable, *build], check=True, capture_output=True)
@@ -101,7 +101,7 @@ def run(
     )
 
 
-def test_it_trains_and_loads_without_pytorch_beside_a_users_train_py(environment, tmp_path):
+def test_training_and_loading_work_without_pytorch(environment, tmp_path):
     (tmp_path / "train.py").write_text("MINE = True\n")
     (tmp_path / "script.py").write_text(SCRIPT)
     done = run(environment, "python", "script.py", cwd=tmp_path)
@@ -109,7 +109,7 @@ def test_it_trains_and_loads_without_pytorch_beside_a_users_train_py(environment
     assert "trained, saved, loaded" in done.stdout
 
 
-def test_help_answers_and_a_command_that_needs_pytorch_says_so(environment, tmp_path):
+def test_help_works_and_missing_pytorch_is_reported(environment, tmp_path):
     assert run(environment, "jaxllm", "--help", cwd=tmp_path).returncode == 0
     done = run(environment, "jaxllm", "quickstart", cwd=tmp_path)
     assert done.returncode == 1
@@ -117,8 +117,8 @@ def test_help_answers_and_a_command_that_needs_pytorch_says_so(environment, tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_what_pytorch_recorded_is_checked_without_it(environment, tmp_path):
-    """Every level on a mesh of eight devices; then, on one, a weight is damaged."""
+def test_a_recorded_pack_is_checked_without_pytorch(environment, tmp_path):
+    """All levels pass on a mesh of eight devices; then a damaged weight is found on one device."""
     hf_cases.Case("Llama", {"num_hidden_layers": 2}).build().save_pretrained(tmp_path / "llama")
     record_checkpoint(tmp_path / "llama", tmp_path / "pack", num_tokens=300, recipe=Recipe(steps=2))
     command = ("jaxllm", "parity", "check", "pack", "llama", "--json")
@@ -128,7 +128,7 @@ def test_what_pytorch_recorded_is_checked_without_it(environment, tmp_path):
     report = json.loads(done.stdout)
     assert report["ok"]
     assert list(report["verdicts"]) == list(LEVELS)
-    assert "torch" in report["versions"]  # that of the pack
+    assert "torch" in report["versions"]  # recorded in the pack
     [file] = (tmp_path / "llama").glob("*.safetensors")
     tensors = load_file(file)
     tensors["model.layers.1.mlp.up_proj.weight"][2, 3] *= 1.5
@@ -147,7 +147,7 @@ def test_the_template_of_the_parity_report_is_included(environment):
     assert {f"{folder}/report.html.jinja", f"{folder}/report.css"} <= names
 
 
-def test_only_one_name_is_claimed(environment):
+def test_the_wheel_installs_a_single_top_level_name(environment):
     [site] = (environment / "env" / "lib").glob("python*/site-packages")
     ours = {path.name for path in site.iterdir() if not path.is_symlink()}
     assert {name for name in ours if not name.endswith(".dist-info")} == {"jaxllm"}

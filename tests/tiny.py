@@ -1,4 +1,4 @@
-"""Tiny models with distinct random numbers everywhere, and how to compare what they compute."""
+"""Tiny models with random parameters, and the relative L2 error."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from jaxllm.models import Model, build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import named_parameters, with_arrays
 
-# N != K, H != D / N, and sizes that differ from each other: a mix-up of axes changes a shape.
+# N != K, H != D / N, and all sizes are different, so that mixed-up axes change a shape.
 TINY = DecoderConfig(
     vocab_size=96,
     embed_dim=32,
@@ -23,7 +23,7 @@ TINY = DecoderConfig(
     max_len=512,
 )
 
-# 17 MB a layer in bfloat16: for what must not grow with the number of layers.
+# 17 MB per layer in bfloat16, for tests that memory does not grow with the number of layers.
 WIDE = dataclasses.replace(
     TINY,
     vocab_size=256,
@@ -38,15 +38,18 @@ WIDE = dataclasses.replace(
 def random_model(
     changes: Mapping[str, object] = {}, /, *, seed: int = 0, **fields: object
 ) -> Decoder:
-    """A tiny model with distinct random numbers in every parameter; no norm scale is one.
+    """Builds a tiny model with random numbers in every parameter; no norm scale is 1.
 
-    `changes` and `fields` are those of `with_fields`.
+    Args:
+        changes: changes to `TINY`, by dotted field name, as for `with_fields`.
+        seed: for the random numbers.
+        **fields: changes to `TINY`, by field name, as for `with_fields`.
     """
     return random_of(with_fields(TINY, changes, **fields), seed)
 
 
 def random_of(config: Config, seed: int = 0) -> Model:
-    """The model of a config, with numbers like those of `random_model`."""
+    """Builds the model of any config with random numbers in every parameter."""
     model = build_abstract(config)
     rng = np.random.default_rng(seed)
     arrays = {}
@@ -60,7 +63,7 @@ def random_of(config: Config, seed: int = 0) -> Model:
 
 
 def relative_l2(ours: object, reference: object) -> float:
-    """`|ours - reference| / |reference|` in float64."""
+    """Returns the relative L2 error `|ours - reference| / |reference|`, in float64."""
     a, b = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     assert a.shape == b.shape, (a.shape, b.shape)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))

@@ -1,4 +1,4 @@
-"""Processes on this machine that find each other as those of a pod do."""
+"""Multi-process tests: local processes connected through JAX's distributed runtime."""
 
 import os
 import socket
@@ -10,9 +10,16 @@ from collections.abc import Sequence
 def run_together(
     *commands: Sequence[str], devices: int, **environment: str
 ) -> list[tuple[str, str]]:
-    """Python with these arguments, at once, each with so many CPU devices: stdout and stderr.
+    """Runs Python processes concurrently; all must exit with status 0.
 
-    What is alone joins nobody. All must end well.
+    Args:
+        *commands: the arguments of each process. Several processes form one JAX cluster; a single
+            one runs alone.
+        devices: the number of virtual CPU devices of each process.
+        **environment: further environment variables.
+
+    Returns:
+        stdout and stderr of each process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,6 +38,6 @@ def run_together(
         )
         for rank, command in enumerate(commands)
     ]
-    said = [process.communicate(timeout=240) for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
-    return said
+    outputs = [process.communicate(timeout=240) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    return outputs

@@ -1,4 +1,4 @@
-"""Which test files need PyTorch, where it is not installed, as under `make test-newest`."""
+"""Finds the test files that need PyTorch, to skip them without it, as in `make test-newest`."""
 
 import ast
 import importlib.util
@@ -6,14 +6,14 @@ from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-# Packages that import PyTorch as soon as they are imported.
+# Packages that are PyTorch or import it on import.
 NEEDING = ("torch", "transformers", "jaxllm.interop.reference")
 IS_INSTALLED = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 @cache
 def needs_torch(file: Path) -> bool:
-    """Whether a test file imports PyTorch anywhere, itself or by a helper of the tests."""
+    """Whether a test file imports PyTorch anywhere, directly or through a test helper."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

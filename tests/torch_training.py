@@ -1,4 +1,4 @@
-"""PyTorch's side of a run that changes frameworks: its groups, its steps, what it saves."""
+"""PyTorch training for handover tests: AdamW with parameter groups, and training steps."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 RECIPE = {"learning_rate": 3e-3, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
-CLIP = 0.7  # of the norm of all gradients, so that it does clip
+CLIP = 0.7  # maximum global gradient norm; low enough that clipping happens
 
 
 def adamw(model: torch.nn.Module, *, named: bool = True, one_group: bool = False) -> Any:
-    """AdamW by the recipe: matrices decay, norms and biases do not, unless in one group."""
+    """Creates AdamW with `RECIPE`; only matrices decay, or everything with `one_group`."""
     groups: dict[bool, list] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         is_matrix = one_group or parameter.ndim >= 2
@@ -30,7 +30,7 @@ def adamw(model: torch.nn.Module, *, named: bool = True, one_group: bool = False
 def steps(
     model: torch.nn.Module, optimizer: Any, batches: Iterable[dict], rates: Sequence[float]
 ) -> Iterator[float]:
-    """The loss of a step on each batch, each of which is taken at its rate."""
+    """Takes a training step on each batch with its learning rate, and yields its loss."""
     for batch, rate in zip(batches, rates, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -1,4 +1,4 @@
-"""Training: everything that needs a mesh, a disk or a clock."""
+"""Training: run configs, data, optimizers, the training loop and its checkpoints."""
 
 from .config import ConfigError, TrainConfig, load_config
 from .cross_framework import read_state, write_run

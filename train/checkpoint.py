@@ -1,4 +1,4 @@
-"""Checkpoints of a run: model, optimizer, position in the data, and the resolved config."""
+"""Run checkpoints: parameters, optimizer state, data fingerprint and the resolved config."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,43 +18,47 @@ from .step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run, the newest few kept. Use `open_checkpoints`."""
+    """Saves and restores the checkpoints of one run. Create it with `open_checkpoints`."""
 
     def __init__(self, checkpointer: ocp.training.Checkpointer):
         self._checkpointer = checkpointer
 
     @property
     def latest(self) -> int | None:
-        """The number of steps taken at the newest complete checkpoint."""
+        """The step of the newest complete checkpoint, or None if there is none."""
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
     def save(
         self, state: TrainState, config: TrainConfig, model: Model, data: dict[str, Any]
     ) -> None:
-        """Begins to write the state in the background; it may be donated at once.
+        """Starts writing `state` in the background; does nothing if its step is already saved.
 
-        `data` is what the run knows its examples by.
+        Args:
+            state: may be donated as soon as this returns.
+            config: stored in the metadata, to be compared when the run is resumed.
+            model: only its description (config and origin) is stored.
+            data: the fingerprint of the batches, `Batches.fingerprint()`.
         """
         step = int(state.step)
         if step == self.latest:
             return
         about = {**describe(model), "run": to_dict(config), "data": data}
         items = {"model": state.params, "optimizer": state.optimizer}
-        # Orbax would skip this one, without a word, were the one before still being written.
+        # While an earlier checkpoint is still being written, Orbax silently skips a new one.
         self._checkpointer.wait()
         self._checkpointer.save_checkpointables_async(
             step, items, force=True, custom_metadata={METADATA_KEY: about}
         )
 
     def read_metadata(self) -> dict[str, Any]:
-        """The metadata of the newest checkpoint: config, origin, run and data."""
+        """Returns the metadata of the newest checkpoint: config, origin, run and data."""
         return self._checkpointer.checkpointables_metadata(self.latest).custom_metadata[
             METADATA_KEY
         ]
 
     def load(self, abstract: TrainState) -> TrainState:
-        """The newest state, each array placed as its abstract counterpart says."""
+        """Restores the newest state with the shapes, dtypes and shardings of `abstract`."""
         targets = {"model": abstract.params, "optimizer": abstract.optimizer}
         items = self._checkpointer.load_checkpointables(self.latest, targets)
         step = jax.device_put(jnp.asarray(self.latest, jnp.int32), abstract.step.sharding)
@@ -63,7 +67,12 @@ class Checkpoints:
 
 @contextmanager
 def open_checkpoints(folder: Path, keep: int) -> Iterator[Checkpoints]:
-    """The checkpoints below `folder`; on leaving, waits until the last one is written."""
+    """Opens the checkpoints in `folder`; on exit, waits until the last one is written.
+
+    Args:
+        folder: contains one subfolder per saved step.
+        keep: how many of the newest checkpoints to keep.
+    """
     policy = ocp.training.preservation_policies.LatestN(keep)
     with ocp.training.Checkpointer(
         folder, preservation_policy=policy, cleanup_tmp_directories=True

@@ -1,4 +1,4 @@
-"""The arrays of a run's checkpoint, opened one by one and read when they are asked for."""
+"""Lazy access to the arrays of a run's checkpoint: opened by name, read on request."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,42 +13,46 @@ from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes
 from jaxllm.params import unstack_name
 
 PARAMETER, FIRST_MOMENT, SECOND_MOMENT = "parameter", "first moment", "second moment"
-MOMENTS = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}  # by the optimizer's trees
+MOMENTS = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}  # keyed by Optax's field names
 
-Key = tuple[str, str]  # what it is, and its name, as in `layers.7.mlp.up_proj.kernel`
+Key = tuple[str, str]  # kind and parameter name: ("first moment", "layers.7.mlp.up_proj.kernel")
 
 
 class StoredArray(NamedTuple):
-    """An array of a checkpoint, or one layer's part of it."""
+    """An array of a checkpoint, or one layer's slice of a stacked array; read on request."""
 
     store: tensorstore.TensorStore
 
     @property
     def dtype(self) -> np.dtype:
-        """That of its numbers."""
+        """The stored dtype."""
         return self.store.dtype.numpy_dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the whole."""
+        """The full shape."""
         return tuple(self.store.shape)
 
     def read(self, box: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
-        """Its numbers, or those of a box: one range for each dimension."""
+        """Reads the array, or a part of it: `box` has a (start, stop) range per dimension."""
         part = self.store if box is None else self.store[tuple(slice(*bounds) for bounds in box)]
         return np.asarray(part.read().result())
 
 
 def read_metadata(step: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: config, origin, run and data."""
+    """Reads a checkpoint's metadata: config, origin and, from a training run, run and data.
+
+    Raises:
+        UserError: the checkpoint was not written by jaxllm.
+    """
     metadata = ocp.checkpointables_metadata(step.resolve()).custom_metadata or {}
     if METADATA_KEY not in metadata:
-        raise UserError(f"{step} is a checkpoint that jaxllm did not write")
+        raise UserError(f"{step} is an Orbax checkpoint that was not written by jaxllm")
     return metadata[METADATA_KEY]
 
 
 def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
-    """Every array of the `model` or of the `optimizer`, those of stacked layers as they are."""
+    """Opens every array of `item`, "model" or "optimizer"; scanned layers stay stacked."""
     step = step.resolve()
     tree = ocp.checkpointables_metadata(step).metadata[item]
     paths = sorted(".".join(path) for path in _leaves(tree))
@@ -56,17 +60,17 @@ def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
 
 
 def open_step(step: Path) -> dict[Key, StoredArray]:
-    """Every array of a checkpoint, the layers of a stack one by one."""
-    whole = {**open_arrays(step, "model"), **open_arrays(step, "optimizer")}
+    """Opens every array of a checkpoint, stacked layers as one array per layer."""
+    stored = {**open_arrays(step, "model"), **open_arrays(step, "optimizer")}
     return {
-        (what, own): array if layer is None else StoredArray(array.store[layer])
-        for (what, name), array in whole.items()
-        for own, layer in unstack_name(name)
+        (kind, layer_name): array if layer is None else StoredArray(array.store[layer])
+        for (kind, name), array in stored.items()
+        for layer_name, layer in unstack_name(name)
     }
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of a tree's arrays."""
+    """Yields the path of every array in the tree."""
     if isinstance(tree, dict | list | tuple):
         children = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for key, child in children:
@@ -76,19 +80,22 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 def _key(item: str, path: str) -> Key:
-    """Of `1.0.mu.embed.embedding`, a moment of a parameter; what else there is goes by its path."""
+    """Maps a stored path to its key: `1.0.mu.embed.embedding` is a first moment.
+
+    Optimizer state other than moments keeps its path as its name.
+    """
     if item == "model":
         return PARAMETER, path
-    for tree, what in MOMENTS.items():
-        _, found, name = path.partition(f".{tree}.")
+    for field, kind in MOMENTS.items():
+        _, found, name = path.partition(f".{field}.")
         if found:
-            return what, name
+            return kind, name
     return item, path
 
 
 def _open(step: Path, item: str, name: str) -> tensorstore.TensorStore:
     spec = array_spec(step, item, name)
-    # The layers of a stack lie in one chunk if they were on one device: it is read once.
+    # Stacked layers that were on one device share a chunk. Cached, it is read only once.
     limit = 2 * chunk_bytes(tensorstore.open(spec, read=True).result())
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
     return tensorstore.open(spec, read=True, context=context).result()

@@ -1,4 +1,4 @@
-"""A run as frozen data: read from YAML, overridden on the command line, saved with every step."""
+"""Run configs: read from YAML, overridden on the command line, saved with every checkpoint."""
 
 import dataclasses
 import difflib
@@ -22,42 +22,45 @@ Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
 
 
 def find_data_class(values: Mapping[str, Any]) -> type[Data]:
-    """The class that has fields of these names; text may leave out all of its own."""
-    named = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
-    return next((kind for name, kind in named.items() if name in values), DataConfig)
+    """Returns the data config class that these field names select; DataConfig by default.
+
+    Every field of DataConfig is optional; each other class has a required field of its own.
+    """
+    by_field = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
+    return next((cls for field, cls in by_field.items() if field in values), DataConfig)
 
 
 class ConfigError(UserError):
-    """What is wrong with a run's config, in one line for each problem."""
+    """An invalid run config, or one that does not fit its run; one problem per line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run: everything needed to repeat it."""
+    """A training run: everything needed to reproduce it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    output: str  # folder of the run: config, metrics, plot, checkpoints
+    output: str  # folder for the config, metrics, loss plot and checkpoints
     steps: int
     batch_size: int  # sequences per optimizer step, over all devices
-    seq_len: int  # tokens, or vectors; of a source as well
-    model: Config | None = None  # an architecture to initialise ...
-    init_from: str | None = None  # ... or a checkpoint to start from
+    seq_len: int  # tokens or vectors per sequence; also the length of each source
+    model: Config | None = None  # architecture to initialize (or give init_from)
+    init_from: str | None = None  # checkpoint to start from (or give model)
     data: Data = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    accumulate: int = 1  # microbatches per step: the same update in less memory
-    dtype: Dtype | None = None  # of activations; by default the model's. Parameters are float32
-    remat: Remat | None = None  # by default the model's
-    loss_chunk: int = 512  # tokens of a sequence whose logits are in memory at a time
-    seed: int = 0  # of the initial weights
+    accumulate: int = 1  # microbatches per optimizer step: the same update, less memory
+    dtype: Dtype | None = None  # activation dtype; None: the model's. Parameters stay float32
+    remat: Remat | None = None  # which activations to recompute; None: the model's setting
+    loss_chunk: int = 512  # tokens per sequence whose logits are in memory at a time
+    seed: int = 0  # for the initial weights and dropout
     log_every: int = 10
     eval_every: int = 100
-    eval_batches: int = 16  # at most; what is held out may give fewer
+    eval_batches: int = 16  # maximum number of held-out batches per evaluation
     save_every: int = 100
-    keep: int = 2  # newest checkpoints
-    tensorboard: bool | None = None  # by default, if tensorboardX is installed
-    wandb: str | None = None  # project
+    keep: int = 2  # number of newest checkpoints to keep
+    tensorboard: bool | None = None  # None: log to TensorBoard if tensorboardX is installed
+    wandb: str | None = None  # Weights & Biases project to log to
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.init_from is None):
@@ -77,7 +80,7 @@ class TrainConfig:
             )
 
 
-# What a resumed run may change: where and how it runs, not what it computes.
+# Fields that a resumed run may change: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
     *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
     *("tensorboard", "wandb", "init_from"),
@@ -85,17 +88,23 @@ FREE_ON_RESUME = (
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The run of a YAML file, with `--a.b value` overrides.
+    """Reads a run config from YAML and applies command-line overrides.
 
-    Raises ConfigError with every field that is unknown (and the nearest known one), missing or
-    of the wrong type, and every old name of a field (and the new one), in the file or in an
-    override. Any other bad override ends the process with status 2 and a suggestion.
+    Args:
+        path: the YAML file.
+        overrides: command-line arguments, as in `["--optimizer.learning_rate", "1e-3"]`.
+
+    Raises:
+        ConfigError: lists every field that is unknown (with the nearest known name), missing or
+            of the wrong type, and every renamed field (with its new name), in the file or in an
+            override.
+        SystemExit: status 2, after printing a suggestion, for any other invalid override.
     """
     config = from_dict(_read_file(path), str(path))
     if not overrides:
         return config
-    if moved := [*_moved_overrides(overrides)]:
-        raise ConfigError("\n".join(moved))
+    if renamed := [*_renamed_overrides(overrides)]:
+        raise ConfigError("\n".join(renamed))
     import tyro
 
     return tyro.cli(
@@ -108,12 +117,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def load_stored(path: str | Path) -> TrainConfig:
-    """The run of a file that `save_config` wrote, now or when fields had their old names."""
+    """Reads a file that `save_config` wrote, also if it uses old field names."""
     return from_stored(_read_file(path), str(path))
 
 
-def _moved_overrides(overrides: Sequence[str]) -> Iterator[str]:
-    """A line for each override of a model's field by its old name."""
+def _renamed_overrides(overrides: Sequence[str]) -> Iterator[str]:
+    """Yields one line per override that uses the old name of a model field."""
     for override in overrides:
         option = override.partition("=")[0]
         stack, _, name = option.replace("-", "_").removeprefix("__").rpartition(".")
@@ -122,7 +131,7 @@ def _moved_overrides(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _read_file(path: str | Path) -> Any:
-    """The data of a YAML file. Raises ConfigError for a file that is none."""
+    """Returns the content of a YAML file. Raises ConfigError if it cannot be read or parsed."""
     import yaml
 
     try:
@@ -134,7 +143,7 @@ def _read_file(path: str | Path) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
-    """The data of a YAML text. Raises YAMLError also for a key that occurs twice in a mapping."""
+    """Parses YAML. Raises YAMLError also for a duplicate key, which safe_load would accept."""
     import yaml
 
     def check(node: Any) -> None:
@@ -150,79 +159,81 @@ def _read_yaml(text: str) -> Any:
 
 
 def from_dict(data: Any, place: str) -> TrainConfig:
-    """The run that plain data describes. Raises ConfigError, naming `place`."""
+    """Builds a config from plain data. Raises ConfigError; each line begins with `place`."""
     from pydantic import ValidationError
 
     if not isinstance(data, dict):
-        raise ConfigError(f"{place}: expected fields, as in configs/tiny.yaml, found {data!r}")
+        raise ConfigError(
+            f"{place}: expected a mapping of fields, as in configs/tiny.yaml, found {data!r}"
+        )
     try:
-        return _reader().validate_python(data)
+        return _type_adapter().validate_python(data)
     except ValidationError as error:
-        meant = [problem for problem in error.errors() if _is_meant(problem["loc"], data)]
-        problems = [f"{place}: {_explain(problem)}" for problem in meant]
+        relevant = [problem for problem in error.errors() if _is_relevant(problem["loc"], data)]
+        problems = [f"{place}: {_explain(problem)}" for problem in relevant]
         raise ConfigError("\n".join(problems)) from None
 
 
 def from_stored(data: Any, place: str) -> TrainConfig:
-    """The run that `to_dict` described, now or when fields had their old names."""
+    """Builds a config from what `to_dict` returned, also if it uses old field names."""
     return from_dict(_upgraded(data) if isinstance(data, dict) else data, place)
 
 
 def _upgraded(run: dict[str, Any]) -> dict[str, Any]:
-    """A stored run with the names that fields of its model have now."""
+    """Renames old fields of the model in a stored run."""
     model = run.get("model")
     return {**run, "model": upgraded(model)} if isinstance(model, dict) else run
 
 
 @functools.cache
-def _reader() -> Any:
-    """What checks plain data; it takes a moment to build."""
+def _type_adapter() -> Any:
+    """The pydantic validator of TrainConfig; cached because it is slow to build."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(TrainConfig)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The run as plain data, for YAML."""
+    """Returns the config as plain data, for YAML."""
     return dataclasses.asdict(config)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Writes the resolved run as YAML, unless the file already says the same."""
+    """Writes the resolved config as YAML, unless the file already holds an equal one."""
     import yaml
 
     if path.exists() and load_stored(path) == config:
         return
     unfinished = path.with_suffix(".tmp")
-    text = yaml.safe_dump(_listed(to_dict(config)), sort_keys=False)
+    text = yaml.safe_dump(_tuples_to_lists(to_dict(config)), sort_keys=False)
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
 def find_changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
-    """What differs from a saved run in a way that would change its numbers."""
+    """Returns one line per field that differs from the saved run and affects its numbers."""
     now = to_dict(config)
     return [
         f"{name}: {old!r} in the checkpoint, {new!r} now"
-        for name, old, new in differences(_upgraded(saved), _listed(now))
+        for name, old, new in differences(_upgraded(saved), _tuples_to_lists(now))
         if name.partition(".")[0] not in FREE_ON_RESUME
     ]
 
 
-# Where a run has the fields of a stack, whose names have changed.
+# Where a run config has the fields of a layer stack, some of which have been renamed.
 STACKS = ("model", "model.encoder", "model.decoder")
-# pydantic's errors for a field that is unknown, or is a part and is given a plain value.
-OF_NAMES = ("unexpected_keyword_argument", "dataclass_type")
-# Fields of one of some classes, and how the names of the fields given tell which one. pydantic
-# tries each class and puts its name into the places of the errors; no data suits two of them.
+# pydantic's error types for an unknown field and for a plain value where a group is expected.
+NAME_ERRORS = ("unexpected_keyword_argument", "dataclass_type")
+# Union fields, and functions that pick the class from the names of the fields given. pydantic
+# tries each class and adds its name to the location of each error; no data fits two classes.
 CLASS_OF: dict[str, Callable[[Mapping[str, Any]], type]] = {
     "model": config_class,
     "data": find_data_class,
 }
 
 
-def _is_meant(loc: Sequence[int | str], data: dict[str, Any]) -> bool:
-    """Whether a place is not in a class that was only tried."""
+def _is_relevant(loc: Sequence[int | str], data: dict[str, Any]) -> bool:
+    """Whether an error location is outside the union classes that the data do not select."""
     field, *inside = loc or ("",)
     if field not in CLASS_OF or not inside:
         return True
@@ -231,17 +242,17 @@ def _is_meant(loc: Sequence[int | str], data: dict[str, Any]) -> bool:
 
 
 def _explain(problem: Any) -> str:
-    """One line for one of pydantic's errors, with the nearest field for an unknown one."""
+    """Turns a pydantic error into one line; an unknown field comes with the nearest known one."""
     field, *inside = problem["loc"] or ("",)
     name = ".".join(map(str, [field, *(inside[1:] if field in CLASS_OF else inside)]))
     stack, _, last = name.rpartition(".")
-    if stack in STACKS and problem["type"] in OF_NAMES and is_moved(last, problem["input"]):
+    if stack in STACKS and problem["type"] in NAME_ERRORS and is_moved(last, problem["input"]):
         return f"{name} is now {stack}.{MOVED[last]}"
     if problem["type"] == "unexpected_keyword_argument":
         known = _fields_at(problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        return f"unknown field {name!r}; {meant}"
+        hint = f"did you mean {close[0]!r}?" if close else f"known fields are {', '.join(known)}"
+        return f"unknown field {name!r}; {hint}"
     if problem["type"] == "missing":
         return f"{name} is missing"
     given = "" if isinstance(problem["input"], dict) else f"={problem['input']!r}"
@@ -251,31 +262,31 @@ def _explain(problem: Any) -> str:
 
 
 def _fields_at(loc: Sequence[int | str]) -> list[str]:
-    """The fields of the dataclass that a location such as ("optimizer",) leads to."""
-    kinds: list[Any] = [TrainConfig]
+    """Returns the field names of the dataclass at an error location such as ("optimizer",)."""
+    classes: list[Any] = [TrainConfig]
     for key in loc:
-        if isinstance(key, str):  # a field, or the class of it that was tried; not an index
-            named = [kind for kind in kinds if kind.__name__ == key]
-            kinds = named or _classes_of(typing.get_type_hints(kinds[0])[key])
-    return [field.name for field in dataclasses.fields(kinds[0])]
+        if isinstance(key, str):  # a field, or the union class that was tried; not an index
+            tried = [cls for cls in classes if cls.__name__ == key]
+            classes = tried or _classes_of(typing.get_type_hints(classes[0])[key])
+    return [field.name for field in dataclasses.fields(classes[0])]
 
 
 def _classes_of(hint: Any) -> list[Any]:
-    """The dataclasses that a type is, or is made of."""
+    """Returns the dataclasses in a type hint: the type itself or the members of a union."""
     if dataclasses.is_dataclass(hint):
         return [hint]
-    return [kind for part in typing.get_args(hint) for kind in _classes_of(part)]
+    return [cls for part in typing.get_args(hint) for cls in _classes_of(part)]
 
 
-def _listed(data: Any) -> Any:
-    """The same data with lists for tuples, as YAML and JSON would give it back."""
+def _tuples_to_lists(data: Any) -> Any:
+    """Replaces tuples with lists, as a round trip through YAML or JSON would."""
     if isinstance(data, dict):
-        return {key: _listed(value) for key, value in data.items()}
-    return [_listed(item) for item in data] if isinstance(data, list | tuple) else data
+        return {key: _tuples_to_lists(value) for key, value in data.items()}
+    return [_tuples_to_lists(item) for item in data] if isinstance(data, list | tuple) else data
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The dotted names under which plain data differ, and both values; None is what is missing."""
+    """Yields (dotted name, old value, new value) where plain data differ; None if missing."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))

@@ -1,4 +1,4 @@
-"""A run that changes frameworks: begun here from where another framework is, and the way there."""
+"""Moves a training run between frameworks: resumes one from PyTorch, exports optimizer state."""
 
 import math
 from collections.abc import Iterator
@@ -23,17 +23,20 @@ from .step import make_steps
 
 
 def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
-    """Writes a run that has taken `state.step` steps elsewhere, for `--resume` to go on with.
+    """Writes a run folder that `--resume` continues from step `state.step`.
 
     Args:
-        config: the run, of which `config.output` is a folder that holds none yet.
-        model: its weights, in float32; consumed.
-        state: the moments, on the devices or on the host; and what AdamW was told, which must be
-            what the config says.
+        config: the run; `config.output` must not exist or be an empty folder.
+        model: the weights at that step, in float32; consumed.
+        state: the AdamW moments, on device or on the host, and the hyperparameters that produced
+            them, which must match `config`.
 
-    Raises ConfigError, before anything is written, with everything in which they differ.
+    Raises:
+        ConfigError: lists every mismatch between `config` and `state`; or `config.output` is not
+            empty, or `config` does not fit the model, the data or the devices. Then no run folder
+            is written.
     """
-    if problems := list(_differences(config, state)):
+    if problems := list(_state_mismatches(config, state)):
         raise ConfigError("\n".join(problems))
     mesh = make_run_mesh(config)
     folder = Path(config.output).resolve()
@@ -48,75 +51,89 @@ def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
 
 
 def _save(config: TrainConfig, model: Model, state: AdamWState, mesh: Mesh, run: Path) -> None:
-    """The run's only checkpoint."""
+    """Writes the run's only checkpoint."""
     with jax.set_mesh(mesh), open_checkpoints(run / "checkpoints", config.keep) as checkpoints:
         model = model_to_train(config, model, checkpoints, resume=False)
         batches = make_batches(config, model, mesh)
         steps = make_steps(config, model, mesh)
-        taken = init_state(steps, split(model)[1])
-        places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
+        fresh = init_state(steps, split(model)[1])
+        shardings = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
         moments = {
-            "mu": jax.device_put(map_parameters(model, lambda name, _: state.mu[name]), places),
-            "nu": jax.device_put(map_parameters(model, lambda name, _: state.nu[name]), places),
+            "mu": jax.device_put(map_parameters(model, lambda name, _: state.mu[name]), shardings),
+            "nu": jax.device_put(map_parameters(model, lambda name, _: state.nu[name]), shardings),
         }
         step = jnp.asarray(state.step, jnp.int32)
-        optimizer = optax.tree.set(taken.optimizer, count=step, **moments)
-        taken = taken._replace(optimizer=optimizer, step=step)
-        checkpoints.save(taken, config, model, batches.fingerprint())
+        optimizer = optax.tree.set(fresh.optimizer, count=step, **moments)
+        resumed = fresh._replace(optimizer=optimizer, step=step)
+        checkpoints.save(resumed, config, model, batches.fingerprint())
 
 
-def _differences(config: TrainConfig, state: AdamWState) -> Iterator[str]:
-    """In what the config is not the run that the state is of."""
-    told = config.optimizer
+def _state_mismatches(config: TrainConfig, state: AdamWState) -> Iterator[str]:
+    """Yields every way the config disagrees with the run that the state came from."""
+    settings = config.optimizer
     for name in ("b1", "b2", "eps"):
-        if not _same(getattr(told, name), getattr(state, name)):
+        if not _same_float32(getattr(settings, name), getattr(state, name)):
             yield (
-                f"optimizer.{name}={getattr(told, name)} in the config, "
-                f"{getattr(state, name)} in the optimizer's state"
+                f"optimizer.{name} is {getattr(settings, name)} in the config and "
+                f"{getattr(state, name)} in the optimizer state"
             )
     for name, decay in state.weight_decay.items():
-        own = told.weight_decay if is_decayed(told, name) else 0.0
-        if not _same(own, decay):
-            yield f"{name} decays by {own} in the config, by {decay} in the optimizer's state"
+        configured = settings.weight_decay if is_decayed(settings, name) else 0.0
+        if not _same_float32(configured, decay):
+            yield (
+                f"the weight decay of {name} is {configured} in the config and {decay} in the "
+                "optimizer state"
+            )
     if state.step >= config.steps:
-        yield f"steps={config.steps} in the config, {state.step} are taken already"
-        return
-    schedule = make_schedule(told, config.steps)
-    # Whether PyTorch's scheduler was ahead when its optimizer was saved, its files do not say.
-    rates = [float(schedule(step)) for step in (state.step - 1, state.step)]
-    if not any(_same(rate, state.learning_rate) for rate in rates):
         yield (
-            f"the learning rate is {state.learning_rate:.6g} in the optimizer's state; the "
-            f"config's schedule gives {rates[0]:.6g} at step {state.step - 1}, and {rates[1]:.6g} "
+            f"steps={config.steps} in the config, but the optimizer state has already taken "
+            f"{state.step} steps"
+        )
+        return
+    schedule = make_schedule(settings, config.steps)
+    # PyTorch's files do not say whether the scheduler stepped before the optimizer was saved.
+    rates = [float(schedule(step)) for step in (state.step - 1, state.step)]
+    if not any(_same_float32(rate, state.learning_rate) for rate in rates):
+        yield (
+            f"the learning rate is {state.learning_rate:.6g} in the optimizer state, but the "
+            f"config's schedule gives {rates[0]:.6g} at step {state.step - 1} and {rates[1]:.6g} "
             "at the next"
         )
 
 
-def _same(a: float, b: float) -> bool:
-    """Whether two numbers are the same but for being rounded to float32."""
+def _same_float32(a: float, b: float) -> bool:
+    """Whether two numbers agree up to float32 rounding."""
     return math.isclose(a, b, rel_tol=1e-6)
 
 
 def read_state(step: Path) -> AdamWState:
-    """The state of the optimizer in the folder of a run's step; no moment is read yet.
+    """Opens the AdamW state in a run's step folder; moments are read only when used.
 
-    Raises ConfigError if it is that of a model which was not trained here.
+    Args:
+        step: the folder of one checkpoint, as in `runs/tiny/checkpoints/1000`.
+
+    Raises:
+        ConfigError: the checkpoint holds only a model, without optimizer state.
     """
     folder = step.resolve()
     described = read_metadata(folder)
     if "run" not in described:
-        raise ConfigError(f"{step} is a model that was not trained here: it has no optimizer")
+        raise ConfigError(
+            f"{step} holds a model without optimizer state: it was not written by a training run"
+        )
     config, taken = from_stored(described["run"], str(step)), int(folder.name)
     names = named_parameters(from_description(described))
     stored = open_arrays(folder, "optimizer")
-    told = config.optimizer
+    settings = config.optimizer
     return AdamWState(
         step=taken,
         mu={name: stored[FIRST_MOMENT, name] for name in names},
         nu={name: stored[SECOND_MOMENT, name] for name in names},
-        learning_rate=float(make_schedule(told, config.steps)(taken)),
-        b1=told.b1,
-        b2=told.b2,
-        eps=told.eps,
-        weight_decay={name: told.weight_decay if is_decayed(told, name) else 0.0 for name in names},
+        learning_rate=float(make_schedule(settings, config.steps)(taken)),
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay={
+            name: settings.weight_decay if is_decayed(settings, name) else 0.0 for name in names
+        },
     )

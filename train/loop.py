@@ -1,4 +1,4 @@
-"""The training loop: take a batch, take a step; now and then log, evaluate, save."""
+"""Training loop: optimizer steps, with periodic logging, evaluation and checkpoints."""
 
 import dataclasses
 import logging
@@ -41,26 +41,30 @@ log = logging.getLogger("jaxllm")
 
 
 class TrainResult(NamedTuple):
-    """What a run leaves in memory; the rest is in its folder."""
+    """The trained model and its last evaluation; logs and checkpoints are in the run's folder."""
 
     model: Model
-    held_out_loss: float | None  # None if nothing was held out
-    unit: str  # of that loss, for each target
+    held_out_loss: float | None  # mean over held-out targets; None if nothing was held out
+    unit: str  # the unit of the loss, such as "nats per token"
 
 
 def train(config: TrainConfig, model: Model | None = None, *, resume: bool = False) -> TrainResult:
-    """Runs `config` from its first step, or from its newest checkpoint, to its last.
+    """Trains a model as `config` says, from scratch, from given weights or from a checkpoint.
 
     Args:
         config: the run. `config.output` receives config.yaml, metrics.jsonl, loss.png and
             checkpoints/.
         model: the weights that `config.init_from` names, float32; consumed.
-        resume: continue the run in `config.output`.
+        resume: continue the run in `config.output` from its newest checkpoint.
+
+    Returns:
+        The trained model and its held-out loss.
 
     Raises:
-        ConfigError: the folder holds another run, or nothing to resume, or a run whose numbers
-            this config would change; or the config does not fit the devices or the data.
-        NonFiniteError: the loss is not finite. Nothing of that step is saved.
+        ConfigError: the output folder holds another run, or no run to resume, or a run whose
+            numbers this config would change; or the config does not fit the devices, the model
+            or the data.
+        NonFiniteError: a metric of a step is not finite; that step is not saved.
     """
     mesh = make_run_mesh(config)
     folder = Path(config.output).resolve()
@@ -102,13 +106,14 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
 
 
 class Report:
-    """The numbers of a run on their way to its log and its progress line.
+    """Writes a run's metrics to its log and progress line, and its loss plot on exit.
 
-    A step's metrics are fetched when the next step is under way, so that no device waits for it.
+    Metrics stay on the device until the next step has been dispatched, so that fetching them
+    never leaves a device idle. Only process 0 writes.
     """
 
     def __init__(self, config: TrainConfig, folder: Path, resume_at: int | None, unit: str):
-        self._waiting: tuple[int, dict[str, Array]] | None = None
+        self._pending: tuple[int, dict[str, Array]] | None = None
         self._stack = ExitStack()
         self._log: MetricLog | None = None
         self._folder, self._unit = folder, unit
@@ -133,28 +138,31 @@ class Report:
             self._progress = self._stack.enter_context(progress)
 
     def add(self, step: int, metrics: dict[str, Array]) -> None:
-        """Takes a step's metrics and lets go of the step's before."""
+        """Queues a step's metrics and writes those of the previous step."""
         self.flush()
-        self._waiting = step, metrics
+        self._pending = step, metrics
 
     def held_out(self, step: int, loss: float | None) -> None:
-        """Writes the held-out loss behind the metrics of its step."""
+        """Writes the held-out loss, after the metrics of its step; None is not written."""
         self.flush()
         if self._log is not None and loss is not None:
             self._log.write(step, {"held_out_loss": loss})
 
     def flush(self) -> None:
-        """Writes what is waiting. Raises NonFiniteError if its loss is not finite."""
-        if self._waiting is None:
+        """Writes the queued metrics. Raises NonFiniteError if one of them is not finite."""
+        if self._pending is None:
             return
-        step, waiting = self._waiting
-        self._waiting = None
-        metrics = {name: float(value) for name, value in waiting.items()}
+        step, pending = self._pending
+        self._pending = None
+        metrics = {name: float(value) for name, value in pending.items()}
         if self._log is not None:
             self._log.write(step, metrics)
             self._progress.update(step, metrics["loss"])
         if not all(map(math.isfinite, metrics.values())):
-            raise NonFiniteError(f"step {step}: {metrics}; the run stops, and saves nothing")
+            raise NonFiniteError(
+                f"step {step} has a metric that is not finite: {metrics}. The run stops without "
+                "saving this step"
+            )
 
     def __enter__(self) -> "Report":
         return self
@@ -172,7 +180,7 @@ def _wants_tensorboard(config: TrainConfig) -> bool:
 
 
 def make_run_mesh(config: TrainConfig) -> Mesh:
-    """The mesh. Raises ConfigError if the config does not fit the devices."""
+    """Creates the mesh of a run. Raises ConfigError if the config does not fit the devices."""
     try:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
     except UserError as error:
@@ -180,14 +188,14 @@ def make_run_mesh(config: TrainConfig) -> Mesh:
     rows, ways = config.batch_size // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
         raise ConfigError(
-            f"batch_size / accumulate = {rows} sequences do not divide among "
+            f"batch_size / accumulate = {rows} sequences is not divisible by "
             f"data x fsdp = {ways} devices"
         )
     return mesh
 
 
 def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
-    """The data. Raises ConfigError if they do not fit the config or the model."""
+    """Loads the data as batches. Raises ConfigError if they do not fit the config or the model."""
     try:
         return Batches(
             config.data.load(model, config.seq_len),
@@ -202,7 +210,12 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
 def model_to_train(
     config: TrainConfig, model: Model | None, checkpoints: Checkpoints, *, resume: bool
 ) -> Model:
-    """The model to train; abstract unless it is given."""
+    """Returns the model to train: abstract (shapes only) unless weights are given.
+
+    Raises:
+        ConfigError: the output folder has nothing to resume, or a run that would be overwritten;
+            or `model` is missing, unexpected or not float32.
+    """
     overrides: dict[str, Any] = {"numerics.dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
     if resume:
@@ -211,11 +224,14 @@ def model_to_train(
         return from_description(checkpoints.read_metadata())
     if checkpoints.latest is not None:
         raise ConfigError(
-            f"{config.output} holds a run of {checkpoints.latest} steps: --resume continues it, "
-            "another --output leaves it alone"
+            f"{config.output} already holds a run of {checkpoints.latest} steps; use --resume to "
+            "continue it, or another --output to start a new run"
         )
     if config.model is not None and model is not None:
-        raise ConfigError("the config describes a new model, but one is given: use init_from")
+        raise ConfigError(
+            "the config describes a new model, but weights were given; set init_from in place "
+            "of model"
+        )
     if config.model is not None:
         model = build_abstract(with_fields(config.model, given))
     elif model is not None:
@@ -223,48 +239,49 @@ def model_to_train(
         model = bind(split(model)[1])
     else:
         raise ConfigError(
-            "init_from names a checkpoint: give its model, as load_pretrained reads it"
+            f"init_from={config.init_from!r} names a checkpoint, but no model was given; load it "
+            "with load_pretrained and give it as `model`"
         )
-    _check_fine(model)
+    _check_float32(model)
     return model
 
 
 def _check_unchanged(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> None:
-    """Raises ConfigError for what would change the numbers of the run that is resumed."""
-    about = checkpoints.read_metadata()
-    problems = find_changes(about["run"], config)
-    if about["data"] != batches.fingerprint():
-        problems.append("the data are not those that the run was trained on")
+    """Raises ConfigError for every change that would alter the numbers of a resumed run."""
+    metadata = checkpoints.read_metadata()
+    problems = find_changes(metadata["run"], config)
+    if metadata["data"] != batches.fingerprint():
+        problems.append("the data differ from those that the run was trained on")
     if problems:
         raise ConfigError(
             "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
         )
 
 
-def _check_fine(model: Model) -> None:
-    """Raises ConfigError if the parameters are too coarse to learn."""
-    coarse = {
+def _check_float32(model: Model) -> None:
+    """Raises ConfigError unless every parameter is float32: coarser dtypes lose small updates."""
+    other_dtypes = {
         variable.get_value().dtype.name
         for variable in named_parameters(model).values()
         if variable.get_value().dtype != np.float32
     }
-    if coarse:
+    if other_dtypes:
         raise ConfigError(
-            f"the parameters are {', '.join(coarse)}, which loses small updates: load them with "
-            "dtype='float32'; the activations may be coarser (dtype in the run's config)"
+            f"the parameters are {', '.join(other_dtypes)}, which loses small updates; load them "
+            "with dtype='float32'. For lower-precision activations set dtype in the run's config"
         )
 
 
 def init_state(steps: Steps, params: dict) -> TrainState:
-    """The first state, on the mesh."""
-    places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
-    return steps.init(jax.device_put(params, places))
+    """Returns the state before the first step, sharded over the mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
+    return steps.init(jax.device_put(params, shardings))
 
 
 def _evaluate(
     steps: Steps, state: TrainState, batches: Batches, mesh: Mesh, config: TrainConfig
 ) -> float | None:
-    """The mean over the held-out targets; None if there are none."""
+    """Returns the mean loss over the held-out targets, or None if there are none."""
     total = targets = 0.0
     for batch in batches.held_out(config.eval_batches):
         loss, number = steps.evaluate(state.params, on_mesh(batch, mesh, config.batch_size))
@@ -273,13 +290,13 @@ def _evaluate(
 
 
 def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, start: int) -> None:
-    """Says what is about to run, and which parameters the mesh does not split as it could."""
+    """Logs the run's size, and every parameter dimension that the mesh cannot shard evenly."""
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     epoch = batches.examples_per_epoch
     epochs = config.steps * config.batch_size / epoch
     log.info("%s parameters on %s", f"{count_parameters(model):,}", shape)
     log.info(
-        "%s examples of %d tokens to train on; %d steps are %.2f epochs",
+        "%s training examples of %d tokens; %d steps are %.2f epochs",
         *(f"{epoch:,}", config.seq_len, config.steps, epochs),
     )
     if start:
@@ -287,4 +304,4 @@ def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, s
     for name, variable in named_parameters(model).items():
         whole = unsharded_dims(dim_letters(variable), variable.get_value().shape, mesh.shape)
         for axis, letter, size in whole:
-            log.info("%s: %s=%d is not split, %s does not divide it", name, letter, size, axis)
+            log.info("%s: %s=%d is not divisible by %s, so not sharded", name, letter, size, axis)

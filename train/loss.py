@@ -1,7 +1,8 @@
-"""The losses: cross-entropy without ever holding all logits, and the squared error."""
+"""Losses: chunked cross-entropy, which never holds all logits, and squared error."""
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,16 +11,17 @@ from jax import Array, lax
 def chunked_cross_entropy(
     unembed: Callable[[Array], Array], x_BTD: Array, targets_BT: Array, mask_BT: Array, chunk: int
 ) -> Array:
-    """The summed negative log-likelihood, in nats, of each masked-in target.
+    """Returns the negative log-likelihood in nats, summed over the targets that count.
 
     Args:
-        unembed: from hidden states to logits, of any size of vocabulary.
-        x_BTD: the hidden states that predict.
-        targets_BT: what they are to predict.
+        unembed: maps hidden states (B, T, D) to logits (B, T, V).
+        x_BTD: final hidden states.
+        targets_BT: token ids to predict.
         mask_BT: which targets count.
-        chunk: how many tokens of a sequence have their logits in memory at a time. Their logits
-            are computed again for the gradient if there is more than one chunk.
+        chunk: the number of tokens per sequence whose logits are in memory at a time. With more
+            than one chunk, logits are recomputed in the backward pass.
     """
+    chex.assert_equal_shape_prefix([x_BTD, targets_BT, mask_BT], 2)
 
     def chunk_loss(x_BTD: Array, targets_BT: Array, mask_BT: Array) -> Array:
         return jnp.sum(cross_entropy(unembed(x_BTD), targets_BT) * mask_BT)
@@ -39,23 +41,28 @@ def chunked_cross_entropy(
 
 
 def cross_entropy(logits_BTV: Array, targets_BT: Array) -> Array:
-    """`-log softmax(logits)[target]`, BT."""
-    # A comparison rather than a lookup: V may be sharded.
+    """Returns `-log softmax(logits)[target]` in nats, (B, T)."""
+    # Compares instead of gathering, because V may be sharded.
     is_target = lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
     picked_BT = jnp.sum(jnp.where(is_target, logits_BTV, 0), axis=-1)
     return jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
 
 
 def squared_error(x_BTO: Array, targets_BTO: Array, mask_BT: Array) -> Array:
-    """The sum, over the masked-in vectors, of the mean of a vector's squared errors.
+    """Returns the mean squared error of each vector, summed over the vectors that count.
 
-    BO and B where there is one vector for a sequence.
+    Args:
+        x_BTO: predictions; (B, O) if there is one vector per sequence.
+        targets_BTO: targets of the same shape.
+        mask_BT: which vectors count; (B,) if there is one vector per sequence.
     """
+    chex.assert_equal_shape([x_BTO, targets_BTO])
+    chex.assert_shape(mask_BT, targets_BTO.shape[:-1])
     return jnp.sum(jnp.mean(jnp.square(x_BTO - targets_BTO), axis=-1) * mask_BT)
 
 
 def _cut(x: Array, num_chunks: int, chunk: int) -> Array:
-    """BT... padded with zeros and cut along T: chunks first, then B and T."""
+    """Zero-pads (B, T, ...) along T and reshapes it to (num_chunks, B, chunk, ...)."""
     padding = [(0, 0), (0, num_chunks * chunk - x.shape[1]), *((0, 0),) * (x.ndim - 2)]
     padded = jnp.pad(x, padding)
     return padded.reshape(x.shape[0], num_chunks, chunk, *x.shape[2:]).swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""The device mesh."""
+"""Device meshes: axis sizes, construction, and virtual CPU devices."""
 
 import dataclasses
 import math
@@ -16,14 +16,14 @@ THREADS_PER_DEVICE = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many ways each thing is split; the product is the number of devices."""
+    """The size of each mesh axis; their product is the number of devices."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    data: int = 1  # copies of the model, each with a part of the batch
-    fsdp: int = 1  # parts of every parameter, and of the batch
-    tensor: int = 1  # parts of the heads, the MLP and the vocabulary
-    expert: int = 1  # parts of the experts, and of the batch where it divides
+    data: int = 1  # data parallelism: model replicas, each with a share of the batch
+    fsdp: int = 1  # shards of every parameter, and of the batch
+    tensor: int = 1  # shards of the heads, the MLP and the vocabulary
+    expert: int = 1  # shards of the experts, and of the batch where it is divisible
 
     def __post_init__(self) -> None:
         for name, size in dataclasses.asdict(self).items():
@@ -32,21 +32,27 @@ class MeshConfig:
 
 
 def use_virtual_devices(count: int) -> None:
-    """Makes the CPU look like `count` devices. Call it before anything has used a device."""
-    # A collective holds one thread for each device until all have come. XLA's pool has as many
-    # threads as the machine has cores, and programs in flight would wait for each other forever.
+    """Makes the CPU appear as `count` devices. Call this before JAX uses any device."""
+    # A collective blocks one thread per device until all devices arrive. XLA's pool has one
+    # thread per core, so programs in flight could deadlock. NPROC enlarges the pool.
     os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(**sizes: int) -> Mesh:
-    """The mesh of `make_mesh(fsdp=4, tensor=2)` over all devices; axes not named have size 1.
+    """Creates a mesh over all devices, as in `make_mesh(fsdp=4, tensor=2)`.
 
-    Raises UserError for an unknown axis or another number of devices than there are.
+    Args:
+        **sizes: the size of each axis; an axis that is not named has size 1.
+
+    Raises:
+        UserError: an axis is unknown, or the sizes do not multiply to the number of devices.
     """
     if unknown := sizes.keys() - set(MESH_AXES):
-        raise UserError(f"unknown mesh axis {', '.join(unknown)}; known are {', '.join(MESH_AXES)}")
+        raise UserError(
+            f"unknown mesh axis {', '.join(unknown)}; the axes are {', '.join(MESH_AXES)}"
+        )
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     needed, found = math.prod(shape), jax.device_count()
     if needed != found:
@@ -54,6 +60,6 @@ def make_mesh(**sizes: int) -> Mesh:
         hint = ""
         if jax.default_backend() == "cpu":
             threads = THREADS_PER_DEVICE * needed
-            hint = f"; for virtual ones set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
+            hint = f"; for virtual CPU devices set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
         raise UserError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a file of JSON lines, a progress line and, if asked, two services."""
+"""Metric logging: a JSON Lines file, a progress line and, optionally, TensorBoard and W&B."""
 
 import json
 import secrets
@@ -17,13 +17,14 @@ from rich.console import Console
 
 from jaxllm.errors import MissingPackageError, UserError
 
-Record = dict[str, float]  # "step" and whatever was measured there
+Record = dict[str, float]  # "step" and the metrics of that step
 
 
 def read_metrics(path: str | Path) -> list[Record]:
-    """The records of a `metrics.jsonl`, without a last line that a killed run left unfinished.
+    """Reads a `metrics.jsonl`, ignoring an unfinished last line, as a killed run leaves it.
 
-    Raises UserError naming file and line if another line is not a JSON object with a step.
+    Raises:
+        UserError: another line is not a JSON object with a step; names the file and line.
     """
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -40,11 +41,20 @@ def _parse(line: bytes, where: str) -> Record:
 
 
 class MetricLog:
-    """Appends to `directory/metrics.jsonl` and, if asked, to TensorBoard and W&B.
+    """Appends metrics to `directory/metrics.jsonl` and, optionally, to TensorBoard and W&B.
 
-    A resumed run takes back what it had written after step `resume_at`. A new run (None) moves a
-    file it finds to `metrics.old.1.jsonl` or the next free number. Construct it in one process
-    only. Raises MissingPackageError naming the extra to install.
+    Construct it in one process only.
+
+    Args:
+        directory: created if it does not exist.
+        resume_at: for a resumed run, the step of its checkpoint: records after that step are
+            removed. None for a new run: an existing file is renamed to `metrics.old.1.jsonl` or
+            the next free number.
+        tensorboard: whether to log to TensorBoard, in `directory/tensorboard`.
+        wandb: the Weights & Biases project to log to, if any.
+
+    Raises:
+        MissingPackageError: TensorBoard or W&B is not installed; names the extra to install.
     """
 
     def __init__(
@@ -53,7 +63,7 @@ class MetricLog:
         *,
         resume_at: int | None = None,
         tensorboard: bool = False,
-        wandb: str | None = None,  # the project
+        wandb: str | None = None,
     ):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,11 +71,11 @@ class MetricLog:
         self._tensorboard = _tensorboard_writer(folder, resume_at) if tensorboard else None
         self._wandb = _wandb_run(wandb, folder, resume_at) if wandb else None
         if self.path.exists() and self.path.stat().st_size:
-            _take_back(self.path, resume_at)
+            _truncate_or_move(self.path, resume_at)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, numbers: Mapping[str, SupportsFloat]) -> None:
-        """Adds one line, in full precision, that is in the file when this returns."""
+        """Appends one record in full precision and flushes it to the file."""
         record = {"step": step, **{name: _number(value) for name, value in numbers.items()}}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -76,7 +86,7 @@ class MetricLog:
             self._wandb.log(record)
 
     def close(self) -> None:
-        """Ends the file and the services; also what leaving a `with` block does."""
+        """Closes the file and the services; leaving a `with` block does the same."""
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -91,7 +101,15 @@ class MetricLog:
 
 
 class Progress:
-    """A line that follows the run on a terminal; elsewhere a plain one every `log_every` steps."""
+    """Progress of a run: a live line on a terminal, otherwise a line every `log_every` steps.
+
+    Args:
+        steps: the steps of the whole run.
+        start: the step that a resumed run starts from.
+        tokens_per_step: for the speed in tokens per second.
+        log_every: steps between lines if `stream` is not a terminal.
+        stream: where to write; by default stderr.
+    """
 
     def __init__(
         self,
@@ -105,9 +123,9 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._steps, self._tokens, self._every = steps, tokens_per_step, log_every
         console = Console(file=self._stream)
-        # Without a display this still measures speed, which is all that a plain line needs.
-        is_screen = console.is_terminal and not console.is_dumb_terminal
-        self._live = self._stream.isatty() and is_screen
+        # The display also measures the speed for plain lines, for which it is never started.
+        is_capable = console.is_terminal and not console.is_dumb_terminal
+        self._live = self._stream.isatty() and is_capable
         columns = ("{task.completed}/{task.total}", rich.progress.BarColumn(), "{task.description}")
         self._display = rich.progress.Progress(
             *columns, rich.progress.TimeRemainingColumn(), console=console
@@ -115,7 +133,7 @@ class Progress:
         self._task = self._display.add_task("", total=steps, completed=start)
 
     def update(self, step: int, loss: float) -> None:
-        """Says that `step` steps are done, the last of them with this loss per token."""
+        """Reports that `step` steps are complete, and the loss per target of the last one."""
         self._display.update(self._task, completed=step)
         task = self._display.tasks[0]
         speed = "" if task.speed is None else f"  {task.speed * self._tokens:,.0f} tokens/s"
@@ -141,7 +159,8 @@ def _number(value: SupportsFloat) -> float:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def _take_back(path: Path, resume_at: int | None) -> None:
+def _truncate_or_move(path: Path, resume_at: int | None) -> None:
+    """Drops the records after step `resume_at`; without one, renames the file of the old run."""
     if resume_at is None:
         names = (f"metrics.old.{number}.jsonl" for number in count(1))
         path.replace(next(old for old in map(path.with_name, names) if not old.exists()))
@@ -160,12 +179,12 @@ def _tensorboard_writer(folder: Path, resume_at: int | None) -> Any:
 
 def _wandb_run(project: str, folder: Path, resume_at: int | None) -> Any:
     wandb = _optional("wandb", extra="wandb")
-    memo = folder / "wandb_id"
-    if resume_at is None or not memo.exists():
-        memo.write_text(secrets.token_hex(4))
-    name, run_id = folder.resolve().name, memo.read_text()
+    id_file = folder / "wandb_id"
+    if resume_at is None or not id_file.exists():
+        id_file.write_text(secrets.token_hex(4))
+    name, run_id = folder.resolve().name, id_file.read_text()
     run = wandb.init(project=project, name=name, dir=str(folder), id=run_id, resume="allow")
-    # A resumed run repeats steps, which W&B's own step counter would refuse.
+    # A resumed run repeats steps, which W&B's own step counter rejects.
     run.define_metric("*", step_metric="step")
     return run
 
@@ -175,5 +194,6 @@ def _optional(module: str, *, extra: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"{module} is asked for and not installed: pip install jaxllm[{extra}]"
+            f"logging to {extra} needs {module}, which is not installed: "
+            f"pip install 'jaxllm[{extra}]'"
         ) from error

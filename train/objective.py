@@ -1,4 +1,4 @@
-"""What a batch means to each kind of model: its call, and the loss of what it returns."""
+"""Training objectives: how each model class turns a batch into a summed loss."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,27 +11,35 @@ from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, Sequenc
 
 from .loss import chunked_cross_entropy, squared_error
 
-Batch = dict[str, Array]  # rows of examples; `mask` says which of their targets count
+Batch = dict[str, Array]  # one row per example; `mask` says which targets count
 
 
 class Objective(NamedTuple):
-    """How a model's loss is computed, and in what it is measured.
+    """A loss function and the unit of its result.
 
-    The loss is a function of the model, a batch, `TrainConfig.loss_chunk` and a key for dropout.
-    It returns the sum over the targets that count, and the model's auxiliary loss, a mean already.
+    The loss takes the model, a batch, `TrainConfig.loss_chunk` and a key for dropout. It returns
+    the loss summed over the targets that count, and the model's auxiliary loss, which is a mean.
     """
 
     loss: Callable[..., tuple[Array, Array]]
-    unit: str  # of the loss for each target
+    unit: str  # of the loss per target
 
 
 def next_token_loss(
     model: Decoder, batch: Batch, chunk: int, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
-    """Of each token, given those before it and the images in their places.
+    """Cross-entropy of each next token, given the tokens before it and the row's image, if any.
 
-    `tokens` (B, T+1): every one but the last is an input, every one but the first a target;
-    `mask` (B, T); `images` BCHW, if there are any, one in the places of each row.
+    Args:
+        model: a decoder; with vision if the batch has images.
+        batch: `tokens` (B, T+1), all but the last as inputs and all but the first as targets;
+            `mask` (B, T); optionally `images` (batch, channels, height, width), one per row,
+            whose embeddings replace the image tokens.
+        chunk: see `chunked_cross_entropy`.
+        dropout_key: None disables dropout.
+
+    Returns:
+        The summed loss and the auxiliary loss.
     """
     tokens = batch["tokens"]
     inputs, image = tokens[:, :-1], None
@@ -46,9 +54,17 @@ def next_token_loss(
 def next_target_token_loss(
     model: EncoderDecoder, batch: Batch, chunk: int, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
-    """Of each token of the target, given the source and those before it.
+    """Cross-entropy of each target token, given the source and the target tokens before it.
 
-    `source` and `source_mask` BS; `tokens` (B, T+1), of which the first starts a target; `mask` BT.
+    Args:
+        model: an encoder-decoder.
+        batch: `source` and `source_mask` (B, S), where the mask is False at padding; `tokens`
+            (B, T+1), the start token and then the target; `mask` (B, T).
+        chunk: see `chunked_cross_entropy`.
+        dropout_key: None disables dropout.
+
+    Returns:
+        The summed loss and the auxiliary loss.
     """
     tokens = batch["tokens"]
     x_BTD, aux_loss = model.hidden(
@@ -65,9 +81,17 @@ def next_target_token_loss(
 def vector_loss(
     model: SequenceModel, batch: Batch, chunk: int, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
-    """Of the vector that each token, or each sequence, is to become.
+    """Squared error of the output vector at each position, or of each sequence if pooled.
 
-    `inputs` BTI, `targets` BTO and `mask` BT; of a pooled model `targets` BO and `mask` B.
+    Args:
+        model: a sequence model.
+        batch: `inputs` (B, T, I), `targets` (B, T, O) and `mask` (B, T); for a pooled model
+            `targets` (B, O) and `mask` (B,).
+        chunk: unused.
+        dropout_key: None disables dropout.
+
+    Returns:
+        The summed loss and the auxiliary loss.
     """
     out = model(batch["inputs"], dropout_key=dropout_key)
     return squared_error(out.logits, batch["targets"], batch["mask"]), out.aux_loss
@@ -76,17 +100,26 @@ def vector_loss(
 def next_target_vector_loss(
     model: SequenceToSequence, batch: Batch, chunk: int, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
-    """Of each vector of the target, given the source and those before it; zeros are the first.
+    """Squared error of each target vector, given the source and the target vectors before it.
 
-    `inputs` BSI, `targets` BTO and `mask` BT.
+    The decoder's inputs are the targets shifted by one position, starting with a zero vector.
+
+    Args:
+        model: a sequence-to-sequence model.
+        batch: `inputs` (B, S, I), `targets` (B, T, O) and `mask` (B, T).
+        chunk: unused.
+        dropout_key: None disables dropout.
+
+    Returns:
+        The summed loss and the auxiliary loss.
     """
-    before_BTO = jnp.pad(batch["targets"][:, :-1], ((0, 0), (1, 0), (0, 0)))
-    out = model(batch["inputs"], before_BTO, dropout_key=dropout_key)
+    shifted_BTO = jnp.pad(batch["targets"][:, :-1], ((0, 0), (1, 0), (0, 0)))
+    out = model(batch["inputs"], shifted_BTO, dropout_key=dropout_key)
     return squared_error(out.logits, batch["targets"], batch["mask"]), out.aux_loss
 
 
 def get_objective(model: Model) -> Objective:
-    """The objective of a model's class."""
+    """Returns the objective for the model's class."""
     return _OBJECTIVES[type(model)]
 
 

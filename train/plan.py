@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: parameters, tokens, arithmetic, memory."""
+"""Run planning: estimates parameters, tokens, FLOPs and memory before a run starts."""
 
 import math
 from typing import NamedTuple
@@ -21,85 +21,102 @@ BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments
 
 
 class Plan(NamedTuple):
-    """What a run takes. Arithmetic is 6 operations for each parameter and token that meets it.
+    """The cost of a run, and the compute-optimal model for the same budget.
 
-    The tokens of a source meet the encoder's, those of its target the decoder's; the patches of
-    an image meet those of its encoder. What is best is known of text alone, not of vectors.
+    Compute is 6 FLOPs for each pair of a parameter and a token that it processes: source tokens
+    count for the encoder's parameters, target tokens for the decoder's, and image patches for
+    those of the vision encoder. The optimum is known for text only, not for vectors.
     """
 
     parameters: int
-    tokens: int  # of all steps
-    operations: float
-    optimal_parameters: float | None  # of the best model for so much arithmetic ...
-    optimal_tokens: float | None  # ... and the tokens that it should be trained on
-    bytes_per_device: int  # of parameters, gradients and moments on the fullest device
+    tokens: int  # over all steps
+    operations: float  # floating-point operations over all steps
+    optimal_parameters: float | None  # size of the compute-optimal model for these operations ...
+    optimal_tokens: float | None  # ... and the tokens to train it on
+    bytes_per_device: int  # parameters, gradients and moments on the fullest device
 
     @property
     def tokens_per_parameter(self) -> float:
-        """Compute-optimal is about 20."""
+        """Training tokens per parameter; about 20 is compute-optimal for text."""
         return self.tokens / self.parameters
 
     def __str__(self) -> str:
-        optimum = best = ""
+        optimal_ratio = optimum = ""
         if self.optimal_parameters is not None:
-            optimum = f" ({TOKENS_PER_PARAMETER} are compute-optimal)"
-            best = (
-                f"best for as much  {self.optimal_parameters:.3g} parameters on "
-                f"{self.optimal_tokens:.3g} tokens\n"
+            optimal_ratio = f" (compute-optimal: {TOKENS_PER_PARAMETER})"
+            optimum = (
+                f"compute-optimal   {self.optimal_parameters:.3g} parameters on "
+                f"{self.optimal_tokens:.3g} tokens, for the same compute\n"
             )
         return (
             f"parameters        {self.parameters:,}\n"
             f"tokens            {self.tokens:,}, {self.tokens_per_parameter:.3g} per parameter"
-            f"{optimum}\n"
-            f"arithmetic        {self.operations:.3g} operations\n"
-            f"{best}"
-            f"on each device    {self.bytes_per_device / 2**20:,.1f} MiB of parameters, gradients "
+            f"{optimal_ratio}\n"
+            f"compute           {self.operations:.3g} FLOPs\n"
+            f"{optimum}"
+            f"per device        {self.bytes_per_device / 2**20:,.1f} MiB for parameters, gradients "
             "and moments"
         )
 
 
 def plan(config: TrainConfig) -> Plan:
-    """What the run of a config takes. Its model must be in it, not in a checkpoint."""
+    """Estimates the cost of a run.
+
+    Args:
+        config: the run. It must have `model`, since `init_from` does not give the sizes.
+
+    Raises:
+        UserError: `config.model` is None.
+    """
     if config.model is None:
-        raise UserError(f"init_from={config.init_from!r} has no sizes to plan with; give model")
+        raise UserError(
+            f"init_from={config.init_from!r} does not give the model's sizes; to plan a run, set "
+            "model in its config"
+        )
     parameters = count_parameters(build_abstract(config.model))
     examples = config.steps * config.batch_size
     tokens = examples * config.seq_len
-    operations = 6.0 * examples * _met(config, config.model)
+    operations = 6.0 * examples * _parameter_uses(config, config.model)
     is_text = isinstance(config.model, DecoderConfig | EncoderDecoderConfig)
-    best = optimal_parameters(operations) if is_text else None
+    optimum = optimal_parameters(operations) if is_text else None
     mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
-    held = parameters_per_device(config.model, mesh)
     return Plan(
         parameters,
         tokens,
         operations,
-        best,
-        None if best is None else TOKENS_PER_PARAMETER * best,
-        held * BYTES_PER_PARAMETER,
+        optimum,
+        None if optimum is None else TOKENS_PER_PARAMETER * optimum,
+        parameters_per_device(config.model, mesh) * BYTES_PER_PARAMETER,
     )
 
 
-def _met(config: TrainConfig, model: Config) -> int:
-    """How often an example's tokens and patches meet a parameter."""
+def _parameter_uses(config: TrainConfig, model: Config) -> int:
+    """Counts the pairs of a parameter and a token or patch that it processes, for one example."""
     named = named_parameters(build_abstract(model))
     sizes = {name: variable.get_value().size for name, variable in named.items()}
-    of_vision = sum(size for name, size in sizes.items() if name.startswith("vision."))
+    vision_size = sum(size for name, size in sizes.items() if name.startswith("vision."))
     vision = model.vision if isinstance(model, DecoderConfig) else None
     has_images = isinstance(config.data, TaskConfig)  # text has none
     patches = vision.num_patches if vision is not None and has_images else 0
-    return (sum(sizes.values()) - of_vision) * config.seq_len + of_vision * patches
+    return (sum(sizes.values()) - vision_size) * config.seq_len + vision_size * patches
 
 
 def optimal_parameters(operations: float) -> float:
-    """The compute-optimal size, N in `C = 6 N D` with `D = 20 N` (Hoffmann et al., 2022)."""
+    """Returns the compute-optimal size: N in `C = 6 N D` with `D = 20 N` (Hoffmann et al., 2022).
+
+    Args:
+        operations: the compute budget C, in floating-point operations.
+
+    Raises:
+        UserError: the budget is not positive and finite.
+    """
     if not 0 < operations < math.inf:
-        raise UserError(f"operations={operations} is not a positive number")
+        raise UserError(f"operations={operations} is not a positive finite number")
     return math.sqrt(operations / (6 * TOKENS_PER_PARAMETER))
 
 
 def parameters_per_device(config: Config, mesh_shape: dict[str, int]) -> int:
-    """How many parameters each device of such a mesh holds."""
+    """Counts the parameters that each device holds on a mesh with these axis sizes."""
     mesh = AbstractMesh(
         tuple(mesh_shape.values()), tuple(mesh_shape), (AxisType.Auto,) * len(mesh_shape)
     )

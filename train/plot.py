@@ -1,4 +1,4 @@
-"""Charts of a run: its losses, and its learning rate."""
+"""Charts of a run: loss curves and the learning-rate schedule."""
 
 from pathlib import Path
 
@@ -11,25 +11,25 @@ from jaxllm.errors import UserError
 from .metrics import Record, read_metrics
 from .optimizers.adamw import OptimizerConfig, make_schedule
 
-HEIGHT = 7 / 1.2  # inches, which makes the files 1200 x 700 pixels
+HEIGHT = 7 / 1.2  # inches, for files of 1200 x 700 pixels
 MARGIN = 0.25
 
 
 def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> None:
-    """Draws `loss` and `held_out_loss` over the steps, as a PNG of 1200 x 700 pixels.
+    """Plots `loss` and `held_out_loss` over the steps, as a PNG of 1200 x 700 pixels.
 
     Args:
-      metrics_jsonl: the metrics that a run logged.
-      png_path: the file to write.
-      unit: of the losses, such as nats per token.
+        metrics_jsonl: the metrics that a run logged.
+        png_path: the file to write.
+        unit: the unit of the losses, such as "nats per token".
 
     Raises:
-      UserError: the file has no loss.
+        UserError: the file has no loss.
     """
     records = read_metrics(metrics_jsonl)
     training, held_out = _curve(records, "loss"), _curve(records, "held_out_loss")
     if not training[0]:
-        raise UserError(f"{metrics_jsonl} has no line with a loss")
+        raise UserError(f"{metrics_jsonl} has no record with a loss, so there is nothing to plot")
     figure, [axes] = new_chart(HEIGHT, margin=MARGIN)
     axes.plot(*training, color=BLUE, linewidth=1, label="training")
     if held_out[0]:
@@ -41,7 +41,7 @@ def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> N
 
 
 def plot_schedule(config: OptimizerConfig, steps: int, png_path: str | Path) -> None:
-    """Draws the learning rate of every step, as a PNG of 1200 x 700 pixels."""
+    """Plots the learning rate of every step, as a PNG of 1200 x 700 pixels."""
     numbers = np.arange(steps + 1)
     rates = np.asarray(jax.jit(jax.vmap(make_schedule(config, steps)))(numbers))
     figure, [axes] = new_chart(HEIGHT, margin=MARGIN)
@@ -54,12 +54,12 @@ def plot_schedule(config: OptimizerConfig, steps: int, png_path: str | Path) -> 
 
 
 def _curve(records: list[Record], name: str) -> tuple[list[float], list[float]]:
-    """The steps at which a metric was logged, and its values."""
-    there = [record for record in records if name in record]
-    return [record["step"] for record in there], [record[name] for record in there]
+    """Returns the steps at which a metric was logged, and its values."""
+    found = [record for record in records if name in record]
+    return [record["step"] for record in found], [record[name] for record in found]
 
 
 def _title(training: tuple[list[float], ...], held_out: tuple[list[float], ...], unit: str) -> str:
-    """The last loss: the held-out one, if there is any."""
+    """A title with the last held-out loss, or the last training loss if nothing was held out."""
     name, (steps, losses) = ("Held-out", held_out) if held_out[0] else ("Training", training)
     return f"{name} loss {losses[-1]:.3f} {unit} after {steps[-1]:,.0f} steps"

@@ -1,4 +1,4 @@
-"""One optimizer step: a jitted function from state and batch to state and metrics."""
+"""Optimizer steps: jitted functions from state and batch to new state and metrics."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,33 +19,39 @@ from .optimizers.adamw import make_optimizer, make_schedule, optimizer_shardings
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes."""
+    """The state that a training step updates."""
 
     params: Params
     optimizer: optax.OptState
-    step: Array  # steps taken
+    step: Array  # number of steps taken
 
 
 class Steps(NamedTuple):
-    """The functions of a run, jitted; their state is donated and stays where it is."""
+    """The jitted functions of a run. `init` and `train` donate their first argument."""
 
     init: Callable[[Params], TrainState]
     train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     evaluate: Callable[[Params, Batch], tuple[Array, Array]]  # summed loss, number of targets
-    abstract_state: TrainState  # shapes, dtypes and places, for restoring
+    abstract_state: TrainState  # shapes, dtypes and shardings, for restoring a checkpoint
 
 
 def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
-    """The steps of `config` for a model, which may be abstract."""
+    """Builds the jitted functions that train `model` as `config` says.
+
+    Args:
+        config: the run.
+        model: may be abstract: only its structure is used.
+        mesh: determines the shardings of the state.
+    """
     bind, params = split(model)
     objective = get_objective(model)
     optimizer = make_optimizer(config.optimizer, config.steps, model)
     schedule = make_schedule(config.optimizer, config.steps)
     by_name = parameter_shardings(model, mesh)
-    placed = map_parameters(model, lambda name, _: by_name[name])
-    everywhere: Any = NamedSharding(mesh, PartitionSpec())
+    param_shardings = map_parameters(model, lambda name, _: by_name[name])
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
     state_shardings = TrainState(
-        placed, optimizer_shardings(optimizer, params, placed, mesh), everywhere
+        param_shardings, optimizer_shardings(optimizer, params, param_shardings, mesh), replicated
     )
 
     def losses(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
@@ -80,10 +86,10 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
 
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
-        jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
-        jax.jit(evaluate, out_shardings=everywhere),
+        jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, replicated)),
+        jax.jit(evaluate, out_shardings=replicated),
         jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(init, params),
             state_shardings,
         ),
@@ -97,15 +103,22 @@ def accumulate(
     microbatches: int,
     key: Array | None = None,
 ) -> tuple[Array, Params]:
-    """The summed loss and its gradient, over the batch cut into microbatches, in float32.
+    """Computes the summed loss and its gradient by gradient accumulation, in float32.
 
-    Sums, so that every target weighs the same however the masked ones are distributed. Each
-    microbatch drops out by a key of its own.
+    Losses are summed, not averaged, so that every target has the same weight however many targets
+    of each microbatch count. Each microbatch has its own dropout key.
+
+    Args:
+        value_and_grad: returns a summed loss and its gradient for params, batch and key.
+        params: the parameters.
+        batch: arrays (B, ...); B must be divisible by `microbatches`.
+        microbatches: the number of parts; 1 calls `value_and_grad` on the whole batch.
+        key: split into one key per microbatch; None disables dropout.
     """
     if microbatches == 1:
         return value_and_grad(params, batch, key)
-    # Every microbatch takes rows from each device's part of the batch.
-    cut = {
+    # Strided, so that every microbatch takes rows from each device's shard of the batch.
+    split_batch = {
         name: constrain(
             x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), ".B" + "." * (x.ndim - 1)
         )
@@ -113,11 +126,11 @@ def accumulate(
     }
 
     def add(
-        sums: tuple[Array, Params], own: tuple[Batch, Array | None]
+        sums: tuple[Array, Params], microbatch: tuple[Batch, Array | None]
     ) -> tuple[tuple[Array, Params], None]:
-        return jax.tree.map(jnp.add, sums, value_and_grad(params, *own)), None
+        return jax.tree.map(jnp.add, sums, value_and_grad(params, *microbatch)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
     keys = None if key is None else jax.random.split(key, microbatches)
-    sums, _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), (cut, keys))
+    sums, _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), (split_batch, keys))
     return sums

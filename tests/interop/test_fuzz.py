@@ -1,4 +1,4 @@
-"""Damaged and hostile folders: a CheckpointError that names the file, and nothing else happens."""
+"""Fuzzing: damaged and malicious checkpoints raise a CheckpointError without side effects."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from jaxllm.interop import CheckpointError, inspect, load_pretrained, save_pretr
 NAME = "model.safetensors"
 BIN = "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
-# A folder of one small layer is loaded in a fraction of this, and takes a fraction of it.
+# Far more than loading a folder with one small layer takes.
 MAX_SECONDS = 20
 MAX_BYTES = 64 << 20
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A tiny model as safetensors, in two files with an index, as a `.bin`, as Meta's, as tlama."""
+    """A tiny model in safetensors (one file; two with an index), .bin, Meta and tlama formats."""
     root = tmp_path_factory.mktemp("sound")
     model = random_model(num_layers=1, head_dim=8, vocab_size=16, mlp_dim=8)
     for form, name in (("hf", "one"), ("meta", "meta"), ("tlama", "tlama")):
@@ -48,35 +48,38 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Little time and little memory."""
+    """Asserts that the block takes little time and memory."""
     tracemalloc.start()
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
         yield
-        assert time.monotonic() - begun < MAX_SECONDS
+        assert time.monotonic() - start < MAX_SECONDS
         assert tracemalloc.get_traced_memory()[1] < MAX_BYTES
     finally:
         tracemalloc.stop()
 
 
 def try_to_load(folder: Path) -> str | None:
-    """What is said against a folder, if anything is; no other exception, and nothing written."""
+    """Loads a folder and returns the error message, or None; any other exception is a failure.
+
+    Also checks that nothing in the folder changes and that `inspect` agrees.
+    """
     before = content(folder)
-    said = None
+    message = None
     with bounded():
         try:
             load_pretrained(folder)
         except CheckpointError as error:
-            said = str(error)
+            message = str(error)
         found = inspect(folder)
     assert content(folder) == before
-    assert found.ok == (said is None)
-    return said
+    assert found.ok == (message is None)
+    return message
 
 
 @contextmanager
 def changed(folder: Path, files: dict[str, bytes]) -> Iterator[None]:
-    """The folder with other bytes in some of its files, as long as it lasts."""
+    """Replaces the content of some files in a folder, and restores it at the end."""
     before = {name: (folder / name).read_bytes() for name in files}
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -89,7 +92,7 @@ def changed(folder: Path, files: dict[str, bytes]) -> Iterator[None]:
 
 @st.composite
 def damage(draw: Callable, size: int, first: int = 0) -> Callable[[bytes], bytes]:
-    """Some bytes from `first` on are others, left out, put in, or the rest is cut off."""
+    """Draws a damage from position `first` on: changed, removed or inserted bytes, or a cut."""
     kind = draw(st.sampled_from(["change", "cut", "insert", "remove"]))
     at = draw(st.integers(first, max(size - 1, first)))
     some = draw(st.binary(min_size=1, max_size=9))
@@ -101,7 +104,8 @@ def damage(draw: Callable, size: int, first: int = 0) -> Callable[[bytes], bytes
     }[kind]
 
 
-# The header of a safetensors file, the whole of a small JSON file, the pickle in a zip file.
+# Damaged parts: the header of a safetensors file, a whole JSON file, and the pickle or the
+# directory of a zip file.
 TARGETS = [
     ("one", NAME, "header"),
     ("one", "config.json", "all"),
@@ -116,7 +120,7 @@ TARGETS = [
 
 
 def span(data: bytes, part: str) -> tuple[int, int]:
-    """Where the part of a file begins and ends."""
+    """Returns the start and end of a part of a file."""
     if part == "header":
         return 0, 8 + int.from_bytes(data[:8], "little")
     if part == "pickle":
@@ -137,14 +141,14 @@ def span(data: bytes, part: str) -> tuple[int, int]:
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_random_damage(folders, form, name, part, data):
+def test_random_damage_is_harmless_or_reported(folders, form, name, part, data):
     folder = folders[form]
     whole = (folder / name).read_bytes()
     begin, end = span(whole, part)
     damaged = data.draw(damage(end - begin))(whole[begin:end])
     with changed(folder, {name: whole[:begin] + damaged + whole[end:]}):
-        said = try_to_load(folder)
-    assert said is None or name in said or "config" in said or str(folder) in said
+        message = try_to_load(folder)
+    assert message is None or name in message or "config" in message or str(folder) in message
 
 
 VALUES = st.recursive(
@@ -164,8 +168,8 @@ VALUES = st.recursive(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_random_values_in_a_config(folders, form, data):
-    """Layers without end, heads of no width, lists for numbers."""
+def test_random_config_values_are_harmless_or_reported(folders, form, data):
+    """Such as a huge number of layers, heads of size 0, and lists in place of numbers."""
     name = "params.json" if form == "meta" else "config.json"
     config = json.loads((folders[form] / name).read_bytes())
     for field in data.draw(st.lists(st.sampled_from(sorted(config)), min_size=1, max_size=3)):
@@ -178,20 +182,20 @@ def test_random_values_in_a_config(folders, form, data):
     ("form", "name"), [(form, name) for form, name, _ in TARGETS if name != "config.json"]
 )
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 64])
-def test_files_of_a_few_bytes(folders, form, name, size):
+def test_truncated_files_are_reported(folders, form, name, size):
     with changed(folders[form], {name: (folders[form] / name).read_bytes()[:size]}):
         assert name in try_to_load(folders[form])
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**8 + 1, 10**7])
-def test_a_header_longer_than_the_file(folders, length):
+def test_a_header_longer_than_the_file_is_reported(folders, length):
     whole = (folders["one"] / NAME).read_bytes()
     with changed(folders["one"], {NAME: length.to_bytes(8, "little") + whole[8:]}):
         assert NAME in try_to_load(folders["one"])
 
 
 def with_header(data: bytes, change: Callable[[dict], object]) -> bytes:
-    """The file with another header, its tensors where they were."""
+    """Returns the safetensors file with a changed header and the same tensor data."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     change(header)
@@ -220,26 +224,26 @@ EMBEDDING = "model.embed_tokens.weight"
         (lambda header: header.update(__metadata__=7), "__metadata__"),
     ],
 )
-def test_a_header_that_lies(folders, change, tensor):
+def test_an_inconsistent_header_is_reported(folders, change, tensor):
     whole = (folders["one"] / NAME).read_bytes()
     with changed(folders["one"], {NAME: with_header(whole, change)}):
-        said = try_to_load(folders["one"])
-    assert NAME in said
-    assert tensor in said or "no tensor covers" in said
+        message = try_to_load(folders["one"])
+    assert NAME in message
+    assert tensor in message or "no tensor covers" in message
 
 
-def test_a_tensor_in_two_files(folders):
-    """Listed in one, and lying in the other as well."""
+def test_a_tensor_in_two_files_is_reported(folders):
+    """The index lists it in one file, and the other contains it as well."""
     folder = folders["two"]
     first, second = sorted(file.name for file in folder.glob("*.safetensors"))
     with changed(folder, {second: (folder / first).read_bytes()}):
-        said = try_to_load(folder)
-    assert second in said
-    assert EMBEDDING in said
+        message = try_to_load(folder)
+    assert second in message
+    assert EMBEDDING in message
 
 
 class Intruder:
-    """Runs a command as soon as it is unpickled."""
+    """An object that runs a shell command when it is unpickled."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -249,7 +253,7 @@ class Intruder:
 
 
 def hostile_pickles(mark: Path) -> dict[str, bytes]:
-    """Pickles that would leave the mark, each in its own way."""
+    """Pickles that would create the file `mark` or exhaust memory, each in a different way."""
     code = f"open({str(mark)!r}, 'w')"
     return {
         "reduce": pickle.dumps({"w": Intruder(mark)}, 2),
@@ -275,7 +279,7 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
     ("form", "name"),
     [("bin", BIN), ("meta", "consolidated.00.pth"), ("tlama", "state_dict.pth")],
 )
-def test_a_pickle_that_would_run_code(folders, tmp_path, form, name, how):
+def test_malicious_pickles_do_not_run_code(folders, tmp_path, form, name, how):
     mark = tmp_path / "mark"
     file = tmp_path / "file"
     with zipfile.ZipFile(folders[form] / name) as sound, zipfile.ZipFile(file, "w") as archive:
@@ -288,14 +292,14 @@ def test_a_pickle_that_would_run_code(folders, tmp_path, form, name, how):
     assert not mark.exists()
 
 
-def test_an_intruder_would_have_left_its_mark(tmp_path):
-    """The pickles above are not harmless by mistake."""
+def test_the_malicious_pickle_would_run_code(tmp_path):
+    """Control: without protection, unpickling does run the command."""
     pickle.loads(pickle.dumps({"w": Intruder(tmp_path / "mark")}))
     assert (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize(("form", "name"), [("one", NAME), ("bin", BIN), ("one", "config.json")])
-def test_a_folder_where_a_file_should_be(folders, tmp_path, form, name):
+def test_a_folder_in_place_of_a_file_is_reported(folders, tmp_path, form, name):
     folder = Path(shutil.copytree(folders[form], tmp_path / "copy"))
     (folder / name).unlink()
     (folder / name).mkdir()
@@ -307,7 +311,7 @@ def test_a_folder_where_a_file_should_be(folders, tmp_path, form, name):
 @example(b"")
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_in_any_file(folders, data):
+def test_arbitrary_file_content_is_reported(folders, data):
     for form, name in {(form, name) for form, name, _ in TARGETS}:
         with changed(folders[form], {name: data}):
             assert try_to_load(folders[form]) is not None

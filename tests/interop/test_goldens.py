@@ -1,6 +1,6 @@
-"""Checkpoints written by the original code, with the numbers that it computed from them.
+"""Golden checkpoints written by the source systems, with the outputs that these computed.
 
-They lie beside the repository. Where they are not, nothing is left to test here.
+They are beside the repository. Without them, this file has no tests to run.
 """
 
 import json
@@ -26,7 +26,7 @@ DERIVED = ("freq_cis", "rope.freqs", "pos_encoding.pe", "pe.pe")
 
 
 def has_family(folder: Path) -> bool:
-    """Whether a folder's config is one that some family reads."""
+    """Whether some family reads the folder's config."""
     if (folder / "params.json").is_file():
         return True
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
@@ -42,7 +42,7 @@ def recorded(name: str) -> dict[str, np.ndarray]:
 
 
 def stored(folder: Path) -> dict[tuple[str, str], tuple]:
-    """Dtype, shape and bits of every tensor in every file."""
+    """Returns the dtype, shape and bytes of every tensor in every file, except derived buffers."""
     tensors = {}
     for file in sorted(folder.glob("*.pth")):
         for name, tensor in torch.load(file, weights_only=True, map_location="cpu").items():
@@ -53,14 +53,14 @@ def stored(folder: Path) -> dict[tuple[str, str], tuple]:
 
 
 def keys(folder: Path) -> dict[str, set[str]]:
-    """The names in every file, of derived buffers as well."""
+    """Returns the names in every file, including derived buffers."""
     return {
         file.name: set(torch.load(file, weights_only=True)) for file in sorted(folder.glob("*.pth"))
     }
 
 
 def logits_of(model, io: dict[str, np.ndarray]) -> jax.Array:
-    """What the model computes of the recorded tokens; 0 is padding in a source of token ids."""
+    """The model's logits for the recorded inputs; 0 is padding in a source of token ids."""
     tokens = [io[name] for name in ("tokens", "x", "src", "tgt") if name in io]
     tokens = [x if x.dtype == np.float32 else x.astype(np.int32) for x in tokens]
     masks = {"src_segment_ids": io["src"] != 0} if "src" in io and io["src"].ndim == 2 else {}
@@ -68,14 +68,14 @@ def logits_of(model, io: dict[str, np.ndarray]) -> jax.Array:
 
 
 def mean_loss(params: dict, bind, tokens: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross-entropy of `targets`, already shifted, as the original's forward pass has it."""
+    """Mean cross-entropy of `targets`, which are already shifted, as in the source system."""
     logits = bind(params)(tokens).logits
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
     return -jnp.mean(picked)
 
 
 def as_stored(model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What is laid out as the parameters are, such as their gradients, by the stored names."""
+    """Converts arrays shaped like the parameters, such as gradients, to the stored names."""
     family = next(family for family in FAMILIES if family.name == model.origin.family)
     table = family.table(model.config, Layout(**json.loads(model.origin.layout)))
     tensors = {}
@@ -92,28 +92,28 @@ def as_stored(model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 if GOLDENS:
 
     @pytest.mark.parametrize("name", GOLDENS)
-    def test_logits_are_the_recorded_ones(name):
+    def test_logits_match_the_recorded_ones(name):
         model, io = load_pretrained(FOLDER / name), recorded(name)
         expected = io["logits"] if "logits" in io else io["y"]
         assert relative_l2(logits_of(model, io), expected) <= TOLERANCE
 
     @pytest.mark.parametrize("name", GOLDENS)
-    def test_there_and_back_no_bit_differs(name, tmp_path):
+    def test_weights_round_trip_bitwise(name, tmp_path):
         save_pretrained(load_pretrained(FOLDER / name), tmp_path / "out")
         assert stored(tmp_path / "out") == stored(FOLDER / name)
         assert keys(tmp_path / "out") == keys(FOLDER / name)
         config_file = next(FOLDER.joinpath(name).glob("*.json")).name
-        said, written = (
+        original, written = (
             json.loads((folder / config_file).read_text())
             for folder in (FOLDER / name, tmp_path / "out")
         )
-        assert said.items() <= written.items()
+        assert original.items() <= written.items()
 
 
 if "tlama" in GOLDENS:
 
-    def test_loss_and_gradients_are_the_recorded_ones():
-        """Rules only move numbers, so a gradient goes through them as its weight does."""
+    def test_loss_and_gradients_match_the_recorded_ones():
+        """Rules only move numbers, so they convert gradients in the same way as weights."""
         model, io = load_pretrained(FOLDER / "tlama"), recorded("tlama")
         bind, params = split(model)
         loss_and_gradient = jax.jit(jax.value_and_grad(mean_loss), static_argnums=1)
@@ -130,7 +130,7 @@ if "tlama" in GOLDENS:
         for name in names:
             assert relative_l2(found[name], io[f"grad.{name}"]) <= TOLERANCE, name
 
-    def test_the_derived_buffer_is_the_recorded_one(tmp_path):
+    def test_the_derived_rope_buffer_matches_the_recorded_one(tmp_path):
         save_pretrained(load_pretrained(FOLDER / "tlama"), tmp_path / "out")
         ours, theirs = (
             torch.load(folder / "state_dict.pth", weights_only=True)["freq_cis"]
@@ -141,8 +141,8 @@ if "tlama" in GOLDENS:
 
 if "nima_gpt" in GOLDENS:
 
-    def test_a_mask_is_segments():
-        """What the original computes at padding itself, nobody reads."""
+    def test_segment_ids_reproduce_the_attention_mask():
+        """Compared at tokens only, since outputs at padding are never used."""
         model, io = load_pretrained(FOLDER / "nima_gpt"), recorded("nima_gpt")
         tokens, mask = (io[name].astype(np.int32) for name in ("tokens", "attention_mask"))
         assert 0 < mask.mean() < 1
@@ -152,7 +152,7 @@ if "nima_gpt" in GOLDENS:
 
 if "nima_encdec" in GOLDENS:
 
-    def test_the_sinusoids_are_the_recorded_ones(tmp_path):
+    def test_sinusoidal_positions_match_the_recorded_ones(tmp_path):
         save_pretrained(load_pretrained(FOLDER / "nima_encdec"), tmp_path / "out")
         ours, theirs = (
             torch.load(folder / "state_dict.pth", weights_only=True)["pos_encoding.pe"]
@@ -163,8 +163,8 @@ if "nima_encdec" in GOLDENS:
 
 if "comp_armoe" in GOLDENS:
 
-    def test_a_mixture_that_overflows_gives_what_was_recorded():
-        """And its loss, which is of what the experts took, not the document's."""
+    def test_experts_beyond_capacity_match_the_recorded_output():
+        """Also the loss, which counts tokens that experts accepted, unlike the documented one."""
         model, io = load_pretrained(FOLDER / "comp_armoe"), recorded("comp_armoe")
         moe = with_scanned_layers(model, False).layers["0"].mlp
         out, load = moe(io["moe_in"])
@@ -174,7 +174,7 @@ if "comp_armoe" in GOLDENS:
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDENS if name.startswith("comp_")])
-def test_the_components_sinusoids_are_the_recorded_ones(name, tmp_path):
+def test_sinusoidal_positions_of_components_match_the_recorded_ones(name, tmp_path):
     save_pretrained(load_pretrained(FOLDER / name), tmp_path / "out")
     ours, theirs = (
         torch.load(folder / "state_dict.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""A state that has taken steps, for the tests of what is saved."""
+"""Fixtures: a model and a training state with random moments, for checkpoint tests."""
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TIN
 
 @pytest.fixture(scope="module")
 def saved_model() -> Model:
-    """A model whose parameters all differ."""
+    """A model with random parameters."""
     return random_model()
 
 
 @pytest.fixture(scope="module")
 def state(saved_model) -> TrainState:
-    """The state after three steps, random numbers in each moment."""
+    """A state at step 3 with random moments."""
     params = split(saved_model)[1]
     rng = np.random.default_rng(1)
     moments = jax.tree.map(

@@ -1,4 +1,4 @@
-"""A run's config: every problem at once, the field that was meant, and nothing lost in a file."""
+"""Run configs: complete error reports, suggestions, lossless files, and changes on resume."""
 
 import dataclasses
 import json
@@ -55,8 +55,8 @@ def write(folder: Path, data: object) -> Path:
     return file
 
 
-def listed(config: TrainConfig) -> dict:
-    """As YAML or JSON give it back."""
+def plain(config: TrainConfig) -> dict:
+    """The config as it comes back from YAML or JSON."""
     return json.loads(json.dumps(to_dict(config)))
 
 
@@ -66,7 +66,7 @@ def problems(folder: Path, data: object) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_defaults_fill_in_what_a_file_leaves_out(tmp_path):
+def test_missing_optional_fields_get_their_defaults(tmp_path):
     config = load_config(write(tmp_path, SMALLEST))
     assert config == TrainConfig(**SMALLEST)
     assert (config.optimizer, config.mesh, config.data) == (
@@ -76,8 +76,8 @@ def test_defaults_fill_in_what_a_file_leaves_out(tmp_path):
     )
 
 
-def test_saved_and_loaded_a_run_is_the_same(tmp_path):
-    """YAML has lists where the config has tuples."""
+def test_a_saved_config_loads_as_an_equal_config(tmp_path):
+    """Lists in YAML become tuples in the config."""
     save_config(RUN, tmp_path / "config.yaml")
     read = load_config(tmp_path / "config.yaml")
     assert read == RUN
@@ -107,10 +107,10 @@ def test_saved_and_loaded_a_run_is_the_same(tmp_path):
     )
 )
 @settings(max_examples=50, deadline=None)
-def test_plain_data_and_back(config):
-    assert from_dict(listed(config), "here") == config
-    assert from_dict(yaml.safe_load(yaml.safe_dump(listed(config))), "here") == config
-    assert find_changes(listed(config), config) == []
+def test_config_round_trips_through_json_and_yaml(config):
+    assert from_dict(plain(config), "here") == config
+    assert from_dict(yaml.safe_load(yaml.safe_dump(plain(config))), "here") == config
+    assert find_changes(plain(config), config) == []
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_plain_data_and_back(config):
         (("model",), "num_layer", "num_layers"),
     ],
 )
-def test_an_unknown_field_is_named_with_the_one_that_was_meant(path, given, meant, tmp_path):
-    data = listed(RUN)
+def test_an_unknown_field_is_reported_with_the_nearest_known_one(path, given, meant, tmp_path):
+    data = plain(RUN)
     inner = data
     for key in path:
         inner = inner[key]
@@ -137,12 +137,12 @@ def test_an_unknown_field_is_named_with_the_one_that_was_meant(path, given, mean
     assert "run.yaml" in line
 
 
-# Names that fields of a model once had.
+# Old names of model fields.
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_an_old_name_is_named_with_the_new_one(name, tmp_path):
-    data = listed(RUN)
+def test_an_old_field_name_is_reported_with_its_new_name(name, tmp_path):
+    data = plain(RUN)
     data["model"][name] = FLAT[name] if name in ("positions", "init") else 1
     assert problems(tmp_path, data) == [
         f"{tmp_path / 'run.yaml'}: model.{name} is now model.{MOVED[name]}"
@@ -150,8 +150,8 @@ def test_an_old_name_is_named_with_the_new_one(name, tmp_path):
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
-def test_an_old_name_in_one_of_two_stacks(stack, tmp_path):
-    data = listed(dataclasses.replace(RUN, model=CONFIGS["encoder-decoder"]))
+def test_an_old_field_name_in_an_encoder_or_decoder_is_reported(stack, tmp_path):
+    data = plain(dataclasses.replace(RUN, model=CONFIGS["encoder-decoder"]))
     data["model"][stack] |= {"norm_eps": 1e-6, "positions": "learned"}
     lines = problems(tmp_path, data)
     prefix = f"{tmp_path / 'run.yaml'}: model.{stack}."
@@ -161,8 +161,8 @@ def test_an_old_name_in_one_of_two_stacks(stack, tmp_path):
     ]
 
 
-def test_a_field_of_a_part_is_no_old_name(tmp_path):
-    data = listed(RUN)
+def test_an_old_field_name_inside_a_group_is_an_unknown_field(tmp_path):
+    data = plain(RUN)
     data["model"]["norms"]["norm_eps"] = 1e-6
     (line,) = problems(tmp_path, data)
     assert "unknown field 'model.norms.norm_eps'; " in line
@@ -179,14 +179,14 @@ def test_a_field_of_a_part_is_no_old_name(tmp_path):
         ),
     ],
 )
-def test_an_old_name_in_an_override(overrides, lines, tmp_path):
+def test_an_old_field_name_in_an_override_is_reported(overrides, lines, tmp_path):
     save_config(RUN, tmp_path / "run.yaml")
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "run.yaml", overrides)
     assert str(caught.value).splitlines() == lines
 
 
-def test_fields_of_parts_can_be_overridden(tmp_path):
+def test_grouped_fields_can_be_overridden(tmp_path):
     save_config(RUN, tmp_path / "run.yaml")
     overrides = ["--model.norms.eps", "1e-3", "--model.positions.kind", "learned"]
     overrides += ["--model.init.kind", "xavier"]
@@ -195,10 +195,10 @@ def test_fields_of_parts_can_be_overridden(tmp_path):
     assert config == dataclasses.replace(RUN, model=with_fields(TINY, changed))
 
 
-def test_a_run_that_was_stored_with_old_names_is_the_same_run(tmp_path):
-    """It is read, compared and saved as the run that it is, but nobody else may write so."""
+def test_a_run_stored_with_old_field_names_is_upgraded(tmp_path):
+    """Old names are read, compared and saved in stored runs, but rejected in a user's config."""
     run = dataclasses.replace(RUN, model=MEANT)
-    old = listed(run) | {"model": FLAT}
+    old = plain(run) | {"model": FLAT}
     file = write(tmp_path, old)
     assert load_stored(file) == from_stored(old, "here") == run
     assert find_changes(old, run) == []
@@ -211,8 +211,8 @@ def test_a_run_that_was_stored_with_old_names_is_the_same_run(tmp_path):
     assert file.read_text() == before
 
 
-def test_an_unknown_field_like_no_other_is_named_with_those_known(tmp_path):
-    (line,) = problems(tmp_path, listed(RUN) | {"mesh": {"zzz": 1}})
+def test_an_unknown_field_without_a_near_match_lists_the_known_fields(tmp_path):
+    (line,) = problems(tmp_path, plain(RUN) | {"mesh": {"zzz": 1}})
     assert "mesh.zzz" in line
     assert all(axis in line for axis in ("data", "fsdp", "tensor"))
 
@@ -230,26 +230,26 @@ def test_an_unknown_field_like_no_other_is_named_with_those_known(tmp_path):
         ("model", {"pattern": [{"seez": "all"}]}, "'model.pattern.0.seez'; did you mean 'sees'?"),
     ],
 )
-def test_data_and_models_are_told_apart_by_their_fields(field, given, said, tmp_path):
-    """And what is wrong is said of the one that was meant alone."""
-    data = listed(RUN)
+def test_errors_concern_only_the_class_that_the_fields_select(field, given, said, tmp_path):
+    """No error mentions the other classes of the union."""
+    data = plain(RUN)
     data[field] = {**data["model"], **given} if field == "model" and given != 3 else given
     (line,) = problems(tmp_path, data)
     assert said in line
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_run_of_any_model_is_saved_and_loaded(kind, tmp_path):
+def test_a_run_of_every_model_kind_is_saved_and_loaded(kind, tmp_path):
     config = dataclasses.replace(RUN, model=CONFIGS[kind], data=TaskConfig(task="copy"))
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
-    assert from_dict(listed(config), "here") == config
+    assert from_dict(plain(config), "here") == config
 
 
 @pytest.mark.parametrize(
     ("kind", "path"), [("pooled", "model"), ("vectors given vectors", "model.decoder")]
 )
-def test_fields_of_any_model_and_data_can_be_overridden(kind, path, tmp_path, capsys):
+def test_fields_of_union_types_can_be_overridden(kind, path, tmp_path, capsys):
     run = dataclasses.replace(RUN, model=CONFIGS[kind], data=TaskConfig(task="sum"))
     save_config(run, tmp_path / "run.yaml")
     overrides = [f"--{path}.num-layers", "7", "--data.seed", "3", "--data.task", "copy"]
@@ -262,8 +262,8 @@ def test_fields_of_any_model_and_data_can_be_overridden(kind, path, tmp_path, ca
     assert f"--{path}.num-layers" in output.err + output.out
 
 
-def test_an_unknown_field_of_the_rope_scaling(tmp_path):
-    data = listed(RUN)
+def test_an_unknown_field_of_rope_scaling_is_reported(tmp_path):
+    data = plain(RUN)
     data["model"]["rope"]["scaling"] = {"kind": "linear", "factor": 2.0, "facter": 2.0}
     (line,) = problems(tmp_path, data)
     assert "model.rope.scaling.facter" in line
@@ -295,20 +295,20 @@ def test_an_unknown_field_of_the_rope_scaling(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_value_that_will_not_do_is_named(changed, said, tmp_path):
+def test_an_invalid_value_is_reported(changed, said, tmp_path):
     lines = problems(tmp_path, SMALLEST | changed)
     assert any(all(part in line for part in said) for line in lines), lines
     assert all(line.startswith(str(tmp_path / "run.yaml")) for line in lines)
 
 
 @pytest.mark.parametrize("name", ["output", "steps", "batch_size", "seq_len"])
-def test_a_missing_field_is_named(name, tmp_path):
+def test_a_missing_required_field_is_reported(name, tmp_path):
     (line,) = problems(tmp_path, {k: v for k, v in SMALLEST.items() if k != name})
     assert f"{name} is missing" in line
 
 
-def test_every_problem_is_in_one_error(tmp_path):
-    data = listed(RUN) | {"stepz": 1, "seq_len": "long"}
+def test_one_error_lists_every_problem(tmp_path):
+    data = plain(RUN) | {"stepz": 1, "seq_len": "long"}
     del data["output"]
     data["optimizer"]["b3"] = 0.9
     data["model"]["head_dim"] = "wide"
@@ -320,7 +320,7 @@ def test_every_problem_is_in_one_error(tmp_path):
     assert len(lines) == 6
 
 
-def test_files_that_are_no_config(tmp_path):
+def test_files_that_are_not_configs_are_reported(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
         load_config(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("steps: [1\nseq_len: 2")
@@ -334,8 +334,8 @@ def test_files_that_are_no_config(tmp_path):
         load_config(tmp_path / "list.yaml")
 
 
-def test_numbers_as_yaml_spells_them(tmp_path):
-    """YAML 1.1 takes 1e-4 for a string."""
+def test_numbers_in_yaml_notation_are_read(tmp_path):
+    """YAML 1.1 reads 1e-4 as a string."""
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(SMALLEST) + "optimizer: {learning_rate: 1e-4, b2: .95}\n")
     config = load_config(file)
@@ -357,7 +357,7 @@ def test_overrides_replace_single_fields(tmp_path):
     )
 
 
-def test_an_unknown_override_ends_with_a_suggestion(tmp_path, capsys):
+def test_an_unknown_override_exits_with_a_suggestion(tmp_path, capsys):
     save_config(RUN, tmp_path / "run.yaml")
     with pytest.raises(SystemExit) as caught:
         load_config(tmp_path / "run.yaml", ["--optimizer.learning-rat", "1"])
@@ -366,7 +366,7 @@ def test_an_unknown_override_ends_with_a_suggestion(tmp_path, capsys):
     assert "--optimizer.learning-rate" in output.err + output.out
 
 
-def test_an_override_that_will_not_do_is_named(tmp_path, capsys):
+def test_an_invalid_override_is_reported(tmp_path, capsys):
     save_config(RUN, tmp_path / "run.yaml")
     with pytest.raises(SystemExit) as caught:
         load_config(tmp_path / "run.yaml", ["--batch-size", "9", "--accumulate", "2"])
@@ -374,11 +374,11 @@ def test_an_override_that_will_not_do_is_named(tmp_path, capsys):
     assert "batch_size=9" in capsys.readouterr().err
 
 
-# What a resumed run may change, and what it may not.
+# Changes to a resumed run.
 
 
-def test_nothing_has_changed():
-    assert find_changes(listed(RUN), RUN) == []
+def test_an_unchanged_config_has_no_changes():
+    assert find_changes(plain(RUN), RUN) == []
 
 
 @pytest.mark.parametrize(
@@ -403,11 +403,11 @@ def test_nothing_has_changed():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_change_of_the_numbers_is_named_with_both_values(changed, line):
-    assert find_changes(listed(RUN), dataclasses.replace(RUN, **changed)) == [line]
+def test_a_change_that_affects_numbers_is_reported_with_both_values(changed, line):
+    assert find_changes(plain(RUN), dataclasses.replace(RUN, **changed)) == [line]
 
 
-def test_where_and_how_a_run_runs_may_change():
+def test_changes_of_where_and_how_a_run_runs_are_allowed():
     free = {
         "output": "elsewhere",
         "mesh": MeshConfig(data=8),
@@ -419,15 +419,15 @@ def test_where_and_how_a_run_runs_may_change():
         "tensorboard": True,
         "wandb": "project",
     }
-    assert find_changes(listed(RUN), dataclasses.replace(RUN, **free)) == []
+    assert find_changes(plain(RUN), dataclasses.replace(RUN, **free)) == []
     assert set(free) | {"init_from"} == set(FREE_ON_RESUME)
 
 
-def test_every_change_is_named():
+def test_every_change_is_reported():
     now = dataclasses.replace(
         RUN, seed=3, steps=30, optimizer=dataclasses.replace(RUN.optimizer, eps=1e-6)
     )
-    assert [line.partition(":")[0] for line in find_changes(listed(RUN), now)] == [
+    assert [line.partition(":")[0] for line in find_changes(plain(RUN), now)] == [
         "steps",
         "optimizer.eps",
         "seed",

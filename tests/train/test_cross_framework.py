@@ -1,4 +1,4 @@
-"""A run that is begun from a state of AdamW: what its config must say, and what is written."""
+"""Runs started from an AdamW state: config checks, written files, and reading the state back."""
 
 import dataclasses
 from collections.abc import Callable
@@ -46,23 +46,23 @@ def model_of(config: TrainConfig):
 
 
 def state_for(config: TrainConfig, **changes: object) -> AdamWState:
-    """The state of AdamW in the run of a config."""
-    told, names = config.optimizer, named_parameters(model_of(config))
+    """A random AdamW state that matches the config."""
+    settings, names = config.optimizer, named_parameters(model_of(config))
     rng = np.random.default_rng(0)
-    drawn = {
+    moments = {
         name: rng.standard_normal(v.get_value().shape).astype(np.float32)
         for name, v in names.items()
     }
     state = AdamWState(
         step=TAKEN,
-        mu=drawn,
-        nu={name: x**2 for name, x in drawn.items()},
-        learning_rate=float(make_schedule(told, STEPS)(TAKEN)),
-        b1=told.b1,
-        b2=told.b2,
-        eps=told.eps,
+        mu=moments,
+        nu={name: x**2 for name, x in moments.items()},
+        learning_rate=float(make_schedule(settings, STEPS)(TAKEN)),
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
         weight_decay={
-            name: told.weight_decay if "norm" not in name or told.decay_all else 0.0
+            name: settings.weight_decay if "norm" not in name or settings.decay_all else 0.0
             for name in names
         },
     )
@@ -70,7 +70,7 @@ def state_for(config: TrainConfig, **changes: object) -> AdamWState:
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_what_is_written_is_read(make, decay_all):
+def test_a_written_state_is_read_back(make, decay_all):
     config = make(decay_all=decay_all)
     given = state_for(config)
     write_run(config, model_of(config), given)
@@ -84,8 +84,8 @@ def test_what_is_written_is_read(make, decay_all):
     assert [file.name for file in Path(config.output).parent.iterdir()] == ["text.txt", "run"]
 
 
-def test_norms_decay_if_they_are_told_to():
-    """With a gradient of zero, decay is all that moves a parameter."""
+def test_norms_decay_only_with_decay_all():
+    """With zero gradients, only weight decay changes a parameter."""
     from jaxllm.params import split
     from jaxllm.train.optimizers.adamw import make_optimizer
 
@@ -102,33 +102,33 @@ def test_norms_decay_if_they_are_told_to():
     assert moved[False] == 0 < moved[True]
 
 
-def test_the_rate_may_be_that_of_the_last_step_or_of_the_next(make):
+def test_the_learning_rate_may_belong_to_the_last_step_or_the_next(make):
     config = make()
     schedule = make_schedule(config.optimizer, STEPS)
     write_run(config, model_of(config), state_for(config, learning_rate=float(schedule(TAKEN - 1))))
     assert train(config, resume=True).model is not None
 
 
-def test_all_that_differs_is_said_and_nothing_written(make):
+def test_every_mismatch_is_reported_and_nothing_is_written(make):
     config = make()
     state = state_for(config, b1=0.8, eps=1e-6, learning_rate=1.0)
     state = dataclasses.replace(state, weight_decay={**state.weight_decay, "final_norm.scale": 0.1})
     with pytest.raises(ConfigError) as error:
         write_run(config, model_of(config), state)
-    for said in (
-        "optimizer.b1=0.9 in the config, 0.8 in the optimizer's state",
-        "optimizer.eps=1e-08 in the config, 1e-06 in the optimizer's state",
-        "final_norm.scale decays by 0.0 in the config, by 0.1 in the optimizer's state",
-        "the learning rate is 1 in the optimizer's state; the config's schedule gives",
+    for message in (
+        "optimizer.b1 is 0.9 in the config and 0.8 in the optimizer state",
+        "optimizer.eps is 1e-08 in the config and 1e-06 in the optimizer state",
+        "the weight decay of final_norm.scale is 0.0 in the config and 0.1 in the optimizer state",
+        "the learning rate is 1 in the optimizer state, but the config's schedule gives",
     ):
-        assert said in str(error.value)
+        assert message in str(error.value)
     assert "b2" not in str(error.value)
     assert not Path(config.output).exists()
 
 
-def test_a_run_that_is_over_or_taken_is_refused(make, tmp_path):
+def test_a_finished_run_and_an_occupied_folder_are_rejected(make, tmp_path):
     config = make()
-    with pytest.raises(ConfigError, match="steps=6 in the config, 6 are taken already"):
+    with pytest.raises(ConfigError, match=r"steps=6 in the config, .* has already taken 6 steps"):
         write_run(config, model_of(config), state_for(config, step=6))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
@@ -137,19 +137,19 @@ def test_a_run_that_is_over_or_taken_is_refused(make, tmp_path):
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-def test_a_failure_leaves_nothing_behind(make, tmp_path):
-    """Here, that the config describes a model of its own, which is seen late."""
+def test_a_failure_leaves_no_files_behind(make, tmp_path):
+    """The config has both weights and a model, which is detected only after writing has begun."""
     config = make()
     model = model_of(config)
     config = dataclasses.replace(config, init_from=None, model=model.config)
-    with pytest.raises(ConfigError, match="use init_from"):
+    with pytest.raises(ConfigError, match="set init_from"):
         write_run(config, model, state_for(config))
     assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
 
 
-def test_a_model_that_was_not_trained_has_no_optimizer(tmp_path):
+def test_a_converted_model_has_no_optimizer_state(tmp_path):
     from jaxllm.interop import save_pretrained
 
     save_pretrained(random_model(head_dim=8), tmp_path / "native", format="native")
-    with pytest.raises(ConfigError, match="was not trained here: it has no optimizer"):
+    with pytest.raises(ConfigError, match="holds a model without optimizer state"):
         read_state(tmp_path / "native" / "checkpoints" / "0")

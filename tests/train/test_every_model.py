@@ -1,6 +1,6 @@
-"""Each kind of model learns: the runs of configs/ reach the loss that their head states.
+"""Every kind of model learns: the runs in configs/ reach the loss stated in their header.
 
-On one device, as they are run by hand, in a process of their own.
+They run on a single device, as a user would run them, in a process of their own.
 """
 
 import dataclasses
@@ -31,19 +31,19 @@ NAMES = [
 SCRIPT = """
 import dataclasses, sys
 from jaxllm.train import load_config, train
-from jaxllm.train.vectors import VectorsConfig
+from jaxllm.train.data.vectors import VectorsConfig
 folder, shuffled, *paths = sys.argv[1:]
 for path in paths:
     config = dataclasses.replace(load_config(path), tensorboard=False)
     train(dataclasses.replace(config, output=f"{folder}/{config.output}"))
-    if config.output == "runs/components_regression":  # the control: labels of other rows
+    if config.output == "runs/components_regression":  # control: shuffled targets
         data = VectorsConfig(vectors=shuffled, held_out=0.1)
         train(dataclasses.replace(config, output=f"{folder}/shuffled", data=data))
 """
 
 
 def rows_of(name: str, count: int) -> dict[str, np.ndarray]:
-    """Held-out examples of a task."""
+    """The first held-out examples of a run."""
     config = load_config(CONFIGS / f"{name}.yaml")
     examples = config.data.load(build_abstract(config.model), config.seq_len)
     return examples.held_out.take(np.arange(count))
@@ -51,7 +51,7 @@ def rows_of(name: str, count: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where all runs are done."""
+    """The folder with the outputs of all runs."""
     folder = tmp_path_factory.mktemp("runs")
     rows = rows_of("components_regression", 1000)
     targets = np.random.default_rng(0).permutation(rows["targets"])
@@ -66,51 +66,52 @@ def folder(tmp_path_factory) -> Path:
 
 
 def held_out(run: Path) -> list[float]:
-    """The losses from before the first step to the last one."""
+    """The held-out losses, from before the first step to the last step."""
     records = read_metrics(run / "metrics.jsonl")
     return [record["held_out_loss"] for record in records if "held_out_loss" in record]
 
 
 def stated(name: str) -> float:
-    head = (CONFIGS / f"{name}.yaml").read_text()
-    return float(re.search(r"held-out loss below ([\d.]+\d)", head)[1])
+    """The held-out loss that the header of a config promises."""
+    header = (CONFIGS / f"{name}.yaml").read_text()
+    return float(re.search(r"held-out loss below ([\d.]+\d)", header)[1])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_reaches_its_loss_and_untrained_does_not(name, folder):
+def test_training_reaches_the_stated_held_out_loss(name, folder):
     first, *_, last = held_out(folder / "runs" / name)
     assert last < stated(name) < first / 1.5
-    head = (CONFIGS / f"{name}.yaml").read_text()
-    assert float(re.search(r"untrained ([\d.]+\d)", head)[1]) == pytest.approx(first, abs=0.01)
+    header = (CONFIGS / f"{name}.yaml").read_text()
+    assert float(re.search(r"untrained ([\d.]+\d)", header)[1]) == pytest.approx(first, abs=0.01)
 
 
-def test_shuffled_targets_teach_no_more_than_their_mean(folder):
-    """A constant guesses their variance: 8 numbers between -1 and 1 are added."""
+def test_shuffled_targets_are_not_learned(folder):
+    """A constant prediction has the loss 8/3: the variance of a sum of 8 numbers in [-1, 1]."""
     *_, last = held_out(folder / "shuffled")
     assert last > 0.8 * 8 / 3 > 50 * stated("components_regression")
 
 
 @pytest.mark.parametrize("name", ["tlama", "nima_gpt"])
-def test_text_is_told_from_more_than_how_frequent_bytes_are(name):
+def test_text_loss_is_below_the_entropy_of_byte_frequencies(name):
     text = load_corpus(load_config(CONFIGS / f"{name}.yaml").data).held_out
     counts = np.bincount(text)
     share = counts[counts > 0] / len(text)
     assert stated(name) < -np.sum(share * np.log(share)) - 0.2
 
 
-def test_waves_are_told_from_more_than_the_last_vector():
+def test_wave_loss_is_below_that_of_repeating_the_last_vector():
     rows = rows_of("components_autoregressive", 500)
     error = np.mean((rows["targets"] - rows["inputs"]) ** 2)
     assert error == pytest.approx(0.39, abs=0.02)
     assert stated("components_autoregressive") < error / 3
 
 
-def test_colours_of_unseen_images_are_named(folder):
+def test_colours_of_held_out_images_are_predicted(folder):
     rows = rows_of("llm", 256)
     model = load_pretrained(folder / "runs" / "llm")
 
     @jax.jit
-    def name_it(images):
+    def predict(images):
         tokens = jnp.asarray(rows["tokens"][:, :-1])
         return (
             model(tokens, image_embedding=model.embed_images(images, tokens))
@@ -120,20 +121,20 @@ def test_colours_of_unseen_images_are_named(folder):
 
     colours = rows["tokens"][:, -1]
     assert set(colours) == set(range(8))
-    assert np.mean(name_it(rows["images"]) == colours) > 0.95
-    other = np.roll(rows["images"], 1, axis=0)  # it looks at its own image
-    assert np.mean(name_it(other) == colours) < 0.3
+    assert np.mean(predict(rows["images"]) == colours) > 0.95
+    other = np.roll(rows["images"], 1, axis=0)  # control: the image of another row
+    assert np.mean(predict(other) == colours) < 0.3
 
 
-def test_tokens_are_copied(folder):
+def test_held_out_tokens_are_copied(folder):
     rows = rows_of("nima_transformer", 128)
     model = load_pretrained(folder / "runs" / "nima_transformer")
     tokens = rows["tokens"]
-    told = jax.jit(lambda *given: model(*given).logits.argmax(-1))(rows["source"], tokens[:, :-1])
-    assert np.mean(told == tokens[:, 1:]) > 0.95
+    predict = jax.jit(lambda *inputs: model(*inputs).logits.argmax(-1))
+    assert np.mean(predict(rows["source"], tokens[:, :-1]) == tokens[:, 1:]) > 0.95
 
 
-def test_what_was_not_trained_on_text_has_no_tokenizer_to_generate_with(folder, capsys):
+def test_generate_rejects_a_run_that_was_not_trained_on_text(folder, capsys):
     assert main(["generate", str(folder / "runs" / "llm"), "--prompt", "red"]) == 2
     assert (
         "was not trained on text, so it has no tokenizer; its data is TaskConfig"
@@ -141,8 +142,8 @@ def test_what_was_not_trained_on_text_has_no_tokenizer_to_generate_with(folder, 
     )
 
 
-def test_a_run_goes_on_from_another_s_weights(folder):
-    """`init_from` of a model over vectors: its first loss is the last one of the other run."""
+def test_init_from_starts_at_the_loss_of_the_source_run(folder):
+    """For a model over vectors: the first held-out loss is the last one of the source run."""
     source = folder / "runs" / "components_regression"
     config = load_config(CONFIGS / "components_regression.yaml")
     again = dataclasses.replace(

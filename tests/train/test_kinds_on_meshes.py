@@ -1,4 +1,4 @@
-"""Layouts change no number of any kind of model: a step on a mesh is that of one device."""
+"""Layout equality for every kind of model: a step on a mesh matches a single device."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_on_a_mesh_is_that_of_one_device(kind):
+def test_a_step_on_a_mesh_matches_a_single_device(kind):
     model, task, seq_len, mesh, accumulate = KINDS[kind]
     config = TrainConfig(
         output="nowhere",

@@ -1,4 +1,4 @@
-"""Runs: what they leave behind, what they refuse, and that an interruption changes no bit."""
+"""Training runs: outputs, rejected configs, and bitwise exact resume after an interruption."""
 
 import dataclasses
 import math
@@ -34,11 +34,12 @@ from jaxllm.train.metrics import read_metrics
 from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
-STEPS, SAVED, SEEN = 10, 4, 6  # of the run; at the newest checkpoint when it is killed; in its log
+# The steps of the run; of its newest checkpoint and in its log when it is killed.
+STEPS, SAVED, SEEN = 10, 4, 6
 REPOSITORY = Path(__file__).parents[2]
 TINY_BYTES = dataclasses.replace(TINY, vocab_size=256, num_layers=2)
 
-# Writes step 6 and then waits to be killed.
+# Logs step 6 and then waits to be killed.
 WAITING_RUN = f"""
 import sys, time
 from jaxllm.train import load_config, train
@@ -55,7 +56,7 @@ train(load_config(sys.argv[1]))
 
 
 def write_text(file: Path, seed: int) -> str:
-    """Words that can be learned, in an order that can not."""
+    """Writes words, which can be learned, in random order, which cannot."""
     words = ["the ", "mesh ", "is ", "a ", "shape ", "of ", "devices. "]
     file.write_text("".join(random.Random(seed).choices(words, k=900)))
     return str(file)
@@ -68,7 +69,7 @@ def text(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def make(text):
-    """The config of the run, with an output folder and changes."""
+    """Builds the config of the run, with an output folder and changes."""
 
     def config(output: Path, **changes: object) -> TrainConfig:
         run = TrainConfig(
@@ -100,7 +101,7 @@ def straight(make, tmp_path_factory) -> tuple[TrainConfig, TrainResult]:
 
 @pytest.fixture(scope="module")
 def killed(make, tmp_path_factory) -> Path:
-    """The folder of the same run, killed without notice after step 6, saved after step 4."""
+    """The folder of the same run, killed with SIGKILL after step 6; its checkpoint is step 4."""
     folder = tmp_path_factory.mktemp("killed")
     config = make(folder / "run")
     save_config(config, folder / "run.yaml")
@@ -123,7 +124,7 @@ def killed(make, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def interrupted(killed, tmp_path) -> Path:
-    """A copy of it, to be resumed."""
+    """A copy of the killed run, to be resumed."""
     return Path(shutil.copytree(killed, tmp_path / "run"))
 
 
@@ -145,12 +146,12 @@ def saved_steps(output: str | Path) -> list[int]:
 
 
 def saved_optimizer(output: str | Path) -> list[bytes]:
-    """The moments and counts of a run's last checkpoint."""
+    """The moments and counts of a run's last checkpoint, as bytes."""
     step = Path(output) / "checkpoints" / str(STEPS)
-    about = ocp.checkpointables_metadata(step).metadata["optimizer"]
-    alone = SingleDeviceSharding(jax.devices()[0])
+    metadata = ocp.checkpointables_metadata(step).metadata["optimizer"]
+    one_device = SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alone), about
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device), metadata
     )
     loaded = ocp.load_checkpointables(step, {"optimizer": target})
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded)]
@@ -167,7 +168,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_run_leaves_its_config_its_numbers_a_picture_and_checkpoints(straight):
+def test_a_run_writes_config_metrics_loss_plot_and_checkpoints(straight):
     config, result = straight
     folder = Path(config.output)
     assert {path.name for path in folder.iterdir()} == {
@@ -190,7 +191,7 @@ def test_a_run_leaves_its_config_its_numbers_a_picture_and_checkpoints(straight)
     assert trained[0]["loss"] == pytest.approx(math.log(256), rel=0.05)
 
 
-def test_the_model_that_is_returned_is_the_one_that_is_saved(straight):
+def test_the_returned_model_equals_the_last_checkpoint(straight):
     config, result = straight
     assert result.model.config == config.model
     assert bits(load_pretrained(config.output)) == bits(result.model)
@@ -199,8 +200,8 @@ def test_the_model_that_is_returned_is_the_one_that_is_saved(straight):
     assert earlier.config == config.model
 
 
-def test_every_checkpoint_that_is_due_is_written(straight, killed, tmp_path, make):
-    """Also where one comes before the last is on the disk, and while the next steps are taken."""
+def test_no_due_checkpoint_is_skipped(straight, killed, tmp_path, make):
+    """Also if one is due before the last is on disk; each has the state of its own step."""
     config = make(tmp_path / "run", save_every=1, keep=99)
     train(config)
     assert saved_steps(config.output) == list(range(1, STEPS + 1))
@@ -209,8 +210,8 @@ def test_every_checkpoint_that_is_due_is_written(straight, killed, tmp_path, mak
         assert bits(load_pretrained(ours)) == bits(load_pretrained(theirs))
 
 
-def test_its_first_loss_and_its_held_out_loss_are_those_of_its_data(straight):
-    """Computed anew: from the text to nats per token."""
+def test_the_held_out_loss_matches_a_direct_computation(straight):
+    """Recomputed from the text, without batching or sharding, in nats per token."""
     config, result = straight
     corpus = load_corpus(config.data)
     windows = Windows(corpus.held_out, config.seq_len)
@@ -222,7 +223,7 @@ def test_its_first_loss_and_its_held_out_loss_are_those_of_its_data(straight):
     assert result.held_out_loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_killed_and_resumed_no_bit_differs(straight, interrupted, make):
+def test_a_killed_and_resumed_run_is_bitwise_identical(straight, interrupted, make):
     config, result = straight
     assert saved_steps(interrupted) == [SAVED]
     resumed = train(make(interrupted), resume=True)
@@ -236,8 +237,8 @@ def test_killed_and_resumed_no_bit_differs(straight, interrupted, make):
     assert (interrupted / "loss.png").exists()
 
 
-def test_an_encoder_decoder_resumes_likewise(tmp_path):
-    """With dropout, microbatches and a task: its last checkpoint is lost, and made again."""
+def test_a_resumed_encoder_decoder_run_is_bitwise_identical(tmp_path):
+    """With dropout, gradient accumulation and a task; the last checkpoint is deleted and redone."""
     model = with_fields(CONFIGS["encoder-decoder"], dropout=0.2)
     config = TrainConfig(
         output=str(tmp_path / "run"),
@@ -268,10 +269,10 @@ def test_an_encoder_decoder_resumes_likewise(tmp_path):
     other = dataclasses.replace(config, output=str(copy), data=TaskConfig(task="copy", seed=1))
     with pytest.raises(ConfigError, match=r"data\.seed: 0 in the checkpoint, 1 now") as caught:
         train(other, resume=True)
-    assert "the data are not those" in str(caught.value)
+    assert "the data differ from those" in str(caught.value)
 
 
-def test_resumed_on_another_mesh_it_is_nearly_the_same(straight, interrupted, make):
+def test_resuming_on_another_mesh_stays_within_tolerance(straight, interrupted, make):
     config, result = straight
     resumed = train(make(interrupted, mesh=MeshConfig(data=8), log_every=3), resume=True)
     theirs = values(result.model)
@@ -285,7 +286,7 @@ def test_resumed_on_another_mesh_it_is_nearly_the_same(straight, interrupted, ma
     assert losses[0][:SAVED] == losses[1][:SAVED]
 
 
-def test_a_run_that_is_complete_has_nothing_to_resume(straight, tmp_path, make):
+def test_resuming_a_complete_run_changes_nothing(straight, tmp_path, make):
     config, result = straight
     folder = Path(shutil.copytree(config.output, tmp_path / "run"))
     again = train(make(folder), resume=True)
@@ -295,22 +296,22 @@ def test_a_run_that_is_complete_has_nothing_to_resume(straight, tmp_path, make):
     )
 
 
-def test_other_text_is_refused(interrupted, make, text, tmp_path):
+def test_resuming_with_other_text_is_rejected(interrupted, make, text, tmp_path):
     before = contents(interrupted)
     elsewhere = write_text(tmp_path / "other.txt", 1)
     with pytest.raises(ConfigError, match=r"data\.text"):
         train(make(interrupted, data=DataConfig(text=(elsewhere,), held_out=0.1)), resume=True)
     original = Path(text).read_text()
-    try:  # the same name, but not the same text
+    try:  # the same file name with other content
         Path(text).write_text(original[:-20] + "a" + original[-20:])
-        with pytest.raises(ConfigError, match="the data are not those"):
+        with pytest.raises(ConfigError, match="the data differ from those"):
             train(make(interrupted), resume=True)
     finally:
         Path(text).write_text(original)
     assert contents(interrupted) == before
 
 
-def test_other_numbers_are_refused_all_of_them_named(interrupted, make):
+def test_resuming_with_a_changed_config_reports_every_change(interrupted, make):
     before = contents(interrupted)
     changed = make(
         interrupted,
@@ -327,24 +328,24 @@ def test_other_numbers_are_refused_all_of_them_named(interrupted, make):
     assert contents(interrupted) == before
 
 
-def test_a_folder_with_a_run_is_left_alone(interrupted, make):
+def test_a_new_run_never_overwrites_another(interrupted, make):
     before = contents(interrupted)
-    with pytest.raises(ConfigError, match=r"holds a run of 4 steps: --resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run of 4 steps; use --resume"):
         train(make(interrupted))
     assert contents(interrupted) == before
 
 
-def test_nothing_to_resume(tmp_path, make):
+def test_resuming_without_a_checkpoint_is_rejected(tmp_path, make):
     with pytest.raises(ConfigError, match="no checkpoint to resume"):
         train(make(tmp_path / "run"), resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, make):
-    """The log says at which step; nothing of that step is saved."""
+def test_a_nonfinite_loss_stops_the_run(tmp_path, make):
+    """The log contains the failing step; its state is not saved."""
     model = random_model(vocab_size=256, num_layers=2)
     model.final_norm.scale.set_value(model.final_norm.scale[...].at[3].set(jnp.nan))
     config = make(tmp_path / "run", model=None, init_from="somewhere", save_every=1)
-    with pytest.raises(FloatingPointError, match=r"step 1: .*loss.*nan"):
+    with pytest.raises(FloatingPointError, match=r"step 1 has a metric that .*loss.*nan"):
         train(config, model)
     trained = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert [record["step"] for record in trained] == [1]
@@ -352,8 +353,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, make):
     assert saved_steps(tmp_path / "run") == []
 
 
-def test_it_starts_from_given_weights_and_may_compute_in_bfloat16(tmp_path, make, text):
-    """The parameters stay float32, and the checkpoint remembers where they came from."""
+def test_training_given_weights_with_bfloat16_activations(tmp_path, make, text):
+    """The parameters stay float32, and the checkpoint keeps their origin."""
     model = random_model(vocab_size=256, num_layers=2)
     model.origin = Origin(family="llama", config="{}", layout="{}", directory="/somewhere")
     before = values(model)
@@ -388,7 +389,7 @@ def test_it_starts_from_given_weights_and_may_compute_in_bfloat16(tmp_path, make
     assert result.held_out_loss == pytest.approx(float(total) / batch["mask"].sum(), rel=2e-2)
 
 
-def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
+def test_unsuitable_weights_are_rejected(tmp_path, make):
     config = make(tmp_path / "run", model=None, init_from="somewhere")
     for dtype in ("bfloat16", "float16"):
         with pytest.raises(ConfigError, match=rf"{dtype}.*dtype='float32'"):
@@ -400,7 +401,7 @@ def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
             )
     with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
         train(config, random_model(num_layers=2))
-    with pytest.raises(ConfigError, match="text trains a Decoder, not the EncoderDecoder"):
+    with pytest.raises(ConfigError, match=r"text trains a Decoder, but .* is EncoderDecoder"):
         train(config, random_of(CONFIGS["encoder-decoder"]))
     with pytest.raises(ConfigError, match="init_from"):
         train(config)
@@ -411,14 +412,16 @@ def test_given_weights_that_will_not_do_are_refused(tmp_path, make):
     ("changes", "said"),
     [
         ({"mesh": MeshConfig(fsdp=4)}, r"fsdp=4.* needs 4 devices, but there are 8"),
-        ({"accumulate": 4}, r"2 sequences do not divide .* 4 devices"),
-        ({"data": DataConfig(text=("nothing.txt",))}, r"nothing\.txt.*matches no file"),
-        ({"seq_len": 10000}, r"batch_size=8, but only 1 examples"),
+        ({"accumulate": 4}, r"2 sequences is not divisible .* 4 devices"),
+        ({"data": DataConfig(text=("nothing.txt",))}, r"no text file matches 'nothing\.txt'"),
+        ({"seq_len": 10000}, r"batch_size=8, but there are only 1 training examples"),
         ({"data": DataConfig(tokenizer="nowhere")}, r"nowhere"),
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_what_does_not_fit_is_named_before_anything_is_written(changes, said, tmp_path, make):
+def test_a_config_that_does_not_fit_is_rejected_before_anything_is_written(
+    changes, said, tmp_path, make
+):
     with pytest.raises(ConfigError, match=said):
         train(make(tmp_path / "run", **changes))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

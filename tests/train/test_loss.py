@@ -1,7 +1,8 @@
-"""The loss of the next token: PyTorch's, however it is chunked, masked or differentiated."""
+"""Next-token loss: equal to PyTorch's with any chunking and masking, and so are its gradients."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def value_and_gradient(params, bind, tokens, mask_BT, chunk):
     return jax.value_and_grad(lambda p: next_token_loss(bind(p), batch, chunk)[0])(params)
 
 
-def test_it_is_the_sum_of_torch_s_cross_entropy_where_the_mask_is(model, batch):
+def test_loss_is_the_masked_sum_of_torch_cross_entropy(model, batch):
     tokens, mask_BT = batch
     logits = torch.tensor(np.asarray(model(tokens[:, :-1]).logits))
     expected = torch.nn.functional.cross_entropy(
@@ -54,19 +55,22 @@ def test_it_is_the_sum_of_torch_s_cross_entropy_where_the_mask_is(model, batch):
 
 
 @pytest.mark.parametrize(("chunk", "tied"), [(1, False), (4, False), (4, True), (12, False)])
-def test_chunks_change_neither_value_nor_gradient(chunk, tied, batch):
-    """Chunks of one token, and chunks of which the last is not full."""
+def test_chunking_changes_neither_loss_nor_gradient(chunk, tied, batch):
+    """With chunks of one token, and with a partly filled last chunk."""
     bind, params = split(random_model(head=HeadConfig(tied=tied), num_layers=1))
-    whole, gradient = value_and_gradient(params, bind, *batch, T)
-    value, found = value_and_gradient(params, bind, *batch, chunk)
-    assert float(value) == pytest.approx(float(whole), rel=TOLERANCE)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
+    expected_loss, expected_gradient = value_and_gradient(params, bind, *batch, T)
+    loss, gradient = value_and_gradient(params, bind, *batch, chunk)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=TOLERANCE)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, expected_gradient)
+    for ours, theirs in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True
+    ):
         assert relative_l2(ours, theirs) < TOLERANCE
 
 
 @pytest.mark.parametrize("chunk", [4, 512])
-def test_what_is_masked_does_not_count(model, batch, chunk):
-    """The last token of each row is only a target; where it is masked it may be anything."""
+def test_masked_targets_do_not_count(model, batch, chunk):
+    """The last token of a row is only a target, so it has no effect if it is masked out."""
     tokens, mask_BT = batch[0], batch[1].copy()
     mask_BT[:, -1] = False
     changed = tokens.copy()
@@ -78,7 +82,7 @@ def test_what_is_masked_does_not_count(model, batch, chunk):
     assert float(loss_of(model, tokens, np.zeros_like(mask_BT), chunk)) == 0
 
 
-def test_losses_of_parts_add_up(model, batch):
+def test_losses_over_disjoint_masks_add_up(model, batch):
     tokens, mask_BT = batch
     parts = [loss_of(model, tokens, mask_BT & (np.arange(T) % 3 == i), 4) for i in range(3)]
     assert float(sum(parts)) == pytest.approx(float(loss_of(model, tokens, mask_BT, 4)), rel=1e-5)
@@ -90,10 +94,10 @@ def test_cross_entropy_of_large_logits_is_finite():
     np.testing.assert_array_equal(cross_entropy(logits, targets), [[0, 0]])
     np.testing.assert_allclose(cross_entropy(logits, 1 - targets), [[2e4, 2e30]], rtol=1e-6)
     gradient = jax.grad(lambda logits: cross_entropy(logits, targets).sum())(logits)
-    assert np.isfinite(gradient).all()
+    chex.assert_tree_all_finite(gradient)
 
 
-def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary():
+def test_a_uniform_prediction_has_loss_log_vocab_size():
     model = random_model()
     model.lm_head.kernel.set_value(jnp.zeros_like(model.lm_head.kernel[...]))
     tokens = np.zeros((2, 6), np.int32)
@@ -101,14 +105,14 @@ def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary():
     assert float(loss) == pytest.approx(10 * np.log(TINY.vocab_size), rel=1e-6)
 
 
-def test_chunks_save_the_memory_of_the_logits():
-    """128 tokens and 8192 words: all logits are 4 MiB, a chunk's 0.25 MiB."""
+def test_chunking_saves_the_memory_of_the_logits():
+    """With 128 tokens and a vocabulary of 8192, all logits take 4 MiB and a chunk's 0.25 MiB."""
     model = random_model(vocab_size=8192, num_layers=1)
     graphdef, state = nnx.split(model)
     tokens = jax.ShapeDtypeStruct((1, 129), jnp.int32)
     mask_BT = jax.ShapeDtypeStruct((1, 128), bool)
 
-    def temporary(chunk: int) -> int:
+    def temporary_bytes(chunk: int) -> int:
         def loss(state, tokens, mask_BT):
             batch = {"tokens": tokens, "mask": mask_BT}
             return next_token_loss(nnx.merge(graphdef, state), batch, chunk)[0]
@@ -116,4 +120,4 @@ def test_chunks_save_the_memory_of_the_logits():
         compiled = jax.jit(jax.grad(loss)).lower(state, tokens, mask_BT).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary(128) - temporary(8) > 4 * 2**20
+    assert temporary_bytes(128) - temporary_bytes(8) > 4 * 2**20

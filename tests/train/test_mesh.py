@@ -1,4 +1,4 @@
-"""The mesh: every axis, as many devices as there are, and errors that say what to do."""
+"""Device meshes: axis sizes, the number of devices, and error messages."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from jaxllm.errors import UserError
 from jaxllm.train.mesh import MeshConfig, make_mesh
 
 
-def test_axes_that_are_not_named_have_size_1():
+def test_unnamed_axes_have_size_1():
     assert dict(make_mesh(fsdp=4, tensor=2).shape) == {
         "data": 1,
         "fsdp": 4,
@@ -15,7 +15,7 @@ def test_axes_that_are_not_named_have_size_1():
     }
 
 
-def test_a_mesh_over_other_devices_than_there_are_says_how_many():
+def test_a_wrong_number_of_devices_is_reported():
     with pytest.raises(UserError, match=r"fsdp=3 needs 3 devices, but there are 8") as error:
         make_mesh(fsdp=3)
     assert "JAX_NUM_CPU_DEVICES=3" in str(error.value)
@@ -23,8 +23,8 @@ def test_a_mesh_over_other_devices_than_there_are_says_how_many():
         make_mesh()
 
 
-def test_an_unknown_axis_is_named_with_those_known():
-    with pytest.raises(UserError, match="unknown mesh axis pipeline; known are data, fsdp"):
+def test_an_unknown_axis_is_reported_with_the_known_ones():
+    with pytest.raises(UserError, match="unknown mesh axis pipeline; the axes are data, fsdp"):
         make_mesh(pipeline=8)
 
 

@@ -1,4 +1,4 @@
-"""The metrics file survives kills and resumes exactly; progress lines stay plain off a terminal."""
+"""Metric logging: exact records, resume after a kill, TensorBoard, W&B and progress lines."""
 
 import io
 import json
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 
 @given(st.lists(st.floats(allow_nan=False), max_size=5))
-def test_numbers_come_back_bit_for_bit(tmp_path_factory, losses):
+def test_numbers_are_read_back_exactly(tmp_path_factory, losses):
     folder = tmp_path_factory.mktemp("run")
     with MetricLog(folder) as log:
         for step, loss in enumerate(losses):
@@ -29,7 +29,7 @@ def test_numbers_come_back_bit_for_bit(tmp_path_factory, losses):
     assert list(map(repr, found)) == list(map(repr, losses))
 
 
-def test_arrays_become_numbers_and_counts_stay_whole(tmp_path):
+def test_arrays_become_numbers_and_integers_stay_integers(tmp_path):
     with MetricLog(tmp_path) as log:
         log.write(3, {"loss": np.float32(0.1), "tokens": 512, "norm": np.array(2.0)})
         log.write(4, {"loss": math.nan})
@@ -38,7 +38,7 @@ def test_arrays_become_numbers_and_counts_stay_whole(tmp_path):
     assert math.isnan(json.loads(second)["loss"])
 
 
-def test_every_line_is_there_before_the_run_ends(tmp_path):
+def test_every_line_is_flushed_immediately(tmp_path):
     with MetricLog(tmp_path) as log:
         log.write(1, {"loss": 2.0})
         assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
@@ -53,7 +53,7 @@ def write_run(folder, steps, **options):
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 40))
-def test_a_killed_and_resumed_run_leaves_the_file_of_one_that_was_not(
+def test_a_resumed_run_writes_the_same_file_as_an_uninterrupted_one(
     tmp_path_factory, saved, more, torn
 ):
     straight, resumed = (tmp_path_factory.mktemp("run") for _ in range(2))
@@ -66,7 +66,7 @@ def test_a_killed_and_resumed_run_leaves_the_file_of_one_that_was_not(
     assert [file.name for file in resumed.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_new_run_sets_the_numbers_of_another_aside(tmp_path):
+def test_a_new_run_moves_an_existing_file_aside(tmp_path):
     write_run(tmp_path, range(3))
     old = (tmp_path / "metrics.jsonl").read_text()
     write_run(tmp_path, range(1))
@@ -76,14 +76,14 @@ def test_a_new_run_sets_the_numbers_of_another_aside(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', ""])
-def test_a_line_that_is_no_record_is_named(tmp_path, line):
+def test_an_invalid_line_is_reported(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
         read_metrics(path)
 
 
-def test_tensorboard_gets_the_numbers_only_if_asked(tmp_path):
+def test_tensorboard_is_written_only_on_request(tmp_path):
     pytest.importorskip("tensorboardX")
     write_run(tmp_path / "plain", range(2))
     write_run(tmp_path / "asked", range(2), tensorboard=True)
@@ -92,7 +92,7 @@ def test_tensorboard_gets_the_numbers_only_if_asked(tmp_path):
     assert b"held_out_loss" in events.read_bytes()
 
 
-def test_wandb_continues_the_same_run_and_starts_another_for_a_new_one(tmp_path, monkeypatch):
+def test_wandb_resumes_the_same_run_and_starts_a_new_one_for_a_new_run(tmp_path, monkeypatch):
     runs, logged = [], []
 
     def init(**options):
@@ -117,10 +117,10 @@ def test_wandb_continues_the_same_run_and_starts_another_for_a_new_one(tmp_path,
 @pytest.mark.parametrize(
     ("options", "extra"), [({"tensorboard": True}, "tensorboard"), ({"wandb": "p"}, "wandb")]
 )
-def test_what_is_asked_for_and_not_installed_is_named(tmp_path, monkeypatch, options, extra):
+def test_a_missing_logging_package_is_reported(tmp_path, monkeypatch, options, extra):
     for module in ("tensorboardX", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"pip install jaxllm\[{extra}\]"):
+    with pytest.raises(ModuleNotFoundError, match=rf"pip install 'jaxllm\[{extra}\]'"):
         MetricLog(tmp_path, **options)
 
 
@@ -131,7 +131,7 @@ def run_progress(stream, steps=range(1, 31), **options):
     return stream.getvalue()
 
 
-def test_progress_elsewhere_than_on_a_terminal_is_a_plain_line_now_and_then(monkeypatch):
+def test_progress_off_a_terminal_is_plain_lines(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     text = run_progress(io.StringIO(), steps=range(1, 31), log_every=20)
     first, last = text.splitlines()
@@ -141,7 +141,7 @@ def test_progress_elsewhere_than_on_a_terminal_is_a_plain_line_now_and_then(monk
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-def test_speed_and_time_left_follow_the_clock():
+def test_speed_and_remaining_time_follow_the_clock():
     stream = io.StringIO()
     progress = Progress(30, start=10, tokens_per_step=512, log_every=5, stream=stream)
     clock = iter(range(0, 100, 2))
@@ -151,7 +151,7 @@ def test_speed_and_time_left_follow_the_clock():
     assert stream.getvalue() == "step 15/30  loss 1.0000  256 tokens/s  0:00:30 left\n"
 
 
-def test_progress_on_a_terminal_is_one_line_rewritten(monkeypatch):
+def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = run_progress(Terminal())
     assert "\x1b[" in text
@@ -159,6 +159,6 @@ def test_progress_on_a_terminal_is_one_line_rewritten(monkeypatch):
     assert "loss 0.1667" in text
 
 
-def test_a_terminal_that_cannot_rewrite_lines_gets_plain_ones(monkeypatch):
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     assert "\x1b" not in run_progress(Terminal())

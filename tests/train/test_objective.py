@@ -1,4 +1,4 @@
-"""What each kind of model learns from a batch: the losses of PyTorch, and their gradients."""
+"""Training objectives: the loss and gradient of every kind of model match PyTorch's losses."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-5  # relative, float32
 
 
 def output(model, kind: str, batch: dict):
-    """What the model says, by its public call, row by row where rows could be mixed up."""
+    """The outputs of the model's public call; row by row where rows could be mixed up."""
     if kind == "sees images":
         rows = [
             model(
@@ -44,7 +44,7 @@ def output(model, kind: str, batch: dict):
 
 
 def torch_loss(out, batch: dict) -> tuple[float, np.ndarray]:
-    """The sum over targets that count, by PyTorch, and its gradient with respect to the output."""
+    """PyTorch's loss summed over targets that count, and its gradient by the model's output."""
     given = torch.tensor(np.asarray(out), requires_grad=True)
     mask = torch.tensor(batch["mask"]).float()
     if "tokens" in batch:
@@ -61,8 +61,8 @@ def torch_loss(out, batch: dict) -> tuple[float, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_loss_and_gradient_are_those_of_torch(kind):
-    """The gradient of PyTorch's loss with respect to the output, carried on to the parameters."""
+def test_loss_and_gradient_match_torch(kind):
+    """PyTorch's gradient by the output is backpropagated to the parameters with `jax.vjp`."""
     model, batch = random_of(CONFIGS[kind]), batch_of(kind)
     bind, params = split(model)
     out, pull = jax.vjp(jax.jit(lambda params: output(bind(params), kind, batch)), params)
@@ -81,7 +81,7 @@ def test_loss_and_gradient_are_those_of_torch(kind):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_what_is_masked_does_not_count(kind):
+def test_masked_targets_do_not_count(kind):
     model, batch = random_of(CONFIGS[kind]), batch_of(kind)
     loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, 512)[0])
     parts = [
@@ -98,7 +98,7 @@ def test_what_is_masked_does_not_count(kind):
     assert float(loss({**batch, "mask": np.zeros_like(batch["mask"])})) == 0
 
 
-def test_experts_add_their_loss_in_each_stack():
+def test_experts_add_an_auxiliary_loss_in_each_stack():
     config = CONFIGS["each vector"]
     sparse = {"pattern": config.pattern, "experts": config.experts}
     for kind in ("each vector", "vectors given vectors"):
@@ -114,7 +114,7 @@ def test_experts_add_their_loss_in_each_stack():
         assert float(losses[0.0][0]) == float(losses[0.3][0])
 
 
-def test_padding_of_a_source_is_not_read():
+def test_source_padding_has_no_effect():
     model, batch = random_of(CONFIGS["encoder-decoder"]), batch_of("encoder-decoder")
     loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, 512)[0])
     other = np.where(batch["source_mask"], batch["source"], 7)
@@ -123,8 +123,8 @@ def test_padding_of_a_source_is_not_read():
     assert float(loss(read)) != pytest.approx(float(loss(batch)), rel=1e-4)
 
 
-def test_an_image_counts_in_its_own_row():
-    """And the images of other rows do not."""
+def test_an_image_affects_only_its_own_row():
+    """The images of other rows do not change its loss."""
     model, batch = random_of(CONFIGS["sees images"]), batch_of("sees images")
     loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, 512)[0])
     first = {**batch, "mask": batch["mask"] & (np.arange(B) == 0)[:, None]}

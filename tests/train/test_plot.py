@@ -1,4 +1,4 @@
-"""The pictures of a run."""
+"""Plots of a run: loss curves and learning-rate schedules."""
 
 import json
 import struct
@@ -28,19 +28,19 @@ def size_of(png):
         + [{"step": 8, "held_out_loss": 1}],
     ],
 )
-def test_the_picture_is_a_png_of_the_stated_size(tmp_path, records):
+def test_the_loss_plot_is_a_png_of_the_stated_size(tmp_path, records):
     png = tmp_path / "loss.png"
     plot_losses(write(tmp_path / "metrics.jsonl", *records), png, "nats")
     assert size_of(png) == (1200, 700)
 
 
-def test_a_schedule_is_drawn_likewise(tmp_path):
+def test_the_schedule_plot_is_a_png_of_the_stated_size(tmp_path):
     png = tmp_path / "schedule.png"
     plot_schedule(OptimizerConfig(warmup_steps=10, decay="multi_step"), 100, png)
     assert size_of(png) == (1200, 700)
 
 
-def test_a_file_without_losses_is_named(tmp_path):
+def test_a_file_without_losses_is_reported(tmp_path):
     path = write(tmp_path / "metrics.jsonl", {"step": 1, "norm": 2.0})
-    with pytest.raises(ValueError, match=r"metrics\.jsonl has no line with a loss"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no record with a loss"):
         plot_losses(path, tmp_path / "loss.png", "nats")

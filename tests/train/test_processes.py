@@ -1,4 +1,4 @@
-"""Two processes of four devices train what one process of eight devices trains."""
+"""Multi-process training: two processes with four devices match one process with eight."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SIZES = {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "h
 
 
 def run(output: Path, fsdp: int, tensor: int, processes: int) -> list[dict]:
-    """The metrics of a run over eight devices, of which the first process alone speaks."""
+    """Runs over eight devices and returns the metrics; only process 0 may print."""
     text = output.with_suffix(".txt")
     text.write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
     config = TrainConfig(
@@ -33,21 +33,21 @@ def run(output: Path, fsdp: int, tensor: int, processes: int) -> list[dict]:
     )
     save_config(config, output.with_suffix(".yaml"))
     command = ["-m", "jaxllm", "train", str(output.with_suffix(".yaml"))]
-    said = run_together(*[command] * processes, devices=8 // processes)
-    assert ["metrics.jsonl" in out for out, _ in said] == [True] + [False] * (processes - 1)
+    outputs = run_together(*[command] * processes, devices=8 // processes)
+    assert ["metrics.jsonl" in out for out, _ in outputs] == [True] + [False] * (processes - 1)
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> list[dict]:
-    """The metrics of the run by one process."""
+    """The metrics of the run with a single process."""
     return run(tmp_path_factory.mktemp("alone") / "run", 8, 1, 1)
 
 
-# Rows split over the processes; the same rows in both, since tensor spans them.
+# With fsdp=4 each process has its own rows; with tensor=8 both processes have the same rows.
 @pytest.mark.parametrize(("fsdp", "tensor"), [(4, 2), (1, 8)])
-def test_the_same_losses(tmp_path, alone, fsdp, tensor):
+def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, fsdp, tensor):
     together = run(tmp_path / "run", fsdp, tensor, 2)
     assert [row["step"] for row in together] == [row["step"] for row in alone]
     for ours, expected in zip(together, alone, strict=True):

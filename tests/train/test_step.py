@@ -1,4 +1,4 @@
-"""One training step: dropout by step and microbatch, none in evaluation, positions that end."""
+"""Training steps: dropout by step and microbatch but not in evaluation, and position limits."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def run(
     model: Config = TINY,
     batch: dict[str, np.ndarray] = BATCH,
 ) -> dict[str, float]:
-    """The loss of one step on a mesh, and that of evaluation before it."""
+    """The loss of one training step on a mesh, and the evaluation loss before it."""
     model = random_of(with_fields(model, dropout=rate))
     config = TrainConfig(
         output="unused",
@@ -61,14 +61,14 @@ def plain():
     return run(0.0)
 
 
-def test_evaluation_drops_nothing_and_training_does(plain):
+def test_dropout_is_active_in_training_only(plain):
     found = run(RATE)
     assert found["held out"] == plain["held out"] == pytest.approx(plain["loss"], rel=1e-6)
     assert abs(found["loss"] / plain["loss"] - 1) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["each vector", "encoder-decoder"])
-def test_models_of_other_kinds_drop_out_in_training_alone(kind):
+def test_dropout_of_other_model_kinds_is_active_in_training_only(kind):
     given = {"model": CONFIGS[kind], "batch": batch_of(kind)}
     none, found, again = run(0.0, **given), run(RATE, **given), run(RATE, **given, start=3)
     assert found["held out"] == again["held out"] == pytest.approx(none["held out"], rel=1e-6)
@@ -76,15 +76,15 @@ def test_models_of_other_kinds_drop_out_in_training_alone(kind):
     assert min(abs(a / b - 1) for a, b in itertools.combinations(losses, 2)) > 1e-3
 
 
-def test_the_seed_and_the_step_decide():
+def test_dropout_depends_on_seed_and_step():
     found = run(RATE)
     assert run(RATE) == found
     assert run(RATE, seed=1)["loss"] != found["loss"]
     assert run(RATE, start=3)["loss"] != found["loss"]
 
 
-def test_microbatches_drop_by_keys_of_their_own():
-    """Of equal rows, equal masks would make equal losses."""
+def test_every_microbatch_has_its_own_dropout_key():
+    """The rows are equal, so a shared dropout mask would give equal losses."""
     bind, params = split(random_model(dropout=RATE))
     rows = {name: np.repeat(x[:1], 2, axis=0) for name, x in BATCH.items()}
 
@@ -100,7 +100,7 @@ def test_microbatches_drop_by_keys_of_their_own():
     assert float(both(key)) == pytest.approx(sum(by_hand), rel=1e-6)
 
 
-def test_a_sequence_past_the_learned_positions_is_refused():
+def test_a_sequence_longer_than_the_learned_positions_is_rejected():
     model = random_model(positions=PositionConfig(kind="learned"), max_len=8)
     with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_len=8"):
         next_token_loss(model, BATCH, 512)

@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint, read one by one and layer by layer."""
+"""Lazy access to checkpoint arrays: by name, by part and by layer."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def step(saved_model, state, tmp_path_factory):
     return list_steps(folder)[3]
 
 
-def test_parameters_are_read_as_they_were_saved(step, saved_model):
+def test_stored_parameters_are_read_back_exactly(step, saved_model):
     found = open_arrays(step, "model")
     expected = named_parameters(saved_model)
     assert set(found) == {(PARAMETER, name) for name in expected}
@@ -43,7 +43,7 @@ def test_parameters_are_read_as_they_were_saved(step, saved_model):
         np.testing.assert_array_equal(array.read(box), value[tuple(slice(*b) for b in box)])
 
 
-def test_each_parameter_has_its_moments_layer_by_layer(step, saved_model, state):
+def test_every_layer_has_parameters_and_both_moments(step, saved_model, state):
     found = open_step(step)
     names = {own for name in named_parameters(saved_model) for own, _ in unstack_name(name)}
     for what in (PARAMETER, FIRST_MOMENT, SECOND_MOMENT):
@@ -58,8 +58,8 @@ def test_each_parameter_has_its_moments_layer_by_layer(step, saved_model, state)
         np.testing.assert_array_equal(stored, kernel[layer])
 
 
-def test_a_checkpoint_says_what_it_is_of(step, tmp_path):
+def test_metadata_is_read_and_foreign_checkpoints_are_rejected(step, tmp_path):
     assert read_metadata(step)["data"] == {"train_tokens": "ab"}
     ocp.save_checkpointables(tmp_path / "other", {"model": {"x": np.ones(3)}})
-    with pytest.raises(UserError, match="other is a checkpoint that jaxllm did not write"):
+    with pytest.raises(UserError, match="other is an Orbax checkpoint that was not written by"):
         read_metadata(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""What models train on: text, pairs, arrays and tasks, as batches by seed and step."""
+"""Training data: text, text pairs, arrays of vectors and synthetic tasks, as seeded batches."""
 
 from .documents import DataConfig
 

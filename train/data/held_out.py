@@ -1,4 +1,4 @@
-"""What is never trained on: decided for each example by its content alone."""
+"""Held-out split: chosen by a hash of each example's content."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -7,7 +7,7 @@ from jaxllm.errors import UserError
 
 
 def check_split(held_out: float, seed: int) -> None:
-    """Raises UserError unless this is a fraction to hold out and a seed for NumPy and grain."""
+    """Raises UserError unless `held_out` is in [0, 1) and `seed` is valid for NumPy and grain."""
     if not 0 <= held_out < 1:
         raise UserError(f"held_out={held_out} is not in [0, 1)")
     if not 0 <= seed < 2**32:
@@ -15,14 +15,15 @@ def check_split(held_out: float, seed: int) -> None:
 
 
 def split_held_out(contents: Sequence[bytes], held_out: float) -> list[bool]:
-    """Which examples are held out: those whose hash, as a number in [0, 1), is below `held_out`.
+    """Returns, for each example, whether it is held out: its hash in [0, 1) is below `held_out`.
 
-    What becomes of one depends on no other, and copies stay together. Of two or more different
-    ones at least one is held out, unless the fraction is 0, and one is not.
+    The split is stable: adding examples does not move others, and identical examples stay on the
+    same side. With two or more different examples and `held_out` > 0, at least one is held out
+    and at least one is not.
     """
     digests = [blake2b(content, digest_size=6).digest() for content in contents]
-    places = [int.from_bytes(digest) / 2**48 for digest in digests]
-    if held_out == 0 or len(set(places)) < 2:
+    hashes = [int.from_bytes(digest) / 2**48 for digest in digests]
+    if held_out == 0 or len(set(hashes)) < 2:
         return [False] * len(contents)
-    lowest, highest = min(places), max(places)
-    return [place == lowest or place < min(held_out, highest) for place in places]
+    lowest, highest = min(hashes), max(hashes)
+    return [number == lowest or number < min(held_out, highest) for number in hashes]

@@ -1,4 +1,4 @@
-"""Pairs of texts: a source that is read, and the target that is to be written."""
+"""Text pairs for encoder-decoders: a source text and the target text to generate from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,31 +17,39 @@ from .tokenizers import Tokenizer, check_tokens, load_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """Where pairs come from, how they become tokens, and what part of them is never trained on."""
+    """Text pairs: the source files, the tokenizer and the fraction that is held out."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     pairs: tuple[str, ...]  # .jsonl files or globs
-    source_key: str = "source"  # where a line has the text to read ...
-    target_key: str = "target"  # ... and the text to write
-    tokenizer: str | None = None  # of both; a tokenizer.json or its folder; None: tokens are bytes
-    eos: str | None = None  # the token that ends a text, if the folder does not name it
-    held_out: float = 0.02  # fraction of the sources
-    seed: int = 0  # of the order in which pairs are seen
+    source_key: str = "source"  # key of the source text in each line
+    target_key: str = "target"  # key of the target text in each line
+    tokenizer: str | None = None  # tokenizer.json or its folder, for both; None: tokens are bytes
+    eos: str | None = None  # end-of-sequence token, if the tokenizer's folder does not name it
+    held_out: float = 0.02  # fraction of the sources that is never trained on
+    seed: int = 0  # for the order of the training pairs
 
     def __post_init__(self) -> None:
         check_split(self.held_out, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The pairs as tokens. Raises UserError or OSError naming what is bad."""
+        """Loads and tokenizes the pairs for `model`.
+
+        Raises:
+            UserError: the model is not an EncoderDecoder, a file or the tokenizer is not usable,
+                or a text is longer than `seq_len`.
+            OSError: a file is missing or cannot be read.
+        """
         if not isinstance(model, EncoderDecoder):
-            kind = type(model).__name__
-            raise UserError(f"pairs train an EncoderDecoder, not the {kind} of this run")
+            raise UserError(
+                "text pairs train an EncoderDecoder, but the model class of this run is "
+                f"{type(model).__name__}"
+            )
         tokenizer = load_tokenizer(self.tokenizer, eos=self.eos)
         check_tokens(tokenizer, model)
         start = model.config.start_token
         pairs = text_pairs(self.pairs, (self.source_key, self.target_key))
-        # By the source, so that no source of a held-out pair was trained on with another target.
+        # Split by source, so that no held-out source is trained on with another target.
         sources = [source.encode() for source, _ in pairs]
         is_held = np.array(split_held_out(sources, self.held_out), bool)
         table = tokenise(pairs, tokenizer, tokenizer.eos_id if start is None else start, seq_len)
@@ -57,10 +65,20 @@ class PairsConfig:
 def tokenise(
     pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, start: int, seq_len: int
 ) -> dict[str, np.ndarray]:
-    """Sources, BS, and targets behind `start`, B and T+1, all ended and then filled up with 0.
+    """Tokenizes pairs into padded arrays.
 
-    `source_mask`, BS, says what of a source is not filling, `mask`, BT, which targets count.
-    Raises UserError if a text and its end are longer than `seq_len`.
+    Args:
+        pairs: (source, target) texts; an end-of-sequence token is added to each.
+        tokenizer: for sources and targets.
+        start: the token id that every target starts with.
+        seq_len: S and T; shorter texts are padded with 0.
+
+    Returns:
+        `source` and `source_mask` (B, S), where the mask is False at padding; `tokens` (B, T+1);
+        and `mask` (B, T): which targets count.
+
+    Raises:
+        UserError: a text and its end-of-sequence token are longer than `seq_len`.
     """
     ended = [
         [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
@@ -69,13 +87,14 @@ def tokenise(
     lengths = np.array([[len(tokens) for tokens in side] for side in ended]).reshape(2, -1)
     if too_long := int(np.sum(lengths.max(axis=0, initial=0) > seq_len)):
         raise UserError(
-            f"{too_long} of {len(pairs)} pairs do not fit in seq_len={seq_len}: the longest source "
-            f"has {lengths[0].max()} tokens, the longest target {lengths[1].max()}, ends included"
+            f"{too_long} of {len(pairs)} pairs do not fit in seq_len={seq_len}: with its "
+            f"end-of-sequence token, the longest source has {lengths[0].max()} tokens and the "
+            f"longest target {lengths[1].max()}"
         )
     source, target = np.zeros((2, len(pairs), seq_len), np.int32)
-    for filled, side in zip((source, target), ended, strict=True):
-        for row, tokens in zip(filled, side, strict=True):
+    for padded, side in zip((source, target), ended, strict=True):
+        for row, tokens in zip(padded, side, strict=True):
             row[: len(tokens)] = tokens
     source_mask, mask = np.arange(seq_len) < lengths[:, :, None]
-    begun = np.insert(target, 0, start, axis=1)
-    return {"source": source, "source_mask": source_mask, "tokens": begun, "mask": mask}
+    started = np.insert(target, 0, start, axis=1)
+    return {"source": source, "source_mask": source_mask, "tokens": started, "mask": mask}

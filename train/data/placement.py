@@ -1,4 +1,4 @@
-"""Batches on a mesh: the rows that a process reads, and the global arrays made of them."""
+"""Batch placement: which rows each process reads, and global arrays assembled from them."""
 
 from typing import TypedDict
 
@@ -12,23 +12,29 @@ from .batches import Batch
 
 
 class Share(TypedDict):
-    """Which of `world` equal parts of each batch a process reads."""
+    """The share of each batch that a process reads: part `rank` of `world` equal parts."""
 
     rank: int
     world: int
 
 
 def share_of(mesh: Mesh) -> Share:
-    """The part of each batch for this process; processes that hold the same rows read the same."""
+    """Returns this process's share of each batch; processes holding the same rows share it."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     parts = rows.addressable_devices_indices_map((ways,)).values()
-    mine = sorted({part[0].indices(ways)[0] for part in parts if part is not None})
-    return {"rank": mine[0] // len(mine), "world": ways // len(mine)}
+    own_parts = sorted({part[0].indices(ways)[0] for part in parts if part is not None})
+    return {"rank": own_parts[0] // len(own_parts), "world": ways // len(own_parts)}
 
 
 def on_mesh(batch: Batch, mesh: Mesh, batch_size: int) -> dict[str, Array]:
-    """The global batch, of which this process contributes the rows that it has read."""
+    """Assembles the global batch from the rows that each process has read.
+
+    Args:
+        batch: this process's rows, as `Batches` yields them.
+        mesh: the mesh to shard the rows over.
+        batch_size: rows of the global batch.
+    """
     rows = NamedSharding(mesh, partition_spec("B", (batch_size,), mesh.shape))
     return {
         name: jax.make_array_from_process_local_data(rows, x, (batch_size, *x.shape[1:]))

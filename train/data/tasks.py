@@ -1,6 +1,6 @@
-"""Small tasks whose examples are drawn, not read: to see a model learn without any data.
+"""Synthetic tasks with randomly generated examples: a model can be seen to learn without data.
 
-Their sizes are those of the model. Tokens are `seq_len` to a sequence, of a source as well.
+The sizes of the examples follow from the model and `seq_len`, which is also the source length.
 """
 
 from collections.abc import Callable
@@ -19,43 +19,45 @@ from .held_out import check_split
 from .vectors import check_autoregressive, check_teacher_forcing, expected_shapes, make_batch
 
 Row = dict[str, np.ndarray]
-Draw = Callable[[np.random.Generator, bool], Row]  # a row that is held out, or one that is not
+Draw = Callable[[np.random.Generator, bool], Row]  # (rng, is_held) -> one example
 TRAIN_ROWS, HELD_OUT_ROWS = 2**20, 2**10
-NUM_COLOURS = 8  # the corners of the cube of red, green and blue
-NUM_WAVES = 2
+NUM_COLOURS = 8  # the corners of the RGB cube
+NUM_WAVES = 2  # sinusoids summed in each dimension
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """A task: to sum vectors, to copy tokens or vectors, to tell how waves go on, to name a colour.
+    """Synthetic data: the name of the task and a seed.
 
-    `sum` is for a pooled SequenceModel, `copy` for an EncoderDecoder or a SequenceToSequence,
-    `waves` for a causal SequenceModel, `colour` for a Decoder with vision.
+    - `sum`: the sum of the input vectors; for a pooled SequenceModel.
+    - `copy`: the source, tokens or vectors; for an EncoderDecoder or a SequenceToSequence.
+    - `waves`: the next vector of a sum of sinusoids; for a causal SequenceModel.
+    - `colour`: the colour of an image, as a token; for a Decoder with vision.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     task: Literal["sum", "copy", "waves", "colour"]
-    seed: int = 0
+    seed: int = 0  # for the examples and their order
 
     def __post_init__(self) -> None:
         check_split(0, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The task as examples. Raises UserError if the model cannot be trained on it."""
+        """Creates the examples. Raises UserError if the model cannot be trained on the task."""
         draw = TASKS[self.task](model, seq_len)
         train, held_out = (
             Drawn(draw, self.seed, is_held, count)
             for is_held, count in ((False, TRAIN_ROWS), (True, HELD_OUT_ROWS))
         )
-        # A row says the sizes, and whether NumPy still draws as it did.
-        known = {name: digest(array) for name, array in train.take(np.arange(1)).items()}
-        return Examples(train, held_out, {"task": self.task, "seq_len": seq_len, **known})
+        # The first row reveals other sizes, and a NumPy that generates other random numbers.
+        digests = {name: digest(array) for name, array in train.take(np.arange(1)).items()}
+        return Examples(train, held_out, {"task": self.task, "seq_len": seq_len, **digests})
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows that are drawn when they are asked for, each by a generator of its own."""
+    """Rows generated on request, each with its own random number generator."""
 
     draw: Draw
     seed: int
@@ -66,17 +68,17 @@ class Drawn:
         return self.count
 
     def take(self, rows: np.ndarray) -> Batch:
-        """The rows of these numbers."""
+        """Generates the rows with these numbers."""
         seeds = ((self.seed, int(self.is_held), int(row)) for row in rows)
         drawn = [self.draw(np.random.default_rng(seed), self.is_held) for seed in seeds]
         return {name: np.stack([row[name] for row in drawn]) for name in drawn[0]}
 
 
 def draw_sum(model: Model, seq_len: int) -> Draw:
-    """Vectors between -1 and 1, and their sum."""
+    """Returns a generator of vectors, uniform in [-1, 1], with their sum as the target."""
     if not isinstance(model, SequenceModel) or not model.config.pooled:
-        raise _unfit("sum", "a SequenceModel of pooled=True", model)
-    _check_equal(model, "input_dim", "output_dim")
+        raise _unfit("sum", "a SequenceModel with pooled=True", model)
+    _check_equal("sum", model, "input_dim", "output_dim")
     (_, *shape), _ = expected_shapes(model, 1, seq_len)
 
     def draw(rng: np.random.Generator, is_held: bool) -> Row:
@@ -87,7 +89,7 @@ def draw_sum(model: Model, seq_len: int) -> Draw:
 
 
 def draw_copy(model: Model, seq_len: int) -> Draw:
-    """A source, and itself as the target."""
+    """Returns a generator of sources, tokens or vectors, that are also the targets."""
     if isinstance(model, EncoderDecoder):
         return partial(copied_tokens, model.config, seq_len)
     if not isinstance(model, SequenceToSequence):
@@ -95,8 +97,8 @@ def draw_copy(model: Model, seq_len: int) -> Draw:
     check_teacher_forcing(model.config)
     if model.config.source_dim != model.config.decoder.output_dim:
         raise UserError(
-            f"task 'copy' needs source_dim={model.config.source_dim} to be "
-            f"decoder.output_dim={model.config.decoder.output_dim}"
+            "task 'copy' needs source_dim to equal decoder.output_dim, but they are "
+            f"{model.config.source_dim} and {model.config.decoder.output_dim}"
         )
     (_, *shape), _ = expected_shapes(model, 1, seq_len)
 
@@ -110,24 +112,28 @@ def draw_copy(model: Model, seq_len: int) -> Draw:
 def copied_tokens(
     config: EncoderDecoderConfig, seq_len: int, rng: np.random.Generator, is_held: bool
 ) -> Row:
-    """Tokens other than 0, and the same behind the start token.
+    """Generates a source of tokens other than 0, and the same tokens after the start token.
 
-    Their sum is even, of a row that is held out odd: so few tokens would else meet again.
+    The tokens of a training row have an even sum and those of a held-out row an odd one. Without
+    this, short sequences would occur in both sets.
     """
-    known = min(config.vocab_size, config.source_vocab_size or config.vocab_size)
-    tokens = rng.integers(1, known, seq_len, dtype=np.int32)
+    vocab_size = min(config.vocab_size, config.source_vocab_size or config.vocab_size)
+    tokens = rng.integers(1, vocab_size, seq_len, dtype=np.int32)
     while tokens.sum() % 2 != is_held:
-        tokens = rng.integers(1, known, seq_len, dtype=np.int32)
-    every = np.ones(seq_len, bool)
+        tokens = rng.integers(1, vocab_size, seq_len, dtype=np.int32)
+    mask = np.ones(seq_len, bool)
     target = np.insert(tokens, 0, config.start_token or 0)
-    return {"source": tokens, "source_mask": every, "tokens": target, "mask": every}
+    return {"source": tokens, "source_mask": mask, "tokens": target, "mask": mask}
 
 
 def draw_waves(model: Model, seq_len: int) -> Draw:
-    """Sums of sinusoids, their frequencies and phases drawn anew for each row, and what is next."""
+    """Returns a generator of sums of sinusoids, with the next vector as the target.
+
+    Each row has its own frequencies and phases.
+    """
     check_autoregressive(model)
-    assert isinstance(model, SequenceModel), "as checked"
-    _check_equal(model, "input_dim", "output_dim")
+    assert isinstance(model, SequenceModel), "check_autoregressive accepts no other class"
+    _check_equal("waves", model, "input_dim", "output_dim")
     width = model.config.input_dim
 
     def draw(rng: np.random.Generator, is_held: bool) -> Row:
@@ -141,19 +147,20 @@ def draw_waves(model: Model, seq_len: int) -> Draw:
 
 
 def draw_colour(model: Model, seq_len: int) -> Draw:
-    """A noisy image of one colour, in the places that its tokens hold, and then the colour's."""
+    """Returns a generator of noisy images of one colour: image tokens, then the colour's token."""
     vision = model.config.vision if isinstance(model, Decoder) else None
     if vision is None or vision.image_token is None:
         raise _unfit("colour", "a Decoder whose vision has an image_token", model)
-    places, image_token = vision.num_patches // vision.shuffle**2, vision.image_token
+    num_tokens, image_token = vision.num_patches // vision.shuffle**2, vision.image_token
     problems = [
-        f"task 'colour' needs {wanted}"
-        for wanted, holds in {
-            f"seq_len={places}, an image's places, not {seq_len}": seq_len == places,
-            f"vision.num_channels=3, not {vision.num_channels}": vision.num_channels == 3,
-            f"{NUM_COLOURS} tokens for colours before vision.image_token={image_token}": (
-                image_token >= NUM_COLOURS
+        f"task 'colour' needs {requirement}"
+        for requirement, holds in {
+            f"seq_len={num_tokens}, the number of tokens per image, not {seq_len}": (
+                seq_len == num_tokens
             ),
+            f"vision.num_channels=3, not {vision.num_channels}": vision.num_channels == 3,
+            f"vision.image_token of at least {NUM_COLOURS}, not {image_token}: smaller tokens "
+            "stand for the colours": image_token >= NUM_COLOURS,
         }.items()
         if not holds
     ]
@@ -163,12 +170,12 @@ def draw_colour(model: Model, seq_len: int) -> Draw:
 
     def draw(rng: np.random.Generator, is_held: bool) -> Row:
         colour = rng.integers(NUM_COLOURS)
-        level = 2 * (colour >> np.arange(3)[:, None, None] & 1) - 1  # of each channel, -1 or 1
+        level = 2 * (colour >> np.arange(3)[:, None, None] & 1) - 1  # -1 or 1 for each channel
         image = level * rng.uniform(0.3, 1) + rng.standard_normal(shape)
-        tokens = np.append(np.full(places, image_token), colour).astype(np.int32)
+        tokens = np.append(np.full(num_tokens, image_token), colour).astype(np.int32)
         return {
             "tokens": tokens,
-            "mask": np.arange(places) == places - 1,
+            "mask": np.arange(num_tokens) == num_tokens - 1,
             "images": image.astype(np.float32),
         }
 
@@ -183,16 +190,17 @@ TASKS: dict[str, Callable[[Model, int], Draw]] = {
 }
 
 
-def _unfit(task: str, wanted: str, model: Model) -> ValueError:
+def _unfit(task: str, required: str, model: Model) -> ValueError:
     fields: Any = model.config
-    said = f", pooled={fields.pooled}" if isinstance(model, SequenceModel) else ""
-    said += f", vision={fields.vision}" if isinstance(model, Decoder) else ""
+    details = f" with pooled={fields.pooled}" if isinstance(model, SequenceModel) else ""
+    details += f" with vision={fields.vision}" if isinstance(model, Decoder) else ""
     return ValueError(
-        f"task {task!r} trains {wanted}; the model of this run is {type(model).__name__}{said}"
+        f"task {task!r} trains {required}, but the model of this run is "
+        f"{type(model).__name__}{details}"
     )
 
 
-def _check_equal(model: SequenceModel, one: str, other: str) -> None:
-    given = [f"{name}={getattr(model.config, name)}" for name in (one, other)]
-    if getattr(model.config, one) != getattr(model.config, other):
-        raise UserError(f"the task needs {given[0]} to be {given[1]}")
+def _check_equal(task: str, model: SequenceModel, one: str, other: str) -> None:
+    a, b = getattr(model.config, one), getattr(model.config, other)
+    if a != b:
+        raise UserError(f"task {task!r} needs {one} to equal {other}, but they are {a} and {b}")

@@ -1,4 +1,4 @@
-"""Text as documents: where it comes from, and what part of it is held out."""
+"""Document sources: Python's standard library, .txt and .jsonl files; and the held-out split."""
 
 import glob
 import json
@@ -10,28 +10,42 @@ from jaxllm.errors import MissingFileError, UserError
 
 from .held_out import split_held_out
 
-# Tests of the library are not how Python is written; the rest is not the library.
+# Folders to skip: the library's tests, which are not typical Python, and what is not library code.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 def stdlib_documents() -> list[str]:
-    """The source of Python's standard library without its tests: a corpus that is always there."""
+    """Reads the source of Python's standard library, without tests: a corpus always at hand."""
     root = Path(sysconfig.get_paths()["stdlib"])
     texts = [_source_text(file) for file in _library_files(root)]
     return [text for text in texts if text is not None]
 
 
 def text_documents(patterns: Iterable[str], *, key: str = "text") -> list[str]:
-    """Documents of files or glob patterns: a .txt is one, each line of a .jsonl is one.
+    """Reads documents: a .txt file is one document, a .jsonl file has one per line.
 
-    Raises MissingFileError for a pattern that matches nothing, UserError for a file of another
-    kind, one that is not UTF-8, or a line that is not a JSON object with a text under `key`.
+    Args:
+        patterns: files or glob patterns.
+        key: the key of the text in each line of a .jsonl file.
+
+    Raises:
+        MissingFileError: a pattern matches no file.
+        UserError: a file has another suffix or is not UTF-8, or a line is not a JSON object with
+            a text under `key`.
     """
     return [text for file in _files(patterns) for text in _file_documents(file, key)]
 
 
 def text_pairs(patterns: Iterable[str], keys: tuple[str, str]) -> list[tuple[str, str]]:
-    """Each line's two texts, of .jsonl files or glob patterns. Raises as `text_documents` does."""
+    """Reads a (source, target) pair from each line of .jsonl files.
+
+    Args:
+        patterns: files or glob patterns.
+        keys: the keys of the source and of the target.
+
+    Raises:
+        MissingFileError, UserError: as for `text_documents`.
+    """
     pairs = []
     for file in _files(patterns):
         if file.suffix != ".jsonl":
@@ -41,11 +55,11 @@ def text_pairs(patterns: Iterable[str], keys: tuple[str, str]) -> list[tuple[str
 
 
 def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
-    """Training documents and held-out ones, each in the order given.
+    """Splits documents into training and held-out ones, keeping their order.
 
     A document is held out if the hash of its text, as a number in [0, 1), is below `held_out`:
-    what becomes of it depends on no other document, and copies of a text stay together. Of two
-    or more different documents at least one goes to each side; a single text is cut near its end.
+    adding documents does not move others, and copies of a text stay on one side. With two or more
+    different documents each side gets at least one; a single text is cut near its end.
     """
     if held_out and len(set(documents)) == 1:
         cut = round(len(documents[0]) * (1 - held_out))
@@ -57,7 +71,7 @@ def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str
 
 def _library_files(root: Path) -> list[Path]:
     names = (file.relative_to(root) for file in root.rglob("*.py"))
-    # What the build of Python wrote tells of one machine.
+    # Files generated when Python was built depend on the machine.
     kept = [name for name in names if not _NOT_LIBRARY & set(name.parts) and not _is_built(name)]
     return [root / name for name in sorted(kept, key=Path.as_posix)]
 
@@ -79,12 +93,12 @@ def _files(patterns: Iterable[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    if Path(pattern).is_file():  # whatever characters its name has
+    if Path(pattern).is_file():  # its name may contain glob characters
         return [Path(pattern)]
     files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     files = [file for file in files if file.is_file()]
     if not files:
-        raise MissingFileError(f"text {pattern!r} matches no file")
+        raise MissingFileError(f"no text file matches {pattern!r}")
     return files
 
 
@@ -101,7 +115,7 @@ def _file_documents(file: Path, key: str) -> Iterator[str]:
 
 
 def _jsonl_texts(file: Path, keys: tuple[str, ...]) -> Iterator[list[str]]:
-    """Each line's texts under the keys."""
+    """Yields the texts under `keys` of each line that is not blank."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -117,5 +131,5 @@ def _jsonl_texts(file: Path, keys: tuple[str, ...]) -> Iterator[list[str]]:
 def _text_of(record: object, key: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(key), str):
         raise UserError(f"expected a JSON object with a text under {key!r}")
-    record[key].encode()  # JSON can spell half a surrogate pair; UTF-8, rightly, cannot
+    record[key].encode()  # raises for an unpaired surrogate, which JSON can hold and UTF-8 cannot
     return record[key]

@@ -1,4 +1,4 @@
-"""Vectors of numbers in a file of NumPy: sequences, and what a model is to make of them."""
+"""Vector data: input sequences and their targets from an .npz file."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,28 +16,34 @@ from .held_out import check_split, split_held_out
 
 @dataclass(frozen=True, kw_only=True)
 class VectorsConfig:
-    """Where vectors come from, and what part of them is never trained on.
+    """Vector data: the .npz file and the fraction that is held out.
 
-    The .npz has `inputs`, a sequence in each row: (rows, seq_len, numbers of a vector). Its
-    `targets` are a vector for each row, of a pooled model, or a sequence of them. Without
-    `targets` a model is to tell the next vector of `inputs`, which then are one longer.
+    The file has `inputs` (rows, seq_len, I) and, optionally, `targets`: (rows, O) for a pooled
+    model, otherwise (rows, seq_len, O). Without `targets` the model learns to predict the next
+    vector of `inputs`, which then must have seq_len + 1 vectors per row.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    vectors: str  # the .npz
-    held_out: float = 0.02  # fraction of the rows
-    seed: int = 0  # of the order in which rows are seen
+    vectors: str  # .npz file with inputs and, optionally, targets
+    held_out: float = 0.02  # fraction of the rows that is never trained on
+    seed: int = 0  # for the order of the training rows
 
     def __post_init__(self) -> None:
         check_split(self.held_out, self.seed)
 
     def load(self, model: Model, seq_len: int) -> Examples:
-        """The rows of the file. Raises UserError or OSError naming what is bad."""
+        """Loads the rows of the file for `model`.
+
+        Raises:
+            UserError: the model cannot be trained on vectors, or the file's content or shapes do
+                not fit.
+            OSError: the file cannot be read.
+        """
         if not isinstance(model, SequenceModel | SequenceToSequence):
             raise UserError(
-                "vectors train a SequenceModel or a SequenceToSequence, not the "
-                f"{type(model).__name__} of this run"
+                "vectors train a SequenceModel or a SequenceToSequence, but the model class of "
+                f"this run is {type(model).__name__}"
             )
         if isinstance(model, SequenceToSequence):
             check_teacher_forcing(model.config)
@@ -49,8 +55,8 @@ class VectorsConfig:
         found = inputs.shape, targets.shape
         if found != expected:
             raise UserError(
-                f"{self.vectors}: inputs and targets are {found[0]} and {found[1]}; this model "
-                f"and seq_len={seq_len} need {expected[0]} and {expected[1]}"
+                f"{self.vectors}: inputs and targets have the shapes {found[0]} and {found[1]}; "
+                f"this model with seq_len={seq_len} needs {expected[0]} and {expected[1]}"
             )
         is_held = np.array(split_held_out([row.tobytes() for row in inputs], self.held_out), bool)
         train, held_out = (
@@ -62,17 +68,26 @@ class VectorsConfig:
 
 
 def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The inputs and targets of an .npz, float32. Raises UserError naming what is not so."""
+    """Reads `inputs` and, if present, `targets` from an .npz file, as float32.
+
+    Raises:
+        UserError: the file is not an .npz, has other arrays, or an array is not numeric, not
+            finite or has fewer than two dimensions.
+    """
     try:
-        # Opened here: NumPy leaves open what it cannot read.
+        # Opened explicitly, because NumPy does not close a file that it cannot read.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: np.asarray(file[name]) for name in file.files}
-    except (ValueError, EOFError, TypeError, BadZipFile) as error:  # one array, or no .npz at all
-        raise UserError(f"{path} is not an .npz of arrays of numbers: {error}") from error
+    except (ValueError, EOFError, TypeError, BadZipFile) as error:  # an .npy, or not an .npz
+        raise UserError(f"{path} is not an .npz file of numeric arrays: {error}") from error
     if "inputs" not in found or not found.keys() <= {"inputs", "targets"}:
-        raise UserError(f"{path} holds {', '.join(found)}; it needs inputs, and may have targets")
+        raise UserError(
+            f"{path} holds the arrays {', '.join(found) or 'none'}; it must have inputs, may have "
+            "targets, and nothing else"
+        )
     problems = [
-        f"{path}: {name} is {array.dtype} {array.shape}, not finite numbers by row"
+        f"{path}: {name} has dtype {array.dtype} and shape {array.shape}; it must hold finite "
+        "numbers and have at least two dimensions"
         for name, array in found.items()
         if array.ndim < 2 or array.dtype.kind not in "fiu" or not np.isfinite(array).all()
     ]
@@ -87,7 +102,10 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
 def expected_shapes(
     model: SequenceModel | SequenceToSequence, rows: int, seq_len: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What inputs and targets a model of vectors takes, BTI or BSI and BTO or BO."""
+    """Returns the shapes of inputs and targets that a model takes.
+
+    Inputs are (rows, T, I); targets are (rows, T, O), or (rows, O) for a pooled model.
+    """
     config = model.config
     if isinstance(config, SequenceConfig):
         target = (rows, config.output_dim) if config.pooled else (rows, seq_len, config.output_dim)
@@ -96,32 +114,32 @@ def expected_shapes(
 
 
 def check_autoregressive(model: Model) -> None:
-    """Raises UserError if a model cannot learn to tell the next vector."""
+    """Raises UserError unless the model can learn to predict the next vector."""
     config = model.config
     if not isinstance(config, SequenceConfig) or config.pooled or not config.attention.causal:
-        said = (
+        found = (
             f"pooled={config.pooled} and attention.causal={config.attention.causal}"
             if isinstance(config, SequenceConfig)
-            else type(model).__name__
+            else f"the model class {type(model).__name__}"
         )
         raise UserError(
-            "the next vector is told by a SequenceModel of pooled=False and "
-            "attention.causal=True, "
-            f"not by {said}"
+            "predicting the next vector needs a SequenceModel with pooled=False and "
+            f"attention.causal=True; this run has {found}"
         )
 
 
 def check_teacher_forcing(config: SequenceToSequenceConfig) -> None:
-    """Raises UserError if a decoder cannot be given the target as far as it has come."""
+    """Raises UserError unless the decoder can be trained on its shifted targets as inputs."""
     decoder = config.decoder
     if decoder.input_dim != decoder.output_dim or not decoder.attention.causal:
         raise UserError(
-            "a decoder that is given its own outputs needs decoder.attention.causal, which "
-            f"is {decoder.attention.causal}, and decoder.input_dim={decoder.input_dim} to be "
-            f"decoder.output_dim={decoder.output_dim}"
+            "a decoder whose inputs are its previous outputs needs decoder.attention.causal=True "
+            "and decoder.input_dim equal to decoder.output_dim; this model has "
+            f"causal={decoder.attention.causal}, input_dim={decoder.input_dim} and "
+            f"output_dim={decoder.output_dim}"
         )
 
 
 def make_batch(inputs: np.ndarray, targets: np.ndarray) -> Batch:
-    """Rows whose targets, of every vector or of a whole sequence, all count."""
+    """Returns a batch in which every target counts, whether per vector or per sequence."""
     return {"inputs": inputs, "targets": targets, "mask": np.ones(targets.shape[:-1], bool)}

@@ -1,7 +1,7 @@
-"""Learning rate as a function of the step.
+"""Learning-rate schedules: warm-up with decay, multi-step, and joined phases.
 
-Every schedule is a function of the number of the step, from 0, that works on numbers and inside
-`jit`. Bad arguments are a ValueError that says all that is wrong.
+A schedule maps a step number, counted from 0, to a learning rate. It works on Python numbers and
+inside `jit`. Invalid arguments raise a UserError that lists every problem.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from jaxllm.errors import UserError
 
 Decay = Literal["cosine", "linear", "exponential"]
 
-# What is left of the way from `peak` to `final` after a share r of the decay.
+# The remaining fraction of `peak - final` after a fraction r of the decay.
 DECAYS = {
     "cosine": lambda r: 0.5 * (1 + jnp.cos(jnp.pi * r)),  # Loshchilov and Hutter, 2017
     "linear": lambda r: 1 - r,
@@ -28,20 +28,30 @@ DECAYS = {
 def warmup_decay(
     peak: float, final: float, warmup_steps: int, total_steps: int, decay: Decay = "cosine"
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then a decay towards `final`, which holds from `total_steps` on.
+    """Linear warm-up to `peak`, then decay to `final`, which holds from `total_steps` on.
 
-    The first step, number 0, already learns: `peak * (step + 1) / warmup_steps`.
+    The rate during warm-up is `peak * (step + 1) / warmup_steps`, so step 0 already learns.
+
+    Args:
+        peak: the highest learning rate.
+        final: the last learning rate, at most `peak`. The exponential decay ends above it, at
+            5% (exp(-3)) of the way back to `peak`, and jumps to it at `total_steps`.
+        warmup_steps: fewer than `total_steps`.
+        total_steps: warm-up and decay together.
+        decay: the shape of the decay.
     """
     _check_steps(warmup_steps, total_steps)
     _check_rates(peak=peak, final=final)
     _check(decay not in DECAYS and f"decay={decay!r} is not one of {', '.join(DECAYS)}")
-    _check(final > peak and f"final={final} is above peak={peak}")
+    _check(final > peak and f"final={final} is greater than peak={peak}")
 
     def rate(step: Array) -> Array:
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
-        left = jnp.where(progress < 1, DECAYS[decay](jnp.clip(progress, 0, 1)), 0.0)
+        remaining = jnp.where(progress < 1, DECAYS[decay](jnp.clip(progress, 0, 1)), 0.0)
         return jnp.where(
-            step < warmup_steps, _warm(peak, step, warmup_steps), final + left * (peak - final)
+            step < warmup_steps,
+            _warmup_rate(peak, step, warmup_steps),
+            final + remaining * (peak - final),
         )
 
     return rate
@@ -54,24 +64,32 @@ def multi_step(
     milestones: Sequence[float] = (0.8, 0.9),
     factors: Sequence[float] = (0.316, 0.1),
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then `peak` times each factor from that share of the run on.
+    """Linear warm-up to `peak`, then a constant rate that drops at each milestone.
 
-    The shares are of all tokens, or steps. The default is that of DeepSeek LLM (2024).
+    The defaults are those of DeepSeek LLM (2024).
+
+    Args:
+        peak: the learning rate between the warm-up and the first milestone.
+        warmup_steps: fewer than `total_steps`.
+        total_steps: the steps of the whole run.
+        milestones: rising fractions of the run's steps (or tokens), each between 0 and 1.
+        factors: from each milestone on, the rate is `peak` times its factor.
     """
     _check_steps(warmup_steps, total_steps)
     _check_rates(peak=peak)
     _check(
         len(milestones) != len(factors)
-        and f"{len(milestones)} milestones for {len(factors)} factors",
-        list(milestones) != sorted(set(milestones)) and f"milestones={milestones} do not rise",
-        any(not 0 < share < 1 for share in milestones)
+        and f"there are {len(milestones)} milestones but {len(factors)} factors",
+        list(milestones) != sorted(set(milestones))
+        and f"milestones={milestones} are not in increasing order",
+        any(not 0 < fraction < 1 for fraction in milestones)
         and f"milestones={milestones} are not all between 0 and 1",
         any(factor <= 0 for factor in factors) and f"factors={factors} are not all positive",
     )
-    starts = [math.ceil(share * total_steps) for share in milestones]
+    starts = [math.ceil(fraction * total_steps) for fraction in milestones]
 
     def rate(step: Array) -> Array:
-        value = jnp.where(step < warmup_steps, _warm(peak, step, warmup_steps), peak)
+        value = jnp.where(step < warmup_steps, _warmup_rate(peak, step, warmup_steps), peak)
         for start, factor in zip(starts, factors, strict=True):
             value = jnp.where(step >= start, peak * factor, value)
         return value
@@ -80,7 +98,10 @@ def multi_step(
 
 
 class Phase(NamedTuple):
-    """A schedule for the steps from `start` to before `stop`; it counts from 0 at `start`."""
+    """A schedule for the steps from `start` up to, not including, `stop`.
+
+    The schedule counts steps from 0 at `start`.
+    """
 
     start: int
     stop: int
@@ -88,18 +109,19 @@ class Phase(NamedTuple):
 
 
 def join_phases(phases: Sequence[Phase]) -> optax.Schedule:
-    """One schedule after another. The last one's rate at its end holds from there on."""
-    _check(not phases and "no phases")
+    """Joins schedules into one; after the last phase, its rate at `stop` holds."""
+    _check(not phases and "at least one phase is needed")
     _check(
         phases[0].start != 0 and f"the first phase starts at step {phases[0].start}, not at 0",
         *(
-            phase.stop <= phase.start and f"phase {phase.start} to {phase.stop} has no steps"
+            phase.stop <= phase.start
+            and f"the phase from step {phase.start} to {phase.stop} has no steps"
             for phase in phases
         ),
         *(
             after.start != before.stop
-            and f"{'a gap' if after.start > before.stop else 'an overlap'} between the phases "
-            f"{before.start} to {before.stop} and {after.start} to {after.stop}"
+            and f"there is {'a gap' if after.start > before.stop else 'an overlap'} between the "
+            f"phases {before.start} to {before.stop} and {after.start} to {after.stop}"
             for before, after in itertools.pairwise(phases)
         ),
     )
@@ -114,7 +136,7 @@ def join_phases(phases: Sequence[Phase]) -> optax.Schedule:
     return rate
 
 
-def _warm(peak: float, step: Array, warmup_steps: int) -> Array:
+def _warmup_rate(peak: float, step: Array, warmup_steps: int) -> Array:
     return peak * (step + 1) / max(warmup_steps, 1)
 
 
@@ -130,13 +152,13 @@ def _check_steps(warmup_steps: int, total_steps: int) -> None:
 def _check_rates(**rates: float) -> None:
     _check(
         *(
-            not 0 <= rate < math.inf and f"{name}={rate} is not a number from 0 up"
+            not 0 <= rate < math.inf and f"{name}={rate} is not a finite number of 0 or more"
             for name, rate in rates.items()
         )
     )
 
 
 def _check(*problems: str | bool) -> None:
-    """Raises UserError with those that are not False."""
+    """Raises UserError with every problem that is not False."""
     if found := [problem for problem in problems if problem]:
         raise UserError("; ".join(map(str, found)))

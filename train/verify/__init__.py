@@ -1,1 +1,1 @@
-"""Proves that layouts compute the same thing, and compares runs."""
+"""Verification: proves that layouts compute the same training step, and compares runs."""

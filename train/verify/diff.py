@@ -1,4 +1,4 @@
-"""Where two runs part: in their configs, their data, their metrics, their checkpoints."""
+"""Run comparison: where two runs differ in config, data, metrics and checkpoints."""
 
 import dataclasses
 import math
@@ -13,75 +13,81 @@ from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step, read_met
 from jaxllm.train.config import FREE_ON_RESUME, ConfigError, differences, load_stored, to_dict
 from jaxllm.train.metrics import read_metrics
 
-Records = dict[int, dict[str, float]]  # what was measured, by step
+Records = dict[int, dict[str, float]]  # step -> metric name -> value
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of the config, or of what a run knows its data by, in which two runs differ."""
+    """A field of the config or of the data fingerprint that differs between two runs."""
 
     name: str
     a: Any
     b: Any
-    is_free: bool  # whether it may differ without changing a number
+    is_free: bool  # whether the field has no effect on any number
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """The first step at which a number that both runs logged differs, and how far it is later."""
+    """A logged metric that differs: its first differing step and its largest difference."""
 
     name: str
-    step: int
-    a: float
+    step: int  # the first step at which it differs
+    a: float  # the values at that step
     b: float
-    relative: float  # |b - a| / |a|
-    steps: int  # at which it differs, of those that both logged
-    most: float  # the largest relative difference of these
+    relative: float  # |b - a| / |a| at that step
+    steps: int  # number of steps at which it differs, of those that both runs logged
+    most: float  # the largest relative difference over these steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of both runs' checkpoints in which they differ."""
+    """An array that differs between the checkpoints of two runs."""
 
-    what: str  # parameter, first moment, second moment
+    what: str  # parameter, first moment or second moment
     name: str
-    relative_l2: float  # infinite where one run has none, or one of another shape
+    relative_l2: float  # infinite if one run lacks the array or has another shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Diff:
-    """What differs between two runs."""
+    """All differences between two runs."""
 
     a: str
     b: str
     config: tuple[Field, ...]
     data: tuple[Field, ...]
-    last_steps: tuple[int, int]  # of the logs
-    metrics: tuple[Metric, ...]  # those that differ, the first to do so first
-    checkpoints: tuple[int, ...]  # that both have, up to the first that differs
-    arrays: tuple[Array, ...]  # of the last of these, the worst first
+    last_steps: tuple[int, int]  # the last logged step of each run
+    metrics: tuple[Metric, ...]  # metrics that differ, by first differing step
+    checkpoints: tuple[int, ...]  # steps of the common checkpoints, up to the first that differs
+    arrays: tuple[Array, ...]  # arrays that differ in the last of these, largest error first
 
     @property
     def step(self) -> int | None:
-        """The first step at which a number differs, as far as logs and checkpoints tell."""
+        """The first step with a difference in the logs or checkpoints, or None."""
         steps = [metric.step for metric in self.metrics[:1]]
         steps += self.checkpoints[-1:] if self.arrays else ()
         return min(steps, default=None)
 
     @property
     def same(self) -> bool:
-        """Whether all numbers that both have are the same bits, and their data are the same."""
+        """Whether all numbers that both runs have are identical, and their data are the same."""
         return self.step is None and not self.data
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as data; numbers that are not finite are null."""
+        """Returns the comparison as JSON data; numbers that are not finite become null."""
         return replace_nonfinite({"same": self.same, "step": self.step, **dataclasses.asdict(self)})
 
 
 def diff_runs(a: str | Path, b: str | Path) -> Diff:
-    """Where the run in folder `b` parts from the one in `a`. Arrays are read one at a time.
+    """Compares two runs. Checkpoint arrays are read one at a time.
 
-    Raises ConfigError if a folder holds no run, naming both if neither does.
+    Args:
+        a: the folder of the reference run.
+        b: the folder of the other run.
+
+    Raises:
+        ConfigError: a folder does not hold a run (both are named if neither does), or the runs
+            have no step in common.
     """
     folders = Path(a), Path(b)
     if problems := [problem for folder in folders for problem in _problems(folder)]:
@@ -90,7 +96,7 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
     logs = [_records(folder / "metrics.jsonl") for folder in folders]
     steps = [list_steps(folder) for folder in folders]
     if not (logs[0].keys() & logs[1].keys() or steps[0].keys() & steps[1].keys()):
-        raise ConfigError(f"{a} and {b} have no step in common, logged or saved")
+        raise ConfigError(f"{a} and {b} have no step in common in their logs or checkpoints")
     checkpoints, arrays = _first_checkpoint(*steps)
     return Diff(
         str(a),
@@ -113,11 +119,11 @@ def _problems(folder: Path) -> Iterator[str]:
         return
     missing = [name for name in ("config.yaml", "metrics.jsonl") if not (folder / name).is_file()]
     if missing:
-        yield f"{folder} is not a run of `jaxllm train`: it has no {' and no '.join(missing)}"
+        yield f"{folder} is not the output of `jaxllm train`: it has no {' and no '.join(missing)}"
 
 
 def _records(path: Path) -> Records:
-    """The log by step: what was held out has a line of its own."""
+    """Reads a log and merges the lines of a step; the held-out loss has a line of its own."""
     found: Records = {}
     for record in read_metrics(path):
         numbers = {name: value for name, value in record.items() if name != "step"}
@@ -126,32 +132,32 @@ def _records(path: Path) -> Records:
 
 
 def _metrics(a: Records, b: Records) -> Iterator[Metric]:
-    """Of each number in the order of the log. A run may log one less often than the other."""
+    """Yields the metrics that differ, in log order, compared at the steps that both runs logged."""
     both = sorted(a.keys() & b.keys())
     for name in dict.fromkeys(name for step in both for name in a[step]):
-        apart = {
-            step: _apart(a[step][name], b[step][name])
+        errors = {
+            step: _relative_error(a[step][name], b[step][name])
             for step in both
             if name in a[step] and name in b[step] and not _is_same(a[step][name], b[step][name])
         }
-        if apart:
-            step = min(apart)
-            first = (a[step][name], b[step][name], apart[step])
-            yield Metric(name, step, *first, len(apart), max(apart.values()))
+        if errors:
+            step = min(errors)
+            first = (a[step][name], b[step][name], errors[step])
+            yield Metric(name, step, *first, len(errors), max(errors.values()))
 
 
 def _is_same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def _apart(a: float, b: float) -> float:
+def _relative_error(a: float, b: float) -> float:
     if not (math.isfinite(a) and math.isfinite(b)):
         return math.inf
     return abs(b - a) / abs(a) if a else math.inf
 
 
 def _data(a: dict[int, Path], b: dict[int, Path]) -> Iterator[tuple[str, Any, Any]]:
-    """What differs in what the runs know their data by, which stands in every checkpoint."""
+    """Yields the differences between the data fingerprints, which every checkpoint stores."""
     if a and b:
         one, other = (read_metadata(next(iter(steps.values())))["data"] for steps in (a, b))
         yield from differences(one, other)
@@ -160,7 +166,7 @@ def _data(a: dict[int, Path], b: dict[int, Path]) -> Iterator[tuple[str, Any, An
 def _first_checkpoint(
     a: dict[int, Path], b: dict[int, Path]
 ) -> tuple[tuple[int, ...], tuple[Array, ...]]:
-    """The steps of which both have a checkpoint, up to the first that differs, and how it does."""
+    """Returns the common checkpoints up to the first that differs, and its differing arrays."""
     compared: list[int] = []
     for step in sorted(a.keys() & b.keys()):
         compared.append(step)

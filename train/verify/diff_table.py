@@ -1,4 +1,4 @@
-"""Renders the differences between two runs for the terminal."""
+"""Terminal tables for the differences between two runs."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,16 +8,16 @@ from rich.table import Table
 
 from .diff import Diff, Field, Metric
 
-WORST = 10  # arrays that are listed
+WORST = 10  # number of arrays to list
 
 
 def render(diff: Diff) -> RenderableType:
-    """The verdict, and a table of each kind of thing that differs."""
+    """Renders the verdict and one table each for differing config, data, metrics and arrays."""
     return Group(headline(diff), *filter(None, [_names(diff)]), *_tables(diff))
 
 
 def headline(diff: Diff) -> str:
-    """Where the runs diverge, in a sentence."""
+    """Summarizes in one sentence where the runs diverge."""
     if diff.same:
         last = min(diff.last_steps)
         saved = ", ".join(map(str, diff.checkpoints)) or "none"
@@ -64,7 +64,7 @@ def _metrics(metrics: Iterable[Metric]) -> Table:
     for column in ("relative error", "differing steps", "largest error"):
         table.add_column(column, justify="right")
     for metric in metrics:
-        values = f"A {metric.a:.9g}\nB {metric.b:.9g}"  # nine digits tell any two float32 apart
+        values = f"A {metric.a:.9g}\nB {metric.b:.9g}"  # 9 digits distinguish any two float32
         figures = (f"{metric.relative:.1e}", str(metric.steps), f"{metric.most:.1e}")
         table.add_row(metric.name, str(metric.step), values, *figures)
     return table

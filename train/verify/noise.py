@@ -1,6 +1,4 @@
-"""Other ways to take a training step on one device that are just as right: how far they land is
-its noise.
-"""
+"""Equivalent single-device evaluations of a training step; their spread is its noise floor."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,35 +11,43 @@ from jaxllm.params import named_parameters, unstack_name
 
 from .variants import Arrays, Batch, Program, Step, find_experts
 
-ULP = 2.0**-23
+ULP = 2.0**-23  # relative spacing of float32 numbers
 SHUFFLES = 2
 
 
 def equivalent_steps(
     program: Program, config: Config, weights: Arrays, batch: Batch, seed: int
 ) -> Iterator[Step]:
-    """The step with other roundings, and with its sums taken in other orders."""
+    """Yields the step with perturbed weights, then with its sums taken in other orders.
+
+    Args:
+        program: the single-device step.
+        config: the model's config.
+        weights: parameters by name, layers unstacked; perturbed by at most one ULP.
+        batch: its rows are permuted for the other orders.
+        seed: for the perturbation and the permutations.
+    """
     rng = np.random.default_rng(seed)
     experts = find_experts(config)
-    nudged = {
+    perturbed = {
         name: x * np.float32(1 + ULP * rng.uniform(-1, 1, x.shape)) for name, x in weights.items()
     }
-    yield program(nudged, batch)
+    yield program(perturbed, batch)
     for _ in range(SHUFFLES):
         shuffle = Shuffle(config, rng)
         rows = rng.permutation(len(batch["mask"]))
         if experts is not None and experts.capacity is not None:
-            rows = np.sort(rows)  # their order decides which tokens an expert takes
+            rows = np.sort(rows)  # with a capacity, row order decides which tokens an expert takes
         shuffled = {name: x[rows] for name, x in batch.items()}
         yield shuffle.undo(program(shuffle.apply(weights), shuffled))
 
 
 class Shuffle:
-    """The widths of a model in another order: the same model, whose sums are taken otherwise."""
+    """Permutes the embed and MLP dimensions (D, F): the same model, with sums in another order."""
 
     def __init__(self, config: Config, rng: np.random.Generator):
-        # Those of a sinusoidal position's vector have their places.
-        self._letters = "F" if "sinusoidal" in _positions(config) else "DF"
+        # Sinusoidal position embeddings fix the order of D.
+        self._letters = "F" if "sinusoidal" in _position_kinds(config) else "DF"
         self._dims = {
             own: variable.dims
             for name, variable in named_parameters(build_abstract(config)).items()
@@ -51,30 +57,30 @@ class Shuffle:
         self._rng = rng
 
     def apply(self, arrays: Arrays) -> Arrays:
-        """Parameters in the other order."""
-        return {name: self._taken(name, x, lambda order: order) for name, x in arrays.items()}
+        """Permutes parameters."""
+        return {name: self._permute(name, x, lambda order: order) for name, x in arrays.items()}
 
     def undo(self, step: Step) -> Step:
-        """The step in the model's own order."""
-        own: dict[str, Any] = {
-            field: {name: self._taken(name, x, np.argsort) for name, x in arrays.items()}
+        """Restores the original order in every array of a step."""
+        restored: dict[str, Any] = {
+            field: {name: self._permute(name, x, np.argsort) for name, x in arrays.items()}
             for field, arrays in step._asdict().items()
             if isinstance(arrays, dict)
         }
-        return step._replace(**own)
+        return step._replace(**restored)
 
-    def _taken(
-        self, name: str, x: np.ndarray, places: Callable[[np.ndarray], np.ndarray]
+    def _permute(
+        self, name: str, x: np.ndarray, indices: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
         for axis, letter in enumerate(self._dims[name]):
             if letter in self._letters:
                 key = letter, x.shape[axis]
                 if key not in self._orders:
                     self._orders[key] = self._rng.permutation(key[1])
-                x = np.take(x, places(self._orders[key]), axis)
+                x = np.take(x, indices(self._orders[key]), axis)
         return x
 
 
-def _positions(config: Config) -> set[str]:
+def _position_kinds(config: Config) -> set[str]:
     stacks = [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
     return {stack.positions.kind for stack in stacks}

@@ -1,4 +1,4 @@
-"""What came of running a training step in other ways: the differences, and the verdict."""
+"""Results of a layout comparison: differences, their thresholds, the verdict and its table."""
 
 import dataclasses
 import math
@@ -10,55 +10,55 @@ from rich.table import Table
 from jaxllm import deviation
 from jaxllm.strict_json import replace_nonfinite
 
-GRADIENT = "gradient"  # if it is off, so is all that follows from it
+GRADIENT = "gradient"  # reported first: a wrong gradient makes the moments and updates wrong too
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far one number, or one array, is from that of one device."""
+    """The error of one number or array, relative to the single-device step."""
 
-    what: str  # loss, norm of all gradients; or of a parameter: gradient, square or update
-    parameter: str  # or ""
-    measured: float  # relative L2
-    floor: float  # one device against itself, computed otherwise
-    relative_to: str = "own"  # norm; "all" of a gradient that is nothing but noise
+    what: str  # "loss", "norm of all gradients", or a parameter's "gradient", "square", "update"
+    parameter: str  # name of the parameter, or ""
+    measured: float  # relative L2 error
+    floor: float  # noise floor: the error between equivalent single-device steps
+    relative_to: str = "own"  # norm of the array; "all" gradients if this one is only noise
 
     @property
     def threshold(self) -> float:
-        """What it may be."""
+        """The largest error that rounding explains."""
         return deviation.threshold(self.floor)
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is no more than rounding noise. NaN is not."""
+        """Whether the error is within the threshold; False for NaN."""
         return self.measured <= self.threshold
 
     @property
     def ratio(self) -> float:
-        """The difference in thresholds; NaN is infinitely many."""
+        """The error divided by the threshold; infinite for NaN."""
         return math.inf if math.isnan(self.measured) else self.measured / self.threshold
 
     @property
     def name(self) -> str:
-        """As in `gradient of layers.7.mlp.up_proj.kernel`."""
+        """A name such as `gradient of layers.7.mlp.up_proj.kernel`."""
         return f"{self.what} of {self.parameter}" if self.parameter else self.what
 
     def to_json(self) -> dict[str, Any]:
-        """The difference as data; what is not finite is null."""
+        """Returns the difference as JSON data; numbers that are not finite become null."""
         data = {**dataclasses.asdict(self), "threshold": self.threshold, "ok": self.ok}
         return replace_nonfinite(data)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of one variant."""
+    """The differences between one variant and the single-device step."""
 
     variant: str
     differences: tuple[Difference, ...]
 
     @property
     def worst(self) -> Difference:
-        """What is farthest off in thresholds; if something is wrong, a gradient if one is."""
+        """The difference with the highest ratio; among failures, gradients come first."""
 
         def rank(found: Difference) -> tuple[bool, bool, float]:
             return not found.ok, not found.ok and found.what == GRADIENT, found.ratio
@@ -67,36 +67,36 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether it computes what one device computes."""
+        """Whether every difference is within its threshold."""
         return all(difference.ok for difference in self.differences)
 
 
 @dataclasses.dataclass(frozen=True)
 class Equality:
-    """What came of all variants."""
+    """The outcomes of all variants and the verdict."""
 
     outcomes: tuple[Outcome, ...]
 
     @property
     def first(self) -> Outcome | None:
-        """The first variant that computes something else."""
+        """The first variant that fails, or None."""
         return next((outcome for outcome in self.outcomes if not outcome.ok), None)
 
     @property
     def summary(self) -> str:
-        """The verdict in a sentence."""
+        """The verdict in one or two sentences."""
         if (first := self.first) is None:
-            return f"{len(self.outcomes)} variants compute what one device computes."
+            return f"All {len(self.outcomes)} variants match the single-device step."
         worst = first.worst
         count = sum(not outcome.ok for outcome in self.outcomes)
         return (
-            f"{count} of {len(self.outcomes)} variants compute something else. The first is "
-            f"{first.variant}: its {worst.name} is {worst.measured:.1e} off, "
-            f"the threshold is {worst.threshold:.1e}."
+            f"{count} of {len(self.outcomes)} variants differ from the single-device step. The "
+            f"first is {first.variant}: the error of its {worst.name} is {worst.measured:.1e}, "
+            f"above the threshold of {worst.threshold:.1e}."
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as data."""
+        """Returns the verdict and all outcomes as JSON data."""
         return {
             "ok": self.first is None,
             "summary": self.summary,
@@ -112,7 +112,7 @@ class Equality:
         }
 
     def table(self) -> Table:
-        """A row for each variant, with its worst failure or what is closest to its threshold."""
+        """Renders one row per variant with its worst difference."""
         table = Table(box=SIMPLE_HEAD)
         for column in ("variant", "worst error"):
             table.add_column(column, overflow="fold")

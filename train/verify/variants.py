@@ -1,4 +1,4 @@
-"""Other ways to run the same training step: on a mesh, recomputing, layer by layer, in parts."""
+"""Variants of a training step: meshes, rematerialization, unscanned layers, microbatches."""
 
 import dataclasses
 import itertools
@@ -20,23 +20,23 @@ from jaxllm.sharding import MESH_AXES, partition_spec
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.step import make_steps
 
-Arrays = dict[str, np.ndarray]  # by the names of parameters, layers one by one
+Arrays = dict[str, np.ndarray]  # by parameter name, layers unstacked
 Batch = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to run a training step; by default on one device, everything at once."""
+    """One way to run a training step; by default on one device, without any splitting."""
 
-    mesh: tuple[tuple[str, int], ...] = ()  # the axes and their sizes
+    mesh: tuple[tuple[str, int], ...] = ()  # (axis, size) pairs
     remat: Remat = "none"
     scan_layers: bool = True
-    accumulate: int = 1
-    loss_chunk: int | None = None  # None: all of a sequence's logits at once
+    accumulate: int = 1  # number of microbatches
+    loss_chunk: int | None = None  # tokens per chunk; None: all logits of a sequence at once
 
     @property
     def name(self) -> str:
-        """What it does otherwise, as in `fsdp=4 x tensor=2, accumulate 2`."""
+        """The settings that differ from the default, as in `fsdp=4 x tensor=2, accumulate 2`."""
         parts = [" x ".join(f"{axis}={size}" for axis, size in self.mesh) or "one device"]
         if self.remat != "none":
             parts.append(f"remat {self.remat}")
@@ -50,19 +50,24 @@ class Variant:
 
 
 def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
-    """Every layout of so many devices, and every other change on one device and on a mesh of many.
+    """Lists the variants to test: every mesh layout, then every other change alone and on a mesh.
 
-    The mesh is that of the config, or the one that splits the most things.
+    The mesh for the other changes is that of the config if it uses `num_devices`, otherwise the
+    one with the most axes.
+
+    Args:
+        config: the run, with its model filled in.
+        num_devices: the number of devices that every mesh uses.
     """
-    assert config.model is not None, "filled in by the caller"
+    assert config.model is not None, "the caller fills in the model"
     axes = [axis for axis in MESH_AXES if axis != "expert" or find_experts(config.model)]
     meshes = list(layouts(axes, num_devices)) if num_devices > 1 else []
-    own = tuple((axis, n) for axis in axes if (n := getattr(config.mesh, axis)) > 1)
-    mixed = own if own in meshes else max(meshes, key=len, default=())
+    configured = tuple((axis, n) for axis in axes if (n := getattr(config.mesh, axis)) > 1)
+    mixed = configured if configured in meshes else max(meshes, key=len, default=())
     changes: list[dict[str, Any]] = [
         *({"remat": remat} for remat in get_args(Remat) if remat != "none"),
         {"scan_layers": False},
-        *({"accumulate": count} for count in _parts(config)),
+        *({"accumulate": count} for count in _microbatch_counts(config)),
         {"loss_chunk": min(config.loss_chunk, config.seq_len // 3 + 1)},
     ]
     places = [(), mixed] if mixed else [()]
@@ -73,7 +78,7 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
 
 
 def layouts(axes: list[str], num_devices: int) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Every way to deal the devices out to the axes, those to few axes first."""
+    """Yields every factorization of the devices over the axes, those with fewest axes first."""
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
     found = [
         tuple((axis, n) for axis, n in zip(axes, sizes, strict=True) if n > 1)
@@ -83,54 +88,54 @@ def layouts(axes: list[str], num_devices: int) -> Iterator[tuple[tuple[str, int]
     yield from sorted(found, key=len)
 
 
-def _parts(config: TrainConfig) -> list[int]:
-    """Into how many microbatches: two, and what the config says."""
+def _microbatch_counts(config: TrainConfig) -> list[int]:
+    """The numbers of microbatches to test: 2 and the config's, if they divide the batch."""
     counts = {2, config.accumulate} - {1}
     return sorted(count for count in counts if config.batch_size % count == 0)
 
 
 def find_experts(config: Config) -> Experts | None:
-    """Those of a model's stacks, which have the same."""
+    """Returns the experts config of a model, which is the same for both stacks, or None."""
     stack = config.decoder if isinstance(config, TwoStackConfig) else config
     return stack.experts
 
 
 class Step(NamedTuple):
-    """What a training step did."""
+    """The results of a training step."""
 
     loss: float
     grad_norm: float
-    gradient: Arrays  # clipped, times 1 - b1: the first moment
+    gradient: Arrays  # the first moment: the clipped gradient times 1 - b1
     square: Arrays  # the second moment
-    update: Arrays
-    before: Arrays  # the parameters
+    update: Arrays  # parameters after the step minus before
+    before: Arrays  # parameters before the step
 
 
 class Program:
-    """The very program that `train` runs for a step, in a variant."""
+    """The same compiled step that `train` runs, in a variant."""
 
     def __init__(self, config: TrainConfig, variant: Variant):
-        assert config.model is not None, "filled in by the caller"
-        form = {"remat": variant.remat, "scan_layers": variant.scan_layers}
+        assert config.model is not None, "the caller fills in the model"
+        overrides = {"remat": variant.remat, "scan_layers": variant.scan_layers}
         chunk = variant.loss_chunk or config.seq_len
         run = dataclasses.replace(config, accumulate=variant.accumulate, loss_chunk=chunk)
-        self._model = build_abstract(with_fields(config.model, **form))
+        self._model = build_abstract(with_fields(config.model, **overrides))
         self._mesh = submesh(dict(variant.mesh))
         with jax.set_mesh(self._mesh):
             self._steps = make_steps(run, self._model, self._mesh)
 
     def __call__(self, weights: Arrays, batch: Batch) -> Step:
-        """The first step of training from these weights on this batch."""
+        """Takes the first training step from these weights on this batch."""
 
-        def stacked(name: str, _: Any) -> np.ndarray:
-            parts = [weights[own] for own, _ in unstack_name(name)]
-            return parts[0] if name in weights else np.stack(parts)
+        def stack(name: str, _: Any) -> np.ndarray:
+            layers = [weights[layer_name] for layer_name, _ in unstack_name(name)]
+            return layers[0] if name in weights else np.stack(layers)
 
-        params = map_parameters(self._model, stacked)
-        places = jax.tree.map(lambda x: x.sharding, self._steps.abstract_state.params)
+        params = map_parameters(self._model, stack)
+        shardings = jax.tree.map(lambda x: x.sharding, self._steps.abstract_state.params)
         with jax.default_matmul_precision("highest"), jax.set_mesh(self._mesh):
-            # Copies, since the first state is given away.
-            params = jax.device_put(jax.tree.map(jnp.array, params), places)
+            # Copied, since the first state is donated.
+            params = jax.device_put(jax.tree.map(jnp.array, params), shardings)
             state, metrics = self._steps.train(self._steps.init(params), on_mesh(batch, self._mesh))
             after = by_name(state.params)
             mu, nu = (by_name(optax.tree.get(state.optimizer, tree)) for tree in ("mu", "nu"))
@@ -140,7 +145,7 @@ class Program:
 
 
 def by_name(params: Params) -> Arrays:
-    """Parameters, or what is laid out as they are, by their names in single layers."""
+    """Flattens parameters, or a tree like them, to NumPy arrays by name with layers unstacked."""
     found = {}
     for path, x in nnx.traversals.flatten_mapping(jax.device_get(params)).items():
         for name, layer in unstack_name(".".join(map(str, path))):
@@ -149,7 +154,7 @@ def by_name(params: Params) -> Arrays:
 
 
 def submesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh over as many of the devices as it needs."""
+    """Creates a mesh over the first devices, as many as the sizes need."""
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     devices = jax.devices()[: math.prod(shape)]
     types = (AxisType.Auto,) * len(MESH_AXES)
@@ -157,7 +162,7 @@ def submesh(sizes: Mapping[str, int]) -> Mesh:
 
 
 def on_mesh(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch, its rows dealt out to the devices."""
+    """Shards the rows of a batch over the mesh."""
     return {
         name: jax.device_put(
             x, NamedSharding(mesh, PartitionSpec(*partition_spec("B", x.shape[:1], mesh.shape)))

@@ -45,5 +45,5 @@ def test_optimizer_options_that_conflict_with_a_run_are_rejected(byte_model, tmp
         "parameters by name, not by order",
     ]
     assert main(["convert", native, out, "--with-optimizer"]) == 2
-    assert "was not trained here: it has no optimizer" in capsys.readouterr().err
+    assert "holds a model without optimizer state" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

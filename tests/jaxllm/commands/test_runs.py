@@ -35,7 +35,7 @@ def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
     out = capsys.readouterr()
     assert "held-out loss" in out.out
     assert main(["train", config]) == 2
-    assert "holds a run of 4 steps: --resume continues it" in capsys.readouterr().err
+    assert "already holds a run of 4 steps; use --resume to continue it" in capsys.readouterr().err
     assert main(["train", config, "--resume", "--optimizer.learning-rate", "1.0"]) == 2
     assert "optimizer.learning_rate: 0.0003 in the checkpoint, 1.0 now" in capsys.readouterr().err
     assert main(["train", config, "--resume"]) == 0
@@ -49,7 +49,7 @@ def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected fields, as in configs/tiny.yaml, found None"),
+        ("", "expected a mapping of fields, as in configs/tiny.yaml, found None"),
         ("- 1", "found [1]"),
         ("steps: 2\nsteps: 3", "'steps' occurs more than once"),
         ("optimizer: {b1: 0.9, b1: 0.8}", "'b1' occurs more than once"),

@@ -1,8 +1,9 @@
-"""Batches: every target once an epoch, exact resume, the same rows for any number of processes."""
+"""Batches: every target once per epoch, exact resume, and the same rows on any process count."""
 
 import itertools
 import json
 
+import chex
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -14,7 +15,7 @@ from jaxllm.train.data.tokenizers import ByteTokenizer
 
 
 def corpus(train: int = 103, held_out: int = 45) -> Corpus:
-    """Tokens that say where they stand."""
+    """A corpus in which every token is its position, counted from 1."""
     stream = np.arange(1, train + held_out + 1, dtype=np.uint16)
     return Corpus(stream[:train], stream[train:], ByteTokenizer())
 
@@ -37,16 +38,16 @@ def targets(batches) -> list[int]:
 
 @given(st.integers(20, 150), st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_an_epoch_sees_every_target_once(length, seq_len, batch_size, seed):
+def test_an_epoch_contains_every_target_once(length, seq_len, batch_size, seed):
     assume(length > seq_len * batch_size)
     batches = batches_of(corpus(length), seq_len=seq_len, batch_size=batch_size, seed=seed)
     epoch = batches.examples_per_epoch
-    # As many steps as end both an epoch and a batch.
+    # This number of steps ends both an epoch and a batch.
     seen = targets(take(batches.train(), epoch))
     assert sorted(seen) == sorted(list(range(2, length + 1)) * batch_size)
 
 
-def test_epochs_and_seeds_differ_in_order():
+def test_epochs_and_seeds_have_different_orders():
     epoch = batches_of(corpus(), seq_len=2, batch_size=1).examples_per_epoch
 
     def order(seed: int, epochs: int) -> list[int]:
@@ -60,13 +61,13 @@ def test_epochs_and_seeds_differ_in_order():
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 40, 10**9])
-def test_the_batch_of_a_step_is_the_same_however_it_is_reached(step):
+def test_the_batch_of_a_step_does_not_depend_on_where_iteration_started(step):
     batches = batches_of(corpus(), seq_len=4, batch_size=3)
     straight = take(batches.train(max(0, step - 5)), min(step, 5) + 3)[-3:]
-    assert_equal(straight, take(batches.train(step), 3))
+    chex.assert_trees_all_equal(straight, take(batches.train(step), 3))
 
 
-def test_resume_from_a_state_kept_as_json():
+def test_iterator_state_resumes_after_a_json_round_trip():
     batches = batches_of(corpus(), seq_len=4, batch_size=3)
     first = batches.train()
     take(first, 11)
@@ -74,18 +75,11 @@ def test_resume_from_a_state_kept_as_json():
     second = batches.train()
     second.set_state(state)
     assert state == {"next_index": 11}
-    assert_equal(take(first, 20), take(second, 20))
-
-
-def assert_equal(some, others):
-    assert len(some) == len(others)
-    for a, b in zip(some, others, strict=True):
-        np.testing.assert_array_equal(a["tokens"], b["tokens"])
-        np.testing.assert_array_equal(a["mask"], b["mask"])
+    chex.assert_trees_all_equal(take(first, 20), take(second, 20))
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_share_the_rows_that_one_would_have(world):
+def test_processes_partition_the_rows_of_a_single_process(world):
     def of(rank: int, world: int) -> Batches:
         return batches_of(corpus(), seq_len=3, batch_size=8, rank=rank, world=world)
 
@@ -93,7 +87,7 @@ def test_processes_share_the_rows_that_one_would_have(world):
     for alone, *parts in zip(
         take(of(0, 1).train(), 30), *(s.train() for s in shares), strict=False
     ):
-        assert all(part["tokens"].shape == (8 // world, 4) for part in parts)
+        chex.assert_shape([part["tokens"] for part in parts], (8 // world, 4))
         for rank, part in enumerate(parts):
             np.testing.assert_array_equal(part["tokens"], alone["tokens"][rank::world])
     for alone, *parts in zip(of(0, 1).held_out(9), *(s.held_out(9) for s in shares), strict=True):
@@ -101,27 +95,27 @@ def test_processes_share_the_rows_that_one_would_have(world):
         assert {part["mask"].shape for part in parts} == {(8 // world, 3)}
 
 
-def test_shares_are_equal_or_refused():
-    with pytest.raises(ValueError, match="batch_size=6 does not divide by 4 processes"):
+def test_an_indivisible_batch_size_is_rejected():
+    with pytest.raises(ValueError, match="batch_size=6 is not divisible by the 4 processes"):
         batches_of(corpus(), seq_len=3, batch_size=6, rank=0, world=4)
 
 
-def test_too_little_text_says_how_much_there_is_and_how_much_is_needed():
+def test_too_few_examples_are_reported_with_their_number():
     batches_of(corpus(18), seq_len=8, batch_size=3)
-    with pytest.raises(ValueError, match="batch_size=3, but only 2 examples to train on"):
+    with pytest.raises(ValueError, match="batch_size=3, but there are only 2 training examples"):
         batches_of(corpus(17), seq_len=8, batch_size=3)
 
 
 @pytest.mark.parametrize("held_out", [2, 17, 45, 49])
-def test_held_out_batches_hold_every_target_once_in_one_shape(held_out):
+def test_held_out_batches_contain_every_target_once_in_one_shape(held_out):
     batches = batches_of(corpus(held_out=held_out), seq_len=4, batch_size=3)
-    there = list(batches.held_out(100))
-    assert {b["tokens"].shape for b in there} == {(3, 5)}
-    assert targets(there) == list(range(105, 104 + held_out))
-    assert_equal(there, list(batches.held_out(100)))
+    found = list(batches.held_out(100))
+    assert {b["tokens"].shape for b in found} == {(3, 5)}
+    assert targets(found) == list(range(105, 104 + held_out))
+    chex.assert_trees_all_equal(found, list(batches.held_out(100)))
 
 
-def test_few_held_out_batches_are_spread_over_the_text():
+def test_limited_held_out_batches_are_evenly_spaced():
     batches = batches_of(corpus(held_out=4 * 12 + 1), seq_len=4, batch_size=2)
     first, second = batches.held_out(2)
     starts = [*first["tokens"][:, 0], *second["tokens"][:, 0]]
@@ -130,12 +124,12 @@ def test_few_held_out_batches_are_spread_over_the_text():
     assert second["mask"].all()
 
 
-def test_nothing_held_out_makes_no_batches():
+def test_without_held_out_data_there_are_no_batches():
     batches = batches_of(corpus(held_out=0), seq_len=4, batch_size=2)
     assert list(batches.held_out(3)) == []
 
 
-def test_fingerprint_tells_all_that_decides_the_batches():
+def test_the_fingerprint_depends_on_all_that_determines_the_batches():
     base = {"seq_len": 4, "batch_size": 2, "seed": 0}
     prints = [
         batches_of(data, **options, rank=0, world=1).fingerprint()

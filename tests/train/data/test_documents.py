@@ -1,7 +1,8 @@
-"""Text as windows of tokens, from files or from a cache."""
+"""Text data: token streams, windows, the cache and the default corpus."""
 
 import itertools
 
+import chex
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,33 +22,26 @@ def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
 
 
 @given(st.integers(2, 60), st.integers(1, 12))
-def test_windows_hold_every_target_once_and_its_predecessor(length, seq_len):
+def test_windows_contain_every_target_once_with_its_predecessor(length, seq_len):
     tokens = np.arange(length, dtype=np.uint8) + 1
     count = -(-(length - 1) // seq_len)
     windows = Windows(tokens, seq_len)
     assert len(windows) == count
     batch = windows.take(range(count + 2))
-    assert batch["tokens"].shape == (count + 2, seq_len + 1)
+    chex.assert_shape(batch["tokens"], (count + 2, seq_len + 1))
     assert batch["tokens"].dtype == np.int32
     seen = batch["tokens"][:, 1:][batch["mask"]]
     np.testing.assert_array_equal(seen, tokens[1:])
     np.testing.assert_array_equal(batch["tokens"][:, :-1][batch["mask"]], seen - 1)
 
 
-def assert_equal(some, others):
-    assert len(some) == len(others)
-    for a, b in zip(some, others, strict=True):
-        np.testing.assert_array_equal(a["tokens"], b["tokens"])
-        np.testing.assert_array_equal(a["mask"], b["mask"])
-
-
-def test_a_stream_ends_every_document_in_the_smallest_type():
+def test_a_stream_ends_every_document_and_has_the_smallest_dtype():
     stream = token_stream(["ab", "", "c"], ByteTokenizer())
     assert stream.tolist() == [97, 98, 0, 0, 99, 0]
     assert stream.dtype == np.uint8
 
 
-def test_a_cached_stream_is_tokenised_once(tmp_path, monkeypatch):
+def test_a_cached_stream_is_tokenized_once(tmp_path, monkeypatch):
     first = token_stream(["ab", "c"], ByteTokenizer(), cache=str(tmp_path / "new"))
     monkeypatch.setattr(ByteTokenizer, "encode", None)
     again = token_stream(["ab", "c"], ByteTokenizer(), cache=str(tmp_path / "new"))
@@ -57,7 +51,7 @@ def test_a_cached_stream_is_tokenised_once(tmp_path, monkeypatch):
         token_stream(["abc"], ByteTokenizer(), cache=str(tmp_path / "new"))
 
 
-def test_a_corpus_of_files_trains_from_a_cache(tmp_path):
+def test_a_cached_corpus_yields_the_same_batches(tmp_path):
     for i in range(40):
         (tmp_path / f"{i:02}.txt").write_text(f"document {i} " * 5)
     options = {"text": (f"{tmp_path}/*.txt",), "held_out": 0.1}
@@ -65,7 +59,7 @@ def test_a_corpus_of_files_trains_from_a_cache(tmp_path):
     cached = load_corpus(DataConfig(**options, cache=str(tmp_path / "cache")))
     sizes = {"seq_len": 16, "batch_size": 4}
     assert batches_of(fresh, **sizes).fingerprint() == batches_of(cached, **sizes).fingerprint()
-    assert_equal(
+    chex.assert_trees_all_equal(
         take(batches_of(fresh, **sizes).train(), 3), take(batches_of(cached, **sizes).train(), 3)
     )
     everything = load_corpus(DataConfig(text=options["text"], held_out=0, cache=str(tmp_path)))
@@ -73,7 +67,7 @@ def test_a_corpus_of_files_trains_from_a_cache(tmp_path):
     assert not everything.held_out.size
 
 
-def test_the_library_of_python_is_the_corpus_that_is_always_there():
+def test_the_default_corpus_is_the_python_standard_library():
     found = load_corpus(DataConfig())
     assert found.train.dtype == np.uint8
     assert 0.005 < len(found.held_out) / len(found.train) < 0.05
@@ -81,7 +75,7 @@ def test_the_library_of_python_is_the_corpus_that_is_always_there():
 
 
 @pytest.mark.parametrize("bad", [{"held_out": 1.0}, {"held_out": -0.1}, {"seed": -1}])
-def test_config_refuses_what_it_cannot_do(bad):
+def test_invalid_split_settings_are_rejected(bad):
     (name, value), *_ = bad.items()
     with pytest.raises(ValueError, match=f"{name}={value} is not in"):
         DataConfig(**bad)

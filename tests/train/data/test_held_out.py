@@ -1,4 +1,4 @@
-"""What is held out depends on its content alone."""
+"""Held-out split: depends on the content of an example only."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from jaxllm.train.data.held_out import split_held_out
 @pytest.mark.parametrize(
     ("fraction", "least", "most"), [(0.0, 0, 0), (0.1, 60, 140), (0.9, 850, 950)]
 )
-def test_a_share_is_held_out_and_copies_stay_together(fraction, least, most):
+def test_a_fraction_is_held_out_and_copies_stay_together(fraction, least, most):
     contents = [b"%d" % (i % 1000) for i in range(2000)]
     held = split_held_out(contents, fraction)
     assert held[:1000] == held[1000:]

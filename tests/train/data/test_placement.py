@@ -1,4 +1,4 @@
-"""Batches on a mesh: one process reads all rows, and each device gets its own."""
+"""Batch placement: the rows that a process reads and their sharding over a mesh."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ def test_a_single_process_reads_every_row(sizes):
     assert share_of(make_mesh(**sizes)) == {"rank": 0, "world": 1}
 
 
-def test_rows_are_split_over_data_and_fsdp_and_copied_over_tensor():
+def test_rows_are_sharded_over_data_and_fsdp_and_replicated_over_tensor():
     batch = {"tokens": np.arange(40).reshape(8, 5), "mask": np.ones((8, 4), bool)}
     placed = on_mesh(batch, make_mesh(data=2, fsdp=2, tensor=2), 8)
     assert placed.keys() == batch.keys()

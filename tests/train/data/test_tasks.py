@@ -1,8 +1,9 @@
-"""Tasks: what their targets are, that rows are never the same, and which models they are for."""
+"""Synthetic tasks: targets, disjoint rows, determinism, and the models that they accept."""
 
 import dataclasses
 import itertools
 
+import chex
 import numpy as np
 import pytest
 from kinds import CONFIGS, SIZES, WAVES
@@ -34,7 +35,7 @@ def rows(name: str, part: str, count: int = 200) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_row_is_trained_on_and_held_out_and_none_comes_twice(name):
+def test_rows_are_unique_and_disjoint_between_training_and_held_out(name):
     kept = {
         part: {
             tuple(row.tobytes() for row in example) for example in zip(*batch.values(), strict=True)
@@ -46,8 +47,8 @@ def test_no_row_is_trained_on_and_held_out_and_none_comes_twice(name):
     assert len(kept["train"]) == len(kept["held_out"]) == 200
 
 
-def test_few_tokens_are_never_both_trained_on_and_held_out():
-    """23 tokens in sequences of 2 are soon all seen."""
+def test_short_token_sequences_are_disjoint_between_training_and_held_out():
+    """Sequences of 2 tokens from a small vocabulary repeat quickly."""
     examples = load("copy", 2)
     sources = {
         part: {tuple(row) for row in getattr(examples, part).take(np.arange(1000))["source"]}
@@ -57,13 +58,13 @@ def test_few_tokens_are_never_both_trained_on_and_held_out():
     assert len(sources["train"]) > 100 < len(sources["held_out"])
 
 
-def test_a_sum_is_the_sum():
+def test_sum_targets_are_the_sums_of_the_inputs():
     batch = rows("sum", "train")
     np.testing.assert_allclose(batch["targets"], batch["inputs"].sum(axis=1), rtol=1e-5, atol=1e-6)
     assert batch["mask"].shape == (200,)
 
 
-def test_a_copy_is_what_the_source_is():
+def test_copy_targets_equal_the_source():
     batch = rows("copy", "train")
     np.testing.assert_array_equal(batch["tokens"][:, 1:], batch["source"])
     assert set(batch["tokens"][:, 0]) == {0}
@@ -72,8 +73,8 @@ def test_a_copy_is_what_the_source_is():
     np.testing.assert_array_equal(vectors["targets"], vectors["inputs"])
 
 
-def test_waves_go_on_as_sums_of_two_sinusoids_do():
-    """Which obey a linear recurrence: x[t+4] + x[t] = a (x[t+3] + x[t+1]) + b x[t+2]."""
+def test_waves_are_sums_of_two_sinusoids():
+    """Such sums obey a linear recurrence: x[t+4] + x[t] = a (x[t+3] + x[t+1]) + b x[t+2]."""
     batch = load("waves", 40).train.take(np.arange(20))
     np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
     for x_T in np.moveaxis(batch["inputs"].astype(np.float64), -1, 1).reshape(-1, 40):
@@ -83,7 +84,7 @@ def test_waves_go_on_as_sums_of_two_sinusoids_do():
         assert residual < 1e-6 * np.sum(left**2)
 
 
-def test_a_colour_is_that_of_its_image():
+def test_the_colour_token_matches_the_image():
     batch = rows("colour", "train", 400)
     assert (batch["tokens"][:, :-1] == 19).all()
     assert batch["mask"].sum() == 400 == batch["mask"][:, -1].sum()
@@ -93,7 +94,7 @@ def test_a_colour_is_that_of_its_image():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_batches_are_a_function_of_the_seed_and_the_step(name):
+def test_batches_depend_only_on_seed_and_step(name):
     batches = Batches(load(name), batch_size=4)
     straight = list(itertools.islice(batches.train(), 7))
     for key, expected in straight[5].items():
@@ -104,9 +105,7 @@ def test_batches_are_a_function_of_the_seed_and_the_step(name):
             np.testing.assert_array_equal(next(share.train())[key], expected[rank::2])
     once, again = list(batches.held_out(2)), list(batches.held_out(2))
     assert len(once) == len(again) == 2
-    for ours, theirs in zip(once, again, strict=True):
-        assert ours.keys() == theirs.keys()
-        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    chex.assert_trees_all_equal(once, again)
     assert len(batches.examples.held_out) == HELD_OUT_ROWS
     other = Batches(load(name, seed=1), batch_size=4, seed=1)
     assert other.fingerprint() != batches.fingerprint()
@@ -119,29 +118,37 @@ def test_batches_are_a_function_of_the_seed_and_the_step(name):
         (
             "sum",
             WAVES,
-            "'sum' trains a SequenceModel of pooled=True; .* is SequenceModel, pooled=False",
+            "'sum' trains a SequenceModel with pooled=True, .* is SequenceModel with pooled=False",
         ),
         (
             "copy",
             WAVES,
-            "'copy' trains an EncoderDecoder or a SequenceToSequence; .* is SequenceModel",
+            "'copy' trains an EncoderDecoder or a SequenceToSequence, .* is SequenceModel",
         ),
         (
             "waves",
             MODELS["sum"],
-            "pooled=False and attention.causal=True, not by pooled=True and attention.causal=Fal",
+            "attention.causal=True; this run has pooled=True and attention.causal=False",
         ),
-        ("waves", MODELS["copy"], "attention.causal=True, not by EncoderDecoder"),
+        (
+            "waves",
+            MODELS["copy"],
+            "attention.causal=True; this run has the model class EncoderDecoder",
+        ),
         (
             "colour",
             MODELS["copy"],
-            "a Decoder whose vision has an image_token; .* is EncoderDecoder",
+            "a Decoder whose vision has an image_token, .* is EncoderDecoder",
         ),
-        ("sum", CONFIGS["pooled"], "needs input_dim=3 to be output_dim=5"),
-        ("copy", CONFIGS["vectors given vectors"], "needs source_dim=3 to be decoder.output_dim=5"),
-        ("colour", MODELS["colour"], "needs seq_len=4, an image's places, not 5"),
+        ("sum", CONFIGS["pooled"], "needs input_dim to equal output_dim, but they are 3 and 5"),
+        (
+            "copy",
+            CONFIGS["vectors given vectors"],
+            "needs source_dim to equal decoder.output_dim, but they are 3 and 5",
+        ),
+        ("colour", MODELS["colour"], "needs seq_len=4, the number of tokens per image, not 5"),
     ],
 )
-def test_a_model_that_a_task_is_not_for_is_named(task, model, said):
+def test_an_unsuitable_model_is_rejected(task, model, said):
     with pytest.raises(ValueError, match=said):
         TaskConfig(task=task).load(build_abstract(model), 5)

@@ -1,4 +1,4 @@
-"""Documents, and the split between training and held-out text."""
+"""Document sources and the split into training and held-out text."""
 
 import json
 
@@ -15,7 +15,7 @@ from jaxllm.train.data.text import (
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
-def test_stdlib_is_much_text_without_its_tests():
+def test_the_standard_library_is_read_without_its_tests():
     documents = stdlib_documents()
     assert sum(map(len, documents)) > 5_000_000
     assert documents == stdlib_documents()
@@ -33,7 +33,7 @@ def test_text_files_are_one_document_each_in_sorted_order(tmp_path):
     assert len(text_documents([f"{tmp_path}/b.txt", f"{tmp_path}/*.txt"])) == 3
 
 
-def test_jsonl_is_a_document_a_line(tmp_path):
+def test_jsonl_has_one_document_per_line(tmp_path):
     texts = ["one", "line\nbreak", "separator\u2028inside", ""]
     (tmp_path / "a.jsonl").write_text(
         "\n".join(json.dumps({"body": text}, ensure_ascii=False) for text in texts) + "\n\n",
@@ -45,7 +45,7 @@ def test_jsonl_is_a_document_a_line(tmp_path):
 @pytest.mark.parametrize(
     "line", [b"{", b"[1]", b'{"body": "x"}', b'{"text": 3}', b'{"text": "\\ud800"}', b"\xff"]
 )
-def test_a_bad_line_is_named_with_what_it_holds(tmp_path, line):
+def test_an_invalid_line_is_reported_with_its_content(tmp_path, line):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: ") as error:
@@ -53,8 +53,8 @@ def test_a_bad_line_is_named_with_what_it_holds(tmp_path, line):
     assert repr(line)[2:-1] in str(error.value)
 
 
-def test_what_cannot_be_read_as_text_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\*\.txt' matches no file"):
+def test_unreadable_files_are_reported(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no text file matches '.*nothing\*\.txt'"):
         text_documents([f"{tmp_path}/nothing*.txt"])
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(ValueError, match=r"a\.csv: .* not '\.csv'"):
@@ -65,7 +65,7 @@ def test_what_cannot_be_read_as_text_is_named(tmp_path):
 
 
 @given(st.lists(TEXT, min_size=2), st.floats(0.001, 0.999))
-def test_split_is_a_partition_without_a_text_on_both_sides(documents, fraction):
+def test_the_split_is_a_partition_by_distinct_texts(documents, fraction):
     train, held_out = split_documents(documents, fraction)
     if len(set(documents)) == 1:
         assert train[0] + held_out[0] == documents[0]
@@ -76,17 +76,17 @@ def test_split_is_a_partition_without_a_text_on_both_sides(documents, fraction):
     assert not set(train) & set(held_out)
 
 
-def test_split_does_not_move_a_document_when_others_come():
+def test_the_split_of_a_document_does_not_depend_on_others():
     documents = [f"document {i}" for i in range(2000)]
     train, held_out = split_documents(documents, 0.1)
     assert 150 < len(held_out) < 250
     fewer_train, fewer_held_out = split_documents(documents[::-2], 0.1)
     assert set(fewer_train) <= set(train)
     assert set(fewer_held_out) <= set(held_out)
-    assert held_out[:2] == ["document 6", "document 11"]  # on any machine, in any version
+    assert held_out[:2] == ["document 6", "document 11"]  # must never change
 
 
-def test_one_document_is_cut_near_its_end():
+def test_a_single_document_is_cut_near_its_end():
     assert split_documents(["0123456789"], 0.2) == (["01234567"], ["89"])
     assert split_documents(["0123456789"], 0) == (["0123456789"], [])
     assert split_documents([], 0.2) == ([], [])

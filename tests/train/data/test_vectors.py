@@ -1,4 +1,4 @@
-"""Arrays of vectors, as their users bring them."""
+"""Vector data: rows of an .npz file, the held-out split and error messages."""
 
 import dataclasses
 from pathlib import Path
@@ -39,7 +39,7 @@ def every(rows) -> dict[str, np.ndarray]:
     ],
     ids=["pooled", "each", "given", "next"],
 )
-def test_every_row_is_there_once(tmp_path, model, arrays):
+def test_every_row_occurs_once(tmp_path, model, arrays):
     examples = save(tmp_path, **arrays).load(build_abstract(model), 6)
     train, held_out = every(examples.train), every(examples.held_out)
     inputs, targets = arrays["inputs"], arrays.get("targets")
@@ -63,13 +63,13 @@ def test_every_row_is_there_once(tmp_path, model, arrays):
 @pytest.mark.parametrize(
     ("model", "arrays", "said"),
     [
-        (WAVES, {"outputs": normal(5, 7, 2)}, "holds outputs; it needs inputs"),
+        (WAVES, {"outputs": normal(5, 7, 2)}, "holds the arrays outputs; it must have inputs"),
         (
             WAVES,
             {"inputs": normal(5, 6, 2)},
-            r"are \(5, 5, 2\) and \(5, 5, 2\); this model and seq",
+            r"the shapes \(5, 5, 2\) and \(5, 5, 2\); this model with seq",
         ),
-        (WAVES, {"inputs": np.full((5, 7, 2), np.nan)}, "inputs is float64 .* not finite numbers"),
+        (WAVES, {"inputs": np.full((5, 7, 2), np.nan)}, "dtype float64 .* must hold finite numb"),
         (
             WAVES,
             {"inputs": normal(5, 6, 2), "targets": normal(4, 6, 2)},
@@ -80,35 +80,35 @@ def test_every_row_is_there_once(tmp_path, model, arrays):
             {"inputs": normal(5, 7, 3)},
             "pooled=True and attention.causal=False",
         ),
-        (CONFIGS["sees images"], {"inputs": normal(5, 7, 3)}, "not the Decoder of this run"),
+        (CONFIGS["sees images"], {"inputs": normal(5, 7, 3)}, "class of this run is Decoder"),
         (CONFIGS["pooled"], {"inputs": normal(5, 6, 3), "targets": normal(5, 6, 5)}, r"\(5, 5\)"),
     ],
 )
-def test_vectors_that_will_not_do_are_named(tmp_path, model, arrays, said):
+def test_unsuitable_vectors_are_reported(tmp_path, model, arrays, said):
     with pytest.raises(ValueError, match=said):
         save(tmp_path, **arrays).load(build_abstract(model), 6)
 
 
-def test_a_decoder_that_sees_what_it_is_to_tell_is_refused(tmp_path):
+def test_a_decoder_that_cannot_use_teacher_forcing_is_rejected(tmp_path):
     config = CONFIGS["vectors given vectors"]
     arrays = {"inputs": normal(9, 6, 3), "targets": normal(9, 6, 5)}
     for changes in ({"attention.causal": False}, {"input_dim": 4}):
         decoder = with_fields(config.decoder, changes)
         model = build_abstract(dataclasses.replace(config, decoder=decoder))
         with pytest.raises(
-            ValueError, match=r"needs decoder\.attention\.causal, which is \w+, and"
+            ValueError, match=r"this model has causal=\w+, input_dim=\d and output_dim=5"
         ):
             save(tmp_path, **arrays).load(model, 6)
 
 
 @pytest.mark.parametrize("content", [b"", b"not NumPy", b"PK\x03\x04 cut off"])
-def test_a_file_that_is_no_npz_is_named(tmp_path, content):
+def test_files_that_are_not_npz_are_reported(tmp_path, content):
     (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz of arrays"):
+    with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz file of numeric"):
         VectorsConfig(vectors=str(tmp_path / "bad.npz")).load(build_abstract(WAVES), 6)
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"one\.npy is not an \.npz of arrays"):
+    with pytest.raises(ValueError, match=r"one\.npy is not an \.npz file of numeric"):
         VectorsConfig(vectors=str(tmp_path / "one.npy")).load(build_abstract(WAVES), 6)
     np.savez(tmp_path / "code.npz", inputs=np.array([print], dtype=object))
-    with pytest.raises(ValueError, match=r"code\.npz is not an \.npz of arrays"):
+    with pytest.raises(ValueError, match=r"code\.npz is not an \.npz file of numeric"):
         VectorsConfig(vectors=str(tmp_path / "code.npz")).load(build_abstract(WAVES), 6)

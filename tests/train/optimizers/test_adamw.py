@@ -1,4 +1,4 @@
-"""AdamW: PyTorch's own trajectory, decay where it belongs, and the schedule of the documents."""
+"""AdamW: PyTorch's trajectory, which parameters decay, the schedule, and state sharding."""
 
 import math
 
@@ -22,7 +22,7 @@ from jaxllm.train.optimizers.adamw import (
 )
 from jaxllm.train.optimizers.schedule import warmup_decay
 
-TOLERANCE = 2e-6  # relative L2 of parameters, float32
+TOLERANCE = 2e-6  # relative L2 error of parameters, float32
 STEPS = 20
 
 
@@ -42,8 +42,8 @@ def flat(model, params) -> dict[str, np.ndarray]:
     return {name: np.asarray(variable.get_value()) for name, variable in named.items()}
 
 
-def moved(model, config: OptimizerConfig) -> dict[str, bool]:
-    """Which parameters a step with gradients of zero moves; all must shrink as the decay says."""
+def find_decayed(model, config: OptimizerConfig) -> dict[str, bool]:
+    """Which parameters a step with zero gradients changes; each must shrink by the decay rate."""
     _, params = split(model)
     optimizer = make_optimizer(config, STEPS, model)
 
@@ -63,30 +63,30 @@ def moved(model, config: OptimizerConfig) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_decay_hits_exactly_what_has_two_letters_or_more(scan):
-    """A stacked norm has two dimensions but one letter."""
+def test_weight_decay_applies_to_parameters_with_two_or_more_letters(scan):
+    """A stacked norm has two dimensions, but only one letter besides L."""
     model = random_model(scan_layers=scan)
-    found = moved(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    found = find_decayed(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
     ranks = {name: len(variable.dims) for name, variable in named_parameters(model).items()}
     assert found == {name: rank >= 2 for name, rank in ranks.items()}
     assert found == {name: not name.endswith("scale") for name in ranks}
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_no_bias_decays(scan):
-    """In PyTorch each is a vector, though ours of the heads has the letters N and H."""
+def test_biases_do_not_decay(scan):
+    """Every bias is a vector in PyTorch, while here the bias of heads has the letters N and H."""
     model = random_model(
         scan_layers=scan,
         attention=AttentionConfig(qkv_bias=True, out_bias=True),
         mlp=MlpConfig(bias=True),
     )
-    found = moved(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    found = find_decayed(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
     assert found == {name: name.endswith(("kernel", "embedding")) for name in found}
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_twenty_steps_are_those_of_torch(scan):
-    """Clipping in some steps and not in others, warm-up and decay, on the same gradients."""
+def test_twenty_steps_match_torch_adamw(scan):
+    """On the same gradients, with warm-up and decay, and with clipping in some of the steps."""
     config = OptimizerConfig(
         learning_rate=0.03, final_learning_rate=0.003, warmup_steps=5, clip_norm=2.0
     )
@@ -136,14 +136,14 @@ def test_twenty_steps_are_those_of_torch(scan):
         (1000, 0.1),
     ],
 )
-def test_the_schedule_by_hand(step, rate):
-    """Four steps of warm-up to 1.0, then a cosine down to 0.1 at step 12."""
+def test_schedule_values_computed_by_hand(step, rate):
+    """Warm-up to 1.0 in four steps, then cosine decay to 0.1 at step 12."""
     assert float(warmup_decay(1.0, 0.1, 4, 12)(step)) == pytest.approx(rate, rel=1e-6)
     assert rate_by_hand(step, peak=1.0, final=0.1, warmup=4, total=12) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 2), (9, 10), (3, 50)])
-def test_the_schedule_at_every_step(warmup, total):
+def test_schedule_matches_the_formula_at_every_step(warmup, total):
     config = OptimizerConfig(learning_rate=3e-4, final_learning_rate=3e-5, warmup_steps=warmup)
     schedule = jax.jit(make_schedule(config, total))
     for step in range(total + 3):
@@ -151,7 +151,7 @@ def test_the_schedule_at_every_step(warmup, total):
         assert float(schedule(jnp.int32(step))) == pytest.approx(expected, rel=1e-5), step
 
 
-def test_moments_live_with_their_parameters():
+def test_moments_are_sharded_like_their_parameters():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     model = build_abstract(TINY)
     _, params = split(model)
@@ -172,7 +172,7 @@ def test_moments_live_with_their_parameters():
     assert any(not sharding.is_fully_replicated for sharding in found)
 
 
-def test_letters_of_a_stacked_norm():
+def test_dimension_letters_of_a_stacked_norm():
     model = build_abstract(TINY)
     assert dim_letters(named_parameters(model)["layers.0:3.attn_norm.scale"]) == "LD"
 
@@ -191,6 +191,6 @@ def test_letters_of_a_stacked_norm():
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_named(changes, said):
+def test_invalid_settings_are_reported(changes, said):
     with pytest.raises(ValueError, match=said):
         OptimizerConfig(**changes)

@@ -1,4 +1,4 @@
-"""Schedules: the formulas of the originals, in plain Python, at every step; and bad arguments."""
+"""Schedules: compared at every step with plain Python formulas; and invalid arguments."""
 
 import math
 
@@ -17,7 +17,7 @@ COEFFICIENTS = {
 
 
 def original(step: int, decay: str, peak: float, final: float, warmup: int, total: int) -> float:
-    """The rate as tlama-core computes it."""
+    """The learning rate as tlama-core computes it."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if step >= total:
@@ -32,20 +32,20 @@ def rates(schedule, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (9, 10), (1, 2)])
-def test_each_decay_is_the_original(decay, warmup, total):
+def test_each_decay_matches_tlama_core(decay, warmup, total):
     schedule = jax.jit(warmup_decay(2.0, 0.25, warmup, total, decay))
     expected = [original(step, decay, 2.0, 0.25, warmup, total) for step in range(total + 3)]
     np.testing.assert_allclose(rates(schedule, total + 3), expected, rtol=1e-6)
 
 
-def test_the_exponential_decay_jumps_to_its_end():
-    """exp(-3) is left at the end of the formula; from `total_steps` on nothing is."""
+def test_the_exponential_decay_jumps_to_the_final_rate():
+    """The formula leaves exp(-3) at its end; from `total_steps` on the rate is `final`."""
     before, at = rates(warmup_decay(1.0, 0.0, 0, 1000, "exponential"), 1001)[-2:]
     assert before == pytest.approx(math.exp(-3), rel=1e-2)
     assert at == 0
 
 
-def test_multi_step_falls_at_its_shares():
+def test_multi_step_drops_at_its_milestones():
     found = rates(jax.jit(multi_step(1.0, 2, 20)), 22)
     expected = [0.5, 1.0, *[1.0] * 14, *[0.316] * 2, *[0.1] * 4]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -58,7 +58,7 @@ def test_phases_follow_each_other():
     np.testing.assert_allclose(rates(both, 12), expected, rtol=1e-6)
 
 
-def test_a_config_says_all_of_them():
+def test_configs_select_every_schedule():
     linear = OptimizerConfig(learning_rate=1.0, final_div_factor=10, warmup_steps=1, decay="linear")
     assert rates(make_schedule(linear, 10), 11)[-1] == pytest.approx(0.1)
     stepped = OptimizerConfig(
@@ -79,11 +79,11 @@ def test_a_config_says_all_of_them():
         (lambda: warmup_decay(0.1, 0.2, 0, 10), ["final=0.2", "peak=0.1"]),
         (lambda: warmup_decay(-1.0, -2.0, 0, 10), ["peak=-1.0", "final=-2.0"]),
         (lambda: warmup_decay(1.0, 0.0, 0, 10, "square"), ["'square'", "cosine, linear"]),
-        (lambda: multi_step(1.0, 0, 10, (0.8,), (0.3, 0.1)), ["1 milestones for 2 factors"]),
-        (lambda: multi_step(1.0, 0, 10, (0.9, 0.8), (0.3, 0.1)), ["do not rise"]),
+        (lambda: multi_step(1.0, 0, 10, (0.8,), (0.3, 0.1)), ["1 milestones but 2 factors"]),
+        (lambda: multi_step(1.0, 0, 10, (0.9, 0.8), (0.3, 0.1)), ["not in increasing order"]),
         (lambda: multi_step(1.0, 0, 10, (1.0,), (0.3,)), ["between 0 and 1"]),
         (lambda: multi_step(1.0, 0, 10, (0.5,), (0.0,)), ["not all positive"]),
-        (lambda: join_phases([]), ["no phases"]),
+        (lambda: join_phases([]), ["at least one phase"]),
         (lambda: join_phases([Phase(1, 2, abs)]), ["starts at step 1"]),
         (lambda: join_phases([Phase(0, 0, abs)]), ["0 to 0 has no steps"]),
         (
@@ -94,12 +94,12 @@ def test_a_config_says_all_of_them():
         (lambda: OptimizerConfig(final_div_factor=0.5), ["final_div_factor=0.5"]),
         (
             lambda: OptimizerConfig(final_div_factor=2, final_learning_rate=1e-5),
-            ["either optimizer.final_learning_rate or final_div_factor"],
+            ["either optimizer.final_learning_rate or optimizer.final_div_factor"],
         ),
     ],
 )
-def test_bad_arguments_are_explained(make, complaints):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the texts follow
+def test_invalid_arguments_are_reported(make, complaints):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the messages are checked below
         make()
     for complaint in complaints:
         assert complaint in str(caught.value)

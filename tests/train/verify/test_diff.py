@@ -1,4 +1,4 @@
-"""Where two runs part is found, and runs that do not part are said to be the same."""
+"""Run comparison: the first difference between runs is found, and equal runs compare equal."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from jaxllm.train.optimizers.adamw import OptimizerConfig, PhaseConfig
 from jaxllm.train.verify.diff import diff_runs
 from jaxllm.train.verify.diff_table import headline
 
-STEPS, SAVED, CHANGED = 6, 3, 4  # the learning rate is another from step CHANGED + 1 on
+STEPS, SAVED, CHANGED = 6, 3, 4  # the learning rate changes at step CHANGED + 1
 
 
 def phases(*rates: float) -> OptimizerConfig:
@@ -35,7 +35,7 @@ def phases(*rates: float) -> OptimizerConfig:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """A run, the same again, and others; by name."""
+    """The folders of a base run, a repetition, and runs with one change each, by name."""
     folder = tmp_path_factory.mktemp("runs")
     words = random.Random(0).choices(["the ", "mesh ", "is ", "a ", "shape. "], k=600)
     (folder / "text.txt").write_text("".join(words))
@@ -67,7 +67,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name for name in changes}
 
 
-def test_the_same_run_twice_is_the_same(runs):
+def test_a_repeated_run_has_no_differences(runs):
     found = diff_runs(runs["base"], runs["again"])
     assert found.same
     assert {field.name for field in found.config} == {"output", "log_every", "keep"}
@@ -77,7 +77,7 @@ def test_the_same_run_twice_is_the_same(runs):
     assert headline(found) == "The runs are the same up to step 6; checkpoints compared: 3, 6."
 
 
-def test_another_seed_parts_before_the_first_step_is_taken(runs):
+def test_another_seed_differs_from_step_0(runs):
     found = diff_runs(runs["base"], runs["seed"])
     assert not found.same
     steps = {metric.name: metric.step for metric in found.metrics}
@@ -89,14 +89,14 @@ def test_another_seed_parts_before_the_first_step_is_taken(runs):
     assert {array.what for array in found.arrays} >= {"parameter", "first moment", "second moment"}
 
 
-def test_a_learning_rate_that_changes_is_found_at_its_step(runs):
+def test_a_changed_learning_rate_is_found_at_its_step(runs):
     found = diff_runs(runs["base"], runs["rate"])
     assert found.step == CHANGED + 1
     first = found.metrics[0]
     assert (first.name, first.step) == ("learning_rate", CHANGED + 1)
     assert first.relative == pytest.approx(0.5)
     assert first.steps == STEPS - CHANGED
-    # The loss and the norm of the gradient of that step are those of the same weights still.
+    # The loss and gradient norm of a step belong to the weights before it, which are still equal.
     assert {m.name: m.step for m in found.metrics if m.name != "held_out_loss"} == {
         "learning_rate": CHANGED + 1,
         "loss": CHANGED + 2,
@@ -104,7 +104,7 @@ def test_a_learning_rate_that_changes_is_found_at_its_step(runs):
     }
     assert found.checkpoints == (3, 6)
     assert found.arrays[0].relative_l2 >= found.arrays[-1].relative_l2 > 0
-    assert "part at step 5: learning_rate." in headline(found)
+    assert headline(found) == "The runs diverge at step 5: learning_rate."
     changed = [field.name for field in found.config if not field.is_free]
     assert changed == ["optimizer.phases"]
 
@@ -115,7 +115,7 @@ def test_other_text_is_found_by_its_fingerprint(runs):
     assert any("tokens" in field.name or "train" in field.name for field in found.data)
 
 
-def test_a_resumed_run_is_the_same(runs, tmp_path):
+def test_a_resumed_run_has_no_differences(runs, tmp_path):
     shutil.copytree(runs["base"], tmp_path / "base")
     for step, path in list_steps(tmp_path / "base").items():
         if step > SAVED:
@@ -129,8 +129,8 @@ def test_a_resumed_run_is_the_same(runs, tmp_path):
     assert found.checkpoints == (3, 6)
 
 
-def test_one_number_of_one_layer_is_named(runs, tmp_path, monkeypatch):
-    """What the log does not tell, the checkpoints do."""
+def test_one_changed_number_in_a_checkpoint_is_found(runs, tmp_path, monkeypatch):
+    """The checkpoints reveal it even though the logs are equal."""
     from jaxllm.train.verify import diff
 
     honest = open_step
@@ -158,10 +158,12 @@ def test_one_number_of_one_layer_is_named(runs, tmp_path, monkeypatch):
     [array] = found.arrays
     assert (array.what, array.name) == ("second moment", "layers.1.mlp.up_proj.kernel")
     assert 0 < array.relative_l2 < 1e-6
-    assert "part by step 3: the second moment of layers.1.mlp.up_proj.kernel" in headline(found)
+    assert headline(found) == (
+        "The runs have diverged by step 3, most in layers.1.mlp.up_proj.kernel (second moment)."
+    )
 
 
-def test_every_array_of_a_checkpoint_is_read_layer_by_layer(runs):
+def test_open_step_unstacks_every_array(runs):
     found = open_step(list_steps(runs["base"])[STEPS])
     whats = [what for what, _ in found]
     assert whats.count("parameter") == whats.count("first moment") == whats.count("second moment")
@@ -170,7 +172,7 @@ def test_every_array_of_a_checkpoint_is_read_layer_by_layer(runs):
     assert not np.array_equal(one, other)
 
 
-def test_what_is_no_run_is_said_once(runs, tmp_path):
+def test_folders_without_a_comparable_run_are_reported(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError) as error:
         diff_runs(tmp_path / "nowhere", tmp_path / "empty")
@@ -184,7 +186,7 @@ def test_what_is_no_run_is_said_once(runs, tmp_path):
         diff_runs(runs["base"], tmp_path / "short")
 
 
-def test_the_command_says_it_by_its_exit_status(runs, capsys):
+def test_the_exit_status_of_the_command_is_the_verdict(runs, capsys):
     assert main(["diff", str(runs["base"]), str(runs["again"])]) == 0
     assert "The runs are the same" in capsys.readouterr().out
     assert main(["diff", str(runs["base"]), str(runs["rate"]), "--json"]) == 1

@@ -1,4 +1,4 @@
-"""Differences between two runs, in a terminal."""
+"""Terminal tables of the differences between two runs."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ def text_of(diff, width=80):
     return console.export_text()
 
 
-def test_everything_that_differs_is_shown_in_80_columns():
+def test_all_differences_fit_in_80_columns():
     text = text_of(DIFF)
     assert "…" not in text
     for words in (
@@ -61,7 +61,7 @@ def test_the_headline_says_where_the_runs_diverge():
     assert headline(other_data) == "The runs use different data: text.md5."
 
 
-def test_runs_that_are_the_same_say_how_far_they_were_compared():
+def test_the_headline_of_identical_runs_says_how_far_they_were_compared():
     assert headline(SAME) == "The runs are the same up to step 6; checkpoints compared: 3, 6."
     unsaved = dataclasses.replace(SAME, checkpoints=())
     assert headline(unsaved).endswith("checkpoints compared: none.")

@@ -1,4 +1,4 @@
-"""`parity mesh`: every layout is judged against one device, and a bug in one of them is named."""
+"""`parity mesh`: compares every layout with a single device and names the one with a bug."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from jaxllm.train.verify.equality import compare_variants
 from jaxllm.train.verify.variants import Variant
 
 MIXED = Variant(mesh=(("fsdp", 2), ("tensor", 2)))
-IN_PARTS = Variant(accumulate=2)
+ACCUMULATED = Variant(accumulate=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,22 @@ def config(tmp_path_factory) -> TrainConfig:
     )
 
 
-def test_honest_variants_compute_what_one_device_computes(config):
-    found = compare_variants(config, chosen=[MIXED, IN_PARTS])
+def test_correct_variants_match_a_single_device(config):
+    found = compare_variants(config, chosen=[MIXED, ACCUMULATED])
     assert found.first is None, found.summary
-    assert found.summary == "2 variants compute what one device computes."
+    assert found.summary == "All 2 variants match the single-device step."
     for outcome in found.outcomes:
         names = {d.parameter for d in outcome.differences if d.what == "gradient"}
         assert "layers.1.mlp.up_proj.bias" in names
         assert {d.parameter for d in outcome.differences if d.what == "update"} == names
-        # Noise was measured: not a threshold that all pass.
+        # The noise was measured, and is not so large that every step would pass.
         assert all(d.threshold <= 1e-4 for d in outcome.differences)
         assert all(d.floor > 0 for d in outcome.differences if d.what == "gradient")
     mixed = found.outcomes[0]
     assert any(d.measured > 0 for d in mixed.differences), "the same program was run twice"
 
 
-def test_experts_that_fill_up_are_compared(config, really_compiling):
+def test_experts_at_their_capacity_limit_match_a_single_device(config, really_compiling):
     experts = Experts(num_experts=4, top_k=2, mlp_dim=24, capacity=40, aux_weight=0.1)
     pattern = (LayerKind(), LayerKind(mlp="experts"))
     model = dataclasses.replace(config.model, experts=experts, pattern=pattern)
@@ -59,11 +59,11 @@ def test_experts_that_fill_up_are_compared(config, really_compiling):
 
 
 def scaled_on_mesh(monkeypatch, axis: str, parameter: str) -> None:
-    """A bug: the gradient of a parameter is summed over one half of a mesh axis."""
-    honest = step.accumulate
+    """Injects a bug: a parameter's gradient is halved, as if half of a mesh axis were left out."""
+    correct = step.accumulate
 
     def wrong(*args):
-        total, grads = honest(*args)
+        total, grads = correct(*args)
         if jax.sharding.get_abstract_mesh().shape[axis] > 1:
             module, name = parameter.split(".")
             grads[module][name] = 0.5 * grads[module][name]
@@ -72,57 +72,59 @@ def scaled_on_mesh(monkeypatch, axis: str, parameter: str) -> None:
     monkeypatch.setattr(step, "accumulate", wrong)
 
 
-def test_a_sum_that_a_mesh_leaves_out_is_named(config, monkeypatch):
+def test_a_missing_sum_over_a_mesh_axis_is_found(config, monkeypatch):
     scaled_on_mesh(monkeypatch, "tensor", "final_norm.scale")
     only_rows = Variant(mesh=(("fsdp", 2),))
-    found = compare_variants(config, chosen=[only_rows, MIXED, IN_PARTS])
+    found = compare_variants(config, chosen=[only_rows, MIXED, ACCUMULATED])
     assert [outcome.ok for outcome in found.outcomes] == [True, False, True]
     assert found.first.variant == "fsdp=2 x tensor=2"
     assert found.first.worst.name == "gradient of final_norm.scale"
     assert "1 of 3 variants" in found.summary
-    assert "fsdp=2 x tensor=2: its gradient of final_norm.scale" in found.summary
+    assert "fsdp=2 x tensor=2: the error of its gradient of final_norm.scale" in found.summary
 
 
-def test_microbatches_that_are_weighed_alike_are_found(config, monkeypatch):
-    """A bug of many trainers: the mean of the microbatches' means, not of all targets."""
-    honest = step.accumulate
+def test_averaging_microbatch_means_is_found(config, monkeypatch):
+    """A common bug: averaging the means of microbatches in place of averaging over all targets."""
+    correct = step.accumulate
 
     def wrong(value_and_grad, params, batch, microbatches, *key):
         targets = batch["mask"].sum() / microbatches
 
-        def weighed(params, part, *key):
-            share = targets / jax.numpy.maximum(part["mask"].sum(), 1)
-            return jax.tree.map(lambda x: x * share, value_and_grad(params, part, *key))
+        def averaged(params, part, *key):
+            scale = targets / jax.numpy.maximum(part["mask"].sum(), 1)
+            return jax.tree.map(lambda x: x * scale, value_and_grad(params, part, *key))
 
-        found = weighed if microbatches > 1 else value_and_grad
-        return honest(found, params, batch, microbatches, *key)
+        function = averaged if microbatches > 1 else value_and_grad
+        return correct(function, params, batch, microbatches, *key)
 
     monkeypatch.setattr(step, "accumulate", wrong)
-    found = compare_variants(config, chosen=[IN_PARTS])
+    found = compare_variants(config, chosen=[ACCUMULATED])
     assert found.first.variant == "one device, accumulate 2"
 
 
-def test_a_loss_that_is_not_a_number_is_wrong(config, monkeypatch):
-    honest = step.accumulate
-    nan = lambda *args: jax.tree.map(lambda x: x * float("nan"), honest(*args))  # noqa: E731
-    real = lambda *args: (nan if args[3] > 1 else honest)(*args)  # noqa: E731
-    monkeypatch.setattr(step, "accumulate", real)
-    found = compare_variants(config, chosen=[IN_PARTS])
+def test_a_nan_loss_fails(config, monkeypatch):
+    correct = step.accumulate
+    nan = lambda *args: jax.tree.map(lambda x: x * float("nan"), correct(*args))  # noqa: E731
+    wrong = lambda *args: (nan if args[3] > 1 else correct)(*args)  # noqa: E731
+    monkeypatch.setattr(step, "accumulate", wrong)
+    found = compare_variants(config, chosen=[ACCUMULATED])
     assert not found.outcomes[0].ok
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_what_cannot_be_laid_out_is_refused_at_once(config):
+def test_an_indivisible_batch_is_rejected_before_anything_runs(config):
     odd = dataclasses.replace(config, batch_size=6)
     with pytest.raises(ConfigError) as error:
         compare_variants(odd)
     lines = str(error.value).splitlines()
-    assert "fsdp=8: batch_size / accumulate = 6 sequences do not divide" in str(error.value)
+    assert "fsdp=8: batch_size / accumulate = 6 sequences is not divisible" in str(error.value)
     assert len(lines) > 3
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
-def test_the_command_says_it_by_its_exit_status(config, monkeypatch, tmp_path, capsys, options):
+def test_the_exit_status_of_the_command_is_the_verdict(
+    config, monkeypatch, tmp_path, capsys, options
+):
     from jaxllm.train.verify import equality
 
     monkeypatch.setattr(equality, "variants", lambda config, count: [MIXED])
@@ -138,7 +140,7 @@ def test_the_command_says_it_by_its_exit_status(config, monkeypatch, tmp_path, c
         assert "final_norm.scale" in out
 
 
-def test_a_folder_called_mesh_is_still_a_checkpoint(tmp_path, monkeypatch, capsys):
+def test_a_folder_named_mesh_is_treated_as_a_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mesh").mkdir()
     assert main(["parity", "./mesh"]) == 1

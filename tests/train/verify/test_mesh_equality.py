@@ -1,4 +1,4 @@
-"""Layouts change no number: one device, any mesh, any accumulation, chunk or form of the layers."""
+"""Layout equality: meshes, accumulation, loss chunks, scan and remat match a single device."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxllm.train.verify.variants import Variant, on_mesh, submesh
 
 TOLERANCE = 1e-5  # relative, float32
 B, T = 16, 24
-# Four ways do not divide two key/value heads: those stay whole.
+# Two key/value heads are not divisible by tensor=4, so they stay unsharded there.
 MESHES = {
     "data=8": {"data": 8},
     "fsdp=8": {"fsdp": 8},
@@ -57,7 +57,7 @@ def text(tmp_path_factory) -> str:
 
 
 def assert_equal(text: str, chosen: list[Variant], **changes: object) -> None:
-    """A step in each of the variants is that of one device, by noise and by a fixed tolerance."""
+    """Checks the variants against a single device, by the noise floor and a fixed tolerance."""
     model = random_model(vocab_size=256, **changes)
     config = TrainConfig(
         output="nowhere",
@@ -71,19 +71,19 @@ def assert_equal(text: str, chosen: list[Variant], **changes: object) -> None:
     assert found.first is None, found.summary
     assert len(found.outcomes) == len(chosen)
     for outcome in found.outcomes:
-        by_gradient = [d for d in outcome.differences if d.what != "update"]
-        assert max(d.measured for d in by_gradient) < TOLERANCE, outcome.variant
+        except_updates = [d for d in outcome.differences if d.what != "update"]
+        assert max(d.measured for d in except_updates) < TOLERANCE, outcome.variant
 
 
-def test_loss_gradients_and_update_are_those_of_one_device(text):
+def test_loss_gradients_and_update_match_a_single_device(text):
     assert_equal(text, VARIANTS, **CHANGES)
 
 
-def test_a_tied_head_sums_both_its_gradients(text):
+def test_tied_weights_sum_both_their_gradients(text):
     assert_equal(text, [on(MIXED, loss_chunk=7)], head=HeadConfig(tied=True), num_layers=1)
 
 
-# Every other layer has experts, which eight ways do not divide: those stay whole.
+# Every other layer has 4 experts, which are not divisible by expert=8: there they stay unsharded.
 SPARSE = {
     "num_layers": 4,
     "pattern": (LayerKind(), LayerKind(mlp="experts")),
@@ -101,12 +101,12 @@ EXPERT_MESHES = {
 }
 
 
-def test_experts_on_a_mesh_are_those_of_one_device(text, really_compiling):
+def test_experts_on_a_mesh_match_a_single_device(text, really_compiling):
     chosen = ("expert=8", "fsdp=2 x tensor=2 x expert=2")
     assert_equal(text, [on(EXPERT_MESHES[name]) for name in chosen], **SPARSE)
 
 
-def test_experts_are_split_over_their_number_and_both_their_widths():
+def test_experts_are_sharded_over_expert_fsdp_and_tensor():
     mesh = submesh({"fsdp": 2, "tensor": 2, "expert": 2})
     placed = {
         name.removeprefix("layers.1:4:2.mlp."): sharding.spec
@@ -133,7 +133,7 @@ INVOLUNTARY = "nvoluntary full rematerialization"
         *((name, 1) for name in EXPERT_MESHES if "expert" in name),
     ],
 )
-def test_no_array_is_gathered_against_the_compiler_s_will(
+def test_the_compiler_reports_no_involuntary_rematerialization(
     mesh_name, microbatches, really_compiling, capfd
 ):
     sizes = {**MESHES, **EXPERT_MESHES}[mesh_name]
@@ -157,13 +157,13 @@ def test_no_array_is_gathered_against_the_compiler_s_will(
         }
         compiled = steps.train.lower(steps.abstract_state, batch).compile()
     assert INVOLUNTARY not in capfd.readouterr().err
-    if "fsdp" in sizes:  # each device holds its part of the state, not all of it
+    if "fsdp" in sizes:  # each device holds a shard of the state, not all of it
         whole = sum(x.size * 4 for x in jax.tree.leaves(steps.abstract_state))
         assert compiled.memory_analysis().argument_size_in_bytes < whole / 3
 
 
-def test_the_compiler_s_complaint_would_be_seen(really_compiling, capfd):
-    """A lookup in a table that is split over both its dimensions."""
+def test_an_involuntary_rematerialization_would_be_seen(really_compiling, capfd):
+    """Triggered by a lookup in a table that is sharded over both dimensions."""
     mesh = submesh({"data": 2, "fsdp": 2, "tensor": 2})
     table = jax.ShapeDtypeStruct(
         (96, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
@@ -180,7 +180,7 @@ def test_the_compiler_s_complaint_would_be_seen(really_compiling, capfd):
     assert INVOLUNTARY in capfd.readouterr().err
 
 
-def test_the_state_stays_where_it_is():
+def test_training_keeps_the_shardings_of_the_state():
     config = TrainConfig(output="nowhere", steps=10, batch_size=B, seq_len=T, model=TINY)
     mesh, model = submesh(MIXED), random_model()
     rng = np.random.default_rng(0)

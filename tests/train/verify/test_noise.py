@@ -1,7 +1,8 @@
-"""Equivalent evaluations of a step: shuffled widths come back, and roundings differ a little."""
+"""Equivalent evaluations of a step: shuffled dimensions are consistent and can be restored."""
 
 import dataclasses
 
+import chex
 import numpy as np
 import pytest
 from tiny import TINY
@@ -12,7 +13,7 @@ from jaxllm.train.verify.noise import Shuffle
 
 
 def weights_of(config) -> dict[str, np.ndarray]:
-    """Random weights, the layers of a stack one by one."""
+    """Random weights by name, layers unstacked."""
     rng = np.random.default_rng(0)
     arrays = {}
     for name, variable in named_parameters(build_abstract(config)).items():
@@ -25,7 +26,7 @@ def weights_of(config) -> dict[str, np.ndarray]:
 def undone(shuffle: Shuffle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     @dataclasses.dataclass(frozen=True)
     class Step:
-        """The part of a step that a shuffle sees."""
+        """The part of a step that `Shuffle.undo` uses."""
 
         gradient: dict
 
@@ -38,7 +39,7 @@ def undone(shuffle: Shuffle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndar
     return shuffle.undo(Step(arrays)).gradient
 
 
-def test_a_shuffle_moves_numbers_and_is_undone():
+def test_a_shuffle_permutes_weights_and_undo_restores_them():
     weights = weights_of(TINY)
     shuffle = Shuffle(TINY, np.random.default_rng(1))
     shuffled = shuffle.apply(weights)
@@ -46,12 +47,11 @@ def test_a_shuffle_moves_numbers_and_is_undone():
     for name, x in weights.items():
         assert not np.array_equal(shuffled[name], x), name
         np.testing.assert_array_equal(np.sort(shuffled[name], None), np.sort(x, None))
-    for name, x in undone(shuffle, shuffled).items():
-        np.testing.assert_array_equal(x, weights[name])
+    chex.assert_trees_all_equal(undone(shuffle, shuffled), weights)
 
 
-def test_the_widths_of_one_letter_move_alike():
-    """Else it would be another model: an MLP's hidden width leaves one matrix for the next."""
+def test_dimensions_with_one_letter_share_a_permutation():
+    """Otherwise it would be another model: F is an output of up_proj and an input of down_proj."""
     weights = weights_of(TINY)
     shuffled = Shuffle(TINY, np.random.default_rng(1)).apply(weights)
     products = [
@@ -62,7 +62,7 @@ def test_the_widths_of_one_letter_move_alike():
 
 
 @pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
-def test_the_places_of_a_sinusoidal_vector_stay(positions):
+def test_sinusoidal_positions_fix_the_embedding_order(positions):
     config = dataclasses.replace(TINY, positions=positions)
     weights = weights_of(config)
     shuffled = Shuffle(config, np.random.default_rng(1)).apply(weights)

@@ -1,4 +1,4 @@
-"""The verdict of a comparison of layouts: what is worst, and how it is said."""
+"""Results of a layout comparison: thresholds, the worst difference, the summary and the table."""
 
 import io
 import json
@@ -20,7 +20,7 @@ LONG_WRONG = Outcome(
 )
 
 
-def test_a_difference_is_judged_by_its_threshold():
+def test_a_difference_passes_up_to_its_threshold():
     assert FINE.ok
     assert not WRONG.ok
     assert WRONG.ratio > 1 > CLOSE.ratio > FINE.ratio
@@ -29,36 +29,38 @@ def test_a_difference_is_judged_by_its_threshold():
     assert math.isclose(at_it.ratio, 1)
 
 
-def test_a_number_that_is_none_is_infinitely_wrong():
+def test_nan_fails_with_an_infinite_ratio():
     nan = Difference("loss", "", math.nan, 1e-8)
     assert not nan.ok
     assert nan.ratio == math.inf
     assert nan.to_json()["measured"] is None
 
 
-def test_the_worst_is_a_gradient_if_one_is_wrong():
-    """What is wrong with a gradient is wrong with its update, which tells less."""
+def test_a_wrong_gradient_is_reported_as_the_worst():
+    """A wrong gradient explains a wrong update, so it is the better report."""
     assert Outcome("a", (FINE, CLOSE)).worst is CLOSE
     assert Outcome("a", (FINE, WORSE, WRONG)).worst is WRONG
     assert Outcome("a", (FINE, WORSE, CLOSE)).worst is WORSE
 
 
-def test_the_first_variant_that_is_wrong_makes_the_verdict():
+def test_the_verdict_names_the_first_failing_variant():
     fine, wrong, worse = (
         Outcome(name, (FINE, found))
         for name, found in (("one", CLOSE), ("two", WRONG), ("three", WORSE))
     )
     assert Equality((fine,)).first is None
-    assert Equality((fine,)).summary == "1 variants compute what one device computes."
+    assert Equality((fine,)).summary == "All 1 variants match the single-device step."
     found = Equality((fine, wrong, worse))
     assert found.first is wrong
-    assert found.summary.startswith("2 of 3 variants compute something else. The first is two:")
+    assert found.summary.startswith(
+        "2 of 3 variants differ from the single-device step. The first is two:"
+    )
     assert "gradient of final_norm.scale" in found.summary
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert [variant["ok"] for variant in data["variants"]] == [True, False, False]
 
 
-def test_the_table_marks_what_is_wrong():
+def test_the_table_marks_failures():
     console = Console(width=120)
     with console.capture() as capture:
         console.print(Equality((Outcome("one", (CLOSE,)), Outcome("two", (WRONG,)))).table())

@@ -1,4 +1,4 @@
-"""Every layout of the devices, and every other way to run a step, each under its own name."""
+"""Variants of a training step: every mesh layout and every other change, with distinct names."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from jaxllm.train.verify.variants import Variant, find_experts, layouts, submesh
 RUN = TrainConfig(output="nowhere", steps=10, batch_size=8, seq_len=16, model=TINY)
 
 
-def test_every_layout_of_the_devices_is_tried():
+def test_every_mesh_layout_is_a_variant():
     dense = variants(RUN, 8)
     meshes = {variant.mesh for variant in dense}
     assert len(meshes - {()}) == 10  # 8 = 2 * 2 * 2 over three axes
@@ -30,7 +30,7 @@ def test_every_layout_of_the_devices_is_tried():
     assert all(not variant.mesh for variant in variants(RUN, 1))
 
 
-def test_experts_are_laid_out_only_where_there_are_some():
+def test_the_expert_axis_is_used_only_by_models_with_experts():
     experts = Experts(num_experts=4, top_k=2, mlp_dim=24)
     assert find_experts(TINY) is None
     assert not any("expert" in dict(variant.mesh) for variant in variants(RUN, 8))
@@ -50,11 +50,11 @@ def test_experts_are_laid_out_only_where_there_are_some():
         (Variant(accumulate=2, loss_chunk=5), "one device, accumulate 2, loss in chunks of 5"),
     ],
 )
-def test_a_variant_says_what_it_does_otherwise(variant, name):
+def test_a_variant_is_named_by_its_settings(variant, name):
     assert variant.name == name
 
 
-def test_a_small_mesh_takes_the_first_devices():
+def test_a_small_mesh_uses_the_first_devices():
     assert submesh({}).size == 1
     found = submesh({"fsdp": 2, "tensor": 2})
     assert {axis: size for axis, size in found.shape.items() if size > 1} == {
