@@ -189,7 +189,7 @@ class _Reader:
             raise CheckpointError(f"{name}{where}: no file is said to hold it")
         # What the listing lacks is missing, or a path that leads out of the folder.
         if place.file not in self.files:
-            raise CheckpointError(f"{name}{where}: {place.file!r} is not a file of this folder")
+            raise CheckpointError(f"{name}{where}: {place.file!r} is not a file in this folder")
         if place.offset + place.length > self.files[place.file]:
             raise CheckpointError(f"{name}{where}: {place.file} ends before it does")
         return place

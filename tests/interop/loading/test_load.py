@@ -168,13 +168,13 @@ def test_a_folder_without_tensors_says_what_was_looked_for(llama):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("../out.safetensors", "'../out.safetensors' is not a file of this directory"),
-        ("{tmp}/out.safetensors", "out.safetensors' is not a file of this directory"),
-        ("sub/out.safetensors", "'sub/out.safetensors' is not a file of this directory"),
-        ("link/out.safetensors", "'link/out.safetensors' is not a file of this directory"),
-        ("dangling", "'dangling' is not a file of this directory"),
-        ("", "'' is not a file of this directory"),
-        ("..", "'..' is not a file of this directory"),
+        ("../out.safetensors", "'../out.safetensors' is not a file in this folder"),
+        ("{tmp}/out.safetensors", "out.safetensors' is not a file in this folder"),
+        ("sub/out.safetensors", "'sub/out.safetensors' is not a file in this folder"),
+        ("link/out.safetensors", "'link/out.safetensors' is not a file in this folder"),
+        ("dangling", "'dangling' is not a file in this folder"),
+        ("", "'' is not a file in this folder"),
+        ("..", "'..' is not a file in this folder"),
     ],
 )
 def test_an_index_leads_to_files_of_its_own_folder_only(llama, tmp_path, place, said):

@@ -23,5 +23,5 @@ def test_the_index_decides_which_shards_are_read(tmp_path):
     found = {name: tensor.open().tolist() for name, tensor in read_checkpoint(tmp_path).items()}
     assert found == {"a": [1, 1], "b": [2, 2]}
     (tmp_path / "2.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file of this directory"):
+    with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file in this folder"):
         read_checkpoint(tmp_path)

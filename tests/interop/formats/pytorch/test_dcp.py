@@ -185,7 +185,7 @@ def said_against(folder: Path) -> str | None:
 
 def test_a_lost_file_is_named(copied):
     (copied / "__1_0.distcp").unlink()
-    with pytest.raises(CheckpointError, match=r"'__1_0\.distcp' is not a file of this folder"):
+    with pytest.raises(CheckpointError, match=r"'__1_0\.distcp' is not a file in this folder"):
         load_training_state(copied)
 
 
@@ -239,7 +239,7 @@ def of_another_shape(metadata) -> None:
     [
         (without_a_chunk, "model.norm.weight: its chunks have 16 of 32 elements"),
         (with_a_chunk_twice, "model.norm.weight: its chunks overlap"),
-        (with_a_path_that_leads_out, "'../titan/__0_0.distcp' is not a file of this folder"),
+        (with_a_path_that_leads_out, "'../titan/__0_0.distcp' is not a file in this folder"),
         (compressed, "is compressed, which is not read"),
         (of_another_shape, "its chunks have 32 of 33 elements"),
     ],
