@@ -1,1 +1,1 @@
-"""Checkpoint file formats: reading and writing tensors without PyTorch, executing nothing."""
+"""Checkpoint file formats: reads and writes tensors without PyTorch and without running code."""

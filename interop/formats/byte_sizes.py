@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Byte sizes as text: parses "5GB" or "256MiB", formats "1.52 GB"."""
 
 import re
 from decimal import Decimal
@@ -10,9 +10,14 @@ _UNITS |= {f"{k}iB": 1024**i for i, k in enumerate(["K", "M", "G", "T"], 1)}
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes, from a number of them or a text like "5GB" (powers of 1000) or "256MiB" (of 1024).
+    """Returns a number of bytes from an int or a text.
 
-    Raises UserError for anything else, and for less than one byte.
+    Args:
+        size: a number of bytes, or a number with a unit: "5GB" counts powers of 1000, "256MiB"
+            powers of 1024.
+
+    Raises:
+        UserError: `size` has another form or is less than one byte.
     """
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size).lower())
@@ -23,7 +28,9 @@ def parse_size(size: int | str) -> int:
         or ("." in match[1] and units[match[2]] == 1)
     ):
         known = ", ".join(filter(None, _UNITS))
-        raise UserError(f"{size!r} is not a size: give bytes, or a number and one of {known}")
+        raise UserError(
+            f"{size!r} is not a size: give a number of bytes, or a number with a unit ({known})"
+        )
     parsed = int(Decimal(match[1]) * units[match[2]])
     if parsed < 1:
         raise UserError(f"{size!r} is not a size of at least one byte")
@@ -31,7 +38,7 @@ def parse_size(size: int | str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Bytes as people write them, in powers of 1000: `1.52 GB`."""
+    """Formats a number of bytes with a unit, in powers of 1000, such as `1.52 GB`."""
     for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
         if size >= 1000**power:
             return f"{size / 1000**power:.3g} {unit}"

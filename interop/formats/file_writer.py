@@ -1,4 +1,4 @@
-"""Checkpoint files laid out before any tensor is read, and filled in any order."""
+"""Writes checkpoint files: lays each out before any tensor is read, then fills it in any order."""
 
 import dataclasses
 import hashlib
@@ -23,23 +23,31 @@ Progress = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class PlannedFile:
-    """A file of which all is known but the numbers in its tensors. Offsets count bytes."""
+    """The layout of a file: everything but the data of its tensors. Offsets count bytes.
+
+    Attributes:
+        name: the file's name.
+        size: bytes of the whole file.
+        frame: the bytes around the tensors, such as headers, by offset.
+        places: the offset of each tensor's data.
+        checksums: the offsets at which the CRC-32 of each tensor's data is to be written.
+    """
 
     name: str
     size: int
-    frame: Mapping[int, bytes]  # by offset: what stands around the tensors
-    places: Mapping[str, int]  # by tensor: where its numbers begin
-    checksums: Mapping[str, tuple[int, ...]]  # by tensor: where the CRC-32 of its numbers stands
+    frame: Mapping[int, bytes]
+    places: Mapping[str, int]
+    checksums: Mapping[str, tuple[int, ...]]
 
     def prefixed(self, prefix: str) -> Self:
-        """The same file, of tensors that the checkpoint knows under a longer name."""
+        """Returns the same file with `prefix` before the name of every tensor."""
         places = {prefix + name: place for name, place in self.places.items()}
         checksums = {prefix + name: offsets for name, offsets in self.checksums.items()}
         return dataclasses.replace(self, places=places, checksums=checksums)
 
 
 class Digest(NamedTuple):
-    """What the bytes of a tensor in C order add up to."""
+    """Checksums of a tensor's bytes in C order."""
 
     sha256: str
     crc32: int
@@ -53,9 +61,18 @@ def write_files(
     chunk_bytes: int = CHUNK_BYTES,
     workers: int = WORKERS,
 ) -> None:
-    """Writes files into an existing folder, `workers` tensors at a time and of each a chunk.
+    """Writes files into an existing folder; a failure leaves none of them behind.
 
-    Raises CheckpointError if a tensor is not what was announced; a failure leaves nothing behind.
+    Args:
+        folder: the folder.
+        files: the layouts of the files.
+        tensors: the tensors to fill them with, by name.
+        chunk_bytes: the most bytes of a tensor that a thread reads at a time.
+        workers: the number of threads, each of which writes one tensor at a time.
+
+    Raises:
+        CheckpointError: the disk has too little space, or a tensor does not have its declared
+            dtype or shape.
     """
     check_space(folder, sum(file.size for file in files))
     file_of = {name: file for file in files for name in file.places}
@@ -82,19 +99,21 @@ def write_files(
 
 
 def partial_path(folder: Path, file: PlannedFile) -> Path:
-    """Where a file lies until it is complete: no reader takes it for one that is."""
+    """Returns the path of a file while it is incomplete, which no reader mistakes for a file."""
     return folder / f"{file.name}.partial"
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises CheckpointError if the disk has no room for so many bytes."""
+    """Raises CheckpointError if the disk of `folder` has fewer than `needed` free bytes."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise CheckpointError(f"{folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise CheckpointError(
+            f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+        )
 
 
 def create(folder: Path, file: PlannedFile) -> None:
-    """Lays the file out at its full size; what an earlier attempt has filled in stays."""
+    """Creates the incomplete file at its full size, or keeps the data of an earlier attempt."""
     path = partial_path(folder, file)
     with path.open("r+b" if path.exists() else "wb") as stream:
         stream.truncate(file.size)
@@ -113,7 +132,23 @@ def fill(
     hashed: bool = False,
     progress: Progress | None = None,
 ) -> Digest:
-    """Writes the numbers of one tensor. The digest's sha256 is empty unless `hashed`."""
+    """Writes the data of one tensor into the incomplete file.
+
+    Args:
+        folder: the folder of the file.
+        file: its layout.
+        name: the tensor.
+        source: its data.
+        chunk_bytes: the most bytes to read at a time.
+        hashed: whether to compute the SHA-256; without it the digest's `sha256` is empty.
+        progress: called with the bytes of each chunk that is written.
+
+    Returns:
+        The checksums of the data. `crc32` is 0 if the file has no place for it.
+
+    Raises:
+        CheckpointError: the tensor cannot be read or does not have its declared dtype or shape.
+    """
     path = partial_path(folder, file)
     sha256, crc32 = hashlib.sha256(), 0
     with path.open("r+b") as stream:
@@ -129,19 +164,19 @@ def fill(
                     progress(chunk.nbytes)
         except CheckpointError as error:
             raise CheckpointError(error.within(f"{folder / file.name}: tensor {name!r}")) from None
-        _begin_to_store(stream, file.places[name], source.nbytes)
+        _start_writeback(stream, file.places[name], source.nbytes)
     return Digest(sha256.hexdigest() if hashed else "", crc32)
 
 
-def _begin_to_store(stream: BufferedRandom, offset: int, nbytes: int) -> None:
-    """Has the disk begin with a part of a file, so that less is left to wait for at the end."""
+def _start_writeback(stream: BufferedRandom, offset: int, nbytes: int) -> None:
+    """Starts writing part of a file to disk, so that the final fsync has less to wait for."""
     stream.flush()
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(stream.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def written_sha256(folder: Path, file: PlannedFile, name: str, nbytes: int) -> str:
-    """The sha256 of what the file has in the place of a tensor."""
+    """Returns the SHA-256 of the bytes that the incomplete file has at a tensor's place."""
     sha256 = hashlib.sha256()
     with partial_path(folder, file).open("rb") as stream:
         stream.seek(file.places[name])
@@ -152,7 +187,7 @@ def written_sha256(folder: Path, file: PlannedFile, name: str, nbytes: int) -> s
 
 
 def finish(folder: Path, file: PlannedFile, digests: Mapping[str, Digest]) -> None:
-    """Gives the file its name, once it is complete and on the disk."""
+    """Writes the checksums, flushes the file to disk and gives it its final name."""
     path = partial_path(folder, file)
     with path.open("r+b") as stream:
         for name, offsets in file.checksums.items():
@@ -165,7 +200,7 @@ def finish(folder: Path, file: PlannedFile, digests: Mapping[str, Digest]) -> No
 
 
 def sync(path: Path) -> None:
-    """Puts a file, or the names of the files in a folder, on the disk."""
+    """Flushes a file to disk, or the file names in a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -176,7 +211,7 @@ def sync(path: Path) -> None:
 def in_threads(
     task: Callable[[str], Result], names: Sequence[str], workers: int = WORKERS
 ) -> list[Result]:
-    """Returns `task(name)` of every name, `workers` at a time; the first failure ends them all."""
+    """Returns `task(name)` for every name, run in `workers` threads; one failure stops the rest."""
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(task, name) for name in names]
         try:

@@ -1,4 +1,4 @@
-"""The index of a Hugging Face folder: which of its files holds each tensor."""
+"""Index files of Hugging Face folders: which shard holds each tensor."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,21 +9,30 @@ ReadHeader = Callable[[Path], Mapping[str, StoredTensor]]
 
 
 def read_indexed(index: Path, read_header: ReadHeader) -> dict[str, StoredTensor]:
-    """Where each tensor of the folder lies: where the index says, and nowhere else.
+    """Locates every tensor in the shard that the index file names; no tensor is read.
 
-    Only names of the folder's own entries are followed, which may be links to other places: the
-    cache of Hugging Face's hub is made of such. A path that leads elsewhere is refused.
+    A shard must be an entry of the index file's own folder. Such an entry may be a link, as in the
+    cache of the Hugging Face hub; a path that leads out of the folder is rejected.
 
-    Raises `CheckpointError` with all problems of the index and of the files that it lists.
+    Args:
+        index: the index file.
+        read_header: locates the tensors of one shard.
+
+    Returns:
+        The tensors by name, in the order of the index file.
+
+    Raises:
+        CheckpointError: the index file or a shard is damaged, or they disagree. Lists every
+            problem.
     """
     places = _read_index(index)
     directory, found = index.parent, {path.name for path in index.parent.iterdir()}
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(places.values())):
-        # What the listing lacks is missing, or a path that leads out of the directory.
+        # A name that the listing lacks is a missing file, or a path that leads out of the folder.
         if file not in found or not (directory / file).is_file():
-            problems.append(f"{index}: {file!r} is not a file of this directory")
+            problems.append(f"{index}: {file!r} is not a file in this folder")
             continue
         try:
             stored = read_header(directory / file)
@@ -50,10 +59,10 @@ def _read_index(path: Path) -> dict[str, str]:
 def _placement_problems(path: Path, stored: Iterable[str], places: Mapping[str, str]) -> list[str]:
     here = {name for name, file in places.items() if file == path.name}
     problems = [
-        f"{path}: tensor {name!r} is missing, the index places it here"
+        f"{path}: tensor {name!r} is missing, but the index places it in this file"
         for name in sorted(here.difference(stored))
     ]
     for name in sorted(set(stored) - here):
         place = f"the index places it in {places[name]!r}" if name in places else "not in the index"
-        problems.append(f"{path}: tensor {name!r} is here, {place}")
+        problems.append(f"{path}: tensor {name!r} is in this file, but {place}")
     return problems

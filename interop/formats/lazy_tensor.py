@@ -1,6 +1,6 @@
-"""Arrays that are read in parts, wherever they lie: in a file, on devices, or spread over others.
+"""Arrays that are read box by box, from a file, from devices, or assembled from other arrays.
 
-A box is one range per dimension. Reading a box brings that much to the host, and no more.
+A box is one range per dimension. Reading a box brings only that box to the host.
 """
 
 import math
@@ -25,7 +25,7 @@ Read = Callable[[Box], np.ndarray]
 
 @dataclass(frozen=True)
 class TensorSource:
-    """An array announced by dtype and shape, of which `read` returns any box."""
+    """An array that is not read yet: its dtype and shape, and a function that reads any box."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -38,43 +38,48 @@ class TensorSource:
 
     @property
     def whole(self) -> Box:
-        """The box that is all of the array."""
+        """The box of the whole array."""
         return tuple((0, size) for size in self.shape)
 
     def payload(self, max_bytes: int) -> Iterator[memoryview]:
-        """The bytes of the array in C order, at most so many at a time.
+        """Yields the bytes of the array in C order, at most `max_bytes` at a time.
 
-        Raises `CheckpointError` if what is read has not the announced dtype or shape.
+        Raises:
+            CheckpointError: a box that was read does not have the declared dtype or shape.
         """
         for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
             array = self.read(box)
-            announced = self.dtype, box_shape(box)
-            if (array.dtype, array.shape) != announced:
+            declared = self.dtype, box_shape(box)
+            if (array.dtype, array.shape) != declared:
                 raise CheckpointError(
-                    f"announced as {self.dtype}{list(announced[1])}, "
-                    f"produced as {array.dtype}{list(array.shape)}"
+                    f"declared as {self.dtype}{list(declared[1])}, "
+                    f"but read as {array.dtype}{list(array.shape)}"
                 )
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
     def astype(self, dtype: np.dtype) -> "TensorSource":
-        """The same numbers in another dtype, rounded to nearest."""
+        """Returns the array cast to another dtype, rounded to nearest."""
         if dtype == self.dtype:
             return self
         return replace(self, dtype=dtype, read=lambda box: self.read(box).astype(dtype))
 
 
 def from_array(array: np.ndarray) -> TensorSource:
-    """An array in memory."""
+    """Wraps an array in host memory."""
     return TensorSource(array.dtype, array.shape, lambda box: array[slices(box)])
 
 
 def from_stored(tensor: StoredTensor | ShardedTensor) -> TensorSource:
-    """A tensor of a file, or of several."""
+    """Wraps a tensor stored in one file or in several."""
     return TensorSource(tensor.dtype, tensor.shape, tensor.read)
 
 
 def from_jax(array: jax.Array | np.ndarray) -> TensorSource:
-    """An array on devices; every process must read the same boxes if it spans several."""
+    """Wraps an array on devices.
+
+    If the array spans processes, all of them must read the same boxes in the same order: each
+    read is a gather.
+    """
     if isinstance(array, np.ndarray):
         return from_array(array)
     read = partial(_gather, array) if spans_processes(array) else _shard_reader(array)
@@ -82,7 +87,7 @@ def from_jax(array: jax.Array | np.ndarray) -> TensorSource:
 
 
 def _shard_reader(array: jax.Array) -> Read:
-    """Reads boxes from the shards that this process has, each part from one of them."""
+    """Returns a reader of boxes from this process's shards; replicas are read once."""
     shards = {}
     for shard in array.addressable_shards:
         parts = zip(shard.index, array.shape, strict=True)
@@ -105,7 +110,10 @@ def _shard_reader(array: jax.Array) -> Read:
 
 
 def _on_host(data: jax.Array, box: Box) -> np.ndarray:
-    """A box of an array on one device; the device cuts it, unless its memory is the host's."""
+    """Copies a box of an array on one device to the host.
+
+    An accelerator slices the array itself, so that no more than the box is transferred.
+    """
     if data.platform() == "cpu" or list(box) == [(0, size) for size in data.shape]:
         return np.asarray(data)[slices(box)]
     cut = _cutter(box_shape(box))
@@ -118,7 +126,7 @@ def _cutter(sizes: tuple[int, ...]) -> Callable[[jax.Array, list[int]], jax.Arra
 
 
 def _gather(array: jax.Array, box: Box) -> np.ndarray:
-    """A box of an array that spans processes: its shards are gathered, on every process alike."""
+    """Gathers a box of an array that spans processes; every process must call it."""
     gather = _gatherer(array.sharding, array.shape, box_shape(box))
     return np.asarray(gather(array, [low for low, _ in box]).addressable_data(0))
 
@@ -127,7 +135,7 @@ def _gather(array: jax.Array, box: Box) -> np.ndarray:
 def _gatherer(
     sharding: NamedSharding, shape: tuple[int, ...], sizes: tuple[int, ...]
 ) -> Callable[[jax.Array, list[int]], jax.Array]:
-    """Cuts dimensions that are not sharded, gathers the rest, and cuts that."""
+    """Compiles a gather: slices the unsharded dimensions, gathers, then slices the others."""
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     is_split = [a != b for a, b in zip(sharding.shard_shape(shape), shape, strict=True)]
     first = [shape[i] if is_split[i] else sizes[i] for i in range(len(shape))]
@@ -145,7 +153,7 @@ def _gatherer(
 def transfer_tensor(
     transfer: Transfer, index: Index, sources: Mapping[str, TensorSource]
 ) -> TensorSource:
-    """The target tensor of a rule at `index`, read from the rule's source tensors."""
+    """Returns the target tensor of a rule at `index`, read through the rule from `sources`."""
     shape = transfer.target.shape(transfer.sizes)
     named = {axis: index.get(axis, 0) for axis in transfer.source.name_axes}
     dtype = sources[transfer.source.format_name(named, transfer.sizes)].dtype
@@ -157,7 +165,7 @@ def transfer_tensor(
 
 
 def concatenate_rows(parts: Sequence[TensorSource]) -> TensorSource:
-    """The fused tensor whose rows are those of the parts, one part after the other."""
+    """Returns a fused tensor: the parts concatenated along their first dimension."""
     first, stops = parts[0], np.cumsum([part.shape[0] for part in parts])
 
     def read(box: Box) -> np.ndarray:

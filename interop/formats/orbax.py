@@ -1,8 +1,8 @@
-"""Native checkpoints: Orbax, with the model's config beside its parameters.
+"""Native checkpoints: Orbax checkpoints with the model's config beside its parameters.
 
-A folder written by `save`, one step that `jaxllm train` wrote, or a whole run, of which the
-newest step counts. Each holds the parameters as the item `model` and says what they are in its
-metadata, so that it loads onto any mesh without further information.
+A native checkpoint is a folder written by `save`, one step written by `jaxllm train`, or a whole
+run, of which the newest step is read. It holds the parameters as the item `model` and describes
+them in its metadata, so it loads onto any mesh without further information.
 """
 
 from pathlib import Path
@@ -29,18 +29,27 @@ _CACHE_BYTES = 32 << 20
 
 
 def is_native(path: Path) -> bool:
-    """Whether a folder is a native checkpoint, or a run that holds some."""
+    """Returns whether a folder is a native checkpoint, or a run that has some."""
     return is_step(path) or bool(list_steps(path))
 
 
 def save(model: Model, path: Path) -> None:
-    """Writes the model into a folder, as a run of no steps."""
+    """Writes a model into a folder, in the form of a run whose only checkpoint is step 0."""
     step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
     ocp.save_checkpointables(step, items, custom_metadata={METADATA_KEY: describe(model)})
 
 
 def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Model:
-    """The model of a native checkpoint, or of a run's newest step."""
+    """Loads the model of a native checkpoint, or of the newest step of a run.
+
+    Args:
+        path: the checkpoint or the run.
+        mesh: where to put the parameters; by default on the first local device.
+        dtype: of the parameters and the activations; by default as stored.
+
+    Raises:
+        CheckpointError: jaxllm did not write the checkpoint.
+    """
     path = find_step(path)
     about, stored = _describe(path)
     model = from_description(
@@ -59,9 +68,10 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
 
 
 def find_step(path: Path, step: int | None = None) -> Path:
-    """The folder of one step of a run, the newest by default; Orbax wants absolute paths.
+    """Returns the absolute path of one step of a run, by default the newest.
 
-    Raises CheckpointError if the run has no such step.
+    Raises:
+        CheckpointError: the run has no such step.
     """
     path = path.resolve()
     if is_step(path):
@@ -78,14 +88,15 @@ def find_step(path: Path, step: int | None = None) -> Path:
 
 
 def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
-    """The model of a step, without weights, and its arrays, which are read chunk by chunk.
+    """Returns the model of a step, without weights, and its arrays, which are read chunk by chunk.
 
-    An array is cut into chunks as it was sharded when it was saved. The chunks last read are kept:
-    a tensor needs all those of its layers, which lie in one if they were stacked on one device.
+    An array is stored in the chunks that it was sharded into when it was saved. The chunks read
+    last are cached, because tensors of several layers may need the same one: layers that were
+    stacked on one device share a chunk.
     """
     about, stored = _describe(path)
     stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
-    # One array's and the next's.
+    # Enough for the chunks of one array and of the next.
     cache_bytes = max(_CACHE_BYTES, 2 * max(map(chunk_bytes, stores)))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     arrays = {name: _source(_open_array(path, name, context)) for name in stored}
@@ -104,9 +115,9 @@ def _source(store: tensorstore.TensorStore) -> TensorSource:
 
 
 def _describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a step says of its model, and the metadata of each of its arrays."""
+    """Returns the description of a step's model, and the metadata of each of its arrays."""
     found = ocp.checkpointables_metadata(path)
     about = (found.custom_metadata or {}).get(METADATA_KEY)
     if about is None or not found.metadata.get("model"):
-        raise CheckpointError(["an Orbax checkpoint that jaxllm did not write"], path)
+        raise CheckpointError(["this Orbax checkpoint was not written by jaxllm"], path)
     return about, nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")

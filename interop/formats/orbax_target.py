@@ -1,7 +1,7 @@
-"""A native checkpoint written chunk by chunk, so that no array is ever whole in memory.
+"""Writes native checkpoints chunk by chunk, so that no array is ever whole in memory.
 
-Orbax writes whole arrays only. So it writes the checkpoint with placeholders, and TensorStore then
-puts the arrays in their places, in the format in which Orbax reads them.
+Orbax writes whole arrays only. It therefore writes a checkpoint of placeholders, and TensorStore
+replaces these by the arrays, in the format that Orbax reads.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ CODECS = [
 
 
 class OrbaxTarget:
-    """A checkpoint for Orbax. Its units are the chunks of its arrays; see `table.Target`."""
+    """A native checkpoint to be written. A unit is a chunk of an array; see `table.Target`."""
 
     spelling = orbax.NAME
 
@@ -63,8 +63,8 @@ class OrbaxTarget:
     def begin(self, folder: Path) -> None:
         """See `table.Target`."""
         step = _step(folder)
-        for left in step.parent.glob("*-tmp*"):  # of an attempt killed while Orbax was writing
-            shutil.rmtree(left)
+        for leftover in step.parent.glob("*-tmp*"):  # Orbax was killed while it was writing
+            shutil.rmtree(leftover)
         if not step.exists():
             folder.mkdir(exist_ok=True)
             check_space(folder, sum(self.units.values()))
@@ -76,7 +76,7 @@ class OrbaxTarget:
         self._stores = {name: _lay_out(step, name, array) for name, array in self.arrays.items()}
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """See `table.Target`. A unit is a chunk already, so `chunk_bytes` does not matter."""
+        """See `table.Target`. A unit is a chunk already, so `chunk_bytes` is ignored."""
         name, box = self._places[unit]
         array = np.ascontiguousarray(self.arrays[name].read(box))
         self._stores[name][slices(box)].write(array).result()
@@ -99,12 +99,12 @@ class OrbaxTarget:
 
 
 def _step(folder: Path) -> Path:
-    """A folder is a run of no steps."""
+    """Returns the folder of the only step, in the form of a run."""
     return folder / "checkpoints" / "0"
 
 
 def _lay_out(step: Path, name: str, array: TensorSource) -> tensorstore.TensorStore:
-    """The array in its place: that of an earlier attempt, or a new one without numbers."""
+    """Opens the stored array of an earlier attempt, or creates it without data."""
     chunk = next(boxes(array.shape, CHUNK_BYTES // array.dtype.itemsize))
     metadata: dict[str, Any] = {
         "shape": array.shape,
@@ -115,10 +115,10 @@ def _lay_out(step: Path, name: str, array: TensorSource) -> tensorstore.TensorSt
         },
         "codecs": CODECS,
     }
-    # All files are put on the disk at the end, not each of them at once.
+    # All files are flushed to disk at the end, not one by one.
     context = tensorstore.Context({"file_io_sync": False})
     spec = {**array_spec(step, "model", name), "driver": "zarr3"}
-    # Orbax takes a chunk that is not stored for one that is lost, though it be all zeros.
+    # Orbax reports a chunk without a file as lost, so chunks of zeros must be stored too.
     spec["store_data_equal_to_fill_value"] = True
     found = tensorstore.open(spec, context=context).result()
     if found.shape == array.shape and found.dtype.numpy_dtype == array.dtype:

@@ -1,4 +1,4 @@
-"""safetensors files and Hugging Face checkpoint directories, read lazily, laid out for writing."""
+"""safetensors files and Hugging Face folders: header reader and layout for writing."""
 
 import json
 import reprlib
@@ -27,9 +27,11 @@ PYTORCH_METADATA = MappingProxyType({"format": "pt"})  # transformers 4 refuses 
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a file lies; no tensor is read.
+    """Locates every tensor of a file; no tensor is read.
 
-    Raises `CheckpointError`, with all problems, unless the tensors fill the file exactly.
+    Raises:
+        CheckpointError: the header is damaged, or the tensors do not fill the file exactly. Lists
+            every problem.
     """
     try:
         header, start = _read_json_header(path)
@@ -39,9 +41,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a Hugging Face directory lies; the index, if there is one, decides.
+    """Locates every tensor of a Hugging Face folder; the index file decides, if there is one.
 
-    Raises `CheckpointError` with all problems of the index and of the files that it lists.
+    Raises:
+        CheckpointError: the folder has no weights, or the index file or a shard is damaged. Lists
+            every problem.
     """
     found = sorted(path.name for path in directory.iterdir())
     if INDEX_NAME in found:
@@ -57,9 +61,12 @@ def lay_out(
     tensors: Mapping[str, TensorSource],
     metadata: Mapping[str, str] = PYTORCH_METADATA,
 ) -> PlannedFile:
-    """One file. Names keep their order; the data of wider dtypes come first, which aligns all.
+    """Plans one file. The header keeps the order of the names.
 
-    Raises `CheckpointError` for what the format cannot hold.
+    The data of wider dtypes comes first, which aligns every tensor.
+
+    Raises:
+        CheckpointError: the format cannot hold a tensor's dtype or name.
     """
     problems = [
         f"{name}: tensor {tensor!r}: safetensors files have no dtype {source.dtype}"
@@ -92,10 +99,15 @@ def lay_out(
 def lay_out_checkpoint(
     tensors: Mapping[str, TensorSource], max_shard: int
 ) -> tuple[list[PlannedFile], dict[str, bytes]]:
-    """A Hugging Face directory: one file, or shards in the tensors' order and their index.
+    """Plans a Hugging Face folder: one file, or shards in the order of the tensors and their index.
 
-    The index is a file by name and content, to be written last. No shard has more than `max_shard`
-    bytes of tensors, but for a tensor that is larger and has a file of its own.
+    Args:
+        tensors: the tensors by name.
+        max_shard: the most bytes of tensors in a shard; a larger tensor has a shard of its own.
+
+    Returns:
+        The layouts of the files, and the name and content of the index file, which is to be
+        written last. Without shards there is no index file.
     """
     shards = _split(tensors, max_shard)
     files = [lay_out(name, shard) for name, shard in shards.items()]
@@ -115,8 +127,8 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
             raise CheckpointError(f"{size} bytes, too short for a safetensors file")
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(
-                f"header of {length} bytes, {size - 8} bytes follow and "
-                f"{MAX_HEADER_BYTES} are allowed"
+                f"header of {length} bytes, but {size - 8} bytes follow and "
+                f"at most {MAX_HEADER_BYTES} are allowed"
             )
         return parse_json(stream.read(length)), 8 + length
 
@@ -136,11 +148,11 @@ def _stored_tensors(path: Path, header: dict[str, Any], start: int) -> dict[str,
             if tensors[name].nbytes != end - begin:
                 raise CheckpointError(
                     f"{entry['dtype']} of shape {entry['shape']} takes {tensors[name].nbytes} "
-                    f"bytes, data_offsets give it {end - begin}"
+                    f"bytes, but data_offsets give it {end - begin}"
                 )
         except CheckpointError as error:
             problems += error.within(f"tensor {name!r}")
-    if len(spans) == len(header):  # a tensor whose place is unknown would look like a hole
+    if len(spans) == len(header):  # a tensor in an unknown place would look like a hole
         problems += _coverage_problems(spans, path.stat().st_size - start)
     if problems:
         raise CheckpointError(problems)
@@ -168,26 +180,26 @@ def _stored_tensor(path: Path, name: str, entry: dict[str, Any], offset: int) ->
 
 
 def _coverage_problems(spans: list[tuple[int, int, str]], length: int) -> list[str]:
-    """Holes, overlaps and bytes beyond the end, which would mean a damaged or forged file."""
+    """Returns a message for each hole, overlap and overrun: signs of a damaged or forged file."""
     problems = []
     position = 0
     for begin, end, name in sorted(spans):
         if begin > position:
-            problems.append(f"no tensor covers the bytes {position} to {begin} of the data")
+            problems.append(f"no tensor covers bytes {position} to {begin} of the data")
         if begin < position:
-            problems.append(f"tensor {name!r}: begins at {begin}, within the one before it")
+            problems.append(f"tensor {name!r}: begins at {begin}, inside the tensor before it")
         if end > length:
-            problems.append(f"tensor {name!r}: ends at {end}, the data are {length} bytes")
+            problems.append(f"tensor {name!r}: ends at {end}, but there are {length} bytes of data")
         position = max(position, end)
     if position < length:
-        problems.append(f"no tensor covers the bytes {position} to {length} of the data")
+        problems.append(f"no tensor covers bytes {position} to {length} of the data")
     return problems
 
 
 def _split(
     tensors: Mapping[str, TensorSource], max_shard: int
 ) -> dict[str, dict[str, TensorSource]]:
-    """File name -> its tensors; a tensor larger than the limit has a file of its own."""
+    """Returns the tensors of each file; a tensor larger than `max_shard` has its own file."""
     shards: list[dict[str, TensorSource]] = [{}]
     room = max_shard
     for name, source in tensors.items():

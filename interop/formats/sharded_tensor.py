@@ -1,4 +1,4 @@
-"""A tensor that several files hold in chunks, each of them a box of it."""
+"""Tensors stored in chunks that may lie in several files, each chunk a box of the tensor."""
 
 import dataclasses
 import math
@@ -14,23 +14,24 @@ from .stored_tensor import CheckpointError, StoredTensor
 
 
 class Chunk(NamedTuple):
-    """A box of a tensor: where it begins, and where it lies."""
+    """One stored box of a tensor: where it begins in the tensor, and where it is stored."""
 
     offsets: tuple[int, ...]
     tensor: StoredTensor
 
     @property
     def box(self) -> list[Range]:
-        """The range of each dimension."""
+        """The box within the whole tensor."""
         pairs = zip(self.offsets, self.tensor.shape, strict=True)
         return [(offset, offset + size) for offset, size in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedTensor:
-    """A tensor in chunks that cover it, and do not overlap; `path` is what says where they lie.
+    """A tensor in chunks that cover it and do not overlap.
 
-    Stands where a `StoredTensor` may, but that it lies in no one place.
+    It offers what `StoredTensor` does, except for an offset in a single file. `path` is the file
+    that lists the chunks.
     """
 
     name: str
@@ -45,7 +46,7 @@ class ShardedTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, name: str, start: int, count: int) -> "ShardedTensor":
-        """The tensor, under another name, of `count` rows from `start` on."""
+        """Returns `count` rows from `start` on, as a tensor with a name of its own."""
         return dataclasses.replace(
             self,
             name=name,
@@ -61,7 +62,7 @@ class ShardedTensor:
                 yield Chunk((low - start, *offsets[1:]), rows)
 
     def read(self, box: Box) -> np.ndarray:
-        """The numbers of a box, from those chunks that have some of them."""
+        """Reads a box from the chunks that intersect it."""
         out = np.empty(box_shape(box), self.dtype)
         for chunk in self.chunks:
             if (wanted := intersect(box, chunk.box)) is not None:
@@ -71,22 +72,29 @@ class ShardedTensor:
 
 
 def join(name: str, shape: tuple[int, ...], path: Path, chunks: Sequence[Chunk]) -> ShardedTensor:
-    """The tensor of these chunks.
+    """Returns the tensor that consists of `chunks`.
 
-    Raises CheckpointError unless they are of one dtype, cover it, and do not overlap.
+    Args:
+        name: the tensor's name.
+        shape: its shape.
+        path: the file that lists the chunks.
+        chunks: its chunks, in any order.
+
+    Raises:
+        CheckpointError: the chunks have several dtypes, overlap, or do not cover the tensor.
     """
     held = [chunk for chunk in chunks if 0 not in chunk.tensor.shape]
     dtypes = {chunk.tensor.dtype for chunk in chunks}
     if len(dtypes) != 1:
         names = ", ".join(sorted(dtype.name for dtype in dtypes)) or "none"
-        raise CheckpointError(f"{name}: its chunks should be of one dtype, not {names}")
+        raise CheckpointError(f"{name}: its chunks must have one dtype, not {names}")
     low = np.array([chunk.offsets for chunk in held]).reshape(len(held), len(shape))
     size = np.array([chunk.tensor.shape for chunk in held]).reshape(low.shape)
     if (low < 0).any() or (low + size > np.array(shape)).any():
         raise CheckpointError(f"{name}: a chunk reaches beyond the shape {list(shape)}")
     high = low + size
     meet = (low[:, None] < high[None]) & (low[None] < high[:, None])
-    if int(meet.all(-1).sum()) != len(held):  # each meets itself
+    if int(meet.all(-1).sum()) != len(held):  # each chunk meets only itself
         raise CheckpointError(f"{name}: its chunks overlap")
     found, wanted = int(size.prod(-1).sum()), math.prod(shape)
     if found != wanted:

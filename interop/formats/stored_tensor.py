@@ -1,4 +1,4 @@
-"""Tensors of checkpoint files: where they lie, and what can be wrong."""
+"""Tensors of checkpoint files: their place in a file, and the error for damaged checkpoints."""
 
 import json
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.interop.rules.boxes import Box, slices
 
-# By the names that safetensors files use, but for those of 4 and 6 bits, which fill no bytes.
+# By their names in safetensors files. Those of 4 and 6 bits are left out: they fill no whole bytes.
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -47,9 +47,11 @@ _maps: WeakValueDictionary[tuple[int, int, int, int], np.memmap] = WeakValueDict
 
 
 class CheckpointError(UserError):
-    """What is wrong with a checkpoint, one problem per line; `problems` holds the lines.
+    """The problems of a checkpoint, one per line; `problems` holds the lines.
 
-    A `place` that all problems share becomes the heading.
+    Args:
+        problems: one problem or several.
+        place: what all of them are about, such as a path; it becomes the heading.
     """
 
     exit_status = 1
@@ -60,15 +62,21 @@ class CheckpointError(UserError):
         super().__init__("\n".join(self.problems if place is None else (f"{place}:", *indented)))
 
     def within(self, place: object) -> list[str]:
-        """The problems, each preceded by the place where it was met."""
+        """Returns the problems, each prefixed with the place where it occurred."""
         return [f"{place}: {problem}" for problem in self.problems]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a file.
+    """The place of a tensor in a file; none of its data is read.
 
-    `offset` counts bytes from the start of the file. `strides` count elements; None is C order.
+    Attributes:
+        name: the tensor's name.
+        dtype: its dtype.
+        shape: its shape.
+        path: the file.
+        offset: bytes from the start of the file.
+        strides: of each dimension, in elements; None means C order.
     """
 
     name: str
@@ -80,47 +88,50 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in C order; a strided one may lie in fewer or more."""
+        """Bytes of the tensor in C order; a strided tensor may span fewer or more in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def element_strides(self) -> tuple[int, ...]:
-        """How many elements apart neighbours along each dimension lie in the file."""
+        """The stride of each dimension in the file, in elements."""
         if self.strides is not None:
             return self.strides
         return tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
 
     def rows(self, name: str, start: int, count: int) -> "StoredTensor":
-        """The tensor, under another name, of `count` rows from `start` on."""
+        """Returns `count` rows from `start` on, as a tensor with a name of its own."""
         offset = self.offset + start * self.element_strides[0] * self.dtype.itemsize
         return replace(self, name=name, shape=(count, *self.shape[1:]), offset=offset)
 
     def open(self) -> np.ndarray:
-        """A read-only view of the file, in which nothing is read before it is touched."""
+        """Returns a read-only memory map of the tensor; pages are read when they are touched."""
         strides = self.strides and tuple(stride * self.dtype.itemsize for stride in self.strides)
         return np.ndarray(self.shape, self.dtype, _file_bytes(self.path), self.offset, strides)
 
     def read(self, box: Box) -> np.ndarray:
-        """The numbers of a box, one range for each dimension."""
+        """Reads a box: one range for each dimension."""
         return self.open()[slices(box)]
 
 
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
-    """The shape that a file declares; raises `CheckpointError` if no array can have it."""
+    """Returns the shape that a file declares. Raises CheckpointError if no array can have it."""
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and size >= 0 for size in shape
     ):
         raise CheckpointError(f"shape {reprlib.repr(shape)} is not a list of sizes")
     if len(shape) > _MAX_RANK:
         raise CheckpointError(f"{len(shape)} dimensions, at most {_MAX_RANK} are allowed")
-    # NumPy refuses an empty array whose other sizes overflow.
+    # NumPy rejects an empty array whose other sizes overflow.
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
         raise CheckpointError(f"shape {reprlib.repr(shape)} is larger than any array")
     return tuple(shape)
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object in which no key occurs twice: `json` alone would drop the first silently."""
+    """Parses a JSON object. Raises CheckpointError if it is not one, or if a key occurs twice.
+
+    Python's `json` alone would silently keep only the last of two equal keys.
+    """
     repeated: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The table of checkpoint formats: how each is recognised, read and written.
+"""Table of checkpoint formats: how each is recognised, read and written.
 
-A new format is one row of `FORMATS` and the file that has its functions. Loading, inspection,
-verification, export, conversion and the command line know formats from this table alone.
+A new format is one row of `FORMATS` and a module with its functions. Loading, inspection,
+verification, export, conversion and the command line know formats only from this table.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,19 +30,19 @@ STATE_DICT = "state_dict.pth"
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """Files of tensors that bear a family's names, with that family's config file beside them.
+    """A format of PyTorch-side checkpoints: tensor files with a family's tensor names and config.
 
     Attributes:
-        name: what `format=` and `jaxllm convert --to` call it.
-        files: patterns of file names; a folder that has one of them is of this format. A format
-            without patterns is read only where it is asked for.
-        read: maps the tensors of a folder by name, from the headers alone.
-        lay_out: plans the files of tensors, and the small files to be written after them, by name.
-            Takes the tensors, the name of the file that the family asks for ("" if it asks for
-            none) and the number of bytes after which another shard begins. None: only read.
+        name: its name in `format=` and `jaxllm convert --to`.
+        files: patterns of file names; a folder with a matching file has this format. A format
+            without patterns is read only when it is asked for by name.
+        read: returns the tensors of a folder by name, from the headers alone.
+        lay_out: plans the tensor files, and the small files to write after them, by name. Takes
+            the tensors, the file name that the family asks for ("" for none) and the most bytes
+            of tensors in a shard. None if the format can only be read.
         variant_of: the format whose families name the tensors, if it is another.
-        first_shard: what precedes the tensors' names in the first of several model-parallel
-            shards; "" if the format has no such shards.
+        first_shard: the prefix of tensor names in the first of several model-parallel shards; ""
+            if the format has no such shards.
     """
 
     name: str
@@ -58,45 +58,50 @@ class TensorFormat:
         return self.variant_of or self.name
 
     def holds(self, path: Path) -> bool:
-        """Whether a folder is of this format, by the names of its files."""
+        """Returns whether a folder has this format, judged by the names of its files."""
         names = [file.name for file in path.iterdir()]
         return any(fnmatchcase(name, pattern) for name in names for pattern in self.files)
 
 
 class Target(Protocol):
-    """A checkpoint written in units, in any order and again after a kill."""
+    """A checkpoint written in units, in any order, so that a killed conversion can be resumed.
 
-    spelling: str  # the family, or the format if it needs none
-    units: Mapping[str, int]  # what is written in one go, and its bytes
+    Attributes:
+        spelling: the family's name, or the format's if it needs no family.
+        units: the bytes of each unit, such as a tensor, that is written in one step.
+    """
+
+    spelling: str
+    units: Mapping[str, int]
 
     def plan(self) -> str:
-        """All that will be written but for the numbers, as text."""
+        """Returns everything that will be written except the tensors' data, as text."""
 
     def begin(self, folder: Path) -> None:
-        """Lays the checkpoint out; what an earlier attempt has written stays."""
+        """Creates the files without data, or keeps what an earlier attempt has written."""
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """Writes one unit, no more of it at a time than a chunk."""
+        """Writes one unit, at most `chunk_bytes` at a time, and returns its checksums."""
 
     def written(self, folder: Path, unit: str) -> str:
-        """The sha256 of what is there of a unit."""
+        """Returns the SHA-256 of a unit's bytes in the folder."""
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
-        """Completes the checkpoint, of which all units are written."""
+        """Completes the checkpoint once all units are written; takes their checksums."""
 
 
 @dataclass(frozen=True)
 class ModelFormat:
-    """A model's own arrays with its config, so that no family is needed to read them.
+    """A format of jaxllm's own arrays and config, which needs no family to be read.
 
     Attributes:
-        name: what `format=` and `jaxllm convert --to` call it.
-        holds: whether a folder is such a checkpoint, or a run that holds some.
-        find_step: the folder of one step of a run, the newest by default.
-        open: the model of a step without weights, and its arrays, read in parts.
-        load: the model with its weights, on a mesh if one is given.
+        name: its name in `format=` and `jaxllm convert --to`.
+        holds: returns whether a folder is such a checkpoint, or a run that has some.
+        find_step: returns the folder of one step of a run, by default the newest.
+        open: returns the model of a step without weights, and its arrays, read in parts.
+        load: returns the model with its weights, on a mesh if one is given.
         save: writes a model into a folder that does not exist yet.
-        target: the same, array by array, for conversions; takes a config, an origin and arrays.
+        target: writes one in units, for conversions; takes a config, an origin and arrays.
     """
 
     name: str
@@ -112,7 +117,7 @@ CheckpointFormat = TensorFormat | ModelFormat
 
 
 def _state_dict(name: str) -> TensorFormat:
-    """One file of `torch.save`, as the source systems have it."""
+    """Returns the format of a source system: one file written by `torch.save`."""
     return TensorFormat(
         name,
         files=(STATE_DICT,),
@@ -159,12 +164,12 @@ FORMATS: dict[str, CheckpointFormat] = {row.name: row for row in _ROWS}
 
 
 def tensor_formats() -> list[TensorFormat]:
-    """The formats that need a family, in the order in which a folder is tried."""
+    """Returns the formats that need a family, in the order in which a folder is tested for them."""
     return [row for row in FORMATS.values() if isinstance(row, TensorFormat)]
 
 
 def writable_formats() -> list[str]:
-    """The names of the formats that can be written."""
+    """Returns the names of the formats that can be written."""
     return [
         name
         for name, row in FORMATS.items()
@@ -173,12 +178,12 @@ def writable_formats() -> list[str]:
 
 
 def model_format(name: str | None) -> ModelFormat | None:
-    """The format of this name if it holds a model's own arrays, else None."""
+    """Returns the format of this name if it is a `ModelFormat`, else None."""
     row = FORMATS.get(name or "")
     return row if isinstance(row, ModelFormat) else None
 
 
 def model_format_of(path: Path) -> ModelFormat | None:
-    """The format of a folder that holds a model's own arrays; None for any other."""
+    """Returns the `ModelFormat` of a folder, or None if the folder has another format."""
     rows = (row for row in FORMATS.values() if isinstance(row, ModelFormat))
     return next((row for row in rows if row.holds(path)), None)

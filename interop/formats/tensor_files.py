@@ -1,4 +1,4 @@
-"""Single files of tensors, whose suffix says how they are read and written."""
+"""Single tensor files, read and written in the format that their suffix names."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ Tensors = dict[str, StoredTensor]
 
 
 class FileType(NamedTuple):
-    """How files of one type are read and written."""
+    """The functions that read and write one type of file."""
 
     read_header: Callable[[Path], Tensors]
     lay_out: Callable[[str, Mapping[str, TensorSource]], PlannedFile]
@@ -25,7 +25,7 @@ FILE_TYPES: dict[str, FileType] = {
     ".safetensors": FileType(safetensors_file.read_header, safetensors_file.lay_out),
     **dict.fromkeys(TORCH_SUFFIXES, FileType(torch_zip.read_header, torch_zip.lay_out)),
 }
-# Folders in which several files are one checkpoint, by the names that tell.
+# Files that identify a folder as one checkpoint, possibly in several shards.
 _FOLDERS = (
     (safetensors_file.INDEX_NAME, safetensors_file.read_checkpoint),
     (safetensors_file.SINGLE_NAME, safetensors_file.read_checkpoint),
@@ -35,10 +35,12 @@ _FOLDERS = (
 
 
 def read_only_file(path: Path) -> Tensors:
-    """Maps the tensors of a file, or of the only file of tensors in a folder, by name.
+    """Locates the tensors of a file, or of the only tensor file in a folder, by name.
 
-    Shards with an index count as one file. Raises CheckpointError if a folder has no file of
-    tensors, or several.
+    Shards with an index file count as one file.
+
+    Raises:
+        CheckpointError: a folder has no tensor file, or several.
     """
     if not path.is_dir():
         return _file_type(path).read_header(path)
@@ -47,20 +49,23 @@ def read_only_file(path: Path) -> Tensors:
             return read(path)
     files = _files_of_tensors(path)
     if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "no file of tensors"
+        found = ", ".join(file.name for file in files) or "no tensor file"
         raise CheckpointError(f"{path} has {found}: give the path of one file")
     return _file_type(files[0]).read_header(files[0])
 
 
 def read_every_file(path: Path) -> Tensors:
-    """Maps the tensors of all files of tensors in a folder; of several, the file precedes the name.
+    """Locates the tensors of all tensor files in a folder, by name.
 
-    Raises CheckpointError if there is no such file.
+    If there are several files, each tensor's name is prefixed with the name of its file.
+
+    Raises:
+        CheckpointError: the folder has no tensor file.
     """
     files = _files_of_tensors(path)
     if not files:
         expected = ", ".join(f"*{suffix}" for suffix in FILE_TYPES)
-        raise CheckpointError(f"{path} has no file of tensors ({expected})")
+        raise CheckpointError(f"{path} has no tensor file ({expected})")
     return {
         name if len(files) == 1 else f"{file.name}/{name}": tensor
         for file in files
@@ -71,7 +76,11 @@ def read_every_file(path: Path) -> Tensors:
 def lay_out(
     tensors: Mapping[str, TensorSource], file: str, max_shard: int
 ) -> tuple[list[PlannedFile], dict[str, bytes]]:
-    """Plans the file of this name; `model.safetensors` becomes shards if it would be too large."""
+    """Plans the file of this name; `model.safetensors` is split into shards if too large.
+
+    Returns:
+        The layouts of the tensor files, and the small files to write after them, by name.
+    """
     if file == safetensors_file.SINGLE_NAME:
         return safetensors_file.lay_out_checkpoint(tensors, max_shard)
     return [_file_type(Path(file)).lay_out(file, tensors)], {}
@@ -83,5 +92,5 @@ def _files_of_tensors(folder: Path) -> list[Path]:
 
 
 def _file_type(path: Path) -> FileType:
-    """The type of a file; a suffix that is not known is taken for PyTorch's."""
+    """Returns the type of a file by its suffix; an unknown suffix is taken for PyTorch's format."""
     return FILE_TYPES.get(path.suffix, FILE_TYPES[".pth"])

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: which family wrote it, and where its tensors lie."""
+"""Checkpoint folders: identifies the family, and locates the tensors from the headers."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +15,19 @@ Tensors = Mapping[str, StoredTensor]
 CONFIG = "config.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
-MOST_NAMES = 8  # of a folder's files in a message
+MOST_NAMES = 8  # how many files of a folder a message lists
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose headers have been read, and no tensor."""
+    """A checkpoint folder whose headers, but no tensors, have been read.
+
+    Attributes:
+        path: the folder.
+        family: the family of the model.
+        config: the fields of the family's config file.
+        tensors: the places of the tensors, by name.
+    """
 
     path: Path
     family: Family
@@ -29,7 +36,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads a folder's config and headers. Raises CheckpointError for what is not a checkpoint."""
+    """Reads the config and the headers of a folder.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint of a known family, or is damaged.
+    """
     check_is_folder(path)
     family, config = read_family(path)
     rows = [row for row in tensor_formats() if row.family_format == family.format]
@@ -38,15 +49,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
             return Checkpoint(path, family, config, _read_headers(path, row.read))
     expected = " or ".join(pattern for row in rows for pattern in row.files)
     raise CheckpointError(
-        f"{path} has the config of a {family.name} checkpoint but not its weights: "
-        f"{expected} is missing; the folder has {file_names(path)}"
+        f"{path} has the config of a {family.name} checkpoint but no weights: "
+        f"expected {expected}; the folder has {file_names(path)}"
     )
 
 
 def open_tensors(path: Path) -> Tensors:
-    """Maps the tensors of a folder of any origin by name; raises CheckpointError if it has none.
+    """Locates the tensors of any folder, by name, also without a config.
 
-    The files that a known format would read; else all that are named as if they held tensors.
+    Reads the files of the first known format that the folder has, else every file with the suffix
+    of a tensor file.
+
+    Raises:
+        CheckpointError: the folder has no tensors, or a file is damaged.
     """
     check_is_folder(path)
     read = next((row.read for row in tensor_formats() if row.holds(path)), None)
@@ -58,12 +73,16 @@ def check_is_folder(path: Path) -> None:
     if path.is_dir():
         return
     if path.exists():
-        raise CheckpointError(f"{path} is not a folder: give the folder that the file is in")
+        raise CheckpointError(f"{path} is not a folder: give the folder that contains the file")
     raise CheckpointError(f"{path} is not a folder" + _near_path(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the object in a JSON file. Raises CheckpointError, also for a key that occurs twice."""
+    """Reads a JSON object from a file.
+
+    Raises:
+        CheckpointError: the file has no valid JSON object, or a key occurs twice.
+    """
     try:
         return parse_json(path.read_bytes())
     except CheckpointError as error:
@@ -71,9 +90,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
-    """Returns the family whose config file lies in the folder, and that file's content.
+    """Returns the family whose config file is in the folder, and the fields of that file.
 
-    Raises CheckpointError if there is none, with what is missing and what to do about it.
+    Raises:
+        CheckpointError: there is no such file. The message says what is missing and what to do.
     """
     for family in FAMILIES:
         config_file = path / family.config_file
@@ -88,7 +108,7 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
 
 
 def file_names(path: Path) -> str:
-    """The names in a folder for a message, the first few of many."""
+    """Lists a folder's files for a message, at most the first `MOST_NAMES`."""
     names = sorted(file.name for file in path.iterdir())
     more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
     return ", ".join([*names[:MOST_NAMES], *more]) or "nothing"
@@ -99,7 +119,7 @@ def _unknown_model_type(config_file: Path) -> str:
     given = read_json(config_file).get("model_type")
     if given is None:
         return (
-            f"{config_file} has no model_type, which says what model the weights are of; "
+            f"{config_file} has no model_type, so the kind of model is unknown; "
             f"{SUPPORTED}; {OWN_RULES}"
         )
     meant = nearest(given, known) if isinstance(given, str) else ""
@@ -107,7 +127,7 @@ def _unknown_model_type(config_file: Path) -> str:
 
 
 def _no_config(path: Path) -> str:
-    """What to say of a folder without any family's config file."""
+    """Returns the message for a folder without any family's config file."""
     others = sorted({family.config_file for family in FAMILIES} - {CONFIG})
     missing = f"{CONFIG} is missing ({' or '.join(others)} would do)"
     inside = next((file for file in sorted(path.glob(f"*/{CONFIG}"))), None)
@@ -119,7 +139,7 @@ def _no_config(path: Path) -> str:
 
 
 def _near_path(path: Path) -> str:
-    """A clause that names the entry beside `path` that is most like it, or nothing."""
+    """Returns a clause that suggests the folder beside `path` with the most similar name, or ""."""
     beside: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
     return nearest(path.name, [entry.name for entry in beside if entry.is_dir()])
 
@@ -127,5 +147,5 @@ def _near_path(path: Path) -> str:
 def _read_headers(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
     try:
         return read(path)
-    except OSError as error:  # a folder where a file should be, a link to nowhere, no permission
+    except OSError as error:  # such as a folder in place of a file, a dangling link, no permission
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from None

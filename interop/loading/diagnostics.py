@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint's tensors, said so that it can be put right."""
+"""Checks of a checkpoint's tensors against its config, with messages that suggest the fix."""
 
 import fnmatch
 import math
@@ -19,14 +19,22 @@ Tensors = Mapping[str, StoredTensor]
 
 
 class Findings(NamedTuple):
-    """One line for each tensor that is not as the config says."""
+    """One message for each tensor, or group of similar tensors, that does not fit the config."""
 
     problems: list[str]
-    unexpected: list[str]  # tensors that nothing is known of
+    unexpected: list[str]  # tensors that neither the rules nor the table mention
 
 
 def check_tensors(table: Table, rules: Sequence[BoundRule], tensors: Tensors) -> Findings:
-    """What is missing, unexpected or mis-shaped, with the name or the axis that was meant."""
+    """Finds tensors that are missing, unexpected, mis-shaped or of an unsupported dtype.
+
+    Messages suggest the name that may have been meant, and name the axis whose size is wrong.
+
+    Args:
+        table: the family's table for the config.
+        rules: the table's rules, bound to the model.
+        tensors: the stored tensors, with fused ones split into their parts.
+    """
     uneven = _check_parts(rules, tensors)
     parts = {part for whole in uneven for part in fused_parts(rules)[whole]}
     expected = {name: bound for bound in rules for name, _ in bound.stored() if name not in parts}
@@ -43,24 +51,24 @@ def check_tensors(table: Table, rules: Sequence[BoundRule], tensors: Tensors) ->
         name: _shape_problem(bound.rule.stored, tensors[name].shape, bound.sizes, solved)
         for name, bound in found.items()
     }
-    readable = get_args(Dtype)
+    supported = get_args(Dtype)
     return Findings(
         [
             *(
-                f"{name} is {tensors[name].dtype.name}; readable are {', '.join(readable)}"
+                f"{name} is {tensors[name].dtype.name}; supported are {', '.join(supported)}"
                 for name in found
-                if tensors[name].dtype.name not in readable
+                if tensors[name].dtype.name not in supported
             ),
-            *_say_folded(missing, "missing", unexpected),
+            *_folded_messages(missing, "missing", unexpected),
             *(f"{name}: {problem}" for name, problem in shapes.items() if problem),
             *(f"{name}: {problem}" for name, problem in uneven.items()),
         ],
-        _say_folded(unexpected, "unexpected", missing),
+        _folded_messages(unexpected, "unexpected", missing),
     )
 
 
-def _say_folded(names: Sequence[str], what: str, others: Sequence[str]) -> list[str]:
-    """A line for each name, or for all that differ in their numbers, with what may be meant."""
+def _folded_messages(names: Sequence[str], what: str, others: Sequence[str]) -> list[str]:
+    """Returns one message per group of names that differ only in indices, with a suggestion."""
     return [
         (f"{name} is {what}" if len(members) == 1 else f"{name} are {what}")
         + nearest(members[0], others)
@@ -69,18 +77,23 @@ def _say_folded(names: Sequence[str], what: str, others: Sequence[str]) -> list[
 
 
 def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Which of a model's arrays, given by their shapes, the rules do not fill, or fill wrongly."""
+    """Returns a message for each array that rules do not fill, or fill with a wrong shape.
+
+    Args:
+        rules: the rules, bound to the model.
+        wanted: the shape of each array of the model.
+    """
     given = {name: bound for bound in rules for name, _ in bound.rule.model.names(bound.sizes)}
     unfilled = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]
     return [
-        *(f"no rule is about {name} of the model{nearest(name, unknown)}" for name in unfilled),
+        *(f"no rule fills {name} of the model{nearest(name, unknown)}" for name in unfilled),
         *(
-            f"a rule is about {name}, which the model does not have{nearest(name, unfilled)}"
+            f"a rule fills {name}, which the model does not have{nearest(name, unfilled)}"
             for name in unknown
         ),
         *(
-            f"the rule of {name} says {dim}, the model has {found}"
+            f"the rule for {name} says {dim}, but the model has {found}"
             for name, shape in wanted.items()
             if name in given
             for dim, found in _differing(given[name], shape)
@@ -89,7 +102,7 @@ def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...
 
 
 def _differing(bound: BoundRule, shape: tuple[int, ...]) -> list[tuple[str, object]]:
-    """The dimensions of a rule's array that are not the model's, and what the model has."""
+    """Returns the dimensions of a rule's array that differ from the model's, and the model's."""
     side, sizes = bound.rule.model, bound.sizes
     if len(side.dims) != len(shape):
         return [(f"shape {side.shape(sizes)}", shape)]
@@ -98,12 +111,12 @@ def _differing(bound: BoundRule, shape: tuple[int, ...]) -> list[tuple[str, obje
 
 
 def _check_parts(rules: Sequence[BoundRule], tensors: Tensors) -> dict[str, str]:
-    """Fused tensors that could not be split, as their parts do not add up, and the sum."""
+    """Returns a message for each fused tensor that is still whole: its parts do not add up."""
     bound_of = {name: bound for bound in rules for name, _ in bound.stored()}
     problems = {}
     for whole, parts in fused_parts(rules).items():
         if whole in tensors:
-            terms = [_spell_rows(part, bound_of[part]) for part in parts]
+            terms = [_format_rows(part, bound_of[part]) for part in parts]
             rows = sum(shape[0] for shape in parts.values())
             problems[whole] = (
                 f"{' + '.join(terms)} = {rows} rows from the config, "
@@ -112,22 +125,23 @@ def _check_parts(rules: Sequence[BoundRule], tensors: Tensors) -> dict[str, str]
     return problems
 
 
-def _spell_rows(part: str, bound: BoundRule) -> str:
+def _format_rows(part: str, bound: BoundRule) -> str:
+    """Formats the number of rows of a part, such as `q (N H) 6`."""
     dim = bound.rule.stored.dims[0]
     rows = math.prod(bound.sizes[axis] for axis in dim)
     return f"{part.partition('#')[2]} ({' '.join(dim)}) {rows}"
 
 
 def reason_to_ignore(table: Table, name: str) -> str | None:
-    """Why a stored tensor is left alone; None if the table does not say so."""
+    """Returns the table's reason to ignore a stored tensor, or None."""
     matching = (why for pattern, why in table.ignored.items() if fnmatch.fnmatchcase(name, pattern))
     return next(matching, None)
 
 
 def _solve(expected: Mapping[str, BoundRule], tensors: Tensors) -> dict[str, int]:
-    """The axes whose size in the config is wrong, and their size in the file.
+    """Returns the axes whose size in the config is wrong, with their size in the file.
 
-    Only those that by themselves explain every dimension that they are a part of.
+    An axis is listed only if changing its size alone explains every dimension that it is part of.
     """
     implied: dict[str, set[int | None]] = {}
     sizes: dict[str, int] = {}
@@ -167,7 +181,7 @@ def _shape_problem(
 def _size_problem(
     number: int, dim: Sequence[str], found: int, sizes: Sizes, solved: Mapping[str, int]
 ) -> str:
-    """What is wrong with one dimension: with one of its axes, if only that one can be meant."""
+    """Describes a wrong dimension, by the axis at fault if only one axis can be."""
     wrong = [axis for axis in dim if axis in solved]
     if len(dim) > 1 and len(wrong) == 1:
         (axis,) = wrong

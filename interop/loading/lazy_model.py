@@ -1,4 +1,4 @@
-"""A model whose weights stay in their files: each is read whenever it is looked at."""
+"""Models whose weights stay in their files: each weight is read whenever it is used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,21 +20,23 @@ from .user_family import open_checkpoint
 
 
 class StoredParam(nnx.Param):
-    """A parameter that is read at every use, and kept by nobody but its user."""
+    """A parameter that is read from its file at every use and never cached."""
 
     read: Callable[[], jax.Array]
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
-        """The array, from its file."""
+        """Reads the array from its file."""
         value = self.read()
         return value if index is ... else value[index]
 
 
 def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any = None) -> Model:
-    """The model of `load_pretrained`, layers one by one, of which nothing is in memory.
+    """Opens a checkpoint as a model with unstacked layers and no weights in memory.
 
-    For running a model larger than memory, op by op: what is jitted would hold all of it.
-    Arguments and errors are those of `load_pretrained`; native checkpoints are not taken.
+    This runs a model that is larger than memory, op by op. Do not jit it: a jitted function would
+    hold all weights at once.
+
+    Arguments and errors are those of `load_pretrained`. Native checkpoints are not supported.
     """
     checkpoint = open_checkpoint(Path(path), rules)
     plan = make_plan(checkpoint, dtype=dtype)
@@ -54,12 +56,12 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
 
 
 def is_stored(model: Model) -> bool:
-    """Whether the weights of a model stay in their files."""
+    """Returns whether the weights of a model stay in their files."""
     return any(isinstance(param, StoredParam) for param in named_parameters(model).values())
 
 
 def _stored(param: nnx.Param, source: Any, dtype: np.dtype) -> StoredParam:
-    """The parameter, of which nothing is left in memory but its shape."""
+    """Returns a parameter that keeps only its shape in memory and reads `source` when used."""
 
     def read() -> jax.Array:
         return jnp.asarray(source.read(source.whole), dtype)

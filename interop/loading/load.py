@@ -1,4 +1,4 @@
-"""Checkpoints to models: every device shard is read from the bytes that hold it."""
+"""Loads checkpoints into models: each device shard is read directly from the bytes that hold it."""
 
 import logging
 from pathlib import Path
@@ -33,39 +33,46 @@ def load_pretrained(
     max_ram: int | str = MAX_RAM,
     rules: Any = None,
 ) -> Model:
-    """The model stored at `path`: a folder of Hugging Face, of Meta, of tlama, or a native one.
+    """Loads the model stored at `path`: a checkpoint of a known family, or a native one.
 
-    Numbers are taken as they are, NaN and infinity among them, bit for bit.
+    The families include those of Hugging Face, Meta and tlama-core; see docs/families.md. Without
+    `dtype`, weights are loaded bit for bit, including NaN and infinity.
 
     Args:
         path: the folder; with rules of your own it may be a file.
-        mesh: where the parameters are to live, each device's part loaded straight to it; by
-            default all of them on the first device.
-        dtype: of the parameters and the activations; by default each parameter's own, as stored.
-        strict: whether to refuse what the folder has beyond the model: tensors and fields of its
-            config that nobody understands. If not, they are logged as a warning and left out.
-            What is missing, mis-shaped or unsupported is refused either way.
-        max_ram: host memory to take above that of the arrays: bytes, or a text like "256MiB".
-            It does not bind Orbax, which reads native checkpoints and takes an array at a time.
-        rules: of a model of your own, as docs/rules.md says: a Python file, which is run, or an
-            object that defines the same.
+        mesh: the mesh to place the parameters on; each device loads only its own shards. By
+            default all parameters go to the first device.
+        dtype: dtype of the parameters and the activations; by default as stored.
+        strict: whether to reject tensors and config fields that are not understood. If False, they
+            are logged as a warning and ignored. Missing, mis-shaped or unsupported ones are
+            always an error.
+        max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
+            It does not limit Orbax, which reads native checkpoints one array at a time.
+        rules: rules for a model of your own (docs/rules.md): a Python file, which is run, or an
+            object with the same attributes.
+
+    Returns:
+        The model, on devices.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or a tensor is missing, unexpected or
-            mis-shaped, or a field of its config is not understood. Lists everything wrong.
-        UserError: `dtype` or `max_ram` is not one.
+        CheckpointError: the folder is not a checkpoint, a tensor is missing, unexpected or
+            mis-shaped, or a field of the config is not understood. Lists every problem.
+        UserError: `dtype` or `max_ram` is not valid.
+
+    Example:
+        model = load_pretrained("Llama-3.2-1B", mesh=make_mesh(fsdp=4, tensor=2))
     """
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     path, budget = Path(path), parse_size(max_ram)
     if (own_arrays := model_format_of(path)) is not None:
         if rules is not None:
-            resolve_family(rules)  # to write it by
+            resolve_family(rules)  # remembered, so that `save_pretrained` can use them
         return own_arrays.load(path, mesh=mesh, dtype=dtype)
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
     if plan.tolerated:
-        logger.warning("%s: left out, since strict=False:\n  %s", path, "\n  ".join(plan.tolerated))
+        logger.warning("%s: ignored (strict=False):\n  %s", path, "\n  ".join(plan.tolerated))
     check_copies(plan, path)
     model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
     model.origin = make_origin(checkpoint, plan)
@@ -73,7 +80,7 @@ def load_pretrained(
 
 
 def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
-    """The model's arrays on their devices."""
+    """Reads the model's arrays onto their devices."""
     assemblies = {
         name: make_assembly(array.side, array.sizes, array.dtype, array.sharding)
         for name, array in plan.arrays.items()

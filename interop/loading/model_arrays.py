@@ -1,4 +1,4 @@
-"""A model's parameters wherever they are, in memory or on disk, as an exporter reads them."""
+"""A model's parameters as exporters read them, whether in memory or on disk."""
 
 import dataclasses
 import json
@@ -27,17 +27,30 @@ from .user_family import open_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """The arrays of a model, none of them read yet, and all that an exporter must know of it."""
+    """The arrays of a model, none of them read yet, and what an exporter needs to know about it.
+
+    Attributes:
+        config: the model's config.
+        origin: the checkpoint that the model came from, if any.
+        stacks: how the model stacks its layers; see `rules.rule.Stacks`.
+        arrays: the arrays by name.
+        files: the files that they are read from.
+        span_processes: whether no single process has all of them.
+    """
 
     config: Config
     origin: Origin | None
     stacks: Stacks
     arrays: Mapping[str, TensorSource]
-    files: tuple[Path, ...] = ()  # where they are read from
-    span_processes: bool = False  # whether no process alone has them all
+    files: tuple[Path, ...] = ()
+    span_processes: bool = False
 
     def astype(self, dtype: Dtype | None) -> Self:
-        """The same parameters in another dtype, which activations will have as well."""
+        """Returns the parameters in another dtype, which becomes that of the activations too.
+
+        Raises:
+            UserError: `dtype` is not supported.
+        """
         if dtype is None:
             return self
         if dtype not in get_args(Dtype):
@@ -48,7 +61,7 @@ class Parameters:
 
 
 def read_model(model: Model) -> Parameters:
-    """Those of a model in memory."""
+    """Returns the parameters of a model in memory."""
     arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
     return Parameters(
         model.config,
@@ -60,7 +73,7 @@ def read_model(model: Model) -> Parameters:
 
 
 def read_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
-    """Those of a PyTorch checkpoint, which are read through its rules."""
+    """Returns the parameters of a PyTorch checkpoint, read through its rules."""
     family = checkpoint.family
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     if family.config_file:
@@ -77,7 +90,7 @@ def read_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
 def apply_rules(
     rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, TensorSource]:
-    """The arrays that these rules make of stored tensors, none of which is read yet."""
+    """Returns the model arrays that rules make of stored tensors; no tensor is read yet."""
     stored, arrays = {name: from_stored(tensor) for name, tensor in tensors.items()}, {}
     for rule, sizes in rules:
         transfer = rule.importing(sizes)
@@ -87,16 +100,23 @@ def apply_rules(
 
 
 def read_step(form: ModelFormat, path: Path) -> Parameters:
-    """Those of a checkpoint of a model's own arrays, one step of a run perhaps."""
+    """Returns the parameters of a native checkpoint, or of one step of a run."""
     model, arrays = form.open(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return Parameters(model.config, model.origin, stacked_layers(model), arrays, tuple(files))
 
 
 def read_path(path: Path, step: int | None = None, rules: Any = None) -> Parameters:
-    """Those of a folder of any kind, or of what the rules of a user are about.
+    """Returns the parameters of a checkpoint of any format.
 
-    Raises CheckpointError with all that is wrong with it, or if it has no such step.
+    Args:
+        path: the folder; with rules it may be a file.
+        step: the step of a run; by default the newest.
+        rules: rules for a model of your own; see `load_pretrained`.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or not understood, or has no such step. Lists
+            every problem.
     """
     if (form := model_format_of(path)) is not None:
         return read_step(form, form.find_step(path, step))
@@ -109,7 +129,7 @@ def read_path(path: Path, step: int | None = None, rules: Any = None) -> Paramet
 
 
 def make_origin(checkpoint: Checkpoint, plan: Plan) -> Origin:
-    """What a model remembers of the checkpoint that it came from."""
+    """Returns what a model remembers about the checkpoint that it came from."""
     return Origin(
         family=checkpoint.family.name,
         config=json.dumps(checkpoint.config),

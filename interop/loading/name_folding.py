@@ -1,37 +1,44 @@
-"""Many names that differ in their numbers as a few, as in `model.layers.{0..31}.mlp.up.weight`."""
+"""Collapses names that differ only in their indices: `model.layers.{0..31}.mlp.up.weight`."""
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-_NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # a whole part of a name
+_NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # a number that is a whole component of a name
 
 
 class Folded(NamedTuple):
-    """Names that have everything but their numbers in common."""
+    """A group of names that differ only in their indices: the collapsed name, and all of them."""
 
     name: str
     members: tuple[str, ...]
 
 
 def fold(items: Mapping[str, Hashable]) -> list[Folded]:
-    """The names, those of one kind folded, in the order of the first of each.
+    """Collapses names of the same kind that differ only in their indices.
 
-    A fold stands for every combination of its numbers: where some are missing there are several.
+    A collapsed name stands for every combination of its indices. If some combinations are missing,
+    the names are split into several groups.
+
+    Args:
+        items: the kind of each name; only names of equal kind are collapsed.
+
+    Returns:
+        The groups, in the order of their first names.
     """
     kinds: dict[tuple[str, Hashable], dict[tuple[str, ...], str]] = {}
     for name, kind in items.items():
         template = _NUMBER.sub("\0", name)
         kinds.setdefault((template, kind), {})[tuple(_NUMBER.findall(name))] = name
     return [
-        Folded(_spell(template, product), tuple(names[numbers] for numbers in _members(product)))
+        Folded(_format(template, product), tuple(names[numbers] for numbers in _members(product)))
         for (template, _), names in kinds.items()
         for product in _products(list(names))
     ]
 
 
 def _products(rows: Iterable[tuple[str, ...]]) -> Iterator[list[list[str]]]:
-    """Cuts a set of rows into products of sets, one set for each column."""
+    """Splits a set of rows into Cartesian products, one set of values for each column."""
     rests: dict[str, list[tuple[str, ...]]] = {}
     for row in rows:
         if not row:
@@ -47,7 +54,7 @@ def _products(rows: Iterable[tuple[str, ...]]) -> Iterator[list[list[str]]]:
 
 
 def _members(product: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
-    """Every row of a product."""
+    """Yields every row of a Cartesian product."""
     if not product:
         yield ()
         return
@@ -56,17 +63,17 @@ def _members(product: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
             yield (first, *rest)
 
 
-def _spell(template: str, product: Sequence[Sequence[str]]) -> str:
-    axes = iter(product)
-    return re.sub("\0", lambda _: _numbers(next(axes)), template)
+def _format(template: str, product: Sequence[Sequence[str]]) -> str:
+    columns = iter(product)
+    return re.sub("\0", lambda _: _format_numbers(next(columns)), template)
 
 
-def _numbers(spelled: Sequence[str]) -> str:
-    """One number as it is; several as their ranges in braces."""
-    if len(spelled) == 1:
-        return spelled[0]
+def _format_numbers(numbers: Sequence[str]) -> str:
+    """Formats a single number as it is, several as ranges in braces."""
+    if len(numbers) == 1:
+        return numbers[0]
     ranges: list[list[str]] = []
-    for text in sorted(spelled, key=int):
+    for text in sorted(numbers, key=int):
         if ranges and int(text) == int(ranges[-1][-1]) + 1:
             ranges[-1] = [ranges[-1][0], text]
         else:

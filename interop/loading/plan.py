@@ -1,4 +1,4 @@
-"""Before any tensor is read: which stored tensors make up which array, and all that is wrong."""
+"""Import planning: maps stored tensors to arrays and collects every error before data is read."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,15 @@ MAX_RAM = "256MiB"
 
 
 class PlannedArray(NamedTuple):
-    """An array of the model: what it is, what it was stored as, and where it goes."""
+    """An array of the model, how it is stored and where it is placed.
+
+    Attributes:
+        side: its name and dimensions, as in its rule.
+        sizes: the sizes of the rule's axes.
+        stored: the dtype in the checkpoint.
+        dtype: the dtype on devices.
+        sharding: where the array is placed.
+    """
 
     side: Side
     sizes: Sizes
@@ -54,19 +62,30 @@ class PlannedArray(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A checkpoint that fits its config: the model, and how each of its arrays is put together."""
+    """The plan for loading a checkpoint that fits its config.
+
+    Attributes:
+        config: the model's config.
+        layout: how the checkpoint divides its tensors, such as the number of shards.
+        table: the family's table for this config.
+        rules: the table's rules, bound to the model.
+        tensors: the stored tensors as the rules name them, with fused ones split into parts.
+        arrays: the model's arrays by name.
+        max_ram: host memory to use in addition to the arrays, in bytes.
+        tolerated: the problems that were ignored because `strict` was False.
+    """
 
     config: Config
     layout: Layout
     table: Table
     rules: tuple[BoundRule, ...]
-    tensors: Mapping[str, StoredTensor]  # as the rules name them: the parts of fused ones apart
+    tensors: Mapping[str, StoredTensor]
     arrays: Mapping[str, PlannedArray]
     max_ram: int
-    tolerated: tuple[str, ...] = ()  # what would have been refused, had it not been for strict
+    tolerated: tuple[str, ...] = ()
 
     def moves(self) -> Iterator[Move]:
-        """Every stored tensor that is read; of copies, the first."""
+        """Yields every stored tensor that is read; of several copies, the first."""
         for rule, sizes in self.rules:
             transfer = rule.exporting(sizes)
             for name, index in rule.stored.names(sizes):
@@ -74,7 +93,10 @@ class Plan:
                     yield Move(self.tensors[name], transfer, index)
 
     def copies(self) -> Iterator[tuple[str, str]]:
-        """Stored tensors that must have the bits of another, which is read instead of them."""
+        """Yields every stored tensor that must equal another bit for bit, with that other one.
+
+        Only the other one, the original, is loaded.
+        """
         for copy, original in self.table.tied.items():
             if copy in self.tensors:
                 yield copy, original
@@ -86,7 +108,7 @@ class Plan:
 
     @property
     def bytes_by_device(self) -> dict[str, int]:
-        """What each device of the mesh will hold."""
+        """The bytes of parameters that each device will hold, by device."""
         total = Counter[str]()
         for array in self.arrays.values():
             shard = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
@@ -96,12 +118,12 @@ class Plan:
 
     @property
     def window_bytes(self) -> int:
-        """Peak host memory above the arrays: all that the threads that read can have in hand."""
+        """Peak host memory in addition to the arrays: the buffers of all reading threads."""
         return window_bytes(self.max_ram)
 
     @property
     def dtype_changes(self) -> dict[str, tuple[str, str]]:
-        """The arrays that do not keep the dtype they are stored in, and both dtypes."""
+        """The stored and the loaded dtype of each array whose dtype changes."""
         return {
             name: (array.stored.name, array.dtype.name)
             for name, array in self.arrays.items()
@@ -117,9 +139,12 @@ def plan(
     max_ram: int | str = MAX_RAM,
     rules: Any = None,
 ) -> Plan:
-    """What `load_pretrained` with these arguments would do, from the headers alone.
+    """Returns what `load_pretrained` would do with these arguments, from the headers alone.
 
-    Raises CheckpointError, as it would, with everything that does not fit.
+    Arguments and errors are those of `load_pretrained`.
+
+    Example:
+        plan("Llama-3.2-1B", mesh=mesh).bytes_by_device
     """
     return make_plan(open_checkpoint(Path(path), rules), mesh=mesh, dtype=dtype, max_ram=max_ram)
 
@@ -132,80 +157,93 @@ def make_plan(
     max_ram: int | str = MAX_RAM,
     strict: bool = True,
 ) -> Plan:
-    """Accounts for every field of the config and every tensor, from the headers alone.
+    """Plans the loading of a checkpoint and checks every config field and tensor.
 
-    Raises CheckpointError with everything missing, unexpected, mis-shaped or not understood.
+    Only the headers are read. Arguments beyond `checkpoint` are those of `load_pretrained`.
+
+    Raises:
+        CheckpointError: fields or tensors are missing, unexpected, mis-shaped or not understood.
+            Lists every problem.
+        UserError: `dtype` or `max_ram` is not valid.
     """
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
-    account = analyze_checkpoint(checkpoint)
-    problems = account.problems + (account.unknown if strict else [])
-    config = account.config
+    analysis = analyze_checkpoint(checkpoint)
+    problems = analysis.problems + (analysis.unknown if strict else [])
+    config = analysis.config
     if problems or config is None:
         raise CheckpointError(problems, checkpoint.path)
     if dtype is not None:
         config = with_fields(config, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
-    arrays = _place(account, config, mesh, dtype)
+    arrays = _plan_arrays(analysis, config, mesh, dtype)
     return Plan(
         config,
-        account.layout,
-        account.table,
-        account.rules,
-        account.tensors,
+        analysis.layout,
+        analysis.table,
+        analysis.rules,
+        analysis.tensors,
         arrays,
         parse_size(max_ram),
-        tuple(account.unknown),
+        tuple(analysis.unknown),
     )
 
 
 @dataclasses.dataclass
 class Analysis:
-    """What is understood of a checkpoint, and what is not. `config` is None if it has none."""
+    """What is understood of a checkpoint, and what is not; the rest is as in `Plan`.
+
+    Attributes:
+        config: the model's config; None if it cannot be read.
+        fields: how each field of the config file is used.
+        problems: errors that always prevent loading.
+        unknown: fields and tensors that are not understood, which `strict=False` tolerates.
+    """
 
     tensors: Mapping[str, StoredTensor]
     config: Config | None = None
     layout: Layout = dataclasses.field(default_factory=Layout)
     table: Table = dataclasses.field(default_factory=lambda: Table((), {}))
     rules: tuple[BoundRule, ...] = ()
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what becomes of each
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
-    unknown: list[str] = dataclasses.field(default_factory=list)  # fields and tensors
+    unknown: list[str] = dataclasses.field(default_factory=list)
 
 
 def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
-    """Follows every field and every tensor to where it ends."""
-    family, account = checkpoint.family, Analysis(checkpoint.tensors)
+    """Checks every config field and every tensor; collects problems instead of raising."""
+    family, analysis = checkpoint.family, Analysis(checkpoint.tensors)
     fields = Fields(checkpoint.config)
     try:
-        values, account.layout = family.read_config(fields, checkpoint.tensors)
+        values, analysis.layout = family.read_config(fields, checkpoint.tensors)
         dtype = _main_dtype(checkpoint.tensors)
-        account.config = make_config(
+        analysis.config = make_config(
             values, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype)
         )
-        account.table = family.table(account.config, account.layout)
-        model = build_abstract(account.config)
-        account.rules = account.table.bound(stacked_layers(model))
-        account.problems += check_arrays(account.rules, parameter_shapes(model))
-    except (ValueError, ArithmeticError) as error:  # sizes are divided before all are checked
-        account.config = None
-        if fields.is_complete:  # else it may follow from what is missing
-            account.problems.append(f"{family.config_file or family.name}: {error}")
-    account.fields = fields.uses()
-    said = [f"{family.config_file}: {problem}" for problem in fields.problems]
-    account.problems = said + account.problems
-    account.unknown += [f"{family.config_file}: {problem}" for problem in fields.unknown()]
-    if account.config is not None:
-        account.tensors = split_fused(account.rules, checkpoint.tensors)
-        findings = check_tensors(account.table, account.rules, account.tensors)
-        account.problems += findings.problems
-        account.unknown += findings.unexpected
-    return account
+        analysis.table = family.table(analysis.config, analysis.layout)
+        model = build_abstract(analysis.config)
+        analysis.rules = analysis.table.bound(stacked_layers(model))
+        analysis.problems += check_arrays(analysis.rules, parameter_shapes(model))
+    # Sizes are divided before all of them are checked, hence ArithmeticError.
+    except (ValueError, ArithmeticError) as error:
+        analysis.config = None
+        if fields.is_complete:  # otherwise the error may only follow from a missing field
+            analysis.problems.append(f"{family.config_file or family.name}: {error}")
+    analysis.fields = fields.uses()
+    of_fields = [f"{family.config_file}: {problem}" for problem in fields.problems]
+    analysis.problems = of_fields + analysis.problems
+    analysis.unknown += [f"{family.config_file}: {problem}" for problem in fields.unknown()]
+    if analysis.config is not None:
+        analysis.tensors = split_fused(analysis.rules, checkpoint.tensors)
+        findings = check_tensors(analysis.table, analysis.rules, analysis.tensors)
+        analysis.problems += findings.problems
+        analysis.unknown += findings.unexpected
+    return analysis
 
 
 def split_fused(
     rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """The tensors, with each fused one replaced by its parts, as far as it has rows for them."""
+    """Replaces each fused tensor by its parts, unless its rows differ from the parts' sum."""
     split = dict(tensors)
     for fused, parts in fused_parts(rules).items():
         whole = tensors.get(fused)
@@ -221,7 +259,7 @@ def split_fused(
 
 
 def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
-    """The arrays that have numbers of the stored tensor at `index`."""
+    """Yields the model arrays that contain data of the stored tensor at `index`."""
     axes = model.name_axes
     choices = [(index[axis],) if axis in index else range(sizes[axis]) for axis in axes]
     for positions in itertools.product(*choices):
@@ -229,7 +267,7 @@ def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
 
 
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
-    """The dtype of most bytes: what the model was saved in."""
+    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
     sizes = Counter[str]()
     for tensor in tensors.values():
         sizes[tensor.dtype.name] += tensor.nbytes
@@ -237,24 +275,26 @@ def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
     return max(known, key=sizes.__getitem__)
 
 
-def _place(
-    account: Analysis, config: Config, mesh: Mesh | None, dtype: Dtype | None
+def _plan_arrays(
+    analysis: Analysis, config: Config, mesh: Mesh | None, dtype: Dtype | None
 ) -> dict[str, PlannedArray]:
-    """Every array of the model. Raises CheckpointError for one of several dtypes."""
+    """Plans every array. Raises CheckpointError if an array would mix several dtypes."""
     placed = {} if mesh is None else parameter_shardings(build_abstract(config), mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
     arrays: dict[str, PlannedArray] = {}
     mixed: dict[str, str] = {}
-    for rule, sizes in account.rules:
+    for rule, sizes in analysis.rules:
         for source, index in rule.stored.names(sizes):
-            stored = account.tensors[source].dtype
+            stored = analysis.tensors[source].dtype
             kept = stored if dtype is None else np.dtype(dtype)
             for name in find_arrays(rule.model, index, sizes):
                 sharding = placed.get(name, alone)
                 array = PlannedArray(rule.model, sizes, stored, kept, sharding)
                 if arrays.setdefault(name, array).dtype != kept:
                     both = sorted([stored.name, arrays[name].stored.name])
-                    mixed[name] = f"{name} is stored in parts of {' and '.join(both)}"
+                    mixed[name] = (
+                        f"{name} is stored partly as {' and '.join(both)}: choose one with dtype="
+                    )
     if mixed:
         raise CheckpointError(list(mixed.values()))
     return arrays

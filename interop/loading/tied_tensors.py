@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint holds more than once: tied heads, norms of model-parallel shards."""
+"""Checks tensors that are stored more than once: tied weights, norms of model-parallel shards."""
 
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from .streaming.stream import chunk_bytes
 
 
 def check_copies(plan: Plan, path: Path) -> None:
-    """Refuses copies that are not copies, since only the original is loaded.
+    """Checks that copies equal their originals bit for bit; only the originals are loaded.
 
-    Raises CheckpointError with all of them.
+    Raises:
+        CheckpointError: some copies differ. Lists all of them.
     """
     limit = chunk_bytes(plan.max_ram)
     if problems := [
@@ -26,7 +27,13 @@ def check_copies(plan: Plan, path: Path) -> None:
 
 
 def have_same_bits(one: StoredTensor, other: StoredTensor, max_bytes: int) -> bool:
-    """Whether two tensors are equal in every bit, with so many bytes of each in memory."""
+    """Returns whether two tensors are equal bit for bit.
+
+    Args:
+        one: a tensor.
+        other: the tensor to compare it with.
+        max_bytes: the most bytes of each to read at a time.
+    """
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     bits = np.dtype(f"u{one.dtype.itemsize}")

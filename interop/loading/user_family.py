@@ -1,6 +1,6 @@
-"""Families that users define: a Python file, or any object, with the rules of their own model.
+"""Families defined by users: a Python file, or any object, with rules for a model of their own.
 
-    config_file = "config.json"                  # beside the weights; what `config` is given
+    config_file = "config.json"                  # beside the weights; `config` gets its fields
 
     def config(fields):                          # or a DecoderConfig, which needs no file
         return DecoderConfig(embed_dim=fields.take("width", int), ...)
@@ -8,13 +8,14 @@
     def rules(config):                           # or a list
         return [Rule("tok.weight : V D", "embed.embedding : V D"), ...]
 
-It may also define `sizes` of its own axes, `tied`, `ignored` and `derived` tensors, as families
-have them, and `fields`, the way back from a config to the file: each a value or a function of the
-config. Parity runs the PyTorch model that `reference` makes of fields, by its `arguments` and
-with those `masks` that it takes.
+The file may also define `sizes` of its own axes, `tied`, `ignored` and `derived` tensors, as in
+built-in families, and `fields`, which maps a config back to the fields of the config file. Each is
+a value or a function of the config. Parity runs the PyTorch model that `reference` builds from the
+fields; `arguments` maps the inputs to the model's arguments, and `masks` lists the masks that it
+takes.
 
-Such a file is code. It runs because the user named it, and for no other reason: never because it
-lies in a checkpoint, and never because a checkpoint names it.
+Such a file is code. It runs only because the user named it: never because it lies in a checkpoint,
+and never because a checkpoint names it.
 """
 
 import dataclasses
@@ -42,31 +43,38 @@ from .checkpoint_dir import Checkpoint, read_json
 
 Stored = Mapping[str, StoredTensor]
 
-FORMAT = "rules"  # of the table of formats
+FORMAT = "rules"  # its name in the table of formats
 REQUIRED = ("config", "rules")
 MASKS = ("source_mask", "target_mask")
-HOME = safetensors_file.SINGLE_NAME  # of tensors that came in several files
-DTYPES = ("numerics.param_dtype", "numerics.dtype")  # of a config, which are those of the tensors
-# What makes two configs that compute the same thing the same.
+HOME = safetensors_file.SINGLE_NAME  # the file to write if the tensors came in several files
+DTYPES = ("numerics.param_dtype", "numerics.dtype")  # config fields that follow from the tensors
+# Fixes the fields that do not change what a model computes, so that configs can be compared.
 ANY_RUN = {"numerics": NumericsConfig(), "scan_layers": True, "remat": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
 class UserFamily(Family):
-    """A family that is a user's."""
+    """A family defined by a user's rules."""
 
     def check_class(self, config: Config) -> None:
-        """Any will do: `write_config` says what the file cannot."""
+        """Accepts any class of config: `write_config` rejects what the file cannot express."""
 
 
-# By name, the families that this process was given and what defines them; None if several do.
+# The source of each family given to this process, by name, and the family; None if there are
+# several of that name.
 GIVEN: dict[str, tuple[Any, UserFamily | None]] = {}
 
 
 def resolve_family(rules: Any) -> UserFamily:
-    """The family that a Python file, a module or any object with the same attributes defines.
+    """Returns the family that rules define, and remembers it by name.
 
-    Raises CheckpointError for what is none, with all that it lacks.
+    Args:
+        rules: the path of a Python file, which is run, or a module or object with the same
+            attributes.
+
+    Raises:
+        CheckpointError: the file does not exist, or required attributes are missing.
+        UserError: the file raises an exception.
     """
     if isinstance(rules, str | Path):
         path = Path(rules).resolve()
@@ -86,21 +94,24 @@ def resolve_family(rules: Any) -> UserFamily:
 
 
 def known_family(name: str) -> UserFamily:
-    """The family of this name that was given before.
+    """Returns the user's family of this name that this process was given before.
 
-    Raises CheckpointError if none was: its rules must be named by whoever runs them.
+    Raises:
+        CheckpointError: none was given, or several. A checkpoint's name for its rules is never
+            enough to run them: the user must name the file.
     """
     _, family = GIVEN.get(name, (None, None))
     if family is None:
         what = "of which there are several" if name in GIVEN else "which were not given"
-        raise CheckpointError(f"the model came by the rules of {name}, {what}: give rules=")
+        raise CheckpointError(f"the model was loaded by the rules of {name}, {what}: give rules=")
     return family
 
 
 def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
-    """Reads the headers of a folder of a known family, or of a file or folder of the user's.
+    """Reads the headers of a checkpoint of a known family, or of one that `rules` describe.
 
-    Raises CheckpointError for what is not a checkpoint.
+    Raises:
+        CheckpointError: the path is not a checkpoint, or is damaged.
     """
     if rules is None:
         return checkpoint_dir.open_checkpoint(path)
@@ -110,9 +121,10 @@ def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
 
 
 def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
-    """The family of a checkpoint, and the fields of its config file; no tensor is looked for.
+    """Returns the family of a checkpoint and the fields of its config file, without its tensors.
 
-    Raises CheckpointError for what is not of a known family, nor of the user's.
+    Raises:
+        CheckpointError: the checkpoint is not of a known family, or lacks the rules' config file.
     """
     if rules is None:
         checkpoint_dir.check_is_folder(path)
@@ -129,14 +141,17 @@ def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
 
 @lru_cache
 def _run(path: Path, text: str) -> UserFamily:
-    """The family of a file with this text, which finds modules beside it, as a script does.
+    """Runs a rules file with this text and returns its family.
 
-    Raises UserError with whatever the file raises.
+    Like a script, the file can import modules beside it.
+
+    Raises:
+        UserError: the file raises an exception; the message gives its line.
     """
     with _importing_from(path.parent):
         try:
             attributes = runpy.run_path(str(path), run_name=path.stem)
-        except Exception as error:  # the file is a program of the user's
+        except Exception as error:  # user code may raise anything
             lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)]
             raise UserError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
     build: Any = attributes.get("reference")
@@ -180,24 +195,26 @@ def _define(name: str, get: Callable[[str, Any], Any]) -> UserFamily:
 
 def _known_masks(name: str, masks: Collection[str]) -> tuple[str, ...]:
     if unknown := sorted({*masks} - {*MASKS}):
-        raise CheckpointError(f"{name}: masks={unknown} are not of {', '.join(MASKS)}")
+        raise CheckpointError(
+            f"{name}: masks={unknown} are unknown, allowed are {', '.join(MASKS)}"
+        )
     return tuple(masks)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Definition:
-    """What a user's file defines, as the functions of a family."""
+    """The attributes of a user's file, as the functions of a family."""
 
     name: str
-    get: Callable[[str, Any], Any]  # by name, or a default
+    get: Callable[[str, Any], Any]  # takes an attribute's name and a default
 
     def evaluate(self, attribute: str, config: Config, default: Any) -> Any:
-        """What the file says of a config: a value, or a function's."""
+        """Returns an attribute for a config: its value, or the result if it is a function."""
         defined = self.get(attribute, default)
         return defined(config) if callable(defined) else defined
 
     def config(self, fields: Fields) -> Config:
-        """The config of the fields. Raises UserError for whatever the file raises."""
+        """Returns the config of the fields. Raises UserError if the user's function fails."""
         defined = self.get("config", None)
         try:
             config = defined(fields) if callable(defined) else defined
@@ -205,18 +222,22 @@ class _Definition:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise UserError(f"{kind}{error}") from error
         if not isinstance(config, Config):
-            raise UserError(f"{self.name}: config is a {type(config).__name__}, no DecoderConfig")
+            raise UserError(f"{self.name}: config is a {type(config).__name__}, not a model config")
         return config
 
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
-        """The fields of the config, and the name of the file."""
+        """Returns the fields of the config, and the layout: the file and its tensors' names."""
         paths = [tensor.path for tensor in stored.values() if tensor is not None]
         files = {path.name for path in paths if path.suffix in FILE_TYPES}
         file = files.pop() if len(files) == 1 else HOME
         return _values(self.config(fields)), Layout(file=file, names=tuple(stored))
 
     def write_config(self, config: Config, base: Json) -> Json:
-        """The fields that the model came with, or that `fields` makes, if they say what it is."""
+        """Returns fields for the config file: those of the origin, updated by `fields`.
+
+        Raises:
+            ValueError: the fields do not give back the config.
+        """
         fields = Fields({**base, **self.evaluate("fields", config, {})})
         try:
             read = with_fields(self.config(fields), ANY_RUN)
@@ -227,11 +248,15 @@ class _Definition:
         ours, theirs = _values(with_fields(config, ANY_RUN)), _values(read)
         if wrong := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
             unsupported = (f"{name}={ours.get(name)!r}" for name in wrong)
-            raise ValueError(f"its fields cannot say {'; '.join(unsupported)}")
+            raise ValueError(f"its fields cannot express {'; '.join(unsupported)}")
         return fields.data
 
     def table(self, config: Config, layout: Layout) -> Table:
-        """The rules, and the sizes of their axes: one with labels has as many positions."""
+        """Returns the rules with the sizes of their axes; a labelled axis is as long as its labels.
+
+        Raises:
+            ValueError: an element of `rules` is not a Rule.
+        """
         rules = tuple(self.evaluate("rules", config, ()))
         if wrong := [rule for rule in rules if not isinstance(rule, Rule)]:
             raise ValueError(f"{self.name}: {wrong[0]!r} is not a Rule")
@@ -252,7 +277,7 @@ class _Definition:
 
 
 def _values(config: Config | StackConfig) -> Json:
-    """The fields of a config, and of its stacks, by dotted names and without their dtypes."""
+    """Returns the fields of a config and of its stacks, by dotted names, without the dtypes."""
     if isinstance(config, StackConfig):
         return {name: value for name, value in flatten(config).items() if name not in DTYPES}
     return {

@@ -1,1 +1,1 @@
-"""Checkpoint rules: one line that maps a stored tensor to an array and back, proven a bijection."""
+"""Checkpoint rules: each line maps stored tensors to a model array and back, as a bijection."""

@@ -1,4 +1,4 @@
-"""Ranges of axes, several of which may be merged into a dimension of an array, first slowest."""
+"""Index ranges of named axes; an array dimension may merge several axes in row-major order."""
 
 import itertools
 import math
@@ -8,13 +8,13 @@ import numpy as np
 
 from .boxes import Box, Range, box_shape
 
-Sizes = Mapping[str, int]  # of axes
-Ranges = Mapping[str, Range]
-Dims = tuple[tuple[str, ...], ...]  # the axes of each dimension
+Sizes = Mapping[str, int]  # axis -> size
+Ranges = Mapping[str, Range]  # axis -> [start, stop)
+Dims = tuple[tuple[str, ...], ...]  # the axes merged into each dimension
 
 
 def regions(dims: Dims, box: Box, sizes: Sizes) -> Iterator[Ranges]:
-    """Cuts a box of an array into ranges of its axes that are contiguous in every dimension."""
+    """Splits a box of an array into axis ranges that are contiguous in every dimension."""
     choices = (
         split_range(low, high, [sizes[axis] for axis in dim])
         for dim, (low, high) in zip(dims, box, strict=True)
@@ -25,12 +25,12 @@ def regions(dims: Dims, box: Box, sizes: Sizes) -> Iterator[Ranges]:
 
 
 def find_box(dims: Dims, ranges: Ranges, sizes: Sizes) -> tuple[Range, ...]:
-    """The box of an array in which ranges lie that are contiguous in every dimension."""
+    """Returns the box that `ranges`, contiguous in every dimension, occupy in an array."""
     return tuple(_interval(dim, ranges, sizes) for dim in dims)
 
 
 def hull(dims: Dims, ranges: Ranges, sizes: Sizes) -> Ranges:
-    """The least ranges that hold these and are contiguous in every dimension."""
+    """Returns the smallest ranges that contain `ranges` and are contiguous in every dimension."""
     found: dict[str, Range] = {}
     for dim in dims:
         is_whole = False
@@ -41,7 +41,13 @@ def hull(dims: Dims, ranges: Ranges, sizes: Sizes) -> Ranges:
 
 
 def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, ...]]:
-    """Covers [low, high) of a merged dimension by boxes over its factors, each one contiguous."""
+    """Splits positions [low, high) of a merged dimension into contiguous boxes over its axes.
+
+    Args:
+        low: the first position.
+        high: one past the last position.
+        sizes: the size of each merged axis, slowest first.
+    """
     if low >= high:
         return []
     if len(sizes) <= 1:
@@ -61,7 +67,7 @@ def split_range(low: int, high: int, sizes: Sequence[int]) -> list[tuple[Range, 
 
 
 def _interval(dim: Sequence[str], region: Ranges, sizes: Sizes) -> Range:
-    """Where a contiguous box over the factors of a merged dimension starts and stops in it."""
+    """Returns the start and stop, in a merged dimension, of a contiguous region of its axes."""
     start = last = 0
     for axis in dim:
         low, high = region[axis]
@@ -76,7 +82,15 @@ def select_ranges(
     ranges: Ranges,
     kept: Sequence[str],
 ) -> np.ndarray:
-    """The `ranges` of an array that holds `region`, one dimension for each kept axis."""
+    """Returns a view of part of an array, with one dimension for each kept axis.
+
+    Args:
+        array: the elements of `region`, its dimensions merged or not.
+        axes: the array's axes, slowest first.
+        region: the range of each axis that `array` holds.
+        ranges: the range of each axis to select, within `region`.
+        kept: the axes that stay dimensions; any other is indexed at the start of its range.
+    """
     factors = array.reshape(box_shape([region[axis] for axis in axes]))
     at: list[slice | int] = []
     for axis in axes:

@@ -1,4 +1,4 @@
-"""Whether rules together are a bijection: every tensor and every array belongs to one of them."""
+"""Binds rules to axis sizes and checks that together they write no tensor or array twice."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,9 +8,16 @@ from .rule import BoundRule, Rule, Stacks
 
 
 def bind(rules: Sequence[Rule], sizes: Sizes, stacks: Stacks) -> tuple[BoundRule, ...]:
-    """The rules, with their sizes, for a model whose layers are stacked so.
+    """Binds rules to axis sizes and to the way a model stacks its layers.
 
-    Raises ValueError with all rules that do not fit these sizes, or write the same numbers.
+    Args:
+        rules: the rules of one checkpoint format.
+        sizes: the size of every axis in the rules.
+        stacks: the arrays of each list of layers; see `rule.Stacks`.
+
+    Raises:
+        ValueError: a rule does not fit the sizes or the stacks, two rules write the same tensor or
+            array, or the parts of a fused tensor cannot be concatenated. Lists every problem.
     """
     bound: list[BoundRule] = []
     problems: list[str] = []
@@ -25,7 +32,7 @@ def bind(rules: Sequence[Rule], sizes: Sizes, stacks: Stacks) -> tuple[BoundRule
 
 
 def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The name of each fused tensor, and the names and shapes of its parts in their order."""
+    """Returns the parts of each fused tensor: their names and shapes, in order of concatenation."""
     fused: dict[str, dict[str, tuple[int, ...]]] = {}
     for bound in rules:
         for name, shape in bound.stored():
@@ -36,7 +43,7 @@ def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ..
 
 
 def _overlaps(rules: Sequence[BoundRule]) -> Iterator[str]:
-    """Tensors and arrays that are written twice."""
+    """Yields a message for each tensor or array that is written twice."""
     tensors: dict[str, tuple[BoundRule, Index]] = {}
     arrays: dict[str, tuple[BoundRule, Index]] = {}
     for bound in rules:
@@ -45,35 +52,39 @@ def _overlaps(rules: Sequence[BoundRule]) -> Iterator[str]:
         yield from _claim(arrays, bound, model, stored)
     for whole in fused_parts(rules):
         if whole in tensors:
-            yield f"{whole} is stored whole and in parts"
+            yield f"{whole} is stored both whole and in parts"
 
 
 def _claim(
     claimed: dict[str, tuple[BoundRule, Index]], bound: BoundRule, side: Side, other: Side
 ) -> Iterator[str]:
-    """Claims the names of one side of a rule."""
+    """Records the names on one side of a rule; yields a message for each that is already taken."""
     for name, index in side.names(bound.sizes):
         before, position = claimed.setdefault(name, (bound, index))
         if before is not bound:
             one = before.rule.stored if other is bound.rule.stored else before.rule.model
-            both = f"for {_first(one, before.sizes)} and for {_first(other, bound.sizes)}"
+            both = f"for {_first_name(one, before.sizes)} and for {_first_name(other, bound.sizes)}"
             yield f"{name} is written twice, {both}"
         elif position is not index:
-            yield f"{name} is written twice, at {_spell(position)} and at {_spell(index)}"
+            at = f"at {_format_index(position)} and at {_format_index(index)}"
+            yield f"{name} is written twice, {at}"
 
 
 def _uneven_parts(rules: Sequence[BoundRule]) -> Iterator[str]:
-    """Parts that cannot follow each other, as they differ beyond their first dimension."""
+    """Yields a message for each part whose shape differs beyond the first dimension."""
     for parts in fused_parts(rules).values():
         (first, expected), *others = parts.items()
         for name, shape in others:
             if shape[1:] != expected[1:]:
-                yield f"{name} is {shape}, {first} is {expected}: only their rows may differ"
+                yield (
+                    f"{name} has shape {shape}, {first} has shape {expected}: parts of one fused "
+                    "tensor may differ only in their first dimension"
+                )
 
 
-def _first(side: Side, sizes: Sizes) -> str:
+def _first_name(side: Side, sizes: Sizes) -> str:
     return next(side.names(sizes))[0]
 
 
-def _spell(index: Mapping[str, int]) -> str:
+def _format_index(index: Mapping[str, int]) -> str:
     return ", ".join(f"{axis}={position}" for axis, position in index.items())

@@ -1,40 +1,40 @@
-"""Boxes of arrays: a range of positions for each dimension."""
+"""Boxes: rectangular regions of arrays, one half-open index range per dimension."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-Range = tuple[int, int]  # from the first on, up to but not with the last
+Range = tuple[int, int]  # half-open: [start, stop)
 Box = Sequence[Range]
 
 
 def box_shape(box: Box) -> tuple[int, ...]:
-    """The sizes of a box."""
+    """Returns the shape of a box."""
     return tuple(high - low for low, high in box)
 
 
 def slices(box: Box) -> tuple[slice, ...]:
-    """The box as an index of an array."""
+    """Returns the box as slices, to index an array with."""
     return tuple(slice(low, high) for low, high in box)
 
 
 def relative(box: Box, within: Box) -> tuple[Range, ...]:
-    """The box, counted from the start of another that holds it."""
+    """Returns a box in coordinates relative to the start of `within`, which contains it."""
     return tuple(
         (low - first, high - first) for (low, high), (first, _) in zip(box, within, strict=True)
     )
 
 
 def intersect(one: Box, other: Box) -> tuple[Range, ...] | None:
-    """What two boxes of the same array have in common; None if that is nothing."""
+    """Returns the intersection of two boxes of the same array, or None if they are disjoint."""
     pairs = zip(one, other, strict=True)
     found = tuple((max(low, first), min(high, last)) for (low, high), (first, last) in pairs)
     return found if all(low < high for low, high in found) else None
 
 
 def boxes(shape: Sequence[int], max_elements: int) -> Iterator[Box]:
-    """Cuts an array into boxes of at most so many elements, each contiguous in C order."""
+    """Splits an array into boxes of at most `max_elements` elements, contiguous in C order."""
     if math.prod(shape) == 0:
         return
     inner = list(shape)

@@ -1,4 +1,4 @@
-"""One side of a rule, read from its text: a name in which axes may stand, and dimensions."""
+"""Sides of rules, parsed from text: a name pattern such as `layers.{L}.wq`, and dimensions."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from typing import Self
 
 from .axis_ranges import Dims, Sizes
 
-Index = Mapping[str, int]  # positions of axes
+Index = Mapping[str, int]  # axis -> position
 
 _PLACEHOLDER = re.compile(r"\{(\w+(?: \w+)*)(?::(\d+))?(?:=([^}]*))?\}")
 _DIMENSION = re.compile(r"\(([^()]*)\)|(\w+)")
@@ -18,20 +18,26 @@ _DIMENSION = re.compile(r"\(([^()]*)\)|(\w+)")
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a rule: a name in which axes may stand, and an array's dimensions."""
+    """One side of a rule: a name pattern with axis placeholders, and the dimensions of an array.
+
+    Attributes:
+        name: the pattern, such as `layers.{L}.wq`.
+        dims: the axes merged into each dimension of the array under each name.
+    """
 
     name: str
     dims: Dims
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The side written as `name : dims`."""
+        """Parses a side written as `name : dims`. Raises ValueError if it has another form."""
         name, colon, pattern = text.partition(" : ")
         if not colon or _DIMENSION.sub("", pattern).strip():
             raise ValueError(f"{text!r} is not of the form 'name : A (B C)'")
         if braces := re.findall(r"\{[^}]*\}?|\}", _PLACEHOLDER.sub("", name)):
             raise ValueError(
-                f"{braces[0]!r} in {name!r} is not {{A}}, {{A:02}}, {{A=x|y}} or {{A B}}"
+                f"{braces[0]!r} in {name!r} is not a placeholder: "
+                "write {A}, {A:02}, {A=x|y} or {A B}"
             )
         dims = tuple(
             tuple((merged or single).split()) for merged, single in _DIMENSION.findall(pattern)
@@ -40,23 +46,23 @@ class Side:
 
     @property
     def text(self) -> str:
-        """The side as it is written in a rule."""
+        """The side as text that `parse` reads."""
         dims = (dim[0] if len(dim) == 1 else f"({' '.join(dim)})" for dim in self.dims)
         return f"{self.name} : {' '.join(dims)}"
 
     @cached_property
     def placeholders(self) -> tuple[tuple[str, ...], ...]:
-        """The axes of each placeholder in the name; several are merged."""
+        """The axes of each placeholder in the name; a placeholder may merge several axes."""
         return tuple(tuple(match[1].split()) for match in _PLACEHOLDER.finditer(self.name))
 
     @cached_property
     def name_axes(self) -> tuple[str, ...]:
-        """The axes that live in the name."""
+        """The axes in the name."""
         return tuple(itertools.chain.from_iterable(self.placeholders))
 
     @cached_property
     def labels(self) -> dict[str, list[str]]:
-        """By the axes of a placeholder, as in `K R`, the labels that stand for their positions."""
+        """The labels of each placeholder that has any, by its axes as written (such as `K R`)."""
         return {
             match[1]: match[3].split("|")
             for match in _PLACEHOLDER.finditer(self.name)
@@ -70,15 +76,15 @@ class Side:
 
     @cached_property
     def array_axes(self) -> tuple[str, ...]:
-        """The axes of the array, merged or not."""
+        """The axes of the array, slowest first."""
         return tuple(itertools.chain.from_iterable(self.dims))
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """The shape of the array under each name."""
+        """Returns the shape of the array under each name."""
         return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
 
     def format_name(self, index: Index, sizes: Sizes) -> str:
-        """The name at these positions of its axes."""
+        """Returns the name at the given positions of its axes."""
 
         def fill(match: re.Match[str]) -> str:
             axes, width, labels = match.groups()
@@ -92,13 +98,13 @@ class Side:
         return _PLACEHOLDER.sub(fill, self.name)
 
     def names(self, sizes: Sizes) -> Iterator[tuple[str, Index]]:
-        """Every name, and the positions of its axes."""
+        """Yields every name with the positions of its axes."""
         for positions in itertools.product(*(range(sizes[axis]) for axis in self.name_axes)):
             index = dict(zip(self.name_axes, positions, strict=True))
             yield self.format_name(index, sizes), index
 
     def at(self, axis: str, positions: Sequence[int], sizes: Sizes) -> Self:
-        """This side with `axis`, which lives in the name, cut down to some of its positions."""
+        """Returns the side with `axis`, a placeholder of the name, restricted to `positions`."""
 
         def label(match: re.Match[str]) -> str:
             if match[1] != axis:
@@ -110,6 +116,9 @@ class Side:
         return dataclasses.replace(self, name=_PLACEHOLDER.sub(label, self.name))
 
     def stacked(self, axis: str, label: str) -> Self:
-        """This side with `axis` moved from its name, where `label` replaces it, to the array."""
+        """Returns the side with `axis` moved from the name to the array's first dimension.
+
+        `label` takes the place of the axis in the name.
+        """
         name = re.sub(rf"\{{{axis}(:\d+)?(=[^}}]*)?\}}", label, self.name)
         return dataclasses.replace(self, name=name, dims=((axis,), *self.dims))

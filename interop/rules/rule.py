@@ -1,20 +1,20 @@
-"""Checkpoint rules: one line says how stored tensors and a model's array hold the same numbers.
+"""Checkpoint rules: one line maps stored tensors to a model array that holds the same numbers.
 
     Rule("model.layers.{L}.self_attn.q_proj.weight : (N r h) D",
          "layers.{L}.attn.q_proj.kernel : D N (r h)")
 
-Each side is a name and the dimensions of the array under that name. A dimension is an axis or,
-in brackets, several axes merged, the first varying slowest. An axis may also live in the name:
-`{L}` stands for its index, `{T:02}` for its index in two digits, `{G=gate|up}` for its label,
-`{K R}` for the index of two axes merged. A stored name that ends in `#part` is a part of a fused
-tensor, whose parts follow each other along its first dimension in the order of their rules:
+Each side is a name and the dimensions of the array under that name. A dimension is one axis, or
+several merged axes in parentheses, the first varying slowest. An axis may also be part of the
+name: `{L}` stands for its index, `{T:02}` for its index in two digits, `{G=gate|up}` for its label,
+and `{K R}` for the joint index of two merged axes. A stored name that ends in `#part` is one part
+of a fused tensor, whose parts are concatenated along its first dimension in the order of the rules:
 
     Rule("h.{L}.qkv.weight#q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H"),
     Rule("h.{L}.qkv.weight#k : (K H) D", "layers.{L}.attn.k_proj.kernel : D K H"),
 
-Both sides must have the same axes. A rule is thereby a relabelling of indices, so it is a
-bijection, both directions come from the one line, a round trip returns the same bits, and any
-part of an array pulls back to the parts of the tensors that hold it.
+Both sides must have the same axes. So a rule only relabels indices and is a bijection: the one line
+gives both directions, a round trip returns the same bits, and any part of an array can be traced
+back to the parts of the tensors that hold it.
 """
 
 import dataclasses
@@ -28,17 +28,26 @@ from .axis_ranges import Sizes
 from .pattern import Side
 from .transfer import Transfer
 
-# By the path of a list of layers, each array's label and the layers that it holds. One layer's
-# array is not stacked and its label is the layer's number; that of others is a slice, as in "0:32".
+# Path of a list of layers -> label of each array -> the layers that the array holds. The array of a
+# single layer is not stacked and its label is the layer's number; the label of a stack is a slice,
+# such as "0:32".
 Stacks = Mapping[str, Mapping[str, range]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Stored tensors on the left, a model's arrays on the right, the same numbers in both.
+    """A bijection between stored tensors (left) and model arrays (right) with the same numbers.
 
-    A `replicated` axis is in the stored name alone: every tensor along it is a copy. `layers` are
-    the positions of the axis in the model's name `layers.{L}` at which the rule holds; None: all.
+    Attributes:
+        stored: the side of the checkpoint.
+        model: the side of the model.
+        replicated: axes that occur only in the stored name. The tensors along such an axis are
+            copies of each other. Given to the constructor as one string, separated by spaces.
+        layers: the layers `{L}` of the model's name `layers.{L}` that the rule covers; None means
+            all of them.
+
+    Raises:
+        ValueError: the rule is not a bijection. Names the axes at fault.
     """
 
     stored: Side
@@ -79,34 +88,35 @@ class Rule:
                 if again := sorted({label for label in labels if labels.count(label) > 1}):
                     problems.append(f"{placeholder} has {', '.join(map(repr, again))} twice")
         if wrong := [a for a in self.replicated if a not in self.stored.name_axes or a in axes[1]]:
-            problems.append(f"replicated {', '.join(wrong)} must be in the left name alone")
+            problems.append(f"replicated {', '.join(wrong)} must be in the left name only")
         problems += self._misplaced_layers() + self._misplaced_parts()
         if problems:
             raise ValueError(f"not a bijection: {self}: " + "; ".join(problems))
 
     def _misplaced_layers(self) -> list[str]:
-        """What is wrong with `layers`, and with where the layers' axis stands."""
+        """Returns what is wrong with `layers` and with the position of the layer axis."""
         problems = []
         if self.layers is not None:
             if self.layered is None:
                 problems.append(f"layers={self.layers} without layers.{{L}} in the right name")
             if wrong := [i for i in self.layers if i < 0 or self.layers.count(i) > 1]:
-                problems.append(f"layers has {', '.join(map(str, wrong))} twice or below 0")
+                listed = ", ".join(map(str, wrong))
+                problems.append(f"layers has repeated or negative positions: {listed}")
         if self.layered is not None:
             axis = self.layered[1]
             if any(axis in axes and len(axes) > 1 for axes in self.stored.placeholders):
-                problems.append(f"{axis}, of the layers, is merged in {self.stored.name!r}")
+                problems.append(f"the layer axis {axis} is merged in {self.stored.name!r}")
         return problems
 
     def _misplaced_parts(self) -> list[str]:
-        """What is wrong with the `#part` of a name."""
+        """Returns what is wrong with the `#part` of a name."""
         problems = []
         if "#" in self.model.name:
-            problems.append(f"a #part in {self.model.name!r}, on the right")
+            problems.append(f"{self.model.name!r} has a #part, which only the left side may have")
         if self.stored.name.count("#") > 1 or self.stored.name.endswith("#"):
-            problems.append(f"{self.stored.name!r} does not name one part")
+            problems.append(f"{self.stored.name!r} does not name exactly one #part")
         if "#" in self.stored.name and not self.stored.dims:
-            problems.append(f"{self.stored.name!r} has no dimension along which parts follow")
+            problems.append(f"{self.stored.name!r} has no dimension to concatenate parts along")
         return problems
 
     def __str__(self) -> str:
@@ -114,22 +124,23 @@ class Rule:
 
     @cached_property
     def layered(self) -> tuple[str, str] | None:
-        """The path of the layers that it is about and their axis, as in `layers` and `L`."""
+        """The path and the axis of the model's layers, such as `layers` and `L`, or None."""
         match = re.match(r"((?:\w+\.)*layers)\.\{(\w+)\}\.", self.model.name)
         return match and (match[1], match[2])
 
     def importing(self, sizes: Sizes) -> Transfer:
-        """From the stored tensors to the model's arrays."""
+        """Returns the direction from stored tensors to model arrays."""
         return Transfer(self.stored, self.model, sizes)
 
     def exporting(self, sizes: Sizes) -> Transfer:
-        """From the model's arrays to the stored tensors."""
+        """Returns the direction from model arrays to stored tensors."""
         return Transfer(self.model, self.stored, sizes)
 
     def bound(self, sizes: Sizes, stacks: Stacks) -> "Iterator[BoundRule]":
-        """The rule for a model whose layers are stacked so: once for each stack it holds for.
+        """Yields the rule bound to sizes, once for each stack of layers that it covers.
 
-        Raises ValueError if the sizes do not fit the rule, or a stack only in part.
+        Raises:
+            ValueError: the sizes do not fit the rule, or it covers only part of a stack.
         """
         if problems := [*self._unfit_sizes(sizes), *self._unfit_stacks(sizes, stacks)]:
             raise ValueError(f"{self}: " + "; ".join(problems))
@@ -147,10 +158,14 @@ class Rule:
             yield BoundRule(rule, {**sizes, axis: len(positions)})
 
     def _unfit_sizes(self, sizes: Sizes) -> Iterator[str]:
-        """Axes that have no size, and labels that are more or fewer than their axis's positions."""
+        """Yields a message for each axis without a size or with another number of labels."""
         for axis in dict.fromkeys(self.stored.axes):
             if sizes.get(axis, 0) < 1:
-                yield f"{axis} has no size" if axis not in sizes else f"{axis} is {sizes[axis]}"
+                yield (
+                    f"{axis} has no size"
+                    if axis not in sizes
+                    else f"{axis} is {sizes[axis]}, a size must be at least 1"
+                )
         for side in (self.stored, self.model):
             for placeholder, labels in side.labels.items():
                 count = math.prod(sizes.get(axis, 0) for axis in placeholder.split())
@@ -158,7 +173,7 @@ class Rule:
                     yield f"{placeholder} is {count}, but has the labels {'|'.join(labels)}"
 
     def _unfit_stacks(self, sizes: Sizes, stacks: Stacks) -> Iterator[str]:
-        """Layers that the model does not have, and stacks that the rule holds for only in part."""
+        """Yields a message for layers that do not exist and stacks that are covered in part."""
         if self.layered is None:
             return
         path, axis = self.layered
@@ -167,28 +182,32 @@ class Rule:
             return
         count = sum(map(len, stacks[path].values()))
         if axis in sizes and sizes[axis] != count:
-            yield f"{axis} is {sizes[axis]}, the model has {count} layers"
-        holds = set(range(count)) if self.layers is None else set(self.layers)
-        if beyond := sorted(holds - set(range(count))):
-            yield f"{axis}: layers {', '.join(map(str, beyond))} are not of the model's {count}"
+            yield f"{axis} is {sizes[axis]}, but the model has {count} layers"
+        covered = set(range(count)) if self.layers is None else set(self.layers)
+        if beyond := sorted(covered - set(range(count))):
+            missing = ", ".join(map(str, beyond))
+            yield f"{axis}: layers {missing} do not exist, the model has {count}"
         for label, positions in stacks[path].items():
-            own = holds & set(positions)
+            own = covered & set(positions)
             if own and own != set(positions):
-                yield f"{axis}: {path}.{label} are one array, it holds for {sorted(own)} of them"
+                yield (
+                    f"{axis}: the layers {path}.{label} are one array, "
+                    f"but the rule covers only {sorted(own)} of them"
+                )
             if own and axis in self.stored.array_axes and len(positions) < count:
                 yield (
-                    f"{axis} is in the array of {self.stored.name!r}, but {path}.{label} are only "
-                    f"{len(positions)} of {count} layers"
+                    f"{axis} is a dimension of the stored array {self.stored.name!r}, "
+                    f"but {path}.{label} has only {len(positions)} of {count} layers"
                 )
 
 
 class BoundRule(NamedTuple):
-    """A rule and the sizes of its axes."""
+    """A rule with the sizes of its axes."""
 
     rule: Rule
     sizes: Sizes
 
     def stored(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every stored tensor's name and shape."""
+        """Yields the name and the shape of every stored tensor."""
         side = self.rule.stored
         return ((name, side.shape(self.sizes)) for name, _ in side.names(self.sizes))

@@ -1,21 +1,29 @@
-"""Copies between arrays that keep their axes in different orders, at the speed of memory."""
+"""Fast copies between arrays whose axes lie in different orders in memory."""
 
 import numpy as np
 
 TILE_ROWS = 128
 TILE_ROW_BYTES = 2048
-PADDING_BYTES = 64  # rows a power of two apart would share a few lines of the cache
+PADDING_BYTES = 64  # rows a power of two apart would compete for a few cache lines
 
 
 def copy_bits(source: np.ndarray, out: np.ndarray) -> None:
-    """Copies `source` into `out`, of the same shape and dtype, whatever the strides of both.
+    """Copies `source` into `out` bit for bit; they may have any strides.
 
-    A plain assignment would touch another cache line for every element of one of a transposed
-    pair. Tiles pass through a small buffer: in as they lie in `source`, out as they lie in `out`.
+    A plain assignment between transposed arrays touches a new cache line for every element of one
+    of them. Here tiles pass through a small buffer, which is written in the memory order of
+    `source` and read in the memory order of `out`.
+
+    Args:
+        source: the array to copy.
+        out: an array of the same shape and dtype.
+
+    Raises:
+        TypeError: the dtypes differ.
     """
     if source.dtype != out.dtype:
-        raise TypeError(f"{source.dtype} has other bits than {out.dtype}")
-    if source.dtype.itemsize in (1, 2, 4, 8):  # NumPy is slow with dtypes that are not its own
+        raise TypeError(f"cannot copy bits of {source.dtype} into {out.dtype}")
+    if source.dtype.itemsize in (1, 2, 4, 8):  # NumPy copies dtypes other than its own slowly
         bits = np.dtype(f"u{source.dtype.itemsize}")
         source, out = source.view(bits), out.view(bits)
     source, out = _merge_axes(source, out)
@@ -26,12 +34,12 @@ def copy_bits(source: np.ndarray, out: np.ndarray) -> None:
 
 
 def _copy_by_tiles(source: np.ndarray, out: np.ndarray) -> None:
-    """Copies where the axis along which `out` lies in memory is not that of `source`."""
+    """Copies tile by tile, for arrays that differ in their fastest-varying axis."""
     columns = TILE_ROW_BYTES // source.itemsize
     along = _fastest(out)
     others = sorted(set(range(source.ndim)) - {along}, key=lambda axis: -abs(source.strides[axis]))
     source, out = (array.transpose([*others, along]) for array in (source, out))
-    # A tile has some of `along`, some of the axis `cut`, and all of the axes between.
+    # A tile is part of the axis `along`, part of the axis `cut`, and all of the axes in between.
     cut, width = source.ndim - 2, 1
     while cut > 0 and source.shape[cut] * width <= columns:
         width *= source.shape[cut]
@@ -52,7 +60,7 @@ def _copy_by_tiles(source: np.ndarray, out: np.ndarray) -> None:
 
 
 def _merge_axes(source: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with the fewest axes: those that follow each other without a gap in both become one."""
+    """Returns views with as few axes as possible: merges axes that are adjacent in both arrays."""
     axes = sorted(
         (axis for axis in range(source.ndim) if source.shape[axis] != 1),
         key=lambda axis: (-abs(source.strides[axis]), -abs(out.strides[axis])),
@@ -73,5 +81,5 @@ def _merge_axes(source: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _fastest(array: np.ndarray) -> int:
-    """The axis along which neighbours lie closest."""
+    """Returns the axis with the smallest stride."""
     return int(np.argmin(np.abs(array.strides))) if array.ndim else 0

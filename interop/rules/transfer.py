@@ -1,4 +1,4 @@
-"""Rules at work: which parts of which tensors make up a part of another, and their copying."""
+"""Applies rules: finds the tensor pieces that make up a box of an array, and copies them."""
 
 import dataclasses
 import itertools
@@ -14,28 +14,33 @@ from .strided_copy import copy_bits
 
 
 class Piece(NamedTuple):
-    """A part of an array, and the part of one tensor that holds the same numbers."""
+    """A part of a requested box, and the part of one source tensor with the same numbers."""
 
-    name: str  # of the tensor
-    ranges: Ranges  # of every axis
-    place: tuple[slice, ...]  # where in the box that was asked for lies the region
-    region: Ranges  # of the array's axes, of which `ranges` is a part
-    box: tuple[Range, ...]  # of the tensor: all of it that must be read
-    held: Ranges  # of the axes in that box, of which `ranges` is a part as well
+    name: str  # the source tensor
+    ranges: Ranges  # the piece itself, as a range of every axis
+    place: tuple[slice, ...]  # the slices of the requested box that hold `region`
+    region: Ranges  # ranges of the target's axes, contiguous there; contains `ranges`
+    box: tuple[Range, ...]  # the box of the source tensor that must be read
+    held: Ranges  # ranges of the source's axes in `box`; contains `ranges`
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """One direction of a rule at given sizes: from the tensors of `source` to those of `target`."""
+    """One direction of a rule at given sizes: makes tensors of `target` from those of `source`."""
 
     source: Side
     target: Side
     sizes: Sizes
 
     def pieces(self, index: Index, box: Box) -> Iterator[Piece]:
-        """The pieces of source tensors that make up `box` of the target tensor at `index`.
+        """Yields the pieces of source tensors that make up a box of a target tensor.
 
-        An axis that only the source's name has is a copy, of which the first is read.
+        Along an axis that occurs only in the source's name all tensors are copies: the first is
+        read.
+
+        Args:
+            index: the positions of the axes in the target tensor's name.
+            box: the requested box of the target tensor.
         """
         source, target, sizes = self.source, self.target, self.sizes
         copies = {axis: (0, 1) for axis in source.name_axes if axis not in target.axes}
@@ -58,18 +63,25 @@ class Transfer:
         read: Callable[[str, Box], np.ndarray],
         dtype: np.dtype,
     ) -> np.ndarray:
-        """`box` of the target tensor at `index`, from the boxes of tensors that `read` returns."""
+        """Returns a box of a target tensor.
+
+        Args:
+            index: the positions of the axes in the target tensor's name.
+            box: the requested box of the target tensor.
+            read: returns a box of the source tensor of a given name.
+            dtype: of the source tensors and of the result.
+        """
         out = np.empty(box_shape(box), dtype)
         for piece in self.pieces(index, box):
             self.copy_part(piece, read(piece.name, piece.box), out)
         return out
 
     def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
-        """Copies one piece of `tensor` to its place in `out`, the box that was asked for."""
+        """Copies a piece of the whole source tensor to its place in `out`, the requested box."""
         self.copy_part(piece, tensor[slices(piece.box)], out)
 
     def copy_part(self, piece: Piece, part: np.ndarray, out: np.ndarray) -> None:
-        """Copies one piece to its place in `out`; `part` is the piece's box of its tensor."""
+        """Copies a piece to its place in `out`; `part` is the source tensor at `piece.box`."""
         source, target = self.source.array_axes, self.target.array_axes
         shared = [axis for axis in target if axis in source]
         order = [axis for axis in source if axis in shared]

@@ -1,4 +1,4 @@
-"""Hugging Face folders of `pytorch_model.bin`, one file or shards with an index."""
+"""Hugging Face folders with `pytorch_model.bin`: one file, or shards with an index file."""
 
 from pathlib import Path
 
@@ -13,9 +13,12 @@ INDEX_NAME = "pytorch_model.bin.index.json"
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """Maps the tensors of a folder by name; the index, if there is one, decides.
+    """Locates every tensor of a folder, by name; the index file decides, if there is one.
 
-    Raises CheckpointError with all problems of the index and of the files that it lists.
+    Names lose the prefixes of training wrappers; see `wrapped_names`.
+
+    Raises:
+        CheckpointError: the index file or a shard is damaged. Lists every problem.
     """
     index = path / INDEX_NAME
     if index.exists():

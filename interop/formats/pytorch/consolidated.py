@@ -1,6 +1,6 @@
 """Meta's folders of model-parallel shards: `consolidated.00.pth`, `consolidated.01.pth`, ...
 
-A tensor's name is preceded by the number of its shard, as in `00/norm.weight`.
+Tensor names are prefixed with the number of their shard, as in `00/norm.weight`.
 """
 
 import re
@@ -19,13 +19,13 @@ _NUMBERED = re.compile(r"consolidated\.(\d+)\.pth")
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """Maps the tensors of all shards by name. Raises CheckpointError if a shard is missing."""
+    """Locates the tensors of all shards, by name. Raises CheckpointError if a shard is missing."""
     matches = (_NUMBERED.fullmatch(file.name) for file in path.iterdir())
     files = {int(match[1]): path / match[0] for match in matches if match}
     if sorted(files) != list(range(len(files))) or not files:
         found = ", ".join(sorted(file.name for file in files.values())) or "none"
         raise CheckpointError(
-            [f"{path} should hold consolidated.00.pth, consolidated.01.pth, ... but has {found}"]
+            [f"{path} should have consolidated.00.pth, consolidated.01.pth, ... but has {found}"]
         )
     return {
         f"{rank:02}/{name}": tensor
@@ -35,7 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
 
 
 def lay_out(tensors: Mapping[str, TensorSource]) -> list[PlannedFile]:
-    """Plans a file for each shard that the tensors' names have."""
+    """Plans one file for each shard number in the tensors' names."""
     shards: dict[str, dict[str, TensorSource]] = {}
     for name, tensor in tensors.items():
         rank, _, own = name.partition("/")

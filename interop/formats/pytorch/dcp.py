@@ -1,8 +1,9 @@
 """Checkpoints of `torch.distributed.checkpoint` (DCP), read without PyTorch.
 
-`.metadata` is a pickle that says of every tensor which boxes of it lie where in the `.distcp` files
-of the processes that wrote it. Each box is a file of `torch.save` within such a file, and so is
-each value that is no tensor. Nothing that they name is imported or run.
+`.metadata` is a pickle that lists, for every tensor, its chunks and where each of them lies in the
+`.distcp` files of the processes that wrote them. Each chunk is a `torch.save` file embedded in a
+`.distcp` file, and so is each value that is not a tensor. Nothing that the pickles name is imported
+or run.
 """
 
 import io
@@ -26,14 +27,15 @@ _MODULE = "torch.distributed.checkpoint"
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds, by name."""
+    """The entries of a checkpoint, by name."""
 
     tensors: dict[str, ShardedTensor]
-    values: dict[str, Callable[[], object]]  # read when called; there may be any, the loader's too
+    # Read when called: a checkpoint may hold any values, such as the state of a data loader.
+    values: dict[str, Callable[[], object]]
 
 
 class _Object(Record):
-    """An object that is known by its attributes."""
+    """A record that keeps the attributes of the pickled object."""
 
     state: object = None
 
@@ -41,20 +43,20 @@ class _Object(Record):
         self.state = state
 
     def get(self, name: str) -> object:
-        """An attribute; None if it has none of that name."""
+        """Returns an attribute, or None if the object does not have it."""
         return self.state.get(name) if isinstance(self.state, dict) else None
 
 
 class _Tensor(_Object):
-    """A `TensorStorageMetadata`."""
+    """Stands for a `TensorStorageMetadata`."""
 
 
 class _Bytes(_Object):
-    """A `BytesStorageMetadata`."""
+    """Stands for a `BytesStorageMetadata`."""
 
 
 class _Size(Record):
-    """A `torch.Size`."""
+    """Stands for a `torch.Size`."""
 
 
 _OBJECTS = (
@@ -65,7 +67,9 @@ _DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex64", "complex128", "bool"),
     *("int64", "int32", "int16", "int8", "uint8"),
 )
-_OLD = "torch.distributed._shard.sharded_tensor.metadata"  # where PyTorch 2.1 had some of them
+_OLD = (
+    "torch.distributed._shard.sharded_tensor.metadata"  # the module of some of them in PyTorch 2.1
+)
 
 _KNOWN: dict[tuple[str, str], object] = {
     (f"{_MODULE}.metadata", "TensorStorageMetadata"): _Tensor,
@@ -73,7 +77,7 @@ _KNOWN: dict[tuple[str, str], object] = {
     (f"{_MODULE}.filesystem", "_StorageInfo"): _Object,
     **{(f"{_MODULE}.metadata", name): _Object for name in _OBJECTS},
     **{(_OLD, name): _Object for name in ("TensorProperties", "MEM_FORMAT_ENCODING")},
-    **{("torch", name): name for name in _DTYPES},  # which the tensors themselves say as well
+    **{("torch", name): name for name in _DTYPES},  # not used: each stored chunk has its dtype
     ("torch.serialization", "_get_layout"): Record,
     ("torch", "Size"): _Size,
     ("pathlib", "PosixPath"): Record,
@@ -83,14 +87,16 @@ _KNOWN: dict[tuple[str, str], object] = {
 
 
 def is_dcp(path: Path) -> bool:
-    """Whether a folder is such a checkpoint."""
+    """Returns whether a folder is a DCP checkpoint."""
     return (path / METADATA).is_file()
 
 
 def read(folder: Path) -> Contents:
-    """Where each tensor lies, and the values that are none; no number is read.
+    """Locates every tensor and every other value; no tensor is read.
 
-    Raises CheckpointError with everything that is damaged, missing, or not what it should be.
+    Raises:
+        CheckpointError: files are damaged or missing, or disagree with the metadata. Lists every
+            problem.
     """
     try:
         metadata = parse_value((folder / METADATA).read_bytes(), _KNOWN)
@@ -102,7 +108,7 @@ def read(folder: Path) -> Contents:
 
 
 class _Place(NamedTuple):
-    """Bytes of a file."""
+    """A byte range of a file."""
 
     file: str
     offset: int
@@ -110,7 +116,7 @@ class _Place(NamedTuple):
 
 
 class _Reader:
-    """Follows the entries of a metadata file to where they lie."""
+    """Locates the entries of a metadata file."""
 
     def __init__(self, folder: Path, metadata: object):
         entries, places = (
@@ -118,13 +124,15 @@ class _Reader:
             for name in ("state_dict_metadata", "storage_data")
         )
         if not isinstance(entries, dict) or not isinstance(places, dict):
-            raise CheckpointError("it is no Metadata of tensors and where they are stored")
+            raise CheckpointError(
+                "it is not a Metadata object with state_dict_metadata and storage_data"
+            )
         self.folder, self.entries = folder, entries
         self.files = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         self.places = dict(self._read_places(places))
 
     def read(self) -> Contents:
-        """Everything. Raises CheckpointError with all problems."""
+        """Returns all entries. Raises CheckpointError with every problem."""
         contents = Contents({}, {})
         problems: list[str] = []
         for name, entry in self.entries.items():
@@ -144,13 +152,13 @@ class _Reader:
         return contents
 
     def _read_places(self, places: Mapping) -> Iterator[tuple[tuple, _Place]]:
-        """By name and offsets, which are None of what is no tensor."""
+        """Yields the place of each entry, by name and offsets (None for an entry without)."""
         for index, info in places.items():
             if not isinstance(index, _Object) or not isinstance(info, _Object):
-                raise CheckpointError("a place is not described as PyTorch describes it")
+                raise CheckpointError("an entry of storage_data does not have PyTorch's form")
             offsets = index.get("offset")
             if info.get("transform_descriptors"):
-                raise CheckpointError(f"{index.get('fqn')!r} is compressed, which is not read")
+                raise CheckpointError(f"{index.get('fqn')!r} is compressed, which is not supported")
             match (info.get("relative_path"), info.get("offset"), info.get("length")):
                 case (str(file), int(offset), int(length)) if offset >= 0 <= length:
                     at = None if offsets is None else _sizes(offsets)
@@ -167,18 +175,18 @@ class _Reader:
         ]
         if any(len(chunk.offsets) != len(shape) for chunk in chunks):
             raise CheckpointError(
-                f"{name}: a chunk has not the {len(shape)} dimensions of its shape"
+                f"{name}: a chunk does not have the {len(shape)} dimensions of the tensor"
             )
         return join(name, shape, self.folder / METADATA, chunks)
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Chunk:
         found = self._open(name, self._find(name, offsets))
         if not isinstance(found, StoredTensor):
-            raise CheckpointError(f"{name}: a {type(found).__name__} is stored in its place")
+            raise CheckpointError(f"{name}: a {type(found).__name__} is stored, not a tensor")
         if found.shape != sizes or len(offsets) != len(sizes):
             raise CheckpointError(
-                f"{name}: its chunk at {list(offsets)} should be {list(sizes)}, "
-                f"stored is {list(found.shape)}"
+                f"{name}: the chunk at {list(offsets)} should have shape {list(sizes)}, "
+                f"but {list(found.shape)} is stored"
             )
         return Chunk(offsets, found)
 
@@ -186,44 +194,44 @@ class _Reader:
         place = self.places.get((name, offsets))
         where = "" if offsets is None else f" at {list(offsets)}"
         if place is None:
-            raise CheckpointError(f"{name}{where}: no file is said to hold it")
-        # What the listing lacks is missing, or a path that leads out of the folder.
+            raise CheckpointError(f"{name}{where}: storage_data names no file for it")
+        # A name that the listing lacks is a missing file, or a path that leads out of the folder.
         if place.file not in self.files:
-            raise CheckpointError(f"{name}{where}: {place.file!r} is not a file of this folder")
+            raise CheckpointError(f"{name}{where}: {place.file!r} is not a file in this folder")
         if place.offset + place.length > self.files[place.file]:
-            raise CheckpointError(f"{name}{where}: {place.file} ends before it does")
+            raise CheckpointError(f"{name}{where}: {place.file} ends before its last byte")
         return place
 
     def _open(self, name: str, place: _Place) -> object:
         path = self.folder / place.file
         try:
             with path.open("rb") as stream:
-                part = io.BufferedReader(_Part(stream, place.offset, place.length))
+                part = io.BufferedReader(_FileRange(stream, place.offset, place.length))
                 return torch_zip.read_value(part, path, place.offset)
         except CheckpointError as error:
             raise CheckpointError(error.within(f"{path}: {name}")) from None
 
 
-class _Part(io.RawIOBase):
-    """Some bytes of a file as a file of their own."""
+class _FileRange(io.RawIOBase):
+    """A read-only file over a byte range of another file."""
 
     def __init__(self, stream: BinaryIO, start: int, size: int):
         super().__init__()
         self._stream, self._start, self._size, self._at = stream, start, size, 0
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def readable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """See `io.IOBase`."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise OSError("before the start of the file")
+            raise OSError("cannot seek before the start of the file")
         self._at = base + offset
         return self._at
 
@@ -242,8 +250,8 @@ class _Part(io.RawIOBase):
 
 
 def _sizes(value: object) -> tuple[int, ...]:
-    """The numbers of a `torch.Size`. Raises CheckpointError for anything else."""
+    """Returns the sizes in a `torch.Size`. Raises CheckpointError for anything else."""
     match value:
         case _Size(arguments=(tuple() as sizes,)):
             return checked_shape(sizes, np.dtype(np.uint8))
-    raise CheckpointError("a shape is not described as PyTorch describes it")
+    raise CheckpointError("a shape is not a torch.Size")

@@ -1,6 +1,6 @@
-"""Checkpoints of `torch.distributed.checkpoint` (DCP), laid out as one process would write them.
+"""Layout of `torch.distributed.checkpoint` (DCP) checkpoints, as a single process writes them.
 
-`dcp` says what such a checkpoint is.
+Module `dcp` describes the format.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,12 @@ from .dcp import METADATA
 from .pickle_writer import Call, Dictionary, Instance, Name, emit
 from .torch_pickle import Placed
 
-DATA = "__0_0.distcp"  # the first file of the first process
+DATA = "__0_0.distcp"  # PyTorch's name for the first file of process 0
 VERSION = "1.0.0"
 
 _METADATA = "torch.distributed.checkpoint.metadata"
-# What no tensor needs to say any more: its layout, its gradient, the order in memory, its pages.
+# Tensor properties that are the same for every tensor here: strided layout, no gradient, contiguous
+# memory format, not pinned.
 _PLAIN = (
     Call(Name("torch.serialization", "_get_layout"), ("torch.strided",)),
     False,
@@ -31,12 +32,12 @@ def lay_out(
     values: Mapping[str, object],
     paths: Mapping[str, tuple[str, ...]],
 ) -> list[PlannedFile]:
-    """The file of the numbers, and then that which says where each of them lies.
+    """Plans the data file and the metadata file, in that order.
 
     Args:
-        tensors: by name.
-        values: what else is to be stored, numbers, texts, and tuples and lists of them.
-        paths: where each name was in nested dictionaries.
+        tensors: the tensors by name.
+        values: other values by name: numbers, strings, and tuples and lists of them.
+        paths: the path of each name in the nested dictionaries that PyTorch flattened.
     """
     frame: dict[int, bytes] = {}
     places: dict[str, int] = {}
@@ -63,7 +64,7 @@ def _describe(
     extents: Mapping[str, tuple[int, int]],
     paths: Mapping[str, tuple[str, ...]],
 ) -> Instance:
-    """The content of the metadata file."""
+    """Returns the object in the metadata file."""
     entries = {
         name: _entry(tensors[name])
         if name in tensors
@@ -85,8 +86,8 @@ def _describe(
 
 
 def _entry(tensor: TensorSource) -> Instance:
-    """A tensor in one chunk."""
-    dtype = Name("torch", tensor.dtype.name)  # they have the same names
+    """Returns the entry of a tensor, which is stored in one chunk."""
+    dtype = Name("torch", tensor.dtype.name)  # NumPy and PyTorch use the same names
     origin = (0,) * len(tensor.shape)
     chunk = {"offsets": _size(origin), "sizes": _size(tensor.shape)}
     state = {
@@ -98,7 +99,7 @@ def _entry(tensor: TensorSource) -> Instance:
 
 
 def _index(name: str, tensor: TensorSource | None) -> Instance:
-    """The key of a place: a chunk of a tensor, or a value."""
+    """Returns the key under which the place of a tensor's chunk, or of a value, is listed."""
     offset = None if tensor is None else _size((0,) * len(tensor.shape))
     index = None if tensor is None else 0
     state = {"fqn": name, "offset": offset, "index": index}

@@ -1,7 +1,7 @@
-"""Pickles written opcode by opcode, of the few kinds of values that checkpoints are made of.
+"""Writes pickles opcode by opcode, for the few kinds of values in checkpoints.
 
-Classes and functions are named, never imported, so that neither PyTorch nor any other code is
-needed to write what its `pickle.load` reads.
+Classes and functions are written by name and never imported, so that files for PyTorch's unpickler
+can be written without PyTorch.
 """
 
 import pickle
@@ -11,34 +11,34 @@ from typing import NamedTuple
 
 
 class Name(NamedTuple):
-    """A class, a function or a constant of a module."""
+    """A class, function or constant of a module, by name."""
 
     module: str
     name: str
 
 
 class Call(NamedTuple):
-    """What a function returns."""
+    """The result of calling a function."""
 
     function: Name
     arguments: tuple
 
 
 class Instance(NamedTuple):
-    """An object of a class, its attributes or other state as `__setstate__` takes them."""
+    """An object of a class, with its attributes or whatever state its `__setstate__` takes."""
 
     kind: Name
     state: object
 
 
 class StoredElsewhere(NamedTuple):
-    """A record outside of the pickle, by its persistent id."""
+    """A record outside the pickle, by its persistent id."""
 
     id: tuple
 
 
 class Dictionary(NamedTuple):
-    """A dictionary of any keys, of a class of its own perhaps, which a call makes."""
+    """A dictionary with keys of any kind; `made_by` creates one of another class than `dict`."""
 
     items: Iterable[tuple[object, object]]
     made_by: Call | None = None
@@ -48,41 +48,45 @@ ORDERED_DICT = Call(Name("collections", "OrderedDict"), ())
 
 
 def emit(value: object) -> bytes:
-    """The pickle of a value, in the protocol that PyTorch writes."""
-    return pickle.PROTO + b"\2" + _spell(value) + pickle.STOP
+    """Returns the pickle of a value in protocol 2, which PyTorch writes.
+
+    Raises:
+        TypeError: the value contains something of another kind.
+    """
+    return pickle.PROTO + b"\2" + _encode(value) + pickle.STOP
 
 
-def _spell(value: object) -> bytes:
+def _encode(value: object) -> bytes:
     match value:
         case Name(module, name):
-            spelled = pickle.GLOBAL + f"{module}\n{name}\n".encode()
+            encoded = pickle.GLOBAL + f"{module}\n{name}\n".encode()
         case Call(function, arguments):
-            spelled = _spell(function) + _spell(arguments) + pickle.REDUCE
+            encoded = _encode(function) + _encode(arguments) + pickle.REDUCE
         case Instance(kind, state):
-            new = _spell(kind) + pickle.EMPTY_TUPLE + pickle.NEWOBJ
-            spelled = new + _spell(state) + pickle.BUILD
+            new = _encode(kind) + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+            encoded = new + _encode(state) + pickle.BUILD
         case StoredElsewhere(id):
-            spelled = _spell(id) + pickle.BINPERSID
+            encoded = _encode(id) + pickle.BINPERSID
         case Dictionary(items, made_by):
-            empty = pickle.EMPTY_DICT if made_by is None else _spell(made_by)
-            spelled = empty + pickle.MARK + b"".join(map(_spell_pair, items)) + pickle.SETITEMS
+            empty = pickle.EMPTY_DICT if made_by is None else _encode(made_by)
+            encoded = empty + pickle.MARK + b"".join(map(_encode_pair, items)) + pickle.SETITEMS
         case dict():
-            spelled = _spell(Dictionary(value.items()))
+            encoded = _encode(Dictionary(value.items()))
         case tuple():
-            spelled = pickle.MARK + b"".join(map(_spell, value)) + pickle.TUPLE
+            encoded = pickle.MARK + b"".join(map(_encode, value)) + pickle.TUPLE
         case list():
-            listed = b"".join(map(_spell, value))
-            spelled = pickle.EMPTY_LIST + pickle.MARK + listed + pickle.APPENDS
+            listed = b"".join(map(_encode, value))
+            encoded = pickle.EMPTY_LIST + pickle.MARK + listed + pickle.APPENDS
         case _:
-            spelled = _spell_plain(value)
-    return spelled
+            encoded = _encode_plain(value)
+    return encoded
 
 
-def _spell_pair(pair: tuple[object, object]) -> bytes:
-    return b"".join(map(_spell, pair))
+def _encode_pair(pair: tuple[object, object]) -> bytes:
+    return b"".join(map(_encode, pair))
 
 
-def _spell_plain(value: object) -> bytes:
+def _encode_plain(value: object) -> bytes:
     match value:
         case None:
             return pickle.NONE
@@ -96,4 +100,4 @@ def _spell_plain(value: object) -> bytes:
         case str():
             text = value.encode()
             return pickle.BINUNICODE + len(text).to_bytes(4, "little") + text
-    raise TypeError(f"a {type(value).__name__} is not written into a pickle")
+    raise TypeError(f"cannot pickle a {type(value).__name__}")

@@ -1,7 +1,7 @@
 """PyTorch zip checkpoints (.pth, .bin), read and written without PyTorch and without running code.
 
-Such a file is a zip: `data.pkl` describes a state dict, and each `data/<key>` holds the numbers of
-one storage, uncompressed.
+In the zip, `data.pkl` describes a state dict, and each `data/<key>` holds the bytes of one storage,
+uncompressed.
 """
 
 import struct
@@ -15,30 +15,32 @@ from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
-from . import torch_pickle, zip_layout
+from . import storage_views, torch_pickle, zip_layout
 
 _LOCAL_HEADER = b"PK\3\4"
-_ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")  # also of the directory, of a descriptor
+# What may follow a record: a local header, the directory, or a data descriptor.
+_ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")
 _LOCAL_HEADER_BYTES = 30
 
 
 class Contents(NamedTuple):
-    """What a file holds: its tensors, and the names of the entries that are not tensors."""
+    """The tensors of a file, and the names of the entries that are not tensors."""
 
     tensors: dict[str, StoredTensor]
     skipped: tuple[str, ...]
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a file lies; no tensor is read. See `read_contents`."""
+    """Locates every tensor of a file, by name; no tensor is read. See `read_contents`."""
     return read_contents(path).tensors
 
 
 def read_contents(path: Path) -> Contents:
-    """Where each tensor of a file lies, and which entries (None, numbers, BytesIO) were skipped.
+    """Locates every tensor of a file, and lists the entries (None, numbers, BytesIO) to skip.
 
-    Raises `CheckpointError`, with all problems, unless the file is one flat state dict whose
-    tensors lie within their storages.
+    Raises:
+        CheckpointError: the file is not one flat state dict, or a tensor does not lie within its
+            storage. Lists every problem.
     """
     with path.open("rb") as stream:
         try:
@@ -49,45 +51,52 @@ def read_contents(path: Path) -> Contents:
 
 
 def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
-    """What was given to `torch.save`, with where each tensor of it lies; no tensor is read.
+    """Returns the value given to `torch.save`, with the place of each tensor; none is read.
 
-    `stream` is the file at `path`, or the part of it from byte `start` on. Raises
-    `CheckpointError` with all tensors that do not lie within their storages.
+    Args:
+        stream: the file at `path`, or the part of it that begins at byte `start`.
+        path: the file.
+        start: where the stream begins in the file.
+
+    Raises:
+        CheckpointError: the file is damaged, or tensors do not lie within their storages. Lists
+            every such tensor.
     """
     archive = _Archive(stream, start)
-    placing = _Placing(path, archive)
+    locator = _TensorLocator(path, archive)
     try:
-        placed = placing.place(torch_pickle.parse_value(archive.read("data.pkl")), "")
+        located = locator.replace(torch_pickle.parse_value(archive.read("data.pkl")), "")
     except RecursionError:
         raise CheckpointError("the pickle is nested too deeply") from None
-    if placing.problems:
-        raise CheckpointError(placing.problems)
-    return placed
+    if locator.problems:
+        raise CheckpointError(locator.problems)
+    return located
 
 
-class _Placing:
-    """Puts tensors in the place of their records, in each object once, however often it occurs."""
+class _TensorLocator:
+    """Replaces tensor records in a value by stored tensors; a shared object is replaced once."""
 
     def __init__(self, path: Path, archive: "_Archive"):
         self.path, self.archive = path, archive
         self.problems: list[str] = []
-        self._placed: dict[int, object] = {}
+        self._replaced: dict[int, object] = {}
 
-    def place(self, value: object, name: str) -> object:
-        """The value with its tensors; `name` says where it was met."""
+    def replace(self, value: object, name: str) -> object:
+        """Returns the value with stored tensors; `name` is its path, for messages."""
         if not isinstance(value, dict | list | tuple | torch_pickle.Record):
             return value
-        if id(value) not in self._placed:
-            self._placed[id(value)] = None  # also what a value within itself is
-            self._placed[id(value)] = self._place(value, name)
-        return self._placed[id(value)]
+        if id(value) not in self._replaced:
+            self._replaced[id(value)] = None  # stands for a value inside itself
+            self._replaced[id(value)] = self._replace(value, name)
+        return self._replaced[id(value)]
 
-    def _place(self, value: object, name: str) -> object:
+    def _replace(self, value: object, name: str) -> object:
         match value:
             case dict():
-                return {key: self.place(item, f"{name}.{key}") for key, item in value.items()}
+                return {key: self.replace(item, f"{name}.{key}") for key, item in value.items()}
             case list() | tuple():
-                return type(value)(self.place(item, f"{name}.{i}") for i, item in enumerate(value))
+                items = (self.replace(item, f"{name}.{i}") for i, item in enumerate(value))
+                return type(value)(items)
         own = name.removeprefix(".")
         try:
             view = torch_pickle.as_view(value)
@@ -100,16 +109,26 @@ class _Placing:
 def lay_out(
     name: str, tensors: Mapping[str, TensorSource], *, zip64_from: int = zip_layout.LIMIT
 ) -> PlannedFile:
-    """A state dict for `torch.load`; sizes and offsets from `zip64_from` on take 64 bits.
+    """Plans a file that `torch.load` reads as a state dict.
 
-    Raises `CheckpointError` for what PyTorch cannot hold.
+    Args:
+        name: the file's name.
+        tensors: the tensors by name.
+        zip64_from: the size or offset from which on the zip uses 64-bit fields.
+
+    Raises:
+        CheckpointError: PyTorch does not have a tensor's dtype.
     """
     _check_dtypes(name, tensors)
     return _lay_out(name, torch_pickle.emit(tensors), tensors, zip64_from)
 
 
 def lay_out_value(name: str, value: object, tensors: Mapping[str, TensorSource]) -> PlannedFile:
-    """Any value for `torch.load`, as `torch_pickle.emit_value` takes it. Raises as `lay_out`."""
+    """Plans a file that `torch.load` reads as `value`, which `torch_pickle.emit_value` describes.
+
+    Raises:
+        CheckpointError: PyTorch does not have a tensor's dtype.
+    """
     _check_dtypes(name, tensors)
     return _lay_out(name, torch_pickle.emit_value(value, tensors), tensors)
 
@@ -118,7 +137,7 @@ def _check_dtypes(name: str, tensors: Mapping[str, TensorSource]) -> None:
     problems = [
         f"{name}: tensor {tensor!r}: PyTorch has no dtype {source.dtype}"
         for tensor, source in tensors.items()
-        if source.dtype not in torch_pickle.WRITABLE_DTYPES
+        if source.dtype not in storage_views.WRITABLE_DTYPES
     ]
     if problems:
         raise CheckpointError(problems)
@@ -130,7 +149,7 @@ def _lay_out(
     tensors: Mapping[str, TensorSource],
     zip64_from: int = zip_layout.LIMIT,
 ) -> PlannedFile:
-    """The file of a pickle and the storages that it names."""
+    """Plans the file of a pickle and the storages that it refers to."""
     storages: list[tuple[str, bytes | int]] = [
         (f"data/{key}", source.nbytes) for key, source in enumerate(tensors.values())
     ]
@@ -148,7 +167,7 @@ def _lay_out(
 
 
 class _Archive:
-    """The records of a zip file, named without their top folder and never decompressed."""
+    """The uncompressed records of a zip file, named without their top folder."""
 
     def __init__(self, stream: IO[bytes], start: int = 0):
         _check_is_zip(stream)
@@ -156,16 +175,20 @@ class _Archive:
             infos = zipfile.ZipFile(stream).infolist()
         except Exception as error:  # a damaged directory raises nearly anything
             raise CheckpointError(f"truncated or damaged zip: {error}") from None
-        self.stream, self.start = stream, start  # which is how far into a file the stream begins
+        self.stream, self.start = stream, start  # `start`: where the stream begins in its file
         self.records = {info.filename.partition("/")[2]: info for info in infos}
         if len(self.records) < len(infos):
-            raise CheckpointError("the zip has several records of one name")
-        # Old PyTorch versions write no such record: their files are taken as little-endian.
+            raise CheckpointError("the zip has several records with the same name")
+        # Old PyTorch versions write no byteorder record; their files are taken as little-endian.
         if "byteorder" in self.records and self.read("byteorder") != b"little":
-            raise CheckpointError("the byte order is not little")
+            raise CheckpointError("the byte order is not little-endian")
 
     def locate(self, name: str) -> tuple[int, int]:
-        """First byte and number of bytes of a record. Raises `CheckpointError` if there is none."""
+        """Returns the first byte of a record in the stream, and its number of bytes.
+
+        Raises:
+            CheckpointError: the record is missing, compressed, or not where the directory says.
+        """
         info = self.records.get(name)
         if info is None:
             raise CheckpointError(f"record {name!r} is missing")
@@ -178,17 +201,17 @@ class _Archive:
         return start, info.file_size
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small record. Raises `CheckpointError` if its checksum is wrong."""
+        """Reads a small record. Raises CheckpointError if its checksum is wrong."""
         start, size = self.locate(name)
         self.stream.seek(start)
         data = self.stream.read(size)
-        # PyTorch writes 0 when it was told not to compute checksums.
+        # PyTorch writes 0 when checksums are turned off.
         if self.records[name].CRC not in (0, zlib.crc32(data)):
             raise CheckpointError(f"record {name!r} does not match its checksum")
         return data
 
     def _data_start(self, info: zipfile.ZipInfo) -> int | None:
-        """Where the local header of a record ends; None if there is no such header."""
+        """Returns where a record's local header ends, or None if there is no such header."""
         if info.header_offset < 0:
             return None
         self.stream.seek(info.header_offset)
@@ -202,7 +225,7 @@ class _Archive:
         return info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
 
     def _is_followed_by_zip(self, end: int) -> bool:
-        """Whether a record can end here; the checksum of a storage would cost reading it."""
+        """Returns whether a record can end here: a cheap check that does not read the storage."""
         self.stream.seek(end)
         return self.stream.read(4) in _ZIP_SIGNATURES
 
@@ -212,8 +235,8 @@ def _check_is_zip(stream: IO[bytes]) -> None:
     is_pickle, is_tar = start.startswith(b"\x80"), start[257:262] == b"ustar"
     if is_pickle or is_tar:
         raise CheckpointError(
-            f"a {'pickle' if is_pickle else 'tar'} file, as PyTorch wrote before 1.6, is not read: "
-            "load it with PyTorch and save it again"
+            f"a {'pickle' if is_pickle else 'tar'} file, as PyTorch wrote before 1.6, is not "
+            "supported: load it with PyTorch and save it again"
         )
     if not start.startswith(_LOCAL_HEADER):
         raise CheckpointError("not a zip file, which is what PyTorch writes")
@@ -238,13 +261,13 @@ def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> C
 
 
 def _stored_tensor(
-    path: Path, archive: _Archive, name: str, view: torch_pickle.View
+    path: Path, archive: _Archive, name: str, view: storage_views.View
 ) -> StoredTensor:
     start, nbytes = archive.locate(f"data/{view.storage.key}")
     if nbytes != view.storage.nbytes:
         raise CheckpointError(
             f"record 'data/{view.storage.key}' has {nbytes} bytes, "
-            f"its storage should have {view.storage.nbytes}"
+            f"but its storage should have {view.storage.nbytes}"
         )
     offset = archive.start + start + view.offset * view.dtype.itemsize
     strides = None if view.is_contiguous else view.strides

@@ -1,4 +1,4 @@
-"""Tensor names of models that were wrapped for training, reduced to the model's own names."""
+"""Removes the prefixes that training wrappers add to tensor names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 
 def strip_wrappers(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Returns the tensors by their plain names. Raises CheckpointError if two have the same."""
+    """Returns the tensors by their plain names. Raises CheckpointError if two names collide."""
     plain: dict[str, str] = {}
     problems = []
     for name in tensors:
         short = plain_name(name)
         if short in plain:
-            problems.append(f"{plain[short]} and {name} are both {short}")
+            problems.append(f"{plain[short]} and {name} are both {short} without wrapper prefixes")
         plain[short] = name
     if problems:
         raise CheckpointError(problems)
@@ -23,8 +23,9 @@ def strip_wrappers(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
 def plain_name(name: str) -> str:
     """Returns the name that a tensor had before the model was wrapped for training.
 
-    Data parallelism puts `module.` in front, `torch.compile` puts `_orig_mod.` before what it
-    compiled, and activation checkpointing puts `_checkpoint_wrapped_module.` before a layer.
+    Data parallelism puts `module.` in front of the name, `torch.compile` puts `_orig_mod.` before
+    the compiled module's names, and activation checkpointing puts `_checkpoint_wrapped_module.`
+    before a layer's.
     """
     wrappers = ("_orig_mod", "_checkpoint_wrapped_module")
     parts = [part for part in name.split(".") if part not in wrappers]

@@ -1,16 +1,16 @@
-"""A zip file of stored records, laid out before the content of its large records is known."""
+"""Layout of a zip file with uncompressed records, before the content of large records is known."""
 
 import struct
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-ALIGNMENT = 64  # of records, as PyTorch writes them
+ALIGNMENT = 64  # bytes; PyTorch aligns records the same way
 
-_VERSION = 45  # of the format: the first with sizes of 64 bits
+_VERSION = 45  # of the zip format: the first with 64-bit sizes
 _DATE = 0x21  # 1980-01-01, so that equal content gives equal files
-LIMIT = 0xFFFFFFFF  # from which on a size or an offset takes 64 bits, elsewhere
-_ELSEWHERE = 0xFFFFFFFF
+LIMIT = 0xFFFFFFFF  # a size or offset from here on is stored in a separate 64-bit field
+_ELSEWHERE = 0xFFFFFFFF  # marks a 32-bit field whose value is in the 64-bit field
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
@@ -19,20 +19,24 @@ _LOCATOR = struct.Struct("<4sLQL")
 
 
 class ZipLayout(NamedTuple):
-    """Where everything stands. Offsets count bytes."""
+    """The layout of a zip file. Offsets count bytes."""
 
     size: int
-    frame: dict[int, bytes]  # by offset: all but the large records
-    starts: dict[str, int]  # by large record: where it begins
-    checksums: dict[str, tuple[int, int]]  # by large record: where its CRC-32 is wanted
+    frame: dict[int, bytes]  # everything but the large records, by offset
+    starts: dict[str, int]  # the offset of each large record
+    checksums: dict[str, tuple[int, int]]  # the offsets for the CRC-32 of each large record
 
 
 def lay_out(
     folder: str, records: Sequence[tuple[str, bytes | int]], *, limit: int = LIMIT
 ) -> ZipLayout:
-    """Lays out records, each a name and its content, or its size if it is to be filled in.
+    """Lays out the records of a zip file.
 
-    Sizes and offsets from `limit` on take 64 bits.
+    Args:
+        folder: the zip's top folder.
+        records: the name of each record and its content; for a large record, to be filled in
+            later, its size instead.
+        limit: the size or offset from which on 64-bit fields are used.
     """
     frame: dict[int, bytes] = {}
     starts: dict[str, int] = {}
@@ -57,7 +61,7 @@ def lay_out(
 
 
 def _local_header(path: bytes, size: int, crc32: int, position: int) -> bytes:
-    """What precedes a record; a field without meaning moves the record to an aligned offset."""
+    """Returns a record's local header, with a padding field that aligns the record."""
     sizes = struct.pack("<2H2Q", 1, 16, size, size)
     padding = -(position + _LOCAL.size + len(path) + len(sizes) + 4) % ALIGNMENT
     extra = sizes + struct.pack("<2sH", b"FB", padding) + bytes(padding)
@@ -66,7 +70,7 @@ def _local_header(path: bytes, size: int, crc32: int, position: int) -> bytes:
 
 
 def _central_header(path: bytes, size: int, crc32: int, position: int, limit: int) -> bytes:
-    """A record's entry in the directory."""
+    """Returns a record's entry in the directory."""
     wide = [value for value in (size, size, position) if value >= limit]
     extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
     fixed = (_VERSION, _VERSION, 0, 0, 0, _DATE, crc32, *(_narrow(size, limit),) * 2)
@@ -75,7 +79,7 @@ def _central_header(path: bytes, size: int, crc32: int, position: int, limit: in
 
 
 def _end(count: int, size: int, position: int, limit: int) -> bytes:
-    """What follows the directory, which begins at `position`; in 64 bits as well if need be."""
+    """Returns the end records of the directory at `position`, with 64-bit ones where needed."""
     wide = b""
     if count >= 0xFFFF or size >= limit or position >= limit:
         totals = (count, count, size, position)

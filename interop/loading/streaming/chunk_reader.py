@@ -1,4 +1,4 @@
-"""Tensors of files, a chunk at a time, in memory that is used again."""
+"""Reads tensors from files chunk by chunk, into a reused buffer."""
 
 import math
 import os
@@ -11,14 +11,14 @@ import numpy as np
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.rules.boxes import Box, Range, box_shape, boxes
 
-PAGE_BYTES = 4096  # the disk reads whole pages: to leave out less is not worth another request
+PAGE_BYTES = 4096  # the disk reads whole pages: skipping less is not worth another request
 
 
 def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:
-    """Cuts a tensor into boxes of at most so many bytes, each in one piece of its file."""
+    """Splits a tensor into boxes of at most `max_bytes`, each contiguous in its file."""
     shape, strides = tensor.shape, tensor.element_strides
     order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
-    # A view of a larger tensor has gaps, which are read along.
+    # A view of a larger tensor has gaps, which are read too and count towards the limit.
     density = min(math.prod(shape) / _span(shape, strides), 1) if math.prod(shape) else 1
     elements = max(int(max_bytes // tensor.dtype.itemsize * density), 1)
     for box in boxes([shape[dim] for dim in order], elements):
@@ -26,7 +26,7 @@ def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:
 
 
 class Reader:
-    """Reads chunks of tensors one after the other; each overwrites the one before it."""
+    """Reads chunks of tensors one at a time; each overwrites the previous one."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
@@ -40,9 +40,16 @@ class Reader:
         self._close()
 
     def read(self, tensor: StoredTensor, box: Box, wanted: Sequence[Box] = ()) -> np.ndarray:
-        """A box of a tensor, of which only the boxes `wanted`, if any, are sure to be read.
+        """Reads a box of a tensor into the buffer and returns a view of it.
 
-        Raises CheckpointError if the file ends before the box does.
+        Args:
+            tensor: the tensor.
+            box: the box to read.
+            wanted: the parts of the box that are needed, relative to it; other parts may be left
+                out and then hold arbitrary data. By default all of the box is read.
+
+        Raises:
+            CheckpointError: the file ends before the box does.
         """
         itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
         shape = box_shape(box)
@@ -67,7 +74,7 @@ class Reader:
             self.path = None
 
     def _fill(self, tensor: StoredTensor, into: memoryview, start: int) -> None:
-        """Reads a tensor's bytes from `start` on."""
+        """Fills a buffer with a tensor's bytes from `start` on."""
         while into:
             count = os.preadv(self.handle, [into], tensor.offset + start)
             if count == 0:
@@ -78,14 +85,14 @@ class Reader:
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements from the first to the last of an array that is not empty."""
+    """Returns the number of elements from the first to the last of a non-empty strided array."""
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def _runs(
     shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
 ) -> list[Range]:
-    """The bytes to read of a chunk, counted from its first, so that `wanted` is among them."""
+    """Returns the byte ranges of a chunk, relative to its first byte, that cover `wanted`."""
     count = sum(math.prod(box_shape(box)) for box in wanted)
     if not wanted or count >= math.prod(shape):
         return [(0, _span(shape, strides) * itemsize)]
@@ -100,7 +107,7 @@ def _runs(
 
 
 def _rows(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
-    """Where the parts of a box that lie in one piece start, and how many elements each has."""
+    """Returns the start of each contiguous run of a box, and the number of elements in a run."""
     row, starts = 1, np.zeros(1, np.int64)
     for dim in sorted(range(len(box)), key=lambda dim: strides[dim]):
         low, high = box[dim]

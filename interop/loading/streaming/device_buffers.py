@@ -1,4 +1,4 @@
-"""An array's shards, put together from parts where they stay: never a whole one on the way."""
+"""Fills each device shard in place from streamed chunks; no full array is ever on the host."""
 
 import math
 import threading
@@ -16,33 +16,33 @@ from jaxllm.interop.rules.strided_copy import copy_bits
 
 from .device_shards import Shard, list_shards
 
-ALIGNMENT = 64  # of memory that jax takes over on a CPU instead of copying it
+ALIGNMENT = 64  # bytes; on a CPU, jax adopts memory with this alignment instead of copying it
 
 
 class Part(NamedTuple):
-    """Numbers of a shard, in memory that is used again as soon as they are written."""
+    """Part of a shard, in a buffer that is reused as soon as the part has been written."""
 
-    shard: int
-    region: Ranges  # of the shard, of which `ranges` is a part
-    ranges: Ranges
+    shard: int  # index of the shard
+    region: Ranges  # the region of the shard that contains `ranges`
+    ranges: Ranges  # the range of each axis
     axes: Sequence[str]  # the dimensions of `numbers`
     numbers: np.ndarray
 
 
 class Assembly(Protocol):
-    """An array on its way to its devices."""
+    """An array that is being filled on its devices."""
 
     shards: Sequence[Shard]
 
     def write(self, parts: Sequence[Part]) -> None:
-        """Takes over parts of the shards; several threads may do so at once."""
+        """Copies parts into the shards; several threads may call it at once."""
 
     def arrays(self) -> list[jax.Array]:
-        """The finished shards, one on each device."""
+        """Returns the finished shards, one for each device."""
 
 
 class HostAssembly:
-    """On CPUs, whose memory is the host's, each shard is filled in the memory that it keeps."""
+    """An array on CPUs: each shard is filled in host memory, which jax then adopts."""
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
         self.shards, self.dtype = shards, dtype
@@ -69,7 +69,7 @@ class HostAssembly:
 
 
 class DeviceAssembly:
-    """On accelerators each part is sent by itself, and written into its shard there."""
+    """An array on accelerators: each part is transferred and written into its shard there."""
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
         self.shards, self.dtype = shards, dtype
@@ -80,7 +80,7 @@ class DeviceAssembly:
         """See `Assembly`."""
         for part in parts:
             shard = self.shards[part.shard]
-            numbers = _copy(part.numbers)  # jax may go on using what it is given
+            numbers = _copy(part.numbers)  # jax may still use the buffer after the call returns
             for ranges in shard.contiguous(part.ranges):
                 place = shard.locate(ranges)
                 inner = select_ranges(numbers, part.axes, part.ranges, ranges, part.axes)
@@ -94,7 +94,7 @@ class DeviceAssembly:
 
     def _write(self, shard: Shard, place: Sequence[slice], block: np.ndarray) -> None:
         if block.shape != shard.shape and block.dtype == self.dtype:
-            block = block.view(_bits(self.dtype))  # a program may change the payload of a NaN
+            block = block.view(_bits(self.dtype))  # float ops may change the payload of a NaN
         starts = tuple(np.int32(to.start) for to in place)
         for device in shard.devices:
             sent = jax.device_put(block, device)
@@ -104,12 +104,19 @@ class DeviceAssembly:
             if device not in self.values:
                 self.values[device] = jax.numpy.empty(shard.shape, self.dtype, device=device)
             self.values[device] = _written(self.values[device], sent, starts)
-        # Until then the block is in memory.
+        # The block stays in host memory until it has been written, so wait to bound memory.
         jax.block_until_ready([self.values[device] for device in shard.devices])
 
 
 def make_assembly(side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding) -> Assembly:
-    """The assembly of an array on the devices that hold it."""
+    """Returns an empty assembly of an array for the devices of `sharding`.
+
+    Args:
+        side: the array's name and dimensions.
+        sizes: the size of each axis.
+        dtype: of the array.
+        sharding: where the array is to be placed.
+    """
     shards = list_shards(side, sizes, sharding)
     on_cpu = all(device.platform == "cpu" for shard in shards for device in shard.devices)
     return (HostAssembly if on_cpu else DeviceAssembly)(shards, dtype)
@@ -126,7 +133,7 @@ def _written(whole: jax.Array, part: jax.Array, starts: tuple[int, ...]) -> jax.
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that jax can take over, which is not taken from the system before it is written."""
+    """Returns memory that jax can adopt; the system allocates its pages when they are written."""
     nbytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
@@ -134,7 +141,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(part: np.ndarray) -> np.ndarray:
-    """A copy in C order."""
+    """Returns a copy in C order."""
     ordered = np.empty(part.shape, part.dtype)
     copy_bits(part, ordered)
     return ordered

@@ -1,4 +1,4 @@
-"""The boxes of an array that this process's devices hold, and what of a rule's axes is in them."""
+"""Device shards of an array as boxes, and the ranges of a rule's axes in them."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from jaxllm.interop.rules.pattern import Side
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
-    """One box of an array, and all the devices that hold it."""
+    """One box of an array, and the devices of this process that hold it."""
 
     side: Side
     sizes: Sizes
@@ -28,11 +28,11 @@ class Shard:
 
     @cached_property
     def regions(self) -> list[Ranges]:
-        """The box as boxes over the axes, each of which is contiguous in every dimension."""
+        """The box as ranges of the axes, each contiguous in every dimension."""
         return list(regions(self.side.dims, self.box, self.sizes))
 
     def overlaps(self, ranges: Ranges) -> Iterator[tuple[Ranges, Ranges]]:
-        """Each of the regions that meets `ranges`, and what they have in common."""
+        """Yields each region that intersects `ranges`, and the intersection."""
         for region in self.regions:
             common = {
                 axis: (max(low, ranges[axis][0]), min(high, ranges[axis][1]))
@@ -42,11 +42,11 @@ class Shard:
                 yield region, common
 
     def locate(self, ranges: Ranges) -> tuple[slice, ...]:
-        """Where ranges that are contiguous in every dimension lie in the box."""
+        """Returns where `ranges`, contiguous in every dimension, lie in the box."""
         return slices(relative(find_box(self.side.dims, ranges, self.sizes), self.box))
 
     def contiguous(self, ranges: Ranges) -> Iterator[Ranges]:
-        """Cuts ranges until they are contiguous in every dimension."""
+        """Splits `ranges` into ranges that are contiguous in every dimension."""
         for dim in self.side.dims:
             wide = [axis for axis in dim if ranges[axis][1] - ranges[axis][0] > 1]
             inner = dim[dim.index(wide[0]) + 1 :] if wide else ()
@@ -58,7 +58,7 @@ class Shard:
 
 
 def list_shards(side: Side, sizes: Sizes, sharding: Sharding) -> list[Shard]:
-    """The shards of an array that this process holds, those on several devices once."""
+    """Returns this process's shards of an array; a replicated shard is listed once."""
     shape = side.shape(sizes)
     holders: dict[tuple[Range, ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():

@@ -1,7 +1,7 @@
-"""Stored tensors to arrays on their devices: in the order of the files, through a bounded window.
+"""Streams stored tensors into device arrays, in file order and within bounded host memory.
 
-A few threads each read a chunk at a time and hand it to every array that wants some of it. So
-what is in flight is bounded by their number, and what several devices hold is read once.
+A few threads each read one chunk at a time and copy it into every array that needs part of it. The
+number of threads bounds the memory in flight, and data that several devices hold is read once.
 """
 
 import threading
@@ -19,14 +19,17 @@ from .chunk_reader import Reader, chunks
 from .device_buffers import Assembly, Part
 
 THREADS = 4
-COPIES = 4  # of a chunk: as it was read, in the array's order, and as much in the allocator
-MAX_CHUNK_BYTES = 8 << 20  # a larger one leaves the cache between being read and being copied
+COPIES = 4  # copies of a chunk: as read, in the array's order, and as much again in the allocator
+MAX_CHUNK_BYTES = 8 << 20  # a larger chunk would leave the cache between reading and copying
 
 
 class Move(NamedTuple):
-    """A stored tensor that is read, and the rule that makes it of the model's arrays.
+    """A stored tensor to be read, and the rule that relates it to the model's arrays.
 
-    The rule is followed backwards: `position` is that of the axes in the tensor's name.
+    Attributes:
+        tensor: the stored tensor.
+        transfer: the exporting direction of the rule: from model arrays to the stored tensor.
+        position: the positions of the axes in the stored tensor's name.
     """
 
     tensor: StoredTensor
@@ -37,10 +40,16 @@ class Move(NamedTuple):
 def stream(
     moves: Iterable[Move], arrays: Mapping[str, Assembly], max_ram: int, *, threads: int = THREADS
 ) -> None:
-    """Reads what the arrays' shards want of each tensor, and fills them with it.
+    """Reads the parts of stored tensors that the arrays' shards need, and fills the shards.
 
-    Each thread has an equal share of `max_ram` bytes. Raises CheckpointError if a file ends before
-    a tensor does.
+    Args:
+        moves: the stored tensors and their rules.
+        arrays: the arrays to fill, by name.
+        max_ram: host memory for chunks in flight, in bytes, divided equally between the threads.
+        threads: the number of reading threads.
+
+    Raises:
+        CheckpointError: a file ends before a tensor does.
     """
     in_order = sorted(moves, key=lambda move: (move.tensor.path, move.tensor.offset))
     limit = chunk_bytes(max_ram, threads)
@@ -64,48 +73,48 @@ def stream(
         workers = [pool.submit(work) for _ in range(threads)]
         try:
             wait(workers)
-        finally:  # an interruption, too, ends them all
+        finally:  # also on an interruption such as Ctrl-C
             stop.set()
     for worker in workers:
         worker.result()
 
 
 def chunk_bytes(max_ram: int, threads: int = THREADS) -> int:
-    """How large a chunk may be, if every thread may have one with all its copies."""
+    """Returns the largest chunk for which every thread can hold all its copies in `max_ram`."""
     return min(max(max_ram // (threads * COPIES), 1), MAX_CHUNK_BYTES)
 
 
 def window_bytes(max_ram: int) -> int:
-    """What all threads can have in hand at once."""
+    """Returns the most bytes that all threads hold at once."""
     return chunk_bytes(max_ram) * THREADS * COPIES
 
 
 def _deliver(reader: Reader, move: Move, box: Box, arrays: Mapping[str, Assembly]) -> None:
-    """Reads a chunk, and has every array take what it wants of it."""
+    """Reads a chunk and writes it into every array that needs part of it."""
     stored, model = move.transfer.target, move.transfer.source
-    wanted = list(_wanted(move, box, arrays))
+    wanted = list(_wanted_parts(move, box, arrays))
     if not wanted:
         return
     sizes = move.transfer.sizes
     boxes = [relative(find_box(stored.dims, ranges, sizes), box) for _, _, _, ranges in wanted]
     chunk = reader.read(move.tensor, box, boxes)
     axes = [axis for axis in model.array_axes if axis in stored.array_axes]
-    lying = [axis for axis in stored.array_axes if axis in axes]
-    order = [lying.index(axis) for axis in axes]
+    stored_order = [axis for axis in stored.array_axes if axis in axes]
+    order = [stored_order.index(axis) for axis in axes]
     parts: dict[str, list[Part]] = {}
     for piece, shard, region, ranges in wanted:
         held = chunk[piece.place]
-        lain = select_ranges(held, stored.array_axes, piece.region, ranges, axes)
-        part = Part(shard, region, ranges, axes, lain.transpose(order))
+        selected = select_ranges(held, stored.array_axes, piece.region, ranges, axes)
+        part = Part(shard, region, ranges, axes, selected.transpose(order))
         parts.setdefault(piece.name, []).append(part)
     for name, of_array in parts.items():
         arrays[name].write(of_array)
 
 
-def _wanted(
+def _wanted_parts(
     move: Move, box: Box, arrays: Mapping[str, Assembly]
 ) -> Iterator[tuple[Piece, int, Ranges, Ranges]]:
-    """The pieces of a chunk, the shards that want some of one, and what of their regions."""
+    """Yields each piece of a chunk with a shard that needs part of it, a region and the ranges."""
     for piece in move.transfer.pieces(move.position, box):
         if piece.name in arrays:
             for number, shard in enumerate(arrays[piece.name].shards):

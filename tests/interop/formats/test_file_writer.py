@@ -1,4 +1,4 @@
-"""Files laid out in advance and filled in any order: whole, bounded in memory, or not there."""
+"""Files are laid out first and filled in any order, in bounded memory, or left out entirely."""
 
 import hashlib
 import threading
@@ -37,14 +37,14 @@ def test_boxes_cover_an_array_in_order(shape, max_elements):
     assert np.concatenate([part.reshape(-1) for part in parts]).tolist() == list(range(array.size))
 
 
-def test_boxes_are_as_large_as_they_may_be():
+def test_boxes_are_as_large_as_allowed():
     assert len(list(boxes((6, 4, 5), 40))) == 3
     assert len(list(boxes((6, 4, 5), 39))) == 6
     assert list(boxes((3, 0), 9)) == []
     assert list(boxes((), 9)) == [()]
 
 
-def test_memory_is_a_chunk_for_each_thread(module, tmp_path):
+def test_memory_is_bounded_by_chunks_per_thread(module, tmp_path):
     lock, held, most = threading.Lock(), [0], [0]
 
     class Counted(np.ndarray):
@@ -66,7 +66,7 @@ def test_memory_is_a_chunk_for_each_thread(module, tmp_path):
     tensors = {name: TensorSource(dtype, (100, 90), read) for name in "abcdefgh"}
     file = module.lay_out("x", tensors)
     file_writer.write_files(tmp_path, [file], tensors, chunk_bytes=1000, workers=3)
-    assert 0 < most[0] <= 2 * 3  # one is being written while the next is read
+    assert 0 < most[0] <= 2 * 3  # each thread holds a chunk being written and the next being read
     stored = module.read_header(tmp_path / "x")
     assert all((stored[name].open() == 1).all() for name in tensors)
 
@@ -74,12 +74,12 @@ def test_memory_is_a_chunk_for_each_thread(module, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 3), np.float64), "announced as float32[2, 3], produced as float64[2, 3]"),
-        (np.zeros((3, 2), np.float32), "announced as float32[2, 3], produced as float32[3, 2]"),
-        (np.zeros((2, 3), ">f4"), "announced as float32[2, 3], produced as >f4[2, 3]"),
+        (np.zeros((2, 3), np.float64), "declared as float32[2, 3], but read as float64[2, 3]"),
+        (np.zeros((3, 2), np.float32), "declared as float32[2, 3], but read as float32[3, 2]"),
+        (np.zeros((2, 3), ">f4"), "declared as float32[2, 3], but read as >f4[2, 3]"),
     ],
 )
-def test_a_source_that_lies_leaves_no_file(module, tmp_path, array, message):
+def test_source_that_differs_from_its_declaration_leaves_no_file(module, tmp_path, array, message):
     tensors = {
         "good": from_array(np.zeros(2)),
         "bad": TensorSource(np.dtype(np.float32), (2, 3), lambda box: array),
@@ -90,7 +90,7 @@ def test_a_source_that_lies_leaves_no_file(module, tmp_path, array, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_keeps_the_file_that_was_there(module, tmp_path):
+def test_failure_keeps_an_existing_file(module, tmp_path):
     write(module, tmp_path / "x", {"w": from_array(np.ones(3))})
     failing = TensorSource(np.dtype(np.float32), (2,), lambda box: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -99,7 +99,7 @@ def test_a_failure_keeps_the_file_that_was_there(module, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_failure_in_one_file_leaves_none(tmp_path):
+def test_failure_in_one_file_leaves_none_behind(tmp_path):
     tensors = {name: from_array(np.ones(4)) for name in "ab"}
     tensors["c"] = TensorSource(np.dtype(np.float64), (4,), lambda box: 1 / 0)
     files, index = safetensors_file.lay_out_checkpoint(tensors, 32)
@@ -110,15 +110,15 @@ def test_a_failure_in_one_file_leaves_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path):
+def test_full_disk_is_reported_before_anything_is_written(tmp_path):
     large = TensorSource(np.dtype(np.int8), (1 << 60,), lambda box: 1 / 0)
-    with pytest.raises(CheckpointError, match=r"needs 1152921504\.6 GB, .* GB are free"):
+    with pytest.raises(CheckpointError, match=r"needs 1152921504\.6 GB, but only .* free"):
         write(safetensors_file, tmp_path / "x", {"w": large})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensors_may_be_filled_in_one_by_one(module, tmp_path):
-    """In any order, with checksums of what was written, and another attempt at one of them."""
+def test_tensors_can_be_filled_in_any_order_and_again(module, tmp_path):
+    """Checksums cover what was written, also when a tensor is written a second time."""
     arrays = {name: np.random.default_rng(i).random((50, i + 1)) for i, name in enumerate("abc")}
     tensors = {name: from_array(array) for name, array in arrays.items()}
     write(module, tmp_path / "whole", tensors)

@@ -1,4 +1,4 @@
-"""The index of a folder decides where tensors lie; where it is wrong, all of it is said."""
+"""The index file decides where tensors lie; one error lists everything wrong with it."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def index(directory: Path, places: object) -> None:
     (directory / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-def test_the_index_decides(tmp_path):
+def test_index_file_decides_which_shard_is_read(tmp_path):
     write(tmp_path / "model.safetensors", {"old": from_array(np.zeros(1))})
     write(tmp_path / "stale.safetensors", {"b": from_array(np.zeros(1))})
     write(tmp_path / "shard", sources({"a": np.ones(1), "b": np.ones(2)}))
@@ -53,7 +53,7 @@ def test_shards_may_be_links_as_in_the_hub_cache(tmp_path):
     assert_same(read_checkpoint(tmp_path / "snapshot"), {"a": np.ones(1)})
 
 
-def test_all_problems_of_an_index_are_reported_at_once(tmp_path):
+def test_one_error_lists_every_problem_of_an_index(tmp_path):
     directory = tmp_path / "model"
     (directory / "folder").mkdir(parents=True)
     write(tmp_path / "outside", {"x": from_array(np.ones(1))})
@@ -68,15 +68,15 @@ def test_all_problems_of_an_index_are_reported_at_once(tmp_path):
     listed = "model/model.safetensors.index.json: "
     assert sorted(found) == sorted(
         [
-            "model/1: tensor 'b' is here, the index places it in '2'",
-            "model/2: tensor 'd' is missing, the index places it here",
-            "model/2: tensor 'c' is here, not in the index",
+            "model/1: tensor 'b' is in this file, but the index places it in '2'",
+            "model/2: tensor 'd' is missing, but the index places it in this file",
+            "model/2: tensor 'c' is in this file, but not in the index",
             "model/3: 0 bytes, too short for a safetensors file",
-            f"{listed}'4' is not a file of this directory",
-            f"{listed}'../outside' is not a file of this directory",
-            f"{listed}'folder' is not a file of this directory",
-            f"{listed}'outside' is not a file of this directory",
-            f"{listed}'..' is not a file of this directory",
+            f"{listed}'4' is not a file in this folder",
+            f"{listed}'../outside' is not a file in this folder",
+            f"{listed}'folder' is not a file in this folder",
+            f"{listed}'outside' is not a file in this folder",
+            f"{listed}'..' is not a file in this folder",
         ]
     )
 
@@ -91,7 +91,7 @@ def test_all_problems_of_an_index_are_reported_at_once(tmp_path):
         ('{"weight_map": {"a": "x", "a": "y"}}', "key 'a' occurs more than once"),
     ],
 )
-def test_a_wrong_index_is_named(tmp_path, text, expected):
+def test_damaged_index_file_is_named(tmp_path, text, expected):
     (tmp_path / INDEX_NAME).write_text(text)
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(tmp_path)

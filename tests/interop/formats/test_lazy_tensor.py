@@ -1,4 +1,4 @@
-"""Any box of an array is read wherever it lies, and its bytes come in order."""
+"""Any box of an array can be read, wherever the array lies; its bytes come in C order."""
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def test_any_box_of_a_sharded_array_is_read(spec):
     assert not spans_processes(array)
 
 
-def test_a_device_cuts_out_what_is_wanted():
-    """As on an accelerator, of which nothing else may come to the host."""
+def test_device_slices_out_the_requested_box():
+    """As on an accelerator, from which only the box may be transferred to the host."""
     data = random_array((8, 12, 6), ()).addressable_data(0)
     cut = lazy_tensor._cutter((1, 5, 6))(data, [3, 2, 0])
     assert cut.shape == (1, 5, 6)
@@ -55,33 +55,33 @@ def test_a_device_cuts_out_what_is_wanted():
 
 
 @pytest.mark.parametrize("max_bytes", [1, 4, 20, 100, 10_000])
-def test_the_payload_is_the_array_in_order(max_bytes):
+def test_payload_is_the_array_in_c_order(max_bytes):
     chunks = list(from_array(ARRAY).payload(max_bytes))
     assert b"".join(chunks) == ARRAY.tobytes()
     assert max(chunk.nbytes for chunk in chunks) <= max(max_bytes, 4)
 
 
-def test_a_source_that_is_not_as_announced_is_refused():
+def test_source_that_differs_from_its_declaration_is_rejected():
     lying = TensorSource(np.dtype(np.float32), (3, 4, 5), lambda box: ARRAY[:1])
-    with pytest.raises(CheckpointError, match=r"announced as float32\[3, 4, 5\], produced as"):
+    with pytest.raises(CheckpointError, match=r"declared as float32\[3, 4, 5\], but read as"):
         list(lying.payload(10_000))
 
 
-def test_another_dtype_is_rounded_to_nearest():
+def test_cast_rounds_to_nearest():
     source = from_array(ARRAY / 3).astype(np.dtype(jnp.bfloat16))
     expected = (ARRAY / 3).astype(jnp.bfloat16)
     assert b"".join(source.payload(64)) == expected.tobytes()
     assert source.astype(source.dtype) is source
 
 
-def test_parts_are_joined_by_rows():
+def test_parts_are_concatenated_along_rows():
     whole = concatenate_rows([from_array(ARRAY[:1]), from_array(ARRAY[1:])])
     assert whole.shape == ARRAY.shape
     for box in ([(0, 3), (0, 4), (0, 5)], [(0, 2), (1, 3), (2, 3)], [(2, 3), (0, 4), (0, 1)]):
         assert whole.read(box).tobytes() == ARRAY[slices(box)].tobytes()
 
 
-def test_a_rule_reads_what_it_needs():
+def test_transferred_tensor_reads_boxes_through_its_rule():
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 4, "D": 5}
     source = transfer_tensor(rule.exporting(sizes), {}, {"w": from_array(ARRAY[0].T)})
     assert source.shape == (4, 5)

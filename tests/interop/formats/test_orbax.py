@@ -1,4 +1,4 @@
-"""A native checkpoint says what it is, and its steps are found."""
+"""Native checkpoints describe themselves, and the steps of a run are found by number."""
 
 import chex
 import numpy as np
@@ -26,14 +26,14 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     return {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
 
 
-def test_a_model_comes_back(model, folder):
+def test_saved_model_loads_unchanged(model, folder):
     assert orbax.is_native(folder)
     again = orbax.load(folder)
     assert again.config == model.config
     chex.assert_trees_all_equal(arrays_of(again), arrays_of(model))
 
 
-def test_arrays_are_read_in_boxes(model, folder):
+def test_arrays_are_read_box_by_box(model, folder):
     abstract, arrays = orbax.open_step(orbax.find_step(folder))
     assert abstract.config == model.config
     for name, array in arrays_of(model).items():
@@ -42,7 +42,7 @@ def test_arrays_are_read_in_boxes(model, folder):
         chex.assert_trees_all_equal(np.asarray(arrays[name].read(box)), expected)
 
 
-def test_a_step_is_found_by_its_number(folder):
+def test_step_is_found_by_its_number(folder):
     assert orbax.find_step(folder) == orbax.find_step(folder, 0)
     assert orbax.find_step(folder, 0).name == "0"
     with pytest.raises(CheckpointError, match="has no checkpoint of step 7; it has 0"):

@@ -1,4 +1,4 @@
-"""A native checkpoint written in units is the one that Orbax reads, in any order of units."""
+"""Orbax reads a native checkpoint that was written unit by unit, in any order."""
 
 import chex
 import numpy as np
@@ -10,7 +10,7 @@ from jaxllm.interop.formats.orbax_target import OrbaxTarget
 from jaxllm.params import named_parameters
 
 
-def test_units_in_any_order_and_after_an_interruption(tmp_path):
+def test_units_can_be_written_in_any_order_and_after_an_interruption(tmp_path):
     model = random_model(head_dim=8, num_layers=1)
     arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
 

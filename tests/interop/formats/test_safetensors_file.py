@@ -1,4 +1,4 @@
-"""safetensors files: as the official package's, one tensor in memory, and strictly checked."""
+"""safetensors files: compatible with the official package, read lazily, and strictly checked."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array
 from jaxllm.interop.formats.stored_tensor import DTYPES, CheckpointError, StoredTensor
 
-# The official package for PyTorch has no name for the last.
+# The official package has no PyTorch dtype for F8_E8M0.
 SHARED_DTYPES = [name for name in DTYPES if name != "F8_E8M0"]
 SHAPES = [(3, 5), (1,), (), (0,), (2, 0, 3)]
 
 
 def random_array(dtype: np.dtype, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Every bit pattern, NaNs among them; for booleans only the two."""
+    """Returns random bits, which include NaNs; booleans are only 0 or 1."""
     count = math.prod(shape) * dtype.itemsize
     data = np.random.default_rng(seed).integers(0, 256, count, np.uint8)
     return (data % 2 if dtype == np.bool_ else data).view(dtype).reshape(shape)
@@ -43,7 +43,7 @@ def write(path: Path, tensors: dict[str, TensorSource], **options: object) -> No
 def write_checkpoint(
     directory: Path, tensors: dict[str, TensorSource], max_shard: int = 5_000_000_000
 ) -> None:
-    """Writes a directory."""
+    """Writes a folder, in shards if it is larger than `max_shard`."""
     directory.mkdir(exist_ok=True)
     files, index = safetensors_file.lay_out_checkpoint(tensors, max_shard)
     write_files(directory, files, tensors)
@@ -60,7 +60,7 @@ def assert_same(stored: dict[str, StoredTensor], arrays: dict) -> None:
 
 
 def problems(error: pytest.ExceptionInfo) -> list[str]:
-    """The lines, without the folder, which differs at every run."""
+    """Returns the lines of an error without the temporary folder."""
     return [line.rpartition("/")[2] for line in error.value.problems]
 
 
@@ -82,7 +82,7 @@ def read_problems(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", SHARED_DTYPES)
-def test_official_package_reads_what_is_written(tmp_path, name, shape):
+def test_official_package_reads_written_files(tmp_path, name, shape):
     array = random_array(DTYPES[name], shape)
     write(tmp_path / "x", {"w": from_array(array)})
     tensor = safetensors.torch.load_file(tmp_path / "x")["w"]
@@ -93,7 +93,7 @@ def test_official_package_reads_what_is_written(tmp_path, name, shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", SHARED_DTYPES)
-def test_what_the_official_package_writes_is_read(tmp_path, name, shape):
+def test_files_of_the_official_package_are_read(tmp_path, name, shape):
     array = random_array(DTYPES[name], shape)
     tensor = torch.zeros(shape, dtype=safetensors.torch._TYPES[name])
     if array.size:
@@ -104,13 +104,13 @@ def test_what_the_official_package_writes_is_read(tmp_path, name, shape):
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_every_dtype_returns_bit_for_bit(tmp_path, name):
+def test_every_dtype_round_trips_bit_for_bit(tmp_path, name):
     arrays = {str(shape): random_array(DTYPES[name], shape) for shape in SHAPES}
     write(tmp_path / "x", sources(arrays))
     assert_same(safetensors_file.read_header(tmp_path / "x"), arrays)
 
 
-def test_names_keep_their_order_and_data_are_aligned(tmp_path):
+def test_names_keep_their_order_and_data_is_aligned(tmp_path):
     arrays = {
         "odd": random_array(np.dtype(np.uint8), (3,)),
         "wide": random_array(np.dtype(np.float64), (2,)),
@@ -124,14 +124,14 @@ def test_names_keep_their_order_and_data_are_aligned(tmp_path):
     assert safetensors.numpy.load_file(tmp_path / "x").keys() == arrays.keys()
 
 
-def test_arrays_that_are_not_contiguous_are_written_in_c_order(tmp_path):
+def test_strided_arrays_are_written_in_c_order(tmp_path):
     array = np.arange(24.0).reshape(4, 6)
     arrays = {"transposed": array.T, "strided": array[::2, ::-3]}
     write(tmp_path / "x", sources(arrays))
     assert_same(safetensors_file.read_header(tmp_path / "x"), arrays)
 
 
-def test_metadata_is_that_of_pytorch_unless_given(tmp_path):
+def test_metadata_names_pytorch_unless_given(tmp_path):
     write(tmp_path / "x", {})
     write(tmp_path / "y", {}, metadata={"a": "b"})
     for name, metadata in {"x": {"format": "pt"}, "y": {"a": "b"}}.items():
@@ -140,7 +140,7 @@ def test_metadata_is_that_of_pytorch_unless_given(tmp_path):
     assert safetensors_file.read_header(tmp_path / "x") == {}
 
 
-def test_more_tensors_can_be_open_than_files(tmp_path):
+def test_open_tensors_of_one_file_share_a_file_handle(tmp_path):
     arrays = {str(i): np.full(3, i, np.float32) for i in range(1000)}
     write(tmp_path / "x", sources(arrays))
     stored = safetensors_file.read_header(tmp_path / "x")
@@ -159,14 +159,14 @@ def test_opened_tensors_are_read_only(tmp_path):
         safetensors_file.read_header(tmp_path / "x")["w"].open()[0] = 2
 
 
-def test_a_file_written_anew_is_read_anew(tmp_path):
+def test_rewritten_file_is_read_again(tmp_path):
     for value in (1.0, 2.0):
         write(tmp_path / "x", {"w": from_array(np.full(3, value))})
         opened = safetensors_file.read_header(tmp_path / "x")["w"].open()
         assert opened.tolist() == [value] * 3
 
 
-def test_what_the_format_cannot_hold_is_refused_before_writing(tmp_path):
+def test_unsupported_dtype_or_name_is_rejected_before_writing(tmp_path):
     tensors = {"a": np.zeros(1, np.complex128), "b": np.zeros(1, ">f4"), "__metadata__": np.ones(1)}
     with pytest.raises(CheckpointError) as error:
         write(tmp_path / "x", sources(tensors))
@@ -224,32 +224,32 @@ def test_what_the_format_cannot_hold_is_refused_before_writing(tmp_path):
         (
             {"a": entry("F32", [2], 0, 4)},
             b"4444",
-            "tensor 'a': F32 of shape [2] takes 8 bytes, data_offsets give it 4",
+            "tensor 'a': F32 of shape [2] takes 8 bytes, but data_offsets give it 4",
         ),
         (
             {"a": entry("F32", [2], 0, 8)},
             b"4444",
-            "tensor 'a': ends at 8, the data are 4 bytes",
+            "tensor 'a': ends at 8, but there are 4 bytes of data",
         ),
-        ({}, b"4444", "no tensor covers the bytes 0 to 4 of the data"),
+        ({}, b"4444", "no tensor covers bytes 0 to 4 of the data"),
         (
             {"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 3, 4)},
             b"4444",
-            "no tensor covers the bytes 1 to 3 of the data",
+            "no tensor covers bytes 1 to 3 of the data",
         ),
         (
             {"a": entry("U8", [3], 0, 3), "b": entry("U8", [2], 2, 4)},
             b"4444",
-            "tensor 'b': begins at 2, within the one before it",
+            "tensor 'b': begins at 2, inside the tensor before it",
         ),
     ],
 )
-def test_a_wrong_header_is_named(tmp_path, header, data, expected):
+def test_damaged_header_is_named(tmp_path, header, data, expected):
     (problem,) = read_problems(write_raw(tmp_path / "x", header, data))
     assert problem.startswith("x: " + expected)
 
 
-def test_all_problems_are_reported_at_once(tmp_path):
+def test_one_error_lists_every_problem(tmp_path):
     header = {
         "a": entry("F31", [1], 0, 4),
         "b": entry("F32", [2], 4, 8),
@@ -259,10 +259,10 @@ def test_all_problems_are_reported_at_once(tmp_path):
     found = read_problems(write_raw(tmp_path / "x", header, bytes(16)))
     assert [problem.partition(";")[0] for problem in found] == [
         "x: tensor 'a': unknown dtype 'F31'",
-        "x: tensor 'b': F32 of shape [2] takes 8 bytes, data_offsets give it 4",
-        "x: no tensor covers the bytes 8 to 12 of the data",
-        "x: tensor 'd': begins at 14, within the one before it",
-        "x: tensor 'd': ends at 18, the data are 16 bytes",
+        "x: tensor 'b': F32 of shape [2] takes 8 bytes, but data_offsets give it 4",
+        "x: no tensor covers bytes 8 to 12 of the data",
+        "x: tensor 'd': begins at 14, inside the tensor before it",
+        "x: tensor 'd': ends at 18, but there are 16 bytes of data",
     ]
 
 
@@ -271,22 +271,22 @@ def test_all_problems_are_reported_at_once(tmp_path):
     [
         (b"", "0 bytes, too short for a safetensors file"),
         (b"\2\0\0\0\0\0\0", "7 bytes, too short for a safetensors file"),
-        (b"\3\0\0\0\0\0\0\0{}", "header of 3 bytes, 2 bytes follow and 100000000 are allowed"),
-        (b"\xff" * 8, "header of 18446744073709551615 bytes, 0 bytes follow and 100000000 are"),
+        (b"\3\0\0\0\0\0\0\0{}", "header of 3 bytes, but 2 bytes follow and at most 100000000"),
+        (b"\xff" * 8, "header of 18446744073709551615 bytes, but 0 bytes follow and at most"),
     ],
 )
-def test_an_impossible_header_length_is_named(tmp_path, data, expected):
+def test_impossible_header_length_is_named(tmp_path, data, expected):
     (tmp_path / "x").write_bytes(data)
     (problem,) = read_problems(tmp_path / "x")
     assert problem.startswith("x: " + expected)
 
 
-def test_a_header_beyond_the_limit_is_not_read(tmp_path):
+def test_header_beyond_the_size_limit_is_not_read(tmp_path):
     with (tmp_path / "x").open("wb") as file:
         file.write((100_000_001).to_bytes(8, "little"))
         file.truncate(100_000_009)
     assert read_problems(tmp_path / "x") == [
-        "x: header of 100000001 bytes, 100000001 bytes follow and 100000000 are allowed"
+        "x: header of 100000001 bytes, but 100000001 bytes follow and at most 100000000 are allowed"
     ]
 
 
@@ -300,7 +300,7 @@ ARRAYS = {
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> tuple[Path, bytes]:
-    """A file to damage, and its undamaged bytes."""
+    """Returns a file to damage, and its undamaged bytes."""
     path = tmp_path_factory.mktemp("fuzz") / "x"
     write(path, sources(ARRAYS))
     return path, path.read_bytes()
@@ -308,7 +308,7 @@ def image(tmp_path_factory) -> tuple[Path, bytes]:
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_truncated_file_is_always_refused(image, data):
+def test_truncated_file_is_always_rejected(image, data):
     path, content = image
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     with pytest.raises(CheckpointError):
@@ -317,7 +317,7 @@ def test_a_truncated_file_is_always_refused(image, data):
 
 @settings(max_examples=400, deadline=None)
 @given(st.data())
-def test_a_damaged_header_is_refused_or_still_covers_the_file(image, data):
+def test_damaged_header_is_rejected_or_still_covers_the_file(image, data):
     path, content = image
     start = 8 + int.from_bytes(content[:8], "little")
     damaged = bytearray(content)
@@ -331,13 +331,13 @@ def test_a_damaged_header_is_refused_or_still_covers_the_file(image, data):
     assert sum(tensor.open().nbytes for tensor in stored.values()) == len(content) - start
 
 
-def test_a_small_checkpoint_is_one_file(tmp_path):
+def test_small_checkpoint_is_one_file(tmp_path):
     write_checkpoint(tmp_path / "new", sources(ARRAYS))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.safetensors"]
     assert_same(safetensors_file.read_checkpoint(tmp_path / "new"), ARRAYS)
 
 
-def test_a_large_checkpoint_is_cut_in_order(tmp_path):
+def test_large_checkpoint_is_split_in_the_order_of_its_tensors(tmp_path):
     arrays = {
         name: np.ones(size, np.uint8) for name, size in {"z": 6, "y": 4, "x": 11, "w": 1}.items()
     }
@@ -354,7 +354,7 @@ def test_a_large_checkpoint_is_cut_in_order(tmp_path):
     assert_same(safetensors_file.read_checkpoint(tmp_path), arrays)
 
 
-def test_a_directory_without_weights_says_what_it_has(tmp_path):
+def test_folder_without_weights_lists_its_files(tmp_path):
     with pytest.raises(CheckpointError, match=r"found nothing$"):
         safetensors_file.read_checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()

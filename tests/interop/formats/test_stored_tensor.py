@@ -1,4 +1,4 @@
-"""Where a tensor lies, and how errors of checkpoints are said."""
+"""Places of tensors in files, and the text of checkpoint errors."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def tensor(tmp_path) -> StoredTensor:
     return StoredTensor("w", ARRAY.dtype, ARRAY.shape, tmp_path / "x", 4)
 
 
-def test_a_box_is_read_from_its_place(tensor):
+def test_box_is_read_from_the_tensor_place(tensor):
     assert tensor.nbytes == 48
     assert tensor.element_strides == (6, 1)
     chex.assert_trees_all_equal(np.array(tensor.read([(1, 3), (2, 6)])), ARRAY[1:3, 2:6])
@@ -34,19 +34,19 @@ def test_strides_count_elements(tensor):
     chex.assert_trees_all_equal(np.array(turned.rows("t#k", 2, 3).open()), ARRAY.T[2:5])
 
 
-def test_rows_are_a_tensor_of_their_own(tensor):
+def test_rows_form_a_tensor(tensor):
     rows = tensor.rows("w#k", 1, 2)
     assert (rows.name, rows.shape) == ("w#k", (2, 6))
     chex.assert_trees_all_equal(np.array(rows.open()), ARRAY[1:3])
 
 
-def test_what_is_open_cannot_be_written(tensor):
+def test_opened_tensor_is_read_only(tensor):
     with pytest.raises(ValueError, match="read-only"):
         tensor.open()[0] = 1
 
 
 @pytest.mark.parametrize("shape", ["23", [1.0], [-1], [True], [1] * 65, [2**40, 2**40], None])
-def test_what_is_no_shape_is_refused(shape):
+def test_invalid_shape_is_rejected(shape):
     with pytest.raises(CheckpointError):
         checked_shape(shape, np.dtype(np.float32))
     assert checked_shape([2, 0, 3], np.dtype(np.float32)) == (2, 0, 3)
@@ -62,12 +62,12 @@ def test_what_is_no_shape_is_refused(shape):
         (b"[" * 100_000, "not valid JSON"),
     ],
 )
-def test_what_is_no_object_is_refused(text, said):
+def test_text_that_is_not_a_json_object_is_rejected(text, said):
     with pytest.raises(CheckpointError, match=said):
         parse_json(text)
 
 
-def test_an_error_prints_a_problem_per_line():
+def test_error_prints_one_problem_per_line():
     assert str(CheckpointError(["a", "b"])) == "a\nb"
     assert str(CheckpointError(["a", "b"], Path("x"))) == "x:\n  a\n  b"
     assert CheckpointError("a").problems == ("a",)

@@ -1,4 +1,4 @@
-"""Files of tensors are read and written by what their suffix says."""
+"""Tensor files are read and written in the format that their suffix names."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def write(folder, file, max_shard=1 << 20):
 
 
 @pytest.mark.parametrize("file", ["w.safetensors", "w.bin", "w.pt", "w.pth", "w.ckpt"])
-def test_a_file_is_written_and_read_by_its_suffix(tmp_path, file):
+def test_suffix_decides_how_a_file_is_written_and_read(tmp_path, file):
     write(tmp_path, file)
     found = tensor_files.read_only_file(tmp_path / file)
     assert set(found) == {"a", "b"}
@@ -27,9 +27,9 @@ def test_a_file_is_written_and_read_by_its_suffix(tmp_path, file):
     assert (tmp_path / file).read_bytes().startswith(b"PK") == (file != "w.safetensors")
 
 
-def test_the_only_file_of_a_folder_is_found(tmp_path):
+def test_only_tensor_file_of_a_folder_is_found(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match="has no file of tensors: give the path of one file"):
+    with pytest.raises(CheckpointError, match="has no tensor file: give the path of one file"):
         tensor_files.read_only_file(tmp_path)
     write(tmp_path, "w.pt")
     assert set(tensor_files.read_only_file(tmp_path)) == {"a", "b"}
@@ -38,14 +38,14 @@ def test_the_only_file_of_a_folder_is_found(tmp_path):
         tensor_files.read_only_file(tmp_path)
 
 
-def test_shards_with_an_index_are_one_file(tmp_path):
+def test_shards_with_an_index_count_as_one_file(tmp_path):
     write(tmp_path, "model.safetensors", max_shard=40)
     assert (tmp_path / "model.safetensors.index.json").is_file()
     assert set(tensor_files.read_only_file(tmp_path)) == {"a", "b"}
 
 
-def test_every_file_is_read_under_its_name(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no file of tensors \(\*\.safetensors, \*\.bin"):
+def test_tensors_of_several_files_are_prefixed_with_the_file_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no tensor file \(\*\.safetensors, \*\.bin"):
         tensor_files.read_every_file(tmp_path)
     write(tmp_path, "w.pt")
     assert set(tensor_files.read_every_file(tmp_path)) == {"a", "b"}

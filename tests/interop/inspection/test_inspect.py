@@ -154,7 +154,7 @@ def test_a_folder_without_tensors_has_none_to_show(tmp_path):
     found = inspect(tmp_path)
     assert not found.ok
     assert not found.tensors
-    assert "no file of tensors" in found.problems[-1]
+    assert "no tensor file" in found.problems[-1]
     with pytest.raises(CheckpointError, match="not a folder"):
         inspect(tmp_path / "nothing")
 

@@ -1,4 +1,4 @@
-"""What is no checkpoint is told what is missing and what to do; a known folder is opened."""
+"""Known folders are opened; for others the error says what is missing and what to do."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def write(path: Path, lay_out, *names: str) -> None:
     write_files(path.parent, [lay_out(path.name, tensors)], tensors)
 
 
-def test_a_folder_of_a_known_family_is_opened(tmp_path):
+def test_folder_of_a_known_family_is_opened(tmp_path):
     config(tmp_path, model_type="llama", hidden_size=8)
     write(tmp_path / "model.safetensors", safetensors_file.lay_out, "a", "b")
     found = open_checkpoint(tmp_path)
@@ -41,7 +41,7 @@ def test_a_folder_of_a_known_family_is_opened(tmp_path):
 
 
 @pytest.mark.parametrize("first", ["safetensors", "bin"])
-def test_of_two_formats_of_a_family_safetensors_are_read(tmp_path, first):
+def test_safetensors_are_preferred_to_bin_files(tmp_path, first):
     config(tmp_path, model_type="llama")
     write(tmp_path / "pytorch_model.bin", torch_zip.lay_out, "module.from_bin")
     if first == "safetensors":
@@ -49,35 +49,35 @@ def test_of_two_formats_of_a_family_safetensors_are_read(tmp_path, first):
     assert list(open_checkpoint(tmp_path).tensors) == [f"from_{first}"]
 
 
-def test_a_folder_that_is_not_there_may_be_another(tmp_path):
+def test_missing_folder_suggests_the_nearest_name(tmp_path):
     (tmp_path / "llama-3").mkdir()
     assert message(tmp_path / "llama3").endswith("is not a folder; did you mean 'llama-3'?")
     (tmp_path / "file").touch()
-    assert message(tmp_path / "file").endswith("give the folder that the file is in")
+    assert message(tmp_path / "file").endswith("give the folder that contains the file")
 
 
-def test_a_missing_config_is_said(tmp_path):
+def test_missing_config_is_reported_with_advice(tmp_path):
     (tmp_path / "notes.txt").touch()
-    said = message(tmp_path)
-    assert said.startswith(f"{tmp_path} is not a checkpoint: config.json is missing")
-    assert "(params.json would do)" in said
-    assert "the folder has notes.txt" in said
-    assert "give rules" in said
+    expected = message(tmp_path)
+    assert expected.startswith(f"{tmp_path} is not a checkpoint: config.json is missing")
+    assert "(params.json would do)" in expected
+    assert "the folder has notes.txt" in expected
+    assert "give rules" in expected
 
 
-def test_a_checkpoint_further_down_is_named(tmp_path):
+def test_checkpoint_in_a_subfolder_is_suggested(tmp_path):
     config(tmp_path / "step-100", model_type="llama")
     assert f"did you mean {tmp_path / 'step-100'}?" in message(tmp_path)
 
 
-def test_of_many_files_a_few_are_named(tmp_path):
+def test_long_file_list_is_shortened(tmp_path):
     for number in range(30):
         (tmp_path / f"{number:02}").touch()
     assert "the folder has 00, 01, 02, 03, 04, 05, 06, 07, 22 more;" in message(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ("llamma", "model_type 'llamma' is not supported; did you mean 'llama'?"),
         ("gemma3_txt", "did you mean 'gemma3_text'?"),
@@ -86,29 +86,29 @@ def test_of_many_files_a_few_are_named(tmp_path):
         (None, "config.json has no model_type"),
     ],
 )
-def test_an_unknown_model_type_names_the_nearest_and_no_list(tmp_path, given, said):
+def test_unknown_model_type_suggests_only_the_nearest(tmp_path, given, expected):
     config(tmp_path, model_type=given)
     found = message(tmp_path)
-    assert said in found
+    assert expected in found
     assert sum(f"'{family.model_type}'" in found for family in FAMILIES) <= 1
 
 
-def test_missing_weights_are_said(tmp_path):
+def test_missing_weights_are_reported(tmp_path):
     config(tmp_path, model_type="llama")
     assert message(tmp_path) == (
-        f"{tmp_path} has the config of a llama checkpoint but not its weights: "
+        f"{tmp_path} has the config of a llama checkpoint but no weights: expected "
         "model.safetensors.index.json or model.safetensors or pytorch_model.bin.index.json or "
-        "pytorch_model.bin is missing; the folder has config.json"
+        "pytorch_model.bin; the folder has config.json"
     )
 
 
-def test_what_cannot_be_read_is_an_error(tmp_path):
+def test_unreadable_file_is_a_checkpoint_error(tmp_path):
     config(tmp_path, model_type="llama")
     (tmp_path / "model.safetensors").mkdir()
     assert f"{tmp_path / 'model.safetensors'}: Is a directory" in message(tmp_path)
 
 
-def test_all_files_of_tensors_are_found_without_a_config(tmp_path):
+def test_all_tensor_files_are_found_without_a_config(tmp_path):
     write(tmp_path / "one.pt", torch_zip.lay_out, "a")
     write(tmp_path / "two.safetensors", safetensors_file.lay_out, "a")
     assert set(open_tensors(tmp_path)) == {"one.pt/a", "two.safetensors/a"}
@@ -116,7 +116,7 @@ def test_all_files_of_tensors_are_found_without_a_config(tmp_path):
     assert set(open_tensors(tmp_path)) == {"b"}
 
 
-def test_a_key_that_occurs_twice_is_refused(tmp_path):
+def test_repeated_json_key_is_rejected(tmp_path):
     (tmp_path / "config.json").write_text('{"a": 1, "a": 2}')
     with pytest.raises(CheckpointError, match="'a' occurs more than once"):
         read_json(tmp_path / "config.json")

@@ -1,4 +1,4 @@
-"""What is wrong with tensors is said by name, axis and likeness, each once."""
+"""Problems of tensors are reported once each, by name and axis, with a suggestion."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ RULES = TABLE.bound({"layers": {str(i): range(i, i + 1) for i in range(3)}})
 
 
 def tensors(tmp_path, **changes):
-    """As the table says; a shape by name is another, None is none."""
+    """Returns tensors that fit the table, with other shapes where given; None drops a tensor."""
     shapes = {"tok.weight": (50, 16), **{f"layers.{i}.wq.weight": (32, 16) for i in range(3)}}
     shapes |= {name.replace("__", "."): shape for name, shape in changes.items()}
     return {
@@ -56,25 +56,25 @@ def tensors(tmp_path, **changes):
         ),
     ],
 )
-def test_each_thing_is_said_once(tmp_path, changes, problems, unexpected):
+def test_each_problem_is_reported_once(tmp_path, changes, problems, unexpected):
     found = check_tensors(TABLE, RULES, tensors(tmp_path, **changes))
     assert found.problems == problems
     assert found.unexpected == unexpected
 
 
-def test_an_array_that_no_rule_fills_is_named():
+def test_arrays_and_rules_that_do_not_match_are_named():
     shapes = {"embed.embedding": (50, 16)}
     shapes |= {f"layers.{i}.attn.q_proj.kernel": (16, 4, 8) for i in range(3)}
     assert check_arrays(RULES, shapes) == []
     [found] = check_arrays(RULES, shapes | {"norm.scale": (16,)})
-    assert found == "no rule is about norm.scale of the model"
+    assert found == "no rule fills norm.scale of the model"
     [found] = check_arrays(RULES, shapes | {"embed.embedding": (51, 16)})
-    assert found == "the rule of embed.embedding says (V) is 50, the model has 51"
+    assert found == "the rule for embed.embedding says (V) is 50, but the model has 51"
     del shapes["embed.embedding"]
     [found] = check_arrays(RULES, shapes)
-    assert found == "a rule is about embed.embedding, which the model does not have"
+    assert found == "a rule fills embed.embedding, which the model does not have"
 
 
-def test_a_table_says_why_it_leaves_tensors_alone():
+def test_ignored_tensors_have_a_reason():
     assert reason_to_ignore(TABLE, "layers.7.mask") == "a constant"
     assert reason_to_ignore(TABLE, "layers.7.wq.weight") is None

@@ -1,4 +1,4 @@
-"""A model whose weights stay in their files computes the same, and takes next to no memory."""
+"""A model whose weights stay in their files gives the same logits in almost no memory."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from jaxllm.params import named_parameters
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3_moe", "gpt2"])
-def test_the_same_numbers_op_by_op(case, tmp_path):
+def test_logits_equal_those_of_the_loaded_model(case, tmp_path):
     original = CASES[case].build()
     original.save_pretrained(tmp_path)
     tokens = tokens_of(original, batch_size=1)[:, :48]
@@ -26,7 +26,7 @@ def test_the_same_numbers_op_by_op(case, tmp_path):
     np.testing.assert_array_equal(open_pretrained(tmp_path)(tokens).logits, loaded(tokens).logits)
 
 
-def test_it_takes_the_dtype_and_remembers_its_origin(tmp_path):
+def test_dtype_is_applied_and_origin_is_kept(tmp_path):
     original = CASES["llama"].build().bfloat16()
     original.save_pretrained(tmp_path)
     model = open_pretrained(tmp_path, dtype="float32")
@@ -34,7 +34,7 @@ def test_it_takes_the_dtype_and_remembers_its_origin(tmp_path):
     assert model.origin == load_pretrained(tmp_path).origin
 
 
-def test_what_cannot_be_loaded_cannot_be_opened(tmp_path):
+def test_checkpoint_that_cannot_be_loaded_is_rejected(tmp_path):
     original = CASES["llama"].build()
     original.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -46,7 +46,7 @@ def test_what_cannot_be_loaded_cannot_be_opened(tmp_path):
 MEMORY = """
 import resource, sys
 import jax.numpy as jnp
-from jaxllm.interop.lazy import open_pretrained
+from jaxllm.interop.loading.lazy_model import open_pretrained
 
 def run(path):
     out = open_pretrained(path, dtype="float32")(jnp.arange(32)[None]).logits
@@ -57,7 +57,7 @@ print(run(sys.argv[1]), run(sys.argv[2]))
 """
 
 
-def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
     save_large_llama(dataclasses.replace(WIDE, num_layers=4), tmp_path / "shallow", 10**9)
     save_large_llama(dataclasses.replace(WIDE, num_layers=24), tmp_path / "deep", 10**9)
     stored = sum(file.stat().st_size for file in (tmp_path / "deep").iterdir())

@@ -1,4 +1,4 @@
-"""Loading: every format of PyTorch's, what may be left out, the memory it takes, two processes."""
+"""Loading: PyTorch formats, strictness, arguments, memory, and two processes."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ BIN_INDEX = "pytorch_model.bin.index.json"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of a tiny random Llama: "untied" or "tied", or its weights in bfloat16."""
+    """Returns the folder of a tiny random Llama: "untied", "tied" or in "bfloat16"."""
     folders: dict[str, Path] = {}
     cases = {
         "untied": {},
@@ -52,7 +52,7 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def llama(saved, tmp_path) -> Path:
-    """A copy of the untied one, to be changed."""
+    """Returns a copy of the untied checkpoint, to be modified."""
     return Path(shutil.copytree(saved("untied"), tmp_path / "llama"))
 
 
@@ -84,7 +84,7 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 
 def as_bins(source: Path, folder: Path, count: int, rename: Callable[[str], str] = str) -> Path:
-    """The folder with its tensors in so many `.bin` files, as transformers 4 wrote them."""
+    """Saves the tensors of `source` in `count` `.bin` files, as transformers 4 did."""
     folder.mkdir()
     shutil.copy(source / CONFIG, folder)
     tensors = {rename(name): t for name, t in load_file(source / SAFETENSORS).items()}
@@ -105,7 +105,7 @@ def as_bins(source: Path, folder: Path, count: int, rename: Callable[[str], str]
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("on_mesh", [False, True])
-def test_bin_files_are_read_as_safetensors_are(saved, tmp_path, count, on_mesh):
+def test_bin_files_load_like_safetensors(saved, tmp_path, count, on_mesh):
     folder = as_bins(saved("untied"), tmp_path / "bins", count)
     options = {"mesh": mesh()} if on_mesh else {}
     assert bits(load_pretrained(folder, **options)) == bits(load_pretrained(saved("untied")))
@@ -121,12 +121,12 @@ def test_bin_files_are_read_as_safetensors_are(saved, tmp_path, count, on_mesh):
         lambda name: name.replace("self_attn.", "self_attn._orig_mod."),
     ],
 )
-def test_names_of_wrapped_models_are_unwrapped(saved, tmp_path, rename):
+def test_wrapper_prefixes_are_removed_from_names(saved, tmp_path, rename):
     folder = as_bins(saved("untied"), tmp_path / "bins", 2, rename)
     assert bits(load_pretrained(folder)) == bits(load_pretrained(saved("untied")))
 
 
-def test_two_names_that_unwrap_to_one_are_an_error(saved, tmp_path):
+def test_names_that_collide_without_prefixes_are_rejected(saved, tmp_path):
     folder = as_bins(saved("untied"), tmp_path / "bins", 1)
     tensors = torch.load(folder / BIN)
     torch.save(tensors | {"module.lm_head.weight": torch.ones(1)}, folder / BIN)
@@ -134,8 +134,8 @@ def test_two_names_that_unwrap_to_one_are_an_error(saved, tmp_path):
     assert "lm_head.weight and module.lm_head.weight are both lm_head.weight" in message
 
 
-def test_transposed_and_shared_storages_of_a_bin(saved, tmp_path):
-    """Views as they were when they were saved: strided, and of one storage."""
+def test_transposed_and_shared_storages_of_a_bin_are_read(saved, tmp_path):
+    """Saved views keep their strides and share one storage."""
     folder = as_bins(saved("tied"), tmp_path / "bins", 1)
     tensors = torch.load(folder / BIN)
     tensors = {n: t.T.contiguous().T if t.ndim == 2 else t for n, t in tensors.items()}
@@ -149,7 +149,7 @@ def test_safetensors_are_preferred(saved, llama):
     assert bits(load_pretrained(llama)) == bits(load_pretrained(saved("untied")))
 
 
-def test_a_bin_from_before_zip_files_is_refused(saved, tmp_path):
+def test_bin_from_before_pytorch_1_6_is_rejected(saved, tmp_path):
     folder = as_bins(saved("untied"), tmp_path / "bins", 1)
     tensors = torch.load(folder / BIN)
     torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=False)
@@ -158,7 +158,7 @@ def test_a_bin_from_before_zip_files_is_refused(saved, tmp_path):
     assert "before 1.6" in message
 
 
-def test_a_folder_without_tensors_says_what_was_looked_for(llama):
+def test_folder_without_tensors_lists_the_expected_files(llama):
     (llama / SAFETENSORS).rename(llama / "weights.safetensors")
     message = problems(llama)
     for name in (SAFETENSORS, BIN, BIN_INDEX, "weights.safetensors"):
@@ -166,18 +166,18 @@ def test_a_folder_without_tensors_says_what_was_looked_for(llama):
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
-        ("../out.safetensors", "'../out.safetensors' is not a file of this directory"),
-        ("{tmp}/out.safetensors", "out.safetensors' is not a file of this directory"),
-        ("sub/out.safetensors", "'sub/out.safetensors' is not a file of this directory"),
-        ("link/out.safetensors", "'link/out.safetensors' is not a file of this directory"),
-        ("dangling", "'dangling' is not a file of this directory"),
-        ("", "'' is not a file of this directory"),
-        ("..", "'..' is not a file of this directory"),
+        ("../out.safetensors", "'../out.safetensors' is not a file in this folder"),
+        ("{tmp}/out.safetensors", "out.safetensors' is not a file in this folder"),
+        ("sub/out.safetensors", "'sub/out.safetensors' is not a file in this folder"),
+        ("link/out.safetensors", "'link/out.safetensors' is not a file in this folder"),
+        ("dangling", "'dangling' is not a file in this folder"),
+        ("", "'' is not a file in this folder"),
+        ("..", "'..' is not a file in this folder"),
     ],
 )
-def test_an_index_leads_to_files_of_its_own_folder_only(llama, tmp_path, place, said):
+def test_index_file_cannot_point_outside_its_folder(llama, tmp_path, place, message):
     shutil.copy(llama / SAFETENSORS, tmp_path / "out.safetensors")
     (llama / "sub").mkdir()
     shutil.copy(llama / SAFETENSORS, llama / "sub" / "out.safetensors")
@@ -186,10 +186,10 @@ def test_an_index_leads_to_files_of_its_own_folder_only(llama, tmp_path, place, 
     names = load_file(llama / SAFETENSORS)
     index = {"weight_map": dict.fromkeys(names, place.format(tmp=tmp_path))}
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert said in problems(llama)
+    assert message in problems(llama)
 
 
-def test_a_file_may_be_a_link_as_in_the_cache_of_the_hub(saved, llama, tmp_path):
+def test_file_may_be_a_link_as_in_the_hub_cache(saved, llama, tmp_path):
     blob = tmp_path / "blobs" / "0123abcd"
     blob.parent.mkdir()
     (llama / SAFETENSORS).rename(blob)
@@ -197,10 +197,10 @@ def test_a_file_may_be_a_link_as_in_the_cache_of_the_hub(saved, llama, tmp_path)
     assert bits(load_pretrained(llama)) == bits(load_pretrained(saved("untied")))
 
 
-# What may be left out, and what may not.
+# What `strict=False` tolerates, and what it does not.
 
 
-def test_what_is_unknown_can_be_left_out_and_is_told(saved, llama, caplog):
+def test_unknown_fields_and_tensors_are_ignored_with_a_warning(saved, llama, caplog):
     edit_config(llama, new_thing=7)
     edit_tensors(llama, lambda tensors: tensors.update({"extra.weight": torch.ones(3)}))
     message = problems(llama)
@@ -224,7 +224,7 @@ def test_what_is_unknown_can_be_left_out_and_is_told(saved, llama, caplog):
         lambda folder: edit_config(folder, hidden_size="wide"),
     ],
 )
-def test_what_is_missing_or_wrong_is_refused_all_the_same(llama, damage):
+def test_missing_or_wrong_tensors_are_rejected_without_strict_too(llama, damage):
     edit_tensors(llama, lambda tensors: tensors.update({"extra.weight": torch.ones(3)}))
     damage(llama)
     assert problems(llama, strict=False)
@@ -239,7 +239,7 @@ def add_head(folder: Path, change: float) -> None:
 
 
 @pytest.mark.parametrize("max_ram", ["256MiB", 1000])
-def test_a_tied_head_is_compared_to_its_last_number(saved, tmp_path, max_ram):
+def test_stored_tied_head_must_equal_the_embedding(saved, tmp_path, max_ram):
     folder = Path(shutil.copytree(saved("tied"), tmp_path / "llama"))
     add_head(folder, 0)
     assert bits(load_pretrained(folder, max_ram=max_ram)) == bits(load_pretrained(saved("tied")))
@@ -249,14 +249,14 @@ def test_a_tied_head_is_compared_to_its_last_number(saved, tmp_path, max_ram):
     assert "lm_head.weight" in problems(folder, max_ram=max_ram, strict=False)
 
 
-def test_an_untied_head_is_never_made_up(llama):
+def test_missing_untied_head_is_an_error(llama):
     edit_tensors(llama, lambda tensors: tensors.pop("lm_head.weight"))
     for strict in (True, False):
         assert "lm_head.weight is missing" in problems(llama, strict=strict)
 
 
-def test_numbers_that_are_not_finite_are_kept_bit_for_bit(saved, tmp_path):
-    """A run that went wrong must be there to be looked at; `verify` counts them."""
+def test_non_finite_numbers_are_kept_bit_for_bit(saved, tmp_path):
+    """A diverged run must remain loadable to be examined; `verify` counts such numbers."""
     folder = Path(shutil.copytree(saved("bfloat16"), tmp_path / "llama"))
     payloads = torch.tensor([0x7F81, 0x7FC0, 0xFFC1 - 2**16, 0x7F80], dtype=torch.int16)
     name = "model.layers.1.mlp.up_proj.weight"
@@ -273,13 +273,13 @@ def test_numbers_that_are_not_finite_are_kept_bit_for_bit(saved, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["", "much", "12 parsecs", "-1", 0, -5, True, None, 1.5])
-def test_a_size_that_is_none_is_an_error(llama, wrong):
+def test_invalid_max_ram_is_rejected(llama, wrong):
     with pytest.raises(ValueError, match="is not a size"):
         load_pretrained(llama, max_ram=wrong)
 
 
 @pytest.mark.parametrize("max_ram", [1, 4000, "64KiB", "1MB", "2GB", "256MiB"])
-def test_any_size_gives_the_same_bits(saved, llama, max_ram):
+def test_any_max_ram_gives_the_same_bits(saved, llama, max_ram):
     assert bits(load_pretrained(llama, max_ram=max_ram, mesh=mesh())) == bits(
         load_pretrained(saved("untied"))
     )
@@ -288,7 +288,7 @@ def test_any_size_gives_the_same_bits(saved, llama, max_ram):
 @pytest.mark.parametrize("max_ram", [4000, "256MiB"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("case", ["untied", "bfloat16"])
-def test_a_cast_rounds_each_number_once(saved, case, dtype, max_ram):
+def test_cast_rounds_each_number_once(saved, case, dtype, max_ram):
     stored = named_parameters(load_pretrained(saved(case)))
     model = load_pretrained(saved(case), mesh=mesh(), dtype=dtype, max_ram=max_ram)
     assert model.config.numerics.param_dtype == model.config.numerics.dtype == dtype
@@ -297,7 +297,7 @@ def test_a_cast_rounds_each_number_once(saved, case, dtype, max_ram):
         assert np.asarray(variable.get_value()).tobytes() == expected.tobytes(), name
 
 
-def test_a_cast_unites_parts_of_several_dtypes(saved, llama):
+def test_parts_of_several_dtypes_load_with_a_cast(saved, llama):
     name = "model.layers.1.self_attn.k_proj.weight"
     edit_tensors(llama, lambda tensors: tensors.update({name: tensors[name].half()}))
     assert "float16 and float32" in problems(llama)
@@ -309,7 +309,7 @@ def test_a_cast_unites_parts_of_several_dtypes(saved, llama):
     np.testing.assert_array_equal(ours, expected)
 
 
-def test_a_plan_says_what_loading_takes(saved):
+def test_plan_predicts_the_memory_of_loading(saved):
     planned = plan(saved("untied"), mesh=mesh(), dtype="bfloat16", max_ram="64MiB")
     model = load_pretrained(saved("untied"), mesh=mesh(), dtype="bfloat16")
     held = dict.fromkeys(map(str, jax.devices()), 0)
@@ -323,18 +323,19 @@ def test_a_plan_says_what_loading_takes(saved):
     assert not plan(saved("untied")).dtype_changes
 
 
-# Memory: a process of its own, whose anonymous pages are watched while it loads.
+# Memory: a separate process, whose anonymous pages are sampled while it loads.
 
 MEMORY = """
 import ctypes, gc, json, sys, threading, time
 import jax
 from jax.sharding import AxisType
-from jaxllm.interop import assembly, load_pretrained
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.loading.streaming import device_buffers
 from jaxllm.params import named_parameters
 
 first, large, max_ram, kind, dtype = sys.argv[1:]
 if kind == "accelerator":
-    assembly.HostAssembly = assembly.DeviceAssembly
+    device_buffers.HostAssembly = device_buffers.DeviceAssembly
 mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 options = {} if dtype == "stored" else {"dtype": dtype}
 
@@ -342,7 +343,7 @@ def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) << 10
 
-load_pretrained(first, mesh=mesh, **options)  # so that modules, threads and programs are there
+load_pretrained(first, mesh=mesh, **options)  # imports modules, starts threads, compiles
 gc.collect()
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 before, peak, done = anonymous(), 0, threading.Event()
@@ -363,7 +364,7 @@ watching.join()
 held = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
 print(json.dumps({"above": max(peak, anonymous()) - before - held, "held": held}))
 """
-# What Python and the allocators keep that is nobody's buffer.
+# Memory that Python and the allocators keep for themselves.
 INTERPRETER_BYTES = 16 << 20
 SIZES = {"vocab_size": 8192, "embed_dim": 1024, "num_heads": 16, "num_kv_heads": 4, "head_dim": 64}
 LARGE = {
@@ -374,7 +375,7 @@ LARGE = {
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Callable[[str], Path]:
-    """About 400 MB of bfloat16 in two files."""
+    """Returns a checkpoint of about 400 MB of bfloat16 in two files."""
     folders: dict[str, Path] = {}
 
     def save(case: str) -> Path:
@@ -399,10 +400,10 @@ def large(tmp_path_factory) -> Callable[[str], Path]:
         ("one layer", "accelerator", "stored"),
     ],
 )
-def test_memory_above_the_arrays_is_bounded(saved, large, case, kind, dtype):
-    # XLA's programs that write into shards are not the loader's, nor are the blocks that malloc
-    # keeps of a CPU that stands in for an accelerator: the first load makes the ones, and the
-    # others go back at once.
+def test_memory_beyond_the_arrays_is_bounded(saved, large, case, kind, dtype):
+    # Neither XLA's compiled programs nor the blocks that malloc keeps when a CPU stands in for an
+    # accelerator count as the loader's memory: the first load compiles the programs, and the
+    # thresholds make malloc return its blocks at once.
     first = large(case) if kind == "accelerator" else saved("bfloat16")
     keep = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     arguments = [str(first), str(large(case)), "64MiB", kind, dtype]
@@ -412,7 +413,7 @@ def test_memory_above_the_arrays_is_bounded(saved, large, case, kind, dtype):
 
 
 def run_script(script: str, arguments: list[str], **environment: str) -> str:
-    """The last line that a script prints."""
+    """Runs a script and returns the last line that it prints."""
     process = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, **environment},
@@ -425,7 +426,7 @@ def run_script(script: str, arguments: list[str], **environment: str) -> str:
     return process.stdout.splitlines()[-1]
 
 
-# Two processes: each reads what its devices hold.
+# Two processes: each reads only what its devices hold.
 
 PROCESS = """
 import json, os, sys
@@ -434,7 +435,8 @@ rank, port, folder, fsdp, tensor = int(sys.argv[1]), *sys.argv[2:]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 import hashlib
 import numpy as np
-from jaxllm.interop import load_pretrained, reading
+from jaxllm.interop import load_pretrained
+from jaxllm.interop.loading.streaming import chunk_reader
 from jaxllm.params import named_parameters
 from jaxllm.train import make_mesh
 
@@ -443,7 +445,7 @@ def logged(handle, buffers, offset):
     count = preadv(handle, buffers, offset)
     read.append(count)
     return count
-reading.os.preadv = logged
+chunk_reader.os.preadv = logged
 model = load_pretrained(folder, mesh=make_mesh(fsdp=int(fsdp), tensor=int(tensor)))
 found = {}
 for name, variable in named_parameters(model).items():
@@ -454,7 +456,7 @@ print("FOUND" + json.dumps({"read": sum(read), "shards": found}))
 """
 
 
-# Rows so long that half of one is more than a page, in the dimensions that are split.
+# Rows so long that half a row is more than a page, in the dimensions that are sharded.
 LONG_ROWS = {
     (8, 1): {"embed_dim": 8192, "head_dim": 16, "mlp_dim": 512},
     (1, 8): {"embed_dim": 256, "head_dim": 1024, "mlp_dim": 8192},
@@ -462,7 +464,7 @@ LONG_ROWS = {
 
 
 @pytest.mark.parametrize(("fsdp", "tensor"), LONG_ROWS)
-def test_each_of_two_processes_reads_its_half(tmp_path, fsdp, tensor):
+def test_each_of_two_processes_reads_only_its_half(tmp_path, fsdp, tensor):
     config = DecoderConfig(
         vocab_size=512, num_layers=2, num_heads=8, num_kv_heads=8, **LONG_ROWS[fsdp, tensor]
     )
@@ -481,9 +483,9 @@ def test_each_of_two_processes_reads_its_half(tmp_path, fsdp, tensor):
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-    found = [json.loads(text.partition("FOUND")[2].splitlines()[0]) for text in said]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    found = [json.loads(text.partition("FOUND")[2].splitlines()[0]) for text in outputs]
     alone = load_pretrained(folder)
     for half in found:
         for place, digest in half["shards"].items():
@@ -493,4 +495,4 @@ def test_each_of_two_processes_reads_its_half(tmp_path, fsdp, tensor):
             assert hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() == digest
     total = sum(v.get_value().nbytes for v in named_parameters(alone).values())
     for half in found:
-        assert 0.5 * total <= half["read"] <= 0.51 * total  # both read the norms
+        assert 0.5 * total <= half["read"] <= 0.51 * total  # both processes read the norms

@@ -1,4 +1,4 @@
-"""A model's arrays are the same wherever they are read from."""
+"""A model's arrays are the same whether read from memory or from any format."""
 
 import chex
 import numpy as np
@@ -19,7 +19,7 @@ def read(parameters) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("form", ["hf", "meta", "native"])
-def test_a_folder_has_the_arrays_of_the_model(model, tmp_path, form):
+def test_checkpoint_has_the_arrays_of_the_saved_model(model, tmp_path, form):
     save_pretrained(model, tmp_path / form, format=form)
     found = read_path(tmp_path / form)
     assert found.config.embed_dim == model.config.embed_dim
@@ -28,7 +28,7 @@ def test_a_folder_has_the_arrays_of_the_model(model, tmp_path, form):
     chex.assert_trees_all_equal(read(found), read(read_model(model)))
 
 
-def test_another_dtype_is_that_of_arrays_and_config(model):
+def test_cast_changes_arrays_and_config(model):
     narrow = read_model(model).astype("bfloat16")
     assert {array.dtype.name for array in narrow.arrays.values()} == {"bfloat16"}
     assert read_model(model).astype(None).arrays.keys() == narrow.arrays.keys()

@@ -1,4 +1,4 @@
-"""Copies are compared bit by bit, NaNs and signs of zero among them."""
+"""Copies are compared bit by bit, including NaNs and the sign of zero."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def stored(path, array: np.ndarray) -> StoredTensor:
 
 
 @pytest.mark.parametrize("max_bytes", [1, 20, 1 << 20])
-def test_the_same_bits_are_the_same(tmp_path, max_bytes):
+def test_equality_is_bitwise(tmp_path, max_bytes):
     array = np.array([[np.nan, 0.0, 1.0], [np.inf, -0.0, 2.0]], np.float32)
     one, other = stored(tmp_path / "a", array), stored(tmp_path / "b", array)
     assert have_same_bits(one, other, max_bytes)
@@ -22,14 +22,14 @@ def test_the_same_bits_are_the_same(tmp_path, max_bytes):
     assert not have_same_bits(one, stored(tmp_path / "c", changed), max_bytes)
 
 
-def test_a_view_may_have_the_same_bits(tmp_path):
+def test_strided_view_can_equal_a_contiguous_tensor(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     stored(tmp_path / "a", array)
     view = StoredTensor("t", array.dtype, (3, 2), tmp_path / "a", 0, strides=(1, 3))
     assert have_same_bits(view, stored(tmp_path / "b", np.ascontiguousarray(array.T)), 8)
 
 
-def test_another_dtype_or_shape_is_another(tmp_path):
+def test_other_dtype_or_shape_is_unequal(tmp_path):
     one = stored(tmp_path / "a", np.zeros((2, 3), np.float32))
     assert not have_same_bits(one, stored(tmp_path / "b", np.zeros((3, 2), np.float32)), 64)
     assert not have_same_bits(one, stored(tmp_path / "c", np.zeros((2, 3), np.int32)), 64)

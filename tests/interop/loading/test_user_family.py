@@ -1,4 +1,4 @@
-"""A PyTorch model of a user's own: the one that docs/rules.md shows, and what can go wrong."""
+"""A user's own PyTorch model: the example of docs/rules.md, and mistakes in such rules."""
 
 import dataclasses
 import json
@@ -39,13 +39,13 @@ logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 @pytest.fixture(autouse=True)
 def forget():
-    """Each test is as a process of its own."""
+    """Forgets all given rules, as if each test were a new process."""
     user_family.GIVEN.clear()
 
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
-    """The model of the page, with distinct random numbers in every tensor."""
+    """Returns the model of the page, with distinct random numbers in every tensor."""
     file = tmp_path_factory.mktemp("model") / "my_model.py"
     file.write_text(FILES["my_model.py"])
     return randomize(runpy.run_path(str(file))["MyModel"](**SIZE)).eval()
@@ -88,7 +88,7 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def test_logits_are_those_of_the_model(mine, folder, rules):
+def test_logits_match_the_pytorch_model(mine, folder, rules):
     with torch.no_grad():
         expected = mine(torch.tensor(tokens())).numpy()
     assert relative_l2(logits_of(load_pretrained(folder, rules=rules), tokens()), expected) <= (
@@ -96,7 +96,7 @@ def test_logits_are_those_of_the_model(mine, folder, rules):
     )
 
 
-def test_it_goes_back_as_it_came(mine, folder, rules, tmp_path):
+def test_save_writes_the_original_file_and_config(mine, folder, rules, tmp_path):
     model = load_pretrained(folder, rules=str(rules))
     save_pretrained(model, tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"weights.pt", "config.json"}
@@ -133,7 +133,7 @@ SAVES = [save_wrapped, save_safetensors, save_without_suffix, save_shards]
 
 
 @pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
-def test_weights_are_read_however_they_were_saved(save: Callable, mine, folder, rules, tmp_path):
+def test_weights_load_from_any_file_type(save: Callable, mine, folder, rules, tmp_path):
     expected = logits_of(load_pretrained(folder / "weights.pt", rules=rules), tokens())
     (folder / "weights.pt").unlink()
     state = mine.state_dict()
@@ -147,13 +147,13 @@ def test_weights_are_read_however_they_were_saved(save: Callable, mine, folder, 
     assert same(written, state)
 
 
-def test_a_folder_of_several_files_asks_which(folder, rules):
+def test_folder_with_several_files_asks_for_one(folder, rules):
     torch.save({}, folder / "optimizer.pt")
     assert "optimizer.pt, weights.pt: give the path of one file" in problems(folder, rules)
     assert load_pretrained(folder / "weights.pt", rules=rules).config.num_layers == 3
 
 
-def test_a_config_of_constants_needs_no_file(mine, folder, rules, tmp_path):
+def test_constant_config_needs_no_config_file(mine, folder, rules, tmp_path):
     built = load_pretrained(folder, rules=rules).config
     table = user_family.resolve_family(rules).table(built, Layout())
     constant = SimpleNamespace(config=built, rules=table.rules, tied=table.tied)
@@ -163,11 +163,11 @@ def test_a_config_of_constants_needs_no_file(mine, folder, rules, tmp_path):
     save_pretrained(model, tmp_path / "out", rules=constant)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["weights.pt"]
     assert same(torch.load(tmp_path / "out" / "weights.pt"), mine.state_dict())
-    with pytest.raises(CheckpointError, match="its fields cannot say embed_dim=32"):
+    with pytest.raises(CheckpointError, match="its fields cannot express embed_dim=32"):
         save_pretrained(random_model(), tmp_path / "no", rules=constant)
 
 
-def test_every_command_takes_the_rules(folder, rules, tmp_path, mine):
+def test_verify_inspect_and_convert_take_rules(folder, rules, tmp_path, mine):
     found = verify(folder, rules=rules)
     assert found.ok
     assert found.differing_bits == 0
@@ -181,7 +181,7 @@ def test_every_command_takes_the_rules(folder, rules, tmp_path, mine):
     assert relative_l2(logits_of(model, tokens()), expected) <= TOLERANCE
 
 
-def test_a_native_checkpoint_goes_back_by_rules_that_are_named(folder, rules, tmp_path, mine):
+def test_native_checkpoint_is_exported_by_named_rules(folder, rules, tmp_path, mine):
     convert(folder, tmp_path / "native", to="native", rules=rules)
     user_family.GIVEN.clear()  # in another process
     model = load_pretrained(tmp_path / "native")
@@ -191,7 +191,7 @@ def test_a_native_checkpoint_goes_back_by_rules_that_are_named(folder, rules, tm
     assert same(torch.load(tmp_path / "out" / "weights.pt"), mine.state_dict())
 
 
-def test_fields_are_the_way_from_a_config_that_came_from_elsewhere(folder, rules, tmp_path):
+def test_fields_export_a_model_that_came_from_another_family(folder, rules, tmp_path):
     convert(folder, tmp_path / "hf", to="hf", rules=rules)
     model = load_pretrained(tmp_path / "hf")
     with pytest.raises(CheckpointError, match="vocab is missing"):
@@ -199,15 +199,15 @@ def test_fields_are_the_way_from_a_config_that_came_from_elsewhere(folder, rules
     names = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim")
     pairs = ", ".join(f"{own}=config.{name}" for own, name in zip(SIZE, names, strict=True))
     rules.write_text(f"{rules.read_text()}\ndef fields(config):\n    return dict({pairs})\n")
-    # What transformers calls a Llama rotates halves; this model's file can only say neighbours.
-    with pytest.raises(CheckpointError, match=r"its fields cannot say rope\.layout='half'"):
+    # RoPE of transformers' Llama rotates halves; this model's config file only knows neighbours.
+    with pytest.raises(CheckpointError, match=r"its fields cannot express rope\.layout='half'"):
         save_pretrained(model, tmp_path / "out", rules=rules)
     edit(rules, 'layout="interleaved"', 'layout="half"')
     save_pretrained(model, tmp_path / "out", rules=rules)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == SIZE
 
 
-def test_sizes_derived_and_ignored_tensors(mine, folder, rules, tmp_path):
+def test_sizes_derived_and_ignored_tensors_are_used(mine, folder, rules, tmp_path):
     state = {**mine.state_dict(), "scale": torch.arange(3.0), "blocks.0.attn.mask": torch.ones(2)}
     state["norm.weight"] = state["norm.weight"].view(4, 12)
     torch.save(state, folder / "weights.pt")
@@ -225,10 +225,10 @@ def derived(config): return {"scale": lambda: np.arange(3, dtype=np.float32)}
     assert same(torch.load(tmp_path / "out" / "weights.pt"), state)
 
 
-# What is wrong is named, all of it at once, with what may have been meant.
+# One error names everything that is wrong and suggests what may have been meant.
 
 
-def test_every_problem_is_in_one_error(mine, folder, rules):
+def test_one_error_lists_every_problem(mine, folder, rules):
     state = mine.state_dict()
     state["blocks.1.attn.wqkw.weight"] = state.pop("blocks.1.attn.wqkv.weight")
     state["norm.weight"] = torch.ones(40)
@@ -236,17 +236,17 @@ def test_every_problem_is_in_one_error(mine, folder, rules):
     (folder / "config.json").write_text(json.dumps({**SIZE, "dropout": 0.1}))
     edit(rules, '        Rule(theirs + "norm2.weight : D", ours + "mlp_norm.scale : D"),\n', "")
     message = problems(folder, rules)
-    for said in (
+    for part in (
         "config.json: dropout=0.1 is not a field",
         "blocks.1.attn.wqkv.weight#q is missing; did you mean 'blocks.1.attn.wqkw.weight'?",
         "norm.weight: D is 48 from the config, 40 in the file",
-        "no rule is about layers.0:3.mlp_norm.scale of the model",
+        "no rule fills layers.0:3.mlp_norm.scale of the model",
         "blocks.{0..2}.norm2.weight are unexpected",
     ):
-        assert said in message, said
+        assert part in message, part
 
 
-def test_a_rule_that_matches_nothing_is_named_once(folder, rules):
+def test_rule_that_matches_nothing_is_named_once(folder, rules):
     edit(rules, "mlp.w3.weight", "mlp.w4.weight")
     message = problems(folder, rules)
     assert "blocks.{0..2}.mlp.w4.weight are missing" in message
@@ -255,7 +255,7 @@ def test_a_rule_that_matches_nothing_is_named_once(folder, rules):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ('#v : (K H) D"', '#v : (N H) D"', "N only on the left; K only on the right"),
         ("#v : (K H)", "#z : (K H)", None),
@@ -264,21 +264,21 @@ def test_a_rule_that_matches_nothing_is_named_once(folder, rules):
         ("mlp_dim=fields", "mlp_dims=fields", "mlp_dims"),
         ("num_kv_heads=", "num_kv_heads=4 or ", "num_kv_heads=4"),
         ("tied = {", "rules = None; tied = {", "my_rules.py does not define rules"),
-        ("tied = {", "config = 3; tied = {", "config is a int, no DecoderConfig"),
+        ("tied = {", "config = 3; tied = {", "config is a int, not a model config"),
         ("tied = {", "rules = ['x']; tied = {", "'x' is not a Rule"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(old, new, said, folder, rules):
+def test_mistakes_in_a_rules_file_are_described(old, new, expected, folder, rules):
     edit(rules, old, new)
-    if said is None:
+    if expected is None:
         assert load_pretrained(folder, rules=rules)
         return
     with pytest.raises((ValueError, TypeError)) as caught:
         load_pretrained(folder, rules=rules)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_what_is_not_there_is_said(folder, rules, tmp_path):
+def test_missing_files_and_attributes_are_named(folder, rules, tmp_path):
     assert "is not a file" in problems(folder, "nothing.py")
     assert "does not exist" in problems(tmp_path / "nothing", rules)
     (folder / "config.json").unlink()
@@ -286,15 +286,17 @@ def test_what_is_not_there_is_said(folder, rules, tmp_path):
     assert "does not define config and rules" in problems(folder, SimpleNamespace())
 
 
-def test_no_code_runs_that_was_not_named(folder, rules, tmp_path, monkeypatch):
-    """Neither a file that lies in a checkpoint, nor one that a checkpoint names."""
+def test_only_code_that_the_user_named_is_run(folder, rules, tmp_path, monkeypatch):
+    """Neither a file inside a checkpoint nor a file that a checkpoint names is run."""
     bomb = "raise SystemExit('executed')"
     for name in ("my_rules.py", "rules.py", "config.py", "modeling.py", "__init__.py"):
         (folder / name).write_text(bomb)
     monkeypatch.chdir(tmp_path)
     (folder / "my_rules.py").write_text(bomb)
     assert "config.json has no model_type" in problems(folder, None)
-    load_pretrained(folder, rules="my_rules.py")  # that of this folder, not of the checkpoint's
+    load_pretrained(
+        folder, rules="my_rules.py"
+    )  # the file in this folder, not the one in the checkpoint
     rules.unlink()
     assert "is not a file" in problems(folder, "my_rules.py")
     before = set(sys.modules)
@@ -302,12 +304,12 @@ def test_no_code_runs_that_was_not_named(folder, rules, tmp_path, monkeypatch):
     model.origin = Origin(
         family=str(folder / "my_rules.py"), config="{}", layout="{}", directory=str(folder)
     )
-    with pytest.raises(CheckpointError, match="came by the rules of"):
+    with pytest.raises(CheckpointError, match="was loaded by the rules of"):
         save_pretrained(model, tmp_path / "out")
     assert not {name for name in set(sys.modules) - before if "my_rules" in name}
 
 
-def test_a_name_of_a_file_cannot_lead_out_of_the_folder(folder, rules, tmp_path):
+def test_file_name_in_the_layout_cannot_leave_the_folder(folder, rules, tmp_path):
     model = load_pretrained(folder, rules=rules)
     layout = {**json.loads(model.origin.layout), "file": "../../outside.pt"}
     model.origin = dataclasses.replace(model.origin, layout=json.dumps(layout))
@@ -315,7 +317,7 @@ def test_a_name_of_a_file_cannot_lead_out_of_the_folder(folder, rules, tmp_path)
     assert (tmp_path / "out" / "outside.pt").is_file()
 
 
-def test_two_files_of_one_name_must_be_told_apart(folder, rules, tmp_path):
+def test_two_rules_files_of_the_same_name_are_ambiguous(folder, rules, tmp_path):
     model = load_pretrained(folder, rules=rules)
     other = tmp_path / "other" / "my_rules.py"
     other.parent.mkdir()

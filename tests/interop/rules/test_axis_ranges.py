@@ -1,4 +1,4 @@
-"""Ranges of merged axes: every element is covered once, by boxes that are contiguous."""
+"""Ranges of merged axes: contiguous boxes cover every element exactly once."""
 
 import math
 
@@ -13,7 +13,7 @@ SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
 
 @given(SIZES, st.data())
-def test_a_range_of_a_merged_dimension_is_covered_once(sizes, data):
+def test_split_range_covers_each_position_once_in_order(sizes, data):
     low = data.draw(st.integers(0, math.prod(sizes)))
     high = data.draw(st.integers(low, math.prod(sizes)))
     array = np.arange(math.prod(sizes)).reshape(sizes)
@@ -26,7 +26,7 @@ def test_a_range_of_a_merged_dimension_is_covered_once(sizes, data):
 
 
 @given(st.data())
-def test_regions_lie_in_the_box_that_they_cut(data):
+def test_regions_cover_the_box_exactly_once(data):
     dims, sizes = (("A", "B"), ("C",)), {"A": 3, "B": 4, "C": 5}
     box = []
     for size in (12, 5):
@@ -40,7 +40,7 @@ def test_regions_lie_in_the_box_that_they_cut(data):
     chex.assert_trees_all_equal(covered, wanted)
 
 
-def test_the_hull_fills_what_lies_behind_a_wide_axis():
+def test_hull_widens_every_axis_behind_a_wide_one():
     dims, sizes = (("A", "B"), ("C",)), {"A": 3, "B": 4, "C": 5}
     wide = {"A": (0, 2), "B": (1, 2), "C": (2, 3)}
     assert hull(dims, wide, sizes) == {"A": (0, 2), "B": (0, 4), "C": (2, 3)}
@@ -48,7 +48,7 @@ def test_the_hull_fills_what_lies_behind_a_wide_axis():
     assert hull(dims, narrow, sizes) == narrow
 
 
-def test_a_part_has_a_dimension_for_each_kept_axis():
+def test_selected_part_has_a_dimension_for_each_kept_axis():
     array = np.arange(24).reshape(6, 4)  # (A 2, B 3), C 4
     region = {"A": (0, 2), "B": (0, 3), "C": (0, 4)}
     ranges = {"A": (1, 2), "B": (0, 2), "C": (1, 3)}

@@ -1,4 +1,4 @@
-"""Rules together: nothing is written twice, nothing is left out, parts add up."""
+"""A set of rules: nothing is written twice, nothing is left out, parts add up."""
 
 import re
 
@@ -41,20 +41,20 @@ def tensors(**shapes: tuple[int, ...]) -> dict[str, StoredTensor]:
             "x110 is written twice, at A=1, B=10 and at A=11, B=0",
         ),
         ([Rule("a : A B", "b{A}{B} : ")], "b110 is written twice, at A=1, B=10 and at A=11, B=0"),
-        ([Rule("w : N D", "a : N D"), Rule("w#k : K D", "b : K D")], "w is stored whole and in"),
+        ([Rule("w : N D", "a : N D"), Rule("w#k : K D", "b : K D")], "w is stored both whole"),
         (
             [Rule("w#q : N D", "a : N D"), Rule("w#k : K H", "b : K H")],
-            "w#k is (2, 2), w#q is (3, 5): only their rows may differ",
+            "w#k has shape (2, 2), w#q has shape (3, 5): parts of one fused tensor may differ only",
         ),
     ],
 )
-def test_what_is_written_twice_or_cannot_be_joined_is_refused(rules, message):
+def test_overlapping_rules_and_mismatched_parts_are_rejected(rules, message):
     sizes = {**SIZES, "A": 12, "B": 11}
     with pytest.raises(ValueError, match=re.escape(message)):
         bind(rules, sizes, STACKS)
 
 
-def test_all_that_is_wrong_is_in_one_error():
+def test_one_error_lists_every_problem():
     rules = [WQ, WQ, Rule("a : U", "b : U"), Rule("c.{G=x|y} : D", "d : G D")]
     with pytest.raises(ValueError, match="U has no size") as caught:
         bind(rules, {**SIZES, "G": 3}, STACKS)
@@ -62,7 +62,7 @@ def test_all_that_is_wrong_is_in_one_error():
     assert "0.wq is written twice" in str(caught.value)
 
 
-def test_what_the_rules_leave_out_of_a_model_is_named():
+def test_arrays_without_a_matching_rule_are_named():
     rules = bind([WQ, Rule("norm : D", "final_norm.scale : D")], SIZES, STACKS)
     shapes = {
         "layers.0:2.q.kernel": (2, 5, 4, 2),
@@ -70,15 +70,15 @@ def test_what_the_rules_leave_out_of_a_model_is_named():
         "final_nrom.scale": (5,),
     }
     assert check_arrays(rules, shapes) == [
-        "no rule is about layers.0:2.q.bias of the model",
-        "no rule is about final_nrom.scale of the model; did you mean 'final_norm.scale'?",
-        "a rule is about final_norm.scale, which the model does not have; "
+        "no rule fills layers.0:2.q.bias of the model",
+        "no rule fills final_nrom.scale of the model; did you mean 'final_norm.scale'?",
+        "a rule fills final_norm.scale, which the model does not have; "
         "did you mean 'final_nrom.scale'?",
-        "the rule of layers.0:2.q.kernel says (N) is 3, the model has 4",
+        "the rule for layers.0:2.q.kernel says (N) is 3, but the model has 4",
     ]
 
 
-def test_parts_that_do_not_add_up_are_named():
+def test_parts_that_do_not_add_up_to_the_fused_tensor_are_named():
     rules = [Rule("w#q : (N H) D", "q : D N H"), Rule("w#k : (K H) D", "k : D K H")]
     table = Table(tuple(rules), SIZES)
     bound = table.bound(STACKS)

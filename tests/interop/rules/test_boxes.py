@@ -1,4 +1,4 @@
-"""Boxes of an array: what two have in common, where one lies in another, and cutting into some."""
+"""Boxes of an array: intersections, relative positions, and splitting into smaller boxes."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ SHAPE = (4, 3, 5)
 
 
 def ranges(size: int):
-    """Of a dimension, none of them empty."""
+    """Draws a non-empty range of a dimension."""
     return st.sampled_from([(a, b) for a in range(size) for b in range(a + 1, size + 1)])
 
 
@@ -22,12 +22,12 @@ BOXES = st.tuples(*map(ranges, SHAPE))
 
 
 def inside(box) -> set[tuple[int, ...]]:
-    """The positions that a box holds, one by one."""
+    """Returns every position in a box."""
     return set(itertools.product(*(range(low, high) for low, high in box)))
 
 
 @given(BOXES, BOXES)
-def test_what_two_boxes_have_in_common_lies_in_both(one, other):
+def test_intersection_is_what_both_boxes_contain(one, other):
     found = intersect(one, other)
     assert (set() if found is None else inside(found)) == inside(one) & inside(other)
     if found is not None:
@@ -39,7 +39,7 @@ def test_what_two_boxes_have_in_common_lies_in_both(one, other):
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 15, 30, 100])
-def test_cutting_keeps_every_element_and_their_order(most):
+def test_splitting_keeps_every_element_in_order(most):
     x = np.arange(math.prod(SHAPE)).reshape(SHAPE)
     cut = [x[slices(box)].ravel() for box in boxes(SHAPE, most)]
     np.testing.assert_array_equal(np.concatenate(cut), x.ravel())

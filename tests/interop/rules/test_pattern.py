@@ -1,4 +1,4 @@
-"""A side of a rule is read from its text, and says every name that it stands for."""
+"""A side of a rule is parsed from its text and lists every name that it stands for."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from jaxllm.interop.rules.pattern import Side
 SIZES = {"L": 12, "E": 2, "N": 4, "H": 8, "D": 32}
 
 
-def test_text_is_read_and_written():
+def test_side_is_parsed_and_formatted():
     side = Side.parse("layers.{L:02}.q : (N H) D")
     assert side.dims == (("N", "H"), ("D",))
     assert side.name_axes == ("L",)
@@ -16,7 +16,7 @@ def test_text_is_read_and_written():
     assert Side.parse(side.text) == side
 
 
-def test_names_count_labels_and_merge():
+def test_names_use_digits_labels_and_merged_axes():
     names = [name for name, _ in Side.parse("{L:02}/{E=up|down} : D").names(SIZES)]
     assert len(names) == 24
     assert names[:3] == ["00/up", "00/down", "01/up"]
@@ -30,17 +30,17 @@ def test_labels_are_found_by_their_axes():
     assert Side.parse("{E=up|down}.{L} : D").labels == {"E": ["up", "down"]}
 
 
-def test_an_axis_is_cut_down_to_some_positions():
+def test_axis_is_restricted_to_some_positions():
     cut = Side.parse("x.{L:02}.w : D").at("L", [1, 10], SIZES)
     assert [name for name, _ in cut.names({"L": 2})] == ["x.01.w", "x.10.w"]
 
 
-def test_an_axis_moves_into_the_array():
+def test_axis_moves_from_the_name_to_the_array():
     side = Side.parse("layers.{L}.w : D").stacked("L", "all")
     assert side == Side.parse("layers.all.w : L D")
 
 
 @pytest.mark.parametrize("text", ["w", "w: D", "w : D)", "w : (D", "{L : D", "{} : D", "{L-1} : D"])
-def test_what_is_no_side_is_refused(text):
+def test_text_that_is_not_a_side_is_rejected(text):
     with pytest.raises(ValueError, match="is not"):
         Side.parse(text)

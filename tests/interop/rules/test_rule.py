@@ -1,4 +1,4 @@
-"""Rules are bijections: both directions from one line, and any box pulls back to its source."""
+"""Rules are bijections: one line gives both directions, and any box maps back to its source."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ AXES = "ABCDE"
 
 
 def fill(transfer: Transfer, tensors: dict, index: dict, box: list):
-    """The `box` of a target tensor, put together from source tensors."""
+    """Returns a box of a target tensor, assembled from source tensors."""
     out = np.full([high - low for low, high in box], -1, np.int64)
     for piece in transfer.pieces(index, box):
         transfer.copy(piece, tensors[piece.name], out)
@@ -33,7 +33,7 @@ def fill(transfer: Transfer, tensors: dict, index: dict, box: list):
 
 
 def convert(transfer: Transfer, tensors: dict) -> dict:
-    """All target tensors, whole."""
+    """Returns all target tensors, whole."""
     box = [(0, size) for size in transfer.target.shape(transfer.sizes)]
     return {
         name: fill(transfer, tensors, index, box)
@@ -42,7 +42,7 @@ def convert(transfer: Transfer, tensors: dict) -> dict:
 
 
 def by_index(side: Side, sizes: dict) -> dict:
-    """The side's tensors; each element holds the number of its axes' joint position."""
+    """Returns the side's tensors; each element is the number of its position along all axes."""
     order = sorted(side.axes)
     numbers = np.arange(math.prod(sizes[a] for a in order)).reshape([sizes[a] for a in order])
     array = numbers.transpose([order.index(a) for a in side.axes])
@@ -54,7 +54,7 @@ def by_index(side: Side, sizes: dict) -> dict:
 
 @st.composite
 def placeholders(draw, axes: list[str], sizes: dict):
-    """Some axes in the name: alone or two merged, as numbers, padded numbers or labels."""
+    """Draws a name with these axes: alone or two merged, as numbers, padded numbers or labels."""
     found, rest = [], list(axes)
     while rest:
         taken = [rest.pop(0) for _ in range(draw(st.integers(1, min(2, len(rest)))))]
@@ -94,7 +94,7 @@ def cases(draw):
 
 @given(cases())
 @settings(max_examples=300, deadline=None)
-def test_every_box_of_random_rules_equals_the_box_of_the_whole(case):
+def test_every_box_equals_the_same_box_of_the_whole_array(case):
     source, target, sizes, box = case
     stored, expected = by_index(source, sizes), by_index(target, sizes)
     for name, index in target.names(sizes):
@@ -104,7 +104,7 @@ def test_every_box_of_random_rules_equals_the_box_of_the_whole(case):
 
 @given(cases())
 @settings(max_examples=100, deadline=None)
-def test_there_and_back_returns_the_same_tensors(case):
+def test_round_trip_returns_the_same_tensors(case):
     source, target, sizes, _ = case
     stored = by_index(source, sizes)
     model = convert(Transfer(source, target, sizes), stored)
@@ -129,7 +129,7 @@ def test_split_range_covers_each_position_once(sizes, data):
 
 
 def test_the_published_llama_permutation_is_one_rule():
-    """Meta's interleaved rows to Hugging Face's halves, with fewer key heads than query heads."""
+    """Maps Meta's interleaved rows to Hugging Face's halves, with fewer key than query heads."""
     sizes = {"L": 2, "T": 2, "D": 16, "k": 1, "K": 2, "h": 3, "r": 2}
     meta = Rule("{T:02}/layers.{L}.wk : (k h r) D", "layers.{L}.k_proj : D (T k) (r h)")
     rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_the_published_llama_permutation_is_one_rule():
         np.testing.assert_array_equal(ours[f"model.layers.{layer}.k_proj.weight"], published)
 
 
-def test_a_stacked_model_takes_the_same_rule():
+def test_one_rule_serves_stacked_and_unstacked_layers():
     rule = Rule("h.{L}.{G=gate|up}.weight : F D", "layers.{L}.mlp.w_in : D G F")
     sizes = {"L": 3, "G": 2, "F": 4, "D": 5}
     stored = by_index(rule.stored, sizes)
@@ -159,7 +159,7 @@ def test_a_stacked_model_takes_the_same_rule():
     np.testing.assert_array_equal(stored["h.1.up.weight"].T, whole[1, :, 1])
 
 
-def test_a_replicated_tensor_is_read_once_and_written_to_every_copy():
+def test_replicated_tensor_is_read_once_and_written_to_every_copy():
     rule = Rule("{T:02}/norm : D", "final_norm.scale : D", replicated="T")
     sizes = {"T": 3, "D": 4}
     read = [p.name for p in rule.importing(sizes).pieces({}, [(0, 4)])]
@@ -171,7 +171,7 @@ def test_a_replicated_tensor_is_read_once_and_written_to_every_copy():
 
 @given(cases())
 @settings(max_examples=100, deadline=None)
-def test_a_rule_is_what_its_text_says(case):
+def test_rule_equals_the_sides_its_text_describes(case):
     source, target, _, _ = case
 
     def text(side: Side) -> str:
@@ -184,7 +184,7 @@ def test_a_rule_is_what_its_text_says(case):
 
 @given(cases(), st.integers(1, 3))
 @settings(max_examples=100, deadline=None)
-def test_every_copy_of_a_replicated_axis_is_written_and_the_first_is_read(case, copies):
+def test_replicated_axis_writes_every_copy_and_reads_the_first(case, copies):
     source, target, sizes, _ = case
     stored = Side(f"{{T}}/{source.name}", source.dims)
     rule = Rule(stored, target, replicated="T")
@@ -201,7 +201,7 @@ def test_every_copy_of_a_replicated_axis_is_written_and_the_first_is_read(case, 
 
 @st.composite
 def stacked_models(draw):
-    """The kind of each layer, and the stacks that such layers make, scanned or not."""
+    """Draws the kind of each layer, and the stacks of such layers, scanned or not."""
     period = draw(st.lists(st.sampled_from("ab"), min_size=1, max_size=3))
     kinds = (period * 4)[: draw(st.integers(1, 8))]
     labels = [label for run in find_runs(kinds, draw(st.booleans())) for label in run.labels]
@@ -210,7 +210,7 @@ def stacked_models(draw):
 
 @given(stacked_models(), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_rules_of_some_layers_fill_just_their_stacks(model, padded):
+def test_rule_limited_to_some_layers_fills_only_their_stacks(model, padded):
     kinds, stacks = model
     sizes = {"L": len(kinds), "D": 2, "F": 3}
     layer = "{L:02}" if padded else "{L}"
@@ -234,7 +234,7 @@ def test_rules_of_some_layers_fill_just_their_stacks(model, padded):
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(1, 3), st.integers(1, 3))
 @settings(max_examples=50, deadline=None)
-def test_parts_are_the_rows_of_a_fused_tensor(tmp_path_factory, rows, layers, width):
+def test_parts_are_row_ranges_of_a_fused_tensor(tmp_path_factory, rows, layers, width):
     axes = AXES[: len(rows)]
     rules = tuple(
         Rule(f"h.{{L}}.w#{axis} : (G {axis}) X", f"layers.{{L}}.{axis} : X {axis} G")
@@ -268,12 +268,12 @@ def test_parts_are_the_rows_of_a_fused_tensor(tmp_path_factory, rows, layers, wi
         np.testing.assert_array_equal(tensor.read(tensor.whole), fused[i])
 
 
-# What is not a bijection is refused when it is written, by the name of the axis.
+# A rule that is not a bijection is rejected when it is created; the message names the axis.
 
 
 @given(cases(), st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_rule_with_one_axis_out_of_place_names_it(case, data):
+def test_error_names_the_axis_that_breaks_the_bijection(case, data):
     sides = list(case[:2])
     at = data.draw(st.integers(0, 1), "side")
     axis = data.draw(st.sampled_from(sides[at].axes), "axis")
@@ -294,7 +294,7 @@ def test_a_rule_with_one_axis_out_of_place_names_it(case, data):
         ("a.{L} : X", "b : X", {}, "L only on the left"),
         ("a : X X", "b : X", {}, "X twice in 'a'"),
         ("a.{X}.{X} : Y", "b : X Y", {}, "X twice in"),
-        ("a : T X", "b : X", {"replicated": "T"}, "replicated T must be in the left name alone"),
+        ("a : T X", "b : X", {"replicated": "T"}, "replicated T must be in the left name only"),
         ("a.{T} : X", "b : T X", {"replicated": "T"}, "replicated T must be"),
         ("a : X", "b : X", {"replicated": "T"}, "replicated T must be"),
         ("a : (X", "b : X", {}, "is not of the form"),
@@ -305,16 +305,16 @@ def test_a_rule_with_one_axis_out_of_place_names_it(case, data):
         ("a.{L : X", "b : X", {}, "'{L' in"),
         ("a.{} : X", "b : X", {}, "'{}' in"),
         ("a : X", "b.L} : X", {}, "'}' in"),
-        ("a#q : X", "b#q : X", {}, "#part in 'b#q', on the right"),
-        ("a# : X", "b : X", {}, "'a#' does not name one part"),
+        ("a#q : X", "b#q : X", {}, "'b#q' has a #part, which only"),
+        ("a# : X", "b : X", {}, "'a#' does not name exactly one"),
         ("a#q : ", "b : ", {}, "'a#q' has no dimension"),
         ("a : X", "b : X", {"layers": [0]}, "layers=(0,) without layers.{L}"),
-        ("a.{L} : X", "layers.{L}.b : X", {"layers": [1, 1]}, "layers has 1, 1 twice"),
-        ("a.{L} : X", "layers.{L}.b : X", {"layers": [-1]}, "layers has -1 twice or below 0"),
-        ("a.{L X} : Y", "layers.{L}.b : X Y", {}, "L, of the layers, is merged in 'a.{L X}'"),
+        ("a.{L} : X", "layers.{L}.b : X", {"layers": [1, 1]}, "layers has repeated or negative"),
+        ("a.{L} : X", "layers.{L}.b : X", {"layers": [-1]}, "repeated or negative positions: -1"),
+        ("a.{L X} : Y", "layers.{L}.b : X Y", {}, "the layer axis L is merged in 'a.{L X}'"),
     ],
 )
-def test_what_is_not_a_bijection_is_refused_when_it_is_written(left, right, options, message):
+def test_rule_that_is_not_a_bijection_is_rejected_on_creation(left, right, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Rule(left, right, **options)
 
@@ -331,21 +331,19 @@ LAYERS = {"layers": {"0:4:2": range(0, 4, 2), "1:4:2": range(1, 4, 2)}}
         ("a : U X", "b : X U", {}, "U has no size"),
         ("a : O X", "b : X O", {}, "O is 0"),
         ("a.{L} : X", "encoder.layers.{L}.b : X", {}, "L: the model has no encoder.layers"),
-        ("a.{X} : G", "layers.{X}.b : G", {}, "X is 3, the model has 4 layers"),
-        ("a.{L} : X", "layers.{L}.b : X", {"layers": [2, 9]}, "L: layers 9 are not of the model's"),
-        ("a.{L} : X", "layers.{L}.b : X", {"layers": [0, 1, 3]}, "holds for [0] of them"),
-        ("a : L X", "layers.{L}.b : X", {}, "L is in the array of 'a'"),
+        ("a.{X} : G", "layers.{X}.b : G", {}, "X is 3, but the model has 4 layers"),
+        ("a.{L} : X", "layers.{L}.b : X", {"layers": [2, 9]}, "layers 9 do not exist, the model"),
+        ("a.{L} : X", "layers.{L}.b : X", {"layers": [0, 1, 3]}, "covers only [0] of them"),
+        ("a : L X", "layers.{L}.b : X", {}, "L is a dimension of the stored array 'a'"),
     ],
 )
-def test_what_does_not_fit_its_sizes_is_refused_before_anything_is_read(
-    left, right, options, message
-):
+def test_sizes_or_stacks_that_do_not_fit_are_rejected(left, right, options, message):
     rule = Rule(left, right, **options)
     with pytest.raises(ValueError, match=re.escape(message)):
         list(rule.bound({"L": 4, "G": 2, "X": 3, "O": 0}, LAYERS))
 
 
-def test_layers_that_are_stored_as_one_array_fit_one_stack():
+def test_layers_stored_as_one_array_fill_one_stack():
     rule = Rule("w : L X", "layers.{L}.b : X")
     [(bound, sizes)] = rule.bound({"L": 4, "X": 3}, {"layers": {"0:4": range(4)}})
     stored = {"w": np.arange(12).reshape(4, 3)}

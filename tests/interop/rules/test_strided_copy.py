@@ -1,4 +1,4 @@
-"""Tiled copies give the bits of plain assignment, for all strides, orders and dtypes."""
+"""Tiled copies give the same bits as plain assignment, for all strides, orders and dtypes."""
 
 import ml_dtypes
 import numpy as np
@@ -12,14 +12,14 @@ DTYPES = [np.bool_, ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16, np.float32, np.
 
 
 def random_bits(shape: tuple[int, ...], dtype: np.dtype, seed: int = 0) -> np.ndarray:
-    """Random bytes; for booleans only the two that are one."""
+    """Returns random bytes as `dtype`; booleans are only 0 or 1."""
     data = np.random.default_rng(seed).integers(0, 256, (*shape, dtype.itemsize), np.uint8)
     return (data % 2 if dtype == np.bool_ else data).view(dtype)[..., 0]
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_view_is_copied_into_any_view(data):
+def test_any_view_copies_into_any_view(data):
     dtype = np.dtype(data.draw(st.sampled_from(DTYPES)))
     rank = data.draw(st.integers(0, 4))
     shape = tuple(data.draw(st.sampled_from([0, 1, 2, 3, 5, 70])) for _ in range(rank))
@@ -40,14 +40,14 @@ def test_any_view_is_copied_into_any_view(data):
 
 
 @pytest.mark.parametrize("shape", [(65, 1025), (1, 70000), (3, 130, 2049), (2, 300, 5, 200)])
-def test_matrices_larger_than_a_tile(shape):
+def test_arrays_larger_than_a_tile_are_copied(shape):
     source = random_bits(shape, np.dtype(ml_dtypes.bfloat16))
     out = np.empty(shape[::-1], source.dtype).T
     copy_bits(source, out)
     assert out.tobytes() == source.tobytes()
 
 
-def test_what_lies_around_the_target_is_left_alone():
+def test_memory_around_the_target_is_not_touched():
     around = np.zeros((300, 400), np.uint16)
     copy_bits(random_bits((380, 280), around.dtype).T, around[10:290, 10:390])
     inside = around[10:290, 10:390].copy()

@@ -1,4 +1,4 @@
-"""Any box of a tensor is put together from the boxes of others that hold it."""
+"""Any box of a target tensor is assembled from boxes of the source tensors."""
 
 import chex
 import numpy as np
@@ -22,7 +22,7 @@ def stored() -> dict[str, np.ndarray]:
 
 
 def whole(tensors: dict[str, np.ndarray]) -> np.ndarray:
-    """The same by reshaping whole arrays."""
+    """Returns the target computed independently, by reshaping whole arrays."""
     layers = []
     for i in range(2):
         shards = [tensors[f"{t:02}/q.{i}"].reshape(2, 2, 3, 5) for t in range(2)]
@@ -31,7 +31,7 @@ def whole(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @given(st.data())
-def test_any_box_has_the_numbers_of_the_whole(data):
+def test_any_box_equals_that_part_of_the_whole_array(data):
     tensors = stored()
     box = []
     for size in (2, 5, 4, 6):
@@ -43,7 +43,7 @@ def test_any_box_has_the_numbers_of_the_whole(data):
     chex.assert_trees_all_equal(found, whole(tensors)[slices(box)])
 
 
-def test_the_way_back_gives_every_tensor():
+def test_opposite_direction_returns_every_tensor():
     tensors = stored()
     array = whole(tensors)
     back = Transfer(TARGET, SOURCE, SIZES)
@@ -52,7 +52,7 @@ def test_the_way_back_gives_every_tensor():
         chex.assert_trees_all_equal(read, tensors[name])
 
 
-def test_of_copies_the_first_is_read():
+def test_first_of_several_copies_is_read():
     source, target = Side.parse("{T}/norm : D"), Side.parse("norm : D")
     pieces = list(Transfer(source, target, SIZES).pieces({}, [(0, 5)]))
     assert [piece.name for piece in pieces] == ["0/norm"]

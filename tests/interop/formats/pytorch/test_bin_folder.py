@@ -1,4 +1,4 @@
-"""`pytorch_model.bin`, whole or in shards."""
+"""Hugging Face folders with `pytorch_model.bin`, in one file or in shards."""
 
 import json
 
@@ -9,12 +9,12 @@ from jaxllm.interop.formats.pytorch.bin_folder import INDEX_NAME, SINGLE_NAME, r
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 
-def test_one_file_is_read_by_plain_names(tmp_path):
+def test_names_in_a_single_file_lose_their_wrappers(tmp_path):
     torch.save({"module.w": torch.arange(4.0)}, tmp_path / SINGLE_NAME)
     assert read_checkpoint(tmp_path)["w"].open().tolist() == [0, 1, 2, 3]
 
 
-def test_the_index_decides_which_shards_are_read(tmp_path):
+def test_index_file_decides_which_shards_are_read(tmp_path):
     torch.save({"w": torch.zeros(2)}, tmp_path / SINGLE_NAME)
     for number, name in enumerate("ab", 1):
         torch.save({name: torch.full((2,), number)}, tmp_path / f"{number}.bin")
@@ -23,5 +23,5 @@ def test_the_index_decides_which_shards_are_read(tmp_path):
     found = {name: tensor.open().tolist() for name, tensor in read_checkpoint(tmp_path).items()}
     assert found == {"a": [1, 1], "b": [2, 2]}
     (tmp_path / "2.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file of this directory"):
+    with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file in this folder"):
         read_checkpoint(tmp_path)

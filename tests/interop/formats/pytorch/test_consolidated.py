@@ -1,4 +1,4 @@
-"""Model-parallel shards are laid out and found by their numbers."""
+"""Model-parallel shards are written and read by their numbers."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from jaxllm.interop.formats.pytorch import consolidated
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 
-def test_each_shard_is_a_file_that_torch_reads(tmp_path):
+def test_torch_reads_each_written_shard(tmp_path):
     arrays = {f"{rank}/w": np.full(3, int(rank)) for rank in ("01", "00", "02")}
     tensors = {name: from_array(array) for name, array in arrays.items()}
     write_files(tmp_path, consolidated.lay_out(tensors), tensors)
@@ -25,6 +25,6 @@ def test_each_shard_is_a_file_that_torch_reads(tmp_path):
         consolidated.read_checkpoint(tmp_path)
 
 
-def test_a_folder_without_shards_is_refused(tmp_path):
+def test_folder_without_shards_is_rejected(tmp_path):
     with pytest.raises(CheckpointError, match="but has none"):
         consolidated.read_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints of torch.distributed.checkpoint: what its processes write, and what it reads."""
+"""torch.distributed.checkpoint (DCP): reads what several processes wrote, writes what it reads."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ from jaxllm.interop.formats.pytorch import dcp, dcp_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
-# Sizes that two processes cannot halve.
+# Sizes that do not divide evenly between two processes.
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 55, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 10}
 
@@ -73,7 +73,7 @@ os._exit(0)  # threads of gloo may outlive the interpreter
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """What two processes saved: in DCP as torchtitan does and nested, and whole, by names."""
+    """Returns what two processes saved: DCP in torchtitan's layout, DCP nested, and gathered."""
     folder = tmp_path_factory.mktemp("ranks")
     model = randomize(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **HEADS)))
     for form in (".", "whole", "titan", "nested"):
@@ -90,7 +90,7 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("form", ["titan", "nested"])
-def test_what_several_processes_wrote_is_whole(saved, form):
+def test_checkpoint_of_several_processes_equals_the_gathered_one(saved, form):
     assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in (saved / form).iterdir()}
     (ours, state), (model, whole) = (
         load_training_state(folder) for folder in (saved / form, saved / "whole")
@@ -116,8 +116,8 @@ def params(model) -> dict[str, np.ndarray]:
     return {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
 
 
-def test_what_we_write_is_what_torch_reads(tmp_path):
-    """Tensors of any shape, values of any kind, and a file that stands for the nested state."""
+def test_torch_reads_written_checkpoints(tmp_path):
+    """Covers tensors of any shape, values of any kind, and names that stand for nested state."""
     rng = np.random.default_rng(0)
     arrays = {
         "a.weight": rng.standard_normal((5, 7)).astype(np.float32),
@@ -160,21 +160,21 @@ def copied(saved, tmp_path) -> Path:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_damage_is_an_error_that_names_the_file(saved, name, data):
-    """Or it is in numbers and in what is not needed: then it reads."""
+def test_damaged_file_is_named_or_still_reads(saved, name, data):
+    """Damage in tensor data, or in bytes that are not needed, still reads."""
     file = saved / "titan" / name
     whole = file.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     some = data.draw(st.binary(min_size=1, max_size=9))
     cut = data.draw(st.booleans())
     file.write_bytes(whole[:at] if cut else whole[:at] + some + whole[at + len(some) :])
-    said = said_against(saved / "titan")
+    message = error_of(saved / "titan")
     file.write_bytes(whole)
-    assert said is None or str(saved / "titan") in said
+    assert message is None or str(saved / "titan") in message
 
 
-def said_against(folder: Path) -> str | None:
-    """What is wrong with a folder, of all tensors and values; no other exception."""
+def error_of(folder: Path) -> str | None:
+    """Reads all tensors and values of a folder; returns the CheckpointError's message, if any."""
     try:
         for value in dcp.read(folder).values.values():
             value()
@@ -183,9 +183,9 @@ def said_against(folder: Path) -> str | None:
     return None
 
 
-def test_a_lost_file_is_named(copied):
+def test_missing_file_is_named(copied):
     (copied / "__1_0.distcp").unlink()
-    with pytest.raises(CheckpointError, match=r"'__1_0\.distcp' is not a file of this folder"):
+    with pytest.raises(CheckpointError, match=r"'__1_0\.distcp' is not a file in this folder"):
         load_training_state(copied)
 
 
@@ -199,7 +199,7 @@ class Intruder:
         return os.system, (f"touch {self.mark}",)
 
 
-def test_nothing_in_a_metadata_file_is_run(copied, tmp_path):
+def test_code_in_the_metadata_file_is_not_run(copied, tmp_path):
     (copied / ".metadata").write_bytes(pickle.dumps(Intruder(tmp_path / "mark")))
     with pytest.raises(CheckpointError, match="system, which no state dict needs; nothing was"):
         load_training_state(copied)
@@ -207,46 +207,46 @@ def test_nothing_in_a_metadata_file_is_run(copied, tmp_path):
 
 
 def edited(folder: Path, change) -> None:
-    """The metadata as PyTorch holds it, changed."""
+    """Rewrites the metadata file after `change` has modified PyTorch's own object."""
     metadata = pickle.loads((folder / ".metadata").read_bytes())
     change(metadata)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
 
 
-def without_a_chunk(metadata) -> None:
+def drop_a_chunk(metadata) -> None:
     metadata.state_dict_metadata["model.norm.weight"].chunks.pop()
 
 
-def with_a_chunk_twice(metadata) -> None:
+def repeat_a_chunk(metadata) -> None:
     chunks = metadata.state_dict_metadata["model.norm.weight"].chunks
     chunks[1] = chunks[0]
 
 
-def with_a_path_that_leads_out(metadata) -> None:
+def point_outside_the_folder(metadata) -> None:
     next(iter(metadata.storage_data.values())).relative_path = "../titan/__0_0.distcp"
 
 
-def compressed(metadata) -> None:
+def compress(metadata) -> None:
     next(iter(metadata.storage_data.values())).transform_descriptors = ["zstd"]
 
 
-def of_another_shape(metadata) -> None:
+def change_the_shape(metadata) -> None:
     metadata.state_dict_metadata["model.norm.weight"].size = torch.Size([33])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (without_a_chunk, "model.norm.weight: its chunks have 16 of 32 elements"),
-        (with_a_chunk_twice, "model.norm.weight: its chunks overlap"),
-        (with_a_path_that_leads_out, "'../titan/__0_0.distcp' is not a file of this folder"),
-        (compressed, "is compressed, which is not read"),
-        (of_another_shape, "its chunks have 32 of 33 elements"),
+        (drop_a_chunk, "model.norm.weight: its chunks have 16 of 32 elements"),
+        (repeat_a_chunk, "model.norm.weight: its chunks overlap"),
+        (point_outside_the_folder, "'../titan/__0_0.distcp' is not a file in this folder"),
+        (compress, "is compressed, which is not supported"),
+        (change_the_shape, "its chunks have 32 of 33 elements"),
     ],
 )
-def test_what_a_metadata_file_says_is_checked(change, said, copied):
+def test_inconsistent_metadata_is_rejected(change, message, copied):
     edited(copied, change)
     with pytest.raises(CheckpointError) as error:
         load_training_state(copied)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert ".metadata" in str(error.value)

@@ -1,4 +1,4 @@
-"""What is emitted opcode by opcode is what Python's own unpickler reads."""
+"""Python's own unpickler reads the pickles that are written opcode by opcode."""
 
 import collections
 import io
@@ -25,14 +25,14 @@ from jaxllm.interop.formats.pytorch.pickle_writer import (
         *((), (1,), (1, "a", None, 4), [1, 2], [], {"a": {"b": 2}}, {1: (True, False)}),
     ],
 )
-def test_plain_values_come_back(value):
+def test_plain_values_round_trip(value):
     data = emit(value)
     assert pickle.loads(data) == value
     assert type(pickle.loads(data)) is type(value)
-    pickletools.dis(data, io.StringIO())  # a stack that does not add up raises
+    pickletools.dis(data, io.StringIO())  # raises if the stack is unbalanced
 
 
-def test_calls_are_made_and_classes_named():
+def test_calls_and_class_names_are_written():
     called = Call(Name("builtins", "complex"), (1, 2))
     assert pickle.loads(emit(called)) == 1 + 2j
     assert pickle.loads(emit(Name("collections", "OrderedDict"))) is collections.OrderedDict
@@ -41,12 +41,12 @@ def test_calls_are_made_and_classes_named():
     assert list(ordered.items()) == [("b", 1), ("a", 2)]
 
 
-def test_an_instance_takes_its_state():
+def test_instance_gets_its_state():
     made = pickle.loads(emit(Instance(Name("types", "SimpleNamespace"), {"x": 3})))
     assert made.x == 3
 
 
-def test_what_is_stored_elsewhere_is_asked_for_by_its_id():
+def test_external_record_is_requested_by_its_persistent_id():
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, pid):
             return f"found {pid}"

@@ -1,4 +1,4 @@
-"""PyTorch files: as `torch.save` and `torch.load` have them, without running what they contain."""
+"""PyTorch zip files: compatible with `torch.save` and `torch.load`; nothing in them is executed."""
 
 import collections
 import contextlib
@@ -49,7 +49,7 @@ SHAPES = [(3, 5), (1,), (), (0,), (2, 0, 3)]
 
 
 def random_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """Every bit pattern, NaNs among them; for booleans only the two."""
+    """Returns random bits, which include NaNs; booleans are only 0 or 1."""
     tensor = torch.zeros(shape, dtype=dtype)
     if tensor.numel():
         data = tensor.reshape(-1).view(torch.uint8)
@@ -58,7 +58,7 @@ def random_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The same bits, for the dtypes that `Tensor.numpy` does not know."""
+    """Returns the same bits, also for dtypes that `Tensor.numpy` does not support."""
     array = np.zeros(tuple(tensor.shape), DTYPES[tensor.dtype])
     if tensor.numel():
         data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -83,14 +83,14 @@ def assert_same(stored: dict[str, StoredTensor], tensors: dict) -> None:
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a file, without its name."""
+    """Returns the problems of a file, without its name."""
     with pytest.raises(CheckpointError) as error:
         torch_zip.read_header(path)
     return [problem.removeprefix(f"{path}: ") for problem in error.value.problems]
 
 
 def rewrite(path: Path, change: dict[str, bytes | None], compression: int = 0) -> None:
-    """Puts other bytes into records of a file; None drops a record."""
+    """Replaces the bytes of some records of a file; None drops a record."""
     with zipfile.ZipFile(path) as archive:
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     top = next(iter(records)).partition("/")[0]
@@ -109,7 +109,7 @@ def pickled(path: Path) -> bytes:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_pytorch_saves_is_read(tmp_path, dtype, shape):
+def test_files_saved_by_pytorch_are_read(tmp_path, dtype, shape):
     state = {"w": random_tensor(dtype, shape)}
     torch.save(state, tmp_path / "x")
     assert_same(torch_zip.read_header(tmp_path / "x"), state)
@@ -117,7 +117,7 @@ def test_what_pytorch_saves_is_read(tmp_path, dtype, shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_pytorch_loads_what_is_written(tmp_path, dtype, shape):
+def test_pytorch_loads_written_files(tmp_path, dtype, shape):
     tensor = random_tensor(dtype, shape)
     write(tmp_path / "x", sources({"w": to_numpy(tensor)}))
     for mmap in (False, True):
@@ -141,13 +141,13 @@ def test_written_storages_are_aligned_and_intact(tmp_path):
     assert list(loaded) == list(arrays)
 
 
-def test_equal_tensors_are_written_as_equal_files(tmp_path):
+def test_equal_tensors_give_equal_files(tmp_path):
     for name in "xy":
         write(tmp_path / name, sources({"w": np.ones(5)}))
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
-def test_an_empty_state_dict_goes_both_ways(tmp_path):
+def test_empty_state_dict_round_trips(tmp_path):
     torch.save({}, tmp_path / "x")
     write(tmp_path / "y", {})
     assert torch_zip.read_header(tmp_path / "x") == torch_zip.read_header(tmp_path / "y") == {}
@@ -156,7 +156,7 @@ def test_an_empty_state_dict_goes_both_ways(tmp_path):
 
 def test_large_files_use_zip64(tmp_path):
     arrays = {str(n): np.full(100, n) for n in range(3)}
-    # As if the records reached beyond 4 GiB.
+    # Treats offsets from 1000 on as if they were beyond 4 GiB.
     file = torch_zip.lay_out("x", sources(arrays), zip64_from=1000)
     write_files(tmp_path, [file], sources(arrays))
     loaded = torch.load(tmp_path / "x", weights_only=True)
@@ -166,8 +166,8 @@ def test_large_files_use_zip64(tmp_path):
     }
 
 
-def test_tensors_beyond_4_gib_are_found(tmp_path):
-    """Laid out and not filled in: the file takes no room on the disk."""
+def test_tensors_beyond_4_gib_are_located(tmp_path):
+    """The files are laid out but not filled in, so they take no space on disk."""
     shapes = {"a": (5 << 30,), "b": (1 << 20, 3 << 12), "c": (7,)}
     tensors = {
         name: TensorSource(np.dtype(np.int8), shape, lambda box: np.empty(0, np.int8))
@@ -185,7 +185,7 @@ def test_tensors_beyond_4_gib_are_found(tmp_path):
         assert [info.file_size for info in archive.infolist()][2:-1] == [5 << 30, 12 << 30, 7]
 
 
-def test_views_of_shared_storages_are_honoured(tmp_path):
+def test_views_of_shared_storages_are_read(tmp_path):
     base = torch.arange(60, dtype=torch.bfloat16).reshape(3, 4, 5)
     state = {
         "base": base,
@@ -210,7 +210,7 @@ def test_views_of_shared_storages_are_honoured(tmp_path):
     assert not stored["transposed"].open().flags.writeable
 
 
-def test_parameters_and_module_versions_are_understood(tmp_path):
+def test_parameters_and_module_versions_are_read(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     torch.save(module.state_dict(), tmp_path / "x")
     assert_same(torch_zip.read_header(tmp_path / "x"), module.state_dict())
@@ -218,7 +218,7 @@ def test_parameters_and_module_versions_are_understood(tmp_path):
     assert_same(torch_zip.read_header(tmp_path / "y"), dict(module.named_parameters()))
 
 
-def test_entries_that_cannot_hold_tensors_are_named_as_skipped(tmp_path):
+def test_entries_that_cannot_hold_tensors_are_listed_as_skipped(tmp_path):
     state = {
         "layer._extra_state": io.BytesIO(b"\0\xff of Llama 4"),
         "w": torch.ones(2),
@@ -302,7 +302,7 @@ def test_all_forbidden_names_are_reported(tmp_path):
     ]
 
 
-def test_a_whole_module_is_refused(tmp_path):
+def test_pickled_module_is_rejected(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "x")
     assert problems(tmp_path / "x")[0].startswith("the pickle names torch.nn.modules.linear.Linear")
 
@@ -320,7 +320,7 @@ GLOBAL_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
         b"ctorch\nFloatStorage\n)\x81",
     ],
 )
-def test_a_pickle_cannot_change_or_call_the_stand_ins(tmp_path, opcodes):
+def test_pickle_cannot_modify_or_call_the_records(tmp_path, opcodes):
     path = save_pickle(tmp_path / "x", b"\x80\x02" + opcodes + b".")
     assert problems(path)[0].startswith("damaged pickle: ")
     torch.save({"w": torch.ones(2)}, path)
@@ -346,13 +346,13 @@ def test_a_pickle_cannot_change_or_call_the_stand_ins(tmp_path, opcodes):
         ),
     ],
 )
-def test_a_wrong_pickle_is_named(tmp_path, data, expected):
+def test_damaged_pickle_is_described(tmp_path, data, expected):
     (problem,) = problems(save_pickle(tmp_path / "x", data))
     assert problem.startswith(expected)
 
 
 def tensor_pickle(storage: object, *arguments: object) -> bytes:
-    """A state dict {"w": ...} with any arguments for the function that makes the tensor."""
+    """Pickles a state dict {"w": ...} with any arguments for the function that makes the tensor."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
@@ -375,17 +375,17 @@ FLOATS = ("storage", torch.FloatStorage, "0", "cpu", 6)
         ((0, (2, 2), (5, 1)), "shape [2, 2] with offset 0 and strides [5, 1] reaches element 7 of"),
         ((0, (2,), (2**62,)), "shape [2] with offset 0 and strides [4611686018427387904] reaches"),
         ((7, (0,), (1,)), "shape [0] with offset 7 and strides [1] reaches element 7 of"),
-        ((-1, (2,), (1,)), "offset -1 and strides (1,) do not place 1 dimensions"),
-        ((5, (2,), (-1,)), "offset 5 and strides (-1,) do not place 1 dimensions"),
-        ((0, (2,), ()), "offset 0 and strides () do not place 1 dimensions"),
-        ((0, (2,), None), "offset 0 and strides None do not place 1 dimensions"),
-        ((True, (2,), (1,)), "offset True and strides (1,) do not place 1 dimensions"),
+        ((-1, (2,), (1,)), "offset -1 and strides (1,) are not valid for 1 dimensions"),
+        ((5, (2,), (-1,)), "offset 5 and strides (-1,) are not valid for 1 dimensions"),
+        ((0, (2,), ()), "offset 0 and strides () are not valid for 1 dimensions"),
+        ((0, (2,), None), "offset 0 and strides None are not valid for 1 dimensions"),
+        ((True, (2,), (1,)), "offset True and strides (1,) are not valid for 1 dimensions"),
         ((0, (-2,), (1,)), "shape (-2,) is not a list of sizes"),
         ((0, 2, (1,)), "shape 2 is not a list of sizes"),
         ((0, (2**62, 2**62), (0, 0)), "shape (4611686018427387904, 4611686018427387904) is larg"),
     ],
 )
-def test_a_tensor_beyond_its_storage_is_refused(tmp_path, arguments, expected):
+def test_tensor_that_overruns_its_storage_is_rejected(tmp_path, arguments, expected):
     data = tensor_pickle(FLOATS, *arguments, False, {})
     torch.save({"w": torch.ones(6)}, tmp_path / "x")
     rewrite(tmp_path / "x", {"data.pkl": data})
@@ -394,7 +394,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, arguments, expected):
 
 
 @pytest.mark.parametrize("size", [5, 7, -6])
-def test_a_storage_of_another_size_is_refused(tmp_path, size):
+def test_storage_of_the_wrong_size_is_rejected(tmp_path, size):
     torch.save({"w": torch.ones(6)}, tmp_path / "x")
     data = tensor_pickle((*FLOATS[:4], size), 0, (0,), (1,), False, {})
     rewrite(tmp_path / "x", {"data.pkl": data})
@@ -402,7 +402,7 @@ def test_a_storage_of_another_size_is_refused(tmp_path, size):
     assert problem.startswith("entry 'w': ")
 
 
-def test_all_wrong_entries_are_reported_at_once(tmp_path):
+def test_one_error_lists_every_wrong_entry(tmp_path):
     state = {
         "a": torch.ones(6),
         "b": torch.ones(2, dtype=torch.complex64).conj(),
@@ -413,14 +413,14 @@ def test_all_wrong_entries_are_reported_at_once(tmp_path):
     torch.save(state, tmp_path / "x")
     rewrite(tmp_path / "x", {"data/0": bytes(20), "data/2": None})
     assert problems(tmp_path / "x") == [
-        "entry 'a': record 'data/0' has 20 bytes, its storage should have 24",
-        "entry 'b': is conjugated or negated lazily, which must be resolved first",
+        "entry 'a': record 'data/0' has 20 bytes, but its storage should have 24",
+        "entry 'b': is lazily conjugated or negated: resolve it before saving",
         "entry 'c': record 'data/2' is missing",
         "entry 'd': is a list, not a tensor",
     ]
 
 
-def test_nested_state_dicts_are_refused_by_name(tmp_path):
+def test_nested_state_dicts_are_rejected_by_name(tmp_path):
     state = {"model": {"wq": torch.ones(1), "wk": torch.ones(1)}}
     torch.save(state, tmp_path / "x")
     assert problems(tmp_path / "x") == [
@@ -433,9 +433,9 @@ def test_nested_state_dicts_are_refused_by_name(tmp_path):
     ]
 
 
-def test_files_from_before_1_6_are_refused(tmp_path):
+def test_files_from_before_pytorch_1_6_are_rejected(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "x", _use_new_zipfile_serialization=False)
-    advice = "as PyTorch wrote before 1.6, is not read: load it with PyTorch and save it again"
+    advice = "as PyTorch wrote before 1.6, is not supported: load it with PyTorch and save it again"
     assert problems(tmp_path / "x") == [f"a pickle file, {advice}"]
     with tarfile.open(tmp_path / "y", "w") as archive:
         archive.add(tmp_path / "x", "storages")
@@ -443,12 +443,12 @@ def test_files_from_before_1_6_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\x89HDF"])
-def test_what_is_not_a_zip_is_named(tmp_path, data):
+def test_file_that_is_not_a_zip_is_rejected(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
     assert problems(tmp_path / "x") == ["not a zip file, which is what PyTorch writes"]
 
 
-def test_a_wrong_zip_is_named(tmp_path):
+def test_damaged_zip_is_described(tmp_path):
     path = tmp_path / "x"
 
     def found(compression: int = 0, **change: bytes | None) -> list[str]:
@@ -456,7 +456,7 @@ def test_a_wrong_zip_is_named(tmp_path):
         rewrite(path, {name.replace("_", "."): data for name, data in change.items()}, compression)
         return problems(path)
 
-    assert found(byteorder=b"big") == ["the byte order is not little"]
+    assert found(byteorder=b"big") == ["the byte order is not little-endian"]
     assert found(data_pkl=None) == ["record 'data.pkl' is missing"]
     assert found(zipfile.ZIP_DEFLATED) == [
         "record 'byteorder' is compressed or encrypted, not stored"
@@ -464,13 +464,13 @@ def test_a_wrong_zip_is_named(tmp_path):
     torch.save({"w": torch.ones(6)}, path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("y/data/0", b"")
-    assert problems(path) == ["the zip has several records of one name"]
+    assert problems(path) == ["the zip has several records with the same name"]
     torch.save({"w": torch.ones(6)}, path)
     path.write_bytes(path.read_bytes().replace(pickled(path), pickled(path).replace(b"w", b"v")))
     assert problems(path) == ["record 'data.pkl' does not match its checksum"]
 
 
-def test_records_that_changed_places_are_found(tmp_path):
+def test_swapped_records_are_detected(tmp_path):
     torch.save({"a": torch.zeros(6), "b": torch.ones(6)}, tmp_path / "x")
     with zipfile.ZipFile(tmp_path / "x") as archive:
         offsets = [archive.getinfo(f"x/data/{key}").header_offset for key in "01"]
@@ -486,7 +486,7 @@ def test_records_that_changed_places_are_found(tmp_path):
 
 
 def save_example(path: Path, writer: str) -> dict[str, torch.Tensor]:
-    """A file that one of the two writers wrote, small enough that every byte can be damaged."""
+    """Saves a file with one of the two writers, small enough to damage every byte in turn."""
     base = torch.arange(12.0)
     state = {"a": base.reshape(3, 4).T, "b": base[3:5], "c": torch.zeros(8, dtype=torch.int8)}
     if writer == "torch":
@@ -497,7 +497,7 @@ def save_example(path: Path, writer: str) -> dict[str, torch.Tensor]:
 
 
 def data_bytes(path: Path) -> set[int]:
-    """Where the numbers lie, which have no checksum that is verified."""
+    """Returns the positions of tensor data, whose checksums are not verified."""
     positions = set()
     for tensor in torch_zip.read_header(path).values():
         positions |= set(range(tensor.offset, tensor.offset + tensor.nbytes))
@@ -505,7 +505,7 @@ def data_bytes(path: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("writer", ["torch", "own"])
-def test_a_truncated_file_is_always_refused(tmp_path, writer):
+def test_truncated_file_is_always_rejected(tmp_path, writer):
     path = tmp_path / "x"
     save_example(path, writer)
     for length in range(path.stat().st_size - 1, -1, -3):
@@ -515,7 +515,7 @@ def test_a_truncated_file_is_always_refused(tmp_path, writer):
 
 
 @pytest.mark.parametrize("writer", ["torch", "own"])
-def test_a_damaged_byte_is_found_or_changes_nothing(tmp_path, writer):
+def test_damaged_byte_is_detected_or_changes_nothing(tmp_path, writer):
     path = tmp_path / "x"
     state = save_example(path, writer)
     content = path.read_bytes()
@@ -532,7 +532,7 @@ def test_a_damaged_byte_is_found_or_changes_nothing(tmp_path, writer):
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> tuple[Path, bytes]:
-    """A file whose pickle is to be damaged, and the undamaged pickle."""
+    """Returns a file whose pickle is to be damaged, and the undamaged pickle."""
     path = tmp_path_factory.mktemp("fuzz") / "x"
     save_example(path, "torch")
     return path, pickled(path)
@@ -540,7 +540,7 @@ def image(tmp_path_factory) -> tuple[Path, bytes]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_forged_pickle_never_reaches_beyond_the_file(image, data):
+def test_forged_pickle_never_reads_beyond_the_file(image, data):
     path, content = image
     damaged = bytearray(content)
     for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
@@ -554,7 +554,7 @@ def test_a_forged_pickle_never_reaches_beyond_the_file(image, data):
         tensor.open().tobytes()
 
 
-def test_what_pytorch_cannot_hold_is_refused_before_writing(tmp_path):
+def test_unsupported_dtype_is_rejected_before_writing(tmp_path):
     arrays = {"a": np.zeros(1, ">f4"), "b": np.zeros(1, ml_dtypes.int4), "c": np.zeros(1)}
     with pytest.raises(CheckpointError) as error:
         write(tmp_path / "x", sources(arrays))

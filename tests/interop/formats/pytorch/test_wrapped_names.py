@@ -1,4 +1,4 @@
-"""What wraps a model in training leaves its names."""
+"""Prefixes of training wrappers are removed from tensor names."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
         ("module", "module"),
     ],
 )
-def test_wrappers_are_left_out(wrapped, plain):
+def test_wrapper_prefixes_are_removed(wrapped, plain):
     assert plain_name(wrapped) == plain
 
 
-def test_tensors_have_their_plain_names(tmp_path):
+def test_tensors_get_their_plain_names(tmp_path):
     tensor = StoredTensor("module.w", np.dtype(float), (2,), tmp_path / "x", 0)
     assert strip_wrappers({"module.w": tensor})["w"].name == "w"
     with pytest.raises(CheckpointError, match=r"w and module\.w are both w"):

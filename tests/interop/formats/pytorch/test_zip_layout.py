@@ -1,4 +1,4 @@
-"""A zip laid out before its large records are known is one that others read."""
+"""Python's zipfile reads a zip that was laid out before its large records were known."""
 
 import io
 import zipfile
@@ -12,7 +12,7 @@ DATA = bytes(range(200))
 
 
 @pytest.mark.parametrize("limit", [zip_layout.LIMIT, 100])
-def test_zipfile_reads_what_is_filled_in(limit):
+def test_zipfile_reads_a_filled_layout(limit):
     records = [("head", b"small"), ("data/0", len(DATA)), ("tail", b"")]
     layout = zip_layout.lay_out("archive", records, limit=limit)
     content = bytearray(layout.size)

@@ -1,4 +1,4 @@
-"""Views of storages are read in chunks, in memory that is used again."""
+"""Strided views of storages are read chunk by chunk into a reused buffer."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def random_bits(shape: Sequence[int], seed: int) -> np.ndarray:
-    """Every bit pattern, NaNs among them."""
+    """Returns random bits, which include NaNs."""
     return np.random.default_rng(seed).integers(0, 2**16, shape, np.uint16).view(BFLOAT16)
 
 
 def strided_views() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shape and strides, in elements, as views of a storage of PyTorch have them."""
+    """Returns shapes and strides, in elements, of views of a 6 x 8 PyTorch storage."""
     return {
         "contiguous": ((6, 8), (8, 1)),
         "transposed": ((8, 6), (1, 8)),
@@ -34,7 +34,7 @@ def strided_views() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
 
 @pytest.mark.parametrize("view", strided_views())
 @pytest.mark.parametrize("max_bytes", [1, 10, 24, 1000])
-def test_views_are_read_in_chunks(tmp_path, view, max_bytes):
+def test_strided_views_are_read_in_chunks(tmp_path, view, max_bytes):
     shape, strides = strided_views()[view]
     storage = random_bits((6, 8), 0)
     (tmp_path / "file").write_bytes(b"1234" + storage.tobytes())
@@ -48,7 +48,7 @@ def test_views_are_read_in_chunks(tmp_path, view, max_bytes):
     assert found.tobytes() == expected.tobytes()
 
 
-def test_a_file_that_ends_early_is_said(tmp_path):
+def test_truncated_file_is_reported(tmp_path):
     (tmp_path / "file").write_bytes(b"1" * 30)
     tensor = StoredTensor("w", BFLOAT16, (16,), tmp_path / "file", 4)
     with Reader() as reader, pytest.raises(CheckpointError, match="'w': the file ends 6 bytes"):

@@ -1,4 +1,4 @@
-"""Shards filled part by part hold the array's numbers, on hosts and on devices."""
+"""Shards filled part by part equal the array, on CPUs and on accelerators."""
 
 import chex
 import jax
@@ -27,7 +27,7 @@ def sharding() -> NamedSharding:
 
 @pytest.mark.parametrize("kind", [HostAssembly, DeviceAssembly])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parts_fill_the_shards(sharding, kind, dtype):
+def test_shards_are_filled_part_by_part(sharding, kind, dtype):
     shards = list_shards(SIDE, SIZES, sharding)
     assembly = kind(shards, np.dtype(dtype))
     for number, shard in enumerate(shards):
@@ -42,5 +42,5 @@ def test_parts_fill_the_shards(sharding, kind, dtype):
     chex.assert_trees_all_equal(np.asarray(found, np.float32), WHOLE)
 
 
-def test_a_cpu_keeps_the_memory_that_is_filled(sharding):
+def test_cpu_arrays_are_assembled_on_the_host(sharding):
     assert isinstance(make_assembly(SIDE, SIZES, np.dtype(np.float32), sharding), HostAssembly)

@@ -1,4 +1,4 @@
-"""Shards are the boxes that devices hold, cut into ranges of a rule's axes."""
+"""Shards are the boxes that devices hold, split into ranges of a rule's axes."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def sharding(*spec) -> NamedSharding:
         ((None, ("a", "b")), 8, (8, 3)),
     ],
 )
-def test_each_box_occurs_once_and_all_cover_the_array(spec, count, shape):
+def test_shards_are_distinct_and_cover_the_array(spec, count, shape):
     shards = list_shards(SIDE, SIZES, sharding(*spec))
     assert len(shards) == count
     assert sum(len(shard.devices) for shard in shards) == 8
@@ -36,7 +36,7 @@ def test_each_box_occurs_once_and_all_cover_the_array(spec, count, shape):
     assert (covered == 1).all()
 
 
-def test_ranges_meet_the_shards_that_hold_them():
+def test_ranges_overlap_only_the_shards_that_hold_them():
     shards = list_shards(SIDE, SIZES, sharding(None, "a"))  # a head each
     wanted = {"D": (2, 5), "N": (1, 3), "H": (0, 6)}
     met = {shard.box[1]: [common for _, common in shard.overlaps(wanted)] for shard in shards}
@@ -48,7 +48,7 @@ def test_ranges_meet_the_shards_that_hold_them():
     }
 
 
-def test_ranges_are_cut_until_they_are_contiguous():
+def test_ranges_are_split_until_contiguous():
     [shard] = list_shards(SIDE, SIZES, sharding())
     parts = list(shard.contiguous({"D": (0, 8), "N": (1, 3), "H": (2, 5)}))
     assert [shard.locate(part) for part in parts] == [

@@ -1,4 +1,4 @@
-"""Tensors reach every shard bit for bit, through small chunks, and no byte is read twice."""
+"""Tensors are streamed to every shard bit for bit in small chunks, and no byte is read twice."""
 
 import os
 from collections.abc import Sequence
@@ -43,12 +43,12 @@ def mesh() -> Mesh:
 
 
 def random_bits(shape: Sequence[int], seed: int) -> np.ndarray:
-    """Every bit pattern, NaNs among them."""
+    """Returns random bits, which include NaNs."""
     return np.random.default_rng(seed).integers(0, 2**16, shape, np.uint16).view(BFLOAT16)
 
 
 def write_stored(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    """The arrays one after the other in a file that begins with something else."""
+    """Writes the arrays one after the other into a file, after 8 other bytes."""
     stored, data = {}, b"12345678"
     for name, array in arrays.items():
         stored[name] = StoredTensor(name, array.dtype, array.shape, path, len(data))
@@ -58,7 +58,7 @@ def write_stored(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, StoredT
 
 
 def sharding_of(shape: Sequence[int], spec: Sequence[object]) -> NamedSharding:
-    """The sharding of a spec, without the axes that do not divide the shape or come twice."""
+    """Returns the sharding of a spec without axes that repeat or do not divide the shape."""
     used, kept = set(), []
     for size, axes in zip(shape, spec, strict=False):
         names = (axes,) if isinstance(axes, str) else axes or ()
@@ -71,7 +71,7 @@ def sharding_of(shape: Sequence[int], spec: Sequence[object]) -> NamedSharding:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_rule_fills_any_shards_through_any_chunks(tmp_path_factory, data):
+def test_any_rule_fills_any_sharding_through_any_chunk_size(tmp_path_factory, data):
     rule = Rule(*data.draw(st.sampled_from(RULES)))
     kind = data.draw(st.sampled_from([HostAssembly, DeviceAssembly]))
     budget = data.draw(st.sampled_from([1, 100, 16 * 37, 16 * 1000, 1 << 20]))
@@ -99,7 +99,7 @@ def test_any_rule_fills_any_shards_through_any_chunks(tmp_path_factory, data):
         if dtype == BFLOAT16:
             assert np.asarray(array).tobytes() == expected.tobytes()
         else:
-            np.testing.assert_array_equal(array, expected.astype(dtype))  # any NaN for a NaN
+            np.testing.assert_array_equal(array, expected.astype(dtype))  # NaN payloads may differ
 
 
 def slices(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
@@ -107,7 +107,7 @@ def slices(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
 
 
 class ReadLog:
-    """What `os.preadv` is asked for."""
+    """Records the byte ranges that `os.preadv` reads."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.read: list[tuple[int, int]] = []
@@ -126,7 +126,7 @@ class ReadLog:
 
 
 @pytest.mark.parametrize("spec", [(), ("a",), (None, "a"), ("b", "a"), (None, ("a", "b"))])
-def test_what_several_devices_hold_is_read_once(tmp_path, monkeypatch, spec):
+def test_replicated_data_is_read_once(tmp_path, monkeypatch, spec):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 3, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(3)}
     stored = write_stored(tmp_path / "file", arrays)
@@ -139,8 +139,8 @@ def test_what_several_devices_hold_is_read_once(tmp_path, monkeypatch, spec):
     assert len(log.read) == 3 * 16 * 8 * 2 // 64
 
 
-def test_files_are_read_in_their_order(tmp_path, monkeypatch):
-    """Each thread goes forward only, so the disk does; with one it is plain."""
+def test_files_are_read_in_order(tmp_path, monkeypatch):
+    """Each thread only reads forward; with a single thread all reads are in order."""
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 5, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in (3, 0, 4, 1, 2)}
     stored = write_stored(tmp_path / "file", arrays)
@@ -152,8 +152,8 @@ def test_files_are_read_in_their_order(tmp_path, monkeypatch):
     assert log.read[0][0] == 8
 
 
-def test_a_part_of_the_devices_reads_a_part_of_the_file(tmp_path, monkeypatch):
-    """As in a run of several processes: the gaps between what is wanted are left out."""
+def test_some_of_the_shards_read_only_their_part_of_the_file(tmp_path, monkeypatch):
+    """As in a multi-process run, gaps between the needed ranges are not read."""
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 64, "D": 16384}
     array = random_bits((64, 16384), 0)
     stored = write_stored(tmp_path / "file", {"w": array})
@@ -168,7 +168,7 @@ def test_a_part_of_the_devices_reads_a_part_of_the_file(tmp_path, monkeypatch):
     assert np.asarray(held).tobytes() == array.T[4096:8192, 32:].tobytes()
 
 
-def test_gaps_smaller_than_a_page_are_read_along(tmp_path, monkeypatch):
+def test_gaps_smaller_than_a_page_are_read_too(tmp_path, monkeypatch):
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 64, "D": 64}
     stored = write_stored(tmp_path / "file", {"w": random_bits((64, 64), 0)})
     into = HostAssembly(list_shards(rule.model, sizes, sharding_of((64, 64), ("a",)))[:1], BFLOAT16)
@@ -178,7 +178,7 @@ def test_gaps_smaller_than_a_page_are_read_along(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [HostAssembly, DeviceAssembly])
-def test_a_file_that_ends_early_is_named(tmp_path, kind):
+def test_truncated_file_is_named(tmp_path, kind):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 3, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(3)}
     stored = write_stored(tmp_path / "file", arrays)
@@ -191,7 +191,7 @@ def test_a_file_that_ends_early_is_named(tmp_path, kind):
         stream.stream(moves, into, 1 << 20)
 
 
-def test_a_failure_stops_the_other_threads(tmp_path):
+def test_failure_stops_the_other_threads(tmp_path):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 200, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(200)}
     stored = write_stored(tmp_path / "file", arrays)
