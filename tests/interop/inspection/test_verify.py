@@ -191,7 +191,7 @@ def test_what_no_family_can_say_is_still_summed_up(tmp_path):
     assert found.ok
     assert all(tensor.differing_bits is None for tensor in found.tensors)
     assert all(
-        "llama: model_type 'llama' cannot say qk_norm='head'" in tensor.remark
+        "llama: model_type 'llama' does not support attention.qk_norm='head'" in tensor.remark
         for tensor in found.tensors
     )
     assert "17 without a way back" in found.summary
