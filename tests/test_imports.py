@@ -58,7 +58,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm.interop": {
         "rules": set(),
         "formats": {"rules"},
-        "reference": {"formats"},
+        "reference": set(),
         "families": {"rules", "formats", "reference"},
         "loading": {"rules", "formats", "families"},
         "saving": READING,

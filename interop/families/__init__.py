@@ -1,4 +1,4 @@
-"""The families of checkpoints that can be read and written."""
+"""Checkpoint families: one module per model family, with its config format and tensor rules."""
 
 from .common.family import Derived, Family, Fields, Layout, Table, nearest
 from .huggingface.bart import BART
@@ -28,7 +28,7 @@ from .source_systems.tlama import TLAMA
 
 __all__ = ["FAMILIES", "Derived", "Family", "Fields", "Layout", "Table", "nearest"]
 
-# Of families that can say the same model, the first is written.
+# If several families support a model, the first one is written.
 FAMILIES = (
     LLAMA,
     MISTRAL,

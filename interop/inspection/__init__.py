@@ -1,1 +1,1 @@
-"""Looking at checkpoints: inspect, verify round trips, suggest rules for unknown ones."""
+"""Checkpoint inspection: list tensors, verify round trips, suggest rules for unknown formats."""

@@ -1,4 +1,4 @@
-"""What lies in a folder, from its headers alone: for people and for machines."""
+"""Lists the tensors of any folder, and what they become in a model, from file headers only."""
 
 import dataclasses
 import math
@@ -23,44 +23,44 @@ UNKNOWN = "unknown"
 
 @dataclasses.dataclass(frozen=True)
 class TensorGroup:
-    """Stored tensors that differ in their numbers alone: of layers, of experts, of shards."""
+    """Stored tensors whose names differ only in indices of layers, experts or shards."""
 
     name: str  # folded, as in `model.layers.{0..31}.mlp.up_proj.weight`
     count: int
     dtype: str
     shape: tuple[int, ...]  # of each
-    num_bytes: int  # of all
+    num_bytes: int  # of all together
     use: str  # the arrays that they fill, or why they fill none
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """A folder of tensors; `ok` if `load_pretrained` would take it."""
+    """The contents of a folder of tensors; `ok` if `load_pretrained` can load it."""
 
     path: str
     family: str | None
-    fields: Mapping[str, str]  # of the config: read, ignored or unknown
+    fields: Mapping[str, str]  # config fields: "read", "ignored" or "unknown"
     tensors: tuple[TensorGroup, ...]
     problems: tuple[str, ...]
-    plan: Plan | None = None  # of loading it onto one device
+    plan: Plan | None = None  # for loading onto one device
 
     @property
     def ok(self) -> bool:
-        """Whether everything in the folder is accounted for."""
+        """Whether every tensor and config field is accounted for."""
         return not self.problems
 
     @property
     def num_values(self) -> int:
-        """Numbers in all tensors."""
+        """The number of values in all tensors."""
         return sum(group.count * math.prod(group.shape) for group in self.tensors)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors in bytes."""
         return sum(group.num_bytes for group in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for machines."""
+        """Returns everything as JSON values."""
         planned = self.plan and {
             "bytes_by_device": self.plan.bytes_by_device,
             "peak_host_bytes_above_arrays": self.plan.window_bytes,
@@ -81,10 +81,16 @@ class Inspection:
 
 
 def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
-    """What lies in a folder, of a known family or not, from its headers alone.
+    """Lists the tensors of a folder, of a known family or not, from file headers only.
 
-    With rules of your own, `path` may be a file.
-    Raises CheckpointError only if there is no folder: all else that is wrong is in `problems`.
+    Args:
+        path: a folder of any known family, a native checkpoint, a run, or any folder of tensors;
+            with `rules`, also a file.
+        rules: rules of your own, as described in docs/rules.md.
+
+    Raises:
+        CheckpointError: there is no folder, or the checkpoint cannot be opened with `rules`. All
+            other problems are in `problems` of the result.
     """
     path = Path(path)
     if rules is None:
@@ -121,7 +127,7 @@ def _inspect_model(path: Path, form: ModelFormat) -> Inspection:
 
 
 def _inspect_unknown(path: Path, error: CheckpointError) -> Inspection:
-    """Whatever tensors there are, and why the folder is not a checkpoint."""
+    """Lists the tensors of a folder that is not a known checkpoint, and why it is not one."""
     problems = list(error.problems)
     try:
         tensors = open_tensors(path)
@@ -154,15 +160,15 @@ def _group(tensors: Tensors, uses: Mapping[str, str]) -> tuple[TensorGroup, ...]
 
 
 def _uses(checkpoint: Checkpoint, account: Analysis) -> dict[str, str]:
-    """What becomes of each stored tensor."""
+    """Maps each stored tensor to the arrays it fills, or to the reason that it fills none."""
     if account.config is None:
-        return dict.fromkeys(checkpoint.tensors, "not known without a config")
+        return dict.fromkeys(checkpoint.tensors, "unknown without a config")
     filled: dict[str, list[str]] = {}
     for rule, sizes in account.rules:
         for name, index in rule.stored.names(sizes):
             whole = name.partition("#")[0]
             for array in find_arrays(rule.model, index, sizes):
-                # Of layers, whichever they are.
+                # The same text for all layers, so that their tensors fold into one group.
                 filled.setdefault(whole, []).append(re.sub(r"(?<=layers\.)[\d:]+", "*", array))
     table = account.table
     computed = {derived.name for derived in table.derived}

@@ -17,9 +17,9 @@ def render(inspection: Inspection) -> RenderableType:
         f"total: {inspection.num_values:,} values, {format_size(inspection.num_bytes)}",
         *_planned(inspection),
     ]
-    said = Text("\n".join(filter(None, lines)))
+    summary = Text("\n".join(filter(None, lines)))
     problems = Text("\n".join(f"✗ {problem}" for problem in inspection.problems), style="red")
-    return Group(_tensors(inspection), said, *([problems] if inspection.problems else []))
+    return Group(_tensors(inspection), summary, *([problems] if inspection.problems else []))
 
 
 def _tensors(inspection: Inspection) -> Table:
@@ -37,7 +37,7 @@ def _tensors(inspection: Inspection) -> Table:
 
 
 def _fields(inspection: Inspection) -> str:
-    """How many of the config's fields are read, and the names of those that are not."""
+    """Counts the config fields that are read, and names the others."""
     by_use: dict[str, list[str]] = {}
     for name, use in inspection.fields.items():
         by_use.setdefault(use, []).append(name)
@@ -52,6 +52,5 @@ def _planned(inspection: Inspection) -> list[str]:
     (on_device,) = inspection.plan.bytes_by_device.values()
     window = format_size(inspection.plan.window_bytes)
     return [
-        f"loading: {format_size(on_device)} on one device and, on top of that, at most {window} of "
-        "host memory"
+        f"loading: {format_size(on_device)} on one device, plus at most {window} of host memory"
     ]

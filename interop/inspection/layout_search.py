@@ -1,4 +1,4 @@
-"""Tensors and arrays that are alike in all layers, and the ways to lay one out as the other."""
+"""Folds tensors over layers and experts, and lists layouts that fit the shape of an array."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,9 @@ from jaxllm.interop.rules.rule import Rule
 
 Shape = tuple[int, ...]
 
-TOGETHER = ({"N", "H"}, {"K", "H"})  # axes that are merged everywhere
-EPSILON = 0.001  # of likeness: less than any word is worth
+TOGETHER = ({"N", "H"}, {"K", "H"})  # axes that are usually merged
+EPSILON = 0.001  # similarity for a possible shape: less than any word counts
+# The usual order in which models define their parts.
 ORDER = (
     *("embed", "embed_position", "attn_norm", "q_proj", "k_proj", "v_proj", "o_proj"),
     *("q_norm", "k_norm", "attn_out_norm", "mlp_norm", "gate_proj", "up_proj", "down_proj"),
@@ -26,17 +27,17 @@ _NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Tensors whose names differ in the number of the layer, or of the expert, alone."""
+    """Stored tensors whose names differ only in the index of the layer or expert."""
 
-    name: str  # with {L} and {E} in it
+    name: str  # with {L} and {E} for the indices
     shape: Shape
-    layers: tuple[int, ...] | None = None  # None: it is in no layer
+    layers: tuple[int, ...] | None = None  # None: outside the layers
     has_experts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Arrays of the model whose names differ in the number of the layer alone."""
+    """Arrays of the model whose names differ only in the index of the layer."""
 
     name: str
     axes: tuple[str, ...]
@@ -46,7 +47,7 @@ class Target:
 def fold(
     shapes: Mapping[str, Shape], layers: Collection[tuple[int, ...]], num_experts: int | None
 ) -> Iterator[Stored]:
-    """The tensors, those of all layers that have them as one, and so those of all experts."""
+    """Folds tensors that differ only in the index of the layer or expert into one."""
     alike: dict[tuple[str, Shape], list[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         key = _NUMBER.sub("\0", name), shape
@@ -61,7 +62,7 @@ def _fold_columns(
     layers: Collection[tuple[int, ...]],
     num_experts: int | None,
 ) -> Iterator[Stored]:
-    """Replaces the numbers of a name, each a NUL in it, from the left: by an axis, or as it is."""
+    """Replaces each number in a name (marked by NUL), left to right, with an axis or itself."""
     if "\0" not in tensor.name:
         yield tensor
         return
@@ -83,9 +84,10 @@ def _fold_columns(
 def list_layouts(
     axes: Sequence[str], shape: Shape, sizes: Sizes, free: int | None = None
 ) -> list[Dims]:
-    """The ways to merge axes, in their order, into dimensions of this shape.
+    """Lists the ways to assign axes to dimensions of this shape; merged axes keep their order.
 
-    `free` is a dimension of any size. Axes that are seldom merged are so only if nothing else fits.
+    The dimension with index `free` may have any size. Unusual merges are listed only if nothing
+    else fits.
     """
     found: dict[Dims, int] = {}
     for places in itertools.product(range(len(shape)), repeat=len(axes)):
@@ -96,19 +98,18 @@ def list_layouts(
         extents = [math.prod(sizes[axis] for axis in dim) for dim in dims]
         fits = (a == b for i, (a, b) in enumerate(zip(extents, shape, strict=True)) if i != free)
         if all(fits):
-            odd = sum(len(dim) != 1 and set(dim) not in TOGETHER for dim in dims)
-            found[dims] = odd
-    return [dims for dims, odd in found.items() if odd == min(found.values())]
+            found[dims] = sum(len(dim) != 1 and set(dim) not in TOGETHER for dim in dims)
+    return [dims for dims, unusual in found.items() if unusual == min(found.values())]
 
 
 def is_flipped(target: Target, dims: Dims) -> bool:
-    """Whether the axes lie in another order than in the model's array."""
+    """Whether the axes are in a different order than in the model's array."""
     flat = [axis for dim in dims for axis in dim]
     return flat != [axis for axis in target.axes if axis in flat]
 
 
 def order_bonus(stored: Sequence[Stored], targets: Sequence[Target]) -> np.ndarray:
-    """A little more for pairs that stand at like places, to decide where names say nothing."""
+    """Returns a small bonus for pairs at similar positions, to break ties between names."""
     last = max(len(stored), len(targets)) - 1 or 1
     usual = sorted(range(len(targets)), key=lambda i: _place(targets[i].name))
     places = np.argsort(usual)
@@ -116,34 +117,35 @@ def order_bonus(stored: Sequence[Stored], targets: Sequence[Target]) -> np.ndarr
 
 
 def _place(name: str) -> int:
-    """Where most models define what fills this array."""
+    """Returns the position at which most models define this array."""
     parts = (number for number, part in enumerate(ORDER) if f".{part}." in f".{name}")
     return next(parts, len(ORDER))
 
 
-def choose_layout(target: Target, ways: list[list[Dims]], wants_flipped: bool) -> list[Dims]:
-    """The way of most other tensors, if there are several."""
+def choose_layout(target: Target, layouts: list[list[Dims]], wants_flipped: bool) -> list[Dims]:
+    """Returns the layout that follows the convention of the other tensors, or the first one."""
     wanted = wants_flipped and target.name.endswith("kernel")
-    return next((way for way in ways if is_flipped(target, way[0]) == wanted), ways[0])
+    fitting = (layout for layout in layouts if is_flipped(target, layout[0]) == wanted)
+    return next(fitting, layouts[0])
 
 
 def make_rules(
-    tensor: Stored, targets: tuple[Target, ...], way: list[Dims], sizes: Sizes
+    tensor: Stored, targets: tuple[Target, ...], layout: list[Dims], sizes: Sizes
 ) -> Iterator[Rule]:
-    """One rule; for parts of different shapes, one for each."""
+    """Returns one rule, or for fused parts of different shapes one rule for each part."""
     layers = tensor.layers
     every = layers is None or layers == tuple(range(len(layers)))
     kept = None if every else layers
     sides = [Side(target.name, tuple((axis,) for axis in target.axes)) for target in targets]
     names = [target.name.split(".")[-2].removesuffix("_proj") for target in targets]
     if len(targets) == 1:
-        yield Rule(Side(tensor.name, way[0]), sides[0], layers=kept)
-    elif len(set(way)) == 1:
-        extents = Side(tensor.name, way[0]).shape(sizes)
+        yield Rule(Side(tensor.name, layout[0]), sides[0], layers=kept)
+    elif len(set(layout)) == 1:
+        extents = Side(tensor.name, layout[0]).shape(sizes)
         place = next(i for i, extent in enumerate(extents) if extent != tensor.shape[i])
-        dims = tuple(("P", *dim) if i == place else dim for i, dim in enumerate(way[0]))
+        dims = tuple(("P", *dim) if i == place else dim for i, dim in enumerate(layout[0]))
         model = targets[0].name.replace(f".{names[0]}_proj.", f".{{P={'|'.join(names)}}}_proj.")
         yield Rule(Side(tensor.name, dims), Side(model, sides[0].dims), layers=kept)
     else:
-        for name, dims, side in zip(names, way, sides, strict=True):
+        for name, dims, side in zip(names, layout, sides, strict=True):
             yield Rule(Side(f"{tensor.name}#{name}", dims), side, layers=kept)

@@ -1,4 +1,4 @@
-"""What the name of a stored tensor speaks of, by how the known families spell theirs."""
+"""Similarity of tensor names to the names that the known families use for a model's arrays."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from jaxllm.config import Config
 from jaxllm.interop.families import FAMILIES, Layout
 from jaxllm.interop.rules.rule import Rule
 
-# Words that mean the same in names; those that mean nothing there are "".
+# Maps words in names to a common word; words without meaning there map to "".
 WORDS = {
     **dict.fromkeys(("attention", "attn", "mha", "self", "sa"), "attn"),
     **dict.fromkeys(("mlp", "ffn", "ff", "feed", "forward", "feedforward", "dense_relu"), "mlp"),
@@ -34,33 +34,33 @@ WORDS = {
     **dict.fromkeys(("layer", "layers", "block", "blocks", "h", "transformer", "decoder"), ""),
 }
 
-# Of models that are not decoders alone.
+# Names from encoder-decoders, which no decoder family uses.
 T5 = {
     "mlp.wi_0.weight": "layers.{L}.mlp.gate_proj.kernel",
     "mlp.wi_1.weight": "layers.{L}.mlp.up_proj.kernel",
 }
 
-OTHER_KIND = 0.3  # how much less a name speaks of a bias if it has no such word, or the reverse
+OTHER_KIND = 0.3  # factor if only one of tensor and array is a bias
 
-Targets = tuple[str, ...]  # the arrays that a tensor fills, by their names in the model
+Targets = tuple[str, ...]  # the names of the arrays that a tensor fills
 
 
 class Vocabulary:
-    """How families name what fills the arrays of a model."""
+    """The words that families use in the names of the tensors that fill a model's arrays."""
 
     def __init__(self, config: Config, targets: Collection[Targets]):
         self.known: dict[Targets, set[frozenset[str]]] = {}
         for own in targets:
             for name in own:
                 self.known.setdefault(own, set()).add(words(name))
-        for stored, filled in _spellings(config):
+        for stored, filled in _family_names(config):
             if filled in targets:
                 self.known[filled].add(words(stored))
         used = Counter(word for sets in self.known.values() for word in frozenset().union(*sets))
         self.weight = {word: math.log(1 + len(self.known) / n) for word, n in used.items()}
 
     def likeness(self, name: str, targets: Targets) -> float:
-        """How much the name speaks of these arrays: from 0 to 1."""
+        """Returns the similarity of a name to the known names of these arrays: from 0 to 1."""
         given = words(name)
         is_other = ("bias" in given) != targets[0].endswith("bias")
         best = max(
@@ -74,7 +74,7 @@ class Vocabulary:
 
 
 def words(name: str) -> frozenset[str]:
-    """The words of a name, in one spelling: `blocks.{L}.selfAttention.wq.weight` has attn and q."""
+    """Returns the normalised words of a name: attn, q for `blocks.{L}.selfAttention.wq.weight`."""
     name = re.sub(r"\{[^}]*\}", ".", name)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     name = re.sub(r"(norm|(?<![a-z])ln)(?=\d)", r"\1_", name)
@@ -83,13 +83,13 @@ def words(name: str) -> frozenset[str]:
     return frozenset(itertools.chain.from_iterable(found))
 
 
-def _spellings(config: Config) -> Iterator[tuple[str, Targets]]:
-    """The stored names that families would give the tensors of this model, and what they fill."""
+def _family_names(config: Config) -> Iterator[tuple[str, Targets]]:
+    """Yields the tensor names that each family would use for this model, and what they fill."""
     yield from ((stored, (filled,)) for stored, filled in T5.items())
     for family in FAMILIES:
         try:
             table = family.table(config, Layout())
-        except (ValueError, AttributeError, TypeError):  # it cannot say this model
+        except (ValueError, AttributeError, TypeError):  # the family does not support this model
             continue
         fused: dict[str, list[str]] = {}
         for rule in table.rules:
@@ -103,7 +103,7 @@ def _spellings(config: Config) -> Iterator[tuple[str, Targets]]:
 
 
 def _expanded(rule: Rule) -> Iterator[tuple[str, Targets]]:
-    """The rule's stored names, by the labels of its axes, and the arrays that each fills."""
+    """Expands the labels in a rule's names: yields each stored name and the arrays it fills."""
     labels = {**rule.model.labels, **rule.stored.labels}
     own = [axes for axes in labels if axes in rule.stored.labels]
     for chosen in itertools.product(*(range(len(labels[axes])) for axes in own)):

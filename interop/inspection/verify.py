@@ -1,4 +1,4 @@
-"""Proof that a checkpoint survives the way into a model and back: streamed, bit by bit."""
+"""Verifies that a checkpoint survives the round trip through a model, bit by bit, streamed."""
 
 import dataclasses
 import hashlib
@@ -23,13 +23,13 @@ from jaxllm.interop.loading.plan import make_plan
 from jaxllm.interop.loading.user_family import open_checkpoint
 from jaxllm.interop.saving.export import choose_family, export_tensors, possible_families
 
-# Of a chunk there may be: the original, what went through the model, and their difference.
+# Copies of a chunk that may be in memory: the original, its round trip and their difference.
 COPIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifiedTensor:
-    """What was found of one tensor."""
+    """The result for one tensor."""
 
     name: str
     dtype: str
@@ -37,12 +37,12 @@ class VerifiedTensor:
     num_bytes: int
     sha256: str  # of its bytes in C order
     num_nonfinite: int
-    differing_bits: int | None  # None: there is no way back for it
-    remark: str = ""  # why there is none
+    differing_bits: int | None  # None: the tensor has no round trip
+    remark: str = ""  # why it has none
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it, if anything is."""
+        """A message if bits differ, else None."""
         if not self.differing_bits:
             return None
         return f"{self.name}: {self.differing_bits:,} of {8 * self.num_bytes:,} bits differ"
@@ -50,53 +50,53 @@ class VerifiedTensor:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What was found of all tensors; `ok` if no bit differs, from the manifest neither."""
+    """The result for all tensors; `ok` if no bit differs and the manifest, if any, matches."""
 
     path: str
-    through: str  # the family whose rules they went through
+    through: str  # the family whose rules were used
     tensors: tuple[VerifiedTensor, ...]
-    changes: tuple[str, ...] = ()  # against the manifest
+    changes: tuple[str, ...] = ()  # since the manifest was written
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors in bytes."""
         return sum(tensor.num_bytes for tensor in self.tensors)
 
     @property
     def differing_bits(self) -> int:
-        """Bits that did not come back."""
+        """The number of bits that differ after the round trip."""
         return sum(tensor.differing_bits or 0 for tensor in self.tensors)
 
     @property
     def num_nonfinite(self) -> int:
-        """Numbers that are infinite or not numbers."""
+        """The number of infinities and NaNs."""
         return sum(tensor.num_nonfinite for tensor in self.tensors)
 
     @property
     def problems(self) -> list[str]:
-        """All that is wrong, each with the tensor's name."""
+        """All differences, one message per tensor."""
         found = (tensor.problem for tensor in self.tensors)
         return [*filter(None, found), *self.changes]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
     def summary(self) -> str:
-        """One line."""
-        alone = sum(tensor.differing_bits is None for tensor in self.tensors)
+        """The result in one line."""
+        skipped = sum(tensor.differing_bits is None for tensor in self.tensors)
         return (
             f"{self.path}: {len(self.tensors)} tensors, {format_size(self.num_bytes)}, "
-            f"there and back through {self.through}: {self.differing_bits:,} differing bits"
-            + (f", {alone} without a way back" if alone else "")
-            + (f", {self.num_nonfinite:,} numbers not finite" if self.num_nonfinite else "")
+            f"round trip through {self.through}: {self.differing_bits:,} differing bits"
+            + (f", {skipped} without a round trip" if skipped else "")
+            + (f", {self.num_nonfinite:,} non-finite numbers" if self.num_nonfinite else "")
             + (f", {len(self.changes)} changes since the manifest" if self.changes else "")
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, and those of each tensor."""
+        """Returns the totals and the results of each tensor as JSON values."""
         return {
             "ok": self.ok,
             "path": self.path,
@@ -118,18 +118,20 @@ def verify(
     max_ram: int | str = "256MiB",
     rules: Any = None,
 ) -> Verification:
-    """Leads every tensor through the rules into the model's arrays and back, a chunk at a time.
+    """Maps every tensor to the model's arrays and back by the rules, and counts differing bits.
+
+    Tensors are streamed in chunks.
 
     Args:
-        path: a folder of any known family, a native checkpoint, or a run. The arrays of a native
-            one go the other way round: into the spelling of a family, and back.
-        step: of a run; by default its newest.
-        manifest: a file of the tensors' sha256: compared if it exists, and else written.
-        max_ram: host memory for tensors in flight: bytes, or a text like "256MiB".
-        rules: of a model of your own, as docs/rules.md says; `path` may then be a file.
+        path: a folder of any known family, a native checkpoint, or a run. Arrays of a native
+            checkpoint go the other way: to the format of a family and back.
+        step: the step of a run; by default the newest.
+        manifest: a JSON file of the tensors' sha256: compared if it exists, else written.
+        max_ram: host memory for tensors in flight, in bytes or as a string like "256MiB".
+        rules: rules of your own, as described in docs/rules.md; `path` may then be a file.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or the manifest is not one.
+        CheckpointError: the folder is not a checkpoint, or the manifest is invalid.
     """
     path = Path(path)
     if (form := model_format_of(path)) is not None:
@@ -148,7 +150,7 @@ def verify(
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """A tensor, and what it is after the way there and back; a remark if there is no way."""
+    """A tensor and its round trip, or a remark on why it has none."""
 
     original: TensorSource
     again: TensorSource | None
@@ -156,12 +158,12 @@ class _Pair:
 
 
 def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
-    """Every stored tensor, copies and ignored ones included."""
+    """Pairs every stored tensor with its round trip, including copies and ignored tensors."""
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint)
     again = dict(export_tensors(read_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
-    for derived in plan.table.derived:  # an export computes it anew, and may round otherwise
+    for derived in plan.table.derived:  # exports recompute it and may round differently
         again.pop(derived.name, None)
     return checkpoint.family.name, {
         name: _Pair(from_stored(tensor), again.get(name), _why_ignored(name, plan.table))
@@ -176,7 +178,7 @@ def _why_ignored(name: str, table: Table) -> str:
 
 
 def _native_pairs(parameters: Parameters, rules: Any) -> tuple[str, dict[str, _Pair]]:
-    """Every array, through the first family that can say what the model is."""
+    """Pairs every array with its round trip through the first family that supports the model."""
     families = possible_families(parameters.origin, None, None, rules)
     try:
         family, _, table = choose_family(parameters, families, None)
@@ -201,7 +203,7 @@ def _compare(name: str, pair: _Pair, chunk_bytes: int) -> VerifiedTensor:
     if again is not None and (again.dtype, again.shape) != (original.dtype, original.shape):
         raise CheckpointError(
             f"{name} is {original.dtype}{list(original.shape)}, "
-            f"and {again.dtype}{list(again.shape)} after the way there and back"
+            f"but {again.dtype}{list(again.shape)} after the round trip"
         )
     returned = iter(()) if again is None else again.payload(chunk_bytes)
     for chunk in original.payload(chunk_bytes):
@@ -234,7 +236,7 @@ def _differing_bits(one: memoryview, other: memoryview) -> int:
 
 
 def _check_manifest(path: Path, tensors: list[VerifiedTensor]) -> Iterator[str]:
-    """What is not as a manifest of an earlier day says. Writes it if there is none."""
+    """Yields the differences from an earlier manifest; writes the manifest if there is none."""
     found = {
         tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.sha256}
         for tensor in tensors
@@ -244,18 +246,18 @@ def _check_manifest(path: Path, tensors: list[VerifiedTensor]) -> Iterator[str]:
         partial.write_text(json.dumps({"tensors": found}, indent=1) + "\n")
         os.replace(partial, path)
         return
-    noted = read_json(path).get("tensors")
-    if not isinstance(noted, dict) or not all(isinstance(v, Mapping) for v in noted.values()):
-        raise CheckpointError(f"{path} is not a manifest of tensors")
-    for name in {**noted, **found}:
+    recorded = read_json(path).get("tensors")
+    if not isinstance(recorded, dict) or not all(isinstance(v, Mapping) for v in recorded.values()):
+        raise CheckpointError(f"{path} is not a manifest written by verify")
+    for name in {**recorded, **found}:
         if name not in found:
-            yield f"{name} is in the manifest and not in the checkpoint"
-        elif name not in noted:
-            yield f"{name} is in the checkpoint and not in the manifest"
+            yield f"{name} is in the manifest but not in the checkpoint"
+        elif name not in recorded:
+            yield f"{name} is in the checkpoint but not in the manifest"
         else:
             for field in ("dtype", "shape", "sha256"):
-                if noted[name].get(field) != found[name][field]:
+                if recorded[name].get(field) != found[name][field]:
                     yield (
-                        f"{name}: {field} is {found[name][field]}, "
-                        f"{noted[name].get(field)} in the manifest"
+                        f"{name}: {field} is {found[name][field]}, but "
+                        f"{recorded[name].get(field)} in the manifest"
                     )

@@ -1,11 +1,14 @@
-"""The four source systems in plain PyTorch: the oracle that our layers are tested against.
+"""PyTorch reference implementations of the four source systems; JAX layers are tested against them.
 
-Written from the documents, with the names and shapes of the original state dicts, to be read
-from top to bottom; nothing here is fast, and nothing outside this package imports it but functions
-of families and parity, which run these models beside ours. Modules run
-on a CPU in any dtype: norms, softmax and rotations are computed in float32, or in float64 when the
-model is. Buffers that checkpoints carry but that follow from the config (`freq_cis`, `pe`) are
-stored and then recomputed in the precision of the pass. A model's `fields` are its config file.
+They follow the systems' documents and use the names and shapes of the original state dicts. They
+are written to be read from top to bottom, not to be fast. Only functions of families,
+optimizer_state and parity import them, to run them beside the JAX models; this package imports
+nothing else of jaxllm.interop.
+
+Modules run on a CPU in any dtype: norms, softmax and rotations are computed in float32, or in
+float64 if the model is. Buffers that checkpoints store but that follow from the config (`freq_cis`,
+`pe`) are registered, and recomputed in the precision of the forward pass. A model's `fields` are
+the contents of its config file.
 
     tlama        tlama-core: `Transformer(TlamaConfig)`
     llm          `LLM(ModelArgs)`, and Meta's Llama 3 and 4

@@ -1,4 +1,4 @@
-"""What a model was made of, as the config file of its checkpoint says it."""
+"""Config file fields of a reference model, from the arguments of its constructor."""
 
 import dataclasses
 import json
@@ -6,8 +6,11 @@ from typing import Any
 
 
 def as_fields(model_type: str, config: Any = None, **arguments: Any) -> dict[str, Any]:
-    """The constructor's arguments, and those of the object that it was given, as JSON has them."""
-    whole = {} if config is None else dataclasses.asdict(config)
-    said = {"model_type": model_type, **whole, **arguments}
-    fields: dict[str, Any] = json.loads(json.dumps(said, default=dataclasses.asdict))
+    """Returns the fields of a config file: `model_type`, the fields of `config`, the arguments.
+
+    `config` is a dataclass instance; all values are converted to JSON types.
+    """
+    config_fields = {} if config is None else dataclasses.asdict(config)
+    given = {"model_type": model_type, **config_fields, **arguments}
+    fields: dict[str, Any] = json.loads(json.dumps(given, default=dataclasses.asdict))
     return fields

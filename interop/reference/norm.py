@@ -1,4 +1,4 @@
-"""Root-mean-square norm (Zhang and Sennrich, 2019) as tlama and llm have it."""
+"""Root-mean-square norm (Zhang and Sennrich, 2019) of tlama and llm."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from .precision import at_least_float32
 
 
 def rmsnorm(x: Tensor, eps: float) -> Tensor:
-    """`x / rms(x)` over the last dimension, without a scale, in the dtype of `x`."""
+    """Returns `x / rms(x)` over the last dimension, without a scale, in the dtype of `x`."""
     h = at_least_float32(x)
     return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Normalise, cast back, then scale: (..., D) to (..., D)."""
+    """RMS norm that casts back to the input dtype before scaling: (..., D) to (..., D)."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -21,5 +21,5 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x / rms(x) * weight`."""
+        """Returns `x / rms(x) * weight`."""
         return rmsnorm(x, self.eps) * self.weight

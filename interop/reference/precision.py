@@ -1,9 +1,9 @@
-"""The precision of norms, softmax and rotations."""
+"""Precision of norms, softmax and rotations: float32 or higher."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 if that is what it is."""
+    """Returns `x` in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

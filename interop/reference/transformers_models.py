@@ -1,14 +1,14 @@
-"""What only transformers can do: make a small Llama, open an exported folder, generate with it."""
+"""Operations that need transformers: build a small Llama, open exported folders, generate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.errors import MissingPackageError
 
 
 def save_random_llama(fields: Mapping[str, Any], path: str | Path, *, seed: int = 0) -> None:
-    """Builds a Llama of this `config.json` with random weights, and saves it with transformers."""
+    """Builds a Llama with random weights from `config.json` fields, and saves it at `path`."""
     torch, transformers = require_torch()
     torch.manual_seed(seed)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
@@ -16,7 +16,11 @@ def save_random_llama(fields: Mapping[str, Any], path: str | Path, *, seed: int 
 
 
 def open_exported(path: str | Path) -> tuple[Any, dict[str, list]]:
-    """The folder as `AutoModelForCausalLM` reads it, and what was missing or unexpected to it."""
+    """Loads a folder with `AutoModelForCausalLM`.
+
+    Returns the model in eval mode, and the names that transformers reports under "missing_keys"
+    and "unexpected_keys".
+    """
     _, transformers = require_torch()
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         str(path), output_loading_info=True, local_files_only=True
@@ -30,12 +34,12 @@ def open_exported(path: str | Path) -> tuple[Any, dict[str, list]]:
 def generate_greedily(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, by the model's own `generate`, one at a time."""
+    """Continues each prompt greedily with the model's `generate`, one prompt at a time."""
     torch, _ = require_torch()
     continued = []
     for prompt in prompts:
         tokens = torch.tensor([list(prompt)])
-        # Without a mask, transformers would take every token 0 for padding.
+        # Without a mask, transformers would treat every token 0 as padding.
         out = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -49,13 +53,16 @@ def generate_greedily(
 
 
 def require_torch() -> tuple[Any, Any]:
-    """The modules torch and transformers. Raises CheckpointError if they are not installed."""
+    """Returns the modules torch and transformers.
+
+    Raises MissingPackageError, with the extra to install, if one is not installed.
+    """
     try:
         import torch
         import transformers
     except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"this needs PyTorch and transformers, and {error.name} is not installed: "
+        raise MissingPackageError(
+            f"this needs PyTorch and transformers, but {error.name} is not installed: "
             "pip install 'jaxllm[torch]'"
         ) from None
     return torch, transformers

@@ -1,1 +1,1 @@
-"""What several model families share: reading config fields, RoPE, experts, and common rules."""
+"""Code shared by model families: config fields, RoPE, experts, and common tensor rules."""

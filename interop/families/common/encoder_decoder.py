@@ -1,4 +1,4 @@
-"""What a spelling of encoder-decoders cannot say, of one stack or the other."""
+"""Rejects encoder-decoder configs that a checkpoint format does not support."""
 
 from collections.abc import Collection, Mapping
 
@@ -6,38 +6,43 @@ from jaxllm.config import TwoStackConfig, flatten
 
 from .family import refuse
 
-# What makes one stack the encoder and the other the decoder.
+# Fields that distinguish the encoder from the decoder.
 _ROLES = ("attention.causal", "attention.cross")
-# How a stack is run, and where it starts; not what it computes.
+# Fields about training, initialisation and execution, which do not change the function computed.
 _RUN = ("dropout", "init.kind", "init.std", "scan_layers", "remat")
 
 
 def refuse_both(
-    spelling: str,
+    format_name: str,
     config: TwoStackConfig,
-    *says: str,
+    *supported: str,
     decoder: Collection[str] = (),
     may_differ: Collection[str] = (),
-    holds: Mapping[str, bool] = {},
+    unsupported: Mapping[str, bool] = {},
 ) -> None:
-    """As `refuse`, of both stacks.
+    """Raises ValueError, as `refuse` does, if the format does not support one of the stacks.
 
     Args:
-        spelling: its name, for the message.
-        config: of which every field that is not a default must be among `says`.
-        says: the dotted names of fields of both stacks.
-        decoder: those of fields that only the decoder has.
-        may_differ: those of fields that the spelling says of each stack on its own.
-        holds: what the spelling cannot say of those fields, and whether the config has it.
+        format_name: the name of the format, for the message.
+        config: every field of it that differs from the default must be in `supported`.
+        supported: dotted names of the fields that the format supports in both stacks.
+        decoder: dotted names of the fields that it supports in the decoder only.
+        may_differ: dotted names of the fields that may differ between the stacks.
+        unsupported: maps descriptions of unsupported values to whether the config has them.
     """
-    one, other = config.encoder, config.decoder
-    ours, theirs = flatten(one), flatten(other)
+    encoder_fields, decoder_fields = flatten(config.encoder), flatten(config.decoder)
     differing = {
-        f"{name}={ours[name]!r} and {theirs[name]!r}": ours[name] != theirs[name]
-        for name in sorted(ours.keys() - {*_ROLES, *_RUN, *may_differ})
+        f"{name}={encoder_fields[name]!r} in the encoder and {decoder_fields[name]!r} in the "
+        "decoder": encoder_fields[name] != decoder_fields[name]
+        for name in sorted(encoder_fields.keys() - {*_ROLES, *_RUN, *may_differ})
     }
     differing["share_positions=True"] = (
         config.share_positions and "positions.kind" not in may_differ
     )
-    refuse(f"{spelling}, of the encoder,", one, (*says, *_ROLES), {})
-    refuse(spelling, other, (*says, *_ROLES, *decoder), {**differing, **holds})
+    refuse(f"the encoder of {format_name}", config.encoder, (*supported, *_ROLES), {})
+    refuse(
+        format_name,
+        config.decoder,
+        (*supported, *_ROLES, *decoder),
+        {**differing, **unsupported},
+    )

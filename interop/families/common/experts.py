@@ -1,4 +1,4 @@
-"""Experts chosen by a softmax, as Hugging Face's configs and checkpoints hold them."""
+"""Mixtures of experts with a softmax router in Hugging Face configs and checkpoints."""
 
 from collections.abc import Iterable
 
@@ -10,13 +10,13 @@ from .llama_like import layers_with_mlp
 
 
 def read_expert_layout(stored: Iterable[str]) -> Layout:
-    """Whether each expert has tensors of its own or, as in transformers 5's memory, a layer has."""
+    """Detects whether experts are stored one by one or fused per layer, as in transformers 5."""
     is_fused = any(name.endswith(".mlp.experts.down_proj") for name in stored)
     return Layout(experts="fused" if is_fused else "each")
 
 
 def read_num_experts(fields: Fields, default: int) -> int:
-    """How many experts: transformers 5 calls them `num_local_experts` where 4 does not."""
+    """Reads the number of experts; transformers 5 renamed `num_experts` to `num_local_experts`."""
     names = ("num_local_experts", "num_experts")
     given = {name: fields.take(name, int, None) for name in names}
     if len(set(given.values()) - {None}) > 1:
@@ -25,14 +25,14 @@ def read_num_experts(fields: Fields, default: int) -> int:
 
 
 def read_balance(fields: Fields) -> Json:
-    """The load-balancing loss, which is a part of the loss only if the config asks for logits."""
+    """Reads the load-balancing loss, which counts only if `output_router_logits` is set."""
     weight = fields.take("router_aux_loss_coef", float, 0.001)
     is_used = fields.take("output_router_logits", bool, False)
     return {"aux_weight": weight if is_used else 0.0, "balance": "model"}
 
 
 def write_balance(experts: Experts, base: Json) -> Json:
-    """The fields of `read_balance`; each layer's own balance is a loss that they do not know."""
+    """Writes the fields of `read_balance`; a per-layer balancing loss is dropped."""
     weight = experts.aux_weight if experts.balance == "model" else 0.0
     return {
         "output_router_logits": weight > 0,
@@ -41,7 +41,7 @@ def write_balance(experts: Experts, base: Json) -> Json:
 
 
 def unsupported_by_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
-    """What these families' experts are not, and whether the config's are."""
+    """Maps expert settings that these families do not support to whether the config has them."""
     experts = config.experts
     if experts is None:
         return {"experts=None": True}
@@ -57,7 +57,11 @@ def unsupported_by_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
 def expert_rules(
     config: DecoderConfig, layout: Layout, *, under: str, gate: str, up: str, down: str
 ) -> list[Rule]:
-    """The router and the experts, which have these names where each has tensors of its own."""
+    """Rules for the router and the experts.
+
+    `under`, `gate`, `up` and `down` name the tensors where each expert is stored on its own; fused
+    experts have the names that transformers 5 gives them.
+    """
     sides = [
         (f"{under}.gate.weight : E D", "router.kernel : D E"),
         (f"{under}.experts.{{E}}.{gate}.weight : X D", "gate_proj.kernel : E D X"),

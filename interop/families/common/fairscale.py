@@ -1,7 +1,7 @@
-"""Model-parallel shards as fairscale cuts them, one file each: rules for them, and for one alone.
+"""Rules for fairscale's model-parallel shards, one file each, and for unsharded checkpoints.
 
-A rule names T shards by the prefix `SHARD`. It has in lower case what a shard has of an axis that
-is cut: rows of a column-parallel projection, columns of a row-parallel one.
+A rule names its T shards with the prefix `SHARD`. A lower-case letter is one shard's part of a
+split axis: the rows of a column-parallel projection, the columns of a row-parallel one.
 """
 
 import dataclasses
@@ -17,15 +17,16 @@ SHARD = "{T:02}/"
 def split_sizes(
     sizes: Sizes, shards: int, split: Mapping[str, str], wrong: Collection[str] = ()
 ) -> dict[str, int]:
-    """The sizes, the number of shards, and what a shard has of each axis that is cut.
-
-    Raises ValueError, with what else is `wrong`, if the shards do not divide what they must.
+    """Adds to the axis sizes the number of shards, T, and the size of each split axis per shard.
 
     Args:
-        sizes: of all axes.
-        shards: how many.
-        split: the axes that are cut, by what the config calls them.
-        wrong: other sizes that these shards do not divide.
+        sizes: the sizes of all axes.
+        shards: the number of shards.
+        split: maps the config's names of the split axes to their letters.
+        wrong: other sizes that the shards do not divide, for the message.
+
+    Raises:
+        ValueError: the shards do not divide an axis, or `wrong` is not empty.
     """
     found = [f"{name}={sizes[axis]}" for name, axis in split.items() if sizes[axis] % shards]
     if found or wrong:
@@ -37,7 +38,7 @@ def split_sizes(
 
 
 def without_shards(rule: Rule) -> Rule:
-    """The rule for a checkpoint of one shard, whose names do not say so."""
+    """Returns the rule for an unsharded checkpoint, whose names have no shard prefix."""
     stored = dataclasses.replace(rule.stored, name=re.sub(r"^\{[^}]*\}/", "", rule.stored.name))
     dims = (tuple(axis for axis in dim if axis not in ("T", "U")) for dim in rule.model.dims)
     return Rule(stored, dataclasses.replace(rule.model, dims=tuple(dims)), layers=rule.layers)

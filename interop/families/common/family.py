@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: its config in both directions, and its rules."""
+"""Defines a checkpoint family: how its config is read and written, and its tensor rules."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,8 @@ from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
 Json = dict[str, Any]
 REQUIRED: Any = object()
-# A damaged config must not fill the memory: a model is laid out before its tensors are looked for.
+# Limits that keep a damaged config from filling memory: the model is laid out before its tensors
+# are looked up.
 MAX_INT = 2**31 - 1
 MAX_COUNT = 10_000  # layers, experts
 MAX_FLOAT = float(np.finfo(np.float32).max)
@@ -25,23 +26,23 @@ Part = TypeVar("Part")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's tensors are named and cut into files, where its config does not say."""
+    """How a checkpoint's tensors are named and split into files, beyond what its config says."""
 
     model_parallel: int = 1
     embedding_split: Literal["vocab", "width"] = "vocab"
-    names: Sequence[str] = ()  # of tensors that go by several, those that this checkpoint has
-    experts: Literal["each", "fused"] = "each"  # a tensor for each expert, or one for all
-    file: str = ""  # that held them, if the family does not say
+    names: Sequence[str] = ()  # the alternative tensor names that this checkpoint uses
+    experts: Literal["each", "fused"] = "each"  # one tensor per expert, or one for all
+    file: str = ""  # the file that held the tensors, if the family does not fix its name
 
     @property
     def written(self) -> Self:
-        """The layout to write what was read in this one: fused experts need transformers 5."""
+        """The layout for writing: experts one by one, since fused ones need transformers 5."""
         return dataclasses.replace(self, experts="each")
 
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """A stored tensor that the config determines: skipped on import, computed anew on export."""
+    """A stored tensor that follows from the config: skipped on import, recomputed on export."""
 
     name: str
     compute: Callable[[], np.ndarray]
@@ -49,54 +50,54 @@ class Derived:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Every tensor that a checkpoint of this config has, and what becomes of it."""
+    """Lists every tensor that a checkpoint of this config has, and how each one is handled."""
 
     rules: tuple[Rule, ...]
     sizes: Mapping[str, int]
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copy: original
     derived: tuple[Derived, ...] = ()
-    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: why
-    copies: Collection[str] = ()  # of the tied, those that are stored none the less
-    file: str = ""  # to hold them, if the family does not say
+    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: reason
+    copies: Collection[str] = ()  # the tied tensors that are stored nevertheless
+    file: str = ""  # the file to write the tensors to, if the family does not fix its name
 
     def bound(self, stacks: Stacks) -> tuple[BoundRule, ...]:
-        """The rules, with their sizes, for a model whose layers are stacked so."""
+        """Returns the rules with their sizes for a model whose layers are stacked this way."""
         return bind(self.rules, self.sizes, stacks)
 
 
 def without_type(fields: Json) -> Json:
-    """The fields that are the arguments of a constructor."""
+    """Returns the constructor's arguments: all fields except `model_type`."""
     return {name: value for name, value in fields.items() if name != "model_type"}
 
 
 def in_order(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The source, if there is one, and the target."""
+    """Returns the reference model's arguments: the source, if there is one, then the target."""
     return tuple(given[name] for name in ("source", "target") if name in given)
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One spelling of checkpoints. All that differs between families is data of this type."""
+    """A checkpoint family: everything that differs between families is data of this type."""
 
     name: str
-    format: str  # of `formats.table`, which says how its files are read and written
-    config_file: str  # "" if it needs none
-    model_type: str | None  # as its config file says, if it says
+    format: str  # a row of `formats.table`, which defines how files are read and written
+    config_file: str  # "" if the family needs none
+    model_type: str | None  # the value in the config file, if it has one
     read_config: Callable[["Fields", Mapping[str, StoredTensor]], tuple[Json, Layout]]
-    write_config: Callable[[Any, Json], Json]  # on top of the JSON that it came with
+    write_config: Callable[[Any, Json], Json]  # of a config and the JSON it was read from
     table: Callable[[Any, Layout], Table]
-    config_class: type[Config] = DecoderConfig  # of the models that it can say
-    # What parity runs, where it is not transformers: the PyTorch model of a config file's fields.
+    config_class: type[Config] = DecoderConfig  # the class of models that it supports
+    # Builds the PyTorch reference from the config file's fields; None means transformers.
     reference: Callable[[Json], Any] | None = None
-    # What that model is called with, of tensors by name: source, target and their masks.
+    # Arguments of the reference, from tensors by name: source, target and their masks.
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
-    masks: Collection[str] = ()  # those of them that it takes
+    masks: Collection[str] = ()  # the masks that the reference accepts
 
     def check_class(self, config: Config) -> None:
-        """Raises ValueError for a config of a class that this family knows nothing of."""
+        """Raises ValueError if the config is not of the class that this family supports."""
         if not isinstance(config, self.config_class):
             ours, given = self.config_class.__name__, type(config).__name__
-            raise ValueError(f"it is for models of {ours}, this is one of {given}")
+            raise ValueError(f"this family supports {ours}, but the model has a {given}")
 
 
 def hf_family(
@@ -106,7 +107,7 @@ def hf_family(
     table: Callable[[Any, Layout], Table],
     config_class: type[Config] = DecoderConfig,
 ) -> Family:
-    """A family of Hugging Face's, which goes by its `model_type`."""
+    """Returns a Hugging Face family, named by its `model_type`."""
     return Family(
         name=name,
         format="hf",
@@ -120,7 +121,10 @@ def hf_family(
 
 
 class Fields:
-    """A config file being read. Each field must be taken, or declared not to matter."""
+    """A config file being read: every field must be taken or explicitly ignored.
+
+    Problems are collected rather than raised, so that all are reported at once.
+    """
 
     def __init__(self, data: Json):
         self.data = data
@@ -128,10 +132,10 @@ class Fields:
         self.ignored: set[str] = set()
         self.parts: dict[str, Fields] = {}
         self.problems: list[str] = []
-        self.is_complete = True  # whether every value taken is the file's own, or a default
+        self.is_complete = True  # False once a value is missing or invalid
 
     def take(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
-        """The field's value; null and absence give the default. An int will do for a float."""
+        """Returns the value, or the default if null or absent; accepts an int for a float."""
         self.known.add(name)
         value = self.data.get(name)
         if value is None:
@@ -149,26 +153,26 @@ class Fields:
         return value
 
     def take_nullable(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
-        """As `take`, of a field whose null is not its default: None."""
+        """As `take`, but an explicit null gives None instead of the default."""
         if name in self.data and self.data[name] is None:
             self.known.add(name)
             return None
         return self.take(name, kind, default)
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Refuses a field whose value would change the numbers in a way not implemented."""
+        """Records a problem if the field has a value other than the implemented ones, `allowed`."""
         self.known.add(name)
         if name in self.data and self.data[name] not in allowed:
             choices = " or ".join(map(repr, allowed))
             self.problems.append(f"{name}={self.data[name]!r} is not supported, only {choices}")
 
     def ignore(self, *names: str) -> None:
-        """Declares fields that do not bear on the numbers."""
+        """Declares fields that do not affect the computed numbers."""
         self.known.update(names)
         self.ignored.update(names)
 
     def build(self, part: Callable[..., Part], /, **values: Any) -> Part | None:
-        """A part of the config made of fields; None, and a problem, if they do not fit it."""
+        """Builds a part of the config; on invalid values, returns None and records the problem."""
         if not self.problems:
             try:
                 return part(**values)
@@ -179,7 +183,7 @@ class Fields:
 
     @contextmanager
     def part(self, name: str) -> "Iterator[Fields]":
-        """The fields of an object within this one, whose problems are this one's as well."""
+        """Reads a nested object; its problems are added to this one's."""
         inner = Fields(self.take(name, dict, {}))
         yield inner
         self.is_complete &= inner.is_complete
@@ -187,9 +191,9 @@ class Fields:
         self.parts[name] = inner
 
     def unknown(self) -> list[str]:
-        """The fields that nobody understands."""
+        """Lists the fields that were neither taken nor ignored, as problems."""
         own = [
-            f"{name}={self.data[name]!r} is not a field that this family understands"
+            f"{name}={self.data[name]!r} is not a field known to this family"
             + nearest(name, self.known)
             for name in self.data
             if name not in self.known
@@ -198,35 +202,35 @@ class Fields:
         return own + inner
 
     def finish(self) -> list[str]:
-        """All that is wrong with the file, fields that nobody understands included."""
+        """Returns all problems of the file, including unknown fields."""
         return self.problems + self.unknown()
 
     def uses(self) -> dict[str, str]:
-        """What becomes of each field of the file: it is read, ignored or unknown."""
+        """Maps each field of the file to "read", "ignored" or "unknown"."""
         fates = {**dict.fromkeys(self.known, "read"), **dict.fromkeys(self.ignored, "ignored")}
         return {name: fates.get(name, "unknown") for name in self.data}
 
 
 def _type_problem(name: str, value: Any, kind: type) -> str | None:
-    """What is wrong with a field's value, before it is known what it is for."""
+    """Checks a field's type and range; returns the problem, or None."""
     if type(value) is not kind:
         return f"is not of type {kind.__name__}"
     if isinstance(value, float):
-        return None if abs(value) <= MAX_FLOAT else "is no finite float32"
+        return None if abs(value) <= MAX_FLOAT else "is not a finite float32"
     if not isinstance(value, int):
         return None
     limit = MAX_COUNT if "layer" in name or "expert" in name else MAX_INT
-    return f"is beyond {limit:,}" if abs(value) > limit else None
+    return f"exceeds the limit of {limit:,}" if abs(value) > limit else None
 
 
 def nearest(name: str, candidates: Any) -> str:
-    """A clause that names the candidate most like `name`, or nothing."""
+    """Returns a "did you mean" clause for the most similar candidate, or an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.7)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# Sizes, which every spelling has, and what does not bear on the numbers of a forward pass.
-_SAID_BY_ALL = {
+# Fields that every format supports: sizes, and what does not affect a forward pass.
+_ALWAYS_SUPPORTED = {
     *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
     *("max_len", "norms.eps", "rope.layout", "init.std", "numerics.param_dtype", "numerics.dtype"),
     *("scan_layers", "remat", "dropout", "init.kind"),
@@ -234,31 +238,36 @@ _SAID_BY_ALL = {
 
 
 def refuse(
-    spelling: str, config: StackConfig, says: Collection[str], holds: Mapping[str, bool]
+    format_name: str,
+    config: StackConfig,
+    supported: Collection[str],
+    unsupported: Mapping[str, bool],
 ) -> None:
-    """Raises ValueError with all of a config's architecture that `spelling` cannot say.
+    """Raises ValueError listing everything in the config that a format does not support.
 
     Args:
-        spelling: its name, for the message.
-        config: of which every field that is not Llama's must be among `says`.
-        says: the dotted names of fields.
-        holds: what the spelling cannot say of those fields, and whether the config has it.
+        format_name: the name of the format, for the message.
+        config: every field of it that differs from the default (Llama's) must be in `supported`.
+        supported: dotted names of the fields that the format supports.
+        unsupported: maps descriptions of unsupported values of these fields to whether the config
+            has them.
     """
     default = defaults(type(config))
-    unsupported = {
+    unknown_fields = {
         f"{name}={value!r}": value != default.get(name)
         for name, value in flatten(config).items()
-        if name not in {*_SAID_BY_ALL, *says}
+        if name not in {*_ALWAYS_SUPPORTED, *supported}
     }
-    holds = {**unsupported, **holds}
-    if wrong := [what for what, is_so in holds.items() if is_so]:
-        raise ValueError(f"{spelling} cannot say {'; '.join(wrong)}")
+    found = {**unknown_fields, **unsupported}
+    if problems := [description for description, is_present in found.items() if is_present]:
+        raise ValueError(f"{format_name} does not support {'; '.join(problems)}")
 
 
 def decoder_sizes(config: DecoderConfig) -> dict[str, int]:
-    """The axes of a decoder's rules: the legend's letters, and a head's pairs (r 2, h H/2).
+    """Returns the axis sizes of a decoder's rules.
 
-    Of experts: E of them, G projections into each, X its width, and S that of the shared one.
+    Besides the legend's letters: a head's rotated pairs (r = 2, h = H/2). For experts: E experts,
+    G input projections each, X their width, S the width of the shared expert.
     """
     sizes = {
         "V": config.vocab_size,
@@ -279,5 +288,5 @@ def decoder_sizes(config: DecoderConfig) -> dict[str, int]:
 
 
 def head_pairs(config: DecoderConfig) -> str:
-    """A rotated head's dimension in the model: which of its two axes varies slowest."""
+    """Returns the axes of a rotated head in the model, the slowest-varying first."""
     return {"half": "(r h)", "interleaved": "(h r)"}[config.rope.layout]

@@ -1,4 +1,4 @@
-"""Which layers see a sliding window, as Hugging Face's configs say it."""
+"""Per-layer attention kinds in Hugging Face configs: full, sliding window, chunked, no RoPE."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,18 +15,20 @@ SEES: dict[str, Literal["all", "window", "chunk"]] = {
 
 
 def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
-    """The shortest pattern that repeats to these kinds of layers."""
+    """Returns the shortest pattern that, repeated, gives these layer kinds."""
     periods = range(1, len(kinds) + 1)
     repeats = lambda p: all(kinds[i] == kinds[i % p] for i in range(len(kinds)))  # noqa: E731
     return tuple(kinds[: next((period for period in periods if repeats(period)), 0)])
 
 
 def read_layer_types(fields: Fields, default: Sequence[str]) -> list[str]:
-    """The field `layer_types`, a known name for each layer; `default` says what absence means."""
+    """Reads `layer_types`, one known name per layer, or returns `default` if it is absent."""
     given = fields.take("layer_types", list, list(default))
     count = fields.take("num_hidden_layers", int)
     if unknown := sorted({str(name) for name in given if name not in SEES}):
-        fields.problems.append(f"layer_types has {', '.join(unknown)}; known are {', '.join(SEES)}")
+        fields.problems.append(
+            f"layer_types has {', '.join(unknown)}; allowed are {', '.join(SEES)}"
+        )
         return list(default)
     if len(given) != count:
         fields.problems.append(f"layer_types has {len(given)} names for {count} layers")
@@ -35,7 +37,7 @@ def read_layer_types(fields: Fields, default: Sequence[str]) -> list[str]:
 
 
 def read_qwen_windows(fields: Fields) -> Json:
-    """The pattern and the window of Qwen's configs: from some layer on, if they are used."""
+    """Reads Qwen's sliding window, used from layer `max_window_layers` on if it is enabled."""
     count = fields.take("num_hidden_layers", int)
     is_used = fields.take("use_sliding_window", bool, False)
     window = fields.take_nullable("sliding_window", int, 4096)
@@ -49,7 +51,7 @@ def read_qwen_windows(fields: Fields) -> Json:
     kinds = [LayerKind(sees=SEES[name]) for name in types]
     slides = "sliding_attention" in types
     if slides and window is None:
-        fields.problems.append("layer_types slides, but use_sliding_window is false")
+        fields.problems.append("layer_types has sliding_attention, but use_sliding_window is false")
     return {
         "attention.window": window if slides else None,
         "pattern": shortest_pattern(kinds) or (LayerKind(),),
@@ -57,7 +59,7 @@ def read_qwen_windows(fields: Fields) -> Json:
 
 
 def write_qwen_windows(config: DecoderConfig) -> Json:
-    """The fields of `read_qwen_windows`."""
+    """Writes the fields of `read_qwen_windows`."""
     types = write_layer_types(config)
     sliding = [i for i, name in enumerate(types) if name == "sliding_attention"]
     return {
@@ -69,42 +71,42 @@ def write_qwen_windows(config: DecoderConfig) -> Json:
 
 
 def write_layer_types(config: DecoderConfig) -> list[str]:
-    """The field `layer_types`."""
+    """Returns the field `layer_types`."""
     names = {sees: name for name, sees in SEES.items()}
     return [names[kind.sees] for kind in config.kinds]
 
 
 def uniform_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
-    """The pattern and the window where all layers are alike: they have it or, if None, none has."""
+    """Returns the pattern and window of a model whose layers all have this window, or none has."""
     kind = LayerKind(sees="all" if window is None else "window", mlp=mlp)
     return {"attention.window": window, "pattern": (kind,)}
 
 
 def unsupported_by_one_window(config: DecoderConfig) -> dict[str, bool]:
-    """A window on some layers alone, and whether the config has it."""
-    return {"a window on some layers alone": len({kind.sees for kind in config.kinds}) > 1}
+    """Flags configs with a window on only some layers."""
+    return {"a window on only some layers": len({kind.sees for kind in config.kinds}) > 1}
 
 
-def unsupported_layers(config: DecoderConfig, **said: Sequence[str]) -> dict[str, bool]:
-    """What layers may be, of each field of their kinds, and whether the config's are else."""
+def unsupported_layers(config: DecoderConfig, **supported: Sequence[str]) -> dict[str, bool]:
+    """Flags layer kinds whose fields have values other than the supported ones."""
     return {
-        f"layers of {field}={value!r}": value not in values
-        for field, values in said.items()
+        f"layers with {field}={value!r}": value not in values
+        for field, values in supported.items()
         for value in sorted({getattr(kind, field) for kind in config.kinds})
     }
 
 
 def read_nope_layers(fields: Fields, count: int) -> set[int]:
-    """Those without RoPE: `no_rope_layers` has a 1 for each layer that does have it."""
+    """Reads which layers have no RoPE: `no_rope_layers` holds a 1 for each layer with RoPE."""
     given = fields.take("no_rope_layers", list, [])
     interval = fields.take("no_rope_layer_interval", int, 4)
     if not given:
         return set(range(interval - 1, count, interval)) if interval > 0 else set()
     if len(given) < count or any(has_rope not in (0, 1) for has_rope in given):
-        fields.problems.append(f"no_rope_layers={given!r} is not a 0 or 1 for each layer")
+        fields.problems.append(f"no_rope_layers={given!r} must hold a 0 or 1 for each layer")
     return {i for i, has_rope in enumerate(given) if not has_rope}
 
 
 def write_nope_layers(config: DecoderConfig) -> list[int]:
-    """The field `no_rope_layers`."""
+    """Returns the field `no_rope_layers`: 1 for each layer with RoPE, else 0."""
     return [int(kind.rope != "none") for kind in config.kinds]

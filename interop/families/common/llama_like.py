@@ -1,6 +1,6 @@
-"""What the configs and tensors of Hugging Face's decoders have in common.
+"""Config fields and tensor rules shared by Hugging Face decoders.
 
-Configs are read in the spelling of transformers 4 or 5 and written in that of 4, which 5 reads.
+Reads configs as transformers 4 or 5 writes them; writes those of transformers 4, which 5 reads.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from jaxllm.interop.rules.rule import Rule
 
 from .family import Fields, Json, Layout, Table, decoder_sizes, head_pairs
 
-# Bookkeeping, token ids and generation settings: none of them bears on a forward pass.
+# Bookkeeping, token ids and generation settings, which do not affect a forward pass.
 IGNORED_FIELDS = (
     *("_name_or_path", "architectures", "model_type", "transformers_version", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "pretraining_tp"),
@@ -19,14 +19,14 @@ IGNORED_FIELDS = (
     *("id2label", "label2id", "chunk_size_feed_forward"),
     *("_attn_implementation_autoset", "transformers.js_config"),
 )
-# How to generate, which transformers 4 kept among the fields of a model.
+# Generation settings, which transformers 4 stored in the model's config.
 GENERATION_FIELDS = (
     *("forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated", "prefix"),
     *("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "do_sample"),
     *("no_repeat_ngram_size", "repetition_penalty", "temperature", "top_k", "top_p"),
     *("task_specific_params", "num_return_sequences", "bad_words_ids", "diversity_penalty"),
 )
-# What transformers calls them; of several names for one, that which it writes comes first.
+# By their names in transformers; of synonyms, the one that transformers writes comes first.
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -40,9 +40,10 @@ IGNORED_TENSORS = {"model.layers.*.self_attn.rotary_emb.inv_freq": "derived from
 
 
 def read_decoder(fields: Fields, **defaults: object) -> Json:
-    """The fields that decoders of Llama's line share, all but RoPE.
+    """Reads the fields that Llama-like decoders share, except RoPE.
 
-    `defaults` are those of the family's config class, by its names, where they are not Llama's.
+    `defaults` are the defaults of the family's config class that differ from Llama's, by the names
+    of its fields.
     """
     fields.ignore(*IGNORED_FIELDS)
     fields.require("attention_dropout", 0.0)
@@ -72,18 +73,18 @@ def read_decoder(fields: Fields, **defaults: object) -> Json:
 
 
 def read_attention_bias(fields: Fields, default: bool = False) -> Json:
-    """Whether the projections of attention have biases: one field, of all of them."""
+    """Reads `attention_bias`, one field for all projections of attention."""
     bias = fields.take("attention_bias", bool, default)
     return {"attention.qkv_bias": bias, "attention.out_bias": bias}
 
 
 def write_decoder(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
-    """The fields of `read_decoder` on top of those of `base` that are not of version 5 alone."""
+    """Writes the fields of `read_decoder` over `base`, without those only transformers 5 has."""
     outdated = ("rope_parameters", "original_max_position_embeddings", "dtype")
     kept = {name: value for name, value in base.items() if name not in outdated}
     return {
         "architectures": [architecture],
-        "pad_token_id": None,  # a class's own default may lie outside the vocabulary
+        "pad_token_id": None,  # the class's default may lie outside the vocabulary
         **kept,
         "model_type": model_type,
         "vocab_size": config.vocab_size,
@@ -102,7 +103,7 @@ def write_decoder(config: DecoderConfig, base: Json, model_type: str, architectu
 
 
 def read_activation(fields: Fields, name: str, default: str) -> Activation:
-    """The activation that the field `name` says, by any of the names of transformers."""
+    """Reads the activation in the field `name`, by any of its names in transformers."""
     given = fields.take(name, str, default)
     if given not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -112,14 +113,14 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
 
 
 def write_activation(config: DecoderConfig, name: str, base: Json) -> Json:
-    """The field of `read_activation`, as it was if that is what it still means."""
+    """Writes the field of `read_activation`; keeps the name in `base` if it means the same."""
     if ACTIVATIONS.get(base.get(name, "")) == config.mlp.activation:
         return {name: base[name]}
     return {name: next(n for n, ours in ACTIVATIONS.items() if ours == config.mlp.activation)}
 
 
 def outer_rules(config: DecoderConfig) -> list[Rule]:
-    """The embedding, the last norm and, unless it is tied, the head."""
+    """Rules for the embedding, the final norm and, unless it is tied, the head."""
     rules = [
         Rule("model.embed_tokens.weight : V D", "embed.embedding : V D"),
         Rule("model.norm.weight : D", "final_norm.scale : D"),
@@ -130,12 +131,12 @@ def outer_rules(config: DecoderConfig) -> list[Rule]:
 
 
 def tied_head(config: DecoderConfig) -> dict[str, str]:
-    """The head as a copy of the embedding, if it is tied."""
+    """Returns the tied head as a copy of the embedding, or nothing if it is not tied."""
     return {"lm_head.weight": "model.embed_tokens.weight"} if config.head.tied else {}
 
 
 def norm_rules(**names: str) -> list[Rule]:
-    """The norms of a block, each by its name in the model: `attn_norm="input_layernorm"`."""
+    """Rules for the norms of a block, by name in the model: `attn_norm="input_layernorm"`."""
     return [
         Rule(f"model.layers.{{L}}.{theirs}.weight : D", f"layers.{{L}}.{ours}.scale : D")
         for ours, theirs in names.items()
@@ -143,7 +144,7 @@ def norm_rules(**names: str) -> list[Rule]:
 
 
 def layer_norm_rules(theirs: str, ours: str) -> list[Rule]:
-    """A norm with a bias, by its name here and there."""
+    """Rules for a LayerNorm with bias, by its stored name and its name in the model."""
     return [
         Rule(f"{theirs}.weight : D", f"{ours}.scale : D"),
         Rule(f"{theirs}.bias : D", f"{ours}.bias : D"),
@@ -151,9 +152,9 @@ def layer_norm_rules(theirs: str, ours: str) -> list[Rule]:
 
 
 def attention_rules(config: DecoderConfig, stored_pairs: str = "r h") -> list[Rule]:
-    """Separate projections under `self_attn`, with the biases and norms that the config has.
+    """Rules for separate projections under `self_attn`, with the config's biases and QK norms.
 
-    `stored_pairs` are the axes of a rotated head as stored: "h r" if pairs are neighbours.
+    `stored_pairs` are the axes of a rotated head as stored: "h r" if rotated pairs are adjacent.
     """
     theirs, ours, pairs = "model.layers.{L}.self_attn.", "layers.{L}.attn.", head_pairs(config)
     q, k = f"(N {stored_pairs})", f"(K {stored_pairs})"
@@ -192,7 +193,7 @@ def gated_mlp_rules(
     ours: str = "mlp",
     width: str = "F",
 ) -> list[Rule]:
-    """`gate_proj`, `up_proj` and `down_proj` under the name `theirs`, on these layers or on all."""
+    """Rules for `gate_proj`, `up_proj` and `down_proj` under `theirs`, on all or these layers."""
     F, stored, model = width, f"model.layers.{{L}}.{theirs}.", f"layers.{{L}}.{ours}."
     sides = [
         (f"gate_proj.weight : {F} D", f"gate_proj.kernel : D {F}"),
@@ -209,7 +210,7 @@ def gated_mlp_rules(
 
 
 def with_prefix(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The rules of a model that is a part of another, where it has this prefix."""
+    """Adds a prefix to the stored names, for a model that is part of another."""
     return [
         Rule(
             dataclasses.replace(rule.stored, name=prefix + rule.stored.name),
@@ -222,14 +223,14 @@ def with_prefix(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
 
 
 def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> Table:
-    """The table of a decoder whose rules are these."""
+    """Returns the table of a decoder with these rules."""
     return Table(
         tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
     )
 
 
 def llama_table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a decoder that names its tensors as Llama does."""
+    """Returns the table of a decoder whose tensors are named like Llama's."""
     rules = [
         *outer_rules(config),
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
@@ -240,5 +241,5 @@ def llama_table(config: DecoderConfig, layout: Layout) -> Table:
 
 
 def layers_with_mlp(config: DecoderConfig, mlp: str) -> list[int]:
-    """The layers whose MLP is of this kind: "dense" or "experts"."""
+    """Returns the indices of the layers whose MLP is of this kind: "dense" or "experts"."""
     return [i for i, kind in enumerate(config.kinds) if kind.mlp == mlp]

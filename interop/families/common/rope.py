@@ -1,7 +1,7 @@
-"""RoPE as Hugging Face's configs say it: base, scaling and the fraction of a head.
+"""RoPE fields of Hugging Face configs: base, scaling and the rotated fraction of a head.
 
-Transformers 5 has it all in `rope_parameters`; 4 has `rope_theta` and `rope_scaling`, in which a
-kind is a `rope_type` or, older, a `type`.
+Transformers 5 stores everything in `rope_parameters`; version 4 has `rope_theta` and
+`rope_scaling`, whose kind is a `rope_type` or, in older files, a `type`.
 """
 
 import dataclasses
@@ -25,14 +25,15 @@ def read_rope(
     original: int | None = None,
     aliases: Mapping[str, str] = NO_ALIASES,
 ) -> Json:
-    """The base, the scaling and, of models whose RoPE may be partial, the fraction.
+    """Reads the base, the scaling and, for models with partial RoPE, the rotated fraction.
 
     Args:
-        fields: of which it takes all that is about RoPE.
-        default_theta: the base that absence means.
-        fraction: what absence means; None if these models always rotate whole heads.
-        original: what absence of `original_max_position_embeddings` means; None: the longest.
-        aliases: old names of kinds of scaling.
+        fields: the config file; all of its RoPE fields are taken.
+        default_theta: the base if the field is absent.
+        fraction: the fraction if the field is absent; None if the model always rotates whole heads.
+        original: the value if `original_max_position_embeddings` is absent; None stands for
+            `max_position_embeddings`.
+        aliases: maps old names of scaling kinds to new ones.
     """
     old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
     if old and new and old != new:
@@ -41,9 +42,9 @@ def read_rope(
 
 
 def read_rope_by_layer(fields: Fields, default_theta: float, default_local_theta: float) -> Json:
-    """As `read_rope`, where layers that slide have a base of their own and no scaling.
+    """As `read_rope`, for models whose sliding layers have their own base and no scaling.
 
-    `rope_parameters` then hold those of each of the `layer_types`.
+    `rope_parameters` then holds one object for each of the `layer_types`.
     """
     by_layer = Fields(fields.take("rope_parameters", dict, {}))
     full = by_layer.take("full_attention", dict, {})
@@ -57,7 +58,7 @@ def read_rope_by_layer(fields: Fields, default_theta: float, default_local_theta
     config["rope.local_theta"] = local.take("rope_theta", float, local_theta)
     local.require("rope_type", "default")
     local.require("partial_rotary_factor", 1.0)
-    if full.get("truncate", True) is not True:  # transformers does not find it where it is
+    if full.get("truncate", True) is not True:  # transformers ignores it there
         local.problems.append(f"truncate={full['truncate']!r} is not supported, only True")
     fields.problems += [f"RoPE: {problem}" for problem in by_layer.finish() + local.finish()]
     return config
@@ -101,7 +102,8 @@ def _read_scaling(
     original = rope.take("original_max_position_embeddings", int, outer_original or longest)
     if outer_original not in (None, original):
         rope.problems.append(
-            f"original_max_position_embeddings={original}, and {outer_original} outside of it"
+            f"original_max_position_embeddings={original}, but {outer_original} outside of the "
+            "RoPE fields"
         )
     values = {"original_max_len": original, **_READERS[kind](rope, original, longest)}
     scaling = rope.build(RopeScaling, kind=kind, **values)
@@ -109,7 +111,7 @@ def _read_scaling(
 
 
 def _read_dynamic(rope: Fields, original: int, longest: int) -> Json:
-    if original != longest:  # transformers grows theta from the longest on
+    if original != longest:  # transformers scales from max_position_embeddings on
         rope.problems.append(
             f"original_max_position_embeddings={original} is not max_position_embeddings={longest}"
         )
@@ -155,28 +157,28 @@ _READERS = {
 
 
 def _ratio(longest: int, original: int) -> float:
-    """How much longer contexts are than those of pretraining, but no less than 1."""
+    """Returns the longest context divided by the pretraining context, but at least 1."""
     return max(longest / max(original, 1), 1.0)
 
 
 def _numbers(rope: Fields, name: str) -> tuple[float, ...]:
     given = rope.take(name, list)
     if wrong := [number for number in given if type(number) not in (int, float)]:
-        rope.problems.append(f"{name} has {wrong[0]!r}, which is not a number")
+        rope.problems.append(f"{name} holds {wrong[0]!r}, which is not a number")
         return ()
     return tuple(map(float, given))
 
 
 def _without_default_factor(scaling: RopeScaling) -> RopeScaling:
-    """The same scaling, without an attention factor that goes without saying."""
-    silent = dataclasses.replace(scaling, attention_factor=None)
-    return silent if attention_factor(silent) == attention_factor(scaling) else scaling
+    """Drops an attention factor that equals the default."""
+    without = dataclasses.replace(scaling, attention_factor=None)
+    return without if attention_factor(without) == attention_factor(scaling) else scaling
 
 
 def write_rope(config: DecoderConfig) -> Json:
-    """The fields of `read_rope` but for the fraction, in the spelling of transformers 4.
+    """Writes the fields of `read_rope`, except the fraction, as transformers 4 does.
 
-    Raises ValueError for what it cannot say.
+    Raises ValueError for what the format does not support.
     """
     scaling = config.rope.scaling
     rope: Json = {"rope_theta": config.rope.theta, "rope_scaling": _write_scaling(config)}
@@ -196,8 +198,8 @@ def _write_scaling(config: DecoderConfig) -> Json | None:
     original = given.pop("original_max_len", None)
     if scaling.kind == "dynamic" and original != config.max_len:
         raise ValueError(
-            "config.json cannot say dynamic RoPE scaling of original_max_len="
-            f"{original}, only of max_len={config.max_len}"
+            "config.json does not support dynamic RoPE scaling with original_max_len="
+            f"{original}, only with max_len={config.max_len}"
         )
     if scaling.kind in ("llama3", "yarn"):
         rope["original_max_position_embeddings"] = original
@@ -205,10 +207,10 @@ def _write_scaling(config: DecoderConfig) -> Json | None:
 
 
 def _write_longrope(scaling: RopeScaling, max_len: int) -> Json:
-    """Under the name that Phi-3 has for it in transformers 4, which wants these fields alone.
+    """Writes LongRoPE by its name in transformers 4, whose Phi-3 accepts only these fields.
 
-    It takes the factor to be the ratio of lengths. Where it is not, the field is for
-    transformers 5, and the attention factor, all that depends on it, for both.
+    Transformers 4 takes the factor to be the ratio of the lengths. If it is not, `factor` is
+    written for transformers 5, and `attention_factor`, all that depends on it, for both.
     """
     rope: Json = {
         "type": "longrope",

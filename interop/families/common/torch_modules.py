@@ -1,6 +1,6 @@
-"""The rules of PyTorch's modules, for models whose heads are not rotated, and sinusoids.
+"""Rules for PyTorch modules in models without RoPE, and sinusoidal position buffers.
 
-A name of the checkpoint comes first, then that of the model.
+Arguments take the stored name first, then the name in the model.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxllm.layers.attention.sinusoids import wave_frequencies
 
 
 def linear_rules(theirs: str, ours: str, out: str, into: str, *, bias: bool = False) -> list[Rule]:
-    """An `nn.Linear`. `out` and `into` are dimensions as PyTorch has them: "F", "(N H)"."""
+    """Rules for an `nn.Linear`; `out` and `into` are its dimensions in PyTorch: "F", "(N H)"."""
     out_axes, in_axes = out.strip("()"), into.strip("()")
     rules = [Rule(f"{theirs}.weight : {out} {into}", f"{ours}.kernel : {in_axes} {out_axes}")]
     if bias:
@@ -27,7 +27,7 @@ def attention_rules(
     heads: str = "(N H)",
     bias: bool = False,
 ) -> list[Rule]:
-    """The projections of queries, keys, values and outputs, with a key for each query."""
+    """Rules for the four projections of attention with as many key/value heads as query heads."""
     rules = []
     for name, inner in zip(names, ("q_proj", "k_proj", "v_proj"), strict=False):
         rules += linear_rules(f"{theirs}.{name}", f"{ours}.{inner}", heads, "D", bias=bias)
@@ -38,7 +38,7 @@ def attention_rules(
 
 
 def sinusoids(config: StackConfig) -> np.ndarray:
-    """The buffer that checkpoints carry of sinusoids, (max_len, D)."""
+    """Returns the sinusoidal position buffer that checkpoints store: (max_len, D), float32."""
     positions = np.arange(config.max_len, dtype=np.float32)
     angles = np.outer(positions, wave_frequencies(config.embed_dim, config.positions.waves))
     both = np.stack([np.sin(angles), np.cos(angles)], axis=-1)

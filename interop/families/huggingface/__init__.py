@@ -1,1 +1,1 @@
-"""Hugging Face model families, one file each: config in both directions and tensor rules."""
+"""Hugging Face model families, one module each: config reader and writer, and tensor rules."""

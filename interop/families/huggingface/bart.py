@@ -1,6 +1,6 @@
-"""BART as Hugging Face writes it (`model_type: bart`): norms after sublayers, biases everywhere.
+"""BART in the Hugging Face format (`model_type: bart`): post-norm, biases everywhere.
 
-With its head for generation it names its tensors `model.encoder...`, without it `encoder...`.
+Tensors are named `model.encoder...` with the generation head and `encoder...` without it.
 """
 
 import math
@@ -22,10 +22,10 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
-# With the prefix of its tensors, and without; the first is written unless the other was read.
+# Names with and without the prefix; the first is written unless the second was read.
 SHARED = ("model.shared.weight", "shared.weight")
 LOGITS_BIAS = "final_logits_bias"
-# What every BART has, in both its stacks.
+# Settings of every BART, in both stacks.
 FIXED: Json = {
     "norms.kind": "layer",
     "norms.placement": "post",
@@ -42,9 +42,9 @@ FIXED: Json = {
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS)
-    # Of training, of classification, and of what the authors' configs have besides.
+    # Fields for training and classification, and extra fields of the authors' configs.
     fields.ignore("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")
     fields.ignore("classif_dropout", "encoder_layerdrop", "decoder_layerdrop", "_num_labels")
     fields.ignore("gradient_checkpointing", "num_hidden_layers", "output_past", "add_bias_logits")
@@ -91,17 +91,18 @@ def _read_sizes(fields: Fields, stack: str, width: int) -> Json:
 
 
 def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     stacks = {"encoder": config.encoder, "decoder": config.decoder}
     decoder, width = config.decoder, config.decoder.embed_dim
     scale = math.sqrt(width)
-    unlike = {
-        f"{what} of the {role}": is_unlike
+    differing = {
+        f"{value} in the {role}": is_differing
         for role, stack in stacks.items()
-        for what, is_unlike in unsupported_values(stack, FIXED).items()
+        for value, is_differing in unsupported_values(stack, FIXED).items()
     }
     heads = {
-        f"{stack.num_heads} heads of {stack.head_dim} with {stack.num_kv_heads} keys": (
+        f"num_heads={stack.num_heads} with head_dim={stack.head_dim} and "
+        f"num_kv_heads={stack.num_kv_heads}": (
             stack.num_kv_heads != stack.num_heads or stack.num_heads * stack.head_dim != width
         )
         for stack in stacks.values()
@@ -112,8 +113,8 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         *(*FIXED, "mlp.activation", "embed_scale"),
         decoder=("head.tied", "head.bias"),
         may_differ=("num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-        holds={
-            **unlike,
+        unsupported={
+            **differing,
             **heads,
             f"embed_scale={decoder.embed_scale}": decoder.embed_scale not in (1.0, scale),
             "head.tied=False": not decoder.head.tied,
@@ -122,7 +123,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     )
     return {
         "architectures": ["BartForConditionalGeneration"],
-        "pad_token_id": None,  # the class's own default may lie outside the vocabulary
+        "pad_token_id": None,  # the class's default may lie outside the vocabulary
         **{name: value for name, value in base.items() if name != "dtype"},
         "model_type": "bart",
         "is_encoder_decoder": True,
@@ -149,7 +150,7 @@ def _write_sizes(stack: str, config: StackConfig) -> Json:
 
 
 def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a BART."""
+    """Returns the rules for every tensor of BART."""
     encoder, decoder = config.encoder, config.decoder
     shared = next(iter(layout.names), SHARED[0])
     prefix = shared.removesuffix("shared.weight")
@@ -174,7 +175,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
 
 
 def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
-    """The rules of the stack of this name, which has sizes of its own."""
+    """Rules for the stack of this name, which has its own sizes."""
     L = f"{{L_{stack}}}"
     theirs, ours = f"{prefix}{stack}.layers.{L}.", f"{stack}.layers.{L}."
     heads, F = f"(N_{stack} H_{stack})", f"F_{stack}"

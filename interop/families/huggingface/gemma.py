@@ -1,4 +1,4 @@
-"""What Gemma 2 and 3 have in common, as Hugging Face writes them."""
+"""Config fields and tensor rules shared by Gemma 2 and 3 in the Hugging Face format."""
 
 from collections.abc import Callable, Mapping
 
@@ -25,12 +25,12 @@ from jaxllm.interop.families.common.llama_like import (
 from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
 from jaxllm.interop.rules.rule import Rule
 
-SAYS = (
+SUPPORTED = (
     *("norms.kind", "norms.placement", "embed_scale", "mlp.activation", "attention.scale"),
     *("attention.softcap", "head.softcap", "attention.qkv_bias", "attention.out_bias", "head.tied"),
     *("attention.window", "pattern", "rope.theta", "rope.scaling"),
 )
-# Sliding layers and the others, in Gemma 2.
+# Layer kinds of Gemma 2, by their names in `layer_types`.
 KINDS = {"sliding_attention": LayerKind(sees="window"), "full_attention": LayerKind()}
 
 
@@ -40,15 +40,15 @@ def read_gemma(
     kinds: Mapping[str, LayerKind] = KINDS,
     **defaults: object,
 ) -> Json:
-    """All but RoPE and the cap of scores.
+    """Reads all fields except RoPE and the soft caps.
 
     Args:
-        fields: to be read.
-        is_full: what layers are without `layer_types`: whether they do not slide.
-        kinds: by their names in `layer_types`.
+        fields: the config file.
+        is_full: whether the layer with this index has full attention if `layer_types` is absent.
+        kinds: the layer kinds by their names in `layer_types`.
         defaults: as for `read_decoder`.
     """
-    # Of a cache, and a field that transformers itself does not read.
+    # A cache setting, and a field that transformers itself does not read.
     fields.ignore("cache_implementation", "hidden_act")
     fields.require("use_bidirectional_attention", None, False)
     decoder = read_decoder(
@@ -74,44 +74,47 @@ def _read_windows(
         fields, ["full_attention" if is_full(i) else "sliding_attention" for i in range(count)]
     )
     window = fields.take_nullable("sliding_window", int, 4096)
-    slides = "sliding_attention" in types
-    if slides and window is None:
-        fields.problems.append("layer_types slides, but sliding_window is null")
+    has_sliding = "sliding_attention" in types
+    if has_sliding and window is None:
+        fields.problems.append("layer_types has sliding_attention, but sliding_window is null")
     pattern = shortest_pattern([kinds.get(name, LayerKind(sees=SEES[name])) for name in types])
-    return {"attention.window": window if slides else None, "pattern": pattern or (LayerKind(),)}
+    return {
+        "attention.window": window if has_sliding else None,
+        "pattern": pattern or (LayerKind(),),
+    }
 
 
 def refuse_gemma(
-    spelling: str,
+    format_name: str,
     config: DecoderConfig,
-    says: tuple[str, ...],
-    holds: Mapping[str, bool],
+    supported: tuple[str, ...],
+    unsupported: Mapping[str, bool],
     kinds: Mapping[str, LayerKind] = KINDS,
 ) -> None:
-    """As `refuse`, with what neither Gemma can say."""
+    """As `refuse`, including everything that neither Gemma 2 nor Gemma 3 supports."""
     others = sorted({str(kind) for kind in config.kinds if kind not in kinds.values()})
     scale = config.embed_dim**0.5
     refuse(
-        spelling,
+        format_name,
         config,
-        (*SAYS, *says),
+        (*SUPPORTED, *supported),
         {
             **unsupported_values(
                 config, {"norms.kind": "rms_plus_one", "norms.placement": "sandwich"}
             ),
             f"embed_scale={config.embed_scale}, only {scale}": config.embed_scale != scale,
-            f"attention.scale={config.attention.scale}, only of 1 / sqrt(a whole number)": (
+            f"attention.scale={config.attention.scale}, only 1 / sqrt(a whole number)": (
                 _pre_attn_scalar(config) is None
             ),
             **unsupported_by_one_bias(config),
-            f"layers of {' and '.join(others)}": bool(others),
-            **holds,
+            f"layers with {' and '.join(others)}": bool(others),
+            **unsupported,
         },
     )
 
 
 def _pre_attn_scalar(config: DecoderConfig) -> int | None:
-    """The number whose root divides the scores, if it is a whole one."""
+    """Returns `query_pre_attn_scalar`, 1 / scale ** 2; None if it is not a whole number."""
     if config.attention.scale is None:
         return config.head_dim
     scalar = round(config.attention.scale**-2)
@@ -119,7 +122,7 @@ def _pre_attn_scalar(config: DecoderConfig) -> int | None:
 
 
 def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
-    """The fields of `read_gemma`."""
+    """Writes the fields of `read_gemma`."""
     return {
         **write_decoder(config, base, model_type, architecture),
         **write_activation(config, "hidden_activation", base),
@@ -127,14 +130,14 @@ def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture
         "final_logit_softcapping": config.head.softcap,
         "attn_logit_softcapping": config.attention.softcap,
         "attention_bias": config.attention.qkv_bias,
-        # transformers makes the mask of a window even if no layer has one.
+        # transformers builds the sliding mask even if no layer uses it.
         "sliding_window": config.attention.window or base.get("sliding_window") or 4096,
         "layer_types": write_layer_types(config),
     }
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor."""
+    """Returns the rules for every tensor."""
     rules: list[Rule] = [
         *outer_rules(config),
         *norm_rules(

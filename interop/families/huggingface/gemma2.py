@@ -1,4 +1,4 @@
-"""Gemma 2 as Hugging Face writes it: norms around each sublayer, and every other layer slides."""
+"""Gemma 2 in the Hugging Face format: sandwich norms, sliding windows on every other layer."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from .gemma import read_gemma, refuse_gemma, table, write_gemma
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     config = {
         **read_gemma(fields, lambda i: i % 2 == 1, max_position_embeddings=8192),
         **read_rope(fields),
@@ -22,7 +22,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     refuse_gemma("model_type 'gemma2'", config, (), {})
     return {**write_gemma(config, base, "gemma2", "Gemma2ForCausalLM"), **write_rope(config)}
 

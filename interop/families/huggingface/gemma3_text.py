@@ -1,6 +1,6 @@
-"""Gemma 3 for text as Hugging Face writes it: Gemma 2 with a norm on queries and keys.
+"""Gemma 3 for text in the Hugging Face format: Gemma 2 with a norm on queries and keys.
 
-The layers that slide, five of six, have RoPE of a base of their own.
+The sliding-window layers, five of six, have their own RoPE base.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ KINDS = {
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
-    fields.require("attn_logit_softcapping", None)  # transformers reads it and caps nothing
-    fields.ignore("_sliding_window_pattern")  # a copy of the next
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
+    fields.require("attn_logit_softcapping", None)  # transformers reads it but applies no cap
+    fields.ignore("_sliding_window_pattern")  # a copy of the next field
     period = max(fields.take("sliding_window_pattern", int, 6), 1)
     config = {
         **read_gemma(
@@ -36,7 +36,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     refuse_gemma(
         "model_type 'gemma3_text'",
         config,
@@ -44,7 +44,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         {
             **unsupported_values(config, {"attention.qk_norm": "head"}),
             f"attention.softcap={config.attention.softcap}": config.attention.softcap is not None,
-            "RoPE scaling without truncate": (
+            "RoPE scaling with truncate=False": (
                 config.rope.scaling is not None and not config.rope.scaling.truncate
             ),
         },

@@ -1,6 +1,7 @@
-"""GPT-2 as Hugging Face writes it: learned positions, layer norms, kernels as `Conv1D` has them.
+"""GPT-2 in the Hugging Face format: learned positions, LayerNorm, kernels stored as `Conv1D`.
 
-The whole model names its tensors `transformer.h.0...`, the released ones, without a head, `h.0...`.
+Tensors are named `transformer.h.0...` in a full model and `h.0...` in the released checkpoints,
+which have no head.
 """
 
 from collections.abc import Mapping
@@ -28,19 +29,19 @@ from jaxllm.interop.families.common.unsupported import (
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-# With the prefix of its tensors, and without; the first is written unless the other was read.
+# Names with and without the prefix; the first is written unless the second was read.
 EMBEDDINGS = ("transformer.wte.weight", "wte.weight")
-SAYS = (
+SUPPORTED = (
     *("norms.kind", "positions.kind", "attention.qkv_bias", "attention.out_bias"),
     *("attention.scale", "mlp.activation", "mlp.gated", "mlp.bias", "head.tied"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`."""
+    """Reads a `config.json`."""
     fields.ignore(*IGNORED_FIELDS)
-    # Of training, of other heads, of generation; `n_ctx` repeats `n_positions`, and scores are
-    # always computed as `reorder_and_upcast_attn` asks for.
+    # Fields for training, other heads and generation. `n_ctx` repeats `n_positions`, and scores are
+    # always computed as `reorder_and_upcast_attn` requests.
     fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing")
     fields.ignore(*(name for name in fields.data if name.startswith("summary_")))
     fields.ignore("task_specific_params", "n_ctx", "reorder_and_upcast_attn")
@@ -74,15 +75,17 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     width, attention, mlp = config.embed_dim, config.attention, config.mlp
     refuse(
         "model_type 'gpt2'",
         config,
-        SAYS,
+        SUPPORTED,
         {
             **unsupported_values(config, {"norms.kind": "layer", "positions.kind": "learned"}),
-            "a part without bias": not (attention.qkv_bias and attention.out_bias and mlp.bias),
+            "projections without bias": not (
+                attention.qkv_bias and attention.out_bias and mlp.bias
+            ),
             "a gated MLP": mlp.gated,
             **unsupported_by_equal_heads(config),
             f"attention.scale={attention.scale}, only None or 1": (
@@ -112,7 +115,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor; P are the parts of a fused projection: queries, keys and values."""
+    """Returns the rules for every tensor; P counts the fused queries, keys and values."""
     embedding = next(iter(layout.names), EMBEDDINGS[0])
     prefix = embedding.removesuffix("wte.weight")
     block, attn, mlp = prefix + "h.{L}.", "layers.{L}.attn.", "layers.{L}.mlp."

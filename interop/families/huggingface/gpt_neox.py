@@ -1,4 +1,4 @@
-"""GPT-NeoX as Hugging Face writes it: layer norms, sublayers in parallel, partial RoPE."""
+"""GPT-NeoX in the Hugging Face format: LayerNorm, parallel sublayers, partial RoPE."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ from jaxllm.interop.families.common.unsupported import (
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-SAYS = (
+SUPPORTED = (
     *("norms.kind", "norms.placement", "rope.theta", "rope.fraction", "rope.scaling"),
     *("attention.qkv_bias", "attention.out_bias", "mlp.activation", "mlp.gated", "mlp.bias"),
     "head.tied",
@@ -36,9 +36,9 @@ SAYS = (
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.ignore(*IGNORED_FIELDS)
-    # Of training and of other heads.
+    # Fields for training and other heads.
     fields.ignore("attention_dropout", "hidden_dropout", "classifier_dropout")
     fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder")
     fields.require("is_encoder_decoder", False)
@@ -68,7 +68,10 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def _read_rope(fields: Fields) -> Json:
-    """Base and fraction have names of their own; transformers 4 repeats them under the usual."""
+    """Reads RoPE, whose base and fraction have their own names here.
+
+    Transformers 4 repeats them under the usual names, which must agree.
+    """
     theta = fields.take("rotary_emb_base", float, 10000.0)
     fraction = fields.take("rotary_pct", float, 0.25)
     fields.require("rope_theta", theta)
@@ -77,12 +80,12 @@ def _read_rope(fields: Fields) -> Json:
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     heads, width = config.num_heads, config.embed_dim
     refuse(
         "model_type 'gpt_neox'",
         config,
-        SAYS,
+        SUPPORTED,
         {
             **unsupported_values(config, {"norms.kind": "layer"}),
             f"norms.placement={config.norms.placement!r}": (
@@ -120,7 +123,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor; P are the parts of the fused projection of each head: query, key and value."""
+    """Returns the rules for every tensor; P counts each head's fused query, key and value."""
     block, ours = "gpt_neox.layers.{L}.", "layers.{L}."
     fused, part = block + "attention.query_key_value.", ours + "attn.{P=q|k|v}_proj."
     rules = [

@@ -1,4 +1,4 @@
-"""Llama as Hugging Face writes it (`model_type: llama`): rotated pairs lie half a head apart."""
+"""Llama in the Hugging Face format (`model_type: llama`): rotated pairs are half a head apart."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     fields.require("rope_interleaved", False)
     fields.ignore("is_llama_config")
@@ -30,7 +30,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     biases = ("attention.qkv_bias", "attention.out_bias", "mlp.bias")
     refuse(
         "model_type 'llama'",

@@ -1,4 +1,4 @@
-"""Llama 4 with its image encoder as Hugging Face writes it (`model_type: llama4`)."""
+"""Llama 4 with its image encoder in the Hugging Face format (`model_type: llama4`)."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ from jaxllm.interop.families.common.llama_like import (
 )
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
-from .llama4_text import SAYS, read_text, text_rules, unsupported, write_text
+from .llama4_text import SUPPORTED, read_text, text_rules, unsupported, write_text
 from .llama4_vision import (
     HF_NAMES,
     IMAGE_TOKEN,
@@ -37,7 +37,7 @@ TEXT = "language_model."
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.ignore(*IGNORED_FIELDS, "boi_token_index", "eoi_token_index")
     fields.require("is_encoder_decoder", False)
     image_token = fields.take("image_token_index", int, IMAGE_TOKEN)
@@ -45,19 +45,19 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         config = read_text(text)
     with fields.part("vision_config") as vision:
         config["vision"] = read_hf_vision(vision, image_token)
-    # Only the text's own field ties anything.
+    # Only the text config's field ties the head.
     fields.require("tie_word_embeddings", False, config["head.tied"])
     return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     vision = config.vision
     unsupported_by_vision = (
         {"vision=None": True} if vision is None else unsupported_by_hf_vision(vision)
     )
-    holds = {**unsupported(config), **unsupported_by_vision}
-    refuse("model_type 'llama4'", config, (*SAYS, "vision"), holds)
+    found = {**unsupported(config), **unsupported_by_vision}
+    refuse("model_type 'llama4'", config, (*SUPPORTED, "vision"), found)
     assert vision is not None, "refused above"
     return {
         "architectures": ["Llama4ForConditionalGeneration"],
@@ -72,10 +72,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a Llama 4."""
+    """Returns the rules for every tensor of Llama 4."""
     rules = [*with_prefix(TEXT, text_rules(config)), *map(without_shards, vision_rules(HF_NAMES))]
     if config.vision is None:
-        raise ValueError("vision=None, of which model_type 'llama4' has no tensors")
+        raise ValueError("vision=None: model_type 'llama4' requires an image encoder")
     sizes = {**decoder_sizes(config), **vision_sizes(config.vision)}
     return Table(
         tuple(rules),

@@ -1,7 +1,7 @@
-"""The text part of Llama 4 as Hugging Face writes it (`model_type: llama4_text`).
+"""The text model of Llama 4 in the Hugging Face format (`model_type: llama4_text`).
 
-Rotated pairs are neighbours. Some layers have no RoPE and see everything, the others see their
-chunk; some layers have experts, all of whose projections are one tensor.
+Rotated pairs are adjacent. Some layers have no RoPE and full attention; the others have RoPE and
+chunked attention. Some layers have experts, stored with each projection fused over all experts.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-SAYS = (
+SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
     *("attention.qk_norm", "attention.temperature", "attention.chunk", "pattern", "experts"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     return read_text(fields), Layout()
 
 
 def read_text(fields: Fields) -> Json:
-    """A config of the text part."""
+    """Reads the config of the text model."""
     fields.require("hidden_act", "silu")
-    # The router's loss and noise are fields that no version of transformers has used here.
+    # No version of transformers uses the router's loss and noise fields for this model.
     fields.ignore("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
     fields.ignore("for_llm_compressor", "cache_implementation")
     decoder = read_decoder(
@@ -70,7 +70,7 @@ def read_text(fields: Fields) -> Json:
 
 
 def read_layers(fields: Fields) -> Json:
-    """The pattern of layers, and the chunks and experts in them."""
+    """Reads the pattern of layers, the chunk size and the experts."""
     count = fields.take("num_hidden_layers", int)
     nope, moe = read_nope_layers(fields, count), _read_moe_layers(fields, count)
     chunk = fields.take_nullable("attention_chunk_size", int, 8192)
@@ -78,7 +78,7 @@ def read_layers(fields: Fields) -> Json:
         fields, ["full_attention" if i in nope else "chunked_attention" for i in range(count)]
     )
     if "sliding_attention" in types:
-        fields.problems.append("layer_types has sliding_attention, which no Llama 4 has")
+        fields.problems.append("layer_types has sliding_attention, which Llama 4 does not support")
     if chunk is None:  # as Llama Guard 4 has it
         types = ["full_attention"] * count
     if not moe:
@@ -100,12 +100,12 @@ def read_layers(fields: Fields) -> Json:
 
 
 def _read_moe_layers(fields: Fields, count: int) -> set[int]:
-    """Those with experts."""
+    """Returns the indices of the layers with experts."""
     step = fields.take("interleave_moe_layer_step", int, 1)
     every = list(range(step - 1, count, step)) if step > 0 else []
     given = fields.take("moe_layers", list, every)
     if wrong := [i for i in given if type(i) is not int]:
-        fields.problems.append(f"moe_layers has {wrong!r}, which are not numbers of layers")
+        fields.problems.append(f"moe_layers holds {wrong!r}, which are not layer indices")
     return set(range(count)).intersection(i for i in given if type(i) is int)
 
 
@@ -119,13 +119,13 @@ def _read_experts(fields: Fields) -> Experts | None:
 
 
 def _read_temperature(fields: Fields) -> Temperature | None:
-    # A flag today; transformers 4.51 wrote a number, of which only 0 means no.
+    # A flag today; transformers 4.51 wrote a number, where only 0 means no.
     kind = int if type(fields.data.get("attn_temperature_tuning")) is int else bool
     return build_temperature(fields, fields.take("attn_temperature_tuning", kind, True))
 
 
 def build_temperature(fields: Fields, is_tuned: object) -> Temperature | None:
-    """The temperature of layers without RoPE, if the config says so."""
+    """Builds the attention temperature of layers without RoPE, or None if it is not enabled."""
     scale = fields.take("attn_scale", float, 0.1)
     floor_scale = fields.take("floor_scale", float, 8192.0)
     if not is_tuned:
@@ -134,27 +134,27 @@ def build_temperature(fields: Fields, is_tuned: object) -> Temperature | None:
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
-    refuse("model_type 'llama4_text'", config, SAYS, unsupported(config))
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
+    refuse("model_type 'llama4_text'", config, SUPPORTED, unsupported(config))
     return write_text(config, base)
 
 
 def unsupported(config: DecoderConfig) -> dict[str, bool]:
-    """What the text config cannot say, and whether the config has it."""
+    """Flags values that the text config does not support."""
     qk_norm, temperature = config.attention.qk_norm, config.attention.temperature
     return {
         f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
         **unsupported_by_one_bias(config),
         **unsupported_layers(config, sees=("all", "chunk"), rope=("global", "none")),
         **unsupported_experts(config),
-        "attention.temperature.floor_scale with a fraction": (
+        "a fractional attention.temperature.floor_scale": (
             temperature is not None and not temperature.floor_scale.is_integer()
         ),
     }
 
 
 def unsupported_experts(config: DecoderConfig) -> dict[str, bool]:
-    """In what the config's experts differ from any that Llama 4 may have, the loss left aside."""
+    """Flags expert settings, except the loss, that Llama 4 does not have."""
     experts = config.experts
     if experts is None:
         return {}
@@ -169,14 +169,14 @@ def unsupported_experts(config: DecoderConfig) -> dict[str, bool]:
 
 
 def llama4_experts(*, mlp_dim: int, **values: Any) -> Experts:
-    """Experts as Llama 4 has them, with a shared one as wide as each."""
+    """Builds Llama 4's experts: sigmoid-scaled inputs, and a shared expert of the same width."""
     return Experts(
         mlp_dim=mlp_dim, shared_mlp_dim=mlp_dim, scores="sigmoid", scale="input", **values
     )
 
 
 def write_text(config: DecoderConfig, base: Json) -> Json:
-    """A config of the text part."""
+    """Writes the config of the text model."""
     experts, attention = config.experts, config.attention
     chunk, temperature = attention.chunk, attention.temperature
     json = {
@@ -190,7 +190,7 @@ def write_text(config: DecoderConfig, base: Json) -> Json:
         "no_rope_layers": write_nope_layers(config),
         "moe_layers": layers_with_mlp(config, "experts"),
         "layer_types": write_layer_types(config),
-        # transformers wants a number even where no layer has chunks.
+        # transformers requires a number even if no layer has chunks.
         "attention_chunk_size": config.max_len if chunk is None else chunk,
         "attn_temperature_tuning": temperature is not None,
     }
@@ -202,12 +202,12 @@ def write_text(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of the text part of a Llama 4."""
+    """Returns the rules for every tensor of the text model."""
     return decoder_table(config, text_rules(config))
 
 
 def text_rules(config: DecoderConfig) -> list[Rule]:
-    """The rules of the text part."""
+    """Rules for the text model."""
     return [
         *outer_rules(config),
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
@@ -218,7 +218,7 @@ def text_rules(config: DecoderConfig) -> list[Rule]:
 
 
 def expert_rules(config: DecoderConfig) -> list[Rule]:
-    """The router, the experts with their gates before their values, and the shared expert."""
+    """Rules for the router, the experts (gates before values) and the shared expert."""
     if config.experts is None:
         return []
     theirs, ours = "model.layers.{L}.feed_forward.", "layers.{L}.mlp."

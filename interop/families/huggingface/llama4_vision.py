@@ -1,4 +1,4 @@
-"""Llama 4's image encoder, in the words of Hugging Face and in Meta's: its config, its tensors."""
+"""Llama 4's image encoder in the Hugging Face and Meta formats: config and tensor rules."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from jaxllm.interop.families.common.rope import read_rope
 from jaxllm.interop.rules.rule import Rule
 
 IMAGE_TOKEN = 200092  # `<|patch|>` of Llama 4's tokenizer, a constant of Meta's code
-NORM_EPS = 1e-5  # PyTorch's default, which both have whatever their configs say
+NORM_EPS = 1e-5  # PyTorch's default, used by both regardless of their configs
 
-# A module of ours, and each of its tensors as stored and as an array. T counts shards, and lower
-# case is what a shard has of an axis; a tensor that is not cut is copied to each.
+# For each module of the model, its tensors as stored and as arrays. T counts shards; a lower-case
+# axis is one shard's part. Tensors that are not split are copied to every shard.
 LAYER = "vision.layers.{Lv}."
 NORM = (("weight : Dv", "scale : Dv"), ("bias : Dv", "bias : Dv"))
 HEADS = (("weight : (nv Hv) Dv", "kernel : Dv (T nv) Hv"), ("bias : (nv Hv)", "bias : (T nv) Hv"))
@@ -47,7 +47,7 @@ TENSORS = {
     "vision.adapter_out": (("weight : Ov ov", "kernel : (T ov) Ov"),),
     "image_proj": (("weight : d Ov", "kernel : Ov (T d)"),),
 }
-# The axes that are cut, by what configs call them.
+# The split axes, by their names in the config.
 VISION_SPLIT = {
     "Vision.embed_dim": "Dv",
     "Vision.num_heads": "Nv",
@@ -93,7 +93,7 @@ META_NAMES = {
 
 
 def vision_rules(names: Mapping[str, str]) -> list[Rule]:
-    """Every tensor of the encoder, its modules by these names, of shards as in `00/norm.weight`."""
+    """Rules for every tensor of the encoder with these module names, by shard: `00/norm.weight`."""
     return [
         Rule(f"{SHARD}{names[module]}.{stored}", f"{module}.{model}", "" if cut else "T")
         for module, tensors in TENSORS.items()
@@ -103,7 +103,7 @@ def vision_rules(names: Mapping[str, str]) -> list[Rule]:
 
 
 def vision_sizes(vision: Vision) -> dict[str, int]:
-    """The axes of these rules."""
+    """Returns the axis sizes of `vision_rules`."""
     return {
         "Lv": vision.num_layers,
         "Dv": vision.embed_dim,
@@ -118,7 +118,7 @@ def vision_sizes(vision: Vision) -> dict[str, int]:
 
 
 def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
-    """The encoder of a `vision_config`."""
+    """Reads the encoder from a `vision_config`."""
     fields.ignore(*IGNORED_FIELDS, "norm_eps", "initializer_range", "is_encoder_decoder")
     fields.ignore("vision_feature_layer", "vision_feature_select_strategy")
     fields.require("hidden_act", "gelu")
@@ -129,7 +129,7 @@ def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
         fields.take("hidden_size", int, 768),
         fields.take("vision_output_dim", int, 7680),
     )
-    # The adapter's widths go by two more names, which leave no choice.
+    # Two more names of the adapter's width, which must agree with it.
     fields.require("projector_input_dim", output)
     fields.require("projector_output_dim", output)
     factor = _read_shuffle(fields)
@@ -140,7 +140,7 @@ def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
         )
     rope = read_rope(fields)
     if rope["rope.scaling"] is not None:
-        fields.problems.append(f"{rope['rope.scaling']} of images is not supported")
+        fields.problems.append(f"RoPE scaling of images is not supported: {rope['rope.scaling']}")
     return fields.build(
         Vision,
         image_size=fields.take("image_size", int, 448),
@@ -159,19 +159,19 @@ def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
 
 
 def _read_shuffle(fields: Fields) -> int:
-    """Patches of a side that become one: the inverse of `pixel_shuffle_ratio`."""
+    """Reads how many patches per side are merged: the inverse of `pixel_shuffle_ratio`."""
     ratio = fields.take("pixel_shuffle_ratio", float, 0.5)
     factor = max(1, round(1 / ratio)) if ratio > 0 else 1
     if abs(ratio * factor - 1) > 1e-6:
-        fields.problems.append(f"pixel_shuffle_ratio={ratio} is not one part of a whole number")
+        fields.problems.append(f"pixel_shuffle_ratio={ratio} is not 1 / a whole number")
     return factor
 
 
 def unsupported_by_hf_vision(vision: Vision) -> dict[str, bool]:
-    """What a `vision_config` cannot say of the encoder, and whether it is so."""
+    """Flags values of the encoder that a `vision_config` does not support."""
     width = vision.embed_dim * vision.shuffle**2
     return {
-        f"Vision.mlp_dim={vision.mlp_dim} other than embed_dim times shuffle ** 2 = {width}": (
+        f"Vision.mlp_dim={vision.mlp_dim} other than embed_dim * shuffle ** 2 = {width}": (
             vision.mlp_dim != width
         ),
         "Vision.image_token=None": vision.image_token is None,
@@ -180,7 +180,7 @@ def unsupported_by_hf_vision(vision: Vision) -> dict[str, bool]:
 
 
 def write_hf_vision(config: DecoderConfig, vision: Vision, base: Json) -> Json:
-    """The fields of `read_hf_vision`."""
+    """Writes the fields of `read_hf_vision`."""
     kept = {k: v for k, v in base.items() if k not in ("rope_parameters", "dtype")}
     return {
         **kept,
@@ -204,7 +204,7 @@ def write_hf_vision(config: DecoderConfig, vision: Vision, base: Json) -> Json:
 
 
 def read_meta_vision(fields: Fields) -> Vision | None:
-    """The encoder of `vision_args`, if there are any."""
+    """Reads the encoder from `vision_args`, or returns None if there are none."""
     if fields.take("vision_args", dict, None) is None:
         return None
     has_token = fields.take("vocab_size", int, -1) > IMAGE_TOKEN
@@ -230,12 +230,14 @@ def _read_side(fields: Fields, name: str) -> int:
     with fields.part(name) as size:
         height, width = size.take("height", int), size.take("width", int)
         if height != width:
-            size.problems.append(f"height={height}, width={width}: only squares are supported")
+            size.problems.append(
+                f"height={height}, width={width} is not supported, only equal sides"
+            )
     return height
 
 
 def unsupported_by_meta_vision(config: DecoderConfig) -> dict[str, bool]:
-    """What `vision_args` cannot say of the encoder, and whether it is so."""
+    """Flags values of the encoder that `vision_args` does not support."""
     vision = config.vision
     if vision is None:
         return {}
@@ -248,12 +250,12 @@ def unsupported_by_meta_vision(config: DecoderConfig) -> dict[str, bool]:
 
 
 def write_meta_vision(vision: Vision | None, base: Json) -> Json | None:
-    """The `vision_args`, on top of those of `base`."""
+    """Writes the `vision_args` over those of `base`; None if there is no encoder."""
     if vision is None:
         return None
     ratio = base.get("mlp_ratio", vision.mlp_dim / vision.embed_dim)
     if int(ratio * vision.embed_dim) != vision.mlp_dim:
-        ratio = (vision.mlp_dim + 0.5) / vision.embed_dim  # truncated, whatever it is rounded to
+        ratio = (vision.mlp_dim + 0.5) / vision.embed_dim  # truncates to mlp_dim despite rounding
     return {
         **base,
         "image_size": {"height": vision.image_size, "width": vision.image_size},

@@ -1,4 +1,4 @@
-"""Mistral as Hugging Face writes it: Llama whose layers all see a sliding window, or none does."""
+"""Mistral in the Hugging Face format: Llama with a sliding window on all layers or on none."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=8, max_position_embeddings=131072),
@@ -26,7 +26,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     refuse(
         "model_type 'mistral'",
         config,

@@ -1,4 +1,4 @@
-"""Mixtral as Hugging Face writes it: Mistral with experts in place of every layer's MLP."""
+"""Mixtral in the Hugging Face format: Mistral with experts in place of every layer's MLP."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     fields.require("router_jitter_noise", 0.0)
     decoder = read_decoder(
@@ -54,7 +54,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     experts = config.experts
     refuse(
         "model_type 'mixtral'",
@@ -83,7 +83,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a Mixtral."""
+    """Returns the rules for every tensor of Mixtral."""
     rules = [
         *outer_rules(config),
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),

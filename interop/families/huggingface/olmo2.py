@@ -1,4 +1,4 @@
-"""OLMo 2 as Hugging Face writes it: norms on what sublayers return, and on all heads together."""
+"""OLMo 2 in the Hugging Face format: norms on sublayer outputs, QK norm over all heads."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ FIXED = {"norms.kind": "rms_float32", "norms.placement": "output", "attention.qk
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, rms_norm_eps=1e-5),
@@ -34,12 +34,18 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
-    says = ("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias")
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
+    supported = (
+        "rope.theta",
+        "rope.scaling",
+        "head.tied",
+        "attention.qkv_bias",
+        "attention.out_bias",
+    )
     refuse(
         "model_type 'olmo2'",
         config,
-        (*says, *FIXED),
+        (*supported, *FIXED),
         {
             **unsupported_values(config, FIXED),
             **unsupported_by_one_bias(config),
@@ -54,7 +60,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of an OLMo 2."""
+    """Returns the rules for every tensor of OLMo 2."""
     rules = [
         *outer_rules(config),
         *norm_rules(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),

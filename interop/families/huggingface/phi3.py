@@ -1,4 +1,4 @@
-"""Phi-3 as Hugging Face writes it: Llama with fused projections, LongRoPE, maybe partial."""
+"""Phi-3 in the Hugging Face format: Llama with fused projections and LongRoPE, possibly partial."""
 
 from collections.abc import Mapping
 
@@ -30,18 +30,18 @@ from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-SAYS = (
+SUPPORTED = (
     *("rope.theta", "rope.scaling", "rope.fraction", "head.tied", "mlp.activation"),
     *("attention.window", "pattern"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.ignore("resid_pdrop", "embd_pdrop", "auto_map")
     for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
         fields.require(name, False)
-    for name in ("full_attn_mod", "interpolate_factor"):  # of Phi-4-mini's own code
+    for name in ("full_attn_mod", "interpolate_factor"):  # fields of Phi-4-mini's own code
         fields.require(name, 1)
     config = {
         **read_decoder(fields, max_position_embeddings=4096, rms_norm_eps=1e-5),
@@ -58,21 +58,21 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     scaling = config.rope.scaling
     width, heads = config.embed_dim, config.num_heads * config.head_dim
     refuse(
         "model_type 'phi3'",
         config,
-        SAYS,
+        SUPPORTED,
         {
             **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
             **unsupported_by_one_window(config),
             "RoPE scaling other than longrope": scaling is not None and scaling.kind != "longrope",
-            "longrope of heads that are not embed_dim / num_heads wide": (
+            "longrope with head_dim other than embed_dim / num_heads": (
                 scaling is not None and heads != width
             ),
-            "rope.layout='interleaved' of a part of each head": (
+            "rope.layout='interleaved' with partial RoPE": (
                 config.rope.layout == "interleaved" and config.rope.fraction != 1
             ),
         },
@@ -87,7 +87,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor: queries, keys and values are rows of one, and so are gates and values."""
+    """Returns the rules for every tensor; q, k and v are fused, and so are gate and up."""
     pairs, attn, mlp = head_pairs(config), "layers.{L}.attn.", "layers.{L}.mlp."
     fused = "model.layers.{L}.self_attn.qkv_proj.weight"
     rules = [

@@ -1,4 +1,4 @@
-"""Qwen2 as Hugging Face writes it: Llama with biases on queries, keys and values alone."""
+"""Qwen2 in the Hugging Face format: Llama with biases on queries, keys and values only."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=32, max_position_embeddings=32768),
@@ -27,12 +27,18 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
-    says = ("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.window")
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
+    supported = (
+        "rope.theta",
+        "rope.scaling",
+        "head.tied",
+        "attention.qkv_bias",
+        "attention.window",
+    )
     refuse(
         "model_type 'qwen2'",
         config,
-        (*says, "pattern"),
+        (*supported, "pattern"),
         {
             "attention.qkv_bias=False": not config.attention.qkv_bias,
             **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),

@@ -1,4 +1,4 @@
-"""Qwen3 as Hugging Face writes it: Llama with a norm on each head's queries and keys."""
+"""Qwen3 in the Hugging Face format: Llama with a norm on each head's queries and keys."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768),
@@ -34,15 +34,15 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
-    says = (
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
+    supported = (
         *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
         "attention.qk_norm",
     )
     refuse(
         "model_type 'qwen3'",
         config,
-        (*says, "attention.window", "pattern"),
+        (*supported, "attention.window", "pattern"),
         {
             **unsupported_values(config, {"attention.qk_norm": "head"}),
             **unsupported_by_one_bias(config),

@@ -1,4 +1,4 @@
-"""Qwen3 MoE as Hugging Face writes it: Qwen3 with experts on some layers or on all."""
+"""Qwen3 MoE in the Hugging Face format: Qwen3 with experts on some layers or on all."""
 
 from collections.abc import Mapping
 
@@ -32,14 +32,14 @@ from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
-SAYS = (
+SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
     *("attention.qk_norm", "attention.window", "pattern", "experts"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=4, max_position_embeddings=32768),
@@ -52,7 +52,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def _read_layers(fields: Fields) -> Json:
-    """The pattern of layers, and the window and experts in them."""
+    """Reads the pattern of layers, the window and the experts."""
     window, sparse = _read_window(fields), _read_sparse_layers(fields)
     experts = _read_experts(fields)
     kinds = [
@@ -70,18 +70,18 @@ def _read_layers(fields: Fields) -> Json:
 
 
 def _read_window(fields: Fields) -> int | None:
-    """That of all layers, if there is one."""
+    """Returns the sliding window of every layer, or None."""
     window = fields.take_nullable("sliding_window", int, 4096)
     if not fields.take("use_sliding_window", bool, False) or window is None:
         fields.ignore("max_window_layers")
         return None
-    # Up to 4.51 transformers had full layers before this one; later it has not looked at it.
+    # Up to 4.51, transformers gave the layers below this one full attention; later it ignores it.
     fields.require("max_window_layers", 0)
     return window
 
 
 def _read_sparse_layers(fields: Fields) -> list[bool]:
-    """Whether each layer has experts: every n-th one, but for those that are named."""
+    """Whether each layer has experts: every n-th one, except those in `mlp_only_layers`."""
     count, step = fields.take("num_hidden_layers", int), fields.take("decoder_sparse_step", int, 1)
     dense = fields.take("mlp_only_layers", list, [])
     if step < 1:
@@ -102,11 +102,11 @@ def _read_experts(fields: Fields) -> Experts | None:
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     refuse(
         "model_type 'qwen3_moe'",
         config,
-        SAYS,
+        SUPPORTED,
         {
             **unsupported_values(config, {"attention.qk_norm": "head"}),
             **unsupported_by_one_bias(config),
@@ -142,7 +142,7 @@ def _write_experts(experts: Experts) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a Qwen3 MoE."""
+    """Returns the rules for every tensor of Qwen3 MoE."""
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
     rules = [
         *outer_rules(config),

@@ -1,4 +1,4 @@
-"""SmolLM3 as Hugging Face writes it: Llama with every n-th layer without RoPE."""
+"""SmolLM3 in the Hugging Face format: Llama without RoPE on every n-th layer."""
 
 from collections.abc import Mapping
 
@@ -23,16 +23,18 @@ from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
-SAYS = (
+SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
     *("mlp.bias", "attention.window", "pattern"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
-    fields.ignore("max_window_layers")  # in released configs, but of no version of transformers
+    fields.ignore(
+        "max_window_layers"
+    )  # in released configs, but read by no version of transformers
     decoder = read_decoder(
         fields,
         num_key_value_heads=4,
@@ -50,18 +52,20 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def _read_layers(fields: Fields) -> Json:
-    """The pattern of layers and their window: by default, where there is no RoPE."""
+    """Reads the pattern of layers and the window, by default on the layers without RoPE."""
     count = fields.take("num_hidden_layers", int)
     nope = read_nope_layers(fields, count)
     is_used = fields.take("use_sliding_window", bool, False)
     window = fields.take_nullable("sliding_window", int, None)
     window = window if is_used else None
-    slides = nope if window is not None else ()
+    sliding = nope if window is not None else ()
     types = read_layer_types(
-        fields, ["sliding_attention" if i in slides else "full_attention" for i in range(count)]
+        fields, ["sliding_attention" if i in sliding else "full_attention" for i in range(count)]
     )
     if "sliding_attention" in types and window is None:
-        fields.problems.append("layer_types slides, but use_sliding_window is not set")
+        fields.problems.append(
+            "layer_types has sliding_attention, but use_sliding_window is not set"
+        )
     kinds = [
         LayerKind(sees=SEES[name], rope="none" if i in nope else "global")
         for i, name in enumerate(types)
@@ -73,11 +77,11 @@ def _read_layers(fields: Fields) -> Json:
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say."""
+    """Writes a `config.json`. Raises ValueError for what the format does not support."""
     refuse(
         "model_type 'smollm3'",
         config,
-        SAYS,
+        SUPPORTED,
         {
             **unsupported_by_one_bias(config),
             **unsupported_layers(

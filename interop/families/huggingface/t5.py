@@ -1,4 +1,4 @@
-"""T5 as Hugging Face writes it (`model_type: t5`): the original, v1.1 and Flan."""
+"""T5 in the Hugging Face format (`model_type: t5`): the original, v1.1 and Flan."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ HEAD = "lm_head.weight"
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS, "output_past")
     fields.ignore("dropout_rate", "classifier_dropout", "initializer_factor")
     fields.require("is_encoder_decoder", True)
@@ -51,7 +51,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 32128),
         "head.scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
-        # transformers 5 says that every T5 is tied, also where it stores a head of its own.
+        # transformers 5 declares every T5 tied, even if the checkpoint stores a separate head.
         "head.tied": is_tied and (is_scaled or HEAD not in stored),
     }
     start = fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0))
@@ -64,22 +64,22 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def _read_feed_forward(fields: Fields) -> Json:
-    """Activation and gate: "relu" or "gated-gelu", which means the approximate one."""
-    spelt = fields.take("feed_forward_proj", str, "relu")
-    name = "gelu_new" if spelt == "gated-gelu" else spelt.removeprefix("gated-")
+    """Reads activation and gating: "relu", or "gated-gelu", which means the tanh approximation."""
+    given = fields.take("feed_forward_proj", str, "relu")
+    name = "gelu_new" if given == "gated-gelu" else given.removeprefix("gated-")
     if name not in ACTIVATIONS:
-        fields.problems.append(f"feed_forward_proj={spelt!r} is not supported")
+        fields.problems.append(f"feed_forward_proj={given!r} is not supported")
         name = "relu"
     return {
         "mlp.activation": read_activation(fields, "dense_act_fn", name),
-        "mlp.gated": fields.take("is_gated_act", bool, spelt.startswith("gated-")),
+        "mlp.gated": fields.take("is_gated_act", bool, given.startswith("gated-")),
     }
 
 
 def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
-    """A `config.json`. Raises ValueError for what it cannot say.
+    """Writes a `config.json`. Raises ValueError for what the format does not support.
 
-    Where the head is tied and logits are not scaled, or the reverse, only transformers 5 reads it.
+    If the head is tied and logits are not scaled, or the reverse, only transformers 5 can read it.
     """
     encoder, decoder = config.encoder, config.decoder
     scale = decoder.embed_dim**-0.5
@@ -90,7 +90,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         *("mlp.activation", "mlp.gated"),
         decoder=("head.tied", "head.scale"),
         may_differ=("num_layers",),
-        holds={
+        unsupported={
             f"positions.kind={encoder.positions.kind!r}": encoder.positions.kind != "relative",
             f"attention.scale={encoder.attention.scale}": encoder.attention.scale != 1.0,
             f"num_kv_heads={encoder.num_kv_heads}": encoder.num_kv_heads != encoder.num_heads,
@@ -136,7 +136,7 @@ def _write_feed_forward(config: StackConfig) -> Json:
 
 
 def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
-    """Every tensor of a T5."""
+    """Returns the rules for every tensor of T5."""
     encoder, decoder = config.encoder, config.decoder
     buckets = encoder.positions.relative
     rules = [
@@ -168,7 +168,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
 
 
 def _stack_rules(stack: str, config: StackConfig) -> list[Rule]:
-    """The rules of the stack of this name."""
+    """Rules for the stack of this name."""
     L = f"{{L_{stack}}}"
     theirs, ours = f"{stack}.block.{L}.layer.", f"{stack}.layers.{L}."
     last = 2 if config.attention.cross else 1

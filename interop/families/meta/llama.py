@@ -1,4 +1,4 @@
-"""Llama 2, 3 and 4 as Meta releases them: `params.json` and, by shards, `consolidated.NN.pth`."""
+"""Llama 2, 3 and 4 as Meta releases them: `params.json` and one `consolidated.NN.pth` per shard."""
 
 from collections.abc import Mapping
 
@@ -28,13 +28,13 @@ from .tensor_names import (
     sharded_sizes,
 )
 
-# The constants of Llama 3.1's own `apply_scaling`, which `params.json` does not give.
+# Constants of Llama 3.1's `apply_scaling`, which `params.json` does not store.
 LLAMA3_ROPE = RopeScaling(kind="llama3", factor=8.0, high_freq_factor=4.0)
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The config of a `params.json`; a vocabulary size of -1 (Llama 2) is read off the tensors."""
-    fields.ignore("max_batch_size", "max_seq_len")  # the sizes of a cache, not of the model
+    """Reads a `params.json`; a vocabulary size of -1 (Llama 2) is inferred from the tensors."""
+    fields.ignore("max_batch_size", "max_seq_len")  # sizes of the cache, not of the model
     if llama4_args.FIELDS.isdisjoint(fields.data):
         config = read_llama(fields, theta=10000.0, scaling=LLAMA3_ROPE)
         config["max_len"] = _released_length(config)
@@ -54,18 +54,18 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def _released_length(config: Json) -> int:
-    """The context of the released models, which `params.json` leaves out: Llama 2, 3, 3.1."""
+    """Returns the context length of the released Llama 2, 3 or 3.1, missing from `params.json`."""
     if config["rope.scaling"] is not None:
         return 131072
     return 8192 if config["rope.theta"] >= 500000 else 4096
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """A `params.json`. Raises ValueError for what it cannot say."""
+    """Writes a `params.json`. Raises ValueError for what the format does not support."""
     refuse(
         "params.json",
         config,
-        ("rope.theta", "rope.scaling", "head.tied", *llama4_args.SAYS),
+        ("rope.theta", "rope.scaling", "head.tied", *llama4_args.SUPPORTED),
         {**unsupported_by_llama(config), **llama4_args.unsupported_by_llama4(config)},
     )
     if llama4_args.is_llama4(config) or not llama4_args.FIELDS.isdisjoint(base):
@@ -77,11 +77,11 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of every shard.
+    """Returns the rules for every tensor of every shard.
 
     Raises ValueError if the shards do not divide the heads, the MLPs or the embedding.
     """
-    # A head that is a copy of the embedding must be cut as it is.
+    # A head that is a copy of the embedding must be split the same way.
     cut_width = layout.embedding_split == "width" and not config.head.tied
     shards = [f"{rank:02}/" for rank in range(layout.model_parallel)]
     tied = copied_heads(config, layout.names, shards)

@@ -1,4 +1,4 @@
-"""What the arguments of Meta's Llama 4 and of `LLM` say that those of Llama 3 do not."""
+"""Config fields of Meta's Llama 4 and of `LLM` beyond those of Llama 3."""
 
 from collections.abc import Sequence
 
@@ -19,24 +19,24 @@ from jaxllm.interop.families.huggingface.llama4_vision import (
 
 from .params_json import mlp_width, width_fields
 
-# The constants where the arguments do not give them: those of Llama 4 Scout.
+# Default constants where the arguments do not give them: those of Llama 4 Scout.
 SCALED_ROPE = RopeScaling(kind="llama3", factor=16.0, high_freq_factor=1.0)
-# By any of these, `params.json` is known to be Llama 4's.
+# Any of these fields identifies a `params.json` as Llama 4's.
 FIELDS = frozenset(
     (
         *("attention_chunk_size", "nope_layer_interval", "use_qk_norm", "attn_temperature_tuning"),
         *("floor_scale", "attn_scale", "ffn_exp", "moe_args", "vision_args"),
     )
 )
-SAYS = (
+SUPPORTED = (
     *("attention.qk_norm", "attention.temperature", "attention.chunk", "pattern", "experts"),
     "vision",
 )
-EXPANSION = 4.0  # of the widths before they are cut: `ffn_exp`
+EXPANSION = 4.0  # default of `ffn_exp`: MLP width / embed_dim before it is reduced
 
 
 def read_llama4(fields: Fields) -> Json:
-    """The layers: which have RoPE, chunks and experts, and how wide the experts are."""
+    """Reads which layers have RoPE, chunks and experts, the width of the experts, and vision."""
     fields.require("lora_args", None)
     fields.require("quantization_args", None)
     count = fields.take("n_layers", int)
@@ -53,7 +53,8 @@ def read_llama4(fields: Fields) -> Json:
     ]
     has_chunks = any(kind.sees == "chunk" for kind in kinds)
     return {
-        # Of the instruction-tuned releases, which the arguments leave out: Maverick, Scout.
+        # The arguments lack the context length; these are those of the instruction-tuned Scout
+        # (scaled RoPE) and Maverick.
         "max_len": 10485760 if fields.data.get("use_scaled_rope") else 1048576,
         "pattern": shortest_pattern(kinds) or (LayerKind(),),
         "attention.chunk": chunk if has_chunks else None,
@@ -67,7 +68,7 @@ def read_llama4(fields: Fields) -> Json:
 
 
 def _read_every(fields: Fields, name: str, count: int, default: int | None = None) -> range:
-    """The last of each so many layers."""
+    """Reads an interval of n layers and returns the last of every n."""
     interval = fields.take(name, int, default)
     if interval is None:
         return range(0)
@@ -78,7 +79,7 @@ def _read_every(fields: Fields, name: str, count: int, default: int | None = Non
 
 
 def _read_experts(fields: Fields, count: int) -> tuple[Experts | None, range]:
-    """The experts, and the layers that have them."""
+    """Reads the experts and the layers that have them."""
     expansion = fields.take("ffn_exp", float, EXPANSION)
     if fields.take("moe_args", dict, None) is None:
         return None, range(0)
@@ -105,22 +106,22 @@ def _read_experts(fields: Fields, count: int) -> tuple[Experts | None, range]:
 
 
 def is_llama4(config: DecoderConfig) -> bool:
-    """Whether the config has anything that Llama 3 has not."""
+    """Whether the config uses anything that Llama 3 does not have."""
     given, llama3 = flatten(config), defaults(type(config))
-    return any(given[name] != llama3[name] for name in SAYS)
+    return any(given[name] != llama3[name] for name in SUPPORTED)
 
 
 def unsupported_by_llama4(config: DecoderConfig) -> dict[str, bool]:
-    """What these arguments cannot say of the layers, and whether the config has it."""
+    """Flags layer settings that these arguments do not support."""
     kinds, qk_norm = config.kinds, config.attention.qk_norm
     chunked = {i for i, kind in enumerate(kinds) if kind.sees == "chunk"}
     has_rope = {i for i, kind in enumerate(kinds) if kind.rope != "none"}
     return {
         f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
         **unsupported_layers(config, sees=("all", "chunk"), rope=("global", "none")),
-        "chunks on other layers than those with RoPE": bool(chunked) and chunked != has_rope,
-        "layers without RoPE that are not every so many": _interval(_nope(config), config) == 0,
-        "experts that are not in every so many layers": _interval(_moe(config), config) == 0,
+        "chunks on layers other than those with RoPE": bool(chunked) and chunked != has_rope,
+        "layers without RoPE other than every n-th": _interval(_nope(config), config) == 0,
+        "experts on layers other than every n-th": _interval(_moe(config), config) == 0,
         **unsupported_experts(config),
         **unsupported_by_meta_vision(config),
     }
@@ -135,9 +136,9 @@ def _moe(config: DecoderConfig) -> list[int]:
 
 
 def _interval(layers: Sequence[int], config: DecoderConfig, given: int | None = None) -> int | None:
-    """Such that the last of each so many layers are these: the given one if it is.
+    """Returns the interval n such that `layers` are the last of every n; prefers `given`.
 
-    None if there are none; 0 if they are not at such intervals.
+    None if `layers` is empty, 0 if there is no such interval.
     """
 
     def fits(interval: int) -> bool:
@@ -149,7 +150,7 @@ def _interval(layers: Sequence[int], config: DecoderConfig, given: int | None = 
 
 
 def write_llama4(config: DecoderConfig, base: Json) -> Json:
-    """The fields of `read_llama4`, and those of the widths."""
+    """Writes the fields of `read_llama4` and those for the MLP widths."""
     temperature = config.attention.temperature
     json = {
         **_write_widths(config, base),
@@ -165,7 +166,7 @@ def write_llama4(config: DecoderConfig, base: Json) -> Json:
 
 
 def _write_widths(config: DecoderConfig, base: Json) -> Json:
-    """The fields that give `mlp_dim` of dense layers and of experts: those of `base` if they do."""
+    """Writes fields that give `mlp_dim` of dense layers and experts; keeps `base` where it fits."""
     dense, experts = width_fields(config, base, thirds_with_multiplier=True), config.experts
     if experts is None:
         return {**dense, "moe_args": None}
@@ -181,7 +182,7 @@ def _write_widths(config: DecoderConfig, base: Json) -> Json:
         shares=capacity + 1 if is_scaled else 1.0,
     )
     if width != experts.mlp_dim:
-        # With an expansion of 4 they would be as wide as the dense ones, but for their share.
+        # With an expansion of 4, experts would be as wide as dense layers but for their share.
         dense = width_fields(config, {}, thirds_with_multiplier=True, exact=True)
         is_scaled, expansion = True, EXPANSION
         capacity = config.mlp_dim / (experts.mlp_dim + 0.5) - 1

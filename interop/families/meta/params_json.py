@@ -1,4 +1,4 @@
-"""What the configs of Meta's code and its descendants say and do not say."""
+"""Config fields shared by Meta's `params.json` and by formats derived from it."""
 
 from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.families.common.family import Fields, Json
@@ -14,7 +14,11 @@ def mlp_width(
     expansion: float = 4.0,
     shares: float = 1.0,
 ) -> int:
-    """`expansion D`, cut to two thirds, multiplied, divided into shares; a multiple above it."""
+    """Computes the MLP width from Meta's arguments.
+
+    The width is `expansion * embed_dim`, times 2/3 if `thirds`, times `multiplier`, divided by
+    `shares` (truncated after each step), then rounded up to `multiple_of`.
+    """
     width = int(expansion * embed_dim)
     if thirds:
         width = int(2 * width / 3)
@@ -27,10 +31,10 @@ def mlp_width(
 def width_fields(
     config: DecoderConfig, base: Json, *, thirds_with_multiplier: bool, exact: bool = False
 ) -> Json:
-    """`multiple_of` and `ffn_dim_multiplier` that give the config's mlp_dim.
+    """Returns `multiple_of` and `ffn_dim_multiplier` that give the config's mlp_dim.
 
-    Unless they are to be exact, without rounding to multiples, those of `base` if they do, else
-    256 alone if that does.
+    Prefers the values in `base`, then `multiple_of=256` alone, if they give the right width. With
+    `exact`, always returns a multiplier that needs no rounding to multiples.
     """
     D, F = config.embed_dim, config.mlp_dim
     rounded = [(base.get("multiple_of", 256), base.get("ffn_dim_multiplier")), (256, None)]
@@ -45,12 +49,12 @@ def width_fields(
 
 
 def read_llama(fields: Fields, *, theta: float, scaling: RopeScaling) -> Json:
-    """The fields that all of Meta's Llamas and `LLM` share, but for the vocabulary's size.
+    """Reads the fields shared by all of Meta's Llamas and `LLM`, except the vocabulary size.
 
     Args:
-        fields: of the config.
-        theta: the base of RoPE's frequencies where it is not given.
-        scaling: of RoPE, where it is used and its constants are not given.
+        fields: the config file.
+        theta: the default base of RoPE's frequencies.
+        scaling: the default constants of scaled RoPE.
     """
     heads, width = fields.take("n_heads", int), fields.take("dim", int)
     fields.require("head_dim", None, width // max(heads, 1))
@@ -78,7 +82,7 @@ def _read_scaling(fields: Fields, default: RopeScaling) -> RopeScaling | None:
 
 
 def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> Json:
-    """The fields of `read_llama` and the vocabulary's size, on top of those of `base`."""
+    """Writes the fields of `read_llama` and the vocabulary size over those of `base`."""
     json = {
         **base,
         "dim": config.embed_dim,
@@ -99,7 +103,7 @@ def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> J
 
 
 def unsupported_by_llama(config: DecoderConfig) -> dict[str, bool]:
-    """What these configs cannot say of heads and of RoPE, and whether the config has it."""
+    """Flags settings of heads and RoPE that these configs do not support."""
     scaling = config.rope.scaling
     is_llama3 = scaling is None or scaling.kind == "llama3"
     return {

@@ -1,8 +1,8 @@
-"""The tensors of Meta's Llama 2, 3 and 4 and of `LLM`, by all their names, cut into shards.
+"""Rules for the sharded tensors of Meta's Llama 2, 3 and 4 and of `LLM`, under all their names.
 
-Rotated pairs are neighbours. fairscale splits the rows of a column-parallel projection and the
-columns of a row-parallel one over the shards T, each part of a fused one on its own, and copies
-norms and routers to each. Where shards outnumber key/value heads, R shards have the same one.
+Rotated pairs are adjacent. fairscale splits the rows of column-parallel projections and the columns
+of row-parallel ones over T shards, each part of a fused projection separately, and copies norms and
+routers to every shard. With more shards than key/value heads, R shards hold the same head.
 """
 
 import re
@@ -23,13 +23,13 @@ from jaxllm.interop.families.huggingface.llama4_vision import (
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.layers.attention.rope import rope_frequencies
 
-# What the load hooks of the originals take for one another; Meta's own name comes first.
+# Alternative names that the originals' load hooks accept; Meta's own name comes first.
 HEAD = ("output.weight", "lm_head.weight")
 ATTN_NORM = ("attention_norm.weight", "attention.wqkv.layer_norm_weight", "attention.norm.weight")
 MLP_NORM = ("ffn_norm.weight", "feed_forward.mlp.layer_norm_weight", "feed_forward.norm.weight")
 QUERIES = ("attention.wq.weight", "attention.wqkv.weight")
 DOWN = ("feed_forward.w2.weight", "feed_forward.w_out.weight", "feed_forward.mlp.fc2_weight")
-# Likewise, with all tensors that go by the like names: gates, values and, of experts, outputs.
+# The same, with all tensors that are renamed together: gates, values and, for experts, outputs.
 GATE = {
     "feed_forward.w1.weight": ("w1.weight : f D", "w3.weight : f D"),
     "feed_forward.w_gate.weight": ("w_gate.weight : f D", "w_value.weight : f D"),
@@ -71,9 +71,9 @@ IGNORED = {
 
 
 def names_in(stored: Iterable[str], pattern: Sequence[LayerKind]) -> tuple[str, ...]:
-    """Which of the alternatives a checkpoint has, and in which layers: `dense:ffn_norm.weight`.
+    """Lists the alternative names in a checkpoint by layer kind: `dense:ffn_norm.weight`.
 
-    Layers of one kind are named alike, as they are stacked; those of another need not be.
+    Layers of the same kind use the same names, since they are stacked; other kinds may differ.
     """
     found = set()
     for name in stored:
@@ -86,15 +86,15 @@ def names_in(stored: Iterable[str], pattern: Sequence[LayerKind]) -> tuple[str, 
 
 
 def has_frequencies(names: Collection[str]) -> bool:
-    """Whether a checkpoint of these names has RoPE's frequencies, which follow from the config."""
+    """Whether these names include RoPE's frequencies, a buffer that follows from the config."""
     return f"{OUTER}:{FREQUENCIES}" in names
 
 
 def sharded_sizes(config: DecoderConfig, shards: int, *, cut_width: bool = False) -> dict[str, int]:
-    """The decoder's axes, T shards, and in lower case what a shard has of each split axis.
+    """Returns the decoder's axis sizes, the number of shards T, and each split axis per shard.
 
-    Key and value heads are in U different cuts, each of which R shards have. Raises ValueError
-    if the shards do not divide what they must.
+    Key/value heads are in U distinct parts, each held by R shards. Raises ValueError if the shards
+    do not divide a split axis.
     """
     sizes, T, K = decoder_sizes(config), shards, config.num_kv_heads
     split = {"num_heads": "N", "mlp_dim": "F", "vocab_size": "V"}
@@ -113,9 +113,9 @@ def sharded_sizes(config: DecoderConfig, shards: int, *, cut_width: bool = False
 def llama_rules(
     config: DecoderConfig, names: Collection[str], *, cut_width: bool = False
 ) -> list[Rule]:
-    """Every tensor, of shards as in `00/norm.weight`, by these names, which `names_in` found.
+    """Rules for every tensor, by shard (`00/norm.weight`), with the names that `names_in` found.
 
-    None of these formats knows a tied head: see `copied_heads`.
+    These formats have no tied head: see `copied_heads`.
     """
     embedding, table = ("V d", "V (T d)") if cut_width else ("v D", "(T v) D")
     head = Rule(f"{SHARD}{_chosen(HEAD, names, OUTER)} : v D", "lm_head.kernel : D (T v)")
@@ -132,7 +132,7 @@ def llama_rules(
 def copied_heads(
     config: DecoderConfig, names: Collection[str], shards: Iterable[str]
 ) -> dict[str, str]:
-    """A tied head as a copy of the embedding, in each shard, as in `00/`."""
+    """Maps a tied head in each shard (prefix `00/`) to the embedding that it is a copy of."""
     if not config.head.tied:
         return {}
     head = _chosen(HEAD, names, OUTER)
@@ -140,13 +140,13 @@ def copied_heads(
 
 
 def _chosen(group: Iterable[str], names: Collection[str], where: str) -> str:
-    """The name of a group that the checkpoint has there, or the first."""
+    """Returns the name of the group that the checkpoint uses there, or the first."""
     group = tuple(group)
     return next((name for name in group if f"{where}:{name}" in names), group[0])
 
 
 def _layer_rules(config: DecoderConfig, names: Collection[str], mlp: str) -> list[Rule]:
-    """The layers whose MLP is of this kind: "dense" or "experts"."""
+    """Rules for the layers whose MLP is of this kind: "dense" or "experts"."""
     layers = layers_with_mlp(config, mlp)
     if not layers:
         return []
@@ -202,7 +202,7 @@ def _expert_rules(experts: Sequence[str], shared: Sequence[str]) -> list[Rule]:
 
 
 def frequencies(config: DecoderConfig) -> np.ndarray:
-    """The buffer `rope.freqs` of early checkpoints."""
+    """Returns the buffer `rope.freqs` of early checkpoints: H/2 frequencies."""
     return rope_frequencies(config.head_dim, config.rope.theta, None).astype(
         config.numerics.param_dtype
     )

@@ -1,1 +1,1 @@
-"""The four source systems' checkpoints: config in both directions and tensor rules."""
+"""Checkpoints of the four source systems: config readers and writers, and tensor rules."""

@@ -1,4 +1,4 @@
-"""What the three models over vectors have in common: their layers' arguments and tensors."""
+"""Layer arguments and tensor rules shared by the three `components` models over vectors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from jaxllm.interop.families.common.torch_modules import linear_rules
 from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim, unsupported_values
 from jaxllm.interop.rules.rule import Rule
 
-# What every layer has, whatever the arguments: post-norm, sinusoids and biases everywhere.
+# Settings of every layer, whatever the arguments: post-norm, sinusoids, biases everywhere.
 FIXED: Json = {
     "norms.kind": "layer",
     "norms.placement": "post",
@@ -24,12 +24,12 @@ FIXED: Json = {
     "mlp.gated": False,
     "mlp.bias": True,
 }
-SAYS = (*FIXED, "attention.causal", "experts", "pattern")
+SUPPORTED = (*FIXED, "attention.causal", "experts", "pattern")
 ATTENTIONS = ("mha", "mqa", "gqa")
 
 
 def read_layers(fields: Fields) -> Json:
-    """The arguments that layers get. With or without a cache is how a model is run."""
+    """Reads the layers' arguments. `use_kv_cache` is ignored: it is about running the model."""
     fields.ignore("model_type", "use_kv_cache")
     width, heads = fields.take("embed_dim", int), fields.take("num_heads", int)
     if heads and width % heads:
@@ -50,12 +50,12 @@ def read_layers(fields: Fields) -> Json:
 
 
 def _kind(experts: Experts | None) -> LayerKind:
-    """That of all layers."""
+    """Returns the kind of every layer."""
     return LayerKind(mlp="dense" if experts is None else "experts")
 
 
 def _read_groups(fields: Fields, heads: int) -> int:
-    """How many heads of keys and values there are; only group-query attention is asked."""
+    """Reads the number of key/value heads; only "gqa" uses `num_groups`."""
     fields.require("attention_type", *ATTENTIONS)
     kind, groups = fields.take("attention_type", str, "mha"), fields.take("num_groups", int, None)
     count = num_groups(kind, heads, groups)
@@ -65,13 +65,13 @@ def _read_groups(fields: Fields, heads: int) -> int:
 
 
 def num_groups(kind: str, heads: int, groups: int | None) -> int:
-    """Heads of keys and values of a kind of attention."""
+    """Returns the number of key/value heads of a kind of attention."""
     usual = {"mha": heads, "mqa": 1}.get(kind, max(1, heads // 2))
     return usual if groups is None or kind != "gqa" else groups
 
 
 def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
-    """The experts of `ffn_config`, if it has any."""
+    """Reads the experts from `ffn_config`, or returns None if it has none."""
     with fields.part("ffn_config") as ffn:
         for name, wanted in {"embed_dim": width, "latent_dim": mlp_dim}.items():
             if (given := ffn.take(name, int, wanted)) != wanted:
@@ -94,7 +94,7 @@ def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
 
 
 def write_layers(config: StackConfig, base: Json) -> Json:
-    """The arguments of `read_layers`; defaults only if they were given."""
+    """Writes the arguments of `read_layers`; `num_groups` only if it was given or is needed."""
     heads, groups = config.num_heads, config.num_kv_heads
     kind, given = base.get("attention_type", "mha"), base.get("num_groups")
     if num_groups(kind, heads, given) != groups:
@@ -127,16 +127,16 @@ def _write_ffn(config: StackConfig) -> Json:
 
 
 def unsupported(config: StackConfig) -> dict[str, bool]:
-    """What the arguments cannot say, and whether the config has it."""
+    """Flags values that the arguments do not support."""
     return {
         **unsupported_values(config, FIXED),
         f"pattern={config.pattern}": set(config.kinds) != {_kind(config.experts)},
         **unsupported_by_head_dim(config),
-        **_unsaid_of_experts(config),
+        **_unsupported_experts(config),
     }
 
 
-def _unsaid_of_experts(config: StackConfig) -> dict[str, bool]:
+def _unsupported_experts(config: StackConfig) -> dict[str, bool]:
     experts = config.experts
     if experts is None:
         return {}
@@ -155,7 +155,7 @@ def _unsaid_of_experts(config: StackConfig) -> dict[str, bool]:
 def layer_rules(
     theirs: str, ours: str, config: StackConfig, *, attn: str = "attn", norm: str = "norm"
 ) -> list[Rule]:
-    """The tensors of all layers of a stack, by the stacks' names here and there."""
+    """Rules for all layers of a stack, by its stored name and its name in the model."""
     names = ["attn_norm", *(["cross_norm"] if config.attention.cross else []), "mlp_norm"]
     rules = _attention_rules(f"{theirs}.{attn}", f"{ours}.attn")
     if config.attention.cross:
@@ -194,7 +194,7 @@ def _ffn_rules(theirs: str, ours: str, config: StackConfig) -> list[Rule]:
 
 
 def layer_sizes(config: StackConfig) -> dict[str, int]:
-    """The axes of `layer_rules`."""
+    """Returns the axis sizes of `layer_rules`."""
     return {
         "D": config.embed_dim,
         "N": config.num_heads,
@@ -206,7 +206,7 @@ def layer_sizes(config: StackConfig) -> dict[str, int]:
 
 
 def reference_arguments(fields: Json) -> Json:
-    """The constructor's arguments, as objects, without a cache."""
+    """Returns the reference's constructor arguments: `ffn_config` as an object, no cache."""
     from jaxllm.interop.reference.components.feed_forward import FFNConfig
 
     arguments = {**without_type(fields), "use_kv_cache": False}
@@ -216,6 +216,6 @@ def reference_arguments(fields: Json) -> Json:
 
 
 def from_the_start(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Vectors that begin a new sequence, if the model has a cache of another."""
+    """Returns the reference's arguments, after clearing a cache left by another sequence."""
     model.reset_cache()
     return in_order(model, given)

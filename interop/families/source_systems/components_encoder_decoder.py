@@ -1,4 +1,4 @@
-"""The components' `EncoderDecoder` (`model_type: components-encoder-decoder`)."""
+"""`EncoderDecoder` of the components system (`model_type: components-encoder-decoder`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 from .components import (
-    SAYS,
+    SUPPORTED,
     from_the_start,
     layer_rules,
     layer_sizes,
@@ -23,7 +23,7 @@ from .components import (
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The constructor's arguments. The mask is the decoder's."""
+    """Reads the constructor's arguments; `apply_causal_mask` applies to the decoder."""
     both, width = read_layers(fields), fields.take("input_dim", int)
     decoder = {
         "num_layers": fields.take("num_decoder_layers", int),
@@ -45,16 +45,16 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: SequenceToSequenceConfig, base: Json) -> Json:
-    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    """Writes the constructor's arguments. Raises ValueError for what they do not support."""
     encoder, decoder = config.encoder, config.decoder
     refuse_both(
-        "an EncoderDecoder of the components",
+        "the components' EncoderDecoder",
         config,
-        *SAYS,
+        *SUPPORTED,
         decoder=("input_dim", "output_dim"),
         may_differ=("num_layers",),
-        holds={
-            f"source_dim={config.source_dim} and input_dim={decoder.input_dim}": (
+        unsupported={
+            f"source_dim={config.source_dim} with input_dim={decoder.input_dim}": (
                 config.source_dim != decoder.input_dim
             ),
             **unsupported(decoder),
@@ -73,7 +73,7 @@ def write_config(config: SequenceToSequenceConfig, base: Json) -> Json:
 
 
 def table(config: SequenceToSequenceConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict."""
+    """Returns the rules for every tensor of the state dict."""
     encoder, decoder = config.encoder, config.decoder
     rules: list[Rule] = [
         *linear_rules("encoder_input_proj", "source_proj", "D", "I", bias=True),
@@ -103,7 +103,7 @@ def table(config: SequenceToSequenceConfig, layout: Layout) -> Table:
 
 
 def reference(fields: Json) -> Any:
-    """The components' own model."""
+    """Builds the PyTorch reference."""
     from jaxllm.interop.reference.components.models import EncoderDecoder
 
     return EncoderDecoder(**reference_arguments(fields))

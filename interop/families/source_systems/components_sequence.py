@@ -1,6 +1,6 @@
-"""The components' `TransformerModel` and `AutoregressiveTransformerModel`.
+"""`TransformerModel` and `AutoregressiveTransformerModel` of the components system.
 
-`components-regression` has one output for a sequence, `components-autoregressive` one for a token.
+`components-regression` has one output per sequence, `components-autoregressive` one per token.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 from .components import (
-    SAYS,
+    SUPPORTED,
     from_the_start,
     layer_rules,
     layer_sizes,
@@ -36,7 +36,7 @@ from .components import (
 def read_config(
     fields: Fields, stored: Mapping[str, StoredTensor], *, pooled: bool
 ) -> tuple[Json, Layout]:
-    """The constructor's arguments. A mean needs no mask; what comes token by token does."""
+    """Reads the constructor's arguments; only autoregressive models are causal by default."""
     config = {
         **read_layers(fields),
         "input_dim": fields.take("input_dim", int),
@@ -49,11 +49,11 @@ def read_config(
 
 
 def write_config(config: SequenceConfig, base: Json, *, model_type: str, pooled: bool) -> Json:
-    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    """Writes the constructor's arguments. Raises ValueError for what they do not support."""
     refuse(
         f"model_type {model_type!r}",
         config,
-        (*SAYS, "input_dim", "output_dim", "pooled"),
+        (*SUPPORTED, "input_dim", "output_dim", "pooled"),
         {f"pooled={config.pooled}": config.pooled != pooled, **unsupported(config)},
     )
     return {
@@ -68,7 +68,7 @@ def write_config(config: SequenceConfig, base: Json, *, model_type: str, pooled:
 
 
 def table(config: SequenceConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict."""
+    """Returns the rules for every tensor of the state dict."""
     rules: list[Rule] = [
         *linear_rules("input_proj", "input_proj", "D", "I", bias=True),
         *layer_rules("layers.{L}", "layers.{L}", config),
@@ -84,7 +84,7 @@ def table(config: SequenceConfig, layout: Layout) -> Table:
 
 
 def reference(fields: Json, *, pooled: bool) -> Any:
-    """The components' own model."""
+    """Builds the PyTorch reference."""
     from jaxllm.interop.reference import components
 
     make = components.TransformerModel if pooled else components.AutoregressiveTransformerModel

@@ -1,4 +1,4 @@
-"""`LLM(ModelArgs)` (`model_type: llm`): Llama 4 in one file, with names of its own for the MLP."""
+"""`LLM(ModelArgs)` (`model_type: llm`): Llama 4 in one file, with its own names for the MLP."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ from jaxllm.interop.families.common.family import (
     without_type,
 )
 from jaxllm.interop.families.meta.llama4_args import (
-    SAYS,
     SCALED_ROPE,
+    SUPPORTED,
     read_llama4,
     unsupported_by_llama4,
     write_llama4,
@@ -39,8 +39,8 @@ NAMES = ("dense:feed_forward.w_gate.weight", "dense:feed_forward.w_out.weight")
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The constructor's arguments, with the constructor's defaults."""
-    fields.ignore("model_type", "batch_size", "max_batch_size")  # the rows of its cache
+    """Reads the constructor's arguments; missing ones have the constructor's defaults."""
+    fields.ignore("model_type", "batch_size", "max_batch_size")  # sizes of the cache
     config = {
         **read_llama(fields, theta=500000.0, scaling=SCALED_ROPE),
         **read_llama4(fields),
@@ -52,11 +52,11 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    """Writes the constructor's arguments. Raises ValueError for what they do not support."""
     refuse(
-        "a ModelArgs",
+        "ModelArgs",
         config,
-        ("rope.theta", "rope.scaling", "head.tied", *SAYS),
+        ("rope.theta", "rope.scaling", "head.tied", *SUPPORTED),
         {**unsupported_by_llama(config), **unsupported_by_llama4(config)},
     )
     json = {
@@ -69,7 +69,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict."""
+    """Returns the rules for every tensor of the state dict."""
     names = layout.names or NAMES
     tied = copied_heads(config, names, [""])
     derived = [FREQUENCIES] if has_frequencies(names) else []
@@ -83,19 +83,19 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     )
 
 
-# The caches, which every pass writes, hold so many tokens.
-ROOM = {"batch_size": 8, "max_seq_len": 1024}
+# Cache size of the reference, which writes its caches in every pass.
+CACHE_SIZE = {"batch_size": 8, "max_seq_len": 1024}
 
 
 def reference(fields: Json) -> Any:
-    """The model itself."""
+    """Builds the PyTorch reference."""
     from jaxllm.interop.reference.llm.model import LLM, ModelArgs
 
-    return LLM(ModelArgs.from_json({**without_type(fields), **ROOM}))
+    return LLM(ModelArgs.from_json({**without_type(fields), **CACHE_SIZE}))
 
 
 def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Tokens from the first position on."""
+    """Returns the reference's arguments: the tokens, at position 0."""
     from jaxllm.interop.reference.llm.model import TransformerInput
 
     return (TransformerInput(given["target"], 0),)

@@ -1,4 +1,4 @@
-"""What nima's two models have in common: the arguments of their layers, and their tensors."""
+"""Layer arguments and tensor rules shared by nima's two models."""
 
 from jaxllm.config import StackConfig, flatten
 from jaxllm.interop.families.common.family import Derived, Fields, Json
@@ -11,7 +11,7 @@ from jaxllm.interop.families.common.unsupported import (
 from jaxllm.interop.rules.rule import Rule
 
 NAMES = ("w_q", "w_k", "w_v", "w_o")
-# What every layer has, whatever the arguments. Rotated pairs are neighbours.
+# Settings of every layer, whatever the arguments. Rotated pairs are adjacent.
 FIXED: Json = {
     "norms.kind": "layer",
     "norms.eps": 1e-6,
@@ -28,20 +28,20 @@ FEED_FORWARDS: dict[str, Json] = {
 }
 NORMS = ("post", "pre")
 INITS = ("xavier", "normal")
-# Of positions, those that have another name here.
+# Kinds of positions whose name in our configs differs.
 OUR_POSITIONS = {"relative": "distance"}
-WAVES = "exp"  # of sinusoids
-SAYS = (
+WAVES = "exp"  # how sinusoid frequencies are computed
+SUPPORTED = (
     *(*FIXED, "norms.placement", "norms.final", "mlp.gated", "mlp.activation"),
     *("positions.kind", "positions.waves"),
 )
 
 
 def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
-    """The arguments that layers get; `positions` are those that the model has, its default first.
+    """Reads the layers' arguments; `positions` lists the kinds that the model has, default first.
 
-    `norm`, `feed_forward`, `position` and `init` are switches that the original lacks, whose
-    defaults are what it does.
+    The original lacks the switches `norm`, `feed_forward`, `position` and `init`; their defaults
+    are what it does.
     """
     fields.ignore("model_type")
     width, heads = fields.take("d_model", int), fields.take("n_heads", int)
@@ -64,14 +64,14 @@ def read_layers(fields: Fields, positions: tuple[str, ...]) -> Json:
 
 
 def _choose(fields: Fields, name: str, known: tuple[str, ...]) -> str:
-    """The field's value, the first of those known by default."""
+    """Returns the field's value; by default, or if it is not known, the first known value."""
     fields.require(name, *known)
     given = fields.take(name, str, known[0])
     return given if given in known else known[0]
 
 
 def write_layers(config: StackConfig, base: Json, positions: tuple[str, ...]) -> Json:
-    """The arguments of `read_layers`; a switch only if it was given, or says what is not usual."""
+    """Writes the arguments of `read_layers`; switches only if given in `base` or not default."""
     switches = {
         "norm": (config.norms.placement, NORMS[0]),
         "feed_forward": (_feed_forward(config), next(iter(FEED_FORWARDS))),
@@ -86,34 +86,34 @@ def write_layers(config: StackConfig, base: Json, positions: tuple[str, ...]) ->
         "max_seq_len": config.max_len,
         **{
             name: given
-            for name, (given, usual) in switches.items()
-            if name in base or given != usual
+            for name, (given, default) in switches.items()
+            if name in base or given != default
         },
     }
 
 
 def _position(config: StackConfig) -> str:
-    """Their name of the positions."""
+    """Returns nima's name for the kind of positions."""
     theirs = {ours: theirs for theirs, ours in OUR_POSITIONS.items()}
     return theirs.get(config.positions.kind, config.positions.kind)
 
 
 def _feed_forward(config: StackConfig) -> str | None:
-    """The kind of MLP that a config has; None if it is none of these."""
+    """Returns nima's name for the kind of MLP, or None if nima does not have it."""
     given = flatten(config)
     kinds = (name for name, kind in FEED_FORWARDS.items() if kind.items() <= given.items())
     return next(kinds, None)
 
 
 def unsupported(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bool]:
-    """What the arguments cannot say, and whether the config has it."""
+    """Flags values that the arguments do not support."""
     kind, waves = config.positions.kind, config.positions.waves
     mlp = f"mlp.activation={config.mlp.activation!r} with mlp.gated={config.mlp.gated}"
-    counts = {
+    relevant = {
         name: value for name, value in FIXED.items() if name != "rope.layout" or kind == "rope"
     }
     return {
-        **unsupported_values(config, counts),
+        **unsupported_values(config, relevant),
         f"norms.placement={config.norms.placement!r}": config.norms.placement not in NORMS,
         f"positions.kind={kind!r}": kind == "relative" or _position(config) not in positions,
         f"positions.waves={waves!r}": kind == "sinusoidal" and waves != WAVES,
@@ -123,7 +123,7 @@ def unsupported(config: StackConfig, positions: tuple[str, ...]) -> dict[str, bo
 
 
 def layer_rules(theirs: str, ours: str, config: StackConfig) -> list[Rule]:
-    """The tensors of all layers of a stack, by the stacks' names here and there."""
+    """Rules for all layers of a stack, by its stored name and its name in the model."""
     attn, mlp = f"{theirs}.self_attention", f"{ours}.mlp"
     norms = ["attn_norm", *(["cross_norm"] if config.attention.cross else []), "mlp_norm"]
     rules = [
@@ -148,7 +148,7 @@ def layer_rules(theirs: str, ours: str, config: StackConfig) -> list[Rule]:
 
 
 def layer_sizes(config: StackConfig) -> dict[str, int]:
-    """The axes of `layer_rules`, R distances among them, and M learned positions."""
+    """Returns the axis sizes of `layer_rules`; R counts distances, M learned positions."""
     return {
         "D": config.embed_dim,
         "N": config.num_heads,
@@ -160,7 +160,6 @@ def layer_sizes(config: StackConfig) -> dict[str, int]:
 
 
 def waves(config: StackConfig) -> tuple[Derived, ...]:
-    """The buffer of sinusoids, (max_len, 1, D), where the model has one."""
-
+    """Returns the sinusoidal buffer, (max_len, 1, D), if the model has one."""
     buffer = Derived("pos_encoding.pe", lambda: sinusoids(config)[:, None])
     return (buffer,) if config.positions.kind == "sinusoidal" else ()

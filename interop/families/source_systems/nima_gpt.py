@@ -17,13 +17,13 @@ from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsupported, waves, write_layers
+from .nima import SUPPORTED, layer_rules, layer_sizes, read_layers, unsupported, waves, write_layers
 
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "relative")
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The constructor's arguments."""
+    """Reads the constructor's arguments."""
     config = {
         **read_layers(fields, POSITIONS),
         "vocab_size": fields.take("vocab_size", int),
@@ -34,26 +34,26 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    """Writes the constructor's arguments. Raises ValueError for what they do not support."""
     refuse(
-        "a GPTModel of nima",
+        "nima's GPTModel",
         config,
-        (*SAYS, "head.tied"),
+        (*SUPPORTED, "head.tied"),
         {**unsupported(config, POSITIONS), "norms.final=False": not config.norms.final},
     )
-    is_usual = config.head.tied and "tie_weights" not in base
+    is_default = config.head.tied and "tie_weights" not in base
     return {
         **base,
         "model_type": "nima-gpt",
         "vocab_size": config.vocab_size,
         "n_layers": config.num_layers,
         **write_layers(config, base, POSITIONS),
-        **({} if is_usual else {"tie_weights": config.head.tied}),
+        **({} if is_default else {"tie_weights": config.head.tied}),
     }
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict, which holds a tied head as well."""
+    """Returns the rules for every tensor of the state dict, which also stores a tied head."""
     rules = [
         *layer_rules("layers.{L}", "layers.{L}", config),
         *layer_norm_rules("layer_norm", "final_norm"),
@@ -71,14 +71,14 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
 
 
 def reference(fields: Json) -> Any:
-    """nima's own model."""
+    """Builds the PyTorch reference."""
     from jaxllm.interop.reference.nima.models import GPTModel
 
     return GPTModel(**without_type(fields))
 
 
 def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Tokens and the mask of padding."""
+    """Returns the reference's arguments: tokens and the padding mask."""
     return given["target"], given.get("target_mask")
 
 

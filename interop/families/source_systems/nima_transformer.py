@@ -1,6 +1,6 @@
 """nima's `TransformerModel` (`model_type: nima-transformer`): an encoder and a decoder.
 
-Its `pad_idx` is for those who make its masks; here they give `src_segment_ids`.
+The original derives its masks from `pad_idx`; here callers pass `src_segment_ids` instead.
 """
 
 import math
@@ -16,13 +16,13 @@ from jaxllm.interop.families.common.torch_modules import linear_rules
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-from .nima import SAYS, layer_rules, layer_sizes, read_layers, unsupported, waves, write_layers
+from .nima import SUPPORTED, layer_rules, layer_sizes, read_layers, unsupported, waves, write_layers
 
 POSITIONS = ("sinusoidal", "learned", "rope", "alibi", "relative")
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The constructor's arguments."""
+    """Reads the constructor's arguments."""
     fields.ignore("pad_idx")
     both = read_layers(fields, POSITIONS)
     both["embed_scale"] = math.sqrt(both["embed_dim"])
@@ -50,26 +50,27 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
-    """The constructor's arguments. Raises ValueError for what they cannot say."""
+    """Writes the constructor's arguments. Raises ValueError for what they do not support."""
     encoder, decoder = config.encoder, config.decoder
     is_shared = decoder.positions.kind == "learned"
     positions = "none" if is_shared else decoder.positions.kind
     refuse_both(
-        "a TransformerModel of nima",
+        "nima's TransformerModel",
         config,
-        *(*SAYS, "embed_scale"),
+        *(*SUPPORTED, "embed_scale"),
         decoder=("head.tied", "head.bias"),
         may_differ=("num_layers", "positions.kind"),
-        holds={
+        unsupported={
             **unsupported(decoder, POSITIONS),
             f"encoder.positions.kind={encoder.positions.kind!r}": (
                 encoder.positions.kind != positions
             ),
             f"share_positions={config.share_positions}": config.share_positions != is_shared,
-            f"dropout={encoder.dropout} and {decoder.dropout}": encoder.dropout != decoder.dropout,
-            f"init.kind={encoder.init.kind!r} and {decoder.init.kind!r}": (
-                encoder.init.kind != decoder.init.kind
-            ),
+            (
+                f"dropout={encoder.dropout} in the encoder and {decoder.dropout} in the decoder"
+            ): encoder.dropout != decoder.dropout,
+            f"init.kind={encoder.init.kind!r} in the encoder and {decoder.init.kind!r} in the "
+            "decoder": (encoder.init.kind != decoder.init.kind),
             f"embed_scale={decoder.embed_scale}": (
                 decoder.embed_scale != math.sqrt(decoder.embed_dim)
             ),
@@ -81,7 +82,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
             f"start_token={config.start_token}": config.start_token is not None,
         },
     )
-    is_usual = not decoder.head.tied and "tie_weights" not in base
+    is_default = not decoder.head.tied and "tie_weights" not in base
     return {
         **base,
         "model_type": "nima-transformer",
@@ -90,12 +91,12 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         "n_encoder_layers": encoder.num_layers,
         "n_decoder_layers": decoder.num_layers,
         **write_layers(decoder, base, POSITIONS),
-        **({} if is_usual else {"tie_weights": decoder.head.tied}),
+        **({} if is_default else {"tie_weights": decoder.head.tied}),
     }
 
 
 def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict, which holds a tied head as well."""
+    """Returns the rules for every tensor of the state dict, which also stores a tied head."""
     encoder, decoder = config.encoder, config.decoder
     head = "output_projection"
     rules = [
@@ -127,21 +128,23 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
 
 
 def reference(fields: Json) -> Any:
-    """nima's own model."""
+    """Builds the PyTorch reference."""
     from jaxllm.interop.reference.nima.models import TransformerModel
 
     return TransformerModel(**without_type(fields))
 
 
 def arguments(model: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Source and target, with the model's token for padding where there is padding.
+    """Returns the reference's arguments: source, with `pad_idx` as padding, and target.
 
-    Raises UserError if that token stands anywhere else in the source, where it would be hidden.
+    Raises UserError if `pad_idx` occurs in the source as a real token, which would be masked.
     """
     source, mask = given["source"], given.get("source_mask")
     is_padding = source.new_zeros(source.shape, dtype=bool) if mask is None else mask == 0
     if bool(((source == model.pad_idx) & ~is_padding).any()):
-        raise UserError(f"the source has {model.pad_idx}, the token that stands for padding")
+        raise UserError(
+            f"the source contains token {model.pad_idx}, which this model reserves for padding"
+        )
     return source.masked_fill(is_padding, model.pad_idx), given["target"]
 
 

@@ -1,4 +1,4 @@
-"""tlama-core's `Transformer(TlamaConfig)` (`model_type: tlama`): rotated pairs are neighbours."""
+"""tlama-core's `Transformer(TlamaConfig)` (`model_type: tlama`): rotated pairs are adjacent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,15 +26,15 @@ from jaxllm.layers.attention.rope import rope_frequencies
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """The constructor's arguments, with the constructor's defaults."""
-    # How it was run, not what it computes: fairscale layers and the size of its cache.
+    """Reads the constructor's arguments; missing ones have the constructor's defaults."""
+    # How the model was run, not what it computes: fairscale layers and the cache.
     fields.ignore("model_type", "use_parallel", "kv_cache", "max_batch_size")
     heads = fields.take("n_heads", int, 32)
     width = fields.take("d_model", int, 4096)
     multiplier = fields.take("ffn_dim_multiplier", float, None)
     init = fields.take("weight_init", list, [0.02, 0.0])
     if len(init) != 2 or type(init[0]) not in (int, float) or init[1] != 0:
-        fields.problems.append(f"weight_init={init!r} is not [std, 0.0]")
+        fields.problems.append(f"weight_init={init!r} must be [std, 0.0]")
         init = [0.02, 0.0]
     config = {
         "vocab_size": fields.take("vocab_size", int, 128000),
@@ -55,8 +55,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
-    """The constructor's arguments. Raises ValueError for what they cannot say."""
-    refuse("a TlamaConfig", config, ("rope.theta", "head.tied"), unsupported_by_head_dim(config))
+    """Writes the constructor's arguments. Raises ValueError for what they do not support."""
+    refuse("TlamaConfig", config, ("rope.theta", "head.tied"), unsupported_by_head_dim(config))
     json = {
         **base,
         "model_type": "tlama",
@@ -75,7 +75,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 
 def table(config: DecoderConfig, layout: Layout) -> Table:
-    """Every tensor of the state dict. A tied head, which this format lacks, is copied."""
+    """Returns the rules for every tensor. The format has no tied head: it is stored as a copy."""
     pairs = head_pairs(config)
     attn, ffn = "layers.{L}.attention.", "layers.{L}.ffn."
     tied = {"output.weight": "token_emb.weight"} if config.head.tied else {}
@@ -103,14 +103,14 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
 
 
 def rotations(config: DecoderConfig) -> np.ndarray:
-    """The buffer `freq_cis`: e^(i position frequency) for twice the longest sequence, complex64."""
+    """Returns the buffer `freq_cis`, exp(i position frequency): (2 max_len, H/2), complex64."""
     frequencies = rope_frequencies(config.head_dim, config.rope.theta, None)
     angles = np.outer(np.arange(2 * config.max_len, dtype=np.float32), frequencies)
     return (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
 
 
 def reference(fields: Json) -> Any:
-    """tlama-core's own model, without a cache."""
+    """Builds the PyTorch reference, without a cache."""
     from jaxllm.interop.reference.tlama.model import TlamaConfig, Transformer
 
     return Transformer(TlamaConfig(**{**without_type(fields), "kv_cache": False}))

@@ -1,4 +1,4 @@
-"""The components system: models over continuous inputs."""
+"""PyTorch reference of the components system: models over continuous inputs."""
 
 from .models import AutoregressiveTransformerModel, EncoderDecoder, TransformerModel
 

@@ -1,8 +1,7 @@
-"""Multi-head, multi-query and group-query attention with a cache, from
-`transformer_components.md`.
+"""Multi-head, multi-query and group-query attention with a cache (`transformer_components.md`).
 
-`expanding_context` says what a query sees: with it everything before, without it the last
-`max_seq_len` tokens up to itself, a sliding window. Cached or not, the same is computed.
+With `expanding_context`, a query sees everything before it; without, a sliding window of the last
+`max_seq_len` tokens up to itself. Results are the same with and without the cache.
 """
 
 from typing import Literal, get_args
@@ -16,9 +15,9 @@ AttentionKind = Literal["mha", "mqa", "gqa"]
 
 
 class GroupQueryAttention(nn.Module):
-    """Groups of query heads that share a key and a value head (Ainslie et al., 2023).
+    """Attention whose groups of query heads share a key/value head (Ainslie et al., 2023).
 
-    Raises ValueError if heads do not divide into groups, or the width into heads.
+    Raises ValueError if the heads do not divide into groups, or the width into heads.
     """
 
     def __init__(
@@ -48,9 +47,11 @@ class GroupQueryAttention(nn.Module):
         self.reset_cache()
 
     def reset_cache(self) -> None:
-        """Forgets what was seen."""
+        """Clears the cache."""
         self.cache: tuple[Tensor, Tensor] | None = None  # keys and values, BSKH
-        self.encoded: Tensor | None = None  # what they were computed from, in cross-attention
+        self.encoded: Tensor | None = (
+            None  # in cross-attention: the encoder output they were computed from
+        )
 
     def forward(
         self,
@@ -59,7 +60,10 @@ class GroupQueryAttention(nn.Module):
         value_BSD: Tensor | None = None,
         expanding_context: bool = True,
     ) -> Tensor:
-        """What the queries gather, BTD: from themselves and the cache if no other key is given."""
+        """Returns the attention output, BTD.
+
+        Without other keys this is self-attention to the query's tokens and the cache.
+        """
         is_self = key_BSD is None or key_BSD is query_BTD
         key_BSD = query_BTD if key_BSD is None else key_BSD
         value_BSD = key_BSD if value_BSD is None else value_BSD
@@ -68,19 +72,19 @@ class GroupQueryAttention(nn.Module):
             mask_TS = self.mask(query_BTD.shape[1], k_BSKH.shape[1], expanding_context)
         else:
             k_BSKH, v_BSKH = self.remembered(key_BSD, value_BSD)
-            mask_TS = None  # all of it
+            mask_TS = None  # every key is visible
         q_BTNH = self.q_proj(query_BTD).unflatten(-1, (-1, self.head_dim))
         out_BTNH = self.attend(q_BTNH, k_BSKH, v_BSKH, mask_TS)
         return self.out_proj(out_BTNH.flatten(-2))
 
     def project(self, key_BSD: Tensor, value_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, BSKH."""
+        """Projects to keys and values, both BSKH."""
         k_BSKH = self.k_proj(key_BSD).unflatten(-1, (-1, self.head_dim))
         v_BSKH = self.v_proj(value_BSD).unflatten(-1, (-1, self.head_dim))
         return k_BSKH, v_BSKH
 
     def appended(self, key: Tensor, value: Tensor, expanding: bool) -> tuple[Tensor, Tensor]:
-        """Those of the cache and of these tokens, which it takes in; its oldest may go."""
+        """Appends to the cached keys and values; a sliding window drops the oldest afterwards."""
         k_BSKH, v_BSKH = self.project(key, value)
         if self.cache is not None:
             k_BSKH = torch.cat([self.cache[0], k_BSKH], dim=1)
@@ -91,7 +95,7 @@ class GroupQueryAttention(nn.Module):
         return k_BSKH, v_BSKH
 
     def remembered(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the encoder's output, projected once for as long as it is the same tensor."""
+        """Returns keys and values of the encoder output, projected once per tensor if cached."""
         if not self.use_kv_cache:
             return self.project(key, value)
         if self.cache is None or self.encoded is not key:
@@ -99,21 +103,21 @@ class GroupQueryAttention(nn.Module):
         return self.cache
 
     def mask(self, num_queries: int, num_keys: int, expanding: bool) -> Tensor:
-        """Which keys each query sees, TS; the queries are the last of the keys."""
+        """Returns which keys each query sees, TS; the queries are at the last T positions."""
         mask_TS = torch.ones(num_queries, num_keys, dtype=torch.bool)
         if self.apply_causal_mask:
             mask_TS = create_causal_mask(num_queries, num_keys)
         return mask_TS if expanding else mask_TS.triu(num_keys - num_queries - self.window() + 1)
 
     def window(self) -> int:
-        """Tokens in the sliding window. Raises ValueError if there is none."""
+        """Returns the size of the sliding window in tokens. Raises ValueError if there is none."""
         if self.max_seq_len is None:
-            raise ValueError("expanding_context=False slides a window, but max_seq_len=None")
+            raise ValueError("expanding_context=False needs a sliding window, but max_seq_len=None")
         return self.max_seq_len
 
 
 class MultiHeadAttention(GroupQueryAttention):
-    """A key and a value head for each query head (Vaswani et al., 2017)."""
+    """Attention with a key/value head for each query head (Vaswani et al., 2017)."""
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class MultiHeadAttention(GroupQueryAttention):
 
 
 class MultiQueryAttention(GroupQueryAttention):
-    """One key and one value head for all query heads (Shazeer, 2019)."""
+    """Attention with one key/value head for all query heads (Shazeer, 2019)."""
 
     def __init__(
         self,
@@ -151,7 +155,10 @@ def get_attention(
     use_kv_cache: bool = False,
     max_seq_len: int | None = None,
 ) -> GroupQueryAttention:
-    """The attention of that name; only "gqa" heeds `num_groups`. Raises ValueError for another."""
+    """Builds the attention of this type; only "gqa" uses `num_groups`.
+
+    Raises ValueError for an unknown type.
+    """
     options = (apply_causal_mask, use_kv_cache, max_seq_len)
     match attention_type:
         case "mha":

@@ -1,4 +1,4 @@
-"""Feed-forward networks, dense and as a mixture of experts, from `transformer_components.md`."""
+"""Feed-forward networks, dense and mixture of experts, after `transformer_components.md`."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from jaxllm.interop.reference.precision import at_least_float32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FFNConfig:
-    """A feed-forward network. Raises ValueError for a mixture that cannot be."""
+    """Settings of a feed-forward network. Raises ValueError for an invalid mixture of experts."""
 
     embed_dim: int
     latent_dim: int
     use_moe: bool = False
     num_experts: int | None = None
-    capacity: int | None = None  # tokens of a pass that an expert takes
+    capacity: int | None = None  # maximum number of tokens per expert and pass
     alpha: float = 0.01  # weight of the load-balancing loss
     topk: int = 1
 
@@ -26,13 +26,16 @@ class FFNConfig:
             return
         if self.num_experts is None or self.capacity is None:
             raise ValueError(
-                f"use_moe=True with num_experts={self.num_experts}, capacity={self.capacity}"
+                "use_moe=True needs num_experts and capacity, but num_experts="
+                f"{self.num_experts}, capacity={self.capacity}"
             )
         if not 1 <= self.topk <= self.num_experts:
-            raise ValueError(f"topk={self.topk} of num_experts={self.num_experts}")
+            raise ValueError(
+                f"topk={self.topk} is not between 1 and num_experts={self.num_experts}"
+            )
 
     def build(self) -> nn.Module:
-        """An `FFN` or a `MOE`."""
+        """Builds an `FFN` or a `MOE`."""
         if not self.use_moe:
             return FFN(self.embed_dim, self.latent_dim)
         assert self.num_experts is not None
@@ -42,7 +45,7 @@ class FFNConfig:
 
 
 class FFN(nn.Module):
-    """`layer_2(relu(layer_1 x))`."""
+    """Feed-forward network: `layer_2(relu(layer_1 x))`."""
 
     def __init__(self, embed_dim: int, latent_dim: int):
         super().__init__()
@@ -50,16 +53,16 @@ class FFN(nn.Module):
         self.layer_2 = nn.Linear(latent_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D)."""
+        """Returns the output, (..., D)."""
         return self.layer_2(functional.relu(self.layer_1(x)))
 
 
 class MOE(nn.Module):
-    """Each token goes to `topk` of E experts, by weights that sum to one.
+    """Mixture of experts: routes each token to `topk` of E experts, with weights that sum to one.
 
-    The tokens of a pass stand in a row, B times T; an expert takes the first `capacity` of those
-    that chose it, and the overflow expert takes the others, by the same weight. So what a token
-    gets depends on the pass, and a cached pass equals a whole one only while nothing overflows.
+    The B * T tokens of a pass are flattened in order. An expert takes the first `capacity` tokens
+    that chose it; the overflow expert takes the rest with the same weights. A token's output thus
+    depends on the whole pass, and a cached pass equals a full one only while nothing overflows.
     """
 
     def __init__(
@@ -80,10 +83,11 @@ class MOE(nn.Module):
         self.overflow_expert = FFN(embed_dim, ffn_latent_dim)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """BTD, and the loss of the load: `alpha * E * sum over e of f_e p_e`.
+        """Returns the output, BTD, and the load-balancing loss `alpha * E * sum_e f_e p_e`.
 
-        Of the tokens that e took, f_e is the fraction and p_e the mean weight. (The document's are
-        of those that chose it and of its probabilities; what was recorded is this.)
+        f_e is the fraction of tokens that expert e took, p_e their mean weight. (The document
+        defines both over the tokens that chose e, with p_e from the router probabilities; the
+        recorded values match this definition instead.)
         """
         x_SD = x_BTD.flatten(0, 1)
         probs_SE = at_least_float32(self.router(x_SD)).softmax(-1)

@@ -1,4 +1,4 @@
-"""Encoder and decoder layers over continuous inputs, from `transformer_components.md`."""
+"""Encoder and decoder layers over continuous inputs, after `transformer_components.md`."""
 
 import dataclasses
 
@@ -13,34 +13,34 @@ from .feed_forward import MOE, FFNConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """What the layers of a model are built from. Raises ValueError if it does not fit together."""
+    """Settings of the layers of a model. Raises ValueError if they are inconsistent."""
 
     embed_dim: int
     ffn_latent_dim: int
     num_heads: int
     max_seq_len: int
     attention_type: AttentionKind = "mha"
-    num_groups: int | None = None  # of "gqa": num_heads // 2
+    num_groups: int | None = None  # for "gqa"; None: num_heads // 2
     apply_causal_mask: bool
     use_kv_cache: bool = False
-    ffn_config: FFNConfig | None = None  # a plain network
+    ffn_config: FFNConfig | None = None  # None: a dense network
 
     def __post_init__(self) -> None:
         given = self.ffn.embed_dim, self.ffn.latent_dim
         if given != (wanted := (self.embed_dim, self.ffn_latent_dim)):
             raise ValueError(
-                f"ffn_config has embed_dim, latent_dim = {given}; the model has {wanted}"
+                f"ffn_config has (embed_dim, latent_dim) = {given}, but the model has {wanted}"
             )
 
     @property
     def ffn(self) -> FFNConfig:
-        """The feed-forward network's own config."""
+        """The config of the feed-forward network."""
         if self.ffn_config is not None:
             return self.ffn_config
         return FFNConfig(embed_dim=self.embed_dim, latent_dim=self.ffn_latent_dim)
 
     def attention(self) -> GroupQueryAttention:
-        """One attention of this kind."""
+        """Builds an attention module with these settings."""
         return get_attention(
             self.attention_type,
             self.embed_dim,
@@ -53,14 +53,14 @@ class LayerConfig:
 
 
 class PositionalEncoding(nn.Module):
-    """Sinusoids. The buffer, (1, max_seq_len, D), is what checkpoints carry."""
+    """Sinusoidal positions. Checkpoints store the buffer `pe`: (1, max_seq_len, D)."""
 
     def __init__(self, embed_dim: int, max_seq_len: int):
         super().__init__()
         self.register_buffer("pe", _waves(torch.arange(max_seq_len), embed_dim)[None])
 
     def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
-        """BTD; the first token is at position `start`, which a window may carry past the buffer."""
+        """Adds positions from `start` on: BTD. A sliding window may run past the buffer."""
         _, T, D = x_BTD.shape
         return x_BTD + _waves(torch.arange(start, start + T), D, x_BTD.dtype)
 
@@ -70,15 +70,15 @@ def _waves(positions: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> T
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: a feed-forward network that may be a mixture."""
+    """Base class of encoder and decoder layers: a dense or mixture-of-experts network."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
         self.ffn = config.ffn.build()
-        self.aux_loss = torch.zeros(())  # of the last pass
+        self.aux_loss = torch.zeros(())  # load-balancing loss of the last pass
 
     def feed(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         if not isinstance(self.ffn, MOE):
             return self.ffn(x_BTD)
         out_BTD, self.aux_loss = self.ffn(x_BTD)
@@ -86,7 +86,7 @@ class Layer(nn.Module):
 
 
 class TransformerEncoderLayer(Layer):
-    """Post-norm self-attention and feed-forward."""
+    """Post-norm layer of self-attention and feed-forward."""
 
     def __init__(self, config: LayerConfig):
         super().__init__(config)
@@ -95,14 +95,14 @@ class TransformerEncoderLayer(Layer):
         self.norm_2 = nn.LayerNorm(config.embed_dim)
 
     def forward(self, x_BTD: Tensor, expanding_context: bool = True) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         h_BTD = self.attn(x_BTD, expanding_context=expanding_context)
         h_BTD = self.norm_1(x_BTD + h_BTD)
         return self.norm_2(h_BTD + self.feed(h_BTD))
 
 
 class TransformerDecoderLayer(Layer):
-    """Post-norm self-attention, attention to all of the encoder's output, and feed-forward."""
+    """Post-norm layer of self-attention, unmasked cross-attention, and feed-forward."""
 
     def __init__(self, config: LayerConfig):
         super().__init__(config)
@@ -115,7 +115,7 @@ class TransformerDecoderLayer(Layer):
     def forward(
         self, x_BTD: Tensor, encoder_output_BSD: Tensor, expanding_context: bool = True
     ) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         h_BTD = self.self_attention(x_BTD, expanding_context=expanding_context)
         h_BTD = self.layer_norm_1(x_BTD + h_BTD)
         h_BTD = self.layer_norm_2(h_BTD + self.cross_attention(h_BTD, encoder_output_BSD))

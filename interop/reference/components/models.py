@@ -1,9 +1,9 @@
-"""Regression, autoregressive and encoder-decoder models over continuous inputs, from
-`transformer_components.md`.
+"""Regression, autoregressive and encoder-decoder models over continuous inputs.
 
-Letters of this file: I `input_dim`, O `output_dim`. The arguments `layer` are the fields of
-`LayerConfig`. With `use_kv_cache` a model's sequence goes on from pass to pass, until
-`reset_cache`.
+They follow `transformer_components.md`.
+
+Letters in this file: I `input_dim`, O `output_dim`. The keyword arguments `layer` are fields of
+`LayerConfig`. With `use_kv_cache`, successive passes continue one sequence until `reset_cache`.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from .layers import (
 
 
 class Model(nn.Module):
-    """How far a model's sequence has come, and what its experts cost."""
+    """Base class of the models: tracks the cached sequence and sums the experts' losses."""
 
-    model_type: ClassVar[str]  # as a config file says
+    model_type: ClassVar[str]  # the value in the config file
 
     def __init__(self, config: LayerConfig, **sizes: int):
         super().__init__()
         self.config = config
         self.fields = as_fields(self.model_type, config, **sizes)
-        self.seen = 0  # tokens in the cache, and before it
+        self.seen = 0  # tokens seen so far, in the cache or dropped from it
 
     @property
     def aux_loss(self) -> Tensor:
@@ -42,27 +42,27 @@ class Model(nn.Module):
         return sum((layer.aux_loss for layer in layers), torch.zeros(()))
 
     def reset_cache(self) -> None:
-        """Begins a new sequence."""
+        """Clears the caches to start a new sequence."""
         self.seen = 0
         for module in self.modules():
             if isinstance(module, GroupQueryAttention):
                 module.reset_cache()
 
     def advance(self, num_tokens: int, expanding_context: bool) -> int:
-        """The position of the first of these tokens.
+        """Advances the sequence and returns the position of the first of the new tokens.
 
-        Raises ValueError if they are too many for anything but a sliding window.
+        Raises ValueError if the sequence exceeds `max_seq_len`, unless it slides a window.
         """
         start, end = self.seen, self.seen + num_tokens
         if expanding_context and end > self.config.max_seq_len:
-            raise ValueError(f"{end} tokens; max_seq_len={self.config.max_seq_len}")
+            raise ValueError(f"{end} tokens exceed max_seq_len={self.config.max_seq_len}")
         if self.config.use_kv_cache:
             self.seen = end
         return start
 
 
 class SequenceModel(Model):
-    """A stack of layers between two projections."""
+    """Base class of models with a stack of layers between two projections."""
 
     def __init__(self, input_dim: int, output_dim: int, num_layers: int, config: LayerConfig):
         sizes = {"input_dim": input_dim, "output_dim": output_dim, "num_layers": num_layers}
@@ -73,7 +73,7 @@ class SequenceModel(Model):
         self.out_proj = nn.Linear(config.embed_dim, output_dim)
 
     def run(self, x_BTI: Tensor, expanding_context: bool = True) -> Tensor:
-        """What the last layer makes of each token, BTD."""
+        """Returns the output of the last layer, BTD."""
         start = self.advance(x_BTI.shape[1], expanding_context)
         h_BTD = self.pe(self.input_proj(x_BTI), start)
         for layer in self.layers:
@@ -82,7 +82,10 @@ class SequenceModel(Model):
 
 
 class TransformerModel(SequenceModel):
-    """Regression: a sequence to one vector. Raises ValueError for a cache, which it cannot use."""
+    """Regression: a sequence, BTI, to one vector, BO.
+
+    Raises ValueError for a cache: the mean needs the whole sequence.
+    """
 
     model_type = "components-regression"
 
@@ -97,17 +100,19 @@ class TransformerModel(SequenceModel):
         **layer: Any,
     ):
         if use_kv_cache:
-            raise ValueError(f"use_kv_cache={use_kv_cache}, but a mean is over a whole sequence")
+            raise ValueError(
+                f"use_kv_cache={use_kv_cache} is not supported: the mean needs the whole sequence"
+            )
         config = LayerConfig(apply_causal_mask=apply_causal_mask, **layer)
         super().__init__(input_dim, output_dim, num_layers, config)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        """BO."""
+        """Returns the output, BO."""
         return self.out_proj(self.run(x_BTI).mean(dim=1))
 
 
 class AutoregressiveTransformerModel(SequenceModel):
-    """A sequence to a vector for each of its tokens."""
+    """Autoregressive model: a sequence, BTI, to a vector per token, BTO."""
 
     model_type = "components-autoregressive"
 
@@ -124,19 +129,19 @@ class AutoregressiveTransformerModel(SequenceModel):
         super().__init__(input_dim, output_dim, num_layers, config)
 
     def forward(self, x_BTI: Tensor, expanding_context: bool = True) -> Tensor:
-        """BTO. With a cache `x` is what came since the last pass."""
+        """Returns the output, BTO. With a cache, `x` holds only the tokens since the last pass."""
         return self.out_proj(self.run(x_BTI, expanding_context))
 
     def generate_next_token(self, x_BTI: Tensor, expanding_context: bool = True) -> Tensor:
-        """What the last token becomes: (B, 1, O)."""
+        """Returns the output at the last token: (B, 1, O)."""
         return self(x_BTI, expanding_context)[:, -1:]
 
 
 class EncoderDecoder(Model):
-    """A source and a target sequence to a vector for each of the target's tokens.
+    """Encoder-decoder: source, BSI, and target, BTI, to a vector per target token, BTO.
 
-    The encoder sees all of the source at once and has no cache; the mask and the cache are the
-    decoder's.
+    The encoder sees the whole source at once and has no cache; the mask and the cache belong to
+    the decoder.
     """
 
     model_type = "components-encoder-decoder"
@@ -173,13 +178,15 @@ class EncoderDecoder(Model):
         self.out_proj = nn.Linear(D, output_dim)
 
     def forward(self, source_BSI: Tensor, target_BTI: Tensor) -> Tensor:
-        """BTO."""
+        """Returns the output, BTO."""
         return self.decode(target_BTI, self.encode(source_BSI))
 
     def encode(self, source_BSI: Tensor) -> Tensor:
-        """BSD. A new source begins a new target. Raises ValueError if it is too long."""
+        """Encodes the source, BSD, and clears the caches. Raises ValueError if it is too long."""
         if source_BSI.shape[1] > self.config.max_seq_len:
-            raise ValueError(f"{source_BSI.shape[1]} tokens; max_seq_len={self.config.max_seq_len}")
+            raise ValueError(
+                f"{source_BSI.shape[1]} tokens exceed max_seq_len={self.config.max_seq_len}"
+            )
         self.reset_cache()
         h_BSD = self.encoder_pe(self.encoder_input_proj(source_BSI))
         for layer in self.encoder_layers:
@@ -189,13 +196,15 @@ class EncoderDecoder(Model):
     def decode(
         self, target_BTI: Tensor, encoder_output_BSD: Tensor, expanding_context: bool = True
     ) -> Tensor:
-        """BTO, of the whole target; with a cache, of its tokens since the last pass.
+        """Decodes the target, BTO; with a cache, only its tokens since the last pass.
 
-        Raises ValueError if there are none.
+        Raises ValueError if there are no new tokens.
         """
         fresh_BTI = target_BTI[:, self.seen :]
         if fresh_BTI.shape[1] == 0:
-            raise ValueError(f"{target_BTI.shape[1]} target tokens, of which {self.seen} were seen")
+            raise ValueError(
+                f"no new tokens: {target_BTI.shape[1]} target tokens, {self.seen} already decoded"
+            )
         start = self.advance(fresh_BTI.shape[1], expanding_context)
         h_BTD = self.decoder_pe(self.decoder_input_proj(fresh_BTI), start)
         for layer in self.decoder_layers:

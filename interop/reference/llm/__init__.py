@@ -1,4 +1,4 @@
-"""The LLM system (`LLM(ModelArgs)`), and Meta's Llama 3 and 4."""
+"""PyTorch reference of the LLM system, `LLM(ModelArgs)`, and of Meta's Llama 3 and 4."""
 
 from .model import LLM, ModelArgs, TransformerInput
 

@@ -1,4 +1,4 @@
-"""The arguments of `LLM`: its own, and those of Meta's Llama 3 and 4 (`params.json`)."""
+"""Arguments of `LLM`, which include those of Meta's Llama 3 and 4 (`params.json`)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,24 +7,26 @@ from typing import Any, ClassVar, Self
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoEArgs:
-    """A mixture of experts in the feed-forward half of a block."""
+    """Settings of a mixture of experts in the feed-forward part of a block."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     num_experts: int
-    capacity_factor: float = 1.0  # of the width alone: no token is ever dropped
-    auto_scale_F: bool = True  # so that an active token costs what a dense block costs
+    capacity_factor: float = 1.0  # affects only the width: no token is dropped
+    auto_scale_F: bool = True  # so that a token costs the same as in a dense block
     top_k: int = 1
-    interleave_moe_layer_step: int = 1  # every how many layers are a mixture
+    interleave_moe_layer_step: int = 1  # every n-th layer has experts
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(f"top_k={self.top_k} of num_experts={self.num_experts}")
+            raise ValueError(
+                f"top_k={self.top_k} is not between 1 and num_experts={self.num_experts}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of an image or a patch, in pixels."""
+    """The size of an image or a patch in pixels."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -34,7 +36,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionArgs:
-    """The image encoder and its adapter."""
+    """Settings of the image encoder and its adapter."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -50,7 +52,8 @@ class VisionArgs:
     def __post_init__(self) -> None:
         if self.dim % (4 * self.n_heads):
             raise ValueError(
-                f"dim={self.dim} is not n_heads={self.n_heads} heads of a multiple of 4"
+                f"dim={self.dim} does not split into n_heads={self.n_heads} heads of a width "
+                "divisible by 4"
             )
         for side in ("height", "width"):
             image, patch = getattr(self.image_size, side), getattr(self.patch_size, side)
@@ -60,26 +63,26 @@ class VisionArgs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelArgs:
-    """The sizes and switches of an `LLM`. Raises ValueError if they do not fit together."""
+    """Sizes and switches of an `LLM`. Raises ValueError if they are inconsistent."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     dim: int
     n_layers: int
     n_heads: int
-    n_kv_heads: int | None = None  # n_heads
-    head_dim: int | None = None  # dim / n_heads, and nothing else
+    n_kv_heads: int | None = None  # None: n_heads
+    head_dim: int | None = None  # None or dim / n_heads; nothing else is allowed
     vocab_size: int
     multiple_of: int = 256
     ffn_dim_multiplier: float | None = None
-    ffn_exp: float = 4.0  # width of a mixture before it is cut, in units of dim
+    ffn_exp: float = 4.0  # width of an expert network before reduction, in units of dim
     norm_eps: float = 1e-5
     attention_chunk_size: int | None = None
     rope_theta: float = 500000.0
     use_scaled_rope: bool = False
     rope_scaling_factor: float = 16.0  # Llama 3.1: 8
     rope_high_freq_factor: float = 1.0  # Llama 3.1: 4
-    nope_layer_interval: int | None = None  # every how many layers have no positions
+    nope_layer_interval: int | None = None  # every n-th layer has no positions
     use_qk_norm: bool = False
     attn_temperature_tuning: bool = False
     floor_scale: float = 8192.0
@@ -91,7 +94,9 @@ class ModelArgs:
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.n_heads):
-            raise ValueError(f"dim={self.dim} is not n_heads={self.n_heads} even heads")
+            raise ValueError(
+                f"dim={self.dim} does not split into n_heads={self.n_heads} heads of even width"
+            )
         if self.head_dim not in (None, self.dim // self.n_heads):
             raise ValueError(
                 f"head_dim={self.head_dim} is not dim / n_heads = {self.dim // self.n_heads}"
@@ -103,14 +108,14 @@ class ModelArgs:
 
     @property
     def num_kv_heads(self) -> int:
-        """K."""
+        """The number of key/value heads, K."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Those of a `config.json` or `params.json`, where null means a default.
+        """Reads a `config.json` or `params.json`, where null means the default.
 
-        Raises ValueError for a name that is not known.
+        Raises ValueError for an unknown name.
         """
         from pydantic import TypeAdapter
 

@@ -1,4 +1,4 @@
-"""Attention and feed-forward of `LLM`, from `llm_model_and_layers.md` and Llama 4's formulas."""
+"""Attention and feed-forward of `LLM`, after `llm_model_and_layers.md` and Llama 4's formulas."""
 
 import math
 from typing import Any
@@ -20,10 +20,10 @@ OLD_CONTEXT_LEN = 8192
 
 
 def apply_scaling(freqs: Tensor, scale_factor: float, high_freq_factor: float) -> Tensor:
-    """Frequencies for longer contexts (Llama 3.1).
+    """Scales RoPE frequencies for longer contexts (Llama 3.1).
 
-    Those that turn less than once in the old context are divided by the factor, those that turn
-    more than `high_freq_factor` times are kept, and those in between are blended.
+    Frequencies with less than one turn in the old context are divided by the factor, those with
+    more than `high_freq_factor` turns are kept, and those in between are blended.
     """
     turns = OLD_CONTEXT_LEN * freqs / (2 * math.pi)
     if high_freq_factor == LOW_FREQ_FACTOR:  # Llama 4 Scout: nothing in between
@@ -42,7 +42,7 @@ def precompute_freqs_cis(
     high_freq_factor: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The rotation of each pair at each of `end` positions: (end, dim / 2), complex."""
+    """Returns the rotation of each pair at positions below `end`: (end, dim / 2), complex."""
     freqs = frequencies(dim, theta, dtype)
     if use_scaled:
         freqs = apply_scaling(freqs, scale_factor, high_freq_factor)
@@ -50,14 +50,14 @@ def precompute_freqs_cis(
 
 
 def create_chunked_attention_mask(seq_len: int, attention_chunk_size: int) -> Tensor:
-    """Who sees whom, TS with T = S: a token sees those of its own chunk up to itself."""
+    """Returns a causal mask within chunks, TS with T = S, True where a token may attend."""
     positions = torch.arange(seq_len)
     chunks = positions // attention_chunk_size
     return (chunks[:, None] == chunks) & (positions[:, None] >= positions)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a cache; rotary positions, or none and a temperature."""
+    """Grouped-query attention with a cache, and either RoPE or an optional temperature."""
 
     cache_k: Tensor
     cache_v: Tensor
@@ -80,14 +80,14 @@ class Attention(nn.Module):
         self.register_load_state_dict_pre_hook(Attention.load_hook)
 
     def load_hook(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-        """Splits a fused `wqkv`: the rows of queries, then of keys, then of values."""
+        """Splits a fused `wqkv`: rows of queries, then keys, then values."""
         rows = {f"{name}.weight": getattr(self, name).out_features for name in ("wq", "wk", "wv")}
         split(state_dict, prefix, "wqkv.weight", rows)
 
     def forward(
         self, x_BTD: Tensor, start_pos: int, freqs_cis: Tensor, mask_TS: Tensor | None = None
     ) -> Tensor:
-        """The attended values, BTD; S is `start_pos + T`."""
+        """Returns the attention output, BTD; S is `start_pos + T`."""
         q_BTNH = self.wq(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BTKH = self.wk(x_BTD).unflatten(-1, (-1, self.head_dim))
         v_BTKH = self.wv(x_BTD).unflatten(-1, (-1, self.head_dim))
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         return self.wo(out_BTNH.flatten(-2))
 
     def tempered(self, q_BTNH: Tensor, start_pos: int) -> Tensor:
-        """Queries that grow with the logarithm of their position (arXiv:2501.19399)."""
+        """Scales queries with the logarithm of their position (arXiv:2501.19399)."""
         wide = at_least_float32(q_BTNH)
         positions = torch.arange(start_pos, start_pos + wide.shape[1], dtype=wide.dtype)
         periods = torch.floor((positions + 1) / self.args.floor_scale)
@@ -114,7 +114,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer, 2020): `w_out(silu(w_gate x) * w_value x)`.
 
-    The width is two thirds of `hidden_dim`, times the multiplier, rounded up to `multiple_of`.
+    The width is 2/3 of `hidden_dim`, times the multiplier, rounded up to `multiple_of`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class FeedForward(nn.Module):
         self.register_load_state_dict_pre_hook(FeedForward.load_hook)
 
     def load_hook(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-        """Splits a fused `fc1`, gates then values; takes Meta's numbers for names."""
+        """Splits a fused `fc1` into gates and values; renames Meta's `w1`, `w2` and `w3`."""
         rows = {f"{name}.weight": self.w_gate.out_features for name in ("w_gate", "w_value")}
         split(state_dict, prefix, "mlp.fc1_weight", rows)
         rename(state_dict, prefix, {"mlp.fc2_weight": "w_out.weight"})
@@ -144,5 +144,5 @@ class FeedForward(nn.Module):
         rename(state_dict, prefix, {f"{a}.weight": f"{b}.weight" for a, b in meta.items()})
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         return self.w_out(functional.silu(self.w_gate(x_BTD)) * self.w_value(x_BTD))

@@ -1,4 +1,4 @@
-"""`LLM(ModelArgs)`, from `llm_overview.md` and `llm_model_and_layers.md`; Llama 3 and 4 with it."""
+"""`LLM(ModelArgs)`, after `llm_overview.md` and `llm_model_and_layers.md`; covers Llama 3 and 4."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ from .vision import VisionEmbeddings
 
 @dataclasses.dataclass(frozen=True)
 class MaskedEmbedding:
-    """What `VisionEmbeddings` gave, and which tokens it stands in for."""
+    """Image embeddings from `VisionEmbeddings`, and the tokens that they replace."""
 
     embedding: Tensor  # (B, T, output_dim)
     mask: Tensor  # BT1, bool
@@ -28,25 +28,25 @@ class MaskedEmbedding:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerInput:
-    """What a pass is given."""
+    """Input of a forward pass."""
 
     tokens: Tensor  # BT
-    tokens_position: int  # of the first token, for all sequences
+    tokens_position: int  # position of the first token, for all sequences
     image_embedding: MaskedEmbedding | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerOutput:
-    """What a pass gives."""
+    """Output of a forward pass."""
 
     logits: Tensor  # BTV, at least float32
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm: `h = x + attention(norm(x)); h + feed_forward(norm(h))`.
+    """Pre-norm block: `h = x + attention(norm(x)); h + feed_forward(norm(h))`.
 
-    Every `nope_layer_interval`-th layer has no positions and sees everything before it; the others
-    rotate, normalise queries and keys, and see their chunk. Every `interleave_moe_layer_step`-th
+    Every `nope_layer_interval`-th layer has no positions and full causal attention; the others have
+    RoPE, normalised queries and keys, and chunked attention. Every `interleave_moe_layer_step`-th
     layer has experts.
     """
 
@@ -74,7 +74,7 @@ class TransformerBlock(nn.Module):
         self.register_load_state_dict_pre_hook(TransformerBlock.load_hook)
 
     def load_hook(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-        """Takes norms that were stored with the projection that they precede."""
+        """Renames norms that are stored with the projection that they precede."""
         attention = ("attention.wqkv.layer_norm_weight", "attention.norm.weight")
         ffn = ("feed_forward.mlp.layer_norm_weight", "feed_forward.norm.weight")
         rename(state_dict, prefix, dict.fromkeys(attention, "attention_norm.weight"))
@@ -89,7 +89,7 @@ class TransformerBlock(nn.Module):
         global_attn_mask_TS: Tensor,
         local_attn_mask_TS: Tensor | None,
     ) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         is_global = self.is_nope_layer or local_attn_mask_TS is None
         mask_TS = global_attn_mask_TS if is_global else local_attn_mask_TS
         h_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), start_pos, freqs_cis, mask_TS)
@@ -97,11 +97,10 @@ class TransformerBlock(nn.Module):
 
 
 class LLM(nn.Module):
-    """The decoder: tokens, and images among them, to logits.
+    """Decoder: tokens, and optionally images among them, to logits.
 
-    Every pass writes the caches. A pass at position 0 starts anew; a pass at position p continues,
-    and computes what a single pass would have: its tokens see what it would have let them see,
-    chunks included.
+    Every pass writes the caches. A pass at position 0 starts a new sequence; a pass at position p
+    continues it and computes the same as a single pass over all tokens would, chunks included.
     """
 
     def __init__(self, args: ModelArgs):
@@ -118,12 +117,15 @@ class LLM(nn.Module):
         self.register_load_state_dict_pre_hook(LLM.load_hook)
 
     def load_hook(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-        """Takes Hugging Face's name of the head; drops the frequencies of older checkpoints."""
+        """Renames the head from Hugging Face's name; drops the frequencies of older checkpoints."""
         rename(state_dict, prefix, {"lm_head.weight": "output.weight"})
         drop_derived(state_dict, prefix)
 
     def forward(self, model_input: TransformerInput, inference: bool = False) -> TransformerOutput:
-        """The logits, without gradients if `inference`. Raises ValueError if the cache is full."""
+        """Returns the logits, without gradients if `inference`.
+
+        Raises ValueError if the cache is full.
+        """
         with torch.inference_mode(inference):
             return self._forward(model_input)
 
@@ -145,7 +147,7 @@ class LLM(nn.Module):
         return TransformerOutput(at_least_float32(self.output(self.norm(h_BTD))))
 
     def freqs_cis(self, end: int, dtype: torch.dtype) -> Tensor:
-        """The rotation of each pair at each position up to `end`."""
+        """Returns the rotation of each pair at positions below `end`: (end, H/2), complex."""
         args = self.args
         return precompute_freqs_cis(
             args.dim // args.n_heads,

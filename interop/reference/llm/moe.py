@@ -1,4 +1,4 @@
-"""The mixture of experts of `LLM`, which is that of Llama 4 (`interop.md` 4.8 and 4.9)."""
+"""Mixture of experts of `LLM`, the same as Llama 4's (`interop.md` 4.8 and 4.9)."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .checkpoint import rename
 
 
 class Experts(nn.Module):
-    """E SwiGLUs side by side: `(silu(x w1) * (x w3)) w2`, each on rows of its own."""
+    """E SwiGLU experts in parallel: `(silu(x w1) * (x w3)) w2`, each with its own input rows."""
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int):
         super().__init__()
@@ -26,7 +26,7 @@ class Experts(nn.Module):
         self.register_load_state_dict_pre_hook(Experts.load_hook)
 
     def load_hook(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-        """Takes the released spelling, where the experts are stacked in the rows."""
+        """Converts the released format, which stacks the experts along the rows."""
         released = {"moe_w_in_eD_F": "w1", "moe_w_out_eF_D": "w2", "moe_w_swiglu_eD_F": "w3"}
         for old in released:
             if (stacked := state_dict.get(prefix + old)) is not None and stacked.dim() == 2:
@@ -34,14 +34,14 @@ class Experts(nn.Module):
         rename(state_dict, prefix, released)
 
     def forward(self, x_ESD: Tensor) -> Tensor:
-        """ESD; S counts tokens."""
+        """Returns the output, ESD; S counts tokens."""
         gate_ESF = functional.silu(torch.einsum("ESD,EDF->ESF", x_ESD, self.w1))
         value_ESF = torch.einsum("ESD,EDF->ESF", x_ESD, self.w3)
         return torch.einsum("ESF,EFD->ESD", gate_ESF * value_ESF, self.w2)
 
 
 class SharedExpert(nn.Module):
-    """The SwiGLU that every token goes through, as wide as one expert, in Meta's names."""
+    """SwiGLU applied to every token, as wide as one expert, with Meta's tensor names."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -50,15 +50,15 @@ class SharedExpert(nn.Module):
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x_SD: Tensor) -> Tensor:
-        """SD."""
+        """Returns the output, SD."""
         return self.w2(functional.silu(self.w1(x_SD)) * self.w3(x_SD))
 
 
 class MoE(nn.Module):
-    """`shared(x) + sum over the chosen experts e of f_e(sigmoid(l_e) x)`.
+    """Mixture of experts: `shared(x) + sum over the chosen experts e of f_e(sigmoid(l_e) x)`.
 
-    The weights scale the experts' input and are not normalised; no token is dropped. Every expert
-    runs on every token, and on zeros, which it maps to zeros, where it was not chosen.
+    The weights scale the experts' inputs and are not normalised; no token is dropped. Every expert
+    runs on every token; where it was not chosen, its input is zero, and so is its output.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MoE(nn.Module):
         self.register_load_state_dict_pre_hook(MoE.load_hook)
 
     def load_hook(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-        """Takes the released spelling, and drops the statistics that training left in it."""
+        """Converts the released format and drops the statistics of training stored in it."""
         released = {"w_in_shared_FD": "w1", "w_swiglu_FD": "w3", "w_out_shared_DF": "w2"}
         rename(
             state_dict,
@@ -94,7 +94,7 @@ class MoE(nn.Module):
             state_dict.pop(prefix + name, None)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         x_SD = x_BTD.flatten(0, 1)
         logits_SE = x_SD @ self.router_DE
         best_Sk, chosen_Sk = logits_SE.topk(self.top_k, dim=-1)

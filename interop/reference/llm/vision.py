@@ -1,6 +1,6 @@
-"""The image encoder of `LLM` and what joins it to the text: Llama 4's (`interop.md` 4.10).
+"""Image encoder of `LLM` and its adapter, the same as Llama 4's (`interop.md` 4.10).
 
-Letters of this file: P patches of an image, and the class token; C channels.
+Letters in this file: P patches of an image plus the class token, C channels.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from .arguments import Size, VisionArgs
 
 
 def axial_rotations(columns: int, rows: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """A patch's column rotates the first half of the pairs, its row the second: (P, H/2), complex.
+    """Returns the rotations of patches by column (first half of the pairs) and row (second half).
 
-    Both count from one, row by row; the class token, which comes last, is not rotated.
+    Patches are in row-major order, with columns and rows counted from 1. The class token, which
+    comes last, is not rotated. The result is (P, H/2), complex.
     """
     patch = torch.arange(rows * columns)
     freqs = frequencies(head_dim // 2, 10000.0, dtype)
@@ -29,7 +30,7 @@ def axial_rotations(columns: int, rows: int, head_dim: int, dtype: torch.dtype) 
 
 
 class PatchEmbedding(nn.Module):
-    """A linear projection of patches, taken row by row: BCHW to BPD."""
+    """Linear projection of patches in row-major order: BCHW to BPD."""
 
     def __init__(self, patch_size: Size, dim: int):
         super().__init__()
@@ -37,13 +38,13 @@ class PatchEmbedding(nn.Module):
         self._linear = nn.Linear(3 * patch_size.height * patch_size.width, dim, bias=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """BPD; a patch's numbers are ordered by channel, row, column."""
+        """Returns the output, BPD; a patch's values are ordered by channel, row, column."""
         patches_BPX = functional.unfold(images_BCHW, self.patch, stride=self.patch).mT
         return self._linear(patches_BPX)
 
 
 class VisionAttention(nn.Module):
-    """Every patch attends to every other."""
+    """Attention among all patches, without a mask."""
 
     def __init__(self, dim: int, n_heads: int):
         super().__init__()
@@ -54,7 +55,7 @@ class VisionAttention(nn.Module):
         self.wo = nn.Linear(dim, dim)
 
     def forward(self, x_BPD: Tensor, freqs_cis: Tensor) -> Tensor:
-        """BPD."""
+        """Returns the output, BPD."""
         q_BPNH = self.wq(x_BPD).unflatten(-1, (self.n_heads, -1))
         k_BPNH = self.wk(x_BPD).unflatten(-1, (self.n_heads, -1))
         v_BPNH = self.wv(x_BPD).unflatten(-1, (self.n_heads, -1))
@@ -63,7 +64,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """`c_proj(gelu(c_fc x))`."""
+    """MLP: `c_proj(gelu(c_fc x))`."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -71,12 +72,12 @@ class VisionMLP(nn.Module):
         self.c_proj = nn.Linear(hidden_dim, dim)
 
     def forward(self, x_BPD: Tensor) -> Tensor:
-        """BPD."""
+        """Returns the output, BPD."""
         return self.c_proj(functional.gelu(self.c_fc(x_BPD)))
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm: `h = x + attn(norm(x)); h + mlp(norm(h))`."""
+    """Pre-norm block: `h = x + attn(norm(x)); h + mlp(norm(h))`."""
 
     def __init__(self, args: VisionArgs):
         super().__init__()
@@ -86,27 +87,27 @@ class VisionBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(args.dim)
 
     def forward(self, x_BPD: Tensor, freqs_cis: Tensor) -> Tensor:
-        """BPD."""
+        """Returns the output, BPD."""
         h_BPD = x_BPD + self.attn(self.ln_1(x_BPD), freqs_cis)
         return h_BPD + self.mlp(self.ln_2(h_BPD))
 
 
 class VisionTransformer(nn.Module):
-    """The blocks in a row."""
+    """Stack of vision blocks."""
 
     def __init__(self, args: VisionArgs):
         super().__init__()
         self.resblocks = nn.ModuleList(VisionBlock(args) for _ in range(args.n_layers))
 
     def forward(self, x_BPD: Tensor, freqs_cis: Tensor) -> Tensor:
-        """BPD."""
+        """Returns the output, BPD."""
         for block in self.resblocks:
             x_BPD = block(x_BPD, freqs_cis)
         return x_BPD
 
 
 class VisionEncoder(nn.Module):
-    """Images to one vector for each patch. The class token comes last, and goes again."""
+    """Encodes images to one vector per patch; the class token is appended and finally removed."""
 
     def __init__(self, args: VisionArgs):
         super().__init__()
@@ -122,7 +123,7 @@ class VisionEncoder(nn.Module):
         self.ln_post = nn.LayerNorm(args.dim)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """BPD, without the class token."""
+        """Returns the output, BPD, without the class token."""
         x_BPD = self.conv1(images_BCHW)
         x_BPD = torch.cat([x_BPD, self.class_embedding.expand(len(x_BPD), 1, -1)], dim=1)
         x_BPD = self.ln_pre(x_BPD + self.positional_embedding_vlm)
@@ -133,10 +134,10 @@ class VisionEncoder(nn.Module):
 
 
 def pixel_shuffle(x_BPD: Tensor, rows: int, columns: int, ratio: float) -> Tensor:
-    """Fewer and wider patches: (B, P ratio^2, D / ratio^2).
+    """Merges neighbouring patches into fewer, wider ones: (B, P ratio^2, D / ratio^2).
 
-    With ratio 1/2 each square of four neighbours becomes one; within it, left before right and
-    the upper row before the lower.
+    With ratio 1/2, each square of four neighbours becomes one patch, concatenated left before right
+    and the upper row before the lower.
     """
     x = x_BPD.unflatten(1, (rows, columns))
     x = x.reshape(len(x), rows, int(columns * ratio), -1).transpose(1, 2)
@@ -145,7 +146,7 @@ def pixel_shuffle(x_BPD: Tensor, rows: int, columns: int, ratio: float) -> Tenso
 
 
 class AdapterMLP(nn.Module):
-    """`gelu(c_proj(gelu(c_fc x)))`, without biases."""
+    """MLP without biases: `gelu(c_proj(gelu(c_fc x)))`."""
 
     def __init__(self, dim: int, output_dim: int):
         super().__init__()
@@ -153,12 +154,12 @@ class AdapterMLP(nn.Module):
         self.c_proj = nn.Linear(output_dim, output_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, P, output_dim)."""
+        """Returns the output, (B, P, output_dim)."""
         return functional.gelu(self.c_proj(functional.gelu(self.c_fc(x))))
 
 
 class VisionAdapter(nn.Module):
-    """Pixel shuffle, then a perceptron."""
+    """Pixel shuffle followed by an MLP."""
 
     def __init__(self, args: VisionArgs):
         super().__init__()
@@ -166,12 +167,12 @@ class VisionAdapter(nn.Module):
         self.mlp = AdapterMLP(int(args.dim // self.ratio**2), args.output_dim)
 
     def forward(self, x_BPD: Tensor, rows: int, columns: int) -> Tensor:
-        """(B, P ratio^2, output_dim)."""
+        """Returns the output, (B, P ratio^2, output_dim)."""
         return self.mlp(pixel_shuffle(x_BPD, rows, columns, self.ratio))
 
 
 class VisionEmbeddings(nn.Module):
-    """The images of each sequence, in order, in the slots that its tokens left for them."""
+    """Places the embeddings of each sequence's images, in order, at its image tokens."""
 
     def __init__(self, args: VisionArgs):
         super().__init__()
@@ -180,15 +181,20 @@ class VisionEmbeddings(nn.Module):
         self.vision_adapter = VisionAdapter(args)
 
     def forward(self, image_batch: Sequence[Sequence[Tensor]], mask_BT1: Tensor) -> Tensor:
-        """(B, T, output_dim), zero outside the mask; an image is (tiles, C, H, W).
+        """Returns the embeddings at masked tokens, zero elsewhere: (B, T, output_dim).
 
-        Raises ValueError if a sequence has more slots than its images have embeddings.
+        Args:
+            image_batch: the images of each sequence, each (tiles, C, H, W).
+            mask_BT1: True at image tokens.
+
+        Raises:
+            ValueError: a sequence has more image tokens than its images have embeddings.
         """
         pairs = zip(image_batch, mask_BT1.squeeze(-1), strict=True)
         return torch.stack([self.place(images, slots_T) for images, slots_T in pairs])
 
     def place(self, images: Sequence[Tensor], slots_T: Tensor) -> Tensor:
-        """One sequence: (T, output_dim)."""
+        """Places the embeddings of one sequence: (T, output_dim)."""
         encoder = self.vision_encoder
         out = encoder.class_embedding.new_zeros(len(slots_T), self.output_dim)
         if not images:
@@ -197,6 +203,6 @@ class VisionEmbeddings(nn.Module):
             patches_BPD = encoder(torch.cat(list(images)))
             rows = self.vision_adapter(patches_BPD, encoder.rows, encoder.columns).flatten(0, 1)
         if (needed := int(slots_T.sum())) > len(rows):
-            raise ValueError(f"{needed} slots for {len(rows)} image embeddings")
+            raise ValueError(f"{needed} image tokens, but only {len(rows)} image embeddings")
         out[slots_T] = rows[:needed]
         return out

@@ -1,4 +1,4 @@
-"""The nima system: a GPT-style decoder and an encoder-decoder."""
+"""PyTorch reference of nima: a GPT-style decoder and an encoder-decoder."""
 
 from .models import PRESETS, GPTModel, TransformerModel
 

@@ -1,4 +1,4 @@
-"""Attention, feed-forward and layers of nima, with every switch that `nima.md` names."""
+"""Attention, feed-forward networks and layers of nima, with every switch of `nima.md`."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jaxllm.interop.reference.positions import apply_rope, compute_freqs_cis
 from jaxllm.interop.reference.precision import at_least_float32
 
 FeedForwardKind = Literal["ffn", "glu", "swiglu"]
-# Added to the embeddings (learned, sinusoidal) or known to self-attention (the others).
+# "learned" and "sinusoidal" are added to the embeddings, the others applied in self-attention.
 PositionKind = Literal["learned", "sinusoidal", "rope", "alibi", "relative"]
 NormPlacement = Literal["post", "pre"]
 
@@ -22,14 +22,14 @@ EPS = 1e-6  # of the norms inside layers
 
 
 def check_choice(name: str, given: object, kind: object) -> None:
-    """Raises ValueError if an option is not one of its kind."""
+    """Raises ValueError if `given` is not among the values of the Literal type `kind`."""
     if given not in (allowed := get_args(kind)):
         raise ValueError(f"{name}={given!r} is not one of {', '.join(allowed)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """The sizes and switches of every layer. Raises ValueError if they do not fit together."""
+    """Sizes and switches of every layer. Raises ValueError if they are inconsistent."""
 
     d_model: int
     n_heads: int
@@ -48,13 +48,13 @@ class LayerConfig:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
         if self.position == "rope" and (self.d_model // self.n_heads) % 2:
             raise ValueError(
-                f"position='rope' rotates pairs; d_model={self.d_model} over "
+                f"position='rope' rotates pairs, but the head width d_model={self.d_model} / "
                 f"n_heads={self.n_heads} is odd"
             )
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention with biases; as self-attention it may know its positions."""
+    """Multi-head attention with biases and, in self-attention, optional positions."""
 
     def __init__(self, config: LayerConfig, position: PositionKind | None = None):
         super().__init__()
@@ -68,11 +68,11 @@ class MultiHeadAttention(nn.Module):
         self.w_o = nn.Linear(D, D)
         self.attend = Attend()
         if position == "relative":
-            # A number for each head and each distance, from the farthest key behind to ahead.
+            # One bias per head and distance, from the farthest key behind to the farthest ahead.
             self.relative_bias = nn.Embedding(2 * config.max_seq_len - 1, config.n_heads)
 
     def forward(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
-        """What `x` gathers from the memory, BTD. The mask is TS or BTS, True where visible."""
+        """Attends from `x` to the memory: BTD. The mask is TS or BTS, True where visible."""
         q_BTNH = self.w_q(x_BTD).unflatten(-1, (self.n_heads, -1))
         k_BSNH = self.w_k(memory_BSD).unflatten(-1, (self.n_heads, -1))
         v_BSNH = self.w_v(memory_BSD).unflatten(-1, (self.n_heads, -1))
@@ -83,7 +83,7 @@ class MultiHeadAttention(nn.Module):
         return self.w_o(out_BTNH.flatten(-2))
 
     def bias(self, T: int, dtype: torch.dtype) -> Tensor | None:
-        """What scores gain from distance alone, NTS with S = T."""
+        """Returns the position bias of the scores, NTS with S = T, or None."""
         ahead_TS = torch.arange(T) - torch.arange(T)[:, None]
         if self.position == "alibi":
             slopes_N = alibi_slopes(self.n_heads, torch.promote_types(dtype, torch.float32))
@@ -96,16 +96,17 @@ class MultiHeadAttention(nn.Module):
 
 
 def rotate(q_BTNH: Tensor, k_BTNH: Tensor) -> tuple[Tensor, Tensor]:
-    """RoPE on neighbouring elements, theta 10000."""
+    """Applies RoPE with theta 10000 to adjacent elements."""
     _, T, _, H = q_BTNH.shape
     dtype = torch.promote_types(q_BTNH.dtype, torch.float32)
     return apply_rope(q_BTNH, k_BTNH, compute_freqs_cis(H, T, dtype=dtype))
 
 
 def alibi_slopes(n_heads: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """How fast each head forgets (Press et al., 2022): `2 ** (-8 (n + 1) / N)`, N.
+    """Returns the ALiBi slope of each head (Press et al., 2022): `2 ** (-8 (n + 1) / N)`, shape N.
 
-    Between powers of two, those of the power below, then every other one of the power above.
+    If N is not a power of two: the slopes for the next lower power, then every other one of those
+    for the next higher power.
     """
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = 2.0 ** (-8 * torch.arange(1, power + 1, dtype=dtype) / power)
@@ -114,7 +115,7 @@ def alibi_slopes(n_heads: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """`linear2(relu(linear1 x))`."""
+    """Feed-forward network: `linear2(relu(linear1 x))`."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -122,7 +123,7 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(config.d_ff, config.d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         return self.linear2(functional.relu(self.linear1(x_BTD)))
 
 
@@ -130,7 +131,10 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"glu": torch.sigmoid, "swiglu": 
 
 
 class GatedFeedForward(nn.Module):
-    """`linear2(act(gate x) * linear1 x)` (Shazeer, 2020): GLU by a sigmoid, SwiGLU by silu."""
+    """Gated feed-forward network (Shazeer, 2020): `linear2(act(gate x) * linear1 x)`.
+
+    The activation is a sigmoid for GLU and silu for SwiGLU.
+    """
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -140,12 +144,12 @@ class GatedFeedForward(nn.Module):
         self.linear2 = nn.Linear(config.d_ff, config.d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         return self.linear2(self.activation(self.gate(x_BTD)) * self.linear1(x_BTD))
 
 
 class Layer(nn.Module):
-    """What the layers of encoders and decoders share."""
+    """Base class of encoder and decoder layers."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -160,23 +164,23 @@ class Layer(nn.Module):
     def residual(
         self, norm: nn.Module, sublayer: Callable[[Tensor], Tensor], x_BTD: Tensor
     ) -> Tensor:
-        """`norm(x + sublayer(x))`, or pre-norm `x + sublayer(norm(x))`."""
+        """Returns `norm(x + sublayer(x))`, or pre-norm `x + sublayer(norm(x))`."""
         if self.is_pre_norm:
             return x_BTD + self.dropout(sublayer(norm(x_BTD)))
         return norm(x_BTD + self.dropout(sublayer(x_BTD)))
 
 
 class EncoderLayer(Layer):
-    """Self-attention and feed-forward. Under a causal mask it is GPT's layer."""
+    """Self-attention and feed-forward; with a causal mask, the layer of `GPTModel`."""
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         x_BTD = self.residual(self.norm1, lambda x: self.self_attention(x, x, mask), x_BTD)
         return self.residual(self.norm2, self.feed_forward, x_BTD)
 
 
 class DecoderLayer(Layer):
-    """Self-attention, attention to the encoder's output, and feed-forward."""
+    """Self-attention, cross-attention to the encoder's output, and feed-forward."""
 
     def __init__(self, config: LayerConfig):
         super().__init__(config)
@@ -186,7 +190,7 @@ class DecoderLayer(Layer):
     def forward(
         self, x_BTD: Tensor, mask: Tensor | None, memory_BSD: Tensor, memory_mask: Tensor | None
     ) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         x_BTD = self.residual(self.norm1, lambda x: self.self_attention(x, x, mask), x_BTD)
         x_BTD = self.residual(
             self.norm2, lambda x: self.cross_attention(x, memory_BSD, memory_mask), x_BTD

@@ -1,6 +1,6 @@
 """nima's GPT-style decoder and encoder-decoder, from `nima.md`.
 
-The defaults are what the original computes; the other switches are those that its guide describes.
+The defaults compute what the original does; the other switches are those its guide describes.
 """
 
 import math
@@ -17,7 +17,7 @@ from .layers import DecoderLayer, EncoderLayer, LayerConfig, PositionKind, check
 
 Init = Literal["xavier", "normal"]
 
-# "Nima model sizes": sizes of layers, for `GPTModel(vocab_size, **PRESETS["small"])`.
+# "Nima model sizes" of the guide, for `GPTModel(vocab_size, **PRESETS["small"])`.
 PRESETS = {
     "tiny": {"d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff": 1024},
     "small": {"d_model": 768, "n_layers": 12, "n_heads": 12, "d_ff": 3072},
@@ -26,34 +26,34 @@ PRESETS = {
 
 
 class PositionalEncoding(nn.Module):
-    """Sinusoids. The buffer, (max_seq_len, 1, D), is what checkpoints carry."""
+    """Sinusoidal positions. Checkpoints store the buffer `pe`: (max_seq_len, 1, D)."""
 
     def __init__(self, d_model: int, max_seq_len: int):
         super().__init__()
         self.register_buffer("pe", _waves(torch.arange(max_seq_len), d_model)[:, None])
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         _, T, D = x_BTD.shape
         return x_BTD + _waves(torch.arange(T), D, x_BTD.dtype)
 
 
 def _waves(positions: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    # As the recorded buffers are: not by a power, whose last bits are others.
+    # Computed by `exp` as in the recorded buffers; a power differs in the last bits.
     exponents = torch.arange(0, dim, 2, dtype=dtype) * (-math.log(10000.0) / dim)
     return sinusoids(positions, exponents.exp())
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Embeddings times the square root of their width, beside which positions are small."""
+    """Embeddings times the square root of their width, so that positions are small beside them."""
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         return super().forward(tokens_BT) * self.embedding_dim**0.5
 
 
 class Positioned(nn.Module):
-    """What both models do with positions that are added to embeddings, and how they start."""
+    """Base class of both models: added positions, dropout and initialisation."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -65,10 +65,10 @@ class Positioned(nn.Module):
             self.pos_encoding = PositionalEncoding(config.d_model, config.max_seq_len)
 
     def add_positions(self, x_BTD: Tensor) -> Tensor:
-        """BTD. Raises ValueError beyond the longest sequence."""
+        """Adds learned or sinusoidal positions: BTD. Raises ValueError beyond `max_seq_len`."""
         length = x_BTD.shape[1]
         if length > self.config.max_seq_len:
-            raise ValueError(f"{length} tokens; max_seq_len={self.config.max_seq_len}")
+            raise ValueError(f"{length} tokens exceed max_seq_len={self.config.max_seq_len}")
         if self.config.position == "learned":
             x_BTD = x_BTD + self.pos_embedding(torch.arange(length))
         elif self.config.position == "sinusoidal":
@@ -76,7 +76,7 @@ class Positioned(nn.Module):
         return self.dropout(x_BTD)
 
     def initialize(self, init: Init) -> None:
-        """Embeddings normal with deviation 0.02; matrices too, or Xavier uniform; biases zero."""
+        """Initialises embeddings (std 0.02), matrices (same, or Xavier uniform), zero biases."""
         check_choice("init", init, Init)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -91,7 +91,7 @@ class Positioned(nn.Module):
 
 
 class GPTModel(Positioned):
-    """Tokens to logits of the next token. `layer` are fields of `LayerConfig`."""
+    """Decoder: tokens, BT, to logits of the next token, BTV. `layer`: fields of `LayerConfig`."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class GPTModel(Positioned):
             self.output_projection.weight = self.token_embedding.weight
 
     def forward(self, tokens_BT: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
-        """The logits, BTV. A 0 in the mask hides that token from every query."""
+        """Returns the logits, BTV. A 0 in the mask hides that token from every query."""
         mask = create_causal_mask(tokens_BT.shape[1])
         if attention_mask_BT is not None:
             mask = mask & attention_mask_BT.bool()[:, None]
@@ -127,9 +127,10 @@ class GPTModel(Positioned):
 
 
 class TransformerModel(Positioned):
-    """Source and target tokens to logits of the target's next token.
+    """Encoder-decoder: source and target tokens, BS and BT, to logits of the next target token.
 
-    Pre-norm adds a norm after each stack; post-norm ends in one already.
+    Pre-norm adds a norm after each stack; post-norm stacks already end in one. `layer` are fields
+    of `LayerConfig`.
     """
 
     def __init__(
@@ -170,11 +171,11 @@ class TransformerModel(Positioned):
             self.output_projection.weight = self.tgt_embedding.weight
 
     def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
-        """The logits, BTV."""
+        """Returns the logits, BTV."""
         return self.decode(tgt_BT, self.encode(src_BS), src_BS)
 
     def encode(self, src_BS: Tensor) -> Tensor:
-        """BSD."""
+        """Encodes the source; `pad_idx` is masked. BSD."""
         visible_B1S = (src_BS != self.pad_idx)[:, None]
         x_BSD = self.add_positions(self.src_embedding(src_BS))
         for layer in self.encoder_layers:
@@ -182,7 +183,7 @@ class TransformerModel(Positioned):
         return self.encoder_norm(x_BSD)
 
     def decode(self, tgt_BT: Tensor, memory_BSD: Tensor, src_BS: Tensor) -> Tensor:
-        """The logits, BTV. Padding of the target, which comes last, is hidden by causality."""
+        """Returns the logits, BTV. The causal mask hides the target's padding, which comes last."""
         visible_B1S = (src_BS != self.pad_idx)[:, None]
         mask_TT = create_causal_mask(tgt_BT.shape[1])
         x_BTD = self.add_positions(self.tgt_embedding(tgt_BT))

@@ -1,4 +1,4 @@
-"""The tlama-core system."""
+"""PyTorch reference of tlama-core."""
 
 from .model import TlamaConfig, Transformer
 

@@ -1,4 +1,4 @@
-"""tlama-core's `Transformer(TlamaConfig)`, from `tlama_core.md`."""
+"""tlama-core's `Transformer(TlamaConfig)`, after `tlama_core.md`."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ from jaxllm.interop.reference.positions import apply_rope, compute_freqs_cis
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TlamaConfig:
-    """The sizes of a model. Raises ValueError if they do not fit together."""
+    """Sizes of a model. Raises ValueError if they are inconsistent."""
 
     d_model: int = 4096
     n_layers: int = 32
     n_heads: int = 32
-    n_kv_heads: int | None = None  # n_heads
+    n_kv_heads: int | None = None  # None: n_heads
     vocab_size: int = 128000
     multiple_of: int = 256
     ffn_dim_multiplier: float | None = None
@@ -27,13 +27,16 @@ class TlamaConfig:
     rope_theta: float = 500000.0
     max_batch_size: int = 32
     max_seq_len: int = 2048
-    use_parallel: bool = False  # fairscale's layers compute what Linear and Embedding do
+    use_parallel: bool = False  # fairscale's layers, which compute the same
     kv_cache: bool = False
     weight_init: tuple[float, float] = (0.02, 0.0)  # standard deviation and mean
 
     def __post_init__(self) -> None:
         if self.d_model % (2 * self.n_heads):
-            raise ValueError(f"d_model={self.d_model} is not n_heads={self.n_heads} even heads")
+            raise ValueError(
+                f"d_model={self.d_model} does not split into n_heads={self.n_heads} heads of even "
+                "width"
+            )
         if self.n_heads % self.num_kv_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}"
@@ -41,17 +44,17 @@ class TlamaConfig:
 
     @property
     def num_kv_heads(self) -> int:
-        """K."""
+        """The number of key/value heads, K."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def head_dim(self) -> int:
-        """H."""
+        """The width of a head, H."""
         return self.d_model // self.n_heads
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and, if the config says so, a cache."""
+    """Grouped-query attention with RoPE and, if `kv_cache` is set, a cache."""
 
     cache_k: Tensor
     cache_v: Tensor
@@ -74,7 +77,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, start_pos: int, freq_cis: Tensor, mask_TS: Tensor | None
     ) -> Tensor:
-        """The attended values, BTD; S is T, and with a cache `start_pos + T`."""
+        """Returns the attention output, BTD. S is T, or `start_pos + T` with a cache."""
         q_BTNH = self.Wq(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BSKH = self.Wk(x_BTD).unflatten(-1, (-1, self.head_dim))
         v_BSKH = self.Wv(x_BTD).unflatten(-1, (-1, self.head_dim))
@@ -89,8 +92,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer, 2020): `w2(silu(w1 x) * w3 x)`.
 
-    The width is `hidden_dim` times the multiplier, or cut to two thirds where there is none,
-    rounded up to `multiple_of`.
+    The width is `hidden_dim` times the multiplier, or times 2/3 if there is none, rounded up to
+    `multiple_of`.
     """
 
     def __init__(
@@ -111,12 +114,12 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(d_model, hidden_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         return self.w2(functional.silu(self.w1(x_BTD)) * self.w3(x_BTD))
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm: `h = x + attention(norm(x)); h + ffn(norm(h))`."""
+    """Pre-norm block: `h = x + attention(norm(x)); h + ffn(norm(h))`."""
 
     def __init__(self, config: TlamaConfig):
         super().__init__()
@@ -129,13 +132,13 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x_BTD: Tensor, start_pos: int, freq_cis: Tensor, mask_TS: Tensor | None
     ) -> Tensor:
-        """BTD."""
+        """Returns the output, BTD."""
         h_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), start_pos, freq_cis, mask_TS)
         return h_BTD + self.ffn(self.ffn_norm(h_BTD))
 
 
 class Transformer(nn.Module):
-    """The decoder: tokens to logits, and to the loss of targets that are already shifted."""
+    """Decoder: tokens to logits and, given targets that are already shifted, the loss."""
 
     def __init__(self, config: TlamaConfig):
         super().__init__()
@@ -159,16 +162,18 @@ class Transformer(nn.Module):
     def forward(
         self, tokens_BT: Tensor, start_pos: int = 0, targets_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The logits, BTV, and the mean cross-entropy of the targets if there are any.
+        """Returns the logits, BTV, and the mean cross-entropy of the targets, or None without any.
 
-        Raises ValueError if the tokens do not start at 0 and there is no cache.
+        Raises ValueError if `start_pos` is not 0 and there is no cache, or if a position is beyond
+        the rotation buffer.
         """
         config, T = self.config, tokens_BT.shape[1]
         if start_pos and not config.kv_cache:
-            raise ValueError(f"start_pos={start_pos} needs a cache; kv_cache={config.kv_cache}")
+            raise ValueError(f"start_pos={start_pos} needs a cache, but kv_cache={config.kv_cache}")
         if start_pos + T > 2 * config.max_seq_len:
             raise ValueError(
-                f"position {start_pos + T - 1} is not among the {2 * config.max_seq_len} rotations"
+                f"position {start_pos + T - 1} is beyond the {2 * config.max_seq_len} rotations, "
+                "2 * max_seq_len"
             )
         h_BTD = self.token_emb(tokens_BT)
         dtype = torch.promote_types(h_BTD.dtype, torch.float32)
@@ -182,7 +187,7 @@ class Transformer(nn.Module):
         return logits_BTV, functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
     def configure_optimizers(self, weight_decay: float, learning_rate: float) -> torch.optim.AdamW:
-        """AdamW that decays matrices and embeddings, and leaves the norms alone."""
+        """Returns an AdamW that decays matrices and embeddings but not norms."""
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
         groups = [

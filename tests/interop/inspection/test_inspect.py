@@ -1,4 +1,4 @@
-"""What `inspect` says of any folder, known or not, sound or not; and the axis that is wrong."""
+"""`inspect` lists any folder, known or not, damaged or not, and names the axis that is wrong."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ NAME = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """One tiny model in each format, and a tied one."""
+    """One tiny model in each format, and one with a tied head."""
     found = {}
     for form in ("hf", "meta", "tlama", "native"):
         found[form] = tmp_path_factory.mktemp(form) / form
@@ -31,7 +31,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def llama(folders, tmp_path) -> Path:
-    """A copy of the Hugging Face folder, to be damaged."""
+    """A copy of the Hugging Face folder, for tests that damage it."""
     return Path(shutil.copytree(folders["hf"], tmp_path / "llama"))
 
 
@@ -51,13 +51,13 @@ def uses(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", ["hf", "meta", "tlama", "native", "tied"])
-def test_every_tensor_of_a_sound_folder_is_accounted_for(folders, form):
+def test_every_tensor_of_a_valid_folder_is_accounted_for(folders, form):
     found = inspect(folders[form])
     assert found.ok
     assert not found.problems
     assert all(group.use != "unknown" for group in found.tensors)
     values = sum(v.size for v in _arrays(folders["tied" if form == "tied" else "hf"]))
-    assert found.num_values >= values  # a state dict has buffers, and copies of norms
+    assert found.num_values >= values  # state dicts also hold buffers and copies of norms
     if form in ("hf", "tied", "native"):
         assert (found.num_values, found.num_bytes) == (values, 4 * values)
 
@@ -66,7 +66,7 @@ def _arrays(folder: Path) -> list[torch.Tensor]:
     return [tensor.numpy() for tensor in load_file(folder / NAME).values()]
 
 
-def test_layers_are_folded_and_say_what_they_become(folders):
+def test_layers_are_folded_and_mapped_to_their_arrays(folders):
     assert uses(folders["hf"])["model.layers.{0..2}.self_attn.q_proj.weight"] == (
         "layers.*.attn.q_proj.kernel"
     )
@@ -78,7 +78,7 @@ def test_layers_are_folded_and_say_what_they_become(folders):
     assert uses(folders["native"])["layers.0:3.attn.q_proj.kernel"] == "itself"
 
 
-def test_what_is_ignored_says_why_and_copies_say_of_what(folders, tmp_path):
+def test_ignored_tensors_and_copies_state_the_reason(folders, tmp_path):
     folder = Path(shutil.copytree(folders["tied"], tmp_path / "tied"))
 
     def add(tensors: dict[str, torch.Tensor]) -> None:
@@ -103,8 +103,8 @@ def test_fields_are_read_ignored_or_unknown(llama):
     assert not found.ok
 
 
-def test_a_damaged_folder_is_shown_as_far_as_it_goes(llama):
-    """What loading would say, and the tensors all the same."""
+def test_a_damaged_folder_is_still_listed(llama):
+    """Reports the problems that loading would, and still lists the tensors."""
 
     def damage(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.1.mlp.upp.weight"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
@@ -150,7 +150,7 @@ def test_files_of_any_name_are_listed(llama, tmp_path):
     assert groups["weights.safetensors/lm_head.weight"].shape == (TINY.vocab_size, TINY.embed_dim)
 
 
-def test_a_folder_without_tensors_has_none_to_show(tmp_path):
+def test_a_folder_without_tensors_is_a_problem(tmp_path):
     found = inspect(tmp_path)
     assert not found.ok
     assert not found.tensors
@@ -159,7 +159,7 @@ def test_a_folder_without_tensors_has_none_to_show(tmp_path):
         inspect(tmp_path / "nothing")
 
 
-def test_the_command_says_it_in_words_and_in_json(folders, llama, capsys):
+def test_the_command_prints_text_and_json(folders, llama, capsys):
     assert main(["inspect", str(folders["hf"])]) == 0
     said = capsys.readouterr().out
     for text in ("model.layers.{0..2}.mlp.up_proj.weight", "float32 56 x 32", "on one device"):
@@ -180,7 +180,7 @@ def test_the_command_says_it_in_words_and_in_json(folders, llama, capsys):
     assert main(["inspect", str(llama / "nothing")]) == 1
 
 
-# Shapes: the axis of the config that explains them, if there is one.
+# Wrong shapes: the config axis that explains them, if there is one.
 
 
 def shape_problems(folder: Path) -> list[str]:
@@ -209,15 +209,15 @@ def shape_problems(folder: Path) -> list[str]:
         ({"vocab_size": 90}, "V is 90 from the config, 96 in the file", "lm_head.weight"),
     ],
 )
-def test_the_axis_that_disagrees_is_named(llama, changes, said, names):
+def test_the_mismatched_axis_is_named(llama, changes, said, names):
     edit_config(llama, **changes)
     lines = [line for line in shape_problems(llama) if names in line]
     assert lines
     assert all(said in line for line in lines)
 
 
-def test_what_two_axes_could_explain_is_not_guessed(llama):
-    """Heads twice as wide, or twice as many: the file cannot tell."""
+def test_a_mismatch_that_two_axes_could_explain_is_not_guessed(llama):
+    """The heads in the file may be twice as wide or twice as many."""
     edit_config(llama, head_dim=4)
     lines = [line for line in shape_problems(llama) if "q_proj.weight" in line]
     assert all(
@@ -225,7 +225,7 @@ def test_what_two_axes_could_explain_is_not_guessed(llama):
     )
 
 
-def test_one_layer_alone_is_not_explained_by_the_config(llama):
+def test_a_mismatch_in_one_layer_only_is_not_blamed_on_the_config(llama):
     name = "model.layers.1.self_attn.q_proj.weight"
     edit_tensors(llama, lambda tensors: tensors.update({name: torch.ones(64, 32)}))
     assert shape_problems(llama) == [

@@ -1,4 +1,4 @@
-"""An inspection in a terminal."""
+"""The terminal table of an inspection."""
 
 import io
 
@@ -20,7 +20,7 @@ def text_of(inspection):
     return console.export_text()
 
 
-def test_long_names_are_folded_and_never_cut():
+def test_long_names_wrap_and_are_never_truncated():
     scale = TensorGroup("scale", 1, "float32", (), 4, UNKNOWN)
     fields = {"hidden_size": "read", "use_cache": "ignored", "rope": "unknown"}
     text = text_of(Inspection("model", "llama4", fields, (FILLED, scale), ("scale is unknown",)))
@@ -33,5 +33,5 @@ def test_long_names_are_folded_and_never_cut():
     assert "config: 1 fields read; ignored: use_cache; unknown: rope" in text
 
 
-def test_a_folder_without_a_config_is_said_to_be_of_no_known_family():
+def test_a_folder_without_a_config_has_no_known_family():
     assert "no known family" in text_of(Inspection("model", None, {}, (FILLED,), ()))

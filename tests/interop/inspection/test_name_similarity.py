@@ -1,4 +1,4 @@
-"""Names of different spellings share their words."""
+"""Names with the same meaning share their normalised words."""
 
 import dataclasses
 
@@ -19,11 +19,11 @@ from jaxllm.interop.inspection.name_similarity import Vocabulary, words
         ("norm2", {"norm", "2"}),
     ],
 )
-def test_words_are_those_that_mean_something(name, found):
+def test_words_keep_only_what_has_meaning(name, found):
     assert words(name) == found
 
 
-def test_a_name_is_nearest_to_what_it_speaks_of():
+def test_a_name_is_most_similar_to_the_array_it_means():
     targets = [(f"layers.{{L}}.attn.{name}_proj.kernel",) for name in "qkvo"]
     vocabulary = Vocabulary(dataclasses.replace(TINY, scan_layers=False), targets)
     for letter, target in zip("qkv", targets, strict=False):
@@ -34,7 +34,7 @@ def test_a_name_is_nearest_to_what_it_speaks_of():
         assert all(0 <= value <= 1 for value in likeness.values())
 
 
-def test_a_bias_speaks_less_of_a_kernel():
+def test_a_bias_is_less_similar_to_a_kernel():
     target = ("layers.{L}.attn.q_proj.kernel",)
     vocabulary = Vocabulary(TINY, [target])
     bias, weight = (f"layers.{{L}}.attn.q_proj.{kind}" for kind in ("bias", "weight"))

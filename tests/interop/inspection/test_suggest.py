@@ -1,4 +1,4 @@
-"""Rules for renamed models: nearly all are recovered, and what shapes cannot tell is said."""
+"""Suggests rules for renamed models: nearly all are recovered, and doubts are reported."""
 
 import dataclasses
 import random
@@ -28,7 +28,7 @@ LAYERS = [
 ATTENTION = ["attn", "attention", "self_attn", "mha", "selfAttention", "att"]
 MLP = ["mlp", "ffn", "feed_forward", "ff", "feedForward"]
 NORM = ["norm", "ln", "layer_norm", "rmsnorm"]
-# What a person who writes such a model may call each part, together with its siblings.
+# Plausible names of each part of a model; siblings are named together.
 PROJECTIONS = [
     {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"},
     {"q": "wq", "k": "wk", "v": "wv", "o": "wo"},
@@ -82,7 +82,7 @@ LEAF = {"weight": ["weight", "weight", "kernel", "w"], "bias": ["bias", "bias", 
 
 
 class Renaming:
-    """One person's names for the tensors of Llama, Qwen3 and GPT-2."""
+    """One random but consistent renaming of the tensors of Llama, Qwen3 and GPT-2."""
 
     def __init__(self, seed: int):
         pick = random.Random(seed).choice
@@ -127,7 +127,7 @@ class Renaming:
 
 
 def arrays(table: Table, config, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the rules make of these tensors, layer by layer."""
+    """Applies the rules to these tensors, layer by layer."""
     bound = table.bound(
         stacked_layers(build_abstract(dataclasses.replace(config, scan_layers=False)))
     )
@@ -154,7 +154,7 @@ def arrays(table: Table, config, numbers: dict[str, np.ndarray]) -> dict[str, np
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """By family: config, true rules, tensors of distinct numbers, and the arrays of these."""
+    """By family: config, true rules, tensors of distinct numbers, and the arrays they give."""
     found = {}
     for name in ("llama", "qwen3", "gpt2"):
         folder = tmp_path_factory.mktemp(name)
@@ -175,7 +175,7 @@ def models(tmp_path_factory):
 
 
 def recovered(model, seed: int):
-    """The arrays that are filled as they should be, those that are not, and the suggestions."""
+    """Returns the arrays filled correctly, the other arrays, and the suggestions."""
     config, table, numbers, expected = model
     rename = Renaming(seed)
     renamed = {rename(name): array for name, array in numbers.items()}
@@ -201,7 +201,7 @@ def test_nearly_all_rules_of_a_renamed_family_are_recovered(name, models):
     assert right / (right + wrong) >= 0.95
 
 
-def test_a_square_matrix_is_never_guessed_in_silence(models):
+def test_the_layout_of_a_square_matrix_is_reported_as_doubtful(models):
     config, _, numbers, _ = models["llama"]
     config = dataclasses.replace(config, head_dim=8)  # 6 x 8 = 48, the model's width
     shapes = {n: a.shape for n, a in numbers.items()} | {
@@ -212,13 +212,15 @@ def test_a_square_matrix_is_never_guessed_in_silence(models):
     lines = {one.rule.model.name: one for one in suggest(shapes, config).rules}
     for projection, other in (("q", "D (N H)"), ("o", "(N H) D")):
         one = lines[f"layers.{{L}}.attn.{projection}_proj.kernel"]
-        assert any("does not say which way" in doubt and other in doubt for doubt in one.doubts)
+        assert any(
+            "does not determine the layout" in doubt and other in doubt for doubt in one.doubts
+        )
     assert not lines["layers.{L}.attn.k_proj.kernel"].doubts
-    assert "# ? 48 x 48 does not say which way it lies" in str(suggest(shapes, config))
+    assert "# ? 48 x 48 does not determine the layout" in str(suggest(shapes, config))
 
 
-def test_the_convention_of_other_kernels_decides_what_is_proposed(models):
-    """GPT-2's output projection is square; all its other kernels lie as ours do."""
+def test_a_square_matrix_follows_the_layout_of_other_kernels(models):
+    """GPT-2's output projection is square; all its other kernels are stored as in our model."""
     config, _, numbers, _ = models["gpt2"]
     assert config.num_heads * config.head_dim == config.embed_dim
     lines = {one.rule.model.name: one for one in suggest(numbers, config).rules}
@@ -227,7 +229,7 @@ def test_the_convention_of_other_kernels_decides_what_is_proposed(models):
     assert any("D (N H)" in doubt for doubt in out.doubts)
 
 
-def test_heads_of_one_kind_go_by_their_names(models):
+def test_projections_of_equal_shape_are_told_apart_by_name(models):
     config, _, numbers, _ = models["llama"]
     alike = dataclasses.replace(config, num_kv_heads=6)
     shapes = {
@@ -239,18 +241,18 @@ def test_heads_of_one_kind_go_by_their_names(models):
         assert any("N = K" in doubt for doubt in doubts)
     nameless = {re.sub(r"([qkv])_proj", r"matrix_\1x", n): s for n, s in shapes.items()}
     text = str(suggest(nameless, alike))
-    assert text.count("it may as well be") >= 3
+    assert text.count("about as well") >= 3
 
 
 def run(text: str, folder: Path) -> dict:
-    """What a file of this text defines."""
+    """Runs a file with this text and returns what it defines."""
     file = folder / "shown.py"
     file.write_text(text)
     return runpy.run_path(str(file))
 
 
-def test_a_fused_projection_becomes_its_parts(tmp_path):
-    """The model of docs/rules.md, of which the page has the true rules."""
+def test_a_fused_projection_is_split_into_its_parts(tmp_path):
+    """The model of docs/rules.md; the page has its true rules."""
     page = shown_files(ROOT / "docs" / "rules.md")
     size = {"vocab": 96, "width": 48, "depth": 3, "heads": 6, "kv_heads": 2, "hidden": 80}
     model = run(page["my_model.py"], tmp_path)["MyModel"](**size)
@@ -263,8 +265,8 @@ def test_a_fused_projection_becomes_its_parts(tmp_path):
     assert not suggestions.unfilled
     expected = {rule.stored.text.replace("(G", "(P") for rule in true}
     assert {one.rule.stored.text for one in suggestions.rules} == expected
-    assert "# ? fused: gate_proj, up_proj one after the other" in str(suggestions)
-    # What has rules is left alone.
+    assert "# ? fused: assumes the usual order gate_proj, up_proj" in str(suggestions)
+    # Tensors that have rules are left alone.
     some = SimpleNamespace(config=config, rules=true[2:], tied=mine["tied"])
     rest = suggest(model.state_dict(), config, rules=some)
     found = {one.rule.model.name for one in rest.rules}
@@ -280,7 +282,7 @@ def test_what_is_printed_can_be_pasted(models, tmp_path):
     assert all(len(line) <= 100 for line in str(suggestions).splitlines() if "#" not in line)
 
 
-def test_layers_experts_and_numbers_that_are_neither(tmp_path):
+def test_layers_and_experts_become_axes_and_other_numbers_stay(tmp_path):
     original = CASES["mixtral"].build()
     original.save_pretrained(tmp_path / "mixtral")
     config = load_pretrained(tmp_path / "mixtral").config
@@ -295,7 +297,7 @@ def test_layers_experts_and_numbers_that_are_neither(tmp_path):
 
 
 def test_fused_experts_become_two_projections(tmp_path):
-    """As transformers 5 has them in memory: gate and up in one, a matrix for each expert."""
+    """As in memory in transformers 5: gate and up fused, one matrix per expert."""
     original = CASES["mixtral"].build()
     original.save_pretrained(tmp_path / "mixtral")
     config = load_pretrained(tmp_path / "mixtral").config
@@ -308,12 +310,12 @@ def test_fused_experts_become_two_projections(tmp_path):
     assert not suggestions.unfilled
 
 
-def test_without_a_config_it_is_that_of_the_folder(models, tmp_path):
+def test_the_config_defaults_to_that_of_the_folder(models, tmp_path):
     original = CASES["llama"].build()
     original.save_pretrained(tmp_path / "llama")
-    assert not suggest(tmp_path / "llama").rules  # a known family: every tensor has its rule
+    assert not suggest(tmp_path / "llama").rules  # a known family: every tensor already has a rule
     torch.save({f"my.{n}": t for n, t in original.state_dict().items()}, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match="so its config must be given"):
+    with pytest.raises(CheckpointError, match="give the model's config"):
         suggest(tmp_path / "w.pt")
     suggestions = suggest(tmp_path / "w.pt", models["llama"][0])
     assert len(suggestions.rules) == 12

@@ -1,4 +1,4 @@
-"""The proof finds what it should: every flipped bit, by the tensor's name."""
+"""`verify` finds every flipped bit and names its tensor."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from jaxllm.params import named_parameters, with_arrays
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """One model, in every format, in bfloat16."""
+    """One bfloat16 model in every format."""
     found = {}
     model = random_model(
         head_dim=8, numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16")
@@ -44,12 +44,14 @@ def flip_bit(file: Path, position: int) -> None:
 
 @pytest.mark.parametrize("max_ram", [1000, "256MiB"])
 @pytest.mark.parametrize("form", ["hf", "meta", "tlama", "native"])
-def test_every_tensor_comes_back(form, max_ram, folders):
+def test_every_tensor_survives_the_round_trip(form, max_ram, folders):
     found = verify(folders[form], max_ram=max_ram)
     assert found.ok
     assert found.differing_bits == found.num_nonfinite == 0
     alone = {tensor.name for tensor in found.tensors if tensor.differing_bits is None}
-    assert alone == ({"freq_cis"} if form == "tlama" else set())  # derived, so computed anew
+    assert alone == (
+        {"freq_cis"} if form == "tlama" else set()
+    )  # derived from the config, so recomputed
     assert "0 differing bits" in found.summary
     if form == "native":
         model = load_pretrained(folders[form])
@@ -65,8 +67,8 @@ def test_every_tensor_comes_back(form, max_ram, folders):
         assert tensor.num_bytes == arrays[tensor.name].nbytes
 
 
-def test_a_rule_that_loses_something_is_found(folders, monkeypatch):
-    """A way back that mixes two heads up: every tensor concerned is named."""
+def test_an_export_that_is_not_the_inverse_is_found(folders, monkeypatch):
+    """An export that swaps two heads: every affected tensor is named."""
     read = Transfer.read
 
     def mix_up(self, index, box, *rest):
@@ -84,8 +86,8 @@ def test_a_rule_that_loses_something_is_found(folders, monkeypatch):
     assert f"{found.differing_bits:,} differing bits" in found.summary
 
 
-def test_bits_are_counted_one_by_one(folders, tmp_path):
-    """A copy that is not one: the norms of the second shard."""
+def test_differing_bits_are_counted_individually(folders, tmp_path):
+    """A copy that differs: the norm of the second shard."""
     folder = tmp_path / "meta"
     model = random_model(head_dim=8)
     save_pretrained(model, folder, format="meta", model_parallel=2)
@@ -97,7 +99,7 @@ def test_bits_are_counted_one_by_one(folders, tmp_path):
     assert found.problems == ["01/norm.weight: 3 of 1,024 bits differ"]
 
 
-def test_tied_ignored_and_additional_tensors(tmp_path):
+def test_tied_ignored_and_unexpected_tensors(tmp_path):
     model = random_model(head_dim=8, head=HeadConfig(tied=True))
     save_pretrained(model, tmp_path / "tied")
     file = tmp_path / "tied" / "model.safetensors"
@@ -111,7 +113,7 @@ def test_tied_ignored_and_additional_tensors(tmp_path):
     assert of["lm_head.weight"].differing_bits == 0
     buffer = of["model.layers.0.self_attn.rotary_emb.inv_freq"]
     assert (buffer.differing_bits, buffer.remark) == (None, "derived from the config")
-    assert "1 without a way back" in found.summary
+    assert "1 without a round trip" in found.summary
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
     assert [p.partition(":")[0] for p in verify(tmp_path / "tied").problems] == ["lm_head.weight"]
@@ -122,7 +124,7 @@ def test_tied_ignored_and_additional_tensors(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_numbers_that_are_not_finite_are_counted(dtype, tmp_path):
+def test_non_finite_numbers_are_counted(dtype, tmp_path):
     model = random_model(head_dim=8, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
     arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
     scale = arrays["final_norm.scale"]
@@ -132,7 +134,7 @@ def test_numbers_that_are_not_finite_are_counted(dtype, tmp_path):
     assert found.ok
     counts = {t.name: t.num_nonfinite for t in found.tensors if t.num_nonfinite}
     assert counts == {"model.norm.weight": 3}
-    assert "3 numbers not finite" in found.summary
+    assert "3 non-finite numbers" in found.summary
 
 
 @pytest.mark.parametrize("form", ["hf", "meta", "native"])
@@ -140,8 +142,8 @@ def test_a_manifest_finds_every_flipped_bit(form, folders, tmp_path):
     folder = Path(shutil.copytree(folders[form], tmp_path / form))
     manifest = tmp_path / "manifest.json"
     assert verify(folder, manifest=manifest).ok
-    noted = json.loads(manifest.read_text())["tensors"]
-    assert {"dtype", "shape", "sha256"} == next(iter(noted.values())).keys()
+    recorded = json.loads(manifest.read_text())["tensors"]
+    assert {"dtype", "shape", "sha256"} == next(iter(recorded.values())).keys()
     assert verify(folder, manifest=manifest).ok
     if form == "native":
         model = load_pretrained(folder)
@@ -158,24 +160,24 @@ def test_a_manifest_finds_every_flipped_bit(form, folders, tmp_path):
         flip_bit(file, torch_zip.read_header(file)[name.partition("/")[2]].offset + 9)
     found = verify(folder, manifest=manifest)
     assert not found.ok
-    assert found.differing_bits == 0  # it is sound, and another
+    assert found.differing_bits == 0  # the file is valid but changed
     assert len(found.problems) == 1
     assert found.problems[0].startswith(f"{name}: sha256 is ")
-    assert json.loads(manifest.read_text())["tensors"] == noted
+    assert json.loads(manifest.read_text())["tensors"] == recorded
     assert "1 changes since the manifest" in found.summary
 
 
-def test_what_a_manifest_has_more_or_less_is_named(folders, tmp_path):
+def test_missing_and_additional_manifest_entries_are_named(folders, tmp_path):
     manifest = tmp_path / "manifest.json"
     verify(folders["hf"], manifest=manifest)
-    noted = json.loads(manifest.read_text())["tensors"]
-    noted["ghost"] = noted.pop("model.norm.weight")
-    noted["lm_head.weight"]["dtype"] = "float32"
-    manifest.write_text(json.dumps({"tensors": noted}))
+    recorded = json.loads(manifest.read_text())["tensors"]
+    recorded["ghost"] = recorded.pop("model.norm.weight")
+    recorded["lm_head.weight"]["dtype"] = "float32"
+    manifest.write_text(json.dumps({"tensors": recorded}))
     assert sorted(verify(folders["hf"], manifest=manifest).problems) == [
-        "ghost is in the manifest and not in the checkpoint",
-        "lm_head.weight: dtype is bfloat16, float32 in the manifest",
-        "model.norm.weight is in the checkpoint and not in the manifest",
+        "ghost is in the manifest but not in the checkpoint",
+        "lm_head.weight: dtype is bfloat16, but float32 in the manifest",
+        "model.norm.weight is in the checkpoint but not in the manifest",
     ]
     for text in ("[]", '{"tensors": [1]}', '{"tensors": {"a": 1}}', "{"):
         manifest.write_text(text)
@@ -184,20 +186,20 @@ def test_what_a_manifest_has_more_or_less_is_named(folders, tmp_path):
         assert manifest.read_text() == text
 
 
-def test_what_no_family_can_say_is_still_summed_up(tmp_path):
-    model = random_model(head_dim=8, qk_norm="head", mlp_bias=True)
+def test_a_model_that_no_family_supports_is_still_checksummed(tmp_path):
+    model = random_model({"attention.qk_norm": "head", "mlp.bias": True}, head_dim=8)
     save_pretrained(model, tmp_path / "native", format="native")
     found = verify(tmp_path / "native")
     assert found.ok
     assert all(tensor.differing_bits is None for tensor in found.tensors)
     assert all(
-        "llama: model_type 'llama' cannot say qk_norm='head'" in tensor.remark
+        "llama: model_type 'llama' does not support attention.qk_norm='head'" in tensor.remark
         for tensor in found.tensors
     )
-    assert "17 without a way back" in found.summary
+    assert "17 without a round trip" in found.summary
 
 
-def test_the_command(folders, tmp_path, capsys):
+def test_the_command_prints_text_and_json(folders, tmp_path, capsys):
     manifest = str(tmp_path / "manifest.json")
     assert main(["verify", str(folders["hf"]), "--manifest", manifest]) == 0
     assert "30 tensors" in capsys.readouterr().out
@@ -214,7 +216,7 @@ def test_the_command(folders, tmp_path, capsys):
     assert "is not a run" in capsys.readouterr().err
 
 
-def test_the_counting_of_bits():
+def test_differing_bits_counts_flipped_bits():
     one = np.random.default_rng(0).integers(0, 256, 1001, np.uint8)
     other = one.copy()
     other[[0, 500, 1000]] ^= np.array([255, 1, 3], np.uint8)
@@ -222,7 +224,7 @@ def test_the_counting_of_bits():
     assert _differing_bits(one.data, one.data) == 0
 
 
-def test_nonfinite_numbers_of_every_dtype():
+def test_nonfinite_numbers_are_counted_in_every_dtype():
     for dtype in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16, np.float64):
         assert _count_nonfinite(np.array([1, np.nan, 2], dtype)) == 1
     signalling = np.array([0x7F81, 0x3F80], np.uint16).view(ml_dtypes.bfloat16)

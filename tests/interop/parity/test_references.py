@@ -233,7 +233,7 @@ def test_invalid_inputs_are_rejected_with_every_problem(kinds):
         compare(torch.nn.Linear(2, 2), model, inputs, levels=("logits",))
     reference, model, inputs = kinds("nima-transformer")
     padding = dataclasses.replace(inputs, source=np.full_like(inputs.source, 3))
-    with pytest.raises(ValueError, match="3, the token that stands for padding"):
+    with pytest.raises(ValueError, match="token 3, which this model reserves for padding"):
         compare(reference, model, padding, levels=("logits",))
 
 

@@ -1,4 +1,4 @@
-"""Distinct random numbers in every parameter; no norm scale is one."""
+"""Fills reference models with distinct random numbers; no norm scale is one."""
 
 from collections.abc import Callable
 

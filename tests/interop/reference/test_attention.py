@@ -1,4 +1,4 @@
-"""Attention is that of PyTorch; a cache grows as its tokens come."""
+"""Attention equals PyTorch's; the cache grows token by token."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_that_of_pytorch():
+def test_attention_equals_pytorch():
     q, k, v = draw(2, 5, 4, 8), draw(2, 7, 2, 8, seed=1), draw(2, 7, 2, 8, seed=2)
     mask = create_causal_mask(5, 7)
     found = Attend(2)(q, k, v, mask)
@@ -26,31 +26,31 @@ def test_it_is_that_of_pytorch():
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
-def test_queries_are_the_last_of_the_keys():
+def test_causal_mask_places_queries_at_the_last_positions():
     assert create_causal_mask(2, 4).tolist() == [[True, True, True, False], [True] * 4]
 
 
-def test_a_bias_moves_the_scores():
+def test_bias_is_added_to_the_scores():
     q, k, v = (draw(1, 3, 2, 4, seed=i) for i in range(3))
     bias = torch.zeros(2, 3, 3)
-    bias[..., 1] = 1e4  # everything looks at the second
+    bias[..., 1] = 1e4  # every query attends to the second key
     found = scaled_dot_product_attention(q, k, v, bias_NTS=bias)
     torch.testing.assert_close(found, v[:, 1:2].expand_as(found))
 
 
-def test_a_query_that_sees_nothing_gets_the_mean():
+def test_query_with_all_keys_masked_gets_the_mean_value():
     q, k, v = (draw(1, 3, 2, 4, seed=i) for i in range(3))
     found = scaled_dot_product_attention(q, k, v, torch.zeros(3, 3, dtype=torch.bool))
     torch.testing.assert_close(found, v.mean(1, keepdim=True).expand_as(found))
 
 
-def test_heads_are_repeated_one_after_the_other():
+def test_repeat_kv_repeats_each_head_consecutively():
     assert (
         repeat_kv(torch.arange(2.0).reshape(1, 1, 2, 1), 3).flatten().tolist() == [0] * 3 + [1] * 3
     )
 
 
-def test_a_cache_holds_what_came_and_passes_gradients_of_what_is_fresh():
+def test_cache_keeps_past_tokens_and_passes_gradients_to_new_ones():
     cache = torch.zeros(2, 4, 1, 3)
     first, second = draw(2, 3, 1, 3), draw(2, 1, 1, 3, seed=1).requires_grad_()
     assert torch.equal(extend_cache(cache, 0, first), first)

@@ -1,4 +1,4 @@
-"""What a model was made of is JSON, objects within it included."""
+"""Fields of a model are JSON, nested objects included."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ class Outer:
     sizes: tuple[int, ...] = (1, 2)
 
 
-def test_config_and_arguments_are_fields():
+def test_fields_hold_the_config_and_the_arguments():
     found = as_fields("kind", Outer(Inner(3)), width=4, part=Inner())
     assert found == {
         "model_type": "kind",
@@ -27,5 +27,5 @@ def test_config_and_arguments_are_fields():
     }
 
 
-def test_arguments_win():
+def test_arguments_override_the_config():
     assert as_fields("kind", Inner(1), x=2) == {"model_type": "kind", "x": 2}

@@ -1,4 +1,4 @@
-"""The reference against what the original code recorded. Without the recordings nothing is left."""
+"""Compares the reference with recordings of the original code, where they are available."""
 
 import json
 import re
@@ -24,12 +24,12 @@ COMPONENTS = {
 NAMES = (*LLMS, *COMPONENTS, "nima_encdec", "nima_gpt", "tlama")
 GOLDENS = [name for name in NAMES if (FOLDER / name).is_dir()]
 LISTED = [name for name in GOLDENS if (FOLDER / name / "keys.txt").is_file()]
-# Where `params.json` of Llama 3 is silent its code is not: the factors of Llama 3.1.
+# The factors of Llama 3.1, which are constants of its code and missing from `params.json`.
 LLAMA3 = {"rope_scaling_factor": 8.0, "rope_high_freq_factor": 4.0}
 
 
 def build(name: str) -> torch.nn.Module:
-    """The model of a golden's config, with its own random weights."""
+    """Builds the model of a golden's config with random weights."""
     [file] = [*(FOLDER / name).glob("config.json"), *(FOLDER / name).glob("params.json")]
     fields = json.loads(file.read_text())
     fields.pop("model_type", None)
@@ -44,7 +44,7 @@ def build(name: str) -> torch.nn.Module:
 
 
 def load(name: str) -> torch.nn.Module:
-    """The golden's model, every tensor of which is found and used."""
+    """Loads a golden's model; every stored tensor must be used."""
     model = build(name)
     shards = [torch.load(file, weights_only=True) for file in sorted((FOLDER / name).glob("*.pth"))]
     state_dict = merge_shards(shards, model.args) if len(shards) > 1 else shards[0]
@@ -53,7 +53,7 @@ def load(name: str) -> torch.nn.Module:
 
 
 def outputs(name: str, model: torch.nn.Module, io: dict) -> dict[str, torch.Tensor]:
-    """What the model computes of the recorded inputs, by the names of the recorded outputs."""
+    """Runs the model on the recorded inputs; outputs by the names of the recorded ones."""
     if name in LLMS:
         return {"logits": model(llm.TransformerInput(io["tokens"], 0), inference=True).logits}
     if name in COMPONENTS:
@@ -71,7 +71,7 @@ def outputs(name: str, model: torch.nn.Module, io: dict) -> dict[str, torch.Tens
 if GOLDENS:
 
     @pytest.mark.parametrize("name", GOLDENS)
-    def test_outputs_are_the_recorded_ones(name):
+    def test_outputs_match_the_recording(name):
         model, io = load(name), load_file(FOLDER / name / "io.safetensors")
         with torch.no_grad():
             found = outputs(name, model, io)
@@ -81,14 +81,14 @@ if GOLDENS:
             assert relative_l2(value, io[key]) <= TOLERANCE, key
 
     @pytest.mark.parametrize("name", LISTED)
-    def test_names_shapes_and_dtypes_are_the_listed_ones(name):
+    def test_names_shapes_and_dtypes_match_the_recording(name):
         lines = (FOLDER / name / "keys.txt").read_text().splitlines()[1:]
         listed = {tuple(re.split("  +", line)) for line in lines}
         tensors = build(name).state_dict().items()
         assert {(key, str(list(x.shape)), str(x.dtype)) for key, x in tensors} == listed
 
     @pytest.mark.parametrize("name", GOLDENS)
-    def test_derived_buffers_are_the_recorded_ones(name):
+    def test_derived_buffers_match_the_recording(name):
         fresh, stored = dict(build(name).named_buffers()), dict(load(name).named_buffers())
         for key, value in fresh.items():
             torch.testing.assert_close(value, stored[key], rtol=0, atol=1e-5)
@@ -96,7 +96,7 @@ if GOLDENS:
 
 if "tlama" in GOLDENS:
 
-    def test_gradients_are_the_recorded_ones():
+    def test_gradients_match_the_recording():
         model, io = load("tlama"), load_file(FOLDER / "tlama" / "io.safetensors")
         model(io["tokens"], 0, io["targets"])[1].backward()
         recorded = {key.removeprefix("grad."): io[key] for key in io if key.startswith("grad.")}
@@ -107,8 +107,8 @@ if "tlama" in GOLDENS:
 
 if "comp_armoe" in GOLDENS:
 
-    def test_a_mixture_that_overflows_gives_what_was_recorded():
-        """Its output only: the loss that was recorded is not the documents' (facts.md)."""
+    def test_overflowing_experts_match_the_recording():
+        """Compares the output only: the recorded loss is not the documents' (facts.md)."""
         model, io = load("comp_armoe"), load_file(FOLDER / "comp_armoe" / "io.safetensors")
         with torch.no_grad():
             out, _ = model.layers[0].ffn(io["moe_in"])

@@ -1,4 +1,4 @@
-"""The norm is that of PyTorch, and computes in float32 at least."""
+"""The norm equals PyTorch's and computes in at least float32."""
 
 import torch
 
@@ -7,7 +7,7 @@ from jaxllm.interop.reference.norm import RMSNorm, rmsnorm
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_it_is_that_of_pytorch():
+def test_norm_equals_pytorch():
     norm = RMSNorm(16, eps=1e-5)
     with torch.no_grad():
         norm.weight.copy_(1 + X[0, 0])
@@ -21,5 +21,5 @@ def test_bfloat16_is_rounded_once():
     assert torch.equal(rmsnorm(narrow, 1e-5), expected)
 
 
-def test_float64_stays():
+def test_float64_is_kept():
     assert rmsnorm(X.double(), 1e-5).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Narrow numbers become float32; wide ones stay."""
+"""Dtypes narrower than float32 are widened; wider ones are kept."""
 
 import pytest
 import torch
@@ -15,5 +15,5 @@ from jaxllm.interop.reference.precision import at_least_float32
         (torch.float64, torch.float64),
     ],
 )
-def test_float32_at_least(given, found):
+def test_dtypes_are_widened_to_at_least_float32(given, found):
     assert at_least_float32(torch.ones(2, dtype=given)).dtype == found

@@ -18,7 +18,7 @@ def test_suggest_prints_rules_that_can_be_pasted(byte_model, tmp_path, capsys):
     assert out.startswith("rules = [\n    Rule(")
     assert '"layers.{L}.attn.q_proj.kernel : D N H"' in out
     assert main(["suggest", weights]) == 1
-    assert "so its config must be given" in capsys.readouterr().err
+    assert "give the model's config" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert main(["suggest", weights, "--config", str(tmp_path / "list.yaml")]) == 2
     assert "is not a YAML mapping of config fields" in capsys.readouterr().err

@@ -24,9 +24,9 @@ def test_fields_are_taken_or_default():
         ({"depth": None}, int, "depth is missing"),
         ({"depth": "3"}, int, "depth='3' is not of type int"),
         ({"depth": True}, int, "depth=True is not of type int"),
-        ({"depth": 2**31}, int, "depth=2147483648 is beyond 2,147,483,647"),
-        ({"depth": 1e39}, float, "depth=1e+39 is no finite float32"),
-        ({"depth": float("nan")}, float, "depth=nan is no finite float32"),
+        ({"depth": 2**31}, int, "depth=2147483648 exceeds the limit of 2,147,483,647"),
+        ({"depth": 1e39}, float, "depth=1e+39 is not a finite float32"),
+        ({"depth": float("nan")}, float, "depth=nan is not a finite float32"),
     ],
 )
 def test_wrong_values_are_said_and_reading_goes_on(data, kind, said):
@@ -39,14 +39,14 @@ def test_wrong_values_are_said_and_reading_goes_on(data, kind, said):
 def test_layers_and_experts_are_few():
     fields = Fields({"num_layers": 10_001})
     fields.take("num_layers", int)
-    assert fields.problems == ["num_layers=10001 is beyond 10,000"]
+    assert fields.problems == ["num_layers=10001 exceeds the limit of 10,000"]
 
 
 def test_what_nobody_understands_names_the_nearest():
     fields = Fields({"widht": 8})
     fields.take("width", int, 4)
     assert fields.unknown() == [
-        "widht=8 is not a field that this family understands; did you mean 'width'?"
+        "widht=8 is not a field known to this family; did you mean 'width'?"
     ]
 
 

@@ -33,7 +33,7 @@ def test_a_pattern_is_the_shortest_that_repeats(kinds, pattern):
     ("given", "said"),
     [
         ([FULL], "layer_types has 1 names for 2 layers"),
-        ([FULL, "linear"], "layer_types has linear; known are full_attention"),
+        ([FULL, "linear"], "layer_types has linear; allowed are full_attention"),
     ],
 )
 def test_wrong_types_are_said(given, said):
@@ -59,7 +59,7 @@ def test_wrong_types_are_said(given, said):
 def test_windows_of_qwen_begin_at_a_layer(given, window, pattern):
     fields = Fields({"num_hidden_layers": 3, **given})
     found = read_qwen_windows(fields)
-    assert (found["window"], found["pattern"]) == (window, pattern)
+    assert (found["attention.window"], found["pattern"]) == (window, pattern)
     assert not fields.problems
 
 
@@ -69,4 +69,4 @@ def test_layers_without_rope_are_listed_or_counted():
     assert read_nope_layers(Fields({"no_rope_layers": [1, 0, 1]}), 3) == {1}
     fields = Fields({"no_rope_layers": [1, 2]})
     read_nope_layers(fields, 3)
-    assert fields.problems == ["no_rope_layers=[1, 2] is not a 0 or 1 for each layer"]
+    assert fields.problems == ["no_rope_layers=[1, 2] must hold a 0 or 1 for each layer"]

@@ -237,7 +237,7 @@ def test_rope_of_each_type_of_layer(case):
         (
             "llama",
             {**longrope(64, 8), "original_max_position_embeddings": 65},
-            "original_max_position_embeddings=64, and 65 outside of it",
+            "original_max_position_embeddings=64, but 65 outside of the RoPE fields",
         ),
         ("llama", rope("default", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         ("phi3", rope("linear", factor=4.0), "linear RoPE scaling is not supported"),
@@ -264,7 +264,7 @@ def test_rope_that_is_not_understood_is_refused(family, fields, complaint):
 def test_what_a_spelling_cannot_say_is_refused():
     dynamic = read(config_json("llama", rope("dynamic", factor=4.0)))
     shorter = {**vars(dynamic), "max_len": 1024}
-    with pytest.raises(ValueError, match=r"original_max_len=512, only of max_len=1024"):
+    with pytest.raises(ValueError, match=r"original_max_len=512, only with max_len=1024"):
         BY_NAME["llama"].write_config(DecoderConfig(**shorter), {})
     with pytest.raises(ValueError, match="RoPE scaling other than longrope"):
         BY_NAME["phi3"].write_config(dynamic, {})

@@ -258,11 +258,11 @@ def test_what_cannot_be_is_refused(switches, complaint, tmp_path):
 def test_what_it_cannot_say_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(random_model(), tmp_path / "out", format="components")
-    assert "components-regression: it is for models of SequenceConfig" in str(error.value)
+    assert "components-regression: this family supports SequenceConfig" in str(error.value)
     _, model = loaded(tmp_path)
     slid = with_window(model, 16)
     assert slid.config.pattern == (LayerKind(sees="window"),)
-    with pytest.raises(CheckpointError, match=r"autoregressive' cannot say .*window=16"):
+    with pytest.raises(CheckpointError, match=r"autoregressive' does not support .*window=16"):
         save_pretrained(slid, tmp_path / "out")
 
 

@@ -179,5 +179,5 @@ def test_a_head_that_is_no_copy_is_refused(tmp_path):
 def test_what_it_cannot_say_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(random_model(), tmp_path / "out", format="nima")
-    assert "nima-gpt: a GPTModel of nima cannot say" in str(error.value)
-    assert "nima-transformer: it is for models of EncoderDecoderConfig" in str(error.value)
+    assert "nima-gpt: nima's GPTModel does not support" in str(error.value)
+    assert "nima-transformer: this family supports EncoderDecoderConfig" in str(error.value)

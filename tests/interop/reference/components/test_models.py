@@ -1,4 +1,4 @@
-"""The components against PyTorch's own attention, and each cache against a whole pass."""
+"""The components reference against PyTorch's attention, and cached passes against full ones."""
 
 import itertools
 
@@ -43,7 +43,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def splits(length: int, first: int) -> list[tuple[int, int]]:
-    """A prefix, then two tokens at once, then one by one."""
+    """Returns spans of tokens: a prefix, then two tokens at once, then one at a time."""
     cuts = [0, first, min(first + 2, length), *range(first + 3, length + 1)]
     return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
 
@@ -53,7 +53,7 @@ def splits(length: int, first: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_is_that_of_pytorch(draw, kind, causal):
+def test_attention_equals_pytorch(draw, kind, causal):
     attention = draw(get_attention(kind, 24, 4, apply_causal_mask=causal))
     x = normal(2, 9, 24)
     q, k, v = (
@@ -66,7 +66,7 @@ def test_attention_is_that_of_pytorch(draw, kind, causal):
     close(attention(x, x, x), attention(x))
 
 
-def test_groups_reach_from_one_head_to_all(draw):
+def test_group_query_attention_covers_one_group_to_all_heads(draw):
     x = normal(2, 9, 24)
     for groups, other in ((1, MultiQueryAttention(24, 4)), (4, MultiHeadAttention(24, 4))):
         close(draw(GroupQueryAttention(24, 4, groups))(x), draw(other)(x))
@@ -76,7 +76,7 @@ def test_groups_reach_from_one_head_to_all(draw):
 @pytest.mark.parametrize("expanding", [True, False])
 @pytest.mark.parametrize("first", range(1, 12))
 def test_cached_attention_equals_uncached(draw, kind, expanding, first):
-    """At every boundary of the window."""
+    """Cached passes are split at every boundary of the window."""
     plain = draw(get_attention(kind, 24, 4, None, True, False, WINDOW))
     cached = draw(get_attention(kind, 24, 4, None, True, True, WINDOW))
     x = normal(2, 13, 24)
@@ -85,7 +85,7 @@ def test_cached_attention_equals_uncached(draw, kind, expanding, first):
     assert cached.cache[0].shape[1] == (13 if expanding else WINDOW)
 
 
-def test_a_window_hides_what_is_before_it(draw):
+def test_sliding_window_hides_earlier_tokens(draw):
     attention = draw(MultiHeadAttention(24, 4, True, False, WINDOW))
     x, other = normal(1, 13, 24), normal(1, 13, 24)
     other[:, 2] += 1
@@ -93,7 +93,7 @@ def test_a_window_hides_what_is_before_it(draw):
     assert moved.tolist() == [2 <= i < 2 + WINDOW for i in range(13)]
 
 
-def test_the_encoders_keys_are_projected_once_and_anew_for_another_source(draw):
+def test_encoder_keys_are_projected_once_per_source(draw):
     plain, cached = (draw(MultiHeadAttention(24, 4, use_kv_cache=use)) for use in (False, True))
     calls = []
     cached.k_proj.register_forward_hook(lambda *_: calls.append(1))
@@ -105,7 +105,7 @@ def test_the_encoders_keys_are_projected_once_and_anew_for_another_source(draw):
     assert len(calls) == 2
 
 
-def test_a_cache_keeps_gradients(draw):
+def test_cached_keys_keep_gradients(draw):
     plain, cached = (draw(MultiHeadAttention(24, 4, True, use)) for use in (False, True))
     x = normal(2, 6, 24)
     plain(x).square().sum().backward()
@@ -141,7 +141,7 @@ def test_experts_take_tokens_in_order_up_to_their_capacity(draw, topk, capacity)
     close(aux, 0.3 * 5 * sum(products))
 
 
-def test_the_loss_of_all_layers_is_one_and_teaches_the_routers(draw):
+def test_aux_loss_sums_the_layers_and_trains_the_routers(draw):
     ffn = FFNConfig(embed_dim=24, latent_dim=40, use_moe=True, num_experts=4, capacity=3, topk=2)
     model = draw(AutoregressiveTransformerModel(num_layers=2, ffn_config=ffn, **SIZES))
     model(normal(2, 5, 3))
@@ -156,7 +156,7 @@ def test_the_loss_of_all_layers_is_one_and_teaches_the_routers(draw):
 # ---- models
 
 
-def test_an_encoder_layer_is_that_of_pytorch(draw):
+def test_encoder_layer_equals_pytorch(draw):
     config = LayerConfig(
         embed_dim=24, ffn_latent_dim=40, num_heads=4, max_seq_len=9, apply_causal_mask=False
     )
@@ -197,7 +197,7 @@ def test_a_cached_model_equals_an_uncached_one(draw, kind, expanding, first):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("expanding", [True, False])
 def test_a_cached_decoder_equals_an_uncached_one(draw, kind, expanding):
-    """The loop of the document: the target grows by what was decoded."""
+    """The loop in the document: the target grows by the decoded tokens."""
     options = {"num_encoder_layers": 1, "num_decoder_layers": 2, "attention_type": kind, **SIZES}
     plain = draw(EncoderDecoder(**options))
     cached = draw(EncoderDecoder(**options, use_kv_cache=True))
@@ -213,7 +213,7 @@ def test_a_cached_decoder_equals_an_uncached_one(draw, kind, expanding):
     close(cached(source, target[:, :4]), plain(source, target[:, :4]))
 
 
-def test_the_encoder_sees_both_ways_and_the_decoder_back(draw):
+def test_encoder_is_bidirectional_and_decoder_is_causal(draw):
     options = {"num_encoder_layers": 1, "num_decoder_layers": 1, **SIZES}
     model = draw(EncoderDecoder(**options))
     source, target = normal(2, 5, 3), normal(2, 6, 3)
@@ -238,7 +238,7 @@ def test_regression_pools_over_the_sequence(draw):
     close(model(x), tokens(x).mean(dim=1))
 
 
-def test_float32_computes_what_float64_does(draw):
+def test_float32_agrees_with_float64(draw):
     model = draw(AutoregressiveTransformerModel(num_layers=2, **SIZES))
     x = normal(2, 5, 3)
     exact = model(x)
@@ -255,30 +255,30 @@ def test_float32_computes_what_float64_does(draw):
             {"attention_type": "gqa", "num_groups": 3},
             "num_heads=4 is not a multiple of num_groups=3",
         ),
-        ({"use_kv_cache": True}, "use_kv_cache=True, but a mean"),
+        ({"use_kv_cache": True}, "use_kv_cache=True is not supported: the mean"),
         (
             {"ffn_config": FFNConfig(embed_dim=24, latent_dim=41)},
-            r"\(24, 41\); the model has \(24, 40\)",
+            r"\(24, 41\), but the model has \(24, 40\)",
         ),
     ],
 )
-def test_options_that_do_not_fit_are_errors(options, complaint):
+def test_inconsistent_options_are_errors(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         TransformerModel(num_layers=1, **SIZES | options)
 
 
-def test_mixtures_that_cannot_be_are_errors():
+def test_invalid_expert_settings_are_errors():
     sizes = {"embed_dim": 8, "latent_dim": 8, "use_moe": True}
-    with pytest.raises(ValueError, match="use_moe=True with num_experts=4, capacity=None"):
+    with pytest.raises(ValueError, match=r"use_moe=True needs .* num_experts=4, capacity=None"):
         FFNConfig(**sizes, num_experts=4)
-    with pytest.raises(ValueError, match="topk=5 of num_experts=4"):
+    with pytest.raises(ValueError, match="topk=5 is not between 1 and num_experts=4"):
         FFNConfig(**sizes, num_experts=4, capacity=2, topk=5)
 
 
-def test_sequences_that_do_not_fit_are_errors(draw):
+def test_sequences_that_are_too_long_are_errors(draw):
     model = draw(AutoregressiveTransformerModel(num_layers=1, use_kv_cache=True, **SIZES))
     model(normal(2, 4, 3))
-    with pytest.raises(ValueError, match="7 tokens; max_seq_len=6"):
+    with pytest.raises(ValueError, match="7 tokens exceed max_seq_len=6"):
         model(normal(2, 3, 3))
     with pytest.raises(ValueError, match="max_seq_len=None"):
         draw(MultiHeadAttention(24, 4, True))(normal(2, 4, 24), expanding_context=False)
@@ -286,7 +286,7 @@ def test_sequences_that_do_not_fit_are_errors(draw):
     model = draw(EncoderDecoder(**options))
     encoded = model.encode(normal(2, 5, 3))
     model.decode(normal(2, 2, 3), encoded)
-    with pytest.raises(ValueError, match="2 target tokens, of which 2 were seen"):
+    with pytest.raises(ValueError, match="no new tokens: 2 target tokens, 2 already decoded"):
         model.decode(normal(2, 2, 3), encoded)
-    with pytest.raises(ValueError, match="7 tokens; max_seq_len=6"):
+    with pytest.raises(ValueError, match="7 tokens exceed max_seq_len=6"):
         model.encode(normal(2, 7, 3))

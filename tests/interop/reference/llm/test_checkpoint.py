@@ -1,4 +1,4 @@
-"""Every spelling gives the same model, and shards give back what they were cut from."""
+"""Every state dict format gives the same model; merged shards equal the original tensors."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ ATTENTION, DENSE, MIXTURE = (
 
 
 def fused(state: dict, parts: list[str], name: str) -> dict:
-    """With the rows of these tensors one after the other in one."""
+    """Concatenates the rows of these tensors into one fused tensor."""
     rest = {key: value for key, value in state.items() if key not in parts}
     return rest | {name: torch.cat([state[part] for part in parts])}
 
@@ -51,7 +51,7 @@ def renamed(state: dict, names: dict[str, str]) -> dict:
 
 
 def released(state: dict) -> dict:
-    """The experts of layer 1 as Llama 4 is released."""
+    """Converts the experts of layer 1 to the format that Llama 4 is released in."""
     names = {
         "experts.w1": "experts.moe_w_in_eD_F",
         "experts.w2": "experts.moe_w_out_eF_D",
@@ -103,14 +103,14 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_gives_the_same_model(draw, spelling):
+def test_every_state_dict_format_gives_the_same_model(draw, spelling):
     state = draw(LLM(ARGS)).state_dict()
     model = LLM(ARGS).double()
     model.load_state_dict(SPELLINGS[spelling](dict(state)))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_a_block_alone_knows_its_spellings(draw):
+def test_a_single_block_loads_every_format(draw):
     block = draw(LLM(ARGS)).layers[0]
     state = {name.removeprefix("layers.0."): x for name, x in block.state_dict().items()}
     state["attention.norm.weight"] = state.pop("attention_norm.weight")
@@ -125,9 +125,9 @@ def test_two_names_of_one_tensor_are_an_error(draw, alias):
         LLM(ARGS).double().load_state_dict(dict(state) | {alias: torch.ones(64, 32)})
 
 
-def test_a_fused_tensor_of_other_sizes_is_an_error():
+def test_a_fused_tensor_of_the_wrong_size_is_an_error():
     state = {ATTENTION + "wqkv.weight": torch.ones(65, 32)}
-    with pytest.raises(ValueError, match=r"wqkv.weight has 65 rows; 32 \+ 16 \+ 16"):
+    with pytest.raises(ValueError, match=r"wqkv.weight has 65 rows, not 32 \+ 16 \+ 16"):
         LLM(ARGS).load_state_dict(state)
 
 
@@ -135,7 +135,7 @@ def test_a_fused_tensor_of_other_sizes_is_an_error():
 
 
 def cut(name: str, x: Tensor, T: int) -> list[Tensor]:
-    """One tensor as fairscale cuts it over T shards: the axis by its role, written out again."""
+    """Splits a tensor as fairscale does over T shards; written independently of the code tested."""
     last = ("wo.weight", "w2.weight", "w_out.weight", "fc2_weight", "_shared_DF.weight")
     last += ("moe_w_in_eD_F", "moe_w_swiglu_eD_F", "c_proj.weight")
     first = ("tok_embeddings.weight", "output.weight", "w1.weight", "w3.weight", "_FD.weight")
@@ -154,7 +154,7 @@ def cut(name: str, x: Tensor, T: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("T", [1, 2])
 @pytest.mark.parametrize("spelling", ["wqkv", "fc1 and fc2", "Meta's numbers", "experts"])
-def test_shards_give_back_what_they_were_cut_from(draw, spelling, T):
+def test_merged_shards_equal_the_original(draw, spelling, T):
     state = dict(draw(LLM(ARGS)).state_dict())
     state = SPELLINGS[spelling](state if spelling == "experts" else released(state))
     cuts = {name: cut(name, x, T) for name, x in state.items()}
@@ -168,7 +168,7 @@ def test_shards_give_back_what_they_were_cut_from(draw, spelling, T):
     LLM(ARGS).double().load_state_dict(merged)
 
 
-def test_llama2_cuts_its_embedding_in_width():
+def test_llama2_splits_the_embedding_along_its_width():
     args = dataclasses.replace(ARGS, moe_args=None, vision_args=None)
     table = torch.randn(24, 32)
     shards = [{"tok_embeddings.weight": part} for part in table.chunk(2, -1)]
@@ -176,8 +176,8 @@ def test_llama2_cuts_its_embedding_in_width():
 
 
 @pytest.mark.parametrize("name", ["wk", "wqkv"])
-def test_heads_that_shards_share_are_taken_once(name):
-    """Four shards and two key/value heads: each head is in two shards."""
+def test_heads_held_by_several_shards_are_merged_once(name):
+    """Four shards hold two key/value heads: each head is in two shards."""
     q, k, v = torch.randn(32, 32), torch.randn(16, 32), torch.randn(16, 32)
     heads = [(q.chunk(4)[t], k.chunk(2)[t // 2], v.chunk(2)[t // 2]) for t in range(4)]
     key = f"layers.0.attention.{name}.weight"
@@ -187,16 +187,16 @@ def test_heads_that_shards_share_are_taken_once(name):
         shards, expected = [{key: torch.cat(head)} for head in heads], torch.cat([q, k, v])
     assert torch.equal(merge_shards(shards, ARGS)[key], expected)
     shards[1][key] = shards[1][key] + 1
-    with pytest.raises(ValueError, match=f"{name}.weight: shards 0 and 1 hold different copies"):
+    with pytest.raises(ValueError, match=f"{name}.weight: the copies in shards 0 and 1 differ"):
         merge_shards(shards, ARGS)
 
 
-def test_shards_that_do_not_belong_together_are_errors():
+def test_inconsistent_shards_are_errors():
     norm = torch.ones(32)
-    with pytest.raises(ValueError, match=r"not in every one of 2 shards: \['norm.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing from some of the 2 shards: \['norm.weight'\]"):
         merge_shards([{"norm.weight": norm}, {}], ARGS)
-    with pytest.raises(ValueError, match=r"norm.weight: shards 0 and 1 hold different copies"):
+    with pytest.raises(ValueError, match=r"norm.weight: the copies in shards 0 and 1 differ"):
         merge_shards([{"norm.weight": norm}, {"norm.weight": 2 * norm}], ARGS)
     experts = {"layers.1.feed_forward.experts.moe_w_out_eF_D": torch.ones(6, 32)}
-    with pytest.raises(ValueError, match="experts, but moe_args=None"):
+    with pytest.raises(ValueError, match="the tensor holds experts, but moe_args=None"):
         merge_shards([experts], dataclasses.replace(ARGS, moe_args=None))

@@ -1,4 +1,4 @@
-"""LLM against Hugging Face Llama 4, and against what its documents say."""
+"""The LLM reference against Hugging Face Llama 4 and its documents."""
 
 import dataclasses
 import math
@@ -122,7 +122,7 @@ def as_hugging_face(model: LLM) -> Llama4ForCausalLM:
     return theirs.eval()
 
 
-def test_logits_are_those_of_hugging_face_llama4(draw):
+def test_logits_equal_hugging_face_llama4(draw):
     model = draw(LLM(ARGS)).float()
     theirs = as_hugging_face(model)
     with torch.no_grad():
@@ -131,14 +131,14 @@ def test_logits_are_those_of_hugging_face_llama4(draw):
 
 @pytest.mark.parametrize("split", range(1, TOKENS.shape[1]))
 def test_cached_equals_uncached_at_every_position(draw, split):
-    """At every boundary of a chunk too, where Llama 4's own code forgets the mask."""
+    """Includes every chunk boundary, where Llama 4's own code forgets the mask."""
     whole, model = logits(draw(LLM(ARGS)), TOKENS), draw(LLM(ARGS))
     parts = [logits(model, TOKENS[:, :split])]
     parts += [logits(model, TOKENS[:, i : i + 1], i) for i in range(split, TOKENS.shape[1])]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
 
 
-def test_several_tokens_can_follow_and_a_new_sequence_forgets_the_old(draw):
+def test_passes_continue_a_sequence_and_position_0_starts_a_new_one(draw):
     whole, model = logits(draw(LLM(ARGS)), TOKENS), draw(LLM(ARGS))
     logits(model, TOKENS.flip(1))
     parts = [logits(model, TOKENS[:, a:b], a) for a, b in ((0, 4), (4, 11), (11, 23))]
@@ -151,8 +151,8 @@ def test_a_token_sees_its_chunk_up_to_itself():
     assert mask.tolist() == expected
 
 
-def test_only_layers_without_positions_see_past_their_chunk(draw):
-    alone = dataclasses.replace(ARGS, n_layers=2)  # the third would be the first to look back
+def test_only_layers_without_rope_see_past_their_chunk(draw):
+    alone = dataclasses.replace(ARGS, n_layers=2)  # the third layer would be the first without RoPE
     changed = TOKENS.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 90
     for args, is_seen in ((alone, False), (ARGS, True)):
@@ -161,7 +161,7 @@ def test_only_layers_without_positions_see_past_their_chunk(draw):
         assert moved.tolist() == [is_seen or i < 5 for i in range(23)]
 
 
-def test_layers_are_what_their_number_says():
+def test_layer_index_selects_rope_and_experts():
     model = LLM(ARGS)
     assert [layer.is_nope_layer for layer in model.layers] == [False, False, True, False]
     assert [layer.attention.use_rope for layer in model.layers] == [True, True, False, True]
@@ -171,7 +171,7 @@ def test_layers_are_what_their_number_says():
 
 
 @pytest.mark.parametrize("high", [4.0, 1.0])
-def test_scaled_frequencies_are_those_of_hugging_face(high):
+def test_scaled_frequencies_equal_hugging_face(high):
     parameters = {
         **{"rope_type": "llama3", "rope_theta": 500000.0, "factor": 16.0},
         **{"low_freq_factor": 1.0, "high_freq_factor": high},
@@ -186,7 +186,7 @@ def test_scaled_frequencies_are_those_of_hugging_face(high):
     torch.testing.assert_close(found.float(), expected)
 
 
-def test_queries_grow_with_the_logarithm_of_their_position():
+def test_queries_scale_with_the_logarithm_of_position():
     args = dataclasses.replace(ARGS, floor_scale=4.0, attn_scale=0.1)
     attention = Attention(args, use_qk_norm=False, use_rope=False)
     q = torch.ones(1, 6, 1, 8, dtype=torch.float64)
@@ -195,7 +195,7 @@ def test_queries_grow_with_the_logarithm_of_their_position():
     assert found == pytest.approx(expected, abs=1e-15)
 
 
-def test_experts_scale_their_input_by_a_sigmoid_of_their_own(draw):
+def test_expert_inputs_are_scaled_by_the_router_sigmoid(draw):
     moe = draw(MoE(16, 48, None, 8, MoEArgs(num_experts=5, top_k=3)))
     x = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected = torch.empty_like(x)
@@ -209,8 +209,8 @@ def test_experts_scale_their_input_by_a_sigmoid_of_their_own(draw):
     torch.testing.assert_close(moe(x), expected.detach(), rtol=0, atol=1e-12)
 
 
-def test_the_router_and_the_keys_learn(draw):
-    """The reference of Llama 4 detaches both; as the oracle of training it must not."""
+def test_router_and_keys_receive_gradients(draw):
+    """Llama 4's own code detaches both; a reference for training must not."""
     model = draw(LLM(ARGS))
     functional.cross_entropy(logits(model, TOKENS).flatten(0, 1), TOKENS.flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -227,7 +227,7 @@ def test_the_router_and_the_keys_learn(draw):
         (4096, None, None, 12288),
     ],
 )
-def test_widths_are_those_of_the_released_models(dim, multiplier, moe, width):
+def test_widths_match_the_released_models(dim, multiplier, moe, width):
     multiple_of = 1024 if multiplier == 1.3 else 2048
     with torch.device("meta"):
         if moe is None:
@@ -237,7 +237,7 @@ def test_widths_are_those_of_the_released_models(dim, multiplier, moe, width):
     assert found == width
 
 
-def test_images_take_the_place_of_the_tokens_under_the_mask(draw):
+def test_images_replace_the_masked_tokens(draw):
     args = dataclasses.replace(
         ARGS,
         vision_args=ModelArgs.from_json(
@@ -251,7 +251,7 @@ def test_images_take_the_place_of_the_tokens_under_the_mask(draw):
     mask[0, 2:6] = True
     embedding = model.vision_embeddings(images, mask)
     found = model(TransformerInput(TOKENS, 0, MaskedEmbedding(embedding, mask))).logits
-    # The same by hand: rows of the token table that are the projected images.
+    # The same by hand: the projected images as rows of the token table.
     by_hand = draw(LLM(args))
     rows = model.vision_projection(embedding[0, 2:6])
     table = torch.cat([by_hand.tok_embeddings.weight, rows])
@@ -279,21 +279,21 @@ def test_bfloat16_gives_float32_logits_and_float64_gives_float64(draw):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"n_heads": 5}, "dim=48 is not n_heads=5"),
+        ({"n_heads": 5}, "dim=48 does not split into n_heads=5"),
         ({"n_kv_heads": 4}, "n_heads=6 is not a multiple of n_kv_heads=4"),
         ({"head_dim": 16}, "head_dim=16 is not dim / n_heads = 8"),
     ],
 )
-def test_sizes_that_do_not_fit_are_errors(changes, complaint):
+def test_inconsistent_sizes_are_errors(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         dataclasses.replace(ARGS, **changes)
 
 
-def test_parts_that_do_not_fit_are_errors():
-    with pytest.raises(ValueError, match="top_k=5 of num_experts=4"):
+def test_inconsistent_parts_are_errors():
+    with pytest.raises(ValueError, match="top_k=5 is not between 1 and num_experts=4"):
         MoEArgs(num_experts=4, top_k=5)
     for changes, complaint in (
-        ({"n_heads": 3}, "dim=32 is not n_heads=3"),
+        ({"n_heads": 3}, "dim=32 does not split into n_heads=3"),
         ({"image_size": {"height": 8, "width": 9}}, "image width 9 is not a multiple"),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -307,7 +307,7 @@ def test_parts_that_do_not_fit_are_errors():
 
 
 def test_a_full_cache_is_an_error(draw):
-    with pytest.raises(ValueError, match="holds 3 sequences of 24 tokens; 2 of 25"):
+    with pytest.raises(ValueError, match="holds 3 sequences of 24 tokens, but 2 sequences of 25"):
         logits(draw(LLM(ARGS)), TOKENS[:, :3], 22)
-    with pytest.raises(ValueError, match="holds 3 sequences of 24 tokens; 4 of 23"):
+    with pytest.raises(ValueError, match="holds 3 sequences of 24 tokens, but 4 sequences of 23"):
         logits(draw(LLM(ARGS)), TOKENS.repeat(2, 1))

@@ -1,4 +1,4 @@
-"""The image encoder against Hugging Face Llama 4's."""
+"""The image encoder against Hugging Face Llama 4."""
 
 import functools
 
@@ -16,7 +16,7 @@ ARGS = VisionArgs(
     dim=32,
     n_layers=2,
     n_heads=4,
-    mlp_ratio=4.0,  # the only one that Hugging Face's adapter allows
+    mlp_ratio=4.0,  # the only ratio that Hugging Face's adapter allows
     output_dim=24,
     pixel_shuffle_ratio=0.5,
 )
@@ -58,7 +58,7 @@ def as_hugging_face(model: VisionEmbeddings) -> Llama4VisionModel:
     return theirs.eval()
 
 
-def test_embeddings_are_those_of_hugging_face(draw):
+def test_embeddings_equal_hugging_face(draw):
     model = draw(VisionEmbeddings(ARGS)).float()
     theirs = as_hugging_face(model)
     images, mask = IMAGES.float(), torch.ones(1, 5 * PER_IMAGE, 1, dtype=torch.bool)
@@ -83,13 +83,13 @@ def test_each_sequence_gets_its_own_images_in_order(draw):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_more_slots_than_embeddings_are_an_error(draw):
+def test_more_image_tokens_than_embeddings_are_an_error(draw):
     mask = torch.ones(1, PER_IMAGE + 1, 1, dtype=torch.bool)
-    with pytest.raises(ValueError, match="5 slots for 4 image embeddings"):
+    with pytest.raises(ValueError, match="5 image tokens, but only 4 image embeddings"):
         draw(VisionEmbeddings(ARGS))([[IMAGES[:1]]], mask)
 
 
-def test_a_square_of_patches_becomes_one_left_before_right_and_upper_before_lower():
+def test_pixel_shuffle_orders_left_before_right_and_upper_before_lower():
     rows, columns = 2, 4
     patches = torch.arange(rows * columns)[None, :, None].expand(1, -1, 2)
     found = pixel_shuffle(patches, rows, columns, 0.5)

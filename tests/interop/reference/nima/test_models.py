@@ -1,4 +1,4 @@
-"""nima against PyTorch's own layers, and each of its switches against its definition."""
+"""The nima reference against PyTorch's layers, and each switch against its definition."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ def encoder_decoder(**switches: object) -> TransformerModel:
 
 
 def as_torch(layer: EncoderLayer | DecoderLayer, kind: type) -> nn.Module:
-    """PyTorch's layer with the same weights."""
+    """Builds PyTorch's layer with the same weights."""
     is_pre_norm = layer.is_pre_norm
     options = {"layer_norm_eps": 1e-6, "batch_first": True, "norm_first": is_pre_norm}
     theirs = kind(24, 4, 40, 0.0, **options).double().eval()
@@ -68,7 +68,7 @@ def as_torch(layer: EncoderLayer | DecoderLayer, kind: type) -> nn.Module:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_layers_are_those_of_pytorch(draw, norm):
+def test_layers_equal_pytorch(draw, norm):
     encoder, decoder = draw(EncoderLayer(config(norm=norm))), draw(DecoderLayer(config(norm=norm)))
     theirs = as_torch(encoder, nn.TransformerEncoderLayer)
     close(encoder(X, CAUSAL), theirs(X, ~CAUSAL))
@@ -105,7 +105,7 @@ def test_gpt_does_not_see_the_future(draw, position):
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_order_matters(draw, position):
-    """The last token sees the same set of tokens; only positions tell the orders apart."""
+    """The last token sees the same set of tokens; only positions distinguish the orders."""
     model = draw(GPTModel(50, 1, **SIZES, position=position))
     swapped = TOKENS.clone()
     swapped[:, [2, 5]] = swapped[:, [5, 2]]
@@ -121,7 +121,7 @@ def test_positions_in_attention_depend_on_distance_alone(draw, position):
     close(attention(X, X, mask)[:, 3:], shifted)
 
 
-def test_rope_turns_neighbouring_elements_by_their_position():
+def test_rope_rotates_adjacent_elements_by_position():
     x = torch.randn(1, 5, 1, 6, dtype=torch.float64)
     turned, _ = rotate(x, x)
     for t, j in itertools.product(range(5), range(3)):
@@ -134,7 +134,7 @@ def test_rope_turns_neighbouring_elements_by_their_position():
         assert turned[0, t, 0, 2 * j : 2 * j + 2].tolist() == pytest.approx(expected, abs=1e-14)
 
 
-def test_alibi_slopes_are_those_of_the_paper():
+def test_alibi_slopes_match_the_paper():
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
     expected = [2.0**-i for i in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]
     assert alibi_slopes(12, torch.float64).tolist() == pytest.approx(expected, abs=1e-15)
@@ -146,7 +146,7 @@ def test_alibi_subtracts_the_distance_on_both_sides():
     assert bias[0].tolist() == [[-0.25 * abs(i - j) for j in range(3)] for i in range(3)]
 
 
-def test_relative_positions_add_a_number_for_each_head_and_distance(draw):
+def test_relative_positions_add_a_bias_per_head_and_distance(draw):
     attention = draw(MultiHeadAttention(config(), "relative"))
     bias, table = attention.bias(4, torch.float64), attention.relative_bias.weight
     assert table.shape == (31, 4)
@@ -167,7 +167,7 @@ def test_gates_are_a_sigmoid_and_a_silu(draw):
     close(layer(X), expected)
 
 
-def test_hidden_tokens_do_not_matter(draw):
+def test_masked_tokens_do_not_affect_the_output(draw):
     model = draw(gpt())
     mask, other = torch.ones_like(TOKENS), TOKENS.clone()
     mask[1, 3:5] = 0
@@ -178,8 +178,8 @@ def test_hidden_tokens_do_not_matter(draw):
     assert (model(TOKENS, mask)[1, 5:] != model(TOKENS)[1, 5:]).all()
 
 
-def test_embeddings_are_scaled_where_positions_are_sinusoids(draw):
-    """Models without layers: what goes into the first is what comes out of the last."""
+def test_embeddings_are_scaled_in_the_encoder_decoder_only(draw):
+    """Models without layers: the output is the input of the first layer."""
     pe = torch.empty(11, 24, dtype=torch.float64)
     for p, j in itertools.product(range(11), range(12)):
         angle = p / 10000 ** (2 * j / 24)
@@ -194,7 +194,7 @@ def test_embeddings_are_scaled_where_positions_are_sinusoids(draw):
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_padding_of_the_source_does_not_matter(draw, norm):
+def test_source_padding_does_not_affect_the_output(draw, norm):
     model = draw(encoder_decoder(norm=norm))
     padded = nn.functional.pad(TOKENS, (0, 4))
     target = TOKENS % 40
@@ -223,7 +223,7 @@ def test_tying_shares_one_table_under_both_names(is_tied):
         assert (embedding is head) == is_tied
 
 
-def test_initial_weights_are_those_of_the_document():
+def test_initial_weights_match_the_document():
     torch.manual_seed(0)
     sizes = {**SIZES, "d_model": 200, "d_ff": 300}
     for init, tied in itertools.product(("xavier", "normal"), (True, False)):
@@ -239,8 +239,8 @@ def test_initial_weights_are_those_of_the_document():
 
 
 @pytest.mark.parametrize(("name", "millions"), [("small", 125), ("medium", 350)])
-def test_presets_have_the_sizes_of_the_document(name, millions):
-    """With GPT-2's vocabulary, which the document leaves open."""
+def test_presets_match_the_document(name, millions):
+    """With GPT-2's vocabulary, since the document does not specify one."""
     with torch.device("meta"):
         model = GPTModel(50257, **PRESETS[name], max_seq_len=1024)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -259,14 +259,14 @@ def test_the_tiny_preset_is_a_gpt():
         ({"norm": "both"}, "norm='both' is not one of post, pre"),
         ({"init": "zeros"}, "init='zeros' is not one of xavier, normal"),
         ({"n_heads": 5}, "d_model=24 is not a multiple of n_heads=5"),
-        ({"n_heads": 8, "position": "rope"}, "d_model=24 over n_heads=8 is odd"),
+        ({"n_heads": 8, "position": "rope"}, "d_model=24 / n_heads=8 is odd"),
     ],
 )
-def test_options_that_do_not_exist_are_errors(options, complaint):
+def test_invalid_options_are_errors(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         GPTModel(50, 1, **SIZES | options)
 
 
-def test_a_sequence_that_is_too_long_is_an_error():
-    with pytest.raises(ValueError, match="17 tokens; max_seq_len=16"):
+def test_a_too_long_sequence_is_an_error():
+    with pytest.raises(ValueError, match="17 tokens exceed max_seq_len=16"):
         gpt()(torch.ones(1, 17, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""tlama against Hugging Face Llama, and against what its document says."""
+"""The tlama reference against Hugging Face Llama and its document."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ TOKENS = torch.randint(0, 90, (2, 21), generator=torch.Generator().manual_seed(1
 
 
 def half_split(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Hugging Face rotates elements (j, j + H/2) together, tlama (2j, 2j + 1)."""
+    """Reorders rows: Hugging Face rotates elements (j, j + H/2), tlama (2j, 2j + 1)."""
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -64,7 +64,7 @@ def as_hugging_face(model: Transformer) -> LlamaForCausalLM:
     return theirs.eval()
 
 
-def test_logits_are_those_of_hugging_face_llama(draw):
+def test_logits_equal_hugging_face_llama(draw):
     model = draw(Transformer(CONFIG)).float()
     theirs = as_hugging_face(model)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_a_cache_does_not_change_gradients(draw):
 
 
 def test_float64_is_float64_throughout(draw):
-    """Rotations of float32 would leave an error of 1e-7."""
+    """Rotations in float32 would leave an error of 1e-7."""
     model = draw(Transformer(CONFIG))
     torch.testing.assert_close(
         model(TOKENS)[0].float(), model.float()(TOKENS)[0], rtol=1e-4, atol=1e-5
@@ -113,14 +113,14 @@ def test_bfloat16_stays_bfloat16(draw):
     ("d_model", "multiple_of", "multiplier", "width"),
     [(4096, 256, None, 11008), (48, 16, None, 128), (48, 16, 0.7, 144), (64, 32, 1.0, 256)],
 )
-def test_the_multiplier_replaces_two_thirds(d_model, multiple_of, multiplier, width):
+def test_multiplier_replaces_the_factor_of_two_thirds(d_model, multiple_of, multiplier, width):
     with torch.device("meta"):
         ffn = FeedForward(d_model, 4 * d_model, multiple_of, multiplier)
     assert ffn.w1.weight.shape == ffn.w3.weight.shape == (width, d_model)
     assert ffn.w2.weight.shape == (d_model, width)
 
 
-def test_initial_weights_have_the_mean_and_deviation_of_the_config():
+def test_initial_weights_have_the_configured_mean_and_std():
     torch.manual_seed(0)
     model = Transformer(dataclasses.replace(CONFIG, vocab_size=4000, weight_init=(0.05, 0.5)))
     for weight in (model.token_emb.weight.detach(), model.output.weight.detach()):
@@ -141,22 +141,22 @@ def test_matrices_decay_and_norms_do_not():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"n_heads": 5}, "d_model=48 is not n_heads=5"),
-        ({"n_heads": 16}, "d_model=48 is not n_heads=16 even heads"),
+        ({"n_heads": 5}, "d_model=48 does not split into n_heads=5"),
+        ({"n_heads": 16}, "d_model=48 does not split into n_heads=16 heads of even width"),
         ({"n_kv_heads": 4}, "n_heads=6 is not a multiple of n_kv_heads=4"),
     ],
 )
-def test_sizes_that_do_not_fit_are_errors(changes, complaint):
+def test_inconsistent_sizes_are_errors(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         dataclasses.replace(CONFIG, **changes)
 
 
-def test_positions_that_do_not_fit_are_errors():
-    with pytest.raises(ValueError, match="start_pos=3 needs a cache; kv_cache=False"):
+def test_invalid_positions_are_errors():
+    with pytest.raises(ValueError, match="start_pos=3 needs a cache, but kv_cache=False"):
         Transformer(CONFIG)(TOKENS, 3)
-    with pytest.raises(ValueError, match="position 48 is not among the 48 rotations"):
+    with pytest.raises(ValueError, match="position 48 is beyond the 48 rotations"):
         Transformer(CONFIG)(torch.zeros(1, 49, dtype=torch.long))
-    with pytest.raises(ValueError, match="holds 3 sequences of 24 tokens; 2 of 25"):
+    with pytest.raises(ValueError, match="holds 3 sequences of 24 tokens, but 2 sequences of 25"):
         Transformer(CACHED)(TOKENS, 4)
     with pytest.raises(ValueError, match=r"rotations of shape \(3, 4\)"):
         Attention(CONFIG)(torch.zeros(1, 2, 48), 0, compute_freqs_cis(8, 3), None)

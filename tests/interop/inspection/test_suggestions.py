@@ -1,0 +1,33 @@
+"""The text of suggestions: rules to paste, and comments on everything left open."""
+
+from jaxllm.interop import Rule
+from jaxllm.interop.inspection.suggestions import Suggested, Suggestions
+
+
+def test_the_text_has_rules_doubts_and_what_is_left():
+    rule = Rule("wte : V D", "embed.embedding : V D")
+    layered = Rule("h.{L}.w : F D", "layers.{L}.mlp.up_proj.kernel : D F", layers=[0, 2])
+    suggested = (Suggested(rule, 0.9), Suggested(layered, 0.2, ("matched by shape only",)))
+    found = Suggestions(suggested, {"head": "wte"}, {"M": 8}, {"extra": (3, 4)}, ("final_norm",))
+    assert str(found).splitlines() == [
+        "rules = [",
+        '    Rule("wte : V D", "embed.embedding : V D"),',
+        "    # ? matched by shape only",
+        '    Rule("h.{L}.w : F D", "layers.{L}.mlp.up_proj.kernel : D F", layers=[0, 2]),',
+        "]",
+        "sizes = {'M': 8}",
+        "# ? if they are copies",
+        "tied = {'head': 'wte'}",
+        "# no rule for extra [3, 4]",
+        "# no tensor fills final_norm",
+    ]
+
+
+def test_long_rules_are_broken_into_lines():
+    rule = Rule(
+        "transformer.blocks.{L}.feed_forward.w_up.weight : F D",
+        "layers.{L}.mlp.up_proj.kernel : D F",
+    )
+    lines = str(Suggested(rule, 0.5)).splitlines()
+    assert len(lines) == 4
+    assert (lines[0], lines[-1]) == ("    Rule(", "    ),")
