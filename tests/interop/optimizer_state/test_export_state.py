@@ -3,22 +3,19 @@
 import dataclasses
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from doubled_moments import assert_doubled, state_like
 from hf_cases import CASES
 from safetensors.torch import load_file
 from tiny import random_model
-from torch.distributed import checkpoint as distributed
 
 from jaxllm.interop import (
     CheckpointError,
     OptimizerExport,
     convert,
-    load_pretrained,
     load_training_state,
     save_pretrained,
 )
@@ -26,26 +23,6 @@ from jaxllm.optimizer_state import AdamWState
 from jaxllm.params import named_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
-OPTIONS = {"betas": (0.9, 0.95), "eps": 1e-8, "amsgrad": False, "maximize": False}
-
-
-def state_like(weights: dict[str, torch.Tensor], decay: float = 0.1) -> dict[str, Any]:
-    """A state by names whose moments are twice and four times the weights, in one group."""
-    state = {
-        name: {"step": torch.tensor(3.0), "exp_avg": 2 * x, "exp_avg_sq": 4 * x}
-        for name, x in weights.items()
-    }
-    group = {"params": list(weights), "lr": 1e-3, "weight_decay": decay, **OPTIONS}
-    return {"state": state, "param_groups": [group]}
-
-
-def check(model: Any, state: AdamWState) -> None:
-    weights = {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
-    assert weights.keys() == state.mu.keys() == state.nu.keys() == state.weight_decay.keys()
-    for name, array in weights.items():
-        np.testing.assert_array_equal(state.mu[name], 2 * array)
-        np.testing.assert_array_equal(state.nu[name], 4 * array)
 
 
 FAMILIES = ["phi3", "gpt_neox", "mixtral", "gemma2", "llama4_text"]
@@ -61,59 +38,15 @@ def test_moments_go_the_way_of_the_weights(case, tmp_path):
     weights = load_file(tmp_path / "plain" / "model.safetensors")
     torch.save(state_like(weights), tmp_path / "plain" / "optimizer.pt")
     model, state = load_training_state(tmp_path / "plain")
-    check(model, state)
+    assert_doubled(model, state)
     exported = dataclasses.replace(state, learning_rate=2e-3)
     convert(native, tmp_path / "dcp", optimizer=OptimizerExport(exported, "dcp"))
     convert(native, tmp_path / "dict", optimizer=OptimizerExport(exported, order=list(weights)))
     for form in ("dcp", "dict"):
         again, found = load_training_state(tmp_path / form)
-        check(again, found)
+        assert_doubled(again, found)
         assert (found.step, found.learning_rate, found.b2) == (3, 2e-3, 0.95)
         assert found.weight_decay == state.weight_decay
-
-
-@pytest.fixture
-def titan(tmp_path) -> Path:
-    """Weights by Meta's names with their moments in a DCP folder, as torchtitan writes them."""
-    save_pretrained(random_model(head_dim=8), tmp_path / "meta", format="meta")
-    weights = torch.load(tmp_path / "meta" / "consolidated.00.pth")
-    weights = {name: x for name, x in weights.items() if not name.startswith("rope")}
-    state = state_like(weights)
-    group = state["param_groups"][0]
-    flat = {f"state.{n}.{what}": x for n, e in state["state"].items() for what, x in e.items()}
-    flat |= {f"param_groups.{n}.{k}": v for n in weights for k, v in group.items() if k != "params"}
-    saved = {**weights, "optimizer": flat, "train_state": {"step": torch.tensor(3)}}
-    distributed.save(saved, checkpoint_id=tmp_path / "titan", no_dist=True)
-    return tmp_path / "titan"
-
-
-def test_a_folder_of_torchtitan(titan):
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
-        load_training_state(titan)
-    config = titan.parent / "meta" / "params.json"
-    (titan / "params.json").write_bytes(config.read_bytes())
-    model, state = load_training_state(titan)
-    check(model, state)
-    whole = {n: np.asarray(v.get_value()) for n, v in named_parameters(model).items()}
-    for name, variable in named_parameters(load_pretrained(titan.parent / "meta")).items():
-        np.testing.assert_array_equal(whole[name], variable.get_value())
-    assert set(state.weight_decay.values()) == {0.1}
-
-
-def test_the_optimizer_alone_in_a_dcp_folder(tmp_path):
-    save_pretrained(random_model(head_dim=8), tmp_path / "hf")
-    weights = load_file(tmp_path / "hf" / "model.safetensors")
-    distributed.save({"optim": state_like(weights)}, checkpoint_id=tmp_path / "o", no_dist=True)
-    check(*load_training_state(tmp_path / "hf", optimizer=tmp_path / "o"))
-    with pytest.raises(CheckpointError, match="neither a file nor a DCP folder"):
-        load_training_state(tmp_path / "hf", optimizer=tmp_path / "hf")
-
-
-def test_shards_of_which_each_has_an_optimizer_are_refused(tmp_path):
-    save_pretrained(random_model(head_dim=8), tmp_path / "meta", format="meta", model_parallel=2)
-    torch.save(state_like({"norm.weight": torch.ones(3)}), tmp_path / "meta" / "optimizer.pt")
-    with pytest.raises(CheckpointError, match="model-parallel shards, of which each has an opt"):
-        load_training_state(tmp_path / "meta")
 
 
 def state_of(model: Any, **changes: object) -> AdamWState:

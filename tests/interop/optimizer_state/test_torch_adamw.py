@@ -291,15 +291,6 @@ def test_tied_weights_have_moments_once(tmp_path):
         load_training_state(tmp_path)
 
 
-def test_coarse_weights_are_refused(sound, tmp_path):
-    folder, saved = sound
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path)
-    torch.save(saved, tmp_path / "optimizer.pt")
-    with pytest.raises(CheckpointError, match=r"embedding is bfloat16; a run goes on in float"):
-        load_training_state(tmp_path)
-
-
 def test_a_schedule_that_is_not_where_adamw_is(sound, saving):
     folder = saving(sound[1])
     torch.save({"last_epoch": 2, "base_lrs": [1.0]}, folder / "scheduler.pt")

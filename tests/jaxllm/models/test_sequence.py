@@ -8,68 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import random_of, relative_l2
+from vector_models import (
+    BOTH_WAYS,
+    LAYERS,
+    LENGTHS,
+    LONGEST,
+    PAIR,
+    SEQUENCE,
+    SOURCE_BSI,
+    TOLERANCE,
+    WINDOW,
+    X_BTI,
+    D,
+    N,
+    T,
+    padded,
+    run,
+    segments,
+)
 
 from jaxllm.config import (
-    AttentionConfig,
     DecoderConfig,
     Experts,
     LayerKind,
-    MlpConfig,
-    NormConfig,
     PositionConfig,
-    SequenceConfig,
-    SequenceToSequenceConfig,
-    StackConfig,
     from_dict,
     make_config,
     to_dict,
     with_fields,
 )
-from jaxllm.models import SequenceModel, SequenceToSequence, with_scanned_layers, with_window
+from jaxllm.models import SequenceModel, SequenceToSequence, with_window
 
-TOLERANCE = 3e-6  # relative L2, float32
-D, N, H, LONGEST, WINDOW = 24, 4, 6, 16, 5
 KV_HEADS = {"mha": N, "gqa": 2, "mqa": 1}
-LAYERS = {
-    **{"embed_dim": D, "num_layers": 2, "num_heads": N, "num_kv_heads": 2, "head_dim": H},
-    **{"mlp_dim": 40, "max_len": LONGEST},
-    "positions": PositionConfig(kind="sinusoidal"),
-    "norms": NormConfig(kind="layer", placement="post", final=False),
-    "attention": AttentionConfig(qkv_bias=True, out_bias=True),
-    "mlp": MlpConfig(activation="relu", gated=False, bias=True),
-}
-SEQUENCE = SequenceConfig(input_dim=3, output_dim=2, **LAYERS)
-BOTH_WAYS = with_fields(SEQUENCE, {"attention.causal": False})
 EXPERTS = Experts(num_experts=3, top_k=1, mlp_dim=40, capacity=99, router_bias=True)
-PAIR = SequenceToSequenceConfig(
-    encoder=with_fields(StackConfig(**LAYERS), {"attention.causal": False}),
-    decoder=with_fields(SEQUENCE, {"attention.cross": True}),
-    source_dim=4,
-)
-T = 13
-X_BTI = np.random.default_rng(0).standard_normal((3, T, 3)).astype(np.float32)
-SOURCE_BSI = np.random.default_rng(1).standard_normal((3, 11, 4)).astype(np.float32)
-LENGTHS, SOURCE_LENGTHS = (T, 7, 1), (3, 11, 6)
-
-
-@jax.jit
-def run(model, *inputs, **options):
-    return model(*inputs, **options).logits
 
 
 @jax.jit
 def step(model, x_BTI, positions, cache):
     out = model(x_BTI, positions=positions, cache=cache)
     return out.logits, out.cache
-
-
-def segments(lengths: tuple[int, ...], width: int) -> np.ndarray:
-    return (np.arange(width) < np.array(lengths)[:, None]).astype(np.int32)
-
-
-def padded(x: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
-    """Rows cut to these lengths, with extreme values as padding."""
-    return np.where(segments(lengths, x.shape[1])[..., None] == 1, x, 77).astype(np.float32)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -93,20 +70,6 @@ def test_pooled_output_is_from_the_mean_hidden_state():
     assert relative_l2(run(pooled, X_BTI), run(single, X_BTI).mean(axis=1)) < TOLERANCE
 
 
-def test_ragged_pairs_equal_single_pairs():
-    model = random_of(PAIR)
-    together = run(
-        model,
-        padded(SOURCE_BSI, SOURCE_LENGTHS),
-        padded(X_BTI, LENGTHS),
-        src_segment_ids=segments(SOURCE_LENGTHS, 11),
-        segment_ids=segments(LENGTHS, T),
-    )
-    for row, (source, target) in enumerate(zip(SOURCE_LENGTHS, LENGTHS, strict=True)):
-        alone = run(model, SOURCE_BSI[row : row + 1, :source], X_BTI[row : row + 1, :target])
-        assert relative_l2(together[row, :target], alone[0]) < TOLERANCE
-
-
 @pytest.mark.parametrize("attention", KV_HEADS)
 @pytest.mark.parametrize("window", [None, WINDOW])
 def test_cached_equals_uncached_at_every_split(attention, window):
@@ -121,27 +84,6 @@ def test_cached_equals_uncached_at_every_split(attention, window):
             out, cache = step(model, X_BTI[:, a:b], np.arange(a, b)[None], cache)
             parts.append(out)
         assert relative_l2(np.concatenate(parts, axis=1), whole) < TOLERANCE, first
-
-
-@pytest.mark.parametrize("window", [None, WINDOW])
-@pytest.mark.parametrize("scan", [True, False])
-def test_cached_decoder_equals_uncached_decoder(window, scan):
-    """The source's keys are computed once, when the cache is created."""
-    model = with_scanned_layers(random_of(PAIR), scan)
-    model = model if window is None else with_window(model, window)
-    ids = segments(SOURCE_LENGTHS, 11)
-    whole = run(model, padded(SOURCE_BSI, SOURCE_LENGTHS), X_BTI, src_segment_ids=ids)
-    source, _ = model.encode(padded(SOURCE_BSI, SOURCE_LENGTHS), segment_ids=ids)
-    assert source.x_BSD.shape == (3, 11, D)
-    decode = jax.jit(lambda x, p, cache: model.decode(x, positions=p, cache=cache)[:2])
-    for first in (1, 4, 5, 6):
-        cache, parts = model.init_cache(source, T), []
-        for a, b in itertools.pairwise([0, first, *range(first + 1, T + 1)]):
-            out, cache = decode(X_BTI[:, a:b], np.arange(a, b)[None], cache)
-            parts.append(out)
-        assert relative_l2(np.concatenate(parts, axis=1), whole) < TOLERANCE
-    kept = cache[next(iter(cache))].source.k_BSKH
-    assert kept.shape[-3:] == (11, 2, H)
 
 
 @pytest.mark.parametrize("attention", KV_HEADS)
@@ -220,21 +162,6 @@ def test_pooled_and_non_causal_models_have_no_cache():
 def test_conflicting_options_are_rejected(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         with_fields(SEQUENCE, changes)
-
-
-def test_mismatched_stacks_are_rejected():
-    for changes, complaint in (
-        ({"source_dim": 0}, "source_dim=0 is less than 1"),
-        ({"encoder": SEQUENCE}, "encoder.attention.causal=True: it must be False"),
-        ({"encoder": BOTH_WAYS}, "encoder is a SequenceConfig"),
-        ({"decoder": SEQUENCE}, "decoder.attention.cross=False"),
-        (
-            {"encoder": dataclasses.replace(PAIR.encoder, embed_dim=32)},
-            "embed_dim is 32 in the encoder and 24 in the decoder",
-        ),
-    ):
-        with pytest.raises(ValueError, match=complaint):
-            dataclasses.replace(PAIR, **changes)
 
 
 def test_with_window_works_for_every_model():

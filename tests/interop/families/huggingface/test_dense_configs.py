@@ -2,8 +2,6 @@
 
 import json
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -212,37 +210,6 @@ def test_what_would_change_the_numbers_is_refused(family, fields, words):
 def test_configs_that_a_family_does_not_support_are_refused(family, changes, words):
     with pytest.raises(ValueError, match=f"does not support .*{words}"):
         BY_NAME[family].write_config(with_fields(TINY, changes), {})
-
-
-def test_gemma_writes_a_whole_number_for_the_scale_of_scores():
-    write = BY_NAME["gemma2"].write_config
-    for scalar in (1, 144, 168, 224, 256):
-        config = with_fields(TINY, {**GEMMA, "attention.scale": scalar**-0.5})
-        assert write(config, {})["query_pre_attn_scalar"] == scalar
-    config = with_fields(TINY, GEMMA)
-    assert write(config, {})["query_pre_attn_scalar"] == TINY.head_dim
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_gemma_scales_embeddings_by_a_rounded_number(dtype, tmp_path):
-    """The root of D is rounded to the weights' dtype, and then the product is."""
-    original = CASES["gemma2"].build().to(getattr(torch, dtype))
-    original.save_pretrained(tmp_path)
-    model = load_pretrained(tmp_path)
-    tokens = tokens_of(original)
-    with torch.no_grad():
-        expected = original.model.embed_tokens(torch.tensor(tokens)).float().numpy()
-    found = model.embed(tokens)
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found.astype(jnp.float32), expected)
-
-
-def test_the_root_of_any_width_is_rounded_as_in_pytorch():
-    for dtype in ("bfloat16", "float16"):
-        roots = [width**0.5 for width in range(1, 9000)]
-        theirs = torch.tensor(roots).to(getattr(torch, dtype)).float().numpy()
-        ours = np.array([jnp.dtype(dtype).type(root) for root in roots]).astype(np.float32)
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_buffers_of_pythia_are_ignored_and_its_biases_are_not(tmp_path):
