@@ -38,7 +38,7 @@ def test_null_is_the_default():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"n_heads": 5}, "dim=48 is not n_heads=5"),
+        ({"n_heads": 5}, "dim=48 does not split into n_heads=5"),
         ({"n_kv_heads": 4}, "n_heads=6 is not a multiple of n_kv_heads=4"),
         ({"head_dim": 16}, "head_dim=16 is not dim / n_heads = 8"),
     ],
@@ -49,10 +49,10 @@ def test_sizes_that_do_not_fit_are_errors(changes, complaint):
 
 
 def test_parts_that_do_not_fit_are_errors():
-    with pytest.raises(ValueError, match="top_k=5 of num_experts=4"):
+    with pytest.raises(ValueError, match="top_k=5 is not between 1 and num_experts=4"):
         MoEArgs(num_experts=4, top_k=5)
     for changes, complaint in (
-        ({"n_heads": 3}, "dim=32 is not n_heads=3"),
+        ({"n_heads": 3}, "dim=32 does not split into n_heads=3"),
         ({"image_size": {"height": 8, "width": 9}}, "image width 9 is not a multiple"),
     ):
         with pytest.raises(ValueError, match=complaint):

@@ -123,7 +123,7 @@ def test_gates_are_a_sigmoid_and_a_silu(draw):
         ({"position": "none"}, "position='none' is not one of learned, sinusoidal"),
         ({"norm": "both"}, "norm='both' is not one of post, pre"),
         ({"n_heads": 5}, "d_model=24 is not a multiple of n_heads=5"),
-        ({"n_heads": 8, "position": "rope"}, "d_model=24 over n_heads=8 is odd"),
+        ({"n_heads": 8, "position": "rope"}, "d_model=24 / n_heads=8 is odd"),
     ],
 )
 def test_switches_that_do_not_fit_are_errors(switches, complaint):
