@@ -1,5 +1,5 @@
-"""The commands of `jaxllm`: the options of each, and what it does.
+"""Commands of the `jaxllm` command line: their options and implementations.
 
-They join training and interop. Each imports what it needs when it runs, so that `--help` answers at
-once.
+Commands combine training and interop. Each imports what it needs when it runs, so that `--help`
+answers at once.
 """

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from .checks import check_choices, check_counts, check_positive
 
-# "rope": queries and keys are rotated. "learned", "sinusoidal": a vector is added to each token.
-# The others add a bias to scores by the distance from query to key. "alibi": a fixed slope (Press
-# et al., 2022). "relative": learned per bucket of distances, shared by all layers (T5).
-# "distance": learned per layer and distance, ahead and behind.
+# "rope" rotates queries and keys. "learned" and "sinusoidal" add a vector to each token. "alibi",
+# "relative" and "distance" add a bias to scores by the distance from query to key: a fixed slope
+# (Press et al., 2022), learned per bucket of distances and shared by all layers (T5), or learned
+# per layer and distance, ahead and behind.
 Positions = Literal["rope", "learned", "sinusoidal", "alibi", "relative", "distance", "none"]
 # Formula of the float32 frequencies of sinusoids: 1 / 10000 ** (2j / D) ("power"), or
 # exp(-2j ln(10000) / D) ("exp"). They differ in the last bits; sinusoids at position 128 differ by

@@ -39,9 +39,8 @@ class StackConfig:
     mlp_dim: int
     # Longest sequence of pretraining, and the limit of learned positions and distance biases.
     max_len: int = 2048
-    pattern: tuple[LayerKind, ...] = (
-        LayerKind(),
-    )  # kinds of layers 0, 1, ..., repeated cyclically
+    # Kinds of layers 0, 1, ...; the pattern repeats.
+    pattern: tuple[LayerKind, ...] = (LayerKind(),)
     embed_scale: float = 1.0  # factor of the token embeddings
 
     norms: NormConfig = NormConfig()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel, with_scanned_layers
@@ -111,12 +112,12 @@ class Beams(NamedTuple):
 
 
 class SearchSettings(NamedTuple):
-    """What the search maximizes, and where continuations end."""
+    """Scoring settings of a search, and its end-of-sequence tokens."""
 
-    limit: Array  # most tokens of a continuation
-    length_penalty: Array
-    repetition_penalty: Array
-    eos_ids: Array
+    limit: ArrayLike  # most tokens of a continuation
+    length_penalty: ArrayLike
+    repetition_penalty: ArrayLike
+    eos_ids: ArrayLike
 
     def normalize(self, score: Array, num_tokens: Array) -> Array:
         """Divides summed log-probabilities by `num_tokens ** length_penalty`."""

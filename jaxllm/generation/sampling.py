@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxllm.errors import UserError
 
@@ -80,7 +81,7 @@ def check_repetition_penalty(penalty: float) -> None:
         raise UserError(f"repetition_penalty={penalty} must be finite and above 0")
 
 
-def penalize_repetition(scores_BV: Array, seen_BV: Array, penalty: float | Array) -> Array:
+def penalize_repetition(scores_BV: Array, seen_BV: Array, penalty: ArrayLike) -> Array:
     """Lowers the scores of seen tokens by a penalty above 1; a penalty below 1 raises them.
 
     Positive scores are divided by the penalty, negative ones multiplied by it.

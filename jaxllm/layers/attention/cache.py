@@ -86,9 +86,8 @@ class RingCache(NamedTuple):
         positions_BT = jnp.broadcast_to(positions_BT, k_BTKH.shape[:2]).astype(jnp.int32)
         last_B1 = positions_BT.max(axis=1, keepdims=True)
         is_kept_BT = (positions_BT >= 0) & (positions_BT > last_B1 - self.length)
-        slots_BT = jnp.where(
-            is_kept_BT, positions_BT % self.length, self.length
-        )  # past the end: dropped
+        # Writes past the last slot are dropped.
+        slots_BT = jnp.where(is_kept_BT, positions_BT % self.length, self.length)
         slots = jnp.arange(k_BTKH.shape[0])[:, None], slots_BT
         return type(self)(
             constrain(self.k_BCKH.at[slots].set(k_BTKH), "BCKH"),

@@ -73,11 +73,11 @@ class RelativeBias(nnx.Module):
     """A learned bias per head and bucket of distances, as in T5 (Raffel et al., 2020)."""
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
-        bucket_table = config.positions.relative
-        assert bucket_table is not None, "checked by the config"
-        shape = (bucket_table.count, config.num_heads)
+        buckets = config.positions.relative
+        assert buckets is not None, "checked by the config"
+        shape = (buckets.count, config.num_heads)
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
-        self.buckets, self.causal = bucket_table, config.attention.causal
+        self.buckets, self.causal = buckets, config.attention.causal
         self.embedding = nnx.Param(table, dims=".N")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:

@@ -88,9 +88,7 @@ def _prepare(array: Array, dims: str, part: PartitionSpec, varying: tuple[str, .
         if axes == "fsdp":  # the gradient of all_gather is a reduce-scatter
             array = jax.lax.all_gather(array, axes, axis=place, tiled=True)
     array = _vary(array, part, varying)
-    if (
-        "tensor" in varying and "F" not in dims
-    ):  # an output bias: the sum over devices must add it once
+    if "tensor" in varying and "F" not in dims:  # an output bias, which the sum must add once
         array = jnp.where(jax.lax.axis_index("tensor") == 0, array, 0)
     return array
 
