@@ -158,5 +158,5 @@ def test_a_mesh_is_wanted(together):
 def test_what_one_process_lacks_stops_both(together):
     first, second = together
     assert [process.statuses[-1] for process in together] == [1, 1]
-    assert "process 1 could not go on" in first.complained
+    assert "process 1 failed" in first.complained
     assert "is no pack" in second.complained
