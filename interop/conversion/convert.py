@@ -148,7 +148,7 @@ class _Work:
             destination: the name.
             add_files: copies the tokenizer and similar files into the checkpoint.
         """
-        if not self.folder.exists() and destination.is_dir() and self._is_all_noted:
+        if not self.folder.exists() and destination.is_dir() and self._has_every_unit:
             self.kept = self.total  # killed after the rename: only the journal is left to remove
             return
         check_is_free(destination)
@@ -160,18 +160,18 @@ class _Work:
         take_name(self.folder, destination)
 
     @property
-    def _is_all_noted(self) -> bool:
+    def _has_every_unit(self) -> bool:
         """Whether the journal lists every unit."""
         return self.journal.done.keys() >= self.target.units.keys()
 
     def _write(self, unit: str) -> Digest:
         """Writes a unit, unless the folder already has it as the journal says."""
-        noted = self.journal.done.get(unit)
-        if noted is not None and self.target.written(self.folder, unit) == noted.sha256:
+        recorded = self.journal.done.get(unit)
+        if recorded is not None and self.target.written(self.folder, unit) == recorded.sha256:
             self._advance(self.target.units[unit])
             with self._lock:
                 self.kept += self.target.units[unit]
-            return noted
+            return recorded
         digest = self.target.write(self.folder, unit, self.chunk_bytes, self._advance)
         self.journal.add(unit, digest)
         return digest

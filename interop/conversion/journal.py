@@ -80,12 +80,12 @@ def _other_plan(folder: Path) -> str:
     )
 
 
-def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a message for each difference between two plans."""
-    begun = json.loads(json.dumps(begun))
+    earlier = json.loads(json.dumps(earlier))
     now = json.loads(json.dumps(now))
     return [
-        f"{name} was {begun.get(name)!r}, now it is {now.get(name)!r}"
-        for name in {**begun, **now}
-        if begun.get(name) != now.get(name)
+        f"{name} was {earlier.get(name)!r}, now it is {now.get(name)!r}"
+        for name in {**earlier, **now}
+        if earlier.get(name) != now.get(name)
     ]

@@ -104,16 +104,16 @@ def test_any_max_ram_gives_the_same_files(max_ram, folders, tmp_path):
 
 
 def test_progress_is_reported(llama, tmp_path):
-    told = []
+    reported = []
     done = convert(
         llama,
         tmp_path / "out",
         max_ram=4096,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
-    assert {total for _, total in told} == {done.num_bytes}
-    assert [now for now, _ in told] == sorted({now for now, _ in told})
-    assert told[-1] == (done.num_bytes, done.num_bytes)
+    assert {total for _, total in reported} == {done.num_bytes}
+    assert [now for now, _ in reported] == sorted({now for now, _ in reported})
+    assert reported[-1] == (done.num_bytes, done.num_bytes)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["stacked", "one-by-one"])
@@ -153,12 +153,12 @@ def test_every_step_of_a_run_is_converted(run, tmp_path):
 
 
 def test_missing_step_is_named(run, llama, tmp_path):
-    for source, said in (
+    for source, expected in (
         (run, "has no checkpoint of step 3; it has 1, 2"),
         (run / "checkpoints" / "1", "is one checkpoint, not a run with a step 3"),
         (llama, "is not a run, so it has no step 3"),
     ):
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=expected):
             convert(source, tmp_path / "out", step=3)
     assert list(tmp_path.iterdir()) == []
 
@@ -290,19 +290,19 @@ def test_damaged_tensors_are_rewritten_on_resume(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"to": "tlama"}, "to was 'hf', now it is 'tlama'"),
         ({"dtype": "bfloat16"}, "dtype was None, now it is 'bfloat16'"),
         ({"max_shard": "10KB"}, "the rest of the plan was"),
     ],
 )
-def test_other_arguments_do_not_resume(changes, said, folders, tmp_path):
+def test_other_arguments_do_not_resume(changes, expected, folders, tmp_path):
     partial = kill_halfway(folders["meta"], tmp_path / "out")
     before = content(partial)
     with pytest.raises(CheckpointError) as error:
         convert(folders["meta"], tmp_path / "out", **changes)
-    assert said in str(error.value)
+    assert expected in str(error.value)
     assert f"{partial} holds an unfinished conversion" in str(error.value)
     assert "delete the folder to start over" in str(error.value)
     assert content(partial) == before

@@ -26,7 +26,7 @@ def test_family_of_the_origin_comes_first():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("chosen", "expected"),
     [
         (
             "gguf",
@@ -37,10 +37,10 @@ def test_family_of_the_origin_comes_first():
         ("rules", "format='rules' needs the rules of your own model: give rules="),
     ],
 )
-def test_formats_that_cannot_be_written_are_rejected(chosen, said):
+def test_formats_that_cannot_be_written_are_rejected(chosen, expected):
     with pytest.raises(CheckpointError) as error:
         names(chosen)
-    assert said in str(error.value)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize("chosen", ["hf", "native", "tlama"])
