@@ -1,4 +1,4 @@
-"""Checkpoints to checkpoints, tensor by tensor: no model is built, and a killed attempt goes on."""
+"""Converts checkpoints tensor by tensor, without building a model; resumes after a kill."""
 
 import dataclasses
 import hashlib
@@ -22,20 +22,28 @@ from jaxllm.interop.saving.save import check_is_free, take_name
 from .file_target import FileTarget
 from .journal import NAME, Journal
 
-# Of a chunk there may be: what was read, the model's part, that in the new spelling, in C order.
+# At most this many copies of a chunk per thread, among them: as read, in the model's layout, in the
+# target's layout, in C order.
 COPIES = 5
 
-Progress = Callable[[int, int], None]  # bytes done, of how many
+Progress = Callable[[int, int], None]  # takes the bytes done and the total
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What a conversion has written."""
+    """The result of a conversion.
 
-    spelling: str  # the family, or "native"
-    num_units: int  # tensors, or chunks of a native checkpoint's arrays
+    Attributes:
+        spelling: the family whose format was written, or "native".
+        num_units: the number of tensors, or of array chunks in a native checkpoint.
+        num_bytes: the bytes of all of them.
+        num_bytes_kept: the bytes that an earlier, killed attempt had already written.
+    """
+
+    spelling: str
+    num_units: int
     num_bytes: int
-    num_bytes_kept: int  # were there already, from an attempt that was killed
+    num_bytes_kept: int
 
 
 def convert(
@@ -53,30 +61,31 @@ def convert(
     optimizer: OptimizerExport | None = None,
     workers: int = WORKERS,
 ) -> Conversion:
-    """Writes a checkpoint in another spelling. After a kill, the same call goes on.
+    """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
-    Until it is complete, the checkpoint lies in `destination`.partial with a journal of the tensors
-    that are done. An attempt to go on reads them again, and rewrites what is not as the journal
-    says.
+    Until it is complete, the checkpoint is in `destination`.partial, with a journal of the tensors
+    already written. A resumed conversion verifies those against the journal's hashes and rewrites
+    any that differ.
 
     Args:
-        source: a folder of any known family, a native checkpoint, or a run.
+        source: a checkpoint of any known family, a native checkpoint, or a run.
         destination: a folder that does not exist yet, or is empty.
         to: one of `formats.table.FORMATS`, such as "hf", "meta" or "native".
-        dtype: of all tensors; by default each one's own, as stored.
-        model_parallel: how many shards to write, for "meta".
-        step: of a run; by default its newest.
+        dtype: dtype of all tensors; by default each as stored.
+        model_parallel: the number of shards to write, for "meta".
+        step: the step of a run; by default the newest.
         max_ram: host memory for tensors in flight: bytes, or a text like "256MiB".
-        max_shard: where to begin another safetensors file.
-        progress: called with the bytes done and to be done, from several threads.
-        rules: of a model of your own, as docs/rules.md says: to read the source by, which may then
-            be a file, and to write by if `to` is "rules".
-        optimizer: the state of the run's optimizer at that step, to be written as PyTorch's.
-        workers: threads, each of which writes a tensor at a time.
+        max_shard: the most bytes of tensors in a safetensors shard.
+        progress: called with the bytes done and the total, from several threads.
+        rules: rules for a model of your own (docs/rules.md), to read the source with, which may
+            then be a file, and to write with if `to` is "rules".
+        optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
+        workers: the number of threads, each of which writes one tensor at a time.
 
     Raises:
-        CheckpointError: the source is not a checkpoint, the format cannot say what the model is,
-            or an unfinished conversion lies there that was begun otherwise.
+        CheckpointError: the source is not a checkpoint, the format cannot express the model, or
+            an unfinished conversion with other arguments is in the way.
+        UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
@@ -90,20 +99,10 @@ def convert(
         **_state(source, parameters),
         "the rest of the plan": hashlib.sha256(target.plan().encode()).hexdigest(),
     }
-    partial = destination.with_name(f"{destination.name}.partial")
-    _check_is_ours(partial, destination)
-    partial.mkdir(parents=True, exist_ok=True)
-    folder = partial / "checkpoint"
+    partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal:
-        work = _Work(target, folder, journal, chunk_bytes, workers, progress)
-        if not folder.exists() and destination.is_dir() and work.has_everything:
-            work.kept = work.total  # an attempt was killed when only this was left to do:
-        else:
-            check_is_free(destination)
-            target.begin(folder)
-            copy_companions(folder, parameters.origin, source)
-            work.run()
-            take_name(folder, destination)
+        work = _Work(target, partial / "checkpoint", journal, chunk_bytes, workers, progress)
+        work.complete(destination, lambda to: copy_companions(to, parameters.origin, source))
         shutil.rmtree(partial)
     return Conversion(target.spelling, len(target.units), work.total, work.kept)
 
@@ -125,7 +124,7 @@ def _target(
 
 
 class _Work:
-    """The units of a conversion, and how many of them are done."""
+    """The units of a conversion, and the bytes of them that are done."""
 
     def __init__(
         self,
@@ -142,25 +141,37 @@ class _Work:
         self.done = self.kept = 0
         self._lock = threading.Lock()
 
-    @property
-    def has_everything(self) -> bool:
-        """Whether the journal has every unit."""
-        return self.journal.done.keys() >= self.target.units.keys()
+    def complete(self, destination: Path, add_files: Callable[[Path], None]) -> None:
+        """Writes all missing units and gives the checkpoint its name.
 
-    def run(self) -> None:
-        """Writes what is not there."""
+        Args:
+            destination: the name.
+            add_files: copies the tokenizer and similar files into the checkpoint.
+        """
+        if not self.folder.exists() and destination.is_dir() and self._has_every_unit:
+            self.kept = self.total  # killed after the rename: only the journal is left to remove
+            return
+        check_is_free(destination)
+        self.target.begin(self.folder)
+        add_files(self.folder)
         units = list(self.target.units)
         digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
         self.target.finish(self.folder, digests)
+        take_name(self.folder, destination)
+
+    @property
+    def _has_every_unit(self) -> bool:
+        """Whether the journal lists every unit."""
+        return self.journal.done.keys() >= self.target.units.keys()
 
     def _write(self, unit: str) -> Digest:
-        """Writes a unit, unless it is there."""
-        noted = self.journal.done.get(unit)
-        if noted is not None and self.target.written(self.folder, unit) == noted.sha256:
+        """Writes a unit, unless the folder already has it as the journal says."""
+        recorded = self.journal.done.get(unit)
+        if recorded is not None and self.target.written(self.folder, unit) == recorded.sha256:
             self._advance(self.target.units[unit])
             with self._lock:
                 self.kept += self.target.units[unit]
-            return noted
+            return recorded
         digest = self.target.write(self.folder, unit, self.chunk_bytes, self._advance)
         self.journal.add(unit, digest)
         return digest
@@ -172,16 +183,25 @@ class _Work:
                 self._progress(self.done, self.total)
 
 
-def _check_is_ours(partial: Path, destination: Path) -> None:
-    """Refuses to begin where a checkpoint is, or to go on with what was not begun here."""
+def _partial_folder(destination: Path) -> Path:
+    """Returns the folder of an unfinished conversion, which it creates if there is none.
+
+    Raises:
+        CheckpointError: the destination is not free, or something else has the folder's name.
+    """
+    partial = destination.with_name(f"{destination.name}.partial")
     if not partial.exists():
         check_is_free(destination)
     elif not partial.is_dir() or (any(partial.iterdir()) and not (partial / NAME).is_file()):
-        raise CheckpointError(f"{partial} is in the way, and is no unfinished conversion")
+        raise CheckpointError(
+            f"{partial} exists but is not an unfinished conversion: move it or delete it"
+        )
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial
 
 
 def _state(source: Path, parameters: Parameters) -> dict[str, Any]:
-    """Size and time of change of every file of the source, by name."""
+    """Returns the size and modification time of every file of the source, by name."""
     stats = {file: file.stat() for file in parameters.files}
     return {
         os.path.relpath(file, source): f"{stat.st_size} bytes of {stat.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Checkpoints of a family's tensors, written in units, in any order and again after a kill."""
+"""Writes a family's checkpoint tensor by tensor, in any order, resumable after a kill."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from jaxllm.interop.saving.export import Export, write_texts
 
 
 class FileTarget:
-    """A checkpoint for PyTorch. Its units are the tensors; see `formats.table.Target`."""
+    """A PyTorch checkpoint to be written. A unit is a tensor; see `formats.table.Target`."""
 
     def __init__(self, export: Export):
         self._export = export
@@ -43,7 +43,7 @@ class FileTarget:
             folder.mkdir()
             check_space(folder, sum(file.size for file in self._export.files))
         for file in self._export.files:
-            if (folder / file.name).exists():  # the earlier attempt was past the last tensor
+            if (folder / file.name).exists():  # killed after the last tensor was written
                 os.replace(folder / file.name, partial_path(folder, file))
             create(folder, file)
 

@@ -1,4 +1,4 @@
-"""What a conversion has done so far, so that the same command goes on after it was killed."""
+"""Journal of a conversion: the tensors already written, so that the same command can resume."""
 
 import fcntl
 import json
@@ -14,15 +14,23 @@ NAME = "journal.jsonl"
 
 
 class Journal:
-    """A file of JSON lines: first what was planned, then the digest of every tensor written.
+    """A file of JSON lines: the plan, then the checksums of every tensor written.
 
-    Only one process at a time has it open. A line that a kill cut short counts as not written.
+    Only one process can have it open. A line that was cut short by a kill is ignored.
+
+    Attributes:
+        done: the checksums of the tensors already written, by name.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, Any]):
-        """Opens the journal, begun now or by an earlier attempt.
+        """Opens the journal of an earlier attempt, or begins one.
 
-        Raises CheckpointError if another process has it open, or it was begun with another plan.
+        Args:
+            path: the file.
+            plan: everything that must be equal to resume, by name.
+
+        Raises:
+            CheckpointError: another process has the journal open, or it has another plan.
         """
         self._stream = path.open("a+b")
         self._lock = threading.Lock()
@@ -36,14 +44,14 @@ class Journal:
             if not entries:
                 self._append({"plan": plan})
             elif differences := _differences(entries[0]["plan"], plan):
-                raise CheckpointError(differences, _begun_otherwise(path.parent))
+                raise CheckpointError(differences, _other_plan(path.parent))
             self.done = {entry["tensor"]: Digest(*entry["digest"]) for entry in entries[1:]}
         except BaseException:
             self._stream.close()
             raise
 
     def add(self, tensor: str, digest: Digest) -> None:
-        """Notes that a tensor is written."""
+        """Records that a tensor has been written."""
         with self._lock:
             self._append({"tensor": tensor, "digest": digest})
             self.done[tensor] = digest
@@ -65,19 +73,19 @@ class Journal:
         self._stream.flush()
 
 
-def _begun_otherwise(folder: Path) -> str:
+def _other_plan(folder: Path) -> str:
     return (
-        f"{folder} holds an unfinished conversion that was begun otherwise; "
-        "give the same arguments to go on with it, or delete the folder to begin anew"
+        f"{folder} holds an unfinished conversion that was started with different arguments or "
+        "files; rerun with those to resume it, or delete the folder to start over"
     )
 
 
-def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two plans, in words."""
-    begun = json.loads(json.dumps(begun))
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a message for each difference between two plans."""
+    earlier = json.loads(json.dumps(earlier))
     now = json.loads(json.dumps(now))
     return [
-        f"{name} was {begun.get(name)!r}, now it is {now.get(name)!r}"
-        for name in {**begun, **now}
-        if begun.get(name) != now.get(name)
+        f"{name} was {earlier.get(name)!r}, now it is {now.get(name)!r}"
+        for name in {**earlier, **now}
+        if earlier.get(name) != now.get(name)
     ]

@@ -102,8 +102,8 @@ def known_family(name: str) -> UserFamily:
     """
     _, family = GIVEN.get(name, (None, None))
     if family is None:
-        what = "of which there are several" if name in GIVEN else "which were not given"
-        raise CheckpointError(f"the model was loaded by the rules of {name}, {what}: give rules=")
+        why = "a name that several files have" if name in GIVEN else "which were not given"
+        raise CheckpointError(f"the model was loaded by the rules of {name}, {why}: give rules=")
     return family
 
 

@@ -1,1 +1,1 @@
-"""Exporting models: lays files out and writes them, by one process or many."""
+"""Exporting models: lays out checkpoint files and writes them, from one process or several."""

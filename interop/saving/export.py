@@ -1,4 +1,4 @@
-"""What a checkpoint of a family will consist of: its files, laid out, and its tensors, unread."""
+"""Export planning: chooses the family, lays out the files and maps arrays to stored tensors."""
 
 import dataclasses
 import itertools
@@ -38,12 +38,19 @@ COMPANIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """A checkpoint to be written: its large files in any order, then its small ones in theirs."""
+    """A checkpoint to be written: first the tensor files in any order, then the small files.
+
+    Attributes:
+        family: the family whose tensor names and config file are used.
+        tensors: the tensors by name; none is read yet.
+        files: the layouts of the tensor files.
+        texts: the small files in the order to write them, such as the config and the index file.
+    """
 
     family: Family
     tensors: Mapping[str, TensorSource]
     files: tuple[PlannedFile, ...]
-    texts: Mapping[str, bytes]  # the config and the index, by name
+    texts: Mapping[str, bytes]
 
 
 def plan_export(
@@ -53,16 +60,24 @@ def plan_export(
     max_shard: int,
     chosen: str | None = None,
 ) -> Export:
-    """Lays out the checkpoint in the spelling of the first family that can say what the model is.
+    """Plans a checkpoint of the first family that can express the model.
 
-    `chosen` is the format to write, by default the family's own. Raises CheckpointError, with what
-    each family cannot say, if none can.
+    Args:
+        parameters: the model.
+        families: the families to try, in this order.
+        model_parallel: the number of model-parallel shards; by default as many as were read.
+        max_shard: the most bytes of tensors in a shard, for formats whose shards have an index.
+        chosen: the format to write; by default the family's own.
+
+    Raises:
+        CheckpointError: no family can express the model; lists the reason of each. Or the format
+            cannot be written.
     """
     family, config, table = choose_family(parameters, families, model_parallel)
     tensors = dict(export_tensors(parameters, table))
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
-        raise CheckpointError(f"format={row.name!r} is not one that a family's tensors can be in")
+        raise CheckpointError(f"format={row.name!r} has no tensor files that can be written")
     files, index = row.lay_out(tensors, table.file, max_shard)
     text = (json.dumps(config, indent=2) + "\n").encode()
     config_file = {family.config_file: text} if family.config_file else {}
@@ -72,10 +87,21 @@ def plan_export(
 def possible_families(
     origin: Origin | None, chosen: str | None, model_parallel: int | None, rules: Any = None
 ) -> list[Family]:
-    """The families of the format to write, the model's own first; none if the format needs none.
+    """Returns the families to try for the format to write, the model's own first.
 
-    `rules` are those of format "rules", which a model that came by such need not be given again.
-    Raises CheckpointError for a format that does not exist, or has no shards to be cut into.
+    Args:
+        origin: the checkpoint that the model came from, if any.
+        chosen: the format; by default that of the origin, or "hf" without one.
+        model_parallel: the number of model-parallel shards, for formats that have such.
+        rules: rules for a model of your own, for format "rules". A model that was loaded with
+            rules in this process does not need them again.
+
+    Returns:
+        The families; none for a format that needs no family.
+
+    Raises:
+        CheckpointError: the format does not exist or has no model-parallel shards, or rules are
+            missing.
     """
     users = _users_family(origin, chosen, rules) if chosen in (None, USERS_FORMAT) else None
     if chosen not in (None, *(known := writable_formats())):
@@ -96,13 +122,13 @@ def possible_families(
 
 
 def _family_format(chosen: str) -> str | None:
-    """The `Family.format` of the families that name the tensors of a format, if it has such."""
+    """Returns the `Family.format` of the families that name a format's tensors, or None."""
     row = FORMATS[chosen]
     return row.family_format if isinstance(row, TensorFormat) else None
 
 
 def _check_shards(chosen: str, model_parallel: int | None) -> None:
-    """Raises CheckpointError if model-parallel shards are asked for of a format without."""
+    """Raises CheckpointError if `model_parallel` is given for a format without such shards."""
     sharded = [row.name for row in tensor_formats() if row.first_shard]
     if model_parallel is not None and chosen not in sharded:
         fitting = " or ".join(map(repr, sharded))
@@ -112,18 +138,22 @@ def _check_shards(chosen: str, model_parallel: int | None) -> None:
 
 
 def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Family | None:
-    """The family of these rules, or of those that the model came by; None if it came by none."""
+    """Returns the family of the given rules, or of those that the model was loaded with, or None.
+
+    Raises:
+        CheckpointError: format "rules" is chosen but no rules are known.
+    """
     if rules is not None:
         return resolve_family(rules)
     if origin is not None and origin.family not in (family.name for family in FAMILIES):
         return known_family(origin.family)
     if chosen == USERS_FORMAT:
-        raise CheckpointError(f"format={chosen!r} is that of rules of your own: give rules=")
+        raise CheckpointError(f"format={chosen!r} needs the rules of your own model: give rules=")
     return None
 
 
 def copy_companions(folder: Path, origin: Origin | None, *others: Path) -> None:
-    """Takes the tokenizer and generation files along that the model's origin or others have."""
+    """Copies tokenizer and generation files from the model's origin and other folders."""
     places = [*([] if origin is None else [Path(origin.directory)]), *others]
     for place, pattern in itertools.product(places, COMPANIONS):
         for file in place.glob(pattern):
@@ -132,7 +162,7 @@ def copy_companions(folder: Path, origin: Origin | None, *others: Path) -> None:
 
 
 def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
-    """Writes the small files in their order, each whole or not there."""
+    """Writes the small files in order, each atomically."""
     for name, text in texts.items():
         partial = folder / f"{name}.partial"
         with partial.open("wb") as stream:
@@ -145,7 +175,11 @@ def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
 def choose_family(
     parameters: Parameters, families: Sequence[Family], model_parallel: int | None
 ) -> tuple[Family, dict, Table]:
-    """The first family that can say what the model is, its config file and its tensors."""
+    """Returns the first family that can express the model, its config's fields and its table.
+
+    Raises:
+        CheckpointError: no family can; lists the reason of each.
+    """
     origin, problems = parameters.origin, []
     for family in families:
         base, layout = {}, Layout()
@@ -163,7 +197,7 @@ def choose_family(
 
 
 def export_tensors(parameters: Parameters, table: Table) -> Iterator[tuple[str, TensorSource]]:
-    """Every tensor to be stored, to be put together from the model's arrays."""
+    """Yields every tensor to store, by name, as a source that reads from the model's arrays."""
     rules = table.bound(parameters.stacks)
     fused = fused_parts(rules)
     part_names = {name for names in fused.values() for name in names}

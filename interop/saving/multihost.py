@@ -1,4 +1,4 @@
-"""Several processes at one thing: the first writes, all gather."""
+"""Multi-process helpers: process 0 writes, all processes take part in gathers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,22 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Returns whether this process is process 0, which writes."""
     return jax.process_index() == 0
 
 
 @contextmanager
 def fail_together(together: bool) -> Iterator[None]:
-    """What fails in one process fails in all, so that none waits for another in vain."""
+    """Context in which an exception in one process raises in all of them.
+
+    Without it, the other processes would wait forever for the one that failed.
+
+    Args:
+        together: whether several processes take part. If False, the context does nothing.
+
+    Raises:
+        CheckpointError: another process failed.
+    """
     if not together:
         yield
         return
@@ -31,11 +40,11 @@ def fail_together(together: bool) -> Iterator[None]:
     if error is not None:
         raise error
     if failed.size:
-        raise CheckpointError(f"process {failed[0]} could not go on: its own message says why")
+        raise CheckpointError(f"process {failed[0]} failed: see its own error message")
 
 
 def shared_name(together: bool) -> str:
-    """A name that no other attempt has, the same in all processes."""
+    """Returns a unique name, the same in all processes if they act `together`."""
     name = uuid4()
     if together:
         words = multihost_utils.broadcast_one_to_all(np.frombuffer(name.bytes, np.uint32))

@@ -1,4 +1,4 @@
-"""Models to checkpoints, in the spelling of any family that can say what they are."""
+"""Saves models as checkpoints, in the format of any family that can express them."""
 
 import collections
 import os
@@ -29,20 +29,27 @@ def save_pretrained(
     max_shard: int | str = "5GB",
     rules: Any = None,
 ) -> None:
-    """Writes the model where transformers, Meta's code, tlama-core or jaxllm can read it.
+    """Saves a model in a format that transformers, Meta's code, tlama-core or jaxllm reads.
+
+    The checkpoint appears under its name only when it is complete. In a multi-host run every
+    process must call this; process 0 writes the files of other frameworks.
 
     Args:
-        model: as `load_pretrained` or training made it; its layers scanned or not.
+        model: a model from `load_pretrained` or from training, with scanned layers or not.
         path: a folder that does not exist yet, or is empty.
-        format: one of `formats.table.FORMATS`, such as "hf", "meta" or "native"; by default that
-            of the model's origin, and "hf" for a model that has none.
-        model_parallel: how many shards to write, for "meta"; by default as many as were read.
-        max_shard: where to begin another safetensors file: bytes, or a text like "5GB".
-        rules: to write the model by, as docs/rules.md says; those that it was loaded by in this
-            process need not be given again.
+        format: one of `formats.table.FORMATS`, such as "hf", "meta" or "native". By default the
+            format that the model was loaded from, or "hf" for a new model.
+        model_parallel: the number of shards to write, for "meta"; by default as many as were read.
+        max_shard: the most bytes of tensors in a safetensors shard, or a text like "5GB".
+        rules: rules for a model of your own (docs/rules.md). Rules that the model was loaded with
+            in this process need not be given again.
 
     Raises:
-        CheckpointError: the folder is not empty, or the format cannot say what the model is.
+        CheckpointError: the folder is not empty, or the format cannot express the model.
+        UserError: `max_shard` is not a size.
+
+    Example:
+        save_pretrained(model, "out", format="hf")
     """
     path = Path(path).resolve()
     families = possible_families(model.origin, format, model_parallel, rules)
@@ -67,7 +74,7 @@ def save_pretrained(
 
 
 def _write_files(export: Export, together: bool, folder: Path) -> None:
-    """Writes the large files, by one process or by all together."""
+    """Writes the tensor files, from one process or from all together."""
     if together:
         _write_together(export, folder)
     else:
@@ -75,7 +82,7 @@ def _write_files(export: Export, together: bool, folder: Path) -> None:
 
 
 def _write_together(export: Export, folder: Path) -> None:
-    """Writes the large files: every process gathers a tensor at a time, the first writes it."""
+    """Writes the tensor files: all processes gather one tensor at a time, process 0 writes it."""
     with fail_together(True):
         if is_first_process():
             check_space(folder, sum(file.size for file in export.files))
@@ -97,14 +104,14 @@ def _write_together(export: Export, folder: Path) -> None:
 
 
 def check_is_free(path: Path) -> None:
-    """Raises CheckpointError unless a checkpoint can be put there without harm."""
+    """Raises CheckpointError unless `path` is free: it does not exist, or is an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists and is not an empty folder; choose a new one")
 
 
 @contextmanager
 def _complete_folder(path: Path, together: bool) -> Iterator[Path]:
-    """A folder beside `path` that takes its name when everything in it is written."""
+    """Yields a temporary folder beside `path`, which is renamed to `path` on success."""
     folder = path.with_name(f"{path.name}.{shared_name(together)}.partial")
     is_ours = is_first_process() or not together
     try:
@@ -121,7 +128,7 @@ def _complete_folder(path: Path, together: bool) -> Iterator[Path]:
 
 
 def take_name(folder: Path, path: Path) -> None:
-    """Gives a complete folder its name, that of an empty folder perhaps, in one step."""
+    """Renames a complete folder to `path` atomically; `path` may be an empty folder."""
     sync(folder)
     os.replace(folder, path)
     sync(path.parent)

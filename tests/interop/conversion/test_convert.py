@@ -1,6 +1,5 @@
-"""Folder to folder without a model: the bits that loading and saving give, whatever kills it."""
+"""Conversion gives the same bits as loading and saving, also when it was killed and resumed."""
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -16,7 +15,7 @@ import pytest
 from hf_cases import CASES, randomize, stored
 from tiny import random_model
 
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, with_fields
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -38,7 +37,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def bits(folder: Path) -> dict[str, bytes]:
-    """The bits of the model that a folder holds."""
+    """Returns the bits of the model in a folder."""
     model = load_pretrained(folder)
     return {
         name: np.asarray(v.get_value()).tobytes() for name, v in named_parameters(model).items()
@@ -47,7 +46,7 @@ def bits(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
-    """A Hugging Face folder."""
+    """Returns a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("convert") / "llama"
     save_pretrained(random_model(head_dim=8), folder)
     (folder / "tokenizer.json").write_text("{}")
@@ -56,7 +55,7 @@ def llama(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(llama, tmp_path_factory) -> dict[str, Path]:
-    """The same model in every format, by loading and saving."""
+    """Returns the same model in every format, written by loading and saving."""
     found = {"hf": llama}
     for form in ("meta", "tlama", "native"):
         found[form] = tmp_path_factory.mktemp(form) / form
@@ -66,7 +65,7 @@ def folders(llama, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("to", ["hf", "meta", "tlama", "native"])
 @pytest.mark.parametrize("source", ["hf", "meta", "tlama", "native"])
-def test_every_format_becomes_every_other(source, to, folders, tmp_path):
+def test_every_format_converts_to_every_other(source, to, folders, tmp_path):
     done = convert(folders[source], tmp_path / "out", to=to)
     save_pretrained(load_pretrained(folders[source]), tmp_path / "saved", format=to)
     if to == "native":
@@ -80,7 +79,7 @@ def test_every_format_becomes_every_other(source, to, folders, tmp_path):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_meta_at_any_number_of_shards(shards, folders, tmp_path):
+def test_meta_is_written_with_any_number_of_shards(shards, folders, tmp_path):
     convert(folders["hf"], tmp_path / "out", to="meta", model_parallel=shards)
     model = load_pretrained(folders["hf"])
     save_pretrained(model, tmp_path / "saved", format="meta", model_parallel=shards)
@@ -89,7 +88,7 @@ def test_meta_at_any_number_of_shards(shards, folders, tmp_path):
 
 @pytest.mark.parametrize("to", ["hf", "native"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_another_dtype_is_that_of_loading_in_it(to, dtype, folders, tmp_path):
+def test_conversion_to_a_dtype_equals_loading_in_it(to, dtype, folders, tmp_path):
     convert(folders["hf"], tmp_path / "out", to=to, dtype=dtype)
     save_pretrained(load_pretrained(folders["hf"], dtype=dtype), tmp_path / "saved", format=to)
     assert bits(tmp_path / "out") == bits(tmp_path / "saved")
@@ -97,29 +96,29 @@ def test_another_dtype_is_that_of_loading_in_it(to, dtype, folders, tmp_path):
 
 
 @pytest.mark.parametrize("max_ram", [64, 10_000, "256MiB"])
-def test_chunks_of_any_size_give_the_same(max_ram, folders, tmp_path):
+def test_any_max_ram_gives_the_same_files(max_ram, folders, tmp_path):
     convert(folders["meta"], tmp_path / "out", max_ram=max_ram)
     assert content(tmp_path / "out").keys() == content(folders["hf"]).keys()
     name = "model.safetensors"
     assert content(tmp_path / "out")[name] == content(folders["hf"])[name]
 
 
-def test_progress_is_told(llama, tmp_path):
-    told = []
+def test_progress_is_reported(llama, tmp_path):
+    reported = []
     done = convert(
         llama,
         tmp_path / "out",
         max_ram=4096,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
-    assert {total for _, total in told} == {done.num_bytes}
-    assert [now for now, _ in told] == sorted({now for now, _ in told})
-    assert told[-1] == (done.num_bytes, done.num_bytes)
+    assert {total for _, total in reported} == {done.num_bytes}
+    assert [now for now, _ in reported] == sorted({now for now, _ in reported})
+    assert reported[-1] == (done.num_bytes, done.num_bytes)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["stacked", "one-by-one"])
 def run(request, tmp_path_factory) -> Path:
-    """What training writes on a mesh, its layers stacked or not."""
+    """Returns a run trained on a mesh, with stacked layers or not."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
     sizes = {"vocab_size": 256, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
@@ -139,7 +138,7 @@ def run(request, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_every_step_that_training_wrote(run, tmp_path):
+def test_every_step_of_a_run_is_converted(run, tmp_path):
     for step in (1, 2):
         convert(run, tmp_path / f"hf{step}", step=step)
         trained = load_pretrained(run / "checkpoints" / str(step))
@@ -153,18 +152,18 @@ def test_every_step_that_training_wrote(run, tmp_path):
     assert verify(run, step=1).ok
 
 
-def test_a_step_that_is_not_there_is_named(run, llama, tmp_path):
-    for source, said in (
+def test_missing_step_is_named(run, llama, tmp_path):
+    for source, expected in (
         (run, "has no checkpoint of step 3; it has 1, 2"),
         (run / "checkpoints" / "1", "is one checkpoint, not a run with a step 3"),
         (llama, "is not a run, so it has no step 3"),
     ):
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=expected):
             convert(source, tmp_path / "out", step=3)
     assert list(tmp_path.iterdir()) == []
 
 
-# Killed, and gone on with.
+# Conversions that are killed and resumed.
 
 KILLED = """
 import collections, os, signal, sys
@@ -182,7 +181,7 @@ def progress(done, total):
 def is_reached(event, first, second):
     if event == "open":
         opened[first] += 1
-        if where == "laid out":  # what was laid out is opened again to be filled
+        if where == "laid out":  # a file that was laid out is opened again to be filled
             return first.endswith((".safetensors.partial", ".pth.partial")) and opened[first] == 2
         return where == "a file complete" and first.endswith(".json.partial")
     if event == "os.rename":
@@ -201,7 +200,7 @@ def watch(event, given):
             kill()
 
 sys.addaudithook(watch)
-# One worker, so that what is done when it is killed is what was asked for.
+# One worker, so that the progress at the kill is what `where` asks for.
 convert(source, destination, to=to, max_ram="16KiB", progress=progress, workers=1)
 """
 
@@ -220,7 +219,7 @@ def kill_at(where: str, source: Path, destination: Path, to: str) -> None:
 
 
 def unit_bytes(folder: Path, to: str) -> dict[str, int]:
-    """The bytes of the units that a conversion wrote: tensors, or small arrays as a whole."""
+    """Returns the bytes of each unit of a conversion: tensors, or whole (small) arrays."""
     if to != "native":
         tensors = open_checkpoint(folder).tensors
         return {name: tensor.nbytes for name, tensor in tensors.items()}
@@ -232,7 +231,7 @@ def unit_bytes(folder: Path, to: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("to", "where"), POINTS)
-def test_a_killed_conversion_goes_on(to, where, folders, tmp_path):
+def test_killed_conversion_resumes(to, where, folders, tmp_path):
     source = folders["meta" if to == "hf" else "hf"]
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     kill_at(where, source, out, to)
@@ -247,7 +246,7 @@ def test_a_killed_conversion_goes_on(to, where, folders, tmp_path):
     done = convert(source, out, to=to, max_ram="1MiB")
     units = unit_bytes(out, to)
     assert len(units) == done.num_units
-    assert done.num_bytes_kept == sum(units[unit] for unit in noted)  # none of them written again
+    assert done.num_bytes_kept == sum(units[unit] for unit in noted)  # none is written again
     assert bool(done.num_bytes_kept) == bool(noted)
     if where in ("50", "99", "100", "a file complete", "all but the name", "all but tidied"):
         assert noted
@@ -259,8 +258,8 @@ def test_a_killed_conversion_goes_on(to, where, folders, tmp_path):
         assert content(out) == content(tmp_path / "whole")
 
 
-def test_zeros_are_stored_too(tmp_path):
-    """Orbax would miss a chunk that is left out because it is what it would be filled with."""
+def test_chunks_of_zeros_are_stored(tmp_path):
+    """Orbax would report a chunk as lost if it were left out for holding only the fill value."""
     model = random_model(head_dim=8)
     arrays = {name: v.get_value() for name, v in named_parameters(model).items()}
     arrays["final_norm.scale"] = np.zeros_like(arrays["final_norm.scale"])
@@ -274,7 +273,7 @@ def kill_halfway(source: Path, destination: Path) -> Path:
     return destination.with_name(f"{destination.name}.partial")
 
 
-def test_what_was_damaged_meanwhile_is_written_anew(folders, tmp_path):
+def test_damaged_tensors_are_rewritten_on_resume(folders, tmp_path):
     partial = kill_halfway(folders["meta"], tmp_path / "out")
     (file,) = (partial / "checkpoint").glob("*.safetensors.partial")
     data = bytearray(file.read_bytes())
@@ -291,25 +290,25 @@ def test_what_was_damaged_meanwhile_is_written_anew(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"to": "tlama"}, "to was 'hf', now it is 'tlama'"),
         ({"dtype": "bfloat16"}, "dtype was None, now it is 'bfloat16'"),
         ({"max_shard": "10KB"}, "the rest of the plan was"),
     ],
 )
-def test_another_plan_does_not_go_on(changes, said, folders, tmp_path):
+def test_other_arguments_do_not_resume(changes, expected, folders, tmp_path):
     partial = kill_halfway(folders["meta"], tmp_path / "out")
     before = content(partial)
     with pytest.raises(CheckpointError) as error:
         convert(folders["meta"], tmp_path / "out", **changes)
-    assert said in str(error.value)
+    assert expected in str(error.value)
     assert f"{partial} holds an unfinished conversion" in str(error.value)
-    assert "delete the folder to begin anew" in str(error.value)
+    assert "delete the folder to start over" in str(error.value)
     assert content(partial) == before
 
 
-def test_a_source_that_changed_is_not_gone_on_with(folders, tmp_path):
+def test_changed_source_does_not_resume(folders, tmp_path):
     source = Path(shutil.copytree(folders["meta"], tmp_path / "source"))
     partial = kill_halfway(source, tmp_path / "out")
     file = source / "consolidated.00.pth"
@@ -322,7 +321,7 @@ def test_a_source_that_changed_is_not_gone_on_with(folders, tmp_path):
     assert convert(source, tmp_path / "out").num_bytes_kept == 0
 
 
-def test_two_do_not_write_the_same(folders, tmp_path):
+def test_two_processes_cannot_write_one_destination(folders, tmp_path):
     partial = kill_halfway(folders["meta"], tmp_path / "out")
     with (partial / "journal.jsonl").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -330,11 +329,11 @@ def test_two_do_not_write_the_same(folders, tmp_path):
             convert(folders["meta"], tmp_path / "out")
 
 
-def test_what_lies_in_the_way_is_left_alone(llama, tmp_path):
+def test_existing_files_are_left_untouched(llama, tmp_path):
     for name in ("out", "out.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").touch()
-        with pytest.raises(CheckpointError, match=r"not an empty folder|is in the way"):
+        with pytest.raises(CheckpointError, match=r"not an empty folder|is not an unfinished conv"):
             convert(llama, tmp_path / "out")
         assert [file.name for file in tmp_path.rglob("*")] == [name, "mine"]
         shutil.rmtree(tmp_path / name)
@@ -343,7 +342,7 @@ def test_what_lies_in_the_way_is_left_alone(llama, tmp_path):
     assert content(tmp_path / "out") == content(llama)
 
 
-def test_what_cannot_be_converted_writes_nothing(folders, llama, tmp_path):
+def test_invalid_conversion_writes_nothing(folders, llama, tmp_path):
     for problem, options in (
         ("3 model-parallel shards", {"to": "meta", "model_parallel": 3}),
         ("'gguf' is not one of", {"to": "gguf"}),
@@ -368,7 +367,7 @@ def anonymous():
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 source, destination, small, to, max_ram = sys.argv[1:]
-convert(small, destination + ".small", to=to)  # so that nothing is left to be imported
+convert(small, destination + ".small", to=to)  # imports everything before memory is measured
 peak, done = [before := anonymous()], []
 def watch():
     while not done:
@@ -385,13 +384,13 @@ print(peak[0] - before)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """A Llama of 570 MB, nearly all of them holes in its file."""
-    config = dataclasses.replace(
-        random_model().config,
+    """Returns a Llama of 570 MB whose file is nearly all holes."""
+    changes = {
         **{"vocab_size": 4096, "embed_dim": 2048, "num_heads": 16, "num_kv_heads": 4},
         **{"head_dim": 128, "mlp_dim": 8192, "num_layers": 4},
         **{"numerics.dtype": "bfloat16", "numerics.param_dtype": "bfloat16"},
-    )
+    }
+    config = with_fields(random_model().config, changes)
     folder = tmp_path_factory.mktemp("large") / "llama"
     folder.mkdir()
     rules = LLAMA.table(config, Layout()).bound({"layers": {"0:4": range(4)}})
@@ -419,8 +418,8 @@ def test_memory_stays_within_the_budget(to, budget, large, llama, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["phi3", "gpt2", "gpt_neox", "mixtral", "llama4_text"])
-def test_fused_tensors_and_experts_go_all_ways(case, tmp_path):
-    """Parts of fused tensors, and experts one by one, in arrays that stack layers of two kinds."""
+def test_fused_tensors_and_experts_round_trip(case, tmp_path):
+    """Covers parts of fused tensors, separate experts, and stacks of two kinds of layers."""
     randomize(CASES[case].build()).save_pretrained(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours", max_ram=10_000)
     convert(tmp_path / "ours", tmp_path / "native", to="native")

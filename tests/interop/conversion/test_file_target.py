@@ -1,4 +1,4 @@
-"""Files written tensor by tensor are complete only when they are finished."""
+"""Files written tensor by tensor get their names only when they are complete."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def target() -> FileTarget:
     return FileTarget(Export(LLAMA, tensors, (file,), {"config.json": b"{}"}))
 
 
-def test_units_are_tensors_and_survive_an_interruption(tmp_path):
+def test_units_are_tensors_and_writing_resumes_after_an_interruption(tmp_path):
     folder, done = tmp_path / "out", []
     first = target()
     assert first.units == {"a": 80, "b": 48}

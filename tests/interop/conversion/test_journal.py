@@ -1,4 +1,4 @@
-"""A journal holds what is done, whatever cut it short, and one writer alone."""
+"""A journal survives truncation, rejects other plans and admits one writer."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from jaxllm.interop.formats.file_writer import Digest
 PLAN = {"to": "hf", "dtype": None}
 
 
-def test_what_was_noted_is_there_again(tmp_path):
+def test_recorded_tensors_are_read_back(tmp_path):
     with Journal(tmp_path / "journal", PLAN) as journal:
         journal.add("w", Digest("abc", 7))
         assert journal.done == {"w": Digest("abc", 7)}
@@ -17,7 +17,7 @@ def test_what_was_noted_is_there_again(tmp_path):
         assert journal.done == {"w": Digest("abc", 7)}
 
 
-def test_a_line_that_was_cut_short_does_not_count(tmp_path):
+def test_truncated_last_line_is_ignored(tmp_path):
     with Journal(tmp_path / "journal", PLAN) as journal:
         journal.add("a", Digest("1", 0))
         journal.add("b", Digest("2", 0))
@@ -29,13 +29,13 @@ def test_a_line_that_was_cut_short_does_not_count(tmp_path):
     assert (tmp_path / "journal").read_bytes() == data
 
 
-def test_another_plan_is_refused(tmp_path):
+def test_other_plan_is_rejected(tmp_path):
     Journal(tmp_path / "journal", PLAN).__exit__()
     with pytest.raises(CheckpointError, match="to was 'hf', now it is 'meta'"):
         Journal(tmp_path / "journal", {**PLAN, "to": "meta"})
 
 
-def test_only_one_has_it_open(tmp_path):
+def test_only_one_process_can_open_the_journal(tmp_path):
     busy = pytest.raises(CheckpointError, match="is being written by another process")
     with Journal(tmp_path / "journal", PLAN), busy:
         Journal(tmp_path / "journal", PLAN)

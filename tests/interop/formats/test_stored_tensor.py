@@ -53,7 +53,7 @@ def test_invalid_shape_is_rejected(shape):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (b"{", "not valid JSON"),
         (b"[]", "the JSON is not an object"),
@@ -62,8 +62,8 @@ def test_invalid_shape_is_rejected(shape):
         (b"[" * 100_000, "not valid JSON"),
     ],
 )
-def test_text_that_is_not_a_json_object_is_rejected(text, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_text_that_is_not_a_json_object_is_rejected(text, expected):
+    with pytest.raises(CheckpointError, match=expected):
         parse_json(text)
 
 

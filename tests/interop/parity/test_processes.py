@@ -158,5 +158,5 @@ def test_several_processes_without_a_mesh_are_rejected(together):
 def test_an_input_missing_in_one_process_stops_both(together):
     first, second = together
     assert [process.statuses[-1] for process in together] == [1, 1]
-    assert "process 1 could not go on" in first.complained
+    assert "process 1 failed" in first.complained
     assert "is not a pack" in second.complained

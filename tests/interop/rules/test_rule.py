@@ -128,7 +128,7 @@ def test_split_range_covers_each_position_once(sizes, data):
     assert covered == list(range(low, high))
 
 
-def test_the_published_llama_permutation_is_one_rule():
+def test_published_llama_permutation_is_one_rule():
     """Maps Meta's interleaved rows to Hugging Face's halves, with fewer key than query heads."""
     sizes = {"L": 2, "T": 2, "D": 16, "k": 1, "K": 2, "h": 3, "r": 2}
     meta = Rule("{T:02}/layers.{L}.wk : (k h r) D", "layers.{L}.k_proj : D (T k) (r h)")

@@ -1,4 +1,4 @@
-"""An export is planned from a format's families, before a number is read."""
+"""Export planning: the family, the files and the tensors, before any data is read."""
 
 import json
 
@@ -16,7 +16,7 @@ def names(chosen, own=None):
     return [family.name for family in possible_families(origin, chosen, None)]
 
 
-def test_the_own_family_comes_first():
+def test_family_of_the_origin_comes_first():
     assert names(None)[0] == "llama"
     assert names(None, own="qwen3")[0] == "qwen3"
     assert names("hf", own="tlama")[0] == "llama"
@@ -26,7 +26,7 @@ def test_the_own_family_comes_first():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("chosen", "expected"),
     [
         (
             "gguf",
@@ -34,17 +34,17 @@ def test_the_own_family_comes_first():
         ),
         ("nativ", "did you mean 'native'?"),
         ("bin", "format='bin' is not one of"),
-        ("rules", "format='rules' is that of rules of your own: give rules="),
+        ("rules", "format='rules' needs the rules of your own model: give rules="),
     ],
 )
-def test_what_cannot_be_written_is_refused(chosen, said):
+def test_formats_that_cannot_be_written_are_rejected(chosen, expected):
     with pytest.raises(CheckpointError) as error:
         names(chosen)
-    assert said in str(error.value)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize("chosen", ["hf", "native", "tlama"])
-def test_only_some_formats_have_shards(chosen):
+def test_model_parallel_is_rejected_for_formats_without_shards(chosen):
     with pytest.raises(CheckpointError, match=f"is for format 'meta', not '{chosen}'"):
         possible_families(None, chosen, 2)
     assert possible_families(None, "meta", 2)
@@ -65,15 +65,16 @@ def test_files_and_texts_are_planned():
     assert [file.name for file in shards.files] == ["consolidated.00.pth", "consolidated.01.pth"]
 
 
-def test_what_no_family_can_say_lists_why():
-    parameters = read_model(random_model(head_dim=8, qk_norm="head", mlp_bias=True))
+def test_model_that_no_family_can_express_lists_the_reasons():
+    changes = {"attention.qk_norm": "head", "mlp.bias": True}
+    parameters = read_model(random_model(head_dim=8, **changes))
     with pytest.raises(CheckpointError, match="cannot write this model as 'hf'") as error:
         plan_export(parameters, possible_families(None, "hf", None), None, 1 << 30)
     refusal = "llama: model_type 'llama' does not support"
     assert any(refusal in problem for problem in error.value.problems)
 
 
-def test_texts_are_whole_or_not_there(tmp_path):
+def test_small_files_are_written_under_their_names(tmp_path):
     write_texts(tmp_path, {"a.json": b"1", "b.json": b"2"})
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
         "a.json": b"1",

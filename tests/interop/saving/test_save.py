@@ -1,4 +1,4 @@
-"""Models to files: the same bits from any mesh and any number of processes, and little memory."""
+"""Saving: the same bits from any mesh and any number of processes, in little memory."""
 
 import os
 import resource
@@ -29,13 +29,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """A Hugging Face folder of a tiny model."""
+    """Returns a Hugging Face folder of a tiny model."""
     folder = tmp_path_factory.mktemp("save") / "llama"
     save_pretrained(random_model(head_dim=8), folder)
     return folder
 
 
-def test_a_fused_tensor_is_written_part_by_part():
+def test_fused_tensor_is_assembled_from_its_parts():
     sizes = {"L": 2, "N": 4, "K": 2, "H": 3, "D": 5}
     rng = np.random.default_rng(0)
     arrays = {
@@ -65,7 +65,7 @@ def test_a_fused_tensor_is_written_part_by_part():
             assert b"".join(tensor.payload(max_bytes)) == whole.tobytes()
 
 
-def test_of_a_stack_only_the_layer_that_is_written_is_read():
+def test_only_the_written_layer_of_a_stack_is_read():
     parameters = read_model(random_model())
     asked = []
     arrays = {
@@ -85,7 +85,7 @@ def test_of_a_stack_only_the_layer_that_is_written_is_read():
     assert asked == [(name, ((1, 2), (0, 32), (0, 4), (0, 16)))]
 
 
-def test_a_wrong_size_of_shards_writes_nothing(tmp_path):
+def test_invalid_max_shard_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="'many' is not a size"):
         save_pretrained(random_model(), tmp_path / "out", max_shard="many")
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_a_wrong_size_of_shards_writes_nothing(tmp_path):
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes, as on a disk that is full."""
+    """Limits the size of files, to act like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -102,8 +102,8 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_failure_leaves_nothing(saved, tmp_path):
-    """The last file that is taken along does not fit; all tensors have been written by then."""
+def test_failure_leaves_nothing_behind(saved, tmp_path):
+    """A companion file does not fit; all tensors have been written by then."""
     source = shutil.copytree(saved, tmp_path / "source")
     with (source / "tokenizer.json").open("wb") as stream:
         stream.truncate(64 << 20)
@@ -116,7 +116,7 @@ def test_a_failure_leaves_nothing(saved, tmp_path):
 MEMORY = """
 import sys, threading, time
 import jax, numpy as np
-from jaxllm.config import DecoderConfig
+from jaxllm.config import DecoderConfig, NumericsConfig
 from jaxllm.interop import save_pretrained
 from jaxllm.params import initialize
 from jaxllm.train import make_mesh
@@ -127,7 +127,7 @@ def anonymous():
 
 config = DecoderConfig(
     vocab_size=4096, embed_dim=2048, num_layers=4, num_heads=16, num_kv_heads=4, head_dim=128,
-    mlp_dim=8192, param_dtype="bfloat16", dtype="bfloat16", scan_layers=True,
+    mlp_dim=8192, numerics=NumericsConfig(param_dtype="bfloat16", dtype="bfloat16"),
 )
 model = initialize(config, make_mesh(fsdp=4, tensor=2), 0)
 jax.block_until_ready(jax.tree.leaves(model))
@@ -145,8 +145,8 @@ print(peak[0] - before)
 """
 
 
-def test_a_model_of_half_a_gigabyte_is_written_in_a_tenth_of_it(tmp_path):
-    """The stack of gate kernels alone has 134 MB; above the arrays there are a few chunks."""
+def test_saving_500_mb_takes_less_than_100_mb(tmp_path):
+    """The stack of gate kernels alone has 134 MB; saving holds only a few chunks in addition."""
     script = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "out")],
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
@@ -173,7 +173,7 @@ save_pretrained(model, destination, format=form, max_shard=50_000 if form == "hf
 
 
 def save_together(source: Path, destination: Path, form: str) -> list[tuple[int, str]]:
-    """What two processes of four devices, that share a model, return and say."""
+    """Saves from two processes of four devices that share a model; returns statuses and output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -187,12 +187,12 @@ def save_together(source: Path, destination: Path, form: str) -> list[tuple[int,
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, outputs, strict=True)]
 
 
 @pytest.mark.parametrize("form", ["hf", "meta", "native"])
-def test_two_processes_write_what_one_writes(form, saved, tmp_path):
+def test_two_processes_write_the_same_as_one(form, saved, tmp_path):
     together = save_together(saved, tmp_path / "together", form)
     assert [status for status, _ in together] == [0, 0], together
     options = {"max_shard": 50_000} if form == "hf" else {}
@@ -206,7 +206,7 @@ def test_two_processes_write_what_one_writes(form, saved, tmp_path):
         assert content(tmp_path / "together") == content(tmp_path / "alone")
 
 
-def test_what_one_process_cannot_write_stops_both(saved, tmp_path):
+def test_failure_in_one_process_stops_both(saved, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").touch()
     together = save_together(saved, tmp_path / "taken", "hf")
@@ -215,7 +215,7 @@ def test_what_one_process_cannot_write_stops_both(saved, tmp_path):
     assert [file.name for file in tmp_path.rglob("*")] == ["taken", "mine"]
 
 
-def test_nothing_is_known_of_a_broken_destination(saved, tmp_path):
+def test_unusable_destination_is_left_untouched(saved, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="not an empty folder"):
         save_pretrained(load_pretrained(saved), tmp_path / "file")
