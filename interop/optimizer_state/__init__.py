@@ -1,1 +1,1 @@
-"""AdamW state of PyTorch and JAX training runs, in both directions."""
+"""AdamW state of training runs, converted between PyTorch and JAX in both directions."""

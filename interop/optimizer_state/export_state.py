@@ -1,4 +1,4 @@
-"""A model in the midst of being trained as PyTorch goes on with it: its weights, and its AdamW."""
+"""Exports a training run so that PyTorch can resume it: the weights and the AdamW state."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,14 @@ from .torch_adamw import MOMENTS, TorchAdamW
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerExport:
-    """The state of an optimizer, and how it is to be written.
+    """The state of an optimizer and the format to write it in.
 
-    In a file beside the weights, as `state_dict()` gives it; or with the weights in the files of
-    `torch.distributed.checkpoint`. `order` are the names of the PyTorch model's parameters in its
-    order, which a state dict goes by, where nothing else says it.
+    Attributes:
+        state: the state of AdamW.
+        form: "state_dict" writes a PyTorch state dict to a file beside the weights; "dcp" writes
+            it with the weights as a `torch.distributed.checkpoint`.
+        order: the names of the PyTorch model's parameters in its order, which a state dict needs;
+            only required where it cannot be found otherwise.
     """
 
     state: AdamWState
@@ -44,34 +47,44 @@ def plan_training_export(
     optimizer: OptimizerExport,
     chosen: str | None = None,
 ) -> Export:
-    """Lays out the checkpoint with the state of its optimizer.
+    """Plans a checkpoint with the state of its optimizer.
 
-    `chosen` is the format of the weights, by default the family's own.
+    Args:
+        parameters: the model's arrays.
+        families: the candidate families; the first that supports the model is used.
+        max_shard: the maximum size of a shard in bytes.
+        optimizer: the state and its format.
+        chosen: the format of the weights; by default the family's own.
 
-    Raises CheckpointError if no family can say what the model is; or if a state dict is asked for
-    and nothing says the order of the parameters.
+    Raises:
+        CheckpointError: no family supports the model, the weights are not float32, or a state dict
+            is requested and the order of the parameters is unknown.
     """
     if not families:
-        raise CheckpointError("a native checkpoint of a run has its optimizer: copy the run")
+        raise CheckpointError(
+            "a native run already holds its optimizer state: copy the run instead"
+        )
     if problems := [
-        f"{name} is {array.dtype.name}; a run goes on in float32"
+        f"{name} is {array.dtype.name}, but resuming a run needs float32"
         for name, array in parameters.arrays.items()
         if array.dtype != np.float32
     ]:
         raise CheckpointError(problems)
     export = plan_export(parameters, families, None, max_shard, chosen)
     _, fields, table = choose_family(parameters, families, None)
-    found = _spelled(parameters, table, optimizer.state)
+    found = _by_torch_names(parameters, table, optimizer.state)
     if optimizer.form == "dcp":
         return _in_dcp(export, table.tied, found)
     names = optimizer.order or parameter_order.find_order(export.family, fields, {})
     if wrong := sorted(found.exp_avg.keys() ^ set(names)):
-        raise CheckpointError(f"the order of parameters does not fit the model: {', '.join(wrong)}")
+        raise CheckpointError(
+            f"the given order and the model name different parameters: {', '.join(wrong)}"
+        )
     return _in_files(export, found, list(names))
 
 
-def _spelled(parameters: Parameters, table: Table, state: AdamWState) -> TorchAdamW:
-    """The state by PyTorch's names."""
+def _by_torch_names(parameters: Parameters, table: Table, state: AdamWState) -> TorchAdamW:
+    """Converts the state to PyTorch's parameter names."""
     bound = table.bound(parameters.stacks)
     decay: dict[str, float] = {}
     for rule, sizes in bound:
@@ -79,7 +92,10 @@ def _spelled(parameters: Parameters, table: Table, state: AdamWState) -> TorchAd
             for name in find_arrays(rule.model, index, sizes):
                 whole = stored.partition("#")[0]
                 if decay.setdefault(whole, state.weight_decay[name]) != state.weight_decay[name]:
-                    raise CheckpointError(f"{whole} would have to decay in part")
+                    raise CheckpointError(
+                        f"{whole} holds arrays with different weight_decay, which PyTorch cannot "
+                        "apply to parts of a parameter"
+                    )
 
     def moments(arrays: Mapping[str, Any]) -> dict[str, TensorSource]:
         sources = {name: _source(array) for name, array in arrays.items()}
@@ -98,19 +114,19 @@ def _spelled(parameters: Parameters, table: Table, state: AdamWState) -> TorchAd
 
 
 def _source(array: Any) -> TensorSource:
-    """An array in memory, or what is read in boxes."""
+    """Wraps an array in memory, or one that is read in boxes, as a source."""
     if isinstance(array, jax.Array | np.ndarray):
         return from_jax(array)
     return TensorSource(array.dtype, array.shape, array.read)
 
 
 def _plain(name: str) -> str:
-    """The name without that of the only model-parallel shard."""
+    """Removes the prefix of the only model-parallel shard from a name."""
     return name.removeprefix(FIRST_SHARD)
 
 
 def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export:
-    """The state dict of the optimizer in a file of its own, and that of a schedule."""
+    """Adds the state dicts of the optimizer and the schedule, each in its own file."""
     groups = [
         [name for name in order if found.weight_decay[name] == decay]
         for decay in sorted(set(found.weight_decay.values()), reverse=True)
@@ -147,8 +163,8 @@ def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export
 
 
 def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Export:
-    """Weights, optimizer and schedule in one checkpoint, by names, as torchtitan writes them."""
-    # A module's state has what is tied as well, and reading it misses nothing that it has.
+    """Puts weights, optimizer and schedule into one DCP checkpoint by name, as torchtitan does."""
+    # A module's state dict includes tied tensors, and strict loading requires them.
     copies = {copy: export.tensors[original] for copy, original in tied.items()}
     weights = {_plain(name): tensor for name, tensor in {**export.tensors, **copies}.items()}
     state = {f"optimizer.state.{name}": tensor for name, tensor in _tensors(found).items()}
@@ -165,14 +181,14 @@ def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Expor
     }
     tensors = {**weights, **state}
     files = dcp_writer.lay_out(tensors, {**groups, **schedule}, paths)
-    config_file = export.family.config_file  # an index would be of files that are not written
+    config_file = export.family.config_file  # an index file would list files that are not written
     texts = {name: text for name, text in export.texts.items() if name == config_file}
     return dataclasses.replace(export, tensors=tensors, files=tuple(files), texts=texts)
 
 
 def _tensors(found: TorchAdamW) -> dict[str, TensorSource]:
-    """By name and what it is, the tensors of the state."""
-    # Each its own: a step that is stored once for all would be counted up once for each.
+    """Returns the tensors of the state, named `PARAMETER.step`, `.exp_avg` and `.exp_avg_sq`."""
+    # One step tensor per parameter: a shared one would be incremented once per parameter.
     step = from_array(np.array(found.step, np.float32))
     return {
         f"{name}.{what}": tensor
@@ -186,7 +202,7 @@ def _tensors(found: TorchAdamW) -> dict[str, TensorSource]:
 
 
 def _options(found: TorchAdamW, name: str) -> dict[str, Any]:
-    """The options of a parameter's group, as PyTorch's AdamW has them."""
+    """Returns the options of a parameter's group in PyTorch's AdamW."""
     return {
         "lr": found.learning_rate,
         "betas": found.betas,
@@ -203,7 +219,7 @@ def _options(found: TorchAdamW, name: str) -> dict[str, Any]:
 
 
 def _schedule(found: TorchAdamW, num_groups: int) -> dict[str, Any]:
-    """The state of a scheduler of PyTorch's that has taken as many steps."""
+    """Returns the state of a PyTorch scheduler that has taken the same number of steps."""
     return {
         "last_epoch": found.step,
         "_step_count": found.step + 1,

@@ -1,7 +1,7 @@
-"""A PyTorch model in the midst of being trained, as a model of ours and the state of its AdamW.
+"""Loads a PyTorch training run: the model and the state of its AdamW.
 
-Moments are sums of gradients and of their squares, and gradients lie as weights do: a rule is a
-bijection of positions, so what it does to a weight it does to its moments.
+Moments are running averages of gradients and of their squares, so they have the layout of the
+weights. Since a rule is a bijection of positions, the rule of a weight also applies to its moments.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from . import optimizer_file, parameter_order
 from .optimizer_file import OptimizerFile
 from .torch_adamw import TorchAdamW, read_adamw
 
-# In a DCP folder, what is not the model's; the model may lie under a name of its own.
+# Prefixes in a DCP folder that are not the model's; the model may have a prefix of its own.
 NOT_THE_MODEL = (
     *("optimizer.", "optim.", "lr_scheduler.", "train_state.", "dataloader."),
     *("state.", "param_groups."),
 )
 MODEL = "model."
-BOX_ELEMENTS = 1 << 21  # that are compared at a time
+BOX_ELEMENTS = 1 << 21  # values compared at a time
 
 
 def load_training_state(
@@ -49,18 +49,21 @@ def load_training_state(
     mesh: Mesh | None = None,
     rules: Any = None,
 ) -> tuple[Model, AdamWState]:
-    """The model at `path` and the state of PyTorch's AdamW, both on the mesh, in float32.
+    """Loads the model at `path` and the state of PyTorch's AdamW, in float32.
 
     Args:
-        path: a folder as `load_pretrained` takes it; its weights may lie in DCP files.
-        optimizer: the optimizer's file, or its DCP folder; by default that in the folder.
-        names: a file of the parameters' names in the model's order, one on each line, for a state
-            that goes by numbers and does not say them.
-        mesh: where the arrays are to live; by default all of them on the first device.
-        rules: of a model of your own, as docs/rules.md says.
+        path: a folder as for `load_pretrained`; its weights may also be in DCP files.
+        optimizer: the optimizer's file or DCP folder; by default the one in the folder.
+        names: a file with the parameters' names in the model's order, one per line, for a state
+            that numbers the parameters and does not store their names.
+        mesh: the mesh to place the arrays on; by default the first device holds all of them.
+        rules: rules of your own, as described in docs/rules.md.
+
+    Returns:
+        The model and its AdamW state, placed alike.
 
     Raises:
-        CheckpointError: with everything that is damaged or missing, or is not AdamW's.
+        CheckpointError: lists everything that is damaged, missing or not AdamW's.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -82,7 +85,7 @@ def load_training_state(
 def _checkpoint_of(
     path: Path, rules: Any, contents: dcp.Contents, stored: OptimizerFile
 ) -> Checkpoint:
-    """The model that was saved with its optimizer; that of the folder, if none was."""
+    """Returns the model saved with the optimizer, or else the one in the folder."""
     own = {n: t for n, t in contents.tensors.items() if not n.startswith(NOT_THE_MODEL)}
     if not own:
         return open_checkpoint(path, rules)
@@ -99,20 +102,22 @@ def _checkpoint_of(
 
 
 def _prefix(family: Family) -> str:
-    """What stored names have in front, where there are model-parallel shards: the only one's."""
+    """Returns the prefix of the only shard, in formats with model-parallel shards."""
     rows = (row for row in tensor_formats() if row.name == family.format)
     return next(row.first_shard for row in rows)
 
 
 def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Refuses what cannot go on as it was. Raises CheckpointError with all of it."""
+    """Raises CheckpointError, listing all reasons, if the run cannot be resumed exactly."""
     problems = [
-        f"{name} is {array.stored.name}; a run goes on in float32"
+        f"{name} is {array.stored.name}, but resuming a run needs float32"
         for name, array in plan.arrays.items()
         if array.stored != np.float32
     ]
     if plan.layout.model_parallel > 1:
-        problems.append("model-parallel shards, of which each has an optimizer, are not read")
+        problems.append(
+            "optimizers of model-parallel checkpoints, one per shard, are not supported"
+        )
     if problems:
         raise CheckpointError(problems, checkpoint.path)
     if any(isinstance(tensor, ShardedTensor) for tensor in plan.tensors.values()):
@@ -122,7 +127,7 @@ def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _check_sharded_copies(plan: Plan, path: Path) -> None:
-    """Refuses copies that are not copies, as `check_copies` does, of tensors in chunks."""
+    """As `check_copies`, for tensors stored in chunks: raises if a copy differs."""
     found: dict[str, Any] = dict(plan.tensors)
     if problems := [
         f"{copy} should be a copy of {original} but differs from it"
@@ -136,7 +141,7 @@ def _check_sharded_copies(plan: Plan, path: Path) -> None:
 
 
 def _expected(checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict]:
-    """The shapes of the parameters, and the copies of some, by PyTorch's names."""
+    """Returns the shapes of the parameters and the tied copies, by PyTorch's names."""
     prefix = _prefix(checkpoint.family)
     whole = dict.fromkeys(
         name.partition("#")[0] for rule in plan.rules for name, _ in rule.stored()
@@ -152,7 +157,7 @@ def _expected(checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, tuple[int, 
 def _order(
     stored: OptimizerFile, checkpoint: Checkpoint, plan: Plan, names: str | Path | None
 ) -> Sequence[str] | None:
-    """The parameters in the model's order, if it is asked for."""
+    """Returns the parameters in the model's order, or None if the state names them."""
     if names is not None:
         return parameter_order.read_names(Path(names))
     if stored.is_named:
@@ -165,7 +170,7 @@ def _order(
 def _on_devices(
     checkpoint: Checkpoint, plan: Plan, found: TorchAdamW, mesh: Mesh | None
 ) -> tuple[Model, AdamWState]:
-    """The arrays, which are read now."""
+    """Reads the model and the moments onto their devices."""
     abstract, prefix = build_abstract(plan.config), _prefix(checkpoint.family)
     placed = {} if mesh is None else parameter_shardings(abstract, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
@@ -195,7 +200,7 @@ def _on_devices(
 
 
 def _array(source: TensorSource, sharding: Sharding) -> jax.Array:
-    """The array on its devices, each of which has its part read for it."""
+    """Places an array on its devices, reading each device's part separately."""
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         pairs = zip(index or (), source.shape, strict=True)
@@ -205,7 +210,10 @@ def _array(source: TensorSource, sharding: Sharding) -> jax.Array:
 
 
 def _by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
-    """What is said of stored tensors, by our arrays. Raises CheckpointError if one has several."""
+    """Maps values per stored tensor to the model's arrays.
+
+    Raises CheckpointError if the tensors of one array have different values.
+    """
     found: dict[str, dict[float, str]] = {}
     for rule, sizes in plan.rules:
         for stored, index in rule.stored.names(sizes):
@@ -213,7 +221,7 @@ def _by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
             for name in find_arrays(rule.model, index, sizes):
                 found.setdefault(name, {}).setdefault(values[whole], whole)
     if problems := [
-        f"weight_decay differs between {' and '.join(by.values())}, which are one array here"
+        f"weight_decay differs between {' and '.join(by.values())}, but they form one array here"
         for by in found.values()
         if len(by) > 1
     ]:

@@ -1,7 +1,7 @@
-"""Which parameter a number in an optimizer's state stands for, where no name is stored with it.
+"""Finds the parameter for each number in an optimizer's state that stores no names.
 
-PyTorch numbers the parameters in the order in which the groups list them. Within a group, that is
-the order of `model.named_parameters()`; which of them a group has, only their shapes can tell.
+PyTorch numbers parameters in the order in which the groups list them. Within a group, that is the
+order of `model.named_parameters()`; which parameters a group has can only be inferred from shapes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,27 @@ from jaxllm.interop.reference.transformers_models import require_torch
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-MOST_WAYS = 1000  # that are followed at a time
-GIVE = "give the names, as `for name, _ in model.named_parameters(): print(name)` prints them"
+MAX_STATES = 1000  # states followed at a time
+GIVE = (
+    "give a file of the names, as `for name, _ in model.named_parameters(): print(name)` prints "
+    "them"
+)
 
 
 def named_groups(groups: Sequence[Sequence[Shape]], names: Shapes) -> list[list[str]]:
-    """The names of each group's parameters, which it has in the order of `names`.
+    """Assigns the names to groups by shape, in the order of `names` within each group.
 
-    Raises CheckpointError unless there is exactly one way to deal them out by their shapes.
+    Raises CheckpointError unless there is exactly one way to assign them.
+
+    Args:
+        groups: the shapes of each group's parameters, in order.
+        names: the shapes of the model's parameters, by name and in order.
+
+    Returns:
+        The names of each group's parameters.
     """
     start = (0,) * len(groups)
-    before: list[dict[tuple[int, ...], list[int]]] = []  # of each state, the groups that led to it
+    before: list[dict[tuple[int, ...], list[int]]] = []  # for each state, the groups that led to it
     ways = {start: 1}
     for shape in names.values():
         came: dict[tuple[int, ...], list[int]] = {}
@@ -38,20 +48,20 @@ def named_groups(groups: Sequence[Sequence[Shape]], names: Shapes) -> list[list[
                     after[state] = after.get(state, 0) + count
                     came.setdefault(state, []).append(number)
         before.append(came)
-        ways = after if len(after) <= MOST_WAYS else {}
+        ways = after if len(after) <= MAX_STATES else {}
     end = tuple(map(len, groups))
     if ways.get(end, 0) != 1:
-        said = "fit in several ways, or in none"
+        counts = " and ".join(str(len(group)) for group in groups)
         raise CheckpointError(
-            f"no names are stored, and by their shapes the model's {len(names)} parameters {said} "
-            f"into groups of {' and '.join(str(len(group)) for group in groups)}: {GIVE}"
+            f"no parameter names are stored, and shapes do not determine which of the model's "
+            f"{len(names)} parameters are in which of the groups of {counts}: {GIVE}"
         )
-    dealt: list[list[str]] = [[] for _ in groups]
+    assigned: list[list[str]] = [[] for _ in groups]
     for name, came in zip(reversed(list(names)), reversed(before), strict=True):
         (number,) = (n for n in came[end])
-        dealt[number].insert(0, name)
+        assigned[number].insert(0, name)
         end = _step(end, number, -1)
-    return dealt
+    return assigned
 
 
 def _step(taken: tuple[int, ...], number: int, by: int) -> tuple[int, ...]:
@@ -59,7 +69,7 @@ def _step(taken: tuple[int, ...], number: int, by: int) -> tuple[int, ...]:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a file, one on each line. Raises CheckpointError for one that occurs twice."""
+    """Reads names from a file, one per line. Raises CheckpointError if a name occurs twice."""
     names = path.read_text(encoding="utf-8").split()
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CheckpointError(f"{path}: {', '.join(twice)} occurs more than once")
@@ -69,16 +79,19 @@ def read_names(path: Path) -> list[str]:
 def find_order(
     family: Family, fields: Mapping[str, Any], stored: Mapping[str, StoredTensor]
 ) -> list[str]:
-    """The names of a checkpoint's tensors, its parameters in the order of the PyTorch model's.
+    """Returns the names of a checkpoint's tensors, in the order of the PyTorch model's parameters.
 
-    Files of `torch.save` keep that order. Others do not, so the model is built, without weights, to
-    be asked: by the family's reference, or by transformers. Raises CheckpointError where none can
-    tell.
+    Files of `torch.save` keep that order. For others, the model is built without weights, by the
+    family's reference or by transformers, to read the order from it.
 
     Args:
-        family: of the checkpoint.
-        fields: of its config file.
-        stored: its tensors; none of them, if it is yet to be written.
+        family: the family of the checkpoint.
+        fields: the fields of its config file.
+        stored: its tensors; empty if the checkpoint is yet to be written.
+
+    Raises:
+        CheckpointError: the order cannot be found.
+        MissingPackageError: torch or transformers is needed and not installed.
     """
     if family.reference is not None:
         return _names_of(partial(family.reference, dict(fields)))
@@ -86,7 +99,7 @@ def find_order(
         return list(stored)
     if family.format == "hf":
         return _names_of(partial(_build, fields))
-    raise CheckpointError(f"nothing says in which order {family.name} has its parameters: {GIVE}")
+    raise CheckpointError(f"the order of the parameters of {family.name} is unknown: {GIVE}")
 
 
 def _names_of(build: Callable[[], Any]) -> list[str]:
@@ -96,7 +109,7 @@ def _names_of(build: Callable[[], Any]) -> list[str]:
 
 
 def _build(fields: Mapping[str, Any]) -> Any:
-    """The model of a config file, of the class that it names."""
+    """Builds the transformers model of a config file, of the class that it names."""
     _, transformers = require_torch()
     config = transformers.AutoConfig.for_model(**fields)
     architecture = getattr(transformers, (fields.get("architectures") or [""])[0], None)

@@ -1,4 +1,4 @@
-"""PyTorch's AdamW, accounted for: every parameter, every moment and every option of its groups."""
+"""Checks and reads the state of PyTorch's AdamW: every parameter, moment and group option."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,21 +17,21 @@ from .parameter_order import Shapes, named_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("step", *MOMENTS)
-# What changes no number: how the update is computed, and what things are called.
+# Options that change no number: names, and how the update is computed.
 FREE = {
     *("params", "param_names", "name", "initial_lr"),
     *("foreach", "capturable", "differentiable", "fused"),
 }
 NUMBERS = ("lr", "eps", "weight_decay")
-# PyTorch writes the last one since 2.6, for Adam as well, of which it is False.
+# PyTorch writes the last one since 2.6, also for Adam, where it is False.
 REQUIRED = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": True}
-OLD_FILES = ("maximize", "decoupled_weight_decay")  # which older PyTorch does not write
+OPTIONAL = ("maximize", "decoupled_weight_decay")  # not written by older PyTorch
 
 
 class TorchAdamW(NamedTuple):
-    """The state by the names of PyTorch's parameters, and what all groups have in common.
+    """The state of AdamW by PyTorch's parameter names, with the options that all groups share.
 
-    Moments are what reads them: tensors of files, or arrays on their way into some.
+    Moments are lazy: stored tensors, or sources of arrays to be written.
     """
 
     step: int
@@ -46,15 +46,16 @@ class TorchAdamW(NamedTuple):
 def read_adamw(
     stored: OptimizerFile, shapes: Shapes, copies: Mapping[str, str], order: Sequence[str] | None
 ) -> TorchAdamW:
-    """The state of AdamW for parameters of these shapes.
+    """Reads the state of AdamW for parameters of these shapes.
 
     Args:
-        stored: what the file holds.
-        shapes: of the model's parameters, by PyTorch's names.
-        copies: names that a model may know a parameter by a second time, and the first.
-        order: the parameters in the model's order, for a state that goes by numbers.
+        stored: the contents of the file.
+        shapes: the shapes of the model's parameters, by PyTorch's names.
+        copies: maps the names of tied copies to the names of their originals.
+        order: the parameters in the model's order, for a state that numbers them.
 
-    Raises CheckpointError with everything that is not AdamW's, or not of this model.
+    Raises:
+        CheckpointError: lists everything that is not AdamW's or does not fit the model.
     """
     named = _named(stored, shapes, order)
     found = {name: entry for name, (entry, _) in named.items()}
@@ -85,39 +86,41 @@ def read_adamw(
     )
 
 
-Named = dict[str, tuple[Options, Options]]  # by name: the parameter's state, its group
+Named = dict[str, tuple[Options, Options]]  # by name: the parameter's state and its group
 
 
 def _named(stored: OptimizerFile, shapes: Shapes, order: Sequence[str] | None) -> Named:
-    """Every parameter's state and group by its name, as it was before the model was wrapped."""
+    """Maps every parameter, by its name in the unwrapped model, to its state and group."""
     by_group = [_names(group, stored) for group in stored.groups]
     if all(names is not None for names in by_group):
-        dealt = [[plain_name(name) for name in names or ()] for names in by_group]
+        assigned = [[plain_name(name) for name in names or ()] for names in by_group]
     else:
-        dealt = _deal(stored, shapes, order or ())
+        assigned = _assign_names(stored, shapes, order or ())
     named: Named = {}
     problems = []
-    for group, names in zip(stored.groups, dealt, strict=True):
+    for group, names in zip(stored.groups, assigned, strict=True):
         for key, name in zip(group["params"], names, strict=True):
             if name in named:
-                problems.append(f"{name} is in the groups twice")
+                problems.append(f"{name} is listed twice in the param_groups")
             named[name] = stored.state.get(key, {}), group
     listed = {key for group in stored.groups for key in group["params"]}
-    problems += [f"the state of {key} is of no group" for key in stored.state if key not in listed]
+    problems += [
+        f"parameter {key} has state but is in no group" for key in stored.state if key not in listed
+    ]
     if problems:
         raise CheckpointError(problems, stored.path)
     return named
 
 
 def _names(group: Options, stored: OptimizerFile) -> list[str] | None:
-    """The names of a group's parameters; None if they go by numbers, and it does not say."""
+    """Returns the names of a group's parameters, or None if it only numbers them."""
     keys, names = group["params"], group.get("param_names")
     if all(isinstance(key, str) for key in keys):
         return keys
     if names is None:
         return None
     if not isinstance(names, list) or len(names) != len(keys) or not _are_texts(names):
-        raise CheckpointError(f"{stored.path}: a group's param_names are not those of its params")
+        raise CheckpointError(f"{stored.path}: a group's param_names do not match its params")
     return names
 
 
@@ -125,8 +128,8 @@ def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _deal(stored: OptimizerFile, shapes: Shapes, order: Sequence[str]) -> list[list[str]]:
-    """The names for a state that goes by numbers, by the parameters' order and their shapes."""
+def _assign_names(stored: OptimizerFile, shapes: Shapes, order: Sequence[str]) -> list[list[str]]:
+    """Assigns names to numbered parameters, by the order and shapes of the model's parameters."""
     keys = [list(group["params"]) for group in stored.groups]
     known = {
         key: moment.shape
@@ -136,12 +139,12 @@ def _deal(stored: OptimizerFile, shapes: Shapes, order: Sequence[str]) -> list[l
     if missing := [key for group in keys for key in group if key not in known]:
         listed = ", ".join(map(str, missing))
         raise CheckpointError(
-            [f"parameters {listed:.100} have no exp_avg, which AdamW has of each"], stored.path
+            [f"parameters {listed:.100} have no exp_avg, which AdamW stores for each"], stored.path
         )
     unknown = sorted(set(shapes).symmetric_difference(order))
     if unknown:
         raise CheckpointError(
-            [f"the order of parameters does not fit the model: {', '.join(unknown):.300}"],
+            [f"the given order and the model name different parameters: {', '.join(unknown):.300}"],
             stored.path,
         )
     in_order = {name: shapes[name] for name in order}
@@ -154,41 +157,42 @@ def _deal(stored: OptimizerFile, shapes: Shapes, order: Sequence[str]) -> list[l
 def _check_names(
     found: Mapping[str, Options], shapes: Shapes, copies: Mapping[str, str]
 ) -> Iterator[str]:
-    """Parameters without moments, and moments of what is none."""
+    """Reports parameters without moments, and moments without a parameter."""
     without = [name for name in shapes if not found.get(name)]
     strange = [name for name in found if name not in shapes]
     for name, members in fold(dict.fromkeys(without)):
-        yield f"no moments of {name}" + nearest(members[0], strange)
+        yield f"no moments for {name}" + nearest(members[0], strange)
     for name, members in fold({name: copies.get(name) for name in strange}):
         original = copies.get(members[0])
         yield (
             f"{name} has moments of its own, but is tied to {original}"
             if original
-            else f"moments of {name}, which the model does not have" + nearest(name, without)
+            else f"moments for {name}, which is not a parameter of the model"
+            + nearest(name, without)
         )
 
 
 def _check_entry(entry: Options, shape: tuple[int, ...]) -> Iterator[str]:
-    """What is wrong with the state of a parameter, if it has any."""
+    """Reports what is wrong with the state of a parameter; one without state is skipped."""
     if not entry:
         return
     for what in entry:
         if what == "max_exp_avg_sq":
-            yield "it has max_exp_avg_sq, of amsgrad, which optax's AdamW has not"
+            yield "it has max_exp_avg_sq of amsgrad, which optax's AdamW does not support"
         elif what not in STATE:
-            yield f"it has {what}, which AdamW has not"
+            yield f"it has {what}, which is not part of AdamW's state"
     for what in MOMENTS:
         moment = entry.get(what)
         if not isinstance(moment, StoredTensor | ShardedTensor):
             yield f"it has no {what}"
         elif moment.shape != shape:
-            yield f"{what} is {list(moment.shape)}, the parameter is {list(shape)}"
+            yield f"{what} has shape {list(moment.shape)}, but the parameter has {list(shape)}"
         elif moment.dtype != np.float32:
-            yield f"{what} is {moment.dtype.name}; a run goes on in float32"
+            yield f"{what} is {moment.dtype.name}, but resuming a run needs float32"
 
 
 def _check_groups(groups: Sequence[Options]) -> Iterator[str]:
-    """Options that are not those of AdamW, or that differ between groups."""
+    """Reports options that are not AdamW's, or that differ between groups and must not."""
     if not groups:
         yield "it has no param_groups"
     for number, group in enumerate(groups):
@@ -196,28 +200,28 @@ def _check_groups(groups: Sequence[Options]) -> Iterator[str]:
     for name in ("lr", "betas", "eps"):
         values = {repr(group[name]): None for group in groups if name in group}
         if len(values) > 1:
-            yield f"{name} differs between groups, {' and '.join(values)}: here all share one"
+            yield f"{name} differs between groups ({' and '.join(values)}), but must be the same"
     decays = {_number(group.get("weight_decay")) for group in groups} - {0.0}
     if len(decays) > 1:
         listed = " and ".join(map(str, sorted(decays)))
-        yield f"weight_decay differs between groups that decay, {listed}: here all share one"
+        yield f"weight_decay differs between groups that decay ({listed}), but must be the same"
 
 
 def _check_options(group: Options) -> Iterator[str]:
-    """What AdamW has not, or optax's AdamW has not, or is missing."""
+    """Reports options that are missing, not AdamW's, or not supported by optax's AdamW."""
     for name, value in group.items():
         if name in REQUIRED and value is not REQUIRED[name]:
             yield f"{name}={value!r} is not supported, only {REQUIRED[name]!r}"
         elif name in NUMBERS and not math.isfinite(_number(value)):
             yield f"{name}={value!r:.50} is not a number"
         elif name not in {*FREE, *NUMBERS, *REQUIRED, "betas"}:
-            yield f"{name}={value!r:.50} is no option of AdamW"
+            yield f"{name}={value!r:.50} is not an option of AdamW"
     for name in ("betas", *NUMBERS, *REQUIRED):
-        if name not in group and name not in OLD_FILES:
-            yield f"{name} is missing, which AdamW has"
+        if name not in group and name not in OPTIONAL:
+            yield f"{name} is missing, which AdamW writes"
     betas = group.get("betas", (0.0, 0.0))
     if not isinstance(betas, tuple | list) or len(betas) != 2 or not _are_betas(betas):
-        yield f"betas={betas!r:.50} are not two numbers below 1"
+        yield f"betas={betas!r:.50} is not two numbers in [0, 1)"
 
 
 def _are_betas(values: Sequence[object]) -> bool:
@@ -225,27 +229,27 @@ def _are_betas(values: Sequence[object]) -> bool:
 
 
 def _check_steps(steps: Mapping[str, float], schedule: int | None) -> Iterator[str]:
-    """Steps that are no number of steps, or not the same for all."""
+    """Reports step counts that are invalid or not the same for all parameters."""
     found = {step for step in steps.values() if not math.isnan(step)}
     if len(found) > 1:
         first, last = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
         yield (
-            f"parameters have made different numbers of steps: {first} {min(found):g}, "
+            f"parameters have taken different numbers of steps: {first} {min(found):g}, "
             f"{last} {max(found):g}"
         )
         return
     if len(found) < 1 or math.isnan(sum(steps.values())):
-        yield "not every parameter has a number of steps, so none was made or not by AdamW"
+        yield "some parameters have no step count: no step was taken, or not by AdamW"
         return
     (step,) = found
-    if step < 1 or step != int(step) or step >= 2**24:  # it is a float32
-        yield f"step={step:g} is not a number of steps that a float32 can count"
+    if step < 1 or step != int(step) or step >= 2**24:  # stored as float32
+        yield f"step={step:g} is not a whole number from 1 to 2**24 - 1, which float32 can count"
     elif schedule is not None and schedule != step:
-        yield f"the learning rate's schedule has taken {schedule} steps, AdamW {step:g}"
+        yield f"the learning rate schedule has taken {schedule} steps, but AdamW {step:g}"
 
 
 def _number(value: Any) -> float:
-    """A number, or a tensor of one; NaN for anything else."""
+    """Returns a number or the value of a one-element tensor as a float; NaN for anything else."""
     if isinstance(value, StoredTensor | ShardedTensor):
         shape: tuple[int, ...] = value.shape
         if math.prod(shape) == 1 and value.dtype.kind in "fiu":

@@ -1,4 +1,4 @@
-"""What becomes of the moments of any family: what becomes of its weights, both ways."""
+"""Moments of any family are converted like its weights, in both directions."""
 
 import dataclasses
 import json
@@ -29,11 +29,11 @@ FAMILIES = ["phi3", "gpt_neox", "mixtral", "gemma2", "llama4_text"]
 
 
 @pytest.mark.parametrize("case", FAMILIES)
-def test_moments_go_the_way_of_the_weights(case, tmp_path):
-    """Fused projections, experts one by one, layers of several kinds; then back, in both forms."""
+def test_moments_are_converted_like_the_weights(case, tmp_path):
+    """Fused projections, separate experts, layers of several kinds; then exported in both forms."""
     theirs, native = tmp_path / "theirs", tmp_path / "native"
     CASES[case].build().save_pretrained(theirs)
-    convert(theirs, native, to="native")  # whose spelling of the weights is that of any export
+    convert(theirs, native, to="native")  # its export has the same tensor names as any other
     convert(native, tmp_path / "plain")
     weights = load_file(tmp_path / "plain" / "model.safetensors")
     torch.save(state_like(weights), tmp_path / "plain" / "optimizer.pt")
@@ -65,26 +65,30 @@ def state_of(model: Any, **changes: object) -> AdamWState:
 
 
 def test_an_export_needs_the_order_of_the_parameters(tmp_path):
-    """Which is the model's: PyTorch loads by numbers alone."""
+    """PyTorch loads a state dict by number only, so the model's order is needed."""
     model = random_model(head_dim=8)
     save_pretrained(model, tmp_path / "native", format="native")
     state = state_of(model)
-    with pytest.raises(CheckpointError, match="nothing says in which order meta-llama has its"):
+    with pytest.raises(
+        CheckpointError, match="the order of the parameters of meta-llama is unknown"
+    ):
         convert(tmp_path / "native", tmp_path / "o", to="meta", optimizer=OptimizerExport(state))
     wrong = OptimizerExport(state, order=["norm.weight"])
-    with pytest.raises(CheckpointError, match=r"does not fit the model: layers\.0\.attention\."):
+    with pytest.raises(CheckpointError, match=r"name different parameters: layers\.0\.attention\."):
         convert(tmp_path / "native", tmp_path / "o", to="meta", optimizer=wrong)
-    with pytest.raises(CheckpointError, match="a native checkpoint of a run has its optimizer"):
+    with pytest.raises(CheckpointError, match="a native run already holds its optimizer state"):
         convert(tmp_path / "native", tmp_path / "o", to="native", optimizer=wrong)
-    with pytest.raises(CheckpointError, match=r"embedding is bfloat16; a run goes on in float32"):
+    with pytest.raises(
+        CheckpointError, match=r"embedding is bfloat16, but resuming a run needs float32"
+    ):
         convert(
             tmp_path / "native", tmp_path / "o", dtype="bfloat16", optimizer=OptimizerExport(state)
         )
     assert [file.name for file in tmp_path.iterdir()] == ["native"]
 
 
-def test_a_killed_export_goes_on(tmp_path):
-    """The moments are units of a conversion as its weights are."""
+def test_a_killed_export_resumes(tmp_path):
+    """Moments are units of a resumable conversion, like weights."""
     model = random_model(head_dim=8)
     save_pretrained(model, tmp_path / "native", format="native")
     optimizer = OptimizerExport(state_of(model))
@@ -98,7 +102,7 @@ def test_a_killed_export_goes_on(tmp_path):
     with pytest.raises(OSError, match="killed"):
         begin(progress=kill, workers=1)
     done = begin()
-    # All but the last unit; the weights alone are a third.
+    # All but the last unit is kept; the weights are a third of the bytes.
     assert 0.8 * done.num_bytes < done.num_bytes_kept < done.num_bytes
     files = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
     assert files.keys() >= {"model.safetensors", "optimizer.pt", "scheduler.pt"}

@@ -1,4 +1,4 @@
-"""The state of an optimizer is found in a folder and read as PyTorch wrote it."""
+"""The optimizer's state is found in a folder and read as PyTorch wrote it."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ def test_moments_and_options_are_read(tmp_path):
     assert not found.is_named
 
 
-def test_a_schedule_beside_it_says_its_steps(tmp_path):
+def test_the_steps_of_a_schedule_beside_it_are_read(tmp_path):
     saved(tmp_path)
     torch.save({"last_epoch": 7}, tmp_path / optimizer_file.SCHEDULER)
     assert optimizer_file.read(tmp_path / "optimizer.pt").schedule == 7
 
 
-def test_exactly_one_must_be_there(tmp_path):
+def test_none_or_several_optimizer_files_are_errors(tmp_path):
     with pytest.raises(CheckpointError, match=r"has none of optimizer\.pt"):
         optimizer_file.find(tmp_path)
     for name in ("optimizer.pt", "optim.pt"):
@@ -42,9 +42,9 @@ def test_exactly_one_must_be_there(tmp_path):
         optimizer_file.find(tmp_path)
 
 
-def test_what_is_no_state_is_refused(tmp_path):
+def test_files_that_are_not_optimizer_states_are_refused(tmp_path):
     torch.save({"weights": torch.ones(2)}, tmp_path / "optimizer.pt")
-    with pytest.raises(CheckpointError, match="is a dict of 'weights', not an optimizer's"):
+    with pytest.raises(CheckpointError, match="is a dict with 'weights', not an optimizer's"):
         optimizer_file.read(tmp_path / "optimizer.pt")
     with pytest.raises(CheckpointError, match="neither a file nor a DCP folder"):
         optimizer_file.read(tmp_path / "nothing")

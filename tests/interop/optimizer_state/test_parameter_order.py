@@ -1,4 +1,4 @@
-"""Which parameter a number stands for follows from shapes, if in one way only."""
+"""Numbered parameters are named by their shapes, if there is only one way."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.optimizer_state.parameter_order import find_order, named_groups, read_names
 
 
-def test_shapes_deal_the_names_out():
+def test_names_are_assigned_to_groups_by_shape():
     names = {"embed": (9, 4), "norm": (4,), "w": (4, 4), "bias": (4,)}
     groups = [[(9, 4), (4, 4)], [(4,), (4,)]]
     assert named_groups(groups, names) == [["embed", "w"], ["norm", "bias"]]
@@ -19,8 +19,8 @@ def test_shapes_deal_the_names_out():
 @pytest.mark.parametrize(
     "groups", [[[(4,)], [(4,)]], [[(4,), (5,)]], [[(4,)]], [[(4,), (4,), (4,)]]]
 )
-def test_several_ways_and_none_are_refused(groups):
-    with pytest.raises(CheckpointError, match="fit in several ways, or in none"):
+def test_ambiguous_and_impossible_shapes_are_refused(groups):
+    with pytest.raises(CheckpointError, match="shapes do not determine"):
         named_groups(groups, {"a": (4,), "b": (4,)})
 
 
@@ -32,7 +32,7 @@ def test_names_are_read_from_a_file(tmp_path):
         read_names(tmp_path / "names")
 
 
-def test_files_of_torch_keep_the_order_and_others_do_not(tmp_path):
+def test_torch_files_keep_the_order_and_others_do_not(tmp_path):
     family = SimpleNamespace(reference=None, format="meta", name="meta-llama")
 
     def stored(suffix: str) -> dict[str, StoredTensor]:
@@ -40,5 +40,7 @@ def test_files_of_torch_keep_the_order_and_others_do_not(tmp_path):
         return {name: StoredTensor(name, np.dtype(float), (1,), path, 0) for name in "ba"}
 
     assert find_order(family, {}, stored(".pth")) == ["b", "a"]
-    with pytest.raises(CheckpointError, match="in which order meta-llama has its parameters"):
+    with pytest.raises(
+        CheckpointError, match="the order of the parameters of meta-llama is unknown"
+    ):
         find_order(family, {}, stored(".safetensors"))

@@ -1,4 +1,4 @@
-"""The state of PyTorch's AdamW: what is read of it, and what is refused, all at once."""
+"""The state of PyTorch's AdamW is read in full; everything unsupported is reported at once."""
 
 import copy
 import pickle
@@ -48,7 +48,7 @@ def sound(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 
 @pytest.fixture
 def saving(sound, tmp_path) -> Callable[[Any], Path]:
-    """The folder with another optimizer's file."""
+    """A copy of the folder with the given optimizer state."""
 
     def save(state: Any, name: str = "optimizer.pt") -> Path:
         folder = Path(shutil.copytree(sound[0], tmp_path / "copy"))
@@ -68,7 +68,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_what_is_read(sound):
+def test_the_state_is_read_in_full(sound):
     folder, saved = sound
     _, state = load_training_state(folder)
     assert (state.step, state.b1, state.b2, state.eps) == (2, 0.9, 0.95, 1e-8)
@@ -90,8 +90,8 @@ def without_names(saved: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def test_numbers_are_names_in_the_order_of_the_model(sound, saving):
-    """transformers says the order, and shapes say which of two groups has which."""
+def test_numbered_parameters_are_named_in_the_model_order(sound, saving):
+    """transformers gives the order, and shapes assign the parameters to two groups."""
     folder, saved = sound
     assert same(arrays(saving(without_names(saved))), arrays(folder))
 
@@ -105,15 +105,17 @@ def test_the_order_may_be_given(sound, saving, tmp_path):
     copied = saving(without_names(saved))
     assert same(arrays(copied, names=names), arrays(folder))
     names.write_text("\n".join([*order[:-1], "model.other"]))
-    with pytest.raises(CheckpointError, match=r"does not fit the model: lm_head\.weight, model\.o"):
+    with pytest.raises(
+        CheckpointError, match=r"name different parameters: lm_head\.weight, model\.o"
+    ):
         load_training_state(copied, names=names)
     names.write_text("\n".join([*order, *order[:1]]))
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight occurs more than once"):
         load_training_state(copied, names=names)
 
 
-def test_wrappers_leave_the_names_what_they_were(sound, saving):
-    """Of data parallelism, of a compiled layer, of activations that are computed again."""
+def test_wrapper_prefixes_are_removed_from_names(sound, saving):
+    """Wrappers of data parallelism, a compiled layer and activation checkpointing."""
     folder, saved = sound
     state = copy.deepcopy(saved)
     for group in state["param_groups"]:
@@ -124,7 +126,7 @@ def test_wrappers_leave_the_names_what_they_were(sound, saving):
     assert same(arrays(saving(state)), arrays(folder))
 
 
-def test_a_file_elsewhere_is_named(sound, saving):
+def test_the_optimizer_file_can_be_elsewhere(sound, saving):
     folder, saved = sound
     elsewhere = saving(saved, "mine.bin")
     assert same(arrays(folder, optimizer=elsewhere / "mine.bin"), arrays(folder))
@@ -136,7 +138,7 @@ def test_a_file_elsewhere_is_named(sound, saving):
         load_training_state(elsewhere)
 
 
-def test_what_older_pytorch_does_not_write_is_not_missed(sound, saving):
+def test_options_that_older_pytorch_does_not_write_are_optional(sound, saving):
     folder, saved = sound
     state = copy.deepcopy(saved)
     for group in state["param_groups"]:
@@ -160,33 +162,36 @@ def set_in_all(saved: dict, **options: object) -> None:
 
 
 def drop(saved: dict, name: str = FIRST) -> None:
-    """The parameter, as if it had been frozen."""
+    """Removes a parameter's state, as if it had been frozen."""
     state_of(saved, name).clear()
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (drop, f"no moments of {FIRST}"),
+        (drop, f"no moments for {FIRST}"),
         (lambda s: state_of(s).pop("exp_avg_sq"), f"{FIRST}: it has no exp_avg_sq"),
         (
             lambda s: state_of(s).update(exp_avg=torch.zeros(16, 32)),
-            f"{FIRST}: exp_avg is [16, 32], the parameter is [32, 16]",
+            f"{FIRST}: exp_avg has shape [16, 32], but the parameter has [32, 16]",
         ),
         (
             lambda s: state_of(s).update(exp_avg=torch.zeros(32, 16).bfloat16()),
-            f"{FIRST}: exp_avg is bfloat16; a run goes on in float32",
+            f"{FIRST}: exp_avg is bfloat16, but resuming a run needs float32",
         ),
         (
             lambda s: state_of(s).update(max_exp_avg_sq=torch.zeros(32, 16)),
-            "it has max_exp_avg_sq, of amsgrad, which optax's AdamW has not",
+            "it has max_exp_avg_sq of amsgrad, which optax's AdamW does not support",
         ),
-        (lambda s: state_of(s).update(momentum_buffer=None), "it has momentum_buffer, which AdamW"),
+        (
+            lambda s: state_of(s).update(momentum_buffer=None),
+            "it has momentum_buffer, which is not part of AdamW",
+        ),
         (lambda s: state_of(s).update(step=torch.tensor(7.0)), f"{FIRST} 7"),
-        (lambda s: state_of(s).pop("step"), "not every parameter has a number of steps"),
+        (lambda s: state_of(s).pop("step"), "some parameters have no step count"),
         (
             lambda s: [entry.update(step=torch.tensor(2.5)) for entry in s["state"].values()],
-            "step=2.5 is not a number of steps",
+            "step=2.5 is not a whole number",
         ),
         (lambda s: set_in_all(s, amsgrad=True), "group 1: amsgrad=True is not supported, only Fal"),
         (lambda s: set_in_all(s, maximize=True), "group 0: maximize=True is not supported"),
@@ -194,41 +199,47 @@ def drop(saved: dict, name: str = FIRST) -> None:
             lambda s: set_in_all(s, decoupled_weight_decay=False),
             "decoupled_weight_decay=False is not supported, only True",
         ),
-        (lambda s: set_in_all(s, lr_scale=2.0), "group 0: lr_scale=2.0 is no option of AdamW"),
+        (lambda s: set_in_all(s, lr_scale=2.0), "group 0: lr_scale=2.0 is not an option of AdamW"),
         (lambda s: set_in_all(s, lr="fast"), "group 0: lr='fast' is not a number"),
-        (lambda s: set_in_all(s, betas=(0.9, 1.0)), "betas=(0.9, 1.0) are not two numbers below 1"),
-        (lambda s: s["param_groups"][1].pop("eps"), "group 1: eps is missing, which AdamW has"),
-        (lambda s: s["param_groups"][1].update(lr=2e-3), "lr differs between groups, 0.001 and"),
+        (
+            lambda s: set_in_all(s, betas=(0.9, 1.0)),
+            "betas=(0.9, 1.0) is not two numbers in [0, 1)",
+        ),
+        (lambda s: s["param_groups"][1].pop("eps"), "group 1: eps is missing, which AdamW writes"),
+        (lambda s: s["param_groups"][1].update(lr=2e-3), "lr differs between groups (0.001 and"),
         (
             lambda s: s["param_groups"][0].update(betas=(0.8, 0.95)),
-            "betas differs between groups, (0.8, 0.95) and (0.9, 0.95)",
+            "betas differs between groups ((0.8, 0.95) and (0.9, 0.95))",
         ),
         (
             lambda s: s["param_groups"][1].update(weight_decay=0.2),
-            "weight_decay differs between groups that decay, 0.1 and 0.2",
+            "weight_decay differs between groups that decay (0.1 and 0.2)",
         ),
         (
             lambda s: s["param_groups"][0]["param_names"].__setitem__(0, "lm_head.bias"),
-            "moments of lm_head.bias, which the model does not have",
+            "moments for lm_head.bias, which is not a parameter of the model",
         ),
         (
             lambda s: s["param_groups"][1]["param_names"].__setitem__(0, FIRST),
-            f"{FIRST} is in the groups twice",
+            f"{FIRST} is listed twice in the param_groups",
         ),
-        (lambda s: s["state"].update({99: {}}), "the state of 99 is of no group"),
-        (lambda s: s["param_groups"].clear(), "the state of 0 is of no group"),
-        (lambda s: s.pop("state"), "not an optimizer's state_dict() of 'state' and 'param_groups'"),
+        (lambda s: s["state"].update({99: {}}), "parameter 99 has state but is in no group"),
+        (lambda s: s["param_groups"].clear(), "parameter 0 has state but is in no group"),
+        (
+            lambda s: s.pop("state"),
+            "not an optimizer's state_dict() with 'state' and 'param_groups'",
+        ),
         (
             lambda s: s["param_groups"][0].update(params="all"),
-            "not an optimizer's state_dict() of 'state'",
+            "not an optimizer's state_dict() with 'state'",
         ),
         (
             lambda s: s["param_groups"][0]["param_names"].pop(),
-            "a group's param_names are not those of its params",
+            "a group's param_names do not match its params",
         ),
     ],
 )
-def test_what_cannot_go_on_is_refused(damage, said, sound, saving):
+def test_states_that_cannot_be_resumed_are_refused(damage, said, sound, saving):
     state = copy.deepcopy(sound[1])
     damage(state)
     folder = saving(state)
@@ -238,33 +249,47 @@ def test_what_cannot_go_on_is_refused(damage, said, sound, saving):
     assert str(folder / "optimizer.pt") in str(error.value)
 
 
-def test_everything_is_said_at_once(sound, saving):
+def test_all_problems_are_reported_at_once(sound, saving):
     state = copy.deepcopy(sound[1])
     drop(state)
     state_of(state, "lm_head.weight").update(exp_avg=torch.zeros(3), step=torch.tensor(9.0))
     set_in_all(state, amsgrad=True)
     with pytest.raises(CheckpointError) as error:
         load_training_state(saving(state))
-    for said in ("no moments of", "exp_avg is [3]", "different numbers of steps", "amsgrad=True"):
+    for said in (
+        "no moments for",
+        "exp_avg has shape [3]",
+        "different numbers of steps",
+        "amsgrad=True",
+    ):
         assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        (lambda m: torch.optim.SGD(m.parameters(), RATE, momentum=0.9), "momentum_buffer, which"),
-        (lambda m: torch.optim.RMSprop(m.parameters(), RATE), "square_avg, which AdamW has not"),
-        (lambda m: torch.optim.NAdam(m.parameters(), RATE), "mu_product, which AdamW has not"),
+        (
+            lambda m: torch.optim.SGD(m.parameters(), RATE, momentum=0.9),
+            "momentum_buffer, which is not part",
+        ),
+        (
+            lambda m: torch.optim.RMSprop(m.parameters(), RATE),
+            "square_avg, which is not part of AdamW",
+        ),
+        (
+            lambda m: torch.optim.NAdam(m.parameters(), RATE),
+            "mu_product, which is not part of AdamW",
+        ),
         (
             lambda m: torch.optim.RAdam(m.parameters(), RATE, decoupled_weight_decay=True),
-            "amsgrad is missing, which AdamW has",
+            "amsgrad is missing, which AdamW writes",
         ),
         (lambda m: torch.optim.Adam(m.parameters(), RATE), "decoupled_weight_decay=False is not"),
     ],
 )
 def test_other_optimizers_are_refused(optimizer, said, tmp_path):
     state = trained(optimizer, tmp_path)
-    for group in state["param_groups"]:  # so that it is not refused for the lack of names
+    for group in state["param_groups"]:  # so that it is not refused for missing names
         group["param_names"] = [
             name
             for name, _ in transformers.AutoModelForCausalLM.from_pretrained(
@@ -291,12 +316,12 @@ def test_tied_weights_have_moments_once(tmp_path):
         load_training_state(tmp_path)
 
 
-def test_a_schedule_that_is_not_where_adamw_is(sound, saving):
+def test_a_schedule_with_another_step_count_is_refused(sound, saving):
     folder = saving(sound[1])
     torch.save({"last_epoch": 2, "base_lrs": [1.0]}, folder / "scheduler.pt")
     assert load_training_state(folder)[1].step == 2
     torch.save({"last_epoch": 3, "base_lrs": [1.0]}, folder / "scheduler.pt")
-    with pytest.raises(CheckpointError, match="schedule has taken 3 steps, AdamW 2"):
+    with pytest.raises(CheckpointError, match="schedule has taken 3 steps, but AdamW 2"):
         load_training_state(folder)
 
 
@@ -305,7 +330,7 @@ def test_a_schedule_that_is_not_where_adamw_is(sound, saving):
 )
 @given(data=st.data())
 def test_a_damaged_pickle_is_an_error(sound, data):
-    """Or it is in what does not matter: then the state reads as it is."""
+    """Damage is an error, or it is in bytes that do not matter and the state is read."""
     file = sound[0] / "optimizer.pt"
     whole = file.read_bytes()
     begin = whole.index(b"data.pkl")
@@ -334,7 +359,7 @@ def within_itself() -> dict:
 
 
 def doubled() -> dict:
-    """A list of twice a list of twice a list, sixty times."""
+    """A list that holds the same list twice, nested sixty levels deep."""
     value: list = []
     for _ in range(60):
         value = [value, value]
@@ -360,7 +385,7 @@ def test_a_hostile_pickle_is_an_error(how, sound, saving, tmp_path, monkeypatch)
     assert not (tmp_path / "mark").exists()
 
 
-def test_groups_are_dealt_out_if_there_is_one_way():
+def test_parameters_are_assigned_to_groups_if_there_is_only_one_way():
     a, b = (3, 4), (4,)
     names = {"q": a, "norm": b, "k": a, "final": b}
     assert named_groups([[a, a], [b, b]], names) == [["q", "k"], ["norm", "final"]]
@@ -368,8 +393,8 @@ def test_groups_are_dealt_out_if_there_is_one_way():
     dealt = named_groups([[a, b, b], [a]], {"q": a, "n": b, "m": b, "k": a})
     assert dealt == [["q", "n", "m"], ["k"]]
     for groups in ([[a, b], [a, b]], [[b, b]], [[a], [a], [b, b]], []):
-        with pytest.raises(CheckpointError, match="fit in several ways, or in none"):
+        with pytest.raises(CheckpointError, match="shapes do not determine"):
             named_groups(groups, names)
     many = {str(number): a for number in range(40)}
-    with pytest.raises(CheckpointError, match="fit in several ways"):
+    with pytest.raises(CheckpointError, match="shapes do not determine"):
         named_groups([[a] for _ in range(40)], many)

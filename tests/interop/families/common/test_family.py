@@ -1,4 +1,4 @@
-"""A config file is taken field by field, and all that is wrong with it is said."""
+"""Config files are read field by field, and all problems are collected."""
 
 import pytest
 
@@ -29,20 +29,20 @@ def test_fields_are_taken_or_default():
         ({"depth": float("nan")}, float, "depth=nan is not a finite float32"),
     ],
 )
-def test_wrong_values_are_said_and_reading_goes_on(data, kind, said):
+def test_wrong_values_are_reported_and_reading_continues(data, kind, said):
     fields = Fields(data)
     assert fields.take("depth", kind) == kind()
     assert fields.problems == [said]
     assert not fields.is_complete
 
 
-def test_layers_and_experts_are_few():
+def test_layer_and_expert_counts_are_limited():
     fields = Fields({"num_layers": 10_001})
     fields.take("num_layers", int)
     assert fields.problems == ["num_layers=10001 exceeds the limit of 10,000"]
 
 
-def test_what_nobody_understands_names_the_nearest():
+def test_unknown_fields_suggest_the_nearest_known_one():
     fields = Fields({"widht": 8})
     fields.take("width", int, 4)
     assert fields.unknown() == [
@@ -50,7 +50,7 @@ def test_what_nobody_understands_names_the_nearest():
     ]
 
 
-def test_values_that_would_change_the_numbers_are_refused():
+def test_values_that_are_not_implemented_are_refused():
     fields = Fields({"act": "relu", "tie": False})
     fields.require("act", "silu", "swish")
     fields.require("tie", False)
@@ -58,7 +58,7 @@ def test_values_that_would_change_the_numbers_are_refused():
     assert fields.problems == ["act='relu' is not supported, only 'silu' or 'swish'"]
 
 
-def test_problems_of_a_part_are_the_whole_ones():
+def test_problems_of_a_part_are_reported_with_its_name():
     fields = Fields({"rope": {"theta": "x", "factro": 2}})
     with fields.part("rope") as rope:
         rope.take("theta", float)

@@ -1,4 +1,4 @@
-"""Which layers slide is read from what a config says, or from what it leaves out."""
+"""Layer types are read from the config, or from the defaults where it does not give them."""
 
 import pytest
 
@@ -25,7 +25,7 @@ ALL, WINDOW = LayerKind(), LayerKind(sees="window")
         ([], ()),
     ],
 )
-def test_a_pattern_is_the_shortest_that_repeats(kinds, pattern):
+def test_shortest_pattern_finds_the_shortest_repeating_pattern(kinds, pattern):
     assert shortest_pattern(kinds) == pattern
 
 
@@ -36,7 +36,7 @@ def test_a_pattern_is_the_shortest_that_repeats(kinds, pattern):
         ([FULL, "linear"], "layer_types has linear; allowed are full_attention"),
     ],
 )
-def test_wrong_types_are_said(given, said):
+def test_wrong_layer_types_are_reported(given, said):
     fields = Fields({"num_hidden_layers": 2, "layer_types": given})
     assert read_layer_types(fields, [FULL, SLIDING]) == [FULL, SLIDING]
     assert fields.problems[0].startswith(said)
@@ -56,14 +56,14 @@ def test_wrong_types_are_said(given, said):
         ({"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, 9, (WINDOW,)),
     ],
 )
-def test_windows_of_qwen_begin_at_a_layer(given, window, pattern):
+def test_qwen_windows_start_at_max_window_layers(given, window, pattern):
     fields = Fields({"num_hidden_layers": 3, **given})
     found = read_qwen_windows(fields)
     assert (found["attention.window"], found["pattern"]) == (window, pattern)
     assert not fields.problems
 
 
-def test_layers_without_rope_are_listed_or_counted():
+def test_layers_without_rope_are_listed_or_given_by_an_interval():
     assert read_nope_layers(Fields({}), 8) == {3, 7}
     assert read_nope_layers(Fields({"no_rope_layer_interval": 0}), 8) == set()
     assert read_nope_layers(Fields({"no_rope_layers": [1, 0, 1]}), 3) == {1}

@@ -1,4 +1,4 @@
-"""RoPE as configs spell it: read as transformers reads it, and written to read the same."""
+"""RoPE configs are read as transformers reads them, and written so that they read the same."""
 
 import json
 
@@ -78,7 +78,7 @@ CASES = {
                 "type": "su",
                 "short_factor": SHORT,
                 "long_factor": LONG,
-                "original_max_position_embeddings": 64,  # transformers 5 does not find it above
+                "original_max_position_embeddings": 64,  # transformers 5 ignores it one level up
             },
             "original_max_position_embeddings": 64,
         },
@@ -140,7 +140,7 @@ def problems(data: dict) -> str:
 
 
 def angles(config: DecoderConfig, kind: LayerKind, length: int) -> tuple[np.ndarray, float]:
-    """How far pairs turn from one position to the next, in a sequence of this length."""
+    """Returns transformers' rotation of each pair per position, in a sequence of this length."""
     rotation = Rotation.from_config(config, kind)
     turned = np.asarray(rotation.angles(np.array([[1, length - 1]])))[0, 0, 0]
     return turned, rotation.attention_factor
@@ -149,7 +149,7 @@ def angles(config: DecoderConfig, kind: LayerKind, length: int) -> tuple[np.ndar
 def their_angles(data: dict, length: int) -> tuple[np.ndarray, float]:
     config_class, module_class = MODULES[data["model_type"]]
     module = module_class(config_class(**json.loads(json.dumps(data))))
-    module(torch.zeros(()), torch.tensor([[1, length - 1]]))  # which sets those of this length
+    module(torch.zeros(()), torch.tensor([[1, length - 1]]))  # sets the frequencies for this length
     return module.inv_freq.numpy(), module.attention_scaling
 
 
@@ -168,8 +168,8 @@ def test_rope_is_read_as_transformers_reads_it(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rope_is_written_so_that_it_reads_the_same(case):
-    """With the fields that it came with and without them."""
+def test_written_rope_reads_the_same(case):
+    """Written both over the original fields and without them."""
     family, fields = CASES[case]
     data = config_json(family, fields)
     config = read(data)
@@ -201,7 +201,7 @@ GEMMAS = {
 
 
 @pytest.mark.parametrize("case", GEMMAS)
-def test_rope_of_each_type_of_layer(case):
+def test_rope_is_read_for_each_layer_type(case):
     data = config_json("gemma3_text", GEMMAS[case])
     config = read(data)
     for written in (data, BY_NAME["gemma3_text"].write_config(config, data)):
@@ -257,11 +257,11 @@ def test_rope_of_each_type_of_layer(case):
     ],
     ids=str,
 )
-def test_rope_that_is_not_understood_is_refused(family, fields, complaint):
+def test_unsupported_rope_is_refused(family, fields, complaint):
     assert complaint in problems(config_json(family, fields))
 
 
-def test_what_a_spelling_cannot_say_is_refused():
+def test_rope_that_the_format_does_not_support_is_not_written():
     dynamic = read(config_json("llama", rope("dynamic", factor=4.0)))
     shorter = {**vars(dynamic), "max_len": 1024}
     with pytest.raises(ValueError, match=r"original_max_len=512, only with max_len=1024"):

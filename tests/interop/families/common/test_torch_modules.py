@@ -1,4 +1,4 @@
-"""Rules of PyTorch's modules turn kernels, and name both sides."""
+"""Rules for PyTorch modules transpose kernels and name both sides."""
 
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
 
@@ -7,7 +7,7 @@ def sides(rules):
     return [(rule.stored.text, rule.model.text) for rule in rules]
 
 
-def test_a_linear_layer_is_turned():
+def test_linear_weights_are_transposed():
     assert sides(linear_rules("fc", "mlp.up_proj", "F", "D", bias=True)) == [
         ("fc.weight : F D", "mlp.up_proj.kernel : D F"),
         ("fc.bias : F", "mlp.up_proj.bias : F"),
@@ -15,7 +15,7 @@ def test_a_linear_layer_is_turned():
     assert len(linear_rules("fc", "up", "F", "D")) == 1
 
 
-def test_heads_are_merged_in_the_stored_dimension_alone():
+def test_heads_are_merged_only_in_the_stored_dimension():
     found = sides(attention_rules("att", "attn", ("q", "k", "v", "o")))
     assert found == [
         ("att.q.weight : (N H) D", "attn.q_proj.kernel : D N H"),

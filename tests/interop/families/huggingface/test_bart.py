@@ -1,4 +1,4 @@
-"""BART: the logits of transformers, the same bits there and back, both configs."""
+"""BART: logits equal those of transformers; weights and config survive the round trip."""
 
 from encoder_decoder_case import Case, inputs_of, logits_of_original
 from encoder_decoder_family import TOLERANCE, EncoderDecoderFamily, logits_of
@@ -34,7 +34,7 @@ class TestBart(EncoderDecoderFamily):
     cases = CASES
 
 
-def test_a_bart_without_its_head_keeps_its_names(tmp_path):
+def test_a_bart_without_head_keeps_its_tensor_names(tmp_path):
     original = CASES["bart"].build()
     original.final_logits_bias.zero_()
     original.model.save_pretrained(tmp_path / "original")

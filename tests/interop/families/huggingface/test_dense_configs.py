@@ -1,4 +1,4 @@
-"""Configs of Gemma, Phi-3 and the GPTs where they say little, say it as of old, or say too much."""
+"""Configs of Gemma, Phi-3 and the GPTs: defaults, fields of old versions, unsupported values."""
 
 import json
 
@@ -55,7 +55,7 @@ def bare(family: str) -> dict:
 
 
 def read(family: str, **fields: object) -> DecoderConfig:
-    """The config of a file that says little more than its sizes."""
+    """Reads a config file that holds little more than the sizes."""
     given = Fields({"model_type": family, **bare(family), **fields})
     values, _ = BY_NAME[family].read_config(given, {})
     assert given.finish() == []
@@ -69,7 +69,7 @@ def problems(family: str, **fields: object) -> str:
 
 
 @pytest.mark.parametrize("family", PREFIXES)
-def test_what_a_config_leaves_out_is_as_in_transformers(family):
+def test_defaults_equal_those_of_transformers(family):
     theirs = getattr(transformers, f"{PREFIXES[family]}Config")(**bare(family))
     ours = read(family)
     assert ours.vocab_size == theirs.vocab_size
@@ -94,7 +94,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family):
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 6, 9])
-def test_gemma_3_slides_but_for_every_nth_layer(period):
+def test_gemma_3_has_full_attention_on_every_nth_layer(period):
     theirs = transformers.Gemma3TextConfig(**BARE, sliding_window_pattern=period)
     ours = read("gemma3_text", sliding_window_pattern=period)
     assert [kind == LOCAL for kind in ours.kinds] == [
@@ -115,12 +115,12 @@ def test_gemma_3_slides_but_for_every_nth_layer(period):
     ],
     ids=str,
 )
-def test_what_does_not_bear_on_the_numbers_is_ignored(family, fields):
+def test_fields_that_do_not_affect_the_numbers_are_ignored(family, fields):
     assert read(family, **fields) == read(family)
 
 
 @pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
-def test_an_activation_of_several_names_keeps_its_own(name):
+def test_an_activation_with_several_names_keeps_its_name(name):
     config = read("gpt_neox", hidden_act=name)
     assert config.mlp.activation == "gelu_tanh"
     write = BY_NAME["gpt_neox"].write_config
@@ -145,7 +145,7 @@ def test_an_activation_of_several_names_keeps_its_own(name):
     ],
     ids=str,
 )
-def test_what_would_change_the_numbers_is_refused(family, fields, words):
+def test_unsupported_values_are_refused(family, fields, words):
     assert words in problems(family, **fields)
 
 
@@ -212,8 +212,8 @@ def test_configs_that_a_family_does_not_support_are_refused(family, changes, wor
         BY_NAME[family].write_config(with_fields(TINY, changes), {})
 
 
-def test_buffers_of_pythia_are_ignored_and_its_biases_are_not(tmp_path):
-    """transformers of old saved the causal mask and the frequencies."""
+def test_buffers_of_pythia_are_ignored_but_biases_are_required(tmp_path):
+    """Old versions of transformers saved the causal mask and the frequencies."""
     original = CASES["gpt_neox"].build()
     original.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -234,8 +234,8 @@ def test_buffers_of_pythia_are_ignored_and_its_biases_are_not(tmp_path):
     assert relative_l2(model(tokens).logits, expected) <= 1e-5
 
 
-def test_phi_3_writes_what_version_4_can_read(tmp_path):
-    """Of scaling its three fields alone, by the old name of the first."""
+def test_phi_3_writes_scaling_that_transformers_4_can_read(tmp_path):
+    """Only three fields of scaling, the first under its old name."""
     CASES["phi3/longrope-beyond"].build().save_pretrained(tmp_path / "in")
     save_pretrained(load_pretrained(tmp_path / "in"), tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())

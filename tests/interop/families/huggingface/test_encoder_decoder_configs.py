@@ -1,4 +1,4 @@
-"""The configs of encoder-decoders as released, and what they refuse."""
+"""Released configs of encoder-decoders are read; unsupported values are refused."""
 
 import dataclasses
 
@@ -83,7 +83,7 @@ BART_LARGE_CNN = {
 
 
 def read(family: str, json: dict, *stored: str) -> EncoderDecoderConfig:
-    """The config that a file means where a checkpoint has tensors of these names."""
+    """Reads a config file of a checkpoint with tensors of these names."""
     fields = Fields(json)
     values, _ = BY_NAME[family].read_config(fields, dict.fromkeys(stored))
     assert fields.finish() == []
@@ -96,7 +96,7 @@ def problems_of(family: str, json: dict) -> list[str]:
     return fields.finish()
 
 
-def test_the_first_t5_is_tied_and_scaled():
+def test_the_original_t5_has_a_tied_head_and_scaled_logits():
     config = read("t5", T5_SMALL)
     decoder = config.decoder
     assert (decoder.head.tied, decoder.head.scale) == (True, 512**-0.5)
@@ -108,11 +108,11 @@ def test_the_first_t5_is_tied_and_scaled():
     "changes",
     [
         {},
-        # As transformers 5 writes the same model.
+        # The same model as written by transformers 5.
         {"tie_word_embeddings": True, "scale_decoder_outputs": False, "dense_act_fn": "gelu_new"},
     ],
 )
-def test_flan_t5_has_a_head_of_its_own(changes):
+def test_flan_t5_has_a_separate_head(changes):
     config = read("t5", FLAN_T5_SMALL | changes, "lm_head.weight")
     decoder = config.decoder
     assert (decoder.head.tied, decoder.head.scale) == (False, 1.0)
@@ -120,7 +120,7 @@ def test_flan_t5_has_a_head_of_its_own(changes):
     assert BY_NAME["t5"].write_config(config, {})["tie_word_embeddings"] is False
 
 
-def test_a_released_bart():
+def test_a_released_bart_config_is_read():
     config = read("bart", BART_LARGE_CNN, "model.shared.weight", "final_logits_bias")
     encoder, decoder = config.encoder, config.decoder
     assert (encoder.norms.placement, encoder.positions.offset, encoder.max_len) == ("post", 2, 1024)
@@ -143,7 +143,7 @@ def test_a_released_bart():
         ("bart", {"activation_function": "mish"}, "activation_function='mish'"),
     ],
 )
-def test_what_is_not_implemented_is_refused(family, changes, problem):
+def test_unsupported_values_are_refused(family, changes, problem):
     json = CASES[family].arguments | changes
     [found] = problems_of(family, json)
     assert found.startswith(problem)
@@ -182,10 +182,12 @@ def test_configs_that_a_format_does_not_support_are_refused(family, stack, chang
     assert problem in str(error.value)
 
 
-def test_decoders_and_encoder_decoders_are_not_each_other(tmp_path):
+def test_decoder_and_encoder_decoder_formats_do_not_mix(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(
             random_of(read("t5", CASES["t5"].arguments)), tmp_path / "meta", format="meta"
         )
     assert f"this family supports {DecoderConfig.__name__}" in str(error.value)
-    save_pretrained(random_model(), tmp_path / "hf", format="hf")  # a llama, whatever comes first
+    save_pretrained(
+        random_model(), tmp_path / "hf", format="hf"
+    )  # written as llama, whatever family comes first

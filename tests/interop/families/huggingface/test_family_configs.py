@@ -1,4 +1,4 @@
-"""What configs of families mean where they say little, say it in two ways, or say too much."""
+"""Configs of families: defaults, alternative fields and unsupported values."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.params import named_parameters
 
 BY_NAME = {family.name: family for family in FAMILIES}
-# What every config must say. The number of heads is a multiple of all defaults for keys' heads.
+# Required fields of every config; num_heads is a multiple of all default numbers of KV heads.
 BARE = {
     "vocab_size": 96,
     "hidden_size": 128,
@@ -41,7 +41,7 @@ WINDOWED, NOPE = LayerKind(sees="window"), LayerKind(rope="none")
 
 
 def read(family: str, **fields: object) -> DecoderConfig:
-    """The config of a file that says little more than its sizes."""
+    """Reads a config file that holds little more than the sizes."""
     given = Fields({"model_type": family, **BARE, **fields})
     values, _ = BY_NAME[family].read_config(given, {})
     assert given.finish() == []
@@ -55,7 +55,7 @@ def problems(family: str, **fields: object) -> str:
 
 
 @pytest.mark.parametrize("family", PREFIXES)
-def test_what_a_config_leaves_out_is_as_in_transformers(family):
+def test_defaults_equal_those_of_transformers(family):
     theirs = getattr(transformers, f"{PREFIXES[family]}Config")(**BARE)
     ours = read(family)
     assert ours.num_kv_heads == theirs.num_key_value_heads
@@ -93,18 +93,18 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family):
     ],
     ids=str,
 )
-def test_a_window_that_is_null_is_not_one_that_is_left_out(family, fields, window):
+def test_a_null_window_differs_from_a_missing_one(family, fields, window):
     config = read(family, **fields)
     assert config.attention.window == window
     assert any(kind.sees == "window" for kind in config.kinds) == (window is not None)
 
 
 @pytest.mark.parametrize("family", ["mistral", "mixtral", "olmo2", "qwen2", "smollm3"])
-def test_null_key_value_heads_are_as_many_as_those_of_queries(family):
+def test_null_num_key_value_heads_means_the_number_of_query_heads(family):
     assert read(family, num_key_value_heads=None).num_kv_heads == BARE["num_attention_heads"]
 
 
-def test_layers_without_rope():
+def test_layers_without_rope_are_read():
     def rotated(**fields: object) -> list[bool]:
         return [kind.rope != "none" for kind in read("smollm3", **fields).kinds]
 
@@ -114,7 +114,7 @@ def test_layers_without_rope():
     assert "no_rope_layers=[1, 0]" in problems("smollm3", no_rope_layers=[1, 0])
 
 
-def test_layers_with_experts():
+def test_layers_with_experts_are_read():
     def sparse(**fields: object) -> list[int]:
         config = read("qwen3_moe", num_hidden_layers=6, **fields)
         return [i for i, kind in enumerate(config.kinds) if kind.mlp == "experts"]
@@ -129,13 +129,13 @@ def test_layers_with_experts():
 
 @pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_experts_are_counted_under_either_name(family, name):
+def test_the_number_of_experts_is_read_under_either_name(family, name):
     assert read(family, num_experts_per_tok=1, **{name: 3}).experts.num_experts == 3
     both = {"num_experts": 3, "num_local_experts": 4, "num_experts_per_tok": 1}
     assert "num_local_experts=4 and num_experts=3 differ" in problems(family, **both)
 
 
-def test_the_balancing_loss_is_in_the_loss_if_logits_are_asked_for():
+def test_the_balancing_loss_counts_if_router_logits_are_requested():
     assert read("mixtral", router_aux_loss_coef=0.5).experts.aux_weight == 0
     experts = read("mixtral", router_aux_loss_coef=0.5, output_router_logits=True).experts
     assert (experts.aux_weight, experts.balance) == (0.5, "model")
@@ -154,7 +154,7 @@ def test_the_balancing_loss_is_in_the_loss_if_logits_are_asked_for():
     ],
     ids=str,
 )
-def test_what_would_change_the_numbers_is_refused(family, fields, words):
+def test_unsupported_values_are_refused(family, fields, words):
     assert words in problems(family, **fields)
 
 
@@ -223,7 +223,7 @@ def test_configs_that_a_family_does_not_support_are_refused(family, changes, wor
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe/every-other-tied-biases"])
-def test_experts_fused_by_transformers_5_are_read_and_written_each_on_its_own(name, tmp_path):
+def test_experts_fused_by_transformers_5_are_read_and_written_separately(name, tmp_path):
     original = CASES[name].build()
     original.save_pretrained(tmp_path / "each")
     original.save_pretrained(tmp_path / "fused", save_original_format=False)
@@ -246,7 +246,7 @@ def test_a_missing_expert_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_the_spelling_of_experts_is_that_of_version_4(family, tmp_path):
+def test_the_number_of_experts_is_written_as_in_transformers_4(family, tmp_path):
     CASES[family].build().save_pretrained(tmp_path / "in")
     save_pretrained(load_pretrained(tmp_path / "in"), tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -258,8 +258,8 @@ def test_the_spelling_of_experts_is_that_of_version_4(family, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mixtral/window-tied-all", "qwen3_moe/every-other-tied-biases"])
-def test_the_whole_model_s_balancing_loss_is_that_of_transformers(name, tmp_path):
-    """With padding, over all layers that have experts."""
+def test_the_balancing_loss_of_the_model_equals_transformers(name, tmp_path):
+    """With padding, over all layers with experts."""
     original = CASES[name].build()
     original.config.output_router_logits = True
     original.config.router_aux_loss_coef = 0.02

@@ -1,4 +1,4 @@
-"""GPT-2 as it was released: no prefix, no head, the causal mask as a buffer, fields of old."""
+"""GPT-2 as released: no prefix, no head, the causal mask as a buffer, old config fields."""
 
 import json
 
@@ -39,7 +39,7 @@ RELEASED = {
 
 @pytest.fixture
 def released(tmp_path):
-    """The model, and the folder of its tensors without prefix but with masks."""
+    """A model, and a folder with its tensors without prefix but with masks."""
     original = CASES["gpt2/unscaled-untied-relu"].build()
     original.config.tie_word_embeddings = True
     original.tie_weights()
@@ -59,7 +59,7 @@ def edit(folder, **fields):
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
-def test_names_without_a_prefix_come_back_without_it(released, tmp_path):
+def test_names_without_a_prefix_are_written_without_it(released, tmp_path):
     original, folder = released
     model = load_pretrained(folder)
     tokens = tokens_of(original)
@@ -76,7 +76,7 @@ def test_names_without_a_prefix_come_back_without_it(released, tmp_path):
     assert torch.equal(again.lm_head.weight, original.transformer.wte.weight)
 
 
-def test_masks_are_ignored_and_biases_are_not(released):
+def test_masks_are_ignored_but_biases_are_required(released):
     original, folder = released
     file = folder / "model.safetensors"
     mask = torch.tril(torch.ones(512, 512, dtype=torch.bool))[None, None]
@@ -97,7 +97,7 @@ def test_masks_are_ignored_and_biases_are_not(released):
 @pytest.mark.parametrize(
     "field", ["scale_attn_by_inverse_layer_idx", "add_cross_attention"], ids=str
 )
-def test_what_is_not_computed_is_refused(released, field):
+def test_unsupported_options_are_refused(released, field):
     _, folder = released
     edit(folder, **{field: True})
     with pytest.raises(CheckpointError, match=f"{field}=True is not supported"):

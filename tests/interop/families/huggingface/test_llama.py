@@ -1,4 +1,4 @@
-"""Llama of transformers: the same logits, the same bits back, and every problem named."""
+"""Llama against transformers: equal logits, bit-exact round trip, and every problem reported."""
 
 import json
 import math
@@ -110,7 +110,7 @@ MESHES = [(1, 4, 2), (8, 1, 1), (2, 2, 2)]
 
 
 def random_llama(case: str) -> LlamaForCausalLM:
-    """A Llama with distinct random numbers in every tensor; no norm scale is one."""
+    """Builds a Llama with distinct random numbers in every tensor; no norm scale is one."""
     generator = torch.Generator().manual_seed(len(case))
     model = LlamaForCausalLM(LlamaConfig(**BASE | CONFIGS[case]))
     with torch.no_grad():
@@ -123,7 +123,7 @@ def random_llama(case: str) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of a case, as transformers saves it."""
+    """The folder of a case as saved by transformers."""
     folders: dict[str, Path] = {}
 
     def save(case: str) -> Path:
@@ -137,12 +137,12 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def llama(saved, tmp_path) -> Path:
-    """A copy of the first case, to be damaged."""
+    """A copy of the first case, for tests that damage it."""
     return Path(shutil.copytree(saved("gqa"), tmp_path / "llama"))
 
 
 def stored(folder: Path) -> dict[str, tuple]:
-    """Dtype, shape and bits of every tensor in a folder."""
+    """Returns dtype, shape and bits of every tensor in a folder."""
     tensors = {}
     for file in folder.glob("*.safetensors"):
         tensors |= load_file(file)
@@ -195,8 +195,8 @@ logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_logits_are_those_of_transformers(case, saved):
-    """Judged in float32, whatever the weights were saved in."""
+def test_logits_equal_transformers(case, saved):
+    """Compared in float32, whatever dtype the weights were saved in."""
     folder = saved(case)
     theirs = LlamaForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -206,7 +206,7 @@ def test_logits_are_those_of_transformers(case, saved):
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_there_and_back_no_bit_differs(case, saved, tmp_path):
+def test_the_round_trip_is_bit_exact(case, saved, tmp_path):
     model = load_pretrained(saved(case))
     save_pretrained(model, tmp_path / "out")
     assert stored(tmp_path / "out") == stored(saved(case))
@@ -222,7 +222,7 @@ def test_there_and_back_no_bit_differs(case, saved, tmp_path):
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_the_config_comes_back_as_transformers_reads_it(case, saved, tmp_path):
+def test_the_exported_config_reads_the_same_in_transformers(case, saved, tmp_path):
     save_pretrained(load_pretrained(saved(case)), tmp_path / "out")
     ours, theirs = (AutoConfig.from_pretrained(f) for f in (tmp_path / "out", saved(case)))
     differ = {
@@ -235,7 +235,7 @@ def test_the_config_comes_back_as_transformers_reads_it(case, saved, tmp_path):
     assert not differ
 
 
-def test_shards_with_an_index_are_as_one_file(saved, tmp_path):
+def test_shards_with_an_index_file_load_like_one_file(saved, tmp_path):
     source = tmp_path / "shards"
     LlamaForCausalLM.from_pretrained(saved("biases")).save_pretrained(source, max_shard_size="20KB")
     assert len(list(source.glob("*.safetensors"))) > 2
@@ -249,7 +249,7 @@ def test_shards_with_an_index_are_as_one_file(saved, tmp_path):
 
 
 @pytest.mark.parametrize("shape", MESHES)
-def test_on_any_mesh_the_bits_are_the_same_and_so_are_those_exported(shape, saved, tmp_path):
+def test_loading_and_exporting_are_bit_exact_on_any_mesh(shape, saved, tmp_path):
     alone, mesh = load_pretrained(saved("biases")), mesh_of(shape)
     model = load_pretrained(saved("biases"), mesh=mesh)
     assert bits(model) == bits(alone)
@@ -266,7 +266,7 @@ def test_on_any_mesh_the_bits_are_the_same_and_so_are_those_exported(shape, save
     assert relative_l2(sharded, logits_of(alone, draw_tokens())) <= TOLERANCE
 
 
-def test_layers_one_by_one_export_the_same_bits(saved, tmp_path):
+def test_unscanned_layers_export_the_same_bits(saved, tmp_path):
     for case in ("biases", "tied"):
         model = with_scanned_layers(load_pretrained(saved(case)), False)
         assert "layers.2.attn.q_proj.kernel" in named_parameters(model)
@@ -275,8 +275,8 @@ def test_layers_one_by_one_export_the_same_bits(saved, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["biases", "wide-heads", "llama3"])
-def test_the_layout_of_rotated_pairs_is_an_in_memory_matter(case, saved, tmp_path):
-    """The same table with neighbours for pairs: other bits in memory, the same numbers and file."""
+def test_the_layout_of_rotated_pairs_affects_only_memory(case, saved, tmp_path):
+    """With adjacent rotated pairs, the bits in memory differ; the numbers and the file do not."""
     half = load_pretrained(saved(case))
     config = with_fields(half.config, {"rope.layout": "interleaved"})
     table = LLAMA.table(config, Layout())
@@ -313,7 +313,7 @@ def as_v4(rope: dict) -> dict:
     [{"rope_type": "default", "rope_theta": 500000.0}, LINEAR, LLAMA3],
     ids=lambda r: r["rope_type"],
 )
-def test_configs_of_transformers_4_and_5_say_the_same(rope, llama):
+def test_configs_of_transformers_4_and_5_read_the_same(rope, llama):
     edit_config(llama, rope_parameters=rope)
     modern = load_pretrained(llama).config
     edit_config(llama, **as_v4(rope), torch_dtype="float32", dtype=...)
@@ -323,7 +323,7 @@ def test_configs_of_transformers_4_and_5_say_the_same(rope, llama):
     assert AutoConfig.from_pretrained(llama).rope_parameters == rope
 
 
-def test_configs_of_the_oldest_spelling(llama):
+def test_configs_of_old_transformers_are_read(llama):
     """`type` for `rope_type`, as before transformers 4.43, and no theta before Llama 3."""
     edit_config(llama, rope_parameters=..., rope_scaling={"type": "linear", "factor": 4.0})
     config = load_pretrained(llama).config
@@ -334,8 +334,8 @@ def test_configs_of_the_oldest_spelling(llama):
     )
 
 
-def test_defaults_are_those_of_transformers(llama):
-    """A config that says only what differs from the defaults."""
+def test_defaults_equal_those_of_transformers(llama):
+    """Keeps only the fields that differ from the defaults."""
     kept = {"architectures", "model_type", "num_key_value_heads"} | BASE.keys()
     config = json.loads((llama / "config.json").read_text())
     left = {name: value for name, value in config.items() if name in kept}
@@ -362,7 +362,7 @@ HARMLESS = {
 }
 
 
-def test_fields_that_change_no_number_are_kept(llama, tmp_path):
+def test_fields_that_do_not_affect_the_numbers_are_kept(llama, tmp_path):
     edit_config(llama, **HARMLESS)
     save_pretrained(load_pretrained(llama), tmp_path / "out")
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -382,15 +382,15 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("fields", PUBLISHED.values(), ids=PUBLISHED)
-def test_fields_that_published_models_have_are_understood_and_kept(fields, llama, tmp_path):
+def test_fields_of_published_models_are_read_and_kept(fields, llama, tmp_path):
     edit_config(llama, **fields)
     save_pretrained(load_pretrained(llama), tmp_path / "out")
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {name: exported.get(name, "lost") for name in fields} == fields
 
 
-def test_neighbouring_pairs_in_a_hugging_face_file_are_refused(llama):
-    """nanotron's word for the other layout; transformers would not look at it."""
+def test_adjacent_rotated_pairs_in_a_hugging_face_file_are_refused(llama):
+    """nanotron's field for the other layout, which transformers ignores."""
     edit_config(llama, rope_interleaved=True)
     assert "rope_interleaved=True" in problems(llama)
 
@@ -405,7 +405,7 @@ COMPANIONS = [
 ]
 
 
-def test_the_tokenizer_goes_along(llama, tmp_path):
+def test_the_tokenizer_is_copied_on_export(llama, tmp_path):
     for number, name in enumerate([*COMPANIONS, "README.md", "optimizer.pt"]):
         (llama / name).write_bytes(bytes([number]) * 5)
     (llama / "tokenizers").mkdir()
@@ -454,8 +454,8 @@ def test_every_problem_of_a_config_is_in_one_error(llama):
     ],
     ids=str,
 )
-def test_a_problem_of_a_config_is_named_beside_another(changes, said, llama):
-    """However the first is found, the second is not forgotten."""
+def test_several_problems_of_a_config_are_reported_together(changes, said, llama):
+    """However the first problem is found, the second is reported as well."""
     rope = changes.get("rope_parameters", {})
     if rope:
         changes = changes | {"rope_parameters": {k: v for k, v in rope.items() if v is not ...}}
@@ -465,7 +465,7 @@ def test_a_problem_of_a_config_is_named_beside_another(changes, said, llama):
     assert "no_such_field=1" in message
 
 
-def test_a_problem_of_the_sizes_is_named_beside_one_of_the_activation(llama):
+def test_problems_of_sizes_and_activation_are_reported_together(llama):
     edit_config(llama, hidden_act="gelu", num_key_value_heads=4)
     message = problems(llama)
     assert "hidden_act='gelu'" in message
@@ -489,7 +489,7 @@ def test_a_missing_tensor_is_named(name, llama):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_renamed_tensor_is_named_with_the_name_that_was_meant(name, llama):
+def test_a_renamed_tensor_is_reported_with_the_expected_name(name, llama):
     renamed = name.replace("weight", "wieght")
     edit_tensors(llama, lambda tensors: tensors.update({renamed: tensors.pop(name)}))
     message = problems(llama)
@@ -499,7 +499,7 @@ def test_a_renamed_tensor_is_named_with_the_name_that_was_meant(name, llama):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("change", ["transposed", "flattened", "one more row"])
-def test_a_misshapen_tensor_is_named_with_both_shapes(name, change, llama):
+def test_a_tensor_of_the_wrong_shape_is_reported_with_both_shapes(name, change, llama):
     def reshape(tensors: dict[str, torch.Tensor]) -> None:
         tensor = tensors[name]
         changed = {
@@ -541,7 +541,7 @@ def test_every_problem_of_the_tensors_is_in_one_error(llama):
     assert all(name in message for name in (NAMES[0], NAMES[2], "score.weight"))
 
 
-def test_a_layer_in_another_dtype_cannot_be_stacked(llama):
+def test_a_layer_with_another_dtype_cannot_be_stacked(llama):
     name = NAMES[2]
     edit_tensors(llama, lambda tensors: tensors.update({name: tensors[name].half()}))
     message = problems(llama)
@@ -550,7 +550,7 @@ def test_a_layer_in_another_dtype_cannot_be_stacked(llama):
 
 
 def test_each_parameter_keeps_the_dtype_it_is_stored_in(saved, tmp_path):
-    """Norms in float32 among bfloat16, and back again."""
+    """Norms in float32 among bfloat16 weights, in both directions."""
     folder = Path(shutil.copytree(saved("bfloat16"), tmp_path / "mixed"))
 
     def widen(tensors: dict[str, torch.Tensor]) -> None:
@@ -584,8 +584,8 @@ def test_a_tied_head_that_is_also_stored_must_be_the_embedding(same, saved, tmp_
         assert "model.embed_tokens.weight" in message
 
 
-def test_an_untied_head_is_never_made_up(llama):
-    """Without lm_head.weight the embedding would do, and be wrong."""
+def test_a_missing_untied_head_is_an_error(llama):
+    """Without lm_head.weight, the embedding would fit but be wrong."""
     edit_tensors(llama, lambda tensors: tensors.pop("lm_head.weight"))
     assert "lm_head.weight is missing" in problems(llama)
 
@@ -596,7 +596,7 @@ def test_old_buffers_are_ignored(llama, saved):
     assert bits(load_pretrained(llama)) == bits(load_pretrained(saved("gqa")))
 
 
-def test_what_is_no_checkpoint_says_so(tmp_path, llama):
+def test_folders_that_are_not_checkpoints_are_errors(tmp_path, llama):
     assert "not a folder" in problems(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     assert "config.json is missing" in problems(tmp_path / "empty")
@@ -611,7 +611,7 @@ def test_what_is_no_checkpoint_says_so(tmp_path, llama):
         load_pretrained(llama, dtype="fp8")
 
 
-def test_nothing_is_written_over(saved, tmp_path):
+def test_existing_folders_are_not_overwritten(saved, tmp_path):
     model = load_pretrained(saved("gqa"))
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path, tmp_path / "file"):
@@ -624,8 +624,8 @@ def test_nothing_is_written_over(saved, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_model_that_was_never_loaded_is_written_as_hugging_face(saved, tmp_path):
-    """Trained from nothing, it has no origin; transformers computes the same with it."""
+def test_a_model_without_an_origin_is_written_as_hugging_face(saved, tmp_path):
+    """A model trained from scratch has no origin; transformers computes the same from it."""
     loaded = load_pretrained(saved("wide-heads"))
     arrays = {name: v.get_value() for name, v in named_parameters(loaded).items()}
     model = with_arrays(build_abstract(loaded.config), arrays)
@@ -635,8 +635,8 @@ def test_a_model_that_was_never_loaded_is_written_as_hugging_face(saved, tmp_pat
     assert relative_l2(logits_of(model, draw_tokens()), their_logits(theirs)) <= TOLERANCE
 
 
-def test_the_comparison_would_notice():
-    """Swapping two tensors of one shape, or scaling a norm, moves the logits far."""
+def test_the_comparison_detects_wrong_weights():
+    """Swapping two tensors of equal shape, or scaling a norm, moves the logits out of tolerance."""
     model = random_llama("gqa")
     logits = their_logits(model)
     layer = model.model.layers[1]

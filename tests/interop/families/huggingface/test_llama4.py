@@ -1,4 +1,4 @@
-"""Llama 4 with its image encoder: on pixels and on text, there and back, against transformers."""
+"""Llama 4 with its image encoder against transformers: images and text, and the round trip."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ CASES = {
 }
 CASE = CASES["llama4"]
 IMAGE_TOKEN = CASE.changes["image_token_index"]
-EMBEDDINGS = 9  # of an image
+EMBEDDINGS = 9  # per image
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tokens() -> np.ndarray:
-    """Two images in one text, one in the other, at different places."""
+    """Two images in one row and one in the other, at different positions."""
     tokens = np.random.default_rng(1).integers(0, IMAGE_TOKEN, (2, 320))
     tokens[0, 5 : 5 + EMBEDDINGS] = IMAGE_TOKEN
     tokens[0, 95 : 95 + EMBEDDINGS] = IMAGE_TOKEN
@@ -93,7 +93,7 @@ def their_logits(original, tokens, images=None) -> np.ndarray:
         return original(input_ids=torch.tensor(tokens), pixel_values=pixels).logits.numpy()
 
 
-def test_images_are_embedded_as_in_transformers(original, model, images):
+def test_image_embeddings_equal_transformers(original, model, images):
     with torch.no_grad():
         expected = original.vision_model(torch.tensor(images)).last_hidden_state.numpy()
     found = jax.jit(lambda model, images: model.vision(images))(model, images)
@@ -101,17 +101,17 @@ def test_images_are_embedded_as_in_transformers(original, model, images):
     assert relative_l2(found, expected) <= TOLERANCE
 
 
-def test_logits_of_text_and_images_are_those_of_transformers(original, model, images, tokens):
+def test_logits_of_text_and_images_equal_transformers(original, model, images, tokens):
     found = logits_of(model, tokens, model.embed_images(images, tokens))
     assert relative_l2(found, their_logits(original, tokens, images)) <= TOLERANCE
 
 
-def test_logits_of_text_alone_are_those_of_transformers(original, model, tokens):
+def test_logits_of_text_only_equal_transformers(original, model, tokens):
     tokens = np.where(tokens == IMAGE_TOKEN, 7, tokens)
     assert relative_l2(logits_of(model, tokens), their_logits(original, tokens)) <= TOLERANCE
 
 
-def test_layers_one_by_one_compute_the_same(model, images, tokens):
+def test_unscanned_layers_compute_the_same(model, images, tokens):
     listed = with_scanned_layers(model, False)
     assert "0" in listed.vision.layers
     found = logits_of(listed, tokens, listed.embed_images(images, tokens))
@@ -126,7 +126,7 @@ def test_layers_one_by_one_compute_the_same(model, images, tokens):
     )
 
 
-def test_there_and_back_no_bit_differs(original, folder, model, tmp_path):
+def test_the_round_trip_is_bit_exact(original, folder, model, tmp_path):
     save_pretrained(model, tmp_path / "out")
     assert stored(tmp_path / "out") == stored(folder)
     assert any(name.startswith("vision_model.") for name in stored(folder))
@@ -139,8 +139,8 @@ def test_there_and_back_no_bit_differs(original, folder, model, tmp_path):
         assert torch.equal(tensor, original.state_dict()[name]), name
 
 
-def test_the_config_comes_back(original, model, images, tokens, tmp_path):
-    """Also without the fields that it came with, and in the spelling of transformers 4."""
+def test_the_config_survives_the_round_trip(original, model, images, tokens, tmp_path):
+    """Also without the original fields, and as transformers 4 writes it."""
     without = with_scanned_layers(with_scanned_layers(model, False), True)
     without.origin = None
     save_pretrained(without, tmp_path / "out", format="hf")
@@ -157,7 +157,7 @@ def test_the_config_comes_back(original, model, images, tokens, tmp_path):
 
 
 def test_a_prompt_with_an_image_is_continued_from_the_cache(model, images, tokens):
-    """The images stand in for tokens of the prompt; what follows is text."""
+    """Images replace tokens of the prompt; the continuation is text."""
     tokens = tokens[:, :130]
     image_embedding = model.embed_images(images, tokens)
     whole = logits_of(model, tokens, image_embedding)
@@ -176,7 +176,7 @@ def test_a_prompt_with_an_image_is_continued_from_the_cache(model, images, token
     assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
 
-def test_a_tied_head_comes_back(tmp_path, images, tokens):
+def test_a_tied_head_survives_the_round_trip(tmp_path, images, tokens):
     text = {**CASE.changes["text_config"], "tie_word_embeddings": True}
     original = dataclasses.replace(CASE, changes={**CASE.changes, "text_config": text}).build()
     original.save_pretrained(tmp_path / "original")
@@ -190,7 +190,7 @@ def test_a_tied_head_comes_back(tmp_path, images, tokens):
     assert relative_l2(their_logits(rebuilt, tokens, images), found) <= TOLERANCE
 
 
-RELEASED = {  # Scout's fields that the config class of transformers 5 has not
+RELEASED = {  # fields of Scout that the config class of transformers 5 lacks
     "text_config": {
         "_attn_implementation_autoset": True,
         "for_llm_compressor": False,
@@ -209,12 +209,12 @@ def edit_config(folder: Path, change) -> None:
 
 @pytest.fixture
 def written(model, tmp_path) -> Path:
-    """A folder that a test may spoil."""
+    """A folder that a test may damage."""
     save_pretrained(model, tmp_path / "written")
     return tmp_path / "written"
 
 
-def test_fields_of_the_released_configs_are_understood_and_kept(written, model, tmp_path):
+def test_fields_of_released_configs_are_read_and_kept(written, model, tmp_path):
     edit_config(written, lambda config: [config[k].update(v) for k, v in RELEASED.items()])
     again = load_pretrained(written)
     assert again.config == model.config
@@ -243,15 +243,15 @@ def test_fields_of_the_released_configs_are_understood_and_kept(written, model, 
     ],
     ids=str,
 )
-def test_what_is_wrong_with_a_config_is_named(part, changes, said, written):
+def test_problems_of_a_config_are_reported(part, changes, said, written):
     edit_config(written, lambda config: config[part].update(changes))
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(written)
     assert said in str(caught.value)
 
 
-def test_a_model_that_sees_is_not_written_as_one_that_does_not(model, tmp_path):
-    """Biases of queries alone are what `llama4` cannot say, and it is named as all others are."""
+def test_a_model_with_an_image_encoder_is_not_written_without_it(model, tmp_path):
+    """`llama4` does not support biases on queries only; its refusal is listed like all others."""
     changed = with_scanned_layers(model, False)
     changed.config = with_fields(changed.config, {"attention.qkv_bias": True})
     with pytest.raises(CheckpointError) as caught:
@@ -275,7 +275,7 @@ def test_a_model_that_sees_is_not_written_as_one_that_does_not(model, tmp_path):
     ids=str,
 )
 @pytest.mark.parametrize("chosen", ["hf", "meta", "llm"])
-def test_experts_that_llama4_has_not_are_not_written_as_its_own(chosen, changes, model, tmp_path):
+def test_experts_that_llama4_does_not_have_are_refused(chosen, changes, model, tmp_path):
     changed = with_scanned_layers(model, False)
     experts = dataclasses.replace(model.config.experts, **changes)
     changed.config = dataclasses.replace(changed.config, experts=experts)

@@ -1,4 +1,4 @@
-"""Llama 4, text alone: the logits of transformers, the same bits there and back, both configs."""
+"""Llama 4 for text: logits equal transformers; weights and config survive the round trip."""
 
 from decoder_family import DecoderFamily
 from hf_case import LLAMA4, Case

@@ -1,4 +1,4 @@
-"""RoPE that depends on the length of a sequence, where the length changes between calls."""
+"""RoPE that depends on the sequence length, with lengths that change between calls."""
 
 import jax
 import numpy as np
@@ -28,8 +28,8 @@ def step(model, tokens, positions, cache):
     return out.logits, out.cache
 
 
-def test_a_cache_that_grows_past_the_limit_is_that_of_transformers(case):
-    """Keys stay as they were written, queries turn at the frequencies of the length so far."""
+def test_a_cache_growing_past_the_limit_equals_transformers(case):
+    """Cached keys stay as written; queries use the frequencies of the length so far."""
     limit, original, model = case
     tokens = tokens_of(original, batch_size=2)[:, : limit + 6]
     prompt = limit - 4
@@ -45,8 +45,8 @@ def test_a_cache_that_grows_past_the_limit_is_that_of_transformers(case):
         assert relative_l2(logits, expected.logits) <= TOLERANCE, start
 
 
-def test_rows_of_a_batch_have_the_frequencies_of_their_own_lengths(case):
-    """One below the limit, padded on the right, and one beyond it: each as transformers alone."""
+def test_rows_of_a_batch_use_frequencies_of_their_own_lengths(case):
+    """One row below the limit, right-padded, and one beyond it: each equals transformers alone."""
     limit, original, model = case
     tokens = tokens_of(original, batch_size=2)[:, : limit + 9]
     lengths = [limit - 9, limit + 9]

@@ -1,4 +1,4 @@
-"""Mistral: the logits of transformers, the same bits there and back, both configs."""
+"""Mistral: logits equal those of transformers; weights and config survive the round trip."""
 
 from decoder_family import DecoderFamily
 from hf_case import Case

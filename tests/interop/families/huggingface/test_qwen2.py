@@ -1,4 +1,4 @@
-"""Qwen 2: the logits of transformers, the same bits there and back, both configs."""
+"""Qwen 2: logits equal those of transformers; weights and config survive the round trip."""
 
 from decoder_family import DecoderFamily
 from hf_case import Case

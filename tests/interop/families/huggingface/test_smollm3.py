@@ -1,4 +1,4 @@
-"""SmolLM 3: the logits of transformers, the same bits there and back, both configs."""
+"""SmolLM 3: logits equal those of transformers; weights and config survive the round trip."""
 
 from decoder_family import DecoderFamily
 from hf_case import Case

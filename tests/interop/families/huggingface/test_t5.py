@@ -1,4 +1,4 @@
-"""T5: the logits of transformers, the same bits there and back, both configs."""
+"""T5: logits equal those of transformers; weights and config survive the round trip."""
 
 from encoder_decoder_case import Case
 from encoder_decoder_family import EncoderDecoderFamily
@@ -16,7 +16,7 @@ T5 = {
 }
 CASES = {
     "t5": Case("T5", T5),
-    # Distances beyond the last bucket, and odd edges of buckets.
+    # Distances beyond the last bucket, and uneven bucket boundaries.
     "t5/few-buckets": Case(
         "T5",
         T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 60},

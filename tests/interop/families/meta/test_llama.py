@@ -1,4 +1,4 @@
-"""Meta's Llama, cut over model-parallel shards: read, computed, exported and cut anew."""
+"""Meta's Llama in model-parallel shards: loading, logits, export and resharding."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ LENGTH = 320
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A `params.json`, and how its release cut the embedding."""
+    """A `params.json`, and the axis along which its release split the embedding."""
 
     params: dict
     vocab_size: int = 96
@@ -82,7 +82,7 @@ CUT = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0, "output": 
 
 
 def random_state(case: Case) -> dict[str, torch.Tensor]:
-    """The tensors of the whole model, with distinct random numbers in each."""
+    """The tensors of the unsharded model, with distinct random numbers in each."""
     params, V, F = case.params, case.vocab_size, case.mlp_dim
     D, N = params["dim"], params["n_heads"]
     kv_width = params.get("n_kv_heads", N) * (D // N)
@@ -108,7 +108,7 @@ def random_state(case: Case) -> dict[str, torch.Tensor]:
 
 
 def shard_of(case: Case, state: dict[str, torch.Tensor], rank: int, shards: int) -> dict:
-    """What rank `rank` of `shards` stores."""
+    """Returns the tensors that rank `rank` of `shards` stores."""
     mine = {}
     for name, tensor in state.items():
         if name == "tok_embeddings.weight":
@@ -133,7 +133,7 @@ def write(folder: Path, case: Case, shards: int) -> Path:
 
 
 def stored(folder: Path) -> dict[str, dict[str, tuple]]:
-    """File -> tensor -> dtype, shape and bits; without the derived `rope.freqs`."""
+    """Maps file and tensor to dtype, shape and bits; without the derived `rope.freqs`."""
     return {
         file.name: {
             name: (t.dtype, tuple(t.shape), t.contiguous().view(torch.uint8).numpy().tobytes())
@@ -165,7 +165,7 @@ def problems(folder: Path) -> str:
 
 
 def rotations(case: Case, length: int) -> torch.Tensor:
-    """e^(i position frequency), T x H/2, with the scaling of Llama 3.1."""
+    """Returns exp(i position frequency), (T, H/2), with the scaling of Llama 3.1."""
     params = case.params
     head_dim = params["dim"] // params["n_heads"]
     exponents = torch.arange(0, head_dim, 2)[: head_dim // 2].float() / head_dim
@@ -230,8 +230,8 @@ logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("name", CASES)
-def test_read_from_any_number_of_shards_and_exported_to_transformers(name, shards, tmp_path):
-    """All three compute the same: Meta's code, ours, and transformers with what we exported."""
+def test_any_number_of_shards_is_loaded_and_exported_to_transformers(name, shards, tmp_path):
+    """Meta's code, the JAX model and transformers with the export give the same logits."""
     case = CASES[name]
     folder = write(tmp_path / "meta", case, shards)
     expected = reference_logits(case, torch.tensor(draw_tokens()))
@@ -248,7 +248,7 @@ def test_read_from_any_number_of_shards_and_exported_to_transformers(name, shard
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("name", CASES)
-def test_back_in_the_same_shards_no_bit_differs(name, shards, tmp_path):
+def test_the_round_trip_with_the_same_shards_is_bit_exact(name, shards, tmp_path):
     folder = write(tmp_path / "meta", CASES[name], shards)
     model = load_pretrained(folder)
     save_pretrained(model, tmp_path / "out")
@@ -259,7 +259,7 @@ def test_back_in_the_same_shards_no_bit_differs(name, shards, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cut_anew_into_other_shards_no_bit_differs(name, tmp_path):
+def test_resharding_is_bit_exact(name, tmp_path):
     case = CASES[name]
     model = load_pretrained(write(tmp_path / "two", case, 2))
     for shards in SHARDS:
@@ -269,8 +269,8 @@ def test_cut_anew_into_other_shards_no_bit_differs(name, tmp_path):
         assert bits(load_pretrained(out)) == bits(model)
 
 
-def test_more_shards_than_key_value_heads_have_copies_of_them(tmp_path):
-    """As Llama 3.1 405B was released: neighbouring shards have the same head."""
+def test_shards_beyond_the_key_value_heads_hold_copies(tmp_path):
+    """As in the release of Llama 3.1 405B: neighbouring shards hold the same head."""
     case = CASES["llama3"]
     model = load_pretrained(write(tmp_path / "meta", case, 1))
     out = tmp_path / "out"
@@ -299,15 +299,15 @@ def test_more_shards_than_key_value_heads_have_copies_of_them(tmp_path):
     assert "02/layers.1.attention.wv.weight" in message
 
 
-def test_params_that_the_release_had_are_kept(tmp_path):
+def test_fields_of_the_released_params_are_kept(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     save_pretrained(load_pretrained(folder), tmp_path / "out")
     exported = json.loads((tmp_path / "out" / "params.json").read_text())
     assert exported == CASES["llama3"].params | {"use_scaled_rope": False}
 
 
-def test_a_model_of_transformers_becomes_one_of_meta_s(tmp_path):
-    """By way of the shards' own reference: the pairs are permuted, and the shards cut."""
+def test_a_transformers_model_is_converted_to_meta(tmp_path):
+    """Compared with the reference: rotated pairs are permuted and tensors split."""
     case = CASES["llama3"]
     meta = load_pretrained(write(tmp_path / "meta", case, 4))
     save_pretrained(meta, tmp_path / "hf", format="hf")
@@ -317,7 +317,7 @@ def test_a_model_of_transformers_becomes_one_of_meta_s(tmp_path):
 
 
 @pytest.mark.parametrize("chosen", ["meta", "llm", "tlama"])
-def test_a_tied_head_is_written_out_where_heads_are_never_tied(chosen, tmp_path):
+def test_a_tied_head_is_stored_in_formats_without_tied_heads(chosen, tmp_path):
     tied = random_model(head=HeadConfig(tied=True), head_dim=8)
     shards = {"model_parallel": 2} if chosen == "meta" else {}
     save_pretrained(tied, tmp_path / "out", format=chosen, **shards)
@@ -336,7 +336,7 @@ def test_shards_that_do_not_divide_are_refused_with_both_numbers(tmp_path):
         save_pretrained(model, tmp_path / "out", model_parallel=16)
     assert "16 model-parallel shards" in str(caught.value)
     assert "num_heads=8" in str(caught.value)
-    assert "num_kv_heads" not in str(caught.value)  # four shards could have each
+    assert "num_kv_heads" not in str(caught.value)  # four shards could hold one head each
     with pytest.raises(
         CheckpointError, match=r"3 model-parallel shards .*num_heads=8.*mlp_dim=224.*num_kv_heads=4"
     ):
@@ -344,7 +344,7 @@ def test_shards_that_do_not_divide_are_refused_with_both_numbers(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_shards_that_do_not_divide(tmp_path):
+def test_a_folder_whose_shards_do_not_divide_the_sizes_is_refused(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 2)
     (folder / "consolidated.02.pth").write_bytes((folder / "consolidated.01.pth").read_bytes())
     message = problems(folder)
@@ -353,7 +353,7 @@ def test_a_folder_of_shards_that_do_not_divide(tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["norm", "layers.1.attention_norm", "layers.0.ffn_norm"])
-def test_norms_that_differ_from_shard_to_shard_are_named(norm, tmp_path):
+def test_norms_that_differ_between_shards_are_reported(norm, tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 4)
 
     def change(tensors: dict) -> None:
@@ -366,14 +366,14 @@ def test_norms_that_differ_from_shard_to_shard_are_named(norm, tmp_path):
 
 
 @pytest.mark.parametrize(("present", "absent"), [((0, 2, 3), 1), ((1, 2, 3), 0), ((0,), 1)])
-def test_a_missing_shard_is_noticed(present, absent, tmp_path):
+def test_a_missing_shard_is_reported(present, absent, tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 4 if len(present) > 1 else 2)
     (folder / f"consolidated.{absent:02}.pth").unlink()
     message = problems(folder)
     if len(present) > 1:
         assert "consolidated.01.pth" in message
         assert f"consolidated.{present[-1]:02}.pth" in message
-    else:  # One shard of two is half of everything.
+    else:  # One of two shards holds half of everything.
         assert "00/tok_embeddings.weight: v is 96 from the config, 48 in the file" in message
         assert "layers.1.attention.wq.weight" in message
 
@@ -385,7 +385,7 @@ def test_a_tensor_that_one_shard_lacks_is_named(name, tmp_path):
     assert f"01/{name} is missing" in problems(folder)
 
 
-def test_a_tensor_that_one_shard_has_too_many_is_named(tmp_path):
+def test_an_additional_tensor_in_one_shard_is_reported(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 2)
     edit_shard(folder, 1, lambda tensors: tensors.update({"layers.2.norm.weight": torch.ones(1)}))
     assert "01/layers.2.norm.weight is unexpected" in problems(folder)
@@ -406,13 +406,13 @@ def test_a_tensor_that_one_shard_has_too_many_is_named(tmp_path):
     ],
     ids=str,
 )
-def test_params_that_are_not_understood_are_named(changes, said, tmp_path):
+def test_unsupported_params_are_reported(changes, said, tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     (folder / "params.json").write_text(json.dumps(CASES["llama3"].params | changes))
     assert said in problems(folder)
 
 
-def test_what_params_json_cannot_say_is_refused(tmp_path):
+def test_configs_that_params_json_does_not_support_are_refused(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     model = load_pretrained(folder)
     model.config = with_fields(

@@ -1,4 +1,4 @@
-"""Widths follow from multiples and multipliers, and the other way round."""
+"""MLP widths are computed from multiples and multipliers, and the reverse."""
 
 from types import SimpleNamespace
 
@@ -13,13 +13,13 @@ from jaxllm.interop.families.meta.params_json import mlp_width, width_fields
     ("dim", "multiple_of", "multiplier", "width"),
     [(4096, 256, None, 11008), (8192, 4096, 1.3, 28672), (4096, 1024, 1.3, 14336)],
 )
-def test_released_models_have_their_widths(dim, multiple_of, multiplier, width):
+def test_widths_match_the_released_models(dim, multiple_of, multiplier, width):
     """Llama 2 7B, Llama 3 70B and 8B."""
     assert mlp_width(dim, multiple_of, multiplier, thirds=True) == width
 
 
 @given(st.integers(1, 2**15), st.integers(1, 2**17), st.booleans())
-def test_any_width_can_be_said(dim, width, thirds):
+def test_any_width_can_be_written(dim, width, thirds):
     config = SimpleNamespace(embed_dim=dim, mlp_dim=width)
     said = width_fields(config, {}, thirds_with_multiplier=thirds)
     multiplier = said["ffn_dim_multiplier"]
@@ -27,7 +27,7 @@ def test_any_width_can_be_said(dim, width, thirds):
     assert mlp_width(dim, said["multiple_of"], multiplier, thirds=cut) == width
 
 
-def test_what_a_config_came_with_is_kept():
+def test_original_width_fields_are_kept_if_they_fit():
     config = SimpleNamespace(embed_dim=4096, mlp_dim=14336)
     base = {"multiple_of": 1024, "ffn_dim_multiplier": 1.3}
     assert width_fields(config, base, thirds_with_multiplier=True) == base

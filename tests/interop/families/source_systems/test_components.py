@@ -1,4 +1,4 @@
-"""The components' models over vectors beside the reference: every attention, with experts too."""
+"""The components' models over vectors against the reference: every attention, with experts."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ MODELS = {
 }
 DENSE = {"embed_dim": 48, "latent_dim": 56}
 MOE = {**DENSE, "use_moe": True, "num_experts": 4, "alpha": 0.3}
-ROOMY = 2 * 160  # a capacity that nothing exceeds
+ROOMY = 2 * 160  # a capacity that is never exceeded
 CASES = [
     {},
     {"attention_type": "mqa", "ffn_config": {**DENSE, "use_moe": False}},
@@ -51,7 +51,7 @@ CASES = [
 
 
 def build(kind: str, switches: dict) -> tuple[torch.nn.Module, dict]:
-    """The reference with random numbers everywhere, and the arguments that it was made of."""
+    """Builds the reference with random parameters; returns it with its arguments."""
     sizes, make = MODELS[kind]
     arguments = {**LAYERS, **sizes, **switches}
     given = dict(arguments)
@@ -61,7 +61,7 @@ def build(kind: str, switches: dict) -> tuple[torch.nn.Module, dict]:
 
 
 def write(folder: Path, arguments: dict, reference: torch.nn.Module) -> Path:
-    """Saves a model as its own code does."""
+    """Saves a model as the original code does."""
     torch.save(reference.state_dict(), folder / "state_dict.pth")
     (folder / "config.json").write_text(json.dumps(arguments))
     return folder
@@ -71,21 +71,21 @@ def write(folder: Path, arguments: dict, reference: torch.nn.Module) -> Path:
     scope="module",
     params=[
         *(("components-autoregressive", i) for i in range(len(CASES))),
-        # The other two are made of the same layers.
+        # The other two models have the same layers.
         *(("components-regression", i) for i in (0, 3, 5)),
         *(("components-encoder-decoder", i) for i in (1, 4, 7)),
     ],
     ids=lambda param: f"{param[0].removeprefix('components-')}-{param[1]}",
 )
 def case(request, tmp_path_factory):
-    """The reference, its folder and the arguments that it was made of."""
+    """The reference, its folder and its arguments."""
     kind, i = request.param
     reference, arguments = build(kind, CASES[i])
     return reference, write(tmp_path_factory.mktemp("original"), arguments, reference), arguments
 
 
 def inputs_of(arguments: dict) -> list[np.ndarray]:
-    """A sequence, or a source and a target."""
+    """Returns a sequence, or a source and a target."""
     lengths = (160, 150) if "num_encoder_layers" in arguments else (160,)
     rng = np.random.default_rng(1)
     return [rng.standard_normal((2, length, 3)).astype(np.float32) for length in lengths]
@@ -97,7 +97,7 @@ def run(model, *inputs):
     return out.logits, out.aux_loss
 
 
-def test_outputs_and_the_experts_loss_are_those_of_the_reference(case):
+def test_outputs_and_aux_loss_equal_the_reference(case):
     reference, folder, arguments = case
     inputs = inputs_of(arguments)
     with torch.no_grad():
@@ -108,8 +108,8 @@ def test_outputs_and_the_experts_loss_are_those_of_the_reference(case):
     assert (float(loss) > 0) == arguments.get("ffn_config", {}).get("use_moe", False)
 
 
-def test_gradients_are_those_of_the_reference(case, tmp_path):
-    """Rules only move numbers, so a gradient is read as the weights are; theirs is of float64."""
+def test_gradients_equal_the_reference(case, tmp_path):
+    """Gradients are mapped by the rules like weights; the reference computes them in float64."""
     reference, folder, arguments = case
     inputs = inputs_of(arguments)
     exact = copy.deepcopy(reference).double()
@@ -132,10 +132,10 @@ def test_gradients_are_those_of_the_reference(case, tmp_path):
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         error = np.linalg.norm(gradient - expected[name])
-        # A bias of keys adds the same to all scores of a query: its gradient is rounding alone.
+        # A key bias adds the same to all scores of a query: its gradient is only rounding.
         like = name.replace("k_proj.bias", "q_proj.bias")
         if arguments.get("ffn_config", {}).get("topk") == 1:
-            # The only choice weighs one whatever the router says: rounding alone as well.
+            # A single chosen expert has weight one whatever the router: only rounding as well.
             like = like.replace("router", "up_proj")
         scale = expected[like]
         assert error <= TOLERANCE * np.linalg.norm(scale), name
@@ -145,7 +145,7 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     return {name: np.asarray(v.get_value()) for name, v in named_parameters(model).items()}
 
 
-def test_there_and_back_no_bit_differs(case, tmp_path):
+def test_the_round_trip_is_bit_exact(case, tmp_path):
     _, folder, arguments = case
     save_pretrained(load_pretrained(folder), tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -163,7 +163,7 @@ def test_there_and_back_no_bit_differs(case, tmp_path):
             assert torch.equal(ours[name], tensor), name
 
 
-def test_the_config_comes_back_without_its_origin(case, tmp_path):
+def test_the_config_is_written_without_an_origin(case, tmp_path):
     _, folder, _ = case
     model = load_pretrained(folder)
     model.origin = None
@@ -172,7 +172,7 @@ def test_the_config_comes_back_without_its_origin(case, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_native_checkpoints_hold_it(kind, tmp_path):
+def test_models_are_saved_as_native_checkpoints(kind, tmp_path):
     reference, arguments = build(kind, CASES[-2])
     model = load_pretrained(write(tmp_path, arguments, reference))
     save_pretrained(model, tmp_path / "native", format="native")
@@ -186,7 +186,7 @@ def test_native_checkpoints_hold_it(kind, tmp_path):
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.usefixtures("really_compiling")
 @pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"expert": 2, "data": 4}], ids=str)
-def test_on_a_mesh_and_layer_by_layer_it_computes_the_same(kind, axes, tmp_path):
+def test_outputs_are_the_same_on_a_mesh_and_with_unscanned_layers(kind, axes, tmp_path):
     reference, arguments = build(kind, CASES[-2])
     folder, inputs = write(tmp_path, arguments, reference), inputs_of(arguments)
     model, mesh = load_pretrained(folder), make_mesh(**axes)
@@ -208,8 +208,8 @@ def loaded(folder: Path, kind: str = "components-autoregressive", **switches):
 
 
 @pytest.mark.parametrize("attention", ["mha", "mqa", "gqa"])
-def test_a_sliding_window_is_that_of_the_reference(attention, tmp_path):
-    """Which calls it `expanding_context=False`; its window is as long as its positions."""
+def test_a_sliding_window_equals_the_reference(attention, tmp_path):
+    """The reference's `expanding_context=False`, whose window is as long as its positions."""
     reference, model = loaded(tmp_path, attention_type=attention, max_seq_len=16)
     x = np.random.default_rng(1).standard_normal((2, 50, 3)).astype(np.float32)
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_a_sliding_window_is_that_of_the_reference(attention, tmp_path):
     assert relative_l2(found, expected) <= TOLERANCE
 
 
-def test_the_next_token_is_that_of_the_reference(tmp_path):
+def test_the_next_token_equals_the_reference(tmp_path):
     reference, model = loaded(tmp_path)
     x = np.random.default_rng(1).standard_normal((2, 9, 3)).astype(np.float32)
     with torch.no_grad():
@@ -249,13 +249,13 @@ def test_the_next_token_is_that_of_the_reference(tmp_path):
         ({"ffn_config": {**MOE, "capacity": 3, "top_k": 2}}, "did you mean 'topk'"),
     ],
 )
-def test_what_cannot_be_is_refused(switches, complaint, tmp_path):
+def test_invalid_arguments_are_refused(switches, complaint, tmp_path):
     reference, arguments = build("components-autoregressive", {})
     with pytest.raises(CheckpointError, match=complaint):
         load_pretrained(write(tmp_path, {**arguments, **switches}, reference))
 
 
-def test_what_it_cannot_say_is_refused(tmp_path):
+def test_unsupported_configs_are_refused(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(random_model(), tmp_path / "out", format="components")
     assert "components-regression: this family supports SequenceConfig" in str(error.value)
@@ -266,7 +266,7 @@ def test_what_it_cannot_say_is_refused(tmp_path):
         save_pretrained(slid, tmp_path / "out")
 
 
-def test_vectors_are_no_prompt(tmp_path):
+def test_models_over_vectors_do_not_generate_text(tmp_path):
     _, model = loaded(tmp_path)
     for search in (generate, partial(beam_search, num_beams=2)):
         with pytest.raises(ValueError, match="a SequenceModel has no vocabulary"):

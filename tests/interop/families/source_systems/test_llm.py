@@ -1,4 +1,4 @@
-"""`LLM` and Meta's Llama 4 in every spelling that their load hooks take, whole and in shards."""
+"""`LLM` and Meta's Llama 4 in every format that their load hooks accept, whole and sharded."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ CUTS = {
 
 
 def shard(state: State, rank: int, shards: int) -> State:
-    """What one of so many shards has."""
+    """Returns the tensors of one model-parallel shard."""
 
     def mine(name: str, tensor: torch.Tensor) -> torch.Tensor:
         cut = next((CUTS[key] for key in CUTS if re.search(rf"(^|\.){key}$", name)), None)
@@ -110,18 +110,18 @@ def shard(state: State, rank: int, shards: int) -> State:
     return {name: mine(name, tensor).clone() for name, tensor in state.items()}
 
 
-# The spellings, each of which renames what a shard has.
+# The formats; each one renames the tensors of a shard.
 
 
 def renamed(state: State, **names: str) -> State:
-    """With parts of names, in which `__` is a dot, replaced by others."""
+    """Replaces parts of tensor names; `__` stands for a dot."""
     table = {old.replace("__", "."): new for old, new in names.items()}
     old = re.compile(rf"(^|(?<=\.))({'|'.join(map(re.escape, table))})$")
     return {old.sub(lambda m: table[m[0]], name): tensor for name, tensor in state.items()}
 
 
 def joined(state: State, fused: str, *parts: str) -> State:
-    """With the rows of these parts, wherever they are, in one tensor."""
+    """Concatenates the rows of these parts, wherever they occur, into one tensor."""
     first = re.compile(rf"(.*)\b{re.escape(parts[0])}$")
     for name in list(state):
         if match := first.fullmatch(name):
@@ -143,7 +143,7 @@ def of_modules(state: State) -> State:
 
 
 def released(state: State) -> State:
-    """As Llama 4 was: dense layers name their norm otherwise than those with experts."""
+    """The released format: dense layers and layers with experts name their norms differently."""
     moe = {name.split(".")[1] for name in state if name.endswith("router_DE")}
     state = with_fused_attention(state)
     state = joined(state, "mlp.fc1_weight", "w_gate.weight", "w_value.weight")
@@ -168,7 +168,7 @@ def released(state: State) -> State:
     )
 
 
-SPELLINGS: dict[str, Callable[[State], State]] = {
+NAMINGS: dict[str, Callable[[State], State]] = {
     "modules": of_modules,
     "released": released,
     "own names": lambda state: state,
@@ -191,24 +191,24 @@ SPELLINGS: dict[str, Callable[[State], State]] = {
 DROPPED = ("rope.freqs", "_extra_state", "gate_stats_3E")
 
 
-def write_meta(folder: Path, original: LLM, shards: int, spelling: str) -> Path:
+def write_meta(folder: Path, original: LLM, shards: int, naming: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(CONFIG))
     for rank in range(shards):
-        state = SPELLINGS[spelling](shard(original.state_dict(), rank, shards))
+        state = NAMINGS[naming](shard(original.state_dict(), rank, shards))
         torch.save(state, folder / f"consolidated.{rank:02}.pth")
     return folder
 
 
-def write_llm(folder: Path, original: LLM, spelling: str) -> Path:
+def write_llm(folder: Path, original: LLM, naming: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llm", **CONFIG}))
-    torch.save(SPELLINGS[spelling](dict(original.state_dict())), folder / "state_dict.pth")
+    torch.save(NAMINGS[naming](dict(original.state_dict())), folder / "state_dict.pth")
     return folder
 
 
 def stored(folder: Path) -> dict[tuple[str, str], tuple]:
-    """Dtype, shape and bits of every tensor, of those that are derived only the shape."""
+    """Returns dtype, shape and bits of every tensor; only the shape of derived ones."""
     tensors = {}
     for file in sorted(folder.glob("*.pth")):
         for name, tensor in torch.load(file, weights_only=True).items():
@@ -219,7 +219,7 @@ def stored(folder: Path) -> dict[tuple[str, str], tuple]:
 
 
 def says(written: object, given: object) -> bool:
-    """Whether what was given is in what was written."""
+    """Whether all given fields are in the written ones."""
     if not isinstance(given, dict):
         return written == given
     return all(name in written and says(written[name], given[name]) for name in given)
@@ -229,11 +229,9 @@ def without_statistics(tensors: dict) -> dict:
     return {key: value for key, value in tensors.items() if not key[1].endswith(DROPPED[1:])}
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_llm_is_read_in_every_spelling_and_written_in_it(
-    spelling, original, tokens, expected, tmp_path
-):
-    folder = write_llm(tmp_path / "in", original, spelling)
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_an_llm_is_read_and_written_in_every_format(naming, original, tokens, expected, tmp_path):
+    folder = write_llm(tmp_path / "in", original, naming)
     model = load_pretrained(folder)
     assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
     save_pretrained(model, tmp_path / "out")
@@ -243,11 +241,11 @@ def test_an_llm_is_read_in_every_spelling_and_written_in_it(
 
 
 @pytest.mark.parametrize("shards", SHARDS)
-@pytest.mark.parametrize("spelling", ["modules", "released", "fc1", "mlp.layer_norm_weight"])
-def test_shards_are_read_in_every_spelling_and_written_in_it(
-    spelling, shards, original, tokens, expected, tmp_path
+@pytest.mark.parametrize("naming", ["modules", "released", "fc1", "mlp.layer_norm_weight"])
+def test_shards_are_read_and_written_in_every_format(
+    naming, shards, original, tokens, expected, tmp_path
 ):
-    folder = write_meta(tmp_path / "in", original, shards, spelling)
+    folder = write_meta(tmp_path / "in", original, shards, naming)
     model = load_pretrained(folder)
     assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
     save_pretrained(model, tmp_path / "out")
@@ -257,7 +255,7 @@ def test_shards_are_read_in_every_spelling_and_written_in_it(
 
 
 @pytest.mark.parametrize("shards", SHARDS)
-def test_the_shards_of_these_tests_are_those_of_the_original(shards, original, tokens, expected):
+def test_the_shards_of_these_tests_load_in_the_original(shards, original, tokens, expected):
     states = [released(shard(original.state_dict(), rank, shards)) for rank in range(shards)]
     for state in states:
         for name in [name for name in state if name.endswith("gate_stats_3E")]:
@@ -267,16 +265,16 @@ def test_the_shards_of_these_tests_are_those_of_the_original(shards, original, t
     np.testing.assert_array_equal(their_logits(merged, tokens), expected)
 
 
-@pytest.mark.parametrize("spelling", ["modules", "released"])
-def test_cut_anew_into_other_shards_no_bit_differs(spelling, original, tmp_path):
-    model = load_pretrained(write_meta(tmp_path / "two", original, 2, spelling))
+@pytest.mark.parametrize("naming", ["modules", "released"])
+def test_resharding_is_bit_exact(naming, original, tmp_path):
+    model = load_pretrained(write_meta(tmp_path / "two", original, 2, naming))
     for shards in SHARDS:
         save_pretrained(model, tmp_path / f"out{shards}", model_parallel=shards)
-        direct = write_meta(tmp_path / f"direct{shards}", original, shards, spelling)
+        direct = write_meta(tmp_path / f"direct{shards}", original, shards, naming)
         assert stored(tmp_path / f"out{shards}") == without_statistics(stored(direct))
 
 
-def test_a_copy_of_a_key_value_head_that_differs_is_named(original, tmp_path):
+def test_a_differing_copy_of_a_key_value_head_is_reported(original, tmp_path):
     folder = write_meta(tmp_path / "six", original, 6, "released")
     file = folder / "consolidated.04.pth"
     tensors = torch.load(file, weights_only=True)
@@ -289,10 +287,10 @@ def test_a_copy_of_a_key_value_head_that_differs_is_named(original, tmp_path):
 
 
 @pytest.mark.parametrize("chosen", ["meta", "llm"])
-def test_written_in_another_format_the_original_computes_the_same(
+def test_the_original_computes_the_same_from_another_format(
     chosen, original, tokens, expected, tmp_path
 ):
-    """Also without the fields that it came with: what they said is said anew."""
+    """Also without the original fields, which are then written anew."""
     model = load_pretrained(write_llm(tmp_path / "in", original, "own names"))
     model.origin = None
     save_pretrained(model, tmp_path / "out", format=chosen)
@@ -311,8 +309,8 @@ def test_written_in_another_format_the_original_computes_the_same(
 
 @pytest.mark.parametrize("mlp_dim", [111, 96, 40])
 @pytest.mark.parametrize("expert_dim", [39, 111, 150])
-def test_any_widths_can_be_said(mlp_dim, expert_dim, original, tmp_path):
-    """The arguments say widths in a roundabout way: a multiple of a fraction of another."""
+def test_any_widths_can_be_written(mlp_dim, expert_dim, original, tmp_path):
+    """The arguments give widths indirectly, as a multiple of a fraction of another width."""
     model = load_pretrained(write_llm(tmp_path / "in", original, "own names"))
     experts = dataclasses.replace(
         model.config.experts, mlp_dim=expert_dim, shared_mlp_dim=expert_dim
@@ -326,8 +324,8 @@ def test_any_widths_can_be_said(mlp_dim, expert_dim, original, tmp_path):
         assert (values["mlp_dim"], values["experts"]) == (mlp_dim, experts)
 
 
-def test_images_stand_in_for_tokens(original, tokens, tmp_path):
-    """The encoder, the projection and the merge, against the reference's."""
+def test_images_replace_tokens(original, tokens, tmp_path):
+    """The encoder, the projection and the merge, against the reference."""
     images = np.random.default_rng(3).standard_normal((3, 3, 8, 8)).astype(np.float32)
     places = np.zeros((2, LENGTH), bool)
     places[0, 7:11] = places[0, 60:64] = places[1, 100:104] = True
@@ -338,7 +336,7 @@ def test_images_stand_in_for_tokens(original, tokens, tmp_path):
         )
         expected = their_logits(original, tokens, MaskedEmbedding(embedding, mask))
     model = load_pretrained(write_meta(tmp_path / "in", original, 2, "released"))
-    assert model.config.vision.image_token is None  # beyond so small a vocabulary
+    assert model.config.vision.image_token is None  # the token is beyond this small vocabulary
     rows = jax.jit(lambda model, images: model.vision(images))(model, images)
     assert relative_l2(rows.reshape(-1, 24), embedding[mask[..., 0]].numpy()) <= TOLERANCE
     given = OurMaskedEmbedding(embedding.numpy(), places)
@@ -348,8 +346,8 @@ def test_images_stand_in_for_tokens(original, tokens, tmp_path):
     assert relative_l2(found, expected) <= TOLERANCE
 
 
-def test_layers_keep_their_bits_whatever_the_spelling(original, tmp_path):
-    """The arrays of a model do not tell which checkpoint they came from."""
+def test_arrays_do_not_depend_on_the_format(original, tmp_path):
+    """The arrays of a model do not depend on the format of the checkpoint."""
     models = [
         load_pretrained(write_llm(tmp_path / "llm", original, "released")),
         load_pretrained(write_meta(tmp_path / "meta", original, 6, "fc1")),
@@ -374,7 +372,7 @@ def test_layers_keep_their_bits_whatever_the_spelling(original, tmp_path):
             {"vision_args": {**CONFIG["vision_args"], "image_size": {"height": 8, "width": 16}}},
             "vision_args: image_size: height=8, width=16",
         ),
-        (  # no document resizes the positions of an image's patches
+        (  # resizing the positions of image patches is not documented
             {"vision_args": {**CONFIG["vision_args"], "image_size": {"height": 16, "width": 16}}},
             "positional_embedding_vlm",
         ),
@@ -382,7 +380,7 @@ def test_layers_keep_their_bits_whatever_the_spelling(original, tmp_path):
     ],
     ids=str,
 )
-def test_what_is_wrong_with_the_arguments_is_named(changes, said, original, tmp_path):
+def test_problems_of_the_arguments_are_reported(changes, said, original, tmp_path):
     folder = write_llm(tmp_path / "in", original, "own names")
     (folder / "config.json").write_text(json.dumps({"model_type": "llm", **CONFIG, **changes}))
     with pytest.raises(CheckpointError) as caught:

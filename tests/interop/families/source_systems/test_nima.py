@@ -1,4 +1,4 @@
-"""nima's models with every switch that they share with ours, beside the reference."""
+"""nima's models, with every switch that they share with the JAX models, against the reference."""
 
 import copy
 import json
@@ -68,7 +68,7 @@ def name_of(param: tuple[str, int]) -> str:
     ids=name_of,
 )
 def case(request, tmp_path_factory):
-    """The reference, its folder and the arguments that it was made of."""
+    """The reference, its folder and its arguments."""
     kind, i = request.param
     sizes, build = MODELS[kind]
     arguments = {**sizes, **CASES[kind][i]}
@@ -85,7 +85,7 @@ def write(folder: Path, arguments: dict, reference: torch.nn.Module) -> Path:
 
 
 def inputs_of(arguments: dict, seed: int = 1) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """Tokens, and what tells our model where the source is padded."""
+    """Returns tokens, and the segment ids that mark the padding of the source."""
     rng = np.random.default_rng(seed)
     if arguments["model_type"] == "nima-gpt":
         return [rng.integers(0, 96, (2, 320))], {}
@@ -94,7 +94,7 @@ def inputs_of(arguments: dict, seed: int = 1) -> tuple[list[np.ndarray], dict[st
     return [src, rng.integers(0, 80, (2, 300))], {"src_segment_ids": src != pad}
 
 
-def test_logits_are_those_of_the_reference(case):
+def test_logits_equal_the_reference(case):
     reference, folder, arguments = case
     inputs, masks = inputs_of(arguments)
     with torch.no_grad():
@@ -104,18 +104,18 @@ def test_logits_are_those_of_the_reference(case):
 
 
 def is_smooth(exact: torch.nn.Module, inputs: list[np.ndarray]) -> bool:
-    """Whether no number is so near the kink of a ReLU that rounding decides on its gradient."""
+    """Whether no input of a ReLU is so close to 0 that rounding decides its gradient."""
     found = []
     for name, module in exact.named_modules():
         if name.endswith("linear1"):
             module.register_forward_hook(lambda _, __, x: found.append(x.abs().min().item()))
     with torch.no_grad():
         exact(*map(torch.tensor, inputs))
-    return min(found) > 5e-6  # float32 is off by up to 2e-6 there
+    return min(found) > 5e-6  # float32 errors there are up to 2e-6
 
 
-def test_gradients_are_those_of_the_reference(case, tmp_path):
-    """Rules only move numbers, so a gradient is read as the weights are; theirs is of float64."""
+def test_gradients_equal_the_reference(case, tmp_path):
+    """Gradients are mapped by the rules like weights; the reference computes them in float64."""
     reference, folder, arguments = case
     exact = copy.deepcopy(reference).double()
     drawn = (inputs_of(arguments, seed) for seed in count())
@@ -135,12 +135,12 @@ def test_gradients_are_those_of_the_reference(case, tmp_path):
     assert ours.keys() == expected.keys()
     for name, gradient in ours.items():
         error = np.linalg.norm(gradient - expected[name])
-        # A bias of keys adds the same to all scores of a query: its gradient is rounding alone.
+        # A key bias adds the same to all scores of a query: its gradient is only rounding.
         scale = expected[name.replace("k_proj.bias", "q_proj.bias")]
         assert error <= TOLERANCE * np.linalg.norm(scale), name
 
 
-def test_there_and_back_no_bit_differs(case, tmp_path):
+def test_the_round_trip_is_bit_exact(case, tmp_path):
     _, folder, arguments = case
     save_pretrained(load_pretrained(folder), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == arguments
@@ -156,7 +156,7 @@ def test_there_and_back_no_bit_differs(case, tmp_path):
             assert torch.equal(ours[name], tensor), name
 
 
-def test_the_config_comes_back_without_its_origin(case, tmp_path):
+def test_the_config_is_written_without_an_origin(case, tmp_path):
     _, folder, arguments = case
     model = load_pretrained(folder)
     model.origin = None
@@ -166,7 +166,7 @@ def test_the_config_comes_back_without_its_origin(case, tmp_path):
     assert load_pretrained(tmp_path / "out").config == model.config
 
 
-def test_a_head_that_is_no_copy_is_refused(tmp_path):
+def test_a_tied_head_that_differs_is_refused(tmp_path):
     reference = randomize(nima.GPTModel(**GPT))
     state = dict(reference.state_dict())
     state["output_projection.weight"] = state["output_projection.weight"] + 1
@@ -176,7 +176,7 @@ def test_a_head_that_is_no_copy_is_refused(tmp_path):
         load_pretrained(tmp_path)
 
 
-def test_what_it_cannot_say_is_refused(tmp_path):
+def test_unsupported_configs_are_refused(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(random_model(), tmp_path / "out", format="nima")
     assert "nima-gpt: nima's GPTModel does not support" in str(error.value)

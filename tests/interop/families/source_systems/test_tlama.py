@@ -1,4 +1,4 @@
-"""tlama-core's Transformer, written out from its documents: same logits, same state dict back."""
+"""tlama-core's Transformer, rewritten from its documents: equal logits, bit-exact round trip."""
 
 import json
 import math
@@ -105,7 +105,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """With the names of the original, and its persistent buffer."""
+    """Transformer with the original's names and persistent buffer."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -131,7 +131,7 @@ def apply_rope(x: torch.Tensor, freq_cis: torch.Tensor) -> torch.Tensor:
 
 
 def random_transformer(case: str) -> Transformer:
-    """With distinct random numbers in every parameter; no norm scale is one."""
+    """Builds a model with distinct random numbers in every parameter; no norm scale is one."""
     generator = torch.Generator().manual_seed(len(case))
     model = Transformer(BASE | CASES[case])
     with torch.no_grad():
@@ -142,7 +142,7 @@ def random_transformer(case: str) -> Transformer:
 
 
 def write(folder: Path, case: str) -> Path:
-    """A folder as its users hand it over."""
+    """Saves a folder as users of tlama-core would."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(BASE | CASES[case]))
     torch.save(random_transformer(case).state_dict(), folder / "state_dict.pth")
@@ -161,7 +161,7 @@ logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_the_original_and_of_its_export_to_transformers(case, tmp_path):
+def test_logits_equal_the_original_and_its_export_to_transformers(case, tmp_path):
     with torch.no_grad():
         expected = random_transformer(case)(torch.tensor(draw_tokens()))
     model = load_pretrained(write(tmp_path / "tlama", case))
@@ -175,7 +175,7 @@ def test_logits_are_those_of_the_original_and_of_its_export_to_transformers(case
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_there_and_back_no_bit_differs(case, tmp_path):
+def test_the_round_trip_is_bit_exact(case, tmp_path):
     model = load_pretrained(write(tmp_path / "tlama", case))
     save_pretrained(model, tmp_path / "out")
     ours, theirs = load_state(tmp_path / "out"), load_state(tmp_path / "tlama")
@@ -184,7 +184,7 @@ def test_there_and_back_no_bit_differs(case, tmp_path):
         assert ours[name].dtype == tensor.dtype, name
         if name != "freq_cis":
             assert torch.equal(ours[name].view(torch.int32), tensor.view(torch.int32)), name
-    # A derived buffer, computed anew: the last bit of a large angle's cosine may differ.
+    # A recomputed buffer: the last bit of a large angle's cosine may differ.
     buffers = (torch.view_as_real(state["freq_cis"]) for state in (ours, theirs))
     assert relative_l2(*buffers) <= 1e-6
     again = Transformer(json.loads((tmp_path / "out" / "config.json").read_text()))
@@ -193,14 +193,14 @@ def test_there_and_back_no_bit_differs(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_config_comes_back(case, tmp_path):
+def test_the_config_survives_the_round_trip(case, tmp_path):
     save_pretrained(load_pretrained(write(tmp_path / "tlama", case)), tmp_path / "out")
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
     expected = {"n_kv_heads": BASE["n_heads"], "weight_init": [0.02, 0.0]} | BASE | CASES[case]
     assert exported == expected
 
 
-def test_a_model_of_transformers_becomes_one_of_tlama_s(tmp_path):
+def test_a_transformers_model_is_converted_to_tlama(tmp_path):
     folder = write(tmp_path / "tlama", "gqa")
     save_pretrained(load_pretrained(folder), tmp_path / "hf", format="hf")
     save_pretrained(load_pretrained(tmp_path / "hf"), tmp_path / "out", format="tlama")
@@ -209,7 +209,7 @@ def test_a_model_of_transformers_becomes_one_of_tlama_s(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "freq_cis")
 
 
-def test_the_buffer_need_not_be_there(tmp_path):
+def test_the_derived_buffer_is_optional(tmp_path):
     folder = write(tmp_path / "tlama", "plain")
     state = load_state(folder)
     del state["freq_cis"]
@@ -224,8 +224,8 @@ def problems(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_full_width_keys_of_grouped_queries_are_named(tmp_path):
-    """As the original constructor makes them, with which its own forward pass does not run."""
+def test_full_width_keys_with_grouped_queries_are_reported(tmp_path):
+    """The original constructor makes them, but its own forward pass does not run with them."""
     folder = write(tmp_path / "tlama", "gqa")
     state = load_state(folder)
     state["layers.1.attention.Wk.weight"] = torch.ones(48, 48)
@@ -249,13 +249,13 @@ def test_full_width_keys_of_grouped_queries_are_named(tmp_path):
     ],
     ids=str,
 )
-def test_a_problem_is_named(changes, said, tmp_path):
+def test_problems_of_the_arguments_are_reported(changes, said, tmp_path):
     folder = write(tmp_path / "tlama", "plain")
     (folder / "config.json").write_text(json.dumps(BASE | changes))
     assert said in problems(folder)
 
 
-def test_what_a_tlama_config_cannot_say_is_refused(tmp_path):
+def test_configs_that_tlama_does_not_support_are_refused(tmp_path):
     folder = write(tmp_path / "tlama", "plain")
     save_pretrained(load_pretrained(folder), tmp_path / "hf", format="hf")
     file = tmp_path / "hf" / "config.json"

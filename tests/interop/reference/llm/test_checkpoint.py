@@ -69,7 +69,7 @@ def released(state: dict) -> dict:
 WQKV = [f"{ATTENTION}w{x}.weight" for x in "qkv"]
 FC1 = [f"{DENSE}w_gate.weight", f"{DENSE}w_value.weight"]
 NORMS = ("layers.0.attention_norm.weight", "layers.0.ffn_norm.weight")
-SPELLINGS = {
+NAMINGS = {
     "wqkv": lambda s: fused(s, WQKV, ATTENTION + "wqkv.weight"),
     "norm with wqkv": lambda s: renamed(s, {NORMS[0]: ATTENTION + "wqkv.layer_norm_weight"}),
     "norm of attention": lambda s: renamed(s, {NORMS[0]: ATTENTION + "norm.weight"}),
@@ -102,11 +102,11 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_state_dict_format_gives_the_same_model(draw, spelling):
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_state_dict_format_gives_the_same_model(draw, naming):
     state = draw(LLM(ARGS)).state_dict()
     model = LLM(ARGS).double()
-    model.load_state_dict(SPELLINGS[spelling](dict(state)))
+    model.load_state_dict(NAMINGS[naming](dict(state)))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -153,10 +153,10 @@ def cut(name: str, x: Tensor, T: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("T", [1, 2])
-@pytest.mark.parametrize("spelling", ["wqkv", "fc1 and fc2", "Meta's numbers", "experts"])
-def test_merged_shards_equal_the_original(draw, spelling, T):
+@pytest.mark.parametrize("naming", ["wqkv", "fc1 and fc2", "Meta's numbers", "experts"])
+def test_merged_shards_equal_the_original(draw, naming, T):
     state = dict(draw(LLM(ARGS)).state_dict())
-    state = SPELLINGS[spelling](state if spelling == "experts" else released(state))
+    state = NAMINGS[naming](state if naming == "experts" else released(state))
     cuts = {name: cut(name, x, T) for name, x in state.items()}
     shards = [{name: parts[t] for name, parts in cuts.items()} for t in range(T)]
     shards[0]["layers.0.attention.wo._extra_state"] = io.BytesIO()
