@@ -135,7 +135,7 @@ def make(text) -> Callable[..., TrainConfig]:
     return config
 
 
-def the_batches(config: TrainConfig, folder: Path) -> tuple[list[dict], list[float]]:
+def batches_and_rates(config: TrainConfig, folder: Path) -> tuple[list[dict], list[float]]:
     """The batch and the learning rate of every step of a run."""
     data = make_batches(config, load_pretrained(folder), make_run_mesh(config)).train(0)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -143,13 +143,13 @@ def the_batches(config: TrainConfig, folder: Path) -> tuple[list[dict], list[flo
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
-def there(request, make, tmp_path_factory) -> Handover:
+def handover(request, make, tmp_path_factory) -> Handover:
     folder, system = tmp_path_factory.mktemp(request.param), SYSTEMS[request.param]
     model = system.build()
     system.save(model, folder / "saved")
     config = make(folder / "run", folder / "saved")
     save_config(config, folder / "run.yaml")
-    batches, rates = the_batches(config, folder / "saved")
+    batches, rates = batches_and_rates(config, folder / "saved")
     optimizer = system.optimizer(model)
     list(steps(model, optimizer, batches[:BEFORE], rates[:BEFORE]))
     system.save(model, folder / "saved")
@@ -174,26 +174,26 @@ def relative(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_pytorch_run_continues_in_jax(there):
-    assert relative(losses_of(there.run), there.losses) <= 1e-4
-    assert relative(there.cold, there.losses) > 1e-2  # the optimizer state does matter
+def test_a_pytorch_run_continues_in_jax(handover):
+    assert relative(losses_of(handover.run), handover.losses) <= 1e-4
+    assert relative(handover.cold, handover.losses) > 1e-2  # the optimizer state does matter
 
 
-def whole(array: Any) -> np.ndarray:
+def read_all(array: Any) -> np.ndarray:
     return array.read([(0, size) for size in array.shape])
 
 
-def test_the_first_checkpoint_equals_the_pytorch_state(there):
+def test_the_first_checkpoint_equals_the_pytorch_state(handover):
     """Bitwise, and with layers stacked as in the JAX model."""
-    saved = torch.load(there.folder / "optimizer.pt")
-    state = read_state(orbax.find_step(there.run, BEFORE))
+    saved = torch.load(handover.folder / "optimizer.pt")
+    state = read_state(orbax.find_step(handover.run, BEFORE))
     assert state.step == BEFORE
-    parameters = dict(there.system.build().named_parameters())
+    parameters = dict(handover.system.build().named_parameters())
     vectors = [name for name, parameter in parameters.items() if parameter.ndim < 2]
-    number = saved["param_groups"][1]["params"][vectors.index(there.system.final_norm)]
+    number = saved["param_groups"][1]["params"][vectors.index(handover.system.final_norm)]
     for ours, theirs in ((state.mu, "exp_avg"), (state.nu, "exp_avg_sq")):
         array = saved["state"][number][theirs].numpy()
-        np.testing.assert_array_equal(whole(ours["final_norm.scale"]), array)
+        np.testing.assert_array_equal(read_all(ours["final_norm.scale"]), array)
         assert np.abs(array).max() > 0
     assert any(":" in name for name in state.mu)
 
@@ -213,12 +213,12 @@ def bits_of(file: Path) -> list[tuple]:
     ]
 
 
-def test_converting_back_is_bitwise_exact(there, tmp_path):
-    back, form = tmp_path / "back", there.system.form
+def test_converting_back_is_bitwise_exact(handover, tmp_path):
+    back, form = tmp_path / "back", handover.system.form
     arguments = ["--with-optimizer", "--step", str(BEFORE), "--to", form]
-    assert main(["convert", str(there.run), str(back), *arguments]) == 0
-    assert bits_of(back / "optimizer.pt") == bits_of(there.folder / "optimizer.pt")
-    a, b = (dict(there.system.load(f).named_parameters()) for f in (there.folder, back))
+    assert main(["convert", str(handover.run), str(back), *arguments]) == 0
+    assert bits_of(back / "optimizer.pt") == bits_of(handover.folder / "optimizer.pt")
+    a, b = (dict(handover.system.load(f).named_parameters()) for f in (handover.folder, back))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.load(back / "scheduler.pt")["last_epoch"] == BEFORE
@@ -226,14 +226,14 @@ def test_converting_back_is_bitwise_exact(there, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("form", ["state_dict", "dcp"])
-def test_a_jax_run_continues_in_pytorch(there, form, tmp_path):
+def test_a_jax_run_continues_in_pytorch(handover, form, tmp_path):
     """Continues from a JAX checkpoint two steps after the handover."""
-    config = load_config(there.run / "config.yaml")
-    batches, rates = the_batches(config, there.folder)
-    system, out = there.system, tmp_path / "out"
+    config = load_config(handover.run / "config.yaml")
+    batches, rates = batches_and_rates(config, handover.folder)
+    system, out = handover.system, tmp_path / "out"
     arguments = ["--with-optimizer", "--step", str(LATER), "--to", system.form]
     arguments += ["--optimizer-format", form]
-    assert main(["convert", str(there.run), str(out), *arguments]) == 0
+    assert main(["convert", str(handover.run), str(out), *arguments]) == 0
     if form == "dcp":
         model, optimizer = loaded_from_dcp(system.build(), out)
     else:
@@ -242,7 +242,7 @@ def test_a_jax_run_continues_in_pytorch(there, form, tmp_path):
         optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[LATER], rel=1e-6)
     theirs = list(steps(model, optimizer, batches[LATER:], rates[LATER:]))
-    ours = losses_of(there.run)[LATER - BEFORE :]
+    ours = losses_of(handover.run)[LATER - BEFORE :]
     assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= 1e-4
 
 

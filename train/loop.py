@@ -108,8 +108,8 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
 class Report:
     """Writes a run's metrics to its log and progress line, and its loss plot on exit.
 
-    Metrics stay on the device until the next step has been dispatched, so that fetching them
-    never leaves a device idle. Only process 0 writes.
+    Only process 0 writes. A step's metrics are fetched after the next step has been dispatched, so
+    that no device waits.
     """
 
     def __init__(self, config: TrainConfig, folder: Path, resume_at: int | None, unit: str):
@@ -159,10 +159,7 @@ class Report:
             self._log.write(step, metrics)
             self._progress.update(step, metrics["loss"])
         if not all(map(math.isfinite, metrics.values())):
-            raise NonFiniteError(
-                f"step {step} has a metric that is not finite: {metrics}. The run stops without "
-                "saving this step"
-            )
+            raise NonFiniteError(f"step {step} has non-finite metrics and is not saved: {metrics}")
 
     def __enter__(self) -> "Report":
         return self
@@ -212,9 +209,8 @@ def model_to_train(
 ) -> Model:
     """Returns the model to train: abstract (shapes only) unless weights are given.
 
-    Raises:
-        ConfigError: the output folder has nothing to resume, or a run that would be overwritten;
-            or `model` is missing, unexpected or not float32.
+    Raises ConfigError if the output folder has nothing to resume or a run that would be
+    overwritten, or if `model` is missing, unexpected or not float32.
     """
     overrides: dict[str, Any] = {"numerics.dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -228,10 +224,7 @@ def model_to_train(
             "continue it, or another --output to start a new run"
         )
     if config.model is not None and model is not None:
-        raise ConfigError(
-            "the config describes a new model, but weights were given; set init_from in place "
-            "of model"
-        )
+        raise ConfigError("both weights and a new model are given; set init_from, not model")
     if config.model is not None:
         model = build_abstract(with_fields(config.model, given))
     elif model is not None:

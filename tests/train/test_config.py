@@ -218,7 +218,7 @@ def test_an_unknown_field_without_a_near_match_lists_the_known_fields(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "said"),
+    ("field", "given", "message"),
     [
         ("data", {"task": "sum", "sead": 1}, "unknown field 'data.sead'; did you mean 'seed'?"),
         ("data", {"pairs": ["a"], "sourcekey": "b"}, "'data.sourcekey'; did you mean 'source_key'"),
@@ -230,12 +230,12 @@ def test_an_unknown_field_without_a_near_match_lists_the_known_fields(tmp_path):
         ("model", {"pattern": [{"seez": "all"}]}, "'model.pattern.0.seez'; did you mean 'sees'?"),
     ],
 )
-def test_errors_concern_only_the_class_that_the_fields_select(field, given, said, tmp_path):
+def test_errors_concern_only_the_class_that_the_fields_select(field, given, message, tmp_path):
     """No error mentions the other classes of the union."""
     data = plain(RUN)
     data[field] = {**data["model"], **given} if field == "model" and given != 3 else given
     (line,) = problems(tmp_path, data)
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -271,7 +271,7 @@ def test_an_unknown_field_of_rope_scaling_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "parts"),
     [
         ({"steps": "many"}, ["steps='many'", "integer"]),
         ({"steps": 1.5}, ["steps=1.5"]),
@@ -295,9 +295,9 @@ def test_an_unknown_field_of_rope_scaling_is_reported(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_invalid_value_is_reported(changed, said, tmp_path):
+def test_an_invalid_value_is_reported(changed, parts, tmp_path):
     lines = problems(tmp_path, SMALLEST | changed)
-    assert any(all(part in line for part in said) for line in lines), lines
+    assert any(all(part in line for part in parts) for line in lines), lines
     assert all(line.startswith(str(tmp_path / "run.yaml")) for line in lines)
 
 
@@ -314,8 +314,14 @@ def test_one_error_lists_every_problem(tmp_path):
     data["model"]["head_dim"] = "wide"
     data["mesh"]["fsdp"] = -2
     lines = problems(tmp_path, data)
-    said = ["stepz", "seq_len='long'", "output is missing", "optimizer.b3", "model.head_dim='wide'"]
-    for part in [*said, "fsdp=-2"]:
+    expected = [
+        "stepz",
+        "seq_len='long'",
+        "output is missing",
+        "optimizer.b3",
+        "model.head_dim='wide'",
+    ]
+    for part in [*expected, "fsdp=-2"]:
         assert sum(part in line for line in lines) == 1, (part, lines)
     assert len(lines) == 6
 

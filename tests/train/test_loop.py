@@ -345,7 +345,7 @@ def test_a_nonfinite_loss_stops_the_run(tmp_path, make):
     model = random_model(vocab_size=256, num_layers=2)
     model.final_norm.scale.set_value(model.final_norm.scale[...].at[3].set(jnp.nan))
     config = make(tmp_path / "run", model=None, init_from="somewhere", save_every=1)
-    with pytest.raises(FloatingPointError, match=r"step 1 has a metric that .*loss.*nan"):
+    with pytest.raises(FloatingPointError, match=r"step 1 has non-finite metrics .*loss.*nan"):
         train(config, model)
     trained = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert [record["step"] for record in trained] == [1]
@@ -409,7 +409,7 @@ def test_unsuitable_weights_are_rejected(tmp_path, make):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"mesh": MeshConfig(fsdp=4)}, r"fsdp=4.* needs 4 devices, but there are 8"),
         ({"accumulate": 4}, r"2 sequences is not divisible .* 4 devices"),
@@ -420,9 +420,9 @@ def test_unsuitable_weights_are_rejected(tmp_path, make):
     ids=lambda value: str(value)[:24],
 )
 def test_a_config_that_does_not_fit_is_rejected_before_anything_is_written(
-    changes, said, tmp_path, make
+    changes, message, tmp_path, make
 ):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         train(make(tmp_path / "run", **changes))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "config.yaml").exists()

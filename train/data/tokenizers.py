@@ -123,8 +123,7 @@ def check_tokens(tokenizer: Tokenizer, model: TokenModel) -> None:
         known = getattr(model.config, name, None)
         if known is not None and tokenizer.vocab_size > known:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's {name} is "
-                f"only {known}"
+                f"the tokenizer has {tokenizer.vocab_size} tokens; the model's {name} is {known}"
             )
     own = None if model.origin is None else Path(model.origin.directory) / "tokenizer.json"
     if isinstance(tokenizer, ByteTokenizer) and own is not None and own.is_file():

@@ -113,7 +113,7 @@ def test_batches_depend_only_on_seed_and_step(name):
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "said"),
+    ("task", "model", "message"),
     [
         (
             "sum",
@@ -149,6 +149,6 @@ def test_batches_depend_only_on_seed_and_step(name):
         ("colour", MODELS["colour"], "needs seq_len=4, the number of tokens per image, not 5"),
     ],
 )
-def test_an_unsuitable_model_is_rejected(task, model, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_unsuitable_model_is_rejected(task, model, message):
+    with pytest.raises(ValueError, match=message):
         TaskConfig(task=task).load(build_abstract(model), 5)

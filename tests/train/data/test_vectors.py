@@ -61,7 +61,7 @@ def test_every_row_occurs_once(tmp_path, model, arrays):
 
 
 @pytest.mark.parametrize(
-    ("model", "arrays", "said"),
+    ("model", "arrays", "message"),
     [
         (WAVES, {"outputs": normal(5, 7, 2)}, "holds the arrays outputs; it must have inputs"),
         (
@@ -84,8 +84,8 @@ def test_every_row_occurs_once(tmp_path, model, arrays):
         (CONFIGS["pooled"], {"inputs": normal(5, 6, 3), "targets": normal(5, 6, 5)}, r"\(5, 5\)"),
     ],
 )
-def test_unsuitable_vectors_are_reported(tmp_path, model, arrays, said):
-    with pytest.raises(ValueError, match=said):
+def test_unsuitable_vectors_are_reported(tmp_path, model, arrays, message):
+    with pytest.raises(ValueError, match=message):
         save(tmp_path, **arrays).load(build_abstract(model), 6)
 
 

@@ -178,7 +178,7 @@ def test_dimension_letters_of_a_stacked_norm():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0"),
         ({"learning_rate": -1e-3}, "optimizer.learning_rate=-0.001"),
@@ -191,6 +191,6 @@ def test_dimension_letters_of_a_stacked_norm():
     ],
     ids=str,
 )
-def test_invalid_settings_are_reported(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_reported(changes, message):
+    with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)

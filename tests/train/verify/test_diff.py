@@ -133,10 +133,10 @@ def test_one_changed_number_in_a_checkpoint_is_found(runs, tmp_path, monkeypatch
     """The checkpoints reveal it even though the logs are equal."""
     from jaxllm.train.verify import diff
 
-    honest = open_step
+    original = open_step
 
     def damaged(step):
-        found = honest(step)
+        found = original(step)
         if step.is_relative_to(runs["again"]) and step.name == "3":
             key = ("second moment", "layers.1.mlp.up_proj.kernel")
 
