@@ -21,7 +21,9 @@ import torch_needed
 from jax.experimental.compilation_cache import compilation_cache
 
 # These modules contain the assertions shared by families, but are not collected as tests.
-pytest.register_assert_rewrite("decoder_family", "encoder_decoder_family")
+pytest.register_assert_rewrite(
+    "decoder_family", "encoder_decoder_family", "source_family", "components_family"
+)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

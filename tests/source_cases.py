@@ -82,10 +82,18 @@ CASES: dict[str, dict] = {
 
 def write(name: str, folder: Path) -> torch.nn.Module:
     """Builds a case with random numbers in every tensor, saves it in `folder` and returns it."""
-    model_type = name.partition("/")[0]
-    [family] = [family for family in FAMILIES if family.model_type == model_type]
-    fields = {"model_type": model_type, **CASES[name]}
+    return write_fields({"model_type": name.partition("/")[0], **CASES[name]}, folder)
+
+
+def write_fields(fields: dict, folder: Path) -> torch.nn.Module:
+    """Builds the model of a config file with random numbers, saves it and returns it."""
+    [family] = [family for family in FAMILIES if family.model_type == fields["model_type"]]
     model = randomize(family.reference(fields)).eval()
+    save(model, fields, folder)
+    return model
+
+
+def save(model: torch.nn.Module, fields: dict, folder: Path) -> None:
+    """Saves a model as its own code does."""
     torch.save(model.state_dict(), folder / "state_dict.pth")
     (folder / "config.json").write_text(json.dumps(fields))
-    return model

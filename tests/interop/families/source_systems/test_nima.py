@@ -1,182 +1,99 @@
-"""nima's models, with every switch that they share with the JAX models, against the reference."""
+"""The arguments of nima's layers: every switch is read and written, and nothing else."""
 
-import copy
-import json
-from itertools import count
-from pathlib import Path
-
-import jax
-import numpy as np
 import pytest
-import torch
-from hf_cases import randomize
-from tiny import random_model, relative_l2
+from nima_switches import LAYERS, SWITCHES
+from tiny import random_model
 
-from jaxllm.interop import load_pretrained, save_pretrained
-from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.reference import nima
-from jaxllm.params import named_parameters, split
-
-TOLERANCE = 1e-5  # relative L2 of logits, float32
-LAYERS = {"d_model": 48, "n_heads": 6, "d_ff": 56, "max_seq_len": 320}
-GPT = {"vocab_size": 96, "n_layers": 3, **LAYERS}
-TRANSFORMER = {
-    "src_vocab_size": 96,
-    "tgt_vocab_size": 80,
-    "n_encoder_layers": 3,
-    "n_decoder_layers": 2,
-    **LAYERS,
-}
-MODELS = {
-    "nima-gpt": (GPT, nima.GPTModel),
-    "nima-transformer": (TRANSFORMER, nima.TransformerModel),
-}
-# Every value of every switch, and every position with either norm.
-SWITCHES = [
-    {},
-    {"norm": "pre", "feed_forward": "swiglu", "position": "rope"},
-    {"feed_forward": "glu", "position": "alibi"},
-    {"position": "relative"},
-    {"norm": "pre", "feed_forward": "glu", "position": "relative", "dropout": 0.0},
-    {"norm": "pre", "position": "alibi", "init": "normal"},
-    {"feed_forward": "swiglu", "position": "rope", "dropout": 0.3},
-    {"norm": "pre"},
-]
-CASES = {
-    "nima-gpt": [
-        *SWITCHES,
-        {"norm": "pre", "position": "sinusoidal"},
-        {"position": "sinusoidal", "tie_weights": False},
-    ],
-    "nima-transformer": [
-        *SWITCHES,
-        {"norm": "pre", "position": "learned"},
-        {"position": "learned", "feed_forward": "glu"},
-        {"tie_weights": True, "pad_idx": 3},
-    ],
-}
-
-
-def name_of(param: tuple[str, int]) -> str:
-    kind, i = param
-    return "-".join([kind, *map(str, CASES[kind][i].values())])
-
-
-@pytest.fixture(
-    scope="module",
-    params=[(kind, i) for kind in CASES for i in range(len(CASES[kind]))],
-    ids=name_of,
+from jaxllm.config import DecoderConfig, make_config, with_fields
+from jaxllm.interop import save_pretrained
+from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.source_systems.nima import (
+    layer_rules,
+    read_layers,
+    unsupported,
+    waves,
+    write_layers,
 )
-def case(request, tmp_path_factory):
-    """The reference, its folder and its arguments."""
-    kind, i = request.param
-    sizes, build = MODELS[kind]
-    arguments = {**sizes, **CASES[kind][i]}
-    reference = randomize(build(**arguments)).eval()
-    arguments = {"model_type": kind, **arguments}
-    return reference, write(tmp_path_factory.mktemp("original"), arguments, reference), arguments
+from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "relative")
 
 
-def write(folder: Path, arguments: dict, reference: torch.nn.Module) -> Path:
-    """Saves a model as nima does."""
-    torch.save(reference.state_dict(), folder / "state_dict.pth")
-    (folder / "config.json").write_text(json.dumps(arguments))
-    return folder
+def read(**switches: object) -> DecoderConfig:
+    fields = Fields({**LAYERS, **switches})
+    values = read_layers(fields, POSITIONS)
+    assert fields.finish() == []
+    return make_config({**values, "num_layers": 2, "vocab_size": 96})
 
 
-def inputs_of(arguments: dict, seed: int = 1) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """Returns tokens, and the segment ids that mark the padding of the source."""
-    rng = np.random.default_rng(seed)
-    if arguments["model_type"] == "nima-gpt":
-        return [rng.integers(0, 96, (2, 320))], {}
-    src, pad = rng.integers(4, 96, (2, 320)), arguments.get("pad_idx", 0)
-    src[0, 200:] = pad
-    return [src, rng.integers(0, 80, (2, 300))], {"src_segment_ids": src != pad}
+def test_without_switches_it_is_the_original():
+    config = read()
+    assert (config.norms.kind, config.norms.placement) == ("layer", "post")
+    assert (config.positions.kind, config.dropout, config.init.kind) == ("learned", 0.1, "xavier")
+    assert (config.mlp.gated, config.mlp.activation) == (False, "relu")
+    assert (config.num_kv_heads, config.head_dim) == (6, 8)
+    assert (config.attention.qkv_bias, config.attention.out_bias, config.mlp.bias) == (True,) * 3
 
 
-def test_logits_equal_the_reference(case):
-    reference, folder, arguments = case
-    inputs, masks = inputs_of(arguments)
-    with torch.no_grad():
-        expected = reference(*map(torch.tensor, inputs)).numpy()
-    run = jax.jit(lambda model, *inputs: model(*inputs, **masks).logits)
-    assert relative_l2(run(load_pretrained(folder), *inputs), expected) <= TOLERANCE
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_a_switch_is_written_if_it_was_given_or_is_not_usual(switches):
+    config = read(**switches)
+    assert write_layers(config, {}, POSITIONS) == {**LAYERS, **switches}
+    assert not any(unsupported(config, POSITIONS).values())
+    usual = {"norm": "post", "feed_forward": "ffn", "position": "learned", "init": "xavier"}
+    assert write_layers(read(**usual), usual, POSITIONS) == {**LAYERS, **usual}
 
 
-def is_smooth(exact: torch.nn.Module, inputs: list[np.ndarray]) -> bool:
-    """Whether no input of a ReLU is so close to 0 that rounding decides its gradient."""
-    found = []
-    for name, module in exact.named_modules():
-        if name.endswith("linear1"):
-            module.register_forward_hook(lambda _, __, x: found.append(x.abs().min().item()))
-    with torch.no_grad():
-        exact(*map(torch.tensor, inputs))
-    return min(found) > 5e-6  # float32 errors there are up to 2e-6
+@pytest.mark.parametrize("name", ["norm", "feed_forward", "position", "init"])
+def test_a_value_that_a_switch_has_not_is_named(name):
+    fields = Fields({**LAYERS, name: "none"})
+    read_layers(fields, POSITIONS)
+    [problem] = fields.problems
+    assert f"{name}='none'" in problem
 
 
-def test_gradients_equal_the_reference(case, tmp_path):
-    """Gradients are mapped by the rules like weights; the reference computes them in float64."""
-    reference, folder, arguments = case
-    exact = copy.deepcopy(reference).double()
-    drawn = (inputs_of(arguments, seed) for seed in count())
-    is_gated = arguments.get("feed_forward", "ffn") != "ffn"
-    inputs, masks = next(d for d in drawn if is_gated or is_smooth(exact, d[0]))
-    logits = exact(*map(torch.tensor, inputs))
-    weights = np.random.default_rng(2).standard_normal(logits.shape)
-    (logits * torch.tensor(weights)).sum().backward()
-    with torch.no_grad():
-        for parameter in exact.parameters():
-            parameter.copy_(parameter.grad)
-    gradients = load_pretrained(write(tmp_path, arguments, exact.float()))
-    expected = {name: np.asarray(v.get_value()) for name, v in named_parameters(gradients).items()}
-    bind, params = split(load_pretrained(folder))
-    found = jax.jit(jax.grad(lambda p: (bind(p)(*inputs, **masks).logits * weights).sum()))(params)
-    ours = {name: np.asarray(v.get_value()) for name, v in named_parameters(bind(found)).items()}
-    assert ours.keys() == expected.keys()
-    for name, gradient in ours.items():
-        error = np.linalg.norm(gradient - expected[name])
-        # A key bias adds the same to all scores of a query: its gradient is only rounding.
-        scale = expected[name.replace("k_proj.bias", "q_proj.bias")]
-        assert error <= TOLERANCE * np.linalg.norm(scale), name
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"norms.kind": "rms"}, "norms.kind='rms'"),
+        ({"norms.placement": "sandwich"}, "norms.placement='sandwich'"),
+        ({"mlp.activation": "gelu"}, "mlp.activation='gelu'"),
+        ({"attention.qkv_bias": False}, "attention.qkv_bias=False"),
+        ({"num_kv_heads": 2}, "num_kv_heads=2"),
+        ({"head_dim": 16}, "head_dim=16"),
+        ({"positions.kind": "none"}, "positions.kind='none'"),
+        ({"positions.kind": "sinusoidal", "positions.waves": "power"}, "waves='power'"),
+        ({"positions.kind": "rope", "rope.layout": "half"}, "rope.layout='half'"),
+    ],
+    ids=str,
+)
+def test_what_the_arguments_cannot_say_is_named(changes, words):
+    found = unsupported(with_fields(read(), changes), POSITIONS)
+    assert any(words in text for text, is_so in found.items() if is_so)
 
 
-def test_the_round_trip_is_bit_exact(case, tmp_path):
-    _, folder, arguments = case
-    save_pretrained(load_pretrained(folder), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == arguments
-    theirs, ours = (
-        torch.load(path / "state_dict.pth", weights_only=True)
-        for path in (folder, tmp_path / "out")
-    )
-    assert theirs.keys() == ours.keys()
-    for name, tensor in theirs.items():
-        if name == "pos_encoding.pe":
-            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=2e-5)  # angles up to 319
-        else:
-            assert torch.equal(ours[name], tensor), name
+def test_pairs_lie_in_any_way_where_none_is_rotated():
+    config = with_fields(read(), {"rope.layout": "half"})
+    assert not any(unsupported(config, POSITIONS).values())
 
 
-def test_the_config_is_written_without_an_origin(case, tmp_path):
-    _, folder, arguments = case
-    model = load_pretrained(folder)
-    model.origin = None
-    save_pretrained(model, tmp_path / "out", format="nima")
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert written == {k: v for k, v in arguments.items() if k != "pad_idx"}
-    assert load_pretrained(tmp_path / "out").config == model.config
+def test_switches_have_their_tensors():
+    def names(**switches: object) -> set[str]:
+        return {rule.stored.name for rule in layer_rules("{L}", "layers.{L}", read(**switches))}
+
+    assert names(feed_forward="glu") - names() == {
+        f"{{L}}.feed_forward.gate.{kind}" for kind in ("weight", "bias")
+    }
+    assert names(position="relative") - names() == {"{L}.self_attention.relative_bias.weight"}
 
 
-def test_a_tied_head_that_differs_is_refused(tmp_path):
-    reference = randomize(nima.GPTModel(**GPT))
-    state = dict(reference.state_dict())
-    state["output_projection.weight"] = state["output_projection.weight"] + 1
-    torch.save(state, tmp_path / "state_dict.pth")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nima-gpt", **GPT}))
-    with pytest.raises(CheckpointError, match=r"output_projection\.weight should be a copy of"):
-        load_pretrained(tmp_path)
+def test_only_sinusoids_have_a_buffer():
+    assert waves(read()) == ()
+    [buffer] = waves(read(position="sinusoidal"))
+    assert buffer.compute().shape == (320, 1, 48)
 
 
-def test_unsupported_configs_are_refused(tmp_path):
+def test_what_it_cannot_say_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(random_model(), tmp_path / "out", format="nima")
     assert "nima-gpt: nima's GPTModel does not support" in str(error.value)
