@@ -625,7 +625,7 @@ def test_existing_folders_are_not_overwritten(saved, tmp_path):
 
 
 def test_a_model_without_an_origin_is_written_as_hugging_face(saved, tmp_path):
-    """A model trained from scratch has no origin; transformers computes the same from its export."""
+    """A model trained from scratch has no origin; transformers computes the same with its files."""
     loaded = load_pretrained(saved("wide-heads"))
     arrays = {name: v.get_value() for name, v in named_parameters(loaded).items()}
     model = with_arrays(build_abstract(loaded.config), arrays)
