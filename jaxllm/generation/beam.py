@@ -60,15 +60,7 @@ def beam_search(
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
     check_repetition_penalty(repetition_penalty)
-    if num_beams < 1:
-        raise UserError(f"num_beams={num_beams} is less than 1")
-    # Even if every end-of-sequence token is among them, enough candidates to continue remain.
-    num_candidates = max(2, 1 + len(set(eos_ids))) * num_beams
-    if num_candidates > num_beams * model.config.vocab_size:
-        raise UserError(
-            f"num_beams={num_beams} with {len(set(eos_ids))} eos_ids needs {num_candidates} "
-            f"candidates per step, more than num_beams times vocab_size={model.config.vocab_size}"
-        )
+    num_candidates = _count_candidates(num_beams, len(set(eos_ids)), model.config.vocab_size)
     tokens, lengths = pad_prompts(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
     out = _search(
@@ -85,6 +77,23 @@ def beam_search(
         ),
     )
     return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in to_host(out)]
+
+
+def _count_candidates(num_beams: int, num_eos: int, vocab_size: int) -> int:
+    """Returns the number of candidates per step, for both live and finished beams.
+
+    Enough to continue every beam remain even if all end-of-sequence tokens are candidates. Raises
+    UserError for fewer than one beam, or a vocabulary that is too small.
+    """
+    if num_beams < 1:
+        raise UserError(f"num_beams={num_beams} is less than 1")
+    count = max(2, 1 + num_eos) * num_beams
+    if count > num_beams * vocab_size:
+        raise UserError(
+            f"num_beams={num_beams} with {num_eos} eos_ids needs {count} candidates per step, more "
+            f"than num_beams times vocab_size={vocab_size}"
+        )
+    return count
 
 
 class Beams(NamedTuple):
