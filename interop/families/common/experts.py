@@ -46,11 +46,11 @@ def unsupported_by_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
     if experts is None:
         return {"experts=None": True}
     return {
-        f"Experts.scores={experts.scores!r}": experts.scores != "softmax",
-        f"Experts.scale={experts.scale!r}": experts.scale != "output",
-        "Experts.router_bias": experts.router_bias,
-        f"Experts.capacity={experts.capacity}": experts.capacity is not None,
-        f"Experts.shared_mlp_dim={experts.shared_mlp_dim}": experts.shared_mlp_dim is not None,
+        f"experts.scores={experts.scores!r}": experts.scores != "softmax",
+        f"experts.scale={experts.scale!r}": experts.scale != "output",
+        "experts.router_bias=True": experts.router_bias,
+        f"experts.capacity={experts.capacity}": experts.capacity is not None,
+        f"experts.shared_mlp_dim={experts.shared_mlp_dim}": experts.shared_mlp_dim is not None,
     }
 
 

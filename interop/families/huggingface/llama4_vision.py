@@ -49,10 +49,10 @@ TENSORS = {
 }
 # The split axes, by their names in the config.
 VISION_SPLIT = {
-    "Vision.embed_dim": "Dv",
-    "Vision.num_heads": "Nv",
-    "Vision.mlp_dim": "Fv",
-    "Vision.output_dim": "Ov",
+    "vision.embed_dim": "Dv",
+    "vision.num_heads": "Nv",
+    "vision.mlp_dim": "Fv",
+    "vision.output_dim": "Ov",
     "embed_dim": "D",
 }
 _THEIRS, _META = "vision_model.", "vision_embeddings.vision_encoder."
@@ -171,11 +171,11 @@ def unsupported_by_hf_vision(vision: Vision) -> dict[str, bool]:
     """Flags values of the encoder that a `vision_config` does not support."""
     width = vision.embed_dim * vision.shuffle**2
     return {
-        f"Vision.mlp_dim={vision.mlp_dim} other than embed_dim * shuffle ** 2 = {width}": (
+        f"vision.mlp_dim={vision.mlp_dim} other than embed_dim * shuffle ** 2 = {width}": (
             vision.mlp_dim != width
         ),
-        "Vision.image_token=None": vision.image_token is None,
-        f"Vision.norm_eps={vision.norm_eps}": vision.norm_eps != NORM_EPS,
+        "vision.image_token=None": vision.image_token is None,
+        f"vision.norm_eps={vision.norm_eps}": vision.norm_eps != NORM_EPS,
     }
 
 
@@ -244,7 +244,7 @@ def unsupported_by_meta_vision(config: DecoderConfig) -> dict[str, bool]:
     token = IMAGE_TOKEN if config.vocab_size > IMAGE_TOKEN else None
     constants = {"num_channels": 3, "norm_eps": NORM_EPS, "rope_theta": 10000.0}
     return {
-        f"Vision.{name}={getattr(vision, name)}": getattr(vision, name) != value
+        f"vision.{name}={getattr(vision, name)}": getattr(vision, name) != value
         for name, value in {**constants, "image_token": token}.items()
     }
 

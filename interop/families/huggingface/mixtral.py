@@ -66,7 +66,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
             ),
             **unsupported_by_one_window(config),
             **unsupported_by_softmax_experts(config),
-            "Experts.normalize=False": experts is not None and not experts.normalize,
+            "experts.normalize=False": experts is not None and not experts.normalize,
         },
     )
     assert experts is not None, "refused above"

@@ -101,7 +101,7 @@ def sharded_sizes(config: DecoderConfig, shards: int, *, cut_width: bool = False
     if cut_width:
         split["embed_dim"] = "D"
     if config.experts is not None:
-        split |= {"Experts.mlp_dim": "X", "Experts.shared_mlp_dim": "S"}
+        split |= {"experts.mlp_dim": "X", "experts.shared_mlp_dim": "S"}
     if config.vision is not None:
         split, sizes = split | VISION_SPLIT, sizes | vision_sizes(config.vision)
     uneven = K % T and T % K

@@ -285,7 +285,7 @@ def test_experts_that_llama4_does_not_have_are_refused(chosen, changes, model, t
     lines = str(caught.value).splitlines()
     ours = [line for line in lines if line.strip().startswith(("llama4", "meta-llama:", "llm:"))]
     assert ours
-    assert all(f"Experts.{name}={value!r}" in line for line in ours)
+    assert all(f"experts.{name}={value!r}" in line for line in ours)
     assert not (tmp_path / "out").exists()
 
 

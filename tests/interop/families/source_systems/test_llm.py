@@ -390,6 +390,6 @@ def test_problems_of_the_arguments_are_reported(changes, said, original, tmp_pat
 
 def test_shards_that_do_not_divide_are_refused_with_all_sizes(original, tmp_path):
     model = load_pretrained(write_llm(tmp_path / "in", original, "own names"))
-    wrong = r"4 model-parallel shards .*num_heads=6, vocab_size=90, Vision.num_heads=6"
+    wrong = r"4 model-parallel shards .*num_heads=6, vocab_size=90, vision.num_heads=6"
     with pytest.raises(CheckpointError, match=wrong):
         save_pretrained(model, tmp_path / "out", format="meta", model_parallel=4)
