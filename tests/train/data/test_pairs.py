@@ -91,7 +91,7 @@ def test_unsuitable_pairs_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"train an EncoderDecoder, but .* is SequenceModel"):
         config.load(build_abstract(WAVES), 8)
     for small in ({"source_vocab_size": 99}, {"decoder": CONFIGS["encoder-decoder"].decoder}):
-        with pytest.raises(ValueError, match=r"tokenizer has 256 tokens, .* is (99|20)"):
+        with pytest.raises(ValueError, match=r"tokenizer has 256 tokens; .* is (99|20)"):
             config.load(build_abstract(dataclasses.replace(BYTES, **small)), 8)
     (tmp_path / "pairs.txt").write_text("a\tb")
     with pytest.raises(ValueError, match=r"pairs are read from \.jsonl files, not '\.txt'"):

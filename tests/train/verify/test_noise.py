@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import TINY
 
+from jaxllm.config import PositionConfig
 from jaxllm.models import build_abstract
 from jaxllm.params import named_parameters, unstack_name
 from jaxllm.train.verify.noise import Shuffle
@@ -63,7 +64,7 @@ def test_dimensions_with_one_letter_share_a_permutation():
 
 @pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
 def test_sinusoidal_positions_fix_the_embedding_order(positions):
-    config = dataclasses.replace(TINY, positions=positions)
+    config = dataclasses.replace(TINY, positions=PositionConfig(kind=positions))
     weights = weights_of(config)
     shuffled = Shuffle(config, np.random.default_rng(1)).apply(weights)
     stays = np.array_equal(shuffled["embed.embedding"], weights["embed.embedding"])
