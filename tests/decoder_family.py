@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from hf_case import Case, stored, tokens_of
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
@@ -52,7 +53,8 @@ class DecoderFamily:
         if "case" in metafunc.fixturenames:
             is_for_plain = getattr(metafunc.function, "is_for_plain_case", False)
             names = [name for name in self.cases if not (is_for_plain and "/" in name)]
-            metafunc.parametrize("case", names, indirect=True, scope="class")
+            params = examples(names, *(name for name in names if "/" not in name))
+            metafunc.parametrize("case", params, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
     @classmethod

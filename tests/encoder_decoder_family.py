@@ -11,6 +11,7 @@ import torch
 import transformers
 from encoder_decoder_case import Case, inputs_of, logits_of_original
 from hf_case import stored
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.generation import beam_search, generate
@@ -36,7 +37,8 @@ class EncoderDecoderFamily:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", list(self.cases), indirect=True, scope="class")
+            params = examples(self.cases, *(name for name in self.cases if "/" not in name))
+            metafunc.parametrize("case", params, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from source_cases import save, write_fields
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
@@ -70,7 +71,8 @@ class SourceFamily:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", list(self.cases), indirect=True, scope="class")
+            params = examples(self.cases, next(iter(self.cases)))
+            metafunc.parametrize("case", params, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
     @classmethod

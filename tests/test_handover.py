@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from hf_cases import randomize
+from tiers import examples
 from torch.distributed import checkpoint as distributed
 from torch.distributed.checkpoint import state_dict
 from torch_training import CLIP, RECIPE, adamw, steps
@@ -142,7 +143,7 @@ def batches_and_rates(config: TrainConfig, folder: Path) -> tuple[list[dict], li
     return [next(data) for _ in range(STEPS)], [float(schedule(step)) for step in range(STEPS)]
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(scope="module", params=examples(SYSTEMS, "llama"))
 def handover(request, make, tmp_path_factory) -> Handover:
     folder, system = tmp_path_factory.mktemp(request.param), SYSTEMS[request.param]
     model = system.build()

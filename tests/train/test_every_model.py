@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 
 from jaxllm.cli import main
 from jaxllm.interop import load_pretrained
@@ -49,14 +50,27 @@ def rows_of(name: str, count: int) -> dict[str, np.ndarray]:
     return examples.held_out.take(np.arange(count))
 
 
+QUICK = "components_regression"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The folder with the outputs of all runs."""
-    folder = tmp_path_factory.mktemp("runs")
+    return train_configs(NAMES, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def quick_folder(tmp_path_factory) -> Path:
+    """The folder with the output of the quickest run."""
+    return train_configs([QUICK], tmp_path_factory.mktemp("run"))
+
+
+def train_configs(names: list[str], folder: Path) -> Path:
+    """Trains these configs, and the control with shuffled targets, in one process."""
     rows = rows_of("components_regression", 1000)
     targets = np.random.default_rng(0).permutation(rows["targets"])
     np.savez(folder / "shuffled.npz", inputs=rows["inputs"], targets=targets)
-    paths = [str(CONFIGS / f"{name}.yaml") for name in NAMES]
+    paths = [str(CONFIGS / f"{name}.yaml") for name in names]
     subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), str(folder / "shuffled.npz"), *paths],
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
@@ -77,17 +91,18 @@ def stated(name: str) -> float:
     return float(re.search(r"held-out loss below ([\d.]+\d)", header)[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_training_reaches_the_stated_held_out_loss(name, folder):
+@pytest.mark.parametrize("name", examples(NAMES, QUICK))
+def test_training_reaches_the_stated_held_out_loss(name, request):
+    folder = request.getfixturevalue("quick_folder" if name == QUICK else "folder")
     first, *_, last = held_out(folder / "runs" / name)
     assert last < stated(name) < first / 1.5
     header = (CONFIGS / f"{name}.yaml").read_text()
     assert float(re.search(r"untrained ([\d.]+\d)", header)[1]) == pytest.approx(first, abs=0.01)
 
 
-def test_shuffled_targets_are_not_learned(folder):
+def test_shuffled_targets_are_not_learned(quick_folder):
     """A constant prediction has the loss 8/3: the variance of a sum of 8 numbers in [-1, 1]."""
-    *_, last = held_out(folder / "shuffled")
+    *_, last = held_out(quick_folder / "shuffled")
     assert last > 0.8 * 8 / 3 > 50 * stated("components_regression")
 
 
@@ -106,6 +121,7 @@ def test_wave_loss_is_below_that_of_repeating_the_last_vector():
     assert stated("components_autoregressive") < error / 3
 
 
+@pytest.mark.exhaustive
 def test_colours_of_held_out_images_are_predicted(folder):
     rows = rows_of("llm", 256)
     model = load_pretrained(folder / "runs" / "llm")
@@ -126,6 +142,7 @@ def test_colours_of_held_out_images_are_predicted(folder):
     assert np.mean(predict(other) == colours) < 0.3
 
 
+@pytest.mark.exhaustive
 def test_held_out_tokens_are_copied(folder):
     rows = rows_of("nima_transformer", 128)
     model = load_pretrained(folder / "runs" / "nima_transformer")
@@ -134,6 +151,7 @@ def test_held_out_tokens_are_copied(folder):
     assert np.mean(predict(rows["source"], tokens[:, :-1]) == tokens[:, 1:]) > 0.95
 
 
+@pytest.mark.exhaustive
 def test_generate_rejects_a_run_that_was_not_trained_on_text(folder, capsys):
     assert main(["generate", str(folder / "runs" / "llm"), "--prompt", "red"]) == 2
     assert (
@@ -142,13 +160,13 @@ def test_generate_rejects_a_run_that_was_not_trained_on_text(folder, capsys):
     )
 
 
-def test_init_from_starts_at_the_loss_of_the_source_run(folder):
+def test_init_from_starts_at_the_loss_of_the_source_run(quick_folder):
     """For a model over vectors: the first held-out loss is the last one of the source run."""
-    source = folder / "runs" / "components_regression"
+    source = quick_folder / "runs" / "components_regression"
     config = load_config(CONFIGS / "components_regression.yaml")
     again = dataclasses.replace(
         config,
-        output=str(folder / "again"),
+        output=str(quick_folder / "again"),
         model=None,
         init_from=str(source),
         steps=1,
@@ -157,4 +175,4 @@ def test_init_from_starts_at_the_loss_of_the_source_run(folder):
         tensorboard=False,
     )
     train(again, load_pretrained(source))
-    assert held_out(folder / "again")[0] == pytest.approx(held_out(source)[-1], rel=1e-3)
+    assert held_out(quick_folder / "again")[0] == pytest.approx(held_out(source)[-1], rel=1e-3)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from kinds import CONFIGS, WAVES
+from tiers import examples
 from tiny import random_of
 
 from jaxllm.train import TrainConfig
@@ -29,7 +30,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", examples(KINDS, "encoder-decoder"))
 def test_a_step_on_a_mesh_matches_a_single_device(kind):
     model, task, seq_len, mesh, accumulate = KINDS[kind]
     config = TrainConfig(

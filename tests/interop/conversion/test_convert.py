@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hf_cases import CASES, randomize, stored
+from tiers import examples
 from tiny import random_model
 
 from jaxllm.config import DecoderConfig, with_fields
@@ -116,7 +117,7 @@ def test_progress_is_reported(llama, tmp_path):
     assert reported[-1] == (done.num_bytes, done.num_bytes)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["stacked", "one-by-one"])
+@pytest.fixture(scope="module", params=examples(["stacked", "one-by-one"], "stacked"))
 def run(request, tmp_path_factory) -> Path:
     """Returns a run trained on a mesh, with stacked layers or not."""
     folder = tmp_path_factory.mktemp("run")
@@ -130,7 +131,9 @@ def run(request, tmp_path_factory) -> Path:
         save_every=1,
         eval_every=2,
         data=DataConfig(text=(str(folder / "text.txt"),), held_out=0.3),
-        model=DecoderConfig(**sizes, head_dim=8, mlp_dim=64, scan_layers=request.param),
+        model=DecoderConfig(
+            **sizes, head_dim=8, mlp_dim=64, scan_layers=request.param == "stacked"
+        ),
         mesh=MeshConfig(fsdp=4, tensor=2),
         tensorboard=False,
     )
@@ -230,7 +233,7 @@ def unit_bytes(folder: Path, to: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(("to", "where"), POINTS)
+@pytest.mark.parametrize(("to", "where"), examples(POINTS, *POINTS[::8]))
 def test_killed_conversion_resumes(to, where, folders, tmp_path):
     source = folders["meta" if to == "hf" else "hf"]
     out, partial = tmp_path / "out", tmp_path / "out.partial"

@@ -7,6 +7,7 @@ import pytest
 from mutants import MUTATIONS
 from mutants.page import read
 from mutants.trial import FAMILIES, TRAINED, build, compare_honest, run, trials
+from tiers import examples
 
 PAGE = Path(__file__).parents[3] / "docs" / "mutations.md"
 # Families in which the forward pass alone must find bugs in weights and config again; it is slow.
@@ -25,7 +26,7 @@ def is_tried(trial) -> bool:
     return trial.is_first or trial.family in TWICE
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=examples(FAMILIES, "gpt2"))
 def pair(request, tmp_path_factory):
     yield request.param, build(request.param, tmp_path_factory.mktemp("mutants"))
     jax.clear_caches()  # thousands of small programs that other families do not need

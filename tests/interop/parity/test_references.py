@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import source_cases
 import torch
+from tiers import examples
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Inputs, check_checkpoint, compare
@@ -78,7 +79,7 @@ def kinds(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", examples(KINDS, "nima-gpt", "components-regression"))
 def test_every_kind_passes_all_its_levels(kinds, name):
     reference, model, inputs = kinds(name)
     levels = levels_of(model) if name in SLOW else QUICK

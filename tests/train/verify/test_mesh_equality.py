@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from tiers import examples
 from tiny import TINY, random_model
 
 from jaxllm.config import AttentionConfig, Experts, HeadConfig, LayerKind, MlpConfig
@@ -127,11 +128,15 @@ INVOLUNTARY = "nvoluntary full rematerialization"
 
 @pytest.mark.parametrize(
     ("mesh_name", "microbatches"),
-    [
-        *((name, 2) for name in MESHES),
-        ("data=2 x fsdp=2 x tensor=2", 1),
-        *((name, 1) for name in EXPERT_MESHES if "expert" in name),
-    ],
+    examples(
+        [
+            *((name, 2) for name in MESHES),
+            ("data=2 x fsdp=2 x tensor=2", 1),
+            *((name, 1) for name in EXPERT_MESHES if "expert" in name),
+        ],
+        ("data=2 x fsdp=2 x tensor=2", 2),
+        ("fsdp=2 x tensor=2 x expert=2", 1),
+    ),
 )
 def test_the_compiler_reports_no_involuntary_rematerialization(
     mesh_name, microbatches, really_compiling, capfd

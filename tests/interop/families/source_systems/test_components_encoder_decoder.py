@@ -48,16 +48,16 @@ def test_source_and_target_are_vectors_of_one_size():
     config = read(input_dim=7)
     assert (config.source_dim, config.decoder.input_dim, config.decoder.output_dim) == (7, 7, 5)
     assert (config.encoder.num_layers, config.decoder.num_layers) == (3, 2)
-    with pytest.raises(ValueError, match="source_dim=4 and input_dim=7"):
+    with pytest.raises(ValueError, match="source_dim=4 with input_dim=7"):
         write_config(dataclasses.replace(config, source_dim=4), {})
 
 
 @pytest.mark.parametrize(
     ("stack", "changes", "words"),
     [
-        ("encoder", {"mlp_dim": 60}, "mlp_dim=60 and 56"),
+        ("encoder", {"mlp_dim": 60}, "mlp_dim=60 in the encoder and 56"),
         ("decoder", {"norms.eps": 1e-6}, r"norms\.eps"),
-        ("encoder", {"num_kv_heads": 3}, "num_kv_heads=3 and 6"),
+        ("encoder", {"num_kv_heads": 3}, "num_kv_heads=3 in the encoder and 6"),
         ("decoder", {"attention.window": 9}, r"attention\.window=9"),
     ],
     ids=str,

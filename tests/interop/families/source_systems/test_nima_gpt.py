@@ -51,7 +51,7 @@ def test_what_it_came_with_is_kept():
 
 
 def test_a_decoder_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match=r"a GPTModel of nima .*norms\.kind='rms'"):
+    with pytest.raises(ValueError, match=r"nima's GPTModel does not support .*norms\.kind='rms'"):
         write_config(random_model().config, {})
 
 

@@ -76,10 +76,10 @@ def test_both_stacks_have_one_table_of_learned_positions():
         ("decoder", {"embed_scale": 1.0}, "embed_scale"),
         ("decoder", {"head.bias": False}, r"head\.bias=False"),
         ("decoder", {"norms.final": True}, r"norms\.final=True"),
-        ("decoder", {"dropout": 0.5}, r"dropout=0\.1 and 0\.5"),
-        ("encoder", {"init.kind": "normal"}, r"init\.kind='normal' and 'xavier'"),
+        ("decoder", {"dropout": 0.5}, r"dropout=0\.1 in the encoder and 0\.5"),
+        ("encoder", {"init.kind": "normal"}, r"init\.kind='normal' in the encoder and 'xavier'"),
         ("encoder", {"positions.kind": "rope"}, r"encoder\.positions\.kind='rope'"),
-        ("encoder", {"mlp_dim": 60}, "mlp_dim=60 and 56"),
+        ("encoder", {"mlp_dim": 60}, "mlp_dim=60 in the encoder and 56"),
     ],
     ids=str,
 )
@@ -110,5 +110,5 @@ def test_padding_has_a_token_that_stands_nowhere_else():
     found, same = arguments(model, given)
     assert found.tolist() == [[5, 6, 3], [7, 3, 3]]
     assert same is target
-    with pytest.raises(UserError, match="has 3"):
+    with pytest.raises(UserError, match="contains token 3"):
         arguments(model, {"source": source, "target": target})

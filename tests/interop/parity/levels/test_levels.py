@@ -8,6 +8,7 @@ import pytest
 import torch
 from broken_models import arrays_of, changed
 from hf_cases import CASES, tokens_of
+from tiers import examples
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
@@ -29,7 +30,7 @@ def both(name, folder):
     return original, load_pretrained(folder, dtype="float32")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", examples(FAMILIES, "llama"))
 def test_every_family_passes(name, tmp_path):
     original, model = both(name, tmp_path)
     # Windows and chunks end within 128 tokens; other tests cover longer inputs.
