@@ -122,6 +122,7 @@ def run(request, tmp_path_factory) -> Path:
     """Returns a run trained on a mesh, with stacked layers or not."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
+    is_stacked = request.param == "stacked"
     sizes = {"vocab_size": 256, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
     config = TrainConfig(
         output=str(folder / "run"),
@@ -131,9 +132,7 @@ def run(request, tmp_path_factory) -> Path:
         save_every=1,
         eval_every=2,
         data=DataConfig(text=(str(folder / "text.txt"),), held_out=0.3),
-        model=DecoderConfig(
-            **sizes, head_dim=8, mlp_dim=64, scan_layers=request.param == "stacked"
-        ),
+        model=DecoderConfig(**sizes, head_dim=8, mlp_dim=64, scan_layers=is_stacked),
         mesh=MeshConfig(fsdp=4, tensor=2),
         tensorboard=False,
     )
