@@ -103,5 +103,7 @@ def test_the_optimizer_alone_in_a_dcp_folder(tmp_path):
 def test_shards_of_which_each_has_an_optimizer_are_refused(tmp_path):
     save_pretrained(random_model(head_dim=8), tmp_path / "meta", format="meta", model_parallel=2)
     torch.save(state_like({"norm.weight": torch.ones(3)}), tmp_path / "meta" / "optimizer.pt")
-    with pytest.raises(CheckpointError, match="model-parallel shards, of which each has an opt"):
+    with pytest.raises(
+        CheckpointError, match="optimizers of model-parallel checkpoints, one per shard"
+    ):
         load_training_state(tmp_path / "meta")

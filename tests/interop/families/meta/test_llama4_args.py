@@ -144,7 +144,7 @@ TINY_EXPERTS = llama4_experts(num_experts=2, top_k=1, mlp_dim=8)
         ),
         ({"pattern": (NOPE, LayerKind(), LayerKind())}, "without RoPE"),
         ({"pattern": (EXPERTS, LayerKind(), LayerKind()), "experts": TINY_EXPERTS}, "experts"),
-        ({"pattern": (CHUNKED, LayerKind()), "attention.chunk": 9}, "chunks on other layers"),
+        ({"pattern": (CHUNKED, LayerKind()), "attention.chunk": 9}, "chunks on layers other"),
         (
             {
                 "vision": Vision(

@@ -126,7 +126,7 @@ def test_an_embedding_may_be_cut_in_its_width():
 
 @pytest.mark.parametrize(
     ("shards", "words"),
-    [(3, "num_heads=4, mlp_dim=56, num_kv_heads=2"), (8, "num_heads=4"), (5, "Experts.mlp_dim=24")],
+    [(3, "num_heads=4, mlp_dim=56, num_kv_heads=2"), (8, "num_heads=4"), (5, "experts.mlp_dim=24")],
 )
 def test_shards_that_do_not_divide_are_refused_with_the_sizes(shards, words):
     with pytest.raises(ValueError, match=f"{shards} model-parallel shards") as error:
