@@ -124,7 +124,7 @@ def _stores_kernels_transposed(pairs: Mapping[Stored, Targets], layouts: Layouts
 
 
 def _doubts(matcher: Matcher, pair: Pair, pairs: Mapping[Stored, Targets]) -> Iterator[str]:
-    """What else a tensor may be, and how weak the evidence for the match is."""
+    """Yields the reasons to doubt a suggested match."""
     tensor, targets = pair
     if len(targets) > 1:
         names = ", ".join(target.name.split(".")[-2] for target in targets)

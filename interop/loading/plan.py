@@ -190,7 +190,7 @@ def make_plan(
 
 @dataclasses.dataclass
 class Analysis:
-    """What is understood of a checkpoint, and what is not; the rest is as in `Plan`.
+    """The parts of a `Plan` that could be determined, and the problems found.
 
     Attributes:
         config: the model's config; None if it cannot be read.

@@ -72,7 +72,7 @@ class Decoder(Stack):
     def hidden(
         self,
         tokens_BT: Array,
-        context: Context,
+        context: Context = Context(),
         cache: Caches | None = None,
         *,
         image_embedding: MaskedEmbedding | None = None,

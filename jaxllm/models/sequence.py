@@ -64,7 +64,7 @@ class SequenceModel(Stack):
         return Output(self.unembed(x_BTD), cache, loss)
 
     def hidden(
-        self, x_BTI: Array, context: Context, cache: Caches | None = None
+        self, x_BTI: Array, context: Context = Context(), cache: Caches | None = None
     ) -> tuple[Array, Caches | None, Array]:
         """Returns the last layer's hidden states, BTD, the cache and the auxiliary loss."""
         chex.assert_shape(x_BTI, (None, None, self.config.input_dim))

@@ -190,11 +190,11 @@ TASKS: dict[str, Callable[[Model, int], Draw]] = {
 }
 
 
-def _unfit(task: str, required: str, model: Model) -> ValueError:
+def _unfit(task: str, required: str, model: Model) -> UserError:
     fields: Any = model.config
     details = f" with pooled={fields.pooled}" if isinstance(model, SequenceModel) else ""
     details += f" with vision={fields.vision}" if isinstance(model, Decoder) else ""
-    return ValueError(
+    return UserError(
         f"task {task!r} trains {required}, but the model of this run is "
         f"{type(model).__name__}{details}"
     )

@@ -32,9 +32,8 @@ SUPPORTED = (
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("hidden_act", "silu")
-    fields.ignore(
-        "max_window_layers"
-    )  # in released configs, but read by no version of transformers
+    # Released configs have it, but no version of transformers reads it.
+    fields.ignore("max_window_layers")
     decoder = read_decoder(
         fields,
         num_key_value_heads=4,
