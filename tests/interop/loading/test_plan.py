@@ -105,7 +105,7 @@ def test_one_error_lists_every_problem(llama):
     with pytest.raises(CheckpointError) as error:
         plan(llama)
     assert {problem.partition(";")[0] for problem in error.value.problems} == {
-        "config.json: new_thing=7 is not a field that this family understands",
+        "config.json: new_thing=7 is not a field known to this family",
         "model.norm.weight is missing",
         "model.nrom.weight is unexpected",
     }
