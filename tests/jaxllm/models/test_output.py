@@ -11,7 +11,10 @@ from tiny import random_model, random_of
 
 
 def test_logits_are_float32_and_cache_keeps_its_form():
-    model, tokens = random_model(dtype="bfloat16", num_layers=1), np.arange(10).reshape(2, 5)
+    model, tokens = (
+        random_model({"numerics.dtype": "bfloat16"}, num_layers=1),
+        np.arange(10).reshape(2, 5),
+    )
     out = jax.eval_shape(lambda: model(tokens))
     chex.assert_shape(out.logits, (2, 5, model.config.vocab_size))
     assert out.logits.dtype == jnp.float32

@@ -297,5 +297,7 @@ def test_a_module_with_custom_masks_and_arguments_passes(tmp_path):
     )  # fused attention, so no scores are recorded
     with pytest.raises(ValueError, match="target_mask hides tokens that the reference, which"):
         judge(masks=())
-    with pytest.raises(CheckpointError, match=r"masks=\['mask'\] are not of source_mask, target"):
+    with pytest.raises(
+        CheckpointError, match=r"masks=\['mask'\] are unknown, allowed are source_mask, target"
+    ):
         judge(masks=["mask"])
