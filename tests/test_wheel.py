@@ -112,7 +112,7 @@ def test_training_and_loading_work_without_pytorch(environment, tmp_path):
 def test_help_works_and_missing_pytorch_is_reported(environment, tmp_path):
     assert run(environment, "jaxllm", "--help", cwd=tmp_path).returncode == 0
     done = run(environment, "jaxllm", "quickstart", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "pip install 'jaxllm[torch]'" in done.stderr
     assert "Traceback" not in done.stderr
 
