@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from jaxllm.errors import MissingPackageError
 from jaxllm.interop import CheckpointError, load_pretrained, parity
 from jaxllm.interop.parity.alignment.prompt import text_tokens
 
@@ -88,5 +89,5 @@ def test_tensors_that_transformers_would_initialize_at_random_are_rejected(folde
 
 def test_without_transformers_the_error_names_the_extra_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'jaxllm\[torch\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'jaxllm\[torch\]'"):
         check_checkpoint(folder)
