@@ -77,12 +77,12 @@ def test_a_cached_decoder_is_an_uncached_one(window, scan):
 def test_stacks_that_do_not_fit_are_errors():
     for changes, complaint in (
         ({"source_dim": 0}, "source_dim=0 is less than 1"),
-        ({"encoder": SEQUENCE}, "encoder.attention.causal=True, not False"),
+        ({"encoder": SEQUENCE}, "encoder.attention.causal=True: it must be False"),
         ({"encoder": BOTH_WAYS}, "encoder is a SequenceConfig"),
         ({"decoder": SEQUENCE}, "decoder.attention.cross=False"),
         (
             {"encoder": dataclasses.replace(PAIR.encoder, embed_dim=32)},
-            "embed_dim is 32 in the encoder, 24 in the decoder",
+            "embed_dim is 32 in the encoder and 24 in the decoder",
         ),
     ):
         with pytest.raises(ValueError, match=complaint):
