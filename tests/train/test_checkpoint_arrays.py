@@ -81,5 +81,5 @@ def test_a_checkpoint_of_somebody_else_is_refused(saved_model, tmp_path):
     save_pretrained(saved_model, tmp_path / "native", format="native")
     [file] = (tmp_path / "native").rglob(METADATA_FILE)
     file.write_text(file.read_text().replace('"jaxllm"', '"another"'))
-    with pytest.raises(UserError, match="jaxllm did not write"):
+    with pytest.raises(UserError, match="not written by jaxllm"):
         read_metadata(file.parent)
