@@ -1,4 +1,4 @@
-"""What holds of every model of the components: vectors in and out, experts, meshes."""
+"""Shared tests of the components families: vectors in and out, experts, meshes."""
 
 from collections.abc import Mapping
 from typing import Any

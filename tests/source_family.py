@@ -1,4 +1,4 @@
-"""What holds of every model of a source system: outputs, gradients, weights and config."""
+"""Shared tests of the source-system families: outputs, gradients, weights and config."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ class Built(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a model is called with, and what tells ours besides."""
+    """Positional arguments of a call, and the masks that only the JAX model takes."""
 
     arrays: list[np.ndarray]
     masks: Mapping[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""What transformers is asked for: a small Llama, an exported folder, greedy continuations."""
+"""Operations of transformers: a small Llama, an exported folder, greedy continuations."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a format cannot say of two stacks is refused by the name of the stack."""
+"""Fields of two stacks that a format does not support are refused, with the stack named."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What formats do not support is named with the config's value, and whether it is so."""
+"""Unsupported values are named with the config's value, and flagged only if it has them."""
 
 import pytest
 from tiny import TINY

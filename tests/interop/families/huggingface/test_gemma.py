@@ -1,4 +1,4 @@
-"""What Gemma 2 and 3 have in common: windows, scales, norms around each sublayer, their tensors."""
+"""Code shared by Gemma 2 and 3: windows, scales, norms around each sublayer, tensors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the arguments of Llama 4 say of layers, chunks, experts and widths, read and written."""
+"""Reading and writing the layers, chunks, experts and widths of Llama 4's arguments."""
 
 import dataclasses
 import json
