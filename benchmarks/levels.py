@@ -14,7 +14,7 @@ import source_cases
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
-from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import draw
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.report.rows import ScoresResult, TextResult
@@ -42,7 +42,7 @@ def measure(name: str) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         reference = save(name, Path(folder))
         model = load_pretrained(folder, dtype="float32")
-    calling = calling_of(reference)
+    calling = adapter_of(reference)
     inputs = draw(
         model, calling.masks(reference), num_tokens=NUM_TOKENS, batch_size=2, seed=0
     ).without(calling.padding(reference), model)

@@ -1,5 +1,7 @@
 """Errors that the user can fix. Any other exception is a bug in jaxllm."""
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -25,3 +27,14 @@ class NonFiniteError(UserError, FloatingPointError):
     """A training run's loss, gradients or update are no longer finite."""
 
     exit_status = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that `name` probably misspells, or None."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns a clause that suggests the nearest known name, or an empty string."""
+    meant = nearest(name, known)
+    return f"; did you mean {meant!r}?" if meant else ""

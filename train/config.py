@@ -1,7 +1,6 @@
 """Run configs: read from YAML, overridden on the command line, saved with every checkpoint."""
 
 import dataclasses
-import difflib
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxllm.config import MOVED, Config, Dtype, Remat, config_class, is_moved, upgraded
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, did_you_mean
 
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
@@ -250,9 +249,8 @@ def _explain(problem: Any) -> str:
         return f"{name} is now {stack}.{MOVED[last]}"
     if problem["type"] == "unexpected_keyword_argument":
         known = _fields_at(problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known fields are {', '.join(known)}"
-        return f"unknown field {name!r}; {hint}"
+        hint = did_you_mean(str(problem["loc"][-1]), known)
+        return f"unknown field {name!r}" + (hint or f"; known fields are {', '.join(known)}")
     if problem["type"] == "missing":
         return f"{name} is missing"
     given = "" if isinstance(problem["input"], dict) else f"={problem['input']!r}"

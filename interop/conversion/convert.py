@@ -34,13 +34,13 @@ class Conversion:
     """The result of a conversion.
 
     Attributes:
-        spelling: the family whose format was written, or "native".
+        format_name: the family whose format was written, or "native".
         num_units: the number of tensors, or of array chunks in a native checkpoint.
         num_bytes: the bytes of all of them.
         num_bytes_kept: the bytes that an earlier, killed attempt had already written.
     """
 
-    spelling: str
+    format_name: str
     num_units: int
     num_bytes: int
     num_bytes_kept: int
@@ -104,7 +104,7 @@ def convert(
         work = _Work(target, partial / "checkpoint", journal, chunk_bytes, workers, progress)
         work.complete(destination, lambda to: copy_companions(to, parameters.origin, source))
         shutil.rmtree(partial)
-    return Conversion(target.spelling, len(target.units), work.total, work.kept)
+    return Conversion(target.format_name, len(target.units), work.total, work.kept)
 
 
 def _target(

@@ -23,7 +23,7 @@ class FileTarget:
 
     def __init__(self, export: Export):
         self._export = export
-        self.spelling = export.family.name
+        self.format_name = export.family.name
         self.units: Mapping[str, int] = {
             name: tensor.nbytes for name, tensor in export.tensors.items()
         }

@@ -38,7 +38,7 @@ CODECS = [
 class OrbaxTarget:
     """A native checkpoint to be written. A unit is a chunk of an array; see `table.Target`."""
 
-    spelling = orbax.NAME
+    format_name = orbax.NAME
 
     def __init__(self, config: Config, origin: Origin | None, arrays: Mapping[str, TensorSource]):
         self.arrays = arrays

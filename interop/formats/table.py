@@ -67,11 +67,11 @@ class Target(Protocol):
     """A checkpoint written in units, in any order, so that a killed conversion can be resumed.
 
     Attributes:
-        spelling: the family's name, or the format's if it needs no family.
+        format_name: the family's name, or the format's if it needs no family.
         units: the bytes of each unit, such as a tensor, that is written in one step.
     """
 
-    spelling: str
+    format_name: str
     units: Mapping[str, int]
 
     def plan(self) -> str:

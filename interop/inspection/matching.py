@@ -10,8 +10,8 @@ from flax import nnx
 from scipy.optimize import linear_sum_assignment
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families import Table
-from jaxllm.interop.families.common.family import decoder_sizes
+from jaxllm.interop.families import RuleTable
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.models import Decoder, build_abstract
@@ -35,7 +35,7 @@ class Matcher:
         table: the rules that exist already; their tensors and arrays are left out.
     """
 
-    def __init__(self, config: DecoderConfig, shapes: Mapping[str, Shape], table: Table):
+    def __init__(self, config: DecoderConfig, shapes: Mapping[str, Shape], table: RuleTable):
         self.sizes = {**decoder_sizes(config), **table.sizes}
         self._known_axes = frozenset(self.sizes)
         model = build_abstract(dataclasses.replace(config, scan_layers=False))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig
-from jaxllm.interop.families import Layout, Table
+from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
@@ -60,13 +60,13 @@ def suggest(
         table = resolve_family(rules).table(config, Layout())
     if not isinstance(config, DecoderConfig):
         raise CheckpointError("suggesting rules needs the config of a decoder: give its config")
-    matcher = Matcher(config, shapes, table or Table((), {}))
+    matcher = Matcher(config, shapes, table or RuleTable((), {}))
     return _describe(matcher, is_tied=config.head.tied)
 
 
 def _open(
     path: Path, config: Config | None, rules: Any
-) -> tuple[dict[str, Shape], Config, Table | None]:
+) -> tuple[dict[str, Shape], Config, RuleTable | None]:
     """Reads the shapes and the rules of a checkpoint, and its config unless one is given."""
     try:
         checkpoint = open_checkpoint(path, rules)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.byte_sizes import format_size, parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored, transfer_tensor
@@ -171,7 +171,7 @@ def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
     }
 
 
-def _why_ignored(name: str, table: Table) -> str:
+def _why_ignored(name: str, table: RuleTable) -> str:
     reasons = {derived.name: "derived from the config" for derived in table.derived}
     reasons |= table.ignored
     return next((why for pattern, why in reasons.items() if fnmatchcase(name, pattern)), "")

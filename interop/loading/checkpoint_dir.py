@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.interop.families import FAMILIES, Family, nearest
+from jaxllm.errors import did_you_mean
+from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, parse_json
 from jaxllm.interop.formats.table import tensor_formats
@@ -122,7 +123,7 @@ def _unknown_model_type(config_file: Path) -> str:
             f"{config_file} has no model_type, so the kind of model is unknown; "
             f"{SUPPORTED}; {OWN_RULES}"
         )
-    meant = nearest(given, known) if isinstance(given, str) else ""
+    meant = did_you_mean(given, known) if isinstance(given, str) else ""
     return f"{config_file}: model_type {given!r} is not supported{meant}; {SUPPORTED}; {OWN_RULES}"
 
 
@@ -141,7 +142,7 @@ def _no_config(path: Path) -> str:
 def _near_path(path: Path) -> str:
     """Returns a clause that suggests the folder beside `path` with the most similar name, or ""."""
     beside: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
-    return nearest(path.name, [entry.name for entry in beside if entry.is_dir()])
+    return did_you_mean(path.name, [entry.name for entry in beside if entry.is_dir()])
 
 
 def _read_headers(path: Path, read: Callable[[Path], Tensors]) -> Tensors:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from jaxllm.config import Dtype
-from jaxllm.interop.families import Table, nearest
+from jaxllm.errors import did_you_mean
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.bijection import fused_parts
@@ -25,7 +26,7 @@ class Findings(NamedTuple):
     unexpected: list[str]  # tensors that neither the rules nor the table mention
 
 
-def check_tensors(table: Table, rules: Sequence[BoundRule], tensors: Tensors) -> Findings:
+def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors) -> Findings:
     """Finds tensors that are missing, unexpected, mis-shaped or of an unsupported dtype.
 
     Messages suggest the name that may have been meant, and name the axis whose size is wrong.
@@ -71,7 +72,7 @@ def _folded_messages(names: Sequence[str], what: str, others: Sequence[str]) -> 
     """Returns one message per group of names that differ only in indices, with a suggestion."""
     return [
         (f"{name} is {what}" if len(members) == 1 else f"{name} are {what}")
-        + nearest(members[0], others)
+        + did_you_mean(members[0], others)
         for name, members in fold(dict.fromkeys(names))
     ]
 
@@ -87,9 +88,9 @@ def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...
     unfilled = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]
     return [
-        *(f"no rule fills {name} of the model{nearest(name, unknown)}" for name in unfilled),
+        *(f"no rule fills {name} of the model{did_you_mean(name, unknown)}" for name in unfilled),
         *(
-            f"a rule fills {name}, which the model does not have{nearest(name, unfilled)}"
+            f"a rule fills {name}, which the model does not have{did_you_mean(name, unfilled)}"
             for name in unknown
         ),
         *(
@@ -132,7 +133,7 @@ def _format_rows(part: str, bound: BoundRule) -> str:
     return f"{part.partition('#')[2]} ({' '.join(dim)}) {rows}"
 
 
-def reason_to_ignore(table: Table, name: str) -> str | None:
+def reason_to_ignore(table: RuleTable, name: str) -> str | None:
     """Returns the table's reason to ignore a stored tensor, or None."""
     matching = (why for pattern, why in table.ignored.items() if fnmatch.fnmatchcase(name, pattern))
     return next(matching, None)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, NumericsConfig, make_config, with_fields
 from jaxllm.errors import UserError
-from jaxllm.interop.families import Fields, Layout, Table
+from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
@@ -77,7 +77,7 @@ class Plan:
 
     config: Config
     layout: Layout
-    table: Table
+    table: RuleTable
     rules: tuple[BoundRule, ...]
     tensors: Mapping[str, StoredTensor]
     arrays: Mapping[str, PlannedArray]
@@ -202,7 +202,7 @@ class Analysis:
     tensors: Mapping[str, StoredTensor]
     config: Config | None = None
     layout: Layout = dataclasses.field(default_factory=Layout)
-    table: Table = dataclasses.field(default_factory=lambda: Table((), {}))
+    table: RuleTable = dataclasses.field(default_factory=lambda: RuleTable((), {}))
     rules: tuple[BoundRule, ...] = ()
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)

@@ -30,8 +30,10 @@ from typing import Any
 
 from jaxllm.config import Config, DecoderConfig, NumericsConfig, StackConfig, flatten, with_fields
 from jaxllm.errors import UserError
-from jaxllm.interop.families import Derived, Family, Fields, Layout, Table
-from jaxllm.interop.families.common.family import Json, decoder_sizes, in_order
+from jaxllm.interop.families import Derived, Family, Fields, Layout, RuleTable
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes
+from jaxllm.interop.families.common.family import in_order
+from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -251,7 +253,7 @@ class _Definition:
             raise ValueError(f"its fields cannot express {'; '.join(unsupported)}")
         return fields.data
 
-    def table(self, config: Config, layout: Layout) -> Table:
+    def table(self, config: Config, layout: Layout) -> RuleTable:
         """Returns the rules with the sizes of their axes; a labelled axis is as long as its labels.
 
         Raises:
@@ -265,7 +267,7 @@ class _Definition:
         decoder = getattr(config, "decoder", config)
         legend = decoder_sizes(decoder) if isinstance(decoder, DecoderConfig) else {}
         derived, tied = self.evaluate("derived", config, {}), self.evaluate("tied", config, {})
-        return Table(
+        return RuleTable(
             rules,
             {**counted, **legend, **self.evaluate("sizes", config, {})},
             tied=tied,

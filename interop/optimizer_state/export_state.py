@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxllm.interop.families import Family, Table
+from jaxllm.interop.families import Family, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, from_jax
 from jaxllm.interop.formats.pytorch import dcp_writer, torch_zip
 from jaxllm.interop.formats.pytorch.consolidated import FIRST_SHARD
@@ -83,7 +83,7 @@ def plan_training_export(
     return _in_files(export, found, list(names))
 
 
-def _by_torch_names(parameters: Parameters, table: Table, state: AdamWState) -> TorchAdamW:
+def _by_torch_names(parameters: Parameters, table: RuleTable, state: AdamWState) -> TorchAdamW:
     """Converts the state to PyTorch's parameter names."""
     bound = table.bound(parameters.stacks)
     decay: dict[str, float] = {}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.interop.families import nearest
+from jaxllm.errors import did_you_mean
 from jaxllm.interop.formats.pytorch.wrapped_names import plain_name
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -161,14 +161,14 @@ def _check_names(
     without = [name for name in shapes if not found.get(name)]
     strange = [name for name in found if name not in shapes]
     for name, members in fold(dict.fromkeys(without)):
-        yield f"no moments for {name}" + nearest(members[0], strange)
+        yield f"no moments for {name}" + did_you_mean(members[0], strange)
     for name, members in fold({name: copies.get(name) for name in strange}):
         original = copies.get(members[0])
         yield (
             f"{name} has moments of its own, but is tied to {original}"
             if original
             else f"moments for {name}, which is not a parameter of the model"
-            + nearest(name, without)
+            + did_you_mean(name, without)
         )
 
 

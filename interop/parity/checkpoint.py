@@ -18,14 +18,14 @@ from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.models import Model
 
-from .alignment.adapters import calling_of
-from .alignment.inputs import Inputs, draw, elements_of
+from .alignment.adapters import adapter_of
+from .alignment.inputs import Inputs, draw, sequences_of
 from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, text_tokens
 from .comparison import compare
 from .levels.table import LEVELS, levels_of
-from .numerics.array_store import Shelf, in_memory, on_disk, parameters_on
+from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
 from .rendered_report import Report
 
 
@@ -71,7 +71,7 @@ class Prompt:
             return Inputs.of(self.tokens)
         if self.text is not None:
             return _tokenized(self.text, path, model, self.num_tokens)
-        calling = calling_of(reference)
+        calling = adapter_of(reference)
         drawn = draw(
             model,
             calling.masks(reference),
@@ -119,18 +119,18 @@ def check_checkpoint(
         UserError: `num_tokens` is too small for a verdict, or tokens and text are both given.
     """
     path, given = Path(path), Prompt(**prompt)
-    shelf = in_memory if scratch is None else on_disk(Path(scratch))
-    reference, model = open_both(path, rules, model, shelf)
+    store = in_memory if scratch is None else on_disk(Path(scratch))
+    reference, model = open_both(path, rules, model, store)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
-    report = compare(reference, model, inputs, levels=levels, shelf=shelf)
+    report = compare(reference, model, inputs, levels=levels, store=store)
     seed = given.seed if given.is_random else None
     return dataclasses.replace(report, subject=path.name, seed=seed)
 
 
 def open_both(
-    path: Path, rules: Any = None, model: Model | None = None, shelf: Shelf = in_memory
+    path: Path, rules: Any = None, model: Model | None = None, store: ArrayStore = in_memory
 ) -> tuple[Any, Model]:
     """Loads a checkpoint as a PyTorch module and as a JAX model, unless `model` is given.
 
@@ -139,17 +139,17 @@ def open_both(
     family = None if rules is not None else _family_of(path)
     require_torch()
     if model is None:
-        load = load_pretrained if shelf is in_memory else open_pretrained
+        load = load_pretrained if store is in_memory else open_pretrained
         model = load(path, dtype="float32", rules=rules)
     if family is None or family.reference is not None:
-        return load_plain(path, rules, shelf), model
-    return _load_reference(path, family, shelf), model
+        return load_plain(path, rules, store), model
+    return _load_reference(path, family, store), model
 
 
 def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
     """Tokenizes `text` into every input sequence that the model takes."""
     given = {}
-    for name, elements in elements_of(model).items():
+    for name, elements in sequences_of(model).items():
         if not elements.are_tokens:
             raise UserError(
                 f"text is given, but a {type(model).__name__} takes vectors; give vectors instead"
@@ -179,14 +179,14 @@ def _family_of(path: Path) -> Family:
     return known[given]
 
 
-def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
-    """Loads the model with transformers, its parameters kept in the array store `shelf`."""
+def _load_reference(path: Path, family: Family, store: ArrayStore) -> Any:
+    """Loads the model with transformers, its parameters kept in the array store `store`."""
     import torch
     import transformers
 
     has_encoder = family.config_class is EncoderDecoderConfig
     name = "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
-    with _no_progress_bars(), nullcontext() if shelf is in_memory else _one_by_one(shelf):
+    with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path,
             dtype=torch.float32,
@@ -208,9 +208,9 @@ def _load_reference(path: Path, family: Family, shelf: Shelf) -> Any:
 
 
 @contextmanager
-def _one_by_one(shelf: Shelf) -> Iterator[None]:
-    """Makes transformers store each parameter on `shelf` before it reads the next."""
-    with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(shelf):
+def _one_by_one(store: ArrayStore) -> Iterator[None]:
+    """Makes transformers store each parameter on `store` before it reads the next."""
+    with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(store):
         yield
 
 

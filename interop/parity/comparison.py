@@ -13,24 +13,24 @@ import optax
 from jaxllm.errors import UserError
 from jaxllm.models import Model
 
-from .alignment.adapters import calling_of
-from .alignment.inputs import Inputs, last_stack
-from .alignment.plain_modules import described
+from .alignment.adapters import adapter_of
+from .alignment.inputs import Inputs, output_stack
+from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
 from .levels.level import Level
 from .levels.pair import Pair
 from .levels.table import (
     LEVELS,
-    chosen,
     from_causes_to_effects,
     levels_of,
+    select_levels,
     stages_of,
     stated_levels,
 )
-from .levels.weights import misfits
+from .levels.weights import shape_mismatches
 from .numerics import tolerance
-from .numerics.array_store import Shelf, in_memory
+from .numerics.array_store import ArrayStore, in_memory
 from .rendered_report import Report
 from .report.rows import Judged
 
@@ -56,7 +56,7 @@ def compare(
     levels: Sequence[str] | None = None,
     recipe: Recipe | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    shelf: Shelf = in_memory,
+    store: ArrayStore = in_memory,
     rules: Any = None,
 ) -> Report:
     """Compares a JAX model with a PyTorch reference and reports where they first diverge.
@@ -83,7 +83,7 @@ def compare(
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
         optimizer: replaces optax's AdamW on the JAX side by another implementation of the recipe;
             it must be built for the parameters of `model`.
-        shelf: the store for the outputs of all steps.
+        store: the store for the outputs of all steps.
         rules: conversion rules of a custom reference, see docs/rules.md: a Python file, which is
             executed, or an object with the same attributes. Their `config` reads the config file
             that `model` was loaded with or, if it was loaded by other rules, the result of their
@@ -98,12 +98,12 @@ def compare(
         reference=reference,
         model=model,
         inputs=Inputs.of(inputs).completed(model),
-        levels=chosen(levels, levels_of(model)),
+        levels=select_levels(levels, levels_of(model)),
         recipe=recipe or Recipe(),
         optimizer=optimizer,
-        shelf=shelf,
+        store=store,
     )
-    with nullcontext() if rules is None else described(reference, model, rules):
+    with nullcontext() if rules is None else with_rules(reference, model, rules):
         _check(reference, model, pair.inputs)
         return _compare(pair)
 
@@ -111,7 +111,7 @@ def compare(
 def _compare(pair: Pair) -> Report:
     stages = stages_of(pair.levels)
     is_computed = any(stage.computes for stage in stages)
-    if is_computed and misfits(pair.reference, pair.listed, pair.table):
+    if is_computed and shape_mismatches(pair.reference, pair.unstacked, pair.table):
         stages = stages_of(stated_levels())
     found = {stage.name: stage.compare(pair) for stage in stages}
     name = type(pair.reference).__name__
@@ -184,10 +184,10 @@ def _check(reference: Any, model: Model, inputs: Inputs) -> None:
             f"the parameters of the reference are {', '.join(sorted(dtypes)) or 'missing'}; "
             "parity is judged in float32: convert it with .float()"
         )
-    if (dtype := last_stack(model).numerics.dtype) != "float32":
+    if (dtype := output_stack(model).numerics.dtype) != "float32":
         raise UserError(
             f"the model computes in dtype={dtype!r}; parity is judged in float32: load it with "
             'dtype="float32"'
         )
-    if problems := inputs.problems(model, calling_of(reference).masks(reference)):
+    if problems := inputs.problems(model, adapter_of(reference).masks(reference)):
         raise UserError("; ".join(problems))

@@ -18,7 +18,7 @@ from .checkpoint import Prompt, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
 from .levels.pair import Ours, Pair
-from .levels.table import chosen, levels_of, stages_of, stated_levels
+from .levels.table import levels_of, select_levels, stages_of, stated_levels
 from .levels.weights import WEIGHTS, check_weights
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
@@ -56,7 +56,7 @@ def record_checkpoint(
     path, given = Path(path), Prompt(**prompt)
     reference, model = open_both(path, rules)
     inputs = given.inputs(path, reference, model).completed(model)
-    levels = chosen(levels, levels_of(model))
+    levels = select_levels(levels, levels_of(model))
     length = inputs.target.shape[1]
     kept = None if positions is None else spread_positions(length, positions)
     pair = Pair(
@@ -107,7 +107,7 @@ def check_pack(
     with fail_together(is_multi_host):
         data = read_pack(Path(pack))
     try:
-        levels = chosen(levels, data["levels"])
+        levels = select_levels(levels, data["levels"])
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):

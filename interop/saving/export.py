@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint_origin import Origin
-from jaxllm.interop.families import FAMILIES, Family, Layout, Table, nearest
+from jaxllm.errors import did_you_mean
+from jaxllm.interop.families import FAMILIES, Family, Layout, RuleTable
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import (
     TensorSource,
@@ -104,9 +105,9 @@ def possible_families(
             missing.
     """
     users = _users_family(origin, chosen, rules) if chosen in (None, USERS_FORMAT) else None
-    if chosen not in (None, *(known := writable_formats())):
+    if chosen is not None and chosen not in (known := writable_formats()):
         raise CheckpointError(
-            f"format={chosen!r} is not one of {', '.join(known)}{nearest(chosen, known)}"
+            f"format={chosen!r} is not one of {', '.join(known)}{did_you_mean(chosen, known)}"
         )
     own = None if origin is None else origin.family
     if users is not None:
@@ -174,7 +175,7 @@ def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
 
 def choose_family(
     parameters: Parameters, families: Sequence[Family], model_parallel: int | None
-) -> tuple[Family, dict, Table]:
+) -> tuple[Family, dict, RuleTable]:
     """Returns the first family that can express the model, its config's fields and its table.
 
     Raises:
@@ -196,7 +197,7 @@ def choose_family(
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
 
 
-def export_tensors(parameters: Parameters, table: Table) -> Iterator[tuple[str, TensorSource]]:
+def export_tensors(parameters: Parameters, table: RuleTable) -> Iterator[tuple[str, TensorSource]]:
     """Yields every tensor to store, by name, as a source that reads from the model's arrays."""
     rules = table.bound(parameters.stacks)
     fused = fused_parts(rules)

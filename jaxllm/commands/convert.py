@@ -88,7 +88,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - begun
     kept = f" ({format_size(done.num_bytes_kept)} already written)" if done.num_bytes_kept else ""
     print(
-        f"{arguments.destination}: {done.spelling}, {format_size(done.num_bytes)}{kept}, "
+        f"{arguments.destination}: {done.format_name}, {format_size(done.num_bytes)}{kept}, "
         f"{seconds:.1f} s"
     )
     return 0

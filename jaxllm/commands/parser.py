@@ -1,12 +1,13 @@
 """Argument parser with subcommands, suggestions for misspelled names, and `--version`."""
 
 import argparse
-import difflib
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
+
+from jaxllm.errors import nearest
 
 # Runs a command with its parsed arguments and returns the exit status.
 Run = Callable[[argparse.Namespace], int]
@@ -79,11 +80,6 @@ class CommandParser(argparse.ArgumentParser):
         meant = nearest(str(value), action.choices)
         known = f"did you mean {meant!r}?" if meant else f"choose from {', '.join(action.choices)}"
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {known}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that `name` probably misspells, or None."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 class ShowVersions(argparse.Action):

@@ -2,7 +2,14 @@
 
 import pytest
 
-from jaxllm.errors import MissingFileError, MissingPackageError, NonFiniteError, UserError
+from jaxllm.errors import (
+    MissingFileError,
+    MissingPackageError,
+    NonFiniteError,
+    UserError,
+    did_you_mean,
+    nearest,
+)
 from jaxllm.interop import CheckpointError
 from jaxllm.train import ConfigError
 
@@ -22,3 +29,10 @@ def test_error_is_a_user_error_and_a_builtin_exception(error, builtin):
     for kind in (UserError, ValueError, builtin):
         with pytest.raises(kind, match=r"^what is wrong$"):
             raise error("what is wrong")
+
+
+def test_only_similar_names_are_suggested():
+    assert nearest("metta", ["hf", "meta", "native"]) == "meta"
+    assert nearest("gguf", ["hf", "meta", "native"]) is None
+    assert did_you_mean("lama", ["mamba", "llama"]) == "; did you mean 'llama'?"
+    assert did_you_mean("zzz", ["mamba", "llama"]) == ""

@@ -35,7 +35,7 @@ class Examples(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class ArrayRows:
     """Examples stored as the rows of arrays."""
 
     arrays: Batch

@@ -9,7 +9,7 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.models import EncoderDecoder, Model
 
-from .batches import Examples, Table
+from .batches import ArrayRows, Examples
 from .held_out import check_split, split_held_out
 from .text import text_pairs
 from .tokenizers import Tokenizer, check_tokens, load_tokenizer
@@ -54,7 +54,7 @@ class PairsConfig:
         is_held = np.array(split_held_out(sources, self.held_out), bool)
         table = tokenise(pairs, tokenizer, tokenizer.eos_id if start is None else start, seq_len)
         train, held_out = (
-            Table({name: array[chosen] for name, array in table.items()})
+            ArrayRows({name: array[chosen] for name, array in table.items()})
             for chosen in (~is_held, is_held)
         )
         return Examples(

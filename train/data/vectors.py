@@ -10,7 +10,7 @@ from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
 from jaxllm.errors import UserError
 from jaxllm.models import Model, SequenceModel, SequenceToSequence
 
-from .batches import Batch, Examples, Table
+from .batches import ArrayRows, Batch, Examples
 from .held_out import check_split, split_held_out
 
 
@@ -60,7 +60,7 @@ class VectorsConfig:
             )
         is_held = np.array(split_held_out([row.tobytes() for row in inputs], self.held_out), bool)
         train, held_out = (
-            Table(make_batch(inputs[chosen], targets[chosen])) for chosen in (~is_held, is_held)
+            ArrayRows(make_batch(inputs[chosen], targets[chosen])) for chosen in (~is_held, is_held)
         )
         return Examples(
             train, held_out, {"train_rows": train.digest(), "held_out_rows": held_out.digest()}

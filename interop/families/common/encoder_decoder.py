@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from jaxllm.config import TwoStackConfig, flatten
 
-from .family import refuse
+from .unsupported import refuse
 
 # Fields that distinguish the encoder from the decoder.
 _ROLES = ("attention.causal", "attention.cross")

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from jaxllm.config import DecoderConfig, Experts
 from jaxllm.interop.rules.rule import Rule
 
-from .family import Fields, Json, Layout
+from .family import Layout
+from .fields import Fields, Json
 from .llama_like import layers_with_mlp
 
 

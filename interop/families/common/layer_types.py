@@ -5,7 +5,7 @@ from typing import Literal
 
 from jaxllm.config import DecoderConfig, LayerKind
 
-from .family import Fields, Json
+from .fields import Fields, Json
 
 SEES: dict[str, Literal["all", "window", "chunk"]] = {
     "full_attention": "all",

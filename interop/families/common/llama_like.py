@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from jaxllm.config import Activation, DecoderConfig
 from jaxllm.interop.rules.rule import Rule
 
-from .family import Fields, Json, Layout, Table, decoder_sizes, head_pairs
+from .decoder_axes import decoder_sizes, head_pairs
+from .family import Layout, RuleTable
+from .fields import Fields, Json
 
 # Bookkeeping, token ids and generation settings, which do not affect a forward pass.
 IGNORED_FIELDS = (
@@ -222,14 +224,14 @@ def with_prefix(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     ]
 
 
-def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> Table:
+def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> RuleTable:
     """Returns the table of a decoder with these rules."""
-    return Table(
+    return RuleTable(
         tuple(rules), decoder_sizes(config), tied=tied_head(config), ignored=IGNORED_TENSORS
     )
 
 
-def llama_table(config: DecoderConfig, layout: Layout) -> Table:
+def llama_table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the table of a decoder whose tensors are named like Llama's."""
     rules = [
         *outer_rules(config),

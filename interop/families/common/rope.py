@@ -12,7 +12,7 @@ from types import MappingProxyType
 from jaxllm.config import ROPE_SCALINGS, DecoderConfig, RopeScaling
 from jaxllm.layers.attention.rope import attention_factor
 
-from .family import Fields, Json
+from .fields import Fields, Json
 
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 

@@ -1,11 +1,44 @@
-"""Values that several formats do not support, mapped to whether a config has them.
+"""Refuses configs that a format cannot express.
 
-The functions return what `family.refuse` takes as `unsupported`.
+The functions `unsupported_...` return what `refuse` takes as `unsupported`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from jaxllm.config import StackConfig, flatten
+from jaxllm.config import StackConfig, defaults, flatten
+
+# Fields that every format supports: sizes, and what does not affect a forward pass.
+_ALWAYS_SUPPORTED = {
+    *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+    *("max_len", "norms.eps", "rope.layout", "init.std", "numerics.param_dtype", "numerics.dtype"),
+    *("scan_layers", "remat", "dropout", "init.kind"),
+}
+
+
+def refuse(
+    format_name: str,
+    config: StackConfig,
+    supported: Collection[str],
+    unsupported: Mapping[str, bool],
+) -> None:
+    """Raises ValueError listing everything in the config that a format does not support.
+
+    Args:
+        format_name: the name of the format, for the message.
+        config: every field of it that differs from the default (Llama's) must be in `supported`.
+        supported: dotted names of the fields that the format supports.
+        unsupported: maps descriptions of unsupported values of these fields to whether the config
+            has them.
+    """
+    default = defaults(type(config))
+    unknown_fields = {
+        f"{name}={value!r}": value != default.get(name)
+        for name, value in flatten(config).items()
+        if name not in {*_ALWAYS_SUPPORTED, *supported}
+    }
+    found = {**unknown_fields, **unsupported}
+    if problems := [description for description, is_present in found.items() if is_present]:
+        raise ValueError(f"{format_name} does not support {'; '.join(problems)}")
 
 
 def unsupported_values(config: StackConfig, supported: Mapping[str, object]) -> dict[str, bool]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from jaxllm.config import EncoderDecoderConfig, StackConfig
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     GENERATION_FIELDS,
     IGNORED_FIELDS,
@@ -149,7 +150,7 @@ def _write_sizes(stack: str, config: StackConfig) -> Json:
     }
 
 
-def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
+def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of BART."""
     encoder, decoder = config.encoder, config.decoder
     shared = next(iter(layout.names), SHARED[0])
@@ -171,7 +172,9 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
             f"F_{name}": stack.mlp_dim,
         }
     embeddings = (f"{prefix}{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
-    return Table(tuple(rules), sizes, tied=dict.fromkeys([*embeddings, "lm_head.weight"], shared))
+    return RuleTable(
+        tuple(rules), sizes, tied=dict.fromkeys([*embeddings, "lm_head.weight"], shared)
+    )
 
 
 def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from jaxllm.config import DecoderConfig, LayerKind
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, refuse
+from jaxllm.interop.families.common.family import Layout, RuleTable
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     SEES,
     read_layer_types,
@@ -22,7 +23,11 @@ from jaxllm.interop.families.common.llama_like import (
     write_activation,
     write_decoder,
 )
-from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
+from jaxllm.interop.families.common.unsupported import (
+    refuse,
+    unsupported_by_one_bias,
+    unsupported_values,
+)
 from jaxllm.interop.rules.rule import Rule
 
 SUPPORTED = (
@@ -136,7 +141,7 @@ def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor."""
     rules: list[Rule] = [
         *outer_rules(config),

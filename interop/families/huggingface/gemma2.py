@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Fields, Json, Layout, hf_family
+from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 

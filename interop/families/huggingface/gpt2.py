@@ -7,15 +7,9 @@ which have no head.
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import (
-    Fields,
-    Json,
-    Layout,
-    Table,
-    decoder_sizes,
-    hf_family,
-    refuse,
-)
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     IGNORED_FIELDS,
     layer_norm_rules,
@@ -23,6 +17,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_activation,
 )
 from jaxllm.interop.families.common.unsupported import (
+    refuse,
     unsupported_by_equal_heads,
     unsupported_values,
 )
@@ -114,7 +109,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor; P counts the fused queries, keys and values."""
     embedding = next(iter(layout.names), EMBEDDINGS[0])
     prefix = embedding.removesuffix("wte.weight")
@@ -137,7 +132,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     if not config.head.tied:
         rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
     mask = "the causal mask, a constant"
-    return Table(
+    return RuleTable(
         tuple(rules),
         {**decoder_sizes(config), "P": 3, "M": config.max_len},
         tied={"lm_head.weight": embedding} if config.head.tied else {},

@@ -3,15 +3,9 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import (
-    Fields,
-    Json,
-    Layout,
-    Table,
-    decoder_sizes,
-    hf_family,
-    refuse,
-)
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     IGNORED_FIELDS,
     layer_norm_rules,
@@ -21,6 +15,7 @@ from jaxllm.interop.families.common.llama_like import (
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import (
+    refuse,
     unsupported_by_equal_heads,
     unsupported_by_one_bias,
     unsupported_values,
@@ -122,7 +117,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor; P counts each head's fused query, key and value."""
     block, ours = "gpt_neox.layers.{L}.", "layers.{L}."
     fused, part = block + "attention.query_key_value.", ours + "attn.{P=q|k|v}_proj."
@@ -145,7 +140,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     if not config.head.tied:
         rules.append(Rule("embed_out.weight : V D", "lm_head.kernel : D V"))
     attention, mask = "gpt_neox.layers.*.attention.", "the causal mask, a constant"
-    return Table(
+    return RuleTable(
         tuple(rules),
         {**decoder_sizes(config), "P": 3},
         tied={"embed_out.weight": "gpt_neox.embed_in.weight"} if config.head.tied else {},

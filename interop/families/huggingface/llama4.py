@@ -3,22 +3,17 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
-from jaxllm.interop.families.common.family import (
-    Fields,
-    Json,
-    Layout,
-    Table,
-    decoder_sizes,
-    hf_family,
-    refuse,
-)
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     IGNORED_FIELDS,
     IGNORED_TENSORS,
     tied_head,
     with_prefix,
 )
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from .llama4_text import SUPPORTED, read_text, text_rules, unsupported, write_text
@@ -71,13 +66,13 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of Llama 4."""
     rules = [*with_prefix(TEXT, text_rules(config)), *map(without_shards, vision_rules(HF_NAMES))]
     if config.vision is None:
         raise ValueError("vision=None: model_type 'llama4' requires an image encoder")
     sizes = {**decoder_sizes(config), **vision_sizes(config.vision)}
-    return Table(
+    return RuleTable(
         tuple(rules),
         split_sizes(sizes, 1, VISION_SPLIT),
         tied={TEXT + copy: TEXT + original for copy, original in tied_head(config).items()},

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import DecoderConfig, Experts, LayerKind, Temperature
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     read_layer_types,
     read_nope_layers,
@@ -30,7 +31,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias
+from jaxllm.interop.families.common.unsupported import refuse, unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -201,7 +202,7 @@ def write_text(config: DecoderConfig, base: Json) -> Json:
     return json
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of the text model."""
     return decoder_table(config, text_rules(config))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig, Vision
 from jaxllm.interop.families.common.fairscale import SHARD
-from jaxllm.interop.families.common.family import Fields, Json
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import IGNORED_FIELDS
 from jaxllm.interop.families.common.rope import read_rope
 from jaxllm.interop.rules.rule import Rule

@@ -11,7 +11,8 @@ from jaxllm.interop.families.common.experts import (
     unsupported_by_softmax_experts,
     write_balance,
 )
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     uniform_window,
     unsupported_by_one_window,
@@ -26,6 +27,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 
@@ -82,7 +84,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of Mixtral."""
     rules = [
         *outer_rules(config),

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     attention_rules,
     decoder_table,
@@ -15,7 +16,11 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
+from jaxllm.interop.families.common.unsupported import (
+    refuse,
+    unsupported_by_one_bias,
+    unsupported_values,
+)
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 FIXED = {"norms.kind": "rms_float32", "norms.placement": "output", "attention.qk_norm": "full"}
@@ -59,7 +64,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of OLMo 2."""
     rules = [
         *outer_rules(config),

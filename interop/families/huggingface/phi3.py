@@ -3,15 +3,9 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import (
-    Fields,
-    Json,
-    Layout,
-    Table,
-    head_pairs,
-    hf_family,
-    refuse,
-)
+from jaxllm.interop.families.common.decoder_axes import head_pairs
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     uniform_window,
     unsupported_by_one_window,
@@ -27,6 +21,7 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -86,7 +81,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor; q, k and v are fused, and so are gate and up."""
     pairs, attn, mlp = head_pairs(config), "layers.{L}.attn.", "layers.{L}.mlp."
     fused = "model.layers.{L}.self_attn.qkv_proj.weight"

@@ -11,7 +11,8 @@ from jaxllm.interop.families.common.experts import (
     unsupported_by_softmax_experts,
     write_balance,
 )
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family, refuse
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     shortest_pattern,
     unsupported_by_one_window,
@@ -29,7 +30,11 @@ from jaxllm.interop.families.common.llama_like import (
     write_decoder,
 )
 from jaxllm.interop.families.common.rope import read_rope, write_rope
-from jaxllm.interop.families.common.unsupported import unsupported_by_one_bias, unsupported_values
+from jaxllm.interop.families.common.unsupported import (
+    refuse,
+    unsupported_by_one_bias,
+    unsupported_values,
+)
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SUPPORTED = (
@@ -141,7 +146,7 @@ def _write_experts(experts: Experts) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of Qwen3 MoE."""
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
     rules = [

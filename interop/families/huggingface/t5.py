@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
-from jaxllm.interop.families.common.family import Fields, Json, Layout, Table, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     ACTIVATIONS,
     GENERATION_FIELDS,
@@ -135,7 +136,7 @@ def _write_feed_forward(config: StackConfig) -> Json:
     }
 
 
-def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
+def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of T5."""
     encoder, decoder = config.encoder, config.decoder
     buckets = encoder.positions.relative
@@ -150,7 +151,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
     else:
         rules += linear_rules("lm_head", "decoder.lm_head", "V", "D")
     unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-    return Table(
+    return RuleTable(
         tuple(rules),
         {
             "L_encoder": encoder.num_layers,

@@ -3,15 +3,9 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig, LayerKind, RopeScaling
-from jaxllm.interop.families.common.family import (
-    Derived,
-    Family,
-    Fields,
-    Json,
-    Layout,
-    Table,
-    refuse,
-)
+from jaxllm.interop.families.common.family import Derived, Family, Layout, RuleTable
+from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from . import llama4_args
@@ -76,7 +70,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {name: value for name, value in json.items() if value is not None}
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of every shard.
 
     Raises ValueError if the shards do not divide the heads, the MLPs or the embedding.
@@ -86,7 +80,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     shards = [f"{rank:02}/" for rank in range(layout.model_parallel)]
     tied = copied_heads(config, layout.names, shards)
     derived = shards if has_frequencies(layout.names) else ()
-    return Table(
+    return RuleTable(
         tuple(llama_rules(config, layout.names, cut_width=cut_width)),
         sharded_sizes(config, len(shards), cut_width=cut_width),
         tied=tied,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling, defaults, flatten
-from jaxllm.interop.families.common.family import Fields, Json
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import shortest_pattern, unsupported_layers
 from jaxllm.interop.families.common.llama_like import layers_with_mlp
 from jaxllm.interop.families.huggingface.llama4_text import (

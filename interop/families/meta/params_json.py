@@ -1,7 +1,7 @@
 """Config fields shared by Meta's `params.json` and by formats derived from it."""
 
 from jaxllm.config import DecoderConfig, RopeScaling
-from jaxllm.interop.families.common.family import Fields, Json
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim
 
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from jaxllm.config import DecoderConfig, LayerKind
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes, head_pairs
 from jaxllm.interop.families.common.fairscale import SHARD, split_sizes
-from jaxllm.interop.families.common.family import decoder_sizes, head_pairs
 from jaxllm.interop.families.common.llama_like import layers_with_mlp
 from jaxllm.interop.families.huggingface.llama4_vision import (
     META_NAMES,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import Experts, LayerKind, StackConfig
-from jaxllm.interop.families.common.family import Fields, Json, in_order, without_type
+from jaxllm.interop.families.common.family import in_order, without_type
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.families.common.torch_modules import linear_rules
 from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim, unsupported_values

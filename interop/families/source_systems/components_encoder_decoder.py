@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxllm.config import SequenceToSequenceConfig
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
-from jaxllm.interop.families.common.family import Derived, Family, Fields, Json, Layout, Table
+from jaxllm.interop.families.common.family import Derived, Family, Layout, RuleTable
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.torch_modules import linear_rules, sinusoids
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
@@ -72,7 +73,7 @@ def write_config(config: SequenceToSequenceConfig, base: Json) -> Json:
     }
 
 
-def table(config: SequenceToSequenceConfig, layout: Layout) -> Table:
+def table(config: SequenceToSequenceConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of the state dict."""
     encoder, decoder = config.encoder, config.decoder
     rules: list[Rule] = [
@@ -99,7 +100,7 @@ def table(config: SequenceToSequenceConfig, layout: Layout) -> Table:
         Derived("encoder_pe.pe", lambda: sinusoids(encoder)[None]),
         Derived("decoder_pe.pe", lambda: sinusoids(decoder)[None]),
     )
-    return Table(tuple(rules), sizes, derived=derived)
+    return RuleTable(tuple(rules), sizes, derived=derived)
 
 
 def reference(fields: Json) -> Any:

@@ -8,16 +8,10 @@ from functools import partial
 from typing import Any
 
 from jaxllm.config import SequenceConfig
-from jaxllm.interop.families.common.family import (
-    Derived,
-    Family,
-    Fields,
-    Json,
-    Layout,
-    Table,
-    refuse,
-)
+from jaxllm.interop.families.common.family import Derived, Family, Layout, RuleTable
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.torch_modules import linear_rules, sinusoids
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -67,7 +61,7 @@ def write_config(config: SequenceConfig, base: Json, *, model_type: str, pooled:
     }
 
 
-def table(config: SequenceConfig, layout: Layout) -> Table:
+def table(config: SequenceConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of the state dict."""
     rules: list[Rule] = [
         *linear_rules("input_proj", "input_proj", "D", "I", bias=True),
@@ -80,7 +74,9 @@ def table(config: SequenceConfig, layout: Layout) -> Table:
         "L": config.num_layers,
         **layer_sizes(config),
     }
-    return Table(tuple(rules), sizes, derived=(Derived("pe.pe", lambda: sinusoids(config)[None]),))
+    return RuleTable(
+        tuple(rules), sizes, derived=(Derived("pe.pe", lambda: sinusoids(config)[None]),)
+    )
 
 
 def reference(fields: Json, *, pooled: bool) -> Any:

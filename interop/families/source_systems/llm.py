@@ -5,16 +5,9 @@ from typing import Any
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.fairscale import without_shards
-from jaxllm.interop.families.common.family import (
-    Derived,
-    Family,
-    Fields,
-    Json,
-    Layout,
-    Table,
-    refuse,
-    without_type,
-)
+from jaxllm.interop.families.common.family import Derived, Family, Layout, RuleTable, without_type
+from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.families.meta.llama4_args import (
     SCALED_ROPE,
     SUPPORTED,
@@ -68,12 +61,12 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {name: value for name, value in json.items() if value is not None}
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of the state dict."""
     names = layout.names or NAMES
     tied = copied_heads(config, names, [""])
     derived = [FREQUENCIES] if has_frequencies(names) else []
-    return Table(
+    return RuleTable(
         tuple(map(without_shards, llama_rules(config, names))),
         sharded_sizes(config, 1),
         tied=tied,

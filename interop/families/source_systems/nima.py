@@ -1,7 +1,8 @@
 """Layer arguments and tensor rules shared by nima's two models."""
 
 from jaxllm.config import StackConfig, flatten
-from jaxllm.interop.families.common.family import Derived, Fields, Json
+from jaxllm.interop.families.common.family import Derived
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules, sinusoids
 from jaxllm.interop.families.common.unsupported import (

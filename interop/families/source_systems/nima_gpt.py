@@ -4,16 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import (
-    Family,
-    Fields,
-    Json,
-    Layout,
-    Table,
-    refuse,
-    without_type,
-)
+from jaxllm.interop.families.common.family import Family, Layout, RuleTable, without_type
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
+from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
@@ -52,7 +46,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of the state dict, which also stores a tied head."""
     rules = [
         *layer_rules("layers.{L}", "layers.{L}", config),
@@ -67,7 +61,7 @@ def table(config: DecoderConfig, layout: Layout) -> Table:
     if config.positions.kind == "learned":
         rules.append(Rule("pos_embedding.weight : M D", "embed_position.embedding : M D"))
     sizes = {"L": config.num_layers, "V": config.vocab_size, "C": 2, **layer_sizes(config)}
-    return Table(tuple(rules), sizes, derived=waves(config))
+    return RuleTable(tuple(rules), sizes, derived=waves(config))
 
 
 def reference(fields: Json) -> Any:

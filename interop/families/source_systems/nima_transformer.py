@@ -10,7 +10,8 @@ from typing import Any
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import UserError
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
-from jaxllm.interop.families.common.family import Family, Fields, Json, Layout, Table, without_type
+from jaxllm.interop.families.common.family import Family, Layout, RuleTable, without_type
+from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
 from jaxllm.interop.families.common.torch_modules import linear_rules
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -95,7 +96,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
     }
 
 
-def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
+def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of the state dict, which also stores a tied head."""
     encoder, decoder = config.encoder, config.decoder
     head = "output_projection"
@@ -124,7 +125,7 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> Table:
         "C": 2,
         **layer_sizes(decoder),
     }
-    return Table(tuple(rules), sizes, derived=waves(decoder))
+    return RuleTable(tuple(rules), sizes, derived=waves(decoder))
 
 
 def reference(fields: Json) -> Any:

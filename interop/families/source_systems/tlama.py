@@ -6,19 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import (
-    Derived,
-    Family,
-    Fields,
-    Json,
-    Layout,
-    Table,
-    decoder_sizes,
-    head_pairs,
-    refuse,
-    without_type,
-)
-from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes, head_pairs
+from jaxllm.interop.families.common.family import Derived, Family, Layout, RuleTable, without_type
+from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.unsupported import refuse, unsupported_by_head_dim
 from jaxllm.interop.families.meta.params_json import mlp_width, width_fields
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
@@ -74,13 +65,13 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {name: value for name, value in json.items() if value is not None}
 
 
-def table(config: DecoderConfig, layout: Layout) -> Table:
+def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor. The format has no tied head: it is stored as a copy."""
     pairs = head_pairs(config)
     attn, ffn = "layers.{L}.attention.", "layers.{L}.ffn."
     tied = {"output.weight": "token_emb.weight"} if config.head.tied else {}
     head = () if tied else (Rule("output.weight : V D", "lm_head.kernel : D V"),)
-    return Table(
+    return RuleTable(
         rules=(
             Rule("token_emb.weight : V D", "embed.embedding : V D"),
             Rule("layers.{L}.attention_norm.weight : D", "layers.{L}.attn_norm.scale : D"),

@@ -16,8 +16,8 @@ from flax import nnx
 
 from jaxllm.config import SequenceConfig
 from jaxllm.errors import UserError
-from jaxllm.interop.families import Table
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.families import RuleTable
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.pattern import Side
@@ -28,7 +28,7 @@ from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
 from jaxllm.params import stacked_layers
 
-from .inputs import Inputs, last_stack
+from .inputs import Inputs, output_stack
 
 # Inputs and output of attention: the name in the reference, the name in JAX, and the projection
 # whose rule gives the layout of a head.
@@ -75,7 +75,7 @@ class Tap:
         )
 
 
-def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
+def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:
     """Derives the taps of a model from the conversion rules of its weights.
 
     Args:
@@ -96,7 +96,7 @@ def derive(table: Table, model: Model, inputs: Inputs) -> list[Tap]:
 
 def output_path(model: Model) -> str:
     """Returns the JAX path of what computes the outputs: a module or, if tied, `embed.attend`."""
-    config = last_stack(model)
+    config = output_stack(model)
     stack = "" if config is model.config else "decoder."
     if isinstance(config, SequenceConfig):
         return f"{stack}output_proj"
@@ -236,7 +236,7 @@ class Alignment:
         return list(dict.fromkeys(name for tap in self.taps for name in tap.modules))
 
     def align(
-        self, outputs: Mapping[str, np.ndarray], shelf: Shelf = in_memory
+        self, outputs: Mapping[str, np.ndarray], store: ArrayStore = in_memory
     ) -> dict[str, np.ndarray]:
         """Returns the reference's outputs by JAX path, in JAX layout and in execution order.
 
@@ -244,7 +244,7 @@ class Alignment:
 
         Args:
             outputs: the reference's outputs by the names in `names`, in execution order.
-            shelf: the store for the returned arrays.
+            store: the store for the returned arrays.
 
         Raises:
             UserError: the shape of an output is not that of the JAX model.
@@ -257,7 +257,7 @@ class Alignment:
         for tap in shown:
             for path, index in tap.rule.model.names(tap.sizes):
                 array = _assemble(tap.importing, index, parts)
-                aligned[path] = shelf(seen_only(array) if path.endswith(f".{SCORES}") else array)
+                aligned[path] = store(seen_only(array) if path.endswith(f".{SCORES}") else array)
         return aligned
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxllm.errors import UserError
 from jaxllm.interop.families import FAMILIES, Family
-from jaxllm.interop.families.common.family import Json
+from jaxllm.interop.families.common.fields import Json
 
 from .inputs import Inputs
 from .overrides import attribute
@@ -21,7 +21,7 @@ Keep = Callable[[str, Any], Any]
 OWN = "jaxllm_own"
 
 
-class Calling(Protocol):
+class ReferenceAdapter(Protocol):
     """The adapter of one kind of reference. Every method takes the reference module."""
 
     def fields(self, module: Any) -> Json:
@@ -52,7 +52,7 @@ class Calling(Protocol):
         """
 
 
-def calling_of(module: Any) -> Calling:
+def adapter_of(module: Any) -> ReferenceAdapter:
     """Returns the adapter of a reference."""
     is_plain = hasattr(module, OWN) or not hasattr(module, "set_attn_implementation")
     return _PLAIN if is_plain else _TRANSFORMERS
@@ -73,7 +73,7 @@ def outputs_of(
     device = next(reference.parameters()).device
     given = {name: torch.as_tensor(array, device=device) for name, array in inputs.arrays.items()}
     given = {n: x if x.is_floating_point() else x.long() for n, x in given.items()}
-    arguments, options = calling_of(reference).arguments(reference, given)
+    arguments, options = adapter_of(reference).arguments(reference, given)
     out = torch.func.functional_call(reference, dict(params or {}), arguments, options)
     return out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
 

@@ -87,7 +87,7 @@ class Inputs:
 
     def wanted_shape(self, model: Model) -> tuple[int, ...] | None:
         """Returns the output shape of a model of vectors; None for other models."""
-        stack = last_stack(model)
+        stack = output_stack(model)
         if not isinstance(stack, SequenceConfig):
             return None
         return (*self.target.shape[: 1 if stack.pooled else 2], stack.output_dim)
@@ -95,9 +95,9 @@ class Inputs:
     def redrawn(self, model: Model, seed: int) -> Self:
         """Returns other random inputs of the same shapes, with the same padding."""
         drawn = {}
-        for name, elements in elements_of(model).items():
+        for name, sequence in sequences_of(model).items():
             batch_size, length = getattr(self, name).shape[:2]
-            drawn[name] = elements.draw(batch_size, length, _seed_of(name, seed))
+            drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
         if self.wanted is not None:
             drawn["wanted"] = random_vectors(self.wanted.shape, seed)
         return dataclasses.replace(self, **drawn)
@@ -107,8 +107,8 @@ class Inputs:
         if token is None or not self.are_tokens:
             return self
         changed = {
-            name: np.where(array == token, (token + 1) % elements.size, array)
-            for name, elements in elements_of(model).items()
+            name: np.where(array == token, (token + 1) % sequence.size, array)
+            for name, sequence in sequences_of(model).items()
             for array in [getattr(self, name)]
         }
         return dataclasses.replace(self, **changed)
@@ -120,7 +120,7 @@ class Inputs:
             model: the JAX model.
             masked: names of the masks that the reference takes.
         """
-        wanted, given = elements_of(model), self.arrays
+        wanted, given = sequences_of(model), self.arrays
         found = [f"{name} is missing" for name in wanted if name not in given]
         known = {*wanted, *(["wanted"] if self.wanted_shape(model) else [])}
         stray = [name for name in given if name.removesuffix("_mask") not in known]
@@ -128,7 +128,7 @@ class Inputs:
             f"{name} is given, which a {type(model).__name__} does not take" for name in stray
         ]
         for name in (name for name in wanted if name in given):
-            is_causal = name == "target" and last_stack(model).attention.causal
+            is_causal = name == "target" and output_stack(model).attention.causal
             found += wanted[name].problems(name, given[name])
             shape, mask = given[name].shape[:2], given.get(f"{name}_mask")
             if mask is None or found:
@@ -166,11 +166,11 @@ def draw(
         seed: seed of the random numbers.
     """
     drawn: dict[str, np.ndarray] = {}
-    for name, elements in elements_of(model).items():
-        length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), elements.longest)
-        drawn[name] = elements.draw(batch_size, length, _seed_of(name, seed))
-        causal = name == "target" and last_stack(model).attention.causal
-        if elements.are_tokens and batch_size > 1 and (causal or f"{name}_mask" in masked):
+    for name, sequence in sequences_of(model).items():
+        length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), sequence.longest)
+        drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
+        causal = name == "target" and output_stack(model).attention.causal
+        if sequence.are_tokens and batch_size > 1 and (causal or f"{name}_mask" in masked):
             mask = np.ones((batch_size, length), np.int32)
             mask[-1, length - length // 4 :] = 0
             drawn[f"{name}_mask"] = mask
@@ -188,12 +188,12 @@ def is_at_end(mask_BT: np.ndarray) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Elements:
-    """The elements of an input sequence: token ids, or vectors.
+class SequenceSpec:
+    """What an input sequence consists of: token ids, or vectors.
 
     Attributes:
         size: size of the vocabulary, or width of the vectors.
-        are_tokens: whether the elements are token ids.
+        are_tokens: whether they are token ids.
         longest: length limit of random sequences.
         limit: number of positions of the model; None: unlimited.
     """
@@ -224,19 +224,22 @@ class Elements:
             yield f"{name} has length {array.shape[1]}; the model has {self.limit} positions"
 
 
-def last_stack(model: Model) -> Any:
+def output_stack(model: Model) -> Any:
     """Returns the config of the stack that computes the outputs: the decoder's if there are two."""
     return getattr(model.config, "decoder", model.config)
 
 
-def elements_of(model: Model) -> dict[str, Elements]:
+def sequences_of(model: Model) -> dict[str, SequenceSpec]:
     """Returns the sequences that a model takes, by the names of `Inputs`."""
     config: Any = model.config
-    decoder, is_tokens = last_stack(model), isinstance(model, TokenModel)
+    decoder, is_tokens = output_stack(model), isinstance(model, TokenModel)
     size = decoder.vocab_size if is_tokens else decoder.input_dim
-    target = Elements(size, is_tokens, decoder.max_len, decoder.longest)
+    target = SequenceSpec(size, is_tokens, decoder.max_len, decoder.longest)
     if decoder is config:
         return {"target": target}
     own = config.source_vocab_size or size if is_tokens else config.source_dim
     longest = (decoder if config.share_positions else config.encoder).max_len
-    return {"source": Elements(own, is_tokens, longest, config.longest_source), "target": target}
+    return {
+        "source": SequenceSpec(own, is_tokens, longest, config.longest_source),
+        "target": target,
+    }

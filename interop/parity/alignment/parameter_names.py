@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import Config
-from jaxllm.interop.families import Fields, Layout, Table
+from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
 from jaxllm.interop.loading.plan import find_arrays
 from jaxllm.interop.rules.bijection import fused_parts
 from jaxllm.interop.rules.rule import BoundRule, Rule
 from jaxllm.models import Model
 
-from .adapters import calling_of
+from .adapters import adapter_of
 
 DECAYED = ("kernel", "embedding")
 
@@ -26,7 +26,7 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
         The values by JAX config field, the layout of the tensors, and a list of what could not be
         understood.
     """
-    calling = calling_of(reference)
+    calling = adapter_of(reference)
     fields = Fields(calling.fields(reference))
     try:
         # The families look only at the names of the tensors.
@@ -37,20 +37,20 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
     return values, layout, fields.finish()
 
 
-def table_of(reference: Any, model: Model) -> Table:
+def table_of(reference: Any, model: Model) -> RuleTable:
     """Returns the conversion rules from the reference's tensors to the parameters of `model`."""
     return table_for(reference, model.config)
 
 
-def table_for(reference: Any, config: Config) -> Table:
+def table_for(reference: Any, config: Config) -> RuleTable:
     """Returns the conversion rules from the reference's tensors to a model of this config."""
-    table = calling_of(reference).family(reference).table(config, read_config(reference)[1])
+    table = adapter_of(reference).family(reference).table(config, read_config(reference)[1])
     return with_own_head(table, reference)
 
 
-def with_own_head(table: Table, reference: Any) -> Table:
+def with_own_head(table: RuleTable, reference: Any) -> RuleTable:
     """Renames the head in the table to its name in memory, if checkpoints name it differently."""
-    state, head = reference.state_dict(), calling_of(reference).head(reference)
+    state, head = reference.state_dict(), adapter_of(reference).head(reference)
     found = (name for name, module in reference.named_modules() if module is head)
     own = f"{next(found, '')}.weight"
 
@@ -107,14 +107,14 @@ def sources_of(
 
     `parts` are the reference's tensors, the fused ones split by `split_fused`.
     """
-    for rule, sizes in (bound for bound in rules if not any(unfit(bound, parts))):
+    for rule, sizes in (bound for bound in rules if not any(mismatches(bound, parts))):
         transfer = rule.importing(sizes)
         wanted = {name: from_array(parts[name]) for name, _ in rule.stored.names(sizes)}
         for name, index in transfer.target.names(sizes):
             yield name, transfer_tensor(transfer, index, wanted)
 
 
-def unfit(bound: BoundRule, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+def mismatches(bound: BoundRule, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Yields a message for each tensor that the reference lacks or has in another shape."""
     for name, shape in bound.stored():
         if name not in tensors:

@@ -9,25 +9,25 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.interop.families import Family
-from jaxllm.interop.families.common.family import Json
+from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.plan import analyze_checkpoint
 from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory, parameters_on
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory, parameters_on
 from jaxllm.models import Model
 
 from .adapters import OWN
 from .overrides import attribute
 
 
-def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
+def load_plain(path: Path, rules: Any = None, store: ArrayStore = in_memory) -> Any:
     """Builds the family's PyTorch model in float32 and loads the checkpoint at `path` into it.
 
     Args:
         path: the checkpoint.
         rules: conversion rules of a custom model, see docs/rules.md.
-        shelf: the store for the parameters.
+        store: the store for the parameters.
 
     Raises:
         CheckpointError: the family defines no reference, or the reference's state dict does not
@@ -42,10 +42,10 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
             f"{family.name} defines no reference, which builds the PyTorch model to compare with"
         )
     table = analyze_checkpoint(checkpoint).table
-    with parameters_on(shelf):
+    with parameters_on(store):
         module = family.reference(fields).float()
     tensors = checkpoint.tensors.items()
-    state = {name: torch.from_numpy(shelf(_plain(tensor.open()))) for name, tensor in tensors}
+    state = {name: torch.from_numpy(store(_plain(tensor.open()))) for name, tensor in tensors}
     try:
         absent, surplus = module.load_state_dict(state, strict=False)
     except RuntimeError as error:  # lists every shape that differs
@@ -70,7 +70,7 @@ def load_plain(path: Path, rules: Any = None, shelf: Shelf = in_memory) -> Any:
     return module.eval()
 
 
-def described(reference: Any, model: Model, rules: Any) -> AbstractContextManager[Any]:
+def with_rules(reference: Any, model: Model, rules: Any) -> AbstractContextManager[Any]:
     """Within this context, a module in memory is a reference of the family that `rules` define.
 
     The reference's config is the file that `model` was loaded with, if it was loaded by the same

@@ -14,7 +14,7 @@ from jaxllm.config import with_fields
 from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
 from jaxllm.interop.parity.report.rows import LOGITS
 from jaxllm.layers.trace import HOOK, apply_hook
@@ -47,7 +47,7 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
 
 
 def trace_both(
-    model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray], shelf: Shelf = in_memory
+    model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray], store: ArrayStore = in_memory
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Runs the model twice: on its own, and with each step fed the reference's outputs.
 
@@ -58,15 +58,15 @@ def trace_both(
         model: the JAX model.
         inputs: its inputs.
         theirs: activations of the reference by JAX path.
-        shelf: the store for the activations.
+        store: the store for the activations.
 
     Returns:
         The activations of both runs by path, and their logits, in float32.
     """
     paths, opened = [path for path in theirs if path != LOGITS], _opened(model)
-    outputs = _run(opened, inputs, paths, shelf=shelf)
+    outputs = _run(opened, inputs, paths, store=store)
     given = {path: theirs[path] for path in paths if is_whole(path) or len(outputs[path]) == 1}
-    return _lasts(outputs, shelf), _lasts(_run(opened, inputs, paths, given, shelf), shelf)
+    return _lasts(outputs, store), _lasts(_run(opened, inputs, paths, given, store), store)
 
 
 def is_whole(path: str) -> bool:
@@ -79,7 +79,7 @@ def _run(
     inputs: Inputs,
     paths: Sequence[str],
     given: Mapping[str, np.ndarray] = {},
-    shelf: Shelf = in_memory,
+    store: ArrayStore = in_memory,
 ) -> Outputs:
     """Runs the model and records the activations at `paths`, in this order, and the logits.
 
@@ -92,7 +92,7 @@ def _run(
         if path not in outputs:
             return value
         start = sum(x.shape[1] for x in outputs[path])  # of this block of queries
-        outputs[path].append(shelf(_on_host(value)))
+        outputs[path].append(store(_on_host(value)))
         if path not in given:
             return value
         theirs = jnp.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
@@ -106,20 +106,20 @@ def _run(
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
     if missing := [path for path in paths if not outputs[path]]:
         raise UserError(f"the model has no activation at {', '.join(missing)}")
-    return {**outputs, LOGITS: [shelf(_on_host(out.logits))]}
+    return {**outputs, LOGITS: [store(_on_host(out.logits))]}
 
 
 def _on_host(value: jax.Array) -> np.ndarray:
     return to_host(value).astype(np.float32, copy=False)
 
 
-def _lasts(outputs: Outputs, shelf: Shelf = in_memory) -> dict[str, np.ndarray]:
+def _lasts(outputs: Outputs, store: ArrayStore = in_memory) -> dict[str, np.ndarray]:
     """Returns one array for each path: blocks of queries joined, else the last call's output."""
     lasts = {}
     for path, calls in outputs.items():
-        lasts[path] = shelf(np.concatenate(calls, 1)) if is_whole(path) else calls[-1]
+        lasts[path] = store(np.concatenate(calls, 1)) if is_whole(path) else calls[-1]
         if path.endswith(f".{SCORES}"):
-            lasts[path] = shelf(seen_only(lasts[path]))
+            lasts[path] = store(seen_only(lasts[path]))
     return lasts
 
 

@@ -60,7 +60,7 @@ def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
 
 
 @contextmanager
-def moved_weights(reference: Any, seed: int) -> Iterator[None]:
+def perturbed_weights(reference: Any, seed: int) -> Iterator[None]:
     """Perturbs weights by up to their last five bits, as much as two training runs soon differ by.
 
     Where an activation function has a kink, such bits decide on which side of it a token falls,
@@ -119,7 +119,7 @@ def _instead_of(
     return Instead()
 
 
-WAYS: tuple[Callable[["PreTrainedModel"], AbstractContextManager[Any]], ...] = (
+EQUIVALENT_EVALUATIONS: tuple[Callable[["PreTrainedModel"], AbstractContextManager[Any]], ...] = (
     exact_sums,
     other_roundings,
 )

@@ -11,7 +11,7 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics import metrics, tolerance
 
-from .noise_floor import WAYS
+from .noise_floor import EQUIVALENT_EVALUATIONS
 from .torch_trace import prepared
 
 NEW_TOKENS = 16
@@ -63,8 +63,8 @@ class Prompted(NamedTuple):
             beams = [self._continue(prompt, NUM_BEAMS)[0] for prompt in prompts]
         greedy = [tokens for tokens, _ in chosen]
         others = [self.logits(prompts, greedy)]
-        for otherwise in WAYS:
-            with otherwise(self.reference):
+        for equivalent in EQUIVALENT_EVALUATIONS:
+            with equivalent(self.reference):
                 others.append(self.logits(prompts, greedy))
         logits_PNV = np.stack([logits for _, logits in chosen])
         V, kept_PNV = logits_PNV.shape[-1], np.isfinite(_filtered(logits_PNV))

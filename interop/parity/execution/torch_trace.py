@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.interop.parity.alignment.adapters import Keep, calling_of, outputs_of
+from jaxllm.interop.parity.alignment.adapters import Keep, adapter_of, outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
 from jaxllm.interop.parity.report.rows import LOGITS
 
@@ -21,7 +21,7 @@ def trace_reference(
     inputs: Inputs,
     names: Sequence[str],
     given: Mapping[str, Sequence[np.ndarray]] | None = None,
-    shelf: Shelf = in_memory,
+    store: ArrayStore = in_memory,
 ) -> Outputs:
     """Runs the reference and returns activations and logits in float32.
 
@@ -34,7 +34,7 @@ def trace_reference(
         names: names of modules as in `named_modules()`, and names inside attention as above.
         given: outputs of an earlier run. The output of each step is recorded and then replaced by
             these, so that its error is its own.
-        shelf: the store for the activations.
+        store: the store for the activations.
     """
     import torch
 
@@ -44,7 +44,7 @@ def trace_reference(
         first, *others = output if isinstance(output, tuple) else (output,)
         calls = outputs.setdefault(name, [])
         # A copy: later operations may write to the same memory.
-        calls.append(shelf(first.detach().to("cpu", torch.float32, copy=True).numpy()))
+        calls.append(store(first.detach().to("cpu", torch.float32, copy=True).numpy()))
         if given is None or name not in given:
             return output
         first = torch.tensor(given[name][len(calls) - 1]).to(first)
@@ -55,7 +55,7 @@ def trace_reference(
     with ExitStack() as stack:
         stack.enter_context(prepared(reference))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(calling_of(reference).watched(reference, keep))
+        stack.enter_context(adapter_of(reference).watched(reference, keep))
         routers = _routers(reference, modules)
         for name in [name for name in modules if name not in routers.values()]:
             hook = reference.get_submodule(name).register_forward_hook(
@@ -147,7 +147,7 @@ def prepared(reference: Any) -> Iterator[None]:
     reference.eval()
     torch.set_float32_matmul_precision("highest")
     try:
-        with calling_of(reference).plain_attention(reference):
+        with adapter_of(reference).plain_attention(reference):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxllm.config import Config, StackConfig, flatten, make_config, upgrade_name
-from jaxllm.interop.parity.alignment.inputs import last_stack
+from jaxllm.interop.parity.alignment.inputs import output_stack
 from jaxllm.interop.parity.alignment.parameter_names import read_config
 from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
@@ -60,7 +60,7 @@ def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
     """
     values, _, problems = read_config(reference)
     try:
-        return make_config(values, numerics=last_stack(model).numerics), problems
+        return make_config(values, numerics=output_stack(model).numerics), problems
     except (ValueError, TypeError) as error:
         return None, problems or [str(error)]
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.interop.parity.alignment.activations import Alignment, derive, output_path
-from jaxllm.interop.parity.alignment.inputs import last_stack
+from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps, output_path
+from jaxllm.interop.parity.alignment.inputs import output_stack
 from jaxllm.interop.parity.alignment.router_flips import flips
 from jaxllm.interop.parity.diagnosis.evidence import Evidence
 from jaxllm.interop.parity.diagnosis.hints import hint_of
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_both, trace_model
 from jaxllm.interop.parity.numerics import metrics, tolerance
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.report.report import Bucket, LogitsResult
@@ -48,12 +48,12 @@ class Forward:
 
 def record_forward(pair: Pair) -> Recording:
     """Runs the reference, and equivalent evaluations of it to measure its noise."""
-    taps = derive(pair.table, pair.listed, pair.inputs) if "layers" in pair.levels else ()
-    return record(pair.reference, pair.inputs, Alignment(taps), pair.sample, pair.shelf)
+    taps = derive_taps(pair.table, pair.unstacked, pair.inputs) if "layers" in pair.levels else ()
+    return record(pair.reference, pair.inputs, Alignment(taps), pair.sample, pair.store)
 
 
 def judge(
-    recording: Recording, model: Model, levels: Sequence[str], shelf: Shelf = in_memory
+    recording: Recording, model: Model, levels: Sequence[str], store: ArrayStore = in_memory
 ) -> Forward:
     """Runs the JAX model and compares its activations with those of a recording.
 
@@ -61,7 +61,7 @@ def judge(
         recording: the recording of the reference.
         model: the JAX model, its layers not stacked.
         levels: the levels to judge; without `layers`, only the logits are compared.
-        shelf: the store for the activations.
+        store: the store for the activations.
 
     Raises:
         UserError: the logits have another shape than the reference's, or the model lacks a step.
@@ -69,7 +69,7 @@ def judge(
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
     if "layers" in levels and recording.sample is None:
-        ours, forced = trace_both(model, inputs, theirs, shelf)
+        ours, forced = trace_both(model, inputs, theirs, store)
     else:
         paths = [path for path in theirs if path != LOGITS] if "layers" in levels else []
         ours = trace_model(model, inputs, paths)
@@ -129,7 +129,7 @@ def _with_hint(
 
 
 def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips]:
-    experts = last_stack(model).experts  # encoder and decoder have the same
+    experts = output_stack(model).experts  # encoder and decoder have the same
     if experts is None:
         return []
     real = recording.real
@@ -193,8 +193,8 @@ def _buckets(
 
 FORWARD = Stage(
     name="forward",
-    compare=lambda pair: judge(record_forward(pair), pair.listed, pair.levels, pair.shelf),
+    compare=lambda pair: judge(record_forward(pair), pair.unstacked, pair.levels, pair.store),
     record=lambda pair: plain(record_forward(pair)),
-    check=lambda recorded, ours: judge(Recording.of_plain(recorded), ours.listed, ours.levels),
+    check=lambda recorded, ours: judge(Recording.of_plain(recorded), ours.unstacked, ours.levels),
     details=lambda forward: forward.details,
 )

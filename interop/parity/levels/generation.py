@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxllm.generation import beam_search, generate
 from jaxllm.generation.incremental import decode_step, prefill
-from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.jax_trace import PRECISION
 from jaxllm.interop.parity.execution.torch_decode import (
@@ -61,7 +61,7 @@ def check_generation(
     recorded: Mapping[str, Any], ours: Ours
 ) -> Sequence[TextResult | ScoresResult]:
     """Compares the model's continuations with recorded ones."""
-    listed = ours.listed
+    listed = ours.unstacked
     if not isinstance(listed, TokenModel):
         prompt = Inputs(**recorded["prompt"])
         return judge_vectors(listed, Continued(**{**recorded, "prompt": prompt}))
@@ -77,7 +77,7 @@ def check_generation(
 
 def decode_reference(reference: Any, model: TokenModel, inputs: Inputs) -> tuple[Prompted, Decoded]:
     """Cuts prompts from the inputs and has the reference continue them."""
-    prompts = prompts_of(inputs.without(calling_of(reference).padding(reference), model))
+    prompts = prompts_of(inputs.without(adapter_of(reference).padding(reference), model))
     prompted = Prompted(reference, _starting(model)[1])
     return prompted, prompted.decode(prompts)
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.jax_trace import PRECISION, call
-from jaxllm.interop.parity.execution.noise_floor import WAYS
+from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS
 from jaxllm.interop.parity.execution.torch_trace import prepared
 from jaxllm.interop.parity.numerics import metrics, tolerance
 from jaxllm.interop.parity.report.rows import ScoresResult
@@ -47,8 +47,8 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
     with prepared(reference):
         theirs = _continued(_theirs(reference), prompt, count)
     floor = 0.0
-    for otherwise in WAYS:
-        with otherwise(reference), prepared(reference):
+    for equivalent in EQUIVALENT_EVALUATIONS:
+        with equivalent(reference), prepared(reference):
             other = _continued(_theirs(reference), prompt, count)
         floor = max(floor, metrics.relative_l2(other, theirs))
     return Continued(prompt, theirs, floor)

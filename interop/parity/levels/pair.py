@@ -7,11 +7,11 @@ from typing import Any
 
 import optax
 
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import table_of
 from jaxllm.interop.parity.execution.recipe import Recipe
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, with_scanned_layers
@@ -26,7 +26,7 @@ class Ours:
     levels: Sequence[str]
 
     @cached_property
-    def listed(self) -> Model:
+    def unstacked(self) -> Model:
         """The model with unstacked layers."""
         return with_scanned_layers(self.model, False)
 
@@ -39,15 +39,15 @@ class Pair(Ours):
     inputs: Inputs
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
-    shelf: Shelf = in_memory  # the store for the outputs of all steps
+    store: ArrayStore = in_memory  # the store for the outputs of all steps
     sample: Sample | None = None  # which elements of each output are recorded; None: all
 
     @cached_property
-    def table(self) -> Table:
+    def table(self) -> RuleTable:
         """The conversion rules from the reference's tensors to the model's parameters."""
         return table_of(self.reference, self.model)
 
     @cached_property
     def rules(self) -> Sequence[BoundRule]:
         """The table's rules at the sizes of the model."""
-        return self.table.bound(stacked_layers(self.listed))
+        return self.table.bound(stacked_layers(self.unstacked))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
-from jaxllm.interop.parity.alignment.inputs import last_stack
+from jaxllm.interop.parity.alignment.inputs import output_stack
 from jaxllm.models import Model
 
 from .config import CONFIG
@@ -22,7 +22,7 @@ def is_loaded(model: Model) -> bool:
 
 def generates(model: Model) -> bool:
     """Whether the model can generate. Models that pool their sequences cannot."""
-    return is_loaded(model) and not getattr(last_stack(model), "pooled", False)
+    return is_loaded(model) and not getattr(output_stack(model), "pooled", False)
 
 
 LEVELS: dict[str, Level] = {
@@ -107,7 +107,7 @@ def levels_of(model: Model) -> tuple[str, ...]:
     return tuple(name for name, level in LEVELS.items() if level.exists_for(model))
 
 
-def chosen(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+def select_levels(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
     """Returns `levels`, or all of `known` if it is None.
 
     Raises:

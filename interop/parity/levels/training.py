@@ -17,11 +17,11 @@ from jaxllm.deviation import (
     threshold,
     update_deviation,
 )
-from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
 from jaxllm.interop.parity.execution.jax_train import train_model
-from jaxllm.interop.parity.execution.noise_floor import WAYS, moved_weights
+from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS, perturbed_weights
 from jaxllm.interop.parity.execution.recipe import Recipe, Training
 from jaxllm.interop.parity.execution.torch_train import train_reference
 from jaxllm.interop.parity.recording.plain import plain
@@ -43,7 +43,7 @@ ABOVE_NOISE = 1e3
 # The deviation of a parameter that the reference lacks or has in another shape.
 MISSING = Deviation(math.inf, 0.0)
 
-MOVED = (0, 1)  # seeds of training runs from perturbed weights
+PERTURBATION_SEEDS = (0, 1)  # seeds of training runs from perturbed weights
 ELEMENTS = 1024  # kept in a pack of each gradient, moment and update
 
 
@@ -54,34 +54,34 @@ class Runs(NamedTuple):
         ours: the run of the JAX model.
         theirs: the run of the reference.
         others: runs of equivalent evaluations of the reference.
-        moved: losses of the reference from slightly perturbed weights.
+        perturbed: losses of the reference from slightly perturbed weights.
     """
 
     ours: Training
     theirs: Training
     others: Sequence[Training]
-    moved: Sequence[Sequence[float]]
+    perturbed: Sequence[Sequence[float]]
 
 
 def train_both(pair: Pair) -> Runs:
     """Trains both sides from the same weights on the same batches; arrays have JAX names."""
-    course = course_of(pair)
+    setup = training_setup(pair)
     optimizer = pair.optimizer or pair.recipe.optimizer(pair.model)
-    ours = train_model(pair.model, course.batches, optimizer, course.constant)
-    (theirs, *others), moved = train_references(pair, course)
-    return Runs(ours, theirs, others, moved)
+    ours = train_model(pair.model, setup.batches, optimizer, setup.constant)
+    (theirs, *others), perturbed = train_references(pair, setup)
+    return Runs(ours, theirs, others, perturbed)
 
 
 def record_training(pair: Pair) -> dict[str, Any]:
     """Trains the reference; returns the sampled runs, the batches and the recipe for a pack."""
-    course = course_of(pair)
-    runs, moved = train_references(pair, course)
+    setup = training_setup(pair)
+    runs, perturbed = train_references(pair, setup)
     return {
-        "batches": [batch.arrays for batch in course.batches],
-        "constant": sorted(course.constant),
+        "batches": [batch.arrays for batch in setup.batches],
+        "constant": sorted(setup.constant),
         "recipe": dataclasses.asdict(pair.recipe),
         "runs": [plain(sampled(run)) for run in runs],
-        "moved": moved,
+        "moved": perturbed,
     }
 
 
@@ -100,27 +100,29 @@ def sampled(run: Training) -> Training:
     return dataclasses.replace(run, first=first)
 
 
-class Course(NamedTuple):
+class TrainingSetup(NamedTuple):
     """The batches of a training comparison, and the parameters that are not trained."""
 
     batches: list[Inputs]
     constant: set[str]  # JAX names of PyTorch buffers, which PyTorch does not train
 
 
-def course_of(pair: Pair) -> Course:
+def training_setup(pair: Pair) -> TrainingSetup:
     """Draws batches like the inputs, which are the first batch: one, or one per step of a curve."""
     reference, model, inputs = pair.reference, pair.model, pair.inputs
     steps = pair.recipe.steps if "curve" in pair.levels else 1
     # PyTorch drops the gradient of the padding token in embedding lookups.
-    unused = calling_of(reference).padding(reference)
+    unused = adapter_of(reference).padding(reference)
     later = (inputs.redrawn(model, seed) for seed in range(1, steps))
     batches = [batch.without(unused, model) for batch in (inputs, *later)]
     names = our_names(pair.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
-    return Course(batches, constant)
+    return TrainingSetup(batches, constant)
 
 
-def train_references(pair: Pair, course: Course) -> tuple[list[Training], list[tuple[float, ...]]]:
+def train_references(
+    pair: Pair, setup: TrainingSetup
+) -> tuple[list[Training], list[tuple[float, ...]]]:
     """Trains the reference, its equivalent evaluations, and copies with perturbed weights.
 
     Returns:
@@ -131,19 +133,19 @@ def train_references(pair: Pair, course: Course) -> tuple[list[Training], list[t
     decays = decayed(rules)
 
     def theirs() -> Training:
-        run = train_reference(reference, course.batches, recipe, decays)
+        run = train_reference(reference, setup.batches, recipe, decays)
         first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
         return dataclasses.replace(run, first=first)
 
     runs = [theirs()]
-    for otherwise in WAYS:
-        with otherwise(reference):
+    for equivalent in EQUIVALENT_EVALUATIONS:
+        with equivalent(reference):
             runs.append(theirs())
-    moved = []
-    for seed in MOVED if len(course.batches) > 1 else ():
-        with moved_weights(reference, seed):
-            moved.append(train_reference(reference, course.batches, recipe, decays).losses)
-    return runs, moved
+    perturbed = []
+    for seed in PERTURBATION_SEEDS if len(setup.batches) > 1 else ():
+        with perturbed_weights(reference, seed):
+            perturbed.append(train_reference(reference, setup.batches, recipe, decays).losses)
+    return runs, perturbed
 
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
@@ -221,8 +223,8 @@ def _result(name: str, what: str, found: Deviation, compared: float = 1.0) -> Te
 
 def judge_curve(runs: Runs) -> list[LossResult]:
     """Judges the loss of every step. The noise floor of a step is at least that of earlier ones."""
-    ours, theirs, others, moved = runs
-    again = [*(other.losses for other in others), *moved]
+    ours, theirs, others, perturbed = runs
+    again = [*(other.losses for other in others), *perturbed]
     rows, floor = [], 0.0
     for step, (mine, loss) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
         floor = max(floor, *(relative_l2(losses[step], loss) for losses in again))

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import with_fields
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.alignment.parameter_names import (
     DECAYED,
     imported,
+    mismatches,
     our_names,
     sources_of,
     split_fused,
     table_for,
     tensors_of,
-    unfit,
 )
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.report.rows import WeightResult
@@ -30,7 +30,7 @@ from .level import Stage
 from .pair import Ours, Pair
 
 
-def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightResult]:
+def compare_weights(reference: Any, model: Model, table: RuleTable) -> list[WeightResult]:
     """Converts every tensor of the reference by the rules and compares it with the model's.
 
     Args:
@@ -53,7 +53,7 @@ def compare_weights(reference: Any, model: Model, table: Table) -> list[WeightRe
     return rows
 
 
-def misfits(reference: Any, model: Model, table: Table) -> list[str]:
+def shape_mismatches(reference: Any, model: Model, table: RuleTable) -> list[str]:
     """Lists kernels and embeddings that the reference lacks or has in another shape.
 
     If there are any, the two cannot be run side by side.
@@ -61,7 +61,7 @@ def misfits(reference: Any, model: Model, table: Table) -> list[str]:
     rules = table.bound(stacked_layers(model))
     parts = split_fused(rules, tensors_of(reference))
     kernels = (bound for bound in rules if bound.rule.model.name.endswith(DECAYED))
-    return [problem for bound in kernels for problem in unfit(bound, parts)]
+    return [problem for bound in kernels for problem in mismatches(bound, parts)]
 
 
 def _rules(
@@ -70,7 +70,7 @@ def _rules(
     parts = split_fused(rules, tensors)
     for bound in rules:
         stored = tuple(name for name, _ in bound.stored())
-        problems = list(unfit(bound, parts))
+        problems = list(mismatches(bound, parts))
         theirs = {} if problems else dict(sources_of([bound], parts))
         for name, _ in bound.rule.model.names(bound.sizes):
             path, _, parameter = name.rpartition(".")
@@ -83,7 +83,7 @@ def _rules(
 
 
 def _copies(
-    table: Table, rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
+    table: RuleTable, rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
 ) -> Iterator[WeightResult]:
     """Yields a row for each tensor that is tied to another one according to the table."""
     names = our_names(rules)
@@ -135,7 +135,7 @@ def check_weights(digests: Mapping[str, list[str]], ours: Ours) -> list[WeightRe
     Digests do not say how many bits differ, so all bits of a differing array are counted. Rows of
     arrays with other shapes have a remark.
     """
-    arrays, rows = LazyWeights(ours.listed), []
+    arrays, rows = LazyWeights(ours.unstacked), []
     for name in dict.fromkeys([*arrays, *digests]):
         array = arrays.get(name)
         shape, digest = digests.get(name, ["missing", ""])
@@ -154,7 +154,7 @@ def _digest(array: np.ndarray) -> str:
 
 WEIGHTS = Stage(
     name="weights",
-    compare=lambda pair: compare_weights(pair.reference, pair.listed, pair.table),
+    compare=lambda pair: compare_weights(pair.reference, pair.unstacked, pair.table),
     record=record_weights,
     check=check_weights,
     computes=False,

@@ -17,7 +17,7 @@ from .malloc import return_freed_memory
 SEGMENT = 2**28  # bytes per file; every file takes a file descriptor
 ALIGNMENT = 64  # bytes, the same as for arrays in memory
 
-Shelf = Callable[[np.ndarray], np.ndarray]  # stores an array and returns the stored one
+ArrayStore = Callable[[np.ndarray], np.ndarray]  # stores an array and returns the stored one
 
 
 def in_memory(array: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def in_memory(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def on_disk(folder: Path, segment: int = SEGMENT) -> Shelf:
+def on_disk(folder: Path, segment: int = SEGMENT) -> ArrayStore:
     """Returns a store of memory-mapped files, which the system pages out when memory is scarce.
 
     The files have no names. Each disappears with the last of its arrays, or with the process. The
@@ -65,14 +65,14 @@ def _new_file(folder: Path, num_bytes: int) -> np.ndarray:
 
 
 @contextmanager
-def parameters_on(shelf: Shelf) -> Iterator[None]:
+def parameters_on(store: ArrayStore) -> Iterator[None]:
     """Within this context, every parameter that a PyTorch module gets is stored in float32."""
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     def move(module: Any, name: str, param: Any) -> None:
         if param.device.type == "cpu" and param.is_floating_point():
-            param.data = torch.from_numpy(shelf(param.detach().float().numpy()))
+            param.data = torch.from_numpy(store(param.detach().float().numpy()))
 
     hook = register_module_parameter_registration_hook(move)
     try:

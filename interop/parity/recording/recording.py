@@ -12,10 +12,10 @@ from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import Alignment
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.router_flips import ROUTER
-from jaxllm.interop.parity.execution.noise_floor import WAYS
+from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS
 from jaxllm.interop.parity.execution.torch_trace import Outputs, trace_reference
 from jaxllm.interop.parity.numerics import metrics
-from jaxllm.interop.parity.numerics.array_store import Shelf, in_memory
+from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.report.rows import LOGITS
 
 from .sample import Sample
@@ -78,7 +78,7 @@ def record(
     inputs: Inputs,
     alignment: Alignment,
     sample: Sample | None = None,
-    shelf: Shelf = in_memory,
+    store: ArrayStore = in_memory,
 ) -> Recording:
     """Runs the reference with plain attention, and in equivalent ways to measure its noise.
 
@@ -87,7 +87,7 @@ def record(
         inputs: its inputs.
         alignment: the activations to record.
         sample: which elements to keep; by default all.
-        shelf: the store for the activations.
+        store: the store for the activations.
 
     Raises:
         UserError: the reference lacks a module of the alignment, or has another shape there.
@@ -95,8 +95,8 @@ def record(
     known = {name for name, _ in reference.named_modules()}
     if missing := [name for name in alignment.modules if name not in known]:
         raise UserError(f"the reference has no {', '.join(missing)}")
-    trace = partial(trace_reference, reference, inputs, alignment.names, shelf=shelf)
-    aligned = partial(_aligned, alignment=alignment, shelf=shelf)
+    trace = partial(trace_reference, reference, inputs, alignment.names, store=store)
+    aligned = partial(_aligned, alignment=alignment, store=store)
     outputs = trace()
     arrays = aligned(outputs)
     versions = {package: version(package) for package in ("torch", "transformers")}
@@ -110,12 +110,12 @@ def record(
     floors, forced_floors = dict.fromkeys(arrays, 0.0), dict.fromkeys(forced_arrays, 0.0)
     logits_noise = 0.0
     routers: dict[str, list[np.ndarray]] = {path: [] for path in arrays if path.endswith(ROUTER)}
-    for otherwise in WAYS:
-        with otherwise(reference):
+    for equivalent in EQUIVALENT_EVALUATIONS:
+        with equivalent(reference):
             other = aligned(trace())
         _raise(floors, plain, other)
         if forced_floors:
-            with otherwise(reference):
+            with equivalent(reference):
                 forced = aligned(trace(given=outputs))
             _raise(forced_floors, plain, forced)
         for path, others in routers.items():
@@ -138,7 +138,7 @@ def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.nd
         floors[path] = max(floor, noise)
 
 
-def _aligned(outputs: Outputs, alignment: Alignment, shelf: Shelf) -> dict[str, np.ndarray]:
+def _aligned(outputs: Outputs, alignment: Alignment, store: ArrayStore) -> dict[str, np.ndarray]:
     """Returns the last output of each step by JAX path, the logits last."""
     lasts = {name: calls[-1] for name, calls in outputs.items()}
-    return {**alignment.align(lasts, shelf), LOGITS: lasts[LOGITS]}
+    return {**alignment.align(lasts, store), LOGITS: lasts[LOGITS]}

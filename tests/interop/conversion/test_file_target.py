@@ -21,7 +21,7 @@ def test_units_are_tensors_and_writing_resumes_after_an_interruption(tmp_path):
     folder, done = tmp_path / "out", []
     first = target()
     assert first.units == {"a": 80, "b": 48}
-    assert first.spelling == "llama"
+    assert first.format_name == "llama"
     first.begin(folder)
     digest = first.write(folder, "b", 16, done.append)
     assert done == [16, 16, 16]

@@ -2,7 +2,7 @@
 
 from tiny import TINY
 
-from jaxllm.interop.families import Layout, Table
+from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.inspection.matching import Matcher
 
@@ -12,7 +12,7 @@ D, N, K, H, F = TINY.embed_dim, TINY.num_heads, TINY.num_kv_heads, TINY.head_dim
 def matcher(shapes, table=None):
     layers = range(TINY.num_layers)
     each = {name.replace("{L}", str(i)): shape for name, shape in shapes.items() for i in layers}
-    return Matcher(TINY, each, table or Table((), {}))
+    return Matcher(TINY, each, table or RuleTable((), {}))
 
 
 def matched(found: Matcher) -> dict[str, tuple[str, ...]]:

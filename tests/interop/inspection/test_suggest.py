@@ -14,7 +14,7 @@ from hf_cases import CASES
 from pages import ROOT, shown_files
 
 from jaxllm.interop import CheckpointError, load_pretrained, suggest
-from jaxllm.interop.families import FAMILIES, Fields, Layout, Table
+from jaxllm.interop.families import FAMILIES, Fields, Layout, RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.plan import split_fused
 from jaxllm.models import build_abstract
@@ -126,7 +126,7 @@ class Renaming:
         return f"{prefix}{self.modules[inside]}.{self.leaves[leaf]}"
 
 
-def arrays(table: Table, config, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def arrays(table: RuleTable, config, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Applies the rules to these tensors, layer by layer."""
     bound = table.bound(
         stacked_layers(build_abstract(dataclasses.replace(config, scan_layers=False)))
@@ -184,7 +184,7 @@ def recovered(model, seed: int):
     rules = tuple(one.rule for one in suggestions.rules)
     labels = {a: len(x) for rule in rules for a, x in rule.model.labels.items()}
     sizes = {**table.sizes, **labels, **suggestions.sizes}
-    ours = arrays(Table(rules, sizes), config, renamed)
+    ours = arrays(RuleTable(rules, sizes), config, renamed)
     right = {n for n in expected if n in ours and np.array_equal(ours[n], expected[n])}
     return right, expected.keys() - right, suggestions
 

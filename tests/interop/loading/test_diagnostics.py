@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.diagnostics import check_arrays, check_tensors, reason_to_ignore
 from jaxllm.interop.rules.rule import Rule
 
 SIZES = {"L": 3, "N": 4, "H": 8, "D": 16, "V": 50}
-TABLE = Table(
+TABLE = RuleTable(
     (
         Rule("tok.weight : V D", "embed.embedding : V D"),
         Rule("layers.{L}.wq.weight : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H"),

@@ -13,7 +13,7 @@ from tiers import examples
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Inputs, check_checkpoint, compare
-from jaxllm.interop.parity.alignment.adapters import calling_of
+from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import draw
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe
@@ -57,7 +57,7 @@ def write(name, folder):
 
 def drawn(reference, model, num_tokens=40):
     """Draws inputs for the model; the last row is padded where that is possible."""
-    calling = calling_of(reference)
+    calling = adapter_of(reference)
     masks = calling.masks(reference)
     inputs = draw(model, masks, num_tokens=num_tokens, batch_size=2, seed=0)
     return inputs.without(calling.padding(reference), model)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.diagnostics import check_arrays, check_tensors
 from jaxllm.interop.loading.plan import split_fused
@@ -80,7 +80,7 @@ def test_arrays_without_a_matching_rule_are_named():
 
 def test_parts_that_do_not_add_up_to_the_fused_tensor_are_named():
     rules = [Rule("w#q : (N H) D", "q : D N H"), Rule("w#k : (K H) D", "k : D K H")]
-    table = Table(tuple(rules), SIZES)
+    table = RuleTable(tuple(rules), SIZES)
     bound = table.bound(STACKS)
     assert fused_parts(bound) == {"w": {"w#q": (6, 5), "w#k": (4, 5)}}
     right, wrong = tensors(w=(10, 5)), tensors(w=(12, 5))

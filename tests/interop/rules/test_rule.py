@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.plan import split_fused
@@ -242,7 +242,7 @@ def test_parts_are_row_ranges_of_a_fused_tensor(tmp_path_factory, rows, layers, 
     )
     sizes = {"L": layers, "G": 2, "X": width, **dict(zip(axes, rows, strict=True))}
     stacks = {"layers": {"0": range(1)} if layers == 1 else {f"0:{layers}": range(layers)}}
-    bound = Table(rules, sizes).bound(stacks)
+    bound = RuleTable(rules, sizes).bound(stacks)
     path = tmp_path_factory.mktemp("fused") / "numbers"
     fused = np.arange(layers * 2 * sum(rows) * width).reshape(layers, -1, width)
     fused.tofile(path)
@@ -261,7 +261,7 @@ def test_parts_are_row_ranges_of_a_fused_tensor(tmp_path_factory, rows, layers, 
         arrays |= convert(rule.importing(of_stack), parts)
     sources = {name: from_array(array) for name, array in arrays.items()}
     model = SimpleNamespace(stacks=stacks, arrays=sources)
-    written = dict(export_tensors(model, Table(rules, sizes)))
+    written = dict(export_tensors(model, RuleTable(rules, sizes)))
     assert written.keys() == tensors.keys()
     for i in range(layers):
         tensor = written[f"h.{i}.w"]

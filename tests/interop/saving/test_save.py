@@ -15,7 +15,7 @@ import pytest
 from tiny import random_model
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
-from jaxllm.interop.families import Table
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats import lazy_tensor
 from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.loading.model_arrays import Parameters, read_model
@@ -42,7 +42,7 @@ def test_fused_tensor_is_assembled_from_its_parts():
         f"layers.0:2.{name}.kernel": rng.standard_normal((2, 5, heads, 3))
         for name, heads in {"q": 4, "k": 2, "v": 2}.items()
     }
-    table = Table(
+    table = RuleTable(
         tuple(
             Rule(f"h.{{L}}.qkv#{name} : ({axis} H) D", f"layers.{{L}}.{name}.kernel : D {axis} H")
             for name, axis in {"q": "N", "k": "K", "v": "K"}.items()
@@ -78,7 +78,7 @@ def test_only_the_written_layer_of_a_stack_is_read():
     }
     name, stack = "layers.0:3.attn.q_proj.kernel", {"layers": {"0:3": range(3)}}
     rule = Rule("h.{L}.q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H")
-    table = Table((rule,), {"L": 3, "N": 4, "H": 16, "D": 32})
+    table = RuleTable((rule,), {"L": 3, "N": 4, "H": 16, "D": 32})
     tensors = dict(export_tensors(Parameters(parameters.config, None, stack, arrays), table))
     (chunk,) = tensors["h.1.q"].payload(10**9)
     assert chunk.nbytes == arrays[name].nbytes / 3

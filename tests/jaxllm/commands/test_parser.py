@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 
 from jaxllm.cli import main, make_parser
-from jaxllm.commands.parser import CommandParser, nearest, versions
+from jaxllm.commands.parser import CommandParser, versions
 
 
 def commands(parser: CommandParser) -> Iterator[CommandParser]:
@@ -88,11 +88,6 @@ def test_existing_folder_is_not_taken_for_a_subcommand(tmp_path, monkeypatch, ca
     (tmp_path / "meshes").mkdir()
     assert main(["parity", "meshes"]) == 1
     assert "meshes has no config.json" in capsys.readouterr().err
-
-
-def test_nearest_returns_only_similar_names():
-    assert nearest("metta", ["hf", "meta", "native"]) == "meta"
-    assert nearest("gguf", ["hf", "meta", "native"]) is None
 
 
 def test_versions_lists_installed_packages(monkeypatch):

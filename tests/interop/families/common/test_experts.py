@@ -7,7 +7,7 @@ from jaxllm.interop.families.common.experts import (
     read_expert_layout,
     read_num_experts,
 )
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxllm.config import LayerKind
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.common.layer_types import (
     read_layer_types,
     read_nope_layers,

@@ -8,7 +8,9 @@ from stored_shapes import shapes_in_model, shapes_in_rules
 from tiny import TINY
 
 from jaxllm.config import Experts, LayerKind, with_fields
-from jaxllm.interop.families.common.family import Fields, Layout, decoder_sizes
+from jaxllm.interop.families.common.decoder_axes import decoder_sizes
+from jaxllm.interop.families.common.family import Layout
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.common.llama_like import (
     ACTIVATIONS,
     attention_rules,

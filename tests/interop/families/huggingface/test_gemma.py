@@ -13,7 +13,8 @@ from tiny import TINY
 
 from jaxllm.config import DecoderConfig, LayerKind, make_config, with_fields
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.families.common.family import Fields, Layout
+from jaxllm.interop.families.common.family import Layout
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.huggingface.gemma import (
     read_gemma,
     refuse_gemma,

@@ -11,7 +11,7 @@ from tiny import TINY
 
 from jaxllm.config import DecoderConfig, Vision
 from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.huggingface.llama4_vision import (
     HF_NAMES,
     IMAGE_TOKEN,

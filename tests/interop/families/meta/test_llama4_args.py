@@ -7,7 +7,7 @@ import pytest
 from tiny import TINY
 
 from jaxllm.config import DecoderConfig, LayerKind, Temperature, Vision, make_config, with_fields
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.huggingface.llama4_text import llama4_experts
 from jaxllm.interop.families.meta.llama4_args import (
     FIELDS,

@@ -11,7 +11,7 @@ from tiny import random_model
 
 from jaxllm.config import LayerKind, SequenceConfig, make_config, with_fields
 from jaxllm.interop import load_pretrained, save_pretrained
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.source_systems.components import (
     num_groups,
     read_layers,

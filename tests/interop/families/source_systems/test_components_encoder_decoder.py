@@ -6,7 +6,7 @@ import pytest
 from components_family import CROWDED, DENSE, LAYERS, ComponentsFamily
 
 from jaxllm.config import SequenceToSequenceConfig, make_config, with_fields
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.source_systems.components_encoder_decoder import (
     read_config,
     write_config,

@@ -22,7 +22,7 @@ from tiny import relative_l2
 from jaxllm.config import SequenceConfig, make_config
 from jaxllm.generation import beam_search, generate
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.source_systems.components_sequence import (
     COMPONENTS_AUTOREGRESSIVE,
     COMPONENTS_REGRESSION,

@@ -6,7 +6,7 @@ from tiny import random_model
 
 from jaxllm.config import DecoderConfig, make_config, with_fields
 from jaxllm.interop import save_pretrained
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.source_systems.nima import (
     layer_rules,
     read_layers,

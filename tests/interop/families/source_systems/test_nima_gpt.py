@@ -10,7 +10,7 @@ from tiny import random_model
 
 from jaxllm.config import make_config
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.source_systems.nima_gpt import arguments, read_config, write_config
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 

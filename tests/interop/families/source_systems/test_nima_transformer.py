@@ -11,7 +11,7 @@ from source_family import Inputs, SourceFamily
 
 from jaxllm.config import EncoderDecoderConfig, make_config, with_fields
 from jaxllm.errors import UserError
-from jaxllm.interop.families.common.family import Fields
+from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.source_systems.nima_transformer import (
     arguments,
     read_config,

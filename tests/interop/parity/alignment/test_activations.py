@@ -7,7 +7,7 @@ from tiny import random_model
 from jaxllm.config import RopeConfig
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
-from jaxllm.interop.parity.alignment.activations import Alignment, derive
+from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps
 from jaxllm.interop.parity.alignment.inputs import Inputs
 
 HEADS = ("q", "k", "v", "scores", "probs", "mixed")
@@ -25,7 +25,7 @@ WIDTHS = {
 def alignment(**changes):
     model = random_model(scan_layers=False, **changes)
     return Alignment(
-        derive(LLAMA.table(model.config, Layout()), model, Inputs(np.zeros((2, 5), int)))
+        derive_taps(LLAMA.table(model.config, Layout()), model, Inputs(np.zeros((2, 5), int)))
     )
 
 

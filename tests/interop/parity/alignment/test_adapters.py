@@ -6,7 +6,7 @@ import source_cases
 import torch
 from hf_cases import CASES
 
-from jaxllm.interop.parity.alignment.adapters import calling_of, outputs_of
+from jaxllm.interop.parity.alignment.adapters import adapter_of, outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 
 
@@ -37,19 +37,19 @@ def test_given_parameters_replace_the_modules_own(llama, tokens):
 
 
 def test_fields_and_family_of_a_reference(llama, source):
-    assert calling_of(llama).fields(llama)["hidden_size"] == 32
-    assert calling_of(llama).family(llama).model_type == "llama"
-    assert calling_of(source).fields(source) == source.fields
-    assert calling_of(source).family(source).model_type == source.fields["model_type"]
+    assert adapter_of(llama).fields(llama)["hidden_size"] == 32
+    assert adapter_of(llama).family(llama).model_type == "llama"
+    assert adapter_of(source).fields(source) == source.fields
+    assert adapter_of(source).family(source).model_type == source.fields["model_type"]
 
 
 def test_an_unknown_module_has_no_family():
     module = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="a Linear, which is neither a model of transformers nor"):
-        calling_of(module).family(module)
+        adapter_of(module).family(module)
     module.fields = {"model_type": "strange"}
     with pytest.raises(ValueError, match="model_type='strange' of the reference is not a known"):
-        calling_of(module).family(module)
+        adapter_of(module).family(module)
 
 
 def test_attention_is_recorded_and_can_be_replaced(llama, tokens):
@@ -59,7 +59,7 @@ def test_attention_is_recorded_and_can_be_replaced(llama, tokens):
         shapes[name] = tuple((x[0] if name.endswith("@mixed") else x).shape)
         return torch.zeros_like(x) if name.endswith("@value") else x
 
-    calling = calling_of(llama)
+    calling = adapter_of(llama)
     plain = outputs_of(llama, Inputs(tokens[:1, :8]))
     with calling.watched(llama, keep):
         watched = outputs_of(llama, Inputs(tokens[:1, :8]))
@@ -77,12 +77,12 @@ def test_attention_is_recorded_and_can_be_replaced(llama, tokens):
 def test_plain_attention_is_undone_on_exit():
     model = CASES["llama"].build()
     model.set_attn_implementation("sdpa")
-    with calling_of(model).plain_attention(model):
+    with adapter_of(model).plain_attention(model):
         assert model.config._attn_implementation == "eager"
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_source_is_the_encoder_input(llama):
     given = dict.fromkeys(("source", "target", "source_mask"), np.zeros(1))
-    _, options = calling_of(llama).arguments(llama, given)
+    _, options = adapter_of(llama).arguments(llama, given)
     assert options.keys() == {"input_ids", "attention_mask", "decoder_input_ids", "use_cache"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import random_model
 
-from jaxllm.interop.parity.alignment.inputs import Inputs, draw, elements_of, is_at_end
+from jaxllm.interop.parity.alignment.inputs import Inputs, draw, is_at_end, sequences_of
 
 MODEL = random_model()
 
@@ -67,7 +67,7 @@ def test_the_padding_token_is_replaced():
 def test_models_of_tokens_need_no_training_targets():
     inputs = drawn()
     assert inputs.completed(MODEL) is inputs
-    assert elements_of(MODEL)["target"].size == MODEL.config.vocab_size
+    assert sequences_of(MODEL)["target"].size == MODEL.config.vocab_size
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity.alignment.parameter_names import (
     decayed,
     imported,
+    mismatches,
     our_names,
     read_config,
     split_fused,
     table_of,
     tensors_of,
-    unfit,
 )
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, stacked_layers
@@ -56,12 +56,12 @@ def test_missing_and_wrongly_shaped_tensors_are_described(pair):
     reference, _ = pair
     rules = bound(*pair)
     tensors = split_fused(rules, tensors_of(reference))
-    assert not [problem for rule in rules for problem in unfit(rule, tensors)]
+    assert not [problem for rule in rules for problem in mismatches(rule, tensors)]
     name, shape = next(iter(rules[0].stored()))
     del tensors[name]
-    assert list(unfit(rules[0], tensors)) == [f"the reference has no {name}"]
+    assert list(mismatches(rules[0], tensors)) == [f"the reference has no {name}"]
     tensors[name] = np.zeros((*shape, 2))
-    [problem] = unfit(rules[0], tensors)
+    [problem] = mismatches(rules[0], tensors)
     assert problem == f"{name} has shape {(*shape, 2)} in the reference, {shape} in the model"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxllm.interop.parity.execution.noise_floor import WAYS, moved_weights
+from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS, perturbed_weights
 
 
 def test_weights_are_perturbed_in_their_last_bits_and_restored(make_llama):
@@ -12,7 +12,7 @@ def test_weights_are_perturbed_in_their_last_bits_and_restored(make_llama):
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     moved = []
     for seed in range(2):
-        with moved_weights(llama, seed):
+        with perturbed_weights(llama, seed):
             moved.append({name: tensor.clone() for name, tensor in llama.state_dict().items()})
     for name, tensor in llama.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -25,12 +25,12 @@ def test_weights_are_perturbed_in_their_last_bits_and_restored(make_llama):
         assert not torch.equal(moved[0][name], moved[1][name])
 
 
-@pytest.mark.parametrize("otherwise", WAYS)
-def test_equivalent_evaluations_differ_by_rounding_only(otherwise, make_llama, tokens):
+@pytest.mark.parametrize("equivalent", EQUIVALENT_EVALUATIONS)
+def test_equivalent_evaluations_differ_by_rounding_only(equivalent, make_llama, tokens):
     llama, given = make_llama(num_hidden_layers=1).eval(), torch.as_tensor(tokens[:1, :32])
     with torch.no_grad():
         plain = llama(given).logits
-        with otherwise(llama):
+        with equivalent(llama):
             other = llama(given).logits
         again = llama(given).logits
     apart = float((other - plain).norm() / plain.norm())

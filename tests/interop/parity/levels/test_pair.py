@@ -10,9 +10,9 @@ from jaxllm.params import named_parameters
 def test_the_unstacked_model_is_computed_once(pair):
     _, model = pair
     ours = Ours(model=model, levels=("weights",))
-    assert "layers.1.mlp.up_proj.kernel" in named_parameters(ours.listed)
+    assert "layers.1.mlp.up_proj.kernel" in named_parameters(ours.unstacked)
     assert "layers.0:2.mlp.up_proj.kernel" in named_parameters(ours.model)
-    assert ours.listed is ours.listed
+    assert ours.unstacked is ours.unstacked
 
 
 def test_the_rules_cover_the_state_dict_of_the_reference(pair, short):

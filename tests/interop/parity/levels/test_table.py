@@ -15,9 +15,9 @@ from jaxllm.interop.parity.levels.level import Level, Stage
 from jaxllm.interop.parity.levels.pair import Ours
 from jaxllm.interop.parity.levels.table import (
     LEVELS,
-    chosen,
     from_causes_to_effects,
     levels_of,
+    select_levels,
     stages_of,
     stated_levels,
 )
@@ -170,8 +170,8 @@ def test_a_decoder_has_all_levels():
 
 
 def test_unknown_levels_are_rejected():
-    assert chosen(None, ("a", "b")) == ("a", "b")
-    assert chosen(["b"], ("a", "b")) == ["b"]
+    assert select_levels(None, ("a", "b")) == ("a", "b")
+    assert select_levels(["b"], ("a", "b")) == ["b"]
     for wrong in ([], ["a", "c"]):
         with pytest.raises(ValueError, match=r"levels=.* choose at least one of a, b"):
-            chosen(wrong, ("a", "b"))
+            select_levels(wrong, ("a", "b"))

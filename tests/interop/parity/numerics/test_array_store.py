@@ -33,7 +33,7 @@ def scratch(tmp_path):
 
 
 def test_stored_arrays_equal_the_given_ones(scratch):
-    shelf, rng = on_disk(scratch), np.random.default_rng(0)
+    store, rng = on_disk(scratch), np.random.default_rng(0)
     given = [
         rng.standard_normal((3, 5), np.float32).T,
         np.array(7),
@@ -41,7 +41,7 @@ def test_stored_arrays_equal_the_given_ones(scratch):
         rng.integers(0, 9, 2**20),
         rng.standard_normal(17),
     ]
-    kept = [shelf(array) for array in given]
+    kept = [store(array) for array in given]
     for array, other in zip(given, kept, strict=True):
         assert other.dtype == array.dtype
         np.testing.assert_array_equal(other, array, strict=True)
@@ -51,29 +51,29 @@ def test_stored_arrays_equal_the_given_ones(scratch):
 
 def test_arrays_larger_than_a_file_are_stored(scratch):
     given = np.arange(2**16)
-    shelf = on_disk(scratch, segment=2**16)
-    kept = [shelf(given + i) for i in range(3)]
+    store = on_disk(scratch, segment=2**16)
+    kept = [store(given + i) for i in range(3)]
     for i, array in enumerate(kept):
         np.testing.assert_array_equal(array, given + i)
 
 
 def test_a_full_disk_raises_instead_of_killing_the_process(scratch):
-    shelf = on_disk(scratch)
+    store = on_disk(scratch)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SEGMENT // 2, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            shelf(np.zeros(8))
+            store(np.zeros(8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_parameters_are_stored_and_stay_tied(scratch):
     kept = []
-    shelf = on_disk(scratch)
+    store = on_disk(scratch)
 
     def remember(array):
-        kept.append(shelf(array))
+        kept.append(store(array))
         return kept[-1]
 
     with parameters_on(remember):
@@ -120,7 +120,7 @@ def test_a_divergence_is_named_and_explained(tmp_path, scratch, make_llama, toke
     make_llama(rms_norm_eps=1e-3).save_pretrained(tmp_path / "other")
     other = open_pretrained(tmp_path / "other")
     report = compare(
-        make_llama(), other, tokens, levels=("logits", "layers"), shelf=on_disk(scratch)
+        make_llama(), other, tokens, levels=("logits", "layers"), store=on_disk(scratch)
     )
     assert report.first_divergence.path == "layers.0.attn_norm"
     assert "eps" in report.first_divergence.hint

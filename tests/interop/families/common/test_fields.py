@@ -1,0 +1,68 @@
+"""Config files are read field by field, and all problems are collected."""
+
+import pytest
+
+from jaxllm.interop.families.common.fields import Fields
+
+
+def test_fields_are_taken_or_default():
+    fields = Fields({"width": 8, "eps": 1, "bias": None, "name": "x"})
+    assert fields.take("width", int) == 8
+    assert fields.take("eps", float) == 1.0
+    assert fields.take("bias", bool, True) is True
+    assert fields.take("depth", int, 3) == 3
+    assert fields.take_nullable("bias", bool, True) is None
+    fields.ignore("name")
+    assert fields.finish() == []
+    assert fields.uses() == {"width": "read", "eps": "read", "bias": "read", "name": "ignored"}
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "said"),
+    [
+        ({}, int, "depth is missing"),
+        ({"depth": None}, int, "depth is missing"),
+        ({"depth": "3"}, int, "depth='3' is not of type int"),
+        ({"depth": True}, int, "depth=True is not of type int"),
+        ({"depth": 2**31}, int, "depth=2147483648 exceeds the limit of 2,147,483,647"),
+        ({"depth": 1e39}, float, "depth=1e+39 is not a finite float32"),
+        ({"depth": float("nan")}, float, "depth=nan is not a finite float32"),
+    ],
+)
+def test_wrong_values_are_reported_and_reading_continues(data, kind, said):
+    fields = Fields(data)
+    assert fields.take("depth", kind) == kind()
+    assert fields.problems == [said]
+    assert not fields.is_complete
+
+
+def test_layer_and_expert_counts_are_limited():
+    fields = Fields({"num_layers": 10_001})
+    fields.take("num_layers", int)
+    assert fields.problems == ["num_layers=10001 exceeds the limit of 10,000"]
+
+
+def test_unknown_fields_suggest_the_nearest_known_one():
+    fields = Fields({"widht": 8})
+    fields.take("width", int, 4)
+    assert fields.unknown() == [
+        "widht=8 is not a field known to this family; did you mean 'width'?"
+    ]
+
+
+def test_values_that_are_not_implemented_are_refused():
+    fields = Fields({"act": "relu", "tie": False})
+    fields.require("act", "silu", "swish")
+    fields.require("tie", False)
+    fields.require("absent", 1)
+    assert fields.problems == ["act='relu' is not supported, only 'silu' or 'swish'"]
+
+
+def test_problems_of_a_part_are_reported_with_its_name():
+    fields = Fields({"rope": {"theta": "x", "factro": 2}})
+    with fields.part("rope") as rope:
+        rope.take("theta", float)
+        rope.take("factor", float, 1.0)
+    assert fields.problems == ["rope: theta='x' is not of type float"]
+    assert fields.unknown()[0].startswith("rope: factro=2 is not a field")
+    assert not fields.is_complete
