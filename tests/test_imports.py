@@ -142,7 +142,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
             "step",
             "checkpoint_arrays",
         },
-        "verify": {"config", "loop", "metrics", "step", "checkpoint_arrays"},
+        "verify": {"config", "data", "loop", "mesh", "metrics", "step", "checkpoint_arrays"},
     },
 }
 # The maximum number of layers of components.

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -40,10 +41,12 @@ def use_virtual_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def make_mesh(**sizes: int) -> Mesh:
-    """Creates a mesh over all devices, as in `make_mesh(fsdp=4, tensor=2)`.
+def make_mesh(*, devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh:
+    """Creates a mesh, as in `make_mesh(fsdp=4, tensor=2)`.
 
     Args:
+        devices: the mesh takes the first of these, as many as it needs. By default it must use
+            every device there is.
         **sizes: the size of each axis; an axis that is not named has size 1.
 
     Raises:
@@ -54,12 +57,13 @@ def make_mesh(**sizes: int) -> Mesh:
             f"unknown mesh axis {', '.join(unknown)}; the axes are {', '.join(MESH_AXES)}"
         )
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
-    needed, found = math.prod(shape), jax.device_count()
-    if needed != found:
+    needed, found = math.prod(shape), len(devices or jax.devices())
+    if needed > found or (needed < found and devices is None):
         named = " x ".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
         hint = ""
         if jax.default_backend() == "cpu":
             threads = THREADS_PER_DEVICE * needed
             hint = f"; for virtual CPU devices set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
         raise UserError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices and devices[:needed])

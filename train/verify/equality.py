@@ -25,6 +25,7 @@ from jaxllm.params import initialize, split
 from jaxllm.sharding import DIMS
 from jaxllm.train.config import ConfigError, TrainConfig
 from jaxllm.train.loop import make_batches
+from jaxllm.train.mesh import make_mesh
 
 from .noise import equivalent_steps
 from .outcomes import GRADIENT, Difference, Equality, Outcome
@@ -36,7 +37,6 @@ from .variants import (
     Variant,
     by_name,
     find_experts,
-    submesh,
     variants,
 )
 
@@ -66,7 +66,7 @@ def compare_variants(
             are several processes.
     """
     if model is None:
-        model = initialize(config.model, submesh({}), config.seed)
+        model = initialize(config.model, make_mesh(devices=jax.devices()), config.seed)
     exact = with_fields(model.config, numerics=NumericsConfig(), dropout=0.0)
     config = dataclasses.replace(config, model=exact, init_from=None, dtype=None, remat=None)
     if chosen is None:
@@ -117,7 +117,7 @@ def _vary_constants(model: Model, seed: int) -> Arrays:
 
 def _thinned_batch(config: TrainConfig, model: Model) -> Batch:
     """Returns the first batch, masked so that rows keep from none to all of their targets."""
-    batch = next(make_batches(config, model, submesh({})).train(0))
+    batch = next(make_batches(config, model, make_mesh(devices=jax.devices())).train(0))
     mask = batch["mask"]
     fraction_B = np.linspace(0, 1, len(mask)).reshape(-1, *(1,) * (mask.ndim - 1))
     counts = np.random.default_rng(config.seed).random(mask.shape) < fraction_B

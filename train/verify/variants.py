@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.config import Config, Experts, Remat, TwoStackConfig, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import Params, map_parameters, unstack_name
-from jaxllm.sharding import MESH_AXES, partition_spec
+from jaxllm.sharding import MESH_AXES
 from jaxllm.train.config import TrainConfig
+from jaxllm.train.data.placement import on_mesh
+from jaxllm.train.mesh import make_mesh
 from jaxllm.train.step import make_steps
 
 Arrays = dict[str, np.ndarray]  # by parameter name, layers unstacked
@@ -120,7 +121,8 @@ class Program:
         chunk = variant.loss_chunk or config.seq_len
         run = dataclasses.replace(config, accumulate=variant.accumulate, loss_chunk=chunk)
         self._model = build_abstract(with_fields(config.model, **overrides))
-        self._mesh = submesh(dict(variant.mesh))
+        self._batch_size = config.batch_size
+        self._mesh = make_mesh(devices=jax.devices(), **dict(variant.mesh))
         with jax.set_mesh(self._mesh):
             self._steps = make_steps(run, self._model, self._mesh)
 
@@ -136,7 +138,8 @@ class Program:
         with jax.default_matmul_precision("highest"), jax.set_mesh(self._mesh):
             # Copied, since the first state is donated.
             params = jax.device_put(jax.tree.map(jnp.array, params), shardings)
-            state, metrics = self._steps.train(self._steps.init(params), on_mesh(batch, self._mesh))
+            batch_on_mesh = on_mesh(batch, self._mesh, self._batch_size)
+            state, metrics = self._steps.train(self._steps.init(params), batch_on_mesh)
             after = by_name(state.params)
             mu, nu = (by_name(optax.tree.get(state.optimizer, tree)) for tree in ("mu", "nu"))
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
@@ -151,21 +154,3 @@ def by_name(params: Params) -> Arrays:
         for name, layer in unstack_name(".".join(map(str, path))):
             found[name] = np.asarray(x if layer is None else x[layer])
     return found
-
-
-def submesh(sizes: Mapping[str, int]) -> Mesh:
-    """Creates a mesh over the first devices, as many as the sizes need."""
-    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
-    devices = jax.devices()[: math.prod(shape)]
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-
-
-def on_mesh(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Shards the rows of a batch over the mesh."""
-    return {
-        name: jax.device_put(
-            x, NamedSharding(mesh, PartitionSpec(*partition_spec("B", x.shape[:1], mesh.shape)))
-        )
-        for name, x in batch.items()
-    }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hf_cases
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -13,7 +14,7 @@ from together import run_together
 
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
-from jaxllm.train.verify.variants import submesh
+from jaxllm.train import make_mesh
 
 # Runs commands one after the other and prints their exit statuses.
 SCRIPT = """
@@ -103,7 +104,8 @@ def together(folder) -> list[Process]:
 def is_same(folder: Path, case: Case, output: Path) -> bool:
     """Checks a case in one process too: the reports must be equal. Returns the verdict."""
     paths = folder / case.pack, folder / case.checkpoint
-    alone = check_pack(*paths, mesh=submesh(case.mesh), levels=case.levels)
+    mesh = make_mesh(devices=jax.devices(), **case.mesh)
+    alone = check_pack(*paths, mesh=mesh, levels=case.levels)
     found = json.loads((output / "parity.json").read_text())
     assert found == json.loads(json.dumps(alone.to_json()))
     return alone.ok

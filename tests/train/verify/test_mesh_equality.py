@@ -13,9 +13,11 @@ from jaxllm.params import parameter_shardings, split
 from jaxllm.sharding import partition_spec
 from jaxllm.train import TrainConfig
 from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.data.placement import on_mesh
+from jaxllm.train.mesh import make_mesh
 from jaxllm.train.step import make_steps
 from jaxllm.train.verify.equality import compare_variants
-from jaxllm.train.verify.variants import Variant, on_mesh, submesh
+from jaxllm.train.verify.variants import Variant
 
 TOLERANCE = 1e-5  # relative, float32
 B, T = 16, 24
@@ -108,7 +110,7 @@ def test_experts_on_a_mesh_match_a_single_device(text, really_compiling):
 
 
 def test_experts_are_sharded_over_expert_fsdp_and_tensor():
-    mesh = submesh({"fsdp": 2, "tensor": 2, "expert": 2})
+    mesh = make_mesh(devices=jax.devices(), fsdp=2, tensor=2, expert=2)
     placed = {
         name.removeprefix("layers.1:4:2.mlp."): sharding.spec
         for name, sharding in parameter_shardings(random_model(**SPARSE), mesh).items()
@@ -142,7 +144,7 @@ def test_the_compiler_reports_no_involuntary_rematerialization(
     mesh_name, microbatches, really_compiling, capfd
 ):
     sizes = {**MESHES, **EXPERT_MESHES}[mesh_name]
-    mesh = submesh(sizes)
+    mesh = make_mesh(devices=jax.devices(), **sizes)
     config = TrainConfig(
         output="nowhere",
         steps=10,
@@ -169,7 +171,7 @@ def test_the_compiler_reports_no_involuntary_rematerialization(
 
 def test_an_involuntary_rematerialization_would_be_seen(really_compiling, capfd):
     """Triggered by a lookup in a table that is sharded over both dimensions."""
-    mesh = submesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh(devices=jax.devices(), data=2, fsdp=2, tensor=2)
     table = jax.ShapeDtypeStruct(
         (96, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
     )
@@ -187,7 +189,7 @@ def test_an_involuntary_rematerialization_would_be_seen(really_compiling, capfd)
 
 def test_training_keeps_the_shardings_of_the_state():
     config = TrainConfig(output="nowhere", steps=10, batch_size=B, seq_len=T, model=TINY)
-    mesh, model = submesh(MIXED), random_model()
+    mesh, model = make_mesh(devices=jax.devices(), **MIXED), random_model()
     rng = np.random.default_rng(0)
     batch = {
         "tokens": rng.integers(0, TINY.vocab_size, (B, T + 1)).astype(np.int32),
@@ -198,7 +200,7 @@ def test_training_keeps_the_shardings_of_the_state():
         places = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
         state = steps.init(jax.device_put(split(model)[1], places))
         for _ in range(2):
-            state, _ = steps.train(state, on_mesh(batch, mesh))
+            state, _ = steps.train(state, on_mesh(batch, mesh, B))
     assert int(state.step) == 2
     found = jax.tree.map(lambda x: x.sharding, state)
     assert found == jax.tree.map(lambda x: x.sharding, steps.abstract_state)

@@ -7,7 +7,7 @@ from tiny import TINY
 
 from jaxllm.config import Experts
 from jaxllm.train import TrainConfig
-from jaxllm.train.verify.variants import Variant, find_experts, layouts, submesh, variants
+from jaxllm.train.verify.variants import Variant, find_experts, layouts, variants
 
 RUN = TrainConfig(output="nowhere", steps=10, batch_size=8, seq_len=16, model=TINY)
 
@@ -52,13 +52,3 @@ def test_the_expert_axis_is_used_only_by_models_with_experts():
 )
 def test_a_variant_is_named_by_its_settings(variant, name):
     assert variant.name == name
-
-
-def test_a_small_mesh_uses_the_first_devices():
-    assert submesh({}).size == 1
-    found = submesh({"fsdp": 2, "tensor": 2})
-    assert {axis: size for axis, size in found.shape.items() if size > 1} == {
-        "fsdp": 2,
-        "tensor": 2,
-    }
-    assert [device.id for device in found.devices.flat] == [0, 1, 2, 3]
