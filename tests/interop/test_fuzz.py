@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tiers import examples
 from tiny import random_model
 
 from jaxllm.interop import CheckpointError, inspect, load_pretrained, save_pretrained
@@ -136,9 +137,11 @@ def span(data: bytes, part: str) -> tuple[int, int]:
     )
 
 
-@pytest.mark.parametrize(("form", "name", "part"), TARGETS, ids=lambda value: value)
+@pytest.mark.parametrize(
+    ("form", "name", "part"), examples(TARGETS, *TARGETS[::3]), ids=lambda value: value
+)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_random_damage_is_harmless_or_reported(folders, form, name, part, data):
@@ -163,9 +166,9 @@ VALUES = st.recursive(
 )
 
 
-@pytest.mark.parametrize("form", ["one", "meta", "tlama"])
+@pytest.mark.parametrize("form", examples(["one", "meta", "tlama"], "one"))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_random_config_values_are_harmless_or_reported(folders, form, data):

@@ -408,7 +408,9 @@ def large(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("to", "budget"), [("hf", 64), ("meta", 64), ("native", 128)])
+@pytest.mark.parametrize(
+    ("to", "budget"), examples([("hf", 64), ("meta", 64), ("native", 128)], ("hf", 64))
+)
 def test_memory_stays_within_the_budget(to, budget, large, llama, tmp_path):
     arguments = [str(large), str(tmp_path / "out"), str(llama), to, f"{budget}MiB"]
     done = subprocess.run(
@@ -419,7 +421,9 @@ def test_memory_stays_within_the_budget(to, budget, large, llama, tmp_path):
     assert float(done.stdout) <= budget, done.stdout
 
 
-@pytest.mark.parametrize("case", ["phi3", "gpt2", "gpt_neox", "mixtral", "llama4_text"])
+@pytest.mark.parametrize(
+    "case", examples(["phi3", "gpt2", "gpt_neox", "mixtral", "llama4_text"], "phi3", "llama4_text")
+)
 def test_fused_tensors_and_experts_round_trip(case, tmp_path):
     """Covers parts of fused tensors, separate experts, and stacks of two kinds of layers."""
     randomize(CASES[case].build()).save_pretrained(tmp_path / "theirs")

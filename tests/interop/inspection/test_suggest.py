@@ -12,6 +12,7 @@ import pytest
 import torch
 from hf_cases import CASES
 from pages import ROOT, shown_files
+from tiers import examples
 
 from jaxllm.interop import CheckpointError, load_pretrained, suggest
 from jaxllm.interop.families import FAMILIES, Fields, Layout, RuleTable
@@ -189,7 +190,7 @@ def recovered(model, seed: int):
     return right, expected.keys() - right, suggestions
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("name", examples(["llama", "qwen3", "gpt2"], "gpt2"))
 def test_nearly_all_rules_of_a_renamed_family_are_recovered(name, models):
     counts = []
     for seed in SEEDS:

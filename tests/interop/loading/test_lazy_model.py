@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from hf_cases import CASES, tokens_of
+from tiers import examples
 from tiny import WIDE
 
 from benchmarks.large_llama import save_large_llama
@@ -17,7 +18,7 @@ from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3_moe", "gpt2"])
+@pytest.mark.parametrize("case", examples(["llama", "qwen3_moe", "gpt2"], "gpt2"))
 def test_logits_equal_those_of_the_loaded_model(case, tmp_path):
     original = CASES[case].build()
     original.save_pretrained(tmp_path)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from jax.sharding import AxisType, Mesh
 from safetensors.torch import load_file, save_file
+from tiers import examples
 from tiny import random_model
 
 from benchmarks.large_llama import save_large_llama
@@ -392,13 +393,16 @@ def large(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize(
     ("case", "kind", "dtype"),
-    [
-        ("stacked", "cpu", "stored"),
+    examples(
+        [
+            ("stacked", "cpu", "stored"),
+            ("stacked", "cpu", "float32"),
+            ("stacked", "accelerator", "stored"),
+            ("one layer", "cpu", "stored"),
+            ("one layer", "accelerator", "stored"),
+        ],
         ("stacked", "cpu", "float32"),
-        ("stacked", "accelerator", "stored"),
-        ("one layer", "cpu", "stored"),
-        ("one layer", "accelerator", "stored"),
-    ],
+    ),
 )
 def test_memory_beyond_the_arrays_is_bounded(saved, large, case, kind, dtype):
     # Neither XLA's compiled programs nor the blocks that malloc keeps when a CPU stands in for an

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import random_model
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
@@ -191,7 +192,7 @@ def save_together(source: Path, destination: Path, form: str) -> list[tuple[int,
     return [(process.returncode, text) for process, text in zip(started, outputs, strict=True)]
 
 
-@pytest.mark.parametrize("form", ["hf", "meta", "native"])
+@pytest.mark.parametrize("form", examples(["hf", "meta", "native"], "hf"))
 def test_two_processes_write_the_same_as_one(form, saved, tmp_path):
     together = save_together(saved, tmp_path / "together", form)
     assert [status for status, _ in together] == [0, 0], together

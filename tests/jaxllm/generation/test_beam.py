@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from tiers import examples
 from tiny import random_model
 from transformers import AutoModelForCausalLM
 
@@ -45,7 +46,7 @@ def by_transformers(original, prompt: list[int], new: int, ends: list[int], **op
 
 
 @pytest.mark.parametrize("num_beams", [2, 4])
-@pytest.mark.parametrize("length_penalty", [0.0, 2.0])
+@pytest.mark.parametrize("length_penalty", examples([0.0, 2.0], 2.0))
 @pytest.mark.parametrize("ends", [[], list(range(0, 96, 5))])
 def test_tokens_match_transformers(model, original, num_beams, length_penalty, ends):
     ours = beam_search(

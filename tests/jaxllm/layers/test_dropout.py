@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import TINY, random_model, random_of, relative_l2
 
 from jaxllm.config import (
@@ -119,7 +120,7 @@ EXPERTS = Experts(num_experts=5, top_k=2, mlp_dim=24)
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_layers": 5, "pattern": PATTERN, "experts": EXPERTS}],
+    examples([{}, {"num_layers": 5, "pattern": PATTERN, "experts": EXPERTS}], {}),
     ids=["alike", "alternating"],
 )
 def test_dropout_does_not_depend_on_scan_or_remat(changes):

@@ -120,9 +120,9 @@ def test_remat_does_not_change_gradients(model):
 def test_generation_starts_from_the_start_token():
     model = random_of(config_of(start_token=3))
     prompts = [SRC[0].tolist(), SRC[1, :4].tolist()]
-    for prompt, found in zip(prompts, generate(model, prompts, 6), strict=True):
+    for prompt, found in zip(prompts, generate(model, prompts, 3), strict=True):
         target = [3]
-        for _ in range(6):
+        for _ in range(3):
             logits = logits_of(model, np.array([prompt]), np.array([target]))
             target.append(int(logits[0, -1].argmax()))
         assert found == target[1:]

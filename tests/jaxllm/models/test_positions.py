@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import TINY, random_model, random_of, relative_l2
 
 from jaxllm.config import (
@@ -33,7 +34,7 @@ LENGTH = 24
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, LENGTH))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=examples(KINDS, "rope", "relative"))
 def model(request):
     """A decoder with max_len=24, for each kind of positions."""
     fields = {"positions.kind": request.param, **KINDS[request.param]}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import random_of, relative_l2
 from vector_models import (
     BOTH_WAYS,
@@ -50,8 +51,8 @@ def step(model, x_BTI, positions, cache):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("experts", [None, EXPERTS])
+@pytest.mark.parametrize("pooled", examples([True, False], True))
+@pytest.mark.parametrize("experts", examples([None, EXPERTS], None))
 def test_ragged_rows_equal_single_rows(causal, pooled, experts):
     kind = LayerKind(mlp="dense" if experts is None else "experts")
     changes = {"attention.causal": causal, "pooled": pooled, "experts": experts, "pattern": (kind,)}
@@ -70,8 +71,8 @@ def test_pooled_output_is_from_the_mean_hidden_state():
     assert relative_l2(run(pooled, X_BTI), run(single, X_BTI).mean(axis=1)) < TOLERANCE
 
 
-@pytest.mark.parametrize("attention", KV_HEADS)
-@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("attention", examples(KV_HEADS, "gqa"))
+@pytest.mark.parametrize("window", examples([None, WINDOW], WINDOW))
 def test_cached_equals_uncached_at_every_split(attention, window):
     """A prefix, then two tokens at once, then one at a time."""
     model = random_of(dataclasses.replace(SEQUENCE, num_kv_heads=KV_HEADS[attention]))

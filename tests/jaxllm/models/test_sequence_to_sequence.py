@@ -6,6 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import random_of, relative_l2
 from vector_models import (
     BOTH_WAYS,
@@ -53,8 +54,8 @@ def test_pairs_of_ragged_rows_are_as_one_by_one():
         assert relative_l2(together[row, :target], alone[0]) < TOLERANCE
 
 
-@pytest.mark.parametrize("window", [None, WINDOW])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("window", examples([None, WINDOW], WINDOW))
+@pytest.mark.parametrize("scan", examples([True, False], True))
 def test_a_cached_decoder_is_an_uncached_one(window, scan):
     """The keys of the source are computed once, when the cache is made."""
     model = with_scanned_layers(random_of(PAIR), scan)

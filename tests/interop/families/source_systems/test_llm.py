@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hf_cases import randomize
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
@@ -229,7 +230,7 @@ def without_statistics(tensors: dict) -> dict:
     return {key: value for key, value in tensors.items() if not key[1].endswith(DROPPED[1:])}
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("naming", examples(NAMINGS, *list(NAMINGS)[::4]))
 def test_an_llm_is_read_and_written_in_every_format(naming, original, tokens, expected, tmp_path):
     folder = write_llm(tmp_path / "in", original, naming)
     model = load_pretrained(folder)
@@ -240,8 +241,10 @@ def test_an_llm_is_read_and_written_in_every_format(naming, original, tokens, ex
     assert says(written, json.loads((folder / "config.json").read_text()))
 
 
-@pytest.mark.parametrize("shards", SHARDS)
-@pytest.mark.parametrize("naming", ["modules", "released", "fc1", "mlp.layer_norm_weight"])
+@pytest.mark.parametrize("shards", examples(SHARDS, 2))
+@pytest.mark.parametrize(
+    "naming", examples(["modules", "released", "fc1", "mlp.layer_norm_weight"], "released", "fc1")
+)
 def test_shards_are_read_and_written_in_every_format(
     naming, shards, original, tokens, expected, tmp_path
 ):

@@ -15,6 +15,7 @@ import transformers
 from hf_cases import randomize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiers import examples
 from torch.distributed import checkpoint as distributed
 
 from jaxllm.interop import CheckpointError, load_training_state
@@ -89,7 +90,7 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["titan", "nested"])
+@pytest.mark.parametrize("form", examples(["titan", "nested"], "titan"))
 def test_checkpoint_of_several_processes_equals_the_gathered_one(saved, form):
     assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in (saved / form).iterdir()}
     (ours, state), (model, whole) = (

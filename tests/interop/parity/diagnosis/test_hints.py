@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_cases import CASES, tokens_of
+from tiers import examples
 from wrong_steps import B, D, T, drawn, hint
 
 from jaxllm.config import with_fields
@@ -125,8 +126,9 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize(("family", "bug", "path", "words"), REAL.values(), ids=REAL)
-def test_a_bug_in_a_model_is_recognized(models, family, bug, path, words):
+@pytest.mark.parametrize("case", examples(REAL, "llama theta", "gemma2 window"))
+def test_a_bug_in_a_model_is_recognized(models, case):
+    family, bug, path, words = REAL[case]
     reference, model, tokens_BT = models[family]
     report = compare(reference, bug(model), tokens_BT, levels=("layers",))
     first = report.first_divergence

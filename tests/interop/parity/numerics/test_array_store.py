@@ -11,6 +11,7 @@ import torch
 from encoder_decoder_cases import CASES as ENCODER_DECODERS
 from hf_cases import CASES, randomize
 from source_cases import write
+from tiers import examples
 from tiny import WIDE
 from torch import nn
 
@@ -96,7 +97,7 @@ SAVED = {
 }
 
 
-@pytest.fixture(params=[*SAVED, "llm"])
+@pytest.fixture(params=examples([*SAVED, "llm"], "gpt2"))
 def checkpoint(request, tmp_path):
     """Checkpoints with fused experts, tied and fused weights, an encoder, of a source system."""
     folder = tmp_path / request.param
@@ -158,6 +159,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.exhaustive
 def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path, scratch):
     folders = [tmp_path / "shallow", tmp_path / "deep"]
     for folder, depth in zip(folders, (2, 10), strict=True):

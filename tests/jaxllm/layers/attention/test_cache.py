@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, LayerKind
@@ -34,7 +35,7 @@ def draw(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sees", KINDS)
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", examples([1, 2, 3], 3))
 def test_cached_equals_uncached_at_every_split_of_ragged_rows(sees, step):
     """A prompt of ragged rows, then the rest of each row from its own position, in steps."""
     model = layer_of(sees)

@@ -89,14 +89,16 @@ def assert_equal_on_a_mesh(moe, x_BTD: np.ndarray, sizes: dict[str, int]) -> Non
 
 
 @pytest.mark.parametrize("mesh", examples(MESHES, list(MESHES)[-1]))
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", examples(CASES, list(CASES)[-1]))
 def test_layer_on_a_mesh_equals_one_device(mesh, case):
     sizes, (experts, changes) = MESHES[mesh], CASES[case]
     moe = moe_of(dataclasses.replace(EXPERTS, **experts), **changes)
     assert_equal_on_a_mesh(moe, X_BTD, sizes)
 
 
-@pytest.mark.parametrize("chosen", [[5], [5, 6, 7]], ids=["one expert", "three experts"])
+@pytest.mark.parametrize(
+    "chosen", examples([[5], [5, 6, 7]], [5, 6, 7]), ids=["one expert", "three experts"]
+)
 def test_all_tokens_may_choose_few_experts(chosen):
     """The chosen experts are on one or two devices; the other devices get no tokens."""
     moe = moe_of(dataclasses.replace(EXPERTS, top_k=len(chosen), router_bias=True))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.layers.experts import grouped_matmul
@@ -19,7 +20,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("after", [0, 7], ids=lambda after: f"{after} after")
+@pytest.mark.parametrize("after", examples([0, 7], 7), ids=lambda after: f"{after} after")
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_grouped_matmul_equals_single_products(counts, after):
     """Covers values and gradients; the rows `after` the last group give zeros."""

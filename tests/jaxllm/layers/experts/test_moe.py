@@ -1,6 +1,7 @@
 """Mixtures of experts equal a dense PyTorch oracle that runs every expert on every token."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from tiers import examples
 from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import silu
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -99,9 +101,9 @@ def check_against_torch(moe, x: np.ndarray) -> None:
         assert relative_l2(found, weights[name].grad) < TOLERANCE, name
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_values_and_gradients_equal_running_every_expert(changes):
-    check_against_torch(moe_of(dataclasses.replace(EXPERTS, **changes)), X_BTD)
+@pytest.mark.parametrize("case", examples(CASES, "normalized", "sigmoid of the input", "shared"))
+def test_values_and_gradients_equal_running_every_expert(case):
+    check_against_torch(moe_of(dataclasses.replace(EXPERTS, **CASES[case])), X_BTD)
 
 
 @pytest.mark.parametrize("changes", [{"mlp.bias": True}, {"mlp.gated": False}], ids=str)
@@ -141,7 +143,7 @@ def test_token_outputs_are_independent_without_capacity():
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("capacity", [1, 3, 5, 100])
+@pytest.mark.parametrize("capacity", examples([1, 3, 5, 100], 1, 5))
 @pytest.mark.parametrize("is_gated", [True, False])
 def test_tokens_beyond_capacity_go_to_the_overflow_expert(top_k, capacity, is_gated):
     """Compares with a loop over tokens; padding uses no capacity."""
@@ -261,13 +263,15 @@ def test_model_balance_lets_layers_balance_each_other():
     assert load_balance(loads, "layer") == 2
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("balance", ["layer", "model"])
+@pytest.mark.parametrize(
+    ("scan", "balance"),
+    examples(itertools.product([True, False], ["layer", "model"]), (True, "model")),
+)
 def test_auxiliary_loss_covers_all_layers_with_experts(scan, balance):
-    """Two of five layers have experts; padding does not count, and the loss has a gradient."""
+    """Two of four layers have experts; padding does not count, and the loss has a gradient."""
     experts = dataclasses.replace(EXPERTS, aux_weight=0.3, balance=balance)
     pattern = (LayerKind(), LayerKind(mlp="experts"))
-    model = random_model(experts=experts, pattern=pattern, num_layers=5, scan_layers=scan)
+    model = random_model(experts=experts, pattern=pattern, num_layers=4, scan_layers=scan)
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (B, T))
     segment_ids = PADDING.astype(int)
     rewritten = np.where(PADDING, tokens, 7)
