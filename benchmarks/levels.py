@@ -42,10 +42,10 @@ def measure(name: str) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         reference = save(name, Path(folder))
         model = load_pretrained(folder, dtype="float32")
-    calling = adapter_of(reference)
+    adapter = adapter_of(reference)
     inputs = draw(
-        model, calling.masks(reference), num_tokens=NUM_TOKENS, batch_size=2, seed=0
-    ).without(calling.padding(reference), model)
+        model, adapter.masks(reference), num_tokens=NUM_TOKENS, batch_size=2, seed=0
+    ).replace_token(adapter.padding_token(reference), model)
     return compare(reference, model, inputs, recipe=Recipe(steps=STEPS))
 
 

@@ -92,9 +92,9 @@ def to_svg(figure: "Figure") -> str:
     return _COLOR.sub(lambda color: f"var({CSS_VARIABLES[color[0]]}, {color[0]})", svg)
 
 
-def save_png(figure: "Figure", path: str | Path) -> None:
-    """Writes the figure as a PNG file, 1200 pixels wide."""
-    figure.savefig(path, format="png", dpi=PNG_DPI, facecolor="white")
+def save_chart(figure: "Figure", path: str | Path) -> None:
+    """Writes the figure in the format of the file name: .png (1200 pixels wide), .pdf or .svg."""
+    figure.savefig(path, dpi=PNG_DPI, facecolor="white")
 
 
 def _apply_style(axes: "Axes") -> None:

@@ -24,7 +24,7 @@ class MissingPackageError(UserError, ModuleNotFoundError):
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """A training run's loss, gradients or update are no longer finite."""
+    """The loss or the gradients of a training run are no longer finite."""
 
     exit_status = 1
 

@@ -53,7 +53,7 @@ class TrainConfig:
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
     loss_chunk: int = 512  # tokens per sequence whose logits are in memory at a time
     seed: int = 0  # for the initial weights and dropout
-    log_every: int = 10
+    log_every: int = 10  # steps between progress lines, if the output is not a terminal
     eval_every: int = 100
     eval_batches: int = 16  # maximum number of held-out batches per evaluation
     save_every: int = 100

@@ -1,13 +1,13 @@
 """Run planning: estimates parameters, tokens, FLOPs and memory before a run starts."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig
+from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig, TwoStackConfig
 from jaxllm.errors import UserError
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, dim_letters, named_parameters
@@ -25,7 +25,8 @@ class Plan(NamedTuple):
 
     Compute is 6 FLOPs for each pair of a parameter and a token that it processes: source tokens
     count for the encoder's parameters, target tokens for the decoder's, and image patches for
-    those of the vision encoder. The optimum is known for text only, not for vectors.
+    those of the vision encoder. Of an MoE layer's experts, only the `top_k` that a token goes to
+    count. The optimum is known for text only, not for vectors.
     """
 
     parameters: int
@@ -93,12 +94,22 @@ def plan(config: TrainConfig) -> Plan:
 def _parameter_uses(config: TrainConfig, model: Config) -> int:
     """Counts the pairs of a parameter and a token or patch that it processes, for one example."""
     named = named_parameters(build_abstract(model))
-    sizes = {name: variable.get_value().size for name, variable in named.items()}
+    sizes = {name: _active(model, name, variable) for name, variable in named.items()}
     vision_size = sum(size for name, size in sizes.items() if name.startswith("vision."))
     vision = model.vision if isinstance(model, DecoderConfig) else None
     has_images = isinstance(config.data, TaskConfig)  # text has none
     patches = vision.num_patches if vision is not None and has_images else 0
     return (sum(sizes.values()) - vision_size) * config.seq_len + vision_size * patches
+
+
+def _active(model: Config, name: str, variable: Any) -> int:
+    """Returns how many elements of a parameter a token is processed by."""
+    size = variable.get_value().size
+    stack = model.decoder if isinstance(model, TwoStackConfig) else model
+    is_chosen = "E" in variable.dims and ".router." not in name
+    if stack.experts is None or not is_chosen:
+        return size
+    return size * stack.experts.top_k // stack.experts.num_experts
 
 
 def optimal_parameters(operations: float) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxllm.charts import BLUE, RED, new_chart, save_png, set_title
+from jaxllm.charts import BLUE, RED, new_chart, save_chart, set_title
 from jaxllm.errors import UserError
 
 from .metrics import Record, read_metrics
@@ -15,12 +15,12 @@ HEIGHT = 7 / 1.2  # inches, for files of 1200 x 700 pixels
 MARGIN = 0.25
 
 
-def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> None:
+def plot_losses(metrics_jsonl: str | Path, path: str | Path, unit: str) -> None:
     """Plots `loss` and `held_out_loss` over the steps, as a PNG of 1200 x 700 pixels.
 
     Args:
         metrics_jsonl: the metrics that a run logged.
-        png_path: the file to write.
+        path: the file to write.
         unit: the unit of the losses, such as "nats per token".
 
     Raises:
@@ -37,11 +37,11 @@ def plot_losses(metrics_jsonl: str | Path, png_path: str | Path, unit: str) -> N
     set_title(axes, _title(training, held_out, unit))
     axes.set(xlabel="step", ylabel=unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    save_png(figure, png_path)
+    save_chart(figure, path)
 
 
-def plot_schedule(config: OptimizerConfig, steps: int, png_path: str | Path) -> None:
-    """Plots the learning rate of every step, as a PNG of 1200 x 700 pixels."""
+def plot_schedule(config: OptimizerConfig, steps: int, path: str | Path) -> None:
+    """Plots the learning rate of every step, in the format of the file name."""
     numbers = np.arange(steps + 1)
     rates = np.asarray(jax.jit(jax.vmap(make_schedule(config, steps)))(numbers))
     figure, [axes] = new_chart(HEIGHT, margin=MARGIN)
@@ -50,7 +50,7 @@ def plot_schedule(config: OptimizerConfig, steps: int, png_path: str | Path) -> 
     axes.set(xlabel="step", ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    save_png(figure, png_path)
+    save_chart(figure, path)
 
 
 def _curve(records: list[Record], name: str) -> tuple[list[float], list[float]]:

@@ -118,8 +118,8 @@ def _target(
     families = possible_families(parameters.origin, to, model_parallel, rules)
     if optimizer is not None:
         return FileTarget(plan_training_export(parameters, families, max_shard, optimizer, to))
-    if (own_arrays := model_format(to)) is not None:
-        return own_arrays.target(parameters.config, parameters.origin, parameters.arrays)
+    if (own_format := model_format(to)) is not None:
+        return own_format.target(parameters.config, parameters.origin, parameters.arrays)
     return FileTarget(plan_export(parameters, families, model_parallel, max_shard, to))
 
 

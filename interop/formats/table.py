@@ -1,4 +1,4 @@
-"""Table of checkpoint formats: how each is recognised, read and written.
+"""Table of checkpoint formats: how each is recognized, read and written.
 
 A new format is one row of `FORMATS` and a module with its functions. Loading, inspection,
 verification, export, conversion and the command line know formats only from this table.

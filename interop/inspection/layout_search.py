@@ -44,7 +44,7 @@ class Target:
     layers: tuple[int, ...] | None
 
 
-def fold(
+def fold_layers(
     shapes: Mapping[str, Shape], layers: Collection[tuple[int, ...]], num_experts: int | None
 ) -> Iterator[Stored]:
     """Folds tensors that differ only in the index of the layer or expert into one."""

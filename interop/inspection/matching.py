@@ -17,7 +17,7 @@ from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.models import Decoder, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 
-from .layout_search import EPSILON, Shape, Stored, Target, fold, list_layouts, order_bonus
+from .layout_search import EPSILON, Shape, Stored, Target, fold_layers, list_layouts, order_bonus
 from .name_similarity import Vocabulary
 
 # Arrays of one module that are often stored as one fused tensor, in this order.
@@ -49,7 +49,7 @@ class Matcher:
             for name, shape in shapes.items()
             if name not in {*used, *table.tied} and reason_to_ignore(table, name) is None
         }
-        self.stored = list(fold(left, layers, self.sizes.get("E")))
+        self.stored = list(fold_layers(left, layers, self.sizes.get("E")))
         self._bundles = list(self._fusable_targets())
         singles = [(target.name,) for target in self.targets]
         fused = [tuple(target.name for target in bundle) for bundle in self._bundles]

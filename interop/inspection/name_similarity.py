@@ -74,7 +74,7 @@ class Vocabulary:
 
 
 def words(name: str) -> frozenset[str]:
-    """Returns the normalised words of a name: attn, q for `blocks.{L}.selfAttention.wq.weight`."""
+    """Returns the normalized words of a name: attn, q for `blocks.{L}.selfAttention.wq.weight`."""
     name = re.sub(r"\{[^}]*\}", ".", name)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     name = re.sub(r"(norm|(?<![a-z])ln)(?=\d)", r"\1_", name)

@@ -36,7 +36,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_known_checkpoint(path: Path) -> Checkpoint:
     """Reads the config and the headers of a folder.
 
     Raises:

@@ -65,10 +65,10 @@ def load_pretrained(
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     path, budget = Path(path), parse_size(max_ram)
-    if (own_arrays := model_format_of(path)) is not None:
+    if (model_format := model_format_of(path)) is not None:
         if rules is not None:
             resolve_family(rules)  # remembered, so that `save_pretrained` can use them
-        return own_arrays.load(path, mesh=mesh, dtype=dtype)
+        return model_format.load(path, mesh=mesh, dtype=dtype)
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
     if plan.tolerated:

@@ -116,7 +116,7 @@ def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
         CheckpointError: the path is not a checkpoint, or is damaged.
     """
     if rules is None:
-        return checkpoint_dir.open_checkpoint(path)
+        return checkpoint_dir.open_known_checkpoint(path)
     family, fields = identify_family(path, rules)
     folder = path if path.is_dir() else path.parent
     return Checkpoint(folder, family, fields, strip_wrappers(read_only_file(path)))

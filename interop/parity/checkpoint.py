@@ -30,7 +30,7 @@ from .rendered_report import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
+class InputOptions:
     """The inputs of a checkpoint comparison: given tokens, a text, or (default) random inputs.
 
     Attributes:
@@ -71,15 +71,15 @@ class Prompt:
             return Inputs.of(self.tokens)
         if self.text is not None:
             return _tokenized(self.text, path, model, self.num_tokens)
-        calling = adapter_of(reference)
+        adapter = adapter_of(reference)
         drawn = draw(
             model,
-            calling.masks(reference),
+            adapter.masks(reference),
             num_tokens=self.num_tokens,
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        return drawn.without(calling.padding(reference), model)
+        return drawn.replace_token(adapter.padding_token(reference), model)
 
 
 def check_checkpoint(
@@ -108,7 +108,7 @@ def check_checkpoint(
             all activations of both sides, which are deleted afterwards. The training and
             generation levels do not exist then.
         prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of random
-            inputs; see `Prompt`.
+            inputs; see `InputOptions`.
 
     Returns:
         The report; `report.ok` says whether every level holds.
@@ -118,7 +118,7 @@ def check_checkpoint(
         CheckpointError: the folder is not a checkpoint that both sides can read.
         UserError: `num_tokens` is too small for a verdict, or tokens and text are both given.
     """
-    path, given = Path(path), Prompt(**prompt)
+    path, given = Path(path), InputOptions(**prompt)
     store = in_memory if scratch is None else on_disk(Path(scratch))
     reference, model = open_both(path, rules, model, store)
     inputs = given.inputs(path, reference, model)

@@ -14,7 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import Model
 
 from .alignment.adapters import adapter_of
-from .alignment.inputs import Inputs, output_stack
+from .alignment.inputs import Inputs, output_config
 from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
@@ -24,9 +24,9 @@ from .levels.table import (
     LEVELS,
     from_causes_to_effects,
     levels_of,
+    levels_without_computation,
     select_levels,
     stages_of,
-    stated_levels,
 )
 from .levels.weights import shape_mismatches
 from .numerics import tolerance
@@ -43,7 +43,7 @@ DTYPES = {
 TOLERANCE = {
     "noise_factor": tolerance.NOISE_FACTOR,
     "least": tolerance.MIN_THRESHOLD,
-    "most": tolerance.MOST,
+    "most": tolerance.MAX_FORWARD_THRESHOLD,
     "most_in_training": tolerance.MAX_TRAINING_THRESHOLD,
 }
 
@@ -112,7 +112,7 @@ def _compare(pair: Pair) -> Report:
     stages = stages_of(pair.levels)
     is_computed = any(stage.computes for stage in stages)
     if is_computed and shape_mismatches(pair.reference, pair.unstacked, pair.table):
-        stages = stages_of(stated_levels())
+        stages = stages_of(levels_without_computation())
     found = {stage.name: stage.compare(pair) for stage in stages}
     name = type(pair.reference).__name__
     return assemble(name, pair.inputs, pair.levels, found, ("torch", "transformers"))
@@ -184,7 +184,7 @@ def _check(reference: Any, model: Model, inputs: Inputs) -> None:
             f"the parameters of the reference are {', '.join(sorted(dtypes)) or 'missing'}; "
             "parity is judged in float32: convert it with .float()"
         )
-    if (dtype := output_stack(model).numerics.dtype) != "float32":
+    if (dtype := output_config(model).numerics.dtype) != "float32":
         raise UserError(
             f"the model computes in dtype={dtype!r}; parity is judged in float32: load it with "
             'dtype="float32"'

@@ -14,11 +14,11 @@ from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 
 from .alignment.inputs import Inputs
-from .checkpoint import Prompt, open_both
+from .checkpoint import InputOptions, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
-from .levels.pair import Ours, Pair
-from .levels.table import levels_of, select_levels, stages_of, stated_levels
+from .levels.pair import JaxSide, Pair
+from .levels.table import levels_of, levels_without_computation, select_levels, stages_of
 from .levels.weights import WEIGHTS, check_weights
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
@@ -53,7 +53,7 @@ def record_checkpoint(
     Returns:
         The size of the pack in bytes.
     """
-    path, given = Path(path), Prompt(**prompt)
+    path, given = Path(path), InputOptions(**prompt)
     reference, model = open_both(path, rules)
     inputs = given.inputs(path, reference, model).completed(model)
     levels = select_levels(levels, levels_of(model))
@@ -68,7 +68,7 @@ def record_checkpoint(
         sample=None if kept is None else Sample(kept, FEATURES),
     )
     data = {"subject": path.name, "levels": list(levels), "inputs": inputs.arrays}
-    for stage in stages_of([*stated_levels(), *levels]):
+    for stage in stages_of([*levels_without_computation(), *levels]):
         data[stage.name] = stage.record(pair)
     return write_pack(data, Path(pack))
 
@@ -116,15 +116,15 @@ def check_pack(
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise UserError("; ".join(problems))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        report = _judge(data, Ours(model=model, levels=levels), inputs)
+        report = _judge(data, JaxSide(model=model, levels=levels), inputs)
     return dataclasses.replace(report, subject=f"{Path(path).name}, {data['subject']} as recorded")
 
 
-def _judge(data: dict[str, Any], ours: Ours, inputs: Inputs) -> Report:
+def _judge(data: dict[str, Any], ours: JaxSide, inputs: Inputs) -> Report:
     stages = stages_of(ours.levels)
     if any(stage.computes for stage in stages):
         rows = check_weights(data[WEIGHTS.name], ours)
         if any(row.remark for row in rows):  # shapes differ, so nothing can be run
-            stages = stages_of(stated_levels())
+            stages = stages_of(levels_without_computation())
     found = {stage.name: stage.check(data[stage.name], ours) for stage in stages}
     return assemble(data["subject"], inputs, ours.levels, found)

@@ -1,9 +1,9 @@
 """PyTorch reference implementations of the four source systems; JAX layers are tested against them.
 
 They follow the systems' documents and use the names and shapes of the original state dicts. They
-are written to be read from top to bottom, not to be fast. Only functions of families,
-optimizer_state and parity import them, to run them beside the JAX models; this package imports
-nothing else of jaxllm.interop.
+are written to be read from top to bottom, not to be fast. The models are
+imported only inside functions that run them beside the JAX models; this package imports nothing
+else of jaxllm.interop.
 
 Modules run on a CPU in any dtype: norms, softmax and rotations are computed in float32, or in
 float64 if the model is. Buffers that checkpoints store but that follow from the config (`freq_cis`,

@@ -57,8 +57,8 @@ def save_pretrained(
     together = parameters.span_processes
     write: Callable[[Path], None]
     texts: Mapping[str, bytes] = {}
-    if (own_arrays := model_format(format)) is not None:
-        write = partial(own_arrays.save, model)
+    if (own_format := model_format(format)) is not None:
+        write = partial(own_format.save, model)
     else:
         shard = parse_size(max_shard)
         export = plan_export(parameters, families, model_parallel, shard, format)

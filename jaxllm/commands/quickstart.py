@@ -70,7 +70,7 @@ def quickstart(folder: Path, steps: int) -> bool:
 
     Raises:
         UserError: `folder` holds other files.
-        CheckpointError: PyTorch or transformers is not installed.
+        MissingPackageError: PyTorch or transformers is not installed.
     """
     require_torch()
     _clear(folder)

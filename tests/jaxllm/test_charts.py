@@ -5,7 +5,7 @@ import struct
 import subprocess
 import sys
 
-from jaxllm.charts import BLUE, CSS_VARIABLES, new_chart, save_png, set_title, to_svg
+from jaxllm.charts import BLUE, CSS_VARIABLES, new_chart, save_chart, set_title, to_svg
 
 
 def draw():
@@ -39,7 +39,7 @@ def test_every_color_is_a_css_variable():
 def test_all_charts_have_the_same_width(tmp_path):
     figure, axes = new_chart(7 / 1.2, columns=3)
     assert len(axes) == 3
-    save_png(figure, tmp_path / "chart.png")
+    save_chart(figure, tmp_path / "chart.png")
     header = (tmp_path / "chart.png").read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
     assert struct.unpack(">II", header[16:]) == (1200, 700)

@@ -6,6 +6,7 @@ import pytest
 from kinds import CONFIGS
 from tiny import TINY
 
+from jaxllm.config import Experts, LayerKind, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, initialize, named_parameters
 from jaxllm.train import TrainConfig, make_mesh
@@ -78,3 +79,12 @@ def test_invalid_plans_are_rejected():
         plan(dataclasses.replace(RUN, model=None, init_from="x"))
     with pytest.raises(ValueError, match=r"operations=0\.0 is not a positive"):
         optimal_parameters(0.0)
+
+
+def test_only_the_chosen_experts_of_a_token_count():
+    """Of four experts of 3 x 32 x 24 elements per layer, a token goes to one."""
+    experts = Experts(num_experts=4, top_k=1, mlp_dim=24)
+    model = with_fields(TINY, pattern=(LayerKind(mlp="experts"),), experts=experts)
+    planned = plan(dataclasses.replace(RUN, model=model))
+    idle = TINY.num_layers * 3 * (3 * 32 * 24)
+    assert planned.operations == 6.0 * (planned.parameters - idle) * planned.tokens

@@ -40,6 +40,12 @@ def test_the_schedule_plot_is_a_png_of_the_stated_size(tmp_path):
     assert size_of(png) == (1200, 700)
 
 
+@pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_suffix_of_the_plot_is_its_format(tmp_path, suffix, start):
+    plot_schedule(OptimizerConfig(), 10, tmp_path / f"schedule.{suffix}")
+    assert (tmp_path / f"schedule.{suffix}").read_bytes().startswith(start)
+
+
 def test_a_file_without_losses_is_reported(tmp_path):
     path = write(tmp_path / "metrics.jsonl", {"step": 1, "norm": 2.0})
     with pytest.raises(ValueError, match=r"metrics\.jsonl has no record with a loss"):

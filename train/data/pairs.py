@@ -52,7 +52,9 @@ class PairsConfig:
         # Split by source, so that no held-out source is trained on with another target.
         sources = [source.encode() for source, _ in pairs]
         is_held = np.array(split_held_out(sources, self.held_out), bool)
-        table = tokenise(pairs, tokenizer, tokenizer.eos_id if start is None else start, seq_len)
+        table = tokenize_pairs(
+            pairs, tokenizer, tokenizer.eos_id if start is None else start, seq_len
+        )
         train, held_out = (
             ArrayRows({name: array[chosen] for name, array in table.items()})
             for chosen in (~is_held, is_held)
@@ -62,7 +64,7 @@ class PairsConfig:
         )
 
 
-def tokenise(
+def tokenize_pairs(
     pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, start: int, seq_len: int
 ) -> dict[str, np.ndarray]:
     """Tokenizes pairs into padded arrays.

@@ -10,14 +10,17 @@ from jaxllm.deviation import relative_l2
 from jaxllm.orbax_layout import list_steps
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step, read_metadata
-from jaxllm.train.config import FREE_ON_RESUME, ConfigError, differences, load_stored, to_dict
+from jaxllm.train.config import ConfigError, differences, load_stored, to_dict
 from jaxllm.train.metrics import read_metrics
+
+# Config fields that change no number of a run, but where it is written and what is logged.
+HARMLESS = ("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb")
 
 Records = dict[int, dict[str, float]]  # step -> metric name -> value
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
+class FieldDifference:
     """A field of the config or of the data fingerprint that differs between two runs."""
 
     name: str
@@ -27,7 +30,7 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class MetricDifference:
     """A logged metric that differs: its first differing step and its largest difference."""
 
     name: str
@@ -40,7 +43,7 @@ class Metric:
 
 
 @dataclasses.dataclass(frozen=True)
-class Array:
+class ArrayDifference:
     """An array that differs between the checkpoints of two runs."""
 
     what: str  # parameter, first moment or second moment
@@ -54,12 +57,12 @@ class Diff:
 
     a: str
     b: str
-    config: tuple[Field, ...]
-    data: tuple[Field, ...]
+    config: tuple[FieldDifference, ...]
+    data: tuple[FieldDifference, ...]
     last_steps: tuple[int, int]  # the last logged step of each run
-    metrics: tuple[Metric, ...]  # metrics that differ, by first differing step
+    metrics: tuple[MetricDifference, ...]  # metrics that differ, by first differing step
     checkpoints: tuple[int, ...]  # steps of the common checkpoints, up to the first that differs
-    arrays: tuple[Array, ...]  # arrays that differ in the last of these, largest error first
+    arrays: tuple[ArrayDifference, ...]  # that differ in the last of these, largest error first
 
     @property
     def step(self) -> int | None:
@@ -102,10 +105,10 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
         str(a),
         str(b),
         tuple(
-            Field(name, old, new, name.partition(".")[0] in FREE_ON_RESUME)
+            FieldDifference(name, old, new, name.partition(".")[0] in HARMLESS)
             for name, old, new in differences(one, other)
         ),
-        tuple(Field(*found, is_free=False) for found in _data(*steps)),
+        tuple(FieldDifference(*found, is_free=False) for found in _data(*steps)),
         (max(logs[0], default=0), max(logs[1], default=0)),
         tuple(sorted(_metrics(*logs), key=lambda metric: metric.step)),
         checkpoints,
@@ -131,7 +134,7 @@ def _records(path: Path) -> Records:
     return found
 
 
-def _metrics(a: Records, b: Records) -> Iterator[Metric]:
+def _metrics(a: Records, b: Records) -> Iterator[MetricDifference]:
     """Yields the metrics that differ, in log order, compared at the steps that both runs logged."""
     both = sorted(a.keys() & b.keys())
     for name in dict.fromkeys(name for step in both for name in a[step]):
@@ -143,7 +146,7 @@ def _metrics(a: Records, b: Records) -> Iterator[Metric]:
         if errors:
             step = min(errors)
             first = (a[step][name], b[step][name], errors[step])
-            yield Metric(name, step, *first, len(errors), max(errors.values()))
+            yield MetricDifference(name, step, *first, len(errors), max(errors.values()))
 
 
 def _is_same(a: float, b: float) -> bool:
@@ -165,7 +168,7 @@ def _data(a: dict[int, Path], b: dict[int, Path]) -> Iterator[tuple[str, Any, An
 
 def _first_checkpoint(
     a: dict[int, Path], b: dict[int, Path]
-) -> tuple[tuple[int, ...], tuple[Array, ...]]:
+) -> tuple[tuple[int, ...], tuple[ArrayDifference, ...]]:
     """Returns the common checkpoints up to the first that differs, and its differing arrays."""
     compared: list[int] = []
     for step in sorted(a.keys() & b.keys()):
@@ -176,12 +179,12 @@ def _first_checkpoint(
     return tuple(compared), ()
 
 
-def _arrays(a: dict[Key, StoredArray], b: dict[Key, StoredArray]) -> Iterator[Array]:
+def _arrays(a: dict[Key, StoredArray], b: dict[Key, StoredArray]) -> Iterator[ArrayDifference]:
     for what, name in {**a, **b}:
         one, other = a.get((what, name)), b.get((what, name))
         if one is None or other is None or one.shape != other.shape:
-            yield Array(what, name, math.inf)
+            yield ArrayDifference(what, name, math.inf)
             continue
         ours, theirs = other.read(), one.read()
         if ours.tobytes() != theirs.tobytes():
-            yield Array(what, name, relative_l2(ours, theirs))
+            yield ArrayDifference(what, name, relative_l2(ours, theirs))

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from .diff import Diff, Field, Metric
+from .diff import Diff, FieldDifference, MetricDifference
 
 WORST = 10  # number of arrays to list
 
@@ -46,7 +46,7 @@ def _tables(diff: Diff) -> Iterator[Table]:
         yield _arrays(diff)
 
 
-def _fields(title: str, fields: Iterable[Field]) -> Table:
+def _fields(title: str, fields: Iterable[FieldDifference]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for column in (title, "A", "B", "effect"):
         table.add_column(column, overflow="fold")
@@ -56,7 +56,7 @@ def _fields(title: str, fields: Iterable[Field]) -> Table:
     return table
 
 
-def _metrics(metrics: Iterable[Metric]) -> Table:
+def _metrics(metrics: Iterable[MetricDifference]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("metric", no_wrap=True)
     table.add_column("differs from step", justify="right")

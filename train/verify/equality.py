@@ -22,13 +22,12 @@ from jaxllm.deviation import (
 )
 from jaxllm.models import Model
 from jaxllm.params import initialize, split
-from jaxllm.sharding import DIMS
 from jaxllm.train.config import ConfigError, TrainConfig
 from jaxllm.train.loop import make_batches
 from jaxllm.train.mesh import make_mesh
 
 from .noise import equivalent_steps
-from .outcomes import GRADIENT, Difference, Equality, Outcome
+from .outcomes import FIRST_MOMENT, SECOND_MOMENT, Difference, Equality, Outcome
 from .variants import (
     Arrays,
     Batch,
@@ -44,6 +43,7 @@ log = logging.getLogger("jaxllm")
 
 # Updates are compared only where the gradient is at least this many times its noise: Adam divides
 # by the gradient's own size, so elsewhere the update is noise.
+BATCH_AXES = ("data", "fsdp")  # their sizes must divide the rows of every microbatch
 ABOVE_NOISE = 1e4
 
 
@@ -94,11 +94,11 @@ def _check(config: TrainConfig, chosen: Sequence[Variant]) -> None:
     problems = []
     for variant in chosen:
         rows = config.batch_size // variant.accumulate
-        ways = math.prod(size for axis, size in variant.mesh if axis in DIMS["B"])
+        ways = math.prod(size for axis, size in variant.mesh if axis in BATCH_AXES)
         if rows % ways:
             problems.append(
                 f"{variant.name}: batch_size / accumulate = {rows} sequences is not divisible by "
-                f"{' x '.join(DIMS['B'])} = {ways} devices"
+                f"{' x '.join(BATCH_AXES)} = {ways} devices"
             )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -170,8 +170,9 @@ def differences(step: Step, alone: Step, others: Sequence[Step]) -> Iterator[Dif
     for what, field in (("loss", "loss"), ("norm of all gradients", "grad_norm")):
         actual, expected, *noise = (getattr(s, field) for s in (step, alone, *others))
         yield Difference(what, "", *deviation(actual, expected, noise))
-    for what in (GRADIENT, "square"):
-        actual, expected, *noise = (getattr(s, what) for s in (step, alone, *others))
+    for what in (FIRST_MOMENT, SECOND_MOMENT):
+        field = what.replace(" ", "_")
+        actual, expected, *noise = (getattr(s, field) for s in (step, alone, *others))
         total_norm = joint_norm(expected.values())
         for name, array in expected.items():
             equivalents = [arrays[name] for arrays in noise]
@@ -183,8 +184,8 @@ def differences(step: Step, alone: Step, others: Sequence[Step]) -> Iterator[Dif
 
 def _update_difference(name: str, step: Step, alone: Step, others: Sequence[Step]) -> Difference:
     """Compares a parameter's update at the elements whose gradient is well above its noise."""
-    noise = (s.gradient[name] for s in others)
-    counts = exceeds_noise(alone.gradient[name], noise, ABOVE_NOISE)
+    noise = (s.first_moment[name] for s in others)
+    counts = exceeds_noise(alone.first_moment[name], noise, ABOVE_NOISE)
     actual, expected, *equivalents = (s.update[name][counts] for s in (step, alone, *others))
     found = update_deviation(actual, expected, equivalents, alone.before[name][counts])
     return Difference("update", name, *found)

@@ -10,14 +10,16 @@ from rich.table import Table
 from jaxllm import deviation
 from jaxllm.strict_json import replace_nonfinite
 
-GRADIENT = "gradient"  # reported first: a wrong gradient makes the moments and updates wrong too
+# The first moment of the first step is the clipped gradient times 1 - b1. It is reported first: if
+# it is wrong, so are the second moment and the update.
+FIRST_MOMENT, SECOND_MOMENT = "first moment", "second moment"
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """The error of one number or array, relative to the single-device step."""
 
-    what: str  # "loss", "norm of all gradients", or a parameter's "gradient", "square", "update"
+    what: str  # loss, norm of all gradients, or a parameter's first moment, second moment or update
     parameter: str  # name of the parameter, or ""
     measured: float  # relative L2 error
     floor: float  # noise floor: the error between equivalent single-device steps
@@ -40,7 +42,7 @@ class Difference:
 
     @property
     def name(self) -> str:
-        """A name such as `gradient of layers.7.mlp.up_proj.kernel`."""
+        """A name such as `first moment of layers.7.mlp.up_proj.kernel`."""
         return f"{self.what} of {self.parameter}" if self.parameter else self.what
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Outcome:
         """The difference with the highest ratio; among failures, gradients come first."""
 
         def rank(found: Difference) -> tuple[bool, bool, float]:
-            return not found.ok, not found.ok and found.what == GRADIENT, found.ratio
+            return not found.ok, not found.ok and found.what == FIRST_MOMENT, found.ratio
 
         return max(self.differences, key=rank)
 

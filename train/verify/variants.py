@@ -106,8 +106,8 @@ class Step(NamedTuple):
 
     loss: float
     grad_norm: float
-    gradient: Arrays  # the first moment: the clipped gradient times 1 - b1
-    square: Arrays  # the second moment
+    first_moment: Arrays  # the clipped gradient times 1 - b1
+    second_moment: Arrays
     update: Arrays  # parameters after the step minus before
     before: Arrays  # parameters before the step
 

@@ -28,7 +28,7 @@ from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
 from jaxllm.params import stacked_layers
 
-from .inputs import Inputs, output_stack
+from .inputs import Inputs, output_config
 
 # Inputs and output of attention: the name in the reference, the name in JAX, and the projection
 # whose rule gives the layout of a head.
@@ -88,15 +88,15 @@ def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:
     modules.pop(output_path(model), None)  # compared as the output of the whole model
     taps = []
     for rule, sizes in rules:
-        if (tap := _of_projection(rule, sizes, modules)) is not None:
+        if (tap := _projection_tap(rule, sizes, modules)) is not None:
             taps.append(Tap(tap, sizes, inputs))
-    whole = [Tap(rule, table.sizes, inputs) for rule in _of_blocks(rules)]
-    return [*taps, *whole, *(Tap(rule, sizes, inputs) for rule, sizes in _of_attention(rules))]
+    whole = [Tap(rule, table.sizes, inputs) for rule in _block_taps(rules)]
+    return [*taps, *whole, *(Tap(rule, sizes, inputs) for rule, sizes in _attention_taps(rules))]
 
 
 def output_path(model: Model) -> str:
     """Returns the JAX path of what computes the outputs: a module or, if tied, `embed.attend`."""
-    config = output_stack(model)
+    config = output_config(model)
     stack = "" if config is model.config else "decoder."
     if isinstance(config, SequenceConfig):
         return f"{stack}output_proj"
@@ -109,7 +109,7 @@ def _named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
             yield ".".join(map(str, path)), node
 
 
-def _of_projection(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) -> Rule | None:
+def _projection_tap(rule: Rule, sizes: Sizes, modules: Mapping[str, nnx.Module]) -> Rule | None:
     """Returns the tap of the module that holds the rule's parameter.
 
     None if the module's output is not the reference's up to a change of layout.
@@ -148,7 +148,7 @@ def _output_dims(module: nnx.Module | None, parameter: str) -> list[bool] | None
     return None
 
 
-def _of_blocks(rules: Sequence[BoundRule]) -> Iterator[Rule]:
+def _block_taps(rules: Sequence[BoundRule]) -> Iterator[Rule]:
     """Yields the taps of layers and their parts: modules with the same weights on both sides."""
     names: dict[str, list[str]] = {}
     for rule, sizes in rules:
@@ -176,7 +176,7 @@ def _is_under(path: str, parent: str) -> bool:
     return path == parent or path.startswith(parent + ".")
 
 
-def _of_attention(rules: Sequence[BoundRule]) -> Iterator[tuple[Rule, Sizes]]:
+def _attention_taps(rules: Sequence[BoundRule]) -> Iterator[tuple[Rule, Sizes]]:
     """Yields the taps inside attention: q, k, v after RoPE, scores, probabilities, mixed values."""
     for rule, sizes in rules:
         stored = next(name for name, _ in rule.stored.names(sizes)).partition("#")[0]

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 HEADS = ("query", "key", "value")
 # Records an activation under a name and returns the value that the forward pass continues with.
-Keep = Callable[[str, Any], Any]
+Recorder = Callable[[str, Any], Any]
 # Attribute of a user's module that holds its family and config fields; see `plain_modules`.
-OWN = "jaxllm_own"
+FAMILY_ATTRIBUTE = "jaxllm_own"
 
 
 class ReferenceAdapter(Protocol):
@@ -36,7 +36,7 @@ class ReferenceAdapter(Protocol):
     def masks(self, module: Any) -> Collection[str]:
         """Returns which of the masks in `Inputs` the reference takes."""
 
-    def padding(self, module: Any) -> int | None:
+    def padding_token(self, module: Any) -> int | None:
         """Returns the padding token, which the reference treats specially; None: there is none."""
 
     def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -45,7 +45,7 @@ class ReferenceAdapter(Protocol):
     def plain_attention(self, module: Any) -> AbstractContextManager[Any]:
         """Switches to the attention implementation that exposes scores, if there is a choice."""
 
-    def watched(self, module: Any, keep: Keep) -> AbstractContextManager[Any]:
+    def record_attention(self, module: Any, keep: Recorder) -> AbstractContextManager[Any]:
         """Records the inputs and the output of every attention: BNTH, BKSH twice, BTNH.
 
         For the attention module `x` they are named `x@query`, `x@key`, `x@value` and `x@mixed`.
@@ -54,7 +54,7 @@ class ReferenceAdapter(Protocol):
 
 def adapter_of(module: Any) -> ReferenceAdapter:
     """Returns the adapter of a reference."""
-    is_plain = hasattr(module, OWN) or not hasattr(module, "set_attn_implementation")
+    is_plain = hasattr(module, FAMILY_ATTRIBUTE) or not hasattr(module, "set_attn_implementation")
     return _PLAIN if is_plain else _TRANSFORMERS
 
 
@@ -93,7 +93,7 @@ class _Transformers:
     def masks(self, module: Any) -> Collection[str]:
         return "source_mask", "target_mask"
 
-    def padding(self, module: Any) -> int | None:
+    def padding_token(self, module: Any) -> int | None:
         return getattr(module.get_input_embeddings(), "padding_idx", None)
 
     def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -114,7 +114,7 @@ class _Transformers:
             module.set_attn_implementation(before)
 
     @contextmanager
-    def watched(self, module: Any, keep: Keep) -> Iterator[None]:
+    def record_attention(self, module: Any, keep: Recorder) -> Iterator[None]:
         from transformers.modeling_utils import AttentionInterface
 
         names = {id(part): name for name, part in module.named_modules()}
@@ -141,11 +141,12 @@ class _Plain:
     """Plain PyTorch modules: those of `interop.reference`, and a user's module with rules."""
 
     def fields(self, module: Any) -> Json:
-        return getattr(module, OWN)[1] if hasattr(module, OWN) else module.fields
+        _, fields = getattr(module, FAMILY_ATTRIBUTE, (None, None))
+        return module.fields if fields is None else fields
 
     def family(self, module: Any) -> Family:
-        if hasattr(module, OWN):
-            return getattr(module, OWN)[0]
+        if hasattr(module, FAMILY_ATTRIBUTE):
+            return getattr(module, FAMILY_ATTRIBUTE)[0]
         if not isinstance(getattr(module, "fields", None), dict):
             raise UserError(
                 f"the reference is a {type(module).__name__}, which is neither a model of "
@@ -159,7 +160,7 @@ class _Plain:
     def masks(self, module: Any) -> Collection[str]:
         return self.family(module).masks
 
-    def padding(self, module: Any) -> int | None:
+    def padding_token(self, module: Any) -> int | None:
         return getattr(module, "pad_idx", None)
 
     def arguments(self, module: Any, given: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -169,7 +170,7 @@ class _Plain:
         return nullcontext()
 
     @contextmanager
-    def watched(self, module: Any, keep: Keep) -> Iterator[None]:
+    def record_attention(self, module: Any, keep: Recorder) -> Iterator[None]:
         from jaxllm.interop.reference.attention import Attend
 
         names = {part: n.rpartition(".")[0] for n, part in module.named_modules()}

@@ -87,7 +87,7 @@ class Inputs:
 
     def wanted_shape(self, model: Model) -> tuple[int, ...] | None:
         """Returns the output shape of a model of vectors; None for other models."""
-        stack = output_stack(model)
+        stack = output_config(model)
         if not isinstance(stack, SequenceConfig):
             return None
         return (*self.target.shape[: 1 if stack.pooled else 2], stack.output_dim)
@@ -102,7 +102,7 @@ class Inputs:
             drawn["wanted"] = random_vectors(self.wanted.shape, seed)
         return dataclasses.replace(self, **drawn)
 
-    def without(self, token: int | None, model: Model) -> Self:
+    def replace_token(self, token: int | None, model: Model) -> Self:
         """Returns the inputs with every `token` replaced by the next one."""
         if token is None or not self.are_tokens:
             return self
@@ -128,7 +128,7 @@ class Inputs:
             f"{name} is given, which a {type(model).__name__} does not take" for name in stray
         ]
         for name in (name for name in wanted if name in given):
-            is_causal = name == "target" and output_stack(model).attention.causal
+            is_causal = name == "target" and output_config(model).attention.causal
             found += wanted[name].problems(name, given[name])
             shape, mask = given[name].shape[:2], given.get(f"{name}_mask")
             if mask is None or found:
@@ -169,7 +169,7 @@ def draw(
     for name, sequence in sequences_of(model).items():
         length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), sequence.longest)
         drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
-        causal = name == "target" and output_stack(model).attention.causal
+        causal = name == "target" and output_config(model).attention.causal
         if sequence.are_tokens and batch_size > 1 and (causal or f"{name}_mask" in masked):
             mask = np.ones((batch_size, length), np.int32)
             mask[-1, length - length // 4 :] = 0
@@ -224,7 +224,7 @@ class SequenceSpec:
             yield f"{name} has length {array.shape[1]}; the model has {self.limit} positions"
 
 
-def output_stack(model: Model) -> Any:
+def output_config(model: Model) -> Any:
     """Returns the config of the stack that computes the outputs: the decoder's if there are two."""
     return getattr(model.config, "decoder", model.config)
 
@@ -232,7 +232,7 @@ def output_stack(model: Model) -> Any:
 def sequences_of(model: Model) -> dict[str, SequenceSpec]:
     """Returns the sequences that a model takes, by the names of `Inputs`."""
     config: Any = model.config
-    decoder, is_tokens = output_stack(model), isinstance(model, TokenModel)
+    decoder, is_tokens = output_config(model), isinstance(model, TokenModel)
     size = decoder.vocab_size if is_tokens else decoder.input_dim
     target = SequenceSpec(size, is_tokens, decoder.max_len, decoder.longest)
     if decoder is config:

@@ -26,12 +26,12 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
         The values by JAX config field, the layout of the tensors, and a list of what could not be
         understood.
     """
-    calling = adapter_of(reference)
-    fields = Fields(calling.fields(reference))
+    adapter = adapter_of(reference)
+    fields = Fields(adapter.fields(reference))
     try:
         # The families look only at the names of the tensors.
         names: Any = dict.fromkeys(reference.state_dict())
-        values, layout = calling.family(reference).read_config(fields, names)
+        values, layout = adapter.family(reference).read_config(fields, names)
     except ValueError as error:
         return {}, Layout(), [*fields.finish(), str(error)]
     return values, layout, fields.finish()

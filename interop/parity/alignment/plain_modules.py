@@ -17,7 +17,7 @@ from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory, parameters_on
 from jaxllm.models import Model
 
-from .adapters import OWN
+from .adapters import FAMILY_ATTRIBUTE
 from .overrides import attribute
 
 
@@ -66,7 +66,7 @@ def load_plain(path: Path, rules: Any = None, store: ArrayStore = in_memory) -> 
     ]
     if problems:
         raise CheckpointError(problems, path)
-    setattr(module, OWN, (family, fields))
+    setattr(module, FAMILY_ATTRIBUTE, (family, fields))
     return module.eval()
 
 
@@ -80,7 +80,7 @@ def with_rules(reference: Any, model: Model, rules: Any) -> AbstractContextManag
         CheckpointError: the rules cannot be read, or define no `fields` and need them.
     """
     family = resolve_family(rules)
-    return attribute(reference, OWN, (family, _fields(family, model)))
+    return attribute(reference, FAMILY_ATTRIBUTE, (family, _fields(family, model)))
 
 
 def _fields(family: Family, model: Model) -> Json:

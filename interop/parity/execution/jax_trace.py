@@ -46,7 +46,7 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
     return _lasts(_run(_opened(model), inputs, paths))
 
 
-def trace_both(
+def trace_free_and_forced(
     model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray], store: ArrayStore = in_memory
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Runs the model twice: on its own, and with each step fed the reference's outputs.

@@ -15,7 +15,7 @@ from jaxllm.params import Params, map_parameters, named_parameters, split
 from jaxllm.sharding import to_host
 
 from .jax_trace import PRECISION, call
-from .recipe import Training, as_tuple
+from .recipe import TrainingRecord, as_tuple
 
 
 def train_model(
@@ -23,7 +23,7 @@ def train_model(
     batches: Sequence[Inputs],
     optimizer: optax.GradientTransformation,
     constant: Collection[str] = (),
-) -> Training:
+) -> TrainingRecord:
     """Trains a copy of the model, one step on each batch.
 
     Args:
@@ -64,7 +64,7 @@ def train_model(
         what: {name: array for name, array in arrays.items() if name not in constant}
         for what, arrays in named.items()
     }
-    return Training(as_tuple(losses), norm, kept)
+    return TrainingRecord(as_tuple(losses), norm, kept)
 
 
 def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[str, Array]) -> Array:

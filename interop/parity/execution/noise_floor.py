@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch.nn import Module
 
 ULP = 2.0**-23
 
 
-def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
+def exact_sums(reference: "Module") -> AbstractContextManager[Any]:
     """Computes matrix products, softmax and layer norms in float64, then rounds to float32."""
     import torch
 
@@ -32,7 +32,7 @@ def exact_sums(reference: "PreTrainedModel") -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def other_roundings(reference: "PreTrainedModel") -> Iterator[None]:
+def other_roundings(reference: "Module") -> Iterator[None]:
     """Perturbs activations by up to one ULP, and with them their gradients.
 
     The activations are the outputs of modules without submodules and the sums inside attention.
@@ -119,7 +119,7 @@ def _instead_of(
     return Instead()
 
 
-EQUIVALENT_EVALUATIONS: tuple[Callable[["PreTrainedModel"], AbstractContextManager[Any]], ...] = (
+EQUIVALENT_EVALUATIONS: tuple[Callable[["Module"], AbstractContextManager[Any]], ...] = (
     exact_sums,
     other_roundings,
 )

@@ -52,7 +52,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingRecord:
     """A training run: the losses of all steps, and the arrays of the first step.
 
     Attributes:

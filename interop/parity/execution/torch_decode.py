@@ -21,7 +21,7 @@ SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.9)
 NEAR_THE_CUT = 8  # ranks on each side of a filter's cut where noise may decide
 
 
-class Decoded(NamedTuple):
+class ReferenceGeneration(NamedTuple):
     """The reference's continuations of prompts, and the logits behind them.
 
     P is the number of prompts, N the number of new tokens.
@@ -50,13 +50,13 @@ class Decoded(NamedTuple):
     noise: float
 
 
-class Prompted(NamedTuple):
+class ReferenceGenerator(NamedTuple):
     """A reference that generates: continues prompts, or writes targets for source prompts."""
 
     reference: Any
     start_token: int | None  # first token of targets; None: the reference has no encoder
 
-    def decode(self, prompts: Sequence[list[int]]) -> Decoded:
+    def decode(self, prompts: Sequence[list[int]]) -> ReferenceGeneration:
         """Generates by greedy and by beam search, and measures the noise of the logits."""
         with prepared(self.reference):
             chosen = [self._continue(prompt, 1) for prompt in prompts]
@@ -75,7 +75,7 @@ class Prompted(NamedTuple):
             for row, logits_V in enumerate(logits_PNV.reshape(-1, V))
             for token in _filter_ties(logits_V, noise)
         )
-        return Decoded(
+        return ReferenceGeneration(
             list(prompts),
             greedy,
             beams,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.interop.parity.alignment.adapters import Keep, adapter_of, outputs_of
+from jaxllm.interop.parity.alignment.adapters import Recorder, adapter_of, outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
@@ -55,7 +55,7 @@ def trace_reference(
     with ExitStack() as stack:
         stack.enter_context(prepared(reference))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(adapter_of(reference).watched(reference, keep))
+        stack.enter_context(adapter_of(reference).record_attention(reference, keep))
         routers = _routers(reference, modules)
         for name in [name for name in modules if name not in routers.values()]:
             hook = reference.get_submodule(name).register_forward_hook(
@@ -82,7 +82,7 @@ def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
     return found
 
 
-def _watched_products(weights: Mapping[int, str], keep: Keep) -> AbstractContextManager[Any]:
+def _watched_products(weights: Mapping[int, str], keep: Recorder) -> AbstractContextManager[Any]:
     """Records the output of `linear` for these weights, even under another function mode."""
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
@@ -100,7 +100,7 @@ def _watched_products(weights: Mapping[int, str], keep: Keep) -> AbstractContext
 
 
 @contextmanager
-def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Keep) -> Iterator[None]:
+def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Recorder) -> Iterator[None]:
     """Records the input and output of softmax inside these modules."""
     import torch
     from torch.nn import functional

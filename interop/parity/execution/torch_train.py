@@ -8,7 +8,7 @@ import numpy as np
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 
-from .recipe import Recipe, Training
+from .recipe import Recipe, TrainingRecord
 from .torch_trace import prepared
 
 IGNORED = -100  # label of targets that do not count
@@ -19,7 +19,7 @@ def train_reference(
     batches: Sequence[Inputs],
     recipe: Recipe,
     decays: Collection[str],
-) -> Training:
+) -> TrainingRecord:
     """Trains a copy of the reference's parameters, one step on each batch.
 
     Args:
@@ -60,7 +60,7 @@ def train_reference(
         what: {copy: arrays[name] for copy, name in copies.items()}
         for what, arrays in first.items()
     }
-    return Training(tuple(losses), norm, named)
+    return TrainingRecord(tuple(losses), norm, named)
 
 
 def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:

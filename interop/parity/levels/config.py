@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxllm.config import Config, StackConfig, flatten, make_config, upgrade_name
-from jaxllm.interop.parity.alignment.inputs import output_stack
+from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.alignment.parameter_names import read_config
 from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
 
 from .level import Stage
-from .pair import Ours
+from .pair import JaxSide
 
 # Fields that may differ without a change of the numbers. The RoPE layout is the layout of the JAX
 # kernels, which the conversion rules take into account; max_len does not affect shorter sequences.
@@ -60,7 +60,7 @@ def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
     """
     values, _, problems = read_config(reference)
     try:
-        return make_config(values, numerics=output_stack(model).numerics), problems
+        return make_config(values, numerics=output_config(model).numerics), problems
     except (ValueError, TypeError) as error:
         return None, problems or [str(error)]
 
@@ -85,7 +85,7 @@ def _flat(config: Config | StackConfig) -> dict[str, str]:
     return flat
 
 
-def check_config(recorded: Sequence[Any], ours: Ours) -> list[FieldResult]:
+def check_config(recorded: Sequence[Any], ours: JaxSide) -> list[FieldResult]:
     """Compares the model's config with recorded fields, whose names may be of an older version."""
     fields, problems = recorded
     if fields is not None:

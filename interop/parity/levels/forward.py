@@ -8,12 +8,12 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps, output_path
-from jaxllm.interop.parity.alignment.inputs import output_stack
+from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.alignment.router_flips import flips
 from jaxllm.interop.parity.diagnosis.evidence import Evidence
 from jaxllm.interop.parity.diagnosis.hints import hint_of
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
-from jaxllm.interop.parity.execution.jax_trace import trace_both, trace_model
+from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
 from jaxllm.interop.parity.numerics import metrics, tolerance
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.recording.plain import plain
@@ -69,12 +69,12 @@ def judge(
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
     if "layers" in levels and recording.sample is None:
-        ours, forced = trace_both(model, inputs, theirs, store)
+        ours, forced = trace_free_and_forced(model, inputs, theirs, store)
     else:
         paths = [path for path in theirs if path != LOGITS] if "layers" in levels else []
         ours = trace_model(model, inputs, paths)
     found, wanted = (
-        x.shape for x in (recording.real(LOGITS, ours[LOGITS]), recording.real(LOGITS))
+        x.shape for x in (recording.unpadded(LOGITS, ours[LOGITS]), recording.unpadded(LOGITS))
     )
     if found != wanted:
         raise UserError(f"the logits have shape {wanted} in the reference, {found} in the model")
@@ -95,7 +95,7 @@ def judge(
 def _judge_tap(
     path: str, ours: Arrays, forced: Arrays | None, recording: Recording, model: Model
 ) -> TapResult:
-    theirs, own = recording.real(path), recording.real(path, ours[path])
+    theirs, own = recording.unpadded(path), recording.unpadded(path, ours[path])
     ulp_p50, ulp_p99, ulp_max = metrics.ulps(own, theirs)
     return TapResult(
         path=output_path(model) if path == LOGITS else path,
@@ -110,7 +110,7 @@ def _judge_tap(
 
 
 def _error(path: str, ours: Arrays, recording: Recording, floors: Mapping[str, float]) -> Error:
-    found = metrics.relative_l2(recording.real(path, ours[path]), recording.real(path))
+    found = metrics.relative_l2(recording.unpadded(path, ours[path]), recording.unpadded(path))
     return Error(found, floors[path], tolerance.threshold(floors[path]))
 
 
@@ -129,14 +129,14 @@ def _with_hint(
 
 
 def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips]:
-    experts = output_stack(model).experts  # encoder and decoder have the same
+    experts = output_config(model).experts  # encoder and decoder have the same
     if experts is None:
         return []
-    real = recording.real
+    unpadded = recording.unpadded
     others = {path: noisy for path, noisy in recording.routers.items() if path in ours}
     return flips(
-        {path: real(path, ours[path]) for path in others},
-        {path: real(path) for path in others},
+        {path: unpadded(path, ours[path]) for path in others},
+        {path: unpadded(path) for path in others},
         others,
         experts.top_k,
     )
@@ -144,10 +144,10 @@ def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips
 
 def _predictions(ours_BTV: np.ndarray, recording: Recording) -> dict[str, Any]:
     """Returns the report's fields on logits: their errors, overall and by position."""
-    ours, theirs = recording.real(LOGITS, ours_BTV), recording.real(LOGITS)
+    ours, theirs = recording.unpadded(LOGITS, ours_BTV), recording.unpadded(LOGITS)
     kl = metrics.kl_per_token(ours, theirs)
     B, T = ours_BTV.shape[:2]
-    positions = recording.real(LOGITS, np.broadcast_to(np.arange(T), (B, T)))
+    positions = recording.unpadded(LOGITS, np.broadcast_to(np.arange(T), (B, T)))
     buckets = _buckets(ours, theirs, kl, positions, T)
     return {"logits": _judge_logits(ours, theirs, kl, recording), "buckets": tuple(buckets)}
 
@@ -195,6 +195,6 @@ FORWARD = Stage(
     name="forward",
     compare=lambda pair: judge(record_forward(pair), pair.unstacked, pair.levels, pair.store),
     record=lambda pair: plain(record_forward(pair)),
-    check=lambda recorded, ours: judge(Recording.of_plain(recorded), ours.unstacked, ours.levels),
+    check=lambda recorded, ours: judge(Recording.from_pack(recorded), ours.unstacked, ours.levels),
     details=lambda forward: forward.details,
 )

@@ -19,8 +19,8 @@ from jaxllm.interop.parity.execution.torch_decode import (
     NEW_TOKENS,
     NUM_BEAMS,
     SAMPLING,
-    Decoded,
-    Prompted,
+    ReferenceGeneration,
+    ReferenceGenerator,
 )
 from jaxllm.interop.parity.numerics import metrics, tolerance
 from jaxllm.interop.parity.recording.plain import plain
@@ -30,7 +30,7 @@ from jaxllm.sharding import to_host
 
 from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors
 from .level import Stage
-from .pair import Ours, Pair
+from .pair import JaxSide, Pair
 
 # Lengths of the prompts, if the inputs are long enough. Windows and chunks end within some of them.
 LENGTHS = (1, 9, 34, 97)
@@ -46,8 +46,8 @@ def compare_generation(pair: Pair) -> Sequence[TextResult | ScoresResult]:
     """
     if not isinstance(pair.model, TokenModel):
         return compare_vectors(pair.reference, pair.model, pair.inputs)
-    prompted, theirs = decode_reference(pair.reference, pair.model, pair.inputs)
-    return judge_generation(pair.model, theirs, prompted.logits)
+    generator, theirs = decode_reference(pair.reference, pair.model, pair.inputs)
+    return judge_generation(pair.model, theirs, generator.logits)
 
 
 def record_generation(pair: Pair) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def record_generation(pair: Pair) -> dict[str, Any]:
 
 
 def check_generation(
-    recorded: Mapping[str, Any], ours: Ours
+    recorded: Mapping[str, Any], ours: JaxSide
 ) -> Sequence[TextResult | ScoresResult]:
     """Compares the model's continuations with recorded ones."""
     listed = ours.unstacked
@@ -72,18 +72,22 @@ def check_generation(
         with jax.default_matmul_precision(PRECISION):
             return forced_logits(listed, prompts, new)
 
-    return judge_generation(listed, Decoded(**{**recorded, "ties": ties}), predict)
+    return judge_generation(listed, ReferenceGeneration(**{**recorded, "ties": ties}), predict)
 
 
-def decode_reference(reference: Any, model: TokenModel, inputs: Inputs) -> tuple[Prompted, Decoded]:
+def decode_reference(
+    reference: Any, model: TokenModel, inputs: Inputs
+) -> tuple[ReferenceGenerator, ReferenceGeneration]:
     """Cuts prompts from the inputs and has the reference continue them."""
-    prompts = prompts_of(inputs.without(adapter_of(reference).padding(reference), model))
-    prompted = Prompted(reference, _starting(model)[1])
-    return prompted, prompted.decode(prompts)
+    prompts = prompts_of(
+        inputs.replace_token(adapter_of(reference).padding_token(reference), model)
+    )
+    generator = ReferenceGenerator(reference, _starting(model)[1])
+    return generator, generator.decode(prompts)
 
 
 def judge_generation(
-    model: TokenModel, theirs: Decoded, predict: Predict
+    model: TokenModel, theirs: ReferenceGeneration, predict: Predict
 ) -> list[TextResult | ScoresResult]:
     """Continues the reference's prompts with the JAX model and compares the continuations.
 
@@ -175,12 +179,12 @@ def _steps(
     return logits_NPV.swapaxes(0, 1)
 
 
-def _judge_logits(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
+def _judge_logits(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
     error = metrics.relative_l2(ours_PNV, theirs.logits_PNV)
     return ScoresResult("generate.logits", error, theirs.floor, tolerance.threshold(theirs.floor))
 
 
-def _judge_filtered(ours_PNV: np.ndarray, theirs: Decoded) -> ScoresResult:
+def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
     """Compares the logits after temperature, top-k and top-p, and which tokens are left."""
     V = ours_PNV.shape[-1]
     ours = np.asarray(SAMPLING.filter_logits(jnp.asarray(ours_PNV.reshape(-1, V))))

@@ -19,7 +19,7 @@ from jaxllm.params import stacked_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ours:
+class JaxSide:
     """The JAX model and the levels at which it is judged."""
 
     model: Model
@@ -32,7 +32,7 @@ class Ours:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair(Ours):
+class Pair(JaxSide):
     """The JAX model and its reference, their inputs, and how they are run."""
 
     reference: Any

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
-from jaxllm.interop.parity.alignment.inputs import output_stack
+from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.models import Model
 
 from .config import CONFIG
@@ -22,7 +22,7 @@ def is_loaded(model: Model) -> bool:
 
 def generates(model: Model) -> bool:
     """Whether the model can generate. Models that pool their sequences cannot."""
-    return is_loaded(model) and not getattr(output_stack(model), "pooled", False)
+    return is_loaded(model) and not getattr(output_config(model), "pooled", False)
 
 
 LEVELS: dict[str, Level] = {
@@ -125,7 +125,7 @@ def stages_of(levels: Iterable[str]) -> list[Stage]:
     return list({(stage := LEVELS[level].stage).name: stage for level in levels}.values())
 
 
-def stated_levels() -> list[str]:
+def levels_without_computation() -> list[str]:
     """Returns the levels that only read both sides and compute nothing: weights and config."""
     return [name for name, level in LEVELS.items() if not level.stage.computes]
 

@@ -22,14 +22,14 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
 from jaxllm.interop.parity.execution.jax_train import train_model
 from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS, perturbed_weights
-from jaxllm.interop.parity.execution.recipe import Recipe, Training
+from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.execution.torch_train import train_reference
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
 from .level import Stage
-from .pair import Ours, Pair
+from .pair import JaxSide, Pair
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -57,9 +57,9 @@ class Runs(NamedTuple):
         perturbed: losses of the reference from slightly perturbed weights.
     """
 
-    ours: Training
-    theirs: Training
-    others: Sequence[Training]
+    ours: TrainingRecord
+    theirs: TrainingRecord
+    others: Sequence[TrainingRecord]
     perturbed: Sequence[Sequence[float]]
 
 
@@ -85,16 +85,16 @@ def record_training(pair: Pair) -> dict[str, Any]:
     }
 
 
-def check_training(recorded: Mapping[str, Any], ours: Ours) -> Runs:
+def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     """Trains the JAX model on the recorded batches with the recorded recipe."""
     batches = [Inputs(**batch) for batch in recorded["batches"]]
     optimizer = Recipe(**recorded["recipe"]).optimizer(ours.model)
     run = train_model(ours.model, batches, optimizer, recorded["constant"])
-    theirs, *others = (Training(**kept) for kept in recorded["runs"])
+    theirs, *others = (TrainingRecord(**kept) for kept in recorded["runs"])
     return Runs(sampled(run), theirs, others, recorded["moved"])
 
 
-def sampled(run: Training) -> Training:
+def sampled(run: TrainingRecord) -> TrainingRecord:
     """Returns the run with a sample of the elements of each of its arrays."""
     first = {what: elements(arrays, ELEMENTS) for what, arrays in run.first.items()}
     return dataclasses.replace(run, first=first)
@@ -112,9 +112,9 @@ def training_setup(pair: Pair) -> TrainingSetup:
     reference, model, inputs = pair.reference, pair.model, pair.inputs
     steps = pair.recipe.steps if "curve" in pair.levels else 1
     # PyTorch drops the gradient of the padding token in embedding lookups.
-    unused = adapter_of(reference).padding(reference)
+    unused = adapter_of(reference).padding_token(reference)
     later = (inputs.redrawn(model, seed) for seed in range(1, steps))
-    batches = [batch.without(unused, model) for batch in (inputs, *later)]
+    batches = [batch.replace_token(unused, model) for batch in (inputs, *later)]
     names = our_names(pair.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
     return TrainingSetup(batches, constant)
@@ -122,7 +122,7 @@ def training_setup(pair: Pair) -> TrainingSetup:
 
 def train_references(
     pair: Pair, setup: TrainingSetup
-) -> tuple[list[Training], list[tuple[float, ...]]]:
+) -> tuple[list[TrainingRecord], list[tuple[float, ...]]]:
     """Trains the reference, its equivalent evaluations, and copies with perturbed weights.
 
     Returns:
@@ -132,7 +132,7 @@ def train_references(
     reference, rules, recipe = pair.reference, pair.rules, pair.recipe
     decays = decayed(rules)
 
-    def theirs() -> Training:
+    def theirs() -> TrainingRecord:
         run = train_reference(reference, setup.batches, recipe, decays)
         first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
         return dataclasses.replace(run, first=first)

@@ -27,7 +27,7 @@ from jaxllm.params import stacked_layers
 
 from .config import config_of
 from .level import Stage
-from .pair import Ours, Pair
+from .pair import JaxSide, Pair
 
 
 def compare_weights(reference: Any, model: Model, table: RuleTable) -> list[WeightResult]:
@@ -129,7 +129,7 @@ def record_weights(pair: Pair) -> dict[str, list[str]]:
     return {name: [str(x.shape), _digest(x)] for name, x in arrays.items()}
 
 
-def check_weights(digests: Mapping[str, list[str]], ours: Ours) -> list[WeightResult]:
+def check_weights(digests: Mapping[str, list[str]], ours: JaxSide) -> list[WeightResult]:
     """Compares the model's arrays with recorded digests.
 
     Digests do not say how many bits differ, so all bits of a differing array are counted. Rows of

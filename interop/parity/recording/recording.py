@@ -39,7 +39,7 @@ class Recording:
     sample: Sample | None = None  # which elements of each array are kept; None: all
 
     @classmethod
-    def of_plain(cls, kept: Mapping[str, Any]) -> Self:
+    def from_pack(cls, kept: Mapping[str, Any]) -> Self:
         """Restores a recording from the data that `plain` returned for it."""
         sample = kept["sample"]
         given = {
@@ -50,7 +50,7 @@ class Recording:
         }
         return cls(**given)
 
-    def real(self, path: str, array: np.ndarray | None = None) -> np.ndarray:
+    def unpadded(self, path: str, array: np.ndarray | None = None) -> np.ndarray:
         """Returns an activation without padding and, for a sampled recording, only the sample.
 
         Args:
@@ -103,7 +103,7 @@ def record(
     of_source = frozenset(path for tap in alignment.taps if tap.of_source for path in tap.paths)
     plain = Recording(inputs, arrays, {}, versions, 0.0, of_source=of_source, sample=sample)
     if sample is not None:
-        kept = {path: plain.real(path, array) for path, array in arrays.items()}
+        kept = {path: plain.unpadded(path, array) for path, array in arrays.items()}
         plain = dataclasses.replace(plain, arrays=kept)
     # A sampled recording cannot be fed forward.
     forced_arrays = arrays if alignment.taps and sample is None else ()
@@ -119,8 +119,8 @@ def record(
                 forced = aligned(trace(given=outputs))
             _raise(forced_floors, plain, forced)
         for path, others in routers.items():
-            others.append(plain.real(path, other[path]))
-        apart = metrics.max_abs(plain.real(LOGITS, other[LOGITS]), plain.real(LOGITS))
+            others.append(plain.unpadded(path, other[path]))
+        apart = metrics.max_abs(plain.unpadded(LOGITS, other[LOGITS]), plain.unpadded(LOGITS))
         logits_noise = max(logits_noise, apart)
     return dataclasses.replace(
         plain,
@@ -134,7 +134,7 @@ def record(
 def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.ndarray]) -> None:
     """Raises each noise floor to the error between two evaluations of the reference, in place."""
     for path, floor in floors.items():
-        noise = metrics.relative_l2(plain.real(path, other[path]), plain.real(path))
+        noise = metrics.relative_l2(plain.unpadded(path, other[path]), plain.unpadded(path))
         floors[path] = max(floor, noise)
 
 

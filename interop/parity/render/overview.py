@@ -6,7 +6,7 @@ from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report
 from jaxllm.interop.parity.report.rows import Judged, TapResult
 
 from .outline import outline
-from .summary import compared, mark, name, number, tightest
+from .summary import compared, mark, name, number, worst_row
 from .table import Row, Table
 
 
@@ -24,7 +24,7 @@ def levels_table(report: Report) -> Table:
 
 def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
     """Returns the row that decides a level, its error, noise floor and threshold, or blanks."""
-    worst = tightest(rows) if rows else None
+    worst = worst_row(rows) if rows else None
     if worst is None or not (worst.threshold or worst.measured):
         return "", "", "", ""
     if not worst.threshold:  # only equality is accepted
@@ -42,7 +42,7 @@ def _decisive_steps(report: Report) -> Iterator[TapResult]:
     parts = outline(report.taps)
     yield from parts.before
     for steps in parts.layers.values():
-        yield tightest(steps.values())
+        yield worst_row(steps.values())
     yield from parts.after
 
 

@@ -32,11 +32,11 @@ def headline(report: Report) -> str:
 def explanation(report: Report) -> str:
     """Returns a sentence on the first divergence or else on the error closest to failing."""
     if first := report.first_divergence:
-        return f"{name(first)} {complaint(first)}."
+        return f"{name(first)} {describe_failure(first)}."
     inexact = [row for rows in report.rows.values() for row in rows if row.threshold]
     if not inexact:
         return "Nothing differs."
-    closest = tightest(inexact)
+    closest = worst_row(inexact)
     return (
         f"Every error is within its threshold. The closest to failing is {name(closest)}: error "
         f"{number(closest.measured)}, threshold {number(closest.threshold)}."
@@ -79,7 +79,7 @@ def flips_note(report: Report) -> str:
     return " ".join(sentences)
 
 
-def tightest(rows: Iterable[AnyRow]) -> AnyRow:
+def worst_row(rows: Iterable[AnyRow]) -> AnyRow:
     """Returns the first row that fails or, if there is none, the row closest to failing.
 
     Among failing activations, steps that are wrong on their own come first.
@@ -102,7 +102,7 @@ def place(row: Judged) -> str:
     return row.path
 
 
-def complaint(row: Judged) -> str:
+def describe_failure(row: Judged) -> str:
     """Returns what is wrong with a row, to complete a sentence that begins with its name."""
     if isinstance(row, FieldResult):
         return f"is {row.ours or 'unknown'} in the model, {row.theirs} in the reference"

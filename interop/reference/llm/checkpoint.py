@@ -97,7 +97,7 @@ def _embedding(parts: Sequence[Tensor], args: ModelArgs) -> Tensor:
 
 
 def _key_value_heads(parts: Sequence[Tensor], args: ModelArgs) -> Tensor:
-    """Joins rows; with more shards than heads, neighbouring shards hold copies of one head."""
+    """Joins rows; with more shards than heads, neighboring shards hold copies of one head."""
     wanted = args.num_kv_heads * args.dim // args.n_heads
     copies = max(1, sum(len(part) for part in parts) // wanted)
     groups = [parts[i : i + copies] for i in range(0, len(parts), copies)]

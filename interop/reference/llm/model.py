@@ -46,7 +46,7 @@ class TransformerBlock(nn.Module):
     """Pre-norm block: `h = x + attention(norm(x)); h + feed_forward(norm(h))`.
 
     Every `nope_layer_interval`-th layer has no positions and full causal attention; the others have
-    RoPE, normalised queries and keys, and chunked attention. Every `interleave_moe_layer_step`-th
+    RoPE, normalized queries and keys, and chunked attention. Every `interleave_moe_layer_step`-th
     layer has experts.
     """
 

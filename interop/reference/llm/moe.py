@@ -57,7 +57,7 @@ class SharedExpert(nn.Module):
 class MoE(nn.Module):
     """Mixture of experts: `shared(x) + sum over the chosen experts e of f_e(sigmoid(l_e) x)`.
 
-    The weights scale the experts' inputs and are not normalised; no token is dropped. Every expert
+    The weights scale the experts' inputs and are not normalized; no token is dropped. Every expert
     runs on every token; where it was not chosen, its input is zero, and so is its output.
     """
 

@@ -134,9 +134,9 @@ class VisionEncoder(nn.Module):
 
 
 def pixel_shuffle(x_BPD: Tensor, rows: int, columns: int, ratio: float) -> Tensor:
-    """Merges neighbouring patches into fewer, wider ones: (B, P ratio^2, D / ratio^2).
+    """Merges neighboring patches into fewer, wider ones: (B, P ratio^2, D / ratio^2).
 
-    With ratio 1/2, each square of four neighbours becomes one patch, concatenated left before right
+    With ratio 1/2, each square of four neighbors becomes one patch, concatenated left before right
     and the upper row before the lower.
     """
     x = x_BPD.unflatten(1, (rows, columns))

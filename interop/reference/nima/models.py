@@ -53,7 +53,7 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class Positioned(nn.Module):
-    """Base class of both models: added positions, dropout and initialisation."""
+    """Base class of both models: added positions, dropout and initialization."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()

@@ -22,7 +22,7 @@ from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.formats import file_writer, safetensors_file
 from jaxllm.interop.formats.lazy_tensor import TensorSource
-from jaxllm.interop.loading.checkpoint_dir import open_checkpoint
+from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
 from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import TrainConfig, train
 from jaxllm.train.data.documents import DataConfig
@@ -223,7 +223,7 @@ def kill_at(where: str, source: Path, destination: Path, to: str) -> None:
 def unit_bytes(folder: Path, to: str) -> dict[str, int]:
     """Returns the bytes of each unit of a conversion: tensors, or whole (small) arrays."""
     if to != "native":
-        tensors = open_checkpoint(folder).tensors
+        tensors = open_known_checkpoint(folder).tensors
         return {name: tensor.nbytes for name, tensor in tensors.items()}
     arrays = {n: v.get_value() for n, v in named_parameters(load_pretrained(folder)).items()}
     return {

@@ -56,7 +56,7 @@ def test_new_format_needs_only_one_row(raw, tmp_path, capsys):
     save_pretrained(model, tmp_path / "saved", format="raw")  # exported
     assert {file.name for file in (tmp_path / "saved").iterdir()} == {DATA, INDEX, "config.json"}
 
-    again = load_pretrained(tmp_path / "saved")  # recognised and loaded
+    again = load_pretrained(tmp_path / "saved")  # recognized and loaded
     chex.assert_trees_all_equal(arrays_of(again), arrays_of(model))
 
     found = inspect(tmp_path / "saved")
@@ -120,7 +120,7 @@ def test_every_family_has_a_format():
         ("weights.pth", None),
     ],
 )
-def test_folder_is_recognised_by_its_files(tmp_path, file, name):
+def test_folder_is_recognized_by_its_files(tmp_path, file, name):
     (tmp_path / file).touch()
     rows = [row for row in FORMATS.values() if row.holds(tmp_path)]
     assert next((row.name for row in rows), None) == name

@@ -1,4 +1,4 @@
-"""Names with the same meaning share their normalised words."""
+"""Names with the same meaning share their normalized words."""
 
 import dataclasses
 

@@ -12,12 +12,12 @@ from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.formats.pytorch import torch_zip
-from jaxllm.interop.loading.checkpoint_dir import open_checkpoint, open_tensors, read_json
+from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint, open_tensors, read_json
 
 
 def message(path: Path) -> str:
     with pytest.raises(CheckpointError) as error:
-        open_checkpoint(path)
+        open_known_checkpoint(path)
     return str(error.value)
 
 
@@ -34,7 +34,7 @@ def write(path: Path, lay_out, *names: str) -> None:
 def test_folder_of_a_known_family_is_opened(tmp_path):
     config(tmp_path, model_type="llama", hidden_size=8)
     write(tmp_path / "model.safetensors", safetensors_file.lay_out, "a", "b")
-    found = open_checkpoint(tmp_path)
+    found = open_known_checkpoint(tmp_path)
     assert found.family.name == "llama"
     assert found.config["hidden_size"] == 8
     assert set(found.tensors) == {"a", "b"}
@@ -46,7 +46,7 @@ def test_safetensors_are_preferred_to_bin_files(tmp_path, first):
     write(tmp_path / "pytorch_model.bin", torch_zip.lay_out, "module.from_bin")
     if first == "safetensors":
         write(tmp_path / "model.safetensors", safetensors_file.lay_out, "from_safetensors")
-    assert list(open_checkpoint(tmp_path).tensors) == [f"from_{first}"]
+    assert list(open_known_checkpoint(tmp_path).tensors) == [f"from_{first}"]
 
 
 def test_missing_folder_suggests_the_nearest_name(tmp_path):

@@ -15,7 +15,7 @@ from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import from_stored
 from jaxllm.interop.formats.stored_tensor import StoredTensor
-from jaxllm.interop.loading.checkpoint_dir import open_checkpoint
+from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
 from jaxllm.interop.loading.plan import analyze_checkpoint, find_arrays, make_plan, split_fused
 from jaxllm.interop.rules.bijection import bind
 from jaxllm.interop.rules.pattern import Side
@@ -113,7 +113,7 @@ def test_one_error_lists_every_problem(llama):
 
 def test_analysis_collects_problems_without_raising(llama):
     edit_config(llama, new_thing=7, hidden_act="cosine")
-    analysis = analyze_checkpoint(open_checkpoint(llama))
+    analysis = analyze_checkpoint(open_known_checkpoint(llama))
     assert any("cosine" in problem for problem in analysis.problems)
     assert any("new_thing=7" in problem for problem in analysis.unknown)
     assert {"new_thing", "hidden_act", "vocab_size"} <= analysis.fields.keys()
@@ -121,7 +121,7 @@ def test_analysis_collects_problems_without_raising(llama):
 
 def test_unknown_fields_are_tolerated_unless_strict(llama):
     edit_config(llama, new_thing=7)
-    planned = make_plan(open_checkpoint(llama), strict=False)
+    planned = make_plan(open_known_checkpoint(llama), strict=False)
     assert len(planned.tolerated) == 1
     assert "new_thing=7" in planned.tolerated[0]
 

@@ -199,7 +199,7 @@ def test_fields_export_a_model_that_came_from_another_family(folder, rules, tmp_
     names = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim")
     pairs = ", ".join(f"{own}=config.{name}" for own, name in zip(SIZE, names, strict=True))
     rules.write_text(f"{rules.read_text()}\ndef fields(config):\n    return dict({pairs})\n")
-    # RoPE of transformers' Llama rotates halves; this model's config file only knows neighbours.
+    # RoPE of transformers' Llama rotates halves; this model's config file only knows neighbors.
     with pytest.raises(CheckpointError, match=r"its fields cannot express rope\.layout='half'"):
         save_pretrained(model, tmp_path / "out", rules=rules)
     edit(rules, 'layout="interleaved"', 'layout="half"')

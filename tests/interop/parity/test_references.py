@@ -57,10 +57,10 @@ def write(name, folder):
 
 def drawn(reference, model, num_tokens=40):
     """Draws inputs for the model; the last row is padded where that is possible."""
-    calling = adapter_of(reference)
-    masks = calling.masks(reference)
+    adapter = adapter_of(reference)
+    masks = adapter.masks(reference)
     inputs = draw(model, masks, num_tokens=num_tokens, batch_size=2, seed=0)
-    return inputs.without(calling.padding(reference), model)
+    return inputs.replace_token(adapter.padding_token(reference), model)
 
 
 @pytest.fixture(scope="module")

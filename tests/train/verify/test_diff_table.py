@@ -5,26 +5,30 @@ import io
 
 from rich.console import Console
 
-from jaxllm.train.verify.diff import Array, Diff, Field, Metric
+from jaxllm.train.verify.diff import ArrayDifference, Diff, FieldDifference, MetricDifference
 from jaxllm.train.verify.diff_table import WORST, headline, render
 
 DIFF = Diff(
     a="runs/baseline",
     b="runs/bfloat16_moments",
     config=(
-        Field("optimizer.learning_rate", 3e-4, 1e-3, is_free=False),
-        Field("output", "runs/baseline", "runs/bfloat16_moments", is_free=True),
+        FieldDifference("optimizer.learning_rate", 3e-4, 1e-3, is_free=False),
+        FieldDifference("output", "runs/baseline", "runs/bfloat16_moments", is_free=True),
     ),
     data=(),
     last_steps=(200, 180),
-    metrics=(Metric("gradient_norm", 11, 5.304463863, 5.304463386, 9e-8, 190, 3.1e-3),),
+    metrics=(MetricDifference("gradient_norm", 11, 5.304463863, 5.304463386, 9e-8, 190, 3.1e-3),),
     checkpoints=(100,),
-    arrays=tuple(Array("parameter", f"layers.{i}.attn.q_proj.kernel", 1e-3) for i in range(12)),
+    arrays=tuple(
+        ArrayDifference("parameter", f"layers.{i}.attn.q_proj.kernel", 1e-3) for i in range(12)
+    ),
 )
 
 SAME = Diff("runs/a", "runs/b", (), (), (6, 9), (), (3, 6), ())
-LOSS = Metric("loss", 4, 1.0, 1.5, 0.5, 3, 0.75)
-ARRAYS = tuple(Array("parameter", f"layers.{i}.scale", 1.0 / (i + 1)) for i in range(WORST + 2))
+LOSS = MetricDifference("loss", 4, 1.0, 1.5, 0.5, 3, 0.75)
+ARRAYS = tuple(
+    ArrayDifference("parameter", f"layers.{i}.scale", 1.0 / (i + 1)) for i in range(WORST + 2)
+)
 
 
 def text_of(diff, width=80):
@@ -56,7 +60,7 @@ def test_the_headline_says_where_the_runs_diverge():
         "The runs have diverged by step 100, most in layers.0.attn.q_proj.kernel (parameter)."
     )
     other_data = dataclasses.replace(
-        arrays_alone, arrays=(), data=(Field("text.md5", "1", "2", is_free=False),)
+        arrays_alone, arrays=(), data=(FieldDifference("text.md5", "1", "2", is_free=False),)
     )
     assert headline(other_data) == "The runs use different data: text.md5."
 
@@ -69,7 +73,7 @@ def test_the_headline_of_identical_runs_says_how_far_they_were_compared():
 
 
 def test_each_kind_of_difference_has_a_table():
-    fields = (Field("seed", 0, 1, False), Field("keep", 2, 9, True))
+    fields = (FieldDifference("seed", 0, 1, False), FieldDifference("keep", 2, 9, True))
     text = text_of(
         dataclasses.replace(SAME, config=fields, metrics=(LOSS,), checkpoints=(3,), arrays=ARRAYS),
         width=140,

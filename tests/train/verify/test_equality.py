@@ -78,9 +78,9 @@ def test_a_missing_sum_over_a_mesh_axis_is_found(config, monkeypatch):
     found = compare_variants(config, chosen=[only_rows, MIXED, ACCUMULATED])
     assert [outcome.ok for outcome in found.outcomes] == [True, False, True]
     assert found.first.variant == "fsdp=2 x tensor=2"
-    assert found.first.worst.name == "gradient of final_norm.scale"
+    assert found.first.worst.name == "first moment of final_norm.scale"
     assert "1 of 3 variants" in found.summary
-    assert "fsdp=2 x tensor=2: the error of its gradient of final_norm.scale" in found.summary
+    assert "fsdp=2 x tensor=2: the error of its first moment of final_norm.scale" in found.summary
 
 
 def test_averaging_microbatch_means_is_found(config, monkeypatch):

@@ -6,17 +6,17 @@ import math
 
 from rich.console import Console
 
-from jaxllm.train.verify.outcomes import GRADIENT, Difference, Equality, Outcome
+from jaxllm.train.verify.outcomes import FIRST_MOMENT, Difference, Equality, Outcome
 
 FINE = Difference("loss", "", 1e-8, 1e-8)
-CLOSE = Difference(GRADIENT, "embed.embedding", 0.5 * FINE.threshold, 1e-8)
-WRONG = Difference(GRADIENT, "final_norm.scale", 10 * FINE.threshold, 1e-8)
+CLOSE = Difference(FIRST_MOMENT, "embed.embedding", 0.5 * FINE.threshold, 1e-8)
+WRONG = Difference(FIRST_MOMENT, "final_norm.scale", 10 * FINE.threshold, 1e-8)
 WORSE = Difference("update", "final_norm.scale", 1000 * FINE.threshold, 1e-8)
 UP_PROJ = "layers.7.mlp.experts.up_proj.kernel"
-LONG = Outcome("fsdp=4 x tensor=2", (Difference(GRADIENT, UP_PROJ, 3e-7, 1e-7),))
+LONG = Outcome("fsdp=4 x tensor=2", (Difference(FIRST_MOMENT, UP_PROJ, 3e-7, 1e-7),))
 LONG_WRONG = Outcome(
     "gradient accumulation of 4",
-    (Difference("loss", "", 0.03, 1e-7), Difference(GRADIENT, UP_PROJ, 0.02, 1e-7)),
+    (Difference("loss", "", 0.03, 1e-7), Difference(FIRST_MOMENT, UP_PROJ, 0.02, 1e-7)),
 )
 
 
@@ -55,7 +55,7 @@ def test_the_verdict_names_the_first_failing_variant():
     assert found.summary.startswith(
         "2 of 3 variants differ from the single-device step. The first is two:"
     )
-    assert "gradient of final_norm.scale" in found.summary
+    assert "first moment of final_norm.scale" in found.summary
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert [variant["ok"] for variant in data["variants"]] == [True, False, False]
 

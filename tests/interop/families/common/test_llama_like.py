@@ -141,7 +141,7 @@ def test_norms_of_queries_and_keys_are_those_of_transformers(kind, make, model):
 
 
 def test_rotated_pairs_are_permuted_only_if_they_lie_otherwise():
-    """Pairs of neighbours in the checkpoint, halves or neighbours in the model."""
+    """Pairs of neighbors in the checkpoint, halves or neighbors in the model."""
     for layout, pairs in (("half", "(r h)"), ("interleaved", "(h r)")):
         config = with_fields(TINY, {"rope.layout": layout})
         query = attention_rules(config, stored_pairs="h r")[0]

@@ -21,7 +21,7 @@ from jaxllm.config import with_fields
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
-from jaxllm.interop.loading.checkpoint_dir import open_checkpoint
+from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, parameter_shardings, stacked_layers, with_arrays
 
@@ -280,7 +280,7 @@ def test_the_layout_of_rotated_pairs_affects_only_memory(case, saved, tmp_path):
     half = load_pretrained(saved(case))
     config = with_fields(half.config, {"rope.layout": "interleaved"})
     table = LLAMA.table(config, Layout())
-    tensors = open_checkpoint(saved(case)).tensors
+    tensors = open_known_checkpoint(saved(case)).tensors
     arrays = {}
     for rule, sizes in table.bound(stacked_layers(half)):
         transfer = rule.importing(sizes)

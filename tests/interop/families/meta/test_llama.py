@@ -161,7 +161,7 @@ def problems(folder: Path) -> str:
     return str(caught.value)
 
 
-# Meta's forward pass in plain PyTorch: RoPE on complex numbers, pairs of neighbours.
+# Meta's forward pass in plain PyTorch: RoPE on complex numbers, pairs of neighbors.
 
 
 def rotations(case: Case, length: int) -> torch.Tensor:
@@ -270,7 +270,7 @@ def test_resharding_is_bit_exact(name, tmp_path):
 
 
 def test_shards_beyond_the_key_value_heads_hold_copies(tmp_path):
-    """As in the release of Llama 3.1 405B: neighbouring shards hold the same head."""
+    """As in the release of Llama 3.1 405B: neighboring shards hold the same head."""
     case = CASES["llama3"]
     model = load_pretrained(write(tmp_path / "meta", case, 1))
     out = tmp_path / "out"

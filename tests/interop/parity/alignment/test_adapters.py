@@ -59,9 +59,9 @@ def test_attention_is_recorded_and_can_be_replaced(llama, tokens):
         shapes[name] = tuple((x[0] if name.endswith("@mixed") else x).shape)
         return torch.zeros_like(x) if name.endswith("@value") else x
 
-    calling = adapter_of(llama)
+    adapter = adapter_of(llama)
     plain = outputs_of(llama, Inputs(tokens[:1, :8]))
-    with calling.watched(llama, keep):
+    with adapter.record_attention(llama, keep):
         watched = outputs_of(llama, Inputs(tokens[:1, :8]))
     attention = "model.layers.0.self_attn"
     assert shapes == {

@@ -60,8 +60,8 @@ def test_redrawn_inputs_have_other_tokens_and_the_same_padding():
 
 def test_the_padding_token_is_replaced():
     inputs = Inputs(np.array([[1, 95, 2]]))
-    assert inputs.without(95, MODEL).target.tolist() == [[1, 0, 2]]
-    assert inputs.without(None, MODEL) is inputs
+    assert inputs.replace_token(95, MODEL).target.tolist() == [[1, 0, 2]]
+    assert inputs.replace_token(None, MODEL) is inputs
 
 
 def test_models_of_tokens_need_no_training_targets():

@@ -6,7 +6,7 @@ import pytest
 from tiny import random_model
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.execution.jax_trace import is_whole, trace_both, trace_model
+from jaxllm.interop.parity.execution.jax_trace import is_whole, trace_free_and_forced, trace_model
 from jaxllm.interop.parity.report.rows import LOGITS
 
 MODEL = random_model(num_layers=2)
@@ -32,7 +32,7 @@ def test_an_unknown_path_is_rejected():
 def test_in_the_forced_run_each_step_is_fed_the_reference():
     theirs = trace_model(MODEL, INPUTS, PATHS)
     theirs["layers.0.attn"] = theirs["layers.0.attn"] + 1
-    ours, forced = trace_both(MODEL, INPUTS, theirs)
+    ours, forced = trace_free_and_forced(MODEL, INPUTS, theirs)
     same = trace_model(MODEL, INPUTS, PATHS)
     chex.assert_trees_all_equal(ours, same)
     # Only steps between the changed activation and the next replaced one differ.

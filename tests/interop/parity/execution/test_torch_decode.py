@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxllm.interop.parity.execution.torch_decode import NEW_TOKENS, Prompted
+from jaxllm.interop.parity.execution.torch_decode import NEW_TOKENS, ReferenceGenerator
 
 PROMPTS = [[5, 17, 3], [60]]
 
@@ -16,7 +16,7 @@ def llama(make_llama):
 
 @pytest.fixture(scope="module")
 def decoded(llama):
-    return Prompted(llama, None).decode(PROMPTS)
+    return ReferenceGenerator(llama, None).decode(PROMPTS)
 
 
 def test_greedy_tokens_have_the_largest_logits(llama, decoded):
@@ -29,9 +29,11 @@ def test_greedy_tokens_have_the_largest_logits(llama, decoded):
 
 
 def test_logits_of_given_continuations_equal_the_generated_ones(llama, decoded):
-    found = Prompted(llama, None).logits(PROMPTS, decoded.greedy)
+    found = ReferenceGenerator(llama, None).logits(PROMPTS, decoded.greedy)
     np.testing.assert_allclose(found, decoded.logits_PNV, rtol=1e-4, atol=1e-4)
-    other = Prompted(llama, None).logits(PROMPTS, [[1, *new[1:]] for new in decoded.greedy])
+    other = ReferenceGenerator(llama, None).logits(
+        PROMPTS, [[1, *new[1:]] for new in decoded.greedy]
+    )
     np.testing.assert_array_equal(other[:, 0], found[:, 0])
     assert not np.allclose(other[:, 1], found[:, 1], atol=1e-2)
 
@@ -50,11 +52,11 @@ def test_noise_is_small_and_the_filters_keep_the_top_token(decoded):
 
 def test_the_plain_search_agrees_with_transformers(llama, decoded, monkeypatch):
     monkeypatch.delattr(llama, "generation_config")  # as for a plain module
-    again = Prompted(llama, None).decode(PROMPTS)
+    again = ReferenceGenerator(llama, None).decode(PROMPTS)
     assert (again.greedy, again.beams) == (decoded.greedy, decoded.beams)
 
 
 def test_the_generation_config_is_restored(llama):
     before = llama.generation_config
-    Prompted(llama, None).decode([[7]])
+    ReferenceGenerator(llama, None).decode([[7]])
     assert llama.generation_config is before

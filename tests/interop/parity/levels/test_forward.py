@@ -9,7 +9,7 @@ from broken_models import changed
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.levels.forward import FORWARD, judge, record_forward
-from jaxllm.interop.parity.levels.pair import Ours, Pair
+from jaxllm.interop.parity.levels.pair import JaxSide, Pair
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.parity.report.rows import LOGITS
@@ -29,7 +29,7 @@ def recording(sides):
 
 
 def test_a_correct_model_passes_at_every_step(sides, recording):
-    forward = judge(recording, sides.listed, BOTH)
+    forward = judge(recording, sides.unstacked, BOTH)
     assert all(tap.ok for tap in forward.taps)
     assert [tap.path for tap in forward.outputs] == ["lm_head"]
     assert len(forward.steps) == len(forward.taps) - 1
@@ -43,7 +43,7 @@ def test_a_correct_model_passes_at_every_step(sides, recording):
 
 
 def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
-    other = changed(sides.listed, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
+    other = changed(sides.unstacked, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
     taps = judge(recording, other, BOTH).taps
     assert [tap.path for tap in taps if tap.is_wrong_itself] == ["layers.1.mlp_norm"]
     hints = {tap.path: tap.hint for tap in taps if tap.hint}
@@ -52,7 +52,7 @@ def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
 
 
 def test_the_logits_level_alone_records_no_steps(sides, recording):
-    forward = judge(recording, sides.listed, ("logits",))
+    forward = judge(recording, sides.unstacked, ("logits",))
     assert (forward.steps, len(forward.outputs)) == ((), 1)
     assert forward.outputs[0].forced is None
 
@@ -62,19 +62,19 @@ def test_logits_of_another_shape_are_rejected(sides, recording):
     narrow = dataclasses.replace(recording, arrays=theirs)
     message = r"logits have shape \(1, 64, 95\) in the reference, \(1, 64, 96\) in the model"
     with pytest.raises(ValueError, match=message):
-        judge(narrow, sides.listed, ("logits",))
+        judge(narrow, sides.unstacked, ("logits",))
 
 
 def test_a_sampled_recording_is_judged(sides):
     recorded = FORWARD.record(dataclasses.replace(sides, sample=Sample((0, 40, 63), 16)))
     chex.assert_shape(recorded["arrays"]["embed"], (3, 16))
-    forward = FORWARD.check(recorded, Ours(model=sides.model, levels=BOTH))
+    forward = FORWARD.check(recorded, JaxSide(model=sides.model, levels=BOTH))
     assert all(tap.ok and tap.forced is None for tap in forward.taps)
     assert FORWARD.details(forward)["tokens"] == 3
 
 
 def test_a_recording_survives_the_round_trip_through_plain_data(sides, recording):
-    again = FORWARD.check(plain(recording), Ours(model=sides.model, levels=("logits",)))
+    again = FORWARD.check(plain(recording), JaxSide(model=sides.model, levels=("logits",)))
     [tap] = again.outputs
     assert tap.cumulative.floor == recording.floors[LOGITS]
     assert np.isfinite(tap.ulp_max)

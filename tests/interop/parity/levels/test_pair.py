@@ -3,13 +3,13 @@
 import dataclasses
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.levels.pair import Ours, Pair
+from jaxllm.interop.parity.levels.pair import JaxSide, Pair
 from jaxllm.params import named_parameters
 
 
 def test_the_unstacked_model_is_computed_once(pair):
     _, model = pair
-    ours = Ours(model=model, levels=("weights",))
+    ours = JaxSide(model=model, levels=("weights",))
     assert "layers.1.mlp.up_proj.kernel" in named_parameters(ours.unstacked)
     assert "layers.0:2.mlp.up_proj.kernel" in named_parameters(ours.model)
     assert ours.unstacked is ours.unstacked

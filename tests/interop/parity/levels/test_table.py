@@ -12,14 +12,14 @@ from jaxllm.cli import main
 from jaxllm.interop.parity import check_checkpoint, compare
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.levels.level import Level, Stage
-from jaxllm.interop.parity.levels.pair import Ours
+from jaxllm.interop.parity.levels.pair import JaxSide
 from jaxllm.interop.parity.levels.table import (
     LEVELS,
     from_causes_to_effects,
     levels_of,
+    levels_without_computation,
     select_levels,
     stages_of,
-    stated_levels,
 )
 from jaxllm.interop.parity.recording.pack import read_pack
 from jaxllm.interop.parity.report.rows import TensorResult
@@ -112,7 +112,7 @@ def test_the_added_level_is_recorded_and_checked(folder, broken, tmp_path):
     assert recorded["levels"] == ["sums"]
     assert recorded["totals"].keys() == {"embed"}
     assert check_pack(tmp_path / "pack", folder).verdicts == {"sums": True}
-    wrong = MADE_UP.stage.check(recorded["totals"], Ours(model=broken, levels=("sums",)))
+    wrong = MADE_UP.stage.check(recorded["totals"], JaxSide(model=broken, levels=("sums",)))
     assert not wrong[0].ok
 
 
@@ -161,7 +161,7 @@ def test_levels_that_share_a_stage_run_it_once():
         *("weights", "config", "forward", "training", "generate", "totals")
     ]
     assert [stage.name for stage in stages_of(("layers", "logits"))] == ["forward"]
-    assert stated_levels() == STATED
+    assert levels_without_computation() == STATED
 
 
 def test_a_decoder_has_all_levels():

@@ -10,7 +10,7 @@ from mutants.training import adamw
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
 from jaxllm.interop.parity.execution import jax_train
-from jaxllm.interop.parity.execution.recipe import Recipe, Training
+from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.levels.training import (
     ELEMENTS,
     Runs,
@@ -78,7 +78,7 @@ def test_an_optimizer_without_moments_is_rejected(pair, short):
 
 def curve(ours, *moved):
     """Judges losses against a reference with losses of 1: returns which steps pass."""
-    run = [Training(tuple(losses), 1.0, {}) for losses in (ours, [1.0] * len(ours))]
+    run = [TrainingRecord(tuple(losses), 1.0, {}) for losses in (ours, [1.0] * len(ours))]
     return [row.ok for row in judge_curve(Runs(*run, run[1:], moved))]
 
 
@@ -95,7 +95,7 @@ def test_the_threshold_of_losses_is_at_most_a_ten_thousandth():
 
 
 def run(gradient, loss=1.0):
-    return Training((loss,), 1.0, {"gradient": {"mlp.kernel": gradient}})
+    return TrainingRecord((loss,), 1.0, {"gradient": {"mlp.kernel": gradient}})
 
 
 def test_the_threshold_of_a_gradient_follows_its_noise():
@@ -105,7 +105,7 @@ def test_the_threshold_of_a_gradient_follows_its_noise():
     assert all(row.ok for row in judge_gradients(near))
     [wrong] = [row for row in judge_gradients(far) if not row.ok]
     assert (wrong.path, wrong.parameter, wrong.what) == ("mlp", "kernel", "gradient")
-    absent = Runs(run(theirs), Training((1.0,), 1.0, {"gradient": {}}), others, ())
+    absent = Runs(run(theirs), TrainingRecord((1.0,), 1.0, {"gradient": {}}), others, ())
     assert [row.ok for row in judge_gradients(absent)] == [True, False]
 
 

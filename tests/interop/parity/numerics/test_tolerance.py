@@ -13,7 +13,7 @@ def test_the_threshold_is_four_times_the_noise_floor():
 
 def test_the_threshold_has_bounds():
     assert tolerance.threshold(0.0) == tolerance.MIN_THRESHOLD == pytest.approx(9.5e-7, rel=0.01)
-    assert tolerance.threshold(0.5) == tolerance.MOST
+    assert tolerance.threshold(0.5) == tolerance.MAX_FORWARD_THRESHOLD
 
 
 def test_an_undefined_noise_floor_lets_nothing_pass():

@@ -42,9 +42,9 @@ def test_every_step_has_a_noise_floor_and_the_logits_are_last(recording):
 
 def test_padding_is_left_out(recording):
     chex.assert_shape(recording.arrays[LOGITS], (2, 12, 96))
-    chex.assert_shape(recording.real(LOGITS), (21, 96))
+    chex.assert_shape(recording.unpadded(LOGITS), (21, 96))
     other = np.zeros((2, 12, 7))
-    chex.assert_shape(recording.real("embed", other), (21, 7))
+    chex.assert_shape(recording.unpadded("embed", other), (21, 7))
 
 
 def test_a_sample_has_the_same_elements_on_both_sides(pair, recording):
@@ -52,20 +52,20 @@ def test_a_sample_has_the_same_elements_on_both_sides(pair, recording):
     chex.assert_shape(kept.arrays["embed"], (3, 5))
     chex.assert_shape(kept.arrays[LOGITS], (3, 96))
     assert kept.forced_floors == {}
-    again = kept.real("embed", recording.arrays["embed"])
-    np.testing.assert_array_equal(kept.real("embed"), again)
+    again = kept.unpadded("embed", recording.arrays["embed"])
+    np.testing.assert_array_equal(kept.unpadded("embed"), again)
 
 
 def test_a_recording_survives_the_round_trip_through_plain_data(recording):
-    again = Recording.of_plain(plain(recording))
+    again = Recording.from_pack(plain(recording))
     for field in dataclasses.fields(Recording):
         if field.name not in ("inputs", "arrays", "routers"):
             assert getattr(again, field.name) == getattr(recording, field.name)
     chex.assert_trees_all_equal(again.arrays, recording.arrays)
     chex.assert_trees_all_equal(again.inputs.arrays, recording.inputs.arrays)
-    np.testing.assert_array_equal(again.real(LOGITS), recording.real(LOGITS))
+    np.testing.assert_array_equal(again.unpadded(LOGITS), recording.unpadded(LOGITS))
     sampled = dataclasses.replace(recording, sample=Sample((0, 3), 5))
-    assert Recording.of_plain(plain(sampled)).sample == Sample((0, 3), 5)
+    assert Recording.from_pack(plain(sampled)).sample == Sample((0, 3), 5)
 
 
 def test_a_reference_that_lacks_a_module_is_rejected(pair):

@@ -7,14 +7,14 @@ from parity_reports import NAN, make_report, tap, with_rows
 
 from jaxllm.interop.parity.render.summary import (
     compared,
-    complaint,
+    describe_failure,
     explanation,
     flips_note,
     hint,
     name,
     number,
-    tightest,
     unjudged_note,
+    worst_row,
 )
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
@@ -39,9 +39,9 @@ def test_numbers_have_two_significant_digits(value, text):
 
 def test_the_tightest_row_is_the_first_failure_or_the_closest_to_failing():
     rows = [tap(f"layers.{i}", error) for i, error in enumerate((1e-7, 4e-7, 2e-7))]
-    assert tightest(rows) is rows[1]
+    assert worst_row(rows) is rows[1]
     wrong = [*rows, tap("layers.3", 0.1), tap("layers.4", 0.2)]
-    assert tightest(wrong) is wrong[3]
+    assert worst_row(wrong) is wrong[3]
 
 
 def test_the_explanation_names_the_first_divergence():
@@ -80,7 +80,7 @@ def test_the_explanation_names_the_first_divergence():
     ],
 )
 def test_every_kind_of_row_has_its_complaint(row, sentence):
-    assert f"{name(row)} {complaint(row)}" == sentence
+    assert f"{name(row)} {describe_failure(row)}" == sentence
 
 
 def test_the_hint_is_the_first_wrong_steps():

@@ -70,7 +70,7 @@ def test_positions_in_attention_depend_on_distance_alone(draw, position):
     assert_close(attention(X, X, mask)[:, 3:], shifted)
 
 
-def test_rope_turns_neighbouring_elements_by_their_position():
+def test_rope_turns_neighboring_elements_by_their_position():
     x = torch.randn(1, 5, 1, 6, dtype=torch.float64)
     turned, _ = rotate(x, x)
     for t, j in itertools.product(range(5), range(3)):
