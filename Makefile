@@ -13,7 +13,9 @@ NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
 
-# At least one check of each kind; ten minutes on two cores.
+# At least one check of each kind; under ten minutes on two cores. Half of that is compiling, which
+# is faster without LLVM's optimizations; XLA's own, such as fusion, stay. test-exhaustive has all.
+test: export XLA_FLAGS := --xla_backend_optimization_level=0
 test: $(INSTALLED)
 	$(PYTEST) -m "not exhaustive"
 

@@ -25,10 +25,14 @@ READING = {"rules", "formats", "families", "loading"}
 TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
+        "orbax_layout": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},
-        "params": {"config", "errors", "sharding", "checkpoint_origin", "layers", "models"},
+        "params": {
+            *("config", "errors", "sharding", "checkpoint_origin", "orbax_layout"),
+            *("layers", "models"),
+        },
         "generation": {
             "config",
             "errors",

@@ -117,6 +117,7 @@ def test_help_works_and_missing_pytorch_is_reported(environment, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_recorded_pack_is_checked_without_pytorch(environment, tmp_path):
     """All levels pass on a mesh of eight devices; then a damaged weight is found on one device."""
     hf_cases.Case("Llama", {"num_hidden_layers": 2}).build().save_pretrained(tmp_path / "llama")

@@ -144,9 +144,18 @@ def test_debug_shows_where_a_user_error_was_raised(command, capsys):
     assert err.splitlines()[-1] == "jaxllm: x is not a folder"
 
 
+# A shell starts background jobs, such as a run of these tests, with the signal ignored.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_ctrl_c_is_one_line_and_an_exit_status(tmp_path):
     os.mkfifo(tmp_path / "run.yaml")
-    command = [sys.executable, "-m", "jaxllm", "plan", str(tmp_path / "run.yaml")]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "plan", str(tmp_path / "run.yaml")]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
         (tmp_path / "run.yaml").open("w"),  # blocks until the command opens it

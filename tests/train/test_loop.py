@@ -237,6 +237,7 @@ def test_a_killed_and_resumed_run_is_bitwise_identical(straight, interrupted, ma
     assert (interrupted / "loss.png").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_encoder_decoder_run_is_bitwise_identical(tmp_path):
     """With dropout, gradient accumulation and a task; the last checkpoint is deleted and redone."""
     model = with_fields(CONFIGS["encoder-decoder"], dropout=0.2)

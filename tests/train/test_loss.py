@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import HeadConfig
@@ -54,7 +55,9 @@ def test_loss_is_the_masked_sum_of_torch_cross_entropy(model, batch):
     )
 
 
-@pytest.mark.parametrize(("chunk", "tied"), [(1, False), (4, False), (4, True), (12, False)])
+@pytest.mark.parametrize(
+    ("chunk", "tied"), examples([(1, False), (4, False), (4, True), (12, False)], (4, True))
+)
 def test_chunking_changes_neither_loss_nor_gradient(chunk, tied, batch):
     """With chunks of one token, and with a partly filled last chunk."""
     bind, params = split(random_model(head=HeadConfig(tied=tied), num_layers=1))

@@ -67,6 +67,7 @@ def test_dropout_is_active_in_training_only(plain):
     assert abs(found["loss"] / plain["loss"] - 1) > 1e-3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["each vector", "encoder-decoder"])
 def test_dropout_of_other_model_kinds_is_active_in_training_only(kind):
     given = {"model": CONFIGS[kind], "batch": batch_of(kind)}

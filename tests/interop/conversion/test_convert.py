@@ -291,23 +291,20 @@ def test_damaged_tensors_are_rewritten_on_resume(folders, tmp_path):
     ).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_other_arguments_do_not_resume(folders, tmp_path):
+    partial = kill_halfway(folders["meta"], tmp_path / "out")
+    before = content(partial)
+    for changes, expected in (
         ({"to": "tlama"}, "to was 'hf', now it is 'tlama'"),
         ({"dtype": "bfloat16"}, "dtype was None, now it is 'bfloat16'"),
         ({"max_shard": "10KB"}, "the rest of the plan was"),
-    ],
-)
-def test_other_arguments_do_not_resume(changes, expected, folders, tmp_path):
-    partial = kill_halfway(folders["meta"], tmp_path / "out")
-    before = content(partial)
-    with pytest.raises(CheckpointError) as error:
-        convert(folders["meta"], tmp_path / "out", **changes)
-    assert expected in str(error.value)
-    assert f"{partial} holds an unfinished conversion" in str(error.value)
-    assert "delete the folder to start over" in str(error.value)
-    assert content(partial) == before
+    ):
+        with pytest.raises(CheckpointError) as error:
+            convert(folders["meta"], tmp_path / "out", **changes)
+        assert expected in str(error.value)
+        assert f"{partial} holds an unfinished conversion" in str(error.value)
+        assert "delete the folder to start over" in str(error.value)
+        assert content(partial) == before
 
 
 def test_changed_source_does_not_resume(folders, tmp_path):

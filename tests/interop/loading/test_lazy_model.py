@@ -58,6 +58,7 @@ print(run(sys.argv[1]), run(sys.argv[2]))
 """
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
     save_large_llama(dataclasses.replace(WIDE, num_layers=4), tmp_path / "shallow", 10**9)
     save_large_llama(dataclasses.replace(WIDE, num_layers=24), tmp_path / "deep", 10**9)

@@ -467,7 +467,7 @@ LONG_ROWS = {
 }
 
 
-@pytest.mark.parametrize(("fsdp", "tensor"), LONG_ROWS)
+@pytest.mark.parametrize(("fsdp", "tensor"), examples(LONG_ROWS, next(iter(LONG_ROWS))))
 def test_each_of_two_processes_reads_only_its_half(tmp_path, fsdp, tensor):
     config = DecoderConfig(
         vocab_size=512, num_layers=2, num_heads=8, num_kv_heads=8, **LONG_ROWS[fsdp, tensor]

@@ -10,6 +10,7 @@ import torch
 from doubled_moments import assert_doubled, state_like
 from hf_cases import CASES
 from safetensors.torch import load_file
+from tiers import examples
 from tiny import random_model
 
 from jaxllm.interop import (
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 FAMILIES = ["phi3", "gpt_neox", "mixtral", "gemma2", "llama4_text"]
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", examples(FAMILIES, *list(FAMILIES)[:2]))
 def test_moments_are_converted_like_the_weights(case, tmp_path):
     """Fused projections, separate experts, layers of several kinds; then exported in both forms."""
     theirs, native = tmp_path / "theirs", tmp_path / "native"

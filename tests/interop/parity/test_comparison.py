@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiers import examples
 
 from jaxllm.config import with_fields
 from jaxllm.interop import load_pretrained
@@ -45,9 +46,9 @@ def pair(make_llama, tmp_path_factory):
     return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
 
 
-@pytest.mark.parametrize("config", CORRECT.values(), ids=CORRECT)
-def test_correct_models_pass(make_llama, convert, tokens, config):
-    llama = make_llama(**config)
+@pytest.mark.parametrize("name", examples(CORRECT, "grouped-query"))
+def test_correct_models_pass(make_llama, convert, tokens, name):
+    llama = make_llama(**CORRECT[name])
     report = compare(llama, convert(llama), tokens)
     assert report.ok, report.first_divergence
     assert report.first_divergence is None
@@ -71,7 +72,7 @@ def test_a_correct_model_in_the_other_rope_layout_passes(make_llama, convert, to
 
 
 @pytest.mark.parametrize("std", [0.02, 0.3])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", examples(range(4), 0))
 def test_no_false_alarms(make_llama, convert, tokens, seed, std):
     llama = make_llama(seed, std)
     report = compare(llama, convert(llama), tokens)

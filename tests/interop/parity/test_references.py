@@ -144,7 +144,7 @@ BUGS = {
 }
 
 
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize("name", examples(BUGS, *list(BUGS)[::4]))
 def test_a_bug_in_every_kind_is_named_at_its_step(kinds, name):
     reference, model, inputs = kinds(name)
     parameter, place = BUGS[name]
@@ -162,6 +162,7 @@ def test_a_bug_in_every_kind_is_named_at_its_step(kinds, name):
         ("components-encoder-decoder", "decoder.output_proj.bias"),
     ],
 )
+@pytest.mark.exhaustive
 def test_a_bug_in_the_output_module_is_named_by_its_path(kinds, name, parameter):
     reference, model, inputs = kinds(name)
     report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)
@@ -198,6 +199,7 @@ def arrays_of(model):
     return {name: variable.get_value() for name, variable in named_parameters(model).items()}
 
 
+@pytest.mark.exhaustive
 def test_a_loss_that_counts_padding_is_caught_by_the_gradients(kinds, monkeypatch):
     reference, model, inputs = kinds("nima-transformer")
     original = jax_train.mean_loss

@@ -146,6 +146,7 @@ print(peak[0] - before)
 """
 
 
+@pytest.mark.exhaustive
 def test_saving_500_mb_takes_less_than_100_mb(tmp_path):
     """The stack of gate kernels alone has 134 MB; saving holds only a few chunks in addition."""
     script = subprocess.run(

@@ -135,6 +135,7 @@ def test_image_encoder_and_projection_get_gradients(model, tokens):
         assert np.any(value) or name.endswith("k_proj.bias"), name
 
 
+@pytest.mark.exhaustive
 def test_sharded_image_encoder_computes_the_same(model, tokens):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     placed = parameter_shardings(model, mesh)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import AttentionConfig, Experts, LayerKind, Temperature
@@ -42,7 +43,7 @@ def step(model, tokens, positions, cache):
     return out.logits, out.cache
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", examples([True, False], True))
 def test_token_by_token_equals_one_pass_at_every_chunk_boundary(model, tokens, scan):
     model = with_scanned_layers(model, scan)
     whole = logits_of(model, tokens)

@@ -41,15 +41,16 @@ def on(mesh: dict[str, int], **changes: object) -> Variant:
 
 
 MIXED = MESHES["fsdp=4 x tensor=2"]
-VARIANTS = [
-    *map(on, MESHES.values()),
-    on({}, accumulate=2),
-    on({"fsdp": 2, "tensor": 2}, accumulate=4),
-    on(MIXED, loss_chunk=7),
-    on({}, scan_layers=False),
-    on(MIXED, scan_layers=False),
-    on(MIXED, remat="full"),
-]
+VARIANTS = {
+    "one change each": [on(MESHES["fsdp=4 x tensor=2"], loss_chunk=7), on({}, accumulate=2)],
+    "meshes": [*map(on, MESHES.values())],
+    "changes on meshes": [
+        on({"fsdp": 2, "tensor": 2}, accumulate=4),
+        on({}, scan_layers=False),
+        on(MIXED, scan_layers=False),
+        on(MIXED, remat="full"),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,9 @@ def assert_equal(text: str, chosen: list[Variant], **changes: object) -> None:
         assert max(d.measured for d in except_updates) < TOLERANCE, outcome.variant
 
 
-def test_loss_gradients_and_update_match_a_single_device(text):
-    assert_equal(text, VARIANTS, **CHANGES)
+@pytest.mark.parametrize("chosen", examples(VARIANTS, "one change each"))
+def test_loss_gradients_and_update_match_a_single_device(text, chosen):
+    assert_equal(text, VARIANTS[chosen], **CHANGES)
 
 
 def test_tied_weights_sum_both_their_gradients(text):
@@ -104,9 +106,11 @@ EXPERT_MESHES = {
 }
 
 
-def test_experts_on_a_mesh_match_a_single_device(text, really_compiling):
-    chosen = ("expert=8", "fsdp=2 x tensor=2 x expert=2")
-    assert_equal(text, [on(EXPERT_MESHES[name]) for name in chosen], **SPARSE)
+@pytest.mark.parametrize(
+    "name", examples(["expert=8", "fsdp=2 x tensor=2 x expert=2"], "fsdp=2 x tensor=2 x expert=2")
+)
+def test_experts_on_a_mesh_match_a_single_device(text, really_compiling, name):
+    assert_equal(text, [on(EXPERT_MESHES[name])], **SPARSE)
 
 
 def test_experts_are_sharded_over_expert_fsdp_and_tensor():

@@ -61,6 +61,7 @@ def test_a_correct_model_passes_at_every_step(mine):
     assert {"layers.1.attn.q_proj", "layers.1.attn", "layers.1.mlp", "layers.1"} <= paths
 
 
+@pytest.mark.exhaustive
 def test_training_and_generation_levels_pass(mine):
     levels = ["gradients", "step", "generate"]
     assert check(mine, levels).verdicts == dict.fromkeys(levels, True)
@@ -192,6 +193,7 @@ def test_a_model_from_elsewhere_takes_its_fields_from_the_rules(page):
         judge()
 
 
+@pytest.mark.exhaustive
 def test_given_rules_take_precedence_over_the_known_family(make_llama, convert):
     """A model of transformers is converted by the given rules, not by its family's."""
     llama = make_llama()
@@ -274,6 +276,7 @@ TOLD = SimpleNamespace(
 )
 
 
+@pytest.mark.exhaustive
 def test_a_module_with_custom_masks_and_arguments_passes(tmp_path):
     module = randomize(Told())
     torch.save(module.state_dict(), tmp_path / "told.pt")

@@ -37,6 +37,7 @@ def test_a_stopped_gradient_is_named(pair, short, monkeypatch):
     assert report.first_divergence.what == "gradient"
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_of_pure_noise_is_measured_relative_to_all_gradients(tmp_path):
     """Without RoPE, the key bias shifts all scores of a query, which softmax ignores."""
     original = CASES["smollm3/windows-biases"].build()
@@ -49,6 +50,7 @@ def test_a_gradient_of_pure_noise_is_measured_relative_to_all_gradients(tmp_path
     assert noise == {("layers.2.attn.k_proj", "bias")}
 
 
+@pytest.mark.exhaustive
 def test_correct_optimizers_pass(pair, short):
     llama, model = pair
     trainers = make_optimizer(
@@ -61,6 +63,7 @@ def test_correct_optimizers_pass(pair, short):
         assert report.ok, report.first_divergence
 
 
+@pytest.mark.exhaustive
 def test_a_hundred_steps_stay_within_the_thresholds(pair, short):
     llama, model = pair
     report = compare(llama, model, short, levels=("curve",), recipe=Recipe(steps=100))
