@@ -25,6 +25,7 @@ READING = {"rules", "formats", "families", "loading"}
 TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
+        "config": {"errors"},
         "orbax_layout": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
@@ -51,11 +52,11 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "__main__": {"cli"},
     },
     "jaxllm.layers": {
-        **{name: set() for name in ("norm", "linear", "trace", "dropout", "context")},
+        **{name: set() for name in ("norm", "linear", "hooks", "dropout", "context")},
         "mlp": {"linear"},
-        "stack": {"linear", "trace"},
-        "attention": {"context", "linear", "norm", "trace"},
-        "experts": {"attention", "linear", "mlp", "trace"},
+        "stack": {"linear", "hooks"},
+        "attention": {"context", "linear", "norm", "hooks"},
+        "experts": {"attention", "linear", "mlp", "hooks"},
         "vision": {"attention", "linear", "mlp", "norm", "stack"},
         "block": {"attention", "context", "dropout", "experts", "mlp", "norm"},
     },

@@ -10,7 +10,7 @@ from jaxllm.errors import did_you_mean
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
-from jaxllm.interop.rules.bijection import fused_parts
+from jaxllm.interop.rules.binding import fused_parts
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import BoundRule
 

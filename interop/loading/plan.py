@@ -18,7 +18,7 @@ from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
-from jaxllm.interop.rules.bijection import fused_parts
+from jaxllm.interop.rules.binding import fused_parts
 from jaxllm.interop.rules.pattern import Index, Side
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import build_abstract

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.config import Config, DecoderConfig
 from jaxllm.interop.formats.stored_tensor import StoredTensor
-from jaxllm.interop.rules.bijection import bind
+from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
 from .fields import Fields, Json

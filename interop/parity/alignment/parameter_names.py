@@ -10,7 +10,7 @@ from jaxllm.config import Config
 from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
 from jaxllm.interop.loading.plan import find_arrays
-from jaxllm.interop.rules.bijection import fused_parts
+from jaxllm.interop.rules.binding import fused_parts
 from jaxllm.interop.rules.rule import BoundRule, Rule
 from jaxllm.models import Model
 

@@ -99,7 +99,7 @@ def capped(evidence: Evidence) -> Iterator[Explanation]:
 def few_tokens(evidence: Evidence) -> Iterator[Explanation]:
     """Only a few tokens differ."""
     ours, theirs = evidence.ours, evidence.theirs
-    if f"{evidence.path}.router" in evidence.given:
+    if f"{evidence.path}.router" in evidence.reference:
         return  # the hint on experts is more specific
     axes = tuple(range(2, ours.ndim))
     size = np.sqrt(np.square(theirs).sum(axes).mean())

@@ -19,13 +19,13 @@ def other_mask(evidence: Evidence) -> Iterator[Explanation]:
         return
     both = ours_seen & theirs_seen
     words = "Looks like a different mask"
-    names = [sight(seen[0, :, 0]) for seen in (theirs_seen, ours_seen)]
+    names = [describe_mask(seen[0, :, 0]) for seen in (theirs_seen, ours_seen)]
     if all(names) and names[0] != names[1]:
         words += f": {names[0]} in the reference, {names[1]} in the model"
     yield Explanation(ours[both], theirs[both], words)
 
 
-def sight(seen_TS: np.ndarray) -> str | None:
+def describe_mask(seen_TS: np.ndarray) -> str | None:
     """Names a mask, such as "a window of 64"; None if it is of no known kind."""
     T, S = seen_TS.shape
     at, keys = np.arange(T)[:, None], np.arange(S)[None]
@@ -51,7 +51,7 @@ def sight(seen_TS: np.ndarray) -> str | None:
 
 def tiled_heads(evidence: Evidence) -> Iterator[Explanation]:
     """Query head n uses key head n % K on one side and key head n // G on the other."""
-    q, k = evidence.beside("q"), evidence.beside("k")
+    q, k = evidence.sibling("q"), evidence.sibling("k")
     if evidence.step != "scores" or q is None or k is None or not 1 < k.shape[2] < q.shape[2]:
         return
     at = slice(-1, None)

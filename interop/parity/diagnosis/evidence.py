@@ -24,8 +24,8 @@ class Evidence:
         ours: output of the JAX model when fed the reference's inputs.
         theirs: output of the reference.
         threshold: threshold of the relative L2 error.
-        given: outputs of all steps of the reference, by JAX path.
-        found: outputs of all steps of the JAX model, each fed the reference's inputs.
+        reference: outputs of all steps of the reference, by JAX path.
+        model: outputs of all steps of the JAX model, each fed the reference's inputs.
         weights: parameters of the JAX model by name.
     """
 
@@ -33,8 +33,8 @@ class Evidence:
     ours: np.ndarray
     theirs: np.ndarray
     threshold: float
-    given: Arrays = dataclasses.field(default_factory=dict)
-    found: Arrays = dataclasses.field(default_factory=dict)
+    reference: Arrays = dataclasses.field(default_factory=dict)
+    model: Arrays = dataclasses.field(default_factory=dict)
     weights: Arrays = dataclasses.field(default_factory=dict)
 
     @property
@@ -47,9 +47,9 @@ class Evidence:
         """The step's name in its module."""
         return self.path.rpartition(".")[2]
 
-    def beside(self, step: str) -> np.ndarray | None:
+    def sibling(self, step: str) -> np.ndarray | None:
         """Returns the reference's output of another step in the same module."""
-        return self.given.get(f"{self.parent}.{step}" if self.parent else step)
+        return self.reference.get(f"{self.parent}.{step}" if self.parent else step)
 
     def parameter(self, name: str) -> np.ndarray | None:
         """Returns a parameter of the step; None if it has no such parameter."""
@@ -58,8 +58,8 @@ class Evidence:
     @property
     def sizes(self) -> dict[str, int]:
         """The model's `embed_dim` and `head_dim`, as far as the activations reveal them."""
-        heads = next((x for path, x in self.given.items() if path.endswith(".attn.q")), None)
-        embed = self.given.get("embed")
+        heads = next((x for path, x in self.reference.items() if path.endswith(".attn.q")), None)
+        embed = self.reference.get("embed")
         return {
             **({} if embed is None else {"embed_dim": embed.shape[-1]}),
             **({} if heads is None else {"head_dim": heads.shape[-1]}),

@@ -32,7 +32,7 @@ TABLE: tuple[Explain, ...] = (
 
 def _of_experts(evidence: Evidence) -> str | None:
     """Returns which expert's tokens differ, for a mixture of experts whose router agrees."""
-    router = evidence.given.get(f"{evidence.path}.router")
+    router = evidence.reference.get(f"{evidence.path}.router")
     if router is None:
         return None
     off_BT = np.linalg.norm(evidence.ours - evidence.theirs, axis=-1) > (

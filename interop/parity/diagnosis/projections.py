@@ -22,7 +22,7 @@ ACTIVATIONS: Mapping[str, Callable] = {
 
 def swapped(evidence: Evidence) -> Iterator[Explanation]:
     """The reference's output is the model's output of a sibling projection."""
-    for path, other in evidence.found.items():
+    for path, other in evidence.model.items():
         parent, _, step = path.rpartition(".")
         is_beside = parent == evidence.parent and path != evidence.path
         is_alike = step.endswith("_proj") and evidence.step.endswith("_proj")
@@ -33,7 +33,10 @@ def swapped(evidence: Evidence) -> Iterator[Explanation]:
 
 def other_activation(evidence: Evidence) -> Iterator[Explanation]:
     """The MLP has another activation function, or gate and up are swapped."""
-    kernel, gate, up = evidence.parameter("kernel"), *map(evidence.beside, ("gate_proj", "up_proj"))
+    kernel, gate, up = (
+        evidence.parameter("kernel"),
+        *map(evidence.sibling, ("gate_proj", "up_proj")),
+    )
     if evidence.step != "down_proj" or kernel is None or up is None:
         return
     bias = evidence.parameter("bias")
@@ -79,7 +82,7 @@ def _inputs(
 ) -> Iterator[np.ndarray]:
     """Yields the reference's step that the model's output was computed from, BTI, if found."""
     ours = evidence.ours.reshape(*evidence.ours.shape[:2], -1)
-    for x in list(evidence.given.values()):
+    for x in list(evidence.reference.values()):
         flat = x.reshape(*x.shape[:2], -1)
         if flat.shape[-1] == len(matrix_IO) and flat.shape[:2] == ours.shape[:2]:
             probe = flat[:1, -8:] @ matrix_IO + shift
@@ -100,7 +103,7 @@ def by_embeddings(evidence: Evidence) -> Iterator[Explanation]:
     found = HEAD.fullmatch(evidence.path)
     stack = found[1] if found else ""
     table_VD = evidence.weights.get(f"{stack}embed.embedding")
-    x_BTD = evidence.given.get(f"{stack}final_norm")
+    x_BTD = evidence.reference.get(f"{stack}final_norm")
     if found and table_VD is not None and x_BTD is not None:
         made = x_BTD @ table_VD.T
         yield Explanation(made, evidence.theirs, "Looks like a tied head in the reference only")

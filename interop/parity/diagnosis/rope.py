@@ -17,7 +17,7 @@ LAYOUTS = ("half", "interleaved")
 
 def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
     """The rotation differs: its pairs, direction, angles or fraction; or one side has none."""
-    before = evidence.beside(f"{evidence.step}_proj")
+    before = evidence.sibling(f"{evidence.step}_proj")
     if not evidence.path.endswith((".attn.q", ".attn.k")) or before is None:
         return
     ours, theirs, scale = evidence.ours, evidence.theirs, _scale(evidence)
@@ -27,19 +27,19 @@ def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
         yield Explanation(before, ours, "Looks like no RoPE in the model")
         return
     for layout in LAYOUTS:
-        own = gains(before, ours, layout, rotated[0])
-        if not _is_near(turned(before, own, layout), ours):
+        own = rotation_factors(before, ours, layout, rotated[0])
+        if not _is_near(rotate(before, own, layout), ours):
             continue
         other = next(other for other in LAYOUTS if other != layout)
         words = "Looks like half/interleaved RoPE: the reference rotates the pairs of the {} layout"
-        yield Explanation(turned(before, own, other), theirs, words.format(other))
+        yield Explanation(rotate(before, own, other), theirs, words.format(other))
         words = "Looks like RoPE in the opposite direction"
-        yield Explanation(turned(before, own.conj(), layout), theirs, words)
+        yield Explanation(rotate(before, own.conj(), layout), theirs, words)
         if scale is not None:
             for norm in (_normalized(before) * scale, _normalized(before) * (scale + 1)):
                 words = "Looks like a missing norm of queries and keys"
-                yield Explanation(turned(norm, own, layout), theirs, words)
-        found = gains(before, theirs, layout, rotated[1])
+                yield Explanation(rotate(norm, own, layout), theirs, words)
+        found = rotation_factors(before, theirs, layout, rotated[1])
         if rotated[0] == rotated[1]:
             words = difference(own, found)
         else:
@@ -47,7 +47,7 @@ def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
                 "Looks like a different rotary fraction: the reference rotates "
                 f"{rotated[1]} elements of a head, the model {rotated[0]}"
             )
-        yield Explanation(turned(before, found, layout), theirs, words)
+        yield Explanation(rotate(before, found, layout), theirs, words)
 
 
 def turned_further(evidence: Evidence) -> Iterator[Explanation]:
@@ -61,10 +61,12 @@ def turned_further(evidence: Evidence) -> Iterator[Explanation]:
     yield Explanation(ours * ratio_T, theirs, words)
     for layout in LAYOUTS:
         words = "Looks like different RoPE angles: theta or its scaling"
-        yield Explanation(turned(ours, gains(ours, theirs, layout), layout), theirs, words)
+        yield Explanation(
+            rotate(ours, rotation_factors(ours, theirs, layout), layout), theirs, words
+        )
 
 
-def gains(
+def rotation_factors(
     before: np.ndarray, after: np.ndarray, layout: str, rotated: int | None = None
 ) -> np.ndarray:
     """Returns the complex factor of each pair at each position, TP: a least-squares fit.
@@ -79,7 +81,7 @@ def gains(
     return (x.conj() * y).sum((0, 2)) / np.square(np.abs(x)).sum((0, 2))
 
 
-def turned(x_BTNH: np.ndarray, gains_TP: np.ndarray, layout: str) -> np.ndarray:
+def rotate(x_BTNH: np.ndarray, gains_TP: np.ndarray, layout: str) -> np.ndarray:
     """Multiplies the first pairs of each head by `gains_TP`; leaves the other elements alone."""
     R = 2 * gains_TP.shape[-1]
     z = _pairs(x_BTNH, layout, R) * gains_TP[:, None]

@@ -17,7 +17,7 @@ from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
 from jaxllm.interop.parity.report.rows import LOGITS
-from jaxllm.layers.trace import HOOK, apply_hook
+from jaxllm.layers.hooks import HOOK, apply_hook
 from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack
 from jaxllm.sharding import to_host

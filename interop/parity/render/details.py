@@ -14,7 +14,7 @@ from jaxllm.interop.parity.report.rows import (
     WeightResult,
 )
 
-from .summary import name, number, place
+from .sentences import name, number, place
 from .table import Row, Table
 
 SHOWN = 12  # rows of a level

@@ -10,7 +10,7 @@ from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import Error, TapResult
 
 from .outline import outline
-from .summary import number
+from .sentences import number
 
 # Ranges of error / threshold as powers of ten; the style sheet gives each a gradient of colors.
 RANGES = {"within": (-2.0, 0.0), "beyond": (0.0, 2.0), "far": (2.0, 5.0)}

@@ -10,8 +10,8 @@ from jaxllm.interop.parity.report.rows import LossResult
 
 from . import charts, details
 from .heat_map import heat_map, legend
-from .overview import levels_table, positions_table
-from .summary import explanation, flips_note, headline, hint, mark, number, place, unjudged_note
+from .sentences import explanation, flips_note, headline, hint, mark, number, place, unjudged_note
+from .summary_tables import levels_table, positions_table
 from .table import Table
 
 if TYPE_CHECKING:

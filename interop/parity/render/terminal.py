@@ -8,8 +8,8 @@ from rich.text import Text
 
 from jaxllm.interop.parity.report.report import Report
 
-from .overview import layers_table, levels_table, positions_table
-from .summary import explanation, flips_note, headline, hint, mark, unjudged_note
+from .sentences import explanation, flips_note, headline, hint, mark, unjudged_note
+from .summary_tables import layers_table, levels_table, positions_table
 from .table import Row, Table
 
 

@@ -10,9 +10,9 @@ from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig, Temperature
 from jaxllm.layers.context import Bias, Context
+from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import Norm, normalize
-from jaxllm.layers.trace import apply_hook, has_hook
 from jaxllm.sharding import constrain
 
 from .cache import Cache

@@ -10,8 +10,8 @@ from jax import Array
 
 from jaxllm.config import StackConfig
 from jaxllm.layers.context import Source
+from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import Linear
-from jaxllm.layers.trace import apply_hook, has_hook
 from jaxllm.sharding import constrain
 
 from .attention import attention, hook_block, query_blocks

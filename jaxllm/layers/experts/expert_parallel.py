@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxllm.layers.trace import without_hooks
+from jaxllm.layers.hooks import without_hooks
 from jaxllm.sharding import DIMS, partition_spec
 
 # Maps (rows sorted by group, number of rows per group, group of each row) to the new rows.

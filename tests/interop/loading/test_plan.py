@@ -17,7 +17,7 @@ from jaxllm.interop.formats.lazy_tensor import from_stored
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
 from jaxllm.interop.loading.plan import analyze_checkpoint, find_arrays, make_plan, split_fused
-from jaxllm.interop.rules.bijection import bind
+from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.params import parameter_shapes

@@ -25,8 +25,8 @@ def test_a_change_of_all_numbers_is_recognized(words, theirs):
 
 def test_a_scale_is_named_by_the_sizes_of_the_model():
     given = {"embed": D * OURS, **HEADS}
-    assert "(embed_dim)" in hint("embed", OURS, D * OURS, given=given)
-    assert "1 / sqrt(head_dim)" in hint(PATH, OURS, OURS / np.sqrt(H), given=HEADS)
+    assert "(embed_dim)" in hint("embed", OURS, D * OURS, reference=given)
+    assert "1 / sqrt(head_dim)" in hint(PATH, OURS, OURS / np.sqrt(H), reference=HEADS)
     assert named_ratio(2.0, {"embed_dim": 16, "head_dim": 4}) == " (sqrt(head_dim))"
     assert named_ratio(1.5, {"embed_dim": 16}) == ""
 

@@ -3,19 +3,21 @@
 import numpy as np
 from wrong_steps import B, H, K, N, T, drawn, half, hint
 
-from jaxllm.interop.parity.diagnosis.attention import sight
+from jaxllm.interop.parity.diagnosis.attention import describe_mask
 
 
 def test_known_masks_are_named():
     at, keys = np.arange(T)[:, None], np.arange(T)[None]
     causal = keys <= at
-    assert sight(causal) == "causal"
-    assert sight(keys < at) == "causal without the query's own key"
-    assert sight(np.ones((T, T), bool)) == "all keys"
-    assert sight(causal & (at - keys < 5)) == "a window of 5"
-    assert sight(causal & (at // 6 == keys // 6)) == "chunks of 6"
-    assert sight(causal & ((at + 1) // 6 == (keys + 1) // 6)) == "chunks of 6, the first of 5"
-    assert sight(np.random.default_rng(0).random((T, T)) < 0.5) is None
+    assert describe_mask(causal) == "causal"
+    assert describe_mask(keys < at) == "causal without the query's own key"
+    assert describe_mask(np.ones((T, T), bool)) == "all keys"
+    assert describe_mask(causal & (at - keys < 5)) == "a window of 5"
+    assert describe_mask(causal & (at // 6 == keys // 6)) == "chunks of 6"
+    assert (
+        describe_mask(causal & ((at + 1) // 6 == (keys + 1) // 6)) == "chunks of 6, the first of 5"
+    )
+    assert describe_mask(np.random.default_rng(0).random((T, T)) < 0.5) is None
 
 
 def scores_of(q, k, seen, scale=1.0):
@@ -31,7 +33,7 @@ def test_wrong_scores_are_recognized():
     given = {"layers.0.attn.q": q, "layers.0.attn.k": k}
 
     def found(theirs):
-        return hint(path, ours, theirs.astype(np.float32), given=given)
+        return hint(path, ours, theirs.astype(np.float32), reference=given)
 
     window = scores_of(q, k, seen & (at - keys < 7))
     assert "mask: a window of 7 in the reference, causal in the model" in found(window)
@@ -41,7 +43,7 @@ def test_wrong_scores_are_recognized():
     assert "soft cap: the reference is capped at 3" in found(cap)
     tiled = scores_of(q, np.tile(k, (1, 1, N // K, 1)), seen)
     assert "k/v heads tiled instead of repeated in the reference" in found(tiled)
-    assert "tiled instead of repeated in the model" in hint(path, tiled, ours, given=given)
+    assert "tiled instead of repeated in the model" in hint(path, tiled, ours, reference=given)
 
 
 def test_wrong_probabilities_are_recognized():
@@ -50,7 +52,7 @@ def test_wrong_probabilities_are_recognized():
     exps = np.exp(scores - scores.max(-1, keepdims=True))
     probs, path = exps / exps.sum(-1, keepdims=True), "layers.0.attn.probs"
     given = {"layers.0.attn.scores": scores}
-    assert "softmax in bfloat16 in the reference" in hint(path, probs, half(probs), given=given)
-    assert "softmax in bfloat16 in the model" in hint(path, half(probs), probs, given=given)
+    assert "softmax in bfloat16 in the reference" in hint(path, probs, half(probs), reference=given)
+    assert "softmax in bfloat16 in the model" in hint(path, half(probs), probs, reference=given)
     sunk = exps / (exps.sum(-1, keepdims=True) + 0.5)
-    assert "attention sink" in hint(path, probs, sunk, given=given)
+    assert "attention sink" in hint(path, probs, sunk, reference=given)

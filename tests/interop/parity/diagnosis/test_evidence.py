@@ -33,7 +33,7 @@ def test_evidence_finds_siblings_parameters_and_sizes():
     weights = {"layers.0.mlp.down_proj.kernel": THEIRS}
     evidence = Evidence("layers.0.mlp.down_proj", OURS, THEIRS, 1e-6, around, weights=weights)
     assert (evidence.parent, evidence.step) == ("layers.0.mlp", "down_proj")
-    assert evidence.beside("up_proj") is OURS
+    assert evidence.sibling("up_proj") is OURS
     assert evidence.parameter("kernel") is THEIRS
     assert evidence.parameter("bias") is None
     assert evidence.sizes == {"embed_dim": D, "head_dim": H}

@@ -20,13 +20,13 @@ def test_wrong_experts_are_recognized():
     given = {"layers.0.mlp.router": router}
     off = router.argmax(-1) == 2
     theirs = np.where(off[..., None], drawn(B, T, D, seed=3), ours)
-    assert "the tokens of expert 2 differ" in hint("layers.0.mlp", ours, theirs, given=given)
+    assert "the tokens of expert 2 differ" in hint("layers.0.mlp", ours, theirs, reference=given)
     ratio = np.random.default_rng(0).random((B, T, 1), np.float32) + 0.5
     assert "weights of the experts' outputs" in hint(
-        "layers.0.mlp", ours, ratio * ours, given=given
+        "layers.0.mlp", ours, ratio * ours, reference=given
     )
     other = drawn(B, T, D, seed=4)
-    assert "The router agrees" in hint("layers.0.mlp", ours, other, given=given)
+    assert "The router agrees" in hint("layers.0.mlp", ours, other, reference=given)
 
 
 def test_nan_is_counted():

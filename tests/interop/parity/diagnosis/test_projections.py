@@ -16,7 +16,7 @@ def test_a_head_tied_on_one_side_is_recognized(stack, head, side):
     tied, untied = x_BTD @ table_VD.T, x_BTD @ drawn(D, F)
     ours, theirs = (untied, tied) if head == "lm_head" else (tied, untied)
     around = {f"{stack}final_norm": x_BTD}, {f"{stack}embed.embedding": table_VD}
-    found = hint(f"{stack}{head}", ours, theirs, given=around[0], weights=around[1])
+    found = hint(f"{stack}{head}", ours, theirs, reference=around[0], weights=around[1])
     assert found == f"Looks like a tied head in {side} only"
 
 
@@ -26,7 +26,7 @@ def test_a_wrong_kernel_is_recognized():
     weights = {f"{path}.kernel": kernel, "layers.1.attn.o_proj.kernel": other}
 
     def found(theirs):
-        return hint(path, x @ kernel, theirs, weights=weights, given={"layers.0.attn.mixed": x})
+        return hint(path, x @ kernel, theirs, weights=weights, reference={"layers.0.attn.mixed": x})
 
     assert "transposed square kernel" in found(x @ kernel.T)
     assert "the reference uses layers.1.attn.o_proj.kernel" in found(x @ other)
@@ -36,7 +36,7 @@ def test_a_wrong_kernel_is_recognized():
 def test_swapped_and_reordered_heads_are_recognized():
     gate, up = drawn(B, T, F), drawn(B, T, F, seed=1)
     found = {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up}
-    words = hint("layers.0.mlp.gate_proj", gate, up, found=found)
+    words = hint("layers.0.mlp.gate_proj", gate, up, model=found)
     assert "gate_proj and up_proj swapped" in words
     order = [2, 0, 3, 1]
     words = hint("layers.0.attn.q_proj", HEADS_BTNH, HEADS_BTNH[:, :, order])
@@ -53,7 +53,7 @@ def silu(x):
 def test_a_wrong_activation_is_recognized():
     gate, up, kernel = drawn(B, T, F), drawn(B, T, F, seed=1), drawn(F, D)
     around = {
-        "given": {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up},
+        "reference": {"layers.0.mlp.gate_proj": gate, "layers.0.mlp.up_proj": up},
         "weights": {"layers.0.mlp.down_proj.kernel": kernel},
     }
     ours, swapped = silu(gate) * up @ kernel, silu(up) * gate @ kernel

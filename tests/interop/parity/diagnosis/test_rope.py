@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from wrong_steps import B, H, N, T, drawn, hint
 
-from jaxllm.interop.parity.diagnosis.rope import frequencies, gains, theta, turned
+from jaxllm.interop.parity.diagnosis.rope import frequencies, rotate, rotation_factors, theta
 
 
 def rotated(x_BTNH, layout="half", theta=1e4, start=0, rotated=H, times=1.0):
@@ -38,13 +38,14 @@ ROTATIONS = {
 def test_wrong_rotations_are_recognized(words, changes):
     ours = rotated(BEFORE, theta=2e4 if "theta" in words else 1e4)
     theirs = rotated(BEFORE, **changes)
-    found = hint("layers.1.attn.q", ours, theirs, given={"layers.1.attn.q_proj": BEFORE})
+    found = hint("layers.1.attn.q", ours, theirs, reference={"layers.1.attn.q_proj": BEFORE})
     assert words in found
 
 
 def test_missing_rope_in_the_model_is_recognized():
     found = hint(
-        *("layers.0.attn.k", BEFORE, rotated(BEFORE)), given={"layers.0.attn.k_proj": BEFORE}
+        *("layers.0.attn.k", BEFORE, rotated(BEFORE)),
+        reference={"layers.0.attn.k_proj": BEFORE},
     )
     assert "no RoPE in the model" in found
 
@@ -52,8 +53,8 @@ def test_missing_rope_in_the_model_is_recognized():
 def test_a_further_rotation_is_recognized_if_the_projection_differs():
     given = {"layers.0.attn.q_proj": drawn(B, T, N, H, seed=9)}
     ours, growth = rotated(BEFORE), (1 + 0.1 * np.arange(T, dtype=np.float32))[:, None, None]
-    assert "angles" in hint("layers.0.attn.q", ours, rotated(BEFORE, theta=50.0), given=given)
-    assert "temperature" in hint("layers.0.attn.q", ours, ours * growth, given=given)
+    assert "angles" in hint("layers.0.attn.q", ours, rotated(BEFORE, theta=50.0), reference=given)
+    assert "temperature" in hint("layers.0.attn.q", ours, ours * growth, reference=given)
 
 
 def test_a_missing_norm_of_queries_is_recognized():
@@ -61,7 +62,7 @@ def test_a_missing_norm_of_queries_is_recognized():
     normed = BEFORE / np.sqrt(np.square(BEFORE).mean(-1, keepdims=True) + 1e-6) * scale
     found = hint(
         *("layers.0.attn.q", rotated(BEFORE), rotated(normed)),
-        given={"layers.0.attn.q_proj": BEFORE},
+        reference={"layers.0.attn.q_proj": BEFORE},
         weights={"layers.0.attn.q_norm.scale": scale},
     )
     assert "missing norm of queries and keys" in found
@@ -70,6 +71,6 @@ def test_a_missing_norm_of_queries_is_recognized():
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_a_rotation_is_measured_and_reproduced(layout):
     after = rotated(BEFORE, layout, theta=500.0)
-    found = gains(BEFORE, after, layout)
-    np.testing.assert_allclose(turned(BEFORE, found, layout), after, atol=1e-5)
+    found = rotation_factors(BEFORE, after, layout)
+    np.testing.assert_allclose(rotate(BEFORE, found, layout), after, atol=1e-5)
     assert theta(frequencies(found)) == pytest.approx(500, rel=1e-3)

@@ -9,11 +9,11 @@ from parity_reports import REPORTS, tap, with_rows
 from rich.console import Console
 
 from jaxllm.interop.parity.render import html as page
-from jaxllm.interop.parity.render import overview, terminal
+from jaxllm.interop.parity.render import summary_tables, terminal
 
 TABLES = {
-    "levels": overview.levels_table,
-    "positions": lambda report: overview.positions_table(report, report.logits),
+    "levels": summary_tables.levels_table,
+    "positions": lambda report: summary_tables.positions_table(report, report.logits),
 }
 
 

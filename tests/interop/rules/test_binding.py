@@ -9,7 +9,7 @@ from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.diagnostics import check_arrays, check_tensors
 from jaxllm.interop.loading.plan import split_fused
-from jaxllm.interop.rules.bijection import bind, fused_parts
+from jaxllm.interop.rules.binding import bind, fused_parts
 from jaxllm.interop.rules.rule import Rule
 
 SIZES = {"L": 2, "N": 3, "K": 2, "H": 2, "D": 5, "A": 11, "B": 12}

@@ -9,7 +9,7 @@ from tiny import random_model
 from jaxllm.config import PositionConfig
 from jaxllm.layers.attention import attention
 from jaxllm.layers.context import Context
-from jaxllm.layers.trace import HOOK
+from jaxllm.layers.hooks import HOOK
 
 T = 300  # three blocks of queries
 

@@ -6,7 +6,7 @@ from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report
 from jaxllm.interop.parity.report.rows import Judged, TapResult
 
 from .outline import outline
-from .summary import compared, mark, name, number, worst_row
+from .sentences import compared, mark, name, number, worst_row
 from .table import Row, Table
 
 

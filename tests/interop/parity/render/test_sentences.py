@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from parity_reports import NAN, make_report, tap, with_rows
 
-from jaxllm.interop.parity.render.summary import (
+from jaxllm.interop.parity.render.sentences import (
     compared,
     describe_failure,
     explanation,

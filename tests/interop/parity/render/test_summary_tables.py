@@ -4,7 +4,7 @@ import dataclasses
 
 from parity_reports import make_report, with_rows
 
-from jaxllm.interop.parity.render.overview import layers_table, levels_table, positions_table
+from jaxllm.interop.parity.render.summary_tables import layers_table, levels_table, positions_table
 from jaxllm.interop.parity.report.rows import FieldResult
 
 
