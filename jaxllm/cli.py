@@ -1,10 +1,11 @@
 """Entry point of the `jaxllm` command line; `jaxllm --help` lists commands and exit statuses."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from .commands import checkpoints, convert, failures, generate, parity, runs
-from .commands.environment import set_environment
+from .commands.environment import open_streams, set_environment
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
 
@@ -15,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name. Default: those of the process.
     """
+    open_streams()
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -27,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments, rest = make_parser().parse_known_args(argv)
-    if rest and not arguments.takes_overrides:
-        arguments.parser.reject(rest)
-    arguments.overrides = rest
+    arguments = argparse.Namespace(debug="--debug" in argv)
     try:
         set_environment()
+        arguments, rest = make_parser().parse_known_args(argv)
+        arguments.parser.check_unknown(rest)
+        arguments.overrides = rest
         return arguments.run(arguments)
     except BrokenPipeError:
         raise

@@ -1,7 +1,7 @@
 """Errors that the user can fix. Any other exception is a bug in jaxllm."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -15,8 +15,38 @@ class UserError(ValueError):
     exit_status: ClassVar[int] = 2
 
 
+class CheckpointError(UserError):
+    """The problems of a checkpoint, one per line; `problems` holds the lines.
+
+    Args:
+        problems: one problem or several.
+        place: what all of them are about, such as a path; it becomes the heading.
+    """
+
+    exit_status = 1
+
+    def __init__(self, problems: str | Sequence[str], place: object = None):
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        indented = (f"  {problem}" for problem in self.problems)
+        super().__init__("\n".join(self.problems if place is None else (f"{place}:", *indented)))
+
+    def within(self, place: object) -> list[str]:
+        """Returns the problems, each prefixed with the place where it occurred."""
+        return [f"{place}: {problem}" for problem in self.problems]
+
+
+# The last of the problems of data that jaxllm would not have written so.
+OTHER_VERSION = "written by another version of jaxllm, or damaged"
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file that does not exist, or a file pattern that matches nothing."""
+
+
+class MissingCheckpointError(CheckpointError):
+    """A path that is not a checkpoint at all: nothing is there, or a file in place of a folder."""
+
+    exit_status = UserError.exit_status
 
 
 class MissingPackageError(UserError, ModuleNotFoundError):

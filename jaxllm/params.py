@@ -5,7 +5,9 @@ are what checkpoints store. Inside, `bind` turns them back into a model.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from .checkpoint_origin import Origin
 from .config import from_dict, to_dict, with_fields
+from .config.checks import check_seed
+from .errors import OTHER_VERSION, CheckpointError
 from .layers.stack import layer_range
 from .models import AnyModel, Model, build, build_abstract
+from .orbax_layout import group_problems, read_step
 from .sharding import named_sharding
 
 Params = dict[str, Any]
@@ -132,7 +137,11 @@ def initialize(config: Any, mesh: Mesh, seed: int) -> Model:
         config: of any model class.
         mesh: the devices; parameters are sharded by their dimension letters.
         seed: of the random weights, which do not depend on the mesh.
+
+    Raises:
+        UserError: the seed is not in [0, 2**32).
     """
+    check_seed(seed)
     bind, abstract = split(build_abstract(config))
     placed = parameter_shardings(bind(abstract), mesh)
     out_shardings = map_parameters(bind(abstract), lambda name, _: placed[name])
@@ -162,9 +171,71 @@ def from_description(
         description: as `describe` returned it.
         changes: config fields to change, by dotted name, as for `with_fields`.
         fields: further config fields to change.
+
+    Raises:
+        CheckpointError: this version cannot read the description. Lists every problem.
     """
+    if problems := [*_config_problems(description), *_origin_problems(description)]:
+        raise CheckpointError([*problems, OTHER_VERSION])
     config = with_fields(from_dict(description["config"]), changes, **fields)
     model = build_abstract(config)
     if description["origin"] is not None:
         model.origin = Origin(**description["origin"])
     return model
+
+
+def read_model(step: Path, changes: Mapping[str, Any] = {}) -> tuple[Model, dict[str, Any]]:
+    """Reads the model of a native checkpoint, with shapes and dtypes in place of weights.
+
+    Args:
+        step: the folder of one step.
+        changes: config fields to change, by dotted name, as for `with_fields`.
+
+    Returns:
+        The model, and the metadata of its stored arrays by dotted name.
+
+    Raises:
+        CheckpointError: jaxllm did not write the checkpoint, this version cannot read its config,
+            or its arrays are not those of its config.
+    """
+    about, items = read_step(step)
+    arrays = nnx.traversals.flatten_mapping(items["model"], sep=".")
+    try:
+        model = from_description(about, changes)
+    except CheckpointError as error:
+        raise CheckpointError(error.problems, step) from None
+    if problems := _array_problems(model, arrays):
+        raise CheckpointError([*problems, OTHER_VERSION], step)
+    return model, arrays
+
+
+def _config_problems(description: Mapping[str, Any]) -> list[str]:
+    if problems := group_problems(description, ["config"]):
+        return problems
+    try:
+        from_dict(description["config"])
+    except ValueError as error:
+        return [f"config: {line}" for line in str(error).splitlines()]
+    return []
+
+
+def _origin_problems(description: Mapping[str, Any]) -> Iterator[str]:
+    if "origin" not in description:
+        yield "origin is missing"
+        return
+    origin, known = description["origin"], {field.name for field in dataclasses.fields(Origin)}
+    is_valid = isinstance(origin, dict) and origin.keys() == known
+    if origin is not None and not (is_valid and all(isinstance(x, str) for x in origin.values())):
+        yield f"origin is {reprlib.repr(origin)}; it must be null or the texts {sorted(known)}"
+
+
+def _array_problems(model: Model, arrays: Mapping[str, Any]) -> list[str]:
+    """Lists which stored arrays the model does not have in the same shape, and the reverse."""
+    wanted = parameter_shapes(model)
+    stored = {name: tuple(array.shape) for name, array in arrays.items()}
+    problems = [
+        f"{name}: {stored.get(name, 'missing')} stored, {wanted.get(name, 'none')} by the config"
+        for name in {**wanted, **stored}
+        if wanted.get(name) != stored.get(name)
+    ]
+    return [*problems[:8], f"and {len(problems) - 8} more"] if len(problems) > 9 else problems

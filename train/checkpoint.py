@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.models import Model
-from jaxllm.orbax_layout import METADATA_KEY
-from jaxllm.params import describe
+from jaxllm.orbax_layout import METADATA_KEY, read_step
+from jaxllm.params import describe, read_model
 
 from .config import TrainConfig, to_dict
 from .step import TrainState
@@ -20,7 +20,8 @@ from .step import TrainState
 class Checkpoints:
     """Saves and restores the checkpoints of one run. Create it with `open_checkpoints`."""
 
-    def __init__(self, checkpointer: ocp.training.Checkpointer):
+    def __init__(self, folder: Path, checkpointer: ocp.training.Checkpointer):
+        self._folder = folder
         self._checkpointer = checkpointer
 
     @property
@@ -52,10 +53,20 @@ class Checkpoints:
         )
 
     def read_metadata(self) -> dict[str, Any]:
-        """Returns the metadata of the newest checkpoint: config, origin, run and data."""
-        return self._checkpointer.checkpointables_metadata(self.latest).custom_metadata[
-            METADATA_KEY
-        ]
+        """Returns the metadata of the newest checkpoint: config, origin, run and data.
+
+        Raises:
+            CheckpointError: jaxllm did not write the checkpoint, or run or data is missing.
+        """
+        return read_step(self._folder / str(self.latest), "run", "data").about
+
+    def read_model(self) -> Model:
+        """Returns the model of the newest checkpoint, without weights.
+
+        Raises:
+            CheckpointError: see `jaxllm.params.read_model`.
+        """
+        return read_model(self._folder / str(self.latest))[0]
 
     def load(self, abstract: TrainState) -> TrainState:
         """Restores the newest state with the shapes, dtypes and shardings of `abstract`."""
@@ -77,4 +88,4 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[Checkpoints]:
     with ocp.training.Checkpointer(
         folder, preservation_policy=policy, cleanup_tmp_directories=True
     ) as checkpointer:
-        yield Checkpoints(checkpointer)
+        yield Checkpoints(folder, checkpointer)

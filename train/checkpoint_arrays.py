@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
-from orbax.checkpoint import v1 as ocp
 
-from jaxllm.errors import UserError
-from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes
+from jaxllm.errors import CheckpointError
+from jaxllm.orbax_layout import array_spec, chunk_bytes, read_step
 from jaxllm.params import unstack_name
 
 PARAMETER, FIRST_MOMENT, SECOND_MOMENT = "parameter", "first moment", "second moment"
@@ -39,23 +38,17 @@ class StoredArray(NamedTuple):
         return np.asarray(part.read().result())
 
 
-def read_metadata(step: Path) -> dict[str, Any]:
-    """Reads a checkpoint's metadata: config, origin and, from a training run, run and data.
+def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
+    """Opens every array of `item`, "model" or "optimizer"; scanned layers stay stacked.
 
     Raises:
-        UserError: the checkpoint was not written by jaxllm.
+        CheckpointError: jaxllm did not write the checkpoint, or it has no such item.
     """
-    metadata = ocp.checkpointables_metadata(step.resolve()).custom_metadata or {}
-    if METADATA_KEY not in metadata:
-        raise UserError(f"{step} is an Orbax checkpoint that was not written by jaxllm")
-    return metadata[METADATA_KEY]
-
-
-def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
-    """Opens every array of `item`, "model" or "optimizer"; scanned layers stay stacked."""
     step = step.resolve()
-    tree = ocp.checkpointables_metadata(step).metadata[item]
-    paths = sorted(".".join(path) for path in _leaves(tree))
+    items = read_step(step).items
+    if item not in items:
+        raise CheckpointError(f"it has no {item}", step)
+    paths = sorted(".".join(path) for path in _leaves(items[item]))
     return {_key(item, path): StoredArray(_open(step, item, path)) for path in paths}
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import MOVED, Config, Dtype, Remat, config_class, is_moved, upgraded
-from jaxllm.errors import UserError, did_you_mean
+from jaxllm.config import Config, Dtype, Remat, config_class, upgraded
+from jaxllm.config.checks import check_counts, check_fields, check_seed, show
+from jaxllm.config.problems import explain, find_correction
+from jaxllm.errors import UserError
 
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
@@ -62,12 +63,12 @@ class TrainConfig:
     wandb: str | None = None  # Weights & Biases project to log to
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_seed(self.seed)
         if (self.model is None) == (self.init_from is None):
             raise ValueError("give either model or init_from")
         counts = ("steps", "batch_size", "seq_len", "accumulate", "loss_chunk", "log_every")
-        for name in (*counts, "eval_every", "eval_batches", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is less than 1")
+        check_counts(self, *counts, "eval_every", "eval_batches", "save_every", "keep")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
@@ -86,12 +87,15 @@ FREE_ON_RESUME = (
 )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, prog: str = "jaxllm train"
+) -> TrainConfig:
     """Reads a run config from YAML and applies command-line overrides.
 
     Args:
-        path: the YAML file.
+        path: the YAML file. Old field names are read in a run's own copy, `<output>/config.yaml`.
         overrides: command-line arguments, as in `["--optimizer.learning_rate", "1e-3"]`.
+        prog: the command that messages about overrides name.
 
     Raises:
         ConfigError: lists every field that is unknown (with the nearest known name), missing or
@@ -99,16 +103,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             override.
         SystemExit: status 2, after printing a suggestion, for any other invalid override.
     """
-    config = from_dict(_read_file(path), str(path))
+    data = read_yaml(path)
+    config = (from_stored if _is_stored(path, data) else from_dict)(data, str(path))
     if not overrides:
         return config
-    if renamed := [*_renamed_overrides(overrides)]:
-        raise ConfigError("\n".join(renamed))
+    if wrong := [*_correct_overrides(overrides, config.model)]:
+        raise ConfigError("\n".join(wrong))
     import tyro
 
     return tyro.cli(
         TrainConfig,
-        prog=f"jaxllm train {path}",
+        prog=f"{prog} {path}",
         args=list(overrides),
         default=config,
         config=(tyro.conf.AvoidSubcommands,),
@@ -117,41 +122,66 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def load_stored(path: str | Path) -> TrainConfig:
     """Reads a file that `save_config` wrote, also if it uses old field names."""
-    return from_stored(_read_file(path), str(path))
+    return from_stored(read_yaml(path), str(path))
 
 
-def _renamed_overrides(overrides: Sequence[str]) -> Iterator[str]:
-    """Yields one line per override that uses the old name of a model field."""
+def _is_stored(path: str | Path, data: Any) -> bool:
+    """Whether a file with these data is the copy of the config in the run's own folder."""
+    output = data.get("output") if isinstance(data, dict) else None
+    return isinstance(output, str) and Path(path).resolve() == Path(output, "config.yaml").resolve()
+
+
+def _correct_overrides(overrides: Sequence[str], model: Config | None) -> Iterator[str]:
+    """Yields one line per override with the old name of a model field, or of another stack's."""
     for override in overrides:
         option = override.partition("=")[0]
-        stack, _, name = option.replace("-", "_").removeprefix("__").rpartition(".")
-        if stack in STACKS and name in MOVED:
-            yield f"{option} is now --{stack}.{MOVED[name].replace('_', '-')}"
+        prefix, dot, name = option.replace("-", "_").partition(".")
+        if f"{prefix}{dot}" != "__model." or model is None:
+            continue
+        *groups, field = name.split(".")
+        no = "no_" if field.startswith("no_") else ""  # --model.head.no-tied sets it to False
+        name = ".".join([*groups, field.removeprefix(no)])
+        shown = functools.partial(_option, no)
+        if correction := find_correction(type(model), name, show_name=shown):
+            yield f"{option} {correction}"
 
 
-def _read_file(path: str | Path) -> Any:
+def _option(no: str, name: str) -> str:
+    """Returns the command-line option of a model's field; `no` is the prefix that negates it."""
+    *groups, field = name.replace("_", "-").split(".")
+    return f"--model.{'.'.join([*groups, no.replace('_', '-') + field])}"
+
+
+def read_yaml(path: str | Path) -> Any:
     """Returns the content of a YAML file. Raises ConfigError if it cannot be read or parsed."""
-    import yaml
-
     try:
-        return _read_yaml(Path(path).read_text(encoding="utf-8"))
+        return _parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: the YAML is nested too deeply or contains itself") from None
+    except Exception as error:  # PyYAML raises errors of any class for `!!bool x`, 2020-13-45, ...
+        raise ConfigError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
 
 
-def _read_yaml(text: str) -> Any:
+def _parse_yaml(text: str) -> Any:
     """Parses YAML. Raises YAMLError also for a duplicate key, which safe_load would accept."""
     import yaml
 
+    checked: set[int] = set()  # nodes; aliases may repeat each many times
+
     def check(node: Any) -> None:
+        if id(node) in checked or not isinstance(node, yaml.CollectionNode):
+            return
+        children = node.value
         if isinstance(node, yaml.MappingNode):
-            names = [key.value for key, _ in node.value]
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise yaml.YAMLError(f"{', '.join(map(repr, repeated))} occurs more than once")
-            for _, value in node.value:
-                check(value)
+            children = [value for _, value in node.value]
+        for child in children:
+            check(child)
+        checked.add(id(node))
 
     check(yaml.compose(text, yaml.SafeLoader))
     return yaml.safe_load(text)
@@ -163,19 +193,27 @@ def from_dict(data: Any, place: str) -> TrainConfig:
 
     if not isinstance(data, dict):
         raise ConfigError(
-            f"{place}: expected a mapping of fields, as in configs/tiny.yaml, found {data!r}"
+            f"{place}: expected a mapping of fields, as in configs/tiny.yaml, found {show(data)}"
         )
     try:
         return _type_adapter().validate_python(data)
     except ValidationError as error:
-        relevant = [problem for problem in error.errors() if _is_relevant(problem["loc"], data)]
-        problems = [f"{place}: {_explain(problem)}" for problem in relevant]
-        raise ConfigError("\n".join(problems)) from None
+        picks = {"model": config_class, "data": find_data_class}
+        classes = {
+            field: pick(given if isinstance(given := data.get(field), dict) else {})
+            for field, pick in picks.items()
+        }
+        problems = explain(error, TrainConfig, classes)
+        raise ConfigError("\n".join(f"{place}: {problem}" for problem in problems)) from None
 
 
 def from_stored(data: Any, place: str) -> TrainConfig:
     """Builds a config from what `to_dict` returned, also if it uses old field names."""
-    return from_dict(_upgraded(data) if isinstance(data, dict) else data, place)
+    try:
+        current = _upgraded(data) if isinstance(data, dict) else data
+    except ValueError as error:
+        raise ConfigError(f"{place}: model: {error}") from None
+    return from_dict(current, place)
 
 
 def _upgraded(run: dict[str, Any]) -> dict[str, Any]:
@@ -217,63 +255,6 @@ def find_changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
         for name, old, new in differences(_upgraded(saved), _tuples_to_lists(now))
         if name.partition(".")[0] not in FREE_ON_RESUME
     ]
-
-
-# Where a run config has the fields of a layer stack, some of which have been renamed.
-STACKS = ("model", "model.encoder", "model.decoder")
-# pydantic's error types for an unknown field and for a plain value where a group is expected.
-NAME_ERRORS = ("unexpected_keyword_argument", "dataclass_type")
-# Union fields, and functions that pick the class from the names of the fields given. pydantic
-# tries each class and adds its name to the location of each error; no data fits two classes.
-CLASS_OF: dict[str, Callable[[Mapping[str, Any]], type]] = {
-    "model": config_class,
-    "data": find_data_class,
-}
-
-
-def _is_relevant(loc: Sequence[int | str], data: dict[str, Any]) -> bool:
-    """Whether an error location is outside the union classes that the data do not select."""
-    field, *inside = loc or ("",)
-    if field not in CLASS_OF or not inside:
-        return True
-    given = data[field]
-    return inside[0] == CLASS_OF[field](given if isinstance(given, dict) else {}).__name__
-
-
-def _explain(problem: Any) -> str:
-    """Turns a pydantic error into one line; an unknown field comes with the nearest known one."""
-    field, *inside = problem["loc"] or ("",)
-    name = ".".join(map(str, [field, *(inside[1:] if field in CLASS_OF else inside)]))
-    stack, _, last = name.rpartition(".")
-    if stack in STACKS and problem["type"] in NAME_ERRORS and is_moved(last, problem["input"]):
-        return f"{name} is now {stack}.{MOVED[last]}"
-    if problem["type"] == "unexpected_keyword_argument":
-        known = _fields_at(problem["loc"][:-1])
-        hint = did_you_mean(str(problem["loc"][-1]), known)
-        return f"unknown field {name!r}" + (hint or f"; known fields are {', '.join(known)}")
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    given = "" if isinstance(problem["input"], dict) else f"={problem['input']!r}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{name}{given}: {message}" if name else message
-
-
-def _fields_at(loc: Sequence[int | str]) -> list[str]:
-    """Returns the field names of the dataclass at an error location such as ("optimizer",)."""
-    classes: list[Any] = [TrainConfig]
-    for key in loc:
-        if isinstance(key, str):  # a field, or the union class that was tried; not an index
-            tried = [cls for cls in classes if cls.__name__ == key]
-            classes = tried or _classes_of(typing.get_type_hints(classes[0])[key])
-    return [field.name for field in dataclasses.fields(classes[0])]
-
-
-def _classes_of(hint: Any) -> list[Any]:
-    """Returns the dataclasses in a type hint: the type itself or the members of a union."""
-    if dataclasses.is_dataclass(hint):
-        return [hint]
-    return [cls for part in typing.get_args(hint) for cls in _classes_of(part)]
 
 
 def _tuples_to_lists(data: Any) -> Any:

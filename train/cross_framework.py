@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from jaxllm.models import Model
 from jaxllm.optimizer_state import AdamWState
-from jaxllm.params import from_description, map_parameters, named_parameters, split
+from jaxllm.orbax_layout import read_step
+from jaxllm.params import map_parameters, named_parameters, read_model, split
 
 from .checkpoint import open_checkpoints
-from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays, read_metadata
+from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays
 from .config import ConfigError, TrainConfig, from_stored, save_config
 from .loop import init_state, make_batches, make_run_mesh, model_to_train
 from .optimizers.adamw import is_decayed, make_schedule
@@ -114,15 +115,16 @@ def read_state(step: Path) -> AdamWState:
 
     Raises:
         ConfigError: the checkpoint holds only a model, without optimizer state.
+        CheckpointError: this version of jaxllm cannot read the checkpoint.
     """
     folder = step.resolve()
-    described = read_metadata(folder)
+    described = read_step(folder).about
     if "run" not in described:
         raise ConfigError(
             f"{step} holds a model without optimizer state: it was not written by a training run"
         )
     config, taken = from_stored(described["run"], str(step)), int(folder.name)
-    names = named_parameters(from_description(described))
+    names = named_parameters(read_model(folder)[0])
     stored = open_arrays(folder, "optimizer")
     settings = config.optimizer
     return AdamWState(

@@ -62,8 +62,8 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
 
     Raises:
         ConfigError: the output folder holds another run, or no run to resume, or a run whose
-            numbers this config would change; or the config does not fit the devices, the model
-            or the data.
+            numbers this config would change; or it does not fit the devices, model or data.
+        CheckpointError: this version of jaxllm cannot read the checkpoint to resume.
         NonFiniteError: a metric of a step is not finite; that step is not saved.
     """
     mesh = make_run_mesh(config)
@@ -217,7 +217,7 @@ def model_to_train(
     if resume:
         if checkpoints.latest is None:
             raise ConfigError(f"{config.output} holds no checkpoint to resume from")
-        return from_description(checkpoints.read_metadata())
+        return checkpoints.read_model()
     if checkpoints.latest is not None:
         raise ConfigError(
             f"{config.output} already holds a run of {checkpoints.latest} steps; use --resume to "

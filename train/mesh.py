@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxllm.errors import UserError
+from jaxllm.config.checks import check_fields
+from jaxllm.errors import UserError, did_you_mean
 from jaxllm.sharding import MESH_AXES
 
 THREADS_PER_DEVICE = 8
@@ -27,6 +29,7 @@ class MeshConfig:
     expert: int = 1  # shards of the experts, and of the batch where it is divisible
 
     def __post_init__(self) -> None:
+        check_fields(self, "mesh.")
         for name, size in dataclasses.asdict(self).items():
             if size < 1:
                 raise UserError(f"mesh.{name}={size} is less than 1")
@@ -50,20 +53,24 @@ def make_mesh(*, devices: Sequence[jax.Device] | None = None, **sizes: int) -> M
         **sizes: the size of each axis; an axis that is not named has size 1.
 
     Raises:
-        UserError: an axis is unknown, or the sizes do not multiply to the number of devices.
+        UserError: an axis is unknown or smaller than 1, or the sizes do not multiply to the
+            number of devices.
     """
-    if unknown := sizes.keys() - set(MESH_AXES):
-        raise UserError(
-            f"unknown mesh axis {', '.join(unknown)}; the axes are {', '.join(MESH_AXES)}"
-        )
+    if unknown := [axis for axis in sizes if axis not in MESH_AXES]:
+        known = f"; the axes are {', '.join(MESH_AXES)}"
+        hints = {axis: did_you_mean(axis, MESH_AXES) or known for axis in unknown}
+        raise UserError("\n".join(f"unknown mesh axis {axis}{hints[axis]}" for axis in unknown))
+    if small := [f"{axis}={size}" for axis, size in sizes.items() if size < 1]:
+        raise UserError(f"mesh: {', '.join(small)} is less than 1")
+    given = None if devices is None else [*np.ravel(np.asarray(devices, object))]
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
-    needed, found = math.prod(shape), len(devices or jax.devices())
-    if needed > found or (needed < found and devices is None):
+    needed, found = math.prod(shape), len(jax.devices() if given is None else given)
+    if needed > found or (needed < found and given is None):
         named = " x ".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
         hint = ""
-        if jax.default_backend() == "cpu":
+        if given is None and jax.default_backend() == "cpu":
             threads = THREADS_PER_DEVICE * needed
             hint = f"; for virtual CPU devices set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
         raise UserError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
     types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices and devices[:needed])
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=given and given[:needed])

@@ -24,7 +24,8 @@ def read_metrics(path: str | Path) -> list[Record]:
     """Reads a `metrics.jsonl`, ignoring an unfinished last line, as a killed run leaves it.
 
     Raises:
-        UserError: another line is not a JSON object with a step; names the file and line.
+        UserError: another line is not a JSON object with a step and numbers; names the file and
+            line.
     """
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -37,6 +38,16 @@ def _parse(line: bytes, where: str) -> Record:
         record = None
     if not isinstance(record, dict) or "step" not in record:
         raise UserError(f"{where}: expected a JSON object with a step, found {line[:80]!r}")
+    allowed = dict.fromkeys(record, (int, float)) | {"step": (int,)}
+    wrong = [name for name, value in record.items() if type(value) not in allowed[name]]
+    if wrong:
+        raise UserError(
+            "\n".join(
+                f"{where}: {name} is {json.dumps(record[name])[:80]}, not "
+                + ("a whole number" if name == "step" else "a number")
+                for name in wrong
+            )
+        )
     return record
 
 

@@ -4,7 +4,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig, TwoStackConfig
@@ -137,5 +136,5 @@ def parameters_per_device(config: Config, mesh_shape: dict[str, int]) -> int:
         placed = jax.sharding.NamedSharding(
             mesh, partition_spec(dim_letters(variable), shape, mesh_shape)
         )
-        total += int(np.prod(placed.shard_shape(shape)))
+        total += math.prod(placed.shard_shape(shape))
     return total

@@ -6,7 +6,6 @@ them in its metadata, so it loads onto any mesh without further information.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +15,13 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.config import Dtype, NumericsConfig
+from jaxllm.errors import CheckpointError
 from jaxllm.interop.rules.boxes import Box, slices
 from jaxllm.models import Model
 from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes, is_step, list_steps
-from jaxllm.params import describe, from_description, map_parameters, parameter_shardings, split
+from jaxllm.params import describe, map_parameters, parameter_shardings, read_model, split
 
 from .lazy_tensor import TensorSource
-from .stored_tensor import CheckpointError
 
 NAME = "native"
 _CACHE_BYTES = 32 << 20
@@ -48,12 +47,11 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
         dtype: of the parameters and the activations; by default as stored.
 
     Raises:
-        CheckpointError: jaxllm did not write the checkpoint.
+        CheckpointError: see `read_model`.
     """
     path = find_step(path)
-    about, stored = _describe(path)
-    model = from_description(
-        about, {"numerics": NumericsConfig(param_dtype=dtype, dtype=dtype)} if dtype else {}
+    model, stored = read_model(
+        path, {"numerics": NumericsConfig(param_dtype=dtype, dtype=dtype)} if dtype else {}
     )
     placed = {} if mesh is None else parameter_shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
@@ -93,14 +91,17 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
     An array is stored in the chunks that it was sharded into when it was saved. The chunks read
     last are cached, because tensors of several layers may need the same one: layers that were
     stacked on one device share a chunk.
+
+    Raises:
+        CheckpointError: see `read_model`.
     """
-    about, stored = _describe(path)
+    model, stored = read_model(path)
     stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
     # Enough for the chunks of one array and of the next.
     cache_bytes = max(_CACHE_BYTES, 2 * max(map(chunk_bytes, stores)))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     arrays = {name: _source(_open_array(path, name, context)) for name in stored}
-    return from_description(about), arrays
+    return model, arrays
 
 
 def _open_array(path: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
@@ -112,12 +113,3 @@ def _source(store: tensorstore.TensorStore) -> TensorSource:
         return store[slices(box)].read().result()
 
     return TensorSource(store.dtype.numpy_dtype, tuple(store.shape), read)
-
-
-def _describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the description of a step's model, and the metadata of each of its arrays."""
-    found = ocp.checkpointables_metadata(path)
-    about = (found.custom_metadata or {}).get(METADATA_KEY)
-    if about is None or not found.metadata.get("model"):
-        raise CheckpointError(["this Orbax checkpoint was not written by jaxllm"], path)
-    return about, nnx.traversals.flatten_mapping(found.metadata["model"], sep=".")

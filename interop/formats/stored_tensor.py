@@ -4,7 +4,6 @@ import json
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from weakref import WeakValueDictionary
 import ml_dtypes
 import numpy as np
 
-from jaxllm.errors import UserError
+from jaxllm.errors import CheckpointError
 from jaxllm.interop.rules.boxes import Box, slices
 
 # By their names in safetensors files. Those of 4 and 6 bits are left out: they fill no whole bytes.
@@ -44,26 +43,6 @@ _MAX_RANK = 64  # NumPy's own limit
 
 # Every open map holds a file handle, so the tensors of one file share one.
 _maps: WeakValueDictionary[tuple[int, int, int, int], np.memmap] = WeakValueDictionary()
-
-
-class CheckpointError(UserError):
-    """The problems of a checkpoint, one per line; `problems` holds the lines.
-
-    Args:
-        problems: one problem or several.
-        place: what all of them are about, such as a path; it becomes the heading.
-    """
-
-    exit_status = 1
-
-    def __init__(self, problems: str | Sequence[str], place: object = None):
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        indented = (f"  {problem}" for problem in self.problems)
-        super().__init__("\n".join(self.problems if place is None else (f"{place}:", *indented)))
-
-    def within(self, place: object) -> list[str]:
-        """Returns the problems, each prefixed with the place where it occurred."""
-        return [f"{place}: {problem}" for problem in self.problems]
 
 
 @dataclass(frozen=True)

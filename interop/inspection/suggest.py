@@ -71,7 +71,7 @@ def _open(
     try:
         checkpoint = open_checkpoint(path, rules)
     except CheckpointError as error:
-        if rules is not None:
+        if rules is not None or not path.exists():
             raise
         hint = "this is not a known checkpoint: give the model's config"
         raise CheckpointError([*error.problems, hint]) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.errors import did_you_mean
+from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, parse_json
@@ -70,12 +70,14 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def check_is_folder(path: Path) -> None:
-    """Raises CheckpointError if there is no folder at `path`."""
+    """Raises MissingCheckpointError if there is no folder at `path`."""
     if path.is_dir():
         return
     if path.exists():
-        raise CheckpointError(f"{path} is not a folder: give the folder that contains the file")
-    raise CheckpointError(f"{path} is not a folder" + _near_path(path))
+        raise MissingCheckpointError(
+            f"{path} is not a folder: give the folder that contains the file"
+        )
+    raise MissingCheckpointError(f"{path} is not a folder" + _near_path(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig, NumericsConfig, StackConfig, flatten, with_fields
-from jaxllm.errors import UserError
+from jaxllm.errors import MissingCheckpointError, UserError
 from jaxllm.interop.families import Derived, Family, Fields, Layout, RuleTable
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import in_order
@@ -81,7 +81,7 @@ def resolve_family(rules: Any) -> UserFamily:
     if isinstance(rules, str | Path):
         path = Path(rules).resolve()
         if not path.is_file():
-            raise CheckpointError(f"rules={str(rules)!r} is not a file")
+            raise MissingCheckpointError(f"rules={str(rules)!r} is not a file")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -105,7 +105,9 @@ def known_family(name: str) -> UserFamily:
     _, family = GIVEN.get(name, (None, None))
     if family is None:
         why = "a name that several files have" if name in GIVEN else "which were not given"
-        raise CheckpointError(f"the model was loaded by the rules of {name}, {why}: give rules=")
+        raise CheckpointError(
+            f"the model was loaded by the rules of {name}, {why}: give rules (--rules)"
+        )
     return family
 
 
@@ -133,7 +135,7 @@ def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
         return checkpoint_dir.read_family(path)
     family = resolve_family(rules)
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+        raise MissingCheckpointError(f"{path} does not exist")
     folder = path if path.is_dir() else path.parent
     config = folder / family.config_file
     if family.config_file and not config.is_file():
@@ -154,8 +156,9 @@ def _run(path: Path, text: str) -> UserFamily:
         try:
             attributes = runpy.run_path(str(path), run_name=path.stem)
         except Exception as error:  # user code may raise anything
-            lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)]
-            raise UserError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
+            lines = list(_lines(str(path), error))
+            place = f"{path}, line {lines[-1]}" if lines else str(path)
+            raise UserError(f"{place}: {type(error).__name__}: {error}") from error
     build: Any = attributes.get("reference")
 
     def reference(fields: Json) -> Any:
@@ -165,6 +168,14 @@ def _run(path: Path, text: str) -> UserFamily:
     if build is not None:
         attributes["reference"] = reference
     return _define(path.name, attributes.get)
+
+
+def _lines(file: str, error: Exception) -> Iterator[int | None]:
+    """Yields the lines of a file that led to an error, the innermost last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    yield from (frame.lineno for frame in frames if frame.filename == file)
+    if isinstance(error, SyntaxError) and error.filename == file:
+        yield error.lineno
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import UserError
-from jaxllm.interop.families import FAMILIES, Family
+from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.loading.checkpoint_dir import read_json
+from jaxllm.interop.formats.table import model_format_of
+from jaxllm.interop.loading.checkpoint_dir import check_is_folder, read_family
 from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.reference.transformers_models import require_torch
@@ -24,7 +25,7 @@ from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, text_tokens
 from .comparison import compare
-from .levels.table import LEVELS, levels_of
+from .levels.table import LEVELS, levels_of, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
 from .rendered_report import Report
 
@@ -116,9 +117,11 @@ def check_checkpoint(
     Raises:
         ImportError: torch or transformers is not installed.
         CheckpointError: the folder is not a checkpoint that both sides can read.
-        UserError: `num_tokens` is too small for a verdict, or tokens and text are both given.
+        UserError: `num_tokens` is too small for a verdict, tokens and text are both given, or a
+            level is unknown or does not exist for the model.
     """
     path, given = Path(path), InputOptions(**prompt)
+    select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
     reference, model = open_both(path, rules, model, store)
     inputs = given.inputs(path, reference, model)
@@ -161,22 +164,15 @@ def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
 
 def _family_of(path: Path) -> Family:
     """Returns the family of a checkpoint folder; rejects folders that PyTorch cannot run."""
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder")
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise CheckpointError(
-            f"{path} has no config.json, which running the PyTorch reference requires: "
-            f"`jaxllm convert {path} NEW --to hf` writes a folder that has one"
-        )
-    given = read_json(config_file).get("model_type")
-    known = {f.model_type: f for f in FAMILIES if f.format == "hf" or f.reference is not None}
-    if given not in known:
-        names = ", ".join(map(str, known))
-        raise CheckpointError(
-            f"{config_file}: model_type {given!r} is not supported; supported are {names}"
-        )
-    return known[given]
+    check_is_folder(path)
+    if model_format_of(path) is None:
+        family, _ = read_family(path)
+        if family.format == "hf" or family.reference is not None:
+            return family
+    raise CheckpointError(
+        f"{path} has no config.json of a model that PyTorch can run: "
+        f"`jaxllm convert {path} NEW --to hf` writes a folder that has one"
+    )
 
 
 def _load_reference(path: Path, family: Family, store: ArrayStore) -> Any:

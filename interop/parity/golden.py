@@ -1,15 +1,17 @@
 """Golden packs: records what PyTorch computes, and checks it later on machines without PyTorch."""
 
 import dataclasses
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm.errors import UserError
+from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 
@@ -17,8 +19,9 @@ from .alignment.inputs import Inputs
 from .checkpoint import InputOptions, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
+from .levels.config import CONFIG
 from .levels.pair import JaxSide, Pair
-from .levels.table import levels_of, levels_without_computation, select_levels, stages_of
+from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
 from .levels.weights import WEIGHTS, check_weights
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
@@ -54,6 +57,7 @@ def record_checkpoint(
         The size of the pack in bytes.
     """
     path, given = Path(path), InputOptions(**prompt)
+    select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     reference, model = open_both(path, rules)
     inputs = given.inputs(path, reference, model).completed(model)
     levels = select_levels(levels, levels_of(model))
@@ -94,7 +98,8 @@ def check_pack(
         The report, as from `check_checkpoint`.
 
     Raises:
-        CheckpointError: the pack or the checkpoint cannot be read.
+        CheckpointError: the pack or the checkpoint is damaged, or of another version.
+        OSError: a file cannot be read.
         UserError: a level was not recorded, the model does not take the recorded inputs, or there
             are several processes and no mesh.
     """
@@ -106,6 +111,8 @@ def check_pack(
         )
     with fail_together(is_multi_host):
         data = read_pack(Path(pack))
+        if problems := [*_pack_problems(data)]:
+            raise CheckpointError([*problems, OTHER_VERSION], pack)
     try:
         levels = select_levels(levels, data["levels"])
     except UserError as error:
@@ -118,6 +125,39 @@ def check_pack(
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         report = _judge(data, JaxSide(model=model, levels=levels), inputs)
     return dataclasses.replace(report, subject=f"{Path(path).name}, {data['subject']} as recorded")
+
+
+def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what differs from the data that `record_checkpoint` writes."""
+    if not isinstance(data.get("subject"), str):
+        yield _wrong("subject", data, "a text")
+    levels, inputs = data.get("levels"), data.get("inputs")
+    if not isinstance(levels, list) or not levels:
+        yield _wrong("levels", data, "a list of levels")
+        levels = []
+    unknown = [level for level in levels if level not in list(LEVELS)]
+    for level in unknown:
+        yield f"level {level!r} is unknown; the levels are {', '.join(LEVELS)}"
+    known = {field.name for field in dataclasses.fields(Inputs)}
+    if not isinstance(inputs, dict) or "target" not in inputs or not inputs.keys() <= known:
+        yield _wrong("inputs", data, f"arrays: target and some of {sorted(known - {'target'})}")
+    elif wrong := [name for name, array in inputs.items() if not isinstance(array, np.ndarray)]:
+        yield f"inputs: {', '.join(wrong)} is not an array"
+    match data.get(CONFIG.name):
+        case [dict() | None, list()]:
+            pass
+        case _:
+            yield _wrong(CONFIG.name, data, "a pair of fields and problems")
+    recorded = [level for level in levels if level not in unknown]
+    for stage in stages_of([*levels_without_computation(), *recorded]):
+        if stage is not CONFIG and not isinstance(data.get(stage.name), dict):
+            yield _wrong(stage.name, data, "a group of fields")
+
+
+def _wrong(name: str, data: Mapping[str, Any], allowed: str) -> str:
+    if name not in data:
+        return f"{name} is missing"
+    return f"{name} is {reprlib.repr(data[name])}; it must be {allowed}"
 
 
 def _judge(data: dict[str, Any], ours: JaxSide, inputs: Inputs) -> Report:

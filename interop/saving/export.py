@@ -101,13 +101,13 @@ def possible_families(
         The families; none for a format that needs no family.
 
     Raises:
-        CheckpointError: the format does not exist or has no model-parallel shards, or rules are
-            missing.
+        CheckpointError: the format does not exist or cannot have so many model-parallel shards, or
+            rules are missing.
     """
     users = _users_family(origin, chosen, rules) if chosen in (None, USERS_FORMAT) else None
     if chosen is not None and chosen not in (known := writable_formats()):
         raise CheckpointError(
-            f"format={chosen!r} is not one of {', '.join(known)}{did_you_mean(chosen, known)}"
+            f"format={chosen!r} is not one of {', '.join(known)}{did_you_mean(str(chosen), known)}"
         )
     own = None if origin is None else origin.family
     if users is not None:
@@ -129,13 +129,15 @@ def _family_format(chosen: str) -> str | None:
 
 
 def _check_shards(chosen: str, model_parallel: int | None) -> None:
-    """Raises CheckpointError if `model_parallel` is given for a format without such shards."""
+    """Raises CheckpointError if the format cannot have `model_parallel` shards."""
     sharded = [row.name for row in tensor_formats() if row.first_shard]
     if model_parallel is not None and chosen not in sharded:
         fitting = " or ".join(map(repr, sharded))
         raise CheckpointError(
             f"model_parallel={model_parallel} is for format {fitting}, not {chosen!r}"
         )
+    if model_parallel is not None and model_parallel < 1:
+        raise CheckpointError(f"model_parallel={model_parallel} is less than 1")
 
 
 def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Family | None:
@@ -149,7 +151,9 @@ def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Fami
     if origin is not None and origin.family not in (family.name for family in FAMILIES):
         return known_family(origin.family)
     if chosen == USERS_FORMAT:
-        raise CheckpointError(f"format={chosen!r} needs the rules of your own model: give rules=")
+        raise CheckpointError(
+            f"format={chosen!r} needs the rules of your own model: give rules (--rules)"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jaxllm.errors import UserError
 
 from .environment import print_rich
-from .options import AddCommand, add_json, add_max_ram, add_rules, add_step, read_text
+from .options import AddCommand, add_json, add_max_ram, add_rules, add_step
 
 if TYPE_CHECKING:
     from jaxllm.config import Config
@@ -108,17 +108,12 @@ def _suggest(arguments: argparse.Namespace) -> int:
 
 def _read_config(path: Path) -> "Config":
     """Reads a model config from a YAML file. Raises UserError if it is not one."""
-    import yaml
-
     from jaxllm.config import from_dict
+    from jaxllm.train.config import read_yaml
 
     try:
-        fields = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} is not a YAML mapping of config fields")
-    try:
-        return from_dict(fields)
-    except ValueError as error:  # from pydantic: several lines
-        raise UserError(f"{path}: {error}") from None
+        return from_dict(read_yaml(path))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None

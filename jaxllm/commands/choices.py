@@ -4,16 +4,19 @@ from collections.abc import Iterator
 
 
 class LevelNames:
-    """Names of the parity levels, as text for help."""
+    """Names of the parity levels."""
 
     def __init__(self, *, by_default: bool = False):
         self.by_default = by_default  # whether to name only those compared by default
 
-    def __str__(self) -> str:
+    def __iter__(self) -> Iterator[str]:
         from jaxllm.interop.parity.levels.table import LEVELS
 
         known = LEVELS.values()
-        return ", ".join(level.name for level in known if level.by_default or not self.by_default)
+        return (level.name for level in known if level.by_default or not self.by_default)
+
+    def __str__(self) -> str:
+        return ", ".join(self)
 
 
 class FormatNames:

@@ -1,10 +1,14 @@
 """Process setup for commands: environment variables, logging, terminal output, multi-host."""
 
+import io
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from jaxllm.errors import UserError
+
+from .options import is_whole_number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,14 +17,26 @@ COORDINATOR, COUNT, ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 VIRTUAL_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
-def set_environment() -> None:
-    """Gives virtual devices enough threads and silences dependencies.
+def open_streams() -> None:
+    """Discards what is written to a closed stdout or stderr; stdout shows `?` for what it lacks.
 
-    Raises UserError if `JAX_NUM_CPU_DEVICES` is not a whole number.
+    A closed stream is None in Python, and the next file that is opened would get its number.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def set_environment() -> None:
+    """Gives virtual devices enough threads and silences dependencies. Call this before JAX loads.
+
+    Raises UserError if `JAX_NUM_CPU_DEVICES` is not a whole number of at least 1.
     """
     if devices := os.environ.get(VIRTUAL_DEVICES):
-        if not devices.isdigit():
-            raise UserError(f"{VIRTUAL_DEVICES}={devices!r} is not a whole number")
+        if not is_whole_number(devices, 1):
+            raise UserError(f"{VIRTUAL_DEVICES}={devices!r} is not a whole number of at least 1")
         # With XLA's default, collectives starve; see `train.mesh.use_virtual_devices`.
         os.environ.setdefault("NPROC", str(8 * int(devices)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -66,7 +82,8 @@ def join_processes() -> None:
     if jax.distributed.is_initialized():
         return
     given = {name: os.environ[name] for name in (COUNT, ID) if os.environ.get(name)}
-    if wrong := [f"{name}={text!r}" for name, text in given.items() if not text.isdigit()]:
+    wrong = [f"{name}={text!r}" for name, text in given.items() if not is_whole_number(text, 0)]
+    if wrong:
         raise UserError(f"{', '.join(wrong)}: must be a whole number, since {COORDINATOR} is set")
     count, own = (int(given[name]) if name in given else None for name in (COUNT, ID))
     try:

@@ -34,6 +34,9 @@ def report(error: Exception, *, debug: bool) -> int:
     if _is_of_the_machine(error):
         _complain(str(error) or type(error).__name__)
         return WRONG_USE
+    if (problem := _device_problem()) is not None:
+        _complain(problem)
+        return WRONG_USE
     _complain(f"internal error: {type(error).__name__}: {error}")
     if not debug:
         _complain(f"the traceback is in {_keep_traceback(error)}")
@@ -59,6 +62,22 @@ def _is_of_the_machine(error: Exception) -> bool:
     """Whether the operating system or a device failed: a file, disk space, memory, a connection."""
     refused = isinstance(error, OSError) and error.errno is not None
     return refused or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _device_problem() -> str | None:
+    """Returns why JAX, if it was imported, finds no device, and what to do; None if it has some."""
+    if (jax := sys.modules.get("jax")) is None:
+        return None
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError, or AssertionError without a text
+        asked, reason = jax.config.jax_platforms or "", f": {error}" if str(error) else ""
+        return (
+            f"JAX finds no device for JAX_PLATFORMS={asked!r}{reason}\n"
+            "set JAX_PLATFORMS=cpu, or install JAX for this machine's accelerator: "
+            "https://docs.jax.dev/en/latest/installation.html"
+        )
+    return None
 
 
 def _complain(text: str) -> None:

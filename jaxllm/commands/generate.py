@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm.errors import UserError
 
-from .options import AddCommand, add_dtype, add_json, count
+from .options import AddCommand, add_dtype, add_json, add_seed, count, unicode_text
 
 if TYPE_CHECKING:
     from jaxllm.models import TokenModel
@@ -26,6 +26,7 @@ def add_commands(add: AddCommand) -> None:
     generate.add_argument(
         "--prompt",
         action="append",
+        type=unicode_text,
         required=True,
         metavar="TEXT",
         help="a text to continue; repeatable",
@@ -72,9 +73,7 @@ def _add_sampling(generate: argparse.ArgumentParser) -> None:
         metavar="X",
         help="above 1, tokens already in the text become less probable (default: %(default)s)",
     )
-    sampling.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
-    )
+    add_seed(sampling, "random seed")
 
 
 def _generate(arguments: argparse.Namespace) -> int:

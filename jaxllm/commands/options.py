@@ -1,12 +1,17 @@
 """Options shared by several commands, and parsers of their values."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Protocol
 
 from jaxllm.errors import UserError
 
 from .parser import CommandParser, Run
+
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_COUNT = 2**31 - 1  # JAX counts in int32
+MAX_SEED = 2**32 - 1  # JAX drops the higher bits
 
 
 class AddCommand(Protocol):
@@ -56,13 +61,48 @@ def add_step(command: argparse.ArgumentParser) -> None:
 
 def add_dtype(command: argparse.ArgumentParser) -> None:
     """Adds the option that casts the weights."""
-    command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        metavar="DTYPE",
+        help="float32, bfloat16 or float16 (default: as stored)",
+    )
+
+
+def add_seed(command: argparse._ActionsContainer, purpose: str) -> None:
+    """Adds the option for a random seed."""
+    command.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help=f"{purpose} (default: %(default)s)"
+    )
 
 
 def count(text: str) -> int:
     """Parses a whole number of at least 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return _whole_number(text, 1, MAX_COUNT)
+
+
+def seed(text: str) -> int:
+    """Parses a random seed, for argparse."""
+    return _whole_number(text, 0, MAX_SEED)
+
+
+def unicode_text(text: str) -> str:
+    """Checks that an argument is valid Unicode, for argparse: Python keeps bytes that are not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8 text") from None
+    return text
+
+
+def is_whole_number(text: str, least: int, most: int = MAX_COUNT) -> bool:
+    """Whether a text is a whole number in this range, in at most ten ASCII digits."""
+    return re.fullmatch("[0-9]{1,10}", text) is not None and least <= int(text) <= most
+
+
+def _whole_number(text: str, least: int, most: int) -> int:
+    if not is_whole_number(text, least, most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
 
 

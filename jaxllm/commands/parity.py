@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxllm.errors import UserError, did_you_mean
+
 from .choices import LevelNames
 from .environment import join_processes, log_to_stderr, print_rich
-from .options import AddCommand, add_json, add_rules, count, read_text
+from .options import AddCommand, add_json, add_rules, add_seed, count, read_text
 from .parser import CommandParser
+from .runs import read_run_config
 
 if TYPE_CHECKING:
     from jaxllm.interop.parity import Report
@@ -33,8 +36,7 @@ def _add_parity_options(parity: CommandParser) -> None:
     parity.add_argument(
         "path", metavar="CHECKPOINT", help="a Hugging Face folder, or one of a source system"
     )
-    levels = parity.add_argument("--levels", nargs="+", metavar="LEVEL")
-    levels.help = "what to compare: %(known)s (default: %(usual)s)"
+    levels = _add_levels(parity, "what to compare: %(known)s (default: %(usual)s)")
     vars(levels).update(known=LevelNames(), usual=LevelNames(by_default=True))
     given = parity.add_mutually_exclusive_group()
     _add_text(given)
@@ -63,9 +65,7 @@ def _add_record(parity: CommandParser) -> None:
     )
     record.add_argument("path", metavar="CHECKPOINT", help="as for `jaxllm parity`")
     record.add_argument("--output", required=True, metavar="PACK", help="a new folder")
-    record.add_argument(
-        "--levels", nargs="+", metavar="LEVEL", help="levels to record (default: all)"
-    )
+    _add_levels(record, "levels to record (default: all)")
     record.add_argument(
         "--positions",
         type=lambda text: None if text == "all" else count(text),
@@ -90,14 +90,13 @@ def _add_check(parity: CommandParser) -> None:
     check.add_argument(
         "--mesh",
         nargs="+",
+        action="extend",
         type=_axis,
         default=[],
         metavar="AXIS=SIZE",
         help="mesh to shard the model over (default: one device)",
     )
-    check.add_argument(
-        "--levels", nargs="+", metavar="LEVEL", help="levels to compare (default: all recorded)"
-    )
+    _add_levels(check, "levels to compare (default: all recorded)")
     _add_output(check)
     add_json(check, "the report")
     add_rules(check)
@@ -116,6 +115,10 @@ def _add_mesh(parity: CommandParser) -> None:
     mesh.epilog = f"Any field of the config is an option too.\n\n{mesh.epilog}"
 
 
+def _add_levels(command: argparse.ArgumentParser, purpose: str) -> argparse.Action:
+    return command.add_argument("--levels", nargs="+", type=_level, metavar="LEVEL", help=purpose)
+
+
 def _add_text(command: argparse._ActionsContainer) -> None:
     command.add_argument(
         "--text", metavar="FILE", help="a text to compare on (default: random tokens)"
@@ -130,13 +133,7 @@ def _add_random_tokens(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens per row (default: %(default)s)",
     )
-    command.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of the random tokens (default: %(default)s)",
-    )
+    add_seed(command, "seed of the random tokens")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -151,7 +148,31 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 def _axis(text: str) -> tuple[str, int]:
     """Parses a mesh axis and its size, such as `fsdp=4`, for argparse."""
     name, _, size = text.partition("=")
+    if not name or not size:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not AXIS=SIZE; PACK and CHECKPOINT come before --mesh"
+        )
     return name, count(size)
+
+
+def _level(text: str) -> str:
+    """Parses the name of a parity level, for argparse."""
+    known = list(LevelNames())
+    if text in known:
+        return text
+    hint = did_you_mean(text, known) or (
+        f"; choose from {', '.join(known)}; the checkpoint comes before --levels"
+    )
+    raise argparse.ArgumentTypeError(f"{text!r} is not a level{hint}")
+
+
+def _mesh_sizes(axes: list[tuple[str, int]]) -> dict[str, int]:
+    """Returns the size of each mesh axis. Raises UserError if an axis is given more than once."""
+    sizes = dict(axes)
+    if len(sizes) < len(axes):
+        given = " ".join(f"{axis}={size}" for axis, size in axes)
+        raise UserError(f"--mesh {given}: an axis is given more than once")
+    return sizes
 
 
 def _parity(arguments: argparse.Namespace) -> int:
@@ -218,11 +239,12 @@ def _record(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    sizes = _mesh_sizes(arguments.mesh)
     join_processes()
     from jaxllm.interop.parity.golden import check_pack
     from jaxllm.train import make_mesh
 
-    mesh = make_mesh(**dict(arguments.mesh)) if arguments.mesh else None
+    mesh = make_mesh(**sizes) if sizes else None
     report = check_pack(
         arguments.pack,
         arguments.path,
@@ -234,11 +256,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _mesh(arguments: argparse.Namespace) -> int:
-    from jaxllm.train import load_config
     from jaxllm.train.verify.equality import compare_variants
 
     log_to_stderr()
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_run_config(arguments)
     model = None
     if config.init_from is not None:
         from jaxllm.interop import load_pretrained

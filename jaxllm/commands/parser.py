@@ -1,6 +1,7 @@
 """Argument parser with subcommands, suggestions for misspelled names, and `--version`."""
 
 import argparse
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=_Formatter, **options)
+        self.given: list[str] = []  # the arguments that are being parsed
         self.subcommands: dict[str, CommandParser] = {}
         self.add_argument(
             "--debug",
@@ -57,22 +59,50 @@ class CommandParser(argparse.ArgumentParser):
         return command
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses the arguments, by a subcommand if the first one names it."""
-        if args and self.subcommands:
-            if args[0] in self.subcommands:
-                return self.subcommands[args[0]].parse_known_args(args[1:], namespace)
-            is_path = os.sep in args[0] or os.path.exists(args[0])
-            if not is_path and (meant := nearest(args[0], self.subcommands)):
-                self.error(f"{args[0]!r} does not exist; did you mean '{self.prog} {meant}'?")
+        """Parses the arguments, by a subcommand if the first one after `--debug` names it."""
+        self.given = list(args or ())
+        start = next((i for i, text in enumerate(self.given) if text != "--debug"), 0)
+        if self.given and self.subcommands:
+            first, rest = self.given[start], [*self.given[:start], *self.given[start + 1 :]]
+            if first in self.subcommands:
+                return self.subcommands[first].parse_known_args(rest, namespace)
+            is_path = os.sep in first or os.path.exists(first)
+            if not is_path and (meant := nearest(first, self.subcommands)):
+                self.error(f"{first!r} does not exist; did you mean '{self.prog} {meant}'?")
         return super().parse_known_args(args, namespace)
 
-    def reject(self, unknown: Sequence[str]) -> NoReturn:
-        """Exits with status 2 and a message that lists unknown arguments and suggestions."""
+    def check_unknown(self, unknown: Sequence[str]) -> None:
+        """Exits with status 2 if this command takes none of the unknown arguments.
+
+        Commands that take overrides of a config accept all but misspelled options of their own.
+        """
+        if self._defaults.get("takes_overrides"):
+            unknown = [text for text in unknown if self._meant([text])]
+        if unknown:
+            super().error(self._explain(unknown))
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2 and a message, which also lists the unknown options."""
+        is_command = self._subparsers is None and not self._defaults.get("takes_overrides")
+        options = itertools.takewhile(lambda text: text != "--", self.given if is_command else ())
+        unknown = [text for text in options if self._is_unknown_option(text)]
+        super().error("; ".join([message, *([self._explain(unknown)] if unknown else [])]))
+
+    def _is_unknown_option(self, text: str) -> bool:
+        option = text.partition("=")[0]
+        abbreviates = any(known.startswith(option) for known in self._option_string_actions)
+        return option.startswith("--") and " " not in option and not abbreviates
+
+    def _explain(self, unknown: Sequence[str]) -> str:
+        meant = self._meant(unknown)
+        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+        return f"unrecognized arguments: {' '.join(unknown)}{hint}"
+
+    def _meant(self, unknown: Sequence[str]) -> list[str]:
+        """Returns the options of this command that the unknown arguments probably misspell."""
         known = list(self._option_string_actions)
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
-        meant = [near for option in options if (near := nearest(option, known))]
-        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return [near for option in options if (near := nearest(option, known))]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

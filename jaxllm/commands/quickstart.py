@@ -46,7 +46,7 @@ LLAMA = DecoderConfig(
     mlp_dim=704,
     max_len=1024,
 )
-MESH = MeshConfig(fsdp=4, tensor=2)
+MESH = MeshConfig(fsdp=2, tensor=2)
 MADE = ("llama", "llama_trained", "run", "parity_import.html", "parity_export.html")
 PROMPTS = ("import os\n\n\ndef ", "class Queue:\n    def __init__(self", "for i in range(")
 NEW_TOKENS = 64

@@ -4,9 +4,15 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxllm.errors import MissingFileError
 
 from .environment import join_processes, log_to_stderr, print_rich
 from .options import AddCommand, add_json, count
+
+if TYPE_CHECKING:
+    from jaxllm.train import TrainConfig
 
 OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-rate 1e-4."
 
@@ -111,10 +117,10 @@ def _train(arguments: argparse.Namespace) -> int:
     import jax
 
     from jaxllm.interop import load_pretrained
-    from jaxllm.train import load_config, make_mesh, train
+    from jaxllm.train import make_mesh, train
 
     log_to_stderr()
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_run_config(arguments)
     model = None
     if config.init_from is not None and not arguments.resume:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
@@ -125,6 +131,22 @@ def _train(arguments: argparse.Namespace) -> int:
             print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
         print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
     return 0
+
+
+def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
+    """Reads the config of a run and applies the command's overrides.
+
+    Raises:
+        MissingFileError: the file does not exist, perhaps because an override stands before it.
+    """
+    from jaxllm.train import load_config
+
+    if arguments.overrides and not Path(arguments.config).exists():
+        raise MissingFileError(
+            f"{arguments.config}: No such file or directory; CONFIG comes before the options that "
+            "set its fields"
+        )
+    return load_config(arguments.config, arguments.overrides, prog=arguments.parser.prog)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

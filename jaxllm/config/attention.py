@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_choices, check_positive
+from .checks import check_fields, check_positive
 
 # Normalization of queries and keys. "head": per head, before RoPE. "full": over all heads of a
 # token together, before RoPE. "after_rope": per head and without a learned scale, after RoPE, on
@@ -25,6 +25,7 @@ class Temperature:
     floor_scale: float = 8192.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "attention.temperature.")
         check_positive(self, "floor_scale", prefix="attention.temperature.")
 
 
@@ -46,5 +47,5 @@ class AttentionConfig:
     chunk: int | None = None  # tokens per chunk on layers of sees="chunk", which see their chunk
 
     def __post_init__(self) -> None:
-        check_choices(self, "attention.")
+        check_fields(self, "attention.")
         check_positive(self, "scale", "softcap", "window", "chunk", prefix="attention.")

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
+from .checks import show
 from .models import (
     Config,
     DecoderConfig,
@@ -13,7 +14,8 @@ from .models import (
     SequenceToSequenceConfig,
     TwoStackConfig,
 )
-from .moved import check_moved, upgrade
+from .moved import check_moved, upgrade_given
+from .problems import explain
 from .stack import StackConfig
 
 AnyConfig = TypeVar("AnyConfig", bound=StackConfig | TwoStackConfig)
@@ -98,17 +100,27 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(data: Mapping[str, Any]) -> Config:
     """Reads a config that `to_dict` returned, including data with old field names.
 
-    Raises ValueError that lists every unknown, missing or ill-typed field.
+    Raises ValueError with one line for every unknown, missing, repeated or ill-typed field.
     """
+    from pydantic import ValidationError
+
     data = upgraded(data)
     kind: Any = config_class(data)
-    config: Config = _reader(kind).validate_python(data)
+    try:
+        config: Config = _reader(kind).validate_python(data)
+    except ValidationError as error:
+        raise ValueError("\n".join(explain(error, kind))) from None
     return config
 
 
 def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts a config's plain data from old field names to the current nested ones."""
-    return _nested(upgrade(data))
+    """Converts a config's plain data from old field names to the current nested ones.
+
+    Raises ValueError if it is not a mapping of fields, or a field is given twice.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"expected a mapping of config fields, found {show(data)}")
+    return _nested(data, upgrade_given)
 
 
 @functools.cache
@@ -126,40 +138,69 @@ def _make(kind: type[Part], values: Mapping[str, Any]) -> Part:
     return kind(**_filled(values, start))
 
 
-def _changed(part: Any, changes: Mapping[str, Any]) -> Any:
+def _changed(part: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     """Returns a copy of a config or part with fields changed by dotted name."""
-    return dataclasses.replace(part, **_filled(changes, vars(part)))
+    return dataclasses.replace(part, **_filled(changes, vars(part), prefix))
 
 
-def _filled(values: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(
+    values: Mapping[str, Any], start: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
     """Maps plain names to values; dotted names become changed copies of the parts in `start`."""
     filled = _nested(values)
     for name, value in filled.items():
         if isinstance(value, Mapping):
-            part = start.get(name)
+            part, place = start.get(name), f"{prefix}{name}"
             if not dataclasses.is_dataclass(part):
-                raise TypeError(f"{name} has no fields {', '.join(value)}")
-            filled[name] = _changed(part, value)
+                reason = f": {place} is None" if part is None and name in start else ""
+                raise TypeError(f"{place} has no fields {', '.join(value)}{reason}")
+            filled[name] = _changed(part, value, f"{place}.")
     return filled
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nests dotted names at any depth: `{"norms.eps": 1e-6}` gives `{"norms": {"eps": 1e-6}}`."""
+def _nested(
+    values: Mapping[str, Any], rename: Callable[[str, Any], str] = lambda name, _: name
+) -> dict[str, Any]:
+    """Nests dotted names at any depth: `{"norms.eps": 1e-6}` gives `{"norms": {"eps": 1e-6}}`.
+
+    `rename` maps the full name and the value of a field to its name in the result. Raises
+    ValueError for a field that is given twice, also as a whole and by its fields.
+    """
     tree: dict[str, Any] = {}
+    names: dict[str, str] = {}  # of fields and groups in the tree, as they were given
+    for name, value in _leaves(values):
+        place = rename(name, value)
+        *groups, field = place.split(".")
+        inner, path = tree, ""
+        for group in groups:
+            path = f"{path}.{group}".lstrip(".")
+            inner = inner.setdefault(group, {})
+            if path in names:
+                _raise_both(path)
+        if place in names:
+            both = "" if names[place] == name else f" ({names[place]}, {name})"
+            raise ValueError(f"{place} is given twice{both}")
+        if field in inner:
+            _raise_both(place)
+        inner[field], names[place] = value, name
+    return tree
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted names and values; an empty group is a value."""
     for name, value in values.items():
-        part, dot, field = name.partition(".")
-        inner = {field: value} if dot else value
-        if part in tree:
-            if not (isinstance(inner, Mapping) and isinstance(tree[part], Mapping)):
-                raise ValueError(
-                    f"{part} is given both as a whole and by its fields: give only one of the two"
-                )
-            inner = {**tree[part], **inner}
-        tree[part] = inner
-    return {
-        name: _nested(value) if isinstance(value, Mapping) else value
-        for name, value in tree.items()
-    }
+        if not isinstance(name, str):
+            raise ValueError(f"{prefix}{show(name)} is not a field name: it must be a string")
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _raise_both(place: str) -> NoReturn:
+    raise ValueError(
+        f"{place} is given both as a whole and by its fields: give only one of the two"
+    )
 
 
 def _flat(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:

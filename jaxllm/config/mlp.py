@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_choices, check_counts
+from .checks import check_counts, check_fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
 
@@ -19,7 +19,7 @@ class MlpConfig:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self, "mlp.")
+        check_fields(self, "mlp.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Experts:
     balance: Literal["layer", "model", "sum", "kept"] = "layer"
 
     def __post_init__(self) -> None:
-        check_choices(self, "experts.")
+        check_fields(self, "experts.")
         check_counts(self, "num_experts", "top_k", "mlp_dim", "capacity", prefix="experts.")
         if self.top_k > self.num_experts:
             raise ValueError(f"experts.top_k={self.top_k} is above num_experts={self.num_experts}")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from .checks import check_counts, check_positive
+from .checks import check_counts, check_fields, check_positive
 from .stack import StackConfig
 from .vision import Vision
 
@@ -20,6 +20,7 @@ class HeadConfig:
     softcap: float | None = None  # logits become cap * tanh(logit / cap)
 
     def __post_init__(self) -> None:
+        check_fields(self, "head.")
         check_positive(self, "scale", "softcap", prefix="head.")
 
 
@@ -34,8 +35,8 @@ class DecoderConfig(StackConfig):
     head: HeadConfig = HeadConfig()
 
     def __post_init__(self) -> None:
-        check_counts(self, "vocab_size")
         super().__post_init__()
+        check_counts(self, "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,13 @@ class SequenceConfig(StackConfig):
     pooled: bool = False  # one output per sequence, from the mean of its tokens, not one per token
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, "input_dim", "output_dim")
         if self.pooled and self.attention.cross:
             raise ValueError(
                 "pooled=True cannot be combined with attention.cross=True: set one to False"
             )
         _check_unscaled(self)
-        super().__post_init__()
 
     @property
     def longest(self) -> int | None:
@@ -94,6 +95,7 @@ class EncoderDecoderConfig:
         return self.decoder.vocab_size
 
     def __post_init__(self) -> None:
+        check_fields(self)
         encoder, decoder = self.encoder, self.decoder
         causal = encoder.attention.causal, decoder.attention.causal
         if causal != (False, True):
@@ -139,6 +141,7 @@ class SequenceToSequenceConfig:
         return self.encoder.max_len if is_sinusoidal else self.encoder.longest
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.encoder.attention.causal:
             raise ValueError("encoder.attention.causal=True: it must be False")
         check_counts(self, "source_dim")

@@ -52,8 +52,7 @@ def is_moved(name: str, value: Any) -> bool:
     `positions` and `init` were strings and are now groups of fields: they count as old names only
     if their value is not a group.
     """
-    is_part = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
-    return name in MOVED and not (name in PARTS and is_part)
+    return name in MOVED and not (name in PARTS and _is_group(value))
 
 
 def check_moved(values: Mapping[str, Any]) -> None:
@@ -62,27 +61,24 @@ def check_moved(values: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(moved))
 
 
-def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts a config's plain data, with old or current names, to current dotted names.
-
-    The stacks of an encoder-decoder, under `encoder` and `decoder`, are converted as well.
-    """
-    return {
-        MOVED[name] if is_moved(name, value) else name: (
-            upgrade(value) if name in STACKS and isinstance(value, Mapping) else value
-        )
-        for name, value in data.items()
-    }
-
-
 def upgrade_name(name: str) -> str:
     """Returns the current name of a field, given by either name.
 
     For example, `encoder.rope_scaling.factor` gives `encoder.rope.scaling.factor`.
     """
     first, dot, rest = name.partition(".")
-    if first in STACKS:
+    if dot and first in STACKS:
         return f"{first}.{upgrade_name(rest)}"
     if first in MOVED and not (dot and first in PARTS):
         return f"{MOVED[first]}{dot}{rest}"
     return name
+
+
+def upgrade_given(name: str, value: Any) -> str:
+    """Returns the current name of a field that has this value; a group of fields keeps its own."""
+    is_part = name.rpartition(".")[2] in PARTS and _is_group(value)
+    return name if is_part else upgrade_name(name)
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping) or dataclasses.is_dataclass(value)

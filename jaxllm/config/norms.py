@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_choices, check_positive
+from .checks import check_fields, check_positive
 
 # Root-mean-square norms that multiply by `scale` in the activation dtype ("rms"), by `scale` in
 # float32 ("rms_float32") or by `1 + scale` in float32 ("rms_plus_one"); or layer norm with a bias.
@@ -27,5 +27,5 @@ class NormConfig:
     final_eps: float | None = None  # of the final norm; None: eps
 
     def __post_init__(self) -> None:
-        check_choices(self, "norms.")
+        check_fields(self, "norms.")
         check_positive(self, "eps", "final_eps", prefix="norms.")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_choices
+from .checks import check_fields
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "dots", "full"]
@@ -22,7 +22,7 @@ class NumericsConfig:
     dtype: Dtype = "float32"  # of activations
 
     def __post_init__(self) -> None:
-        check_choices(self, "numerics.")
+        check_fields(self, "numerics.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,4 +35,6 @@ class InitConfig:
     std: float = 0.02
 
     def __post_init__(self) -> None:
-        check_choices(self, "init.")
+        check_fields(self, "init.")
+        if self.std < 0:
+            raise ValueError(f"init.std={self.std} is negative")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_choices, check_counts, check_positive
+from .checks import check_counts, check_fields, check_positive
 
 # "rope" rotates queries and keys. "learned" and "sinusoidal" add a vector to each token. "alibi",
 # "relative" and "distance" add a bias to scores by the distance from query to key: a fixed slope
@@ -40,6 +40,9 @@ class RelativeBuckets:
     count: int = 32
     max_distance: int = 128
 
+    def __post_init__(self) -> None:
+        check_fields(self, "positions.relative.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PositionConfig:
@@ -53,7 +56,7 @@ class PositionConfig:
     relative: RelativeBuckets | None = None  # for kind="relative"
 
     def __post_init__(self) -> None:
-        check_choices(self, "positions.")
+        check_fields(self, "positions.")
         if self.offset < 0:
             raise ValueError(f"positions.offset={self.offset} is negative")
         if self.offset and self.kind != "learned":
@@ -100,7 +103,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         prefix = "rope.scaling."
-        check_choices(self, prefix)
+        check_fields(self, prefix)
         self._check_kind()
         check_counts(self, "factor", "original_max_len", prefix=prefix)
         check_positive(self, "low_freq_factor", "beta_slow", "attention_factor", prefix=prefix)
@@ -151,17 +154,18 @@ class RopeConfig:
     scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self, "rope.")
+        check_fields(self, "rope.")
         check_positive(self, "theta", "local_theta", prefix="rope.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rope.fraction={self.fraction} must be above 0 and at most 1")
 
     def num_pairs(self, head_dim: int) -> int:
-        """Returns the number of rotated pairs in a head. Raises ValueError if one is incomplete."""
+        """Returns the number of rotated pairs in a head. Raises ValueError for half a pair or 0."""
         rotated = int(head_dim * self.fraction)
-        if rotated % 2:
+        if rotated % 2 or not rotated:
             product = "" if self.fraction == 1 else f" times rope.fraction={self.fraction}"
-            raise ValueError(f"head_dim={head_dim}{product} is odd, but RoPE rotates pairs")
+            problem = "odd" if rotated else "less than 1"
+            raise ValueError(f"head_dim={head_dim}{product} is {problem}, but RoPE rotates pairs")
         return rotated // 2
 
     def check_head(self, head_dim: int) -> None:

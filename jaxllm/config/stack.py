@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from .attention import AttentionConfig
-from .checks import check_choices, check_counts
+from .checks import check_counts, check_fields
 from .mlp import Experts, MlpConfig
 from .norms import NormConfig
 from .numerics import InitConfig, NumericsConfig, Remat
@@ -22,7 +22,7 @@ class LayerKind:
     mlp: Literal["dense", "experts"] = "dense"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class StackConfig:
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         sizes = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
         check_counts(self, *sizes, "max_len")
         if not 0 <= self.dropout < 1:

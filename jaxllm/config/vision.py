@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from .checks import check_positive
+from .checks import check_fields, check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Vision:
         return (self.image_size // self.patch_size) ** 2
 
     def __post_init__(self) -> None:
+        check_fields(self, "vision.")
         names = {field.name for field in dataclasses.fields(self)} - {"image_token"}
         check_positive(self, *sorted(names), prefix="vision.")
         if self.image_size % (self.patch_size * self.shuffle):

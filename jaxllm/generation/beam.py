@@ -83,10 +83,15 @@ def _count_candidates(num_beams: int, num_eos: int, vocab_size: int) -> int:
     """Returns the number of candidates per step, for both live and finished beams.
 
     Enough to continue every beam remain even if all end-of-sequence tokens are candidates. Raises
-    UserError for fewer than one beam, or a vocabulary that is too small.
+    UserError for fewer than one beam, more than int32 can index, or a vocabulary that is too small.
     """
     if num_beams < 1:
         raise UserError(f"num_beams={num_beams} is less than 1")
+    if num_beams * vocab_size >= 2**31:
+        raise UserError(
+            f"num_beams={num_beams} times vocab_size={vocab_size} is not less than 2**31: use "
+            "fewer beams"
+        )
     count = max(2, 1 + num_eos) * num_beams
     if count > num_beams * vocab_size:
         raise UserError(

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig
+from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import to_host
@@ -18,6 +19,7 @@ from .incremental import decode_step, prefill
 from .sampling import Sampling
 
 GREEDY = Sampling()
+MAX_TOKENS = 2**30  # places in the cache are int32, and their number is rounded up
 
 
 def generate(
@@ -52,9 +54,10 @@ def generate(
     Raises:
         UserError: no prompts, an empty prompt, an unknown token, fewer than one new token, an
             encoder-decoder without `config.start_token`, more tokens than the model has positions
-            for, or a model without tokens.
+            for, a seed that is not in [0, 2**32), or a model without tokens.
     """
     model = check_token_model(model)
+    check_seed(seed)
     check_prompts(model, prompts, max_new_tokens)
     tokens, lengths = pad_prompts(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
@@ -150,6 +153,8 @@ def check_prompts(model: TokenModel, prompts: Sequence[Sequence[int]], max_new_t
     """Raises UserError if the model cannot generate `max_new_tokens` from these prompts."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} is less than 1")
+    if max_new_tokens > MAX_TOKENS:
+        raise UserError(f"max_new_tokens={max_new_tokens} is more than {MAX_TOKENS}")
     if len(prompts) == 0:
         raise UserError("no prompts are given")
     vocab_size = _prompt_vocab_size(model)

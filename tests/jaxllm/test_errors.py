@@ -3,6 +3,7 @@
 import pytest
 
 from jaxllm.errors import (
+    MissingCheckpointError,
     MissingFileError,
     MissingPackageError,
     NonFiniteError,
@@ -19,6 +20,7 @@ from jaxllm.train import ConfigError
     [
         (UserError, ValueError),
         (CheckpointError, ValueError),
+        (MissingCheckpointError, CheckpointError),
         (ConfigError, ValueError),
         (MissingFileError, FileNotFoundError),
         (MissingPackageError, ModuleNotFoundError),

@@ -13,6 +13,7 @@ from tiny import TINY, random_model
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import AttentionConfig, HeadConfig, with_fields
+from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
 from jaxllm.models import build, build_abstract
 from jaxllm.params import (
     count_parameters,
@@ -131,6 +132,12 @@ def test_initialization_does_not_depend_on_the_mesh(shape, unsharded):
         assert variable.get_value().sharding == placed[name], name
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_a_seed_beyond_32_bits_is_rejected(seed):
+    with pytest.raises(UserError, match=rf"^seed={seed} is not in"):
+        initialize(TINY, mesh_of((8, 1, 1)), seed)
+
+
 def test_initial_weights_differ_by_layer_and_seed(unsharded):
     other = values(initialize(TINY, mesh_of((8, 1, 1)), 8))
     for name, value in unsharded.items():
@@ -157,6 +164,21 @@ def test_description_round_trips_through_json(with_origin, model):
             variable.get_value().shape,
             variable.get_value().dtype,
         )
+
+
+def test_from_description_lists_every_problem(model):
+    wrong = describe(model)
+    wrong["config"] |= {"new_field": 1, "num_layers": None}
+    wrong["origin"] = 3
+    with pytest.raises(CheckpointError) as error:
+        from_description(wrong)
+    assert error.value.exit_status == 1
+    *problems, last = error.value.problems
+    assert last == OTHER_VERSION
+    for name in ("num_layers", "new_field", "origin"):
+        assert any(name in problem for problem in problems)
+    with pytest.raises(CheckpointError, match="config is missing\norigin is missing"):
+        from_description({})
 
 
 def test_from_description_applies_changes(model):

@@ -1,12 +1,16 @@
 """Run checkpoints: exact save and load, retention, and no duplicate writes."""
 
 import dataclasses
+import json
 
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 from tiny import TINY
 
+from jaxllm.errors import CheckpointError
+from jaxllm.orbax_layout import METADATA_FILE
 from jaxllm.train import TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
 from jaxllm.train.config import to_dict
@@ -44,3 +48,19 @@ def test_only_the_newest_checkpoints_are_kept_and_a_saved_step_is_skipped(
             run = dataclasses.replace(RUN, seed=step)
             checkpoints.save(at_step(state, step), run, saved_model, {})
     assert {path.name for path in folder.iterdir() if path.name.isdigit()} == {"2", "3"}
+
+
+def test_metadata_of_another_version_are_explained(saved_model, state, tmp_path):
+    with open_checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state, RUN, saved_model, {})
+    file = tmp_path / "3" / METADATA_FILE
+    metadata = json.loads(file.read_text())
+    about = metadata["custom_metadata"]["jaxllm"]
+    del about["run"]
+    about |= {"data": None, "config": {**about["config"], "new_field": 1}}
+    file.write_text(json.dumps(metadata))
+    with open_checkpoints(tmp_path, keep=2) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"3:\n  run is missing\n  data is None, not a"):
+            checkpoints.read_metadata()
+        with pytest.raises(CheckpointError, match=r"3:\n  config: unknown field 'new_field'"):
+            checkpoints.read_model()

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from jaxllm.errors import UserError
+from jaxllm.errors import CheckpointError
 from jaxllm.interop import save_pretrained
-from jaxllm.orbax_layout import METADATA_FILE
 from jaxllm.params import named_parameters
 from jaxllm.train import TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
@@ -18,7 +17,6 @@ from jaxllm.train.checkpoint_arrays import (
     SECOND_MOMENT,
     open_arrays,
     open_step,
-    read_metadata,
 )
 
 RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)
@@ -71,15 +69,7 @@ def test_layers_of_a_stack_are_arrays_of_their_own(step):
     assert (FIRST_MOMENT, f"layers.1.{KERNEL}") in single
 
 
-def test_a_checkpoint_says_what_it_is_of(step):
-    about = read_metadata(step)
-    assert about["data"] == {"train_tokens": "ab"}
-    assert about["config"]["embed_dim"] == TINY.embed_dim
-
-
-def test_a_checkpoint_of_somebody_else_is_refused(saved_model, tmp_path):
+def test_a_missing_item_is_reported(saved_model, tmp_path):
     save_pretrained(saved_model, tmp_path / "native", format="native")
-    [file] = (tmp_path / "native").rglob(METADATA_FILE)
-    file.write_text(file.read_text().replace('"jaxllm"', '"another"'))
-    with pytest.raises(UserError, match="not written by jaxllm"):
-        read_metadata(file.parent)
+    with pytest.raises(CheckpointError, match=r"0:\n  it has no optimizer"):
+        open_step(tmp_path / "native" / "checkpoints" / "0")

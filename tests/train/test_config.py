@@ -21,6 +21,7 @@ from jaxllm.train.config import (
     from_dict,
     from_stored,
     load_stored,
+    read_yaml,
     save_config,
     to_dict,
 )
@@ -66,6 +67,14 @@ def problems(folder: Path, data: object) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def said(folder: Path, data: object) -> list[str]:
+    """The problems without the path of the file that begins each."""
+    place = f"{folder / 'run.yaml'}: "
+    lines = problems(folder, data)
+    assert all(line.startswith(place) for line in lines)
+    return [line.removeprefix(place) for line in lines]
+
+
 def test_missing_optional_fields_get_their_defaults(tmp_path):
     config = load_config(write(tmp_path, SMALLEST))
     assert config == TrainConfig(**SMALLEST)
@@ -94,7 +103,7 @@ def test_a_saved_config_loads_as_an_equal_config(tmp_path):
         dtype=st.sampled_from([None, "float32", "bfloat16"]),
         remat=st.sampled_from([None, "none", "dots", "full"]),
         wandb=st.none() | st.text(min_size=1),
-        seed=st.integers(0, 2**31),
+        seed=st.integers(0, 2**32 - 1),
         data=st.builds(
             DataConfig,
             text=st.none() | st.lists(st.text(min_size=1), min_size=1).map(tuple),
@@ -161,11 +170,44 @@ def test_an_old_field_name_in_an_encoder_or_decoder_is_reported(stack, tmp_path)
     ]
 
 
-def test_an_old_field_name_inside_a_group_is_an_unknown_field(tmp_path):
-    data = plain(RUN)
-    data["model"]["norms"]["norm_eps"] = 1e-6
-    (line,) = problems(tmp_path, data)
-    assert "unknown field 'model.norms.norm_eps'; " in line
+@pytest.mark.parametrize(
+    ("kind", "given", "line"),
+    [
+        ("decoder", {"norms": {"norm_eps": 1}}, "model.norms.norm_eps is now model.norms.eps"),
+        ("decoder", {"rope": {"rope_theta": 1}}, "model.rope.rope_theta is now model.rope.theta"),
+        (
+            "decoder",
+            {"rope_scaling.factor": 2},
+            "model.rope_scaling.factor is now model.rope.scaling.factor",
+        ),
+        (
+            "decoder",
+            {"norms.eps": 2},
+            "unknown field 'model.norms.eps'; write it nested, as in {norms: {eps: ...}}",
+        ),
+        (
+            "encoder-decoder",
+            {"norm_eps": 1},
+            "model.norm_eps does not exist: set model.encoder.norms.eps or model.decoder.norms.eps",
+        ),
+        (
+            "encoder-decoder",
+            {"encoder": {"tie_embeddings": True}},
+            "model.encoder.tie_embeddings does not exist: set model.decoder.head.tied",
+        ),
+        (
+            "pooled",
+            {"tie_embeddings": True},
+            "unknown field 'model.tie_embeddings'; known fields are embed_dim, ",
+        ),
+    ],
+)
+def test_a_correction_names_a_field_of_the_selected_class(kind, given, line, tmp_path):
+    """Whatever the message says to write can be written."""
+    data = plain(dataclasses.replace(RUN, model={"decoder": TINY, **CONFIGS}[kind]))
+    for name, value in given.items():
+        data["model"][name] = {**data["model"][name], **value} if isinstance(value, dict) else value
+    assert [found[: len(line)] for found in said(tmp_path, data)] == [line]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +219,22 @@ def test_an_old_field_name_inside_a_group_is_an_unknown_field(tmp_path):
             ["--model.init", "xavier", "--model.gated-mlp", "False"],
             ["--model.init is now --model.init.kind", "--model.gated-mlp is now --model.mlp.gated"],
         ),
+        (
+            ["--model.rope-scaling.factor", "2"],
+            ["--model.rope-scaling.factor is now --model.rope.scaling.factor"],
+        ),
+        (
+            ["--model.attn-temperature.scale=2", "--model.relative.count", "4"],
+            [
+                "--model.attn-temperature.scale is now --model.attention.temperature.scale",
+                "--model.relative.count is now --model.positions.relative.count",
+            ],
+        ),
+        (["--model.no-tie-embeddings"], ["--model.no-tie-embeddings is now --model.head.no-tied"]),
+        (
+            ["--model.encoder.norm-eps", "1"],
+            ["--model.encoder.norm-eps does not exist: set --model.norms.eps"],
+        ),
     ],
 )
 def test_an_old_field_name_in_an_override_is_reported(overrides, lines, tmp_path):
@@ -184,6 +242,28 @@ def test_an_old_field_name_in_an_override_is_reported(overrides, lines, tmp_path
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "run.yaml", overrides)
     assert str(caught.value).splitlines() == lines
+
+
+def test_an_override_for_both_stacks_is_reported_with_the_option_of_each(tmp_path):
+    save_config(dataclasses.replace(RUN, model=CONFIGS["encoder-decoder"]), tmp_path / "run.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", ["--model.norm-eps", "1"])
+    assert str(caught.value) == (
+        "--model.norm-eps does not exist: "
+        "set --model.encoder.norms.eps or --model.decoder.norms.eps"
+    )
+
+
+def test_the_value_of_an_override_is_no_option(tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    config = load_config(tmp_path / "run.yaml", ["--output", "model.norm"])
+    assert config == dataclasses.replace(RUN, output="model.norm")
+
+
+def test_a_negated_option_of_a_current_name_is_no_old_one(tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    config = load_config(tmp_path / "run.yaml", ["--model.head.no-tied"])
+    assert not config.model.head.tied
 
 
 def test_grouped_fields_can_be_overridden(tmp_path):
@@ -209,6 +289,46 @@ def test_a_run_stored_with_old_field_names_is_upgraded(tmp_path):
     before = file.read_text()
     save_config(run, file)
     assert file.read_text() == before
+
+
+def test_the_copy_in_a_runs_own_folder_may_use_old_field_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    old = plain(RUN) | {"model": FLAT}
+    (folder / "config.yaml").write_text(yaml.safe_dump(old))
+    run = dataclasses.replace(RUN, model=MEANT)
+    for path in (folder / "config.yaml", "runs/tiny/config.yaml"):
+        assert load_config(path) == run
+        assert load_config(path, ["--keep", "3"]) == dataclasses.replace(run, keep=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"norms": "x", "norm_eps": 1}, "norms is given both as a whole and by its fields"),
+        ({"norms": {"eps": 1}, "norm_eps": 1}, "norms.eps is given twice (norm_eps, norms.eps)"),
+        ({5: 1}, "5 is not a field name"),
+    ],
+)
+def test_a_stored_model_that_cannot_be_upgraded_is_reported(given, message, tmp_path):
+    data = plain(RUN)
+    del data["model"]["norms"]
+    file = write(tmp_path, data | {"model": data["model"] | given})
+    with pytest.raises(ConfigError) as caught:
+        load_stored(file)
+    assert str(caught.value).startswith(f"{file}: model: {message}")
+
+
+@pytest.mark.parametrize("path", [(), ("optimizer",), ("model",), ("model", "norms")])
+@pytest.mark.parametrize("key", [5, True])
+def test_a_key_that_is_no_string_is_reported(path, key, tmp_path):
+    data = inner = plain(RUN)
+    for name in path:
+        inner = inner[name]
+    inner[key] = 1
+    name = ".".join([*path, str(key)])
+    assert said(tmp_path, data) == [f"{name} is not a field name: it must be a string"]
 
 
 def test_an_unknown_field_without_a_near_match_lists_the_known_fields(tmp_path):
@@ -281,6 +401,14 @@ def test_an_unknown_field_of_rope_scaling_is_reported(tmp_path):
         ({"mesh": 8}, ["mesh"]),
         ({"data": {"text": "a.txt"}}, ["data.text='a.txt'"]),
         ({"steps": 0}, ["steps=0"]),
+        ({"seed": -1}, ["seed=-1 is not in [0, 2**32)"]),
+        ({"seed": 2**32}, ["seed=4294967296 exceeds the limit of 4,294,967,295"]),
+        ({"seed": 2**70}, ["seed=1180591620717411303424 exceeds the limit"]),
+        ({"data": {"seed": -1}}, ["data.seed=-1 is not in [0, 2**32)"]),
+        ({"steps": 10**400}, ["steps=1000", "exceeds the limit of 2,147,483,647"]),
+        ({"batch_size": 10**400}, ["batch_size=1000", "exceeds the limit"]),
+        ({"optimizer": {"learning_rate": float("nan")}}, ["optimizer.learning_rate=nan", "finite"]),
+        ({"mesh": {"fsdp": 10**400}}, ["mesh.fsdp=1000", "exceeds the limit"]),
         ({"accumulate": 3}, ["batch_size=8", "accumulate=3"]),
         ({"optimizer": {"warmup_steps": 20}}, ["warmup_steps=20", "steps=20"]),
         ({"optimizer": {"clip_norm": 0.0}}, ["clip_norm=0.0"]),
@@ -338,6 +466,46 @@ def test_files_that_are_not_configs_are_reported(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match=r"list\.yaml"):
         load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 2020-13-45", "month must be in 1..12"),
+        ("a: !!int x", "invalid literal"),
+        ("a: !!int ''", "invalid YAML"),
+        ("a: !!float x", "could not convert"),
+        ("a: !!bool x", "invalid YAML"),
+        ("a: !!timestamp x", "invalid YAML"),
+        ("a: " + "1" * 5000, "4300 digits"),
+        ("a: &x {b: *x}", "nested too deeply or contains itself"),
+        ("a: &x [*x]", "nested too deeply or contains itself"),
+        ("[" * 3000, "nested too deeply or contains itself"),
+        ("a: 1\na: 2", "'a' occurs more than once"),
+        ("a: [{b: 1, b: 2}]", "'b' occurs more than once"),
+        ("? &x [1]\n: 1\n? *x\n: 2", "unhashable"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_cannot_be_read_is_reported(text, message, tmp_path):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml: ") as caught:
+        read_yaml(tmp_path / "run.yaml")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_aliases_that_multiply_are_read_and_reported_briefly(tmp_path):
+    levels = ["a0: &a0 {x: 1}"]
+    keys = "bcdefghij"
+    for level in range(20):
+        copies = ", ".join(f"{key}: *a{level}" for key in keys)
+        levels.append(f"a{level + 1}: &a{level + 1} {{{copies}}}")
+    (tmp_path / "run.yaml").write_text("\n".join([*levels, "steps: [*a20]"]))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml")
+    (line,) = [line for line in str(caught.value).splitlines() if ": steps=" in line]
+    assert len(line) < 1000
 
 
 def test_numbers_in_yaml_notation_are_read(tmp_path):

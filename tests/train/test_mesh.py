@@ -1,6 +1,7 @@
 """Device meshes: axis sizes, the number of devices, and error messages."""
 
 import jax
+import numpy as np
 import pytest
 
 from jaxllm.errors import UserError
@@ -21,8 +22,22 @@ def test_a_small_mesh_uses_the_first_of_the_given_devices():
     found = make_mesh(devices=jax.devices()[4:], fsdp=2)
     assert dict(found.shape) == {"data": 1, "fsdp": 2, "tensor": 1, "expert": 1}
     assert [device.id for device in found.devices.flat] == [4, 5]
-    with pytest.raises(UserError, match=r"fsdp=4 needs 4 devices, but there are 2"):
+    with pytest.raises(UserError, match=r"fsdp=4 needs 4 devices, but there are 2$"):
         make_mesh(devices=jax.devices()[:2], fsdp=4)
+    with pytest.raises(UserError, match=r"fsdp=1 needs 1 devices, but there are 0$"):
+        make_mesh(devices=[], fsdp=1)
+
+
+def test_devices_may_be_an_array():
+    found = make_mesh(devices=np.array(jax.devices()).reshape(2, 4), fsdp=4, tensor=2)
+    assert [device.id for device in found.devices.flat] == [*range(8)]
+
+
+@pytest.mark.parametrize("devices", [None, jax.devices()])
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_size_below_1_is_reported(size, devices):
+    with pytest.raises(UserError, match=f"fsdp={size} is less than 1"):
+        make_mesh(devices=devices, fsdp=size)
 
 
 def test_a_wrong_number_of_devices_is_reported():

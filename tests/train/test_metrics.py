@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxllm.errors import UserError
 from jaxllm.train.metrics import MetricLog, Progress, read_metrics
 
 
@@ -81,6 +82,26 @@ def test_an_invalid_line_is_reported(tmp_path, line):
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "problems"),
+    [
+        ('{"step": "x"}', ['step is "x", not a whole number']),
+        ('{"step": 1.5}', ["step is 1.5, not a whole number"]),
+        ('{"step": 2, "loss": "x"}', ['loss is "x", not a number']),
+        (
+            '{"step": true, "loss": null}',
+            ["step is true, not a whole number", "loss is null, not a number"],
+        ),
+    ],
+)
+def test_values_that_are_no_numbers_are_reported(tmp_path, line, problems):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n')
+    with pytest.raises(UserError) as error:
+        read_metrics(path)
+    assert str(error.value).splitlines() == [f"{path}, line 2: {problem}" for problem in problems]
 
 
 def test_tensorboard_is_written_only_on_request(tmp_path):

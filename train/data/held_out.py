@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
 
 
 def check_split(held_out: float, seed: int) -> None:
     """Raises UserError unless `held_out` is in [0, 1) and `seed` is valid for NumPy and grain."""
     if not 0 <= held_out < 1:
-        raise UserError(f"held_out={held_out} is not in [0, 1)")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed} is not in [0, 2**32)")
+        raise UserError(f"data.held_out={held_out} is not in [0, 1)")
+    check_seed(seed, "data.seed")
 
 
 def split_held_out(contents: Sequence[bytes], held_out: float) -> list[bool]:

@@ -91,6 +91,11 @@ def draw_sum(model: Model, seq_len: int) -> Draw:
 def draw_copy(model: Model, seq_len: int) -> Draw:
     """Returns a generator of sources, tokens or vectors, that are also the targets."""
     if isinstance(model, EncoderDecoder):
+        if (vocab_size := _shared_vocab_size(model.config)) < 3:
+            raise UserError(
+                f"task 'copy' needs vocabularies of at least 3 tokens, not {vocab_size}: 0, and an "
+                "odd and an even token to copy"
+            )
         return partial(copied_tokens, model.config, seq_len)
     if not isinstance(model, SequenceToSequence):
         raise _unfit("copy", "an EncoderDecoder or a SequenceToSequence", model)
@@ -117,13 +122,18 @@ def copied_tokens(
     The tokens of a training row have an even sum and those of a held-out row an odd one. Without
     this, short sequences would occur in both sets.
     """
-    vocab_size = min(config.vocab_size, config.source_vocab_size or config.vocab_size)
+    vocab_size = _shared_vocab_size(config)
     tokens = rng.integers(1, vocab_size, seq_len, dtype=np.int32)
     while tokens.sum() % 2 != is_held:
         tokens = rng.integers(1, vocab_size, seq_len, dtype=np.int32)
     mask = np.ones(seq_len, bool)
     target = np.insert(tokens, 0, config.start_token or 0)
     return {"source": tokens, "source_mask": mask, "tokens": target, "mask": mask}
+
+
+def _shared_vocab_size(config: EncoderDecoderConfig) -> int:
+    """Returns the number of tokens that are both in the source and in the target vocabulary."""
+    return min(config.vocab_size, config.source_vocab_size or config.vocab_size)
 
 
 def draw_waves(model: Model, seq_len: int) -> Draw:
@@ -148,10 +158,12 @@ def draw_waves(model: Model, seq_len: int) -> Draw:
 
 def draw_colour(model: Model, seq_len: int) -> Draw:
     """Returns a generator of noisy images of one colour: image tokens, then the colour's token."""
-    vision = model.config.vision if isinstance(model, Decoder) else None
-    if vision is None or vision.image_token is None:
+    if not isinstance(model, Decoder) or (vision := model.config.vision) is None:
+        raise _unfit("colour", "a Decoder whose vision has an image_token", model)
+    if vision.image_token is None:
         raise _unfit("colour", "a Decoder whose vision has an image_token", model)
     num_tokens, image_token = vision.num_patches // vision.shuffle**2, vision.image_token
+    vocab_size = model.config.vocab_size
     problems = [
         f"task 'colour' needs {requirement}"
         for requirement, holds in {
@@ -161,6 +173,9 @@ def draw_colour(model: Model, seq_len: int) -> Draw:
             f"vision.num_channels=3, not {vision.num_channels}": vision.num_channels == 3,
             f"vision.image_token of at least {NUM_COLOURS}, not {image_token}: smaller tokens "
             "stand for the colours": image_token >= NUM_COLOURS,
+            f"vision.image_token={image_token} to be less than vocab_size={vocab_size}": (
+                image_token < vocab_size
+            ),
         }.items()
         if not holds
     ]

@@ -20,14 +20,14 @@ class ByteTokenizer:
     fingerprint = "bytes"
 
     def encode(self, text: str) -> list[int]:
-        """Returns the UTF-8 bytes of `text`. Raises UserError if it contains NUL."""
+        """Returns the UTF-8 bytes of `text`. Raises UserError if it has NUL or a lone surrogate."""
         if "\0" in text:
             where = f"character {text.index(chr(0))} of the document {text[:60]!r}"
             raise UserError(
                 f"{where} is NUL, which is the end-of-sequence token when tokens are bytes; "
                 "remove it or set a tokenizer"
             )
-        return list(text.encode())
+        return list(_utf8(text))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Same as `encode`: there is no beginning-of-sequence token."""
@@ -48,8 +48,8 @@ class FileTokenizer:
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file is not a tokenizer, or the end-of-sequence token is not given or
-            unknown.
+        UserError: the file is not a tokenizer or has no tokens, or the end-of-sequence token is
+            not given or unknown.
     """
 
     def __init__(self, path: str | Path, *, eos: str | None = None):
@@ -57,8 +57,9 @@ class FileTokenizer:
         file = file / "tokenizer.json" if file.is_dir() else file
         if not file.is_file():
             raise MissingFileError(f"the tokenizer file {file} does not exist")
+        content = file.read_bytes()
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises nothing more precise
             raise UserError(f"{file} is not a tokenizer.json: {error}") from error
         # "<|endoftext|>" inside a text is thirteen characters, not the end-of-sequence token.
@@ -66,42 +67,70 @@ class FileTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # The highest id, not the number of entries, since some vocabularies have gaps.
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        if not self.vocab_size:
+            raise UserError(f"{file}: its vocabulary is empty; a tokenizer needs tokens")
         self.eos_id = self._find_eos(file, eos)
-        self.fingerprint = f"{blake2b(file.read_bytes()).hexdigest()} {self.eos_id}"
+        self.fingerprint = f"{blake2b(content).hexdigest()} {self.eos_id}"
 
     def encode(self, text: str) -> list[int]:
-        """Tokenizes `text` without special tokens, truncation or padding."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Tokenizes `text` without special tokens, truncation or padding.
+
+        Raises UserError if it has a lone surrogate.
+        """
+        return self._encode(text, special=False)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Tokenizes a prompt, with the special tokens the tokenizer adds but no end-of-sequence."""
-        ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        ids = self._encode(text, special=True)
         return ids[:-1] if ids[-1:] == [self.eos_id] and len(ids) > 1 else ids
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Decodes `ids` to text, including special tokens."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
 
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        _utf8(text)  # the tokenizer's own error for a surrogate says nothing about the text
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
+
     def _find_eos(self, file: Path, name: str | None) -> int:
-        found = name or _read_json(file.with_name("tokenizer_config.json")).get("eos_token")
-        if found is None:
-            found = _read_json(file.with_name("generation_config.json")).get("eos_token_id")
-        if isinstance(found, dict):  # an AddedToken written out
-            found = found["content"]
-        if isinstance(found, list):  # the end-of-sequence token, then end-of-turn tokens
-            found = found[0]
-        eos = self._tokenizer.token_to_id(found) if isinstance(found, str) else found
-        if eos is None:
-            added = self._tokenizer.get_added_tokens_decoder().values()
-            special = [token.content for token in added if token.special]
-            problem = (
-                "no eos_token is named in its folder; give one as eos"
-                if found is None
-                else f"it has no token {found!r} to end a sequence"
+        """Returns the id of the end-of-sequence token `name`, or of the one that a file names."""
+        place = file.with_name("tokenizer_config.json")
+        given = name or _read_json(place).get("eos_token")
+        if given is None:
+            return self._find_eos_id(file)
+        text = given.get("content") if isinstance(given, dict) else given  # or an AddedToken
+        if not isinstance(text, str):
+            raise UserError(
+                f"{place}: eos_token is {given!r}; it must be a text, or an object with a text as "
+                "its content"
             )
-            raise UserError(f"{file}: {problem}; its special tokens are {special}")
+        eos = self._tokenizer.token_to_id(text)
+        if eos is None:
+            raise UserError(f"{file}: it has no token {text!r} to end a sequence; {self._special}")
         return eos
+
+    def _find_eos_id(self, file: Path) -> int:
+        place = file.with_name("generation_config.json")
+        given = _read_json(place).get("eos_token_id")
+        if given is None:
+            raise UserError(
+                f"{file}: no eos_token is named in its folder; set eos_token in "
+                f"tokenizer_config.json there, or, for training, set data.eos; {self._special}"
+            )
+        # A list has the end-of-sequence token, then end-of-turn tokens.
+        eos = given[0] if isinstance(given, list) and given else given
+        if type(eos) is not int or not 0 <= eos < self.vocab_size:
+            raise UserError(
+                f"{place}: eos_token_id is {given!r}; it must be a token id from 0 to "
+                f"{self.vocab_size - 1}, or a list of such ids"
+            )
+        return eos
+
+    @property
+    def _special(self) -> str:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return f"its special tokens are {[token.content for token in added if token.special]}"
 
 
 Tokenizer = ByteTokenizer | FileTokenizer
@@ -128,6 +157,18 @@ def check_tokens(tokenizer: Tokenizer, model: TokenModel) -> None:
     own = None if model.origin is None else Path(model.origin.directory) / "tokenizer.json"
     if isinstance(tokenizer, ByteTokenizer) and own is not None and own.is_file():
         raise UserError(f"the model was trained with the tokenizer {own}; set it as data.tokenizer")
+
+
+def _utf8(text: str) -> bytes:
+    """Returns the UTF-8 bytes of a text. Raises UserError if it has a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        found = text[error.start]
+        raise UserError(
+            f"character {error.start} of the document {text[:60]!r} is {found!r}, a lone "
+            "surrogate, which is not a character; remove it"
+        ) from None
 
 
 def _read_json(file: Path) -> dict:

@@ -7,6 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxllm.config.checks import check_fields
 from jaxllm.models import Model
 from jaxllm.params import Params, map_parameters
 
@@ -25,6 +26,9 @@ class PhaseConfig:
     warmup_steps: int = 0
     decay: Decay = "cosine"
 
+    def __post_init__(self) -> None:
+        check_fields(self, "optimizer.phases: ")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -36,7 +40,7 @@ class OptimizerConfig:
     final_learning_rate: float = 0.0
     final_div_factor: float | None = None  # alternative: final learning rate = peak / this factor
     warmup_steps: int = 0
-    decay: Decay | Literal["multi_step"] = "cosine"
+    decay: Literal[Decay, "multi_step"] = "cosine"
     milestones: tuple[float, ...] = (0.8, 0.9)  # for multi_step: fractions of the run at which ...
     factors: tuple[float, ...] = (0.316, 0.1)  # ... the rate becomes the peak times these factors
     phases: tuple[PhaseConfig, ...] = ()  # replaces all the fields above
@@ -48,6 +52,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # maximum global gradient norm
 
     def __post_init__(self) -> None:
+        check_fields(self, "optimizer.")
         positive = {"learning_rate", "eps", "clip_norm"}
         for name in ("b1", "b2", "weight_decay", "warmup_steps", "final_learning_rate", *positive):
             value = getattr(self, name)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.deviation import relative_l2
-from jaxllm.orbax_layout import list_steps
+from jaxllm.orbax_layout import list_steps, read_step
 from jaxllm.strict_json import replace_nonfinite
-from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step, read_metadata
+from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step
 from jaxllm.train.config import ConfigError, differences, load_stored, to_dict
 from jaxllm.train.metrics import read_metrics
 
@@ -91,6 +91,8 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
     Raises:
         ConfigError: a folder does not hold a run (both are named if neither does), or the runs
             have no step in common.
+        CheckpointError: this version of jaxllm cannot read a checkpoint.
+        OSError: a file cannot be read.
     """
     folders = Path(a), Path(b)
     if problems := [problem for folder in folders for problem in _problems(folder)]:
@@ -162,8 +164,12 @@ def _relative_error(a: float, b: float) -> float:
 def _data(a: dict[int, Path], b: dict[int, Path]) -> Iterator[tuple[str, Any, Any]]:
     """Yields the differences between the data fingerprints, which every checkpoint stores."""
     if a and b:
-        one, other = (read_metadata(next(iter(steps.values())))["data"] for steps in (a, b))
+        one, other = (_fingerprint(next(iter(steps.values()))) for steps in (a, b))
         yield from differences(one, other)
+
+
+def _fingerprint(step: Path) -> dict[str, Any]:
+    return read_step(step, "data").about["data"]
 
 
 def _first_checkpoint(

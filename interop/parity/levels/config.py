@@ -89,7 +89,16 @@ def check_config(recorded: Sequence[Any], ours: JaxSide) -> list[FieldResult]:
     """Compares the model's config with recorded fields, whose names may be of an older version."""
     fields, problems = recorded
     if fields is not None:
-        fields = {upgrade_name(name): text for name, text in fields.items()}
+        current = {upgrade_name(name): name for name in fields}
+        problems = [
+            *problems,
+            *(
+                f"{new} is given twice ({name}, {current[new]})"
+                for name in fields
+                if current[new := upgrade_name(name)] != name
+            ),
+        ]
+        fields = {new: fields[name] for new, name in current.items()}
     return compare_fields(fields, problems, ours.model)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.checkpoint_dir import check_is_folder
 
 DATA, ARRAYS = "pack.json", "arrays.safetensors"
 ARRAY = "array"  # {"array": "12"} stands for an array
@@ -40,15 +41,22 @@ def write_pack(data: dict[str, Any], folder: Path) -> int:
 
 
 def read_pack(folder: Path) -> dict[str, Any]:
-    """Reads what `write_pack` wrote. Raises CheckpointError if the folder holds something else."""
+    """Reads what `write_pack` wrote.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+        OSError: a file cannot be read.
+    """
+    check_is_folder(folder)
     if missing := [name for name in (DATA, ARRAYS) if not (folder / name).is_file()]:
         raise CheckpointError(
             f"{folder} is not a pack written by `jaxllm parity record`: it has no "
             f"{' and no '.join(missing)}"
         )
+    text = (folder / DATA).read_bytes()
+    (folder / ARRAYS).open("rb").close()  # safetensors reports an unreadable file as missing
     try:
-        plain = json.loads((folder / DATA).read_text(encoding="utf-8"))
-        data = _with_arrays(plain, load_file(folder / ARRAYS))
+        data = _with_arrays(json.loads(text), load_file(folder / ARRAYS))
     except Exception as error:  # safetensors raises various types for truncated files
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     if not isinstance(data, dict) or data.get("version") != VERSION:

@@ -1,12 +1,18 @@
 """Native checkpoints describe themselves, and the steps of a run are found by number."""
 
+import json
+import shutil
+
 import chex
 import numpy as np
 import pytest
 from tiny import random_model
 
+from jaxllm.errors import OTHER_VERSION
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.formats import orbax
+from jaxllm.interop.inspection.inspect import inspect
+from jaxllm.orbax_layout import METADATA_FILE
 from jaxllm.params import named_parameters
 
 
@@ -54,3 +60,37 @@ def test_step_is_found_by_its_number(folder):
 def test_other_folders_are_not_native(tmp_path):
     assert not orbax.is_native(tmp_path)
     assert not orbax.is_native(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda about: about["config"].update(new_field=1), "unknown field 'new_field'"),
+        (lambda about: about["config"].update(embed_dim="wide"), "config: embed_dim='wide'"),
+        (lambda about: about["config"].pop("embed_dim"), "config: embed_dim is missing"),
+        (lambda about: about.pop("config"), "config is missing"),
+        (lambda about: about.update(config=None), "config is None, not a group of fields"),
+        (lambda about: about.update(config=[]), r"config is \[\], not a group of fields"),
+        (lambda about: about.pop("origin"), "origin is missing"),
+        (lambda about: about.update(origin={"family": "f"}), "origin is {'family': 'f'}; it must"),
+        (
+            lambda about: about["config"].update(embed_dim=64),
+            r"embed.embedding: \(96, 32\) stored, \(96, 64\) by the config",
+        ),
+        (
+            lambda about: about["config"]["head"].update(tied=True),
+            r"lm_head.kernel: .* stored, none by the config",
+        ),
+    ],
+)
+def test_a_config_that_this_version_cannot_read_is_explained(folder, tmp_path, change, problem):
+    step = shutil.copytree(folder, tmp_path / "native") / "checkpoints" / "0"
+    metadata = json.loads((step / METADATA_FILE).read_text())
+    change(metadata["custom_metadata"]["jaxllm"])
+    (step / METADATA_FILE).write_text(json.dumps(metadata))
+    for read in (orbax.load, orbax.open_step):
+        with pytest.raises(CheckpointError, match=problem) as error:
+            read(step)
+        assert str(step) in str(error.value)
+        assert error.value.problems[-1] == OTHER_VERSION
+    assert OTHER_VERSION in inspect(step).problems

@@ -323,6 +323,6 @@ def test_two_rules_files_of_the_same_name_are_ambiguous(folder, rules, tmp_path)
     other.parent.mkdir()
     other.write_text(rules.read_text())
     load_pretrained(folder, rules=other)
-    with pytest.raises(CheckpointError, match="a name that several files have: give rules="):
+    with pytest.raises(CheckpointError, match="a name that several files have: give rules"):
         save_pretrained(model, tmp_path / "out")
     save_pretrained(model, tmp_path / "out", rules=rules)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from jaxllm.errors import MissingPackageError
+from jaxllm.errors import MissingPackageError, UserError
 from jaxllm.interop import CheckpointError, load_pretrained, parity
 from jaxllm.interop.parity.alignment.prompt import text_tokens
+from jaxllm.interop.parity.golden import record_checkpoint
 
 check_checkpoint = functools.partial(parity.check_checkpoint, levels=("logits", "layers"))
 
@@ -64,17 +65,30 @@ def test_given_tokens_are_used(folder, tokens):
 def test_invalid_checkpoints_and_options_are_rejected(folder, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         check_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
+    with pytest.raises(CheckpointError, match=r"lama is not a folder; did you mean 'llama'\?"):
+        check_checkpoint(tmp_path / "lama")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing") as missing:
         check_checkpoint(tmp_path)
+    assert "jaxllm convert" not in str(missing.value)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "params.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"no config\.json .* `jaxllm convert .*meta NEW"):
+        check_checkpoint(tmp_path / "meta")
+    with pytest.raises(UserError, match="choose at least one of weights"):
+        parity.check_checkpoint(tmp_path / "meta", levels=["wieghts"])
+    with pytest.raises(UserError, match="choose at least one of weights"):
+        record_checkpoint(tmp_path / "meta", tmp_path / "pack", levels=["wieghts"])
     with pytest.raises(ValueError, match="num_tokens=299 is less than 300"):
         check_checkpoint(folder, num_tokens=299)
     with pytest.raises(ValueError, match="both given"):
         check_checkpoint(folder, tokens=np.zeros((1, 300), int), text="a")
     with pytest.raises(TypeError, match="unexpected keyword argument 'nun_tokens'"):
         check_checkpoint(folder, nun_tokens=300)
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="model_type 'bert' is not supported; supported are"):
-        check_checkpoint(folder)
+    for model_type in ("bert", ["llama"]):
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        with pytest.raises(CheckpointError) as error:
+            check_checkpoint(folder)
+        assert f"model_type {model_type!r} is not supported" in str(error.value)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         check_checkpoint(folder)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.cli import main
 from jaxllm.config import MOVED
+from jaxllm.errors import OTHER_VERSION
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
@@ -205,6 +206,29 @@ def test_folders_that_are_not_packs_are_rejected(pack, llama, tmp_path, capsys):
         check_pack(damaged, llama)
     assert main(["parity", "check", str(tmp_path), str(llama)]) == 1
     assert "is not a pack" in capsys.readouterr().err
+
+
+def test_a_pack_of_another_version_is_refused_with_every_problem(llama, tmp_path):
+    write_pack(
+        {"subject": 1, "levels": ["layers", "speed"], "weights": {}, "config": {}, "forward": []},
+        tmp_path / "pack",
+    )
+    with pytest.raises(CheckpointError, match="pack:\n") as error:
+        check_pack(tmp_path / "pack", llama)
+    *problems, last = error.value.problems
+    assert last == OTHER_VERSION
+    expected = ("subject is 1", "level 'speed' is unknown", "inputs is missing", "config is {}")
+    for problem, start in zip(problems, (*expected, "forward is []"), strict=True):
+        assert problem.startswith(start)
+
+
+@pytest.mark.parametrize("missing", ["subject", "levels", "inputs", "config", "weights", "forward"])
+def test_a_pack_without_an_entry_is_refused(whole, llama, tmp_path, missing):
+    data = read_pack(whole)
+    del data[missing]
+    write_pack(data, tmp_path / "pack")
+    with pytest.raises(CheckpointError, match=f"{missing} is missing"):
+        check_pack(tmp_path / "pack", llama)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])

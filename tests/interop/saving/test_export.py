@@ -34,7 +34,8 @@ def test_family_of_the_origin_comes_first():
         ),
         ("nativ", "did you mean 'native'?"),
         ("bin", "format='bin' is not one of"),
-        ("rules", "format='rules' needs the rules of your own model: give rules="),
+        ("rules", "format='rules' needs the rules of your own model: give rules (--rules)"),
+        (5, "format=5 is not one of hf, meta"),
     ],
 )
 def test_formats_that_cannot_be_written_are_rejected(chosen, expected):
@@ -48,6 +49,12 @@ def test_model_parallel_is_rejected_for_formats_without_shards(chosen):
     with pytest.raises(CheckpointError, match=f"is for format 'meta', not '{chosen}'"):
         possible_families(None, chosen, 2)
     assert possible_families(None, "meta", 2)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_model_parallel_must_be_at_least_one(count):
+    with pytest.raises(CheckpointError, match=f"model_parallel={count} is less than 1"):
+        possible_families(None, "meta", count)
 
 
 def test_files_and_texts_are_planned():

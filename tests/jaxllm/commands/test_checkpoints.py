@@ -21,11 +21,19 @@ def test_suggest_prints_rules_that_can_be_pasted(byte_model, tmp_path, capsys):
     assert "give the model's config" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert main(["suggest", weights, "--config", str(tmp_path / "list.yaml")]) == 2
-    assert "is not a YAML mapping of config fields" in capsys.readouterr().err
+    assert "list.yaml: expected a mapping of config fields, found [1]" in capsys.readouterr().err
     (tmp_path / "cut.yaml").write_text("embed_dim: [")
     (tmp_path / "wrong.yaml").write_text("embed_dims: 4")
-    for name, said in (("cut", "while parsing"), ("wrong", "embed_dims")):
+    (tmp_path / "date.yaml").write_text("embed_dim: 2020-13-45")
+    (tmp_path / "twice.yaml").write_text("embed_dim: 4\nembed_dim: 5")
+    for name, said in {
+        "cut": "while parsing",
+        "wrong": "unknown field 'embed_dims'; did you mean 'embed_dim'?",
+        "date": "month must be in",
+        "twice": "'embed_dim' occurs more than once",
+    }.items():
         assert main(["suggest", weights, "--config", str(tmp_path / f"{name}.yaml")]) == 2
         err = capsys.readouterr().err
         assert f"{name}.yaml: " in err
         assert said in err
+        assert "pydantic" not in err

@@ -2,10 +2,17 @@
 
 import errno
 
+import jax
 import pytest
 
 from jaxllm.commands.failures import INTERNAL, report
-from jaxllm.errors import MissingFileError, MissingPackageError, NonFiniteError, UserError
+from jaxllm.errors import (
+    MissingCheckpointError,
+    MissingFileError,
+    MissingPackageError,
+    NonFiniteError,
+    UserError,
+)
 from jaxllm.interop import CheckpointError
 from jaxllm.train import ConfigError
 
@@ -17,6 +24,7 @@ from jaxllm.train import ConfigError
         (ConfigError("one\ntwo"), 2),
         (MissingFileError("no such file"), 2),
         (MissingPackageError("pip install it"), 2),
+        (MissingCheckpointError("a is not a folder"), 2),
         (CheckpointError(["a is missing", "b is unexpected"]), 1),
         (NonFiniteError("step 3"), 1),
     ],
@@ -39,6 +47,21 @@ def test_operating_system_and_device_errors_are_not_bugs(error, said, capsys):
     assert report(error, debug=False) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    "cause", [RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()]
+)
+def test_jax_without_devices_is_not_a_bug(cause, monkeypatch, capsys):
+    def devices():
+        raise cause
+
+    monkeypatch.setattr(jax, "devices", devices)
+    assert report(cause, debug=False) == 2
+    found, advice = capsys.readouterr().err.splitlines()
+    assert found.startswith("jaxllm: JAX finds no device for JAX_PLATFORMS='cpu'")
+    assert str(cause) in found
+    assert "set JAX_PLATFORMS=cpu, or install JAX for this machine's accelerator" in advice
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, AssertionError, OSError])

@@ -21,13 +21,39 @@ def test_parity_compares_only_the_requested_levels(byte_model, tmp_path, capsys)
     assert json.loads((tmp_path / "out" / "parity.json").read_text()) == report
 
 
-def test_unknown_levels_are_rejected(byte_model, tmp_path, capsys):
-    command = ["parity", str(byte_model), "--output", str(tmp_path / "out"), "--levels"]
-    assert main([*command, "logits", "layer", "weight"]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "'logits', 'layer', 'weight'" in line
-    assert "weights, config, logits, layers, gradients, step, curve, generate" in line
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["--levels", "logits", "layer"], "'layer' is not a level; did you mean 'layers'?"),
+        (
+            ["--levels", "logits", "llama"],
+            "'llama' is not a level; choose from weights, config, logits, layers, gradients, step, "
+            "curve, generate; the checkpoint comes before --levels",
+        ),
+        (["record", "llama", "--output", "o", "--levels", "x"], "argument --levels: 'x' is not a"),
+        (["check", "--mesh", "fsdp=1", "pack", "llama"], "'pack' is not AXIS=SIZE; PACK and CHECK"),
+        (["check", "pack", "llama", "--mesh", "=4"], "'=4' is not AXIS=SIZE"),
+        (["check", "pack", "llama", "--mesh", "fsdp=0"], "'0' is not a whole number"),
+    ],
+)
+def test_value_that_a_list_does_not_take_is_named(command, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["parity", *command])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (["fsdp=1", "fsdp=1"], "--mesh fsdp=1 fsdp=1: an axis is given more than once"),
+        (["fsdp=1", "--mesh", "fsdp=8"], "--mesh fsdp=1 fsdp=8: an axis is given more than once"),
+        (["fdsp=8"], "unknown mesh axis fdsp; did you mean 'fsdp'?"),
+    ],
+)
+def test_wrong_mesh_axes_are_rejected(sizes, said, capsys):
+    assert main(["parity", "check", "pack", "llama", "--mesh", *sizes]) == 2
+    assert said in capsys.readouterr().err
 
 
 ROWS = np.random.default_rng(0).integers(0, 80, (2, 24))

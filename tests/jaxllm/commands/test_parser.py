@@ -1,6 +1,7 @@
 """The argument parser: subcommands, suggestions, help and versions."""
 
 import argparse
+import dataclasses
 import shlex
 from collections.abc import Iterator
 from importlib import metadata
@@ -9,6 +10,7 @@ import pytest
 
 from jaxllm.cli import main, make_parser
 from jaxllm.commands.parser import CommandParser, versions
+from jaxllm.train import TrainConfig
 
 
 def commands(parser: CommandParser) -> Iterator[CommandParser]:
@@ -76,6 +78,11 @@ def test_only_the_first_argument_can_name_a_subcommand():
         (["generate", "a", "--prompt", "b", "--temprature=1"], "did you mean --temperature?"),
         (["parity", "check", "a", "b", "--msh"], "did you mean --mesh?"),
         (["inspect", "a", "b"], "unrecognized arguments: b"),
+        (["generate", "a", "--promt", "b"], "required: --prompt; unrecognized arguments: --promt;"),
+        (["generate", "a", "--promt", "b"], "did you mean --prompt?"),
+        (["generate", "a", "--prompt", "b", "--dtype", "float33"], "did you mean 'float32'?"),
+        (["train", "c.yaml", "--resmue"], "unrecognized arguments: --resmue; did you mean --resum"),
+        (["parity", "mesh", "c.yaml", "--jsno"], "did you mean --json?"),
         (["sing"], "choose from quickstart, train"),
     ],
 )
@@ -83,11 +90,24 @@ def test_unknown_name_gets_a_suggestion(command, meant, capsys):
     assert meant in refused(*command, capsys=capsys)
 
 
+@pytest.mark.parametrize("name", ["jaxllm train", "jaxllm parity mesh"])
+def test_no_field_of_a_run_is_taken_for_a_misspelled_option(name):
+    """So that a command that takes them as overrides does not reject them."""
+    for field in dataclasses.fields(TrainConfig):
+        COMMANDS[name].check_unknown([f"--{field.name.replace('_', '-')}", "1"])
+
+
 def test_existing_folder_is_not_taken_for_a_subcommand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "meshes").mkdir()
     assert main(["parity", "meshes"]) == 1
-    assert "meshes has no config.json" in capsys.readouterr().err
+    assert "meshes is not a checkpoint" in capsys.readouterr().err
+
+
+def test_debug_may_stand_before_a_subcommand():
+    arguments = make_parser().parse_args(["parity", "--debug", "mesh", "run.yaml"])
+    assert (arguments.parser.prog, arguments.config) == ("jaxllm parity mesh", "run.yaml")
+    assert arguments.debug
 
 
 def test_versions_lists_installed_packages(monkeypatch):

@@ -23,6 +23,18 @@ def test_misspelled_config_key_gets_a_suggestion(tmp_path, capsys):
     assert f"jaxllm: {bad}: unknown field 'seqlen'; did you mean 'seq_len'?" in lines
 
 
+@pytest.mark.parametrize("command", [["train"], ["parity", "mesh"]])
+def test_config_after_an_override_and_a_wrong_override_are_explained(command, capsys):
+    config = str(ROOT / "configs" / "tiny.yaml")
+    assert main([*command, "--mesh.fsdp", "4", config]) == 2
+    assert "4: No such file or directory; CONFIG comes before" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*command, config, "--mesh.fsdq", "4"])
+    assert end.value.code == 2
+    shown = "".join(capsys.readouterr().err.replace("│", "").split())
+    assert "".join(f"run jaxllm {' '.join(command)} {config} --help".split()) in shown
+
+
 def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
     """Trains from a checkpoint, resumes, exports and generates through the command line."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)

@@ -141,7 +141,16 @@ def test_make_config_makes_every_kind_of_model(kind):
         ({"positions": "learned"}, ValueError, r"positions is now positions\.kind"),
         ({"norms.epss": 1e-6}, TypeError, "epss"),
         ({"norm.eps": 1e-6}, TypeError, "norm has no fields eps"),
-        ({"rope.scaling.factor": 2.0}, TypeError, "scaling has no fields factor"),
+        (
+            {"rope.scaling.factor": 2.0},
+            TypeError,
+            r"^rope\.scaling has no fields factor: rope\.scaling is None$",
+        ),
+        ({"norms": {"eps": 1.0}, "norms.eps": 2.0}, ValueError, r"^norms\.eps is given twice$"),
+        ({"norms": None}, ValueError, "norms=None is not of type NormConfig"),
+        ({"norms": "rms"}, ValueError, "norms='rms' is not of type NormConfig"),
+        ({"embed_dim": None}, ValueError, "embed_dim=None is not a whole number"),
+        ({"embed_dim": 1.5}, ValueError, r"embed_dim=1\.5 is not a whole number"),
         (
             {"norms": NormConfig(), "norms.eps": 1.0},
             ValueError,
@@ -153,6 +162,27 @@ def test_make_config_makes_every_kind_of_model(kind):
 def test_unknown_and_old_names_are_rejected(changes, error, message):
     with pytest.raises(error, match=message):
         with_fields(TINY, changes)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "pooled"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norms": {"eps": 1.0}, "norms.eps": 2.0}, r"^norms\.eps is given twice$"),
+        ({"norms": "rms"}, "norms='rms' is not of type NormConfig"),
+        ({"attention": None}, "attention=None is not of type AttentionConfig"),
+        ({5: 1}, "^5 is not a field name: it must be a string$"),
+    ],
+)
+def test_make_config_rejects_repeated_fields_and_wrong_types(kind, changes, message):
+    config = {"decoder": TINY, "pooled": CONFIGS["pooled"]}[kind]
+    fields = {
+        name: value
+        for name, value in flatten(config).items()
+        if not any(f"{name}.".startswith(f"{new}.") for new in ("norms", "attention"))
+    }
+    with pytest.raises(ValueError, match=message):
+        make_config({**fields, **changes})
 
 
 def test_make_config_rejects_old_names():
@@ -177,9 +207,16 @@ def test_configs_are_frozen_and_changes_make_new_ones():
         ({"num_layer": 3}, "num_layer"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"embed_dim": 32.5}, "embed_dim"),
-        ({"rope.scaling": {"kind": "linear", "factor": 2.0, "factr": 1.0}}, "factr"),
-        ({"rope.scaling": {"kind": "linear"}}, "factor"),
-        ({"num_heads": 5}, "num_heads=5"),
+        ({"rope": {"scaling": {"kind": "linear", "factor": 2.0, "factr": 1.0}}}, "factr"),
+        ({"rope": {"scaling": {"kind": "linear"}}}, r"^rope\.scaling\.factor is missing$"),
+        ({"rope": {"scaling": {}}}, r"(?m)^rope\.scaling\.factor is missing$"),
+        ({"num_heads": 5}, "^num_heads=5"),
+        ({"num_layers": 10**20}, "num_layers=1000.*exceeds the limit of 10,000"),
+        ({"embed_dim": 10**400}, "embed_dim=1000.*exceeds the limit of 2,147,483,647"),
+        ({5: 1}, "^5 is not a field name: it must be a string$"),
+        ({True: 1}, "^True is not a field name: it must be a string$"),
+        ({"norms": {5: 1}}, r"^norms\.5 is not a field name: it must be a string$"),
+        ({"pattern": [{5: 1}]}, r"^pattern\.0\.5 is not a field name: it must be a string$"),
     ],
 )
 def test_unknown_missing_and_ill_typed_fields_are_named(changes, named):
@@ -187,8 +224,50 @@ def test_unknown_missing_and_ill_typed_fields_are_named(changes, named):
         from_dict(to_dict(TINY) | changes)
 
 
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_data_that_are_no_mapping_are_rejected(data):
+    with pytest.raises(ValueError, match=r"^expected a mapping of config fields, found"):
+        from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"norms": {"eps": 1e-5}, "norm_eps": 1.0},
+            r"^norms\.eps is given twice \(norms\.eps, norm_eps\)$",
+        ),
+        (
+            {"norm_eps": 1.0, "norms": {"eps": 1e-5}},
+            r"^norms\.eps is given twice \(norm_eps, norms\.eps\)$",
+        ),
+        (
+            {"norms.eps": 1e-5, "norm_eps": 1e-5},
+            r"^norms\.eps is given twice \(norms\.eps, norm_eps\)$",
+        ),
+        ({"norms": "x", "norm_eps": 1.0}, "^norms is given both as a whole and by its fields"),
+        ({"norm_eps": 1.0, "norms": "x"}, "^norms is given both as a whole and by its fields"),
+        (
+            {"rope_scaling": {"factor": 2.0}, "rope": {"scaling": {"factor": 2.0}}},
+            r"^rope\.scaling\.factor is given twice",
+        ),
+        (
+            {"encoder": {"norm_eps": 1.0, "norms": {"eps": 1.0}}, "decoder": {}},
+            r"^encoder\.norms\.eps is given twice \(encoder\.norm_eps, encoder\.norms\.eps\)$",
+        ),
+    ],
+)
+def test_a_field_given_twice_is_rejected(given, message):
+    rest = {name: value for name, value in to_dict(TINY).items() if name not in ("norms", "rope")}
+    with pytest.raises(ValueError, match=message):
+        from_dict({**rest, **given})
+
+
 def test_one_error_lists_all_problems_of_plain_data():
     data = to_dict(TINY) | {"num_layer": 3, "vocab_size": "many"}
     del data["mlp_dim"]
-    with pytest.raises(ValueError, match=r"(?s)(?=.*num_layer)(?=.*vocab_size)(?=.*mlp_dim)"):
+    with pytest.raises(
+        ValueError, match=r"(?s)(?=.*num_layer)(?=.*vocab_size)(?=.*mlp_dim)"
+    ) as caught:
         from_dict(data)
+    assert len(str(caught.value).splitlines()) == 3

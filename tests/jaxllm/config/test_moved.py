@@ -13,10 +13,12 @@ from jaxllm.config import (
     flatten,
     from_dict,
     is_moved,
+    make_config,
     to_dict,
     upgrade_name,
+    upgraded,
 )
-from jaxllm.config.moved import check_moved, upgrade
+from jaxllm.config.moved import check_moved
 
 
 def test_new_names_are_all_the_nested_fields():
@@ -48,8 +50,8 @@ def test_flat_encoder_and_decoder_are_upgraded():
 
 def test_current_names_are_not_changed():
     data = to_dict(MEANT)
-    assert upgrade(data) == data
-    assert upgrade(flatten(MEANT)) == flatten(MEANT)
+    assert upgraded(data) == data
+    assert make_config(upgraded(flatten(MEANT))) == MEANT
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,8 @@ def test_current_names_are_not_changed():
         ("encoder.init", "encoder.init.kind"),
         ("decoder.tie_embeddings", "decoder.head.tied"),
         ("num_layers", "num_layers"),
+        ("encoder", "encoder"),
+        ("decoder", "decoder"),
         ("encoder.positions.relative.count", "encoder.positions.relative.count"),
         ("experts.mlp_dim", "experts.mlp_dim"),
         ("vision.norm_eps", "vision.norm_eps"),

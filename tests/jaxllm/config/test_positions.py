@@ -29,6 +29,8 @@ def test_invalid_positions_are_rejected(fields, message):
         ({"layout": "quarter"}, "rope.layout='quarter' is not one of half, interleaved"),
         ({"theta": 0.0}, "rope.theta=0.0 is not positive"),
         ({"local_theta": -1.0}, "rope.local_theta=-1.0 is not positive"),
+        ({"theta": float("inf")}, "rope.theta=inf is not a finite number"),
+        ({"fraction": float("nan")}, "rope.fraction=nan is not a finite number"),
         ({"fraction": 0.0}, "rope.fraction=0.0 must be above 0 and at most 1"),
         ({"fraction": 1.5}, "rope.fraction=1.5 must be above 0 and at most 1"),
     ],
@@ -42,6 +44,7 @@ def test_invalid_rope_is_rejected(fields, message):
     ("head_dim", "rope", "message"),
     [
         (7, RopeConfig(), "head_dim=7 is odd, but RoPE rotates pairs"),
+        (16, RopeConfig(fraction=0.01), "head_dim=16 times rope.fraction=0.01 is less than 1"),
         (16, RopeConfig(fraction=0.45), "head_dim=16 times rope.fraction=0.45 is odd"),
         (
             16,

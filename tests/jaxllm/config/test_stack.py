@@ -35,6 +35,8 @@ from jaxllm.config import Experts, LayerKind, RopeScaling, with_fields
             },
             ["short_factor has 1 numbers", "8 rotated pairs"],
         ),
+        ({"norms.eps": float("nan")}, ["norms.eps=nan", "finite"]),
+        ({"embed_scale": float("inf")}, ["embed_scale=inf", "finite"]),
         ({"rope.fraction": 0.45}, ["head_dim=16", "rope.fraction=0.45", "odd"]),
     ],
 )

@@ -97,7 +97,7 @@ def test_zero_repetition_penalty_is_rejected(model):
         beam_search(model, PROMPTS, 4, num_beams=2, repetition_penalty=0.0)
 
 
-@pytest.mark.parametrize("num_beams", [0, -1])
-def test_fewer_than_one_beam_is_rejected(model, num_beams):
+@pytest.mark.parametrize("num_beams", [0, -1, 2**31 // 96 + 1])
+def test_fewer_than_one_beam_or_too_many_are_rejected(model, num_beams):
     with pytest.raises(ValueError, match=f"num_beams={num_beams}"):
         beam_search(model, PROMPTS, 4, num_beams=num_beams)

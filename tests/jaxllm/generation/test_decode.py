@@ -123,11 +123,18 @@ def test_prompts_of_similar_length_share_a_compiled_program():
         ([[1, 96]], 4, "prompt 0 has token 96, but vocab_size=96"),
         ([[-1]], 4, "prompt 0 has token -1"),
         ([[1]], 0, "max_new_tokens=0 is less than 1"),
+        ([[1]], 10**12, "max_new_tokens=1000000000000 is more than 1073741824"),
     ],
 )
 def test_invalid_prompts_are_rejected(prompts, new, message):
     with pytest.raises(ValueError, match=message):
         generate(random_model(), prompts, new)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_that_jax_would_cut_is_rejected(seed):
+    with pytest.raises(ValueError, match=rf"seed={seed} is not in \[0, 2\*\*32\)"):
+        generate(random_model(), [[1]], 4, seed=seed)
 
 
 def test_decoding_loop_runs_on_the_device():

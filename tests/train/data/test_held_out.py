@@ -2,7 +2,16 @@
 
 import pytest
 
-from jaxllm.train.data.held_out import split_held_out
+from jaxllm.errors import UserError
+from jaxllm.train.data.held_out import check_split, split_held_out
+
+
+def test_an_invalid_split_is_reported_with_the_names_of_its_fields():
+    with pytest.raises(UserError, match=r"^data\.held_out=nan is not in \[0, 1\)"):
+        check_split(float("nan"), 0)
+    for seed in (-1, 2**32, 2**70):
+        with pytest.raises(UserError, match=rf"^data\.seed={seed} is not in \[0, 2\*\*32\)"):
+            check_split(0.1, seed)
 
 
 @pytest.mark.parametrize(

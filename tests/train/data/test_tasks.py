@@ -24,6 +24,17 @@ MODELS = {
 }
 
 
+def copier(vocab_size: int, source_vocab_size: int | None):
+    config = MODELS["copy"]
+    decoder = dataclasses.replace(config.decoder, vocab_size=vocab_size)
+    return dataclasses.replace(config, decoder=decoder, source_vocab_size=source_vocab_size)
+
+
+def with_image_token(token: int):
+    config = MODELS["colour"]
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, image_token=token))
+
+
 def load(name: str, seq_len: int = 4, **options: int):
     task = TaskConfig(task=name.partition(" ")[0], **options)
     return task.load(build_abstract(MODELS[name]), seq_len)
@@ -71,6 +82,12 @@ def test_copy_targets_equal_the_source():
     assert set(batch["source"].flatten()) == set(range(1, 20))  # known to both vocabularies
     vectors = rows("copy of vectors", "train")
     np.testing.assert_array_equal(vectors["targets"], vectors["inputs"])
+
+
+def test_two_tokens_besides_0_can_be_copied():
+    examples = TaskConfig(task="copy").load(build_abstract(copier(3, None)), 1)
+    assert set(examples.train.take(np.arange(20))["source"].flatten()) == {2}
+    assert set(examples.held_out.take(np.arange(20))["source"].flatten()) == {1}
 
 
 def test_waves_are_sums_of_two_sinusoids():
@@ -146,6 +163,11 @@ def test_batches_depend_only_on_seed_and_step(name):
             CONFIGS["vectors given vectors"],
             "needs source_dim to equal decoder.output_dim, but they are 3 and 5",
         ),
+        *(
+            ("copy", copier(vocab_size=source, source_vocab_size=target), "at least 3 tokens, not")
+            for source, target in [(1, None), (2, None), (20, 2), (2, 20)]
+        ),
+        ("colour", with_image_token(20), "image_token=20 to be less than vocab_size=20"),
         ("colour", MODELS["colour"], "needs seq_len=4, the number of tokens per image, not 5"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from jaxllm.errors import UserError
 from jaxllm.train.data.tokenizers import (
     ByteTokenizer,
     FileTokenizer,
@@ -96,7 +97,10 @@ def test_eos_is_found_in_the_folder(tokenizer_json, tmp_path, files):
 
 
 def test_an_unknown_eos_is_reported_with_the_special_tokens(tokenizer_json):
-    with pytest.raises(ValueError, match=r"no eos_token is named .* \['<pad>', '<\|end\|>'\]"):
+    named = (
+        r"no eos_token is named .* tokenizer_config\.json there, or, for training, set data\.eos"
+    )
+    with pytest.raises(ValueError, match=named + r".* \['<pad>', '<\|end\|>'\]"):
         load_tokenizer(tokenizer_json)
     with pytest.raises(ValueError, match=r"no token '</s>'.*; its special tokens are \['<pad>'"):
         load_tokenizer(tokenizer_json, eos="</s>")
@@ -118,3 +122,44 @@ def test_vocab_size_covers_every_id_of_a_vocabulary_with_gaps(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 9, "<end>": 5}, unk_token="a"))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path, eos="<end>").vocab_size == 10
+
+
+def test_a_lone_surrogate_is_shown(tokenizer_json):
+    for tokenizer in (ByteTokenizer(), FileTokenizer(tokenizer_json, eos="<|end|>")):
+        for encode in (tokenizer.encode, tokenizer.encode_prompt):
+            with pytest.raises(
+                UserError, match=r"character 1 of .* is '\\udcff', a lone surrogate"
+            ):
+                encode("a\udcffb")
+
+
+@pytest.mark.parametrize("given", [{}, [], ["<|end|>"], {"content": 1}, 1])
+def test_an_eos_token_that_is_no_text_is_refused(tokenizer_json, tmp_path, given):
+    in_new_folder(tokenizer_json, tmp_path, tokenizer_config={"eos_token": given})
+    with pytest.raises(UserError) as error:
+        load_tokenizer(tmp_path)
+    assert f"tokenizer_config.json: eos_token is {given!r}; it must be a text" in str(error.value)
+
+
+@pytest.mark.parametrize("given", [{}, [], [[]], "1", 1.5, True, 99999, -1, [-1, 0]])
+def test_an_eos_token_id_that_is_no_token_is_refused(tokenizer_json, tmp_path, given):
+    in_new_folder(tokenizer_json, tmp_path, generation_config={"eos_token_id": given})
+    with pytest.raises(UserError) as error:
+        load_tokenizer(tmp_path)
+    assert f"generation_config.json: eos_token_id is {given!r}; it must be a" in str(error.value)
+    assert "from 0 to " in str(error.value)
+
+
+def test_an_empty_vocabulary_is_refused(tmp_path):
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"tokenizer\.json: its vocabulary is empty"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_unreadable_file_is_not_called_wrong(tokenizer_json, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError):
+        load_tokenizer(tokenizer_json)

@@ -16,6 +16,7 @@ from jaxllm.models import build_abstract
 from jaxllm.params import dim_letters, map_parameters, named_parameters, parameter_shardings, split
 from jaxllm.train.optimizers.adamw import (
     OptimizerConfig,
+    PhaseConfig,
     make_optimizer,
     make_schedule,
     optimizer_shardings,
@@ -187,6 +188,10 @@ def test_dimension_letters_of_a_stacked_norm():
         ({"warmup_steps": -1}, "optimizer.warmup_steps=-1"),
         ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1"),
         ({"b1": 1.0}, "optimizer.b1=1.0"),
+        ({"b1": math.nan}, "optimizer.b1=nan is not a finite number"),
+        ({"learning_rate": math.nan}, "optimizer.learning_rate=nan is not a finite number"),
+        ({"learning_rate": math.inf}, "optimizer.learning_rate=inf is not a finite number"),
+        ({"decay": "fast"}, "optimizer.decay='fast' is not one of cosine, .*, multi_step"),
         ({"b2": 1.5}, "optimizer.b2=1.5"),
     ],
     ids=str,
@@ -194,3 +199,8 @@ def test_dimension_letters_of_a_stacked_norm():
 def test_invalid_settings_are_reported(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)
+
+
+def test_an_invalid_phase_is_reported():
+    with pytest.raises(ValueError, match=r"optimizer\.phases: learning_rate=nan is not a finite"):
+        PhaseConfig(stop=2, learning_rate=math.nan)

@@ -11,7 +11,8 @@ import pytest
 from tiny import TINY
 
 from jaxllm.cli import main
-from jaxllm.orbax_layout import list_steps
+from jaxllm.errors import CheckpointError
+from jaxllm.orbax_layout import METADATA_FILE, list_steps
 from jaxllm.train import ConfigError, TrainConfig, train
 from jaxllm.train.checkpoint_arrays import open_step
 from jaxllm.train.data.documents import DataConfig
@@ -194,3 +195,23 @@ def test_the_exit_status_of_the_command_is_the_verdict(runs, capsys):
     assert (data["same"], data["step"]) == (False, CHANGED + 1)
     assert main(["diff", "nowhere", str(runs["base"])]) == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
+
+
+def test_checkpoints_that_cannot_be_read_are_no_equal_ones(runs, tmp_path, monkeypatch):
+    other = shutil.copytree(runs["base"], tmp_path / "other")
+    [file] = (other / "checkpoints" / "3").glob(METADATA_FILE)
+    metadata = json.loads(file.read_text())
+    del metadata["custom_metadata"]["jaxllm"]["data"]
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"checkpoints/3:\n  data is missing"):
+        diff_runs(runs["base"], other)
+    original = Path.iterdir
+
+    def refuse(path):
+        if path == other / "checkpoints":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PermissionError, match="other/checkpoints"):
+        diff_runs(runs["base"], other)

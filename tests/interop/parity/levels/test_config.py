@@ -1,13 +1,14 @@
 """Config level: fields that affect the numbers are compared, others are not."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from broken_models import configured
 from tiny import random_model
 
 from jaxllm.interop.parity import compare
-from jaxllm.interop.parity.levels.config import compare_fields, fields_of
+from jaxllm.interop.parity.levels.config import check_config, compare_fields, fields_of
 from jaxllm.models import build_abstract
 
 
@@ -57,6 +58,16 @@ def test_recorded_fields_are_compared_like_those_of_a_reference(pair):
     assert (all(row.ok for row in compare_fields(fields, problems, model)), problems) == (True, [])
     wrong = {row.path for row in compare_fields(fields, [], random_model()) if not row.ok}
     assert "config.num_layers" in wrong
+
+
+def test_a_recorded_field_with_two_names_fails(pair):
+    llama, model = pair
+    fields, problems = fields_of(llama, model)
+    twice = {**fields, "norm_eps": fields["norms.eps"]}
+    rows = check_config([twice, problems], SimpleNamespace(model=model))
+    assert [row.theirs for row in rows if not row.ok] == [
+        "norms.eps is given twice (norms.eps, norm_eps)"
+    ]
 
 
 def test_a_config_that_cannot_be_read_fails():

@@ -1,6 +1,7 @@
 """Packs: round trip, and errors for folders that are not packs."""
 
 import json
+from pathlib import Path
 
 import chex
 import numpy as np
@@ -33,3 +34,19 @@ def test_folders_that_are_not_packs_are_rejected(tmp_path):
     file.write_text("{")
     with pytest.raises(CheckpointError, match="pack is damaged"):
         read_pack(tmp_path / "pack")
+
+
+def test_an_unreadable_pack_is_not_called_damaged(tmp_path, monkeypatch):
+    write_pack({"a": np.ones(3)}, tmp_path / "pack")
+    original = Path.open
+
+    for name in ("pack.json", "arrays.safetensors"):
+
+        def refuse(path, *args, refused=name, **options):
+            if path.name == refused:
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path, *args, **options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(PermissionError, match=name):
+            read_pack(tmp_path / "pack")
