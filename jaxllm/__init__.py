@@ -9,4 +9,7 @@ equations (`"BTD,DNH->BTNH"`), sharding (`constrain(q_BTNH, "BTNH")`) and checkp
     C cache slots      H head_dim           L layers
     G query heads per key/value head (N = K G)
     I input_dim and O output_dim, for models of continuous inputs
+
+Two places have letters of their own: images are `images_ICHW` (images, channels, pixels), and
+inside a mixture of experts S counts the tokens of all rows (`x_SD`).
 """

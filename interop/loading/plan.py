@@ -17,8 +17,8 @@ from jaxllm.errors import UserError
 from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.rules import binding
 from jaxllm.interop.rules.axis_ranges import Sizes
-from jaxllm.interop.rules.binding import fused_parts
 from jaxllm.interop.rules.pattern import Index, Side
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import build_abstract
@@ -244,18 +244,7 @@ def split_fused(
     rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """Replaces each fused tensor by its parts, unless its rows differ from the parts' sum."""
-    split = dict(tensors)
-    for fused, parts in fused_parts(rules).items():
-        whole = tensors.get(fused)
-        if whole is None or not whole.shape:
-            continue
-        rows = [shape[0] for shape in parts.values()]
-        if sum(rows) != whole.shape[0]:
-            continue
-        del split[fused]
-        for part, start, count in zip(parts, np.cumsum([0, *rows]), rows, strict=False):
-            split[part] = whole.rows(part, int(start), count)
-    return split
+    return binding.split_fused(rules, tensors, StoredTensor.rows)
 
 
 def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:

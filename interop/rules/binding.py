@@ -1,10 +1,13 @@
 """Binds rules to axis sizes and checks that together they write no tensor or array twice."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from .axis_ranges import Sizes
 from .pattern import Index, Side
 from .rule import BoundRule, Rule, Stacks
+
+Fused = TypeVar("Fused", bound=Any)  # anything with a shape
 
 
 def bind(rules: Sequence[Rule], sizes: Sizes, stacks: Stacks) -> tuple[BoundRule, ...]:
@@ -40,6 +43,32 @@ def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ..
             if is_part:
                 fused.setdefault(whole, {})[name] = shape
     return fused
+
+
+def split_fused(
+    rules: Sequence[BoundRule],
+    tensors: Mapping[str, Fused],
+    cut: Callable[[Fused, str, int, int], Fused],
+) -> dict[str, Fused]:
+    """Replaces each fused tensor by its parts, unless its rows differ from the parts' sum.
+
+    Args:
+        rules: the rules that name the parts.
+        tensors: tensors or arrays by name.
+        cut: returns the part of this name, from its first row and its number of rows.
+    """
+    split = dict(tensors)
+    for fused, parts in fused_parts(rules).items():
+        whole = tensors.get(fused)
+        num_rows = [shape[0] for shape in parts.values()]
+        if whole is None or tuple(whole.shape[:1]) != (sum(num_rows),):
+            continue
+        del split[fused]
+        start = 0
+        for part, count in zip(parts, num_rows, strict=True):
+            split[part] = cut(whole, part, start, count)
+            start += count
+    return split
 
 
 def _overlaps(rules: Sequence[BoundRule]) -> Iterator[str]:

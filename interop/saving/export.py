@@ -27,9 +27,9 @@ from jaxllm.interop.formats.table import (
     writable_formats,
 )
 from jaxllm.interop.loading.model_arrays import Parameters
-from jaxllm.interop.loading.plan import fused_parts
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import known_family, resolve_family
+from jaxllm.interop.rules.binding import fused_parts
 
 COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),

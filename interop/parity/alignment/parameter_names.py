@@ -10,7 +10,7 @@ from jaxllm.config import Config
 from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
 from jaxllm.interop.loading.plan import find_arrays
-from jaxllm.interop.rules.binding import fused_parts
+from jaxllm.interop.rules import binding
 from jaxllm.interop.rules.rule import BoundRule, Rule
 from jaxllm.models import Model
 
@@ -76,17 +76,11 @@ def split_fused(
     rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Splits fused tensors into the parts that the rules name; skips those with too few rows."""
-    split = dict(tensors)
-    for fused, parts in fused_parts(rules).items():
-        rows = [shape[0] for shape in parts.values()]
-        whole = tensors.get(fused)
-        if whole is None or not whole.ndim or len(whole) != sum(rows):
-            continue
-        del split[fused]
-        stops = np.cumsum(rows)
-        for part, stop, count in zip(parts, stops, rows, strict=True):
-            split[part] = whole[stop - count : stop]
-    return split
+
+    def cut(whole: np.ndarray, part: str, start: int, count: int) -> np.ndarray:
+        return whole[start : start + count]
+
+    return binding.split_fused(rules, tensors, cut)
 
 
 def imported(
