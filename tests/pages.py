@@ -40,8 +40,9 @@ def shown_files(page: Path) -> dict[str, str]:
 
 def run_blocks(page: Path, folder: Path, *, slow: bool) -> None:
     """Writes and runs a page's blocks in order, in one folder; slow blocks only if `slow`."""
-    # A reader's environment does not have the eight virtual devices of the tests.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    # A reader's environment has neither the tests' eight virtual devices nor their compiler flags.
+    own = ("JAX_", "XLA_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     for block in blocks_of(page):
         if block.file:
             (folder / block.file).write_text(block.text)

@@ -244,7 +244,8 @@ def split_fused(
     rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """Replaces each fused tensor by its parts, unless its rows differ from the parts' sum."""
-    return binding.split_fused(rules, tensors, StoredTensor.rows)
+    # Not `StoredTensor.rows`, which would ignore the method of a subclass.
+    return binding.split_fused(rules, tensors, lambda whole, *part: whole.rows(*part))
 
 
 def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:

@@ -177,7 +177,7 @@ def test_the_command_prints_text_and_json(folders, llama, capsys):
     assert "did you mean 'llama'?" in " ".join(said.split())
     assert main(["inspect", str(llama), "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)["ok"]
-    assert main(["inspect", str(llama / "nothing")]) == 1
+    assert main(["inspect", str(llama / "nothing")]) == 2
 
 
 # Wrong shapes: the config axis that explains them, if there is one.

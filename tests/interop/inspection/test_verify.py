@@ -211,7 +211,7 @@ def test_the_command_prints_text_and_json(folders, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], len(report["problems"]), report["num_tensors"]) == (False, 1, 30)
     assert report["tensors"][0].keys() >= {"name", "sha256", "differing_bits", "num_nonfinite"}
-    assert main(["verify", str(tmp_path / "nowhere")]) == 1
+    assert main(["verify", str(tmp_path / "nowhere")]) == 2
     assert main(["verify", str(folder), "--step", "3"]) == 1
     assert "is not a run" in capsys.readouterr().err
 

@@ -208,6 +208,7 @@ def test_two_processes_write_the_same_as_one(form, saved, tmp_path):
         assert content(tmp_path / "together") == content(tmp_path / "alone")
 
 
+@pytest.mark.exhaustive
 def test_failure_in_one_process_stops_both(saved, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").touch()
