@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from source_cases import write_fields
 from source_family import Inputs, SourceFamily, arrays_of, run
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
@@ -78,7 +79,11 @@ class ComponentsFamily(SourceFamily):
             np.testing.assert_array_equal(array, arrays_of(model)[name])
 
     @pytest.mark.usefixtures("really_compiling")
-    @pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"expert": 2, "data": 4}], ids=str)
+    @pytest.mark.parametrize(
+        "axes",
+        examples([{"fsdp": 4, "tensor": 2}, {"expert": 2, "data": 4}], {"fsdp": 4, "tensor": 2}),
+        ids=str,
+    )
     def test_on_a_mesh_and_layer_by_layer_it_computes_the_same(self, axes, crowded):
         folder, fields = crowded
         inputs, model, mesh = self.inputs(fields), load_pretrained(folder), make_mesh(**axes)

@@ -11,13 +11,17 @@ import pytest
 import torch
 import transformers
 from hf_case import Case, stored, tokens_of
-from tiers import examples
+from tiers import examples, exhaustive
 from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.models import Model, with_scanned_layers
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
+
+
+# Families that differ most in their layers and caches: full, windowed, sparse.
+DIVERSE = {"llama", "gemma3_text", "mixtral"}
 
 
 class Built(NamedTuple):
@@ -31,7 +35,7 @@ class Built(NamedTuple):
 
 
 def once(test: Callable) -> Callable:
-    """Runs a test only for a family's plain case; other tests cover its variants.
+    """Runs a test only for a family's plain case, and in `make test` only for `DIVERSE` families.
 
     Tests of layers and caches cover every variant in isolation.
     """
@@ -53,7 +57,9 @@ class DecoderFamily:
         if "case" in metafunc.fixturenames:
             is_for_plain = getattr(metafunc.function, "is_for_plain_case", False)
             names = [name for name in self.cases if not (is_for_plain and "/" in name)]
-            params = examples(names, *(name for name in names if "/" not in name))
+            plain = [name for name in names if "/" not in name]
+            kept = [name for name in plain if not is_for_plain or name in DIVERSE]
+            params = examples(names, *kept) if kept else exhaustive(names)
             metafunc.parametrize("case", params, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")

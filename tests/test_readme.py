@@ -11,7 +11,7 @@ MARKS = {page: {block.mark for block in blocks_of(page)} for page in PAGES}
 WITH_QUICK = [page for page, marks in MARKS.items() if "run" in marks]
 WITH_SLOW = [page for page, marks in MARKS.items() if "run slow" in marks]
 # The pages that a new user reads first. The slow test runs the quick blocks of the others too.
-FIRST = [page for page in WITH_QUICK if page.stem in ("README", "install", "use_in_jax", "parity")]
+FIRST = [page for page in WITH_QUICK if page.stem in ("README", "install")]
 NO_SLOW = [page for page in WITH_QUICK if page in FIRST or page not in WITH_SLOW]
 # Guides that must have runnable blocks, so that tests keep them correct.
 GUIDES = {"README", "install", "import_export", "use_in_jax", "train", "pods", "parity", "rules"}

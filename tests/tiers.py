@@ -11,15 +11,18 @@ def examples(values: Iterable[Any], *kept: Any) -> list[Any]:
 
     A value is a name or, for several arguments, a tuple. At least one must be kept.
     """
-    params = [
-        value
-        if value in kept
-        else pytest.param(
-            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.exhaustive
-        )
-        for value in values
-    ]
+    params = [value if value in kept else exhaustive([value])[0] for value in values]
     unknown = [value for value in kept if value not in params]
     assert kept
     assert not unknown, f"no such parameters: {unknown}"
     return params
+
+
+def exhaustive(values: Iterable[Any]) -> list[Any]:
+    """Returns all values as test parameters that are marked as exhaustive."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.exhaustive
+        )
+        for value in values
+    ]

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 from kinds import CONFIGS, WAVES
-from tiers import examples
 from tiny import random_of
 
 from jaxllm.train import TrainConfig
@@ -30,7 +29,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", examples(KINDS, "encoder-decoder"))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_mesh_matches_a_single_device(kind):
     model, task, seq_len, mesh, accumulate = KINDS[kind]
     config = TrainConfig(

@@ -354,6 +354,7 @@ def test_a_nonfinite_loss_stops_the_run(tmp_path, make):
     assert saved_steps(tmp_path / "run") == []
 
 
+@pytest.mark.exhaustive
 def test_training_given_weights_with_bfloat16_activations(tmp_path, make, text):
     """The parameters stay float32, and the checkpoint keeps their origin."""
     model = random_model(vocab_size=256, num_layers=2)

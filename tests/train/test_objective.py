@@ -61,7 +61,7 @@ def torch_loss(out, batch: dict) -> tuple[float, np.ndarray]:
     return total.item(), given.grad.numpy()
 
 
-@pytest.mark.parametrize("kind", examples(CONFIGS, *list(CONFIGS)[::3]))
+@pytest.mark.parametrize("kind", examples(CONFIGS, next(iter(CONFIGS))))
 def test_loss_and_gradient_match_torch(kind):
     """PyTorch's gradient by the output is backpropagated to the parameters with `jax.vjp`."""
     model, batch = random_of(CONFIGS[kind]), batch_of(kind)
@@ -99,6 +99,7 @@ def test_masked_targets_do_not_count(kind):
     assert float(loss({**batch, "mask": np.zeros_like(batch["mask"])})) == 0
 
 
+@pytest.mark.exhaustive
 def test_experts_add_an_auxiliary_loss_in_each_stack():
     config = CONFIGS["each vector"]
     sparse = {"pattern": config.pattern, "experts": config.experts}

@@ -77,6 +77,7 @@ def test_dropout_of_other_model_kinds_is_active_in_training_only(kind):
     assert min(abs(a / b - 1) for a, b in itertools.combinations(losses, 2)) > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_dropout_depends_on_seed_and_step():
     found = run(RATE)
     assert run(RATE) == found

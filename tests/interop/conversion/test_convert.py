@@ -96,7 +96,7 @@ def test_conversion_to_a_dtype_equals_loading_in_it(to, dtype, folders, tmp_path
     assert load_pretrained(tmp_path / "out").config.numerics.param_dtype == dtype
 
 
-@pytest.mark.parametrize("max_ram", [64, 10_000, "256MiB"])
+@pytest.mark.parametrize("max_ram", examples([64, 10_000, "256MiB"], 10_000))
 def test_any_max_ram_gives_the_same_files(max_ram, folders, tmp_path):
     convert(folders["meta"], tmp_path / "out", max_ram=max_ram)
     assert content(tmp_path / "out").keys() == content(folders["hf"]).keys()

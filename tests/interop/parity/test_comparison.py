@@ -129,10 +129,13 @@ CORRECT_ATTENTION = attention.attention
 
 @pytest.mark.parametrize(
     ("wrong", "hint"),
-    [
-        (window_off_by_one, "mask: causal in the reference, a window of 319 in the model"),
+    examples(
+        [
+            (window_off_by_one, "mask: causal in the reference, a window of 319 in the model"),
+            (tiled_heads, "k/v heads tiled instead of repeated"),
+        ],
         (tiled_heads, "k/v heads tiled instead of repeated"),
-    ],
+    ),
 )
 def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong, hint):
     llama, model = pair

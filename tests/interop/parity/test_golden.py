@@ -167,6 +167,7 @@ def test_full_recordings_give_each_step_its_own_error(whole, llama):
     assert all(row.forced is not None for row in report.taps)
 
 
+@pytest.mark.exhaustive
 def test_router_logits_are_recorded(tmp_path):
     folder = saved("mixtral", tmp_path / "mixtral")
     record_checkpoint(

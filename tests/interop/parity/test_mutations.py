@@ -26,7 +26,7 @@ def is_tried(trial) -> bool:
     return trial.is_first or trial.family in TWICE
 
 
-@pytest.fixture(scope="module", params=examples(FAMILIES, "gpt2"))
+@pytest.fixture(scope="module", params=examples(FAMILIES, "smollm3"))
 def pair(request, tmp_path_factory):
     yield request.param, build(request.param, tmp_path_factory.mktemp("mutants"))
     jax.clear_caches()  # thousands of small programs that other families do not need

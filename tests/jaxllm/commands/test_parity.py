@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import source_cases
+from tiers import exhaustive
 
 from jaxllm.cli import main
 
@@ -97,15 +98,25 @@ def forecaster(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("model", "name", "rows", "compared"),
     [
-        ("byte_model", "rows.npy", ROWS, (2, 24, 48)),
         ("byte_model", "rows.json", [[5, 6, 7, 8, 9], [1, 2]], (2, 5, 7)),
-        (
-            *("byte_model", "rows.npz"),
-            *({"target": ROWS, "target_mask": np.arange(24) < LENGTHS}, (2, 24, 34)),
-        ),
-        ("translator", "rows.npz", {"source": ROWS + 4, "target": ROWS[:, 1:]}, (2, 23, 46)),
-        ("translator", "rows.json", {"source": [[9, 8], [7]], "target": [[5], [6]]}, (2, 1, 2)),
         ("forecaster", "rows.npy", VECTORS, (2, 20, 40)),
+        *exhaustive(
+            [
+                ("byte_model", "rows.npy", ROWS, (2, 24, 48)),
+                (
+                    *("byte_model", "rows.npz"),
+                    *({"target": ROWS, "target_mask": np.arange(24) < LENGTHS}, (2, 24, 34)),
+                ),
+                (
+                    *("translator", "rows.npz"),
+                    *({"source": ROWS + 4, "target": ROWS[:, 1:]}, (2, 23, 46)),
+                ),
+                (
+                    *("translator", "rows.json"),
+                    *({"source": [[9, 8], [7]], "target": [[5], [6]]}, (2, 1, 2)),
+                ),
+            ]
+        ),
     ],
 )
 def test_parity_compares_on_the_tokens_of_a_file(

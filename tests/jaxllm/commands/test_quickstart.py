@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from jaxllm.cli import main
 
 
@@ -13,6 +15,7 @@ def test_quickstart_refuses_a_folder_with_other_files(tmp_path, capsys):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.exhaustive
 def test_loop_with_few_steps_reports_every_check(tmp_path):
     command = [sys.executable, "-m", "jaxllm", "quickstart", "--steps", "4", "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

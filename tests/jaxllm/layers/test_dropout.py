@@ -138,6 +138,7 @@ def test_dropout_does_not_depend_on_scan_or_remat(changes):
             assert relative_l2(a, b) < 1e-5
 
 
+@pytest.mark.exhaustive
 def test_encoder_and_decoder_have_separate_dropout_keys():
     model = random_of(ENCODER_DECODER)
 

@@ -53,6 +53,7 @@ def test_token_by_token_equals_one_pass_at_every_chunk_boundary(model, tokens, s
         assert relative_l2(logits[:, 0], whole[:, t]) < TOLERANCE, t
 
 
+@pytest.mark.exhaustive
 def test_prompts_ending_near_chunk_boundaries_continue_correctly(model):
     """One row per prompt length, so that rows are in different chunks too."""
     boundaries = np.arange(CHUNK, LENGTH, CHUNK)

@@ -103,6 +103,7 @@ def test_layers_are_stacked_separately_in_each_stack(model):
     }
 
 
+@pytest.mark.exhaustive
 def test_remat_does_not_change_gradients(model):
     def gradient(config):
         bind, _ = split(random_of(config))

@@ -34,7 +34,7 @@ LENGTH = 24
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, LENGTH))
 
 
-@pytest.fixture(scope="module", params=examples(KINDS, "rope", "relative"))
+@pytest.fixture(scope="module", params=examples(KINDS, "relative"))
 def model(request):
     """A decoder with max_len=24, for each kind of positions."""
     fields = {"positions.kind": request.param, **KINDS[request.param]}
@@ -126,6 +126,7 @@ def shared(**changes: object) -> EncoderDecoderConfig:
     )
 
 
+@pytest.mark.exhaustive
 def test_stacks_can_share_a_position_table():
     config = shared()
     model = random_of(config)

@@ -117,6 +117,7 @@ def test_the_report_is_the_same_as_in_memory(checkpoint, scratch):
     assert report.to_json() == wanted.to_json()
 
 
+@pytest.mark.exhaustive
 def test_a_divergence_is_named_and_explained(tmp_path, scratch, make_llama, tokens):
     make_llama(rms_norm_eps=1e-3).save_pretrained(tmp_path / "other")
     other = open_pretrained(tmp_path / "other")

@@ -263,6 +263,7 @@ def test_model_balance_lets_layers_balance_each_other():
     assert load_balance(loads, "layer") == 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("scan", "balance"),
     examples(itertools.product([True, False], ["layer", "model"]), (True, "model")),
