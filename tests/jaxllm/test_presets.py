@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from tiers import examples
 
 from jaxllm.config import (
     make_config,
@@ -60,7 +61,7 @@ def test_changes_apply_to_all_stacks():
         gpt("huge")
 
 
-@pytest.mark.parametrize("init", ["xavier", "normal"])
+@pytest.mark.parametrize("init", examples(["xavier", "normal"], "xavier"))
 def test_every_parameter_has_the_specified_initialization(init):
     """Kernels are xavier or normal (0.02), tables normal (0.02), biases 0 and norm scales 1."""
     changes = {"init.kind": init, "positions.kind": "distance", "head.tied": False}

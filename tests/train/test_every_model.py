@@ -160,6 +160,7 @@ def test_generate_rejects_a_run_that_was_not_trained_on_text(folder, capsys):
     )
 
 
+@pytest.mark.exhaustive
 def test_init_from_starts_at_the_loss_of_the_source_run(quick_folder):
     """For a model over vectors: the first held-out loss is the last one of the source run."""
     source = quick_folder / "runs" / "components_regression"

@@ -273,6 +273,7 @@ def test_a_resumed_encoder_decoder_run_is_bitwise_identical(tmp_path):
     assert "the data differ from those" in str(caught.value)
 
 
+@pytest.mark.exhaustive
 def test_resuming_on_another_mesh_stays_within_tolerance(straight, interrupted, make):
     config, result = straight
     resumed = train(make(interrupted, mesh=MeshConfig(data=8), log_every=3), resume=True)

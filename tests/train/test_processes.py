@@ -47,6 +47,7 @@ def alone(tmp_path_factory) -> list[dict]:
 
 
 # With fsdp=4 each process has its own rows; with tensor=8 both processes have the same rows.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("fsdp", "tensor"), examples([(4, 2), (1, 8)], (4, 2)))
 def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, fsdp, tensor):
     together = run(tmp_path / "run", fsdp, tensor, 2)

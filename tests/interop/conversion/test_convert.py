@@ -140,6 +140,7 @@ def run(request, tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.exhaustive
 def test_every_step_of_a_run_is_converted(run, tmp_path):
     for step in (1, 2):
         convert(run, tmp_path / f"hf{step}", step=step)

@@ -58,6 +58,7 @@ def test_text_is_tokenized_by_the_tokenizer_in_the_folder(folder):
     assert report.seed is None
 
 
+@pytest.mark.exhaustive
 def test_given_tokens_are_used(folder, tokens):
     report = check_checkpoint(folder, tokens=tokens)
     assert (report.batch_size, report.length, report.seed) == (*tokens.shape, None)

@@ -127,6 +127,7 @@ def tiled_heads(q_BTNH, k_BSKH, v_BSKH, *args, **options):
 CORRECT_ATTENTION = attention.attention
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     examples(

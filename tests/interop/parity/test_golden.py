@@ -116,6 +116,7 @@ def test_a_damaged_weight_is_named(pack, copy):
     assert report.verdicts == {"weights": False, "config": True, "logits": True}
 
 
+@pytest.mark.exhaustive
 def test_the_effect_of_a_damaged_weight_is_found_in_a_sample(pack, whole, copy):
     change_tensor(copy, "model.layers.1.self_attn.v_proj.weight", lambda w: w * np.float32(1.001))
     for folder in (pack, whole):

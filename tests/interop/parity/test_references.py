@@ -79,7 +79,7 @@ def kinds(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", examples(KINDS, "nima-gpt", "components-regression"))
+@pytest.mark.parametrize("name", examples(KINDS, "nima-gpt"))
 def test_every_kind_passes_all_its_levels(kinds, name):
     reference, model, inputs = kinds(name)
     levels = levels_of(model) if name in SLOW else QUICK
@@ -114,6 +114,7 @@ def attentions_of(model):
                 yield f"{prefix}layers.{i}.cross_attn"
 
 
+@pytest.mark.exhaustive
 def test_a_source_system_checkpoint_is_checked_by_its_path_alone(tmp_path):
     source_cases.write("nima-transformer", tmp_path)
     report = check_checkpoint(tmp_path, levels=("weights", "config", "logits"))

@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 import yaml
+from tiers import examples
 from tiny import TINY
 
 from jaxllm.cli import main
@@ -122,7 +123,7 @@ def test_an_indivisible_batch_is_rejected_before_anything_runs(config):
     assert len(lines) > 3
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.parametrize("options", examples([[], ["--json"]], ["--json"]), ids=["table", "json"])
 def test_the_exit_status_of_the_command_is_the_verdict(
     config, monkeypatch, tmp_path, capsys, options
 ):

@@ -156,6 +156,7 @@ def test_the_config_survives_the_round_trip(original, model, images, tokens, tmp
     )
 
 
+@pytest.mark.exhaustive
 def test_a_prompt_with_an_image_is_continued_from_the_cache(model, images, tokens):
     """Images replace tokens of the prompt; the continuation is text."""
     tokens = tokens[:, :130]

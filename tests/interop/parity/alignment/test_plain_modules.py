@@ -10,6 +10,7 @@ import pytest
 import torch
 from hf_cases import randomize
 from pages import ROOT, shown_files
+from tiers import examples
 from torch import nn
 from torch.nn import functional
 
@@ -70,12 +71,15 @@ def test_training_and_generation_levels_pass(mine):
 
 @pytest.mark.parametrize(
     ("old", "new", "where"),
-    [
-        (' : D (N H)"', ' : (N H) D"', "layers.0.attn"),  # square, so the shape does not tell
+    examples(
+        [
+            (' : D (N H)"', ' : (N H) D"', "layers.0.attn"),  # square, so the shape does not tell
+            ("{G=gate|up}", "{G=up|gate}", "layers.0.mlp"),
+            ('layout="interleaved"', 'layout="half"', "layers.0.attn"),
+            ("eps=1e-5)", "eps=1e-3)", "layers.0.attn_norm"),
+        ],
         ("{G=gate|up}", "{G=up|gate}", "layers.0.mlp"),
-        ('layout="interleaved"', 'layout="half"', "layers.0.attn"),
-        ("eps=1e-5)", "eps=1e-3)", "layers.0.attn_norm"),
-    ],
+    ),
 )
 def test_a_wrong_rule_is_caught_at_its_step(old, new, where, mine):
     edit(mine, old, new)

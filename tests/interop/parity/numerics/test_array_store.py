@@ -128,6 +128,7 @@ def test_a_divergence_is_named_and_explained(tmp_path, scratch, make_llama, toke
     assert "eps" in report.first_divergence.hint
 
 
+@pytest.mark.exhaustive
 def test_training_levels_and_missing_folders_are_rejected(tmp_path, scratch, make_llama, capsys):
     make_llama().save_pretrained(tmp_path / "llama")
     with pytest.raises(ValueError, match=r"'gradients'.* one of weights, config, logits, layers$"):

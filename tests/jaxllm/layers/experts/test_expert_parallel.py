@@ -135,6 +135,7 @@ def bytes_of(text: str, kind: str) -> int:
     return total
 
 
+@pytest.mark.exhaustive
 def test_scanned_model_on_a_mesh_equals_one_device():
     """Loss and gradients of a model with scanned layers and remat="dots"."""
     model = random_model(num_layers=2, pattern=SPARSE, experts=EXPERTS, remat="dots")
