@@ -34,6 +34,23 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return torch_needed.needs_torch(file) or None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects tests marked `torch` if it is not installed, and `pinned` with other versions."""
+    absent = {
+        *(() if torch_needed.IS_INSTALLED else ("torch",)),
+        *(() if is_pinned() else ("pinned",)),
+    }
+    left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def is_pinned() -> bool:
+    """Whether the installed jax is the one in constraints.txt."""
+    pins = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    return f"jax=={jax.__version__}" in pins
+
+
 def pytest_report_header() -> str | None:
     """Reports the number of skipped test files, so that a partial run is recognized as such."""
     if torch_needed.IS_INSTALLED:

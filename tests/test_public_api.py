@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
 PACKAGES = (
     "jaxllm.config",
@@ -73,6 +75,7 @@ def _plain(text: str) -> str:
     return re.sub(r"\b(?:jaxllm|jax|flax|pathlib|collections)\.[\w.]+\.(?=\w+)", "", text)
 
 
+@pytest.mark.pinned  # other versions write some annotations in another way
 def test_the_public_interface_matches_the_snapshot():
     found = describe()
     if os.environ.get("UPDATE_PUBLIC_API"):

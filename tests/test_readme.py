@@ -17,6 +17,7 @@ NO_SLOW = [page for page in WITH_QUICK if page in FIRST or page not in WITH_SLOW
 GUIDES = {"README", "install", "import_export", "use_in_jax", "train", "pods", "parity", "rules"}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("page", examples(NO_SLOW, *FIRST), ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -11,7 +11,13 @@ from jaxllm.config import Dtype
 from jaxllm.errors import UserError
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "parity", "convert", "suggest"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("inspect", "verify", "convert", "suggest"),
+        pytest.param("parity", marks=pytest.mark.torch),
+    ],
+)
 def test_missing_rules_file_is_named(command, byte_model, tmp_path, capsys):
     rest = [str(tmp_path / "out")] if command == "convert" else []
     assert main([command, str(byte_model), *rest, "--rules", "nothing.py"]) == 2

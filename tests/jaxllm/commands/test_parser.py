@@ -110,6 +110,7 @@ def test_debug_may_stand_before_a_subcommand():
     assert arguments.debug
 
 
+@pytest.mark.torch
 def test_versions_lists_installed_packages(monkeypatch):
     lines = dict(line.split() for line in versions())
     assert list(lines) == ["jaxllm", "jax", "flax", "torch", "transformers", "python"]

@@ -8,6 +8,7 @@ import pytest
 from jaxllm.cli import main
 
 
+@pytest.mark.torch
 def test_quickstart_refuses_a_folder_with_other_files(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert main(["quickstart", "--output", str(tmp_path)]) == 2
