@@ -293,7 +293,7 @@ def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, s
         *(f"{epoch:,}", config.seq_len, config.steps, epochs),
     )
     if start:
-        log.info("resumed after step %d", start)
+        log.info("resumed after step %d%s", start, "" if start < config.steps else ", the last")
     for name, variable in named_parameters(model).items():
         whole = unsharded_dims(dim_letters(variable), variable.get_value().shape, mesh.shape)
         for axis, letter, size in whole:

@@ -41,9 +41,11 @@ def _fields(inspection: Inspection) -> str:
     by_use: dict[str, list[str]] = {}
     for name, use in inspection.fields.items():
         by_use.setdefault(use, []).append(name)
-    read = len(by_use.pop("read", []))
-    rest = (f"{use}: {', '.join(names)}" for use, names in by_use.items())
-    return f"config: {read} fields read; {'; '.join(rest)}" if inspection.fields else ""
+    if not inspection.fields:
+        return ""
+    parts = [f"config: {len(by_use.pop('read', []))} fields read"]
+    parts += [f"{use}: {', '.join(names)}" for use, names in by_use.items()]
+    return "; ".join(parts)
 
 
 def _planned(inspection: Inspection) -> list[str]:

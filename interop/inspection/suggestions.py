@@ -37,7 +37,10 @@ class Suggestions:
     unfilled: tuple[str, ...]  # arrays that no rule fills
 
     def __str__(self) -> str:
-        lines = ["rules = [", *map(str, self.rules), "]"]
+        if not (self.rules or self.tied or self.unmatched or self.unfilled):
+            return "# every tensor has a rule already"
+        imports = ["from jaxllm.interop import Rule", ""] if self.rules else []
+        lines = [*imports, "rules = [", *map(str, self.rules), "]"]
         if self.sizes:
             lines.append(f"sizes = {dict(self.sizes)}")
         if self.tied:

@@ -71,6 +71,8 @@ def _add_plan(add: AddCommand) -> None:
         "Print the parameters, FLOPs and memory of a run.",
         "jaxllm plan configs/tiny.yaml --plot schedule.png",
     )
+    plan.set_defaults(takes_overrides=True)
+    plan.epilog = f"{OVERRIDES}\n\n{plan.epilog}"
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
     plan.add_argument(
         "--plot",
@@ -150,11 +152,10 @@ def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from jaxllm.train import load_config
     from jaxllm.train.plan import plan
     from jaxllm.train.plot import plot_schedule
 
-    config = load_config(arguments.config)
+    config = read_run_config(arguments)
     planned = plan(config)
     if arguments.plot:
         plot_schedule(config.optimizer, config.steps, arguments.plot)

@@ -10,6 +10,8 @@ def test_the_text_has_rules_doubts_and_what_is_left():
     suggested = (Suggested(rule, 0.9), Suggested(layered, 0.2, ("matched by shape only",)))
     found = Suggestions(suggested, {"head": "wte"}, {"M": 8}, {"extra": (3, 4)}, ("final_norm",))
     assert str(found).splitlines() == [
+        "from jaxllm.interop import Rule",
+        "",
         "rules = [",
         '    Rule("wte : V D", "embed.embedding : V D"),',
         "    # ? matched by shape only",
@@ -21,6 +23,10 @@ def test_the_text_has_rules_doubts_and_what_is_left():
         "# no rule for extra [3, 4]",
         "# no tensor fills final_norm",
     ]
+
+
+def test_nothing_to_propose_is_said():
+    assert str(Suggestions((), {}, {}, {}, ())) == "# every tensor has a rule already"
 
 
 def test_long_rules_are_broken_into_lines():

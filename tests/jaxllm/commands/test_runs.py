@@ -23,7 +23,7 @@ def test_misspelled_config_key_gets_a_suggestion(tmp_path, capsys):
     assert f"jaxllm: {bad}: unknown field 'seqlen'; did you mean 'seq_len'?" in lines
 
 
-@pytest.mark.parametrize("command", [["train"], ["parity", "mesh"]])
+@pytest.mark.parametrize("command", [["train"], ["plan"], ["parity", "mesh"]])
 def test_config_after_an_override_and_a_wrong_override_are_explained(command, capsys):
     config = str(ROOT / "configs" / "tiny.yaml")
     assert main([*command, "--mesh.fsdp", "4", config]) == 2
@@ -97,3 +97,11 @@ def test_plan_prints_the_cost_of_a_run(tmp_path, capsys):
     assert "'schedule.doc' is not a .png, .pdf or .svg" in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_plan_applies_overrides(capsys):
+    tokens = []
+    for steps in ("40", "80"):
+        assert main(["plan", str(ROOT / "configs" / "tiny.yaml"), "--steps", steps, "--json"]) == 0
+        tokens.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert tokens[1] == 2 * tokens[0]
