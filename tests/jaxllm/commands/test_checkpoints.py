@@ -15,7 +15,7 @@ def test_suggest_prints_rules_that_can_be_pasted(byte_model, tmp_path, capsys):
     weights = str(byte_model / "model.safetensors")
     assert main(["suggest", weights, "--config", str(tmp_path / "model.yaml")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("rules = [\n    Rule(")
+    assert out.startswith("from jaxllm.interop import Rule\n\nrules = [\n    Rule(")
     assert '"layers.{L}.attn.q_proj.kernel : D N H"' in out
     assert main(["suggest", weights]) == 1
     assert "give the model's config" in capsys.readouterr().err
