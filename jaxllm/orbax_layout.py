@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorstore
-from orbax.checkpoint import v1 as ocp
 
 from .errors import OTHER_VERSION, CheckpointError
 
@@ -50,6 +49,8 @@ def read_step(step: Path, *groups: str) -> StepMetadata:
         CheckpointError: jaxllm did not write the checkpoint, or a group is missing.
         OSError: a file cannot be read.
     """
+    from orbax.checkpoint import v1 as ocp  # importing it takes long, and models do not need it
+
     found = ocp.checkpointables_metadata(step.resolve())
     about = (found.custom_metadata or {}).get(METADATA_KEY)
     if about is None or not found.metadata.get("model") or None in found.metadata.values():

@@ -18,7 +18,7 @@ VIRTUAL_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
 def open_streams() -> None:
-    """Discards what is written to a closed stdout or stderr; stdout shows `?` for what it lacks.
+    """Discards what is written to a closed stdout or stderr; stdout escapes what it cannot show.
 
     A closed stream is None in Python, and the next file that is opened would get its number.
     """
@@ -26,7 +26,7 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def set_environment() -> None:

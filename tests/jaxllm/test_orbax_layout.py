@@ -9,7 +9,6 @@ import pytest
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm import orbax_layout
 from jaxllm.errors import OTHER_VERSION, CheckpointError
 from jaxllm.orbax_layout import (
     METADATA_FILE,
@@ -101,7 +100,7 @@ def test_a_checkpoint_of_somebody_else_is_refused(tmp_path, text):
 def test_an_unreadable_file_is_not_taken_as_a_missing_one(tmp_path, monkeypatch):
     step = write_step(tmp_path / "3", {})
     found = SimpleNamespace(custom_metadata={}, metadata={})  # what Orbax returns then
-    monkeypatch.setattr(orbax_layout.ocp, "checkpointables_metadata", lambda _: found)
+    monkeypatch.setattr(ocp, "checkpointables_metadata", lambda _: found)
     for method, path in (("open", step / METADATA_FILE), ("iterdir", step / "model")):
         with monkeypatch.context() as patch:
             forbid(patch, method, path)

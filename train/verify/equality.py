@@ -22,12 +22,13 @@ from jaxllm.deviation import (
 )
 from jaxllm.models import Model
 from jaxllm.params import initialize, split
+from jaxllm.train.checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT
 from jaxllm.train.config import ConfigError, TrainConfig
 from jaxllm.train.loop import make_batches
 from jaxllm.train.mesh import make_mesh
 
 from .noise import equivalent_steps
-from .outcomes import FIRST_MOMENT, SECOND_MOMENT, Difference, Equality, Outcome
+from .outcomes import Difference, Equality, Outcome
 from .variants import (
     Arrays,
     Batch,
@@ -43,8 +44,8 @@ log = logging.getLogger("jaxllm")
 
 # Updates are compared only where the gradient is at least this many times its noise: Adam divides
 # by the gradient's own size, so elsewhere the update is noise.
-BATCH_AXES = ("data", "fsdp")  # their sizes must divide the rows of every microbatch
 ABOVE_NOISE = 1e4
+BATCH_AXES = ("data", "fsdp")  # their sizes must divide the rows of every microbatch
 
 
 def compare_variants(

@@ -9,10 +9,7 @@ from rich.table import Table
 
 from jaxllm import deviation
 from jaxllm.strict_json import replace_nonfinite
-
-# The first moment of the first step is the clipped gradient times 1 - b1. It is reported first: if
-# it is wrong, so are the second moment and the update.
-FIRST_MOMENT, SECOND_MOMENT = "first moment", "second moment"
+from jaxllm.train.checkpoint_arrays import FIRST_MOMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +60,7 @@ class Outcome:
         """The difference with the highest ratio; among failures, gradients come first."""
 
         def rank(found: Difference) -> tuple[bool, bool, float]:
+            # The first moment of a first step is the clipped gradient times 1 - b1.
             return not found.ok, not found.ok and found.what == FIRST_MOMENT, found.ratio
 
         return max(self.differences, key=rank)

@@ -189,7 +189,7 @@ def is_at_end(mask_BT: np.ndarray) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceSpec:
-    """What an input sequence consists of: token ids, or vectors.
+    """The kind and the limits of an input sequence: token ids, or vectors.
 
     Attributes:
         size: size of the vocabulary, or width of the vectors.

@@ -40,12 +40,12 @@ def test_closed_streams_discard_text(command, status):
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-def test_stdout_without_unicode_shows_question_marks(monkeypatch):
+def test_stdout_without_unicode_escapes_what_it_lacks(monkeypatch):
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
     open_streams()
     print("a → b", flush=True)
-    assert stdout.buffer.getvalue() == b"a ? b\n"
+    assert stdout.buffer.getvalue() == b"a \\u2192 b\n"
 
 
 def test_virtual_devices_get_enough_threads(monkeypatch):

@@ -6,7 +6,8 @@ import math
 
 from rich.console import Console
 
-from jaxllm.train.verify.outcomes import FIRST_MOMENT, Difference, Equality, Outcome
+from jaxllm.train.checkpoint_arrays import FIRST_MOMENT
+from jaxllm.train.verify.outcomes import Difference, Equality, Outcome
 
 FINE = Difference("loss", "", 1e-8, 1e-8)
 CLOSE = Difference(FIRST_MOMENT, "embed.embedding", 0.5 * FINE.threshold, 1e-8)
