@@ -23,6 +23,7 @@ LAYERS = {
 }
 DENSE = {"embed_dim": 48, "latent_dim": 56}
 MOE = {**DENSE, "use_moe": True, "num_experts": 4, "alpha": 0.3}
+MESHES = [{"fsdp": 4, "tensor": 2}, {"expert": 2, "data": 4}]
 ROOMY = 2 * 160  # a capacity that nothing exceeds
 # Some experts are full before all tokens have come.
 CROWDED = {"attention_type": "mqa", "ffn_config": {**MOE, "capacity": 55, "topk": 2}}
@@ -79,11 +80,7 @@ class ComponentsFamily(SourceFamily):
             np.testing.assert_array_equal(array, arrays_of(model)[name])
 
     @pytest.mark.usefixtures("really_compiling")
-    @pytest.mark.parametrize(
-        "axes",
-        examples([{"fsdp": 4, "tensor": 2}, {"expert": 2, "data": 4}], {"fsdp": 4, "tensor": 2}),
-        ids=str,
-    )
+    @pytest.mark.parametrize("axes", examples(MESHES, MESHES[0]), ids=str)
     def test_on_a_mesh_and_layer_by_layer_it_computes_the_same(self, axes, crowded):
         folder, fields = crowded
         inputs, model, mesh = self.inputs(fields), load_pretrained(folder), make_mesh(**axes)

@@ -143,7 +143,7 @@ class EncoderDecoderFamily:
             logits.append(out.logits)
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
-    @pytest.mark.parametrize("num_beams", [1, 3])
+    @pytest.mark.parametrize("num_beams", examples([1, 3], 3))
     def test_generation_matches_transformers(self, case, inputs, num_beams):
         _, original, _, model = case
         lengths = (30, 12, 1)

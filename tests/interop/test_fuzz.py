@@ -168,7 +168,7 @@ VALUES = st.recursive(
 
 @pytest.mark.parametrize("form", examples(["one", "meta", "tlama"], "one"))
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_random_config_values_are_harmless_or_reported(folders, form, data):

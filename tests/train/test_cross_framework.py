@@ -102,6 +102,7 @@ def test_norms_decay_only_with_decay_all():
     assert moved[False] == 0 < moved[True]
 
 
+@pytest.mark.exhaustive
 def test_the_learning_rate_may_belong_to_the_last_step_or_the_next(make):
     config = make()
     schedule = make_schedule(config.optimizer, STEPS)

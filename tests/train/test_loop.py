@@ -200,6 +200,7 @@ def test_the_returned_model_equals_the_last_checkpoint(straight):
     assert earlier.config == config.model
 
 
+@pytest.mark.exhaustive
 def test_no_due_checkpoint_is_skipped(straight, killed, tmp_path, make):
     """Also if one is due before the last is on disk; each has the state of its own step."""
     config = make(tmp_path / "run", save_every=1, keep=99)

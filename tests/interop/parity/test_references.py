@@ -214,6 +214,7 @@ def test_a_loss_that_counts_padding_is_caught_by_the_gradients(kinds, monkeypatc
     assert not report.ok
 
 
+@pytest.mark.exhaustive
 def test_a_wrong_start_token_is_caught(kinds):
     reference, model, inputs = kinds("t5")
     config = dataclasses.replace(model.config, start_token=6)

@@ -99,9 +99,9 @@ def forecaster(tmp_path_factory) -> Path:
     ("model", "name", "rows", "compared"),
     [
         ("byte_model", "rows.json", [[5, 6, 7, 8, 9], [1, 2]], (2, 5, 7)),
-        ("forecaster", "rows.npy", VECTORS, (2, 20, 40)),
         *exhaustive(
             [
+                ("forecaster", "rows.npy", VECTORS, (2, 20, 40)),
                 ("byte_model", "rows.npy", ROWS, (2, 24, 48)),
                 (
                     *("byte_model", "rows.npz"),

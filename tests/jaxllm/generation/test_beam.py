@@ -47,7 +47,7 @@ def by_transformers(original, prompt: list[int], new: int, ends: list[int], **op
 
 @pytest.mark.parametrize("num_beams", examples([2, 4], 4))
 @pytest.mark.parametrize("length_penalty", examples([0.0, 2.0], 2.0))
-@pytest.mark.parametrize("ends", [[], list(range(0, 96, 5))])
+@pytest.mark.parametrize("ends", examples([[], [*range(0, 96, 5)]], [*range(0, 96, 5)]))
 def test_tokens_match_transformers(model, original, num_beams, length_penalty, ends):
     ours = beam_search(
         model, PROMPTS, 12, num_beams=num_beams, length_penalty=length_penalty, eos_ids=ends

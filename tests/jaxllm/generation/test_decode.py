@@ -43,7 +43,13 @@ def test_greedy_equals_a_full_forward_pass_per_token(scan_layers, rope_layout):
     assert generate(model, PROMPTS, 12) == [greedy_by_hand(model, p, 12) for p in PROMPTS]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=30, top_p=0.95)])
+@pytest.mark.parametrize(
+    "sampling",
+    examples(
+        [Sampling(), Sampling(temperature=1.0, top_k=30, top_p=0.95)],
+        Sampling(temperature=1.0, top_k=30, top_p=0.95),
+    ),
+)
 def test_prompt_gives_the_same_tokens_alone_and_in_a_batch(sampling):
     model = with_scanned_layers(random_model(), False)
     together = generate(model, PROMPTS, 20, sampling=sampling, seed=5)
@@ -71,7 +77,7 @@ def test_row_ends_with_its_first_eos_token():
         assert stopped == row[:cut]
 
 
-@pytest.mark.parametrize("penalty", [0.8, 1.5])
+@pytest.mark.parametrize("penalty", examples([0.8, 1.5], 1.5))
 def test_repetition_penalty_covers_prompt_and_new_tokens(penalty):
     """Compares with a plain loop that looks through the whole text for each token."""
     model = with_scanned_layers(random_model(), False)

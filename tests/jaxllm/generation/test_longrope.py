@@ -71,11 +71,13 @@ def test_greedy_tokens_match_transformers(model, original):
     assert _decode._cache_size() - before == 1
 
 
+@pytest.mark.exhaustive
 def test_beam_search_matches_transformers(model, original):
     expected = [by_transformers(original, prompt, num_beams=3) for prompt in PROMPTS[:2]]
     assert beam_search(model, PROMPTS[:2], NEW, num_beams=3) == expected
 
 
+@pytest.mark.exhaustive
 def test_ring_caches_are_refilled_at_the_switch():
     """Layers with windows and chunks use ring caches; compares with uncached decoding."""
     scaling = RopeScaling(

@@ -73,12 +73,13 @@ def test_pooled_output_is_from_the_mean_hidden_state():
 
 @pytest.mark.parametrize("attention", examples(KV_HEADS, "gqa"))
 @pytest.mark.parametrize("window", examples([None, WINDOW], WINDOW))
-def test_cached_equals_uncached_at_every_split(attention, window):
+@pytest.mark.parametrize("firsts", examples([range(1, T + 1), (1, T // 2)], (1, T // 2)), ids=len)
+def test_cached_equals_uncached_at_every_split(attention, window, firsts):
     """A prefix, then two tokens at once, then one at a time."""
     model = random_of(dataclasses.replace(SEQUENCE, num_kv_heads=KV_HEADS[attention]))
     model = model if window is None else with_window(model, window)
     whole = run(model, X_BTI)
-    for first in range(1, T + 1):
+    for first in firsts:
         cuts = sorted({0, first, min(first + 2, T), *range(first + 3, T + 1)})
         cache, parts = model.init_cache(3, T), []
         for a, b in itertools.pairwise([*cuts, T] if cuts[-1] < T else cuts):

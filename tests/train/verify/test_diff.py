@@ -34,9 +34,21 @@ def phases(*rates: float) -> OptimizerConfig:
     )
 
 
+class Runs(dict[str, Path]):
+    """The folders of runs by name, each trained when it is first asked for."""
+
+    def __init__(self, folder: Path, base: TrainConfig, changes: dict[str, dict]):
+        self.folder, self.base, self.changes = folder, base, changes
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self.folder / name
+        train(dataclasses.replace(self.base, output=str(self[name]), **self.changes[name]))
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
-    """The folders of a base run, a repetition, and runs with one change each, by name."""
+def runs(tmp_path_factory) -> Runs:
+    """A base run, a repetition, and runs with one change each."""
     folder = tmp_path_factory.mktemp("runs")
     words = random.Random(0).choices(["the ", "mesh ", "is ", "a ", "shape. "], k=600)
     (folder / "text.txt").write_text("".join(words))
@@ -63,9 +75,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         "rate": {"optimizer": phases(1e-2, 5e-3)},
         "text": {"data": other_text, "steps": CHANGED},
     }
-    for name, change in changes.items():
-        train(dataclasses.replace(base, output=str(folder / name), **change))
-    return {name: folder / name for name in changes}
+    return Runs(folder, base, changes)
 
 
 def test_a_repeated_run_has_no_differences(runs):
@@ -78,6 +88,7 @@ def test_a_repeated_run_has_no_differences(runs):
     assert headline(found) == "The runs are the same up to step 6; checkpoints compared: 3, 6."
 
 
+@pytest.mark.exhaustive
 def test_another_seed_differs_from_step_0(runs):
     found = diff_runs(runs["base"], runs["seed"])
     assert not found.same
@@ -110,6 +121,7 @@ def test_a_changed_learning_rate_is_found_at_its_step(runs):
     assert changed == ["optimizer.phases"]
 
 
+@pytest.mark.exhaustive
 def test_other_text_is_found_by_its_fingerprint(runs):
     found = diff_runs(runs["base"], runs["text"])
     assert not found.same

@@ -74,6 +74,7 @@ def scaled_on_mesh(monkeypatch, axis: str, parameter: str) -> None:
     monkeypatch.setattr(step, "accumulate", wrong)
 
 
+@pytest.mark.exhaustive
 def test_a_missing_sum_over_a_mesh_axis_is_found(config, monkeypatch):
     scaled_on_mesh(monkeypatch, "tensor", "final_norm.scale")
     only_rows = Variant(mesh=(("fsdp", 2),))

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from components_family import CROWDED, DENSE, LAYERS, ComponentsFamily
+from components_family import CROWDED, DENSE, LAYERS, MESHES, ComponentsFamily
 
 from jaxllm.config import SequenceToSequenceConfig, make_config, with_fields
 from jaxllm.interop.families.common.fields import Fields
@@ -27,6 +27,13 @@ class TestEncoderDecoder(ComponentsFamily):
     cases = VARIANTS
     lengths = (160, 150)
     sizes = DEPTHS
+
+    # The families of one stack have a quick one.
+    @pytest.mark.exhaustive
+    @pytest.mark.usefixtures("really_compiling")
+    @pytest.mark.parametrize("axes", MESHES, ids=str)
+    def test_on_a_mesh_and_layer_by_layer_it_computes_the_same(self, axes, crowded):
+        super().test_on_a_mesh_and_layer_by_layer_it_computes_the_same(axes, crowded)
 
 
 def read(**fields: object) -> SequenceToSequenceConfig:

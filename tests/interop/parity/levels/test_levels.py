@@ -57,6 +57,7 @@ def test_the_first_divergence_is_at_the_level_of_the_cause(pair, short):
     assert report.first_divergence.hint is None
 
 
+@pytest.mark.exhaustive
 def test_compare_changes_neither_side(make_llama, convert, short, tmp_path):
     llama = make_llama(num_hidden_layers=1)
     model = convert(llama)
