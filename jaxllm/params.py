@@ -23,7 +23,7 @@ from .models import AnyModel, Model, build, build_abstract
 from .orbax_layout import group_problems, read_step
 from .sharding import named_sharding
 
-Params = dict[str, Any]
+Params = dict[str, Any]  # nested dicts of arrays, as the model's modules are nested
 
 
 def split(model: AnyModel) -> tuple[Callable[[Params], AnyModel], Params]:

@@ -11,8 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor", "expert")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")  # of every mesh, in this order
 
+# The mesh axes that split a dimension of each letter.
 DIMS: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp", "expert"),  # batch
     "T": (),  # query length

@@ -1,7 +1,7 @@
 """Runnable code blocks of documentation pages.
 
 A block's mark follows its language: a `run` block is run by a test, a `run slow` block only by
-`make test-all`, and a `file=NAME` block is written to that file before later blocks are run.
+`make test-exhaustive`, and a `file=NAME` block is written to that file before later blocks are run.
 """
 
 import os

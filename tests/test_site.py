@@ -1,5 +1,6 @@
 """Documentation site: builds without warnings, is self-contained and matches the repository."""
 
+import importlib
 import importlib.util
 import re
 import shutil
@@ -55,18 +56,24 @@ def test_the_site_fetches_nothing_from_other_sites(site):
 
 
 def test_the_reference_shows_every_public_name(site):
-    import jaxllm.interop
-    import jaxllm.interop.parity
-    import jaxllm.train
-
-    for module, page in {
-        jaxllm.interop: "interop",
-        jaxllm.interop.parity: "parity",
-        jaxllm.train: "train",
-    }.items():
-        text = (site / "api" / f"{page}.html").read_text()
+    packages = ("config", "models", "generation", "interop", "interop.parity", "train")
+    for package in packages:
+        module = importlib.import_module(f"jaxllm.{package}")
+        text = (site / "api" / f"{package.rpartition('.')[2]}.html").read_text()
         shown = set(re.findall(rf'id="{re.escape(module.__name__)}\.(\w+)"', text))
         assert set(module.__all__) <= shown
+
+
+def test_the_reference_describes_the_fields_of_configs(site):
+    pages = {page.stem: page.read_text() for page in (site / "api").glob("*.html")}
+    assert [name for name, text in pages.items() if "__pydantic_config__" in text] == []
+    assert "whether tokens see no later tokens. Default:" in pages["config"]
+    assert "maximum global gradient norm. Default:" in pages["train"]
+
+
+def test_the_reference_joins_the_lines_of_what_is_returned(site):
+    text = re.sub(r"<[^>]*>", "", (site / "api" / "generation.html").read_text())
+    assert "including the first end-of-sequence\ntoken." in text
 
 
 def test_broken_links_are_errors(tmp_path):

@@ -31,8 +31,8 @@ class Plan(NamedTuple):
     parameters: int
     tokens: int  # over all steps
     operations: float  # floating-point operations over all steps
-    optimal_parameters: float | None  # size of the compute-optimal model for these operations ...
-    optimal_tokens: float | None  # ... and the tokens to train it on
+    optimal_parameters: float | None  # size of the compute-optimal model for these operations
+    optimal_tokens: float | None  # tokens to train the compute-optimal model on
     bytes_per_device: int  # parameters, gradients and moments on the fullest device
 
     @property

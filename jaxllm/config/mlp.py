@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from .checks import check_counts, check_fields
 
+# "gelu" is exact, "gelu_tanh" the approximation by tanh.
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
 
 

@@ -178,5 +178,7 @@ def _check_two_stacks(encoder: StackConfig, decoder: StackConfig) -> None:
             )
 
 
+# Configs of models with an encoder and a decoder.
 TwoStackConfig = EncoderDecoderConfig | SequenceToSequenceConfig
+# Configs of all models.
 Config = DecoderConfig | SequenceConfig | TwoStackConfig

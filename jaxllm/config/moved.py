@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+# The current name of each renamed field, by its old name.
 MOVED = {
     "norm": "norms.kind",
     "norm_placement": "norms.placement",

@@ -5,7 +5,9 @@ from typing import ClassVar, Literal
 
 from .checks import check_fields
 
+# Of parameters and of activations.
 Dtype = Literal["float32", "bfloat16", "float16"]
+# What the backward pass recomputes: nothing, everything but matmul outputs, or everything.
 Remat = Literal["none", "dots", "full"]
 # Initialization of kernels: normal with `std`, or uniform within sqrt(6 / (fan in + fan out))
 # (Glorot and Bengio, 2010). Embeddings are always normal, biases 0, norms 1.

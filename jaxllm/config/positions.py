@@ -14,6 +14,8 @@ Positions = Literal["rope", "learned", "sinusoidal", "alibi", "relative", "dista
 # exp(-2j ln(10000) / D) ("exp"). They differ in the last bits; sinusoids at position 128 differ by
 # 1e-5.
 Waves = Literal["power", "exp"]
+# Pairs among the R rotated elements of a head: (j, j + R/2) as in Hugging Face's Llama ("half"), or
+# (2j, 2j + 1) as in the paper and in Meta's code ("interleaved").
 RopeLayout = Literal["half", "interleaved"]
 
 # Fields of `RopeScaling` that each kind uses, besides `factor`.

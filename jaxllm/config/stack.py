@@ -55,8 +55,7 @@ class StackConfig:
     init: InitConfig = InitConfig()
     numerics: NumericsConfig = NumericsConfig()
     scan_layers: bool = True  # whether layers of the same kind are stacked and compiled once
-    # What the backward pass recomputes: nothing, everything but matmul outputs, or everything.
-    remat: Remat = "none"
+    remat: Remat = "none"  # what the backward pass recomputes
 
     @property
     def longest(self) -> int | None:

@@ -35,7 +35,9 @@ __all__ = [
     "with_window",
 ]
 
+# Models of tokens.
 TokenModel = Decoder | EncoderDecoder
+# All models.
 Model = TokenModel | SequenceModel | SequenceToSequence
 AnyModel = TypeVar("AnyModel", bound=Model)
 

@@ -13,12 +13,13 @@ COLUMNS = (
 INTRODUCTION = """\
 # Mutations: the parity gate is tested
 
-A mutation test of `jaxllm.interop.parity.compare`. Each bug below was planted in a model of every
-family that it applies to: in its weights, its config, a function of jaxllm, the optimizer or the
-loss. `compare`, which knows nothing of the bugs, had to catch it at the given level, while the
-levels before that one pass, and to name the wrong step. Bugs in the weights or the config have a
-second row, in which the forward pass alone must find them. The models are tiny, with random numbers
-in every tensor, in float32 on CPU. `python benchmarks/mutations.py` writes this page.
+This page shows how far a passed parity report can be trusted: a mutation test of
+`jaxllm.interop.parity.compare`. Each bug below was planted in a model of every family that it
+applies to: in its weights, its config, a function of jaxllm, the optimizer or the loss. `compare`,
+which knows nothing of the bugs, had to catch it at the given level, while the levels before that
+one pass, and to name the wrong step. Bugs in the weights or the config have a second row, in which
+the forward pass alone must find them. The models are tiny, with random numbers in every tensor, in
+float32 on CPU. `python benchmarks/mutations.py` writes this page.
 
 Errors are multiples of the threshold and of the reference's rounding-noise floor. `exact` means
 that only equality passes, or that no noise was measured. Correct models are compared as well, to

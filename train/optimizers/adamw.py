@@ -41,8 +41,9 @@ class OptimizerConfig:
     final_div_factor: float | None = None  # alternative: final learning rate = peak / this factor
     warmup_steps: int = 0
     decay: Literal[Decay, "multi_step"] = "cosine"
-    milestones: tuple[float, ...] = (0.8, 0.9)  # for multi_step: fractions of the run at which ...
-    factors: tuple[float, ...] = (0.316, 0.1)  # ... the rate becomes the peak times these factors
+    # For decay="multi_step": the fractions of the run at which the rate changes.
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    factors: tuple[float, ...] = (0.316, 0.1)  # rate / peak after each milestone
     phases: tuple[PhaseConfig, ...] = ()  # replaces all the fields above
     b1: float = 0.9
     b2: float = 0.95

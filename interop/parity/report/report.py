@@ -28,12 +28,12 @@ class LogitsResult:
     """Errors of the logits against the reference. The verdict depends on `relative_l2` alone."""
 
     relative_l2: float
-    floor: float
-    threshold: float
-    max_abs: float
-    max_over_rms: float
-    kl_mean: float  # nats per token
-    kl_max: float
+    floor: float  # noise floor of `relative_l2`
+    threshold: float  # for `relative_l2`
+    max_abs: float  # largest difference of a logit
+    max_over_rms: float  # the same / RMS of the reference's logits
+    kl_mean: float  # KL divergence from the reference in nats, mean over tokens
+    kl_max: float  # the same of the token with the largest
     top1_agreement: float  # share of tokens with the same top-1 prediction
     top1_unexplained: int  # tokens whose top-1 prediction differs by more than noise explains
 
@@ -51,9 +51,9 @@ class Bucket:
     stop: int | None  # exclusive; None: to the end of the sequence
     tokens: int
     relative_l2: float
-    kl_mean: float
-    kl_max: float
-    top1_agreement: float
+    kl_mean: float  # KL divergence from the reference in nats, mean over tokens
+    kl_max: float  # the same of the token with the largest
+    top1_agreement: float  # share of tokens with the same top-1 prediction
 
     @property
     def label(self) -> str:

@@ -119,9 +119,9 @@ class TapResult(Judged):
     max_over_rms: float  # largest difference / RMS of the reference
     forced: Error | None = None  # the step's own error, when fed the reference's inputs
     is_output: bool = False  # whether this is the output of the whole model
-    ulp_p50: float = 0.0  # distance in float32 ULPs: median, 99th percentile, maximum
-    ulp_p99: float = 0.0
-    ulp_max: float = 0.0
+    ulp_p50: float = 0.0  # median distance in float32 ULPs
+    ulp_p99: float = 0.0  # 99th percentile of that distance
+    ulp_max: float = 0.0  # largest distance
     hint: str | None = None
 
     @property
