@@ -1,6 +1,7 @@
 """Metric logging: a JSON Lines file, a progress line and, optionally, TensorBoard and W&B."""
 
 import json
+import math
 import secrets
 import sys
 from collections.abc import Mapping
@@ -114,6 +115,9 @@ class MetricLog:
 class Progress:
     """Progress of a run: a live line on a terminal, otherwise a line every `log_every` steps.
 
+    The speed is the mean since this process finished its first step, which includes compilation
+    and is not counted: over the last 1000 steps, with the evaluations and checkpoints between them.
+
     Args:
         steps: the steps of the whole run.
         start: the step that a resumed run starts from.
@@ -137,9 +141,14 @@ class Progress:
         # The display also measures the speed for plain lines, for which it is never started.
         is_capable = console.is_terminal and not console.is_dumb_terminal
         self._live = self._stream.isatty() and is_capable
-        columns = ("{task.completed}/{task.total}", rich.progress.BarColumn(), "{task.description}")
         self._display = rich.progress.Progress(
-            *columns, rich.progress.TimeRemainingColumn(), console=console
+            "step {task.completed}/{task.total}",
+            rich.progress.BarColumn(),
+            "{task.description}",
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            # By default rich forgets steps after 30 s, and has no speed if they take longer.
+            speed_estimate_period=math.inf,
         )
         self._task = self._display.add_task("", total=steps, completed=start)
 
@@ -157,13 +166,23 @@ class Progress:
             self._stream.write(f"step {step}/{self._steps}  {text}{left}\n")
             self._stream.flush()
 
+    def held_out(self, step: int, loss: float) -> None:
+        """Reports the loss per held-out target after `step` steps, on a line of its own."""
+        line = f"step {step}/{self._steps}  held-out loss {loss:.4f}"
+        if self._live:
+            self._display.console.print(line, highlight=False)
+        else:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
     def __enter__(self) -> Self:
         if self._live:
             self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._display.stop()
+        if self._live:  # otherwise rich would print an empty line
+            self._display.stop()
 
 
 def _number(value: SupportsFloat) -> float:
