@@ -81,11 +81,12 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
             logger.add(step, metrics)
             is_last = step == config.steps
             if step % config.eval_every == 0 or is_last:
-                held_out_loss = _evaluate(steps, state, batches, mesh, config)
+                with logger.paused():
+                    held_out_loss = _evaluate(steps, state, batches, mesh, config)
                 logger.held_out(step, held_out_loss)
             if step % config.save_every == 0 or is_last:
-                logger.flush()
-                checkpoints.save(state, config, model, batches.fingerprint())
+                with logger.paused():
+                    checkpoints.save(state, config, model, batches.fingerprint())
     return TrainResult(bind(state.params), held_out_loss, unit)
 
 

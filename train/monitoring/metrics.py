@@ -4,12 +4,14 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from itertools import count
 from numbers import Integral
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import Any, Self, SupportsFloat, TextIO
 
@@ -115,8 +117,8 @@ class MetricLog:
 class Progress:
     """Progress of a run: a live line on a terminal, otherwise a line every `log_every` steps.
 
-    The speed is the mean since this process finished its first step, which includes compilation
-    and is not counted: over the last 1000 steps, with the evaluations and checkpoints between them.
+    The speed is the mean of the last 1000 steps. It counts neither the first step of this process,
+    which includes compilation, nor the time spent `paused`.
 
     Args:
         steps: the steps of the whole run.
@@ -135,6 +137,8 @@ class Progress:
         log_every: int = 10,
         stream: TextIO | None = None,
     ):
+        self._paused = 0.0  # seconds
+        self._pause_began: float | None = None
         self._stream = sys.stderr if stream is None else stream
         self._steps, self._tokens, self._every = steps, tokens_per_step, log_every
         console = Console(file=self._stream)
@@ -147,6 +151,7 @@ class Progress:
             "{task.description}",
             rich.progress.TimeRemainingColumn(),
             console=console,
+            get_time=self._time,
             # By default rich forgets steps after 30 s, and has no speed if they take longer.
             speed_estimate_period=math.inf,
         )
@@ -165,6 +170,21 @@ class Progress:
             left = "" if not seconds else f"  {timedelta(seconds=round(seconds))} left"
             self._stream.write(f"step {step}/{self._steps}  {text}{left}\n")
             self._stream.flush()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time inside, as of an evaluation, for the speed."""
+        self._pause_began = monotonic()
+        try:
+            yield
+        finally:
+            self._paused += monotonic() - self._pause_began
+            self._pause_began = None
+
+    def _time(self) -> float:
+        """The clock of the speed, which stands still while paused."""
+        began = self._pause_began
+        return (monotonic() if began is None else began) - self._paused
 
     def held_out(self, step: int, loss: float) -> None:
         """Reports the loss per held-out target after `step` steps, on a line of its own."""

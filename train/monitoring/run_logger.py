@@ -1,7 +1,8 @@
 """Logging of a run: metrics file, progress line and loss plot, written by process 0."""
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,13 @@ class RunLogger:
         """Queues a step's metrics and writes those of the previous step."""
         self.flush()
         self._pending = step, metrics
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Writes the queued metrics; does not count the time inside for the speed."""
+        self.flush()
+        with nullcontext() if self._log is None else self._progress.paused():
+            yield
 
     def held_out(self, step: int, loss: float | None) -> None:
         """Writes the held-out loss, after the metrics of its step; None is not written."""

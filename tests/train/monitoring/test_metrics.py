@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm.errors import UserError
+from jaxllm.train.monitoring import metrics
 from jaxllm.train.monitoring.metrics import MetricLog, Progress, read_metrics
 
 
@@ -186,6 +187,21 @@ def test_speed_counts_neither_compilation_nor_the_steps_before_a_resume(start):
     assert first == ""
     left = [timedelta(minutes=30 - start - done) for done in (2, 3)]
     assert others == [f"  10 tokens/s  {time} left" for time in left]
+
+
+def test_speed_does_not_count_pauses(monkeypatch):
+    """As for the evaluation after the last step, which a resumed run compiles there."""
+    stream, now = io.StringIO(), 0
+    monkeypatch.setattr(metrics, "monotonic", lambda: now)
+    progress = Progress(30, tokens_per_step=600, log_every=1, stream=stream)
+    for step in (1, 2, 3):
+        now += 10
+        progress.update(step, 1.0)
+        with progress.paused():
+            now += 1000
+            progress.held_out(step, 1.0)
+    speeds = [line for line in stream.getvalue().splitlines() if "tokens/s" in line]
+    assert ["60 tokens/s" in line for line in speeds] == [True, True]
 
 
 def test_the_held_out_loss_is_a_line_of_its_own(monkeypatch):

@@ -27,6 +27,8 @@ def test_records_are_in_order_and_the_same_lines_are_printed(tmp_path, capsys):
         logger.add(1, metrics(4.0))
         assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0]
         logger.add(2, metrics(3.0))
+        with logger.paused():
+            assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2]
         logger.held_out(2, 2.5)
         logger.held_out(2, None)
     rows = [(row["step"], *row.keys()) for row in read_metrics(tmp_path / "metrics.jsonl")]
