@@ -106,6 +106,10 @@ def load_config(
         SystemExit: status 2, after printing a suggestion, for an override that names no field; 0
             for `--help`.
     """
+    if overrides and not overrides[0].startswith("-"):
+        field, equals, value = overrides[0].partition("=")
+        meant = f"--{field} {value}" if equals else "--steps 100"
+        raise ConfigError(f"{overrides[0]!r} is not an option; write a field as in {meant}")
     data, given = read_yaml(path), parse_overrides(overrides)
     if _is_stored(path, data):
         data = _upgraded(data, str(path))

@@ -567,6 +567,14 @@ def test_an_invalid_override_is_reported_with_its_option(overrides, line, tmp_pa
     assert " ".join(overrides).replace("=", " ") in found
 
 
+@pytest.mark.parametrize(("given", "meant"), [("steps=7", "--steps 7"), ("b.yaml", "--steps 100")])
+def test_an_override_without_dashes_is_answered_with_an_option(given, meant, tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", [given])
+    assert str(caught.value) == f"{given!r} is not an option; write a field as in {meant}"
+
+
 def test_an_override_mends_a_file_with_an_invalid_and_a_missing_value(tmp_path):
     """The file and the overrides are validated together, once."""
     broken = plain(RUN) | {"seq_len": "long", "mesh": {"fsdp": 0}}
