@@ -116,7 +116,8 @@ def load_config(
     if not given or not isinstance(data, dict):
         return from_dict(data, str(path))
     classes = _select_classes(data, [override.path for override in given])
-    if wrong := [*correct_names(given, classes["model"])]:
+    init_from = None if data.get("model") else data.get("init_from")
+    if wrong := [*correct_names(given, classes["model"], init_from)]:
         raise ConfigError("\n".join(wrong))
     applied = apply_overrides(data, given, TrainConfig, classes)
     config = _validate(applied.data, classes, functools.partial(applied.origin, file=str(path)))

@@ -86,10 +86,21 @@ def apply_overrides(
     return applied
 
 
-def correct_names(overrides: Sequence[Override], model: type) -> Iterator[str]:
-    """Yields one line per override with the old name of a model field, or of another stack's."""
+def correct_names(
+    overrides: Sequence[Override], model: type, init_from: str | None = None
+) -> Iterator[str]:
+    """Yields one line per override of a model field that has an old name or cannot be set.
+
+    Args:
+        overrides: the overrides of a run config.
+        model: the class of the model's config.
+        init_from: the checkpoint that has the model, if the run config has none.
+    """
     for override in overrides:
         if not override.option.startswith("--model."):
+            continue
+        if init_from is not None:
+            yield f"{override}: the model is that of init_from={init_from}, so it cannot be changed"
             continue
         _, *groups, field = override.path
         no = "no_" if field.startswith("no_") else ""  # --model.head.no-tied sets it to False

@@ -575,6 +575,15 @@ def test_an_override_without_dashes_is_answered_with_an_option(given, meant, tmp
     assert str(caught.value) == f"{given!r} is not an option; write a field as in {meant}"
 
 
+def test_the_model_of_a_checkpoint_cannot_be_overridden(tmp_path):
+    file = write(tmp_path, SMALLEST)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["--model.num-layers", "2", "--keep", "1"])
+    assert str(caught.value) == (
+        "--model.num-layers 2: the model is that of init_from=somewhere, so it cannot be changed"
+    )
+
+
 def test_an_override_mends_a_file_with_an_invalid_and_a_missing_value(tmp_path):
     """The file and the overrides are validated together, once."""
     broken = plain(RUN) | {"seq_len": "long", "mesh": {"fsdp": 0}}
