@@ -13,3 +13,7 @@ equations (`"BTD,DNH->BTNH"`), sharding (`constrain(q_BTNH, "BTNH")`) and checkp
 Two places have letters of their own: images are `images_ICHW` (images, channels, pixels), and
 inside a mixture of experts S counts the tokens of all rows (`x_SD`).
 """
+
+# Threads that XLA needs for each virtual CPU device: collectives block some of them. It stands
+# here for the commands, which set it before JAX is imported.
+THREADS_PER_DEVICE = 8

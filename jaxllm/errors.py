@@ -49,6 +49,15 @@ class MissingCheckpointError(CheckpointError):
     exit_status = UserError.exit_status
 
 
+class CheckpointArgumentError(CheckpointError):
+    """A wrong argument of reading or writing a checkpoint.
+
+    For example, a format or a step that does not exist, or a destination that is taken.
+    """
+
+    exit_status = UserError.exit_status
+
+
 class MissingPackageError(UserError, ModuleNotFoundError):
     """An optional package that a command needs is not installed."""
 

@@ -13,7 +13,7 @@ from jaxllm.config import (
     NumericsConfig,
     RopeConfig,
     RopeScaling,
-    Temperature,
+    TemperatureConfig,
 )
 
 FLAT: dict[str, Any] = {
@@ -53,12 +53,12 @@ MEANT = DecoderConfig(
     head_dim=16,
     mlp_dim=56,
     max_len=512,
-    pattern=(LayerKind(sees="window", rope="local"), LayerKind()),
+    pattern=(LayerKind(attention="window", rope="local"), LayerKind()),
     embed_scale=5.0,
     norms=NormConfig(kind="rms_plus_one", placement="sandwich", eps=1e-6),
     rope=RopeConfig(theta=5e5, scaling=RopeScaling(kind="linear", factor=2.0)),
     attention=AttentionConfig(
-        qk_norm="head", scale=0.25, temperature=Temperature(scale=0.2), window=8
+        qk_norm="head", scale=0.25, temperature=TemperatureConfig(scale=0.2), window=8
     ),
     mlp=MlpConfig(activation="gelu_tanh"),
     init=InitConfig(kind="xavier"),

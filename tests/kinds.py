@@ -7,12 +7,12 @@ from jaxllm.config import (
     AttentionConfig,
     DecoderConfig,
     EncoderDecoderConfig,
-    Experts,
+    ExpertsConfig,
     LayerKind,
     SequenceConfig,
     SequenceToSequenceConfig,
     StackConfig,
-    Vision,
+    VisionConfig,
 )
 
 B, T = 4, 6
@@ -25,7 +25,7 @@ CONFIGS = {
     "sees images": DecoderConfig(
         **SIZES,
         vocab_size=20,
-        vision=Vision(
+        vision=VisionConfig(
             **{"image_size": 16, "patch_size": 4, "embed_dim": 16, "num_layers": 1},
             **{"num_heads": 2, "mlp_dim": 24, "output_dim": 40, "image_token": 19},
         ),
@@ -43,7 +43,7 @@ CONFIGS = {
         input_dim=3,
         output_dim=5,
         pattern=(LayerKind(mlp="experts"),),
-        experts=Experts(num_experts=4, top_k=2, mlp_dim=24, aux_weight=0.3),
+        experts=ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24, aux_weight=0.3),
     ),
     "vectors given vectors": SequenceToSequenceConfig(
         encoder=ENCODER,

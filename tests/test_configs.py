@@ -10,7 +10,7 @@ from jaxllm.interop.families import FAMILIES, Fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, named_parameters
 from jaxllm.train import TrainConfig, load_config
-from jaxllm.train.plan import plan
+from jaxllm.train.cost import estimate_cost
 
 SYSTEMS = {
     family.name.replace("-", "_"): family
@@ -28,7 +28,7 @@ def test_a_config_builds_abstractly(path):
     assert config.batch_size // config.accumulate % ways == 0
     if config.model is not None:
         model = build_abstract(config.model)
-        assert plan(config).parameters == count_parameters(model) > 0
+        assert estimate_cost(config).parameters == count_parameters(model) > 0
         assert all(
             type(v.get_value()).__name__ == "ShapeDtypeStruct"
             for v in named_parameters(model).values()

@@ -25,10 +25,11 @@ from jaxllm.interop.reference.tlama import model as tlama_core
 from jaxllm.train import TrainConfig, load_config, read_state
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
-from jaxllm.train.loop import make_batches, make_run_mesh
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.metrics import read_metrics
-from jaxllm.train.optimizers.adamw import OptimizerConfig, make_schedule
+from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.schedule import make_schedule
+from jaxllm.train.setup import make_batches, make_run_mesh
 
 BEFORE, AFTER = 4, 6  # steps before and after the handover
 LATER = 6  # a later checkpoint, handed back to PyTorch

@@ -128,26 +128,25 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm.train": {
         **{
             name: set()
-            for name in ("data", "optimizers", "mesh", "loss", "metrics", "checkpoint_arrays")
+            for name in ("data", "optimizers", "mesh", "loss", "checkpoint_arrays", "overrides")
         },
-        "config": {"data", "mesh", "optimizers"},
+        "config": {"data", "mesh", "optimizers", "overrides"},
         "objective": {"loss"},
-        "plot": {"metrics", "optimizers"},
-        "plan": {"config", "data"},
+        "monitoring": {"config", "optimizers"},
+        "cost": {"config", "data"},
         "step": {"config", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
-        "loop": {
-            *("checkpoint", "config", "data", "mesh", "metrics", "objective", "plot", "step"),
-        },
+        "setup": {"checkpoint", "config", "data", "mesh", "step"},
+        "loop": {"checkpoint", "config", "data", "monitoring", "objective", "setup", "step"},
         "cross_framework": {
             "checkpoint",
             "config",
-            "loop",
             "optimizers",
+            "setup",
             "step",
             "checkpoint_arrays",
         },
-        "verify": {"config", "data", "loop", "mesh", "metrics", "step", "checkpoint_arrays"},
+        "verify": {"config", "data", "mesh", "monitoring", "setup", "step", "checkpoint_arrays"},
     },
 }
 # The maximum number of layers of components.

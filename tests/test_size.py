@@ -118,4 +118,9 @@ def test_planted_violations_are_found(tmp_path, monkeypatch):
     assert without_tests(files[:1]) == ["train/m0.py"]
     body = "    x = 1\n" * MOST_FUNCTION_LINES
     assert long_functions(f"def f():\n{body}") == {"f": MOST_FUNCTION_LINES + 1}
-    assert {"DecoderConfig", "Experts", "TrainConfig", "OptimizerConfig"} <= config_classes().keys()
+    assert {
+        "DecoderConfig",
+        "ExpertsConfig",
+        "TrainConfig",
+        "OptimizerConfig",
+    } <= config_classes().keys()

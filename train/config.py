@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxllm.config import Config, Dtype, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
-from jaxllm.config.problems import explain, find_correction
+from jaxllm.config.problems import Location, explain
 from jaxllm.errors import UserError
 
 from .data.documents import DataConfig
@@ -17,6 +17,7 @@ from .data.tasks import TaskConfig
 from .data.vectors import VectorsConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
+from .overrides import apply_overrides, correct_names, parse_overrides
 
 Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
 
@@ -99,22 +100,35 @@ def load_config(
 
     Raises:
         ConfigError: lists every field that is unknown (with the nearest known name), missing or
-            of the wrong type, and every renamed field (with its new name), in the file or in an
-            override.
-        SystemExit: status 2, after printing a suggestion, for any other invalid override.
+            of the wrong type, and every renamed field (with its new name). Each line begins with
+            the file or the override that the value came from. A value in the file that an override
+            replaces is not checked.
+        SystemExit: status 2, after printing a suggestion, for an override that names no field; 0
+            for `--help`.
     """
-    data = read_yaml(path)
-    config = (from_stored if _is_stored(path, data) else from_dict)(data, str(path))
-    if not overrides:
-        return config
-    if wrong := [*_correct_overrides(overrides, config.model)]:
+    if overrides and not overrides[0].startswith("-"):
+        field, equals, value = overrides[0].partition("=")
+        meant = f"--{field} {value}" if equals else "--steps 100"
+        raise ConfigError(f"{overrides[0]!r} is not an option; write a field as in {meant}")
+    data, given = read_yaml(path), parse_overrides(overrides)
+    if _is_stored(path, data):
+        data = _upgraded(data, str(path))
+    if not given or not isinstance(data, dict):
+        return from_dict(data, str(path))
+    classes = _select_classes(data, [override.path for override in given])
+    init_from = None if data.get("model") else data.get("init_from")
+    if wrong := [*correct_names(given, classes["model"], init_from)]:
         raise ConfigError("\n".join(wrong))
+    applied = apply_overrides(data, given, TrainConfig, classes)
+    config = _validate(applied.data, classes, functools.partial(applied.origin, file=str(path)))
+    if not applied.unknown:
+        return config
     import tyro
 
     return tyro.cli(
         TrainConfig,
         prog=f"{prog} {path}",
-        args=list(overrides),
+        args=[text for override in applied.unknown for text in override.arguments],
         default=config,
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -129,27 +143,6 @@ def _is_stored(path: str | Path, data: Any) -> bool:
     """Whether a file with these data is the copy of the config in the run's own folder."""
     output = data.get("output") if isinstance(data, dict) else None
     return isinstance(output, str) and Path(path).resolve() == Path(output, "config.yaml").resolve()
-
-
-def _correct_overrides(overrides: Sequence[str], model: Config | None) -> Iterator[str]:
-    """Yields one line per override with the old name of a model field, or of another stack's."""
-    for override in overrides:
-        option = override.partition("=")[0]
-        prefix, dot, name = option.replace("-", "_").partition(".")
-        if f"{prefix}{dot}" != "__model." or model is None:
-            continue
-        *groups, field = name.split(".")
-        no = "no_" if field.startswith("no_") else ""  # --model.head.no-tied sets it to False
-        name = ".".join([*groups, field.removeprefix(no)])
-        shown = functools.partial(_option, no)
-        if correction := find_correction(type(model), name, show_name=shown):
-            yield f"{option} {correction}"
-
-
-def _option(no: str, name: str) -> str:
-    """Returns the command-line option of a model's field; `no` is the prefix that negates it."""
-    *groups, field = name.replace("_", "-").split(".")
-    return f"--model.{'.'.join([*groups, no.replace('_', '-') + field])}"
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -189,37 +182,63 @@ def _parse_yaml(text: str) -> Any:
 
 def from_dict(data: Any, place: str) -> TrainConfig:
     """Builds a config from plain data. Raises ConfigError; each line begins with `place`."""
-    from pydantic import ValidationError
-
     if not isinstance(data, dict):
         raise ConfigError(
             f"{place}: expected a mapping of fields, as in configs/tiny.yaml, found {show(data)}"
         )
+    return _validate(data, _select_classes(data), lambda _: place)
+
+
+def _validate(
+    data: dict[str, Any], classes: Mapping[str, type], find_origin: Callable[[Location], str]
+) -> TrainConfig:
+    """Builds a config from plain data, whose union fields are meant to be of these classes.
+
+    Raises ConfigError; each line begins with the origin of the value at its location.
+    """
+    from pydantic import ValidationError
+
     try:
         return _type_adapter().validate_python(data)
     except ValidationError as error:
-        picks = {"model": config_class, "data": find_data_class}
-        classes = {
-            field: pick(given if isinstance(given := data.get(field), dict) else {})
-            for field, pick in picks.items()
-        }
         problems = explain(error, TrainConfig, classes)
-        raise ConfigError("\n".join(f"{place}: {problem}" for problem in problems)) from None
+        raise ConfigError(
+            "\n".join(f"{find_origin(problem.location)}: {problem.text}" for problem in problems)
+        ) from None
+
+
+def _select_classes(
+    data: Mapping[str, Any], overridden: Iterable[Sequence[str]] = ()
+) -> dict[str, type]:
+    """Returns the class of each field that has a union type, by the names of the fields given.
+
+    Args:
+        data: the data of a run config.
+        overridden: the paths of fields that are given besides.
+    """
+    picks: dict[str, Callable[[dict[str, Any]], type]]
+    picks = {"model": config_class, "data": find_data_class}
+    given = {field: inner if isinstance(inner := data.get(field), dict) else {} for field in picks}
+    for first, *rest in overridden:  # those of a model in the file may be misspelled
+        if first in picks and rest and not (first == "model" and given[first]):
+            given[first] = {rest[0]: None} | given[first]
+    return {field: pick(given[field]) for field, pick in picks.items()}
 
 
 def from_stored(data: Any, place: str) -> TrainConfig:
     """Builds a config from what `to_dict` returned, also if it uses old field names."""
+    return from_dict(_upgraded(data, place), place)
+
+
+def _upgraded(run: Any, place: str = "the checkpoint") -> Any:
+    """Renames old fields of the model in a stored run. Raises ConfigError if that fails."""
+    model = run.get("model") if isinstance(run, dict) else None
+    if not isinstance(model, dict):
+        return run
     try:
-        current = _upgraded(data) if isinstance(data, dict) else data
+        return {**run, "model": upgraded(model)}
     except ValueError as error:
         raise ConfigError(f"{place}: model: {error}") from None
-    return from_dict(current, place)
-
-
-def _upgraded(run: dict[str, Any]) -> dict[str, Any]:
-    """Renames old fields of the model in a stored run."""
-    model = run.get("model")
-    return {**run, "model": upgraded(model)} if isinstance(model, dict) else run
 
 
 @functools.cache

@@ -18,8 +18,9 @@ from jaxllm.params import map_parameters, named_parameters, read_model, split
 from .checkpoint import open_checkpoints
 from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays
 from .config import ConfigError, TrainConfig, from_stored, save_config
-from .loop import init_state, make_batches, make_run_mesh, model_to_train
-from .optimizers.adamw import is_decayed, make_schedule
+from .optimizers.adamw import is_decayed
+from .optimizers.schedule import make_schedule
+from .setup import init_state, make_batches, make_run_mesh, model_to_train
 from .step import make_steps
 
 

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxllm import THREADS_PER_DEVICE
 from jaxllm.config.checks import check_fields
 from jaxllm.errors import UserError, did_you_mean
 from jaxllm.sharding import MESH_AXES
-
-THREADS_PER_DEVICE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +35,38 @@ class MeshConfig:
 
 
 def use_virtual_devices(count: int) -> None:
-    """Makes the CPU appear as `count` devices. Call this before JAX uses any device."""
+    """Makes the CPU appear as `count` devices. Call this before JAX uses any device.
+
+    Raises:
+        UserError: JAX already uses other devices, which cannot be changed.
+    """
+    was_set = jax.config.jax_num_cpu_devices == count  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX refuses to change the number while it uses devices
+        raise UserError(_too_late(count)) from None
     # A collective blocks one thread per device until all devices arrive. XLA's pool has one
     # thread per core, so programs in flight could deadlock. NPROC enlarges the pool.
     os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", count)
+    if was_set:  # then JAX accepted the update even if it uses other devices, such as a GPU
+        devices = jax.local_devices()
+        if len(devices) != count or devices[0].platform != "cpu":
+            raise UserError(_too_late(count))
+
+
+def _too_late(count: int) -> str:
+    devices = jax.local_devices()
+    return (
+        f"use_virtual_devices({count}) is called too late: JAX already uses {len(devices)} "
+        f"{devices[0].platform} devices. Call it before anything else that uses JAX, or "
+        f"{_variables(count)} before Python starts"
+    )
+
+
+def _variables(count: int) -> str:
+    """Says which environment variables make the CPU appear as this many devices."""
+    return f"set JAX_NUM_CPU_DEVICES={count} and NPROC={THREADS_PER_DEVICE * count}"
 
 
 def make_mesh(*, devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh:
@@ -69,8 +94,7 @@ def make_mesh(*, devices: Sequence[jax.Device] | None = None, **sizes: int) -> M
         named = " x ".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
         hint = ""
         if given is None and jax.default_backend() == "cpu":
-            threads = THREADS_PER_DEVICE * needed
-            hint = f"; for virtual CPU devices set JAX_NUM_CPU_DEVICES={needed} and NPROC={threads}"
+            hint = f"; for virtual CPU devices {_variables(needed)}"
         raise UserError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
     types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=given and given[:needed])

@@ -15,7 +15,8 @@ from jaxllm.sharding import constrain
 
 from .config import TrainConfig
 from .objective import Batch, get_objective
-from .optimizers.adamw import make_optimizer, make_schedule, optimizer_shardings
+from .optimizers.adamw import make_optimizer, optimizer_shardings
+from .optimizers.schedule import make_schedule
 
 
 class TrainState(NamedTuple):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Dtype
+from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
-from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import Target, model_format
 from jaxllm.interop.loading.model_arrays import Parameters, read_path
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
@@ -187,13 +187,14 @@ def _partial_folder(destination: Path) -> Path:
     """Returns the folder of an unfinished conversion, which it creates if there is none.
 
     Raises:
-        CheckpointError: the destination is not free, or something else has the folder's name.
+        CheckpointArgumentError: the destination is not free, or something else has the folder's
+            name.
     """
     partial = destination.with_name(f"{destination.name}.partial")
     if not partial.exists():
         check_is_free(destination)
     elif not partial.is_dir() or (any(partial.iterdir()) and not (partial / NAME).is_file()):
-        raise CheckpointError(
+        raise CheckpointArgumentError(
             f"{partial} exists but is not an unfinished conversion: move it or delete it"
         )
     partial.mkdir(parents=True, exist_ok=True)

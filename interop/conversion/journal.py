@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.file_writer import Digest
-from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 NAME = "journal.jsonl"
 
@@ -30,7 +30,7 @@ class Journal:
             plan: everything that must be equal to resume, by name.
 
         Raises:
-            CheckpointError: another process has the journal open, or it has another plan.
+            CheckpointArgumentError: another process has the journal open, or it has another plan.
         """
         self._stream = path.open("a+b")
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class Journal:
             if not entries:
                 self._append({"plan": plan})
             elif differences := _differences(entries[0]["plan"], plan):
-                raise CheckpointError(differences, _other_plan(path.parent))
+                raise CheckpointArgumentError(differences, _other_plan(path.parent))
             self.done = {entry["tensor"]: Digest(*entry["digest"]) for entry in entries[1:]}
         except BaseException:
             self._stream.close()
@@ -66,7 +66,9 @@ class Journal:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(f"{path.parent} is being written by another process") from None
+            raise CheckpointArgumentError(
+                f"{path.parent} is being written by another process"
+            ) from None
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         self._stream.write(json.dumps(entry).encode() + b"\n")

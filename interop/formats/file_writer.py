@@ -11,8 +11,9 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
+from jaxllm.errors import CheckpointArgumentError, CheckpointError
+
 from .lazy_tensor import TensorSource
-from .stored_tensor import CheckpointError
 
 CHUNK_BYTES = 8 << 20
 WORKERS = min(4, os.cpu_count() or 1)
@@ -104,10 +105,10 @@ def partial_path(folder: Path, file: PlannedFile) -> Path:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises CheckpointError if the disk of `folder` has fewer than `needed` free bytes."""
+    """Raises CheckpointArgumentError if the disk of `folder` has fewer than `needed` free bytes."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise CheckpointError(
+        raise CheckpointArgumentError(
             f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
         )
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.config import Dtype, NumericsConfig
-from jaxllm.errors import CheckpointError
+from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.rules.boxes import Box, slices
 from jaxllm.models import Model
 from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes, is_step, list_steps
@@ -74,14 +74,14 @@ def find_step(path: Path, step: int | None = None) -> Path:
     path = path.resolve()
     if is_step(path):
         if step not in (None, int(path.name) if path.name.isdigit() else None):
-            raise CheckpointError(f"{path} is one checkpoint, not a run with a step {step}")
+            raise CheckpointArgumentError(f"{path} is one checkpoint, not a run with a step {step}")
         return path
     steps = list_steps(path)
     if step is None:
         return list(steps.values())[-1]
     if step not in steps:
         known = ", ".join(map(str, steps))
-        raise CheckpointError(f"{path} has no checkpoint of step {step}; it has {known}")
+        raise CheckpointArgumentError(f"{path} has no checkpoint of step {step}; it has {known}")
     return steps[step]
 
 

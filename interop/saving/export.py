@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint_origin import Origin
-from jaxllm.errors import did_you_mean
+from jaxllm.errors import CheckpointArgumentError, CheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family, Layout, RuleTable
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import (
@@ -19,7 +19,6 @@ from jaxllm.interop.formats.lazy_tensor import (
     from_array,
     transfer_tensor,
 )
-from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import (
     FORMATS,
     TensorFormat,
@@ -78,7 +77,9 @@ def plan_export(
     tensors = dict(export_tensors(parameters, table))
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
-        raise CheckpointError(f"format={row.name!r} has no tensor files that can be written")
+        raise CheckpointArgumentError(
+            f"format={row.name!r} has no tensor files that can be written"
+        )
     files, index = row.lay_out(tensors, table.file, max_shard)
     text = (json.dumps(config, indent=2) + "\n").encode()
     config_file = {family.config_file: text} if family.config_file else {}
@@ -106,7 +107,7 @@ def possible_families(
     """
     users = _users_family(origin, chosen, rules) if chosen in (None, USERS_FORMAT) else None
     if chosen is not None and chosen not in (known := writable_formats()):
-        raise CheckpointError(
+        raise CheckpointArgumentError(
             f"format={chosen!r} is not one of {', '.join(known)}{did_you_mean(str(chosen), known)}"
         )
     own = None if origin is None else origin.family
@@ -133,11 +134,11 @@ def _check_shards(chosen: str, model_parallel: int | None) -> None:
     sharded = [row.name for row in tensor_formats() if row.first_shard]
     if model_parallel is not None and chosen not in sharded:
         fitting = " or ".join(map(repr, sharded))
-        raise CheckpointError(
+        raise CheckpointArgumentError(
             f"model_parallel={model_parallel} is for format {fitting}, not {chosen!r}"
         )
     if model_parallel is not None and model_parallel < 1:
-        raise CheckpointError(f"model_parallel={model_parallel} is less than 1")
+        raise CheckpointArgumentError(f"model_parallel={model_parallel} is less than 1")
 
 
 def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Family | None:
@@ -151,7 +152,7 @@ def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Fami
     if origin is not None and origin.family not in (family.name for family in FAMILIES):
         return known_family(origin.family)
     if chosen == USERS_FORMAT:
-        raise CheckpointError(
+        raise CheckpointArgumentError(
             f"format={chosen!r} needs the rules of your own model: give rules (--rules)"
         )
     return None

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
-from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format
 from jaxllm.interop.loading.model_arrays import read_model
 from jaxllm.models import Model
@@ -104,9 +104,9 @@ def _write_together(export: Export, folder: Path) -> None:
 
 
 def check_is_free(path: Path) -> None:
-    """Raises CheckpointError unless `path` is free: it does not exist, or is an empty folder."""
+    """Raises CheckpointArgumentError unless `path` does not exist or is an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is not an empty folder; choose a new one")
+        raise CheckpointArgumentError(f"{path} exists and is not an empty folder; choose a new one")
 
 
 @contextmanager

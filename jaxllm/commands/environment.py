@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from jaxllm import THREADS_PER_DEVICE
 from jaxllm.errors import UserError
 
 from .options import is_whole_number
@@ -38,7 +39,7 @@ def set_environment() -> None:
         if not is_whole_number(devices, 1):
             raise UserError(f"{VIRTUAL_DEVICES}={devices!r} is not a whole number of at least 1")
         # With XLA's default, collectives starve; see `train.mesh.use_virtual_devices`.
-        os.environ.setdefault("NPROC", str(8 * int(devices)))
+        os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * int(devices)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -3,15 +3,15 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
+from jaxllm.config import Dtype
+from jaxllm.config.checks import MAX_INT, MAX_SEED
 from jaxllm.errors import UserError
 
 from .parser import CommandParser, Run
 
-DTYPES = ("float32", "bfloat16", "float16")
-MAX_COUNT = 2**31 - 1  # JAX counts in int32
-MAX_SEED = 2**32 - 1  # JAX drops the higher bits
+DTYPES = get_args(Dtype)
 
 
 class AddCommand(Protocol):
@@ -65,7 +65,7 @@ def add_dtype(command: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         metavar="DTYPE",
-        help="float32, bfloat16 or float16 (default: as stored)",
+        help="%(choices)s (default: as stored)",
     )
 
 
@@ -78,7 +78,7 @@ def add_seed(command: argparse._ActionsContainer, purpose: str) -> None:
 
 def count(text: str) -> int:
     """Parses a whole number of at least 1, for argparse."""
-    return _whole_number(text, 1, MAX_COUNT)
+    return _whole_number(text, 1, MAX_INT)
 
 
 def seed(text: str) -> int:
@@ -95,7 +95,7 @@ def unicode_text(text: str) -> str:
     return text
 
 
-def is_whole_number(text: str, least: int, most: int = MAX_COUNT) -> bool:
+def is_whole_number(text: str, least: int, most: int = MAX_INT) -> bool:
     """Whether a text is a whole number in this range, in at most ten ASCII digits."""
     return re.fullmatch("[0-9]{1,10}", text) is not None and least <= int(text) <= most
 

@@ -31,7 +31,7 @@ from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data.documents import DataConfig, load_corpus
 from jaxllm.train.data.tokenizers import ByteTokenizer
 from jaxllm.train.mesh import MeshConfig, use_virtual_devices
-from jaxllm.train.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_metrics
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
 log = logging.getLogger("jaxllm")

@@ -131,7 +131,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
             print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
-        print(f"{config.output}: config.yaml, metrics.jsonl, loss.png, checkpoints/")
+        print(f"wrote {config.output}  config.yaml  metrics.jsonl  loss.png  checkpoints/")
     return 0
 
 
@@ -152,17 +152,17 @@ def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from jaxllm.train.plan import plan
-    from jaxllm.train.plot import plot_schedule
+    from jaxllm.train.cost import estimate_cost
+    from jaxllm.train.monitoring.plot import plot_schedule
 
     config = read_run_config(arguments)
-    planned = plan(config)
+    cost = estimate_cost(config)
     if arguments.plot:
         plot_schedule(config.optimizer, config.steps, arguments.plot)
     if arguments.json:
-        print(json.dumps(planned._asdict()))
+        print(json.dumps(cost._asdict()))
     else:
-        print(planned)
+        print(cost)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Model architectures as frozen, hashable dataclasses. A config fully determines a model."""
 
-from .attention import AttentionConfig, QKNorm, Temperature
+from .attention import AttentionConfig, QKNorm, TemperatureConfig
 from .fields import (
     config_class,
     defaults,
@@ -11,7 +11,7 @@ from .fields import (
     upgraded,
     with_fields,
 )
-from .mlp import Activation, Experts, MlpConfig
+from .mlp import Activation, ExpertsConfig, MlpConfig
 from .models import (
     Config,
     DecoderConfig,
@@ -35,7 +35,7 @@ from .positions import (
     Waves,
 )
 from .stack import LayerKind, StackConfig
-from .vision import Vision
+from .vision import VisionConfig
 
 __all__ = [
     "MOVED",
@@ -46,7 +46,7 @@ __all__ = [
     "DecoderConfig",
     "Dtype",
     "EncoderDecoderConfig",
-    "Experts",
+    "ExpertsConfig",
     "HeadConfig",
     "Init",
     "InitConfig",
@@ -67,9 +67,9 @@ __all__ = [
     "SequenceConfig",
     "SequenceToSequenceConfig",
     "StackConfig",
-    "Temperature",
+    "TemperatureConfig",
     "TwoStackConfig",
-    "Vision",
+    "VisionConfig",
     "Waves",
     "config_class",
     "defaults",

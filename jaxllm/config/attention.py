@@ -12,7 +12,7 @@ QKNorm = Literal["none", "head", "full", "after_rope"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Temperature:
+class TemperatureConfig:
     """Position-dependent attention temperature (Llama 4).
 
     Multiplies the query at position p by `1 + scale * ln(1 + floor((p + 1) / floor_scale))`, on
@@ -42,9 +42,11 @@ class AttentionConfig:
     qk_norm: QKNorm = "none"
     scale: float | None = None  # factor of the scores; None: 1 / sqrt(head_dim)
     softcap: float | None = None  # scores become cap * tanh(score / cap)
-    temperature: Temperature | None = None
-    window: int | None = None  # tokens seen, the query's own included, on layers of sees="window"
-    chunk: int | None = None  # tokens per chunk on layers of sees="chunk", which see their chunk
+    temperature: TemperatureConfig | None = None
+    # Tokens that a query attends to, its own included, on layers of kind attention="window".
+    window: int | None = None
+    # Tokens per chunk on layers of kind attention="chunk"; a query attends to its own chunk.
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "attention.")

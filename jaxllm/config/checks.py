@@ -48,6 +48,13 @@ def check_counts(part: Any, *names: str, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{name}={given} is less than 1")
 
 
+def check_not_negative(part: Any, *names: str, prefix: str = "") -> None:
+    """Raises ValueError if a named field is negative. None passes."""
+    for name in names:
+        if (given := getattr(part, name)) is not None and given < 0:
+            raise ValueError(f"{prefix}{name}={given} is negative")
+
+
 def check_positive(part: Any, *names: str, prefix: str = "") -> None:
     """Raises ValueError if a named field is not positive. None passes."""
     for name in names:

@@ -14,7 +14,7 @@ from .models import (
     SequenceToSequenceConfig,
     TwoStackConfig,
 )
-from .moved import check_moved, upgrade_given
+from .moved import STACKS, check_moved, upgrade_given, upgrade_pattern
 from .problems import explain
 from .stack import StackConfig
 
@@ -109,7 +109,7 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     try:
         config: Config = _reader(kind).validate_python(data)
     except ValidationError as error:
-        raise ValueError("\n".join(explain(error, kind))) from None
+        raise ValueError("\n".join(problem.text for problem in explain(error, kind))) from None
     return config
 
 
@@ -120,7 +120,11 @@ def upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"expected a mapping of config fields, found {show(data)}")
-    return _nested(data, upgrade_given)
+    nested = _nested(data, upgrade_given)
+    for stack in (nested, *(nested.get(name) for name in STACKS)):
+        if isinstance(stack, dict) and "pattern" in stack:
+            stack["pattern"] = upgrade_pattern(stack["pattern"])
+    return nested
 
 
 @functools.cache

@@ -24,7 +24,7 @@ class MlpConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experts:
+class ExpertsConfig:
     """A mixture of experts in place of the MLP (Shazeer et al., 2017)."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .checks import check_counts, check_fields, check_positive
 from .stack import StackConfig
-from .vision import Vision
+from .vision import VisionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class DecoderConfig(StackConfig):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     vocab_size: int
-    vision: Vision | None = None  # the image encoder
+    vision: VisionConfig | None = None  # the image encoder
     head: HeadConfig = HeadConfig()
 
     def __post_init__(self) -> None:
@@ -65,7 +65,9 @@ class SequenceConfig(StackConfig):
         Sinusoids end at `max_len` too, as their tables in checkpoints do, unless every layer has a
         limited lookback.
         """
-        if self.positions.kind == "sinusoidal" and any(kind.sees == "all" for kind in self.kinds):
+        if self.positions.kind == "sinusoidal" and any(
+            kind.attention == "full" for kind in self.kinds
+        ):
             return self.max_len
         return super().longest
 

@@ -43,6 +43,9 @@ MOVED = {
     "logit_scale": "head.scale",
     "logit_softcap": "head.softcap",
 }
+# Likewise for the fields of each layer kind in `pattern`.
+MOVED_OF_KINDS = {"sees": "attention"}
+FULL_ATTENTION = {"all": "full"}  # the old value of that field, and the current one
 PARTS = {name.partition(".")[0] for name in MOVED.values()}
 STACKS = ("encoder", "decoder")
 
@@ -70,6 +73,9 @@ def upgrade_name(name: str) -> str:
     first, dot, rest = name.partition(".")
     if dot and first in STACKS:
         return f"{first}.{upgrade_name(rest)}"
+    if first == "pattern":
+        index, dot, field = rest.partition(".")
+        return f"{first}.{index}.{MOVED_OF_KINDS.get(field, field)}" if dot else name
     if first in MOVED and not (dot and first in PARTS):
         return f"{MOVED[first]}{dot}{rest}"
     return name
@@ -79,6 +85,26 @@ def upgrade_given(name: str, value: Any) -> str:
     """Returns the current name of a field that has this value; a group of fields keeps its own."""
     is_part = name.rpartition(".")[2] in PARTS and _is_group(value)
     return name if is_part else upgrade_name(name)
+
+
+def upgrade_pattern(pattern: Any) -> Any:
+    """Converts the layer kinds of a stored pattern from old field names and values.
+
+    Raises ValueError if a field is given twice. What is not a layer kind is left as it is.
+    """
+    if not isinstance(pattern, list | tuple):
+        return pattern
+    return type(pattern)(_upgrade_kind(kind) for kind in pattern)
+
+
+def _upgrade_kind(kind: Any) -> Any:
+    if not isinstance(kind, Mapping) or "sees" not in kind:
+        return kind
+    if "attention" in kind:
+        raise ValueError("attention of a layer kind is given twice (sees, attention)")
+    value = kind["sees"]
+    current = FULL_ATTENTION.get(value, value) if isinstance(value, str) else value
+    return {"attention": current, **{name: kind[name] for name in kind if name != "sees"}}
 
 
 def _is_group(value: Any) -> bool:

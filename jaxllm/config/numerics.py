@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_fields
+from .checks import check_fields, check_not_negative
 
 # Of parameters and of activations.
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -38,5 +38,4 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "init.")
-        if self.std < 0:
-            raise ValueError(f"init.std={self.std} is negative")
+        check_not_negative(self, "std", prefix="init.")

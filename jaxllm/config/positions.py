@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_counts, check_fields, check_positive
+from .checks import check_counts, check_fields, check_not_negative, check_positive
 
 # "rope" rotates queries and keys. "learned" and "sinusoidal" add a vector to each token. "alibi",
 # "relative" and "distance" add a bias to scores by the distance from query to key: a fixed slope
@@ -59,8 +59,7 @@ class PositionConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "positions.")
-        if self.offset < 0:
-            raise ValueError(f"positions.offset={self.offset} is negative")
+        check_not_negative(self, "offset", prefix="positions.")
         if self.offset and self.kind != "learned":
             raise ValueError(
                 f"positions.offset={self.offset} is for positions.kind='learned', not {self.kind!r}"

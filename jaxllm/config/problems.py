@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxllm.errors import did_you_mean
 
@@ -14,8 +14,15 @@ from .moved import MOVED, PARTS, STACKS, is_moved, upgrade_given, upgrade_name
 Location = Sequence[int | str]
 
 
-def explain(error: Any, kind: type, classes: Mapping[str, type] = {}) -> list[str]:
-    """Returns one line for each problem of a pydantic ValidationError.
+class Problem(NamedTuple):
+    """A problem of config data, in one line."""
+
+    location: Location  # the names of the field or group that it is about; () for the whole
+    text: str
+
+
+def explain(error: Any, kind: type, classes: Mapping[str, type] = {}) -> list[Problem]:
+    """Returns every problem of a pydantic ValidationError.
 
     Args:
         error: what was raised for data of the class.
@@ -23,15 +30,17 @@ def explain(error: Any, kind: type, classes: Mapping[str, type] = {}) -> list[st
         classes: the class that the data select, for each field whose type is a union of classes.
             Pydantic tries each class and adds its name to the location of each error.
     """
-    lines = []
+    problems = []
     for problem in error.errors():
         field, *inside = problem["loc"] or ("",)
         if field in classes and inside:
             tried, *inside = inside
             if tried != classes[field].__name__:
                 continue
-        lines.append(_explain(problem, [field, *inside], kind, classes))
-    return lines
+        location = [field, *inside]
+        text = _explain(problem, location, kind, classes)
+        problems.append(Problem(tuple(name for name in location if name != ""), text))
+    return problems
 
 
 def find_correction(
@@ -115,6 +124,8 @@ def _follow(kind: type, loc: Location, classes: Mapping[str, type]) -> Iterator[
 def _has_field(kind: Any, name: str) -> bool:
     """Whether a config class has the field of this dotted name."""
     first, dot, rest = name.partition(".")
+    if first.isdecimal():  # the index of a layer kind: all have the same class
+        return not dot or _has_field(kind, rest)
     if first not in {field.name for field in dataclasses.fields(kind)}:
         return False
     parts = _classes_of(typing.get_type_hints(kind)[first])

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from .attention import AttentionConfig
 from .checks import check_counts, check_fields
-from .mlp import Experts, MlpConfig
+from .mlp import ExpertsConfig, MlpConfig
 from .norms import NormConfig
 from .numerics import InitConfig, NumericsConfig, Remat
 from .positions import PositionConfig, RopeConfig
@@ -17,7 +17,8 @@ class LayerKind:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    sees: Literal["all", "window", "chunk"] = "all"  # which tokens a query may attend to
+    # Which tokens a query may attend to: all, a sliding window of them, or its own chunk.
+    attention: Literal["full", "window", "chunk"] = "full"
     rope: Literal["global", "local", "none"] = "global"  # theta, local_theta, or no RoPE
     mlp: Literal["dense", "experts"] = "dense"
 
@@ -48,7 +49,7 @@ class StackConfig:
     rope: RopeConfig = RopeConfig()  # for positions.kind="rope"
     attention: AttentionConfig = AttentionConfig()
     mlp: MlpConfig = MlpConfig()
-    experts: Experts | None = None  # on layers of mlp="experts"
+    experts: ExpertsConfig | None = None  # on layers of mlp="experts"
 
     # Rate in training, for the first layer's input and every sublayer's output.
     dropout: float = 0.0
@@ -117,11 +118,11 @@ class StackConfig:
         """Raises ValueError unless exactly the settings that the pattern's layers use are given."""
         if not self.pattern:
             raise ValueError("pattern=() is empty: give at least one kind of layer")
-        sees = {kind.sees for kind in self.pattern}
+        attentions = {kind.attention for kind in self.pattern}
         mlps = {kind.mlp for kind in self.pattern}
         for what, is_needed, name, value in (
-            ("window", "window" in sees, "attention.window", self.attention.window),
-            ("chunk", "chunk" in sees, "attention.chunk", self.attention.chunk),
+            ("window", "window" in attentions, "attention.window", self.attention.window),
+            ("chunk", "chunk" in attentions, "attention.chunk", self.attention.chunk),
             ("experts", "experts" in mlps, "experts", self.experts),
         ):
             if is_needed and value is None:

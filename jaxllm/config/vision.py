@@ -7,7 +7,7 @@ from .checks import check_fields, check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Vision:
+class VisionConfig:
     """An encoder of square images, whose outputs replace embeddings of image tokens (Llama 4)."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -53,9 +53,10 @@ def beam_search(
         token.
 
     Raises:
-        UserError: no prompts, an empty prompt, an unknown token, fewer than one new token or beam,
-            a vocabulary too small for the candidates of a step, a penalty that is not positive,
-            more tokens than the model has positions for, or a model without tokens.
+        UserError: `prompts` is not a list of lists of token ids, no prompts, an empty prompt, an
+            unknown token, fewer than one new token or beam, a vocabulary too small for the
+            candidates of a step, a penalty that is not positive, more tokens than the model has
+            positions for, or a model without tokens.
     """
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)

@@ -1,6 +1,7 @@
 """Cached generation: one pass over the prompts, then a decoding loop that runs on the device."""
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig
-from jaxllm.config.checks import check_seed
+from jaxllm.config.checks import check_seed, show
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import to_host
@@ -19,6 +20,7 @@ from .incremental import decode_step, prefill
 from .sampling import Sampling
 
 GREEDY = Sampling()
+EXPECTED = "give a list of prompts, each a list of token ids, as in [[1, 2], [3]]"
 MAX_TOKENS = 2**30  # places in the cache are int32, and their number is rounded up
 
 
@@ -41,7 +43,8 @@ def generate(
     Args:
         model: scanned layers are unstacked first. To generate often, unstack them once with
             `with_scanned_layers(model, False)`.
-        prompts: token ids, of any lengths.
+        prompts: a list of prompts, each a list of token ids, of any lengths. A text must be
+            encoded first.
         max_new_tokens: maximum number of tokens to return for a prompt.
         sampling: how the next token is chosen; greedy by default.
         eos_ids: end-of-sequence tokens.
@@ -52,9 +55,10 @@ def generate(
         target is returned without the `config.start_token` that it begins with.
 
     Raises:
-        UserError: no prompts, an empty prompt, an unknown token, fewer than one new token, an
-            encoder-decoder without `config.start_token`, more tokens than the model has positions
-            for, a seed that is not in [0, 2**32), or a model without tokens.
+        UserError: `prompts` is not a list of lists of token ids, no prompts, an empty prompt, an
+            unknown token, fewer than one new token, an encoder-decoder without
+            `config.start_token`, more tokens than the model has positions for, a seed that is not
+            in [0, 2**32), or a model without tokens.
     """
     model = check_token_model(model)
     check_seed(seed)
@@ -130,7 +134,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 
 def bucket_size(size: int) -> int:
     """Returns the next power of two, at least 16, so that few array sizes need compiling."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(16, 1 << (int(size) - 1).bit_length())
 
 
 def cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
@@ -151,19 +155,50 @@ def check_token_model(model: Model) -> TokenModel:
 
 def check_prompts(model: TokenModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raises UserError if the model cannot generate `max_new_tokens` from these prompts."""
+    if not _is_whole_number(max_new_tokens):
+        raise UserError(f"max_new_tokens={show(max_new_tokens)} is not a whole number")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} is less than 1")
     if max_new_tokens > MAX_TOKENS:
         raise UserError(f"max_new_tokens={max_new_tokens} is more than {MAX_TOKENS}")
-    if len(prompts) == 0:
-        raise UserError("no prompts are given")
+    _check_are_token_ids(prompts)
     vocab_size = _prompt_vocab_size(model)
     for i, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise UserError(f"prompt {i} is empty: there is nothing to continue")
         if unknown := [token for token in prompt if not 0 <= token < vocab_size]:
             raise UserError(f"prompt {i} has token {unknown[0]}, but vocab_size={vocab_size}")
     _check_length(model, max(map(len, prompts)), max_new_tokens)
+
+
+def _check_are_token_ids(prompts: Sequence[Sequence[int]]) -> None:
+    """Raises UserError unless there are prompts and each is a list of at least one token id."""
+    if not _is_list(prompts):
+        raise UserError(f"prompts={show(prompts)}: {EXPECTED}")
+    if len(prompts) == 0:
+        raise UserError(f"no prompts are given: {EXPECTED}")
+    for i, prompt in enumerate(prompts):
+        if not _is_list(prompt):
+            raise UserError(f"prompt {i} is {show(prompt)}: {EXPECTED}")
+        if len(prompt) == 0:
+            raise UserError(f"prompt {i} is empty: there is nothing to continue")
+        if wrong := [token for token in prompt if not _is_whole_number(token)]:
+            raise UserError(f"prompt {i} has {show(wrong[0])}, which is no token id: {EXPECTED}")
+
+
+def _is_list(given: object) -> bool:
+    """Whether this is a sequence other than a text, or an array with a first dimension."""
+    is_array = getattr(given, "ndim", 0) > 0
+    return is_array or (isinstance(given, Sequence) and not isinstance(given, str | bytes))
+
+
+def _is_whole_number(given: object) -> bool:
+    """Whether this is an int, or an integer scalar of NumPy, JAX or PyTorch."""
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        return False
+    try:
+        operator.index(given)
+    except TypeError:  # an array, or a scalar of another dtype
+        return False
+    return True
 
 
 def _check_length(model: TokenModel, longest_prompt: int, max_new_tokens: int) -> None:

@@ -16,7 +16,7 @@ from jaxllm.config import (
     NormConfig,
     PositionConfig,
     StackConfig,
-    Vision,
+    VisionConfig,
 )
 from jaxllm.sharding import constrain
 
@@ -100,7 +100,7 @@ class VisionBlock(nnx.Module):
         self.o_proj = linear("BTNH,NHD->BTD", (N, H, D))
         self.mlp = MLP(tower, rngs=rngs)
 
-    def __call__(self, x_BTD: Array, vision: Vision) -> Array:
+    def __call__(self, x_BTD: Array, vision: VisionConfig) -> Array:
         """Returns the residual stream after this block, BTD."""
         h_BTD = self.attn_norm(x_BTD)
         q_BTNH = constrain(rotate_patches(self.q_proj(h_BTD), vision), "BTNH")
@@ -156,7 +156,7 @@ def shuffle_pixels(x_BTD: Array, factor: int) -> Array:
     return x.reshape(B, side * side, factor * factor * D)
 
 
-def rotate_patches(x_BTNH: Array, vision: Vision) -> Array:
+def rotate_patches(x_BTNH: Array, vision: VisionConfig) -> Array:
     """Applies 2D RoPE: a patch's column rotates the first half of a head, its row the second.
 
     Pairs are adjacent elements. Columns and rows count from one; the class token, which is last,

@@ -101,7 +101,7 @@ def with_window(model: AnyModel, window: int) -> AnyModel:
 
 
 def _slid(config: Any, window: int) -> Any:
-    pattern = tuple(dataclasses.replace(kind, sees="window") for kind in config.pattern)
+    pattern = tuple(dataclasses.replace(kind, attention="window") for kind in config.pattern)
     return with_fields(
         config, {"attention.window": window, "attention.chunk": None}, pattern=pattern
     )

@@ -64,7 +64,7 @@ def test_help_lists_commands_and_exit_statuses(capsys):
             "repetition_penalty=0.0 must be finite and above 0",
         ),
         (["generate", "MODEL", "--prompt", ""], 2, "prompt 0 is empty"),
-        (["convert", "MODEL", "OUT", "--model-parallel", "2"], 1, "is for format 'meta', not 'hf'"),
+        (["convert", "MODEL", "OUT", "--model-parallel", "2"], 2, "is for format 'meta', not 'hf'"),
         (
             ["convert", "MODEL", "OUT", "--to", "meta", "--model-parallel", "3"],
             1,

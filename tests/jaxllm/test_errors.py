@@ -3,6 +3,7 @@
 import pytest
 
 from jaxllm.errors import (
+    CheckpointArgumentError,
     MissingCheckpointError,
     MissingFileError,
     MissingPackageError,
@@ -21,6 +22,7 @@ from jaxllm.train import ConfigError
         (UserError, ValueError),
         (CheckpointError, ValueError),
         (MissingCheckpointError, CheckpointError),
+        (CheckpointArgumentError, CheckpointError),
         (ConfigError, ValueError),
         (MissingFileError, FileNotFoundError),
         (MissingPackageError, ModuleNotFoundError),

@@ -114,7 +114,7 @@ def is_gelu(config: DecoderConfig) -> bool:
 
 
 SCORES, ROTATED = "attn.scores", "attn.q"
-final, last_window, last_chunk = last(), last(sees="window"), last(sees="chunk")
+final, last_window, last_chunk = last(), last(attention="window"), last(attention="chunk")
 width = attention_with("attention.scale", lambda config: config.embed_dim**-0.5)
 WIRING = (
     wired("theta x 1.02", last_rotated,

@@ -182,6 +182,11 @@ def test_an_old_field_name_in_an_encoder_or_decoder_is_reported(stack, tmp_path)
         ),
         (
             "decoder",
+            {"pattern": [{"sees": "all"}]},
+            "model.pattern.0.sees is now model.pattern.0.attention",
+        ),
+        (
+            "decoder",
             {"norms.eps": 2},
             "unknown field 'model.norms.eps'; write it nested, as in {norms: {eps: ...}}",
         ),
@@ -347,7 +352,11 @@ def test_an_unknown_field_without_a_near_match_lists_the_known_fields(tmp_path):
         ("data", {"pairs": ["a"], "held_out": 2.0}, "held_out=2.0 is not in"),
         ("data", 3, "data=3"),
         ("model", 3, "model=3"),
-        ("model", {"pattern": [{"seez": "all"}]}, "'model.pattern.0.seez'; did you mean 'sees'?"),
+        (
+            "model",
+            {"pattern": [{"attentoin": "full"}]},
+            "'model.pattern.0.attentoin'; did you mean 'attention'?",
+        ),
     ],
 )
 def test_errors_concern_only_the_class_that_the_fields_select(field, given, message, tmp_path):
@@ -540,12 +549,56 @@ def test_an_unknown_override_exits_with_a_suggestion(tmp_path, capsys):
     assert "--optimizer.learning-rate" in output.err + output.out
 
 
-def test_an_invalid_override_is_reported(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["--batch-size", "9", "--accumulate", "2"], "batch_size=9 is not a multiple"),
+        (["--steps", "many"], "steps='many': input should be a valid integer"),
+        (["--dtype=fp32"], "dtype='fp32': input should be 'float32', "),
+        (["--mesh.fsdp", "0"], "mesh.fsdp=0 is less than 1"),
+    ],
+)
+def test_an_invalid_override_is_reported_with_its_option(overrides, line, tmp_path):
     save_config(RUN, tmp_path / "run.yaml")
-    with pytest.raises(SystemExit) as caught:
-        load_config(tmp_path / "run.yaml", ["--batch-size", "9", "--accumulate", "2"])
-    assert caught.value.code == 2
-    assert "batch_size=9" in capsys.readouterr().err
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", overrides)
+    (found,) = str(caught.value).splitlines()
+    assert line in found
+    assert " ".join(overrides).replace("=", " ") in found
+
+
+@pytest.mark.parametrize(("given", "meant"), [("steps=7", "--steps 7"), ("b.yaml", "--steps 100")])
+def test_an_override_without_dashes_is_answered_with_an_option(given, meant, tmp_path):
+    save_config(RUN, tmp_path / "run.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", [given])
+    assert str(caught.value) == f"{given!r} is not an option; write a field as in {meant}"
+
+
+def test_the_model_of_a_checkpoint_cannot_be_overridden(tmp_path):
+    file = write(tmp_path, SMALLEST)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["--model.num-layers", "2", "--keep", "1"])
+    assert str(caught.value) == (
+        "--model.num-layers 2: the model is that of init_from=somewhere, so it cannot be changed"
+    )
+
+
+def test_an_override_mends_a_file_with_an_invalid_and_a_missing_value(tmp_path):
+    """The file and the overrides are validated together, once."""
+    broken = plain(RUN) | {"seq_len": "long", "mesh": {"fsdp": 0}}
+    del broken["steps"]
+    file = write(tmp_path, broken)
+    config = load_config(file, ["--steps", "20", "--seq-len", "32", "--mesh.fsdp", "8"])
+    assert config == dataclasses.replace(RUN, mesh=MeshConfig(fsdp=8))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["--seq-len", "short", "--mesh.tensor", "2"])
+    assert sorted(str(caught.value).splitlines()) == [
+        "--seq-len short: seq_len='short': input should be a valid integer, unable to parse "
+        "string as an integer",
+        f"{file} with --mesh.tensor 2: mesh: mesh.fsdp=0 is less than 1",
+        f"{file}: steps is missing",
+    ]
 
 
 # Changes to a resumed run.

@@ -15,7 +15,8 @@ from jaxllm.params import named_parameters
 from jaxllm.train import ConfigError, TrainConfig, read_state, train, write_run
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig, make_schedule
+from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.schedule import make_schedule
 
 STEPS, TAKEN = 6, 4
 

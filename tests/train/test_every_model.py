@@ -22,7 +22,7 @@ from jaxllm.models import build_abstract
 from jaxllm.train import load_config, train
 from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [

@@ -30,7 +30,7 @@ from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig, Windows, load_corpus
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_metrics
 from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
@@ -43,7 +43,7 @@ TINY_BYTES = dataclasses.replace(TINY, vocab_size=256, num_layers=2)
 WAITING_RUN = f"""
 import sys, time
 from jaxllm.train import load_config, train
-from jaxllm.train.metrics import MetricLog
+from jaxllm.train.monitoring.metrics import MetricLog
 
 def write_and_wait(log, step, numbers, write=MetricLog.write):
     write(log, step, numbers)

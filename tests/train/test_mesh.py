@@ -1,11 +1,14 @@
 """Device meshes: axis sizes, the number of devices, and error messages."""
 
+import os
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.train.mesh import MeshConfig, make_mesh
+from jaxllm.train.mesh import MeshConfig, make_mesh, use_virtual_devices
 
 
 def test_unnamed_axes_have_size_1():
@@ -57,3 +60,23 @@ def test_an_unknown_axis_is_reported_with_the_known_ones():
 def test_an_axis_has_at_least_one_device(size):
     with pytest.raises(ValueError, match=f"mesh.tensor={size} is less than 1"):
         MeshConfig(tensor=size)
+
+
+def test_virtual_devices_are_refused_once_jax_uses_others(monkeypatch):
+    """Whatever JAX says of it: it accepts the number that it has, even if it uses a GPU."""
+    monkeypatch.delenv("NPROC")
+    settings = jax.config.jax_platforms, jax.config.jax_num_cpu_devices
+    with pytest.raises(UserError, match=r"too late: JAX already uses 8 cpu devices\.") as error:
+        use_virtual_devices(4)
+    assert "set JAX_NUM_CPU_DEVICES=4 and NPROC=32 before Python starts" in str(error.value)
+    assert "NPROC" not in os.environ
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(platform="gpu")])
+    with pytest.raises(UserError, match=r"too late: JAX already uses 1 gpu devices\."):
+        use_virtual_devices(8)
+    assert settings == (jax.config.jax_platforms, jax.config.jax_num_cpu_devices)
+
+
+def test_virtual_devices_may_be_asked_for_again(monkeypatch):
+    monkeypatch.delenv("NPROC")
+    use_virtual_devices(8)
+    assert os.environ.pop("NPROC") == "64"

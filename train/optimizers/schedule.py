@@ -1,18 +1,20 @@
-"""Learning-rate schedules: warm-up with decay, multi-step, and joined phases.
+"""Learning-rate schedules and their config: warm-up with decay, multi-step, and joined phases.
 
 A schedule maps a step number, counted from 0, to a learning rate. It works on Python numbers and
 inside `jit`. Invalid arguments raise a UserError that lists every problem.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxllm.config.checks import check_fields, check_not_negative, check_positive
 from jaxllm.errors import UserError
 
 Decay = Literal["cosine", "linear", "exponential"]
@@ -23,6 +25,80 @@ DECAYS = {
     "linear": lambda r: 1 - r,
     "exponential": lambda r: jnp.exp(-3 * r),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One phase of a run, with its own warm-up and decay; phases follow each other."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    stop: int  # end step (exclusive); a phase starts where the previous one stops
+    learning_rate: float  # peak
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    decay: Decay = "cosine"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optimizer.phases: ")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate of every step; these are fields of the optimizer's config."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    learning_rate: float = 3e-4  # peak
+    final_learning_rate: float = 0.0
+    final_div_factor: float | None = None  # alternative: final learning rate = peak / this factor
+    warmup_steps: int = 0
+    decay: Literal[Decay, "multi_step"] = "cosine"
+    # For decay="multi_step": the fractions of the run at which the rate changes.
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    factors: tuple[float, ...] = (0.316, 0.1)  # rate / peak after each milestone
+    phases: tuple[PhaseConfig, ...] = ()  # replaces all the fields above
+
+    def __post_init__(self) -> None:
+        prefix = "optimizer."
+        check_fields(self, prefix)
+        check_positive(self, "learning_rate", prefix=prefix)
+        check_not_negative(self, "final_learning_rate", "warmup_steps", prefix=prefix)
+        if self.final_div_factor is not None and self.final_div_factor < 1:
+            raise ValueError(f"optimizer.final_div_factor={self.final_div_factor} is less than 1")
+        if self.final_div_factor is not None and self.final_learning_rate:
+            raise ValueError(
+                "give either optimizer.final_learning_rate or optimizer.final_div_factor, not both"
+            )
+
+
+def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step.
+
+    Args:
+        config: the schedule, which is `config.phases` if there are any.
+        steps: the length of the run.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.phases:
+        starts = [0, *(phase.stop for phase in config.phases)]
+        return join_phases(
+            [
+                Phase(start, phase.stop, _phase_schedule(phase, phase.stop - start))
+                for start, phase in zip(starts, config.phases, strict=False)
+            ]
+        )
+    if config.decay == "multi_step":
+        return multi_step(peak, warmup, steps, config.milestones, config.factors)
+    factor = config.final_div_factor
+    final = config.final_learning_rate if factor is None else peak / factor
+    return warmup_decay(peak, final, warmup, steps, config.decay)
+
+
+def _phase_schedule(phase: PhaseConfig, steps: int) -> optax.Schedule:
+    return warmup_decay(
+        phase.learning_rate, phase.final_learning_rate, phase.warmup_steps, steps, phase.decay
+    )
 
 
 def warmup_decay(

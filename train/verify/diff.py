@@ -11,7 +11,7 @@ from jaxllm.orbax_layout import list_steps, read_step
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step
 from jaxllm.train.config import ConfigError, differences, load_stored, to_dict
-from jaxllm.train.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_metrics
 
 # Config fields that change no number of a run, but where it is written and what is logged.
 HARMLESS = ("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb")

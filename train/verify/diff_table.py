@@ -59,14 +59,16 @@ def _fields(title: str, fields: Iterable[FieldDifference]) -> Table:
 def _metrics(metrics: Iterable[MetricDifference]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("metric", no_wrap=True)
-    table.add_column("differs from step", justify="right")
+    table.add_column("differs", justify="right", no_wrap=True)
     table.add_column("value there", no_wrap=True)
-    for column in ("relative error", "differing steps", "largest error"):
-        table.add_column(column, justify="right")
-    for metric in metrics:
-        values = f"A {metric.a:.9g}\nB {metric.b:.9g}"  # 9 digits distinguish any two float32
-        figures = (f"{metric.relative:.1e}", str(metric.steps), f"{metric.most:.1e}")
-        table.add_row(metric.name, str(metric.step), values, *figures)
+    table.add_column("relative\nerror there\nand largest", justify="right", no_wrap=True)
+    for metric in metrics:  # two lines each, which fit in 60 columns
+        table.add_row(
+            metric.name,
+            f"from {metric.step}\n{metric.steps} steps",
+            f"A {metric.a:.9g}\nB {metric.b:.9g}",  # 9 digits distinguish any two float32
+            f"{metric.relative:.1e}\n{metric.most:.1e}",
+        )
     return table
 
 
@@ -77,7 +79,7 @@ def _arrays(diff: Diff) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("kind", no_wrap=True)
     table.add_column("array", overflow="fold")
-    table.add_column("relative L2 error", justify="right")
+    table.add_column("relative\nL2 error", justify="right", no_wrap=True)
     for array in diff.arrays[:WORST]:
         table.add_row(array.what, array.name, f"{array.relative_l2:.1e}")
     return table

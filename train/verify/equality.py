@@ -24,8 +24,8 @@ from jaxllm.models import Model
 from jaxllm.params import initialize, split
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT
 from jaxllm.train.config import ConfigError, TrainConfig
-from jaxllm.train.loop import make_batches
 from jaxllm.train.mesh import make_mesh
+from jaxllm.train.setup import make_batches
 
 from .noise import equivalent_steps
 from .outcomes import Difference, Equality, Outcome

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxllm.config import Config, Experts, Remat, TwoStackConfig, with_fields
+from jaxllm.config import Config, ExpertsConfig, Remat, TwoStackConfig, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import Params, map_parameters, unstack_name
 from jaxllm.sharding import MESH_AXES
@@ -95,7 +95,7 @@ def _microbatch_counts(config: TrainConfig) -> list[int]:
     return sorted(count for count in counts if config.batch_size % count == 0)
 
 
-def find_experts(config: Config) -> Experts | None:
+def find_experts(config: Config) -> ExpertsConfig | None:
     """Returns the experts config of a model, which is the same for both stacks, or None."""
     stack = config.decoder if isinstance(config, TwoStackConfig) else config
     return stack.experts

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from jaxllm.config import DecoderConfig, Experts
+from jaxllm.config import DecoderConfig, ExpertsConfig
 from jaxllm.interop.rules.rule import Rule
 
 from .family import Layout
@@ -32,7 +32,7 @@ def read_balance(fields: Fields) -> Json:
     return {"aux_weight": weight if is_used else 0.0, "balance": "model"}
 
 
-def write_balance(experts: Experts, base: Json) -> Json:
+def write_balance(experts: ExpertsConfig, base: Json) -> Json:
     """Writes the fields of `read_balance`; a per-layer balancing loss is dropped."""
     weight = experts.aux_weight if experts.balance == "model" else 0.0
     return {

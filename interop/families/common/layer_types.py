@@ -7,8 +7,8 @@ from jaxllm.config import DecoderConfig, LayerKind
 
 from .fields import Fields, Json
 
-SEES: dict[str, Literal["all", "window", "chunk"]] = {
-    "full_attention": "all",
+ATTENTION: dict[str, Literal["full", "window", "chunk"]] = {
+    "full_attention": "full",
     "sliding_attention": "window",
     "chunked_attention": "chunk",
 }
@@ -25,9 +25,9 @@ def read_layer_types(fields: Fields, default: Sequence[str]) -> list[str]:
     """Reads `layer_types`, one known name per layer, or returns `default` if it is absent."""
     given = fields.take("layer_types", list, list(default))
     count = fields.take("num_hidden_layers", int)
-    if unknown := sorted({str(name) for name in given if name not in SEES}):
+    if unknown := sorted({str(name) for name in given if name not in ATTENTION}):
         fields.problems.append(
-            f"layer_types has {', '.join(unknown)}; allowed are {', '.join(SEES)}"
+            f"layer_types has {', '.join(unknown)}; allowed are {', '.join(ATTENTION)}"
         )
         return list(default)
     if len(given) != count:
@@ -48,7 +48,7 @@ def read_qwen_windows(fields: Fields) -> Json:
         for i in range(count)
     ]
     types = read_layer_types(fields, default)
-    kinds = [LayerKind(sees=SEES[name]) for name in types]
+    kinds = [LayerKind(attention=ATTENTION[name]) for name in types]
     slides = "sliding_attention" in types
     if slides and window is None:
         fields.problems.append("layer_types has sliding_attention, but use_sliding_window is false")
@@ -72,19 +72,19 @@ def write_qwen_windows(config: DecoderConfig) -> Json:
 
 def write_layer_types(config: DecoderConfig) -> list[str]:
     """Returns the field `layer_types`."""
-    names = {sees: name for name, sees in SEES.items()}
-    return [names[kind.sees] for kind in config.kinds]
+    names = {attention: name for name, attention in ATTENTION.items()}
+    return [names[kind.attention] for kind in config.kinds]
 
 
 def uniform_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
     """Returns the pattern and window of a model whose layers all have this window, or none has."""
-    kind = LayerKind(sees="all" if window is None else "window", mlp=mlp)
+    kind = LayerKind(attention="full" if window is None else "window", mlp=mlp)
     return {"attention.window": window, "pattern": (kind,)}
 
 
 def unsupported_by_one_window(config: DecoderConfig) -> dict[str, bool]:
     """Flags configs with a window on only some layers."""
-    return {"a window on only some layers": len({kind.sees for kind in config.kinds}) > 1}
+    return {"a window on only some layers": len({kind.attention for kind in config.kinds}) > 1}
 
 
 def unsupported_layers(config: DecoderConfig, **supported: Sequence[str]) -> dict[str, bool]:

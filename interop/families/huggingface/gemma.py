@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
-    SEES,
+    ATTENTION,
     read_layer_types,
     shortest_pattern,
     write_layer_types,
@@ -36,7 +36,7 @@ SUPPORTED = (
     *("attention.window", "pattern", "rope.theta", "rope.scaling"),
 )
 # Layer kinds of Gemma 2, by their names in `layer_types`.
-KINDS = {"sliding_attention": LayerKind(sees="window"), "full_attention": LayerKind()}
+KINDS = {"sliding_attention": LayerKind(attention="window"), "full_attention": LayerKind()}
 
 
 def read_gemma(
@@ -82,7 +82,9 @@ def _read_windows(
     has_sliding = "sliding_attention" in types
     if has_sliding and window is None:
         fields.problems.append("layer_types has sliding_attention, but sliding_window is null")
-    pattern = shortest_pattern([kinds.get(name, LayerKind(sees=SEES[name])) for name in types])
+    pattern = shortest_pattern(
+        [kinds.get(name, LayerKind(attention=ATTENTION[name])) for name in types]
+    )
     return {
         "attention.window": window if has_sliding else None,
         "pattern": pattern or (LayerKind(),),

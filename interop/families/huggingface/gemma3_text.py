@@ -15,7 +15,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from .gemma import read_gemma, refuse_gemma, table, write_gemma
 
 KINDS = {
-    "sliding_attention": LayerKind(sees="window", rope="local"),
+    "sliding_attention": LayerKind(attention="window", rope="local"),
     "full_attention": LayerKind(),
 }
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind, Temperature
+from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, TemperatureConfig
 from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
@@ -87,7 +87,7 @@ def read_layers(fields: Fields) -> Json:
     experts = _read_experts(fields) if moe else None
     kinds = [
         LayerKind(
-            sees="chunk" if types[i] == "chunked_attention" else "all",
+            attention="chunk" if types[i] == "chunked_attention" else "full",
             rope="none" if i in nope else "global",
             mlp="experts" if i in moe and experts is not None else "dense",
         )
@@ -110,7 +110,7 @@ def _read_moe_layers(fields: Fields, count: int) -> set[int]:
     return set(range(count)).intersection(i for i in given if type(i) is int)
 
 
-def _read_experts(fields: Fields) -> Experts | None:
+def _read_experts(fields: Fields) -> ExpertsConfig | None:
     return fields.build(
         llama4_experts,
         num_experts=fields.take("num_local_experts", int, 16),
@@ -119,19 +119,19 @@ def _read_experts(fields: Fields) -> Experts | None:
     )
 
 
-def _read_temperature(fields: Fields) -> Temperature | None:
+def _read_temperature(fields: Fields) -> TemperatureConfig | None:
     # A flag today; transformers 4.51 wrote a number, where only 0 means no.
     kind = int if type(fields.data.get("attn_temperature_tuning")) is int else bool
     return build_temperature(fields, fields.take("attn_temperature_tuning", kind, True))
 
 
-def build_temperature(fields: Fields, is_tuned: object) -> Temperature | None:
+def build_temperature(fields: Fields, is_tuned: object) -> TemperatureConfig | None:
     """Builds the attention temperature of layers without RoPE, or None if it is not enabled."""
     scale = fields.take("attn_scale", float, 0.1)
     floor_scale = fields.take("floor_scale", float, 8192.0)
     if not is_tuned:
         return None
-    return fields.build(Temperature, scale=scale, floor_scale=floor_scale)
+    return fields.build(TemperatureConfig, scale=scale, floor_scale=floor_scale)
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
@@ -146,7 +146,7 @@ def unsupported(config: DecoderConfig) -> dict[str, bool]:
     return {
         f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
         **unsupported_by_one_bias(config),
-        **unsupported_layers(config, sees=("all", "chunk"), rope=("global", "none")),
+        **unsupported_layers(config, attention=("full", "chunk"), rope=("global", "none")),
         **unsupported_experts(config),
         "a fractional attention.temperature.floor_scale": (
             temperature is not None and not temperature.floor_scale.is_integer()
@@ -169,9 +169,9 @@ def unsupported_experts(config: DecoderConfig) -> dict[str, bool]:
     }
 
 
-def llama4_experts(*, mlp_dim: int, **values: Any) -> Experts:
+def llama4_experts(*, mlp_dim: int, **values: Any) -> ExpertsConfig:
     """Builds Llama 4's experts: sigmoid-scaled inputs, and a shared expert of the same width."""
-    return Experts(
+    return ExpertsConfig(
         mlp_dim=mlp_dim, shared_mlp_dim=mlp_dim, scores="sigmoid", scale="input", **values
     )
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from jaxllm.config import DecoderConfig, Vision
+from jaxllm.config import DecoderConfig, VisionConfig
 from jaxllm.interop.families.common.fairscale import SHARD
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import IGNORED_FIELDS
@@ -102,7 +102,7 @@ def vision_rules(names: Mapping[str, str]) -> list[Rule]:
     ]
 
 
-def vision_sizes(vision: Vision) -> dict[str, int]:
+def vision_sizes(vision: VisionConfig) -> dict[str, int]:
     """Returns the axis sizes of `vision_rules`."""
     return {
         "Lv": vision.num_layers,
@@ -117,7 +117,7 @@ def vision_sizes(vision: Vision) -> dict[str, int]:
     }
 
 
-def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
+def read_hf_vision(fields: Fields, image_token: int) -> VisionConfig | None:
     """Reads the encoder from a `vision_config`."""
     fields.ignore(*IGNORED_FIELDS, "norm_eps", "initializer_range", "is_encoder_decoder")
     fields.ignore("vision_feature_layer", "vision_feature_select_strategy")
@@ -142,7 +142,7 @@ def read_hf_vision(fields: Fields, image_token: int) -> Vision | None:
     if rope["rope.scaling"] is not None:
         fields.problems.append(f"RoPE scaling of images is not supported: {rope['rope.scaling']}")
     return fields.build(
-        Vision,
+        VisionConfig,
         image_size=fields.take("image_size", int, 448),
         patch_size=fields.take("patch_size", int, 14),
         num_channels=fields.take("num_channels", int, 3),
@@ -167,7 +167,7 @@ def _read_shuffle(fields: Fields) -> int:
     return factor
 
 
-def unsupported_by_hf_vision(vision: Vision) -> dict[str, bool]:
+def unsupported_by_hf_vision(vision: VisionConfig) -> dict[str, bool]:
     """Flags values of the encoder that a `vision_config` does not support."""
     width = vision.embed_dim * vision.shuffle**2
     return {
@@ -179,7 +179,7 @@ def unsupported_by_hf_vision(vision: Vision) -> dict[str, bool]:
     }
 
 
-def write_hf_vision(config: DecoderConfig, vision: Vision, base: Json) -> Json:
+def write_hf_vision(config: DecoderConfig, vision: VisionConfig, base: Json) -> Json:
     """Writes the fields of `read_hf_vision`."""
     kept = {k: v for k, v in base.items() if k not in ("rope_parameters", "dtype")}
     return {
@@ -203,7 +203,7 @@ def write_hf_vision(config: DecoderConfig, vision: Vision, base: Json) -> Json:
     }
 
 
-def read_meta_vision(fields: Fields) -> Vision | None:
+def read_meta_vision(fields: Fields) -> VisionConfig | None:
     """Reads the encoder from `vision_args`, or returns None if there are none."""
     if fields.take("vision_args", dict, None) is None:
         return None
@@ -212,7 +212,7 @@ def read_meta_vision(fields: Fields) -> Vision | None:
         width, ratio = args.take("dim", int), args.take("mlp_ratio", float)
         image, patch = (_read_side(args, name) for name in ("image_size", "patch_size"))
         return args.build(
-            Vision,
+            VisionConfig,
             image_size=image,
             patch_size=patch,
             embed_dim=width,
@@ -249,7 +249,7 @@ def unsupported_by_meta_vision(config: DecoderConfig) -> dict[str, bool]:
     }
 
 
-def write_meta_vision(vision: Vision | None, base: Json) -> Json | None:
+def write_meta_vision(vision: VisionConfig | None, base: Json) -> Json | None:
     """Writes the `vision_args` over those of `base`; None if there is no encoder."""
     if vision is None:
         return None

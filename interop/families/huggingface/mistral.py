@@ -34,7 +34,9 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern"),
         {
-            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_layers(
+                config, attention=("full", "window"), rope=("global",), mlp=("dense",)
+            ),
             **unsupported_by_one_window(config),
         },
     )

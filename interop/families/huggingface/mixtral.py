@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jaxllm.config import DecoderConfig, Experts
+from jaxllm.config import DecoderConfig, ExpertsConfig
 from jaxllm.interop.families.common.experts import (
     expert_rules,
     read_balance,
@@ -39,7 +39,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         fields, num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5
     )
     experts = fields.build(
-        Experts,
+        ExpertsConfig,
         num_experts=read_num_experts(fields, 8),
         top_k=fields.take("num_experts_per_tok", int, 2),
         mlp_dim=decoder["mlp_dim"],
@@ -64,7 +64,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern", "experts"),
         {
             **unsupported_layers(
-                config, sees=("all", "window"), rope=("global",), mlp=("experts",)
+                config, attention=("full", "window"), rope=("global",), mlp=("experts",)
             ),
             **unsupported_by_one_window(config),
             **unsupported_by_softmax_experts(config),

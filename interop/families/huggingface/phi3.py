@@ -61,7 +61,9 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         config,
         SUPPORTED,
         {
-            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_layers(
+                config, attention=("full", "window"), rope=("global",), mlp=("dense",)
+            ),
             **unsupported_by_one_window(config),
             "RoPE scaling other than longrope": scaling is not None and scaling.kind != "longrope",
             "longrope with head_dim other than embed_dim / num_heads": (

@@ -43,7 +43,9 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         (*supported, "pattern"),
         {
             "attention.qkv_bias=False": not config.attention.qkv_bias,
-            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_layers(
+                config, attention=("full", "window"), rope=("global",), mlp=("dense",)
+            ),
         },
     )
     return {

@@ -51,7 +51,9 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         {
             **unsupported_values(config, {"attention.qk_norm": "head"}),
             **unsupported_by_one_bias(config),
-            **unsupported_layers(config, sees=("all", "window"), rope=("global",), mlp=("dense",)),
+            **unsupported_layers(
+                config, attention=("full", "window"), rope=("global",), mlp=("dense",)
+            ),
         },
     )
     return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind
+from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind
 from jaxllm.interop.families.common.experts import (
     expert_rules,
     read_balance,
@@ -62,7 +62,7 @@ def _read_layers(fields: Fields) -> Json:
     experts = _read_experts(fields)
     kinds = [
         LayerKind(
-            sees="all" if window is None else "window",
+            attention="full" if window is None else "window",
             mlp="experts" if is_sparse and experts is not None else "dense",
         )
         for is_sparse in sparse
@@ -95,9 +95,9 @@ def _read_sparse_layers(fields: Fields) -> list[bool]:
     return [(i + 1) % step == 0 and i not in dense for i in range(count)]
 
 
-def _read_experts(fields: Fields) -> Experts | None:
+def _read_experts(fields: Fields) -> ExpertsConfig | None:
     return fields.build(
-        Experts,
+        ExpertsConfig,
         num_experts=read_num_experts(fields, 128),
         top_k=fields.take("num_experts_per_tok", int, 8),
         mlp_dim=fields.take("moe_intermediate_size", int, 768),
@@ -115,7 +115,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         {
             **unsupported_values(config, {"attention.qk_norm": "head"}),
             **unsupported_by_one_bias(config),
-            **unsupported_layers(config, sees=("all", "window"), rope=("global",)),
+            **unsupported_layers(config, attention=("full", "window"), rope=("global",)),
             **unsupported_by_one_window(config),
             **unsupported_by_softmax_experts(config),
         },
@@ -137,7 +137,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {name: value for name, value in json.items() if name != "num_local_experts"}
 
 
-def _write_experts(experts: Experts) -> Json:
+def _write_experts(experts: ExpertsConfig) -> Json:
     return {
         "num_experts": experts.num_experts,
         "num_experts_per_tok": experts.top_k,

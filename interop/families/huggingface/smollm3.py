@@ -6,7 +6,7 @@ from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.family import Layout, hf_family
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
-    SEES,
+    ATTENTION,
     read_layer_types,
     read_nope_layers,
     shortest_pattern,
@@ -67,7 +67,7 @@ def _read_layers(fields: Fields) -> Json:
             "layer_types has sliding_attention, but use_sliding_window is not set"
         )
     kinds = [
-        LayerKind(sees=SEES[name], rope="none" if i in nope else "global")
+        LayerKind(attention=ATTENTION[name], rope="none" if i in nope else "global")
         for i, name in enumerate(types)
     ]
     return {
@@ -85,7 +85,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         {
             **unsupported_by_one_bias(config),
             **unsupported_layers(
-                config, sees=("all", "window"), rope=("global", "none"), mlp=("dense",)
+                config, attention=("full", "window"), rope=("global", "none"), mlp=("dense",)
             ),
         },
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind, RopeScaling, defaults, flatten
+from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, RopeScaling, defaults, flatten
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import shortest_pattern, unsupported_layers
 from jaxllm.interop.families.common.llama_like import layers_with_mlp
@@ -45,13 +45,13 @@ def read_llama4(fields: Fields) -> Json:
     experts, moe = _read_experts(fields, count)
     kinds = [
         LayerKind(
-            sees="all" if chunk is None or i in nope else "chunk",
+            attention="full" if chunk is None or i in nope else "chunk",
             rope="none" if i in nope else "global",
             mlp="experts" if i in moe else "dense",
         )
         for i in range(count)
     ]
-    has_chunks = any(kind.sees == "chunk" for kind in kinds)
+    has_chunks = any(kind.attention == "chunk" for kind in kinds)
     return {
         # The arguments lack the context length; these are those of the instruction-tuned Scout
         # (scaled RoPE) and Maverick.
@@ -78,7 +78,7 @@ def _read_every(fields: Fields, name: str, count: int, default: int | None = Non
     return range(interval - 1, count, interval)
 
 
-def _read_experts(fields: Fields, count: int) -> tuple[Experts | None, range]:
+def _read_experts(fields: Fields, count: int) -> tuple[ExpertsConfig | None, range]:
     """Reads the experts and the layers that have them."""
     expansion = fields.take("ffn_exp", float, EXPANSION)
     if fields.take("moe_args", dict, None) is None:
@@ -114,11 +114,11 @@ def is_llama4(config: DecoderConfig) -> bool:
 def unsupported_by_llama4(config: DecoderConfig) -> dict[str, bool]:
     """Flags layer settings that these arguments do not support."""
     kinds, qk_norm = config.kinds, config.attention.qk_norm
-    chunked = {i for i, kind in enumerate(kinds) if kind.sees == "chunk"}
+    chunked = {i for i, kind in enumerate(kinds) if kind.attention == "chunk"}
     has_rope = {i for i, kind in enumerate(kinds) if kind.rope != "none"}
     return {
         f"attention.qk_norm={qk_norm!r}": qk_norm not in ("none", "after_rope"),
-        **unsupported_layers(config, sees=("all", "chunk"), rope=("global", "none")),
+        **unsupported_layers(config, attention=("full", "chunk"), rope=("global", "none")),
         "chunks on layers other than those with RoPE": bool(chunked) and chunked != has_rope,
         "layers without RoPE other than every n-th": _interval(_nope(config), config) == 0,
         "experts on layers other than every n-th": _interval(_moe(config), config) == 0,

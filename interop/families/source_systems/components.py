@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxllm.config import Experts, LayerKind, StackConfig
+from jaxllm.config import ExpertsConfig, LayerKind, StackConfig
 from jaxllm.interop.families.common.family import in_order, without_type
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import layer_norm_rules
@@ -50,7 +50,7 @@ def read_layers(fields: Fields) -> Json:
     }
 
 
-def _kind(experts: Experts | None) -> LayerKind:
+def _kind(experts: ExpertsConfig | None) -> LayerKind:
     """Returns the kind of every layer."""
     return LayerKind(mlp="dense" if experts is None else "experts")
 
@@ -71,7 +71,7 @@ def num_groups(kind: str, heads: int, groups: int | None) -> int:
     return usual if groups is None or kind != "gqa" else groups
 
 
-def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
+def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> ExpertsConfig | None:
     """Reads the experts from `ffn_config`, or returns None if it has none."""
     with fields.part("ffn_config") as ffn:
         for name, wanted in {"embed_dim": width, "latent_dim": mlp_dim}.items():
@@ -82,7 +82,7 @@ def _read_ffn(fields: Fields, width: int, mlp_dim: int) -> Experts | None:
             ffn.ignore(*names)
             return None
         return ffn.build(
-            Experts,
+            ExpertsConfig,
             num_experts=ffn.take("num_experts", int),
             capacity=ffn.take("capacity", int),
             aux_weight=ffn.take("alpha", float, 0.01),

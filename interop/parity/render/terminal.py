@@ -1,7 +1,9 @@
 """Renders a report for the terminal: the verdict, and tables of levels, layers and positions."""
 
+from typing import NamedTuple
+
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -12,12 +14,26 @@ from .sentences import explanation, flips_note, headline, hint, mark, unjudged_n
 from .summary_tables import layers_table, levels_table, positions_table
 from .table import Row, Table
 
+MIN_WIDTH = 72  # of a terminal that shows the whole table of layers
+
+
+class _Layers(NamedTuple):
+    """The table of layers, without the noise floors in a terminal that is too narrow for them."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = self.table
+        if options.max_width < MIN_WIDTH:
+            shown = shown.without("noise floor")
+        yield _draw(shown, "Relative L2 error of each layer's worst step")
+
 
 def render(report: Report) -> RenderableType:
-    """Renders the whole report, 80 columns wide."""
+    """Renders the whole report, 80 columns wide if there is room; 60 are enough."""
     parts: list[RenderableType] = [_verdict(report), _draw(_narrow(levels_table(report)))]
     if "layers" in report.verdicts and "layers" not in report.unjudged:
-        parts.append(_draw(layers_table(report), "Relative L2 error of each layer's worst step"))
+        parts.append(_Layers(layers_table(report)))
     if report.logits is not None:
         parts.append(_draw(positions_table(report, report.logits), "Logits by position"))
     return Group(*parts)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import LayerKind, StackConfig, Temperature
+from jaxllm.config import LayerKind, StackConfig, TemperatureConfig
 from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import Linear
@@ -102,8 +102,8 @@ class Attention(nnx.Module):
         return (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
 
 
-def temperature_growth(temperature: Temperature, positions_BT: Array) -> Array:
-    """Returns the factor of the query at each position, BT, in float32; see `Temperature`."""
+def temperature_growth(temperature: TemperatureConfig, positions_BT: Array) -> Array:
+    """Returns the factor of the query at each position, BT, in float32; see `TemperatureConfig`."""
     steps_BT = jnp.floor((positions_BT.astype(jnp.float32) + 1) / temperature.floor_scale)
     return 1 + temperature.scale * jnp.log1p(steps_BT)
 

@@ -20,8 +20,8 @@ class MaskSpec(NamedTuple):
         """Returns the mask of a layer of this kind."""
         return cls(
             causal=config.attention.causal,
-            window=config.attention.window if kind.sees == "window" else None,
-            chunk=config.attention.chunk if kind.sees == "chunk" else None,
+            window=config.attention.window if kind.attention == "window" else None,
+            chunk=config.attention.chunk if kind.attention == "chunk" else None,
         )
 
     def mask(self, queries_BT: Array, keys_BS: Array) -> Array:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.config import Experts, StackConfig
+from jaxllm.config import ExpertsConfig, StackConfig
 from jaxllm.layers.linear import PROJECTION, Linear, init_kernel
 from jaxllm.layers.mlp import MLP, activate
 from jaxllm.sharding import constrain
@@ -261,7 +261,7 @@ def load_balance(loads: Load, balance: Literal["layer", "model", "sum", "kept"])
     return products_LE.shape[-1] * products_LE.sum(-1).mean()
 
 
-def aux_loss(experts: Experts | None, loads: Iterable[Load | None]) -> Array:
+def aux_loss(experts: ExpertsConfig | None, loads: Iterable[Load | None]) -> Array:
     """Returns the auxiliary loss of a model's layers: the weighted load-balancing loss.
 
     `loads` may be of single layers or stacked; None stands for a layer without experts.

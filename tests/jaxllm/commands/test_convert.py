@@ -30,5 +30,5 @@ def test_converted_checkpoint_loads_again(byte_model, tmp_path, capsys):
         a.layers["0:3"].mlp.up_proj.kernel[...], b.layers["0:3"].mlp.up_proj.kernel[...]
     )
     capsys.readouterr()
-    assert main(["convert", str(byte_model), str(tmp_path / "hf")]) == 1
+    assert main(["convert", str(byte_model), str(tmp_path / "hf")]) == 2
     assert "exists and is not an empty folder" in capsys.readouterr().err

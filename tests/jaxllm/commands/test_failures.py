@@ -1,12 +1,14 @@
 """Messages and exit statuses of failed commands."""
 
 import errno
+from pathlib import Path
 
 import jax
 import pytest
 
-from jaxllm.commands.failures import INTERNAL, report
+from jaxllm.commands.failures import EXIT_STATUSES, INTERNAL, report
 from jaxllm.errors import (
+    CheckpointArgumentError,
     MissingCheckpointError,
     MissingFileError,
     MissingPackageError,
@@ -25,6 +27,7 @@ from jaxllm.train import ConfigError
         (MissingFileError("no such file"), 2),
         (MissingPackageError("pip install it"), 2),
         (MissingCheckpointError("a is not a folder"), 2),
+        (CheckpointArgumentError("a exists"), 2),
         (CheckpointError(["a is missing", "b is unexpected"]), 1),
         (NonFiniteError("step 3"), 1),
     ],
@@ -68,3 +71,10 @@ def test_jax_without_devices_is_not_a_bug(cause, monkeypatch, capsys):
 def test_other_errors_are_bugs(kind, capsys):
     assert report(kind("x"), debug=True) == INTERNAL
     assert f"jaxllm: internal error: {kind.__name__}: " in capsys.readouterr().err
+
+
+def test_the_page_has_the_exit_statuses():
+    rows = (Path(__file__).parents[3] / "docs" / "install.md").read_text().splitlines()
+    for line in EXIT_STATUSES.splitlines()[1:]:
+        status, meaning = line.split(maxsplit=1)
+        assert f"| {status} | {meaning} |" in [row.replace("\\|", "|") for row in rows]

@@ -1,13 +1,11 @@
 """Options shared by several commands reject invalid values."""
 
 import argparse
-from typing import get_args
 
 import pytest
 
 from jaxllm.cli import main
-from jaxllm.commands.options import DTYPES, count, read_text, seed
-from jaxllm.config import Dtype
+from jaxllm.commands.options import count, read_text, seed
 from jaxllm.errors import UserError
 
 
@@ -36,10 +34,6 @@ def test_seed_accepts_what_jax_and_numpy_tell_apart():
     for text in ("-1", "²", "4294967296"):
         with pytest.raises(argparse.ArgumentTypeError, match="whole number from 0 to 4294967295"):
             seed(text)
-
-
-def test_the_choices_of_dtype_are_those_of_a_config():
-    assert get_args(Dtype) == DTYPES
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllm.config import AttentionConfig, Temperature
+from jaxllm.config import AttentionConfig, TemperatureConfig
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_zero_temperature_scale_is_rejected():
     with pytest.raises(
         ValueError, match=r"attention\.temperature\.floor_scale=0\.0 is not positive"
     ):
-        Temperature(floor_scale=0.0)
+        TemperatureConfig(floor_scale=0.0)

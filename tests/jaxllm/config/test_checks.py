@@ -7,7 +7,14 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from jaxllm.config.checks import check_counts, check_fields, check_positive, check_seed, show
+from jaxllm.config.checks import (
+    check_counts,
+    check_fields,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    show,
+)
 from jaxllm.errors import UserError
 
 
@@ -42,6 +49,7 @@ def test_valid_values_and_none_pass(part):
     check_fields(part, "part.")
     check_counts(part, "count", prefix="part.")
     check_positive(part, "rate", prefix="part.")
+    check_not_negative(part, "rate", "count", prefix="part.")
 
 
 @pytest.mark.parametrize(
@@ -54,11 +62,15 @@ def test_valid_values_and_none_pass(part):
             "^part.rate=0.0 is not positive$",
         ),
         (lambda part: check_counts(part, "count"), "^count=0 is less than 1$"),
+        (
+            lambda part: check_not_negative(part, "count", "size", prefix="part."),
+            "^part.size=-1 is negative$",
+        ),
     ],
 )
 def test_message_gives_full_name_value_and_allowed_values(check, message):
     with pytest.raises(ValueError, match=message):
-        check(Part(kind="c", count=0, rate=0.0))
+        check(Part(kind="c", count=0, rate=0.0, size=-1))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllm.config import Experts, MlpConfig
+from jaxllm.config import ExpertsConfig, MlpConfig
 
 
 def test_invalid_mlp_is_rejected():
@@ -26,5 +26,5 @@ def test_invalid_mlp_is_rejected():
 )
 def test_invalid_experts_are_rejected_with_field_name_and_value(fields, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is examined below
-        Experts(**{"num_experts": 4, "top_k": 2, "mlp_dim": 8, **fields})
+        ExpertsConfig(**{"num_experts": 4, "top_k": 2, "mlp_dim": 8, **fields})
     assert all(part in str(caught.value) for part in said), caught.value

@@ -67,12 +67,27 @@ def test_current_names_are_not_changed():
         ("encoder", "encoder"),
         ("decoder", "decoder"),
         ("encoder.positions.relative.count", "encoder.positions.relative.count"),
+        ("pattern", "pattern"),
+        ("pattern.0.sees", "pattern.0.attention"),
+        ("decoder.pattern.1.rope", "decoder.pattern.1.rope"),
         ("experts.mlp_dim", "experts.mlp_dim"),
         ("vision.norm_eps", "vision.norm_eps"),
     ],
 )
 def test_upgrading_a_name_is_idempotent(old, new):
     assert upgrade_name(old) == upgrade_name(upgrade_name(old)) == new
+
+
+def test_old_fields_of_layer_kinds_are_upgraded():
+    old = [{"sees": "all", "mlp": "dense"}, {"sees": "chunk"}, {"attention": "window"}, {}]
+    new = [{"attention": "full", "mlp": "dense"}, {"attention": "chunk"}, *old[2:]]
+    assert upgraded({"pattern": old})["pattern"] == new
+    assert upgraded({"encoder": {"pattern": old}})["encoder"]["pattern"] == new
+    assert old[0] == {"sees": "all", "mlp": "dense"}
+    for other in ("x", [5], [{"sees": [1]}]):  # the validation reports these
+        assert len(upgraded({"pattern": other})["pattern"]) == 1
+    with pytest.raises(ValueError, match=r"given twice \(sees, attention\)"):
+        upgraded({"pattern": [{"sees": "all", "attention": "full"}]})
 
 
 def test_name_with_a_nested_value_is_not_an_old_name():

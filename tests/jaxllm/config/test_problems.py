@@ -20,6 +20,8 @@ from jaxllm.config.problems import find_correction
         ("decoder", "positions.waves", None),
         ("decoder", "norms.nothing", None),
         ("decoder", "num_layers", None),
+        ("decoder", "pattern.0.sees", "is now pattern.0.attention"),
+        ("decoder", "pattern.0.mlp", None),
         ("decoder", "encoder.norm_eps", "does not exist: set norms.eps"),
         ("pooled", "tie_embeddings", None),
         (
@@ -35,6 +37,7 @@ from jaxllm.config.problems import find_correction
         ("encoder-decoder", "tie_embeddings", "does not exist: set decoder.head.tied"),
         ("encoder-decoder", "encoder.tie_embeddings", "does not exist: set decoder.head.tied"),
         ("encoder-decoder", "decoder.tie_embeddings", "is now decoder.head.tied"),
+        ("encoder-decoder", "encoder.pattern.1.sees", "is now encoder.pattern.1.attention"),
         ("encoder-decoder", "encoder.norms.norm_eps", "is now encoder.norms.eps"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 from tiny import TINY
 
-from jaxllm.config import Experts, LayerKind, RopeScaling, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, RopeScaling, with_fields
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_invalid_stack_is_rejected_with_field_name_and_value(changes, said):
     ("changes", "said"),
     [
         ({"pattern": ()}, ["pattern=()"]),
-        ({"pattern": (LayerKind(sees="window"),)}, ["'window'", "attention.window is None"]),
+        ({"pattern": (LayerKind(attention="window"),)}, ["'window'", "attention.window is None"]),
         ({"attention.window": 8}, ["attention.window is given", "'window'"]),
         ({"pattern": (LayerKind(mlp="experts"),)}, ["'experts'", "experts is None"]),
         (
-            {"experts": Experts(num_experts=4, top_k=2, mlp_dim=8)},
+            {"experts": ExpertsConfig(num_experts=4, top_k=2, mlp_dim=8)},
             ["experts is given", "'experts'"],
         ),
     ],

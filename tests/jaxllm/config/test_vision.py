@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from jaxllm.config import Vision
+from jaxllm.config import VisionConfig
 
-VISION = Vision(
+VISION = VisionConfig(
     image_size=16,
     patch_size=4,
     embed_dim=16,

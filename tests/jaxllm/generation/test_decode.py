@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -138,12 +139,31 @@ def test_prompts_of_similar_length_share_a_compiled_program():
         ([[1, 96]], 4, "prompt 0 has token 96, but vocab_size=96"),
         ([[-1]], 4, "prompt 0 has token -1"),
         ([[1]], 0, "max_new_tokens=0 is less than 1"),
+        ("text", 4, r"prompts='text': give a list of prompts, each a list of token ids"),
+        (5, 4, r"prompts=5: give a list of prompts"),
+        (["text"], 4, r"prompt 0 is 'text': give a list of prompts"),
+        ([1, 2], 4, r"prompt 0 is 1: give a list of prompts, .*, as in \[\[1, 2\], \[3\]\]"),
+        (np.arange(3), 4, r"prompt 0 is .*0.*: give a list of prompts"),
+        ([[1], [2, 1.5]], 4, r"prompt 1 has 1\.5, which is no token id: give a list of prompts"),
+        (np.ones((1, 2), np.float32), 4, r"prompt 0 has .*1\.0.*, which is no token id"),
+        ([[1, True]], 4, r"prompt 0 has True, which is no token id"),
+        ([[1, "a"]], 4, r"prompt 0 has 'a', which is no token id"),
+        ([[[1, 2], [3]]], 4, r"prompt 0 has \[1, 2\], which is no token id"),
+        (np.ones((1, 2, 1), np.int32), 4, r"prompt 0 has array.*, which is no token id"),
+        ([[1]], 1.5, r"max_new_tokens=1\.5 is not a whole number"),
         ([[1]], 10**12, "max_new_tokens=1000000000000 is more than 1073741824"),
     ],
 )
 def test_invalid_prompts_are_rejected(prompts, new, message):
     with pytest.raises(ValueError, match=message):
         generate(random_model(), prompts, new)
+
+
+def test_prompts_may_be_arrays():
+    model, prompts = random_model(), [[5, 6, 7], [8, 9, 10]]
+    expected = generate(model, prompts, 2)
+    for given in (np.array(prompts), jnp.array(prompts), tuple(map(tuple, prompts))):
+        assert generate(model, given, np.int64(2)) == expected
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -87,7 +87,7 @@ def test_ring_caches_are_refilled_at_the_switch():
         short_factor=tuple(1 + RNG.random(8)),
         long_factor=tuple(1 + 20 * RNG.random(8)),
     )
-    pattern = (LayerKind(sees="window"), LayerKind(), LayerKind(sees="chunk"))
+    pattern = (LayerKind(attention="window"), LayerKind(), LayerKind(attention="chunk"))
     model = random_model(
         rope=RopeConfig(scaling=scaling),
         pattern=pattern,

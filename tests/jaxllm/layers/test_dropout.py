@@ -11,7 +11,7 @@ from tiny import TINY, random_model, random_of, relative_l2
 
 from jaxllm.config import (
     EncoderDecoderConfig,
-    Experts,
+    ExpertsConfig,
     LayerKind,
     NormConfig,
     StackConfig,
@@ -115,7 +115,7 @@ def test_dropout_depends_on_the_key():
 
 
 PATTERN = (LayerKind(), LayerKind(rope="none", mlp="experts"))
-EXPERTS = Experts(num_experts=5, top_k=2, mlp_dim=24)
+EXPERTS = ExpertsConfig(num_experts=5, top_k=2, mlp_dim=24)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flax import nnx
 from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import AttentionConfig, Experts, LayerKind, RopeConfig
+from jaxllm.config import AttentionConfig, ExpertsConfig, LayerKind, RopeConfig
 from jaxllm.layers.stack import (
     Run,
     apply_layers,
@@ -160,12 +160,12 @@ def test_layers_apply_in_order_stacked_or_not(kinds, remat):
                 np.testing.assert_allclose(sums, wanted, rtol=1e-5)
 
 
-EXPERTS = Experts(num_experts=5, top_k=2, mlp_dim=24)
+EXPERTS = ExpertsConfig(num_experts=5, top_k=2, mlp_dim=24)
 # One layer without RoPE in four, windows on the others, experts on every second layer.
 PATTERN = (
-    LayerKind(sees="window"),
-    LayerKind(sees="window", mlp="experts"),
-    LayerKind(sees="window", rope="local"),
+    LayerKind(attention="window"),
+    LayerKind(attention="window", mlp="experts"),
+    LayerKind(attention="window", rope="local"),
     LayerKind(rope="none", mlp="experts"),
 )
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from tiny import TINY, random_model, relative_l2
 from torch.nn import functional
 
-from jaxllm.config import Vision, from_dict, to_dict
+from jaxllm.config import VisionConfig, from_dict, to_dict
 from jaxllm.interop.reference.llm.vision import apply_rope, axial_rotations, pixel_shuffle
 from jaxllm.layers.vision import (
     MaskedEmbedding,
@@ -23,7 +23,7 @@ from jaxllm.layers.vision import (
 from jaxllm.params import dim_letters, named_parameters, parameter_shardings, with_arrays
 
 TOLERANCE = 2e-6  # relative L2, float32
-VISION = Vision(
+VISION = VisionConfig(
     image_size=24,
     patch_size=2,
     embed_dim=32,

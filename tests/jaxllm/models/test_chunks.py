@@ -6,12 +6,12 @@ import pytest
 from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import AttentionConfig, Experts, LayerKind, Temperature
+from jaxllm.config import AttentionConfig, ExpertsConfig, LayerKind, TemperatureConfig
 from jaxllm.models import with_scanned_layers
 
 TOLERANCE = 3e-6  # relative L2 of logits, float32
 CHUNK, LENGTH = 8, 37  # four chunks and part of a fifth
-LOCAL = LayerKind(sees="chunk")
+LOCAL = LayerKind(attention="chunk")
 GLOBAL = LayerKind(rope="none", mlp="experts")
 
 
@@ -21,9 +21,11 @@ def model():
         num_layers=4,
         pattern=(LOCAL, GLOBAL),
         attention=AttentionConfig(
-            chunk=CHUNK, qk_norm="after_rope", temperature=Temperature(scale=0.5, floor_scale=5.0)
+            chunk=CHUNK,
+            qk_norm="after_rope",
+            temperature=TemperatureConfig(scale=0.5, floor_scale=5.0),
         ),
-        experts=Experts(num_experts=5, top_k=2, mlp_dim=24, scores="sigmoid", scale="input"),
+        experts=ExpertsConfig(num_experts=5, top_k=2, mlp_dim=24, scores="sigmoid", scale="input"),
     )
 
 

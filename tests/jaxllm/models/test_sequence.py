@@ -30,7 +30,7 @@ from vector_models import (
 
 from jaxllm.config import (
     DecoderConfig,
-    Experts,
+    ExpertsConfig,
     LayerKind,
     PositionConfig,
     from_dict,
@@ -41,7 +41,7 @@ from jaxllm.config import (
 from jaxllm.models import SequenceModel, SequenceToSequence, with_window
 
 KV_HEADS = {"mha": N, "gqa": 2, "mqa": 1}
-EXPERTS = Experts(num_experts=3, top_k=1, mlp_dim=40, capacity=99, router_bias=True)
+EXPERTS = ExpertsConfig(num_experts=3, top_k=1, mlp_dim=40, capacity=99, router_bias=True)
 
 
 @jax.jit

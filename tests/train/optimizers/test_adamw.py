@@ -1,4 +1,4 @@
-"""AdamW: PyTorch's trajectory, which parameters decay, the schedule, and state sharding."""
+"""AdamW: PyTorch's trajectory, which parameters decay, and state sharding."""
 
 import math
 
@@ -14,14 +14,7 @@ from tiny import TINY, random_model, relative_l2
 from jaxllm.config import AttentionConfig, MlpConfig
 from jaxllm.models import build_abstract
 from jaxllm.params import dim_letters, map_parameters, named_parameters, parameter_shardings, split
-from jaxllm.train.optimizers.adamw import (
-    OptimizerConfig,
-    PhaseConfig,
-    make_optimizer,
-    make_schedule,
-    optimizer_shardings,
-)
-from jaxllm.train.optimizers.schedule import warmup_decay
+from jaxllm.train.optimizers.adamw import OptimizerConfig, make_optimizer, optimizer_shardings
 
 TOLERANCE = 2e-6  # relative L2 error of parameters, float32
 STEPS = 20
@@ -123,35 +116,6 @@ def test_twenty_steps_match_torch_adamw(scan):
     assert 3 < clipped < STEPS - 3
 
 
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [
-        (0, 0.25),
-        (1, 0.5),
-        (3, 1.0),
-        (4, 1.0),
-        (6, 0.1 + 0.9 * 0.8535533905932737),  # r = 1/4
-        (8, 0.55),  # r = 1/2
-        (10, 0.1 + 0.9 * 0.14644660940672627),  # r = 3/4
-        (12, 0.1),
-        (1000, 0.1),
-    ],
-)
-def test_schedule_values_computed_by_hand(step, rate):
-    """Warm-up to 1.0 in four steps, then cosine decay to 0.1 at step 12."""
-    assert float(warmup_decay(1.0, 0.1, 4, 12)(step)) == pytest.approx(rate, rel=1e-6)
-    assert rate_by_hand(step, peak=1.0, final=0.1, warmup=4, total=12) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 2), (9, 10), (3, 50)])
-def test_schedule_matches_the_formula_at_every_step(warmup, total):
-    config = OptimizerConfig(learning_rate=3e-4, final_learning_rate=3e-5, warmup_steps=warmup)
-    schedule = jax.jit(make_schedule(config, total))
-    for step in range(total + 3):
-        expected = rate_by_hand(step, peak=3e-4, final=3e-5, warmup=warmup, total=total)
-        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, rel=1e-5), step
-
-
 def test_moments_are_sharded_like_their_parameters():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     model = build_abstract(TINY)
@@ -199,8 +163,3 @@ def test_dimension_letters_of_a_stacked_norm():
 def test_invalid_settings_are_reported(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)
-
-
-def test_an_invalid_phase_is_reported():
-    with pytest.raises(ValueError, match=r"optimizer\.phases: learning_rate=nan is not a finite"):
-        PhaseConfig(stop=2, learning_rate=math.nan)

@@ -3,11 +3,20 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.train.optimizers.adamw import OptimizerConfig, PhaseConfig, make_schedule
-from jaxllm.train.optimizers.schedule import DECAYS, Phase, join_phases, multi_step, warmup_decay
+from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.schedule import (
+    DECAYS,
+    Phase,
+    PhaseConfig,
+    join_phases,
+    make_schedule,
+    multi_step,
+    warmup_decay,
+)
 
 COEFFICIENTS = {
     "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r)),
@@ -36,6 +45,35 @@ def test_each_decay_matches_tlama_core(decay, warmup, total):
     schedule = jax.jit(warmup_decay(2.0, 0.25, warmup, total, decay))
     expected = [original(step, decay, 2.0, 0.25, warmup, total) for step in range(total + 3)]
     np.testing.assert_allclose(rates(schedule, total + 3), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.25),
+        (1, 0.5),
+        (3, 1.0),
+        (4, 1.0),
+        (6, 0.1 + 0.9 * 0.8535533905932737),  # r = 1/4
+        (8, 0.55),  # r = 1/2
+        (10, 0.1 + 0.9 * 0.14644660940672627),  # r = 3/4
+        (12, 0.1),
+        (1000, 0.1),
+    ],
+)
+def test_schedule_values_computed_by_hand(step, rate):
+    """Warm-up to 1.0 in four steps, then cosine decay to 0.1 at step 12."""
+    assert float(warmup_decay(1.0, 0.1, 4, 12)(step)) == pytest.approx(rate, rel=1e-6)
+    assert original(step, "cosine", 1.0, 0.1, 4, 12) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 2), (9, 10), (3, 50)])
+def test_schedule_matches_the_formula_at_every_step(warmup, total):
+    config = OptimizerConfig(learning_rate=3e-4, final_learning_rate=3e-5, warmup_steps=warmup)
+    schedule = jax.jit(make_schedule(config, total))
+    for step in range(total + 3):
+        expected = original(step, "cosine", 3e-4, 3e-5, warmup, total)
+        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, rel=1e-5), step
 
 
 def test_the_exponential_decay_jumps_to_the_final_rate():
@@ -103,3 +141,8 @@ def test_invalid_arguments_are_reported(make, complaints):
         make()
     for complaint in complaints:
         assert complaint in str(caught.value)
+
+
+def test_an_invalid_phase_is_reported():
+    with pytest.raises(ValueError, match=r"optimizer\.phases: learning_rate=nan is not a finite"):
+        PhaseConfig(stop=2, learning_rate=math.nan)

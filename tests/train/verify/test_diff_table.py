@@ -3,6 +3,7 @@
 import dataclasses
 import io
 
+import pytest
 from rich.console import Console
 
 from jaxllm.train.verify.diff import ArrayDifference, Diff, FieldDifference, MetricDifference
@@ -37,12 +38,14 @@ def text_of(diff, width=80):
     return console.export_text()
 
 
-def test_all_differences_fit_in_80_columns():
-    text = text_of(DIFF)
+@pytest.mark.parametrize("width", [60, 80])
+def test_all_differences_fit_in_narrow_terminals(width):
+    text = text_of(DIFF, width)
     assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
     for words in (
         *("A is runs/baseline", "B is runs/bfloat16_moments", "gradient_norm", "0.0003"),
-        *("A 5.30446386", "B 5.30446339", "9.0e-08", "3.1e-03", "190", "none on any number"),
+        *("A 5.30446386", "B 5.30446339", "9.0e-08", "3.1e-03", "190 steps", "none on any"),
     ):
         assert words in text
 
@@ -80,8 +83,10 @@ def test_each_kind_of_difference_has_a_table():
     )
     [free] = [line for line in text.splitlines() if "none on any number" in line]
     assert free.split()[:3] == ["keep", "2", "9"]
-    [loss] = [line for line in text.splitlines() if line.strip().startswith("loss")]
-    assert loss.split() == ["loss", "4", "A", "1", "5.0e-01", "3", "7.5e-01"]
+    lines = text.splitlines()
+    [at] = [at for at, line in enumerate(lines) if line.strip().startswith("loss")]
+    assert lines[at].split() == ["loss", "from", "4", "A", "1", "5.0e-01"]
+    assert lines[at + 1].split() == ["3", "steps", "B", "1.5", "7.5e-01"]
     assert f"Step 3: {len(ARRAYS)} arrays differ" in text
     assert f"layers.{WORST - 1}.scale" in text
     assert f"layers.{WORST}.scale" not in text

@@ -10,7 +10,7 @@ from tiers import examples
 from tiny import TINY
 
 from jaxllm.cli import main
-from jaxllm.config import Experts, LayerKind, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.train import ConfigError, TrainConfig, step
 from jaxllm.train.config import to_dict
 from jaxllm.train.data.documents import DataConfig
@@ -52,7 +52,7 @@ def test_correct_variants_match_a_single_device(config):
 
 @pytest.mark.exhaustive
 def test_experts_at_their_capacity_limit_match_a_single_device(config, really_compiling):
-    experts = Experts(num_experts=4, top_k=2, mlp_dim=24, capacity=40, aux_weight=0.1)
+    experts = ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24, capacity=40, aux_weight=0.1)
     pattern = (LayerKind(), LayerKind(mlp="experts"))
     model = dataclasses.replace(config.model, experts=experts, pattern=pattern)
     run = dataclasses.replace(config, model=model)

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiers import examples, exhaustive
 from tiny import TINY, random_model
 
-from jaxllm.config import AttentionConfig, Experts, HeadConfig, LayerKind, MlpConfig
+from jaxllm.config import AttentionConfig, ExpertsConfig, HeadConfig, LayerKind, MlpConfig
 from jaxllm.params import parameter_shardings, split
 from jaxllm.sharding import partition_spec
 from jaxllm.train import TrainConfig
@@ -93,7 +93,7 @@ def test_tied_weights_sum_both_their_gradients(text):
 SPARSE = {
     "num_layers": 4,
     "pattern": (LayerKind(), LayerKind(mlp="experts")),
-    "experts": Experts(
+    "experts": ExpertsConfig(
         num_experts=4, top_k=2, mlp_dim=24, normalize=True, shared_mlp_dim=40, aux_weight=0.1
     ),
     "mlp.bias": True,

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from tiny import TINY
 
-from jaxllm.config import Experts
+from jaxllm.config import ExpertsConfig
 from jaxllm.train import TrainConfig
 from jaxllm.train.verify.variants import Variant, find_experts, layouts, variants
 
@@ -31,7 +31,7 @@ def test_every_mesh_layout_is_a_variant():
 
 
 def test_the_expert_axis_is_used_only_by_models_with_experts():
-    experts = Experts(num_experts=4, top_k=2, mlp_dim=24)
+    experts = ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24)
     assert find_experts(TINY) is None
     assert not any("expert" in dict(variant.mesh) for variant in variants(RUN, 8))
     pattern = tuple(dataclasses.replace(kind, mlp="experts") for kind in TINY.pattern)

@@ -3,7 +3,7 @@
 import pytest
 from tiny import TINY
 
-from jaxllm.config import Experts, LayerKind, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes, head_pairs
 
 
@@ -15,7 +15,7 @@ def test_a_head_is_half_as_many_pairs():
 
 
 def test_experts_add_their_axes():
-    experts = Experts(num_experts=4, top_k=2, mlp_dim=24)
+    experts = ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24)
     sizes = decoder_sizes(with_fields(TINY, pattern=(LayerKind(mlp="experts"),), experts=experts))
     assert (sizes["E"], sizes["X"], sizes["S"]) == (4, 24, 0)
 

@@ -12,7 +12,7 @@ from jaxllm.interop.families.common.layer_types import (
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-ALL, WINDOW = LayerKind(), LayerKind(sees="window")
+ALL, WINDOW = LayerKind(), LayerKind(attention="window")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import transformers
 from stored_shapes import shapes_in_model, shapes_in_rules
 from tiny import TINY
 
-from jaxllm.config import Experts, LayerKind, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields
@@ -177,7 +177,7 @@ def test_a_norm_with_a_bias_has_two_tensors():
 
 def test_layers_are_told_apart_by_their_mlps():
     pattern = (LayerKind(), LayerKind(mlp="experts"))
-    experts = Experts(num_experts=2, top_k=1, mlp_dim=8)
+    experts = ExpertsConfig(num_experts=2, top_k=1, mlp_dim=8)
     config = with_fields(TINY, {"pattern": pattern, "experts": experts}, num_layers=5)
     assert layers_with_mlp(config, "dense") == [0, 2, 4]
     assert layers_with_mlp(config, "experts") == [1, 3]

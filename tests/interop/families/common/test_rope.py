@@ -209,7 +209,7 @@ def test_rope_is_read_for_each_layer_type(case):
         module = Gemma3RotaryEmbedding(Gemma3TextConfig(**json.loads(json.dumps(written))))
         for kind, name in (
             (LayerKind(), "full_attention"),
-            (LayerKind(sees="window", rope="local"), "sliding_attention"),
+            (LayerKind(attention="window", rope="local"), "sliding_attention"),
         ):
             ours, factor = angles(config, kind, 300)
             theirs = getattr(module, f"{name}_inv_freq").numpy()

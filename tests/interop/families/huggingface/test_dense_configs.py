@@ -29,7 +29,7 @@ PREFIXES = {
     "gpt2": "GPT2",
     "gpt_neox": "GPTNeoX",
 }
-LOCAL = LayerKind(sees="window", rope="local")
+LOCAL = LayerKind(attention="window", rope="local")
 GEMMA = {
     "norms.kind": "rms_plus_one",
     "norms.placement": "sandwich",
@@ -87,7 +87,9 @@ def test_defaults_equal_those_of_transformers(family):
     assert ours.attention.softcap == getattr(theirs, "attn_logit_softcapping", None)
     assert ours.head.softcap == getattr(theirs, "final_logit_softcapping", None)
     assert ours.attention.window == getattr(theirs, "sliding_window", None)
-    types = ["sliding_attention" if k.sees == "window" else "full_attention" for k in ours.kinds]
+    types = [
+        "sliding_attention" if k.attention == "window" else "full_attention" for k in ours.kinds
+    ]
     assert types == getattr(theirs, "layer_types", types)
     if hasattr(theirs, "query_pre_attn_scalar"):
         assert ours.attention.scale == theirs.query_pre_attn_scalar**-0.5
@@ -172,7 +174,7 @@ def test_unsupported_values_are_refused(family, fields, words):
                 **GEMMA,
                 "attention.qk_norm": "head",
                 "attention.window": 9,
-                "pattern": (LayerKind(sees="window"),),
+                "pattern": (LayerKind(attention="window"),),
             },
             "rope='global'",
         ),
@@ -180,7 +182,7 @@ def test_unsupported_values_are_refused(family, fields, words):
         ("phi3", {"rope.layout": "interleaved", "rope.fraction": 0.5}, "rope.layout='interleaved'"),
         (
             "phi3",
-            {"attention.window": 9, "pattern": (LayerKind(sees="window"), LayerKind())},
+            {"attention.window": 9, "pattern": (LayerKind(attention="window"), LayerKind())},
             "only some layers",
         ),
         (

@@ -11,7 +11,7 @@ import transformers
 from hf_cases import CASES, stored, tokens_of
 from tiny import TINY, relative_l2
 
-from jaxllm.config import DecoderConfig, Experts, LayerKind, make_config, with_fields
+from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, make_config, with_fields
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Fields
 from jaxllm.interop.formats.stored_tensor import CheckpointError
@@ -35,9 +35,9 @@ PREFIXES = {
     "qwen3_moe": "Qwen3Moe",
     "smollm3": "SmolLM3",
 }
-EXPERTS = Experts(num_experts=5, top_k=2, mlp_dim=24, normalize=True)
+EXPERTS = ExpertsConfig(num_experts=5, top_k=2, mlp_dim=24, normalize=True)
 SPARSE = {"experts": EXPERTS, "pattern": (LayerKind(mlp="experts"),)}
-WINDOWED, NOPE = LayerKind(sees="window"), LayerKind(rope="none")
+WINDOWED, NOPE = LayerKind(attention="window"), LayerKind(rope="none")
 
 
 def read(family: str, **fields: object) -> DecoderConfig:
@@ -96,7 +96,7 @@ def test_defaults_equal_those_of_transformers(family):
 def test_a_null_window_differs_from_a_missing_one(family, fields, window):
     config = read(family, **fields)
     assert config.attention.window == window
-    assert any(kind.sees == "window" for kind in config.kinds) == (window is not None)
+    assert any(kind.attention == "window" for kind in config.kinds) == (window is not None)
 
 
 @pytest.mark.parametrize("family", ["mistral", "mixtral", "olmo2", "qwen2", "smollm3"])
@@ -207,7 +207,11 @@ def test_unsupported_values_are_refused(family, fields, words):
             )
         ),
         ("smollm3", {"pattern": (LayerKind(rope="local"),)}, "rope='local'"),
-        ("smollm3", {"attention.chunk": 9, "pattern": (LayerKind(sees="chunk"),)}, "sees='chunk'"),
+        (
+            "smollm3",
+            {"attention.chunk": 9, "pattern": (LayerKind(attention="chunk"),)},
+            "attention='chunk'",
+        ),
         ("olmo2", {}, "norms.kind='rms'"),
         (
             "olmo2",

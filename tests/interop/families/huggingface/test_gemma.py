@@ -29,7 +29,7 @@ BARE = {
     "num_attention_heads": 4,
     "intermediate_size": 56,
 }
-WINDOW = LayerKind(sees="window")
+WINDOW = LayerKind(attention="window")
 GEMMA = {
     "norms.kind": "rms_plus_one",
     "norms.placement": "sandwich",
@@ -78,7 +78,7 @@ def test_a_window_of_null_leaves_nothing_to_slide():
 
 
 def test_kinds_of_layers_go_by_the_names_that_a_family_gives():
-    local = LayerKind(sees="window", rope="local")
+    local = LayerKind(attention="window", rope="local")
     kinds = {"sliding_attention": local, "full_attention": LayerKind()}
     found = read_gemma(Fields(dict(BARE)), every_other, kinds)
     assert found["pattern"] == (local, LayerKind())
@@ -111,7 +111,7 @@ def test_what_is_written_reads_the_same(fields):
         ({"embed_scale": 2.0}, r"embed_scale=2\.0"),
         ({"attention.scale": 0.3}, r"attention\.scale=0\.3"),
         ({"attention.out_bias": True}, r"attention\.qkv_bias without attention\.out_bias"),
-        ({"attention.chunk": 9, "pattern": (LayerKind(sees="chunk"),)}, "sees='chunk'"),
+        ({"attention.chunk": 9, "pattern": (LayerKind(attention="chunk"),)}, "attention='chunk'"),
         ({"positions.kind": "none"}, r"positions\.kind='none'"),
     ],
     ids=str,

@@ -22,7 +22,7 @@ CASES = {
         "Gemma2",
         {
             **GEMMA,
-            "layer_types": [f"{sees}_attention" for sees in ("full", "sliding", "sliding", "full")],
+            "layer_types": [f"{kind}_attention" for kind in ("full", "sliding", "sliding", "full")],
             "attn_logit_softcapping": 5.0,
             "final_logit_softcapping": 2.0,
         },

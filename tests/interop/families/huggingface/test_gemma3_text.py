@@ -25,7 +25,7 @@ CASES = {
         "Gemma3Text",
         {
             **GEMMA,
-            "layer_types": [f"{sees}_attention" for sees in ("full", "sliding", "sliding", "full")],
+            "layer_types": [f"{kind}_attention" for kind in ("full", "sliding", "sliding", "full")],
             "tie_word_embeddings": False,
             "attention_bias": True,
         },

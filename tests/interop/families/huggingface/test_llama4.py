@@ -259,7 +259,7 @@ def test_a_model_with_an_image_encoder_is_not_written_without_it(model, tmp_path
         save_pretrained(changed, tmp_path / "out")
     message = str(caught.value)
     assert "llama4: model_type 'llama4' does not support attention.qkv_bias without" in message
-    assert "llama4_text: model_type 'llama4_text' does not support vision=Vision(" in message
+    assert "llama4_text: model_type 'llama4_text' does not support vision=VisionConfig(" in message
 
 
 @pytest.mark.parametrize(

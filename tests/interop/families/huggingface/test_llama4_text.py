@@ -11,7 +11,7 @@ CASES = {
             **LLAMA4,
             "moe_layers": [0, 3],
             "no_rope_layers": [1, 0, 0, 1],
-            "layer_types": [f"{sees}_attention" for sees in ("full", "chunked", "full", "chunked")],
+            "layer_types": [f"{kind}_attention" for kind in ("full", "chunked", "full", "chunked")],
             "attention_bias": True,
             "use_qk_norm": False,
             "tie_word_embeddings": True,

@@ -9,7 +9,7 @@ import transformers
 from stored_shapes import shapes_in_model, shapes_in_rules
 from tiny import TINY
 
-from jaxllm.config import DecoderConfig, Vision
+from jaxllm.config import DecoderConfig, VisionConfig
 from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
 from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.huggingface.llama4_vision import (
@@ -30,7 +30,7 @@ from jaxllm.interop.reference.llm.arguments import ModelArgs
 from jaxllm.interop.reference.llm.vision import VisionEmbeddings
 
 # Sizes that differ from each other: a mix-up of axes changes a shape.
-VISION = Vision(
+VISION = VisionConfig(
     **{"image_size": 24, "patch_size": 4, "embed_dim": 32, "num_layers": 3, "num_heads": 2},
     **{"mlp_dim": 128, "output_dim": 40, "image_token": 90},
 )
@@ -43,14 +43,14 @@ META = {
 }
 
 
-def read_meta(args: dict, vocab_size: int = 96) -> tuple[Vision | None, list[str]]:
+def read_meta(args: dict, vocab_size: int = 96) -> tuple[VisionConfig | None, list[str]]:
     """The encoder of `vision_args`, and all that is wrong with them."""
     fields = Fields({"vocab_size": vocab_size, "vision_args": args})
     found = read_meta_vision(fields)
     return found, fields.finish()
 
 
-def as_hugging_face(vision: Vision = VISION) -> dict:
+def as_hugging_face(vision: VisionConfig = VISION) -> dict:
     return json.loads(json.dumps(write_hf_vision(CONFIG, vision, {})))
 
 
@@ -59,7 +59,7 @@ def test_a_config_that_says_little_is_as_in_transformers():
     fields = Fields({"hidden_size": 1408})
     found, theirs = read_hf_vision(fields, 7), transformers.Llama4VisionConfig(hidden_size=1408)
     assert fields.finish() == []
-    assert found == Vision(
+    assert found == VisionConfig(
         image_size=theirs.image_size,
         patch_size=theirs.patch_size,
         num_channels=theirs.num_channels,

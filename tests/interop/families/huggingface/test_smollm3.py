@@ -25,7 +25,7 @@ CASES = {
             "no_rope_layers": [1, 0, 0, 1, 1, 0],
             "use_sliding_window": True,
             "sliding_window": 60,
-            "layer_types": [f"{sees}_attention" for sees in ("full", "full", "sliding", "sliding")],
+            "layer_types": [f"{kind}_attention" for kind in ("full", "full", "sliding", "sliding")],
         },
     ),
 }

@@ -6,7 +6,14 @@ import json
 import pytest
 from tiny import TINY
 
-from jaxllm.config import DecoderConfig, LayerKind, Temperature, Vision, make_config, with_fields
+from jaxllm.config import (
+    DecoderConfig,
+    LayerKind,
+    TemperatureConfig,
+    VisionConfig,
+    make_config,
+    with_fields,
+)
 from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.huggingface.llama4_text import llama4_experts
 from jaxllm.interop.families.meta.llama4_args import (
@@ -26,7 +33,7 @@ LLAMA4 = {
     **{"attention_chunk_size": 25, "nope_layer_interval": 3, "use_qk_norm": True},
     **{"attn_temperature_tuning": True, "floor_scale": 20.0, "attn_scale": 0.2, "moe_args": MOE},
 }
-CHUNKED = LayerKind(sees="chunk")
+CHUNKED = LayerKind(attention="chunk")
 
 
 def read(data: dict) -> DecoderConfig:
@@ -57,11 +64,11 @@ def test_any_field_of_its_own_makes_a_llama_4(name):
 def test_layers_are_what_their_numbers_say():
     config = read(LLAMA4)
     assert [kind.rope == "none" for kind in config.kinds] == [False, False, True] * 2
-    assert [kind.sees for kind in config.kinds] == ["chunk", "chunk", "all"] * 2
+    assert [kind.attention for kind in config.kinds] == ["chunk", "chunk", "full"] * 2
     assert [kind.mlp for kind in config.kinds] == ["dense", "experts"] * 3
     assert config.attention.chunk == 25
     assert config.attention.qk_norm == "after_rope"
-    assert config.attention.temperature == Temperature(scale=0.2, floor_scale=20.0)
+    assert config.attention.temperature == TemperatureConfig(scale=0.2, floor_scale=20.0)
     with_rope = read({**LLAMA4, "nope_layer_interval": None, "moe_args": None})
     assert with_rope.pattern == (CHUNKED,)
     without = read({**LLAMA4, "nope_layer_interval": 1, "moe_args": None})
@@ -139,15 +146,15 @@ TINY_EXPERTS = llama4_experts(num_experts=2, top_k=1, mlp_dim=8)
         ({"attention.qk_norm": "head"}, "attention.qk_norm='head'"),
         ({"pattern": (LayerKind(rope="local"),)}, "rope='local'"),
         (
-            {"pattern": (LayerKind(sees="window"),), "attention.window": 9},
-            "sees='window'",
+            {"pattern": (LayerKind(attention="window"),), "attention.window": 9},
+            "attention='window'",
         ),
         ({"pattern": (NOPE, LayerKind(), LayerKind())}, "without RoPE"),
         ({"pattern": (EXPERTS, LayerKind(), LayerKind()), "experts": TINY_EXPERTS}, "experts"),
         ({"pattern": (CHUNKED, LayerKind()), "attention.chunk": 9}, "chunks on layers other"),
         (
             {
-                "vision": Vision(
+                "vision": VisionConfig(
                     **{"image_size": 8, "patch_size": 2, "embed_dim": 16, "num_layers": 1},
                     **{"num_heads": 2, "mlp_dim": 24, "output_dim": 8, "norm_eps": 1e-6},
                 )

@@ -5,7 +5,7 @@ import pytest
 from stored_shapes import shapes_in_model, shapes_in_rules
 from tiny import TINY
 
-from jaxllm.config import Experts, LayerKind, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.interop.families.common.fairscale import without_shards
 from jaxllm.interop.families.meta.tensor_names import (
     copied_heads,
@@ -21,7 +21,7 @@ DENSE, EXPERTS = LayerKind(), LayerKind(mlp="experts")
 CONFIG = with_fields(
     TINY,
     pattern=(DENSE, EXPERTS),
-    experts=Experts(num_experts=3, top_k=1, mlp_dim=24, shared_mlp_dim=24),
+    experts=ExpertsConfig(num_experts=3, top_k=1, mlp_dim=24, shared_mlp_dim=24),
     head_dim=8,
     num_layers=4,
 )
@@ -51,7 +51,7 @@ def test_by_the_names_of_its_modules_they_are_those_of_an_llm():
     expected = shapes_in_model(lambda: LLM(ARGS))
     F = expected["layers.0.feed_forward.w_gate.weight"][0]
     X = expected["layers.1.feed_forward.experts.w1"][2]
-    experts = Experts(num_experts=3, top_k=1, mlp_dim=X, shared_mlp_dim=X)
+    experts = ExpertsConfig(num_experts=3, top_k=1, mlp_dim=X, shared_mlp_dim=X)
     config = with_fields(CONFIG, mlp_dim=F, experts=experts)
     rules = map(without_shards, llama_rules(config, OWN_NAMES))
     assert shapes_in_rules(rules, sharded_sizes(config, 1)) == expected

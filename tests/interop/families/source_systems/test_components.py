@@ -130,6 +130,6 @@ def test_what_it_cannot_say_is_refused(tmp_path):
     fields = {"model_type": "components-autoregressive", **LAYERS, "num_layers": 2}
     write_fields(fields, tmp_path)
     slid = with_window(load_pretrained(tmp_path), 16)
-    assert slid.config.pattern == (LayerKind(sees="window"),)
+    assert slid.config.pattern == (LayerKind(attention="window"),)
     with pytest.raises(CheckpointError, match=r"autoregressive' .*window=16"):
         save_pretrained(slid, tmp_path / "out")

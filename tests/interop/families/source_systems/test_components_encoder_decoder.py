@@ -72,7 +72,7 @@ def test_source_and_target_are_vectors_of_one_size():
 def test_what_the_arguments_cannot_say_is_refused(stack, changes, words):
     config, pattern = read(), {}
     if "attention.window" in changes:
-        pattern = {"pattern": (dataclasses.replace(config.decoder.pattern[0], sees="window"),)}
+        pattern = {"pattern": (dataclasses.replace(config.decoder.pattern[0], attention="window"),)}
     changed = with_fields(getattr(config, stack), {**changes, **pattern})
     with pytest.raises(ValueError, match=words):
         write_config(dataclasses.replace(config, **{stack: changed}), {})

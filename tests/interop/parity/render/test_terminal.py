@@ -25,11 +25,15 @@ def test_the_verdict_and_the_tables_are_shown(report):
         assert "layers.0.mlp" in text
 
 
+@pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_nothing_is_cut_off_in_80_columns(report):
-    text = text_of(report)
+def test_nothing_is_cut_off_in_narrow_terminals(report, width):
+    text = text_of(report, width)
     assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= width
+    assert "layers.1.att" in text  # names of steps fold, but stay readable
+    if not report.ok:
+        assert any(line.split()[:1] == ["layers.0.mlp"] for line in text.splitlines())
 
 
 def test_a_failing_level_names_its_first_failure():

@@ -15,14 +15,14 @@ from jaxllm.layers.context import Context
 
 TOLERANCE = 3e-6  # relative L2, float32
 REACH, B, T = 5, 3, 17
-KINDS = {sees: {f"attention.{sees}": REACH} for sees in ("window", "chunk")}
+KINDS = {name: {f"attention.{name}": REACH} for name in ("window", "chunk")}
 FULL = LayerKind()
 
 
 @functools.cache
-def layer_of(sees: str):
-    pattern = (LayerKind(sees=sees),)
-    return random_model(num_layers=1, scan_layers=False, pattern=pattern, **KINDS[sees])
+def layer_of(attention: str):
+    pattern = (LayerKind(attention=attention),)
+    return random_model(num_layers=1, scan_layers=False, pattern=pattern, **KINDS[attention])
 
 
 @functools.partial(jax.jit, static_argnames="is_cached")
@@ -34,18 +34,18 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("sees", KINDS)
+@pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize("step", examples([1, 2, 3], 3))
-def test_cached_equals_uncached_at_every_split_of_ragged_rows(sees, step):
+def test_cached_equals_uncached_at_every_split_of_ragged_rows(attention, step):
     """A prompt of ragged rows, then the rest of each row from its own position, in steps."""
-    model = layer_of(sees)
+    model = layer_of(attention)
     layer, config = model.layers["0"].attn, model.config
     x_BTD, counted_1T = draw(B, T, TINY.embed_dim), np.arange(T)[None]
     whole_BTD, _ = run(layer, x_BTD, counted_1T)
     for split in range(0, T + 1, 1 if step == 1 else 4):
         prompts = np.clip(split - np.array([0, 2, 5]), 0, T)
         found = np.zeros(whole_BTD.shape, np.float32)
-        cache = make_cache(config, LayerKind(sees=sees), B, T)
+        cache = make_cache(config, LayerKind(attention=attention), B, T)
         assert cache.length == REACH
         positions = np.where(counted_1T < prompts[:, None], counted_1T, -1)
         out, cache = run(layer, x_BTD, positions, cache, is_cached=True)
@@ -79,7 +79,7 @@ def test_rewritten_tokens_replace_old_ones(count):
     model = layer_of("window")
     layer, x_BTD = model.layers["0"].attn, draw(B, T, TINY.embed_dim)
     whole_BTD, _ = run(layer, x_BTD, np.arange(T)[None])
-    cache = make_cache(model.config, LayerKind(sees="window"), B, T)
+    cache = make_cache(model.config, LayerKind(attention="window"), B, T)
     for tokens, positions in (
         (x_BTD[:, :8], np.arange(8)),
         (x_BTD[:, 8:9] + 1, np.array([8])),
@@ -91,7 +91,7 @@ def test_rewritten_tokens_replace_old_ones(count):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_only_layers_with_unlimited_lookback_cache_all_tokens(scan):
-    pattern = (LayerKind(sees="window"), LayerKind(sees="window"), FULL)
+    pattern = (LayerKind(attention="window"), LayerKind(attention="window"), FULL)
     model = random_model(
         num_layers=6, pattern=pattern, attention=AttentionConfig(window=REACH), scan_layers=scan
     )
@@ -106,8 +106,8 @@ def test_only_layers_with_unlimited_lookback_cache_all_tokens(scan):
 
 def test_short_text_uses_a_plain_cache():
     config = layer_of("window").config
-    assert isinstance(make_cache(config, LayerKind(sees="window"), 2, REACH), KVCache)
-    assert isinstance(make_cache(config, LayerKind(sees="window"), 2, REACH + 1), RingCache)
+    assert isinstance(make_cache(config, LayerKind(attention="window"), 2, REACH), KVCache)
+    assert isinstance(make_cache(config, LayerKind(attention="window"), 2, REACH + 1), RingCache)
     assert make_cache(config, FULL, 2, 99).length == 99
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import TINY, random_of, relative_l2
 
-from jaxllm.config import LayerKind, Temperature, with_fields
+from jaxllm.config import LayerKind, TemperatureConfig, with_fields
 from jaxllm.interop.reference.positions import apply_rope, compute_freqs_cis
 from jaxllm.layers.attention.attention import temperature_growth
 
@@ -18,7 +18,7 @@ CONFIG = with_fields(
         "rope.layout": "interleaved",
         "attention.qk_norm": "after_rope",
         "norms.eps": 1e-3,  # large enough to show where it is added
-        "attention.temperature": Temperature(scale=0.3, floor_scale=4.0),
+        "attention.temperature": TemperatureConfig(scale=0.3, floor_scale=4.0),
     },
     num_layers=2,
     pattern=(LayerKind(), LayerKind(rope="none")),
@@ -28,10 +28,10 @@ POSITIONS = np.arange(30)[None]
 
 
 def test_temperature_growth_equals_the_formula():
-    found = temperature_growth(Temperature(scale=0.3, floor_scale=4.0), POSITIONS)
+    found = temperature_growth(TemperatureConfig(scale=0.3, floor_scale=4.0), POSITIONS)
     expected = [[1 + 0.3 * math.log(1 + (p + 1) // 4) for p in range(30)]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    released = temperature_growth(Temperature(), jnp.array([[0, 8190, 8191, 16383]]))
+    released = temperature_growth(TemperatureConfig(), jnp.array([[0, 8190, 8191, 16383]]))
     np.testing.assert_allclose(
         released, [[1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3)]], rtol=1e-6
     )
@@ -79,4 +79,4 @@ def test_queries_keep_their_dtype(layers):
 
 def test_non_positive_floor_scale_is_rejected():
     with pytest.raises(ValueError, match="floor_scale=0"):
-        Temperature(floor_scale=0)
+        TemperatureConfig(floor_scale=0)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from tiers import examples, exhaustive
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import Experts, LayerKind
+from jaxllm.config import ExpertsConfig, LayerKind
 from jaxllm.generation import generate
 from jaxllm.layers.experts import expert_parallel
 from jaxllm.layers.experts.moe import aux_loss
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("really_compiling")
 TOLERANCE = 1e-6  # relative L2, float32
 E = 8
 SPARSE = (LayerKind(mlp="experts"),)
-EXPERTS = Experts(num_experts=E, top_k=3, mlp_dim=24, aux_weight=1.0)
+EXPERTS = ExpertsConfig(num_experts=E, top_k=3, mlp_dim=24, aux_weight=1.0)
 MESHES = {
     "expert=8": {"expert": 8},
     "fsdp=2 x expert=4": {"fsdp": 2, "expert": 4},
@@ -54,7 +54,7 @@ def mesh_of(sizes: dict[str, int]) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
-def moe_of(experts: Experts = EXPERTS, **changes):
+def moe_of(experts: ExpertsConfig = EXPERTS, **changes):
     changes = {"num_layers": 1, "scan_layers": False, "pattern": SPARSE, **changes}
     return random_model(experts=experts, **changes).layers["0"].mlp
 

@@ -14,14 +14,14 @@ from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import silu
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from jaxllm.config import Experts, LayerKind, MlpConfig, NumericsConfig, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, MlpConfig, NumericsConfig, with_fields
 from jaxllm.layers.context import Context
 from jaxllm.layers.experts.moe import Load, MoE, assign_overflow, load_balance
 from jaxllm.layers.stack import restack
 
 TOLERANCE = 2e-6  # relative L2, float32
 E, F = 5, 24
-EXPERTS = Experts(num_experts=E, top_k=2, mlp_dim=F)
+EXPERTS = ExpertsConfig(num_experts=E, top_k=2, mlp_dim=F)
 SPARSE = (LayerKind(mlp="experts"),)
 B, T = 2, 9
 X_BTD = np.random.default_rng(1).standard_normal((B, T, TINY.embed_dim)).astype(np.float32)
@@ -36,7 +36,7 @@ CASES = {
 }
 
 
-def moe_of(experts: Experts = EXPERTS, **changes):
+def moe_of(experts: ExpertsConfig = EXPERTS, **changes):
     changes = {"num_layers": 1, "scan_layers": False, "pattern": SPARSE, **changes}
     return random_model(experts=experts, **changes).layers["0"].mlp
 
@@ -53,7 +53,7 @@ def torch_mlp(x: torch.Tensor, weights: dict[str, torch.Tensor], expert: object)
     return project("down_proj", silu(project("gate_proj", x)) * up if is_gated else silu(up))
 
 
-def torch_moe(x_BTD: torch.Tensor, weights: dict[str, torch.Tensor], experts: Experts):
+def torch_moe(x_BTD: torch.Tensor, weights: dict[str, torch.Tensor], experts: ExpertsConfig):
     logits_BTE = x_BTD @ weights["router.kernel"]
     probs_BTE = logits_BTE.softmax(-1) if experts.scores == "softmax" else logits_BTE.sigmoid()
     chosen_BTE = torch.zeros_like(probs_BTE).scatter(

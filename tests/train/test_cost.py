@@ -1,4 +1,4 @@
-"""Run plans: compared with counts by hand, with placed parameters and with the scaling law."""
+"""Costs of runs: compared with counts by hand, with placed parameters and with the scaling law."""
 
 import dataclasses
 
@@ -6,32 +6,32 @@ import pytest
 from kinds import CONFIGS
 from tiny import TINY
 
-from jaxllm.config import Experts, LayerKind, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, initialize, named_parameters
 from jaxllm.train import TrainConfig, make_mesh
+from jaxllm.train.cost import estimate_cost, optimal_parameters, parameters_per_device
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.plan import optimal_parameters, parameters_per_device, plan
 
 RUN = TrainConfig(output="runs/x", steps=100, batch_size=8, seq_len=64, model=TINY)
 SIZES = {"data": 1, "fsdp": 2, "tensor": 4, "expert": 1}
 
 
 def test_parameter_token_and_operation_counts():
-    planned = plan(RUN)
+    cost = estimate_cost(RUN)
     D, N, K, H, F = 32, 4, 2, 16, 56
     layer = 2 * D + 2 * D * N * H + 2 * D * K * H + 3 * D * F
-    assert planned.parameters == 2 * 96 * D + D + 3 * layer
-    assert planned.tokens == 100 * 8 * 64
-    assert planned.operations == 6.0 * planned.parameters * planned.tokens
+    assert cost.parameters == 2 * 96 * D + D + 3 * layer
+    assert cost.tokens == 100 * 8 * 64
+    assert cost.operations == 6.0 * cost.parameters * cost.tokens
 
 
 def test_the_optimum_has_the_same_compute_budget():
-    planned = plan(RUN)
-    spent = 6 * planned.optimal_parameters * planned.optimal_tokens
-    assert spent == pytest.approx(planned.operations)
-    assert planned.optimal_tokens == pytest.approx(20 * planned.optimal_parameters)
+    cost = estimate_cost(RUN)
+    spent = 6 * cost.optimal_parameters * cost.optimal_tokens
+    assert spent == pytest.approx(cost.operations)
+    assert cost.optimal_tokens == pytest.approx(20 * cost.optimal_parameters)
 
 
 def test_chinchilla_itself_is_near_the_optimum():
@@ -47,7 +47,7 @@ def test_memory_per_device_matches_placed_parameters():
             device[shard.device] = device.get(shard.device, 0) + shard.data.size
     assert parameters_per_device(TINY, SIZES) == max(device.values()) < count_parameters(model)
     on_mesh = dataclasses.replace(RUN, mesh=MeshConfig(fsdp=2, tensor=4))
-    assert plan(on_mesh).bytes_per_device == 16 * max(device.values())
+    assert estimate_cost(on_mesh).bytes_per_device == 16 * max(device.values())
 
 
 def test_image_patches_count_for_the_vision_encoder_only():
@@ -58,33 +58,33 @@ def test_image_patches_count_for_the_vision_encoder_only():
         for name, variable in named_parameters(build_abstract(model)).items()
         if name.startswith("vision.")
     )
-    planned = plan(run)
-    others = planned.parameters - of_vision
+    cost = estimate_cost(run)
+    others = cost.parameters - of_vision
     assert of_vision > 1000 < others
-    assert planned.operations == 6 * 800 * (16 * of_vision + 4 * others)
-    assert plan(dataclasses.replace(run, data=RUN.data)).operations == 6 * 800 * 4 * others
+    assert cost.operations == 6 * 800 * (16 * of_vision + 4 * others)
+    assert estimate_cost(dataclasses.replace(run, data=RUN.data)).operations == 6 * 800 * 4 * others
 
 
 @pytest.mark.parametrize("kind", ["pooled", "vectors given vectors"])
 def test_vector_models_have_no_compute_optimum(kind):
-    planned = plan(dataclasses.replace(RUN, model=CONFIGS[kind]))
-    assert planned.operations == 6 * planned.parameters * planned.tokens > 0
-    assert planned.optimal_parameters is planned.optimal_tokens is None
-    assert "compute-optimal" not in str(planned)
-    assert f"{planned.parameters:,}" in str(planned)
+    cost = estimate_cost(dataclasses.replace(RUN, model=CONFIGS[kind]))
+    assert cost.operations == 6 * cost.parameters * cost.tokens > 0
+    assert cost.optimal_parameters is cost.optimal_tokens is None
+    assert "compute-optimal" not in str(cost)
+    assert f"{cost.parameters:,}" in str(cost)
 
 
-def test_invalid_plans_are_rejected():
+def test_costs_that_cannot_be_estimated_are_rejected():
     with pytest.raises(ValueError, match="init_from='x' does not give the model's sizes"):
-        plan(dataclasses.replace(RUN, model=None, init_from="x"))
+        estimate_cost(dataclasses.replace(RUN, model=None, init_from="x"))
     with pytest.raises(ValueError, match=r"operations=0\.0 is not a positive"):
         optimal_parameters(0.0)
 
 
 def test_only_the_chosen_experts_of_a_token_count():
     """Of four experts of 3 x 32 x 24 elements per layer, a token goes to one."""
-    experts = Experts(num_experts=4, top_k=1, mlp_dim=24)
+    experts = ExpertsConfig(num_experts=4, top_k=1, mlp_dim=24)
     model = with_fields(TINY, pattern=(LayerKind(mlp="experts"),), experts=experts)
-    planned = plan(dataclasses.replace(RUN, model=model))
+    cost = estimate_cost(dataclasses.replace(RUN, model=model))
     idle = TINY.num_layers * 3 * (3 * 32 * 24)
-    assert planned.operations == 6.0 * (planned.parameters - idle) * planned.tokens
+    assert cost.operations == 6.0 * (cost.parameters - idle) * cost.tokens

@@ -7,9 +7,9 @@ import numpy as np
 
 from jaxllm.charts import BLUE, RED, new_chart, save_chart, set_title
 from jaxllm.errors import UserError
+from jaxllm.train.optimizers.schedule import ScheduleConfig, make_schedule
 
 from .metrics import Record, read_metrics
-from .optimizers.adamw import OptimizerConfig, make_schedule
 
 HEIGHT = 7 / 1.2  # inches, for files of 1200 x 700 pixels
 MARGIN = 0.25
@@ -40,7 +40,7 @@ def plot_losses(metrics_jsonl: str | Path, path: str | Path, unit: str) -> None:
     save_chart(figure, path)
 
 
-def plot_schedule(config: OptimizerConfig, steps: int, path: str | Path) -> None:
+def plot_schedule(config: ScheduleConfig, steps: int, path: str | Path) -> None:
     """Plots the learning rate of every step, in the format of the file name."""
     numbers = np.arange(steps + 1)
     rates = np.asarray(jax.jit(jax.vmap(make_schedule(config, steps)))(numbers))

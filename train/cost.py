@@ -1,4 +1,4 @@
-"""Run planning: estimates parameters, tokens, FLOPs and memory before a run starts."""
+"""Cost of a run, estimated before it starts: parameters, tokens, FLOPs and memory."""
 
 import math
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al., 2022, table 3)
 BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments
 
 
-class Plan(NamedTuple):
+class RunCost(NamedTuple):
     """The cost of a run, and the compute-optimal model for the same budget.
 
     Compute is 6 FLOPs for each pair of a parameter and a token that it processes: source tokens
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
         )
 
 
-def plan(config: TrainConfig) -> Plan:
+def estimate_cost(config: TrainConfig) -> RunCost:
     """Estimates the cost of a run.
 
     Args:
@@ -70,8 +70,8 @@ def plan(config: TrainConfig) -> Plan:
     """
     if config.model is None:
         raise UserError(
-            f"init_from={config.init_from!r} does not give the model's sizes; to plan a run, set "
-            "model in its config"
+            f"init_from={config.init_from!r} does not give the model's sizes; to estimate the "
+            "cost, set model in the config"
         )
     parameters = count_parameters(build_abstract(config.model))
     examples = config.steps * config.batch_size
@@ -80,7 +80,7 @@ def plan(config: TrainConfig) -> Plan:
     is_text = isinstance(config.model, DecoderConfig | EncoderDecoderConfig)
     optimum = optimal_parameters(operations) if is_text else None
     mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
-    return Plan(
+    return RunCost(
         parameters,
         tokens,
         operations,

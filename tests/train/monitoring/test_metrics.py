@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllm.errors import UserError
-from jaxllm.train.metrics import MetricLog, Progress, read_metrics
+from jaxllm.train.monitoring import metrics
+from jaxllm.train.monitoring.metrics import MetricLog, Progress, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -170,6 +172,45 @@ def test_speed_and_remaining_time_follow_the_clock():
     for step in range(11, 16):
         progress.update(step, 1.0)
     assert stream.getvalue() == "step 15/30  loss 1.0000  256 tokens/s  0:00:30 left\n"
+
+
+@pytest.mark.parametrize("start", [0, 10])
+def test_speed_counts_neither_compilation_nor_the_steps_before_a_resume(start):
+    """Also if a step takes longer than the 30 s that rich remembers by default."""
+    stream = io.StringIO()
+    progress = Progress(30, start=start, tokens_per_step=600, log_every=1, stream=stream)
+    clock = iter([1000, 1060, 1120])  # the first step ends at 1000
+    progress._display.get_time = lambda: next(clock)
+    for step in range(start + 1, start + 4):
+        progress.update(step, 1.0)
+    first, *others = [line.partition("  loss 1.0000")[2] for line in stream.getvalue().splitlines()]
+    assert first == ""
+    left = [timedelta(minutes=30 - start - done) for done in (2, 3)]
+    assert others == [f"  10 tokens/s  {time} left" for time in left]
+
+
+def test_speed_does_not_count_pauses(monkeypatch):
+    """As for the evaluation after the last step, which a resumed run compiles there."""
+    stream, now = io.StringIO(), 0
+    monkeypatch.setattr(metrics, "monotonic", lambda: now)
+    progress = Progress(30, tokens_per_step=600, log_every=1, stream=stream)
+    for step in (1, 2, 3):
+        now += 10
+        progress.update(step, 1.0)
+        with progress.paused():
+            now += 1000
+            progress.held_out(step, 1.0)
+    speeds = [line for line in stream.getvalue().splitlines() if "tokens/s" in line]
+    assert ["60 tokens/s" in line for line in speeds] == [True, True]
+
+
+def test_the_held_out_loss_is_a_line_of_its_own(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (io.StringIO(), Terminal()):
+        with Progress(30, tokens_per_step=512, stream=stream) as progress:
+            progress.update(10, 0.5)
+            progress.held_out(10, 0.25)
+        assert "step 10/30  held-out loss 0.2500" in stream.getvalue()
 
 
 def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):

@@ -1,14 +1,17 @@
 """Metric logging: a JSON Lines file, a progress line and, optionally, TensorBoard and W&B."""
 
 import json
+import math
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from itertools import count
 from numbers import Integral
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import Any, Self, SupportsFloat, TextIO
 
@@ -114,6 +117,9 @@ class MetricLog:
 class Progress:
     """Progress of a run: a live line on a terminal, otherwise a line every `log_every` steps.
 
+    The speed is the mean of the last 1000 steps. It counts neither the first step of this process,
+    which includes compilation, nor the time spent `paused`.
+
     Args:
         steps: the steps of the whole run.
         start: the step that a resumed run starts from.
@@ -131,15 +137,23 @@ class Progress:
         log_every: int = 10,
         stream: TextIO | None = None,
     ):
+        self._paused = 0.0  # seconds
+        self._pause_began: float | None = None
         self._stream = sys.stderr if stream is None else stream
         self._steps, self._tokens, self._every = steps, tokens_per_step, log_every
         console = Console(file=self._stream)
         # The display also measures the speed for plain lines, for which it is never started.
         is_capable = console.is_terminal and not console.is_dumb_terminal
         self._live = self._stream.isatty() and is_capable
-        columns = ("{task.completed}/{task.total}", rich.progress.BarColumn(), "{task.description}")
         self._display = rich.progress.Progress(
-            *columns, rich.progress.TimeRemainingColumn(), console=console
+            "step {task.completed}/{task.total}",
+            rich.progress.BarColumn(),
+            "{task.description}",
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            get_time=self._time,
+            # By default rich forgets steps after 30 s, and has no speed if they take longer.
+            speed_estimate_period=math.inf,
         )
         self._task = self._display.add_task("", total=steps, completed=start)
 
@@ -157,13 +171,38 @@ class Progress:
             self._stream.write(f"step {step}/{self._steps}  {text}{left}\n")
             self._stream.flush()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time inside, as of an evaluation, for the speed."""
+        self._pause_began = monotonic()
+        try:
+            yield
+        finally:
+            self._paused += monotonic() - self._pause_began
+            self._pause_began = None
+
+    def _time(self) -> float:
+        """The clock of the speed, which stands still while paused."""
+        began = self._pause_began
+        return (monotonic() if began is None else began) - self._paused
+
+    def held_out(self, step: int, loss: float) -> None:
+        """Reports the loss per held-out target after `step` steps, on a line of its own."""
+        line = f"step {step}/{self._steps}  held-out loss {loss:.4f}"
+        if self._live:
+            self._display.console.print(line, highlight=False)
+        else:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
     def __enter__(self) -> Self:
         if self._live:
             self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._display.stop()
+        if self._live:  # otherwise rich would print an empty line
+            self._display.stop()
 
 
 def _number(value: SupportsFloat) -> float:

@@ -5,8 +5,8 @@ import struct
 
 import pytest
 
+from jaxllm.train.monitoring.plot import plot_losses, plot_schedule
 from jaxllm.train.optimizers.adamw import OptimizerConfig
-from jaxllm.train.plot import plot_losses, plot_schedule
 
 
 def write(path, *records):

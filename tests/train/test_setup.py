@@ -1,0 +1,95 @@
+"""Setup of a run: what does not fit the config is refused before anything is trained."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import TINY, random_model
+
+from jaxllm.config import NumericsConfig
+from jaxllm.params import named_parameters, split
+from jaxllm.train import ConfigError, TrainConfig
+from jaxllm.train.checkpoint import open_checkpoints
+from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.setup import (
+    check_unchanged,
+    init_state,
+    make_batches,
+    make_run_mesh,
+    model_to_train,
+)
+from jaxllm.train.step import make_steps
+
+MODEL = dataclasses.replace(TINY, vocab_size=256)
+MESH = MeshConfig(fsdp=4, tensor=2)
+RUN = TrainConfig(output="run", steps=9, batch_size=8, seq_len=16, model=MODEL, mesh=MESH)
+
+
+@pytest.fixture
+def with_text(tmp_path) -> TrainConfig:
+    (tmp_path / "text.txt").write_text("a mesh is a shape of devices. " * 40)
+    data = DataConfig(text=(str(tmp_path / "text.txt"),), held_out=0)
+    return dataclasses.replace(RUN, output=str(tmp_path / "run"), data=data)
+
+
+def test_the_mesh_must_split_the_batch():
+    assert dict(make_run_mesh(RUN).shape) == dataclasses.asdict(MESH)
+    with pytest.raises(ConfigError, match=r"= 2 sequences is not divisible by data x fsdp = 4"):
+        make_run_mesh(dataclasses.replace(RUN, accumulate=4))
+    with pytest.raises(ConfigError, match="needs 3 devices, but there are 8"):
+        make_run_mesh(dataclasses.replace(RUN, mesh=MeshConfig(data=3)))
+
+
+def test_data_that_do_not_fit_are_a_config_error(with_text):
+    mesh = make_run_mesh(with_text)
+    assert make_batches(with_text, random_model(vocab_size=256), mesh).examples_per_epoch > 0
+    with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
+        make_batches(with_text, random_model(), mesh)
+
+
+def test_the_model_is_abstract_unless_weights_are_given(tmp_path):
+    given = random_model(vocab_size=256)
+    finetune = dataclasses.replace(RUN, model=None, init_from="somewhere", remat="full")
+    with open_checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        fresh = model_to_train(RUN, None, checkpoints, resume=False)
+        kept = model_to_train(finetune, given, checkpoints, resume=False)
+        for config, model, message in [
+            (RUN, given, "both weights and a new model are given"),
+            (finetune, None, "init_from='somewhere' names a checkpoint, but no model was given"),
+            (
+                finetune,
+                random_model(numerics=NumericsConfig(param_dtype="bfloat16")),
+                "the parameters are bfloat16, which loses small updates",
+            ),
+        ]:
+            with pytest.raises(ConfigError, match=message):
+                model_to_train(config, model, checkpoints, resume=False)
+        with pytest.raises(ConfigError, match="holds no checkpoint to resume from"):
+            model_to_train(RUN, None, checkpoints, resume=True)
+    arrays = {type(v.get_value()) for v in named_parameters(fresh).values()}
+    assert arrays == {jax.ShapeDtypeStruct}
+    assert kept.config.remat == "full"
+    theirs = named_parameters(given)
+    for name, variable in named_parameters(kept).items():
+        np.testing.assert_array_equal(variable.get_value(), theirs[name].get_value())
+
+
+def test_the_initial_state_is_sharded_and_resumes_only_an_equal_run(with_text):
+    mesh, model = make_run_mesh(with_text), random_model(vocab_size=256)
+    folder = Path(with_text.output, "checkpoints")
+    with jax.set_mesh(mesh):
+        steps, batches = make_steps(with_text, model, mesh), make_batches(with_text, model, mesh)
+        state = init_state(steps, split(model)[1])
+        assert int(state.step) == 0
+        found = jax.tree.map(lambda x: x.sharding, state.params)
+        assert found == jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
+        with open_checkpoints(folder, 2) as checkpoints:
+            checkpoints.save(state, with_text, model, batches.fingerprint())
+    with open_checkpoints(folder, 2) as checkpoints:
+        check_unchanged(dataclasses.replace(with_text, keep=9), checkpoints, batches)
+        changed = dataclasses.replace(with_text, seed=1)
+        with pytest.raises(ConfigError, match=r"cannot resume .*: seed: 0 in the checkpoint"):
+            check_unchanged(changed, checkpoints, batches)

@@ -1,0 +1,1 @@
+"""Monitoring of runs: metric logs, the progress line, and charts."""
