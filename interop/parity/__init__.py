@@ -1,4 +1,4 @@
-"""Parity: compares two implementations of a model and finds the first step where they diverge."""
+"""Parity: compares two implementations of a model and finds the first divergent activation."""
 
 from .alignment.inputs import Inputs
 from .checkpoint import check_checkpoint

@@ -63,9 +63,9 @@ def compare(
 
     Both run in float32. Weights must be equal bit for bit and configs field by field. Everything
     else must be within a small multiple of the reference's own rounding noise, which is measured
-    by evaluating the reference in equivalent ways. Every step is compared twice: after all
-    preceding steps, and on its own, fed the outputs of the reference's steps. If sizes differ,
-    only config and weights are compared, and all other levels fail.
+    by evaluating the reference in equivalent ways. Every activation is compared
+    twice: after all preceding ones, and on its own, computed from the reference's activations. If
+    sizes differ, only config and weights are compared, and all other levels fail.
 
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a model of
@@ -76,14 +76,15 @@ def compare(
             is not compared.
         levels: by default all that exist for the model; models that pool their sequences have no
             `generate`. `weights`: every tensor, bit by bit; `config`: every field that affects the
-            numbers; `logits`: the predictions; `layers`: every step of every layer; `gradients`:
-            of every parameter; `step`: AdamW's moments and update; `curve`: the loss of every
-            training step on the same batches, with the next tokens or random vectors as targets;
+            numbers; `logits`: the predictions; `layers`: every activation of every layer;
+            `gradients`: of every parameter; `step`: AdamW's moments and update; `curve`: the loss
+            of every training step on the same batches, with the next tokens or random vectors as
+            targets;
             `generate`: greedy and beam search, or the continuation of a sequence of vectors.
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
         optimizer: replaces optax's AdamW on the JAX side by another implementation of the recipe;
             it must be built for the parameters of `model`.
-        store: the store for the outputs of all steps.
+        store: the store for all activations.
         rules: conversion rules of a custom reference, see docs/rules.md: a Python file, which is
             executed, or an object with the same attributes. Their `config` reads the config file
             that `model` was loaded with or, if it was loaded by other rules, the result of their

@@ -47,7 +47,8 @@ def record_checkpoint(
         path: the checkpoint, as for `check_checkpoint`.
         pack: the folder to write; it must not exist.
         positions: how many positions of each row are kept. None keeps all; only then can a check
-            feed each step the reference's inputs, to find the first step that is wrong on its own.
+            compute each activation from the reference's inputs, to find the first that is wrong on
+            its own.
         levels: some of the levels of `compare`; by default all that exist for the model.
         recipe: the training recipe; by default 20 steps of AdamW.
         rules: conversion rules of a custom model, see docs/rules.md.

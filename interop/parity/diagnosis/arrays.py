@@ -1,4 +1,4 @@
-"""Explanations that apply to any step: scales, biases, rounding, shifts, soft caps, few tokens."""
+"""Explanations for any activation: scales, biases, rounding, shifts, soft caps, few tokens."""
 
 import itertools
 import math
@@ -53,7 +53,7 @@ def scaled_by_token(evidence: Evidence) -> Iterator[Explanation]:
         axes = tuple(range(2, ours.ndim))
         ratio = (ours * theirs).sum(axes, keepdims=True) / (ours * ours).sum(axes, keepdims=True)
         words = "Each token is scaled by a factor of its own"
-        if evidence.step == "mlp":
+        if evidence.name == "mlp":
             words = "Looks like different weights of the experts' outputs: e" + words[1:]
         yield Explanation(ours * ratio, theirs, words)
 

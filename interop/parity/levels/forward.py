@@ -1,4 +1,4 @@
-"""Forward levels: compares every step and the logits of a forward pass with a recording."""
+"""Forward levels: compares every activation and the logits of a forward pass with a recording."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class Forward:
     details: dict[str, Any]  # other fields of the report
 
     @property
-    def steps(self) -> tuple[TapResult, ...]:
+    def activations(self) -> tuple[TapResult, ...]:
         """The rows of intermediate activations."""
         return tuple(tap for tap in self.taps if not tap.is_output)
 
@@ -64,7 +64,8 @@ def judge(
         store: the store for the activations.
 
     Raises:
-        UserError: the logits have another shape than the reference's, or the model lacks a step.
+        UserError: the logits have another shape than the reference's, or the model lacks an
+            activation.
     """
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None

@@ -155,12 +155,12 @@ def forced_logits(
         row[: len(prompt)] = prompt
     graphdef, state = nnx.split(model)
     new = np.asarray(continuations, np.int32)
-    logits_PNV = _steps(graphdef, nnx.to_pure_dict(state), tokens, lengths, new)
+    logits_PNV = _teacher_forced(graphdef, nnx.to_pure_dict(state), tokens, lengths, new)
     return to_host(logits_PNV).astype(np.float32, copy=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _steps(
+def _teacher_forced(
     graphdef: nnx.GraphDef,
     params: dict,
     tokens_PT: jax.Array,
@@ -170,12 +170,12 @@ def _steps(
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     start = prefill(whole, tokens_PT, lengths_P, new_PN.shape[1])
 
-    def step(carry: tuple, i: jax.Array) -> tuple:
+    def predict_next(carry: tuple, i: jax.Array) -> tuple:
         x_PD, cache = carry
         return decode_step(start, cache, new_PN, i), start.model.unembed(x_PD[:, None])[:, 0]
 
     places = jnp.arange(new_PN.shape[1])
-    logits_NPV: jax.Array = jax.lax.scan(step, (start.x_BD, start.cache), places)[1]
+    logits_NPV: jax.Array = jax.lax.scan(predict_next, (start.x_BD, start.cache), places)[1]
     return logits_NPV.swapaxes(0, 1)
 
 

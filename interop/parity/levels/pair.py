@@ -39,7 +39,7 @@ class Pair(JaxSide):
     inputs: Inputs
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
-    store: ArrayStore = in_memory  # the store for the outputs of all steps
+    store: ArrayStore = in_memory  # the store for all activations
     sample: Sample | None = None  # which elements of each output are recorded; None: all
 
     @cached_property

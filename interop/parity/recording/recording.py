@@ -33,7 +33,7 @@ class Recording:
     logits_noise: float  # largest difference of logits between equivalent evaluations
     # Router logits of each equivalent evaluation, by JAX path, without padding.
     routers: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
-    # Noise floor of each step on its own, fed the recorded outputs of the steps before it.
+    # Noise floor of each activation on its own, computed from the recorded ones before it.
     forced_floors: dict[str, float] = dataclasses.field(default_factory=dict)
     of_source: frozenset[str] = frozenset()  # taps whose positions are those of the source
     sample: Sample | None = None  # which elements of each array are kept; None: all
@@ -139,6 +139,6 @@ def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.nd
 
 
 def _aligned(outputs: Outputs, alignment: Alignment, store: ArrayStore) -> dict[str, np.ndarray]:
-    """Returns the last output of each step by JAX path, the logits last."""
+    """Returns the last value of each activation by JAX path, the logits last."""
     lasts = {name: calls[-1] for name, calls in outputs.items()}
     return {**alignment.align(lasts, store), LOGITS: lasts[LOGITS]}

@@ -1,4 +1,4 @@
-"""Charts of errors: by step of the model, by position and by training step."""
+"""Charts of errors: by activation, by position and by training step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ LABEL_ROOM = 104  # characters that fit below the axes of a whole chart
 
 
 def profile_chart(report: Report) -> str:
-    """Draws the error, threshold and noise floor of every step in execution order."""
+    """Draws the error, threshold and noise floor of every activation in execution order."""
     taps = report.taps
     errors = [tap.cumulative for tap in taps]
     measured = [error.relative_l2 for error in errors]
@@ -112,7 +112,7 @@ def _name_layers(axes: "Axes", taps: Sequence[TapResult]) -> None:
     for x, tap in enumerate(taps):
         parent, _, last = tap.path.rpartition(".")
         if parent and not last.isdecimal():
-            continue  # a step within a layer
+            continue  # within a layer
         center = x / max(len(taps) - 1, 1) * LABEL_ROOM
         if center - len(tap.path) / 2 >= free_from or not named:
             named[x] = tap.path

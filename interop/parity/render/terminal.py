@@ -17,7 +17,8 @@ def render(report: Report) -> RenderableType:
     """Renders the whole report, 80 columns wide."""
     parts: list[RenderableType] = [_verdict(report), _draw(_narrow(levels_table(report)))]
     if "layers" in report.verdicts and "layers" not in report.unjudged:
-        parts.append(_draw(layers_table(report), "Relative L2 error of each layer's worst step"))
+        title = "Relative L2 error of each layer's worst activation"
+        parts.append(_draw(layers_table(report), title))
     if report.logits is not None:
         parts.append(_draw(positions_table(report, report.logits), "Logits by position"))
     return Group(*parts)

@@ -107,17 +107,17 @@ class Error:
 
 @dataclasses.dataclass(frozen=True)
 class TapResult(Judged):
-    """The errors of one activation: after all preceding steps, and on its own.
+    """The errors of one activation: after all preceding activations, and on its own.
 
-    Both must be within their thresholds. The step's own (`forced`) error misses a bug between two
-    recorded steps that the second one hides; the cumulative error misses what is small compared
-    with the accumulated noise of all preceding steps.
+    Both must be within their thresholds. Its own (`forced`) error misses a bug between two recorded
+    activations that the second one hides; the cumulative error misses what is small compared with
+    the accumulated noise of all preceding activations.
     """
 
     path: str
-    cumulative: Error  # after all preceding steps
+    cumulative: Error  # after all preceding activations
     max_over_rms: float  # largest difference / RMS of the reference
-    forced: Error | None = None  # the step's own error, when fed the reference's inputs
+    forced: Error | None = None  # its own error, computed from the reference's inputs
     is_output: bool = False  # whether this is the output of the whole model
     ulp_p50: float = 0.0  # distance in float32 ULPs: median, 99th percentile, maximum
     ulp_p99: float = 0.0
@@ -131,12 +131,12 @@ class TapResult(Judged):
 
     @property
     def is_wrong_itself(self) -> bool:
-        """Whether the step is wrong even when fed the reference's inputs."""
+        """Whether it is wrong even when computed from the reference's inputs."""
         return self.forced is not None and not self.forced.ok
 
     @property
     def decisive(self) -> Error:
-        """The step's own error if it is too large, else the error closer to its threshold."""
+        """Its own error if that is too large, else the error closer to its threshold."""
         if self.forced is None:
             return self.cumulative
         if not self.forced.ok:
@@ -161,7 +161,7 @@ class TapResult(Judged):
 
 
 def first_wrong(taps: Sequence[TapResult]) -> TapResult | None:
-    """Returns the first step that is wrong even when fed the reference's inputs.
+    """Returns the first activation that is wrong even when computed from the reference's inputs.
 
     If there is none, returns the first that is beyond a threshold. `taps` are in execution order.
     """

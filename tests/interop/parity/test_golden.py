@@ -162,7 +162,7 @@ def test_a_model_of_other_sizes_is_reported(pack, tmp_path):
     assert remarks["layers.0.attn.q_proj"] == ""
 
 
-def test_full_recordings_give_each_step_its_own_error(whole, llama):
+def test_full_recordings_give_each_activation_its_own_error(whole, llama):
     report = check_pack(whole, llama)
     assert report.ok, report.first_divergence
     assert all(row.forced is not None for row in report.taps)

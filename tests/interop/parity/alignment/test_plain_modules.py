@@ -55,7 +55,7 @@ def edit(folder, old, new):
 
 
 @pytest.mark.exhaustive
-def test_a_correct_model_passes_at_every_step(mine):
+def test_a_correct_model_passes_at_every_activation(mine):
     report = check(mine)
     assert report.ok
     assert report.logits.relative_l2 <= 1e-5
@@ -81,7 +81,7 @@ def test_training_and_generation_levels_pass(mine):
         ("{G=gate|up}", "{G=up|gate}", "layers.0.mlp"),
     ),
 )
-def test_a_wrong_rule_is_caught_at_its_step(old, new, where, mine):
+def test_a_wrong_rule_is_caught_at_its_activation(old, new, where, mine):
     edit(mine, old, new)
     report = check(mine, ["logits", "layers"])
     assert not report.ok

@@ -1,8 +1,8 @@
-"""Hints for any step: a scale, a bias, a shift, rounding, a soft cap, a few tokens."""
+"""Hints for any activation: a scale, a bias, a shift, rounding, a soft cap, a few tokens."""
 
 import numpy as np
 import pytest
-from wrong_steps import B, D, H, N, T, drawn, half, hint
+from wrong_activations import B, D, H, N, T, drawn, half, hint
 
 from jaxllm.interop.parity.diagnosis.arrays import named_ratio
 

@@ -1,7 +1,7 @@
 """The hint is the first explanation that leaves only rounding of an error."""
 
 import numpy as np
-from wrong_steps import B, D, H, N, T, drawn
+from wrong_activations import B, D, H, N, T, drawn
 
 from jaxllm.interop.parity.diagnosis.evidence import Evidence, Explanation, first_true
 
@@ -32,7 +32,7 @@ def test_evidence_finds_siblings_parameters_and_sizes():
     around = {"layers.0.mlp.up_proj": OURS, "layers.0.attn.q": drawn(B, T, N, H), "embed": OURS}
     weights = {"layers.0.mlp.down_proj.kernel": THEIRS}
     evidence = Evidence("layers.0.mlp.down_proj", OURS, THEIRS, 1e-6, around, weights=weights)
-    assert (evidence.parent, evidence.step) == ("layers.0.mlp", "down_proj")
+    assert (evidence.parent, evidence.name) == ("layers.0.mlp", "down_proj")
     assert evidence.sibling("up_proj") is OURS
     assert evidence.parameter("kernel") is THEIRS
     assert evidence.parameter("bias") is None

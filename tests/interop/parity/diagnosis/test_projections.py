@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from wrong_steps import B, D, F, H, N, T, drawn, hint
+from wrong_activations import B, D, F, H, N, T, drawn, hint
 
 HEADS_BTNH = drawn(B, T, N, H)
 

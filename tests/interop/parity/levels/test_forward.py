@@ -1,4 +1,4 @@
-"""Forward levels: every step is judged, and the logits by position."""
+"""Forward levels: every activation is judged, and the logits by position."""
 
 import dataclasses
 
@@ -28,11 +28,11 @@ def recording(sides):
     return record_forward(sides)
 
 
-def test_a_correct_model_passes_at_every_step(sides, recording):
+def test_a_correct_model_passes_at_every_activation(sides, recording):
     forward = judge(recording, sides.unstacked, BOTH)
     assert all(tap.ok for tap in forward.taps)
     assert [tap.path for tap in forward.outputs] == ["lm_head"]
-    assert len(forward.steps) == len(forward.taps) - 1
+    assert len(forward.activations) == len(forward.taps) - 1
     assert all(tap.forced is not None for tap in forward.taps)
     assert forward.details["flips"] == ()
     assert forward.details["versions"].keys() == {"torch", "transformers"}
@@ -42,7 +42,7 @@ def test_a_correct_model_passes_at_every_step(sides, recording):
     assert [bucket.tokens for bucket in forward.details["buckets"]] == [4, 28, 32]
 
 
-def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
+def test_a_wrong_activation_is_the_only_one_with_a_hint(sides, recording):
     other = changed(sides.unstacked, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
     taps = judge(recording, other, BOTH).taps
     assert [tap.path for tap in taps if tap.is_wrong_itself] == ["layers.1.mlp_norm"]
@@ -51,9 +51,9 @@ def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
     assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
-def test_the_logits_level_alone_records_no_steps(sides, recording):
+def test_the_logits_level_alone_records_no_activations(sides, recording):
     forward = judge(recording, sides.unstacked, ("logits",))
-    assert (forward.steps, len(forward.outputs)) == ((), 1)
+    assert (forward.activations, len(forward.outputs)) == ((), 1)
     assert forward.outputs[0].forced is None
 
 

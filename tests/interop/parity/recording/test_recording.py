@@ -32,7 +32,7 @@ def recording(pair):
     return record_forward(pair)
 
 
-def test_every_step_has_a_noise_floor_and_the_logits_are_last(recording):
+def test_every_activation_has_a_noise_floor_and_the_logits_are_last(recording):
     assert list(recording.arrays)[-1] == LOGITS
     assert recording.floors.keys() == recording.forced_floors.keys() == recording.arrays.keys()
     assert all(0 < floor < 1e-5 for floor in recording.floors.values())

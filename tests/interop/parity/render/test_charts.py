@@ -16,7 +16,7 @@ def points(svg, color=""):
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_every_step_is_a_point_and_failing_ones_are_red(report):
+def test_every_activation_is_a_point_and_failing_ones_are_red(report):
     svg = profile_chart(report)
     assert points(svg) == len(report.taps)
     assert points(svg, RED_POINT) == sum(not tap.cumulative.ok for tap in report.taps)
