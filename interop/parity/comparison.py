@@ -19,7 +19,7 @@ from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
 from .levels.level import Level
-from .levels.pair import Pair
+from .levels.sides import Comparison
 from .levels.table import (
     LEVELS,
     from_causes_to_effects,
@@ -95,28 +95,30 @@ def compare(
         UserError: a level is unknown, a dtype is not float32, the reference's family has no rules,
             or the tokens are not in the vocabulary.
     """
-    pair = Pair(
+    comparison = Comparison(
         reference=reference,
         model=model,
-        inputs=Inputs.of(inputs).completed(model),
+        inputs=Inputs.of(inputs).with_labels(model),
         levels=select_levels(levels, levels_of(model)),
         recipe=recipe or Recipe(),
         optimizer=optimizer,
         store=store,
     )
     with nullcontext() if rules is None else with_rules(reference, model, rules):
-        _check(reference, model, pair.inputs)
-        return _compare(pair)
+        _check(reference, model, comparison.inputs)
+        return _compare(comparison)
 
 
-def _compare(pair: Pair) -> Report:
-    stages = stages_of(pair.levels)
+def _compare(comparison: Comparison) -> Report:
+    stages = stages_of(comparison.levels)
     is_computed = any(stage.computes for stage in stages)
-    if is_computed and shape_mismatches(pair.reference, pair.unstacked, pair.table):
+    if is_computed and shape_mismatches(
+        comparison.reference, comparison.unstacked, comparison.table
+    ):
         stages = stages_of(levels_without_computation())
-    found = {stage.name: stage.compare(pair) for stage in stages}
-    name = type(pair.reference).__name__
-    return assemble(name, pair.inputs, pair.levels, found, ("torch", "transformers"))
+    found = {stage.name: stage.compare(comparison) for stage in stages}
+    name = type(comparison.reference).__name__
+    return assemble(name, comparison.inputs, comparison.levels, found, ("torch", "transformers"))
 
 
 def assemble(

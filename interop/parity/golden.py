@@ -15,12 +15,12 @@ from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 
-from .alignment.inputs import Inputs
+from .alignment.inputs import FORMER_NAMES, Inputs
 from .checkpoint import InputOptions, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
 from .levels.config import CONFIG
-from .levels.pair import JaxSide, Pair
+from .levels.sides import Comparison, JaxSide
 from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
 from .levels.weights import WEIGHTS, check_weights
 from .recording.pack import read_pack, write_pack
@@ -60,11 +60,11 @@ def record_checkpoint(
     path, given = Path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     reference, model = open_both(path, rules)
-    inputs = given.inputs(path, reference, model).completed(model)
+    inputs = given.inputs(path, reference, model).with_labels(model)
     levels = select_levels(levels, levels_of(model))
     length = inputs.target.shape[1]
     kept = None if positions is None else spread_positions(length, positions)
-    pair = Pair(
+    comparison = Comparison(
         reference=reference,
         model=model,
         inputs=inputs,
@@ -74,7 +74,7 @@ def record_checkpoint(
     )
     data = {"subject": path.name, "levels": list(levels), "inputs": inputs.arrays}
     for stage in stages_of([*levels_without_computation(), *levels]):
-        data[stage.name] = stage.record(pair)
+        data[stage.name] = stage.record(comparison)
     return write_pack(data, Path(pack))
 
 
@@ -120,7 +120,7 @@ def check_pack(
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
         model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
-    inputs = Inputs(**data["inputs"])
+    inputs = Inputs.from_arrays(data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise UserError("; ".join(problems))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -139,9 +139,13 @@ def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
     unknown = [level for level in levels if level not in list(LEVELS)]
     for level in unknown:
         yield f"level {level!r} is unknown; the levels are {', '.join(LEVELS)}"
-    known = {field.name for field in dataclasses.fields(Inputs)}
+    known = {*FORMER_NAMES, *(field.name for field in dataclasses.fields(Inputs))}
     if not isinstance(inputs, dict) or "target" not in inputs or not inputs.keys() <= known:
-        yield _wrong("inputs", data, f"arrays: target and some of {sorted(known - {'target'})}")
+        yield _wrong(
+            "inputs",
+            data,
+            f"arrays: target and some of {sorted(known - {'target', *FORMER_NAMES})}",
+        )
     elif wrong := [name for name, array in inputs.items() if not isinstance(array, np.ndarray)]:
         yield f"inputs: {', '.join(wrong)} is not an array"
     match data.get(CONFIG.name):

@@ -73,8 +73,8 @@ def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[st
     Padding is not counted. The auxiliary loss of experts is left out, as it is for the reference.
     """
     out = call(bind(params), given).logits.astype(jnp.float32)
-    if "wanted" in given:
-        return jnp.square(out - given["wanted"]).mean()
+    if "labels" in given:
+        return jnp.square(out - given["labels"]).mean()
     tokens_BT = given["target"]
     log_probs_BTV = jax.nn.log_softmax(out[:, :-1])
     found_BT = -jnp.take_along_axis(log_probs_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]

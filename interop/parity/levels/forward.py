@@ -23,7 +23,7 @@ from jaxllm.interop.parity.report.rows import LOGITS, Error, RouterFlips, TapRes
 from jaxllm.models import Model
 
 from .level import Stage
-from .pair import Pair
+from .sides import Comparison
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -46,10 +46,13 @@ class Forward:
         return tuple(tap for tap in self.taps if tap.is_output)
 
 
-def record_forward(pair: Pair) -> Recording:
+def record_forward(comparison: Comparison) -> Recording:
     """Runs the reference, and equivalent evaluations of it to measure its noise."""
-    taps = derive_taps(pair.table, pair.unstacked, pair.inputs) if "layers" in pair.levels else ()
-    return record(pair.reference, pair.inputs, Alignment(taps), pair.sample, pair.store)
+    inputs, taps = comparison.inputs, []
+    if "layers" in comparison.levels:
+        taps = derive_taps(comparison.table, comparison.unstacked, inputs)
+    alignment = Alignment(taps)
+    return record(comparison.reference, inputs, alignment, comparison.sample, comparison.store)
 
 
 def judge(
@@ -194,8 +197,10 @@ def _buckets(
 
 FORWARD = Stage(
     name="forward",
-    compare=lambda pair: judge(record_forward(pair), pair.unstacked, pair.levels, pair.store),
-    record=lambda pair: plain(record_forward(pair)),
+    compare=lambda comparison: judge(
+        record_forward(comparison), comparison.unstacked, comparison.levels, comparison.store
+    ),
+    record=lambda comparison: plain(record_forward(comparison)),
     check=lambda recorded, ours: judge(Recording.from_pack(recorded), ours.unstacked, ours.levels),
     details=lambda forward: forward.details,
 )

@@ -30,7 +30,7 @@ from jaxllm.sharding import to_host
 
 from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors
 from .level import Stage
-from .pair import JaxSide, Pair
+from .sides import Comparison, JaxSide
 
 # Lengths of the prompts, if the inputs are long enough. Windows and chunks end within some of them.
 LENGTHS = (1, 9, 34, 97)
@@ -39,22 +39,22 @@ Predict = Callable[[Sequence[list[int]], Sequence[Sequence[int]]], np.ndarray]
 START_TOKEN = 1  # first token of targets, if the config has none
 
 
-def compare_generation(pair: Pair) -> Sequence[TextResult | ScoresResult]:
+def compare_generation(comparison: Comparison) -> Sequence[TextResult | ScoresResult]:
     """Compares the continuations of prompts of several lengths, which are cut from the inputs.
 
     For an encoder-decoder the prompts are sources, and the generated tokens are targets.
     """
-    if not isinstance(pair.model, TokenModel):
-        return compare_vectors(pair.reference, pair.model, pair.inputs)
-    generator, theirs = decode_reference(pair.reference, pair.model, pair.inputs)
-    return judge_generation(pair.model, theirs, generator.logits)
+    if not isinstance(comparison.model, TokenModel):
+        return compare_vectors(comparison.reference, comparison.model, comparison.inputs)
+    generator, theirs = decode_reference(comparison.reference, comparison.model, comparison.inputs)
+    return judge_generation(comparison.model, theirs, generator.logits)
 
 
-def record_generation(pair: Pair) -> dict[str, Any]:
+def record_generation(comparison: Comparison) -> dict[str, Any]:
     """Records the reference's continuations for a pack."""
-    if not isinstance(pair.model, TokenModel):
-        return plain(continue_vectors(pair.reference, pair.inputs))
-    return plain(decode_reference(pair.reference, pair.model, pair.inputs)[1])
+    if not isinstance(comparison.model, TokenModel):
+        return plain(continue_vectors(comparison.reference, comparison.inputs))
+    return plain(decode_reference(comparison.reference, comparison.model, comparison.inputs)[1])
 
 
 def check_generation(
@@ -63,7 +63,7 @@ def check_generation(
     """Compares the model's continuations with recorded ones."""
     listed = ours.unstacked
     if not isinstance(listed, TokenModel):
-        prompt = Inputs(**recorded["prompt"])
+        prompt = Inputs.from_arrays(recorded["prompt"])
         return judge_vectors(listed, Continued(**{**recorded, "prompt": prompt}))
     ties = frozenset((row, token) for row, token in recorded["ties"])
 

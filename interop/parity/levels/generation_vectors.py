@@ -41,8 +41,8 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
 
     If outputs have another width than inputs, there is only one new vector.
     """
-    prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], wanted=None)
-    is_loop = inputs.wanted is None or inputs.wanted.shape[-1] == inputs.target.shape[-1]
+    prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], labels=None)
+    is_loop = inputs.labels is None or inputs.labels.shape[-1] == inputs.target.shape[-1]
     count = NEW_VECTORS if is_loop else 1
     with prepared(reference):
         theirs = _continued(_theirs(reference), prompt, count)

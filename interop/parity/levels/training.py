@@ -29,7 +29,7 @@ from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
 from .level import Stage
-from .pair import JaxSide, Pair
+from .sides import Comparison, JaxSide
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -63,23 +63,23 @@ class Runs(NamedTuple):
     perturbed: Sequence[Sequence[float]]
 
 
-def train_both(pair: Pair) -> Runs:
+def train_both(comparison: Comparison) -> Runs:
     """Trains both sides from the same weights on the same batches; arrays have JAX names."""
-    setup = training_setup(pair)
-    optimizer = pair.optimizer or pair.recipe.optimizer(pair.model)
-    ours = train_model(pair.model, setup.batches, optimizer, setup.constant)
-    (theirs, *others), perturbed = train_references(pair, setup)
+    setup = training_setup(comparison)
+    optimizer = comparison.optimizer or comparison.recipe.optimizer(comparison.model)
+    ours = train_model(comparison.model, setup.batches, optimizer, setup.constant)
+    (theirs, *others), perturbed = train_references(comparison, setup)
     return Runs(ours, theirs, others, perturbed)
 
 
-def record_training(pair: Pair) -> dict[str, Any]:
+def record_training(comparison: Comparison) -> dict[str, Any]:
     """Trains the reference; returns the sampled runs, the batches and the recipe for a pack."""
-    setup = training_setup(pair)
-    runs, perturbed = train_references(pair, setup)
+    setup = training_setup(comparison)
+    runs, perturbed = train_references(comparison, setup)
     return {
         "batches": [batch.arrays for batch in setup.batches],
         "constant": sorted(setup.constant),
-        "recipe": dataclasses.asdict(pair.recipe),
+        "recipe": dataclasses.asdict(comparison.recipe),
         "runs": [plain(sampled(run)) for run in runs],
         "moved": perturbed,
     }
@@ -87,7 +87,7 @@ def record_training(pair: Pair) -> dict[str, Any]:
 
 def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     """Trains the JAX model on the recorded batches with the recorded recipe."""
-    batches = [Inputs(**batch) for batch in recorded["batches"]]
+    batches = [Inputs.from_arrays(batch) for batch in recorded["batches"]]
     optimizer = Recipe(**recorded["recipe"]).optimizer(ours.model)
     run = train_model(ours.model, batches, optimizer, recorded["constant"])
     theirs, *others = (TrainingRecord(**kept) for kept in recorded["runs"])
@@ -107,21 +107,21 @@ class TrainingSetup(NamedTuple):
     constant: set[str]  # JAX names of PyTorch buffers, which PyTorch does not train
 
 
-def training_setup(pair: Pair) -> TrainingSetup:
+def training_setup(comparison: Comparison) -> TrainingSetup:
     """Draws batches like the inputs, which are the first batch: one, or one per step of a curve."""
-    reference, model, inputs = pair.reference, pair.model, pair.inputs
-    steps = pair.recipe.steps if "curve" in pair.levels else 1
+    reference, model, inputs = comparison.reference, comparison.model, comparison.inputs
+    steps = comparison.recipe.steps if "curve" in comparison.levels else 1
     # PyTorch drops the gradient of the padding token in embedding lookups.
     unused = adapter_of(reference).padding_token(reference)
     later = (inputs.redrawn(model, seed) for seed in range(1, steps))
     batches = [batch.replace_token(unused, model) for batch in (inputs, *later)]
-    names = our_names(pair.rules)
+    names = our_names(comparison.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
     return TrainingSetup(batches, constant)
 
 
 def train_references(
-    pair: Pair, setup: TrainingSetup
+    comparison: Comparison, setup: TrainingSetup
 ) -> tuple[list[TrainingRecord], list[tuple[float, ...]]]:
     """Trains the reference, its equivalent evaluations, and copies with perturbed weights.
 
@@ -129,7 +129,7 @@ def train_references(
         The runs, that of the reference first; and the losses from perturbed weights, which are
         left out if there is only one step.
     """
-    reference, rules, recipe = pair.reference, pair.rules, pair.recipe
+    reference, rules, recipe = comparison.reference, comparison.rules, comparison.recipe
     decays = decayed(rules)
 
     def theirs() -> TrainingRecord:

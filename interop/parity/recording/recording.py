@@ -44,7 +44,7 @@ class Recording:
         sample = kept["sample"]
         given = {
             **kept,
-            "inputs": Inputs(**kept["inputs"]),
+            "inputs": Inputs.from_arrays(kept["inputs"]),
             "of_source": frozenset(kept["of_source"]),
             "sample": sample and Sample(tuple(sample["positions"]), sample["features"]),
         }

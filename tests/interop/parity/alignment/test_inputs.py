@@ -37,6 +37,14 @@ def test_inputs_are_read_from_files_and_padded(tmp_path):
         Inputs.read(tmp_path / "a.txt")
 
 
+def test_labels_may_have_the_name_of_earlier_versions(tmp_path):
+    arrays = {"target": np.zeros((1, 3)), "wanted": np.ones((1, 2))}
+    np.savez(tmp_path / "old.npz", **arrays)
+    for inputs in (Inputs.from_arrays(arrays), Inputs.read(tmp_path / "old.npz")):
+        assert inputs.labels.tolist() == [[1, 1]]
+        assert inputs.arrays.keys() == {"target", "labels"}
+
+
 def drawn(masked=("target_mask",), **options):
     return draw(MODEL, masked, **{"num_tokens": 40, "batch_size": 2, "seed": 0, **options})
 
@@ -66,7 +74,7 @@ def test_the_padding_token_is_replaced():
 
 def test_models_of_tokens_need_no_training_targets():
     inputs = drawn()
-    assert inputs.completed(MODEL) is inputs
+    assert inputs.with_labels(MODEL) is inputs
     assert sequences_of(MODEL)["target"].size == MODEL.config.vocab_size
 
 

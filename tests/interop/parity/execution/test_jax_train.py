@@ -70,5 +70,5 @@ def test_an_optimizer_without_moments_is_rejected():
 def test_the_loss_of_vectors_is_the_mean_squared_error():
     bind, params = split(MODEL)
     logits = MODEL(TOKENS).logits
-    given = {"target": jnp.asarray(TOKENS), "wanted": logits + 2.0}
+    given = {"target": jnp.asarray(TOKENS), "labels": logits + 2.0}
     assert float(mean_loss(params, bind, given)) == pytest.approx(4.0, rel=1e-4)

@@ -9,7 +9,7 @@ from broken_models import changed
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.levels.forward import FORWARD, judge, record_forward
-from jaxllm.interop.parity.levels.pair import JaxSide, Pair
+from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.parity.report.rows import LOGITS
@@ -20,7 +20,7 @@ BOTH = ("layers", "logits")
 @pytest.fixture(scope="module")
 def sides(pair, short):
     llama, model = pair
-    return Pair(reference=llama, model=model, inputs=Inputs(short), levels=BOTH)
+    return Comparison(reference=llama, model=model, inputs=Inputs(short), levels=BOTH)
 
 
 @pytest.fixture(scope="module")

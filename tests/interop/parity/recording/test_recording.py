@@ -10,7 +10,7 @@ from tiny import random_model
 from jaxllm.interop.parity.alignment.activations import Alignment
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.levels.forward import record_forward
-from jaxllm.interop.parity.levels.pair import Pair
+from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.recording.sample import Sample
@@ -24,7 +24,7 @@ def pair(make_llama, tokens):
     mask[1, 9:] = 0
     inputs = Inputs(tokens[:, :12], target_mask=mask)
     llama, model = make_llama(num_hidden_layers=1), random_model(num_layers=1)
-    return Pair(reference=llama, model=model, inputs=inputs, levels=("layers",))
+    return Comparison(reference=llama, model=model, inputs=inputs, levels=("layers",))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Arguments of stages: the JAX model, alone or together with its reference."""
+"""The sides of a comparison: the JAX model alone, or together with its reference."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ class JaxSide:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair(JaxSide):
-    """The JAX model and its reference, their inputs, and how they are run."""
+class Comparison(JaxSide):
+    """One comparison: the JAX model and its reference, their inputs, and how they are run."""
 
     reference: Any
     inputs: Inputs
