@@ -14,7 +14,7 @@ from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import Target, model_format
-from jaxllm.interop.loading.model_arrays import Parameters, read_path
+from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
 from jaxllm.interop.saving.export import copy_companions, plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
@@ -89,38 +89,38 @@ def convert(
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    parameters = read_path(source, step, rules).astype(dtype)
-    target = _target(parameters, to, model_parallel, parse_size(max_shard), rules, optimizer)
+    model = open_model_arrays(source, step, rules).astype(dtype)
+    target = _target(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
         "to": to,
         "dtype": dtype,
         "model_parallel": model_parallel,
         "optimizer": None if optimizer is None else optimizer.form,
-        **_state(source, parameters),
+        **_state(source, model),
         "the rest of the plan": hashlib.sha256(target.plan().encode()).hexdigest(),
     }
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal:
         work = _Work(target, partial / "checkpoint", journal, chunk_bytes, workers, progress)
-        work.complete(destination, lambda to: copy_companions(to, parameters.origin, source))
+        work.complete(destination, lambda to: copy_companions(to, model.origin, source))
         shutil.rmtree(partial)
     return Conversion(target.format_name, len(target.units), work.total, work.kept)
 
 
 def _target(
-    parameters: Parameters,
+    model: ModelArrays,
     to: str,
     model_parallel: int | None,
     max_shard: int,
     rules: Any,
     optimizer: OptimizerExport | None,
 ) -> Target:
-    families = possible_families(parameters.origin, to, model_parallel, rules)
+    families = possible_families(model.origin, to, model_parallel, rules)
     if optimizer is not None:
-        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer, to))
+        return FileTarget(plan_training_export(model, families, max_shard, optimizer, to))
     if (own_format := model_format(to)) is not None:
-        return own_format.target(parameters.config, parameters.origin, parameters.arrays)
-    return FileTarget(plan_export(parameters, families, model_parallel, max_shard, to))
+        return own_format.target(model.config, model.origin, model.arrays)
+    return FileTarget(plan_export(model, families, model_parallel, max_shard, to))
 
 
 class _Work:
@@ -200,9 +200,9 @@ def _partial_folder(destination: Path) -> Path:
     return partial
 
 
-def _state(source: Path, parameters: Parameters) -> dict[str, Any]:
+def _state(source: Path, model: ModelArrays) -> dict[str, Any]:
     """Returns the size and modification time of every file of the source, by name."""
-    stats = {file: file.stat() for file in parameters.files}
+    stats = {file: file.stat() for file in model.files}
     return {
         os.path.relpath(file, source): f"{stat.st_size} bytes of {stat.st_mtime_ns}"
         for file, stat in stats.items()

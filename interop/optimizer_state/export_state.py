@@ -13,7 +13,7 @@ from jaxllm.interop.formats.pytorch import dcp_writer, torch_zip
 from jaxllm.interop.formats.pytorch.consolidated import FIRST_SHARD
 from jaxllm.interop.formats.pytorch.torch_pickle import Placed
 from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.plan import find_arrays
 from jaxllm.interop.saving.export import Export, choose_family, export_tensors, plan_export
 from jaxllm.optimizer_state import AdamWState
@@ -41,7 +41,7 @@ class OptimizerExport:
 
 
 def plan_training_export(
-    parameters: Parameters,
+    model: ModelArrays,
     families: Sequence[Family],
     max_shard: int,
     optimizer: OptimizerExport,
@@ -50,7 +50,7 @@ def plan_training_export(
     """Plans a checkpoint with the state of its optimizer.
 
     Args:
-        parameters: the model's arrays.
+        model: the model and its arrays.
         families: the candidate families; the first that supports the model is used.
         max_shard: the maximum size of a shard in bytes.
         optimizer: the state and its format.
@@ -66,13 +66,13 @@ def plan_training_export(
         )
     if problems := [
         f"{name} is {array.dtype.name}, but resuming a run needs float32"
-        for name, array in parameters.arrays.items()
+        for name, array in model.arrays.items()
         if array.dtype != np.float32
     ]:
         raise CheckpointError(problems)
-    export = plan_export(parameters, families, None, max_shard, chosen)
-    _, fields, table = choose_family(parameters, families, None)
-    found = _by_torch_names(parameters, table, optimizer.state)
+    export = plan_export(model, families, None, max_shard, chosen)
+    _, fields, table = choose_family(model, families, None)
+    found = _by_torch_names(model, table, optimizer.state)
     if optimizer.form == "dcp":
         return _in_dcp(export, table.tied, found)
     names = optimizer.order or parameter_order.find_order(export.family, fields, {})
@@ -83,9 +83,9 @@ def plan_training_export(
     return _in_files(export, found, list(names))
 
 
-def _by_torch_names(parameters: Parameters, table: RuleTable, state: AdamWState) -> TorchAdamW:
+def _by_torch_names(model: ModelArrays, table: RuleTable, state: AdamWState) -> TorchAdamW:
     """Converts the state to PyTorch's parameter names."""
-    bound = table.bound(parameters.stacks)
+    bound = table.bound(model.stacks)
     decay: dict[str, float] = {}
     for rule, sizes in bound:
         for stored, index in rule.stored.names(sizes):
@@ -99,7 +99,7 @@ def _by_torch_names(parameters: Parameters, table: RuleTable, state: AdamWState)
 
     def moments(arrays: Mapping[str, Any]) -> dict[str, TensorSource]:
         sources = {name: _source(array) for name, array in arrays.items()}
-        every = dict(export_tensors(dataclasses.replace(parameters, arrays=sources), table))
+        every = dict(export_tensors(dataclasses.replace(model, arrays=sources), table))
         return {_plain(name): every[name] for name in decay}
 
     return TorchAdamW(
