@@ -10,8 +10,9 @@ from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
+from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.plan import analyze_checkpoint
-from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
+from jaxllm.interop.loading.user_family import resolve_family
 from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.interop.rules.pattern import Side
 

@@ -17,10 +17,10 @@ from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored, transfer_tensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
+from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import read_json
 from jaxllm.interop.loading.model_arrays import ModelArrays, arrays_of_checkpoint, arrays_of_native
 from jaxllm.interop.loading.plan import make_plan
-from jaxllm.interop.loading.user_family import open_checkpoint
 from jaxllm.interop.saving.export import choose_family, export_tensors, possible_families
 
 # Copies of a chunk that may be in memory: the original, its round trip and their difference.

@@ -19,10 +19,10 @@ from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 from jaxllm.sharding import spans_processes
 
+from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .plan import Plan, make_plan
 from .tied_tensors import check_copies
-from .user_family import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def arrays_of_model(model: Model) -> ModelArrays:
 
 
 def arrays_of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> ModelArrays:
-    """Returns the model arrays of a PyTorch checkpoint, which its rules convert when they are read."""
+    """Returns the model arrays of a PyTorch checkpoint; rules convert them when they are read."""
     family = checkpoint.family
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     if family.config_file:

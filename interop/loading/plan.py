@@ -24,10 +24,10 @@ from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import build_abstract
 from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
+from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .diagnostics import check_arrays, check_tensors
-from .streaming.stream import Move, window_bytes
-from .user_family import open_checkpoint
+from .streaming.stream import PlannedRead, window_bytes
 
 MAX_RAM = "256MiB"
 
@@ -84,13 +84,13 @@ class Plan:
     max_ram: int
     tolerated: tuple[str, ...] = ()
 
-    def moves(self) -> Iterator[Move]:
+    def reads(self) -> Iterator[PlannedRead]:
         """Yields every stored tensor that is read; of several copies, the first."""
         for rule, sizes in self.rules:
             transfer = rule.exporting(sizes)
             for name, index in rule.stored.names(sizes):
                 if not any(index[axis] for axis in rule.replicated):
-                    yield Move(self.tensors[name], transfer, index)
+                    yield PlannedRead(self.tensors[name], transfer, index)
 
     def copies(self) -> Iterator[tuple[str, str]]:
         """Yields every stored tensor that must equal another bit for bit, with that other one.

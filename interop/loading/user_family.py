@@ -35,13 +35,9 @@ from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import in_order
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.formats.tensor_files import FILE_TYPES, read_only_file
+from jaxllm.interop.formats.tensor_files import FILE_TYPES
 from jaxllm.interop.rules.rule import Rule
-
-from . import checkpoint_dir
-from .checkpoint_dir import Checkpoint, read_json
 
 Stored = Mapping[str, StoredTensor]
 
@@ -109,38 +105,6 @@ def known_family(name: str) -> UserFamily:
             f"the model was loaded by the rules of {name}, {why}: give rules (--rules)"
         )
     return family
-
-
-def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
-    """Reads the headers of a checkpoint of a known family, or of one that `rules` describe.
-
-    Raises:
-        CheckpointError: the path is not a checkpoint, or is damaged.
-    """
-    if rules is None:
-        return checkpoint_dir.open_known_checkpoint(path)
-    family, fields = identify_family(path, rules)
-    folder = path if path.is_dir() else path.parent
-    return Checkpoint(folder, family, fields, strip_wrappers(read_only_file(path)))
-
-
-def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
-    """Returns the family of a checkpoint and the fields of its config file, without its tensors.
-
-    Raises:
-        CheckpointError: the checkpoint is not of a known family, or lacks the rules' config file.
-    """
-    if rules is None:
-        checkpoint_dir.check_is_folder(path)
-        return checkpoint_dir.read_family(path)
-    family = resolve_family(rules)
-    if not path.exists():
-        raise MissingCheckpointError(f"{path} does not exist")
-    folder = path if path.is_dir() else path.parent
-    config = folder / family.config_file
-    if family.config_file and not config.is_file():
-        raise CheckpointError(f"{family.name} reads {family.config_file}, which is not in {folder}")
-    return family, read_json(config) if family.config_file else {}
 
 
 @lru_cache
