@@ -63,7 +63,7 @@ def rounded(evidence: Evidence) -> Iterator[Explanation]:
     ours, theirs = evidence.ours, evidence.theirs
     halves = [x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (ours, theirs)]
     is_half = [np.array_equal(*pair) for pair in zip(halves, (ours, theirs), strict=True)]
-    if is_half[0] != is_half[1] and metrics.relative_l2(ours, theirs) < MAX_BFLOAT16_ERROR:
+    if is_half[0] != is_half[1] and metrics.masked_relative_l2(ours, theirs) < MAX_BFLOAT16_ERROR:
         side = "the model" if is_half[0] else "the reference"
         place = is_half.index(True)
         words = f"Looks like rounding to bfloat16 in {side}"

@@ -87,10 +87,10 @@ def first_true(evidence: Evidence, table: Iterable[Explain]) -> str | None:
         evidence: the wrong activation.
         table: functions that yield explanations, the most specific first.
     """
-    error = metrics.relative_l2(evidence.ours, evidence.theirs)
+    error = metrics.masked_relative_l2(evidence.ours, evidence.theirs)
     with np.errstate(all="ignore"):  # divisions by zero give explanations that do not hold
         weighed = [
-            (metrics.relative_l2(one, other), words)
+            (metrics.masked_relative_l2(one, other), words)
             for explain in table
             for one, other, words in explain(evidence)
             if one.size

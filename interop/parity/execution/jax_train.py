@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.report.rows import NATS
 from jaxllm.models import Model, with_scanned_layers
 from jaxllm.params import Params, map_parameters, named_parameters, split
 from jaxllm.sharding import to_host
@@ -65,6 +66,11 @@ def train_model(
         for what, arrays in named.items()
     }
     return TrainingRecord(as_tuple(losses), norm, kept)
+
+
+def loss_unit(batch: Inputs) -> str:
+    """Returns the unit of `mean_loss`, as `jaxllm.train` calls it."""
+    return NATS if batch.labels is None else "mean squared error"
 
 
 def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[str, Array]) -> Array:

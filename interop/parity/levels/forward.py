@@ -114,8 +114,10 @@ def _judge_tap(
 
 
 def _error(path: str, ours: Arrays, recording: Recording, floors: Mapping[str, float]) -> Error:
-    found = metrics.relative_l2(recording.unpadded(path, ours[path]), recording.unpadded(path))
-    return Error(found, floors[path], tolerance.threshold(floors[path]))
+    found = metrics.masked_relative_l2(
+        recording.unpadded(path, ours[path]), recording.unpadded(path)
+    )
+    return Error(found, floors[path], tolerance.forward_threshold(floors[path]))
 
 
 def _with_hint(
@@ -161,10 +163,10 @@ def _judge_logits(
 ) -> LogitsResult:
     floor = recording.floors[LOGITS]
     return LogitsResult(
-        relative_l2=metrics.relative_l2(ours, theirs),
+        relative_l2=metrics.masked_relative_l2(ours, theirs),
         floor=floor,
-        threshold=tolerance.threshold(floor),
-        max_abs=metrics.max_abs(ours, theirs),
+        threshold=tolerance.forward_threshold(floor),
+        max_abs=metrics.masked_max_abs(ours, theirs),
         max_over_rms=metrics.max_over_rms(ours, theirs),
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
@@ -188,7 +190,7 @@ def _buckets(
             start=start,
             stop=stop,
             tokens=kl.size,
-            relative_l2=metrics.relative_l2(ours, theirs),
+            relative_l2=metrics.masked_relative_l2(ours, theirs),
             kl_mean=float(kl.mean()),
             kl_max=float(kl.max()),
             top1_agreement=float(metrics.top1_agrees(ours, theirs).mean()),

@@ -180,8 +180,10 @@ def _teacher_forced(
 
 
 def _judge_logits(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
-    error = metrics.relative_l2(ours_PNV, theirs.logits_PNV)
-    return ScoresResult("generate.logits", error, theirs.floor, tolerance.threshold(theirs.floor))
+    error = metrics.masked_relative_l2(ours_PNV, theirs.logits_PNV)
+    return ScoresResult(
+        "generate.logits", error, theirs.floor, tolerance.forward_threshold(theirs.floor)
+    )
 
 
 def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
@@ -191,10 +193,12 @@ def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> Scores
     kept, reference = theirs.kept_PNV.reshape(-1, V), theirs.logits_PNV.reshape(-1, V)
     apart = {(int(row), int(token)) for row, token in np.argwhere(np.isfinite(ours) != kept)}
     both = np.isfinite(ours) & kept
-    error = metrics.relative_l2(ours[both], reference[both] / np.float32(SAMPLING.temperature))
+    error = metrics.masked_relative_l2(
+        ours[both], reference[both] / np.float32(SAMPLING.temperature)
+    )
     floor = theirs.filtered_floor
     unexplained = len(apart - theirs.ties)
-    threshold = tolerance.threshold(floor)
+    threshold = tolerance.forward_threshold(floor)
     return ScoresResult("generate.filtered", error, floor, threshold, unexplained)
 
 

@@ -120,7 +120,9 @@ def record(
             _raise(forced_floors, plain, forced)
         for path, others in routers.items():
             others.append(plain.unpadded(path, other[path]))
-        apart = metrics.max_abs(plain.unpadded(LOGITS, other[LOGITS]), plain.unpadded(LOGITS))
+        apart = metrics.masked_max_abs(
+            plain.unpadded(LOGITS, other[LOGITS]), plain.unpadded(LOGITS)
+        )
         logits_noise = max(logits_noise, apart)
     return dataclasses.replace(
         plain,
@@ -134,7 +136,7 @@ def record(
 def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.ndarray]) -> None:
     """Raises each noise floor to the error between two evaluations of the reference, in place."""
     for path, floor in floors.items():
-        noise = metrics.relative_l2(plain.unpadded(path, other[path]), plain.unpadded(path))
+        noise = metrics.masked_relative_l2(plain.unpadded(path, other[path]), plain.unpadded(path))
         floors[path] = max(floor, noise)
 
 

@@ -73,7 +73,7 @@ def curve_chart(rows: Sequence[LossResult]) -> str:
     left.plot(theirs, color=GRAY, linewidth=4, label="reference")
     left.plot(_clamp(ours, min(finite), max(finite)), color=INK, linewidth=1.2, label="model")
     _mark(left, steps, _clamp(ours, min(finite), max(finite)), [row.ok for row in rows])
-    set_title(left, "loss, nats per token")
+    set_title(left, f"loss, {rows[0].unit}")
 
     measured, floors = [row.measured for row in rows], [row.floor for row in rows]
     thresholds = [row.threshold for row in rows]

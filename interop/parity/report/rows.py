@@ -9,6 +9,8 @@ from typing import Any
 # returns them. During the comparison they have this name. In rows, they have the path of the
 # module that computes them in the JAX model.
 LOGITS = "logits"
+# The unit of losses of tokens.
+NATS = "nats per token"
 
 
 class Judged:
@@ -201,6 +203,7 @@ class LossResult(Judged):
     floor: float
     threshold: float
     hint: str | None = None
+    unit: str = NATS  # of the losses
 
     @property
     def measured(self) -> float:

@@ -38,5 +38,12 @@ def test_losses_of_both_sides_are_drawn_even_with_nan():
     svg = curve_chart(curve)
     assert points(svg) == 6
     assert points(svg, RED_POINT) == 4
-    for text in ("reference", "model", "relative difference"):
+    for text in ("reference", "model", "relative difference", "loss, nats per token"):
         assert f">{text}</text>" in svg
+
+
+def test_the_losses_of_a_regression_have_their_own_unit():
+    row = LossResult("step 0", 0.5, 0.5, 1e-7, 1e-6, unit="mean squared error")
+    svg = curve_chart([row])
+    assert ">loss, mean squared error</text>" in svg
+    assert "nats" not in svg
