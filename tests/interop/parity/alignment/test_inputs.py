@@ -20,7 +20,7 @@ def test_inputs_are_read_from_files_and_padded(tmp_path):
     np.savez(tmp_path / "a.npz", source=np.ones((1, 2)), target=np.zeros((1, 3)))
     assert Inputs.read(tmp_path / "a.npz").arrays.keys() == {"source", "target"}
     np.savez(tmp_path / "b.npz", src=np.ones((1, 2)), target=np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="has src, target; it needs target and may have source, s"):
+    with pytest.raises(ValueError, match="has src, target; it needs target and may have labels, s"):
         Inputs.read(tmp_path / "b.npz")
     file = tmp_path / "a.json"
     file.write_text(json.dumps({"source": [[1, 2]], "target": [[5, 6, 7], [8]]}))
