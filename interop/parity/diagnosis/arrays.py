@@ -105,7 +105,8 @@ def few_tokens(evidence: Evidence) -> Iterator[Explanation]:
     size = np.sqrt(np.square(theirs).sum(axes).mean())
     off_BT = np.sqrt(np.square(ours - theirs).sum(axes)) > 10 * evidence.threshold * size
     if 0 < off_BT.sum() <= off_BT.size / 4:
-        first = ", ".join(str(tuple(map(int, at))) for at in np.argwhere(off_BT)[:4])
+        rows = range(len(ours)) if evidence.rows is None else evidence.rows
+        first = ", ".join(str((rows[row], int(at))) for row, at in np.argwhere(off_BT)[:4])
         more = " and others" if off_BT.sum() > 4 else ""
         words = f"Only {off_BT.sum()} of {off_BT.size} tokens differ: (row, position) {first}"
         yield Explanation(ours[~off_BT], theirs[~off_BT], words + more)

@@ -1,7 +1,7 @@
 """The evidence on a wrong activation, and the test that an explanation of it must pass."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,22 @@ Arrays = Mapping[str, np.ndarray]
 # The share of the error that an explanation may leave: rounding or, where values lie on a coarse
 # grid and rounding decides between neighbors, a tenth.
 EXACT, COARSE = 1e-3, 0.1
+
+
+class Rows(Mapping[str, np.ndarray]):
+    """Some rows of activations by path, taken when an activation is looked up."""
+
+    def __init__(self, arrays: Arrays, rows: Sequence[int]):
+        self._arrays, self._rows = arrays, list(rows)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self._arrays[path][self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Evidence:
         reference: all activations of the reference, by JAX path.
         model: all activations of the JAX model, each computed from the reference's inputs.
         weights: parameters of the JAX model by name.
+        rows: numbers of the rows that the activations are of; None: of all.
     """
 
     path: str
@@ -36,6 +53,7 @@ class Evidence:
     reference: Arrays = dataclasses.field(default_factory=dict)
     model: Arrays = dataclasses.field(default_factory=dict)
     weights: Arrays = dataclasses.field(default_factory=dict)
+    rows: Sequence[int] | None = None
 
     @property
     def parent(self) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -80,7 +81,11 @@ def other_kernel(evidence: Evidence) -> Iterator[Explanation]:
 def _inputs(
     evidence: Evidence, matrix_IO: np.ndarray, shift: np.ndarray | int
 ) -> Iterator[np.ndarray]:
-    """Yields the reference's activation that the model's was computed from, BTI, if found."""
+    """Yields the reference's activation that the model's was computed from, BTI, if found.
+
+    A plain PyTorch module may compute it without recording it, such as attention in one function.
+    If the kernel is square, it then follows from the model's output.
+    """
     ours = evidence.ours.reshape(*evidence.ours.shape[:2], -1)
     for x in list(evidence.reference.values()):
         flat = x.reshape(*x.shape[:2], -1)
@@ -89,6 +94,10 @@ def _inputs(
             if np.allclose(probe, ours[:1, -8:], rtol=1e-3, atol=1e-4 * np.abs(probe).max()):
                 yield flat
                 return
+    if matrix_IO.shape[0] == matrix_IO.shape[1]:
+        with suppress(np.linalg.LinAlgError):  # a singular kernel loses a part of its input
+            outputs = ours.reshape(-1, ours.shape[-1]).astype(np.float64) - shift
+            yield np.linalg.solve(matrix_IO.T.astype(np.float64), outputs.T).T.reshape(ours.shape)
 
 
 def _is_like(name: str, own: str) -> bool:

@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps, output_path
 from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.alignment.router_flips import flips
-from jaxllm.interop.parity.diagnosis.evidence import Evidence
+from jaxllm.interop.parity.diagnosis.evidence import Evidence, Rows
 from jaxllm.interop.parity.diagnosis.hints import hint_of
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
@@ -127,11 +127,24 @@ def _with_hint(
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
-    path = LOGITS if first.is_output else first.path
-    theirs, ours = recording.arrays, forced[path]
-    threshold, weights = first.forced.threshold, LazyWeights(model)
-    hint = hint_of(Evidence(first.path, ours, theirs[path], threshold, theirs, forced, weights))
+    hint = hint_of(_evidence(first, first.forced.threshold, forced, recording, model))
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
+
+
+def _evidence(
+    tap: TapResult, threshold: float, forced: Arrays, recording: Recording, model: Model
+) -> Evidence:
+    """Returns the evidence on a wrong activation, without padded rows if the others show it."""
+    path, weights = LOGITS if tap.is_output else tap.path, LazyWeights(model)
+    ours, theirs, rows = forced, recording.arrays, recording.whole_rows
+    if rows is not None:  # at padding the two sides differ, which says nothing
+        few_ours, few_theirs = Rows(ours, rows), Rows(theirs, rows)
+        if not metrics.masked_relative_l2(few_ours[path], few_theirs[path]) <= threshold:
+            ours, theirs = few_ours, few_theirs
+        else:
+            rows = None
+    around = theirs, ours, weights, rows
+    return Evidence(tap.path, ours[path], theirs[path], threshold, *around)
 
 
 def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips]:

@@ -50,6 +50,14 @@ class Recording:
         }
         return cls(**given)
 
+    @property
+    def whole_rows(self) -> list[int] | None:
+        """The rows without padding; None if all are, or if none is."""
+        masks = [self.inputs.source_mask, self.inputs.target_mask]
+        padded = [(mask == 0).any(1) for mask in masks if mask is not None]
+        whole = np.flatnonzero(~np.any(padded, axis=0)) if padded else ()
+        return [int(row) for row in whole] if 0 < len(whole) < len(self.inputs.target) else None
+
     def unpadded(self, path: str, array: np.ndarray | None = None) -> np.ndarray:
         """Returns an activation without padding and, for a sampled recording, only the sample.
 

@@ -3,7 +3,7 @@
 import numpy as np
 from wrong_activations import B, D, H, N, T, drawn
 
-from jaxllm.interop.parity.diagnosis.evidence import Evidence, Explanation, first_true
+from jaxllm.interop.parity.diagnosis.evidence import Evidence, Explanation, Rows, first_true
 
 OURS, THEIRS = drawn(B, T, D), drawn(B, T, D, seed=1)
 
@@ -26,6 +26,14 @@ def test_exact_explanations_come_before_approximate_ones():
 
 def test_an_explanation_that_leaves_a_fifth_of_the_error_is_rejected():
     assert found(explaining("far", 0.2), explaining("none", np.nan)) is None
+
+
+def test_rows_of_activations_are_taken_when_one_is_looked_up():
+    rows = Rows({"mlp": OURS, "attn": THEIRS}, [1])
+    assert list(rows) == ["mlp", "attn"]
+    assert len(rows) == 2
+    np.testing.assert_array_equal(rows["attn"], THEIRS[1:])
+    assert rows.get("norm") is None
 
 
 def test_evidence_finds_siblings_parameters_and_sizes():

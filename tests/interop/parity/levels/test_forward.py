@@ -51,6 +51,21 @@ def test_a_wrong_activation_is_the_only_one_with_a_hint(sides, recording):
     assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
+def test_a_hint_looks_only_at_rows_without_padding(sides, pair, tokens):
+    mask_BT = np.ones((2, 64), np.int32)
+    mask_BT[1, 24:] = 0
+    inputs = Inputs(tokens[:, :64], target_mask=mask_BT)
+    recording = record_forward(dataclasses.replace(sides, inputs=inputs))
+    # At padding the two sides may compute anything.
+    theirs = {path: np.array(array) for path, array in recording.arrays.items()}
+    theirs["layers.1.mlp_norm"][1, 24:] *= -7
+    recording = dataclasses.replace(recording, arrays=theirs)
+    other = changed(sides.unstacked, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
+    hints = [tap.hint for tap in judge(recording, other, BOTH).taps if tap.hint]
+    assert len(hints) == 1
+    assert "the reference scales by one less" in hints[0]
+
+
 def test_the_logits_level_alone_records_no_activations(sides, recording):
     forward = judge(recording, sides.unstacked, ("logits",))
     assert (forward.activations, len(forward.outputs)) == ((), 1)

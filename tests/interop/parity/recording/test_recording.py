@@ -32,6 +32,17 @@ def recording(pair):
     return record_forward(pair)
 
 
+def test_rows_without_padding_are_known(recording):
+    assert recording.whole_rows == [0]
+    target_BT, mask_BT = recording.inputs.target, recording.inputs.target_mask
+    for inputs in (Inputs(target_BT), Inputs(target_BT, target_mask=0 * mask_BT)):
+        assert dataclasses.replace(recording, inputs=inputs).whole_rows is None
+    source = Inputs(target_BT, target_BT, mask_BT, mask_BT[::-1])
+    assert dataclasses.replace(recording, inputs=source).whole_rows is None
+    source = Inputs(target_BT, target_BT, source_mask=mask_BT[::-1])
+    assert dataclasses.replace(recording, inputs=source).whole_rows == [1]
+
+
 def test_every_activation_has_a_noise_floor_and_the_logits_are_last(recording):
     assert list(recording.arrays)[-1] == LOGITS
     assert recording.floors.keys() == recording.forced_floors.keys() == recording.arrays.keys()
