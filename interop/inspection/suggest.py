@@ -106,6 +106,7 @@ def _describe(matcher: Matcher, *, is_tied: bool) -> Suggestions:
         rules=tuple(sorted(suggested, key=lambda one: -one.likeness)),
         tied=tied,
         sizes=matcher.new_sizes,
+        formulas=matcher.size_formulas,
         unmatched={tensor.name: tensor.shape for tensor in left if tensor.name not in tied},
         unfilled=tuple(target.name for target in matcher.targets if target.name not in filled),
     )
