@@ -101,7 +101,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "diagnostics": {"name_folding"},
         "user_family": set(),
         "checkpoint": {"checkpoint_dir", "user_family"},
-        "plan": {"checkpoint", "checkpoint_dir", "diagnostics", "streaming"},
+        "plan": {"checkpoint", "checkpoint_dir", "diagnostics", "streaming", "user_family"},
         "tied_tensors": {"plan", "streaming"},
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},

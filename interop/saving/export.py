@@ -28,7 +28,7 @@ from jaxllm.interop.formats.table import (
 )
 from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
-from jaxllm.interop.loading.user_family import known_family, resolve_family
+from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
 
 COMPANIONS = (
@@ -196,6 +196,8 @@ def choose_family(
             family.check_class(model.config)
             config = family.write_config(model.config, base)
             return family, config, family.table(model.config, layout)
+        except RulesError as error:
+            problems.append(str(error))
         except ValueError as error:
             problems.append(f"{family.name}: {error}")
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
