@@ -3,6 +3,7 @@
 from .alignment.inputs import Inputs
 from .checkpoint import check_checkpoint
 from .comparison import compare
+from .execution.recipe import Recipe
 from .rendered_report import Report
 
-__all__ = ["Inputs", "Report", "check_checkpoint", "compare"]
+__all__ = ["Inputs", "Recipe", "Report", "check_checkpoint", "compare"]
