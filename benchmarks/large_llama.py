@@ -7,7 +7,7 @@ import numpy as np
 from jaxllm.config import DecoderConfig, NumericsConfig, with_fields
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource
-from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.rules.boxes import Box, box_shape
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.models import build_abstract
@@ -46,8 +46,8 @@ def save_large_llama(config: DecoderConfig, folder: Path, max_shard: int) -> Non
     arrays = {
         name: TensorSource(dtype, shape, draw) for name, shape in parameter_shapes(model).items()
     }
-    parameters = Parameters(config, None, stacked_layers(model), arrays)
-    export = plan_export(parameters, possible_families(None, "hf", None), None, max_shard)
+    source = ModelArrays(config, None, stacked_layers(model), arrays)
+    export = plan_export(source, possible_families(None, "hf", None), None, max_shard)
     folder.mkdir(parents=True)
     write_files(folder, export.files, export.tensors)
     for name, text in export.texts.items():

@@ -121,6 +121,11 @@ def difference(ours: ArrayLike, reference: ArrayLike) -> np.ndarray:
         return np.asarray(ours, np.float64) - np.asarray(reference, np.float64)
 
 
-def threshold(floor: float, most: float = MAX_TRAINING_THRESHOLD) -> float:
-    """Returns the tolerance of the relative error for a noise floor, at most `most`."""
+def training_threshold(floor: float) -> float:
+    """Returns the tolerance of gradients, moments, updates and losses for a noise floor."""
+    return bounded_threshold(floor, MAX_TRAINING_THRESHOLD)
+
+
+def bounded_threshold(floor: float, most: float) -> float:
+    """Returns the tolerance of a relative error for a noise floor, at most `most`."""
     return min(max(NOISE_FACTOR * floor, MIN_THRESHOLD), most)

@@ -13,17 +13,17 @@ from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
-from jaxllm.interop.formats.table import Target, model_format
-from jaxllm.interop.loading.model_arrays import Parameters, read_path
+from jaxllm.interop.formats.table import CheckpointWriter, model_format
+from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
 from jaxllm.interop.saving.export import copy_companions, plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
 
-from .file_target import FileTarget
+from .export_writer import ExportWriter
 from .journal import NAME, Journal
 
 # At most this many copies of a chunk per thread, among them: as read, in the model's layout, in the
-# target's layout, in C order.
+# checkpoint's layout, in C order.
 COPIES = 5
 
 Progress = Callable[[int, int], None]  # takes the bytes done and the total
@@ -89,38 +89,38 @@ def convert(
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    parameters = read_path(source, step, rules).astype(dtype)
-    target = _target(parameters, to, model_parallel, parse_size(max_shard), rules, optimizer)
+    model = open_model_arrays(source, step, rules).astype(dtype)
+    writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
         "to": to,
         "dtype": dtype,
         "model_parallel": model_parallel,
         "optimizer": None if optimizer is None else optimizer.form,
-        **_state(source, parameters),
-        "the rest of the plan": hashlib.sha256(target.plan().encode()).hexdigest(),
+        **_state(source, model),
+        "the rest of the plan": hashlib.sha256(writer.plan().encode()).hexdigest(),
     }
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal:
-        work = _Work(target, partial / "checkpoint", journal, chunk_bytes, workers, progress)
-        work.complete(destination, lambda to: copy_companions(to, parameters.origin, source))
+        work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
+        work.complete(destination, lambda to: copy_companions(to, model.origin, source))
         shutil.rmtree(partial)
-    return Conversion(target.format_name, len(target.units), work.total, work.kept)
+    return Conversion(writer.format_name, len(writer.units), work.total, work.kept)
 
 
-def _target(
-    parameters: Parameters,
+def _writer(
+    model: ModelArrays,
     to: str,
     model_parallel: int | None,
     max_shard: int,
     rules: Any,
     optimizer: OptimizerExport | None,
-) -> Target:
-    families = possible_families(parameters.origin, to, model_parallel, rules)
+) -> CheckpointWriter:
+    families = possible_families(model.origin, to, model_parallel, rules)
     if optimizer is not None:
-        return FileTarget(plan_training_export(parameters, families, max_shard, optimizer, to))
+        return ExportWriter(plan_training_export(model, families, max_shard, optimizer, to))
     if (own_format := model_format(to)) is not None:
-        return own_format.target(parameters.config, parameters.origin, parameters.arrays)
-    return FileTarget(plan_export(parameters, families, model_parallel, max_shard, to))
+        return own_format.writer(model.config, model.origin, model.arrays)
+    return ExportWriter(plan_export(model, families, model_parallel, max_shard, to))
 
 
 class _Work:
@@ -128,16 +128,16 @@ class _Work:
 
     def __init__(
         self,
-        target: Target,
+        writer: CheckpointWriter,
         folder: Path,
         journal: Journal,
         chunk_bytes: int,
         workers: int,
         progress: Progress | None,
     ):
-        self.target, self.folder, self.journal = target, folder, journal
+        self.writer, self.folder, self.journal = writer, folder, journal
         self.chunk_bytes, self.workers, self._progress = chunk_bytes, workers, progress
-        self.total = sum(target.units.values())
+        self.total = sum(writer.units.values())
         self.done = self.kept = 0
         self._lock = threading.Lock()
 
@@ -152,27 +152,27 @@ class _Work:
             self.kept = self.total  # killed after the rename: only the journal is left to remove
             return
         check_is_free(destination)
-        self.target.begin(self.folder)
+        self.writer.begin(self.folder)
         add_files(self.folder)
-        units = list(self.target.units)
+        units = list(self.writer.units)
         digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
-        self.target.finish(self.folder, digests)
+        self.writer.finish(self.folder, digests)
         take_name(self.folder, destination)
 
     @property
     def _has_every_unit(self) -> bool:
         """Whether the journal lists every unit."""
-        return self.journal.done.keys() >= self.target.units.keys()
+        return self.journal.done.keys() >= self.writer.units.keys()
 
     def _write(self, unit: str) -> Digest:
         """Writes a unit, unless the folder already has it as the journal says."""
         recorded = self.journal.done.get(unit)
-        if recorded is not None and self.target.written(self.folder, unit) == recorded.sha256:
-            self._advance(self.target.units[unit])
+        if recorded is not None and self.writer.written(self.folder, unit) == recorded.sha256:
+            self._advance(self.writer.units[unit])
             with self._lock:
-                self.kept += self.target.units[unit]
+                self.kept += self.writer.units[unit]
             return recorded
-        digest = self.target.write(self.folder, unit, self.chunk_bytes, self._advance)
+        digest = self.writer.write(self.folder, unit, self.chunk_bytes, self._advance)
         self.journal.add(unit, digest)
         return digest
 
@@ -201,9 +201,9 @@ def _partial_folder(destination: Path) -> Path:
     return partial
 
 
-def _state(source: Path, parameters: Parameters) -> dict[str, Any]:
+def _state(source: Path, model: ModelArrays) -> dict[str, Any]:
     """Returns the size and modification time of every file of the source, by name."""
-    stats = {file: file.stat() for file in parameters.files}
+    stats = {file: file.stat() for file in model.files}
     return {
         os.path.relpath(file, source): f"{stat.st_size} bytes of {stat.st_mtime_ns}"
         for file, stat in stats.items()

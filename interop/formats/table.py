@@ -17,7 +17,7 @@ from jaxllm.models import Model
 from . import orbax, safetensors_file, tensor_files
 from .file_writer import Digest, PlannedFile, Progress
 from .lazy_tensor import TensorSource
-from .orbax_target import OrbaxTarget
+from .orbax_writer import OrbaxWriter
 from .pytorch import bin_folder, consolidated, torch_zip
 from .stored_tensor import StoredTensor
 
@@ -63,8 +63,8 @@ class TensorFormat:
         return any(fnmatchcase(name, pattern) for name in names for pattern in self.files)
 
 
-class Target(Protocol):
-    """A checkpoint written in units, in any order, so that a killed conversion can be resumed.
+class CheckpointWriter(Protocol):
+    """Writes a checkpoint in units, in any order, so that a killed conversion can be resumed.
 
     Attributes:
         format_name: the family's name, or the format's if it needs no family.
@@ -101,7 +101,7 @@ class ModelFormat:
         open: returns the model of a step without weights, and its arrays, read in parts.
         load: returns the model with its weights, on a mesh if one is given.
         save: writes a model into a folder that does not exist yet.
-        target: writes one in units, for conversions; takes a config, an origin and arrays.
+        writer: returns a writer in units, for conversions; takes a config, an origin and arrays.
     """
 
     name: str
@@ -110,7 +110,7 @@ class ModelFormat:
     open: Callable[[Path], tuple[Model, Sources]]
     load: Callable[..., Model]
     save: Callable[[Model, Path], None]
-    target: Callable[[Config, Origin | None, Sources], Target]
+    writer: Callable[[Config, Origin | None, Sources], CheckpointWriter]
 
 
 CheckpointFormat = TensorFormat | ModelFormat
@@ -156,7 +156,7 @@ _ROWS: tuple[CheckpointFormat, ...] = (
         open=orbax.open_step,
         load=orbax.load,
         save=orbax.save,
-        target=OrbaxTarget,
+        writer=OrbaxWriter,
     ),
     TensorFormat("rules", files=(), read=tensor_files.read_only_file, lay_out=tensor_files.lay_out),
 )
@@ -166,6 +166,11 @@ FORMATS: dict[str, CheckpointFormat] = {row.name: row for row in _ROWS}
 def tensor_formats() -> list[TensorFormat]:
     """Returns the formats that need a family, in the order in which a folder is tested for them."""
     return [row for row in FORMATS.values() if isinstance(row, TensorFormat)]
+
+
+def first_shard_prefix(format_name: str) -> str:
+    """Returns the prefix of tensor names in the first shard of a `TensorFormat`, or ""."""
+    return next((row.first_shard for row in tensor_formats() if row.name == format_name), "")
 
 
 def writable_formats() -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
+from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.loading.plan import Analysis, Plan, analyze_checkpoint, find_arrays, make_plan
-from jaxllm.interop.loading.user_family import open_checkpoint
 
 Tensors = Mapping[str, StoredTensor | TensorSource]
 

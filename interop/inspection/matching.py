@@ -36,6 +36,7 @@ class Matcher:
     """
 
     def __init__(self, config: DecoderConfig, shapes: Mapping[str, Shape], table: RuleTable):
+        self._config = config
         self.sizes = {**decoder_sizes(config), **table.sizes}
         self._known_axes = frozenset(self.sizes)
         model = build_abstract(dataclasses.replace(config, scan_layers=False))
@@ -60,6 +61,12 @@ class Matcher:
     def new_sizes(self) -> dict[str, int]:
         """Sizes of the axes that neither the legend nor the given rules name."""
         return {axis: size for axis, size in self.sizes.items() if axis not in self._known_axes}
+
+    @property
+    def size_formulas(self) -> dict[str, str]:
+        """The new sizes that follow from the config, as expressions in `config`."""
+        formulas = position_formulas(self._config)
+        return {axis: formulas[size] for axis, size in self.new_sizes.items() if size in formulas}
 
     def _unfilled_targets(self, model: Decoder, filled: Collection[str]) -> list[Target]:
         """The model's arrays that no rule fills; the same array of several layers is one target."""
@@ -170,3 +177,17 @@ class Matcher:
 
     def _extent(self, dim: Sequence[str]) -> int:
         return math.prod(self.sizes[axis] for axis in dim)
+
+
+def position_formulas(config: DecoderConfig) -> dict[int, str]:
+    """Returns the number of rows of the model's table of positions, with its expression."""
+    positions, longest = config.positions, config.max_len
+    if positions.kind == "learned" and positions.offset:
+        return {longest + positions.offset: "config.max_len + config.positions.offset"}
+    if positions.kind == "learned":
+        return {longest: "config.max_len"}
+    if positions.kind == "distance":
+        return {2 * longest - 1: "2 * config.max_len - 1"}
+    if positions.relative is not None:
+        return {positions.relative.count: "config.positions.relative.count"}
+    return {}

@@ -10,8 +10,9 @@ from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
+from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.plan import analyze_checkpoint
-from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
+from jaxllm.interop.loading.user_family import resolve_family
 from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.interop.rules.pattern import Side
 
@@ -22,7 +23,7 @@ from .suggestions import Suggested, Suggestions
 CLOSE = 0.8  # a swap with more than this fraction of the similarity is a real alternative
 WEAK = 0.15  # similarity of names below which only the shape supports a match
 
-Pair = tuple[Stored, Targets]
+Match = tuple[Stored, Targets]
 Layouts = Mapping[Stored, list[list[Dims]]]  # the possible layouts of each tensor
 
 
@@ -105,6 +106,7 @@ def _describe(matcher: Matcher, *, is_tied: bool) -> Suggestions:
         rules=tuple(sorted(suggested, key=lambda one: -one.likeness)),
         tied=tied,
         sizes=matcher.new_sizes,
+        formulas=matcher.size_formulas,
         unmatched={tensor.name: tensor.shape for tensor in left if tensor.name not in tied},
         unfilled=tuple(target.name for target in matcher.targets if target.name not in filled),
     )
@@ -123,17 +125,17 @@ def _stores_kernels_transposed(pairs: Mapping[Stored, Targets], layouts: Layouts
     return 2 * sum(votes) >= len(votes)
 
 
-def _doubts(matcher: Matcher, pair: Pair, pairs: Mapping[Stored, Targets]) -> Iterator[str]:
+def _doubts(matcher: Matcher, match: Match, matches: Mapping[Stored, Targets]) -> Iterator[str]:
     """Yields the reasons to doubt a suggested match."""
-    tensor, targets = pair
+    tensor, targets = match
     if len(targets) > 1:
         names = ", ".join(target.name.split(".")[-2] for target in targets)
         yield f"fused: assumes the usual order {names}, which no shape can confirm"
         return
     rivals = [
         others[0].name
-        for rival, others in pairs.items()
-        if len(others) == 1 and _could_swap(matcher, pair, (rival, others))
+        for rival, others in matches.items()
+        if len(others) == 1 and _could_swap(matcher, match, (rival, others))
     ]
     if rivals:
         yield f"name and shape fit {', '.join(rivals)} about as well"
@@ -143,7 +145,7 @@ def _doubts(matcher: Matcher, pair: Pair, pairs: Mapping[Stored, Targets]) -> It
         yield "matched by name only: N = K, so queries, keys and values have the same shape"
 
 
-def _could_swap(matcher: Matcher, one: Pair, other: Pair) -> bool:
+def _could_swap(matcher: Matcher, one: Match, other: Match) -> bool:
     """Whether two tensors could be swapped, judging by shapes and names."""
     if one == other:
         return False

@@ -35,13 +35,20 @@ class Suggestions:
     sizes: Mapping[str, int]  # of axes that are not in the legend
     unmatched: Mapping[str, Shape]  # tensors without a rule
     unfilled: tuple[str, ...]  # arrays that no rule fills
+    # Sizes as expressions in the config, so that the rules hold for models of other sizes.
+    formulas: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         if not (self.rules or self.tied or self.unmatched or self.unfilled):
             return "# every tensor has a rule already"
         imports = ["from jaxllm.interop import Rule", ""] if self.rules else []
         lines = [*imports, "rules = [", *map(str, self.rules), "]"]
-        if self.sizes:
+        if self.formulas:
+            texts = (
+                f'"{axis}": {self.formulas.get(axis, size)}' for axis, size in self.sizes.items()
+            )
+            lines += ["", "", "def sizes(config):", f"    return {{{', '.join(texts)}}}", "", ""]
+        elif self.sizes:
             lines.append(f"sizes = {dict(self.sizes)}")
         if self.tied:
             lines += ["# ? if they are copies", f"tied = {dict(self.tied)}"]

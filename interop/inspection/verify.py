@@ -17,10 +17,10 @@ from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored, transfer_tensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
+from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import read_json
-from jaxllm.interop.loading.model_arrays import Parameters, read_checkpoint, read_step
+from jaxllm.interop.loading.model_arrays import ModelArrays, arrays_of_checkpoint, arrays_of_native
 from jaxllm.interop.loading.plan import make_plan
-from jaxllm.interop.loading.user_family import open_checkpoint
 from jaxllm.interop.saving.export import choose_family, export_tensors, possible_families
 
 # Copies of a chunk that may be in memory: the original, its round trip and their difference.
@@ -135,7 +135,7 @@ def verify(
     """
     path = Path(path)
     if (form := model_format_of(path)) is not None:
-        through, pairs = _native_pairs(read_step(form, form.find_step(path, step)), rules)
+        through, pairs = _native_pairs(arrays_of_native(form, form.find_step(path, step)), rules)
     elif step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     else:
@@ -161,7 +161,7 @@ def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
     """Pairs every stored tensor with its round trip, including copies and ignored tensors."""
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint)
-    again = dict(export_tensors(read_checkpoint(checkpoint, plan), plan.table))
+    again = dict(export_tensors(arrays_of_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
     for derived in plan.table.derived:  # exports recompute it and may round differently
         again.pop(derived.name, None)
@@ -177,24 +177,24 @@ def _why_ignored(name: str, table: RuleTable) -> str:
     return next((why for pattern, why in reasons.items() if fnmatchcase(name, pattern)), "")
 
 
-def _native_pairs(parameters: Parameters, rules: Any) -> tuple[str, dict[str, _Pair]]:
+def _native_pairs(model: ModelArrays, rules: Any) -> tuple[str, dict[str, _Pair]]:
     """Pairs every array with its round trip through the first family that supports the model."""
-    families = possible_families(parameters.origin, None, None, rules)
+    families = possible_families(model.origin, None, None, rules)
     try:
-        family, _, table = choose_family(parameters, families, None)
+        family, _, table = choose_family(model, families, None)
     except CheckpointError as error:
         remark = " ".join(str(error).split())
-        return "none", {name: _Pair(a, None, remark) for name, a in parameters.arrays.items()}
+        return "none", {name: _Pair(a, None, remark) for name, a in model.arrays.items()}
     again = {}
-    for rule, sizes in table.bound(parameters.stacks):
+    for rule, sizes in table.bound(model.stacks):
         there, back = rule.exporting(sizes), rule.importing(sizes)
         stored = {
-            name: transfer_tensor(there, index, parameters.arrays)
+            name: transfer_tensor(there, index, model.arrays)
             for name, index in there.target.names(sizes)
         }
         for name, index in back.target.names(sizes):
             again[name] = transfer_tensor(back, index, stored)
-    return family.name, {n: _Pair(a, again[n]) for n, a in parameters.arrays.items()}
+    return family.name, {n: _Pair(a, again[n]) for n, a in model.arrays.items()}
 
 
 def _compare(name: str, pair: _Pair, chunk_bytes: int) -> VerifiedTensor:

@@ -13,10 +13,10 @@ from jaxllm.config import Dtype, with_fields
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 
+from .checkpoint import open_checkpoint
 from .model_arrays import apply_rules, make_origin
 from .plan import make_plan
 from .tied_tensors import check_copies
-from .user_family import open_checkpoint
 
 
 class StoredParam(nnx.Param):

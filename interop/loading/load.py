@@ -14,12 +14,13 @@ from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import with_arrays
 
+from .checkpoint import open_checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan, make_plan
-from .streaming.device_buffers import make_assembly
+from .streaming.device_buffers import make_shard_buffers
 from .streaming.stream import stream
 from .tied_tensors import check_copies
-from .user_family import open_checkpoint, resolve_family
+from .user_family import resolve_family
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +82,14 @@ def load_pretrained(
 
 def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
     """Reads the model's arrays onto their devices."""
-    assemblies = {
-        name: make_assembly(array.side, array.sizes, array.dtype, array.sharding)
+    buffers = {
+        name: make_shard_buffers(array.side, array.sizes, array.dtype, array.sharding)
         for name, array in plan.arrays.items()
     }
-    stream(plan.moves(), assemblies, plan.max_ram)
+    stream(plan.reads(), buffers, plan.max_ram)
     return {
         name: jax.make_array_from_single_device_arrays(
-            array.shape, array.sharding, assemblies[name].arrays()
+            array.shape, array.sharding, buffers[name].arrays()
         )
         for name, array in plan.arrays.items()
     }

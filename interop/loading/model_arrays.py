@@ -1,4 +1,4 @@
-"""A model's parameters as exporters read them, whether in memory or on disk."""
+"""A model's arrays by name, in memory or in a checkpoint, as sources that are read when used."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 from jaxllm.sharding import spans_processes
 
+from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .plan import Plan, make_plan
 from .tied_tensors import check_copies
-from .user_family import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameters:
+class ModelArrays:
     """The arrays of a model, none of them read yet, and what an exporter needs to know about it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Parameters:
     span_processes: bool = False
 
     def astype(self, dtype: Dtype | None) -> Self:
-        """Returns the parameters in another dtype, which becomes that of the activations too.
+        """Returns the arrays in another dtype, which becomes that of the activations too.
 
         Raises:
             UserError: `dtype` is not supported.
@@ -60,10 +60,10 @@ class Parameters:
         return dataclasses.replace(self, config=config, arrays=arrays)
 
 
-def read_model(model: Model) -> Parameters:
-    """Returns the parameters of a model in memory."""
+def arrays_of_model(model: Model) -> ModelArrays:
+    """Returns the arrays of a model in memory."""
     arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
-    return Parameters(
+    return ModelArrays(
         model.config,
         model.origin,
         stacked_layers(model),
@@ -72,13 +72,13 @@ def read_model(model: Model) -> Parameters:
     )
 
 
-def read_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Parameters:
-    """Returns the parameters of a PyTorch checkpoint, read through its rules."""
+def arrays_of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> ModelArrays:
+    """Returns the model arrays of a PyTorch checkpoint; rules convert them when they are read."""
     family = checkpoint.family
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     if family.config_file:
         files.add(checkpoint.path / family.config_file)
-    return Parameters(
+    return ModelArrays(
         plan.config,
         make_origin(checkpoint, plan),
         stacked_layers(build_abstract(plan.config)),
@@ -99,15 +99,15 @@ def apply_rules(
     return arrays
 
 
-def read_step(form: ModelFormat, path: Path) -> Parameters:
-    """Returns the parameters of a native checkpoint, or of one step of a run."""
+def arrays_of_native(form: ModelFormat, path: Path) -> ModelArrays:
+    """Returns the model arrays of a native checkpoint, or of one step of a run."""
     model, arrays = form.open(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return Parameters(model.config, model.origin, stacked_layers(model), arrays, tuple(files))
+    return ModelArrays(model.config, model.origin, stacked_layers(model), arrays, tuple(files))
 
 
-def read_path(path: Path, step: int | None = None, rules: Any = None) -> Parameters:
-    """Returns the parameters of a checkpoint of any format.
+def open_model_arrays(path: Path, step: int | None = None, rules: Any = None) -> ModelArrays:
+    """Returns the model arrays of a checkpoint of any format. Only headers are read.
 
     Args:
         path: the folder; with rules it may be a file.
@@ -119,13 +119,13 @@ def read_path(path: Path, step: int | None = None, rules: Any = None) -> Paramet
             every problem.
     """
     if (form := model_format_of(path)) is not None:
-        return read_step(form, form.find_step(path, step))
+        return arrays_of_native(form, form.find_step(path, step))
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     checkpoint = open_checkpoint(path, rules)
     plan = make_plan(checkpoint)
     check_copies(plan, path)
-    return read_checkpoint(checkpoint, plan)
+    return arrays_of_checkpoint(checkpoint, plan)
 
 
 def make_origin(checkpoint: Checkpoint, plan: Plan) -> Origin:

@@ -24,10 +24,11 @@ from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import build_abstract
 from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
+from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .diagnostics import check_arrays, check_tensors
-from .streaming.stream import Move, window_bytes
-from .user_family import open_checkpoint
+from .streaming.stream import PlannedRead, window_bytes
+from .user_family import RulesError
 
 MAX_RAM = "256MiB"
 
@@ -84,13 +85,13 @@ class Plan:
     max_ram: int
     tolerated: tuple[str, ...] = ()
 
-    def moves(self) -> Iterator[Move]:
+    def reads(self) -> Iterator[PlannedRead]:
         """Yields every stored tensor that is read; of several copies, the first."""
         for rule, sizes in self.rules:
             transfer = rule.exporting(sizes)
             for name, index in rule.stored.names(sizes):
                 if not any(index[axis] for axis in rule.replicated):
-                    yield Move(self.tensors[name], transfer, index)
+                    yield PlannedRead(self.tensors[name], transfer, index)
 
     def copies(self) -> Iterator[tuple[str, str]]:
         """Yields every stored tensor that must equal another bit for bit, with that other one.
@@ -212,7 +213,7 @@ class Analysis:
 def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     """Checks every config field and every tensor; collects problems instead of raising."""
     family, analysis = checkpoint.family, Analysis(checkpoint.tensors)
-    fields = Fields(checkpoint.config)
+    fields, values = Fields(checkpoint.config), None
     try:
         values, analysis.layout = family.read_config(fields, checkpoint.tensors)
         dtype = _main_dtype(checkpoint.tensors)
@@ -227,11 +228,14 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     except (ValueError, ArithmeticError) as error:
         analysis.config = None
         if fields.is_complete:  # otherwise the error may only follow from a missing field
-            analysis.problems.append(f"{family.config_file or family.name}: {error}")
+            is_named = isinstance(error, RulesError)
+            analysis.problems.append(str(error) if is_named else f"{family.defined_in}: {error}")
+    # Fields that were not taken are unknown, unless an error kept them from being taken.
+    unknown = fields.unknown() if values is not None or not fields.is_complete else []
     analysis.fields = fields.uses()
     of_fields = [f"{family.config_file}: {problem}" for problem in fields.problems]
     analysis.problems = of_fields + analysis.problems
-    analysis.unknown += [f"{family.config_file}: {problem}" for problem in fields.unknown()]
+    analysis.unknown += [f"{family.config_file}: {problem}" for problem in unknown]
     if analysis.config is not None:
         analysis.tensors = split_fused(analysis.rules, checkpoint.tensors)
         findings = check_tensors(analysis.table, analysis.rules, analysis.tensors)

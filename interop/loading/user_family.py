@@ -35,13 +35,9 @@ from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import in_order
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.formats.tensor_files import FILE_TYPES, read_only_file
+from jaxllm.interop.formats.tensor_files import FILE_TYPES
 from jaxllm.interop.rules.rule import Rule
-
-from . import checkpoint_dir
-from .checkpoint_dir import Checkpoint, read_json
 
 Stored = Mapping[str, StoredTensor]
 
@@ -58,8 +54,17 @@ ANY_RUN = {"numerics": NumericsConfig(), "scan_layers": True, "remat": "none"}
 class UserFamily(Family):
     """A family defined by a user's rules."""
 
+    @property
+    def defined_in(self) -> str:
+        """The rules: their `config` decides what to do with the fields of the config file."""
+        return self.name
+
     def check_class(self, config: Config) -> None:
         """Accepts any class of config: `write_config` rejects what the file cannot express."""
+
+
+class RulesError(UserError):
+    """A fault in a user's rules. The message begins with their file and, if known, the line."""
 
 
 # The source of each family given to this process, by name, and the family; None if there are
@@ -76,7 +81,7 @@ def resolve_family(rules: Any) -> UserFamily:
 
     Raises:
         CheckpointError: the file does not exist, or required attributes are missing.
-        UserError: the file raises an exception.
+        RulesError: the file raises an exception.
     """
     if isinstance(rules, str | Path):
         path = Path(rules).resolve()
@@ -88,8 +93,8 @@ def resolve_family(rules: Any) -> UserFamily:
             raise CheckpointError(f"{path} is not UTF-8 text: {error}") from None
         source, family = path, _run(path, text)
     else:
-        source, name = rules, Path(getattr(rules, "__file__", None) or "rules").name
-        family = _define(name, lambda attribute, default: getattr(rules, attribute, default))
+        source, file = rules, getattr(rules, "__file__", None) or "rules"
+        family = _define(file, lambda attribute, default: getattr(rules, attribute, default))
     before, _ = GIVEN.get(family.name, (source, None))
     GIVEN[family.name] = source, family if before == source else None
     return family
@@ -111,38 +116,6 @@ def known_family(name: str) -> UserFamily:
     return family
 
 
-def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
-    """Reads the headers of a checkpoint of a known family, or of one that `rules` describe.
-
-    Raises:
-        CheckpointError: the path is not a checkpoint, or is damaged.
-    """
-    if rules is None:
-        return checkpoint_dir.open_known_checkpoint(path)
-    family, fields = identify_family(path, rules)
-    folder = path if path.is_dir() else path.parent
-    return Checkpoint(folder, family, fields, strip_wrappers(read_only_file(path)))
-
-
-def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
-    """Returns the family of a checkpoint and the fields of its config file, without its tensors.
-
-    Raises:
-        CheckpointError: the checkpoint is not of a known family, or lacks the rules' config file.
-    """
-    if rules is None:
-        checkpoint_dir.check_is_folder(path)
-        return checkpoint_dir.read_family(path)
-    family = resolve_family(rules)
-    if not path.exists():
-        raise MissingCheckpointError(f"{path} does not exist")
-    folder = path if path.is_dir() else path.parent
-    config = folder / family.config_file
-    if family.config_file and not config.is_file():
-        raise CheckpointError(f"{family.name} reads {family.config_file}, which is not in {folder}")
-    return family, read_json(config) if family.config_file else {}
-
-
 @lru_cache
 def _run(path: Path, text: str) -> UserFamily:
     """Runs a rules file with this text and returns its family.
@@ -150,24 +123,33 @@ def _run(path: Path, text: str) -> UserFamily:
     Like a script, the file can import modules beside it.
 
     Raises:
-        UserError: the file raises an exception; the message gives its line.
+        RulesError: the file raises an exception; the message gives its line.
     """
-    with _importing_from(path.parent):
-        try:
-            attributes = runpy.run_path(str(path), run_name=path.stem)
-        except Exception as error:  # user code may raise anything
-            lines = list(_lines(str(path), error))
-            place = f"{path}, line {lines[-1]}" if lines else str(path)
-            raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+    with _importing_from(path.parent), _naming_faults(str(path), str(path)):
+        attributes = runpy.run_path(str(path), run_name=path.stem)
     build: Any = attributes.get("reference")
 
     def reference(fields: Json) -> Any:
-        with _importing_from(path.parent):
+        with _importing_from(path.parent), _naming_faults(path.name, str(path)):
             return build(fields)
 
     if build is not None:
         attributes["reference"] = reference
-    return _define(path.name, attributes.get)
+    return _define(str(path), attributes.get)
+
+
+@contextmanager
+def _naming_faults(name: str, file: str) -> Iterator[None]:
+    """Within this context, any exception becomes a RulesError that names the rules and the line."""
+    try:
+        yield
+    except RulesError:
+        raise
+    except Exception as error:  # user code may raise anything
+        lines = list(_lines(file, error))
+        place = f"{name}, line {lines[-1]}" if lines else name
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise RulesError(f"{place}: {kind}{error}") from error
 
 
 def _lines(file: str, error: Exception) -> Iterator[int | None]:
@@ -187,10 +169,11 @@ def _importing_from(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def _define(name: str, get: Callable[[str, Any], Any]) -> UserFamily:
+def _define(file: str, get: Callable[[str, Any], Any]) -> UserFamily:
+    name = Path(file).name
     if missing := [attribute for attribute in REQUIRED if get(attribute, None) is None]:
         raise CheckpointError(f"{name} does not define {' and '.join(missing)}")
-    own = _Definition(name, get)
+    own = _Definition(name, file, get)
     has_file = callable(get("config", None))
     return UserFamily(
         name=name,
@@ -219,23 +202,27 @@ class _Definition:
     """The attributes of a user's file, as the functions of a family."""
 
     name: str
+    file: str
     get: Callable[[str, Any], Any]  # takes an attribute's name and a default
 
-    def evaluate(self, attribute: str, config: Config, default: Any) -> Any:
-        """Returns an attribute for a config: its value, or the result if it is a function."""
+    def evaluate(self, attribute: str, given: Config | Fields, default: Any) -> Any:
+        """Returns an attribute: its value or, if it is a function, the result for `given`.
+
+        Raises:
+            RulesError: the function raises an exception.
+        """
         defined = self.get(attribute, default)
-        return defined(config) if callable(defined) else defined
+        with _naming_faults(self.name, self.file):
+            found = defined(given) if callable(defined) else defined
+            return list(found) if isinstance(found, Iterator) else found
 
     def config(self, fields: Fields) -> Config:
-        """Returns the config of the fields. Raises UserError if the user's function fails."""
-        defined = self.get("config", None)
-        try:
-            config = defined(fields) if callable(defined) else defined
-        except Exception as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            raise UserError(f"{kind}{error}") from error
+        """Returns the config of the fields. Raises RulesError if the user's function fails."""
+        config = self.evaluate("config", fields, None)
         if not isinstance(config, Config):
-            raise UserError(f"{self.name}: config is a {type(config).__name__}, not a model config")
+            raise RulesError(
+                f"{self.name}: config is a {type(config).__name__}, not a model config"
+            )
         return config
 
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
@@ -268,11 +255,11 @@ class _Definition:
         """Returns the rules with the sizes of their axes; a labelled axis is as long as its labels.
 
         Raises:
-            ValueError: an element of `rules` is not a Rule.
+            RulesError: an element of `rules` is not a Rule, or a function raises an exception.
         """
         rules = tuple(self.evaluate("rules", config, ()))
         if wrong := [rule for rule in rules if not isinstance(rule, Rule)]:
-            raise ValueError(f"{self.name}: {wrong[0]!r} is not a Rule")
+            raise RulesError(f"{self.name}: {wrong[0]!r} is not a Rule")
         labels = [side.labels for rule in rules for side in (rule.stored, rule.model)]
         counted = {axis: len(of) for some in labels for axis, of in some.items() if " " not in axis}
         decoder = getattr(config, "decoder", config)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxllm.interop.families import Family, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, from_jax
 from jaxllm.interop.formats.pytorch import dcp_writer, torch_zip
-from jaxllm.interop.formats.pytorch.consolidated import FIRST_SHARD
 from jaxllm.interop.formats.pytorch.torch_pickle import Placed
 from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.formats.table import first_shard_prefix
+from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.plan import find_arrays
 from jaxllm.interop.saving.export import Export, choose_family, export_tensors, plan_export
 from jaxllm.optimizer_state import AdamWState
@@ -41,7 +41,7 @@ class OptimizerExport:
 
 
 def plan_training_export(
-    parameters: Parameters,
+    model: ModelArrays,
     families: Sequence[Family],
     max_shard: int,
     optimizer: OptimizerExport,
@@ -50,7 +50,7 @@ def plan_training_export(
     """Plans a checkpoint with the state of its optimizer.
 
     Args:
-        parameters: the model's arrays.
+        model: the model and its arrays.
         families: the candidate families; the first that supports the model is used.
         max_shard: the maximum size of a shard in bytes.
         optimizer: the state and its format.
@@ -66,13 +66,14 @@ def plan_training_export(
         )
     if problems := [
         f"{name} is {array.dtype.name}, but resuming a run needs float32"
-        for name, array in parameters.arrays.items()
+        for name, array in model.arrays.items()
         if array.dtype != np.float32
     ]:
         raise CheckpointError(problems)
-    export = plan_export(parameters, families, None, max_shard, chosen)
-    _, fields, table = choose_family(parameters, families, None)
-    found = _by_torch_names(parameters, table, optimizer.state)
+    export = plan_export(model, families, None, max_shard, chosen)
+    family, fields, table = choose_family(model, families, None)
+    prefix = first_shard_prefix(family.format)
+    found = _by_torch_names(model, table, optimizer.state, prefix)
     if optimizer.form == "dcp":
         return _in_dcp(export, table.tied, found)
     names = optimizer.order or parameter_order.find_order(export.family, fields, {})
@@ -83,9 +84,11 @@ def plan_training_export(
     return _in_files(export, found, list(names))
 
 
-def _by_torch_names(parameters: Parameters, table: RuleTable, state: AdamWState) -> TorchAdamW:
-    """Converts the state to PyTorch's parameter names."""
-    bound = table.bound(parameters.stacks)
+def _by_torch_names(
+    model: ModelArrays, table: RuleTable, state: AdamWState, prefix: str
+) -> TorchAdamW:
+    """Converts the state to PyTorch's parameter names, without the prefix of the only shard."""
+    bound = table.bound(model.stacks)
     decay: dict[str, float] = {}
     for rule, sizes in bound:
         for stored, index in rule.stored.names(sizes):
@@ -99,8 +102,8 @@ def _by_torch_names(parameters: Parameters, table: RuleTable, state: AdamWState)
 
     def moments(arrays: Mapping[str, Any]) -> dict[str, TensorSource]:
         sources = {name: _source(array) for name, array in arrays.items()}
-        every = dict(export_tensors(dataclasses.replace(parameters, arrays=sources), table))
-        return {_plain(name): every[name] for name in decay}
+        every = dict(export_tensors(dataclasses.replace(model, arrays=sources), table))
+        return {name.removeprefix(prefix): every[name] for name in decay}
 
     return TorchAdamW(
         step=state.step,
@@ -109,7 +112,7 @@ def _by_torch_names(parameters: Parameters, table: RuleTable, state: AdamWState)
         learning_rate=state.learning_rate,
         betas=(state.b1, state.b2),
         eps=state.eps,
-        weight_decay={_plain(name): value for name, value in decay.items()},
+        weight_decay={name.removeprefix(prefix): value for name, value in decay.items()},
     )
 
 
@@ -118,11 +121,6 @@ def _source(array: Any) -> TensorSource:
     if isinstance(array, jax.Array | np.ndarray):
         return from_jax(array)
     return TensorSource(array.dtype, array.shape, array.read)
-
-
-def _plain(name: str) -> str:
-    """Removes the prefix of the only model-parallel shard from a name."""
-    return name.removeprefix(FIRST_SHARD)
 
 
 def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export:
@@ -166,7 +164,8 @@ def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Expor
     """Puts weights, optimizer and schedule into one DCP checkpoint by name, as torchtitan does."""
     # A module's state dict includes tied tensors, and strict loading requires them.
     copies = {copy: export.tensors[original] for copy, original in tied.items()}
-    weights = {_plain(name): tensor for name, tensor in {**export.tensors, **copies}.items()}
+    prefix, tensors = first_shard_prefix(export.family.format), {**export.tensors, **copies}
+    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     state = {f"optimizer.state.{name}": tensor for name, tensor in _tensors(found).items()}
     groups = {
         f"optimizer.param_groups.{name}.{option}": value

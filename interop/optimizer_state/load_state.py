@@ -13,17 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from jaxllm.interop.families import Family
 from jaxllm.interop.formats.lazy_tensor import TensorSource, boxes
 from jaxllm.interop.formats.pytorch import dcp
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.formats.table import tensor_formats
+from jaxllm.interop.formats.table import first_shard_prefix
+from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint
 from jaxllm.interop.loading.model_arrays import apply_rules, make_origin
 from jaxllm.interop.loading.plan import Plan, find_arrays, make_plan, split_fused
 from jaxllm.interop.loading.tied_tensors import check_copies
-from jaxllm.interop.loading.user_family import identify_family, open_checkpoint
 from jaxllm.models import Model, build_abstract
 from jaxllm.optimizer_state import AdamWState
 from jaxllm.params import parameter_shardings, with_arrays
@@ -93,18 +92,12 @@ def _checkpoint_of(
     if not trained & own.keys() and trained & {name.removeprefix(MODEL) for name in own}:
         own = {name.removeprefix(MODEL): tensor for name, tensor in own.items()}
     family, fields = identify_family(path, rules)
-    prefix = _prefix(family)
+    prefix = first_shard_prefix(family.format)
     tensors: Any = {
         prefix + name: dataclasses.replace(tensor, name=prefix + name)
         for name, tensor in own.items()
     }
     return Checkpoint(path, family, fields, tensors)
-
-
-def _prefix(family: Family) -> str:
-    """Returns the prefix of the only shard, in formats with model-parallel shards."""
-    rows = (row for row in tensor_formats() if row.name == family.format)
-    return next(row.first_shard for row in rows)
 
 
 def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -142,7 +135,7 @@ def _check_sharded_copies(plan: Plan, path: Path) -> None:
 
 def _expected(checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict]:
     """Returns the shapes of the parameters and the tied copies, by PyTorch's names."""
-    prefix = _prefix(checkpoint.family)
+    prefix = first_shard_prefix(checkpoint.family.format)
     whole = dict.fromkeys(
         name.partition("#")[0] for rule in plan.rules for name, _ in rule.stored()
     )
@@ -162,7 +155,7 @@ def _order(
         return parameter_order.read_names(Path(names))
     if stored.is_named:
         return None
-    prefix, (shapes, _) = _prefix(checkpoint.family), _expected(checkpoint, plan)
+    prefix, (shapes, _) = first_shard_prefix(checkpoint.family.format), _expected(checkpoint, plan)
     found = parameter_order.find_order(checkpoint.family, checkpoint.config, checkpoint.tensors)
     return [name for name in (n.removeprefix(prefix) for n in found) if name in shapes]
 
@@ -171,7 +164,7 @@ def _on_devices(
     checkpoint: Checkpoint, plan: Plan, found: TorchAdamW, mesh: Mesh | None
 ) -> tuple[Model, AdamWState]:
     """Reads the model and the moments onto their devices."""
-    abstract, prefix = build_abstract(plan.config), _prefix(checkpoint.family)
+    abstract, prefix = build_abstract(plan.config), first_shard_prefix(checkpoint.family.format)
     placed = {} if mesh is None else parameter_shardings(abstract, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 

@@ -1,8 +1,9 @@
-"""Parity: compares two implementations of a model and finds the first step where they diverge."""
+"""Parity: compares two implementations of a model and finds the first divergent activation."""
 
 from .alignment.inputs import Inputs
 from .checkpoint import check_checkpoint
 from .comparison import compare
+from .execution.recipe import Recipe
 from .rendered_report import Report
 
-__all__ = ["Inputs", "Report", "check_checkpoint", "compare"]
+__all__ = ["Inputs", "Recipe", "Report", "check_checkpoint", "compare"]

@@ -19,7 +19,7 @@ from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
 from .levels.level import Level
-from .levels.pair import Pair
+from .levels.sides import Comparison
 from .levels.table import (
     LEVELS,
     from_causes_to_effects,
@@ -63,9 +63,9 @@ def compare(
 
     Both run in float32. Weights must be equal bit for bit and configs field by field. Everything
     else must be within a small multiple of the reference's own rounding noise, which is measured
-    by evaluating the reference in equivalent ways. Every step is compared twice: after all
-    preceding steps, and on its own, fed the outputs of the reference's steps. If sizes differ,
-    only config and weights are compared, and all other levels fail.
+    by evaluating the reference in equivalent ways. Every activation is compared
+    twice: after all preceding ones, and on its own, computed from the reference's activations. If
+    sizes differ, only config and weights are compared, and all other levels fail.
 
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a model of
@@ -76,14 +76,15 @@ def compare(
             is not compared.
         levels: by default all that exist for the model; models that pool their sequences have no
             `generate`. `weights`: every tensor, bit by bit; `config`: every field that affects the
-            numbers; `logits`: the predictions; `layers`: every step of every layer; `gradients`:
-            of every parameter; `step`: AdamW's moments and update; `curve`: the loss of every
-            training step on the same batches, with the next tokens or random vectors as targets;
+            numbers; `logits`: the predictions; `layers`: every activation of every layer;
+            `gradients`: of every parameter; `step`: AdamW's moments and update; `curve`: the loss
+            of every training step on the same batches, with the next tokens or random vectors as
+            targets;
             `generate`: greedy and beam search, or the continuation of a sequence of vectors.
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
         optimizer: replaces optax's AdamW on the JAX side by another implementation of the recipe;
             it must be built for the parameters of `model`.
-        store: the store for the outputs of all steps.
+        store: the store for all activations.
         rules: conversion rules of a custom reference, see docs/rules.md: a Python file, which is
             executed, or an object with the same attributes. Their `config` reads the config file
             that `model` was loaded with or, if it was loaded by other rules, the result of their
@@ -94,28 +95,30 @@ def compare(
         UserError: a level is unknown, a dtype is not float32, the reference's family has no rules,
             or the tokens are not in the vocabulary.
     """
-    pair = Pair(
+    comparison = Comparison(
         reference=reference,
         model=model,
-        inputs=Inputs.of(inputs).completed(model),
+        inputs=Inputs.of(inputs).with_labels(model),
         levels=select_levels(levels, levels_of(model)),
         recipe=recipe or Recipe(),
         optimizer=optimizer,
         store=store,
     )
     with nullcontext() if rules is None else with_rules(reference, model, rules):
-        _check(reference, model, pair.inputs)
-        return _compare(pair)
+        _check(reference, model, comparison.inputs)
+        return _compare(comparison)
 
 
-def _compare(pair: Pair) -> Report:
-    stages = stages_of(pair.levels)
+def _compare(comparison: Comparison) -> Report:
+    stages = stages_of(comparison.levels)
     is_computed = any(stage.computes for stage in stages)
-    if is_computed and shape_mismatches(pair.reference, pair.unstacked, pair.table):
+    if is_computed and shape_mismatches(
+        comparison.reference, comparison.unstacked, comparison.table
+    ):
         stages = stages_of(levels_without_computation())
-    found = {stage.name: stage.compare(pair) for stage in stages}
-    name = type(pair.reference).__name__
-    return assemble(name, pair.inputs, pair.levels, found, ("torch", "transformers"))
+    found = {stage.name: stage.compare(comparison) for stage in stages}
+    name = type(comparison.reference).__name__
+    return assemble(name, comparison.inputs, comparison.levels, found, ("torch", "transformers"))
 
 
 def assemble(

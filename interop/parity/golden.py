@@ -15,12 +15,12 @@ from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 
-from .alignment.inputs import Inputs
+from .alignment.inputs import FORMER_NAMES, Inputs
 from .checkpoint import InputOptions, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
 from .levels.config import CONFIG
-from .levels.pair import JaxSide, Pair
+from .levels.sides import Comparison, JaxSide
 from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
 from .levels.weights import WEIGHTS, check_weights
 from .recording.pack import read_pack, write_pack
@@ -47,7 +47,8 @@ def record_checkpoint(
         path: the checkpoint, as for `check_checkpoint`.
         pack: the folder to write; it must not exist.
         positions: how many positions of each row are kept. None keeps all; only then can a check
-            feed each step the reference's inputs, to find the first step that is wrong on its own.
+            compute each activation from the reference's inputs, to find the first that is wrong on
+            its own.
         levels: some of the levels of `compare`; by default all that exist for the model.
         recipe: the training recipe; by default 20 steps of AdamW.
         rules: conversion rules of a custom model, see docs/rules.md.
@@ -59,11 +60,11 @@ def record_checkpoint(
     path, given = Path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     reference, model = open_both(path, rules)
-    inputs = given.inputs(path, reference, model).completed(model)
+    inputs = given.inputs(path, reference, model).with_labels(model)
     levels = select_levels(levels, levels_of(model))
     length = inputs.target.shape[1]
     kept = None if positions is None else spread_positions(length, positions)
-    pair = Pair(
+    comparison = Comparison(
         reference=reference,
         model=model,
         inputs=inputs,
@@ -73,7 +74,7 @@ def record_checkpoint(
     )
     data = {"subject": path.name, "levels": list(levels), "inputs": inputs.arrays}
     for stage in stages_of([*levels_without_computation(), *levels]):
-        data[stage.name] = stage.record(pair)
+        data[stage.name] = stage.record(comparison)
     return write_pack(data, Path(pack))
 
 
@@ -119,7 +120,7 @@ def check_pack(
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
         model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
-    inputs = Inputs(**data["inputs"])
+    inputs = Inputs.from_arrays(data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise UserError("; ".join(problems))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -138,9 +139,13 @@ def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
     unknown = [level for level in levels if level not in list(LEVELS)]
     for level in unknown:
         yield f"level {level!r} is unknown; the levels are {', '.join(LEVELS)}"
-    known = {field.name for field in dataclasses.fields(Inputs)}
+    known = {*FORMER_NAMES, *(field.name for field in dataclasses.fields(Inputs))}
     if not isinstance(inputs, dict) or "target" not in inputs or not inputs.keys() <= known:
-        yield _wrong("inputs", data, f"arrays: target and some of {sorted(known - {'target'})}")
+        yield _wrong(
+            "inputs",
+            data,
+            f"arrays: target and some of {sorted(known - {'target', *FORMER_NAMES})}",
+        )
     elif wrong := [name for name, array in inputs.items() if not isinstance(array, np.ndarray)]:
         yield f"inputs: {', '.join(wrong)} is not an array"
     match data.get(CONFIG.name):

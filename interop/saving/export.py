@@ -25,9 +25,9 @@ from jaxllm.interop.formats.table import (
     tensor_formats,
     writable_formats,
 )
-from jaxllm.interop.loading.model_arrays import Parameters
+from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
-from jaxllm.interop.loading.user_family import known_family, resolve_family
+from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
 
 COMPANIONS = (
@@ -54,7 +54,7 @@ class Export:
 
 
 def plan_export(
-    parameters: Parameters,
+    model: ModelArrays,
     families: Sequence[Family],
     model_parallel: int | None,
     max_shard: int,
@@ -63,7 +63,7 @@ def plan_export(
     """Plans a checkpoint of the first family that can express the model.
 
     Args:
-        parameters: the model.
+        model: the model and its arrays.
         families: the families to try, in this order.
         model_parallel: the number of model-parallel shards; by default as many as were read.
         max_shard: the most bytes of tensors in a shard, for formats whose shards have an index.
@@ -73,8 +73,8 @@ def plan_export(
         CheckpointError: no family can express the model; lists the reason of each. Or the format
             cannot be written.
     """
-    family, config, table = choose_family(parameters, families, model_parallel)
-    tensors = dict(export_tensors(parameters, table))
+    family, config, table = choose_family(model, families, model_parallel)
+    tensors = dict(export_tensors(model, table))
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
         raise CheckpointArgumentError(
@@ -179,14 +179,14 @@ def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
 
 
 def choose_family(
-    parameters: Parameters, families: Sequence[Family], model_parallel: int | None
+    model: ModelArrays, families: Sequence[Family], model_parallel: int | None
 ) -> tuple[Family, dict, RuleTable]:
     """Returns the first family that can express the model, its config's fields and its table.
 
     Raises:
         CheckpointError: no family can; lists the reason of each.
     """
-    origin, problems = parameters.origin, []
+    origin, problems = model.origin, []
     for family in families:
         base, layout = {}, Layout()
         if origin is not None and origin.family == family.name:
@@ -194,17 +194,19 @@ def choose_family(
         if model_parallel is not None:
             layout = dataclasses.replace(layout, model_parallel=model_parallel)
         try:
-            family.check_class(parameters.config)
-            config = family.write_config(parameters.config, base)
-            return family, config, family.table(parameters.config, layout)
+            family.check_class(model.config)
+            config = family.write_config(model.config, base)
+            return family, config, family.table(model.config, layout)
+        except RulesError as error:
+            problems.append(str(error))
         except ValueError as error:
             problems.append(f"{family.name}: {error}")
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
 
 
-def export_tensors(parameters: Parameters, table: RuleTable) -> Iterator[tuple[str, TensorSource]]:
+def export_tensors(model: ModelArrays, table: RuleTable) -> Iterator[tuple[str, TensorSource]]:
     """Yields every tensor to store, by name, as a source that reads from the model's arrays."""
-    rules = table.bound(parameters.stacks)
+    rules = table.bound(model.stacks)
     fused = fused_parts(rules)
     part_names = {name for names in fused.values() for name in names}
     parts: dict[str, TensorSource] = {}
@@ -212,7 +214,7 @@ def export_tensors(parameters: Parameters, table: RuleTable) -> Iterator[tuple[s
     for rule, sizes in rules:
         transfer = rule.exporting(sizes)
         for name, index in transfer.target.names(sizes):
-            tensor = transfer_tensor(transfer, index, parameters.arrays)
+            tensor = transfer_tensor(transfer, index, model.arrays)
             originals[name] = tensor
             if name in part_names:
                 parts[name] = tensor

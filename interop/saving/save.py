@@ -13,7 +13,7 @@ from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
 from jaxllm.interop.formats.table import model_format
-from jaxllm.interop.loading.model_arrays import read_model
+from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
 
 from .export import Export, copy_companions, plan_export, possible_families, write_texts
@@ -53,15 +53,15 @@ def save_pretrained(
     """
     path = Path(path).resolve()
     families = possible_families(model.origin, format, model_parallel, rules)
-    parameters = read_model(model)
-    together = parameters.span_processes
+    arrays = arrays_of_model(model)
+    together = arrays.span_processes
     write: Callable[[Path], None]
     texts: Mapping[str, bytes] = {}
     if (own_format := model_format(format)) is not None:
         write = partial(own_format.save, model)
     else:
         shard = parse_size(max_shard)
-        export = plan_export(parameters, families, model_parallel, shard, format)
+        export = plan_export(arrays, families, model_parallel, shard, format)
         write, texts = partial(_write_files, export, together), export.texts
     with fail_together(together):
         check_is_free(path)

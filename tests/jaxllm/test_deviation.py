@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from jaxllm.deviation import (
+    MAX_TRAINING_THRESHOLD,
+    MIN_THRESHOLD,
+    bounded_threshold,
     deviation,
     exceeds_noise,
     gradient_deviation,
@@ -13,6 +16,7 @@ from jaxllm.deviation import (
     max_abs,
     norm,
     relative,
+    training_threshold,
     update_deviation,
 )
 
@@ -78,3 +82,11 @@ def test_joint_norm_is_the_norm_of_the_concatenation():
     a, b = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     assert joint_norm([a, b[:2]]) == pytest.approx(norm(np.concatenate([a, b[:2]])))
     assert max_abs(a, b) == pytest.approx(float(np.abs(a - b).max()))
+
+
+def test_the_training_threshold_is_four_floors_within_its_bounds():
+    assert training_threshold(1e-5) == pytest.approx(4e-5)
+    assert training_threshold(0.0) == MIN_THRESHOLD
+    assert training_threshold(1.0) == MAX_TRAINING_THRESHOLD
+    assert bounded_threshold(1.0, 1e-3) == 1e-3
+    assert not training_threshold(math.nan) >= 0.0

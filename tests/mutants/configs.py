@@ -20,7 +20,10 @@ def configured(
     applies: Feature,
     level: str = "layers",
 ) -> Mutation:
-    """Sets a field to another value. The config level names it; `place` is the first wrong step."""
+    """Sets a field to another value. The config level names it.
+
+    `place` is the first wrong activation.
+    """
 
     def configure(model: Decoder) -> Decoder:
         config = with_fields(model.config, {field: value(model.config)})

@@ -177,7 +177,7 @@ def with_dropout(model: Decoder) -> Decoder:
 
 
 def entry(config: DecoderConfig) -> str:
-    """Returns the first step of the first layer."""
+    """Returns the first activation of the first layer."""
     return f"layers.0.{'attn_norm' if starts_with_norm(config) else 'attn.q_proj'}"
 
 
@@ -187,15 +187,15 @@ def swapped_norm(config: DecoderConfig) -> str:
 
 
 def placed(config: DecoderConfig) -> str:
-    """Returns the first step that depends on the position."""
+    """Returns the first activation that depends on the position."""
     return "layers.0.attn.q" if config.positions.kind == "rope" else entry(config)
 
 
-def in_first(step: str, **kind: str) -> Callable[[DecoderConfig], str]:
-    return lambda config: f"layers.{first(**kind)(config)}.{step}"
+def in_first(name: str, **kind: str) -> Callable[[DecoderConfig], str]:
+    return lambda config: f"layers.{first(**kind)(config)}.{name}"
 
 
-Q, K, SCORES, PROBS = (f"layers.0.attn.{step}" for step in ("q", "k", "scores", "probs"))
+Q, K, SCORES, PROBS = (f"layers.0.attn.{name}" for name in ("q", "k", "scores", "probs"))
 FUNCTIONS = (
     patched("norms swapped", Block, "pre_norm", other_norm, swapped_norm, starts_with_norm),
     patched("gate and up swapped", MLP, "__call__", up_as_gate,

@@ -22,7 +22,7 @@ FORWARD = ("config", "weights", "logits", "layers")
 TRAINING = ("gradients", "step", "curve")
 GENERATION = ("generate",)
 
-# The step that each level must name for a bug: one or several patterns of JAX paths. For rows of
+# The place that each level must name for a bug: one or several patterns of JAX paths. For rows of
 # parameters, the path is followed by the quantity, as in `final_norm update`.
 Signs = Mapping[str, str | tuple[str, ...]]
 
@@ -43,7 +43,7 @@ class Mutation:
     options: Callable[[Decoder], dict[str, Any]] = lambda model: {}  # further options of `compare`
 
     def is_named(self, config: DecoderConfig, level: str, name: str) -> bool:
-        """Whether the step named by a level is the wrong one."""
+        """Whether the place named by a level is the wrong one."""
         wanted = self.signs(config).get(level, ())
         patterns = (wanted,) if isinstance(wanted, str) else wanted
         return any(fnmatchcase(name, pattern) for pattern in patterns)

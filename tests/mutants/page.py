@@ -7,7 +7,7 @@ from pathlib import Path
 from .trial import Outcome, Trial
 
 COLUMNS = (
-    *("bug", "family", "to be found by", "found by", "step named", "right"),
+    *("bug", "family", "to be found by", "found by", "place named", "right"),
     *("over threshold", "over floor", "hint"),
 )
 INTRODUCTION = """\
@@ -17,7 +17,7 @@ This page shows how far a passed parity report can be trusted: a mutation test o
 `jaxllm.interop.parity.compare`. Each bug below was planted in a model of every family that it
 applies to: in its weights, its config, a function of jaxllm, the optimizer or the loss. `compare`,
 which knows nothing of the bugs, had to catch it at the given level, while the levels before that
-one pass, and to name the wrong step. Bugs in the weights or the config have a second row, in which
+one pass, and to name the wrong place. Bugs in the weights or the config have a second row, in which
 the forward pass alone must find them. The models are tiny, with random numbers in every tensor, in
 float32 on CPU. `python benchmarks/mutations.py` writes this page.
 
@@ -37,7 +37,7 @@ def render(outcomes: Mapping[Trial, Outcome], num_correct: int, alarms: Sequence
     lines = [
         INTRODUCTION,
         f"**{len(classes)} bugs in {len(families)} families: {caught} of {count} caught, {right}"
-        f" named at the right step ({right / count:.1%}). {len(alarms)} false alarms over"
+        f" named at the right place ({right / count:.1%}). {len(alarms)} false alarms over"
         f" {num_correct} correct models.**",
         *(["", "False alarms: " + "; ".join(alarms)] if alarms else []),
         "",

@@ -74,7 +74,7 @@ class Outcome:
     """What the comparison found; all fields are empty if the bug was missed."""
 
     level: str = ""
-    named: str = ""  # the step
+    named: str = ""  # the path that the report names
     over_threshold: float = 0.0
     over_floor: float = math.inf  # infinite where equality is required
     hint: str = ""
@@ -146,6 +146,6 @@ def level_of(row: Judged, report: Report) -> str:
 
 
 def name_of(row: Judged) -> str:
-    """Returns the step of a row, followed by the quantity for gradients, moments and updates."""
+    """Returns the path of a row, followed by the quantity for gradients, moments and updates."""
     what = getattr(row, "what", None)
     return row.path if what is None else f"{row.path} {what}"

@@ -35,7 +35,7 @@ def swapped(
     computed: str = "",
     applies: Feature = always,
 ) -> Mutation:
-    """Swaps the weights of two modules of a layer; `computed` is the first wrong step."""
+    """Swaps the weights of two modules of a layer; `computed` is the first wrong activation."""
 
     def swap(model: Decoder) -> Decoder:
         prefix, arrays = f"layers.{layer(model.config)}.", arrays_of(model)
@@ -63,7 +63,7 @@ def changed(
     applies: Feature = always,
     level: str = "layers",
 ) -> Mutation:
-    """Changes one parameter, of `layer` if given; `computed` is the first wrong step."""
+    """Changes one parameter, of `layer` if given; `computed` is the first wrong activation."""
     module = parameter.rpartition(".")[0]
 
     def path_of(name: str, config: DecoderConfig) -> str:

@@ -28,7 +28,7 @@ Change = Callable[[Block], None]
 def wired(
     name: str, layer: Layer, change: Change, place: str, applies: Feature = always
 ) -> Mutation:
-    """Changes one layer; `place` is the first wrong step in it."""
+    """Changes one layer; `place` is the first wrong activation in it."""
 
     def rewire(model: Decoder) -> Decoder:
         model = copy_of(model)

@@ -25,7 +25,7 @@ class Difference:
     @property
     def threshold(self) -> float:
         """The largest error that rounding explains."""
-        return deviation.threshold(self.floor)
+        return deviation.training_threshold(self.floor)
 
     @property
     def ok(self) -> bool:

@@ -83,6 +83,11 @@ class Family:
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
 
+    @property
+    def defined_in(self) -> str:
+        """The file to name in errors about the config: the config file, or a user's rules."""
+        return self.config_file or self.name
+
     def check_class(self, config: Config) -> None:
         """Raises ValueError if the config is not of the class that this family supports."""
         if not isinstance(config, self.config_class):

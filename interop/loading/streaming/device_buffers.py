@@ -29,8 +29,8 @@ class Part(NamedTuple):
     numbers: np.ndarray
 
 
-class Assembly(Protocol):
-    """An array that is being filled on its devices."""
+class ShardBuffers(Protocol):
+    """The shards of an array that are being filled, for its devices."""
 
     shards: Sequence[Shard]
 
@@ -41,7 +41,7 @@ class Assembly(Protocol):
         """Returns the finished shards, one for each device."""
 
 
-class HostAssembly:
+class HostShardBuffers:
     """An array on CPUs: each shard is filled in host memory, which jax then adopts."""
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
@@ -49,7 +49,7 @@ class HostAssembly:
         self.memory = [_aligned(shard.shape, dtype) for shard in shards]
 
     def write(self, parts: Sequence[Part]) -> None:
-        """See `Assembly`."""
+        """See `ShardBuffers`."""
         for part in parts:
             shard = self.shards[part.shard]
             held = self.memory[part.shard][shard.locate(part.region)]
@@ -60,7 +60,7 @@ class HostAssembly:
                 into[...] = _copy(part.numbers).astype(self.dtype)
 
     def arrays(self) -> list[jax.Array]:
-        """See `Assembly`."""
+        """See `ShardBuffers`."""
         return [
             jax.device_put(memory, device)
             for shard, memory in zip(self.shards, self.memory, strict=True)
@@ -68,7 +68,7 @@ class HostAssembly:
         ]
 
 
-class DeviceAssembly:
+class DeviceShardBuffers:
     """An array on accelerators: each part is transferred and written into its shard there."""
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
@@ -77,7 +77,7 @@ class DeviceAssembly:
         self.locks = [threading.Lock() for _ in shards]
 
     def write(self, parts: Sequence[Part]) -> None:
-        """See `Assembly`."""
+        """See `ShardBuffers`."""
         for part in parts:
             shard = self.shards[part.shard]
             numbers = _copy(part.numbers)  # jax may still use the buffer after the call returns
@@ -89,7 +89,7 @@ class DeviceAssembly:
                     self._write(shard, place, inner.reshape(shape))
 
     def arrays(self) -> list[jax.Array]:
-        """See `Assembly`."""
+        """See `ShardBuffers`."""
         return [self.values[device] for shard in self.shards for device in shard.devices]
 
     def _write(self, shard: Shard, place: Sequence[slice], block: np.ndarray) -> None:
@@ -108,8 +108,10 @@ class DeviceAssembly:
         jax.block_until_ready([self.values[device] for device in shard.devices])
 
 
-def make_assembly(side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding) -> Assembly:
-    """Returns an empty assembly of an array for the devices of `sharding`.
+def make_shard_buffers(
+    side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding
+) -> ShardBuffers:
+    """Returns the unfilled buffers of an array for the devices of `sharding`.
 
     Args:
         side: the array's name and dimensions.
@@ -119,7 +121,7 @@ def make_assembly(side: Side, sizes: Sizes, dtype: np.dtype, sharding: Sharding)
     """
     shards = list_shards(side, sizes, sharding)
     on_cpu = all(device.platform == "cpu" for shard in shards for device in shard.devices)
-    return (HostAssembly if on_cpu else DeviceAssembly)(shards, dtype)
+    return (HostShardBuffers if on_cpu else DeviceShardBuffers)(shards, dtype)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -16,14 +16,14 @@ from jaxllm.interop.rules.pattern import Index
 from jaxllm.interop.rules.transfer import Piece, Transfer
 
 from .chunk_reader import Reader, chunks
-from .device_buffers import Assembly, Part
+from .device_buffers import Part, ShardBuffers
 
 THREADS = 4
 COPIES = 4  # copies of a chunk: as read, in the array's order, and as much again in the allocator
 MAX_CHUNK_BYTES = 8 << 20  # a larger chunk would leave the cache between reading and copying
 
 
-class Move(NamedTuple):
+class PlannedRead(NamedTuple):
     """A stored tensor to be read, and the rule that relates it to the model's arrays.
 
     Attributes:
@@ -38,12 +38,16 @@ class Move(NamedTuple):
 
 
 def stream(
-    moves: Iterable[Move], arrays: Mapping[str, Assembly], max_ram: int, *, threads: int = THREADS
+    reads: Iterable[PlannedRead],
+    arrays: Mapping[str, ShardBuffers],
+    max_ram: int,
+    *,
+    threads: int = THREADS,
 ) -> None:
     """Reads the parts of stored tensors that the arrays' shards need, and fills the shards.
 
     Args:
-        moves: the stored tensors and their rules.
+        reads: the stored tensors and their rules.
         arrays: the arrays to fill, by name.
         max_ram: host memory for chunks in flight, in bytes, divided equally between the threads.
         threads: the number of reading threads.
@@ -51,9 +55,9 @@ def stream(
     Raises:
         CheckpointError: a file ends before a tensor does.
     """
-    in_order = sorted(moves, key=lambda move: (move.tensor.path, move.tensor.offset))
+    in_order = sorted(reads, key=lambda read: (read.tensor.path, read.tensor.offset))
     limit = chunk_bytes(max_ram, threads)
-    todo = ((move, box) for move in in_order for box in chunks(move.tensor, limit))
+    todo = ((read, box) for read in in_order for box in chunks(read.tensor, limit))
     lock, stop = threading.Lock(), threading.Event()
 
     def work() -> None:
@@ -89,15 +93,17 @@ def window_bytes(max_ram: int) -> int:
     return chunk_bytes(max_ram) * THREADS * COPIES
 
 
-def _deliver(reader: Reader, move: Move, box: Box, arrays: Mapping[str, Assembly]) -> None:
+def _deliver(
+    reader: Reader, read: PlannedRead, box: Box, arrays: Mapping[str, ShardBuffers]
+) -> None:
     """Reads a chunk and writes it into every array that needs part of it."""
-    stored, model = move.transfer.target, move.transfer.source
-    wanted = list(_wanted_parts(move, box, arrays))
+    stored, model = read.transfer.target, read.transfer.source
+    wanted = list(_wanted_parts(read, box, arrays))
     if not wanted:
         return
-    sizes = move.transfer.sizes
+    sizes = read.transfer.sizes
     boxes = [relative(find_box(stored.dims, ranges, sizes), box) for _, _, _, ranges in wanted]
-    chunk = reader.read(move.tensor, box, boxes)
+    chunk = reader.read(read.tensor, box, boxes)
     axes = [axis for axis in model.array_axes if axis in stored.array_axes]
     stored_order = [axis for axis in stored.array_axes if axis in axes]
     order = [stored_order.index(axis) for axis in axes]
@@ -112,10 +118,10 @@ def _deliver(reader: Reader, move: Move, box: Box, arrays: Mapping[str, Assembly
 
 
 def _wanted_parts(
-    move: Move, box: Box, arrays: Mapping[str, Assembly]
+    read: PlannedRead, box: Box, arrays: Mapping[str, ShardBuffers]
 ) -> Iterator[tuple[Piece, int, Ranges, Ranges]]:
     """Yields each piece of a chunk with a shard that needs part of it, a region and the ranges."""
-    for piece in move.transfer.pieces(move.position, box):
+    for piece in read.transfer.pieces(read.position, box):
         if piece.name in arrays:
             for number, shard in enumerate(arrays[piece.name].shards):
                 for region, common in shard.overlaps(piece.ranges):

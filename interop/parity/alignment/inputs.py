@@ -1,7 +1,7 @@
 """Inputs of a comparison: sequences of tokens or vectors, with a source for encoder-decoders."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,9 @@ from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel
 
 from .prompt import random_tokens, random_vectors, read_arrays
+
+# Names of arrays in packs and files of earlier versions, and their names now.
+FORMER_NAMES = {"wanted": "labels"}
 
 # Different lengths expose a mix-up of source and target.
 SOURCE_IS_LONGER = 7
@@ -28,14 +31,14 @@ class Inputs:
         source: the input of the encoder; None for models without one.
         target_mask: BT.
         source_mask: BS.
-        wanted: the vectors that models of vectors are trained to return, BTO or, pooled, BO.
+        labels: the vectors that models of vectors are trained to return, BTO or, pooled, BO.
     """
 
     target: np.ndarray
     source: np.ndarray | None = None
     target_mask: np.ndarray | None = None
     source_mask: np.ndarray | None = None
-    wanted: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     @classmethod
     def of(cls, given: Any) -> Self:
@@ -50,13 +53,18 @@ class Inputs:
             UserError: the file is not of such a format, or its arrays are not those of `Inputs`.
         """
         arrays, known = read_arrays(path), {field.name for field in dataclasses.fields(cls)}
-        if "target" not in arrays or not arrays.keys() <= known:
+        if "target" not in arrays or not arrays.keys() <= known | FORMER_NAMES.keys():
             found = ", ".join(arrays) or "nothing"
             raise UserError(
                 f"{path} has {found}; it needs target and may have "
                 f"{', '.join(sorted(known - {'target'}))}"
             )
-        return cls(**arrays)
+        return cls.from_arrays(arrays)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Returns the inputs with these arrays; takes names of earlier versions as well."""
+        return cls(**{FORMER_NAMES.get(name, name): array for name, array in arrays.items()})
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -78,14 +86,14 @@ class Inputs:
         mask = self.target_mask
         return int(np.prod(self.target.shape[:2])) if mask is None else int(np.count_nonzero(mask))
 
-    def completed(self, model: Model) -> Self:
-        """Adds random training targets for a model of vectors, unless they are given."""
-        shape = self.wanted_shape(model)
-        if self.wanted is not None or shape is None:
+    def with_labels(self, model: Model) -> Self:
+        """Adds random labels for a model of vectors, unless they are given."""
+        shape = self.labels_shape(model)
+        if self.labels is not None or shape is None:
             return self
-        return dataclasses.replace(self, wanted=random_vectors(shape, 0))
+        return dataclasses.replace(self, labels=random_vectors(shape, 0))
 
-    def wanted_shape(self, model: Model) -> tuple[int, ...] | None:
+    def labels_shape(self, model: Model) -> tuple[int, ...] | None:
         """Returns the output shape of a model of vectors; None for other models."""
         stack = output_config(model)
         if not isinstance(stack, SequenceConfig):
@@ -98,8 +106,8 @@ class Inputs:
         for name, sequence in sequences_of(model).items():
             batch_size, length = getattr(self, name).shape[:2]
             drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
-        if self.wanted is not None:
-            drawn["wanted"] = random_vectors(self.wanted.shape, seed)
+        if self.labels is not None:
+            drawn["labels"] = random_vectors(self.labels.shape, seed)
         return dataclasses.replace(self, **drawn)
 
     def replace_token(self, token: int | None, model: Model) -> Self:
@@ -120,16 +128,16 @@ class Inputs:
             model: the JAX model.
             masked: names of the masks that the reference takes.
         """
-        wanted, given = sequences_of(model), self.arrays
-        found = [f"{name} is missing" for name in wanted if name not in given]
-        known = {*wanted, *(["wanted"] if self.wanted_shape(model) else [])}
+        sequences, given = sequences_of(model), self.arrays
+        found = [f"{name} is missing" for name in sequences if name not in given]
+        known = {*sequences, *(["labels"] if self.labels_shape(model) else [])}
         stray = [name for name in given if name.removesuffix("_mask") not in known]
         found += [
             f"{name} is given, which a {type(model).__name__} does not take" for name in stray
         ]
-        for name in (name for name in wanted if name in given):
+        for name in (name for name in sequences if name in given):
             is_causal = name == "target" and output_config(model).attention.causal
-            found += wanted[name].problems(name, given[name])
+            found += sequences[name].problems(name, given[name])
             shape, mask = given[name].shape[:2], given.get(f"{name}_mask")
             if mask is None or found:
                 continue
@@ -140,13 +148,13 @@ class Inputs:
                     f"{name}_mask hides tokens that the reference, which takes no such mask, "
                     "attends to"
                 )
-        if not found and len({len(given[name]) for name in wanted}) > 1:
+        if not found and len({len(given[name]) for name in sequences}) > 1:
             found.append(
                 f"source has {len(given['source'])} rows, but target has {len(given['target'])}"
             )
-        due, array = self.wanted_shape(model), self.wanted
+        due, array = self.labels_shape(model), self.labels
         if not found and array is not None and (array.dtype != np.float32 or array.shape != due):
-            found.append(f"wanted is {array.dtype}{array.shape}; it must be float32{due}")
+            found.append(f"labels is {array.dtype}{array.shape}; it must be float32{due}")
         return found
 
 

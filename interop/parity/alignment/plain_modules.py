@@ -11,9 +11,10 @@ import numpy as np
 from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.plan import analyze_checkpoint
-from jaxllm.interop.loading.user_family import open_checkpoint, resolve_family
+from jaxllm.interop.loading.user_family import resolve_family
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory, parameters_on
 from jaxllm.models import Model
 

@@ -1,1 +1,1 @@
-"""Diagnosis: hints at the cause of a wrong step, from its inputs, outputs and weights."""
+"""Diagnosis: hints at the cause of a wrong activation, from its inputs, outputs and weights."""

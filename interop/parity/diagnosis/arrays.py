@@ -1,4 +1,4 @@
-"""Explanations that apply to any step: scales, biases, rounding, shifts, soft caps, few tokens."""
+"""Explanations for any activation: scales, biases, rounding, shifts, soft caps, few tokens."""
 
 import itertools
 import math
@@ -53,7 +53,7 @@ def scaled_by_token(evidence: Evidence) -> Iterator[Explanation]:
         axes = tuple(range(2, ours.ndim))
         ratio = (ours * theirs).sum(axes, keepdims=True) / (ours * ours).sum(axes, keepdims=True)
         words = "Each token is scaled by a factor of its own"
-        if evidence.step == "mlp":
+        if evidence.name == "mlp":
             words = "Looks like different weights of the experts' outputs: e" + words[1:]
         yield Explanation(ours * ratio, theirs, words)
 
@@ -63,7 +63,7 @@ def rounded(evidence: Evidence) -> Iterator[Explanation]:
     ours, theirs = evidence.ours, evidence.theirs
     halves = [x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (ours, theirs)]
     is_half = [np.array_equal(*pair) for pair in zip(halves, (ours, theirs), strict=True)]
-    if is_half[0] != is_half[1] and metrics.relative_l2(ours, theirs) < MAX_BFLOAT16_ERROR:
+    if is_half[0] != is_half[1] and metrics.masked_relative_l2(ours, theirs) < MAX_BFLOAT16_ERROR:
         side = "the model" if is_half[0] else "the reference"
         place = is_half.index(True)
         words = f"Looks like rounding to bfloat16 in {side}"
@@ -105,7 +105,8 @@ def few_tokens(evidence: Evidence) -> Iterator[Explanation]:
     size = np.sqrt(np.square(theirs).sum(axes).mean())
     off_BT = np.sqrt(np.square(ours - theirs).sum(axes)) > 10 * evidence.threshold * size
     if 0 < off_BT.sum() <= off_BT.size / 4:
-        first = ", ".join(str(tuple(map(int, at))) for at in np.argwhere(off_BT)[:4])
+        rows = range(len(ours)) if evidence.rows is None else evidence.rows
+        first = ", ".join(str((rows[row], int(at))) for row, at in np.argwhere(off_BT)[:4])
         more = " and others" if off_BT.sum() > 4 else ""
         words = f"Only {off_BT.sum()} of {off_BT.size} tokens differ: (row, position) {first}"
         yield Explanation(ours[~off_BT], theirs[~off_BT], words + more)

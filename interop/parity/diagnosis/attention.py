@@ -11,7 +11,7 @@ from .rope import ROTATIONS
 
 def other_mask(evidence: Evidence) -> Iterator[Explanation]:
     """The masks differ: one side attends to keys that the other masks with scores of -inf."""
-    if evidence.step != "scores":
+    if evidence.name != "scores":
         return
     ours, theirs = evidence.ours, evidence.theirs
     ours_seen, theirs_seen = np.isfinite(ours), np.isfinite(theirs)
@@ -52,7 +52,7 @@ def describe_mask(seen_TS: np.ndarray) -> str | None:
 def tiled_heads(evidence: Evidence) -> Iterator[Explanation]:
     """Query head n uses key head n % K on one side and key head n // G on the other."""
     q, k = evidence.sibling("q"), evidence.sibling("k")
-    if evidence.step != "scores" or q is None or k is None or not 1 < k.shape[2] < q.shape[2]:
+    if evidence.name != "scores" or q is None or k is None or not 1 < k.shape[2] < q.shape[2]:
         return
     at = slice(-1, None)
     N, K = q.shape[2], k.shape[2]
@@ -80,7 +80,7 @@ def _products(q_BTNH: np.ndarray, k_BSNH: np.ndarray) -> np.ndarray:
 
 def scaled_scores(evidence: Evidence) -> Iterator[Explanation]:
     """The reference's scores are the model's times a constant, plus a relative bias, or capped."""
-    if evidence.step != "scores":
+    if evidence.name != "scores":
         return
     seen = np.isfinite(evidence.ours) & np.isfinite(evidence.theirs)
     if not np.array_equal(seen, np.isfinite(evidence.ours)):
@@ -105,7 +105,7 @@ def scaled_scores(evidence: Evidence) -> Iterator[Explanation]:
 
 def softmax_in_half(evidence: Evidence) -> Iterator[Explanation]:
     """One side computes its softmax in bfloat16."""
-    if evidence.step == "probs":
+    if evidence.name == "probs":
         for one, other, words in rounded(evidence):
             side = "the reference" if "the reference" in words else "the model"
             yield Explanation(one, other, f"Looks like softmax in bfloat16 in {side}")
@@ -114,7 +114,7 @@ def softmax_in_half(evidence: Evidence) -> Iterator[Explanation]:
 def with_sink(evidence: Evidence) -> Iterator[Explanation]:
     """One side has an attention sink: its probabilities sum to less than one."""
     ours, theirs = evidence.ours, evidence.theirs
-    if evidence.step == "probs":
+    if evidence.name == "probs":
         share = theirs.sum(-1, keepdims=True) / ours.sum(-1, keepdims=True)
         if np.abs(share - 1).max() > 1e-4:
             yield Explanation(ours * share, theirs, "Looks like an attention sink on one side only")

@@ -1,7 +1,7 @@
-"""The evidence on a wrong step, and the test that an explanation of it must pass."""
+"""The evidence on a wrong activation, and the test that an explanation of it must pass."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +15,35 @@ Arrays = Mapping[str, np.ndarray]
 EXACT, COARSE = 1e-3, 0.1
 
 
+class Rows(Mapping[str, np.ndarray]):
+    """Some rows of activations by path, taken when an activation is looked up."""
+
+    def __init__(self, arrays: Arrays, rows: Sequence[int]):
+        self._arrays, self._rows = arrays, list(rows)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self._arrays[path][self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """A step that both sides computed from the same inputs, and the activations around it.
+    """An activation that both sides computed from the same inputs, and the activations around it.
 
     Attributes:
-        path: path of the step, as in `layers.7.attn.q_proj`.
-        ours: output of the JAX model when fed the reference's inputs.
-        theirs: output of the reference.
+        path: path of the activation, as in `layers.7.attn.q_proj`.
+        ours: the JAX model's, computed from the reference's inputs.
+        theirs: the reference's.
         threshold: threshold of the relative L2 error.
-        reference: outputs of all steps of the reference, by JAX path.
-        model: outputs of all steps of the JAX model, each fed the reference's inputs.
+        reference: all activations of the reference, by JAX path.
+        model: all activations of the JAX model, each computed from the reference's inputs.
         weights: parameters of the JAX model by name.
+        rows: numbers of the rows that the activations are of; None: of all.
     """
 
     path: str
@@ -36,23 +53,24 @@ class Evidence:
     reference: Arrays = dataclasses.field(default_factory=dict)
     model: Arrays = dataclasses.field(default_factory=dict)
     weights: Arrays = dataclasses.field(default_factory=dict)
+    rows: Sequence[int] | None = None
 
     @property
     def parent(self) -> str:
-        """The path of the module that the step is in."""
+        """The path of the module that the activation is in."""
         return self.path.rpartition(".")[0]
 
     @property
-    def step(self) -> str:
-        """The step's name in its module."""
+    def name(self) -> str:
+        """The activation's name in its module."""
         return self.path.rpartition(".")[2]
 
-    def sibling(self, step: str) -> np.ndarray | None:
-        """Returns the reference's output of another step in the same module."""
-        return self.reference.get(f"{self.parent}.{step}" if self.parent else step)
+    def sibling(self, name: str) -> np.ndarray | None:
+        """Returns another activation of the reference in the same module."""
+        return self.reference.get(f"{self.parent}.{name}" if self.parent else name)
 
     def parameter(self, name: str) -> np.ndarray | None:
-        """Returns a parameter of the step; None if it has no such parameter."""
+        """Returns a parameter of the module that returns the activation; None if there is none."""
         return self.weights.get(f"{self.path}.{name}")
 
     @property
@@ -84,13 +102,13 @@ def first_true(evidence: Evidence, table: Iterable[Explain]) -> str | None:
     at most a tenth of the error is accepted.
 
     Args:
-        evidence: the wrong step.
+        evidence: the wrong activation.
         table: functions that yield explanations, the most specific first.
     """
-    error = metrics.relative_l2(evidence.ours, evidence.theirs)
+    error = metrics.masked_relative_l2(evidence.ours, evidence.theirs)
     with np.errstate(all="ignore"):  # divisions by zero give explanations that do not hold
         weighed = [
-            (metrics.relative_l2(one, other), words)
+            (metrics.masked_relative_l2(one, other), words)
             for explain in table
             for one, other, words in explain(evidence)
             if one.size

@@ -1,4 +1,4 @@
-"""Hints on wrong steps: tries known mistakes by computing what each of them would produce.
+"""Hints on wrong activations: tries known mistakes by computing what each of them would produce.
 
 The hints do not depend on the family. An explanation turns the model's array into the
 reference's, or shows that one of the two was computed in another way.
@@ -14,7 +14,7 @@ from .projections import PROJECTIONS
 
 
 def hint_of(evidence: Evidence) -> str | None:
-    """Returns the likely cause of the error of a step; None if no known mistake explains it."""
+    """Returns the likely cause of an activation's error; None if no known mistake explains it."""
     ours, theirs = evidence.ours, evidence.theirs
     if (bad := int(np.isnan(ours).sum())) and not np.isnan(theirs).any():
         return f"{bad} of {ours.size} numbers of the model are NaN"

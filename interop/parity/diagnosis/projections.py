@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -23,11 +24,11 @@ ACTIVATIONS: Mapping[str, Callable] = {
 def swapped(evidence: Evidence) -> Iterator[Explanation]:
     """The reference's output is the model's output of a sibling projection."""
     for path, other in evidence.model.items():
-        parent, _, step = path.rpartition(".")
+        parent, _, name = path.rpartition(".")
         is_beside = parent == evidence.parent and path != evidence.path
-        is_alike = step.endswith("_proj") and evidence.step.endswith("_proj")
+        is_alike = name.endswith("_proj") and evidence.name.endswith("_proj")
         if is_beside and is_alike and other.shape == evidence.theirs.shape:
-            words = f"Looks like {evidence.step} and {step} swapped"
+            words = f"Looks like {evidence.name} and {name} swapped"
             yield Explanation(other, evidence.theirs, words)
 
 
@@ -37,7 +38,7 @@ def other_activation(evidence: Evidence) -> Iterator[Explanation]:
         evidence.parameter("kernel"),
         *map(evidence.sibling, ("gate_proj", "up_proj")),
     )
-    if evidence.step != "down_proj" or kernel is None or up is None:
+    if evidence.name != "down_proj" or kernel is None or up is None:
         return
     bias = evidence.parameter("bias")
     shift = 0 if bias is None else bias
@@ -80,7 +81,11 @@ def other_kernel(evidence: Evidence) -> Iterator[Explanation]:
 def _inputs(
     evidence: Evidence, matrix_IO: np.ndarray, shift: np.ndarray | int
 ) -> Iterator[np.ndarray]:
-    """Yields the reference's step that the model's output was computed from, BTI, if found."""
+    """Yields the reference's activation that the model's was computed from, BTI, if found.
+
+    A plain PyTorch module may compute it without recording it, such as attention in one function.
+    If the kernel is square, it then follows from the model's output.
+    """
     ours = evidence.ours.reshape(*evidence.ours.shape[:2], -1)
     for x in list(evidence.reference.values()):
         flat = x.reshape(*x.shape[:2], -1)
@@ -89,6 +94,10 @@ def _inputs(
             if np.allclose(probe, ours[:1, -8:], rtol=1e-3, atol=1e-4 * np.abs(probe).max()):
                 yield flat
                 return
+    if matrix_IO.shape[0] == matrix_IO.shape[1]:
+        with suppress(np.linalg.LinAlgError):  # a singular kernel loses a part of its input
+            outputs = ours.reshape(-1, ours.shape[-1]).astype(np.float64) - shift
+            yield np.linalg.solve(matrix_IO.T.astype(np.float64), outputs.T).T.reshape(ours.shape)
 
 
 def _is_like(name: str, own: str) -> bool:
@@ -124,7 +133,7 @@ def relabelled(evidence: Evidence) -> Iterator[Explanation]:
 def heads_moved(evidence: Evidence) -> Iterator[Explanation]:
     """The two sides have the same heads in different orders."""
     ours, theirs = evidence.ours, evidence.theirs
-    if ours.ndim != 4 or evidence.step in ("scores", "probs"):
+    if ours.ndim != 4 or evidence.name in ("scores", "probs"):
         return
     apart = np.square(theirs[:1, :, :, None] - ours[:1, :, None]).sum((0, 1, 4))
     order = apart.argmin(1)

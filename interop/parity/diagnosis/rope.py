@@ -17,7 +17,7 @@ LAYOUTS = ("half", "interleaved")
 
 def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
     """The rotation differs: its pairs, direction, angles or fraction; or one side has none."""
-    before = evidence.sibling(f"{evidence.step}_proj")
+    before = evidence.sibling(f"{evidence.name}_proj")
     if not evidence.path.endswith((".attn.q", ".attn.k")) or before is None:
         return
     ours, theirs, scale = evidence.ours, evidence.theirs, _scale(evidence)
@@ -106,10 +106,10 @@ def difference(ours_TP: np.ndarray, theirs_TP: np.ndarray) -> str:
     """Describes how the rotation of the reference differs from the model's."""
     ours, theirs = map(frequencies, (ours_TP, theirs_TP))
     if np.allclose(ours, theirs, rtol=1e-4, atol=1e-7):
-        steps = np.angle(theirs_TP[0] / ours_TP[0])[0] / ours[0]
-        if abs(steps) > 0.5:
+        shift = np.angle(theirs_TP[0] / ours_TP[0])[0] / ours[0]
+        if abs(shift) > 0.5:
             return (
-                f"Looks like shifted positions: the reference's are {steps:+.0f} from the model's"
+                f"Looks like shifted positions: the reference's are {shift:+.0f} from the model's"
             )
         return "Looks like a different factor of RoPE's cosines and sines"
     bases = theta(theirs), theta(ours)

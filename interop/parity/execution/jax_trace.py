@@ -26,7 +26,7 @@ OUTPUT = "__call__"  # the name under which the hook of a module gets its output
 PRECISION = "highest"  # full float32 products; by default accelerators round the operands
 
 # Recorded activations by path. There are several if attention works in blocks of queries, or if
-# the step runs more than once.
+# the module runs more than once.
 Outputs = dict[str, list[np.ndarray]]
 
 
@@ -49,10 +49,10 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
 def trace_free_and_forced(
     model: Model, inputs: Inputs, theirs: Mapping[str, np.ndarray], store: ArrayStore = in_memory
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs the model twice: on its own, and with each step fed the reference's outputs.
+    """Runs the model twice: on its own, and each activation from the reference's inputs.
 
-    In the second run, the output of each step is recorded and then replaced by the reference's.
-    Steps that run twice under one path are not replaced.
+    In the second run, each activation is recorded and then replaced by the reference's. Those
+    that are computed twice under one path are not replaced.
 
     Args:
         model: the JAX model.

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.report.rows import NATS
 from jaxllm.models import Model, with_scanned_layers
 from jaxllm.params import Params, map_parameters, named_parameters, split
 from jaxllm.sharding import to_host
@@ -67,14 +68,19 @@ def train_model(
     return TrainingRecord(as_tuple(losses), norm, kept)
 
 
+def loss_unit(batch: Inputs) -> str:
+    """Returns the unit of `mean_loss`, as `jaxllm.train` calls it."""
+    return NATS if batch.labels is None else "mean squared error"
+
+
 def mean_loss(params: Params, bind: Callable[[Params], Model], given: Mapping[str, Array]) -> Array:
     """Returns the mean next-token loss in nats or, for vectors, the mean squared error.
 
     Padding is not counted. The auxiliary loss of experts is left out, as it is for the reference.
     """
     out = call(bind(params), given).logits.astype(jnp.float32)
-    if "wanted" in given:
-        return jnp.square(out - given["wanted"]).mean()
+    if "labels" in given:
+        return jnp.square(out - given["labels"]).mean()
     tokens_BT = given["target"]
     log_probs_BTV = jax.nn.log_softmax(out[:, :-1])
     found_BT = -jnp.take_along_axis(log_probs_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]

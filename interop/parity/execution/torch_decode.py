@@ -68,7 +68,7 @@ class ReferenceGenerator(NamedTuple):
                 others.append(self.logits(prompts, greedy))
         logits_PNV = np.stack([logits for _, logits in chosen])
         V, kept_PNV = logits_PNV.shape[-1], np.isfinite(_filtered(logits_PNV))
-        noise = max(metrics.max_abs(other, logits_PNV) for other in others)
+        noise = max(metrics.masked_max_abs(other, logits_PNV) for other in others)
         noise *= tolerance.NOISE_FACTOR
         found = (
             (row, token)
@@ -82,8 +82,11 @@ class ReferenceGenerator(NamedTuple):
             logits_PNV,
             kept_PNV,
             frozenset(found),
-            max(metrics.relative_l2(other, logits_PNV) for other in others),
-            max(metrics.relative_l2(other[kept_PNV], logits_PNV[kept_PNV]) for other in others),
+            max(metrics.masked_relative_l2(other, logits_PNV) for other in others),
+            max(
+                metrics.masked_relative_l2(other[kept_PNV], logits_PNV[kept_PNV])
+                for other in others
+            ),
             noise,
         )
 

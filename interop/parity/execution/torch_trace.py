@@ -32,7 +32,7 @@ def trace_reference(
         reference: a model of transformers or a plain PyTorch module.
         inputs: its inputs.
         names: names of modules as in `named_modules()`, and names inside attention as above.
-        given: outputs of an earlier run. The output of each step is recorded and then replaced by
+        given: activations of an earlier run. Each activation is recorded and then replaced by
             these, so that its error is its own.
         store: the store for the activations.
     """

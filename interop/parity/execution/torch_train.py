@@ -69,8 +69,8 @@ def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:
     from torch.nn import functional
 
     out = outputs_of(reference, inputs, params).float()
-    if inputs.wanted is not None:
-        return functional.mse_loss(out, torch.as_tensor(inputs.wanted, device=out.device))
+    if inputs.labels is not None:
+        return functional.mse_loss(out, torch.as_tensor(inputs.labels, device=out.device))
     tokens = torch.as_tensor(inputs.target, dtype=torch.int64, device=out.device)[:, 1:]
     if inputs.target_mask is not None:
         is_token = torch.as_tensor(inputs.target_mask != 0, device=out.device)

@@ -11,7 +11,7 @@ from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
 
 from .level import Stage
-from .pair import JaxSide
+from .sides import JaxSide
 
 # Fields that may differ without a change of the numbers. The RoPE layout is the layout of the JAX
 # kernels, which the conversion rules take into account; max_len does not affect shorter sequences.
@@ -104,8 +104,8 @@ def check_config(recorded: Sequence[Any], ours: JaxSide) -> list[FieldResult]:
 
 CONFIG = Stage(
     name="config",
-    compare=lambda pair: compare_config(pair.reference, pair.model),
-    record=lambda pair: fields_of(pair.reference, pair.model),
+    compare=lambda comparison: compare_config(comparison.reference, comparison.model),
+    record=lambda comparison: fields_of(comparison.reference, comparison.model),
     check=check_config,
     computes=False,
 )

@@ -1,4 +1,4 @@
-"""Forward levels: compares every step and the logits of a forward pass with a recording."""
+"""Forward levels: compares every activation and the logits of a forward pass with a recording."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps, output_path
 from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.alignment.router_flips import flips
-from jaxllm.interop.parity.diagnosis.evidence import Evidence
+from jaxllm.interop.parity.diagnosis.evidence import Evidence, Rows
 from jaxllm.interop.parity.diagnosis.hints import hint_of
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
@@ -23,7 +23,7 @@ from jaxllm.interop.parity.report.rows import LOGITS, Error, RouterFlips, TapRes
 from jaxllm.models import Model
 
 from .level import Stage
-from .pair import Pair
+from .sides import Comparison
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -36,7 +36,7 @@ class Forward:
     details: dict[str, Any]  # other fields of the report
 
     @property
-    def steps(self) -> tuple[TapResult, ...]:
+    def activations(self) -> tuple[TapResult, ...]:
         """The rows of intermediate activations."""
         return tuple(tap for tap in self.taps if not tap.is_output)
 
@@ -46,10 +46,13 @@ class Forward:
         return tuple(tap for tap in self.taps if tap.is_output)
 
 
-def record_forward(pair: Pair) -> Recording:
+def record_forward(comparison: Comparison) -> Recording:
     """Runs the reference, and equivalent evaluations of it to measure its noise."""
-    taps = derive_taps(pair.table, pair.unstacked, pair.inputs) if "layers" in pair.levels else ()
-    return record(pair.reference, pair.inputs, Alignment(taps), pair.sample, pair.store)
+    inputs, taps = comparison.inputs, []
+    if "layers" in comparison.levels:
+        taps = derive_taps(comparison.table, comparison.unstacked, inputs)
+    alignment = Alignment(taps)
+    return record(comparison.reference, inputs, alignment, comparison.sample, comparison.store)
 
 
 def judge(
@@ -64,7 +67,8 @@ def judge(
         store: the store for the activations.
 
     Raises:
-        UserError: the logits have another shape than the reference's, or the model lacks a step.
+        UserError: the logits have another shape than the reference's, or the model lacks an
+            activation.
     """
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
@@ -110,8 +114,10 @@ def _judge_tap(
 
 
 def _error(path: str, ours: Arrays, recording: Recording, floors: Mapping[str, float]) -> Error:
-    found = metrics.relative_l2(recording.unpadded(path, ours[path]), recording.unpadded(path))
-    return Error(found, floors[path], tolerance.threshold(floors[path]))
+    found = metrics.masked_relative_l2(
+        recording.unpadded(path, ours[path]), recording.unpadded(path)
+    )
+    return Error(found, floors[path], tolerance.forward_threshold(floors[path]))
 
 
 def _with_hint(
@@ -121,11 +127,24 @@ def _with_hint(
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
-    path = LOGITS if first.is_output else first.path
-    theirs, ours = recording.arrays, forced[path]
-    threshold, weights = first.forced.threshold, LazyWeights(model)
-    hint = hint_of(Evidence(first.path, ours, theirs[path], threshold, theirs, forced, weights))
+    hint = hint_of(_evidence(first, first.forced.threshold, forced, recording, model))
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
+
+
+def _evidence(
+    tap: TapResult, threshold: float, forced: Arrays, recording: Recording, model: Model
+) -> Evidence:
+    """Returns the evidence on a wrong activation, without padded rows if the others show it."""
+    path, weights = LOGITS if tap.is_output else tap.path, LazyWeights(model)
+    ours, theirs, rows = forced, recording.arrays, recording.whole_rows
+    if rows is not None:  # at padding the two sides differ, which says nothing
+        few_ours, few_theirs = Rows(ours, rows), Rows(theirs, rows)
+        if not metrics.masked_relative_l2(few_ours[path], few_theirs[path]) <= threshold:
+            ours, theirs = few_ours, few_theirs
+        else:
+            rows = None
+    around = theirs, ours, weights, rows
+    return Evidence(tap.path, ours[path], theirs[path], threshold, *around)
 
 
 def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips]:
@@ -157,10 +176,10 @@ def _judge_logits(
 ) -> LogitsResult:
     floor = recording.floors[LOGITS]
     return LogitsResult(
-        relative_l2=metrics.relative_l2(ours, theirs),
+        relative_l2=metrics.masked_relative_l2(ours, theirs),
         floor=floor,
-        threshold=tolerance.threshold(floor),
-        max_abs=metrics.max_abs(ours, theirs),
+        threshold=tolerance.forward_threshold(floor),
+        max_abs=metrics.masked_max_abs(ours, theirs),
         max_over_rms=metrics.max_over_rms(ours, theirs),
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
@@ -184,7 +203,7 @@ def _buckets(
             start=start,
             stop=stop,
             tokens=kl.size,
-            relative_l2=metrics.relative_l2(ours, theirs),
+            relative_l2=metrics.masked_relative_l2(ours, theirs),
             kl_mean=float(kl.mean()),
             kl_max=float(kl.max()),
             top1_agreement=float(metrics.top1_agrees(ours, theirs).mean()),
@@ -193,8 +212,10 @@ def _buckets(
 
 FORWARD = Stage(
     name="forward",
-    compare=lambda pair: judge(record_forward(pair), pair.unstacked, pair.levels, pair.store),
-    record=lambda pair: plain(record_forward(pair)),
+    compare=lambda comparison: judge(
+        record_forward(comparison), comparison.unstacked, comparison.levels, comparison.store
+    ),
+    record=lambda comparison: plain(record_forward(comparison)),
     check=lambda recorded, ours: judge(Recording.from_pack(recorded), ours.unstacked, ours.levels),
     details=lambda forward: forward.details,
 )

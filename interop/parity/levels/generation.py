@@ -30,7 +30,7 @@ from jaxllm.sharding import to_host
 
 from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors
 from .level import Stage
-from .pair import JaxSide, Pair
+from .sides import Comparison, JaxSide
 
 # Lengths of the prompts, if the inputs are long enough. Windows and chunks end within some of them.
 LENGTHS = (1, 9, 34, 97)
@@ -39,22 +39,22 @@ Predict = Callable[[Sequence[list[int]], Sequence[Sequence[int]]], np.ndarray]
 START_TOKEN = 1  # first token of targets, if the config has none
 
 
-def compare_generation(pair: Pair) -> Sequence[TextResult | ScoresResult]:
+def compare_generation(comparison: Comparison) -> Sequence[TextResult | ScoresResult]:
     """Compares the continuations of prompts of several lengths, which are cut from the inputs.
 
     For an encoder-decoder the prompts are sources, and the generated tokens are targets.
     """
-    if not isinstance(pair.model, TokenModel):
-        return compare_vectors(pair.reference, pair.model, pair.inputs)
-    generator, theirs = decode_reference(pair.reference, pair.model, pair.inputs)
-    return judge_generation(pair.model, theirs, generator.logits)
+    if not isinstance(comparison.model, TokenModel):
+        return compare_vectors(comparison.reference, comparison.model, comparison.inputs)
+    generator, theirs = decode_reference(comparison.reference, comparison.model, comparison.inputs)
+    return judge_generation(comparison.model, theirs, generator.logits)
 
 
-def record_generation(pair: Pair) -> dict[str, Any]:
+def record_generation(comparison: Comparison) -> dict[str, Any]:
     """Records the reference's continuations for a pack."""
-    if not isinstance(pair.model, TokenModel):
-        return plain(continue_vectors(pair.reference, pair.inputs))
-    return plain(decode_reference(pair.reference, pair.model, pair.inputs)[1])
+    if not isinstance(comparison.model, TokenModel):
+        return plain(continue_vectors(comparison.reference, comparison.inputs))
+    return plain(decode_reference(comparison.reference, comparison.model, comparison.inputs)[1])
 
 
 def check_generation(
@@ -63,7 +63,7 @@ def check_generation(
     """Compares the model's continuations with recorded ones."""
     listed = ours.unstacked
     if not isinstance(listed, TokenModel):
-        prompt = Inputs(**recorded["prompt"])
+        prompt = Inputs.from_arrays(recorded["prompt"])
         return judge_vectors(listed, Continued(**{**recorded, "prompt": prompt}))
     ties = frozenset((row, token) for row, token in recorded["ties"])
 
@@ -155,12 +155,12 @@ def forced_logits(
         row[: len(prompt)] = prompt
     graphdef, state = nnx.split(model)
     new = np.asarray(continuations, np.int32)
-    logits_PNV = _steps(graphdef, nnx.to_pure_dict(state), tokens, lengths, new)
+    logits_PNV = _teacher_forced(graphdef, nnx.to_pure_dict(state), tokens, lengths, new)
     return to_host(logits_PNV).astype(np.float32, copy=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _steps(
+def _teacher_forced(
     graphdef: nnx.GraphDef,
     params: dict,
     tokens_PT: jax.Array,
@@ -170,18 +170,20 @@ def _steps(
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     start = prefill(whole, tokens_PT, lengths_P, new_PN.shape[1])
 
-    def step(carry: tuple, i: jax.Array) -> tuple:
+    def predict_next(carry: tuple, i: jax.Array) -> tuple:
         x_PD, cache = carry
         return decode_step(start, cache, new_PN, i), start.model.unembed(x_PD[:, None])[:, 0]
 
     places = jnp.arange(new_PN.shape[1])
-    logits_NPV: jax.Array = jax.lax.scan(step, (start.x_BD, start.cache), places)[1]
+    logits_NPV: jax.Array = jax.lax.scan(predict_next, (start.x_BD, start.cache), places)[1]
     return logits_NPV.swapaxes(0, 1)
 
 
 def _judge_logits(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
-    error = metrics.relative_l2(ours_PNV, theirs.logits_PNV)
-    return ScoresResult("generate.logits", error, theirs.floor, tolerance.threshold(theirs.floor))
+    error = metrics.masked_relative_l2(ours_PNV, theirs.logits_PNV)
+    return ScoresResult(
+        "generate.logits", error, theirs.floor, tolerance.forward_threshold(theirs.floor)
+    )
 
 
 def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
@@ -191,10 +193,12 @@ def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> Scores
     kept, reference = theirs.kept_PNV.reshape(-1, V), theirs.logits_PNV.reshape(-1, V)
     apart = {(int(row), int(token)) for row, token in np.argwhere(np.isfinite(ours) != kept)}
     both = np.isfinite(ours) & kept
-    error = metrics.relative_l2(ours[both], reference[both] / np.float32(SAMPLING.temperature))
+    error = metrics.masked_relative_l2(
+        ours[both], reference[both] / np.float32(SAMPLING.temperature)
+    )
     floor = theirs.filtered_floor
     unexplained = len(apart - theirs.ties)
-    threshold = tolerance.threshold(floor)
+    threshold = tolerance.forward_threshold(floor)
     return ScoresResult("generate.filtered", error, floor, threshold, unexplained)
 
 

@@ -41,8 +41,8 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
 
     If outputs have another width than inputs, there is only one new vector.
     """
-    prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], wanted=None)
-    is_loop = inputs.wanted is None or inputs.wanted.shape[-1] == inputs.target.shape[-1]
+    prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], labels=None)
+    is_loop = inputs.labels is None or inputs.labels.shape[-1] == inputs.target.shape[-1]
     count = NEW_VECTORS if is_loop else 1
     with prepared(reference):
         theirs = _continued(_theirs(reference), prompt, count)
@@ -50,7 +50,7 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
     for equivalent in EQUIVALENT_EVALUATIONS:
         with equivalent(reference), prepared(reference):
             other = _continued(_theirs(reference), prompt, count)
-        floor = max(floor, metrics.relative_l2(other, theirs))
+        floor = max(floor, metrics.masked_relative_l2(other, theirs))
     return Continued(prompt, theirs, floor)
 
 
@@ -58,8 +58,8 @@ def judge_vectors(model: Model, theirs: Continued) -> list[ScoresResult]:
     """Continues the reference's prompt with the JAX model and compares the new vectors."""
     with jax.default_matmul_precision(PRECISION):
         ours = _continued(_ours(model), theirs.prompt, theirs.vectors_BNO.shape[1])
-    error = metrics.relative_l2(ours, theirs.vectors_BNO)
-    threshold = tolerance.threshold(theirs.floor)
+    error = metrics.masked_relative_l2(ours, theirs.vectors_BNO)
+    threshold = tolerance.forward_threshold(theirs.floor)
     return [ScoresResult("generate.vectors", error, theirs.floor, threshold)]
 
 

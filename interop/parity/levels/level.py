@@ -7,7 +7,7 @@ from typing import Any
 from jaxllm.interop.parity.report.rows import Judged
 from jaxllm.models import Model
 
-from .pair import JaxSide, Pair
+from .sides import Comparison, JaxSide
 
 
 def no_details(found: Any) -> Mapping[str, Any]:
@@ -23,8 +23,8 @@ class Stage:
     """
 
     name: str  # also its key in a pack
-    compare: Callable[[Pair], Any]  # runs both sides; returns what the levels judge
-    record: Callable[[Pair], Any]  # runs the reference; returns plain data and arrays for a pack
+    compare: Callable[[Comparison], Any]  # runs both sides; returns what the levels judge
+    record: Callable[[Comparison], Any]  # runs the reference; returns data and arrays for a pack
     check: Callable[[Any, JaxSide], Any]  # takes recorded data; returns the same as `compare`
     details: Callable[[Any], Mapping[str, Any]] = no_details  # report fields besides the rows
     computes: bool = True  # False: only reads both sides, so it works even where sizes differ

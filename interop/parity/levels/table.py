@@ -56,10 +56,11 @@ LEVELS: dict[str, Level] = {
         Level(
             name="layers",
             stage=FORWARD,
-            rows=lambda forward: forward.steps,
-            noun="steps",
-            title="Steps that are wrong on their own",
-            caption="These steps exceed their thresholds even when fed the reference's inputs.",
+            rows=lambda forward: forward.activations,
+            noun="activations",
+            title="Activations that are wrong on their own",
+            caption="These activations exceed their thresholds even when computed from the "
+            "reference's inputs.",
         ),
         Level(
             name="gradients",

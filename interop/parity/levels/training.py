@@ -14,22 +14,22 @@ from jaxllm.deviation import (
     gradient_deviation,
     joint_norm,
     relative_l2,
-    threshold,
+    training_threshold,
     update_deviation,
 )
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
-from jaxllm.interop.parity.execution.jax_train import train_model
+from jaxllm.interop.parity.execution.jax_train import loss_unit, train_model
 from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS, perturbed_weights
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.execution.torch_train import train_reference
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import elements
-from jaxllm.interop.parity.report.rows import LossResult, TensorResult
+from jaxllm.interop.parity.report.rows import NATS, LossResult, TensorResult
 
 from .level import Stage
-from .pair import JaxSide, Pair
+from .sides import Comparison, JaxSide
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -55,31 +55,33 @@ class Runs(NamedTuple):
         theirs: the run of the reference.
         others: runs of equivalent evaluations of the reference.
         perturbed: losses of the reference from slightly perturbed weights.
+        unit: the unit of the losses.
     """
 
     ours: TrainingRecord
     theirs: TrainingRecord
     others: Sequence[TrainingRecord]
     perturbed: Sequence[Sequence[float]]
+    unit: str = NATS
 
 
-def train_both(pair: Pair) -> Runs:
+def train_both(comparison: Comparison) -> Runs:
     """Trains both sides from the same weights on the same batches; arrays have JAX names."""
-    setup = training_setup(pair)
-    optimizer = pair.optimizer or pair.recipe.optimizer(pair.model)
-    ours = train_model(pair.model, setup.batches, optimizer, setup.constant)
-    (theirs, *others), perturbed = train_references(pair, setup)
-    return Runs(ours, theirs, others, perturbed)
+    setup = training_setup(comparison)
+    optimizer = comparison.optimizer or comparison.recipe.optimizer(comparison.model)
+    ours = train_model(comparison.model, setup.batches, optimizer, setup.constant)
+    (theirs, *others), perturbed = train_references(comparison, setup)
+    return Runs(ours, theirs, others, perturbed, loss_unit(setup.batches[0]))
 
 
-def record_training(pair: Pair) -> dict[str, Any]:
+def record_training(comparison: Comparison) -> dict[str, Any]:
     """Trains the reference; returns the sampled runs, the batches and the recipe for a pack."""
-    setup = training_setup(pair)
-    runs, perturbed = train_references(pair, setup)
+    setup = training_setup(comparison)
+    runs, perturbed = train_references(comparison, setup)
     return {
         "batches": [batch.arrays for batch in setup.batches],
         "constant": sorted(setup.constant),
-        "recipe": dataclasses.asdict(pair.recipe),
+        "recipe": dataclasses.asdict(comparison.recipe),
         "runs": [plain(sampled(run)) for run in runs],
         "moved": perturbed,
     }
@@ -87,11 +89,11 @@ def record_training(pair: Pair) -> dict[str, Any]:
 
 def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     """Trains the JAX model on the recorded batches with the recorded recipe."""
-    batches = [Inputs(**batch) for batch in recorded["batches"]]
+    batches = [Inputs.from_arrays(batch) for batch in recorded["batches"]]
     optimizer = Recipe(**recorded["recipe"]).optimizer(ours.model)
     run = train_model(ours.model, batches, optimizer, recorded["constant"])
     theirs, *others = (TrainingRecord(**kept) for kept in recorded["runs"])
-    return Runs(sampled(run), theirs, others, recorded["moved"])
+    return Runs(sampled(run), theirs, others, recorded["moved"], loss_unit(batches[0]))
 
 
 def sampled(run: TrainingRecord) -> TrainingRecord:
@@ -107,21 +109,21 @@ class TrainingSetup(NamedTuple):
     constant: set[str]  # JAX names of PyTorch buffers, which PyTorch does not train
 
 
-def training_setup(pair: Pair) -> TrainingSetup:
+def training_setup(comparison: Comparison) -> TrainingSetup:
     """Draws batches like the inputs, which are the first batch: one, or one per step of a curve."""
-    reference, model, inputs = pair.reference, pair.model, pair.inputs
-    steps = pair.recipe.steps if "curve" in pair.levels else 1
+    reference, model, inputs = comparison.reference, comparison.model, comparison.inputs
+    steps = comparison.recipe.steps if "curve" in comparison.levels else 1
     # PyTorch drops the gradient of the padding token in embedding lookups.
     unused = adapter_of(reference).padding_token(reference)
     later = (inputs.redrawn(model, seed) for seed in range(1, steps))
     batches = [batch.replace_token(unused, model) for batch in (inputs, *later)]
-    names = our_names(pair.rules)
+    names = our_names(comparison.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
     return TrainingSetup(batches, constant)
 
 
 def train_references(
-    pair: Pair, setup: TrainingSetup
+    comparison: Comparison, setup: TrainingSetup
 ) -> tuple[list[TrainingRecord], list[tuple[float, ...]]]:
     """Trains the reference, its equivalent evaluations, and copies with perturbed weights.
 
@@ -129,7 +131,7 @@ def train_references(
         The runs, that of the reference first; and the losses from perturbed weights, which are
         left out if there is only one step.
     """
-    reference, rules, recipe = pair.reference, pair.rules, pair.recipe
+    reference, rules, recipe = comparison.reference, comparison.rules, comparison.recipe
     decays = decayed(rules)
 
     def theirs() -> TrainingRecord:
@@ -150,14 +152,14 @@ def train_references(
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
     """Judges the loss of the first batch and the gradient of every parameter."""
-    ours, theirs, others, _ = runs
+    ours, theirs, others, *_ = runs
     losses = [run.losses[0] for run in (ours, theirs, *others)]
     return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
     """Judges the global gradient norm, and both moments and the update of every parameter."""
-    ours, theirs, others, _ = runs
+    ours, theirs, others, *_ = runs
     norm = _judge_number("gradient", "norm", [run.norm for run in (ours, theirs, *others)])
     return [norm, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
 
@@ -193,7 +195,7 @@ def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
     """Judges the update of every parameter, at the elements whose gradient is above the noise."""
-    ours, theirs, others, _ = runs
+    ours, theirs, others, *_ = runs
     for name in ours.first["update"]:
         if name not in theirs.first["update"]:
             yield _result(name, "update", MISSING)
@@ -215,7 +217,7 @@ def _result(name: str, what: str, found: Deviation, compared: float = 1.0) -> Te
         what=what,
         relative_l2=found.error,
         floor=found.floor,
-        threshold=threshold(found.floor),
+        threshold=training_threshold(found.floor),
         relative_to=found.relative_to,
         compared=compared,
     )
@@ -223,12 +225,13 @@ def _result(name: str, what: str, found: Deviation, compared: float = 1.0) -> Te
 
 def judge_curve(runs: Runs) -> list[LossResult]:
     """Judges the loss of every step. The noise floor of a step is at least that of earlier ones."""
-    ours, theirs, others, perturbed = runs
+    ours, theirs, others, perturbed, unit = runs
     again = [*(other.losses for other in others), *perturbed]
     rows, floor = [], 0.0
     for step, (mine, loss) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
         floor = max(floor, *(relative_l2(losses[step], loss) for losses in again))
-        rows.append(LossResult(f"step {step}", mine, loss, floor, threshold(floor)))
+        limit = training_threshold(floor)
+        rows.append(LossResult(f"step {step}", mine, loss, floor, limit, unit=unit))
     return rows
 
 

@@ -27,7 +27,7 @@ from jaxllm.params import stacked_layers
 
 from .config import config_of
 from .level import Stage
-from .pair import JaxSide, Pair
+from .sides import Comparison, JaxSide
 
 
 def compare_weights(reference: Any, model: Model, table: RuleTable) -> list[WeightResult]:
@@ -123,9 +123,9 @@ def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
     return int(np.bitwise_count(a ^ b).sum(dtype=np.int64))
 
 
-def record_weights(pair: Pair) -> dict[str, list[str]]:
+def record_weights(comparison: Comparison) -> dict[str, list[str]]:
     """Records the shape and SHA-256 of each of the reference's tensors, in JAX names and layout."""
-    arrays = imported(pair.rules, tensors_of(pair.reference))
+    arrays = imported(comparison.rules, tensors_of(comparison.reference))
     return {name: [str(x.shape), _digest(x)] for name, x in arrays.items()}
 
 
@@ -154,7 +154,9 @@ def _digest(array: np.ndarray) -> str:
 
 WEIGHTS = Stage(
     name="weights",
-    compare=lambda pair: compare_weights(pair.reference, pair.unstacked, pair.table),
+    compare=lambda comparison: compare_weights(
+        comparison.reference, comparison.unstacked, comparison.table
+    ),
     record=record_weights,
     check=check_weights,
     computes=False,

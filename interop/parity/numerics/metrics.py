@@ -1,7 +1,7 @@
 """Error metrics between two NumPy arrays, computed in float64.
 
 Minus infinity is the score of a masked key. Where both arrays have it, the difference is zero;
-where only one does, it is infinite.
+where only one does, it is infinite. `jaxllm.deviation` has errors of arrays without masks.
 """
 
 import math
@@ -15,20 +15,20 @@ from jaxllm.deviation import difference, norm, relative
 BUCKET_STARTS = (0, 4, 32, 128, 512)
 
 
-def relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
-    """Returns `|ours - reference| / |reference|` over all elements; 0 if both are all zeros."""
+def masked_relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Returns `|ours - reference| / |reference|` over all unmasked elements; 0 if both are 0."""
     return relative(norm(_difference(ours, reference)), norm(_seen(reference)))
 
 
-def max_abs(ours: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the largest absolute difference of two elements."""
+def masked_max_abs(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the largest absolute difference of two elements; 0 where both are masked."""
     return float(np.max(np.abs(_difference(ours, reference))))
 
 
 def max_over_rms(ours: np.ndarray, reference: np.ndarray) -> float:
     """Returns the largest absolute difference, relative to the RMS of the reference."""
     rms = math.sqrt(float(np.mean(np.square(_seen(reference)))))
-    return relative(max_abs(ours, reference), rms)
+    return relative(masked_max_abs(ours, reference), rms)
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:

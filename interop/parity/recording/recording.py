@@ -33,7 +33,7 @@ class Recording:
     logits_noise: float  # largest difference of logits between equivalent evaluations
     # Router logits of each equivalent evaluation, by JAX path, without padding.
     routers: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
-    # Noise floor of each step on its own, fed the recorded outputs of the steps before it.
+    # Noise floor of each activation on its own, computed from the recorded ones before it.
     forced_floors: dict[str, float] = dataclasses.field(default_factory=dict)
     of_source: frozenset[str] = frozenset()  # taps whose positions are those of the source
     sample: Sample | None = None  # which elements of each array are kept; None: all
@@ -44,11 +44,19 @@ class Recording:
         sample = kept["sample"]
         given = {
             **kept,
-            "inputs": Inputs(**kept["inputs"]),
+            "inputs": Inputs.from_arrays(kept["inputs"]),
             "of_source": frozenset(kept["of_source"]),
             "sample": sample and Sample(tuple(sample["positions"]), sample["features"]),
         }
         return cls(**given)
+
+    @property
+    def whole_rows(self) -> list[int] | None:
+        """The rows without padding; None if all are, or if none is."""
+        masks = [self.inputs.source_mask, self.inputs.target_mask]
+        padded = [(mask == 0).any(1) for mask in masks if mask is not None]
+        whole = np.flatnonzero(~np.any(padded, axis=0)) if padded else ()
+        return [int(row) for row in whole] if 0 < len(whole) < len(self.inputs.target) else None
 
     def unpadded(self, path: str, array: np.ndarray | None = None) -> np.ndarray:
         """Returns an activation without padding and, for a sampled recording, only the sample.
@@ -120,7 +128,9 @@ def record(
             _raise(forced_floors, plain, forced)
         for path, others in routers.items():
             others.append(plain.unpadded(path, other[path]))
-        apart = metrics.max_abs(plain.unpadded(LOGITS, other[LOGITS]), plain.unpadded(LOGITS))
+        apart = metrics.masked_max_abs(
+            plain.unpadded(LOGITS, other[LOGITS]), plain.unpadded(LOGITS)
+        )
         logits_noise = max(logits_noise, apart)
     return dataclasses.replace(
         plain,
@@ -134,11 +144,11 @@ def record(
 def _raise(floors: dict[str, float], plain: Recording, other: Mapping[str, np.ndarray]) -> None:
     """Raises each noise floor to the error between two evaluations of the reference, in place."""
     for path, floor in floors.items():
-        noise = metrics.relative_l2(plain.unpadded(path, other[path]), plain.unpadded(path))
+        noise = metrics.masked_relative_l2(plain.unpadded(path, other[path]), plain.unpadded(path))
         floors[path] = max(floor, noise)
 
 
 def _aligned(outputs: Outputs, alignment: Alignment, store: ArrayStore) -> dict[str, np.ndarray]:
-    """Returns the last output of each step by JAX path, the logits last."""
+    """Returns the last value of each activation by JAX path, the logits last."""
     lasts = {name: calls[-1] for name, calls in outputs.items()}
     return {**alignment.align(lasts, store), LOGITS: lasts[LOGITS]}

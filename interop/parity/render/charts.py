@@ -1,4 +1,4 @@
-"""Charts of errors: by step of the model, by position and by training step."""
+"""Charts of errors: by activation, by position and by training step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ LABEL_ROOM = 104  # characters that fit below the axes of a whole chart
 
 
 def profile_chart(report: Report) -> str:
-    """Draws the error, threshold and noise floor of every step in execution order."""
+    """Draws the error, threshold and noise floor of every activation in execution order."""
     taps = report.taps
     errors = [tap.cumulative for tap in taps]
     measured = [error.relative_l2 for error in errors]
@@ -73,7 +73,7 @@ def curve_chart(rows: Sequence[LossResult]) -> str:
     left.plot(theirs, color=GRAY, linewidth=4, label="reference")
     left.plot(_clamp(ours, min(finite), max(finite)), color=INK, linewidth=1.2, label="model")
     _mark(left, steps, _clamp(ours, min(finite), max(finite)), [row.ok for row in rows])
-    set_title(left, "loss, nats per token")
+    set_title(left, f"loss, {rows[0].unit}")
 
     measured, floors = [row.measured for row in rows], [row.floor for row in rows]
     thresholds = [row.threshold for row in rows]
@@ -112,7 +112,7 @@ def _name_layers(axes: "Axes", taps: Sequence[TapResult]) -> None:
     for x, tap in enumerate(taps):
         parent, _, last = tap.path.rpartition(".")
         if parent and not last.isdecimal():
-            continue  # a step within a layer
+            continue  # within a layer
         center = x / max(len(taps) - 1, 1) * LABEL_ROOM
         if center - len(tap.path) / 2 >= free_from or not named:
             named[x] = tap.path

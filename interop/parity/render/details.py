@@ -53,14 +53,14 @@ def weights_table(weights: Iterable[WeightResult]) -> Table:
     return Table(columns, tuple(rows), 2, _omitted(unequal))
 
 
-def wrong_steps_table(taps: Iterable[TapResult]) -> Table:
-    """Tabulates the steps that are wrong even when fed the reference's inputs."""
+def wrong_activations_table(taps: Iterable[TapResult]) -> Table:
+    """Tabulates the activations that are wrong even when computed from the reference's inputs."""
     rows, wrong = [], [tap for tap in taps if tap.is_wrong_itself]
     for tap in wrong[:SHOWN]:
         own = tap.forced or tap.cumulative
         errors = (own.relative_l2, own.floor, own.threshold, tap.cumulative.relative_l2)
         rows.append(Row((tap.path, *map(number, errors)), ok=False))
-    columns = ("step", "own error", "noise floor", "threshold", "error after all steps")
+    columns = ("activation", "own error", "noise floor", "threshold", "cumulative error")
     return Table(columns, tuple(rows), 1, _omitted(wrong))
 
 
@@ -127,7 +127,7 @@ def _omitted(wrong: Sequence[object]) -> int:
 _TABLES: Mapping[type, Callable[[Sequence[Any]], Table]] = {
     FieldResult: config_table,
     WeightResult: weights_table,
-    TapResult: wrong_steps_table,
+    TapResult: wrong_activations_table,
     TensorResult: tensors_table,
     LossResult: losses_table,
     TextResult: generation_table,

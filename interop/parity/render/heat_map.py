@@ -1,4 +1,4 @@
-"""Heat map data: error / threshold of every step of every layer."""
+"""Heat map data: error / threshold of every activation of every layer."""
 
 import dataclasses
 import itertools
@@ -26,13 +26,13 @@ class Heat(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A step of a layer."""
+    """An activation of a layer."""
 
-    error: str  # after all preceding steps
+    error: str  # after all preceding activations
     heat: Heat  # color of that error
-    own: Heat | None  # color of the step's own error, when fed the reference's inputs
+    own: Heat | None  # color of its own error, computed from the reference's inputs
     is_first: bool  # whether it is the first divergence
-    details: str  # every number of the step, line by line
+    details: str  # every number of the activation, line by line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-    """A column for each layer and a row for each of its steps."""
+    """A column for each layer and a row for each of its activations."""
 
-    steps: tuple[str, ...]
+    activations: tuple[str, ...]
     columns: tuple[Column, ...]
     stacks: tuple[tuple[str, int], ...]  # spans of columns: a stack's name, or "" outside of stacks
 
@@ -59,24 +59,24 @@ class HeatMap:
 
 
 def heat_map(report: Report) -> HeatMap:
-    """Arranges the activations of a report by layer and step."""
+    """Arranges the activations of a report by layer and by name in the layer."""
     parts, first = outline(report.taps), report.first_divergence
-    steps = parts.steps or ("output",)
+    activations = parts.activations or ("output",)
     stride = math.ceil(len(parts.layers) / NAMED_LAYERS)
 
     def module(tap: TapResult) -> Column:
-        return Column(tap.path, {steps[-1]: _cell(tap, first)}, is_layer=False)
+        return Column(tap.path, {activations[-1]: _cell(tap, first)}, is_layer=False)
 
     def layer(path: str) -> Column:
         index = path.rpartition(".")[2]
-        cells = {step: _cell(tap, first) for step, tap in parts.layers[path].items()}
+        cells = {name: _cell(tap, first) for name, tap in parts.layers[path].items()}
         return Column(index if int(index) % stride == 0 else "", cells)
 
     columns = (*map(module, parts.before), *map(layer, parts.layers), *map(module, parts.after))
     stacks = [path.rpartition("layers.")[0].rstrip(".") for path in parts.layers]
     names = (*("" for _ in parts.before), *stacks, *("" for _ in parts.after))
     spans = tuple((name, len(list(group))) for name, group in itertools.groupby(names))
-    return HeatMap(steps, columns, spans if any(stacks) else ())
+    return HeatMap(activations, columns, spans if any(stacks) else ())
 
 
 def legend() -> Iterator[tuple[Heat, str]]:
@@ -105,10 +105,10 @@ def _cell(tap: TapResult, first: object) -> Cell:
 
 
 def _details(tap: TapResult) -> str:
-    """Lists every number of a step, line by line."""
-    lines = [tap.path, f"after all preceding steps: {_numbers(tap.cumulative)}"]
+    """Lists every number of an activation, line by line."""
+    lines = [tap.path, f"after all preceding activations: {_numbers(tap.cumulative)}"]
     if tap.forced is not None:
-        lines.append(f"fed the reference's inputs: {_numbers(tap.forced)}")
+        lines.append(f"from the reference's inputs: {_numbers(tap.forced)}")
     lines.append(f"largest difference / RMS: {number(tap.max_over_rms)}")
     ulps = (("median", tap.ulp_p50), ("99th percentile", tap.ulp_p99), ("largest", tap.ulp_max))
     lines.append("ULPs: " + ", ".join(f"{what} {number(value)}" for what, value in ulps))

@@ -44,13 +44,13 @@ def explanation(report: Report) -> str:
 
 
 def hint(report: Report) -> str:
-    """Returns the likely cause of the first divergence or else of the first wrong step, or ""."""
-    first, step = report.first_divergence, first_wrong(report.taps)
+    """Returns the likely cause of the first divergence or first wrong activation, or ""."""
+    first, wrong = report.first_divergence, first_wrong(report.taps)
     if first is None:
         return ""
     if first.hint:
         return f"{first.hint}."
-    return f"At {step.path}: {step.hint}." if step is not None and step.hint else ""
+    return f"At {wrong.path}: {wrong.hint}." if wrong is not None and wrong.hint else ""
 
 
 def unjudged_note(report: Report) -> str:
@@ -82,7 +82,7 @@ def flips_note(report: Report) -> str:
 def worst_row(rows: Iterable[AnyRow]) -> AnyRow:
     """Returns the first row that fails or, if there is none, the row closest to failing.
 
-    Among failing activations, steps that are wrong on their own come first.
+    Among failing activations, those that are wrong on their own come first.
     """
     rows = tuple(rows)
     beyond = [row for row in rows if not row.ok]
@@ -96,7 +96,7 @@ def name(row: Judged) -> str:
 
 
 def place(row: Judged) -> str:
-    """Returns the dotted path of the parameter, step or field that a row compares."""
+    """Returns the dotted path of the parameter, activation or field that a row compares."""
     if isinstance(row, TensorResult | WeightResult):
         return ".".join(part for part in (row.path, row.parameter) if part)
     return row.path
@@ -116,7 +116,10 @@ def describe_failure(row: Judged) -> str:
         )
     errors = f"error {number(row.measured)}, threshold {number(row.threshold)}"
     if isinstance(row, TapResult) and row.is_wrong_itself:
-        return f"is the first step that is wrong even when fed the reference's inputs: {errors}"
+        return (
+            "is the first activation that is wrong even when computed from the reference's inputs: "
+            + errors
+        )
     return f"is the first to differ by more than rounding: {errors}"
 
 

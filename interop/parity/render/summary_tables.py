@@ -33,20 +33,20 @@ def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
 
 
 def layers_table(report: Report) -> Table:
-    """Tabulates the layers, each with its first failing step or else the closest to failing."""
-    columns = ("step", "error", "own error", "noise floor", "threshold", "error / threshold")
-    return Table(columns, tuple(map(_step, _decisive_steps(report))))
+    """Tabulates the layers, each by its first failing activation or the one closest to failing."""
+    columns = ("activation", "error", "own error", "noise floor", "threshold", "error / threshold")
+    return Table(columns, tuple(map(_activation_row, _decisive_activations(report))))
 
 
-def _decisive_steps(report: Report) -> Iterator[TapResult]:
+def _decisive_activations(report: Report) -> Iterator[TapResult]:
     parts = outline(report.taps)
     yield from parts.before
-    for steps in parts.layers.values():
-        yield worst_row(steps.values())
+    for taps in parts.layers.values():
+        yield worst_row(taps.values())
     yield from parts.after
 
 
-def _step(tap: TapResult) -> Row:
+def _activation_row(tap: TapResult) -> Row:
     own = tap.forced or tap.cumulative
     errors = (tap.cumulative.relative_l2, own.relative_l2, tap.floor, tap.threshold)
     ratio = f"{tap.ratio:.2f}" if tap.ok else number(tap.ratio)

@@ -26,7 +26,7 @@ class _Layers(NamedTuple):
         shown = self.table
         if options.max_width < MIN_WIDTH:
             shown = shown.without("noise floor")
-        yield _draw(shown, "Relative L2 error of each layer's worst step")
+        yield _draw(shown, "Relative L2 error of each layer's worst activation")
 
 
 def render(report: Report) -> RenderableType:

@@ -125,7 +125,7 @@ class Report:
     def first_divergence(self) -> Judged | None:
         """The first row beyond its threshold, from causes to effects; None if there is none.
 
-        Among activations, a step that is wrong even when fed the reference's inputs takes
+        Among activations, one that is wrong even when computed from the reference's inputs takes
         precedence.
         """
         rows = itertools.chain.from_iterable(self.rows.values())

@@ -9,6 +9,8 @@ from typing import Any
 # returns them. During the comparison they have this name. In rows, they have the path of the
 # module that computes them in the JAX model.
 LOGITS = "logits"
+# The unit of losses of tokens.
+NATS = "nats per token"
 
 
 class Judged:
@@ -107,17 +109,17 @@ class Error:
 
 @dataclasses.dataclass(frozen=True)
 class TapResult(Judged):
-    """The errors of one activation: after all preceding steps, and on its own.
+    """The errors of one activation: after all preceding activations, and on its own.
 
-    Both must be within their thresholds. The step's own (`forced`) error misses a bug between two
-    recorded steps that the second one hides; the cumulative error misses what is small compared
-    with the accumulated noise of all preceding steps.
+    Both must be within their thresholds. Its own (`forced`) error misses a bug between two recorded
+    activations that the second one hides; the cumulative error misses what is small compared with
+    the accumulated noise of all preceding activations.
     """
 
     path: str
-    cumulative: Error  # after all preceding steps
+    cumulative: Error  # after all preceding activations
     max_over_rms: float  # largest difference / RMS of the reference
-    forced: Error | None = None  # the step's own error, when fed the reference's inputs
+    forced: Error | None = None  # its own error, computed from the reference's inputs
     is_output: bool = False  # whether this is the output of the whole model
     ulp_p50: float = 0.0  # median distance in float32 ULPs
     ulp_p99: float = 0.0  # 99th percentile of that distance
@@ -131,12 +133,12 @@ class TapResult(Judged):
 
     @property
     def is_wrong_itself(self) -> bool:
-        """Whether the step is wrong even when fed the reference's inputs."""
+        """Whether it is wrong even when computed from the reference's inputs."""
         return self.forced is not None and not self.forced.ok
 
     @property
     def decisive(self) -> Error:
-        """The step's own error if it is too large, else the error closer to its threshold."""
+        """Its own error if that is too large, else the error closer to its threshold."""
         if self.forced is None:
             return self.cumulative
         if not self.forced.ok:
@@ -161,7 +163,7 @@ class TapResult(Judged):
 
 
 def first_wrong(taps: Sequence[TapResult]) -> TapResult | None:
-    """Returns the first step that is wrong even when fed the reference's inputs.
+    """Returns the first activation that is wrong even when computed from the reference's inputs.
 
     If there is none, returns the first that is beyond a threshold. `taps` are in execution order.
     """
@@ -201,6 +203,7 @@ class LossResult(Judged):
     floor: float
     threshold: float
     hint: str | None = None
+    unit: str = NATS  # of the losses
 
     @property
     def measured(self) -> float:

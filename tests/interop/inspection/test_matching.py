@@ -1,7 +1,11 @@
 """Tensors are matched to arrays by shape first and by name second."""
 
+import dataclasses
+
+import pytest
 from tiny import TINY
 
+from jaxllm.config import PositionConfig, RelativeBuckets
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.inspection.matching import Matcher
@@ -46,3 +50,21 @@ def test_arrays_and_tensors_with_rules_are_left_out():
     assert {tensor.name for tensor in found.stored} == {
         f"other.{i}" for i in range(TINY.num_layers)
     }
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        PositionConfig(kind="learned"),
+        PositionConfig(kind="learned", offset=2),
+        PositionConfig(kind="distance"),
+        PositionConfig(kind="relative", relative=RelativeBuckets(count=12)),
+        PositionConfig(kind="rope"),
+    ],
+)
+def test_the_size_of_the_table_of_positions_follows_from_the_config(positions):
+    config = dataclasses.replace(TINY, positions=positions)
+    found = Matcher(config, {}, RuleTable((), {}))
+    values = {axis: eval(text, {"config": config}) for axis, text in found.size_formulas.items()}
+    assert values == found.new_sizes
+    assert list(values) == ([] if positions.kind == "rope" else ["M"])

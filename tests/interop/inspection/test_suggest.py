@@ -279,7 +279,10 @@ def test_what_is_printed_can_be_pasted(models, tmp_path):
     suggestions = suggest(numbers, config)
     pasted = run(f"from jaxllm.interop import Rule\n{suggestions}", tmp_path)
     assert pasted["rules"] == [one.rule for one in suggestions.rules]
-    assert pasted["sizes"] == {"M": config.max_len}
+    assert suggestions.sizes == {"M": config.max_len}
+    assert pasted["sizes"](config) == {"M": config.max_len}
+    longer = dataclasses.replace(config, max_len=2 * config.max_len)
+    assert pasted["sizes"](longer) == {"M": longer.max_len}
     assert all(len(line) <= 100 for line in str(suggestions).splitlines() if "#" not in line)
 
 

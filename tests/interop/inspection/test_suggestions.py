@@ -25,6 +25,22 @@ def test_the_text_has_rules_doubts_and_what_is_left():
     ]
 
 
+def test_sizes_that_follow_from_the_config_are_a_function_of_it():
+    formulas = {"M": "config.max_len"}
+    found = Suggestions((), {}, {"M": 8, "Z": 3}, {"extra": (3, 4)}, (), formulas)
+    assert str(found).splitlines() == [
+        "rules = [",
+        "]",
+        "",
+        "",
+        "def sizes(config):",
+        '    return {"M": config.max_len, "Z": 3}',
+        "",
+        "",
+        "# no rule for extra [3, 4]",
+    ]
+
+
 def test_nothing_to_propose_is_said():
     assert str(Suggestions((), {}, {}, {}, ())) == "# every tensor has a rule already"
 

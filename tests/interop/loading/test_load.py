@@ -336,7 +336,7 @@ from jaxllm.params import named_parameters
 
 first, large, max_ram, kind, dtype = sys.argv[1:]
 if kind == "accelerator":
-    device_buffers.HostAssembly = device_buffers.DeviceAssembly
+    device_buffers.HostShardBuffers = device_buffers.DeviceShardBuffers
 mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 options = {} if dtype == "stored" else {"dtype": dtype}
 

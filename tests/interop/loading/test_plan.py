@@ -70,8 +70,8 @@ def test_plan_reads_headers_only(model, saved, monkeypatch):
 
 def test_every_stored_tensor_is_moved_once(saved):
     planned = plan(saved)
-    moved = [move.tensor.name for move in planned.moves()]
-    assert sorted(moved) == sorted(planned.tensors)
+    found = [read.tensor.name for read in planned.reads()]
+    assert sorted(found) == sorted(planned.tensors)
     assert not list(planned.copies())
 
 
@@ -80,9 +80,9 @@ def test_copies_in_model_parallel_shards_are_compared_with_the_first(model, tmp_
     planned = plan(tmp_path / "meta")
     copies = dict(planned.copies())
     assert copies["01/norm.weight"] == "00/norm.weight"
-    moved = {(move.tensor.path, move.tensor.offset) for move in planned.moves()}
+    found = {(read.tensor.path, read.tensor.offset) for read in planned.reads()}
     places = {name: (tensor.path, tensor.offset) for name, tensor in planned.tensors.items()}
-    assert {name for name, place in places.items() if place not in moved} == copies.keys()
+    assert {name for name, place in places.items() if place not in found} == copies.keys()
 
 
 def test_plan_counts_bytes_and_dtype_changes(saved):

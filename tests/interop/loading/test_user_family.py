@@ -278,6 +278,58 @@ def test_mistakes_in_a_rules_file_are_described(old, new, expected, folder, rule
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "expected"),
+    [
+        ("num_kv_heads=", "num_kv_heads=4 or ", 7, "num_heads=6 is not a multiple"),
+        ("head_dim=width // heads", "head_dim=width // 0", 13, "ZeroDivisionError: "),
+        ('#v : (K H) D"', '#v : (N H) D"', 28, "not a bijection: "),
+        ('    theirs, ours = "blocks.{L}."', '    theirs, ours = 1 + "blocks"', 22, "TypeError: "),
+        (
+            "    return [\n        Rule(",
+            "    yield 1 / 0\n    yield from [\n        Rule(",
+            23,
+            "ZeroDivisionError: ",
+        ),
+    ],
+)
+def test_an_error_inside_a_rules_file_names_it_and_not_the_config_file(
+    old, new, line, expected, folder, rules
+):
+    edit(rules, old, new)
+    message = problems(folder, rules)
+    assert f"my_rules.py, line {line}: {expected}" in message
+    assert "config.json" not in message
+
+
+def test_what_does_not_fit_the_rules_names_their_file(folder, rules):
+    edit(rules, "tied = {", 'sizes = {"H": 7}\n\n\ntied = {')
+    assert "config.json" not in problems(folder, rules)
+    edit(
+        rules,
+        '"norm.weight : D", "final_norm.scale : D"',
+        '"norm.weight : U", "final_norm.scale : U"',
+    )
+    message = problems(folder, rules)
+    assert "my_rules.py: " in message
+    assert "config.json" not in message
+
+
+def test_a_wrong_field_still_names_the_config_file(folder, rules):
+    (folder / "config.json").write_text(json.dumps({**SIZE, "width": "wide"}))
+    assert "config.json: width='wide' is not of type int" in problems(folder, rules)
+
+
+def test_an_error_of_the_fields_of_an_export_names_the_file_once(folder, rules, tmp_path):
+    rules.write_text(rules.read_text() + "\n\ndef fields(config):\n    return config.nothing\n")
+    model = load_pretrained(folder, rules=rules)
+    with pytest.raises(CheckpointError) as caught:
+        save_pretrained(model, tmp_path / "out", rules=rules)
+    message = str(caught.value)
+    assert message.count("my_rules.py") == 1
+    assert ": AttributeError: " in message
+
+
 def test_missing_files_and_attributes_are_named(folder, rules, tmp_path):
     assert "is not a file" in problems(folder, "nothing.py")
     assert "does not exist" in problems(tmp_path / "nothing", rules)

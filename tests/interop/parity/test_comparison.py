@@ -154,7 +154,7 @@ def test_wrong_frequencies_barely_show_at_the_first_tokens(pair, tokens):
     assert buckets[0].kl_max < buckets[1].kl_max / 10 < buckets[-1].kl_max / 10
 
 
-def test_steps_before_a_bug_agree(pair, tokens):
+def test_activations_before_a_bug_agree(pair, tokens):
     llama, model = pair
     bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
     taps = compare(llama, bug(model), tokens).taps
@@ -218,8 +218,8 @@ def test_invalid_levels_inputs_and_dtypes_are_rejected(make_llama, convert, toke
         compare(make_llama().bfloat16(), model, tokens)
 
 
-def test_only_the_wrong_steps_fail_on_their_own(pair, tokens):
-    """Steps after a bug have a large cumulative error but a small error of their own."""
+def test_only_the_wrong_activations_fail_on_their_own(pair, tokens):
+    """Activations after a bug have a large cumulative error but a small error of their own."""
     llama, model = pair
     bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
     taps = {tap.path: tap for tap in compare(llama, bug(model), tokens).taps}
@@ -230,7 +230,7 @@ def test_only_the_wrong_steps_fail_on_their_own(pair, tokens):
     assert all(tap.forced.floor < tap.forced.threshold for tap in taps.values())
 
 
-def test_every_wrong_step_fails_on_its_own(pair, tokens):
+def test_every_wrong_activation_fails_on_its_own(pair, tokens):
     llama, model = pair
     broken = configure({"rope.theta": 10200.0})(model)
     wrong = {tap.path for tap in compare(llama, broken, tokens).taps if tap.is_wrong_itself}

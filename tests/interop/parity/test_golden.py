@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.cli import main
 from jaxllm.config import MOVED
-from jaxllm.errors import OTHER_VERSION
+from jaxllm.errors import OTHER_VERSION, UserError
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
@@ -125,6 +125,18 @@ def test_a_damaged_weight_is_named(pack, copy):
     assert report.verdicts == {"weights": False, "config": True, "logits": True}
 
 
+def test_a_pack_with_the_old_name_of_labels_is_read(pack, llama, tmp_path):
+    data = read_pack(pack)
+    data["inputs"]["wanted"] = np.zeros((1, 2), np.float32)
+    write_pack(data, tmp_path / "old")
+    with pytest.raises(UserError, match="labels is given, which a Decoder does not take"):
+        check_pack(tmp_path / "old", llama, levels=("weights",))
+    data["inputs"]["desired"] = data["inputs"].pop("wanted")
+    write_pack(data, tmp_path / "wrong")
+    with pytest.raises(CheckpointError, match=r"target and some of \['labels', 'source', "):
+        check_pack(tmp_path / "wrong", llama, levels=("weights",))
+
+
 @pytest.mark.exhaustive
 def test_the_effect_of_a_damaged_weight_is_found_in_a_sample(pack, whole, copy):
     change_tensor(copy, "model.layers.1.self_attn.v_proj.weight", lambda w: w * np.float32(1.001))
@@ -171,7 +183,7 @@ def test_a_model_of_other_sizes_is_reported(pack, tmp_path):
     assert remarks["layers.0.attn.q_proj"] == ""
 
 
-def test_full_recordings_give_each_step_its_own_error(whole, llama):
+def test_full_recordings_give_each_activation_its_own_error(whole, llama):
     report = check_pack(whole, llama)
     assert report.ok, report.first_divergence
     assert all(row.forced is not None for row in report.taps)

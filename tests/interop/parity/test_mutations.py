@@ -1,4 +1,4 @@
-"""Mutation test of parity: planted bugs are caught at the right step, correct models pass."""
+"""Mutation test of parity: planted bugs are caught at the right place, correct models pass."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def pair(request, tmp_path_factory):
     jax.clear_caches()  # thousands of small programs that other families do not need
 
 
-def test_every_bug_is_caught_at_its_step(pair):
+def test_every_bug_is_caught_at_its_place(pair):
     family, models = pair
     wrong = {}
     for trial in trials(family, models.model):

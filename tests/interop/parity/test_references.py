@@ -146,7 +146,7 @@ BUGS = {
 
 
 @pytest.mark.parametrize("name", examples(BUGS, *list(BUGS)[::4]))
-def test_a_bug_in_every_kind_is_named_at_its_step(kinds, name):
+def test_a_bug_in_every_kind_is_named_at_its_activation(kinds, name):
     reference, model, inputs = kinds(name)
     parameter, place = BUGS[name]
     report = compare(reference, changed(model, parameter, backwards), inputs, levels=FORWARD)

@@ -7,7 +7,7 @@ from tiny import random_model
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop import CheckpointError
-from jaxllm.interop.loading.model_arrays import read_model
+from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.interop.saving.export import plan_export, possible_families, write_texts
 
 
@@ -58,25 +58,25 @@ def test_model_parallel_must_be_at_least_one(count):
 
 
 def test_files_and_texts_are_planned():
-    parameters = read_model(random_model(head_dim=8))
+    model = arrays_of_model(random_model(head_dim=8))
     families = possible_families(None, "hf", None)
-    export = plan_export(parameters, families, None, 1 << 30)
+    export = plan_export(model, families, None, 1 << 30)
     assert [file.name for file in export.files] == ["model.safetensors"]
     assert set(export.files[0].places) == set(export.tensors)
     assert list(export.texts) == ["config.json"]
     assert json.loads(export.texts["config.json"])["model_type"] == "llama"
-    sharded = plan_export(parameters, families, None, 20_000)
+    sharded = plan_export(model, families, None, 20_000)
     assert list(sharded.texts)[-1] == "model.safetensors.index.json"
     assert all(file.size < 30_000 for file in sharded.files)
-    shards = plan_export(parameters, possible_families(None, "meta", 2), 2, 1 << 30)
+    shards = plan_export(model, possible_families(None, "meta", 2), 2, 1 << 30)
     assert [file.name for file in shards.files] == ["consolidated.00.pth", "consolidated.01.pth"]
 
 
 def test_model_that_no_family_can_express_lists_the_reasons():
     changes = {"attention.qk_norm": "head", "mlp.bias": True}
-    parameters = read_model(random_model(head_dim=8, **changes))
+    model = arrays_of_model(random_model(head_dim=8, **changes))
     with pytest.raises(CheckpointError, match="cannot write this model as 'hf'") as error:
-        plan_export(parameters, possible_families(None, "hf", None), None, 1 << 30)
+        plan_export(model, possible_families(None, "hf", None), None, 1 << 30)
     refusal = "llama: model_type 'llama' does not support"
     assert any(refusal in problem for problem in error.value.problems)
 

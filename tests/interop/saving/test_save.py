@@ -19,7 +19,7 @@ from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats import lazy_tensor
 from jaxllm.interop.formats.lazy_tensor import from_array
-from jaxllm.interop.loading.model_arrays import Parameters, read_model
+from jaxllm.interop.loading.model_arrays import ModelArrays, arrays_of_model
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.interop.saving.export import export_tensors
 
@@ -50,13 +50,13 @@ def test_fused_tensor_is_assembled_from_its_parts():
         ),
         sizes,
     )
-    parameters = Parameters(
+    model = ModelArrays(
         random_model().config,
         None,
         {"layers": {"0:2": range(2)}},
         {name: from_array(array) for name, array in arrays.items()},
     )
-    tensors = dict(export_tensors(parameters, table))
+    tensors = dict(export_tensors(model, table))
     assert tensors.keys() == {"h.0.qkv", "h.1.qkv"}
     for layer, tensor in enumerate(tensors.values()):
         parts = [array[layer].transpose(1, 2, 0).reshape(-1, 5) for array in arrays.values()]
@@ -67,7 +67,7 @@ def test_fused_tensor_is_assembled_from_its_parts():
 
 
 def test_only_the_written_layer_of_a_stack_is_read():
-    parameters = read_model(random_model())
+    model = arrays_of_model(random_model())
     asked = []
     arrays = {
         name: lazy_tensor.TensorSource(
@@ -75,12 +75,12 @@ def test_only_the_written_layer_of_a_stack_is_read():
             array.shape,
             lambda box, name=name, array=array: asked.append((name, box)) or array.read(box),
         )
-        for name, array in parameters.arrays.items()
+        for name, array in model.arrays.items()
     }
     name, stack = "layers.0:3.attn.q_proj.kernel", {"layers": {"0:3": range(3)}}
     rule = Rule("h.{L}.q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H")
     table = RuleTable((rule,), {"L": 3, "N": 4, "H": 16, "D": 32})
-    tensors = dict(export_tensors(Parameters(parameters.config, None, stack, arrays), table))
+    tensors = dict(export_tensors(ModelArrays(model.config, None, stack, arrays), table))
     (chunk,) = tensors["h.1.q"].payload(10**9)
     assert chunk.nbytes == arrays[name].nbytes / 3
     assert asked == [(name, ((1, 2), (0, 32), (0, 4), (0, 16)))]

@@ -174,8 +174,8 @@ def test_parity_compares_on_the_tokens_of_a_file(
             "target is float64(2, 20, 5); it must be float32 (B, T, 5)",
         ),
         (
-            *("forecaster", "rows.npz", {"target": VECTORS, "wanted": VECTORS[:, :1]}),
-            "wanted is float32(2, 1, 5); it must be float32(2, 20, 5)",
+            *("forecaster", "rows.npz", {"target": VECTORS, "labels": VECTORS[:, :1]}),
+            "labels is float32(2, 1, 5); it must be float32(2, 20, 5)",
         ),
     ],
 )

@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxllm.interop.loading.streaming.device_buffers import (
-    DeviceAssembly,
-    HostAssembly,
+    DeviceShardBuffers,
+    HostShardBuffers,
     Part,
-    make_assembly,
+    make_shard_buffers,
 )
 from jaxllm.interop.loading.streaming.device_shards import list_shards
 from jaxllm.interop.rules.pattern import Side
@@ -25,22 +25,24 @@ def sharding() -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("a", "b"))
 
 
-@pytest.mark.parametrize("kind", [HostAssembly, DeviceAssembly])
+@pytest.mark.parametrize("kind", [HostShardBuffers, DeviceShardBuffers])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shards_are_filled_part_by_part(sharding, kind, dtype):
     shards = list_shards(SIDE, SIZES, sharding)
-    assembly = kind(shards, np.dtype(dtype))
+    buffers = kind(shards, np.dtype(dtype))
     for number, shard in enumerate(shards):
         for region in shard.regions:
             for h in range(3):  # an element of each head at a time
                 ranges = {**region, "H": (h, h + 1)}
                 at = tuple(slice(*ranges[axis]) for axis in ("D", "N", "H"))
                 numbers = WHOLE.reshape(4, 2, 3)[at]
-                assembly.write([Part(number, region, ranges, ("D", "N", "H"), numbers)])
-    found = jax.make_array_from_single_device_arrays((4, 6), sharding, assembly.arrays())
+                buffers.write([Part(number, region, ranges, ("D", "N", "H"), numbers)])
+    found = jax.make_array_from_single_device_arrays((4, 6), sharding, buffers.arrays())
     assert found.dtype == dtype
     chex.assert_trees_all_equal(np.asarray(found, np.float32), WHOLE)
 
 
 def test_cpu_arrays_are_assembled_on_the_host(sharding):
-    assert isinstance(make_assembly(SIDE, SIZES, np.dtype(np.float32), sharding), HostAssembly)
+    assert isinstance(
+        make_shard_buffers(SIDE, SIZES, np.dtype(np.float32), sharding), HostShardBuffers
+    )

@@ -15,12 +15,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.loading.streaming import stream
 from jaxllm.interop.loading.streaming.device_buffers import (
-    DeviceAssembly,
-    HostAssembly,
-    make_assembly,
+    DeviceShardBuffers,
+    HostShardBuffers,
+    make_shard_buffers,
 )
 from jaxllm.interop.loading.streaming.device_shards import list_shards
-from jaxllm.interop.loading.streaming.stream import Move
+from jaxllm.interop.loading.streaming.stream import PlannedRead
 from jaxllm.interop.rules.rule import Rule
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -73,7 +73,7 @@ def sharding_of(shape: Sequence[int], spec: Sequence[object]) -> NamedSharding:
 @given(st.data())
 def test_any_rule_fills_any_sharding_through_any_chunk_size(tmp_path_factory, data):
     rule = Rule(*data.draw(st.sampled_from(RULES)))
-    kind = data.draw(st.sampled_from([HostAssembly, DeviceAssembly]))
+    kind = data.draw(st.sampled_from([HostShardBuffers, DeviceShardBuffers]))
     budget = data.draw(st.sampled_from([1, 100, 16 * 37, 16 * 1000, 1 << 20]))
     spec = data.draw(st.lists(st.sampled_from(SPECS), min_size=4, max_size=4))
     dtype = data.draw(st.sampled_from([BFLOAT16, np.dtype(np.float32)]))
@@ -88,7 +88,7 @@ def test_any_rule_fills_any_sharding_through_any_chunk_size(tmp_path_factory, da
     model_names = [name for name, _ in rule.model.names(SIZES)]
     made = {n: kind(list_shards(rule.model, SIZES, sharding), dtype) for n in model_names}
 
-    stream.stream([Move(stored[n], exporting, at) for n, at in names], made, budget)
+    stream.stream([PlannedRead(stored[n], exporting, at) for n, at in names], made, budget)
 
     for name, index in rule.model.names(SIZES):
         box = [(0, size) for size in whole]
@@ -131,10 +131,12 @@ def test_replicated_data_is_read_once(tmp_path, monkeypatch, spec):
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(3)}
     stored = write_stored(tmp_path / "file", arrays)
     sharding = sharding_of((3, 8, 16), (None, *spec))
-    into = {"w": make_assembly(rule.model, sizes, BFLOAT16, sharding)}
+    into = {"w": make_shard_buffers(rule.model, sizes, BFLOAT16, sharding)}
     log = ReadLog(monkeypatch)
-    moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
-    stream.stream(reversed(moves), into, 16 * 64)
+    reads = [
+        PlannedRead(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)
+    ]
+    stream.stream(reversed(reads), into, 16 * 64)
     assert log.bytes == sum(array.nbytes for array in arrays.values())
     assert len(log.read) == 3 * 16 * 8 * 2 // 64
 
@@ -144,10 +146,12 @@ def test_files_are_read_in_order(tmp_path, monkeypatch):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 5, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in (3, 0, 4, 1, 2)}
     stored = write_stored(tmp_path / "file", arrays)
-    into = {"w": make_assembly(rule.model, sizes, BFLOAT16, sharding_of((5, 8, 16), ()))}
+    into = {"w": make_shard_buffers(rule.model, sizes, BFLOAT16, sharding_of((5, 8, 16), ()))}
     log = ReadLog(monkeypatch)
-    moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
-    stream.stream(moves, into, 64, threads=1)
+    reads = [
+        PlannedRead(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)
+    ]
+    stream.stream(reads, into, 64, threads=1)
     assert log.read == sorted(log.read)
     assert log.read[0][0] == 8
 
@@ -159,10 +163,10 @@ def test_some_of_the_shards_read_only_their_part_of_the_file(tmp_path, monkeypat
     stored = write_stored(tmp_path / "file", {"w": array})
     shards = list_shards(rule.model, sizes, sharding_of((16384, 64), ("a", "b")))
     mine = [shard for shard in shards if shard.box[0][0] == 4096 and shard.box[1][0] == 32]
-    into = HostAssembly(mine, BFLOAT16)
+    into = HostShardBuffers(mine, BFLOAT16)
     log = ReadLog(monkeypatch)
-    move = Move(stored["w"], rule.exporting(sizes), {})
-    stream.stream([move], {"w": into}, 1 << 20)
+    read = PlannedRead(stored["w"], rule.exporting(sizes), {})
+    stream.stream([read], {"w": into}, 1 << 20)
     assert log.bytes == array.nbytes // 8
     (held,) = into.arrays()
     assert np.asarray(held).tobytes() == array.T[4096:8192, 32:].tobytes()
@@ -171,13 +175,15 @@ def test_some_of_the_shards_read_only_their_part_of_the_file(tmp_path, monkeypat
 def test_gaps_smaller_than_a_page_are_read_too(tmp_path, monkeypatch):
     rule, sizes = Rule("w : F D", "w : D F"), {"F": 64, "D": 64}
     stored = write_stored(tmp_path / "file", {"w": random_bits((64, 64), 0)})
-    into = HostAssembly(list_shards(rule.model, sizes, sharding_of((64, 64), ("a",)))[:1], BFLOAT16)
+    into = HostShardBuffers(
+        list_shards(rule.model, sizes, sharding_of((64, 64), ("a",)))[:1], BFLOAT16
+    )
     log = ReadLog(monkeypatch)
-    stream.stream([Move(stored["w"], rule.exporting(sizes), {})], {"w": into}, 1 << 20)
+    stream.stream([PlannedRead(stored["w"], rule.exporting(sizes), {})], {"w": into}, 1 << 20)
     assert len(log.read) == 1
 
 
-@pytest.mark.parametrize("kind", [HostAssembly, DeviceAssembly])
+@pytest.mark.parametrize("kind", [HostShardBuffers, DeviceShardBuffers])
 def test_truncated_file_is_named(tmp_path, kind):
     rule, sizes = Rule("w.{L} : F D", "w : L D F"), {"L": 3, "F": 16, "D": 8}
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(3)}
@@ -186,9 +192,11 @@ def test_truncated_file_is_named(tmp_path, kind):
         file.truncate(600)
     sharding = sharding_of((3, 8, 16), (None, "a"))
     into = {"w": kind(list_shards(rule.model, sizes, sharding), BFLOAT16)}
-    moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
+    reads = [
+        PlannedRead(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)
+    ]
     with pytest.raises(CheckpointError, match=r"file: tensor 'w\.2': the file ends \d+ bytes"):
-        stream.stream(moves, into, 1 << 20)
+        stream.stream(reads, into, 1 << 20)
 
 
 def test_failure_stops_the_other_threads(tmp_path):
@@ -196,15 +204,17 @@ def test_failure_stops_the_other_threads(tmp_path):
     arrays = {f"w.{i}": random_bits((16, 8), i) for i in range(200)}
     stored = write_stored(tmp_path / "file", arrays)
     shards = list_shards(rule.model, sizes, sharding_of((200, 8, 16), ()))
-    moves = [Move(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)]
+    reads = [
+        PlannedRead(stored[n], rule.exporting(sizes), at) for n, at in rule.stored.names(sizes)
+    ]
     done = []
 
-    class Failing(HostAssembly):
+    class Failing(HostShardBuffers):
         def write(self, parts):
             done.append(1)
             if len(done) == 5:
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        stream.stream(moves, {"w": Failing(shards, BFLOAT16)}, 16)
+        stream.stream(reads, {"w": Failing(shards, BFLOAT16)}, 16)
     assert len(done) < 200

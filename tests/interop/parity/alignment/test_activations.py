@@ -41,9 +41,9 @@ def outputs_of(aligned):
     return outputs
 
 
-def test_every_step_of_every_layer_has_a_tap():
+def test_every_activation_of_every_layer_has_a_tap():
     aligned = alignment()
-    layers = {f"layers.{i}{step}" for i in range(3) for step in LAYER}
+    layers = {f"layers.{i}{name}" for i in range(3) for name in LAYER}
     arrays = aligned.align(outputs_of(aligned))
     assert set(arrays) == {"embed", "final_norm", *layers}  # logits are what the model returns
     assert "model.layers.2.self_attn" in aligned.modules

@@ -20,7 +20,7 @@ def test_inputs_are_read_from_files_and_padded(tmp_path):
     np.savez(tmp_path / "a.npz", source=np.ones((1, 2)), target=np.zeros((1, 3)))
     assert Inputs.read(tmp_path / "a.npz").arrays.keys() == {"source", "target"}
     np.savez(tmp_path / "b.npz", src=np.ones((1, 2)), target=np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="has src, target; it needs target and may have source, s"):
+    with pytest.raises(ValueError, match="has src, target; it needs target and may have labels, s"):
         Inputs.read(tmp_path / "b.npz")
     file = tmp_path / "a.json"
     file.write_text(json.dumps({"source": [[1, 2]], "target": [[5, 6, 7], [8]]}))
@@ -35,6 +35,14 @@ def test_inputs_are_read_from_files_and_padded(tmp_path):
         Inputs.read(file)
     with pytest.raises(ValueError, match=r"not a \.npy, \.npz or \.json file"):
         Inputs.read(tmp_path / "a.txt")
+
+
+def test_labels_may_have_the_name_of_earlier_versions(tmp_path):
+    arrays = {"target": np.zeros((1, 3)), "wanted": np.ones((1, 2))}
+    np.savez(tmp_path / "old.npz", **arrays)
+    for inputs in (Inputs.from_arrays(arrays), Inputs.read(tmp_path / "old.npz")):
+        assert inputs.labels.tolist() == [[1, 1]]
+        assert inputs.arrays.keys() == {"target", "labels"}
 
 
 def drawn(masked=("target_mask",), **options):
@@ -66,7 +74,7 @@ def test_the_padding_token_is_replaced():
 
 def test_models_of_tokens_need_no_training_targets():
     inputs = drawn()
-    assert inputs.completed(MODEL) is inputs
+    assert inputs.with_labels(MODEL) is inputs
     assert sequences_of(MODEL)["target"].size == MODEL.config.vocab_size
 
 

@@ -55,7 +55,7 @@ def edit(folder, old, new):
 
 
 @pytest.mark.exhaustive
-def test_a_correct_model_passes_at_every_step(mine):
+def test_a_correct_model_passes_at_every_activation(mine):
     report = check(mine)
     assert report.ok
     assert report.logits.relative_l2 <= 1e-5
@@ -81,11 +81,46 @@ def test_training_and_generation_levels_pass(mine):
         ("{G=gate|up}", "{G=up|gate}", "layers.0.mlp"),
     ),
 )
-def test_a_wrong_rule_is_caught_at_its_step(old, new, where, mine):
+def test_a_wrong_rule_is_caught_at_its_activation(old, new, where, mine):
     edit(mine, old, new)
     report = check(mine, ["logits", "layers"])
     assert not report.ok
     assert report.first_divergence.path.startswith(where)
+
+
+def write_biased(folder):
+    """Gives the attention of the page's model biases, and its rules as well."""
+    source = (folder / "my_model.py").read_text()
+    before, attention, after = source.partition("class Attention")
+    attention += after.replace("bias=False", "bias=True", 2)
+    (folder / "my_biased_model.py").write_text(before + attention)
+    edit(folder, "from my_model", "from my_biased_model")
+    edit(folder, "import DecoderConfig", "import AttentionConfig, DecoderConfig")
+    attention = "attention=AttentionConfig(qkv_bias=True, out_bias=True)"
+    edit(folder, "norms=", f"{attention},\n        norms=")
+    biases = {"attn.wo.bias : D": "attn.o_proj.bias : D"}
+    for name, axis in (("q", "N"), ("k", "K"), ("v", "K")):
+        biases[f"attn.wqkv.bias#{name} : ({axis} H)"] = f"attn.{name}_proj.bias : {axis} H"
+    lines = (f'Rule(theirs + "{one}", ours + "{other}"),' for one, other in biases.items())
+    edit(folder, "    return [\n", "    return [\n        " + "\n        ".join(lines) + "\n")
+    module = randomize(user_family.resolve_family(folder / "my_rules.py").reference(SIZE))
+    torch.save(module.state_dict(), folder / "mine" / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ('wo.weight : D (N H)"', 'wo.weight : (N H) D"', "layers.0.attn.o_proj"),
+        ('#q : (N H) D"', '#q : D (N H)"', "layers.0.attn.q_proj"),
+    ],
+)
+def test_a_transposed_kernel_beside_a_bias_is_named(old, new, where, mine):
+    """Attention of a plain module is not recorded, so the input of `wo` is unknown."""
+    write_biased(mine)
+    assert check(mine, ["logits", "layers"]).ok
+    edit(mine, old, new)
+    first = check(mine, ["logits", "layers"]).first_divergence
+    assert (first.path, first.hint) == (where, "Looks like a transposed square kernel")
 
 
 def test_the_reference_must_match_the_checkpoint(mine):

@@ -1,8 +1,8 @@
-"""Hints for any step: a scale, a bias, a shift, rounding, a soft cap, a few tokens."""
+"""Hints for any activation: a scale, a bias, a shift, rounding, a soft cap, a few tokens."""
 
 import numpy as np
 import pytest
-from wrong_steps import B, D, H, N, T, drawn, half, hint
+from wrong_activations import B, D, H, N, T, drawn, half, hint
 
 from jaxllm.interop.parity.diagnosis.arrays import named_ratio
 
@@ -35,6 +35,8 @@ def test_a_few_tokens_are_named():
     theirs = OURS.copy()
     theirs[1, 7] += 1
     assert "Only 1 of 48 tokens differ: (row, position) (1, 7)" in hint(PATH, OURS, theirs)
+    found = hint(PATH, OURS[1:], theirs[1:], rows=[4])  # of a batch whose other rows are padded
+    assert "Only 1 of 24 tokens differ: (row, position) (4, 7)" in found
 
 
 def test_unrelated_numbers_give_no_hint():

@@ -1,7 +1,7 @@
 """Hints for wrong masks, scores and probabilities."""
 
 import numpy as np
-from wrong_steps import B, H, K, N, T, drawn, half, hint
+from wrong_activations import B, H, K, N, T, drawn, half, hint
 
 from jaxllm.interop.parity.diagnosis.attention import describe_mask
 

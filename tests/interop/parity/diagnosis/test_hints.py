@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hf_cases import CASES, tokens_of
 from tiers import examples
-from wrong_steps import B, D, T, drawn, hint
+from wrong_activations import B, D, T, drawn, hint
 
 from jaxllm.config import with_fields
 from jaxllm.interop import load_pretrained

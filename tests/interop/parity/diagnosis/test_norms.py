@@ -1,7 +1,7 @@
 """Hints for wrong norms."""
 
 import numpy as np
-from wrong_steps import B, D, T, drawn, hint
+from wrong_activations import B, D, T, drawn, hint
 
 
 def normalized(x, eps):

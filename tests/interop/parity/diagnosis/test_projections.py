@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from wrong_steps import B, D, F, H, N, T, drawn, hint
+from wrong_activations import B, D, F, H, N, T, drawn, hint
 
 HEADS_BTNH = drawn(B, T, N, H)
 
@@ -31,6 +31,25 @@ def test_a_wrong_kernel_is_recognized():
     assert "transposed square kernel" in found(x @ kernel.T)
     assert "the reference uses layers.1.attn.o_proj.kernel" in found(x @ other)
     assert found(drawn(B, T, D, seed=5)) is None
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_transposed_kernel_with_a_bias_is_not_taken_for_a_missing_bias(is_recorded):
+    """After uniform attention all tokens have nearly the same input, and so the same error."""
+    x_BTD = drawn(1, 1, D) + 0.02 * drawn(B, T, D)
+    kernel, bias, path = drawn(D, D), drawn(D), "layers.0.attn.o_proj"
+    weights = {f"{path}.kernel": kernel, f"{path}.bias": bias}
+    around = {"layers.0.attn.mixed": x_BTD} if is_recorded else {}
+    ours, theirs = x_BTD @ kernel + bias, x_BTD @ kernel.T + bias
+    found = hint(path, ours, theirs, weights=weights, reference=around)
+    assert found == "Looks like a transposed square kernel"
+    assert "bias" in hint(path, ours, ours - bias, weights=weights, reference=around)
+
+
+def test_a_singular_kernel_has_no_input_to_try():
+    kernel, path = np.ones((D, D), np.float32), "layers.0.attn.o_proj"
+    ours = drawn(B, T, D) @ kernel
+    assert hint(path, ours, drawn(B, T, D, seed=1), weights={f"{path}.kernel": kernel}) is None
 
 
 def test_swapped_and_reordered_heads_are_recognized():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from wrong_steps import B, H, N, T, drawn, hint
+from wrong_activations import B, H, N, T, drawn, hint
 
 from jaxllm.interop.parity.diagnosis.rope import frequencies, rotate, rotation_factors, theta
 

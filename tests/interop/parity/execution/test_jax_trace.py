@@ -14,7 +14,7 @@ INPUTS = Inputs(np.random.default_rng(0).integers(0, 96, (2, 12)))
 PATHS = ["embed", "layers.0.attn", "layers.1.mlp_norm", "layers.1", "final_norm"]
 
 
-def test_steps_and_logits_of_stacked_layers_are_recorded():
+def test_activations_and_logits_of_stacked_layers_are_recorded():
     found = trace_model(MODEL, INPUTS, PATHS)
     assert list(found) == [*PATHS, LOGITS]
     chex.assert_shape([found[path] for path in PATHS], (2, 12, 32))
@@ -29,13 +29,13 @@ def test_an_unknown_path_is_rejected():
         trace_model(MODEL, INPUTS, ["embed", "layers.9", "nothing"])
 
 
-def test_in_the_forced_run_each_step_is_fed_the_reference():
+def test_in_the_forced_run_each_activation_is_fed_the_reference():
     theirs = trace_model(MODEL, INPUTS, PATHS)
     theirs["layers.0.attn"] = theirs["layers.0.attn"] + 1
     ours, forced = trace_free_and_forced(MODEL, INPUTS, theirs)
     same = trace_model(MODEL, INPUTS, PATHS)
     chex.assert_trees_all_equal(ours, same)
-    # Only steps between the changed activation and the next replaced one differ.
+    # Only activations between the changed one and the next replaced one differ.
     assert not np.array_equal(forced["layers.1.mlp_norm"], ours["layers.1.mlp_norm"])
     np.testing.assert_array_equal(forced["final_norm"], ours["final_norm"])
 

@@ -7,12 +7,14 @@ import numpy as np
 import optax
 import pytest
 from broken_models import arrays_of
-from tiny import random_model
+from tiny import random_model, random_of
+from vector_models import SEQUENCE
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.execution.jax_train import mean_loss, train_model
+from jaxllm.interop.parity.execution.jax_train import loss_unit, mean_loss, train_model
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.params import named_parameters, split
+from jaxllm.train.objective import get_objective
 
 MODEL = random_model(num_layers=1)
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 10))
@@ -67,8 +69,16 @@ def test_an_optimizer_without_moments_is_rejected():
         train_model(MODEL, [Inputs(TOKENS)], optax.sgd(1e-3))
 
 
+def test_the_unit_of_the_loss_is_that_of_the_training_objective():
+    tokens = Inputs(TOKENS)
+    assert loss_unit(tokens) == get_objective(MODEL).unit
+    forecaster = random_of(SEQUENCE)
+    vectors = Inputs(np.zeros((1, 4, SEQUENCE.input_dim), np.float32)).with_labels(forecaster)
+    assert loss_unit(vectors) == get_objective(forecaster).unit
+
+
 def test_the_loss_of_vectors_is_the_mean_squared_error():
     bind, params = split(MODEL)
     logits = MODEL(TOKENS).logits
-    given = {"target": jnp.asarray(TOKENS), "wanted": logits + 2.0}
+    given = {"target": jnp.asarray(TOKENS), "labels": logits + 2.0}
     assert float(mean_loss(params, bind, given)) == pytest.approx(4.0, rel=1e-4)

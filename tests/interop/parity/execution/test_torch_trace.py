@@ -36,7 +36,7 @@ def test_modules_and_attention_are_recorded_in_execution_order(llama, inputs):
     )
 
 
-def test_given_outputs_replace_the_steps_own(llama, inputs):
+def test_given_outputs_replace_the_activations_own(llama, inputs):
     plain = trace_reference(llama, inputs, NAMES)
     given = {"model.norm": [np.zeros_like(plain["model.norm"][0])]}
     forced = trace_reference(llama, inputs, NAMES, given)

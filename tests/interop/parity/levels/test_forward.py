@@ -1,4 +1,4 @@
-"""Forward levels: every step is judged, and the logits by position."""
+"""Forward levels: every activation is judged, and the logits by position."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from broken_models import changed
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.levels.forward import FORWARD, judge, record_forward
-from jaxllm.interop.parity.levels.pair import JaxSide, Pair
+from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.parity.report.rows import LOGITS
@@ -20,7 +20,7 @@ BOTH = ("layers", "logits")
 @pytest.fixture(scope="module")
 def sides(pair, short):
     llama, model = pair
-    return Pair(reference=llama, model=model, inputs=Inputs(short), levels=BOTH)
+    return Comparison(reference=llama, model=model, inputs=Inputs(short), levels=BOTH)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def recording(sides):
     return record_forward(sides)
 
 
-def test_a_correct_model_passes_at_every_step(sides, recording):
+def test_a_correct_model_passes_at_every_activation(sides, recording):
     forward = judge(recording, sides.unstacked, BOTH)
     assert all(tap.ok for tap in forward.taps)
     assert [tap.path for tap in forward.outputs] == ["lm_head"]
-    assert len(forward.steps) == len(forward.taps) - 1
+    assert len(forward.activations) == len(forward.taps) - 1
     assert all(tap.forced is not None for tap in forward.taps)
     assert forward.details["flips"] == ()
     assert forward.details["versions"].keys() == {"torch", "transformers"}
@@ -42,7 +42,7 @@ def test_a_correct_model_passes_at_every_step(sides, recording):
     assert [bucket.tokens for bucket in forward.details["buckets"]] == [4, 28, 32]
 
 
-def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
+def test_a_wrong_activation_is_the_only_one_with_a_hint(sides, recording):
     other = changed(sides.unstacked, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
     taps = judge(recording, other, BOTH).taps
     assert [tap.path for tap in taps if tap.is_wrong_itself] == ["layers.1.mlp_norm"]
@@ -51,9 +51,24 @@ def test_a_wrong_step_is_the_only_one_with_a_hint(sides, recording):
     assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
-def test_the_logits_level_alone_records_no_steps(sides, recording):
+def test_a_hint_looks_only_at_rows_without_padding(sides, pair, tokens):
+    mask_BT = np.ones((2, 64), np.int32)
+    mask_BT[1, 24:] = 0
+    inputs = Inputs(tokens[:, :64], target_mask=mask_BT)
+    recording = record_forward(dataclasses.replace(sides, inputs=inputs))
+    # At padding the two sides may compute anything.
+    theirs = {path: np.array(array) for path, array in recording.arrays.items()}
+    theirs["layers.1.mlp_norm"][1, 24:] *= -7
+    recording = dataclasses.replace(recording, arrays=theirs)
+    other = changed(sides.unstacked, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
+    hints = [tap.hint for tap in judge(recording, other, BOTH).taps if tap.hint]
+    assert len(hints) == 1
+    assert "the reference scales by one less" in hints[0]
+
+
+def test_the_logits_level_alone_records_no_activations(sides, recording):
     forward = judge(recording, sides.unstacked, ("logits",))
-    assert (forward.steps, len(forward.outputs)) == ((), 1)
+    assert (forward.activations, len(forward.outputs)) == ((), 1)
     assert forward.outputs[0].forced is None
 
 

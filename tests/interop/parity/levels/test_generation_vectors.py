@@ -24,7 +24,7 @@ def vectors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vectors")
     reference = source_cases.write("components-autoregressive", folder)
     model = load_pretrained(folder, dtype="float32")
-    given = Inputs(random_vectors((2, 30, model.config.input_dim), 0)).completed(model)
+    given = Inputs(random_vectors((2, 30, model.config.input_dim), 0)).with_labels(model)
     return reference, model, given
 
 
@@ -35,7 +35,7 @@ def continued(vectors):
 
 def test_the_prompt_is_the_beginning_of_the_inputs(vectors, continued):
     np.testing.assert_array_equal(continued.prompt.target, vectors[2].target[:, :PROMPT_LENGTH])
-    assert continued.prompt.wanted is None
+    assert continued.prompt.labels is None
     assert continued.vectors_BNO.shape[:2] == (2, NEW_VECTORS)
     assert 0 < continued.floor < 1e-5
 
@@ -50,6 +50,6 @@ def test_the_models_vectors_are_compared_with_the_references(vectors, continued)
 
 def test_outputs_of_another_width_give_a_single_vector(vectors):
     reference, model, given = vectors
-    wide = dataclasses.replace(given, wanted=np.zeros((*given.target.shape[:2], 1), np.float32))
+    wide = dataclasses.replace(given, labels=np.zeros((*given.target.shape[:2], 1), np.float32))
     assert model.config.input_dim != 1
     assert continue_vectors(reference, wide).vectors_BNO.shape[1] == 1

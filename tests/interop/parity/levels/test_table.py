@@ -12,7 +12,7 @@ from jaxllm.cli import main
 from jaxllm.interop.parity import check_checkpoint, compare
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.levels.level import Level, Stage
-from jaxllm.interop.parity.levels.pair import JaxSide
+from jaxllm.interop.parity.levels.sides import JaxSide
 from jaxllm.interop.parity.levels.table import (
     LEVELS,
     from_causes_to_effects,

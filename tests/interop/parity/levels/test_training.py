@@ -97,6 +97,12 @@ def test_the_threshold_of_losses_is_at_most_a_ten_thousandth():
     assert curve([1.0, 1 + 9e-5], [1.0, 1.1]) == [True, True]
 
 
+def test_losses_have_the_unit_of_the_run():
+    run = TrainingRecord((1.0,), 1.0, {})
+    for unit in ("nats per token", "mean squared error"):
+        assert [row.unit for row in judge_curve(Runs(run, run, [run], (), unit))] == [unit]
+
+
 def run(gradient, loss=1.0):
     return TrainingRecord((loss,), 1.0, {"gradient": {"mlp.kernel": gradient}})
 

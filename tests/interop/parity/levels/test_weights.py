@@ -6,7 +6,7 @@ import torch
 from broken_models import changed
 
 from jaxllm.interop.parity import compare
-from jaxllm.interop.parity.levels.pair import JaxSide, Pair
+from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
 from jaxllm.interop.parity.levels.weights import check_weights, differing_bits, record_weights
 
 
@@ -71,7 +71,7 @@ def test_differing_bits_are_counted():
 
 def test_recorded_digests_detect_a_changed_weight(pair):
     llama, model = pair
-    digests = record_weights(Pair(reference=llama, model=model, inputs=None, levels=()))
+    digests = record_weights(Comparison(reference=llama, model=model, inputs=None, levels=()))
     ours = JaxSide(model=model, levels=())
     assert all(row.ok and not row.remark for row in check_weights(digests, ours))
     other = JaxSide(model=changed(model, "final_norm.scale", lambda x: x + 1), levels=())

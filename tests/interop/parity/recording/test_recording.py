@@ -10,7 +10,7 @@ from tiny import random_model
 from jaxllm.interop.parity.alignment.activations import Alignment
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.levels.forward import record_forward
-from jaxllm.interop.parity.levels.pair import Pair
+from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.recording.sample import Sample
@@ -24,7 +24,7 @@ def pair(make_llama, tokens):
     mask[1, 9:] = 0
     inputs = Inputs(tokens[:, :12], target_mask=mask)
     llama, model = make_llama(num_hidden_layers=1), random_model(num_layers=1)
-    return Pair(reference=llama, model=model, inputs=inputs, levels=("layers",))
+    return Comparison(reference=llama, model=model, inputs=inputs, levels=("layers",))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,18 @@ def recording(pair):
     return record_forward(pair)
 
 
-def test_every_step_has_a_noise_floor_and_the_logits_are_last(recording):
+def test_rows_without_padding_are_known(recording):
+    assert recording.whole_rows == [0]
+    target_BT, mask_BT = recording.inputs.target, recording.inputs.target_mask
+    for inputs in (Inputs(target_BT), Inputs(target_BT, target_mask=0 * mask_BT)):
+        assert dataclasses.replace(recording, inputs=inputs).whole_rows is None
+    source = Inputs(target_BT, target_BT, mask_BT, mask_BT[::-1])
+    assert dataclasses.replace(recording, inputs=source).whole_rows is None
+    source = Inputs(target_BT, target_BT, source_mask=mask_BT[::-1])
+    assert dataclasses.replace(recording, inputs=source).whole_rows == [1]
+
+
+def test_every_activation_has_a_noise_floor_and_the_logits_are_last(recording):
     assert list(recording.arrays)[-1] == LOGITS
     assert recording.floors.keys() == recording.forced_floors.keys() == recording.arrays.keys()
     assert all(0 < floor < 1e-5 for floor in recording.floors.values())

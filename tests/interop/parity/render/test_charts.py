@@ -16,7 +16,7 @@ def points(svg, color=""):
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_every_step_is_a_point_and_failing_ones_are_red(report):
+def test_every_activation_is_a_point_and_failing_ones_are_red(report):
     svg = profile_chart(report)
     assert points(svg) == len(report.taps)
     assert points(svg, RED_POINT) == sum(not tap.cumulative.ok for tap in report.taps)
@@ -38,5 +38,12 @@ def test_losses_of_both_sides_are_drawn_even_with_nan():
     svg = curve_chart(curve)
     assert points(svg) == 6
     assert points(svg, RED_POINT) == 4
-    for text in ("reference", "model", "relative difference"):
+    for text in ("reference", "model", "relative difference", "loss, nats per token"):
         assert f">{text}</text>" in svg
+
+
+def test_the_losses_of_a_regression_have_their_own_unit():
+    row = LossResult("step 0", 0.5, 0.5, 1e-7, 1e-6, unit="mean squared error")
+    svg = curve_chart([row])
+    assert ">loss, mean squared error</text>" in svg
+    assert "nats" not in svg

@@ -11,7 +11,7 @@ from jaxllm.interop.parity.render.details import (
     losses_table,
     tensors_table,
     weights_table,
-    wrong_steps_table,
+    wrong_activations_table,
 )
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
@@ -55,9 +55,9 @@ def test_weights_show_how_many_bits_differ():
     ]
 
 
-def test_steps_that_only_propagate_an_error_are_left_out():
+def test_activations_that_only_propagate_an_error_are_left_out():
     passed_on, wrong = tap("layers.0", 1.5e-6), tap("layers.1", 1.0)
-    assert [row.cells[:2] for row in wrong_steps_table((passed_on, wrong)).rows] == [
+    assert [row.cells[:2] for row in wrong_activations_table((passed_on, wrong)).rows] == [
         ("layers.1", "0.50")
     ]
 

@@ -35,7 +35,7 @@ def test_the_legend_labels_every_power_of_ten():
 
 def test_a_layer_is_a_column_and_other_modules_are_single_cells():
     found = heat_map(make_report())
-    assert found.steps == ("attn_norm", "attn", "mlp_norm", "mlp", "output")
+    assert found.activations == ("attn_norm", "attn", "mlp_norm", "mlp", "output")
     assert [column.name for column in found.columns] == ["embed", "0", "1", "final_norm", "lm_head"]
     assert [len(column.cells) for column in found.columns] == [1, 5, 5, 1, 1]
     assert all("output" in column.cells for column in found.columns)
@@ -44,9 +44,9 @@ def test_a_layer_is_a_column_and_other_modules_are_single_cells():
 def test_only_the_first_divergence_is_framed():
     found = heat_map(make_report(0.27))
     framed = [
-        (column.name, step)
+        (column.name, name)
         for column in found.columns
-        for step, cell in column.cells.items()
+        for name, cell in column.cells.items()
         if cell.is_first
     ]
     assert framed == [("0", "mlp")]

@@ -44,7 +44,7 @@ def test_the_page_is_self_contained(report, tmp_path):
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
-def test_the_page_has_the_verdict_and_every_step(report):
+def test_the_page_has_the_verdict_and_every_activation(report):
     page = render(report)
     assert ("Parity holds" in page) == report.ok
     assert ("Parity is broken" in page) != report.ok
@@ -80,7 +80,7 @@ def test_compared_levels_have_sections():
     )
     page = render(more)
     assert all(f"<h2>{title}</h2>" in page for title in titles)
-    assert "Every step of every layer" not in page
+    assert "Every activation of every layer" not in page
     for text in ("config.norm_eps", "4.250000", "2 of 2 tokens equal"):
         assert text in page
 

@@ -45,7 +45,8 @@ def test_the_tightest_row_is_the_first_failure_or_the_closest_to_failing():
 
 
 def test_the_explanation_names_the_first_divergence():
-    assert explanation(make_report(0.27)).startswith("layers.0.mlp is the first step that is wrong")
+    expected = "layers.0.mlp is the first activation that is wrong"
+    assert explanation(make_report(0.27)).startswith(expected)
     assert explanation(make_report()) == (
         "Every error is within its threshold. The closest to failing is lm_head: error 4.0e-07, "
         "threshold 1.2e-06."
@@ -83,7 +84,7 @@ def test_every_kind_of_row_has_its_complaint(row, sentence):
     assert f"{name(row)} {describe_failure(row)}" == sentence
 
 
-def test_the_hint_is_the_first_wrong_steps():
+def test_the_hint_is_the_first_wrong_activations():
     report = make_report(0.27)
     assert hint(report) == ""
     taps = [

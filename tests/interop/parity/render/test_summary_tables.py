@@ -15,13 +15,13 @@ def test_levels_are_ordered_from_causes_to_effects_and_name_their_failures():
     table = levels_table(with_rows(dataclasses.replace(report, verdicts=verdicts), config=config))
     assert [row.cells for row in table.rows] == [
         ("✗ config", "1 fields, 1 differ", "config.norm_eps", "", "", ""),
-        ("✗ layers", "12 steps, 1 differ", "layers.0.mlp", "0.14", "1.0e-07", "1.0e-06"),
+        ("✗ layers", "12 activations, 1 differ", "layers.0.mlp", "0.14", "1.0e-07", "1.0e-06"),
         ("✗ logits", "64 tokens", "lm_head", "0.14", "1.0e-07", "1.0e-06"),
     ]
     assert not any(row.ok for row in table.rows)
 
 
-def test_a_layer_is_represented_by_its_first_failing_step():
+def test_a_layer_is_represented_by_its_first_failing_activation():
     table = layers_table(make_report(0.27))
     rows = {row.cells[0]: row for row in table.rows}
     assert list(rows) == ["embed", "layers.0.mlp", "layers.1.attn_norm", "final_norm", "lm_head"]

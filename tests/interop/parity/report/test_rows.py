@@ -73,7 +73,7 @@ def test_the_decisive_error_is_the_own_one_if_it_fails_else_the_closest_to_faili
     assert tap("mlp", 1.0, 2e-6).decisive.relative_l2 == 2e-6, "its own error comes first"
 
 
-def test_the_first_wrong_step_is_the_first_that_fails_on_its_own():
+def test_the_first_wrong_activation_is_the_first_that_fails_on_its_own():
     right, late, own = tap("a", 0.0, 0.0), tap("b", 1.0, 1e-7), tap("c", 1.0, 1.0)
     assert first_wrong([right, late, own]) is own
     assert first_wrong([right, late]) is late

@@ -18,8 +18,8 @@ from jaxllm.interop.formats.file_writer import (
 from jaxllm.interop.saving.export import Export, write_texts
 
 
-class FileTarget:
-    """A PyTorch checkpoint to be written. A unit is a tensor; see `formats.table.Target`."""
+class ExportWriter:
+    """Writes a PyTorch checkpoint. A unit is a tensor; see `formats.table.CheckpointWriter`."""
 
     def __init__(self, export: Export):
         self._export = export
@@ -30,7 +30,7 @@ class FileTarget:
         self._file_of = {name: file for file in export.files for name in file.places}
 
     def plan(self) -> str:
-        """See `formats.table.Target`."""
+        """See `formats.table.CheckpointWriter`."""
         export = self._export
         files = [(file.name, file.size, sorted(file.places.items())) for file in export.files]
         texts = {name: text.decode() for name, text in export.texts.items()}
@@ -38,7 +38,7 @@ class FileTarget:
         return json.dumps([files, texts, arrays])
 
     def begin(self, folder: Path) -> None:
-        """See `formats.table.Target`."""
+        """See `formats.table.CheckpointWriter`."""
         if not folder.exists():
             folder.mkdir()
             check_space(folder, sum(file.size for file in self._export.files))
@@ -48,7 +48,7 @@ class FileTarget:
             create(folder, file)
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """See `formats.table.Target`."""
+        """See `formats.table.CheckpointWriter`."""
         return fill(
             folder,
             self._file_of[unit],
@@ -60,11 +60,11 @@ class FileTarget:
         )
 
     def written(self, folder: Path, unit: str) -> str:
-        """See `formats.table.Target`."""
+        """See `formats.table.CheckpointWriter`."""
         return written_sha256(folder, self._file_of[unit], unit, self.units[unit])
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
-        """See `formats.table.Target`."""
+        """See `formats.table.CheckpointWriter`."""
         for file in self._export.files:
             finish(folder, file, digests)
         write_texts(folder, self._export.texts)

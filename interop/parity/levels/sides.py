@@ -1,4 +1,4 @@
-"""Arguments of stages: the JAX model, alone or together with its reference."""
+"""The sides of a comparison: the JAX model alone, or together with its reference."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ class JaxSide:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair(JaxSide):
-    """The JAX model and its reference, their inputs, and how they are run."""
+class Comparison(JaxSide):
+    """One comparison: the JAX model and its reference, their inputs, and how they are run."""
 
     reference: Any
     inputs: Inputs
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
-    store: ArrayStore = in_memory  # the store for the outputs of all steps
+    store: ArrayStore = in_memory  # the store for all activations
     sample: Sample | None = None  # which elements of each output are recorded; None: all
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxllm.interop.conversion.file_target import FileTarget
+from jaxllm.interop.conversion.export_writer import ExportWriter
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.lazy_tensor import from_array
@@ -11,15 +11,15 @@ from jaxllm.interop.saving.export import Export
 ARRAYS = {"a": np.arange(10.0), "b": np.ones((3, 4), np.float32)}
 
 
-def target() -> FileTarget:
+def writer() -> ExportWriter:
     tensors = {name: from_array(array) for name, array in ARRAYS.items()}
     file = safetensors_file.lay_out("model.safetensors", tensors)
-    return FileTarget(Export(LLAMA, tensors, (file,), {"config.json": b"{}"}))
+    return ExportWriter(Export(LLAMA, tensors, (file,), {"config.json": b"{}"}))
 
 
 def test_units_are_tensors_and_writing_resumes_after_an_interruption(tmp_path):
     folder, done = tmp_path / "out", []
-    first = target()
+    first = writer()
     assert first.units == {"a": 80, "b": 48}
     assert first.format_name == "llama"
     first.begin(folder)
@@ -27,7 +27,7 @@ def test_units_are_tensors_and_writing_resumes_after_an_interruption(tmp_path):
     assert done == [16, 16, 16]
     assert [file.name for file in folder.iterdir()] == ["model.safetensors.partial"]
 
-    second = target()
+    second = writer()
     assert second.plan() == first.plan()
     second.begin(folder)
     assert second.written(folder, "b") == digest.sha256

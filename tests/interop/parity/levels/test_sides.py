@@ -1,9 +1,9 @@
-"""Arguments of stages: derived values are computed once."""
+"""Sides of a comparison: derived values are computed once."""
 
 import dataclasses
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.levels.pair import JaxSide, Pair
+from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
 from jaxllm.params import named_parameters
 
 
@@ -17,7 +17,7 @@ def test_the_unstacked_model_is_computed_once(pair):
 
 def test_the_rules_cover_the_state_dict_of_the_reference(pair, short):
     llama, model = pair
-    both = Pair(reference=llama, model=model, inputs=Inputs(short), levels=())
+    both = Comparison(reference=llama, model=model, inputs=Inputs(short), levels=())
     stored = {name for bound in both.rules for name, _ in bound.stored()}
     assert stored == set(llama.state_dict())
     assert both.rules is both.rules

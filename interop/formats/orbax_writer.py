@@ -35,8 +35,8 @@ CODECS = [
 ]
 
 
-class OrbaxTarget:
-    """A native checkpoint to be written. A unit is a chunk of an array; see `table.Target`."""
+class OrbaxWriter:
+    """Writes a native checkpoint. A unit is a chunk of an array; see `table.CheckpointWriter`."""
 
     format_name = orbax.NAME
 
@@ -56,12 +56,12 @@ class OrbaxTarget:
         }
 
     def plan(self) -> str:
-        """See `table.Target`."""
+        """See `table.CheckpointWriter`."""
         arrays = {name: (array.dtype.name, array.shape) for name, array in self.arrays.items()}
         return json.dumps([describe(self._abstract), arrays, list(self.units)])
 
     def begin(self, folder: Path) -> None:
-        """See `table.Target`."""
+        """See `table.CheckpointWriter`."""
         step = _step(folder)
         for leftover in step.parent.glob("*-tmp*"):  # Orbax was killed while it was writing
             shutil.rmtree(leftover)
@@ -76,7 +76,7 @@ class OrbaxTarget:
         self._stores = {name: _lay_out(step, name, array) for name, array in self.arrays.items()}
 
     def write(self, folder: Path, unit: str, chunk_bytes: int, progress: Progress) -> Digest:
-        """See `table.Target`. A unit is a chunk already, so `chunk_bytes` is ignored."""
+        """See `table.CheckpointWriter`. A unit is a chunk already, so `chunk_bytes` is ignored."""
         name, box = self._places[unit]
         array = np.ascontiguousarray(self.arrays[name].read(box))
         self._stores[name][slices(box)].write(array).result()
@@ -84,12 +84,12 @@ class OrbaxTarget:
         return Digest(_sha256(array), 0)
 
     def written(self, folder: Path, unit: str) -> str:
-        """See `table.Target`."""
+        """See `table.CheckpointWriter`."""
         name, box = self._places[unit]
         return _sha256(self._stores[name][slices(box)].read().result())
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
-        """See `table.Target`."""
+        """See `table.CheckpointWriter`."""
         self._stores = {}
         step = _step(folder)
         for path in folder.rglob("*"):

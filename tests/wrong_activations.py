@@ -1,4 +1,4 @@
-"""Arrays for tests of hints on wrong steps."""
+"""Arrays for tests of hints on wrong activations."""
 
 from typing import Any
 
@@ -22,5 +22,5 @@ def half(x: np.ndarray) -> np.ndarray:
 
 
 def hint(path: str, ours: np.ndarray, theirs: np.ndarray, **around: Any) -> str | None:
-    """Returns the hint on a wrong step at this path."""
+    """Returns the hint on a wrong activation at this path."""
     return hint_of(Evidence(path, ours, theirs, 1e-6, **around))
