@@ -148,7 +148,8 @@ def _naming_faults(name: str, file: str) -> Iterator[None]:
     except Exception as error:  # user code may raise anything
         lines = list(_lines(file, error))
         place = f"{name}, line {lines[-1]}" if lines else name
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        is_ours = type(error) is ValueError or isinstance(error, UserError)
+        kind = "" if is_ours else f"{type(error).__name__}: "
         raise RulesError(f"{place}: {kind}{error}") from error
 
 
