@@ -155,6 +155,7 @@ def test_every_step_of_a_run_is_converted(run, tmp_path):
     assert verify(run, step=1).ok
 
 
+@pytest.mark.exhaustive
 def test_missing_step_is_named(run, llama, tmp_path):
     for source, expected in (
         (run, "has no checkpoint of step 3; it has 1, 2"),
