@@ -138,7 +138,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
 
 
 def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
-    """Returns the training config; the default 400 steps take about two minutes on two cores."""
+    """Returns the training config; the default 150 steps take about two minutes on two cores."""
     return TrainConfig(
         output=str(folder / "run"),
         init_from=str(source),

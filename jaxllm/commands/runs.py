@@ -41,7 +41,7 @@ def _add_quickstart(add: AddCommand) -> None:
     quickstart.add_argument(
         "--steps",
         type=count,
-        default=400,
+        default=150,
         metavar="N",
         help="training steps (default: %(default)s)",
     )
