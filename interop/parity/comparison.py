@@ -31,6 +31,7 @@ from .levels.table import (
 from .levels.weights import shape_mismatches
 from .numerics import tolerance
 from .numerics.array_store import ArrayStore, in_memory
+from .numerics.significance import FALSE_ALARMS
 from .rendered_report import Report
 from .report.rows import Judged
 
@@ -44,7 +45,7 @@ TOLERANCE = {
     "noise_factor": tolerance.NOISE_FACTOR,
     "least": tolerance.MIN_THRESHOLD,
     "most": tolerance.MAX_FORWARD_THRESHOLD,
-    "most_in_training": tolerance.MAX_TRAINING_THRESHOLD,
+    "false_alarms": FALSE_ALARMS,
 }
 
 

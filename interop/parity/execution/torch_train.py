@@ -1,17 +1,30 @@
 """Training in PyTorch: the reference's losses, gradients and AdamW steps."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from contextlib import ExitStack, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 
+from .float64 import in_float64
 from .recipe import Recipe, TrainingRecord
+from .simulated_rounding import simulated_rounding
 from .torch_trace import prepared
 
 IGNORED = -100  # label of targets that do not count
+
+
+class Rounding(NamedTuple):
+    """How a training run rounds: as float32 does, more than that, or hardly at all."""
+
+    seed: int | None = None  # of simulated rounding in the first step's loss and gradients
+    is_exact: bool = False  # whether the run is in float64
+
+
+FLOAT32, EXACT = Rounding(), Rounding(is_exact=True)
 
 
 def train_reference(
@@ -19,6 +32,7 @@ def train_reference(
     batches: Sequence[Inputs],
     recipe: Recipe,
     decays: Collection[str],
+    rounding: Rounding = FLOAT32,
 ) -> TrainingRecord:
     """Trains a copy of the reference's parameters, one step on each batch.
 
@@ -27,24 +41,30 @@ def train_reference(
         batches: the batches, of one shape or several.
         recipe: the training recipe.
         decays: names of the parameters that weight decay applies to.
+        rounding: how the run rounds. Rounding in one step is carried to all later ones.
     """
     import torch
 
+    seed, dtype = rounding.seed, torch.float64 if rounding.is_exact else torch.float32
     before = dict(reference.named_parameters())
-    params = {name: p.detach().clone().requires_grad_() for name, p in before.items()}
+    params = {n: p.detach().to(dtype, copy=True).requires_grad_() for n, p in before.items()}
     optimizer = _optimizer(params, recipe, decays)
     losses, norm = [], 0.0
     first: dict[str, Any] = {}
-    with prepared(reference):
+    with ExitStack() as stack:
+        stack.enter_context(prepared(reference))
+        stack.enter_context(in_float64() if rounding.is_exact else nullcontext())
         for step, inputs in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
             optimizer.zero_grad()
-            loss = mean_loss(reference, params, inputs)
-            loss.backward()
+            with simulated_rounding(seed) if seed is not None and not step else nullcontext():
+                loss = mean_loss(reference, params, inputs)
+                loss.backward()
             losses.append(loss.item())
             if step == 0:
-                first["parameter"] = {n: _array(p) for n, p in params.items()}
+                if rounding == FLOAT32:
+                    first["parameter"] = {n: _array(p) for n, p in params.items()}
                 first["gradient"] = {n: _array(_gradient(p)) for n, p in params.items()}
             total = torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip_norm)
             optimizer.step()
@@ -96,7 +116,10 @@ def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) 
 
 
 def _after(params: dict[str, Any], before: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """Returns the moments and the update of every parameter after a step."""
+    """Returns the moments and the update of every parameter after a step.
+
+    Parameters are rounded to float32 also by a run in float64, as those of any other run are.
+    """
     import torch
 
     found: dict[str, Any] = {"m": {}, "v": {}, "update": {}}
@@ -104,7 +127,7 @@ def _after(params: dict[str, Any], before: dict[str, Any], optimizer: Any) -> di
         state = optimizer.state.get(parameter, {})  # empty if the loss does not depend on it
         for what, key in (("m", "exp_avg"), ("v", "exp_avg_sq")):
             found[what][name] = _array(state.get(key, torch.zeros_like(parameter)))
-        found["update"][name] = _array(parameter) - _array(before[name])
+        found["update"][name] = _array(parameter).astype(np.float32) - _array(before[name])
     return found
 
 

@@ -11,7 +11,8 @@ from .config import CONFIG
 from .forward import FORWARD
 from .generation import GENERATION
 from .level import Level, Stage
-from .training import TRAINING, judge_curve, judge_gradients, judge_step
+from .training import TRAINING
+from .training_rows import judge_curve, judge_gradients, judge_step
 from .weights import WEIGHTS
 
 

@@ -65,7 +65,7 @@ def position_chart(report: Report) -> str:
 
 
 def curve_chart(rows: Sequence[LossResult]) -> str:
-    """Draws the training losses of both sides, and their relative difference."""
+    """Draws the training losses of both sides, and the error of the model's."""
     steps = range(len(rows))
     figure, [left, right] = new_chart(HEIGHT, columns=2)
     ours, theirs = [row.ours for row in rows], [row.theirs for row in rows]
@@ -80,9 +80,9 @@ def curve_chart(rows: Sequence[LossResult]) -> str:
     bottom, top = _set_log_scale(right, [*measured, *floors, *thresholds])
     right.plot(_clamp(floors, bottom, top), color=GRAY, linewidth=1.2, label="noise floor")
     right.plot(thresholds, "--", color=RED, linewidth=1.2, label="threshold")
-    right.plot(_clamp(measured, bottom, top), color=INK, linewidth=1.2, label="difference")
+    right.plot(_clamp(measured, bottom, top), color=INK, linewidth=1.2, label="error")
     _mark(right, steps, _clamp(measured, bottom, top), [row.ok for row in rows])
-    set_title(right, "relative difference")
+    set_title(right, "relative error")
     for axes in (left, right):
         axes.set_xticks(sorted({0, len(rows) // 2, len(rows) - 1}))
         axes.set_xlabel("step")

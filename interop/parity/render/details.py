@@ -72,31 +72,34 @@ def tensors_table(results: Sequence[TensorResult]) -> Table:
             (
                 *(place(row), row.what),
                 "all gradients" if row.relative_to == "all" else "itself",
-                *map(number, (row.relative_l2, row.floor, row.threshold)),
+                *map(number, (row.relative_l2, row.reference, row.floor, row.threshold)),
                 f"{row.compared:.0%}",
             ),
             row.ok,
         )
         for row in ranked[:SHOWN]
     )
-    columns = ("parameter", "quantity", "relative to", "error", "noise floor", "threshold")
+    columns = (
+        *("parameter", "quantity", "relative to", "error", "reference's error", "noise floor"),
+        "threshold",
+    )
     wrong = [row for row in results if not row.ok]
     return Table((*columns, "share compared"), tuple(rows), 3, _omitted(wrong))
 
 
 def losses_table(losses: Iterable[LossResult]) -> Table:
-    """Tabulates the losses of every training step on both sides."""
+    """Tabulates the losses of every training step, on both sides and in float64."""
     rows = (
         Row(
             (
-                *(row.path, f"{row.ours:.6f}", f"{row.theirs:.6f}"),
+                *(row.path, f"{row.ours:.6f}", f"{row.theirs:.6f}", f"{row.truth:.6f}"),
                 *map(number, (row.measured, row.floor, row.threshold)),
             ),
             row.ok,
         )
         for row in losses
     )
-    columns = ("step", "model", "reference", "relative difference", "noise floor", "threshold")
+    columns = ("step", "model", "reference", "float64", "error", "noise floor", "threshold")
     return Table(columns, tuple(rows))
 
 

@@ -10,7 +10,17 @@ from jaxllm.interop.parity.report.rows import LossResult
 
 from . import charts, details
 from .heat_map import heat_map, legend
-from .sentences import explanation, flips_note, headline, hint, mark, number, place, unjudged_note
+from .sentences import (
+    explanation,
+    flips_note,
+    headline,
+    hint,
+    mark,
+    number,
+    place,
+    unclear_note,
+    unjudged_note,
+)
 from .summary_tables import levels_table, positions_table
 from .table import Table
 
@@ -26,7 +36,11 @@ def render(report: Report) -> str:
         headline=headline(report),
         explanation=_explanation(report),
         hint=hint(report),
-        notes=list(filter(None, (flips_note(report), unjudged_note(report)))),
+        notes=[
+            note
+            for note in (flips_note(report), unclear_note(report), unjudged_note(report))
+            if note
+        ],
         levels=levels_table(report),
         sections=list(_sections(report)),
         heat_map=heat_map(report) if has_layers else None,

@@ -59,6 +59,19 @@ def unjudged_note(report: Report) -> str:
     return f"The sizes differ, so these levels were not compared: {levels}." if levels else ""
 
 
+def unclear_note(report: Report) -> str:
+    """Returns a sentence on the rows whose thresholds are too high to be useful, or ""."""
+    rows = [row for rows in report.rows.values() for row in rows if row.verdict == "cannot tell"]
+    if not rows:
+        return ""
+    worst = max(rows, key=lambda row: row.threshold)
+    return (
+        f"In {len(rows)} rows rounding alone may cause an error of more than "
+        f"{number(worst.useful)}, so that smaller mistakes cannot be seen there. The highest "
+        f"threshold is {number(worst.threshold)}, of {name(worst)}."
+    )
+
+
 def flips_note(report: Report) -> str:
     """Returns sentences on routers that select different experts, or "".
 
@@ -141,11 +154,9 @@ def compared(level: str, report: Report) -> str:
         ties = sum(row.is_tie for row in texts)
         found = f"{len(texts)} {noun}, {tokens} tokens"
         return f"{found}, {ties} diverge at a tie" if ties else found
-    return f"{len(rows)} {noun}, {_count_wrong(rows)} differ"
-
-
-def _count_wrong(rows: Iterable[Judged]) -> int:
-    return sum(not row.ok for row in rows)
+    unclear = sum(row.verdict == "cannot tell" for row in rows)
+    found = f"{len(rows)} {noun}, {sum(not row.ok for row in rows)} differ"
+    return f"{found}, {unclear} cannot tell" if unclear else found
 
 
 def number(value: float) -> str:

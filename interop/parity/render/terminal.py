@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jaxllm.interop.parity.report.report import Report
 
-from .sentences import explanation, flips_note, headline, hint, mark, unjudged_note
+from .sentences import explanation, flips_note, headline, hint, mark, unclear_note, unjudged_note
 from .summary_tables import layers_table, levels_table, positions_table
 from .table import Row, Table
 
@@ -43,7 +43,8 @@ def _verdict(report: Report) -> Panel:
     levels = "   ".join(
         f"{mark(held)}\N{NO-BREAK SPACE}{level}" for level, held in report.verdicts.items()
     )
-    lines = [explanation(report), hint(report), flips_note(report), unjudged_note(report), levels]
+    notes = flips_note(report), unclear_note(report), unjudged_note(report)
+    lines = [explanation(report), hint(report), *notes, levels]
     return Panel(
         Text("\n\n".join(filter(None, lines))),
         title=f"[bold]{headline(report)}",

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 # The logits are taken from the output of the whole model, since not every family has a module that
 # returns them. During the comparison they have this name. In rows, they have the path of the
@@ -11,6 +11,9 @@ from typing import Any
 LOGITS = "logits"
 # The unit of losses of tokens.
 NATS = "nats per token"
+
+
+Verdict = Literal["equal within rounding", "differs", "cannot tell"]
 
 
 class Judged:
@@ -29,11 +32,20 @@ class Judged:
     floor: Any
     threshold: Any
     hint: str | None
+    # A threshold above this is too high to tell a mistake from rounding.
+    useful: ClassVar[float] = math.inf
 
     @property
     def ok(self) -> bool:
         """Whether the error is within its threshold. NaN is not."""
         return self.measured <= self.threshold
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the error means: see docs/parity.md."""
+        if not self.ok:
+            return "differs"
+        return "cannot tell" if self.threshold > self.useful else "equal within rounding"
 
     @property
     def ratio(self) -> float:
@@ -44,7 +56,8 @@ class Judged:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields of the row, its error, noise floor, threshold and verdict."""
-        judged = {name: getattr(self, name) for name in ("measured", "floor", "threshold", "ok")}
+        names = ("measured", "floor", "threshold", "ok", "verdict")
+        judged = {name: getattr(self, name) for name in names}
         return {**dataclasses.asdict(self), **judged}  # type: ignore[call-overload]
 
 
@@ -173,14 +186,20 @@ def first_wrong(taps: Sequence[TapResult]) -> TapResult | None:
 
 @dataclasses.dataclass(frozen=True)
 class TensorResult(Judged):
-    """The error of a parameter's gradient, moment or update."""
+    """The error of a parameter's gradient, moment or update: its distance from the truth.
+
+    The truth is what the reference computes in float64.
+    """
+
+    useful = 1e-3
 
     path: str  # of the module
     parameter: str  # its name in the module
     what: str  # gradient, m, v or update; loss of the batch; norm of all gradients
     relative_l2: float
-    floor: float
+    floor: float  # of the reference with simulated rounding
     threshold: float
+    reference: float = 0.0  # the error of the reference in float32
     # What the error is relative to: the tensor's "own" norm, or the norm of "all" gradients if the
     # tensor is nothing but noise.
     relative_to: str = "own"
@@ -197,9 +216,12 @@ class TensorResult(Judged):
 class LossResult(Judged):
     """The loss of one training step on both sides."""
 
+    useful = 1e-4
+
     path: str  # as in `step 3`
     ours: float
     theirs: float
+    truth: float  # the loss of the reference in float64
     floor: float
     threshold: float
     hint: str | None = None
@@ -207,8 +229,8 @@ class LossResult(Judged):
 
     @property
     def measured(self) -> float:
-        """The difference, relative to the reference's loss."""
-        return abs(self.ours - self.theirs) / abs(self.theirs)
+        """The difference from the truth, relative to it."""
+        return abs(self.ours - self.truth) / abs(self.truth)
 
 
 @dataclasses.dataclass(frozen=True)

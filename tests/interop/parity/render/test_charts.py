@@ -34,16 +34,16 @@ def test_failing_position_ranges_are_red(error, num_red):
 
 def test_losses_of_both_sides_are_drawn_even_with_nan():
     losses = [(4.0, 4.0), (3.5, 3.0), (NAN, 2.5)]
-    curve = tuple(LossResult(f"step {i}", *x, 1e-7, 1e-6) for i, x in enumerate(losses))
+    curve = tuple(LossResult(f"step {i}", *x, x[1], 1e-7, 1e-6) for i, x in enumerate(losses))
     svg = curve_chart(curve)
     assert points(svg) == 6
     assert points(svg, RED_POINT) == 4
-    for text in ("reference", "model", "relative difference", "loss, nats per token"):
+    for text in ("reference", "model", "relative error", "loss, nats per token"):
         assert f">{text}</text>" in svg
 
 
 def test_the_losses_of_a_regression_have_their_own_unit():
-    row = LossResult("step 0", 0.5, 0.5, 1e-7, 1e-6, unit="mean squared error")
+    row = LossResult("step 0", 0.5, 0.5, 0.5, 1e-7, 1e-6, unit="mean squared error")
     svg = curve_chart([row])
     assert ">loss, mean squared error</text>" in svg
     assert "nats" not in svg

@@ -78,9 +78,10 @@ def test_omitted_failures_are_counted(failures, omitted):
     assert table.num_omitted == omitted
 
 
-def test_losses_show_both_sides():
-    [row] = losses_table([LossResult("step 0", 2.0, 4.0, 1e-7, 1e-6)]).rows
-    assert row.cells == ("step 0", "2.000000", "4.000000", "0.50", "1.0e-07", "1.0e-06")
+def test_losses_show_both_sides_and_float64():
+    [row] = losses_table([LossResult("step 0", 2.0, 4.5, 4.0, 1e-7, 1e-6)]).rows
+    losses = ("2.000000", "4.500000", "4.000000")
+    assert row.cells == ("step 0", *losses, "0.50", "1.0e-07", "1.0e-06")
     assert not row.ok
 
 

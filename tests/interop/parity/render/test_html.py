@@ -75,7 +75,7 @@ def test_compared_levels_have_sections():
     more = with_rows(
         dataclasses.replace(report, verdicts=verdicts),
         config=(FieldResult("config.norm_eps", "1e-05", "1e-06"),),
-        curve=(LossResult("step 0", 4.25, 4.25, 1e-7, 1e-6),),
+        curve=(LossResult("step 0", 4.25, 4.25, 4.25, 1e-7, 1e-6),),
         generate=(TextResult("generate.greedy", 5, (1, 2), (1, 2)),),
     )
     page = render(more)

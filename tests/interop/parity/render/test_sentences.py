@@ -13,6 +13,7 @@ from jaxllm.interop.parity.render.sentences import (
     hint,
     name,
     number,
+    unclear_note,
     unjudged_note,
     worst_row,
 )
@@ -75,7 +76,7 @@ def test_the_explanation_names_the_first_divergence():
             "0.50, threshold 1.0e-06",
         ),
         (
-            LossResult("step 3", 3.0, 2.0, 1e-7, 1e-6),
+            LossResult("step 3", 3.0, 2.0, 2.0, 1e-7, 1e-6),
             "step 3 is the first to differ by more than rounding: error 0.50, threshold 1.0e-06",
         ),
     ],
@@ -92,6 +93,21 @@ def test_the_hint_is_the_first_wrong_activations():
         for t in report.rows["layers"]
     ]
     assert hint(with_rows(report, layers=tuple(taps))) == "gate and up swapped."
+
+
+def test_rows_that_cannot_be_judged_are_counted_and_the_worst_is_named():
+    assert unclear_note(make_report()) == ""
+    rows = tuple(
+        TensorResult(f"layers.{i}", "kernel", "gradient", 1e-4, 1e-3, threshold)
+        for i, threshold in enumerate((1e-4, 5e-3, 2e-3))
+    )
+    report = with_rows(make_report(), gradients=rows)
+    assert unclear_note(report) == (
+        "In 2 rows rounding alone may cause an error of more than 1.0e-03, so that smaller "
+        "mistakes cannot be seen there. The highest threshold is 5.0e-03, of the gradient of "
+        "layers.1.kernel."
+    )
+    assert compared("gradients", report) == "3 gradients, 0 differ, 2 cannot tell"
 
 
 def test_levels_that_could_not_be_compared_are_named():

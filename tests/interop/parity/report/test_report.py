@@ -46,6 +46,7 @@ def test_json_is_valid_and_complete(report):
         "hint": None,
         "measured": 0.0,
         "ok": True,
+        "verdict": "equal within rounding",
     }
     if not report.ok:
         assert data["first_divergence"]["path"] == "layers.0.mlp"

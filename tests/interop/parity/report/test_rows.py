@@ -30,7 +30,7 @@ def tap(path, cumulative, forced=None):
         (FieldResult("config.size", "1", "2"), 1),
         (WeightResult("mlp", "kernel", ("w",), 64, 3), 3),
         (TensorResult("mlp", "kernel", "gradient", 2e-6, 1e-7, 1e-6), 2e-6),
-        (LossResult("step 3", 1.5, 2.0, 1e-7, 1e-6), 0.25),
+        (LossResult("step 3", 1.5, 2.0, 2.0, 1e-7, 1e-6), 0.25),
         (TextResult("generate.greedy", 4, (1, 2, 3), (1, 5, 3, 4)), 2),
         (ScoresResult("generate.logits", 2e-6, 1e-7, 1e-6), 2e-6),
         (ScoresResult("generate.filtered", 0.0, 1e-7, 1e-6, unexplained=1), math.inf),
@@ -51,7 +51,7 @@ def test_rows_beyond_their_thresholds_fail(row, measured):
     [
         FieldResult("config.size", "1", "1"),
         WeightResult("mlp", "kernel", ("w",), 64, 0),
-        LossResult("step 3", 2.0, 2.0, 0.0, 1e-6),
+        LossResult("step 3", 2.0, 2.0, 2.0, 0.0, 1e-6),
         TextResult("generate.greedy", 4, (1, 2), (1, 5), is_tie=True),
         tap("mlp", 1.1e-6, 9e-7),
     ],
@@ -59,6 +59,19 @@ def test_rows_beyond_their_thresholds_fail(row, measured):
 def test_rows_within_their_thresholds_pass(row):
     assert row.ok
     assert row.ratio <= 1
+
+
+def test_a_threshold_too_high_to_be_useful_is_no_pass():
+    low, high, far = (
+        TensorResult("mlp", "kernel", "gradient", error, 1e-7, threshold)
+        for error, threshold in ((1e-7, 9e-4), (1e-7, 2e-3), (3e-3, 2e-3))
+    )
+    assert [row.verdict for row in (low, high, far)] == [
+        *("equal within rounding", "cannot tell", "differs")
+    ]
+    assert [row.ok for row in (low, high, far)] == [True, True, False]
+    assert high.to_json()["verdict"] == "cannot tell"
+    assert LossResult("step 3", 2.0, 2.0, 2.0, 1e-5, 2e-4).verdict == "cannot tell"
 
 
 def test_nan_fails():

@@ -1,0 +1,39 @@
+"""Float64: the reference's results without the rounding of float32, the truth of a comparison."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .grouped_product import grouped_product
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Within this context, PyTorch computes in float64 whatever it would compute in float32.
+
+    The parameters that it is given should be in float64; casts to float32 and tensors made in
+    float32 become float64, and buffers and inputs are widened where they meet float64.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_map
+
+    narrow, wide = torch.float32, torch.float64
+
+    def widened(value: Any) -> Any:
+        is_narrow = isinstance(value, torch.Tensor) and value.dtype == narrow
+        return value.to(wide) if is_narrow else value
+
+    class InFloat64(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            given = {n: wide if v is narrow else v for n, v in (kwargs or {}).items()}
+            if not func._schema.is_mutable:
+                args, given = tree_map(widened, args), tree_map(widened, given)
+            if func is torch.ops.aten._grouped_mm.default:  # does not exist in float64
+                func = grouped_product
+            return func(*args, **given)
+
+    with InFloat64():
+        yield

@@ -1,0 +1,120 @@
+"""Simulated rounding: the reference with as much rounding error as float32 arithmetic may have.
+
+Two correct implementations add in different orders and round differently. This context draws from
+that variety: it adds to the result of every operation a random error of the size that float32 may
+lose there, given the numbers that the operation combines, in the forward and the backward pass.
+
+A sum `s = t_1 + ... + t_k` is bounded as if its terms were added one by one in a random order: the
+partial sum of j terms then has the mean square `(j/k)^2 s^2 + (j/k)(1 - j/k) q`, q the sum of the
+squares of the terms. With independent rounding errors, uniform within the unit roundoff u (Higham
+and Mary, 2019, "A new approach to probabilistic rounding error analysis"), the variance of s is
+`u^2 (k s^2 / 9 + k q / 18)`, and `u^2 q / 3` more for the rounding of products. Kernels that add in
+blocks lose less.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .grouped_product import grouped_product
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+# Functions of single elements that do not round.
+EXACT = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("abs", "clamp", "clamp_max", "clamp_min", "clone", "fill", "masked_fill", "maximum"),
+        *("minimum", "neg", "relu", "sign", "threshold", "threshold_backward", "where"),
+    )
+)
+SUMS = frozenset(("aten::sum", "aten::mean", "aten::cumsum"))
+PRODUCTS = frozenset(("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"))
+
+
+@contextmanager
+def simulated_rounding(seed: int) -> Iterator[None]:
+    """Within this context, every PyTorch operation on float32 tensors has additional rounding."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(value: Any, deviation: "Tensor") -> "Tensor":
+        draw = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+        moved = torch.addcmul(value, deviation, draw, value=UNIT_ROUNDOFF)
+        # Beside a masked score, which is the smallest float or minus infinity, nothing is added.
+        return torch.where(moved.isfinite(), moved, value)
+
+    class SimulatedRounding(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            given = kwargs or {}
+            if func in _decompositions():
+                with self:
+                    return _decompositions()[func](*args, **given)
+            result = func(*args, **given)
+            if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+                return result
+            if func._schema.is_mutable or result.numel() == 0:
+                return result
+            deviation = _deviation(func, args, given, result)
+            return result if deviation is None else noisy(result, deviation)
+
+    with SimulatedRounding():
+        yield
+
+
+def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> Any:
+    """Returns the standard deviation of the rounding error of a result, in units of roundoff.
+
+    None if the operation does not round.
+    """
+    import torch
+
+    name = func._schema.name
+    if name in PRODUCTS:
+        a, b = args[-2:]
+        return _of_sum(result, torch.matmul(a.square(), b.square()), a.shape[-1], products=True)
+    if name in SUMS:
+        squares = func(args[0].square(), *args[1:], **given)
+        k = args[0].shape[args[1]] if name == "aten::cumsum" else args[0].numel() / result.numel()
+        return _of_sum(result, squares / k if name == "aten::mean" else squares, k)
+    if name == "aten::embedding_dense_backward":
+        gradient, tokens, vocab_size, *others = args
+        squares = func(gradient.square(), tokens, vocab_size, *others)
+        k = torch.bincount(tokens.flatten(), minlength=vocab_size).to(result.dtype)
+        return _of_sum(result, squares, k[:, None])
+    if torch.Tag.pointwise in func.tags and name not in EXACT:
+        return result.abs()
+    return None
+
+
+def _of_sum(total: "Tensor", squares: "Tensor", k: Any, *, products: bool = False) -> "Tensor":
+    """Returns the deviation of a sum of `k` terms whose squares add up to `squares`."""
+    variance = total.square() * (k / 9) + squares * (k / 18 + (1 / 3 if products else 0))
+    return variance.sqrt()
+
+
+@lru_cache(maxsize=1)
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Returns operations that cancel inside, as functions of operations that round once."""
+    import torch
+    from torch._decomp import get_decompositions
+
+    aten = torch.ops.aten
+    found = get_decompositions(
+        [
+            *(aten._softmax, aten._softmax_backward_data),
+            *(aten._log_softmax, aten._log_softmax_backward_data),
+            *(aten.native_layer_norm, aten.native_layer_norm_backward),
+            *(aten.mse_loss, aten.mse_loss_backward, aten.nll_loss_forward),
+            *(aten.gelu_backward, aten.silu_backward, aten.logsumexp),
+        ]
+    )
+    return {**found, aten._grouped_mm.default: grouped_product}

@@ -1,0 +1,138 @@
+"""Training levels: judges losses, gradients, moments and updates by their distance from float64."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxllm.deviation import joint_norm, norm, relative
+from jaxllm.interop.parity.numerics.significance import (
+    CHANCE_OF_ARRAY,
+    CHANCE_OF_NUMBER,
+    Spread,
+    error_of,
+    spread,
+    spread_of_series,
+)
+from jaxllm.interop.parity.report.rows import LossResult, TensorResult
+
+from .training import Runs, is_updated
+
+# When clipping, PyTorch divides by the norm plus this; optax does not.
+CLIP_EPS = 1e-6
+
+# A gradient of which rounding changes a tenth is the remainder of cancelling sums, such as the
+# gradient of a key bias without RoPE. It is measured relative to the norm of all gradients.
+NOISE_ONLY = 0.1
+
+MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that the reference lacks
+
+
+def judge_gradients(runs: Runs) -> list[TensorResult]:
+    """Judges the loss of the first batch and the gradient of every parameter."""
+    losses = [run.losses[0] for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
+    return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
+
+
+def judge_step(runs: Runs) -> list[TensorResult]:
+    """Judges the global gradient norm, and both moments and the update of every parameter."""
+    norms = [run.norm for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
+    norm_row = _judge_number("gradient", "norm", norms)
+    return [norm_row, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
+
+
+def judge_curve(runs: Runs) -> list[LossResult]:
+    """Judges the loss of every step. The noise floor of a step is at least that of earlier ones."""
+    truth, theirs = np.asarray(runs.truth.losses), np.asarray(runs.theirs.losses)
+    draws = np.array([*(run.losses for run in runs.draws), *runs.perturbed])
+    found = spread_of_series(truth, theirs, draws, CHANCE_OF_NUMBER)
+    scales = np.maximum.accumulate([one.scale for one in found] / truth)
+    limits = np.maximum.accumulate([one.limit for one in found] / truth)
+    return [
+        LossResult(
+            path=f"step {step}",
+            ours=runs.ours.losses[step],
+            theirs=runs.theirs.losses[step],
+            truth=runs.truth.losses[step],
+            floor=float(scales[step]),
+            threshold=float(limits[step]),
+            unit=runs.unit,
+        )
+        for step in range(len(truth))
+    ]
+
+
+def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
+    """Judges a number: of the model, of the reference in float64 and float32, and of the draws."""
+    ours, truth, theirs, *draws = found
+    return _row(f"{path}.", what, ours, truth, _spread_of_numbers(truth, theirs, draws))
+
+
+def _spread_of_numbers(truth: float, theirs: float, draws: Sequence[float]) -> Spread:
+    return spread(abs(theirs - truth), [error_of(x, truth) for x in draws], CHANCE_OF_NUMBER)
+
+
+def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
+    """Judges arrays of every parameter: gradients (power 0), or moments m (1) and v (2).
+
+    A moment is proportional to that power of the clipped gradient.
+    """
+    ours, truth, theirs = (run.first[what] for run in (runs.ours, runs.truth, runs.theirs))
+    clip, whole = power * CLIP_EPS / runs.truth.norm, joint_norm(truth.values())
+    for name in ours:
+        if name not in truth:
+            yield _row(name, what, math.inf, 0.0, MISSING)
+            continue
+        draws = [draw.errors[what][name] for draw in runs.draws]
+        found = spread(_distance(theirs[name], truth[name]), draws, CHANCE_OF_ARRAY)
+        found = found._replace(limit=found.limit + clip * norm(truth[name]))
+        yield _row(name, what, ours[name], truth[name], found, whole)
+
+
+def _updates(runs: Runs) -> Iterator[TensorResult]:
+    """Judges the update of every parameter, at the elements whose gradient is above the noise."""
+    for name in runs.ours.first["update"]:
+        if name not in runs.truth.first["update"]:
+            yield _row(name, "update", math.inf, 0.0, MISSING)
+            continue
+        counts = is_updated(name, runs.theirs, runs.truth)
+        ours, truth, theirs = (
+            run.first["update"][name][counts] for run in (runs.ours, runs.truth, runs.theirs)
+        )
+        draws = [draw.errors["update"][name] for draw in runs.draws]
+        found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
+        # The update is the difference of two parameters. Each is rounded, nearly always alike.
+        halves = 0.5 * np.spacing(np.abs(runs.theirs.first["parameter"][name][counts]))
+        found = found._replace(limit=found.limit + norm(halves))
+        yield _row(name, "update", ours, truth, found, compared=float(counts.mean()))
+
+
+def _distance(result: np.ndarray | float, truth: np.ndarray | float) -> float:
+    return norm(np.subtract(result, truth, dtype=np.float64))
+
+
+def _row(
+    name: str,
+    what: str,
+    ours: np.ndarray | float,
+    truth: np.ndarray | float,
+    found: Spread,
+    whole: float = 0.0,
+    compared: float = 1.0,
+) -> TensorResult:
+    """Builds the row of a parameter, such as `layers.7.mlp.up_proj.kernel`."""
+    path, _, parameter = name.rpartition(".")
+    size, relative_to = norm(truth), "own"
+    if whole and found.scale > NOISE_ONLY * size:
+        size, relative_to = whole, "all"
+    return TensorResult(
+        path=path,
+        parameter=parameter,
+        what=what,
+        relative_l2=relative(_distance(ours, truth), size),
+        reference=relative(found.reference, size),
+        floor=relative(found.scale, size),
+        threshold=relative(found.limit, size),
+        relative_to=relative_to,
+        compared=compared,
+    )

@@ -1,0 +1,106 @@
+"""Simulated rounding: errors of the size that float32 may have, forward and backward."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from jaxllm.interop.parity.execution.simulated_rounding import UNIT_ROUNDOFF, simulated_rounding
+
+
+def error(function, *args, draws=40) -> float:
+    """RMS over draws of the difference that the context makes, in units of roundoff."""
+    plain = function(*args).double()
+    found = []
+    for seed in range(draws):
+        with simulated_rounding(seed):
+            found.append((function(*args).double() - plain).square().mean())
+    return float(torch.stack(found).mean().sqrt()) / UNIT_ROUNDOFF
+
+
+def sequential(terms: np.ndarray) -> np.ndarray:
+    """Sums of the rows, added one by one in float32."""
+    return np.cumsum(terms.astype(np.float32), axis=1, dtype=np.float32)[:, -1]
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+@pytest.mark.parametrize("k", [30, 3000])
+def test_the_error_of_a_sum_is_that_of_adding_one_by_one(k, mean):
+    """Uniform errors within a roundoff bound real ones, of which they are at most three times."""
+    rng = np.random.default_rng(0)
+    terms = (rng.standard_normal((400, k)) + mean).astype(np.float32)
+    real = sequential(terms) - terms.astype(np.float64).sum(axis=1)
+    real = float(np.sqrt(np.square(real).mean())) / UNIT_ROUNDOFF
+    simulated = error(lambda x: x.sum(1), torch.tensor(terms))
+    assert real < simulated < 3 * real
+
+
+def test_the_error_of_a_product_is_that_of_its_sum():
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 700), (700, 30)))
+    terms = (a[:, None] * b.T[None]).reshape(-1, 700)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    real = np.sqrt(np.square(sequential(terms) - exact.ravel()).mean()) / UNIT_ROUNDOFF
+    simulated = error(torch.matmul, torch.tensor(a), torch.tensor(b))
+    assert real < simulated < 3 * real
+
+
+def test_cancellation_in_a_product_is_seen():
+    """Two large terms that cancel leave their rounding error, whatever the result."""
+    small = torch.full((1, 2), 1e-3)
+    large = torch.tensor([[1e3, -1e3]])
+    ones = torch.ones(2, 1)
+    assert error(torch.matmul, large, ones) > 1e5 * error(torch.matmul, small, ones)
+
+
+def test_exact_operations_do_not_round():
+    x = torch.randn(50, 50)
+    for function in (torch.neg, torch.relu, torch.t, lambda x: x[:, 3:], lambda x: x.max(1)[0]):
+        assert error(function, x) == 0
+
+
+def test_gradients_round_as_well():
+    weight = torch.randn(20, 300)
+    x = torch.randn(64, 300)
+
+    def gradient(seed):
+        w = weight.clone().requires_grad_()
+        if seed is None:
+            functional.silu(functional.linear(x, w)).square().sum().backward()
+        else:
+            with simulated_rounding(seed):
+                functional.silu(functional.linear(x, w)).square().sum().backward()
+        return w.grad.double()
+
+    one, other = ((gradient(seed) - gradient(None)) for seed in (0, 1))
+    size = float(one.norm() / gradient(None).norm())
+    assert 1e-8 < size < 1e-5
+    assert abs(float((one * other).sum() / one.norm() / other.norm())) < 0.2
+    assert torch.equal(gradient(3), gradient(3))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: functional.softmax(x, -1),
+        lambda x: functional.log_softmax(x, -1),
+        lambda x: functional.layer_norm(x, (60,)),
+        lambda x: functional.mse_loss(x, 2 * x),
+    ],
+    ids=["softmax", "log_softmax", "layer_norm", "mse_loss"],
+)
+def test_functions_of_several_operations_round_and_stay_correct(function):
+    x = 5 * torch.randn(30, 60)
+    found = error(function, x)
+    assert found > 0
+    with simulated_rounding(0):
+        torch.testing.assert_close(function(x), function(x.double()).float(), rtol=2e-5, atol=1e-5)
+
+
+def test_masked_scores_stay_finite():
+    """A masked score is the smallest float, from which rounding must not make minus infinity."""
+    scores = torch.full((4, 6), torch.finfo(torch.float32).min)
+    with simulated_rounding(0):
+        masked = scores + 0.5 * scores.sign() * 0 - 1.0
+        assert masked.isfinite().all()
+        assert functional.softmax(masked, -1).isfinite().all()

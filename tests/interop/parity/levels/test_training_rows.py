@@ -1,0 +1,116 @@
+"""Training rows: thresholds follow the errors of simulated rounding around float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxllm.interop.parity.execution.recipe import TrainingRecord
+from jaxllm.interop.parity.levels.training import Runs, draw_of
+from jaxllm.interop.parity.levels.training_rows import judge_curve, judge_gradients, judge_step
+
+RNG = np.random.default_rng(0)
+TRUTH = RNG.standard_normal(4000)
+BEFORE = RNG.standard_normal(4000).astype(np.float32)
+NOISE = 1e-6
+
+
+def noisy(scale=NOISE):
+    return TRUTH * (1 + scale * RNG.standard_normal(TRUTH.size))
+
+
+def record(gradient, losses=(1.0,)):
+    rate = 1e-3
+    arrays = {"gradient": gradient, "m": 0.1 * gradient, "v": 0.05 * gradient**2}
+    arrays["update"] = (BEFORE - rate * np.sign(gradient)).astype(np.float32) - BEFORE
+    arrays["parameter"] = BEFORE
+    named = {what: {"mlp.kernel": array} for what, array in arrays.items()}
+    return TrainingRecord(tuple(losses), float(np.linalg.norm(gradient)), named)
+
+
+def runs(ours, draws=4):
+    theirs, truth = record(noisy()), record(TRUTH)
+    return Runs(
+        ours, theirs, truth, [draw_of(record(noisy()), theirs, truth) for _ in range(draws)]
+    )
+
+
+def test_the_threshold_of_a_gradient_follows_simulated_rounding():
+    [loss, row] = judge_gradients(runs(record(noisy())))
+    assert loss.ok
+    assert row.verdict == "equal within rounding"
+    assert row.floor == pytest.approx(NOISE, rel=0.1)
+    assert row.reference == pytest.approx(NOISE, rel=0.1)
+    assert row.floor < row.threshold < 1.5 * row.floor
+    [_, wrong] = judge_gradients(runs(record(noisy(2 * NOISE))))
+    assert (wrong.path, wrong.parameter, wrong.what) == ("mlp", "kernel", "gradient")
+    assert not wrong.ok
+
+
+def test_moments_and_updates_of_a_correct_model_pass():
+    rows = judge_step(runs(record(noisy())))
+    assert [row.what for row in rows] == ["norm", "m", "v", "update"]
+    assert all(row.verdict == "equal within rounding" for row in rows)
+
+
+@pytest.mark.parametrize("what", ["m", "v", "update"])
+def test_a_wrong_moment_or_update_fails(what):
+    wrong = record(noisy())
+    wrong.first[what]["mlp.kernel"] = wrong.first[what]["mlp.kernel"] * np.float32(1.001)
+    assert [row.what for row in judge_step(runs(wrong)) if not row.ok] == [what]
+
+
+def test_a_parameter_rounded_the_other_way_is_no_difference():
+    """The update of a parameter of about 1 is known to half a unit in its last place."""
+    other = record(noisy())
+    few = other.first["update"]["mlp.kernel"][::100]
+    few += np.spacing(BEFORE[::100])
+    assert all(row.ok for row in judge_step(runs(other)))
+
+
+def test_a_parameter_that_the_reference_lacks_fails():
+    ours, others = record(noisy()), runs(record(noisy()))
+    for what in ours.first:
+        ours.first[what]["extra.bias"] = np.ones(3)
+    found = [*judge_gradients(others._replace(ours=ours)), *judge_step(others._replace(ours=ours))]
+    assert {(row.path, row.measured) for row in found if not row.ok} == {("extra", math.inf)}
+
+
+def test_a_gradient_of_nothing_but_noise_is_relative_to_all():
+    def both(scale):
+        found = record(noisy())
+        found.first["gradient"]["attn.bias"] = scale * RNG.standard_normal(50)
+        return found
+
+    truth = record(TRUTH)
+    truth.first["gradient"]["attn.bias"] = np.full(50, 1e-12)
+    theirs = both(1e-8)
+    draws = [draw_of(both(1e-8), theirs, truth) for _ in range(4)]
+    given = Runs(both(1e-8), theirs, truth, draws)
+    row = judge_gradients(given)[-1]
+    assert (row.path, row.relative_to) == ("attn", "all")
+    assert row.ok
+    assert row.measured == pytest.approx(1e-8 * math.sqrt(50 / TRUTH.size), rel=0.4)
+
+
+def curve(ours, perturbed=()):
+    """Judges losses around a truth of ones, with four draws; the rows."""
+    draws = [
+        TrainingRecord(tuple(1 + 1e-7 * RNG.standard_normal(len(ours))), 1.0, {}) for _ in "abcd"
+    ]
+    truth = TrainingRecord((1.0,) * len(ours), 1.0, {})
+    run = TrainingRecord(tuple(ours), 1.0, {})
+    return judge_curve(Runs(run, truth, truth, draws, perturbed, "nats per token"))
+
+
+def test_losses_are_judged_by_their_distance_from_float64():
+    rows = curve([1.0, 1 + 1e-7, 1 + 1e-4])
+    assert [row.verdict for row in rows] == [*["equal within rounding"] * 2, "differs"]
+    assert {row.unit for row in rows} == {"nats per token"}
+
+
+def test_perturbed_weights_raise_the_threshold_from_their_step_on():
+    late = [1.0, 1.0, 1 + 1e-5, 1.0]
+    low, high = curve([1 + 1e-5] * 4), curve([1 + 1e-5] * 4, [late, late])
+    assert [row.ok for row in low] == [False] * 4
+    assert [row.ok for row in high] == [False, False, True, True]
