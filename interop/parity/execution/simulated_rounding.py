@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
+# Largest error: a masked score, which is the smallest float or minus infinity, stays as it is.
+LARGE = 1e30
+POOL = 2**22  # random numbers that errors are taken from, at a random place for every operation
 
 # Functions of single elements that do not round.
 EXACT = frozenset(
@@ -43,12 +46,17 @@ def simulated_rounding(seed: int) -> Iterator[None]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     generator = torch.Generator().manual_seed(seed)
+    pool = UNIT_ROUNDOFF * torch.randn(POOL, generator=generator)
 
     def noisy(value: Any, deviation: "Tensor") -> "Tensor":
-        draw = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-        moved = torch.addcmul(value, deviation, draw, value=UNIT_ROUNDOFF)
-        # Beside a masked score, which is the smallest float or minus infinity, nothing is added.
-        return torch.where(moved.isfinite(), moved, value)
+        moved = torch.empty_like(value, memory_format=torch.contiguous_format)
+        parts = (value.reshape(-1), deviation.expand_as(value).reshape(-1), moved.view(-1))
+        for before, size, after in zip(*(part.split(POOL // 2) for part in parts), strict=True):
+            # Drawing numbers anew for every operation would take most of the time.
+            start = int(torch.randint(POOL - len(before) + 1, (), generator=generator))
+            draw = pool[start : start + len(before)].to(before)
+            torch.addcmul(before, size, draw, out=after)
+        return moved
 
     class SimulatedRounding(TorchDispatchMode):
         def __torch_dispatch__(
@@ -64,7 +72,7 @@ def simulated_rounding(seed: int) -> Iterator[None]:
             if func._schema.is_mutable or result.numel() == 0:
                 return result
             deviation = _deviation(func, args, given, result)
-            return result if deviation is None else noisy(result, deviation)
+            return result if deviation is None else noisy(result, deviation.clamp_(max=LARGE))
 
     with SimulatedRounding():
         yield
@@ -85,6 +93,9 @@ def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor
         squares = func(args[0].square(), *args[1:], **given)
         k = args[0].shape[args[1]] if name == "aten::cumsum" else args[0].numel() / result.numel()
         return _of_sum(result, squares / k if name == "aten::mean" else squares, k)
+    if name == "aten::linalg_vector_norm":  # of all elements, as in clipping
+        squares = args[0].square()
+        return _of_sum(squares.sum(), squares.square().sum(), squares.numel()) / (2 * result)
     if name == "aten::embedding_dense_backward":
         gradient, tokens, vocab_size, *others = args
         squares = func(gradient.square(), tokens, vocab_size, *others)

@@ -20,7 +20,7 @@ IGNORED = -100  # label of targets that do not count
 class Rounding(NamedTuple):
     """How a training run rounds: as float32 does, more than that, or hardly at all."""
 
-    seed: int | None = None  # of simulated rounding in the first step's loss and gradients
+    seed: int | None = None  # of simulated rounding in the first step
     is_exact: bool = False  # whether the run is in float64
 
 
@@ -61,13 +61,13 @@ def train_reference(
             with simulated_rounding(seed) if seed is not None and not step else nullcontext():
                 loss = mean_loss(reference, params, inputs)
                 loss.backward()
-            losses.append(loss.item())
-            if step == 0:
-                if rounding == FLOAT32:
+                losses.append(loss.item())
+                if step == 0:
+                    first["gradient"] = {n: _array(_gradient(p)) for n, p in params.items()}
+                if step == 0 and rounding == FLOAT32:
                     first["parameter"] = {n: _array(p) for n, p in params.items()}
-                first["gradient"] = {n: _array(_gradient(p)) for n, p in params.items()}
-            total = torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip_norm)
-            optimizer.step()
+                total = torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip_norm)
+                optimizer.step()
             if step == 0:
                 norm = total.item()
                 first |= _after(params, before, optimizer)

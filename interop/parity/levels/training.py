@@ -1,6 +1,7 @@
 """Training stage: trains both sides on the same batches, and the reference in other precisions."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +26,9 @@ from .sides import Comparison, JaxSide
 Kept = TypeVar("Kept")
 
 DRAWS = 4  # runs with simulated rounding
+
+# Powers of the clipped gradient that an array of a step is proportional to.
+POWERS = {"gradient": 0, "m": 1, "v": 2}
 
 # Updates are compared only where the gradient is this many times its noise; elsewhere the update
 # is noise too.
@@ -52,6 +56,7 @@ class Runs(NamedTuple):
         draws: runs of the reference with simulated rounding.
         perturbed: losses of the reference from slightly perturbed weights.
         unit: the unit of the losses.
+        clip_norm: the global norm that gradients are clipped to.
     """
 
     ours: TrainingRecord
@@ -60,6 +65,7 @@ class Runs(NamedTuple):
     draws: Sequence[Draw]
     perturbed: Sequence[Sequence[float]] = ()
     unit: str = NATS
+    clip_norm: float = math.inf
 
 
 def train_both(comparison: Comparison) -> Runs:
@@ -67,8 +73,12 @@ def train_both(comparison: Comparison) -> Runs:
     setup = training_setup(comparison)
     optimizer = comparison.optimizer or comparison.recipe.optimizer(comparison.model)
     ours = train_model(comparison.model, setup.batches, optimizer, setup.constant)
-    references = train_references(comparison, setup, draw_of)
-    return Runs(ours, *references, loss_unit(setup.batches[0]))
+    references = train_references(
+        comparison,
+        setup,
+        lambda run, theirs, truth: draw_of(run, theirs, truth, comparison.recipe.clip_norm),
+    )
+    return Runs(ours, *references, loss_unit(setup.batches[0]), comparison.recipe.clip_norm)
 
 
 def record_training(comparison: Comparison) -> dict[str, Any]:
@@ -90,13 +100,15 @@ def record_training(comparison: Comparison) -> dict[str, Any]:
 def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     """Trains the JAX model on the recorded batches with the recorded recipe."""
     batches = [Inputs.from_arrays(batch) for batch in recorded["batches"]]
-    optimizer = Recipe(**recorded["recipe"]).optimizer(ours.model)
+    recipe = Recipe(**recorded["recipe"])
+    optimizer = recipe.optimizer(ours.model)
     run = train_model(ours.model, batches, optimizer, recorded["constant"])
     theirs, *others = (TrainingRecord(**kept) for kept in recorded["runs"])
     # Packs of earlier versions have no run in float64, and are judged by the reference.
     truth = TrainingRecord(**recorded["truth"]) if "truth" in recorded else theirs
-    draws = [draw_of(other, theirs, truth) for other in others]
-    return Runs(sampled(run), theirs, truth, draws, recorded["moved"], loss_unit(batches[0]))
+    draws = [draw_of(other, theirs, truth, recipe.clip_norm) for other in others]
+    perturbed, unit = recorded["moved"], loss_unit(batches[0])
+    return Runs(sampled(run), theirs, truth, draws, perturbed, unit, recipe.clip_norm)
 
 
 def sampled(run: TrainingRecord) -> TrainingRecord:
@@ -105,24 +117,38 @@ def sampled(run: TrainingRecord) -> TrainingRecord:
     return dataclasses.replace(run, first=first)
 
 
-def draw_of(run: TrainingRecord, theirs: TrainingRecord, truth: TrainingRecord) -> Draw:
+def draw_of(
+    run: TrainingRecord, theirs: TrainingRecord, truth: TrainingRecord, clip_norm: float = math.inf
+) -> Draw:
     """Returns the errors of a run, so that its arrays, as large as the model, can be freed.
 
     Args:
         run: the run with simulated rounding.
         theirs: the reference.
         truth: the reference in float64.
+        clip_norm: the global norm that gradients are clipped to.
     """
-    errors = {
-        what: {name: error_of(array, truth.first[what][name]) for name, array in arrays.items()}
-        for what, arrays in run.first.items()
-        if what in ("gradient", "m", "v")
-    }
+    errors = {}
+    for what, power in POWERS.items():
+        scale, true_scale = (unclipped(one, power, clip_norm) for one in (run, truth))
+        errors[what] = {
+            name: error_of(scale * array, true_scale * truth.first[what][name])
+            for name, array in run.first[what].items()
+        }
     errors["update"] = {}
     for name, update in run.first["update"].items():
         counts = is_updated(name, theirs, truth)
         errors["update"][name] = error_of(update[counts], truth.first["update"][name][counts])
     return Draw(run.losses, run.norm, errors)
+
+
+def unclipped(run: TrainingRecord, power: int, clip_norm: float) -> float:
+    """Returns the factor that undoes clipping in a moment.
+
+    The norm has its own row. In float32 it is inexact for large models, and would move all moments
+    together.
+    """
+    return max(1.0, run.norm / clip_norm) ** power
 
 
 def is_updated(name: str, theirs: TrainingRecord, truth: TrainingRecord) -> np.ndarray:

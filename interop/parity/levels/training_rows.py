@@ -16,7 +16,7 @@ from jaxllm.interop.parity.numerics.significance import (
 )
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
-from .training import Runs, is_updated
+from .training import POWERS, Runs, is_updated, unclipped
 
 # When clipping, PyTorch divides by the norm plus this; optax does not.
 CLIP_EPS = 1e-6
@@ -31,14 +31,14 @@ MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that the reference lacks
 def judge_gradients(runs: Runs) -> list[TensorResult]:
     """Judges the loss of the first batch and the gradient of every parameter."""
     losses = [run.losses[0] for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
-    return [_judge_number("batch", "loss", losses), *_judge("gradient", runs, 0)]
+    return [_judge_number("batch", "loss", losses), *_judge("gradient", runs)]
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
     """Judges the global gradient norm, and both moments and the update of every parameter."""
     norms = [run.norm for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
     norm_row = _judge_number("gradient", "norm", norms)
-    return [norm_row, *_judge("m", runs, 1), *_judge("v", runs, 2), *_updates(runs)]
+    return [norm_row, *_judge("m", runs), *_judge("v", runs), *_updates(runs)]
 
 
 def judge_curve(runs: Runs) -> list[LossResult]:
@@ -72,21 +72,22 @@ def _spread_of_numbers(truth: float, theirs: float, draws: Sequence[float]) -> S
     return spread(abs(theirs - truth), [error_of(x, truth) for x in draws], CHANCE_OF_NUMBER)
 
 
-def _judge(what: str, runs: Runs, power: int) -> Iterator[TensorResult]:
-    """Judges arrays of every parameter: gradients (power 0), or moments m (1) and v (2).
-
-    A moment is proportional to that power of the clipped gradient.
-    """
-    ours, truth, theirs = (run.first[what] for run in (runs.ours, runs.truth, runs.theirs))
-    clip, whole = power * CLIP_EPS / runs.truth.norm, joint_norm(truth.values())
-    for name in ours:
-        if name not in truth:
+def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
+    """Judges arrays of every parameter: gradients, or moments m and v before clipping."""
+    power = POWERS[what]
+    scales = [unclipped(x, power, runs.clip_norm) for x in (runs.ours, runs.truth, runs.theirs)]
+    arrays = [run.first[what] for run in (runs.ours, runs.truth, runs.theirs)]
+    clip = power * CLIP_EPS / runs.truth.norm
+    whole = scales[1] * joint_norm(arrays[1].values())
+    for name in arrays[0]:
+        if name not in arrays[1]:
             yield _row(name, what, math.inf, 0.0, MISSING)
             continue
+        ours, truth, theirs = (x * named[name] for x, named in zip(scales, arrays, strict=True))
         draws = [draw.errors[what][name] for draw in runs.draws]
-        found = spread(_distance(theirs[name], truth[name]), draws, CHANCE_OF_ARRAY)
-        found = found._replace(limit=found.limit + clip * norm(truth[name]))
-        yield _row(name, what, ours[name], truth[name], found, whole)
+        found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
+        found = found._replace(limit=found.limit + clip * norm(truth))
+        yield _row(name, what, ours, truth, found, whole)
 
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
