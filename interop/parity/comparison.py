@@ -63,10 +63,10 @@ def compare(
     """Compares a JAX model with a PyTorch reference and reports where they first diverge.
 
     Both run in float32. Weights must be equal bit for bit and configs field by field. Everything
-    else must be within a small multiple of the reference's own rounding noise, which is measured
-    by evaluating the reference in equivalent ways. Every activation is compared
-    twice: after all preceding ones, and on its own, computed from the reference's activations. If
-    sizes differ, only config and weights are compared, and all other levels fail.
+    else must be as close to the reference as its own rounding noise allows, which is measured by
+    evaluating the reference in equivalent ways and, for training, in float64. Every activation is
+    compared twice: after all preceding ones, and on its own, computed from the reference's
+    activations. If sizes differ, only config and weights are compared, and all other levels fail.
 
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a model of
