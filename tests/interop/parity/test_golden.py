@@ -97,7 +97,7 @@ def test_a_pack_has_an_entry_for_each_stage(pack, whole):
     data = read_pack(pack)
     assert data.keys() == {*always, "forward", "training", "generate"}
     assert read_pack(whole).keys() == {*always, "forward"}
-    assert data["training"].keys() == {"batches", "constant", "recipe", "runs", "moved"}
+    assert data["training"].keys() == {"batches", "constant", "recipe", "truth", "runs", "moved"}
     assert {"prompts", "greedy", "beams", "ties"} <= data["generate"].keys()
     assert {"inputs", "arrays", "floors", "sample", "of_source"} <= data["forward"].keys()
 
