@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 # Largest error: a masked score, which is the smallest float or minus infinity, stays as it is.
 LARGE = 1e30
+SMALL = 1e-30  # divides in place of zero
 POOL = 2**22  # random numbers that errors are taken from, at a random place for every operation
 
 # Functions of single elements that do not round.
@@ -35,8 +36,6 @@ EXACT = frozenset(
         *("minimum", "neg", "relu", "sign", "threshold", "threshold_backward", "where"),
     )
 )
-SUMS = frozenset(("aten::sum", "aten::mean", "aten::cumsum"))
-PRODUCTS = frozenset(("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"))
 
 
 @contextmanager
@@ -86,30 +85,60 @@ def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor
     import torch
 
     name = func._schema.name
-    if name in PRODUCTS:
-        a, b = args[-2:]
-        return _of_sum(result, torch.matmul(a.square(), b.square()), a.shape[-1], products=True)
-    if name in SUMS:
-        squares = func(args[0].square(), *args[1:], **given)
-        k = args[0].shape[args[1]] if name == "aten::cumsum" else args[0].numel() / result.numel()
-        return _of_sum(result, squares / k if name == "aten::mean" else squares, k)
-    if name == "aten::linalg_vector_norm":  # of all elements, as in clipping
-        squares = args[0].square()
-        return _of_sum(squares.sum(), squares.square().sum(), squares.numel()) / (2 * result)
-    if name == "aten::embedding_dense_backward":
-        gradient, tokens, vocab_size, *others = args
-        squares = func(gradient.square(), tokens, vocab_size, *others)
-        k = torch.bincount(tokens.flatten(), minlength=vocab_size).to(result.dtype)
-        return _of_sum(result, squares, k[:, None])
-    if torch.Tag.pointwise in func.tags and name not in EXACT:
-        return result.abs()
-    return None
+    if isinstance(args[0], torch.Tensor) and not args[0].is_floating_point():
+        return None  # a cast or a count
+    if name in DEVIATIONS:
+        return DEVIATIONS[name](func, args, given, result)
+    return result.abs() if torch.Tag.pointwise in func.tags and name not in EXACT else None
 
 
 def _of_sum(total: "Tensor", squares: "Tensor", k: Any, *, products: bool = False) -> "Tensor":
     """Returns the deviation of a sum of `k` terms whose squares add up to `squares`."""
     variance = total.square() * (k / 9) + squares * (k / 18 + (1 / 3 if products else 0))
     return variance.sqrt()
+
+
+# The functions for each operation take the arguments of `_deviation`.
+
+
+def _of_product(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> "Tensor":
+    import torch
+
+    a, b = args[-2:]
+    return _of_sum(result, torch.matmul(a.square(), b.square()), a.shape[-1], products=True)
+
+
+def _of_reduction(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> "Tensor":
+    x, *others = args
+    k = x.shape[others[0]] if func._schema.name == "aten::cumsum" else x.numel() / result.numel()
+    squares = func(x.square(), *others, **given)
+    return _of_sum(result, squares / k if func._schema.name == "aten::mean" else squares, k)
+
+
+def _of_norm(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> "Tensor":
+    """The root of a sum has half its relative error."""
+    x, *others = args
+    squares = func(x.square(), *others, **given).square()
+    of_sum = _of_sum(result.square(), squares, x.numel() / result.numel())
+    return of_sum / (2 * result).clamp_min(SMALL)
+
+
+def _of_lookup(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> "Tensor":
+    """The gradient of an embedding is a sum over the places of each token."""
+    import torch
+
+    gradient, tokens, vocab_size, *others = args
+    squares = func(gradient.square(), tokens, vocab_size, *others)
+    k = torch.bincount(tokens.flatten(), minlength=vocab_size).to(result.dtype)
+    return _of_sum(result, squares, k[:, None])
+
+
+DEVIATIONS: Mapping[str, Callable[..., Any]] = {
+    **{f"aten::{name}": _of_product for name in ("mm", "bmm", "addmm", "baddbmm")},
+    **{f"aten::{name}": _of_reduction for name in ("sum", "mean", "cumsum")},
+    "aten::linalg_vector_norm": _of_norm,
+    "aten::embedding_dense_backward": _of_lookup,
+}
 
 
 @lru_cache(maxsize=1)

@@ -53,6 +53,20 @@ def test_cancellation_in_a_product_is_seen():
     assert error(torch.matmul, large, ones) > 1e5 * error(torch.matmul, small, ones)
 
 
+@pytest.mark.parametrize("dim", [None, 1])
+def test_the_error_of_a_norm_is_half_that_of_its_sum_of_squares(dim):
+    x = torch.randn(30, 4000)
+    norms = error(lambda x: torch.linalg.vector_norm(x, dim=dim) / x.norm(dim=dim), x)
+    sums = error(lambda x: x.square().sum(dim) / x.square().sum(dim), x)
+    assert 0.3 * sums < norms < 0.7 * sums
+
+
+def test_zeros_and_counts_have_no_error():
+    zeros = torch.zeros(20)
+    assert error(torch.linalg.vector_norm, zeros) == error(torch.sum, zeros) == 0
+    assert error(lambda x: (x == 0).sum(dtype=torch.float32), zeros) == 0
+
+
 def test_exact_operations_do_not_round():
     x = torch.randn(50, 50)
     for function in (torch.neg, torch.relu, torch.t, lambda x: x[:, 3:], lambda x: x.max(1)[0]):
