@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .constants import is_constant, marked
 from .grouped_product import grouped_product
 
 
@@ -11,8 +12,8 @@ from .grouped_product import grouped_product
 def in_float64() -> Iterator[None]:
     """Within this context, PyTorch computes in float64 whatever it would compute in float32.
 
-    The parameters that it is given should be in float64; casts to float32 and tensors made in
-    float32 become float64, and buffers and inputs are widened where they meet float64.
+    Casts to float32 become casts to float64, and every float32 tensor is widened where it is used.
+    Constants, which depend on integers alone, are computed in float32 as always.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,9 +29,13 @@ def in_float64() -> Iterator[None]:
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
         ) -> Any:
-            given = {n: wide if v is narrow else v for n, v in (kwargs or {}).items()}
-            if not func._schema.is_mutable:
-                args, given = tree_map(widened, args), tree_map(widened, given)
+            given = kwargs or {}
+            if func._schema.is_mutable:
+                return func(*args, **given)
+            if is_constant(func, args, given):
+                return marked(func(*args, **given))
+            given = {n: wide if v is narrow else v for n, v in given.items()}
+            args, given = tree_map(widened, args), tree_map(widened, given)
             if func is torch.ops.aten._grouped_mm.default:  # does not exist in float64
                 func = grouped_product
             return func(*args, **given)

@@ -4,12 +4,13 @@ Two correct implementations add in different orders and round differently. This 
 that variety: it adds to the result of every operation a random error of the size that float32 may
 lose there, given the numbers that the operation combines, in the forward and the backward pass.
 
-A sum `s = t_1 + ... + t_k` is bounded as if its terms were added one by one in a random order: the
-partial sum of j terms then has the mean square `(j/k)^2 s^2 + (j/k)(1 - j/k) q`, q the sum of the
-squares of the terms. With independent rounding errors, uniform within the unit roundoff u (Higham
-and Mary, 2019, "A new approach to probabilistic rounding error analysis"), the variance of s is
-`u^2 (k s^2 / 9 + k q / 18)`, and `u^2 q / 3` more for the rounding of products. Kernels that add in
-blocks lose less.
+A sum `s = t_1 + ... + t_k` loses as much as if its terms were added one by one in a random order:
+the partial sum of j terms then has the mean square `(j/k)^2 s^2 + (j/k)(1 - j/k) q`, q the sum of
+the squares of the terms. With independent rounding errors, uniform within the unit roundoff u
+(Higham and Mary, 2019, "A new approach to probabilistic rounding error analysis"), the variance of
+s is `u^2 (k s^2 / 9 + k q / 18)`, and `u^2 q / 3` more for the rounding of products. Kernels that
+add in blocks lose less. The error of a function of single elements has the deviation u times its
+result.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .constants import is_constant, marked
 from .grouped_product import grouped_product
 
 if TYPE_CHECKING:
@@ -34,14 +36,20 @@ EXACT = frozenset(
     for name in (
         *("abs", "clamp", "clamp_max", "clamp_min", "clone", "fill", "masked_fill", "maximum"),
         *("minimum", "neg", "relu", "sign", "threshold", "threshold_backward", "where"),
+        *("ceil", "floor", "round", "trunc"),
     )
 )
 
 
 @contextmanager
 def simulated_rounding(seed: int) -> Iterator[None]:
-    """Within this context, every PyTorch operation on float32 tensors has additional rounding."""
+    """Within this context, PyTorch's operations on float32 tensors have additional rounding.
+
+    All that models of transformers and plain modules usually consist of: products, sums, norms,
+    softmax, and functions of single elements. Operations in place have none.
+    """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils._python_dispatch import TorchDispatchMode
 
     generator = torch.Generator().manual_seed(seed)
@@ -62,18 +70,20 @@ def simulated_rounding(seed: int) -> Iterator[None]:
             self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
         ) -> Any:
             given = kwargs or {}
+            if not func._schema.is_mutable and is_constant(func, args, given):
+                return marked(func(*args, **given))
             if func in _decompositions():
                 with self:
                     return _decompositions()[func](*args, **given)
             result = func(*args, **given)
-            if not isinstance(result, torch.Tensor) or not result.is_floating_point():
-                return result
-            if func._schema.is_mutable or result.numel() == 0:
+            is_rounded = isinstance(result, torch.Tensor) and result.dtype == torch.float32
+            if func._schema.is_mutable or not is_rounded or result.numel() == 0:
                 return result
             deviation = _deviation(func, args, given, result)
             return result if deviation is None else noisy(result, deviation.clamp_(max=LARGE))
 
-    with SimulatedRounding():
+    # The fused kernels of attention do all of it in one operation.
+    with sdpa_kernel(SDPBackend.MATH), SimulatedRounding():
         yield
 
 
@@ -85,8 +95,6 @@ def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor
     import torch
 
     name = func._schema.name
-    if isinstance(args[0], torch.Tensor) and not args[0].is_floating_point():
-        return None  # a cast or a count
     if name in DEVIATIONS:
         return DEVIATIONS[name](func, args, given, result)
     return result.abs() if torch.Tag.pointwise in func.tags and name not in EXACT else None
@@ -105,7 +113,8 @@ def _of_product(func: Any, args: tuple, given: Mapping[str, Any], result: "Tenso
     import torch
 
     a, b = args[-2:]
-    return _of_sum(result, torch.matmul(a.square(), b.square()), a.shape[-1], products=True)
+    squares = torch.matmul(a.square(), b.square()) * given.get("alpha", 1) ** 2
+    return _of_sum(result, squares, a.shape[-1], products=True)
 
 
 def _of_reduction(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> "Tensor":
@@ -157,4 +166,20 @@ def _decompositions() -> Mapping[Any, Callable[..., Any]]:
             *(aten.gelu_backward, aten.silu_backward, aten.logsumexp),
         ]
     )
-    return {**found, aten._grouped_mm.default: grouped_product}
+    return {
+        **found,
+        aten._grouped_mm.default: grouped_product,
+        aten.var_mean.correction: _var_mean,
+    }
+
+
+def _var_mean(
+    x: "Tensor", dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple["Tensor", "Tensor"]:
+    """Returns the variance and the mean, as layer norms use them."""
+    dims = list(range(x.ndim)) if dim is None else dim
+    mean = x.mean(dims, keepdim=True)
+    squares = (x - mean).square()
+    k = squares.numel() // squares.sum(dims).numel()
+    variance = squares.sum(dims, keepdim=keepdim) / (k - (1 if correction is None else correction))
+    return variance, mean if keepdim else x.mean(dims)

@@ -27,6 +27,9 @@ Kept = TypeVar("Kept")
 
 DRAWS = 4  # runs with simulated rounding
 
+# When clipping, PyTorch divides by the norm plus this; optax does not.
+CLIP_EPS = 1e-6
+
 # Powers of the clipped gradient that an array of a step is proportional to.
 POWERS = {"gradient": 0, "m": 1, "v": 2}
 
@@ -130,7 +133,9 @@ def draw_of(
     """
     errors = {}
     for what, power in POWERS.items():
-        scale, true_scale = (unclipped(one, power, clip_norm) for one in (run, truth))
+        scale, true_scale = (
+            unclipped(one.norm + CLIP_EPS, power, clip_norm) for one in (run, truth)
+        )
         errors[what] = {
             name: error_of(scale * array, true_scale * truth.first[what][name])
             for name, array in run.first[what].items()
@@ -142,13 +147,18 @@ def draw_of(
     return Draw(run.losses, run.norm, errors)
 
 
-def unclipped(run: TrainingRecord, power: int, clip_norm: float) -> float:
+def unclipped(norm: float, power: int, clip_norm: float) -> float:
     """Returns the factor that undoes clipping in a moment.
 
     The norm has its own row. In float32 it is inexact for large models, and would move all moments
     together.
+
+    Args:
+        norm: the global norm, to which PyTorch adds `CLIP_EPS`.
+        power: the power of the clipped gradient that the moment is proportional to.
+        clip_norm: the global norm that gradients are clipped to.
     """
-    return max(1.0, run.norm / clip_norm) ** power
+    return max(1.0, norm / clip_norm) ** power
 
 
 def is_updated(name: str, theirs: TrainingRecord, truth: TrainingRecord) -> np.ndarray:

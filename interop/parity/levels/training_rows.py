@@ -12,14 +12,14 @@ from jaxllm.interop.parity.numerics.significance import (
     Spread,
     error_of,
     spread,
-    spread_of_series,
 )
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
-from .training import POWERS, Runs, is_updated, unclipped
+from .training import CLIP_EPS, POWERS, Runs, is_updated, unclipped
 
-# When clipping, PyTorch divides by the norm plus this; optax does not.
-CLIP_EPS = 1e-6
+# Relative error of an update by AdamW's own arithmetic: optax computes both bias corrections in
+# float32, where `1 - b2` has lost four bits.
+ADAMW_ROUNDING = 2.0**-20
 
 # A gradient of which rounding changes a tenth is the remainder of cancelling sums, such as the
 # gradient of a key bias without RoPE. It is measured relative to the norm of all gradients.
@@ -43,23 +43,16 @@ def judge_step(runs: Runs) -> list[TensorResult]:
 
 def judge_curve(runs: Runs) -> list[LossResult]:
     """Judges the loss of every step. The noise floor of a step is at least that of earlier ones."""
-    truth, theirs = np.asarray(runs.truth.losses), np.asarray(runs.theirs.losses)
-    draws = np.array([*(run.losses for run in runs.draws), *runs.perturbed])
-    found = spread_of_series(truth, theirs, draws, CHANCE_OF_NUMBER)
-    scales = np.maximum.accumulate([one.scale for one in found] / truth)
-    limits = np.maximum.accumulate([one.limit for one in found] / truth)
-    return [
-        LossResult(
-            path=f"step {step}",
-            ours=runs.ours.losses[step],
-            theirs=runs.theirs.losses[step],
-            truth=runs.truth.losses[step],
-            floor=float(scales[step]),
-            threshold=float(limits[step]),
-            unit=runs.unit,
+    others = [*(draw.losses for draw in runs.draws), *runs.perturbed]
+    rows, scale, limit = [], 0.0, 0.0
+    for step, truth in enumerate(runs.truth.losses):
+        ours, theirs = runs.ours.losses[step], runs.theirs.losses[step]
+        found = _spread_of_numbers(truth, theirs, [losses[step] for losses in others])
+        scale, limit = (
+            max(x, y / abs(truth)) for x, y in ((scale, found.scale), (limit, found.limit))
         )
-        for step in range(len(truth))
-    ]
+        rows.append(LossResult(f"step {step}", ours, theirs, truth, scale, limit, unit=runs.unit))
+    return rows
 
 
 def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
@@ -75,9 +68,9 @@ def _spread_of_numbers(truth: float, theirs: float, draws: Sequence[float]) -> S
 def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
     """Judges arrays of every parameter: gradients, or moments m and v before clipping."""
     power = POWERS[what]
-    scales = [unclipped(x, power, runs.clip_norm) for x in (runs.ours, runs.truth, runs.theirs)]
+    norms = (runs.ours.norm, runs.truth.norm + CLIP_EPS, runs.theirs.norm + CLIP_EPS)
+    scales = [unclipped(x, power, runs.clip_norm) for x in norms]
     arrays = [run.first[what] for run in (runs.ours, runs.truth, runs.theirs)]
-    clip = power * CLIP_EPS / runs.truth.norm
     whole = scales[1] * joint_norm(arrays[1].values())
     for name in arrays[0]:
         if name not in arrays[1]:
@@ -86,7 +79,6 @@ def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
         ours, truth, theirs = (x * named[name] for x, named in zip(scales, arrays, strict=True))
         draws = [draw.errors[what][name] for draw in runs.draws]
         found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
-        found = found._replace(limit=found.limit + clip * norm(truth))
         yield _row(name, what, ours, truth, found, whole)
 
 
@@ -100,11 +92,15 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
         ours, truth, theirs = (
             run.first["update"][name][counts] for run in (runs.ours, runs.truth, runs.theirs)
         )
+        if not np.isfinite(runs.ours.first["update"][name]).all():
+            ours = np.full_like(ours, math.nan)
         draws = [draw.errors["update"][name] for draw in runs.draws]
         found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
         # The update is the difference of two parameters. Each is rounded, nearly always alike.
-        halves = 0.5 * np.spacing(np.abs(runs.theirs.first["parameter"][name][counts]))
-        found = found._replace(limit=found.limit + norm(halves))
+        before = runs.theirs.first["parameter"][name][counts]
+        halves = 0.5 * np.spacing(np.maximum(np.abs(before), np.abs(before + theirs)))
+        more = norm(halves) + ADAMW_ROUNDING * norm(truth)
+        found = found._replace(limit=found.limit + more)
         yield _row(name, "update", ours, truth, found, compared=float(counts.mean()))
 
 

@@ -32,8 +32,9 @@ CHANCE_OF_NUMBER = FALSE_ALARMS / 2 / 100
 # The chance that errors have fewer independent parts than they are taken to have.
 DOUBT = 0.05
 
-# Length of a sketch. Angles, and so the number of parts, are not known more closely than this.
-SKETCH = 1024
+# Length of a sketch. Angles, and so the number of parts, are not known more closely than this. A
+# prime, so that the elements of one column do not all go to the same place.
+SKETCH = 1021
 
 
 class ErrorVector(NamedTuple):
@@ -74,33 +75,10 @@ def spread(reference: float, draws: Sequence[ErrorVector], chance: float) -> Spr
         chance: the chance that a correct result exceeds the limit.
     """
     scale = max(reference, math.sqrt(np.mean([draw.length**2 for draw in draws])))
+    if not math.isfinite(scale) or not all(math.isfinite(draw.length) for draw in draws):
+        return Spread(reference, math.inf, math.inf)
     parts = _parts([draw.sketch for draw in draws])
     return Spread(reference, scale, scale * _quantile(parts, parts * len(draws), chance))
-
-
-def spread_of_series(
-    truth: np.ndarray, reference: np.ndarray, draws: np.ndarray, chance: float
-) -> list[Spread]:
-    """Measures the rounding errors of a series of single numbers, such as the losses of steps.
-
-    One number says little about the size of its errors. If the errors of the numbers before it were
-    independent of each other, they say more: the draws count once for each independent part.
-
-    Args:
-        truth: the numbers in float64, N.
-        reference: the numbers in float32, N.
-        draws: the numbers of each draw, MN.
-        chance: the chance that a correct number exceeds its limit.
-    """
-    errors, found = draws - truth, []
-    sizes = np.sqrt(np.square(errors).mean(axis=0))
-    scaled = np.divide(errors, sizes, out=np.zeros_like(errors), where=sizes > 0)
-    for n in range(len(truth)):
-        own = abs(float(reference[n] - truth[n]))
-        known = len(draws) * min(_parts(list(scaled[:, : n + 1])), n + 1.0)
-        scale = max(own, float(sizes[n]))
-        found.append(Spread(own, scale, scale * _quantile(1.0, known, chance)))
-    return found
 
 
 def _parts(errors: Sequence[np.ndarray]) -> float:

@@ -1,0 +1,30 @@
+"""Constants of a model: tensors computed from integers alone, such as positions and buckets.
+
+A tiny change of them may change a decision, such as the bucket of a distance: then it is another
+model that is computed. They are therefore computed as the reference computes them.
+"""
+
+from typing import Any
+
+# Set on tensors that are constants. PyTorch keeps a tensor's attributes as long as the tensor.
+MARK = "_is_constant"
+
+
+def is_constant(func: Any, args: tuple, given: dict[str, Any]) -> bool:
+    """Whether an operation with these arguments depends on no floating-point data."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    if func is torch.ops.aten.lift_fresh.default:  # `torch.tensor(1.5)`: written in the code
+        return True
+    tensors = [x for x in tree_leaves((args, given)) if isinstance(x, torch.Tensor)]
+    return all(not x.is_floating_point() or hasattr(x, MARK) for x in tensors)
+
+
+def marked(result: Any) -> Any:
+    """Marks a tensor as a constant."""
+    import torch
+
+    if isinstance(result, torch.Tensor) and result.is_floating_point():
+        setattr(result, MARK, True)
+    return result
