@@ -86,7 +86,7 @@ def section(rows: dict[str, list[str]]) -> str:
         "and beam search, or the error of generated vectors. A regression returns one vector",
         "for a sequence and generates nothing.",
         "",
-        "The last column counts rows beyond the threshold, which is four times the measured",
+        "The last column counts rows beyond the threshold, which comes from the measured",
         "rounding noise of the reference: such a row fails `jaxllm parity`. The noise of a",
         "curve includes training runs whose initial weights differ in their last bits. Over",
         "many steps such bits decide on which side of its kink a ReLU is evaluated, and the",

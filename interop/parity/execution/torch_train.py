@@ -21,10 +21,10 @@ class Rounding(NamedTuple):
     """How a training run rounds: as float32 does, more than that, or hardly at all."""
 
     seed: int | None = None  # of simulated rounding in the first step
-    is_exact: bool = False  # whether the run is in float64
+    is_wide: bool = False  # whether the run is in float64
 
 
-FLOAT32, EXACT = Rounding(), Rounding(is_exact=True)
+FLOAT32, FLOAT64 = Rounding(), Rounding(is_wide=True)
 
 
 def train_reference(
@@ -45,7 +45,7 @@ def train_reference(
     """
     import torch
 
-    seed, dtype = rounding.seed, torch.float64 if rounding.is_exact else torch.float32
+    seed, dtype = rounding.seed, torch.float64 if rounding.is_wide else torch.float32
     before = dict(reference.named_parameters())
     params = {n: p.detach().to(dtype, copy=True).requires_grad_() for n, p in before.items()}
     optimizer = _optimizer(params, recipe, decays)
@@ -53,7 +53,7 @@ def train_reference(
     first: dict[str, Any] = {}
     with ExitStack() as stack:
         stack.enter_context(prepared(reference))
-        stack.enter_context(in_float64() if rounding.is_exact else nullcontext())
+        stack.enter_context(in_float64() if rounding.is_wide else nullcontext())
         for step, inputs in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)

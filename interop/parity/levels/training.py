@@ -14,7 +14,7 @@ from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, o
 from jaxllm.interop.parity.execution.jax_train import loss_unit, train_model
 from jaxllm.interop.parity.execution.noise_floor import perturbed_weights
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
-from jaxllm.interop.parity.execution.torch_train import EXACT, FLOAT32, Rounding, train_reference
+from jaxllm.interop.parity.execution.torch_train import FLOAT32, FLOAT64, Rounding, train_reference
 from jaxllm.interop.parity.numerics.significance import ErrorVector, error_of
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import elements
@@ -142,7 +142,7 @@ def draw_of(
         }
     errors["update"] = {}
     for name, update in run.first["update"].items():
-        counts = is_updated(name, theirs, truth)
+        counts = compared_elements(name, theirs, truth)
         errors["update"][name] = error_of(update[counts], truth.first["update"][name][counts])
     return Draw(run.losses, run.norm, errors)
 
@@ -161,7 +161,7 @@ def unclipped(norm: float, power: int, clip_norm: float) -> float:
     return max(1.0, norm / clip_norm) ** power
 
 
-def is_updated(name: str, theirs: TrainingRecord, truth: TrainingRecord) -> np.ndarray:
+def compared_elements(name: str, theirs: TrainingRecord, truth: TrainingRecord) -> np.ndarray:
     """Returns a mask of the elements of a parameter whose gradient is far above its noise.
 
     The update of any other element is noise: Adam divides each gradient by its size.
@@ -214,7 +214,7 @@ def train_references(
         first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
         return dataclasses.replace(run, first=first)
 
-    theirs, truth = train(FLOAT32), train(EXACT)
+    theirs, truth = train(FLOAT32), train(FLOAT64)
     draws = [keep(train(Rounding(seed=seed)), theirs, truth) for seed in range(DRAWS)]
     perturbed = []
     for seed in PERTURBATION_SEEDS if len(setup.batches) > 1 else ():

@@ -15,7 +15,7 @@ from jaxllm.interop.parity.numerics.significance import (
 )
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
-from .training import CLIP_EPS, POWERS, Runs, is_updated, unclipped
+from .training import CLIP_EPS, POWERS, Runs, compared_elements, unclipped
 
 # Relative error of an update by AdamW's own arithmetic: optax computes both bias corrections in
 # float32, where `1 - b2` has lost four bits.
@@ -88,7 +88,7 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
         if name not in runs.truth.first["update"]:
             yield _row(name, "update", math.inf, 0.0, MISSING)
             continue
-        counts = is_updated(name, runs.theirs, runs.truth)
+        counts = compared_elements(name, runs.theirs, runs.truth)
         ours, truth, theirs = (
             run.first["update"][name][counts] for run in (runs.ours, runs.truth, runs.theirs)
         )

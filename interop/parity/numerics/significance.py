@@ -1,4 +1,4 @@
-"""Significance: how far from the truth rounding may take a result, at a known risk.
+"""Significance: thresholds of errors that correct results exceed with a given probability.
 
 The truth is the reference in float64. Evaluations of the reference with simulated rounding are
 other draws of the same error. A result passes if its error could be one more draw.

@@ -1,15 +1,9 @@
 """Thresholds of errors, as multiples of the reference's own rounding noise."""
 
-from jaxllm.deviation import (
-    MAX_TRAINING_THRESHOLD,
-    MIN_THRESHOLD,
-    NOISE_FACTOR,
-    bounded_threshold,
-)
+from jaxllm.deviation import MIN_THRESHOLD, NOISE_FACTOR, bounded_threshold
 
 __all__ = [
     "MAX_FORWARD_THRESHOLD",
-    "MAX_TRAINING_THRESHOLD",
     "MIN_THRESHOLD",
     "NOISE_FACTOR",
     "forward_threshold",

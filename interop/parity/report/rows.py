@@ -22,7 +22,7 @@ class Judged:
     Attributes:
         path: dotted path in the JAX model, as in `layers.7.mlp`.
         measured: the error that decides, a float.
-        floor: the noise floor: the error between equivalent evaluations of the reference.
+        floor: the noise floor: the error that rounding alone causes in the reference.
         threshold: the largest error that passes.
         hint: the likely cause, if known.
     """

@@ -72,6 +72,7 @@ def test_one_beam_is_greedy_decoding(model):
     assert beam_search(model, PROMPTS, 10, num_beams=1) == generate(model, PROMPTS, 10)
 
 
+@pytest.mark.exhaustive
 def test_prompt_gives_the_same_tokens_alone_and_in_a_batch(model):
     together = beam_search(model, PROMPTS, 10, num_beams=3, eos_ids=[4])
     alone = [beam_search(model, [p], 10, num_beams=3, eos_ids=[4])[0] for p in PROMPTS]

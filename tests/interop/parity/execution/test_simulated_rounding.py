@@ -8,7 +8,7 @@ from torch.nn import functional
 from jaxllm.interop.parity.execution.simulated_rounding import UNIT_ROUNDOFF, simulated_rounding
 
 
-def error(function, *args, draws=40) -> float:
+def error(function, *args, draws=10) -> float:
     """RMS over draws of the difference that the context makes, in units of roundoff."""
     plain = function(*args).double()
     found = []
