@@ -18,13 +18,17 @@ def is_constant(func: Any, args: tuple, given: dict[str, Any]) -> bool:
     if func is torch.ops.aten.lift_fresh.default:  # `torch.tensor(1.5)`: written in the code
         return True
     tensors = [x for x in tree_leaves((args, given)) if isinstance(x, torch.Tensor)]
-    return all(not x.is_floating_point() or hasattr(x, MARK) for x in tensors)
+    return all(not _is_inexact(x) or hasattr(x, MARK) for x in tensors)
 
 
 def marked(result: Any) -> Any:
     """Marks a tensor as a constant."""
     import torch
 
-    if isinstance(result, torch.Tensor) and result.is_floating_point():
+    if isinstance(result, torch.Tensor) and _is_inexact(result):
         setattr(result, MARK, True)
     return result
+
+
+def _is_inexact(tensor: Any) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -36,3 +36,13 @@ def test_what_depends_on_data_is_no_constant(context):
     assert not torch.equal(found.float() * 0 + found, positions * data)
     exact = positions.double() * data.double()
     assert float((again.double() - exact).norm() / exact.norm()) < 5e-7
+
+
+@CONTEXTS
+def test_complex_numbers_are_data(context):
+    """As in the rotation of queries and keys, of which transformers writes some so."""
+    data = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    with context():
+        turned = torch.view_as_real(torch.view_as_complex(data.float()) * torch.tensor(1j)).float()
+        turned.square().sum().backward()
+    torch.testing.assert_close(data.grad, 2 * data.detach(), rtol=1e-5, atol=1e-5)
