@@ -85,21 +85,20 @@ def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
 def _updates(runs: Runs) -> Iterator[TensorResult]:
     """Judges the update of every parameter, at the elements whose gradient is above the noise."""
     for name in runs.ours.first["update"]:
-        if name not in runs.truth.first["update"]:
+        is_finite = np.isfinite(runs.ours.first["update"][name]).all()
+        if name not in runs.truth.first["update"] or not is_finite:
             yield _row(name, "update", math.inf, 0.0, MISSING)
             continue
         counts = compared_elements(name, runs.theirs, runs.truth)
         ours, truth, theirs = (
             run.first["update"][name][counts] for run in (runs.ours, runs.truth, runs.theirs)
         )
-        if not np.isfinite(runs.ours.first["update"][name]).all():
-            ours = np.full_like(ours, math.nan)
         draws = [draw.errors["update"][name] for draw in runs.draws]
         found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
         # The update is the difference of two parameters. Each is rounded, nearly always alike.
         before = runs.theirs.first["parameter"][name][counts]
         halves = 0.5 * np.spacing(np.maximum(np.abs(before), np.abs(before + theirs)))
-        more = norm(halves) + ADAMW_ROUNDING * norm(truth)
+        more = norm(halves) + ADAMW_ROUNDING * norm(truth) if counts.any() else math.inf
         found = found._replace(limit=found.limit + more)
         yield _row(name, "update", ours, truth, found, compared=float(counts.mean()))
 

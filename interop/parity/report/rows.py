@@ -42,7 +42,7 @@ class Judged:
 
     @property
     def verdict(self) -> Verdict:
-        """What the error means: see docs/parity.md."""
+        """Whether both sides are equal within rounding, differ, or cannot be told apart."""
         if not self.ok:
             return "differs"
         return "cannot tell" if self.threshold > self.useful else "equal within rounding"

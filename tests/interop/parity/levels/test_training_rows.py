@@ -68,6 +68,16 @@ def test_a_parameter_rounded_the_other_way_is_no_difference():
     assert all(row.ok for row in judge_step(runs(other)))
 
 
+def test_an_update_of_nothing_but_noise_cannot_be_judged():
+    given = runs(record(noisy()))
+    given.theirs.first["gradient"]["mlp.kernel"] = -TRUTH
+    [row] = [row for row in judge_step(given) if row.what == "update"]
+    assert (row.compared, row.verdict) == (0, "cannot tell")
+    given.ours.first["update"]["mlp.kernel"][7] = np.nan
+    [row] = [row for row in judge_step(given) if row.what == "update"]
+    assert row.verdict == "differs"
+
+
 def test_a_parameter_that_the_reference_lacks_fails():
     ours, others = record(noisy()), runs(record(noisy()))
     for what in ours.first:
