@@ -9,7 +9,7 @@ NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
   $(shell ls -dr "$$(pyenv root 2>/dev/null)"/versions/3.1[2-9].*/bin/python 2>/dev/null)
 
 # Half of a test run is compiling, which is faster without LLVM's optimizations. XLA's own, such as
-# fusion, stay. Blocks of pages run with all of them; `make test XLA_FLAGS=` runs everything so.
+# fusion, stay. The README's quick blocks run with all of them; `make test XLA_FLAGS=` runs all so.
 test test-exhaustive test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 
 .PHONY: quickstart test test-exhaustive test-newest test-all lint docs bench clean

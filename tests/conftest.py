@@ -35,7 +35,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests marked `torch` if it is not installed, and `pinned` with other versions."""
+    """Deselects tests marked `torch` if it is not installed, and `pinned` with other versions.
+
+    The tests of whole pages come first.
+    """
     absent = {
         *(() if torch_needed.IS_INSTALLED else ("torch",)),
         *(() if is_pinned() else ("pinned",)),
@@ -43,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+    # The longest tests first: at the end, one of them would run alone.
+    items.sort(key=lambda item: "test_all_blocks_of_a_page" not in item.name)
 
 
 def is_pinned() -> bool:
