@@ -109,21 +109,28 @@ TABLE: dict[str, dict[str, set[str]]] = {
     },
     "jaxllm.interop.parity": {
         "numerics": set(),
+        "progress": set(),
         "report": set(),
         "alignment": {"numerics", "report"},
         "diagnosis": {"numerics"},
-        "execution": {"alignment", "numerics", "report"},
-        "recording": {"alignment", "execution", "numerics", "report"},
-        "levels": {"alignment", "diagnosis", "execution", "numerics", "recording", "report"},
+        "execution": {"alignment", "numerics", "progress", "report"},
+        "recording": {"alignment", "execution", "numerics", "progress", "report"},
+        "levels": {
+            *("alignment", "diagnosis", "execution", "numerics", "progress", "recording"),
+            "report",
+        },
         "render": {"levels", "report"},  # the table of levels has their titles
         "rendered_report": {"render", "report"},
         "comparison": {
-            *("alignment", "execution", "levels", "numerics", "rendered_report", "report"),
+            *("alignment", "execution", "levels", "numerics", "progress", "rendered_report"),
+            "report",
         },
-        "checkpoint": {"alignment", "comparison", "levels", "numerics", "rendered_report"},
+        "checkpoint": {
+            *("alignment", "comparison", "levels", "numerics", "progress", "rendered_report"),
+        },
         "golden": {
-            *("alignment", "checkpoint", "comparison", "execution", "levels", "recording"),
-            "rendered_report",
+            *("alignment", "checkpoint", "comparison", "execution", "levels", "progress"),
+            *("recording", "rendered_report"),
         },
     },
     "jaxllm.train": {

@@ -17,44 +17,57 @@ from jaxllm.interop.loading.checkpoint_dir import check_is_folder, read_family
 from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.reference.transformers_models import require_torch
-from jaxllm.models import Model
+from jaxllm.models import Model, TokenModel
 
 from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, draw, sequences_of
 from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
-from .alignment.prompt import MIN_TOKENS, text_tokens
+from .alignment.prompt import MIN_TOKENS, text_tokens, tokenizer_of
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
+from .progress import announce
 from .rendered_report import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """The inputs of a checkpoint comparison: given tokens, a text, or (default) random inputs.
+    """The inputs of a checkpoint comparison: given tokens, a text, or (default) drawn inputs.
+
+    Drawn inputs are pages of Python's own documentation if the checkpoint has a tokenizer, and
+    random tokens or vectors otherwise.
 
     Attributes:
         tokens: token ids, BT, or vectors, BTI; encoder-decoders need `Inputs`.
         text: text to tokenize, cut or repeated to `num_tokens`; also the source, if there is one.
-        num_tokens: length of each row of text or random inputs; less if the model has fewer
+        random: whether to draw random tokens even if there is a tokenizer.
+        num_tokens: length of each row of text or drawn inputs; less if the model has fewer
             positions.
-        batch_size: number of rows of random inputs; the last of several is padded.
-        seed: seed of random inputs.
+        batch_size: number of rows of drawn inputs; the last of several is padded.
+        seed: seed of drawn inputs.
 
     Raises:
-        UserError: tokens and text are both given, or `num_tokens` is too small for a verdict.
+        UserError: more than one of tokens, text and random is given, or `num_tokens` is too small
+            for a verdict.
     """
 
     tokens: np.ndarray | Inputs | None = None
     text: str | None = None
-    num_tokens: int = 384
+    random: bool = False
+    num_tokens: int = 320
     batch_size: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens is not None and self.text is not None:
-            raise UserError("tokens and text are both given; give only one of them")
+        kinds = {
+            "tokens": self.tokens is not None,
+            "text": self.text is not None,
+            "random": self.random,
+        }
+        if sum(kinds.values()) > 1:
+            given = " and ".join(name for name, is_given in kinds.items() if is_given)
+            raise UserError(f"{given} are given together; give only one of them")
         if self.num_tokens < MIN_TOKENS:
             raise UserError(
                 f"num_tokens={self.num_tokens} is less than {MIN_TOKENS}, the least that exposes "
@@ -62,9 +75,21 @@ class InputOptions:
             )
 
     @property
-    def is_random(self) -> bool:
-        """Whether the inputs are drawn at random from the seed."""
+    def are_drawn(self) -> bool:
+        """Whether the inputs are drawn from the seed."""
         return self.tokens is None and self.text is None
+
+    def kind(self, path: Path, model: Model) -> str:
+        """Returns what the inputs are, in words."""
+        if not self.are_drawn:
+            return "given inputs" if self.text is None else "given text"
+        if not isinstance(model, TokenModel):
+            return "random vectors"
+        is_text = not self.random and tokenizer_of(path) is not None
+        if not is_text:
+            return "random tokens"
+        more = " with rare, repeated and special tokens" if self.batch_size > 1 else ""
+        return f"English text{more}"
 
     def inputs(self, path: Path, reference: Any, model: Model) -> Inputs:
         """Builds the inputs for the two models of the checkpoint at `path`."""
@@ -79,6 +104,7 @@ class InputOptions:
             num_tokens=self.num_tokens,
             batch_size=self.batch_size,
             seed=self.seed,
+            tokenizer=None if self.random else tokenizer_of(path),
         )
         return drawn.replace_token(adapter.padding_token(reference), model)
 
@@ -108,8 +134,8 @@ def check_checkpoint(
         scratch: for models larger than memory, a folder with room for the float32 weights and
             all activations of both sides, which are deleted afterwards. The training and
             generation levels do not exist then.
-        prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of random
-            inputs; see `InputOptions`.
+        prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of drawn
+            inputs, and `random` for random tokens in place of text; see `InputOptions`.
 
     Returns:
         The report; `report.ok` says whether every level holds.
@@ -123,13 +149,15 @@ def check_checkpoint(
     path, given = Path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
+    announce("loading both sides")
     reference, model = open_both(path, rules, model, store)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
     report = compare(reference, model, inputs, levels=levels, store=store)
-    seed = given.seed if given.is_random else None
-    return dataclasses.replace(report, subject=path.name, seed=seed)
+    seed = given.seed if given.are_drawn else None
+    kind = given.kind(path, model)
+    return dataclasses.replace(report, subject=path.name, inputs=kind, seed=seed)
 
 
 def open_both(

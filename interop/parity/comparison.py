@@ -18,6 +18,7 @@ from .alignment.inputs import Inputs, output_config
 from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
+from .execution.simulated_rounding import DRAWS
 from .levels.level import Level
 from .levels.sides import Comparison
 from .levels.table import (
@@ -29,11 +30,11 @@ from .levels.table import (
     stages_of,
 )
 from .levels.weights import shape_mismatches
-from .numerics import tolerance
 from .numerics.array_store import ArrayStore, in_memory
 from .numerics.significance import FALSE_ALARMS
+from .progress import expecting
 from .rendered_report import Report
-from .report.rows import Judged
+from .report.judged import Judged
 
 PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
 DTYPES = {
@@ -41,12 +42,7 @@ DTYPES = {
     "model": f"float32, matmul precision {PRECISION}",
     "metrics": "float64",
 }
-TOLERANCE = {
-    "noise_factor": tolerance.NOISE_FACTOR,
-    "least": tolerance.MIN_THRESHOLD,
-    "most": tolerance.MAX_FORWARD_THRESHOLD,
-    "false_alarms": FALSE_ALARMS,
-}
+TOLERANCE = {"false_alarms": FALSE_ALARMS, "draws": DRAWS}
 
 
 def compare(
@@ -59,13 +55,14 @@ def compare(
     optimizer: optax.GradientTransformation | None = None,
     store: ArrayStore = in_memory,
     rules: Any = None,
+    recordings: dict[str, Any] | None = None,
 ) -> Report:
     """Compares a JAX model with a PyTorch reference and reports where they first diverge.
 
     Both run in float32. Weights must be equal bit for bit and configs field by field. Everything
-    else must be as close to the reference as its own rounding noise allows, which is measured by
-    evaluating the reference in equivalent ways and, for training, in float64. Every activation is
-    compared twice: after all preceding ones, and on its own, computed from the reference's
+    else is judged by its distance from the reference in float64: it must be no larger than rounding
+    may cause, which is measured by running the reference with simulated rounding. Every activation
+    is compared twice: after all preceding ones, and on its own, computed from the reference's
     activations. If sizes differ, only config and weights are compared, and all other levels fail.
 
     Args:
@@ -75,13 +72,10 @@ def compare(
         inputs: token ids, BT, or vectors, BTI; for an encoder-decoder `Inputs` with source and
             target. Some errors in positions show only beyond the first few hundred tokens. Padding
             is not compared.
-        levels: by default all that exist for the model; models that pool their sequences have no
-            `generate`. `weights`: every tensor, bit by bit; `config`: every field that affects the
-            numbers; `logits`: the predictions; `layers`: every activation of every layer;
-            `gradients`: of every parameter; `step`: AdamW's moments and update; `curve`: the loss
-            of every training step on the same batches, with the next tokens or random vectors as
-            targets;
-            `generate`: greedy and beam search, or the continuation of a sequence of vectors.
+        levels: by default all that exist for the model. `weights`: every tensor, bit by bit;
+            `config`: every field that affects the numbers; `logits`: the predictions; `layers`:
+            every activation; `gradients`: of every parameter; `step`: of AdamW; `curve`: the losses
+            of 20 steps; `generate`: greedy and beam search, or the continuation of vectors.
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
         optimizer: replaces optax's AdamW on the JAX side by another implementation of the recipe;
             it must be built for the parameters of `model`.
@@ -90,6 +84,8 @@ def compare(
             executed, or an object with the same attributes. Their `config` reads the config file
             that `model` was loaded with or, if it was loaded by other rules, the result of their
             `fields` for the config of `model`.
+        recordings: an empty dict that is filled, so that later comparisons of the same reference
+            need not run it again.
 
     Raises:
         CheckpointError: the rules cannot be read, or give no fields for their `config` to read.
@@ -104,6 +100,7 @@ def compare(
         recipe=recipe or Recipe(),
         optimizer=optimizer,
         store=store,
+        recordings={} if recordings is None else recordings,
     )
     with nullcontext() if rules is None else with_rules(reference, model, rules):
         _check(reference, model, comparison.inputs)
@@ -117,7 +114,8 @@ def _compare(comparison: Comparison) -> Report:
         comparison.reference, comparison.unstacked, comparison.table
     ):
         stages = stages_of(levels_without_computation())
-    found = {stage.name: stage.compare(comparison) for stage in stages}
+    with expecting(sum(stage.runs(comparison.levels) for stage in stages)):
+        found = {stage.name: stage.compare(comparison) for stage in stages}
     name = type(comparison.reference).__name__
     return assemble(name, comparison.inputs, comparison.levels, found, ("torch", "transformers"))
 

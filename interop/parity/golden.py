@@ -73,7 +73,8 @@ def record_checkpoint(
         sample=None if kept is None else Sample(kept, FEATURES),
     )
     data = {"subject": path.name, "levels": list(levels), "inputs": inputs.arrays}
-    for stage in stages_of([*levels_without_computation(), *levels]):
+    stages = stages_of([*levels_without_computation(), *levels])
+    for stage in stages:
         data[stage.name] = stage.record(comparison)
     return write_pack(data, Path(pack))
 

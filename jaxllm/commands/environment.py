@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jaxllm import THREADS_PER_DEVICE
@@ -64,6 +66,36 @@ def print_rich(renderable: "RenderableType") -> None:
             raise BrokenPipeError  # rich would exit with status 1, the status of a failed check
 
     Terminal().print(renderable)
+
+
+@contextmanager
+def progress_bar() -> Iterator["Callable[[str, int | None], None] | None"]:
+    """Shows a progress bar on stderr while the context lasts, if that is a terminal.
+
+    Yields:
+        A callback that takes what is done next and the number of such steps, which may be unknown;
+        None without a terminal.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        progress.TimeElapsedColumn(),
+        progress.BarColumn(20),
+        progress.TextColumn("{task.description}"),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: str, total: int | None) -> None:
+            known = bar.tasks[task].total is not None
+            bar.update(task, description=step, total=total, advance=int(known))
+
+        yield show
 
 
 def join_processes() -> None:

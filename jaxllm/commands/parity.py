@@ -2,19 +2,23 @@
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxllm.errors import UserError, did_you_mean
 
 from .choices import LevelNames
-from .environment import join_processes, log_to_stderr, print_rich
+from .environment import join_processes, log_to_stderr, print_rich, progress_bar
 from .options import AddCommand, add_json, add_rules, add_seed, count, read_text
 from .parser import CommandParser
 from .runs import read_run_config
 
 if TYPE_CHECKING:
     from jaxllm.interop.parity import Report
+
+QUICK = ("weights", "config", "logits")
 
 
 def add_commands(add: AddCommand) -> None:
@@ -36,8 +40,10 @@ def _add_parity_options(parity: CommandParser) -> None:
     parity.add_argument(
         "path", metavar="CHECKPOINT", help="a Hugging Face folder, or one of a source system"
     )
-    levels = _add_levels(parity, "what to compare: %(known)s (default: %(usual)s)")
+    chosen = parity.add_mutually_exclusive_group()
+    levels = _add_levels(chosen, "what to compare: %(known)s (default: %(usual)s)")
     vars(levels).update(known=LevelNames(), usual=LevelNames(by_default=True))
+    chosen.add_argument("--quick", action="store_true", help=f"compare only {', '.join(QUICK)}")
     given = parity.add_mutually_exclusive_group()
     _add_text(given)
     given.add_argument(
@@ -73,7 +79,7 @@ def _add_record(parity: CommandParser) -> None:
         metavar="N",
         help="positions of each row to record, or `all` (default: %(default)s)",
     )
-    _add_text(record)
+    _add_text(record.add_mutually_exclusive_group())
     _add_random_tokens(record)
     add_rules(record)
 
@@ -115,25 +121,29 @@ def _add_mesh(parity: CommandParser) -> None:
     mesh.epilog = f"Any field of the config is an option too.\n\n{mesh.epilog}"
 
 
-def _add_levels(command: argparse.ArgumentParser, purpose: str) -> argparse.Action:
+def _add_levels(command: argparse._ActionsContainer, purpose: str) -> argparse.Action:
     return command.add_argument("--levels", nargs="+", type=_level, metavar="LEVEL", help=purpose)
 
 
 def _add_text(command: argparse._ActionsContainer) -> None:
     command.add_argument(
-        "--text", metavar="FILE", help="a text to compare on (default: random tokens)"
+        "--text",
+        metavar="FILE",
+        help="a text to compare on (default: English text if there is a tokenizer, else random "
+        "tokens)",
     )
+    command.add_argument("--random", action="store_true", help="compare on random tokens")
 
 
 def _add_random_tokens(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--num-tokens",
         type=count,
-        default=384,
+        default=320,
         metavar="N",
         help="tokens per row (default: %(default)s)",
     )
-    add_seed(command, "seed of the random tokens")
+    add_seed(command, "seed of the text or the random tokens")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -179,17 +189,28 @@ def _parity(arguments: argparse.Namespace) -> int:
     from jaxllm.interop.parity import Inputs, check_checkpoint
 
     text = None if arguments.text is None else read_text(arguments.text)
-    report = check_checkpoint(
-        arguments.path,
-        text=text,
-        tokens=None if arguments.tokens is None else Inputs.read(Path(arguments.tokens)),
-        num_tokens=arguments.num_tokens,
-        seed=arguments.seed,
-        levels=arguments.levels,
-        rules=arguments.rules,
-        scratch=arguments.scratch,
-    )
+    with _shown_progress():
+        report = check_checkpoint(
+            arguments.path,
+            text=text,
+            tokens=None if arguments.tokens is None else Inputs.read(Path(arguments.tokens)),
+            random=arguments.random,
+            num_tokens=arguments.num_tokens,
+            seed=arguments.seed,
+            levels=QUICK if arguments.quick else arguments.levels,
+            rules=arguments.rules,
+            scratch=arguments.scratch,
+        )
     return _finish(report, arguments)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[None]:
+    """Shows the runs of a comparison while the context lasts."""
+    from jaxllm.interop.parity.progress import following
+
+    with progress_bar() as show, nullcontext() if show is None else following(show):
+        yield
 
 
 def _finish(report: "Report", arguments: argparse.Namespace) -> int:
@@ -224,16 +245,18 @@ def _record(arguments: argparse.Namespace) -> int:
     from jaxllm.interop.parity.golden import record_checkpoint
 
     text = None if arguments.text is None else read_text(arguments.text)
-    num_bytes = record_checkpoint(
-        arguments.path,
-        arguments.output,
-        positions=arguments.positions,
-        levels=arguments.levels,
-        text=text,
-        num_tokens=arguments.num_tokens,
-        seed=arguments.seed,
-        rules=arguments.rules,
-    )
+    with _shown_progress():
+        num_bytes = record_checkpoint(
+            arguments.path,
+            arguments.output,
+            positions=arguments.positions,
+            levels=arguments.levels,
+            text=text,
+            random=arguments.random,
+            num_tokens=arguments.num_tokens,
+            seed=arguments.seed,
+            rules=arguments.rules,
+        )
     print(f"{arguments.output}: {format_size(num_bytes)}")
     return 0
 

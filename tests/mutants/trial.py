@@ -12,7 +12,7 @@ from hf_cases import CASES, randomize, tokens_of
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.report.rows import Judged
+from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.models import with_scanned_layers
 from jaxllm.models.decoder import Decoder
 
@@ -37,6 +37,7 @@ class Pair(NamedTuple):
     reference: Any
     model: Decoder
     tokens_BT: np.ndarray  # long enough for windows and chunks to end
+    recordings: dict[str, Any]  # of the reference, for all trials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +91,13 @@ def build(family: str, folder: Path, seed: int = 0) -> Pair:
     reference = randomize(CASES[family].build(), seed)
     reference.save_pretrained(folder)
     model = with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
-    return Pair(reference, model, tokens_of(reference, batch_size=1, seed=seed + 1)[:, :128])
+    tokens_BT = tokens_of(reference, batch_size=1, seed=seed + 1)[:, :128]
+    return Pair(reference, model, tokens_BT, {})
 
 
 def compare_honest(pair: Pair) -> Judged | None:
     """Compares a correct model on padded tokens; returns the false alarm, if there is one."""
-    reference, model, tokens_BT = pair
+    reference, model, tokens_BT, _ = pair
     inputs = left_padded(tokens_BT) if can_pad_left(model.config) else Inputs.of(tokens_BT)
     return compare(reference, model, inputs, levels=FORWARD).first_divergence
 
@@ -113,7 +115,7 @@ def trials(family: str, model: Decoder) -> Iterator[Trial]:
 
 def run(trial: Trial, pair: Pair) -> Outcome:
     """Compares the mutated model with the reference, and judges what the comparison reports."""
-    reference, model, tokens_BT = pair
+    reference, model, tokens_BT, recordings = pair
     mutation = trial.mutation
     broken = mutation.break_model(model)
     if trial.level in TRAINING:
@@ -125,6 +127,7 @@ def run(trial: Trial, pair: Pair) -> Outcome:
             mutation.inputs(tokens_BT),
             levels=trial.levels,
             recipe=RECIPE,
+            recordings=recordings,
             **mutation.options(broken),
         )
     row = report.first_divergence

@@ -15,14 +15,11 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import SequenceConfig
-from jaxllm.errors import UserError
 from jaxllm.interop.families import RuleTable
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
-from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
+from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import BoundRule, Rule
-from jaxllm.interop.rules.transfer import Transfer
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
@@ -217,79 +214,3 @@ def _scores(rule: Rule, projection: str) -> Iterator[Rule]:
         for name in (SCORES, PROBS):
             theirs, ours = (("B",), heads, ("T",), (KEYS,)), (("B",), ("T",), heads, (KEYS,))
             yield Rule(Side(name, theirs), Side(name, ours))
-
-
-class Alignment:
-    """The taps of a comparison; maps the reference's outputs to JAX paths and layouts."""
-
-    def __init__(self, taps: Sequence[Tap]):
-        self.taps = list(taps)
-
-    @property
-    def modules(self) -> list[str]:
-        """The modules of the reference whose outputs are needed."""
-        return list(dict.fromkeys(name.partition("@")[0] for name in self.names))
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the outputs to record: modules, and inside attention `module@query`, ..."""
-        return list(dict.fromkeys(name for tap in self.taps for name in tap.modules))
-
-    def align(
-        self, outputs: Mapping[str, np.ndarray], store: ArrayStore = in_memory
-    ) -> dict[str, np.ndarray]:
-        """Returns the reference's outputs by JAX path, in JAX layout and in execution order.
-
-        Activations inside attention that the reference did not record are left out.
-
-        Args:
-            outputs: the reference's outputs by the names in `names`, in execution order.
-            store: the store for the returned arrays.
-
-        Raises:
-            UserError: the shape of an output is not that of the JAX model.
-        """
-        order = {name: place for place, name in enumerate(outputs)}
-        shown = [tap for tap in self.taps if tap.is_shown(outputs)]
-        parts = _split_fused(shown, outputs)
-        shown.sort(key=lambda tap: max(order[name] for name in tap.modules))
-        aligned: dict[str, np.ndarray] = {}
-        for tap in shown:
-            for path, index in tap.rule.model.names(tap.sizes):
-                array = _assemble(tap.importing, index, parts)
-                aligned[path] = store(seen_only(array) if path.endswith(f".{SCORES}") else array)
-        return aligned
-
-
-def _split_fused(taps: Sequence[Tap], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the outputs by the names of the rules; splits fused ones along the last dimension."""
-    parts: dict[str, np.ndarray] = {}
-    used: dict[str, int] = {}
-    for tap in taps:
-        for name, _ in tap.rule.stored.names(tap.sizes):
-            module, is_part, _ = name.partition("#")
-            if module not in outputs:
-                continue
-            shape = tap.rule.stored.shape(tap.sizes)
-            output = outputs[module]
-            if is_part:
-                start = used.get(module, 0)
-                used[module] = start + shape[-1]
-                output = output[..., start : used[module]]
-            if output.size != int(np.prod(shape)) or output.shape[-1] != shape[-1]:
-                raise UserError(
-                    f"the output of {name} has shape {output.shape} in the reference, {shape} in "
-                    "the model"
-                )
-            parts[name] = output.reshape(shape)
-    return parts
-
-
-def _assemble(
-    transfer: Transfer, index: Mapping[str, int], outputs: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    shape = transfer.target.shape(transfer.sizes)
-    whole = np.empty(shape, np.float32)
-    for piece in transfer.pieces(index, [(0, size) for size in shape]):
-        transfer.copy(piece, outputs[piece.name], whole)
-    return whole

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from jaxllm.config import SequenceConfig
 from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel
 
-from .prompt import random_tokens, random_vectors, read_arrays
+from .prompt import english_tokens, random_tokens, random_vectors, read_arrays
 
 # Names of arrays in packs and files of earlier versions, and their names now.
 FORMER_NAMES = {"wanted": "labels"}
@@ -76,6 +77,15 @@ class Inputs:
         }
 
     @property
+    def digest(self) -> str:
+        """A text that is the same for equal inputs."""
+        found = sha256()
+        for name, array in self.arrays.items():
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    @property
     def are_tokens(self) -> bool:
         """Whether the target consists of tokens rather than vectors."""
         return self.target.ndim == 2
@@ -109,6 +119,19 @@ class Inputs:
         if self.labels is not None:
             drawn["labels"] = random_vectors(self.labels.shape, seed)
         return dataclasses.replace(self, **drawn)
+
+    def shortened(self, length: int) -> Self:
+        """Returns the beginning of every row, with the same share of padding, if it is longer."""
+        changed = {}
+        for name, array in self.arrays.items():
+            whole = array.shape[1] if array.ndim > 1 else 0
+            is_mask = name.endswith("_mask")
+            if name == "labels" and array.ndim < 3:  # of whole sequences
+                continue
+            kept = min(whole, length + SOURCE_IS_LONGER * name.startswith("source"))
+            columns = np.arange(kept) * whole // kept if is_mask else np.arange(kept)
+            changed[name] = array[:, columns]
+        return dataclasses.replace(self, **changed)
 
     def replace_token(self, token: int | None, model: Model) -> Self:
         """Returns the inputs with every `token` replaced by the next one."""
@@ -159,9 +182,15 @@ class Inputs:
 
 
 def draw(
-    model: Model, masked: Collection[str], *, num_tokens: int, batch_size: int, seed: int
+    model: Model,
+    masked: Collection[str],
+    *,
+    num_tokens: int,
+    batch_size: int,
+    seed: int,
+    tokenizer: Any = None,
 ) -> Inputs:
-    """Draws random inputs for a model.
+    """Draws random inputs for a model: English text if there is a tokenizer, else tokens.
 
     Of several rows of tokens, the last is padded if the reference takes a mask or is causal.
 
@@ -172,11 +201,16 @@ def draw(
             positions of the model.
         batch_size: number of rows.
         seed: seed of the random numbers.
+        tokenizer: a tokenizer of the package tokenizers, or None.
     """
     drawn: dict[str, np.ndarray] = {}
     for name, sequence in sequences_of(model).items():
         length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), sequence.longest)
-        drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
+        size = batch_size, length, _seed_of(name, seed)
+        is_text = tokenizer is not None and sequence.are_tokens
+        drawn[name] = (
+            english_tokens(tokenizer, sequence.size, *size) if is_text else sequence.draw(*size)
+        )
         causal = name == "target" and output_config(model).attention.causal
         if sequence.are_tokens and batch_size > 1 and (causal or f"{name}_mask" in masked):
             mask = np.ones((batch_size, length), np.int32)

@@ -1,9 +1,10 @@
-"""Tokens and vectors to compare on: drawn at random, tokenized from text, or read from a file."""
+"""Tokens and vectors to compare on: from text, drawn at random, or read from a file."""
 
 import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,8 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
         CheckpointError: the folder's tokenizer cannot be read, or there is none and the vocabulary
             is too small for bytes.
     """
-    tokenizer_file = folder / "tokenizer.json"
-    if tokenizer_file.is_file():
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # tokenizers raises no narrower type
-            raise CheckpointError(f"{tokenizer_file} is not a tokenizer: {error}") from error
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is not None:
         ids = tokenizer.encode(text).ids
     elif vocab_size >= 256:
         ids = list(text.encode())
@@ -67,6 +62,64 @@ def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np
     if not ids:
         raise UserError("the text is empty: it has no tokens")
     return np.resize(np.array(ids), (1, num_tokens))
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """Returns the tokenizer of a folder, of the package tokenizers; None if it has none.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises no narrower type
+        raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def english_tokens(
+    tokenizer: Any, vocab_size: int, batch_size: int, num_tokens: int, seed: int
+) -> np.ndarray:
+    """Tokenizes pages of Python's own documentation, BT, from places that the seed decides.
+
+    The pages are those of the running Python. The first row is text alone. The others also have
+    random tokens, which are mostly rare, the tokenizer's special tokens, one token many times, and
+    the beginning of the row once more.
+
+    Raises:
+        UserError: the vocabulary has none of the text's tokens.
+    """
+    rng = np.random.default_rng(seed)
+    text = "\n".join(topics[name] for name in sorted(topics))
+    special = [
+        token
+        for token, added in tokenizer.get_added_tokens_decoder().items()
+        if added.special and token < vocab_size
+    ]
+    rows = []
+    for row in range(batch_size):
+        start = int(rng.integers(len(text)))
+        ids = np.array(tokenizer.encode((text[start:] + text)[: 16 * num_tokens]).ids)
+        if not (ids < vocab_size).any():
+            raise UserError("the tokenizer has no tokens for English text: compare on others")
+        ids_T = np.resize(ids[ids < vocab_size], num_tokens)
+        if row > 0:
+            part = num_tokens // 6
+            ids_T[2 * part : 3 * part] = rng.integers(vocab_size, size=part)
+            ids_T[3 * part : 3 * part + part // 2] = ids_T[1]
+            ids_T[4 * part : 5 * part] = ids_T[:part]
+            if special:
+                places = rng.choice(num_tokens, min(num_tokens // 12, 2 * len(special)), False)
+                ids_T[places] = np.resize(special, len(places))
+        rows.append(ids_T)
+    return np.stack(rows)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxllm.interop.parity.report.rows import RouterFlips
+from jaxllm.interop.parity.report.activation_rows import RouterFlips
 
 ROUTER = ".router"
 
@@ -13,6 +13,7 @@ def flips(
     ours: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
     others: Mapping[str, Sequence[np.ndarray]],
+    noise: Mapping[str, float],
     top_k: int,
 ) -> list[RouterFlips]:
     """Returns the routers, in layer order, that select other experts for some tokens.
@@ -20,7 +21,8 @@ def flips(
     Args:
         ours: router logits of the JAX model, BTE, by the router's path.
         reference: router logits of the reference.
-        others: router logits of equivalent evaluations of the reference.
+        others: router logits of the reference with simulated rounding.
+        noise: how far off a single logit may be, by the router's path.
         top_k: the number of experts per token.
     """
     found = []
@@ -32,7 +34,8 @@ def flips(
         if is_other_BT.any() or by_noise:
             margins = _margin(logits_BTE, top_k)[is_other_BT]
             margin = float(margins.max()) if margins.size else 0.0
-            found.append(RouterFlips(path, int(is_other_BT.sum()), margin, by_noise))
+            is_tie = margin <= 2 * noise[path]
+            found.append(RouterFlips(path, int(is_other_BT.sum()), margin, by_noise, is_tie))
     return found
 
 

@@ -30,5 +30,12 @@ def marked(result: Any) -> Any:
     return result
 
 
+def unmarked(result: Any) -> Any:
+    """Unmarks a tensor that an operation has written to in place."""
+    if hasattr(result, MARK):
+        delattr(result, MARK)
+    return result
+
+
 def _is_inexact(tensor: Any) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()

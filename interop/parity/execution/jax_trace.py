@@ -16,7 +16,7 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
-from jaxllm.interop.parity.report.rows import LOGITS
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 from jaxllm.layers.hooks import HOOK, apply_hook
 from jaxllm.models import Model, Output, with_scanned_layers
 from jaxllm.models.stack import Stack

@@ -14,16 +14,17 @@ result.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .constants import is_constant, marked
+from .constants import is_constant, marked, unmarked
 from .grouped_product import grouped_product
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+DRAWS = 4  # runs that show what rounding may do
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 # Largest error: a masked score, which is the smallest float or minus infinity, stays as it is.
 LARGE = 1e30
@@ -48,43 +49,73 @@ def simulated_rounding(seed: int) -> Iterator[None]:
     All that models of transformers and plain modules usually consist of: products, sums, norms,
     softmax, and functions of single elements. Operations in place have none.
     """
-    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    generator = torch.Generator().manual_seed(seed)
-    pool = UNIT_ROUNDOFF * torch.randn(POOL, generator=generator)
+    # The fused kernels of attention do all of it in one operation.
+    with sdpa_kernel(SDPBackend.MATH), _simulated_rounding()(Noise(seed)):
+        yield
 
-    def noisy(value: Any, deviation: "Tensor") -> "Tensor":
+
+class Noise:
+    """Random errors, the same for the same seed."""
+
+    def __init__(self, seed: int):
+        import torch
+
+        self._generator = torch.Generator().manual_seed(seed)
+        self._pool = UNIT_ROUNDOFF * torch.randn(POOL, generator=self._generator)
+
+    def added(self, value: "Tensor", deviation: "Tensor") -> "Tensor":
+        """Returns the value with errors of this standard deviation, in units of roundoff."""
+        import torch
+
         moved = torch.empty_like(value, memory_format=torch.contiguous_format)
         parts = (value.reshape(-1), deviation.expand_as(value).reshape(-1), moved.view(-1))
         for before, size, after in zip(*(part.split(POOL // 2) for part in parts), strict=True):
             # Drawing numbers anew for every operation would take most of the time.
-            start = int(torch.randint(POOL - len(before) + 1, (), generator=generator))
-            draw = pool[start : start + len(before)].to(before)
+            room = POOL - len(before) + 1
+            start = int(torch.randint(room, (), generator=self._generator))
+            draw = self._pool[start : start + len(before)].to(before)
             torch.addcmul(before, size, draw, out=after)
         return moved
 
+
+@cache
+def _simulated_rounding() -> Callable[[Noise], AbstractContextManager[Any]]:
+    """Returns the class of these contexts.
+
+    Only one class: a class refers to itself, so that it and what it holds live for some time.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
     class SimulatedRounding(TorchDispatchMode):
+        def __init__(self, noise: Noise):
+            super().__init__()
+            self.noise = noise
+
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
         ) -> Any:
             given = kwargs or {}
-            if not func._schema.is_mutable and is_constant(func, args, given):
+            if func._schema.is_mutable:
+                return unmarked(func(*args, **given))
+            if is_constant(func, args, given):
                 return marked(func(*args, **given))
             if func in _decompositions():
                 with self:
                     return _decompositions()[func](*args, **given)
             result = func(*args, **given)
+            if func is torch.ops.aten.mul.Tensor and result.dtype == torch.complex64:
+                size = result.abs()[..., None]
+                return torch.view_as_complex(self.noise.added(torch.view_as_real(result), size))
             is_rounded = isinstance(result, torch.Tensor) and result.dtype == torch.float32
-            if func._schema.is_mutable or not is_rounded or result.numel() == 0:
+            if not is_rounded or result.numel() == 0:
                 return result
             deviation = _deviation(func, args, given, result)
-            return result if deviation is None else noisy(result, deviation.clamp_(max=LARGE))
+            return result if deviation is None else self.noise.added(result, deviation)
 
-    # The fused kernels of attention do all of it in one operation.
-    with sdpa_kernel(SDPBackend.MATH), SimulatedRounding():
-        yield
+    return SimulatedRounding
 
 
 def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> Any:
@@ -97,13 +128,17 @@ def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor
     name = func._schema.name
     if name in DEVIATIONS:
         return DEVIATIONS[name](func, args, given, result)
-    return result.abs() if torch.Tag.pointwise in func.tags and name not in EXACT else None
+    if torch.Tag.pointwise in func.tags and name not in EXACT:
+        return result.clamp(-LARGE, LARGE)  # its sign does not matter
+    return None
 
 
 def _of_sum(total: "Tensor", squares: "Tensor", k: Any, *, products: bool = False) -> "Tensor":
     """Returns the deviation of a sum of `k` terms whose squares add up to `squares`."""
-    variance = total.square() * (k / 9) + squares * (k / 18 + (1 / 3 if products else 0))
-    return variance.sqrt()
+    per_square = k / 18 + (1 / 3 if products else 0)
+    if isinstance(k, int | float):  # in place, since these arrays may be large
+        return total.square().mul_(k / 9).add_(squares, alpha=per_square).sqrt_()
+    return (total.square() * (k / 9) + squares * per_square).sqrt()
 
 
 # The functions for each operation take the arguments of `_deviation`.

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxllm.deviation import max_abs
 from jaxllm.generation import Sampling
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
-from jaxllm.interop.parity.numerics import metrics, tolerance
+from jaxllm.interop.parity.progress import announce
 
-from .noise_floor import EQUIVALENT_EVALUATIONS
+from .distances import ELEMENT_FACTOR, Arrays, Distances, measure
 from .torch_trace import prepared
 
 NEW_TOKENS = 16
@@ -19,6 +20,9 @@ NUM_BEAMS = 4
 # Every filter is active. Only the filters are compared; no token is drawn.
 SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.9)
 NEAR_THE_CUT = 8  # ranks on each side of a filter's cut where noise may decide
+
+# Names of the logits among `Distances`: all, and those that the filters keep.
+ALL, KEPT = "all", "kept"
 
 
 class ReferenceGeneration(NamedTuple):
@@ -34,8 +38,7 @@ class ReferenceGeneration(NamedTuple):
         kept_PNV: which tokens are left by the filters of `SAMPLING`.
         ties: pairs of a row, counted over PN, and a token, for which noise decides whether the
             token is filtered out.
-        floor: noise floor of the logits.
-        filtered_floor: noise floor of the logits that the filters leave.
+        distances: rounding errors of the logits, and of those that the filters leave.
         noise: how far off a single logit may be.
     """
 
@@ -45,8 +48,7 @@ class ReferenceGeneration(NamedTuple):
     logits_PNV: np.ndarray
     kept_PNV: np.ndarray
     ties: frozenset[tuple[int, int]]
-    floor: float
-    filtered_floor: float
+    distances: Distances
     noise: float
 
 
@@ -57,19 +59,25 @@ class ReferenceGenerator(NamedTuple):
     start_token: int | None  # first token of targets; None: the reference has no encoder
 
     def decode(self, prompts: Sequence[list[int]]) -> ReferenceGeneration:
-        """Generates by greedy and by beam search, and measures the noise of the logits."""
+        """Generates by greedy and by beam search, and measures the rounding of the logits."""
+        announce("generation: reference")
         with prepared(self.reference):
             chosen = [self._continue(prompt, 1) for prompt in prompts]
             beams = [self._continue(prompt, NUM_BEAMS)[0] for prompt in prompts]
         greedy = [tokens for tokens, _ in chosen]
-        others = [self.logits(prompts, greedy)]
-        for equivalent in EQUIVALENT_EVALUATIONS:
-            with equivalent(self.reference):
-                others.append(self.logits(prompts, greedy))
         logits_PNV = np.stack([logits for _, logits in chosen])
         V, kept_PNV = logits_PNV.shape[-1], np.isfinite(_filtered(logits_PNV))
-        noise = max(metrics.masked_max_abs(other, logits_PNV) for other in others)
-        noise *= tolerance.NOISE_FACTOR
+
+        def depart() -> dict[str, np.ndarray]:
+            apart_PNV = (self.logits(prompts, greedy) - logits_PNV).astype(np.float32)
+            return {ALL: apart_PNV, KEPT: apart_PNV[kept_PNV]}
+
+        def on_draw(departures: Arrays, corrections: Arrays) -> None:
+            largest.append(max_abs(departures[ALL], corrections[ALL]))
+
+        largest: list[float] = []
+        distances = measure("generation", depart, on_draw)
+        noise = ELEMENT_FACTOR * max(largest)
         found = (
             (row, token)
             for row, logits_V in enumerate(logits_PNV.reshape(-1, V))
@@ -82,11 +90,7 @@ class ReferenceGenerator(NamedTuple):
             logits_PNV,
             kept_PNV,
             frozenset(found),
-            max(metrics.masked_relative_l2(other, logits_PNV) for other in others),
-            max(
-                metrics.masked_relative_l2(other[kept_PNV], logits_PNV[kept_PNV])
-                for other in others
-            ),
+            distances,
             noise,
         )
 

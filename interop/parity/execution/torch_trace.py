@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from jaxllm.interop.parity.alignment.adapters import Recorder, adapter_of, outpu
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
-from jaxllm.interop.parity.report.rows import LOGITS
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 
 # Recorded activations by name, in execution order; one for each call of the module.
 Outputs = dict[str, list[np.ndarray]]
+# Calls a function of PyTorch with its arguments; returns what it returned, or something else.
+Call = Callable[[Callable, tuple, dict], Any]
 
 
 def trace_reference(
@@ -21,6 +24,7 @@ def trace_reference(
     inputs: Inputs,
     names: Sequence[str],
     given: Mapping[str, Sequence[np.ndarray]] | None = None,
+    minus: Mapping[str, Sequence[np.ndarray]] | None = None,
     store: ArrayStore = in_memory,
 ) -> Outputs:
     """Runs the reference and returns activations and logits in float32.
@@ -34,6 +38,7 @@ def trace_reference(
         names: names of modules as in `named_modules()`, and names inside attention as above.
         given: activations of an earlier run. Each activation is recorded and then replaced by
             these, so that its error is its own.
+        minus: activations of an earlier run, which are subtracted from what is recorded.
         store: the store for the activations.
     """
     import torch
@@ -43,11 +48,15 @@ def trace_reference(
     def keep(name: str, output: Any) -> Any:
         first, *others = output if isinstance(output, tuple) else (output,)
         calls = outputs.setdefault(name, [])
-        # A copy: later operations may write to the same memory.
-        calls.append(store(first.detach().to("cpu", torch.float32, copy=True).numpy()))
+        # A copy: later operations may write to the same memory. In float64 it stays in float64.
+        found = first.detach().to("cpu", torch.float32, copy=minus is None).numpy()
+        if minus is not None:
+            found = float32_difference(found, minus[name][len(calls)])
+        calls.append(store(found))
         if given is None or name not in given:
             return output
-        first = torch.tensor(given[name][len(calls) - 1]).to(first)
+        # Not a new tensor, which simulated rounding would take for a constant.
+        first = torch.empty_like(first).copy_(torch.tensor(given[name][len(calls) - 1]))
         return (first, *others) if isinstance(output, tuple) else first
 
     modules = [name for name in names if "@" not in name]
@@ -68,6 +77,18 @@ def trace_reference(
     return outputs
 
 
+def float32_difference(found: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Returns the difference in float32, zero for equal infinities.
+
+    That of nearby float32 numbers is exact.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # scores of masked keys
+        apart = np.subtract(found, base).astype(np.float32, copy=False)
+        if np.isnan(apart.sum()):
+            apart[np.isnan(apart) & (found == base)] = 0.0
+    return apart
+
+
 def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
     """Returns the names of routers by the identity of their weights.
 
@@ -85,18 +106,14 @@ def _routers(reference: Any, modules: Sequence[str]) -> dict[int, str]:
 def _watched_products(weights: Mapping[int, str], keep: Recorder) -> AbstractContextManager[Any]:
     """Records the output of `linear` for these weights, even under another function mode."""
     from torch.nn import functional
-    from torch.overrides import TorchFunctionMode
 
-    class WatchedProducts(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-        ) -> Any:
-            returned = func(*args, **(kwargs or {}))
-            if func is functional.linear and len(args) > 1 and id(args[1]) in weights:
-                return keep(weights[id(args[1])], returned)
-            return returned
+    def call(func: Callable, args: tuple, kwargs: dict) -> Any:
+        returned = func(*args, **kwargs)
+        if func is functional.linear and len(args) > 1 and id(args[1]) in weights:
+            return keep(weights[id(args[1])], returned)
+        return returned
 
-    return WatchedProducts()
+    return _calling_through()(call)
 
 
 @contextmanager
@@ -104,23 +121,15 @@ def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Recorder) 
     """Records the input and output of softmax inside these modules."""
     import torch
     from torch.nn import functional
-    from torch.overrides import TorchFunctionMode
 
     entered: list[str] = []
+    softmax = functional.softmax, torch.softmax, torch.Tensor.softmax
 
-    class WatchedSoftmax(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if not (entered and args) or func not in (
-                functional.softmax,
-                torch.softmax,
-                torch.Tensor.softmax,
-            ):
-                return func(*args, **kwargs)
-            scores = keep(f"{entered[-1]}@{SCORES}", args[0])
-            return keep(f"{entered[-1]}@{PROBS}", func(scores, *args[1:], **kwargs))
+    def call(func: Callable, args: tuple, kwargs: dict) -> Any:
+        if not (entered and args) or func not in softmax:
+            return func(*args, **kwargs)
+        scores = keep(f"{entered[-1]}@{SCORES}", args[0])
+        return keep(f"{entered[-1]}@{PROBS}", func(scores, *args[1:], **kwargs))
 
     with ExitStack() as stack:
         for name in attentions:
@@ -133,8 +142,29 @@ def _watched_softmax(reference: Any, attentions: Iterable[str], keep: Recorder) 
             )
             stack.callback(enter.remove)
             stack.callback(leave.remove)
-        stack.enter_context(WatchedSoftmax())
+        stack.enter_context(_calling_through()(call))
         yield
+
+
+@cache
+def _calling_through() -> Callable[[Call], AbstractContextManager[Any]]:
+    """Returns the class of contexts in which PyTorch functions are called through a function.
+
+    Only one class: a class refers to itself, so that it and what it holds live for some time.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class CallingThrough(TorchFunctionMode):
+        def __init__(self, call: Call):
+            super().__init__()
+            self.call = call
+
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            return self.call(func, args, kwargs or {})
+
+    return CallingThrough
 
 
 @contextmanager

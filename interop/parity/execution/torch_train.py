@@ -1,7 +1,7 @@
 """Training in PyTorch: the reference's losses, gradients and AdamW steps."""
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from .simulated_rounding import simulated_rounding
 from .torch_trace import prepared
 
 IGNORED = -100  # label of targets that do not count
+ULP = 2.0**-23
 
 
 class Rounding(NamedTuple):
@@ -97,6 +98,29 @@ def mean_loss(reference: Any, params: dict[str, Any], inputs: Inputs) -> Any:
         tokens = tokens.masked_fill(~(is_token[:, 1:] & is_token[:, :-1]), IGNORED)
     logits = out[:, :-1].flatten(0, 1)
     return functional.cross_entropy(logits, tokens.flatten(), ignore_index=IGNORED)
+
+
+@contextmanager
+def perturbed_weights(reference: Any, seed: int) -> Iterator[None]:
+    """Perturbs weights by up to their last five bits, as much as two training runs soon differ by.
+
+    Where an activation function has a kink, such bits decide on which side of it a token falls,
+    and so how training continues. That is rare, and the other evaluations may not reveal it.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    before = [parameter.detach().clone() for parameter in reference.parameters()]
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            draw = 2 * torch.rand(parameter.shape, generator=generator) - 1
+            parameter.mul_(1 + 16 * ULP * draw.to(parameter.device))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(reference.parameters(), before, strict=True):
+                parameter.copy_(value)
 
 
 def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) -> Any:

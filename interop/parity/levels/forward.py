@@ -1,31 +1,39 @@
 """Forward levels: compares every activation and the logits of a forward pass with a recording."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxllm.deviation import relative
 from jaxllm.errors import UserError
-from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps, output_path
-from jaxllm.interop.parity.alignment.inputs import output_config
-from jaxllm.interop.parity.alignment.router_flips import flips
+from jaxllm.interop.parity.alignment.activations import derive_taps, output_path
+from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.diagnosis.evidence import Evidence, Rows
 from jaxllm.interop.parity.diagnosis.hints import hint_of
+from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR, Arrays
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
-from jaxllm.interop.parity.numerics import metrics, tolerance
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
+from jaxllm.interop.parity.numerics import metrics
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
-from jaxllm.interop.parity.recording.plain import plain
+from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.recording import Recording, record
+from jaxllm.interop.parity.report.activation_rows import (
+    LOGITS,
+    Error,
+    RouterFlips,
+    TapResult,
+    first_wrong,
+)
 from jaxllm.interop.parity.report.report import Bucket, LogitsResult
-from jaxllm.interop.parity.report.rows import LOGITS, Error, RouterFlips, TapResult, first_wrong
 from jaxllm.models import Model
 
 from .level import Stage
+from .routers import router_flips, router_paths, router_taps
 from .sides import Comparison
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +55,26 @@ class Forward:
 
 
 def record_forward(comparison: Comparison) -> Recording:
-    """Runs the reference, and equivalent evaluations of it to measure its noise."""
-    inputs, taps = comparison.inputs, []
-    if "layers" in comparison.levels:
+    """Runs the reference, or takes its recording on the same inputs from an earlier comparison."""
+    inputs, known = comparison.inputs, comparison.recordings
+    is_fed = "layers" in comparison.levels
+    if is_fed:
         taps = derive_taps(comparison.table, comparison.unstacked, inputs)
+    else:  # routers are needed all the same, since rounding may decide what they choose
+        taps = router_taps(comparison, inputs)
     alignment = Alignment(taps)
-    return record(comparison.reference, inputs, alignment, comparison.sample, comparison.store)
+    of_reference = id(comparison.reference), comparison.sample, is_fed
+    key = f"{inputs.digest} {alignment.digest} {of_reference}"
+    if key not in known:
+        known[key] = record(
+            comparison.reference,
+            inputs,
+            alignment,
+            comparison.sample,
+            comparison.store,
+            is_fed=is_fed,
+        )
+    return known[key]
 
 
 def judge(
@@ -72,10 +94,13 @@ def judge(
     """
     inputs, theirs = recording.inputs, recording.arrays
     forced: Arrays | None = None
+    announce("activations: model")
     if "layers" in levels and recording.sample is None:
         ours, forced = trace_free_and_forced(model, inputs, theirs, store)
     else:
-        paths = [path for path in theirs if path != LOGITS] if "layers" in levels else []
+        paths = [path for path in theirs if path != LOGITS]
+        if "layers" not in levels:
+            paths = router_paths(recording)
         ours = trace_model(model, inputs, paths)
     found, wanted = (
         x.shape for x in (recording.unpadded(LOGITS, ours[LOGITS]), recording.unpadded(LOGITS))
@@ -85,27 +110,33 @@ def judge(
     taps = tuple(
         _judge_tap(path, ours, forced, recording, model) for path in theirs if path in ours
     )
+    found_flips = tuple(router_flips(ours, recording, model))
+    taps = tuple(_undecided_after(found_flips, taps))
     if forced is not None:
         taps = _with_hint(taps, forced, recording, model)
-    router_flips = tuple(_flips(ours, recording, model))
-    details: dict[str, Any] = {"flips": router_flips, "versions": recording.versions}
+    details: dict[str, Any] = {"flips": found_flips, "versions": recording.versions}
     if recording.sample is not None:
         details["tokens"] = len(recording.arrays[LOGITS])
     if inputs.are_tokens:
-        details |= _predictions(ours[LOGITS], recording)
+        details |= _predictions(ours[LOGITS], recording, taps[-1].cumulative)
     return Forward(taps, details)
 
 
 def _judge_tap(
     path: str, ours: Arrays, forced: Arrays | None, recording: Recording, model: Model
 ) -> TapResult:
-    theirs, own = recording.unpadded(path), recording.unpadded(path, ours[path])
-    ulp_p50, ulp_p99, ulp_max = metrics.ulps(own, theirs)
+    size, apart = recording.size(path), recording.departure(path, ours[path])
+    compared = recording.unpadded(path)
+    ulp_p50, ulp_p99, ulp_max = metrics.ulps(recording.unpadded(path, ours[path]), compared)
+    own = None
+    if forced is not None and recording.forced is not None:
+        own = recording.forced.judge(path, recording.departure(path, forced[path]), size)
+    rms = size / math.sqrt(max(1, np.isfinite(compared).sum()))
     return TapResult(
         path=output_path(model) if path == LOGITS else path,
-        cumulative=_error(path, ours, recording, recording.floors),
-        forced=None if forced is None else _error(path, forced, recording, recording.forced_floors),
-        max_over_rms=metrics.max_over_rms(own, theirs),
+        cumulative=recording.free.judge(path, apart, size),
+        forced=own,
+        max_over_rms=relative(float(np.abs(apart).max()), rms),
         is_output=path == LOGITS,
         ulp_p50=ulp_p50,
         ulp_p99=ulp_p99,
@@ -113,11 +144,21 @@ def _judge_tap(
     )
 
 
-def _error(path: str, ours: Arrays, recording: Recording, floors: Mapping[str, float]) -> Error:
-    found = metrics.masked_relative_l2(
-        recording.unpadded(path, ours[path]), recording.unpadded(path)
-    )
-    return Error(found, floors[path], tolerance.forward_threshold(floors[path]))
+def _undecided_after(
+    found_flips: Sequence[RouterFlips], taps: Iterable[TapResult]
+) -> Iterator[TapResult]:
+    """Yields the taps; after a router that rounding may flip, cumulative errors say nothing."""
+    ties = {row.path for row in found_flips if row.tokens and row.is_tie}
+    is_decided = True
+    for tap in taps:
+        if is_decided:
+            yield tap
+        else:
+            open_error = dataclasses.replace(
+                tap.cumulative, threshold=math.inf, outside=None, whole_threshold=None
+            )
+            yield dataclasses.replace(tap, cumulative=open_error)
+        is_decided = is_decided and tap.path not in ties
 
 
 def _with_hint(
@@ -127,7 +168,9 @@ def _with_hint(
     first = first_wrong(taps)
     if first is None or first.forced is None or not first.is_wrong_itself:
         return taps
-    hint = hint_of(_evidence(first, first.forced.threshold, forced, recording, model))
+    own = first.forced
+    threshold = own.threshold if own.whole_threshold is None else own.whole_threshold
+    hint = hint_of(_evidence(first, threshold, forced, recording, model))
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
 
 
@@ -147,45 +190,33 @@ def _evidence(
     return Evidence(tap.path, ours[path], theirs[path], threshold, *around)
 
 
-def _flips(ours: Arrays, recording: Recording, model: Model) -> list[RouterFlips]:
-    experts = output_config(model).experts  # encoder and decoder have the same
-    if experts is None:
-        return []
-    unpadded = recording.unpadded
-    others = {path: noisy for path, noisy in recording.routers.items() if path in ours}
-    return flips(
-        {path: unpadded(path, ours[path]) for path in others},
-        {path: unpadded(path) for path in others},
-        others,
-        experts.top_k,
-    )
-
-
-def _predictions(ours_BTV: np.ndarray, recording: Recording) -> dict[str, Any]:
+def _predictions(ours_BTV: np.ndarray, recording: Recording, decisive: Error) -> dict[str, Any]:
     """Returns the report's fields on logits: their errors, overall and by position."""
     ours, theirs = recording.unpadded(LOGITS, ours_BTV), recording.unpadded(LOGITS)
     kl = metrics.kl_per_token(ours, theirs)
     B, T = ours_BTV.shape[:2]
     positions = recording.unpadded(LOGITS, np.broadcast_to(np.arange(T), (B, T)))
     buckets = _buckets(ours, theirs, kl, positions, T)
-    return {"logits": _judge_logits(ours, theirs, kl, recording), "buckets": tuple(buckets)}
+    return {
+        "logits": _judge_logits(ours, theirs, kl, recording, decisive),
+        "buckets": tuple(buckets),
+    }
 
 
 def _judge_logits(
-    ours: np.ndarray, theirs: np.ndarray, kl: np.ndarray, recording: Recording
+    ours: np.ndarray, theirs: np.ndarray, kl: np.ndarray, recording: Recording, error: Error
 ) -> LogitsResult:
-    floor = recording.floors[LOGITS]
     return LogitsResult(
-        relative_l2=metrics.masked_relative_l2(ours, theirs),
-        floor=floor,
-        threshold=tolerance.forward_threshold(floor),
+        relative_l2=error.relative_l2,
+        floor=error.floor,
+        threshold=error.threshold if error.whole_threshold is None else error.whole_threshold,
         max_abs=metrics.masked_max_abs(ours, theirs),
         max_over_rms=metrics.max_over_rms(ours, theirs),
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
         top1_agreement=float(metrics.top1_agrees(ours, theirs).mean()),
         top1_unexplained=metrics.top1_unexplained(
-            ours, theirs, tolerance.NOISE_FACTOR * recording.logits_noise
+            ours, theirs, ELEMENT_FACTOR * recording.largest[LOGITS]
         ),
     )
 
@@ -215,7 +246,8 @@ FORWARD = Stage(
     compare=lambda comparison: judge(
         record_forward(comparison), comparison.unstacked, comparison.levels, comparison.store
     ),
-    record=lambda comparison: plain(record_forward(comparison)),
+    record=lambda comparison: record_forward(comparison).to_pack(),
     check=lambda recorded, ours: judge(Recording.from_pack(recorded), ours.unstacked, ours.levels),
     details=lambda forward: forward.details,
+    runs=lambda levels: 3 + DRAWS + ("layers" in levels) * (1 + DRAWS),
 )

@@ -10,22 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxllm.deviation import difference, norm
 from jaxllm.generation import beam_search, generate
 from jaxllm.generation.incremental import decode_step, prefill
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.execution.distances import Distances
 from jaxllm.interop.parity.execution.jax_trace import PRECISION
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.execution.torch_decode import (
+    ALL,
+    KEPT,
     NEW_TOKENS,
     NUM_BEAMS,
     SAMPLING,
     ReferenceGeneration,
     ReferenceGenerator,
 )
-from jaxllm.interop.parity.numerics import metrics, tolerance
+from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.report.rows import ScoresResult, TextResult
-from jaxllm.models import EncoderDecoder, TokenModel, with_scanned_layers
+from jaxllm.models import EncoderDecoder, TokenModel
 from jaxllm.sharding import to_host
 
 from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors
@@ -53,26 +58,31 @@ def compare_generation(comparison: Comparison) -> Sequence[TextResult | ScoresRe
 def record_generation(comparison: Comparison) -> dict[str, Any]:
     """Records the reference's continuations for a pack."""
     if not isinstance(comparison.model, TokenModel):
-        return plain(continue_vectors(comparison.reference, comparison.inputs))
-    return plain(decode_reference(comparison.reference, comparison.model, comparison.inputs)[1])
+        continued = continue_vectors(comparison.reference, comparison.inputs)
+        return {**plain(continued), "distances": continued.distances.to_pack()}
+    theirs = decode_reference(comparison.reference, comparison.model, comparison.inputs)[1]
+    return {**plain(theirs), "distances": theirs.distances.to_pack()}
 
 
 def check_generation(
     recorded: Mapping[str, Any], ours: JaxSide
 ) -> Sequence[TextResult | ScoresResult]:
     """Compares the model's continuations with recorded ones."""
-    listed = ours.unstacked
-    if not isinstance(listed, TokenModel):
+    model = ours.model
+    if not isinstance(model, TokenModel):
         prompt = Inputs.from_arrays(recorded["prompt"])
-        return judge_vectors(listed, Continued(**{**recorded, "prompt": prompt}))
+        distances = Distances.from_pack(recorded["distances"])
+        given = {**recorded, "prompt": prompt, "distances": distances}
+        return judge_vectors(model, Continued(**given))
     ties = frozenset((row, token) for row, token in recorded["ties"])
 
     def predict(prompts: Sequence[list[int]], new: Sequence[Sequence[int]]) -> np.ndarray:
         # The reference is not there to ask. The rows on logits show that the model's are the same.
         with jax.default_matmul_precision(PRECISION):
-            return forced_logits(listed, prompts, new)
+            return forced_logits(model, prompts, new)
 
-    return judge_generation(listed, ReferenceGeneration(**{**recorded, "ties": ties}), predict)
+    given = {**recorded, "ties": ties, "distances": Distances.from_pack(recorded["distances"])}
+    return judge_generation(model, ReferenceGeneration(**given), predict)
 
 
 def decode_reference(
@@ -98,11 +108,12 @@ def judge_generation(
             they decide whether that is a tie.
     """
     prompts = theirs.prompts
-    listed, _ = _starting(with_scanned_layers(model, False))
+    started, _ = _starting(model)
+    announce("generation: model")
     with jax.default_matmul_precision(PRECISION):
-        logits_PNV = forced_logits(listed, prompts, theirs.greedy)
-        greedy = generate(listed, prompts, NEW_TOKENS)
-        beams = beam_search(listed, prompts, NEW_TOKENS, num_beams=NUM_BEAMS)
+        logits_PNV = forced_logits(started, prompts, theirs.greedy)
+        greedy = generate(started, prompts, NEW_TOKENS)
+        beams = beam_search(started, prompts, NEW_TOKENS, num_beams=NUM_BEAMS)
     rows: list[TextResult | ScoresResult] = [_judge_logits(logits_PNV, theirs)]
     rows.append(_judge_filtered(logits_PNV, theirs))
     for i, prompt in enumerate(prompts):
@@ -180,10 +191,9 @@ def _teacher_forced(
 
 
 def _judge_logits(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
-    error = metrics.masked_relative_l2(ours_PNV, theirs.logits_PNV)
-    return ScoresResult(
-        "generate.logits", error, theirs.floor, tolerance.forward_threshold(theirs.floor)
-    )
+    departure_PNV, size = difference(ours_PNV, theirs.logits_PNV), norm(theirs.logits_PNV)
+    error = theirs.distances.judge(ALL, departure_PNV, size)
+    return ScoresResult("generate.logits", error)
 
 
 def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
@@ -192,14 +202,10 @@ def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> Scores
     ours = np.asarray(SAMPLING.filter_logits(jnp.asarray(ours_PNV.reshape(-1, V))))
     kept, reference = theirs.kept_PNV.reshape(-1, V), theirs.logits_PNV.reshape(-1, V)
     apart = {(int(row), int(token)) for row, token in np.argwhere(np.isfinite(ours) != kept)}
-    both = np.isfinite(ours) & kept
-    error = metrics.masked_relative_l2(
-        ours[both], reference[both] / np.float32(SAMPLING.temperature)
-    )
-    floor = theirs.filtered_floor
-    unexplained = len(apart - theirs.ties)
-    threshold = tolerance.forward_threshold(floor)
-    return ScoresResult("generate.filtered", error, floor, threshold, unexplained)
+    unscaled = np.where(np.isfinite(ours), ours * np.float32(SAMPLING.temperature), reference)
+    departure, size = difference(unscaled[kept], reference[kept]), norm(reference[kept])
+    error = theirs.distances.judge(KEPT, departure, size)
+    return ScoresResult("generate.filtered", error, len(apart - theirs.ties))
 
 
 def is_greedy_tie(
@@ -231,4 +237,5 @@ GENERATION = Stage(
     compare=compare_generation,
     record=record_generation,
     check=check_generation,
+    runs=lambda levels: 3 + DRAWS,
 )

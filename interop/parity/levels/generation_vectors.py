@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxllm.deviation import difference, norm
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.execution.distances import Distances, measure
 from jaxllm.interop.parity.execution.jax_trace import PRECISION, call
-from jaxllm.interop.parity.execution.noise_floor import EQUIVALENT_EVALUATIONS
 from jaxllm.interop.parity.execution.torch_trace import prepared
-from jaxllm.interop.parity.numerics import metrics, tolerance
+from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.rows import ScoresResult
 from jaxllm.models import Model
 from jaxllm.sharding import to_host
 
 PROMPT_LENGTH = 24
 NEW_VECTORS = 8
+VECTORS = "vectors"  # their name among `Distances`
 
 
 class Continued(NamedTuple):
@@ -28,7 +30,7 @@ class Continued(NamedTuple):
 
     prompt: Inputs
     vectors_BNO: np.ndarray
-    floor: float  # noise floor of the vectors
+    distances: Distances  # rounding errors of the vectors
 
 
 def compare_vectors(reference: Any, model: Model, inputs: Inputs) -> list[ScoresResult]:
@@ -44,23 +46,25 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
     prompt = dataclasses.replace(inputs, target=inputs.target[:, :PROMPT_LENGTH], labels=None)
     is_loop = inputs.labels is None or inputs.labels.shape[-1] == inputs.target.shape[-1]
     count = NEW_VECTORS if is_loop else 1
-    with prepared(reference):
-        theirs = _continued(_theirs(reference), prompt, count)
-    floor = 0.0
-    for equivalent in EQUIVALENT_EVALUATIONS:
-        with equivalent(reference), prepared(reference):
-            other = _continued(_theirs(reference), prompt, count)
-        floor = max(floor, metrics.masked_relative_l2(other, theirs))
-    return Continued(prompt, theirs, floor)
+
+    def run() -> np.ndarray:
+        with prepared(reference):
+            return _continued(_theirs(reference), prompt, count)
+
+    announce("generation: reference")
+    theirs = run()
+    distances = measure("generation", lambda: {VECTORS: (run() - theirs).astype(np.float32)})
+    return Continued(prompt, theirs, distances)
 
 
 def judge_vectors(model: Model, theirs: Continued) -> list[ScoresResult]:
     """Continues the reference's prompt with the JAX model and compares the new vectors."""
+    announce("generation: model")
     with jax.default_matmul_precision(PRECISION):
         ours = _continued(_ours(model), theirs.prompt, theirs.vectors_BNO.shape[1])
-    error = metrics.masked_relative_l2(ours, theirs.vectors_BNO)
-    threshold = tolerance.forward_threshold(theirs.floor)
-    return [ScoresResult("generate.vectors", error, theirs.floor, threshold)]
+    departure, size = difference(ours, theirs.vectors_BNO), norm(theirs.vectors_BNO)
+    error = theirs.distances.judge(VECTORS, departure, size)
+    return [ScoresResult("generate.vectors", error)]
 
 
 def _continued(last: Callable[[Inputs, int], np.ndarray], prompt: Inputs, count: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Types of parity levels: a stage computes, a level judges its results and names them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxllm.interop.parity.report.rows import Judged
+from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.models import Model
 
 from .sides import Comparison, JaxSide
@@ -13,6 +13,11 @@ from .sides import Comparison, JaxSide
 def no_details(found: Any) -> Mapping[str, Any]:
     """Returns no report fields besides the rows."""
     return {}
+
+
+def no_runs(levels: Sequence[str]) -> int:
+    """Returns that nothing is run, at whatever levels."""
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class Stage:
     record: Callable[[Comparison], Any]  # runs the reference; returns data and arrays for a pack
     check: Callable[[Any, JaxSide], Any]  # takes recorded data; returns the same as `compare`
     details: Callable[[Any], Mapping[str, Any]] = no_details  # report fields besides the rows
+    runs: Callable[[Sequence[str]], int] = no_runs  # of the models, in a comparison at some levels
     computes: bool = True  # False: only reads both sides, so it works even where sizes differ
 
 

@@ -12,6 +12,7 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import table_of
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.recording.recording import Recording
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, with_scanned_layers
@@ -41,6 +42,7 @@ class Comparison(JaxSide):
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
     store: ArrayStore = in_memory  # the store for all activations
     sample: Sample | None = None  # which elements of each output are recorded; None: all
+    recordings: dict[str, Recording] = dataclasses.field(default_factory=dict)  # of the reference
 
     @cached_property
     def table(self) -> RuleTable:

@@ -12,23 +12,33 @@ from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
 from jaxllm.interop.parity.execution.jax_train import loss_unit, train_model
-from jaxllm.interop.parity.execution.noise_floor import perturbed_weights
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
-from jaxllm.interop.parity.execution.torch_train import FLOAT32, FLOAT64, Rounding, train_reference
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
+from jaxllm.interop.parity.execution.torch_train import (
+    FLOAT32,
+    FLOAT64,
+    Rounding,
+    perturbed_weights,
+    train_reference,
+)
 from jaxllm.interop.parity.numerics.significance import ErrorVector, error_of
+from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
+from jaxllm.interop.parity.recording.recording import Recording
 from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import NATS
 
 from .level import Stage
+from .routers import has_tie, record_routers
 from .sides import Comparison, JaxSide
 
 Kept = TypeVar("Kept")
 
-DRAWS = 4  # runs with simulated rounding
-
 # When clipping, PyTorch divides by the norm plus this; optax does not.
 CLIP_EPS = 1e-6
+
+# Longest rows of training. The activations of longer ones show mistakes in positions.
+TOKENS = 160
 
 # Powers of the clipped gradient that an array of a step is proportional to.
 POWERS = {"gradient": 0, "m": 1, "v": 2}
@@ -60,6 +70,7 @@ class Runs(NamedTuple):
         perturbed: losses of the reference from slightly perturbed weights.
         unit: the unit of the losses.
         clip_norm: the global norm that gradients are clipped to.
+        has_tie: whether rounding sends a token to other experts on one side.
     """
 
     ours: TrainingRecord
@@ -69,19 +80,23 @@ class Runs(NamedTuple):
     perturbed: Sequence[Sequence[float]] = ()
     unit: str = NATS
     clip_norm: float = math.inf
+    has_tie: bool = False
 
 
 def train_both(comparison: Comparison) -> Runs:
     """Trains both sides from the same weights on the same batches; arrays have JAX names."""
     setup = training_setup(comparison)
     optimizer = comparison.optimizer or comparison.recipe.optimizer(comparison.model)
+    announce("training: model")
     ours = train_model(comparison.model, setup.batches, optimizer, setup.constant)
     references = train_references(
         comparison,
         setup,
         lambda run, theirs, truth: draw_of(run, theirs, truth, comparison.recipe.clip_norm),
     )
-    return Runs(ours, *references, loss_unit(setup.batches[0]), comparison.recipe.clip_norm)
+    unit, clip_norm = loss_unit(setup.batches[0]), comparison.recipe.clip_norm
+    routers = record_routers(comparison, setup.batches[0])
+    return Runs(ours, *references, unit, clip_norm, has_tie(routers, comparison.unstacked))
 
 
 def record_training(comparison: Comparison) -> dict[str, Any]:
@@ -90,6 +105,7 @@ def record_training(comparison: Comparison) -> dict[str, Any]:
     theirs, truth, draws, perturbed = train_references(
         comparison, setup, lambda run, theirs, truth: sampled(run)
     )
+    routers = record_routers(comparison, setup.batches[0])
     return {
         "batches": [batch.arrays for batch in setup.batches],
         "constant": sorted(setup.constant),
@@ -97,6 +113,7 @@ def record_training(comparison: Comparison) -> dict[str, Any]:
         "truth": plain(sampled(truth)),
         "runs": [plain(sampled(run)) for run in (theirs, *draws)],
         "moved": perturbed,
+        "routers": routers and routers.to_pack(),
     }
 
 
@@ -105,13 +122,15 @@ def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     batches = [Inputs.from_arrays(batch) for batch in recorded["batches"]]
     recipe = Recipe(**recorded["recipe"])
     optimizer = recipe.optimizer(ours.model)
+    announce("training: model")
     run = train_model(ours.model, batches, optimizer, recorded["constant"])
     theirs, *others = (TrainingRecord(**kept) for kept in recorded["runs"])
-    # Packs of earlier versions have no run in float64, and are judged by the reference.
-    truth = TrainingRecord(**recorded["truth"]) if "truth" in recorded else theirs
+    truth = TrainingRecord(**recorded["truth"])
     draws = [draw_of(other, theirs, truth, recipe.clip_norm) for other in others]
     perturbed, unit = recorded["moved"], loss_unit(batches[0])
-    return Runs(sampled(run), theirs, truth, draws, perturbed, unit, recipe.clip_norm)
+    routers = recorded["routers"] and Recording.from_pack(recorded["routers"])
+    is_tie = has_tie(routers, ours.unstacked)
+    return Runs(sampled(run), theirs, truth, draws, perturbed, unit, recipe.clip_norm, is_tie)
 
 
 def sampled(run: TrainingRecord) -> TrainingRecord:
@@ -178,8 +197,9 @@ class TrainingSetup(NamedTuple):
 
 
 def training_setup(comparison: Comparison) -> TrainingSetup:
-    """Draws batches like the inputs, which are the first batch: one, or one per step of a curve."""
-    reference, model, inputs = comparison.reference, comparison.model, comparison.inputs
+    """Draws batches like the inputs, of which the first is the beginning; one per step."""
+    reference, model = comparison.reference, comparison.model
+    inputs = comparison.inputs.shortened(TOKENS)
     steps = comparison.recipe.steps if "curve" in comparison.levels else 1
     # PyTorch drops the gradient of the padding token in embedding lookups.
     unused = adapter_of(reference).padding_token(reference)
@@ -209,18 +229,29 @@ def train_references(
     reference, rules, recipe = comparison.reference, comparison.rules, comparison.recipe
     decays = decayed(rules)
 
-    def train(rounding: Rounding) -> TrainingRecord:
+    def train(rounding: Rounding, how: str = "") -> TrainingRecord:
+        announce(f"training: reference{how}")
         run = train_reference(reference, setup.batches, recipe, decays, rounding)
         first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
         return dataclasses.replace(run, first=first)
 
-    theirs, truth = train(FLOAT32), train(FLOAT64)
-    draws = [keep(train(Rounding(seed=seed)), theirs, truth) for seed in range(DRAWS)]
+    theirs, truth = train(FLOAT32), train(FLOAT64, " in float64")
+    draws = []
+    for seed in range(DRAWS):
+        run = train(Rounding(seed=seed), f" with simulated rounding, {seed + 1} of {DRAWS}")
+        draws.append(keep(run, theirs, truth))
     perturbed = []
     for seed in PERTURBATION_SEEDS if len(setup.batches) > 1 else ():
+        announce(f"training: reference with perturbed weights, seed {seed}")
         with perturbed_weights(reference, seed):
             perturbed.append(train_reference(reference, setup.batches, recipe, decays).losses)
     return theirs, truth, draws, perturbed
 
 
-TRAINING = Stage(name="training", compare=train_both, record=record_training, check=check_training)
+TRAINING = Stage(
+    name="training",
+    compare=train_both,
+    record=record_training,
+    check=check_training,
+    runs=lambda levels: 3 + DRAWS + ("curve" in levels) * len(PERTURBATION_SEEDS),
+)

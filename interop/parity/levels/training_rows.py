@@ -1,11 +1,14 @@
 """Training levels: judges losses, gradients, moments and updates by their distance from float64."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxllm.deviation import joint_norm, norm, relative
+from jaxllm.deviation import joint_norm, norm
+from jaxllm.interop.parity.execution.distances import error_fields
 from jaxllm.interop.parity.numerics.significance import (
     CHANCE_OF_ARRAY,
     CHANCE_OF_NUMBER,
@@ -17,6 +20,8 @@ from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
 from .training import CLIP_EPS, POWERS, Runs, compared_elements, unclipped
 
+AnyRow = TypeVar("AnyRow", TensorResult, LossResult)
+
 # Relative error of an update by AdamW's own arithmetic: optax computes both bias corrections in
 # float32, where `1 - b2` has lost four bits.
 ADAMW_ROUNDING = 2.0**-20
@@ -26,19 +31,20 @@ ADAMW_ROUNDING = 2.0**-20
 NOISE_ONLY = 0.1
 
 MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that the reference lacks
+UNKNOWN = Spread(0.0, 0.0, math.inf)  # of what consists of noise
 
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
     """Judges the loss of the first batch and the gradient of every parameter."""
     losses = [run.losses[0] for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
-    return [_judge_number("batch", "loss", losses), *_judge("gradient", runs)]
+    return _decided(runs, [_judge_number("batch", "loss", losses), *_judge("gradient", runs)])
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
     """Judges the global gradient norm, and both moments and the update of every parameter."""
     norms = [run.norm for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
     norm_row = _judge_number("gradient", "norm", norms)
-    return [norm_row, *_judge("m", runs), *_judge("v", runs), *_updates(runs)]
+    return _decided(runs, [norm_row, *_judge("m", runs), *_judge("v", runs), *_updates(runs)])
 
 
 def judge_curve(runs: Runs) -> list[LossResult]:
@@ -52,7 +58,17 @@ def judge_curve(runs: Runs) -> list[LossResult]:
             max(x, y / abs(truth)) for x, y in ((scale, found.scale), (limit, found.limit))
         )
         rows.append(LossResult(f"step {step}", ours, theirs, truth, scale, limit, unit=runs.unit))
-    return rows
+    return _decided(runs, rows)
+
+
+def _decided(runs: Runs, rows: list[AnyRow]) -> list[AnyRow]:
+    """Returns the rows; if rounding sent a token to other experts, with thresholds of infinity."""
+    if not runs.has_tie:
+        return rows
+    whole: dict[str, Any] = {"threshold": math.inf}
+    if any(isinstance(row, TensorResult) for row in rows):
+        whole |= {"outside": None, "whole_threshold": None}
+    return [dataclasses.replace(row, **whole) for row in rows]
 
 
 def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
@@ -62,7 +78,8 @@ def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
 
 
 def _spread_of_numbers(truth: float, theirs: float, draws: Sequence[float]) -> Spread:
-    return spread(abs(theirs - truth), [error_of(x, truth) for x in draws], CHANCE_OF_NUMBER)
+    errors = [error_of(x, truth) for x in (theirs, *draws)]
+    return spread(errors[0], errors[1:], CHANCE_OF_NUMBER)
 
 
 def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
@@ -78,7 +95,7 @@ def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
             continue
         ours, truth, theirs = (x * named[name] for x, named in zip(scales, arrays, strict=True))
         draws = [draw.errors[what][name] for draw in runs.draws]
-        found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
+        found = spread(error_of(theirs, truth), draws, CHANCE_OF_ARRAY)
         yield _row(name, what, ours, truth, found, whole)
 
 
@@ -94,17 +111,16 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
             run.first["update"][name][counts] for run in (runs.ours, runs.truth, runs.theirs)
         )
         draws = [draw.errors["update"][name] for draw in runs.draws]
-        found = spread(_distance(theirs, truth), draws, CHANCE_OF_ARRAY)
+        if not counts.any():
+            yield _row(name, "update", ours, truth, UNKNOWN, compared=0.0)
+            continue
+        found = spread(error_of(theirs, truth), draws, CHANCE_OF_ARRAY)
         # The update is the difference of two parameters. Each is rounded, nearly always alike.
         before = runs.theirs.first["parameter"][name][counts]
         halves = 0.5 * np.spacing(np.maximum(np.abs(before), np.abs(before + theirs)))
-        more = norm(halves) + ADAMW_ROUNDING * norm(truth) if counts.any() else math.inf
-        found = found._replace(limit=found.limit + more)
+        more = norm(halves) + ADAMW_ROUNDING * norm(truth)
+        found = found._replace(limit=found.limit + more, rest_limit=found.rest_limit + more)
         yield _row(name, "update", ours, truth, found, compared=float(counts.mean()))
-
-
-def _distance(result: np.ndarray | float, truth: np.ndarray | float) -> float:
-    return norm(np.subtract(result, truth, dtype=np.float64))
 
 
 def _row(
@@ -118,6 +134,7 @@ def _row(
 ) -> TensorResult:
     """Builds the row of a parameter, such as `layers.7.mlp.up_proj.kernel`."""
     path, _, parameter = name.rpartition(".")
+    error = error_of(ours, truth)
     size, relative_to = norm(truth), "own"
     if whole and found.scale > NOISE_ONLY * size:
         size, relative_to = whole, "all"
@@ -125,10 +142,7 @@ def _row(
         path=path,
         parameter=parameter,
         what=what,
-        relative_l2=relative(_distance(ours, truth), size),
-        reference=relative(found.reference, size),
-        floor=relative(found.scale, size),
-        threshold=relative(found.limit, size),
         relative_to=relative_to,
         compared=compared,
+        **error_fields(error, found, size),
     )

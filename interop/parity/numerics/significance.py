@@ -14,6 +14,7 @@ components").
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,18 +24,30 @@ from scipy.stats import f as fisher
 
 from jaxllm.deviation import norm
 
-# The chance that a correct model fails, for a whole report: half of it is shared by up to 10,000
+# The chance that a correct model fails, for a whole report: half of it is shared by up to 20,000
 # arrays, half by up to 100 single numbers, such as losses.
 FALSE_ALARMS = 1e-3
-CHANCE_OF_ARRAY = FALSE_ALARMS / 2 / 10_000
+CHANCE_OF_ARRAY = FALSE_ALARMS / 2 / 20_000
 CHANCE_OF_NUMBER = FALSE_ALARMS / 2 / 100
 
 # The chance that errors have fewer independent parts than they are taken to have.
-DOUBT = 0.05
+PARTS_ERROR_RATE = FALSE_ALARMS
 
 # Length of a sketch. Angles, and so the number of parts, are not known more closely than this. A
 # prime, so that the elements of one column do not all go to the same place.
 SKETCH = 1021
+ROWS = 256  # of this length at once
+
+# If chance alone may make an error this many times the root mean square of the draws, it is also
+# judged without the direction that the draws share.
+FEW = 3.0
+
+# If simulated rounding adds less than this share of the reference's own rounding, it does not know
+# an operation that rounds. Errors are then only compared with the size of the reference's.
+LEAST_ADDED = 0.5
+
+# What is left without the direction is taken to be at least this, relative to the whole.
+LEAST_REST = 2.0**-10
 
 
 class ErrorVector(NamedTuple):
@@ -49,44 +62,154 @@ class ErrorVector(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """The rounding errors of a result, as absolute L2 norms."""
+    """The rounding errors of a result, as absolute L2 norms.
 
-    reference: float  # of the reference in float32
-    scale: float  # root mean square of the draws; at least that of the reference
-    limit: float  # what the error of a correct result exceeds at the given chance only
+    Errors often share a direction, such as that of one early token that all later ones see. How
+    large an error is in this direction is up to chance. What is left without it varies little, and
+    shows much smaller mistakes.
+
+    Attributes:
+        reference: of the reference in float32.
+        scale: root mean square of all errors.
+        limit: what the error of a correct result exceeds at the given chance only.
+        direction: unit vector, in the space of sketches, if the draws share few directions.
+        along: root of the sum of the squares of the errors along it.
+        rest_scale: as `scale`, without the direction.
+        rest_limit: as `limit`, without the direction.
+    """
+
+    reference: float
+    scale: float
+    limit: float
+    direction: np.ndarray | None = None
+    along: float = 0.0
+    rest_scale: float = 0.0
+    rest_limit: float = math.inf
+
+    def outside(self, error: ErrorVector) -> float | None:
+        """Returns the length of an error outside the direction, if that decides.
+
+        None: the whole error decides, because it is too large in any case, or because there is no
+        such direction.
+
+        The direction is estimated from the draws, so that taking an error's part along it away adds
+        noise of the draws. The length is divided by the standard error of this, as the studentized
+        residual of a regression is (Cook and Weisberg, 1982, "Residuals and influence in
+        regression").
+        """
+        if self.direction is None or not error.length <= self.limit:
+            return None
+        part = float(self.direction @ error.sketch)
+        rest = error.sketch - part * self.direction
+        return norm(rest) / math.hypot(1, part / self.along)
 
 
-def error_of(result: ArrayLike, truth: ArrayLike) -> ErrorVector:
-    """Returns the error of a result."""
-    error = np.subtract(result, truth, dtype=np.float64).ravel()
-    if error.size <= SKETCH:
-        return ErrorVector(norm(error), error)
-    signs = np.random.default_rng(error.size).integers(0, 2, error.size, np.int8)
-    signed = np.pad(error * (2 * signs - 1), (0, -error.size % SKETCH))
-    return ErrorVector(norm(error), signed.reshape(-1, SKETCH).sum(axis=0))
+def error_of(result: ArrayLike, *truth: ArrayLike) -> ErrorVector:
+    """Returns the error of a result, whose truth is a sum of arrays of its shape, or zero."""
+    parts = [np.asarray(x).reshape(-1) for x in (result, *truth)]
+    size = parts[0].size
+    if size <= SKETCH:
+        error = _difference(parts, slice(None))
+        return ErrorVector(norm(error), _narrow(error))
+    squares, sketch = 0.0, np.zeros(SKETCH)
+    for block, start in enumerate(range(0, size, ROWS * SKETCH)):  # in float64 it would be large
+        error = _difference(parts, slice(start, start + ROWS * SKETCH))
+        squares += float(np.square(error).sum())
+        rows = np.pad(error, (0, -error.size % SKETCH)).reshape(-1, SKETCH)
+        sketch += np.einsum("rs,rs->s", _signs(block)[: len(rows)], rows)
+    return ErrorVector(math.sqrt(squares), _narrow(sketch))
 
 
-def spread(reference: float, draws: Sequence[ErrorVector], chance: float) -> Spread:
+def _narrow(sketch: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # `spread` asks for finite numbers
+        return sketch.astype(np.float32)
+
+
+def _difference(parts: Sequence[np.ndarray], here: slice) -> np.ndarray:
+    result, *truth = (part[here] for part in parts)
+    error = np.array(result, np.float64)
+    for part in truth:
+        error -= part
+    return error
+
+
+def _signs(block: int) -> np.ndarray:
+    """Returns a random sign for each element of a block: others for each of the first 1021."""
+    return _sign_table()[:, block % SKETCH : block % SKETCH + SKETCH]
+
+
+@cache
+def _sign_table() -> np.ndarray:
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (ROWS, SKETCH))
+    return np.concatenate([signs, signs], axis=1)
+
+
+def spread(reference: ErrorVector, draws: Sequence[ErrorVector], chance: float) -> Spread:
     """Measures the rounding errors of a result.
 
+    The reference in float32 counts as one more draw, unless its error is larger than draws explain.
+
     Args:
-        reference: length of the error of the reference in float32.
+        reference: the error of the reference in float32.
         draws: errors with simulated rounding; at least two.
-        chance: the chance that a correct result exceeds the limit.
+        chance: the chance that a correct result exceeds one of the limits.
     """
-    scale = max(reference, math.sqrt(np.mean([draw.length**2 for draw in draws])))
-    if not math.isfinite(scale) or not all(math.isfinite(draw.length) for draw in draws):
-        return Spread(reference, math.inf, math.inf)
-    parts = _parts([draw.sketch for draw in draws])
-    return Spread(reference, scale, scale * _quantile(parts, parts * len(draws), chance))
+    errors = [reference, *draws]
+    sketches = np.stack([error.sketch for error in errors]).astype(np.float64)
+    lengths = [error.length for error in errors]
+    if not np.isfinite(lengths).all() or not np.isfinite(sketches).all():
+        return Spread(reference.length, math.inf, math.inf)
+    # In a single step, the draws also have the rounding of the reference itself in common.
+    added = sketches[1:] - sketches[0]
+    if norm(added) < LEAST_ADDED * math.sqrt(len(draws)) * reference.length:  # an unknown operation
+        scale = reference.length
+        return Spread(scale, scale, scale * _factor(1.0, len(draws), chance / 2))
+    parts = max(_parts(sketches), _parts(added))
+    scale = _root_mean_square([draw.length for draw in draws])
+    factor = _factor(parts, len(draws), chance / 2)
+    if reference.length > scale * factor:
+        return Spread(reference.length, reference.length, reference.length * factor)
+    scale = _root_mean_square(lengths)
+    limit = scale * _factor(parts, len(errors), chance / 2)
+    found = Spread(reference.length, scale, limit)
+    if limit <= FEW * scale or not scale or sketches.shape[1] <= 2 * len(errors):
+        return found
+    return _without_direction(found, sketches, chance / 2)
 
 
-def _parts(errors: Sequence[np.ndarray]) -> float:
+def _without_direction(found: Spread, sketches: np.ndarray, chance: float) -> Spread:
+    """Adds the limit for errors without their main direction, if it is lower."""
+    _, sizes, directions = np.linalg.svd(sketches, full_matrices=False)
+    # Any basis of what is left will do but this one, whose vectors are orthogonal.
+    mixing, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((len(sizes) - 1,) * 2))
+    rests = mixing @ (sizes[1:, None] * directions[1:])
+    rest_scale = norm(rests) / math.sqrt(len(rests)) + LEAST_REST * found.scale
+    rest_limit = rest_scale * _factor(_parts(rests), len(rests), chance)
+    if rest_limit >= found.limit:
+        return found
+    return found._replace(
+        direction=directions[0],
+        along=float(sizes[0]),
+        rest_scale=rest_scale,
+        rest_limit=rest_limit,
+    )
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(np.mean(np.square(values)))
+
+
+def _factor(parts: float, count: int, chance: float) -> float:
+    """Returns how many times the root mean square of `count` errors one more is by chance only."""
+    return math.sqrt(fisher.isf(chance, parts, parts * count))
+
+
+def _parts(errors: np.ndarray) -> float:
     """Returns a number of independent parts that errors have at least, from their angles.
 
     The squared cosine of two vectors with N parts is about a squared normal number divided by N.
     """
-    size = float(np.size(errors[0]))
+    size = float(errors.shape[1])
     lengths = [norm(error) for error in errors]
     cosines = [
         float(np.vdot(a, b)) / (x * y)
@@ -96,15 +219,4 @@ def _parts(errors: Sequence[np.ndarray]) -> float:
     if size <= 1 or not cosines:
         return 1.0
     squares = max(float(np.square(cosines).sum()), 1e-300)
-    return float(np.clip(chi2.ppf(DOUBT, len(cosines)) / squares, 1.0, size))
-
-
-def _quantile(parts: float, known: float, chance: float) -> float:
-    """Returns the ratio of one error to the draws' root mean square that only chance exceeds.
-
-    Args:
-        parts: degrees of freedom of the error.
-        known: degrees of freedom of the draws together.
-        chance: the chance.
-    """
-    return math.sqrt(fisher.isf(chance, parts, known))
+    return float(np.clip(chi2.ppf(PARTS_ERROR_RATE, len(cosines)) / squares, 1.0, size))

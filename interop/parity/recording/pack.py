@@ -14,7 +14,7 @@ from jaxllm.interop.loading.checkpoint_dir import check_is_folder
 
 DATA, ARRAYS = "pack.json", "arrays.safetensors"
 ARRAY = "array"  # {"array": "12"} stands for an array
-VERSION = 2
+VERSION = 3
 
 
 def write_pack(data: dict[str, Any], folder: Path) -> int:

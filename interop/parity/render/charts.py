@@ -16,8 +16,9 @@ from jaxllm.charts import (
     set_title,
     to_svg,
 )
+from jaxllm.interop.parity.report.activation_rows import TapResult
 from jaxllm.interop.parity.report.report import Report
-from jaxllm.interop.parity.report.rows import LossResult, TapResult
+from jaxllm.interop.parity.report.rows import LossResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,34 +28,38 @@ LABEL_ROOM = 104  # characters that fit below the axes of a whole chart
 
 
 def profile_chart(report: Report) -> str:
-    """Draws the error, threshold and noise floor of every activation in execution order."""
+    """Draws distances from float64 for every activation in execution order.
+
+    They are those of the model, of the reference, of its simulated rounding, and the threshold.
+    """
     taps = report.taps
     errors = [tap.cumulative for tap in taps]
-    measured = [error.relative_l2 for error in errors]
-    own = [(tap.forced or tap.cumulative).relative_l2 for tap in taps]
+    measured = [error.measured for error in errors]
+    own = [(tap.forced or tap.cumulative).measured for tap in taps]
+    reference = [error.reference for error in errors]
     floors, thresholds = [e.floor for e in errors], [e.threshold for e in errors]
     figure, [axes] = new_chart(HEIGHT)
-    bottom, top = _set_log_scale(axes, [*measured, *own, *floors, *thresholds])
-    axes.plot(floors, color=GRAY, linewidth=1.2, label="noise floor")
-    axes.plot(thresholds, "--", color=RED, linewidth=1.2, label="threshold")
+    bottom, top = _set_log_scale(axes, [*measured, *own, *reference, *floors, *thresholds])
+    axes.plot(_clamp(floors, bottom, top), color=GRAY, linewidth=1.2, label="noise floor")
+    axes.plot(_clamp(reference, bottom, top), color=GREEN, linewidth=1.2, label="reference")
+    axes.plot(_clamp(thresholds, bottom, top), "--", color=RED, linewidth=1.2, label="threshold")
     axes.plot(_clamp(own, bottom, top), color=BLUE, linewidth=1.2, label="own error")
     axes.plot(_clamp(measured, bottom, top), color=INK, linewidth=1.2, label="error")
     _mark(axes, range(len(taps)), _clamp(measured, bottom, top), [e.ok for e in errors])
     _name_layers(axes, taps)
-    set_title(axes, "relative L2 error")
+    set_title(axes, "distance from float64, relative L2")
     return to_svg(figure)
 
 
 def position_chart(report: Report) -> str:
     """Draws the error and the KL divergence of the logits by range of positions."""
     figure, [left, right] = new_chart(HEIGHT, columns=2)
-    threshold = report.logits.threshold if report.logits else math.inf
     errors = [bucket.relative_l2 for bucket in report.buckets]
-    colors = [GREEN if error <= threshold else RED for error in errors]
     labels = [bucket.label for bucket in report.buckets]
-    _draw_stems(left, errors, colors, [threshold])
-    left.axhline(threshold, color=RED, linestyle="--", linewidth=1.2, label="threshold")
-    set_title(left, "relative L2 error")
+    # The threshold is for all positions together: a single range of a correct model may exceed it.
+    most = math.inf if report.logits is None or report.logits.ok else report.logits.threshold
+    _draw_stems(left, errors, [GREEN if error <= most else RED for error in errors])
+    set_title(left, "relative L2 difference from the reference")
     _draw_stems(right, [bucket.kl_max for bucket in report.buckets], [SOFT] * len(labels))
     set_title(right, "largest KL divergence per token, nats")
     for axes in (left, right):

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxllm.interop.parity.report.activation_rows import TapResult
+from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
-    Judged,
     LossResult,
     ScoresResult,
-    TapResult,
     TensorResult,
     TextResult,
     WeightResult,
@@ -58,10 +58,10 @@ def wrong_activations_table(taps: Iterable[TapResult]) -> Table:
     rows, wrong = [], [tap for tap in taps if tap.is_wrong_itself]
     for tap in wrong[:SHOWN]:
         own = tap.forced or tap.cumulative
-        errors = (own.relative_l2, own.floor, own.threshold, tap.cumulative.relative_l2)
+        errors = (own.measured, own.reference, own.floor, own.threshold, tap.cumulative.measured)
         rows.append(Row((tap.path, *map(number, errors)), ok=False))
-    columns = ("activation", "own error", "noise floor", "threshold", "cumulative error")
-    return Table(columns, tuple(rows), 1, _omitted(wrong))
+    columns = ("activation", "own error", "reference's error", "noise floor", "threshold")
+    return Table((*columns, "cumulative error"), tuple(rows), 1, _omitted(wrong))
 
 
 def tensors_table(results: Sequence[TensorResult]) -> Table:
@@ -72,7 +72,7 @@ def tensors_table(results: Sequence[TensorResult]) -> Table:
             (
                 *(place(row), row.what),
                 "all gradients" if row.relative_to == "all" else "itself",
-                *map(number, (row.relative_l2, row.reference, row.floor, row.threshold)),
+                *map(number, (row.measured, row.reference, row.floor, row.threshold)),
                 f"{row.compared:.0%}",
             ),
             row.ok,
@@ -112,7 +112,7 @@ def generation_table(results: Iterable[TextResult | ScoresResult]) -> Table:
 def _generated(row: TextResult | ScoresResult) -> Row:
     check = row.path.partition(".")[2]
     if isinstance(row, ScoresResult):
-        result = f"relative L2 {number(row.relative_l2)}, threshold {number(row.threshold)}"
+        result = f"relative L2 {number(row.error.measured)}, threshold {number(row.threshold)}"
         if row.unexplained:
             result += f"; {row.unexplained} tokens kept by one side alone"
         return Row((check, "logits of every token", result), row.ok)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxllm.interop.parity.report.activation_rows import Error, TapResult
 from jaxllm.interop.parity.report.report import Report
-from jaxllm.interop.parity.report.rows import Error, TapResult
 
 from .outline import outline
 from .sentences import number
@@ -101,7 +101,7 @@ def heat(ratio: float) -> Heat:
 def _cell(tap: TapResult, first: object) -> Cell:
     own = None if tap.forced is None else heat(tap.forced.ratio)
     error = tap.cumulative
-    return Cell(number(error.relative_l2), heat(error.ratio), own, tap is first, _details(tap))
+    return Cell(number(error.measured), heat(error.ratio), own, tap is first, _details(tap))
 
 
 def _details(tap: TapResult) -> str:
@@ -116,7 +116,14 @@ def _details(tap: TapResult) -> str:
 
 
 def _numbers(error: Error) -> str:
+    outside = error.outside
+    direction = (
+        ""
+        if outside is None
+        else f" ({number(outside)} outside of the direction that rounding errors share)"
+    )
     return (
-        f"relative L2 error {number(error.relative_l2)}, noise floor {number(error.floor)}, "
-        f"threshold {number(error.threshold)}, error / threshold {number(error.ratio)}"
+        f"distance from float64: {number(error.relative_l2)}{direction}; of the reference "
+        f"{number(error.reference)}, noise floor {number(error.floor)}, threshold "
+        f"{number(error.threshold)}, error / threshold {number(error.ratio)}"
     )

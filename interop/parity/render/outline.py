@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from jaxllm.interop.parity.report.rows import TapResult
+from jaxllm.interop.parity.report.activation_rows import TapResult
 
 _IN_A_LAYER = re.compile(r"(.*?\.\d+)(?:\.(.+))?")
 

@@ -5,16 +5,10 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from jaxllm.interop.parity.levels.table import LEVELS
+from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
+from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.report import Report
-from jaxllm.interop.parity.report.rows import (
-    FieldResult,
-    Judged,
-    TapResult,
-    TensorResult,
-    TextResult,
-    WeightResult,
-    first_wrong,
-)
+from jaxllm.interop.parity.report.rows import FieldResult, TensorResult, TextResult, WeightResult
 
 AnyRow = TypeVar("AnyRow", bound=Judged)
 
@@ -60,15 +54,33 @@ def unjudged_note(report: Report) -> str:
 
 
 def unclear_note(report: Report) -> str:
-    """Returns a sentence on the rows whose thresholds are too high to be useful, or ""."""
+    """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
     rows = [row for rows in report.rows.values() for row in rows if row.verdict == "cannot tell"]
     if not rows:
-        return ""
-    worst = max(rows, key=lambda row: row.threshold)
+        return _direction_note(report)
+    worst = max(rows, key=lambda row: row.highest_threshold)
     return (
         f"In {len(rows)} rows rounding alone may cause an error of more than "
         f"{number(worst.useful)}, so that smaller mistakes cannot be seen there. The highest "
-        f"threshold is {number(worst.threshold)}, of {name(worst)}."
+        f"threshold is {number(worst.highest_threshold)}, of {name(worst)}."
+        f" {_direction_note(report)}".rstrip()
+    )
+
+
+def _direction_note(report: Report) -> str:
+    """Returns a sentence on the rows that are judged outside of one direction, or ""."""
+    wide = [
+        threshold
+        for rows in report.rows.values()
+        for row in rows
+        if (threshold := row.threshold_along_direction) > row.useful
+    ]
+    if not wide:
+        return ""
+    rows = "1 row" if len(wide) == 1 else f"{len(wide)} rows"
+    return (
+        f"In {rows}, rounding errors share a direction; along it, a mistake of up to "
+        f"{number(max(wide))} cannot be seen."
     )
 
 

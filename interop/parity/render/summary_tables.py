@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from jaxllm.interop.parity.report.activation_rows import TapResult
+from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report
-from jaxllm.interop.parity.report.rows import Judged, TapResult
 
 from .outline import outline
 from .sentences import compared, mark, name, number, worst_row
@@ -48,7 +49,7 @@ def _decisive_activations(report: Report) -> Iterator[TapResult]:
 
 def _activation_row(tap: TapResult) -> Row:
     own = tap.forced or tap.cumulative
-    errors = (tap.cumulative.relative_l2, own.relative_l2, tap.floor, tap.threshold)
+    errors = (tap.cumulative.measured, own.measured, tap.floor, tap.threshold)
     ratio = f"{tap.ratio:.2f}" if tap.ok else number(tap.ratio)
     return Row((tap.path, *map(number, errors), ratio), tap.ok)
 

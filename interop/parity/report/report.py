@@ -6,18 +6,9 @@ from typing import Any
 
 from jaxllm.strict_json import replace_nonfinite
 
-from .rows import (
-    FieldResult,
-    Judged,
-    LossResult,
-    RouterFlips,
-    ScoresResult,
-    TapResult,
-    TensorResult,
-    TextResult,
-    WeightResult,
-    first_wrong,
-)
+from .activation_rows import RouterFlips, TapResult, first_wrong
+from .judged import Judged
+from .rows import FieldResult, LossResult, ScoresResult, TensorResult, TextResult, WeightResult
 
 # The levels whose rows are activations. Their JSON is one list, `taps`.
 ACTIVATIONS = ("layers", "logits")
@@ -25,9 +16,9 @@ ACTIVATIONS = ("layers", "logits")
 
 @dataclasses.dataclass(frozen=True)
 class LogitsResult:
-    """Errors of the logits against the reference. The verdict depends on `relative_l2` alone."""
+    """Errors of the logits, against the reference in float32 except where it says float64."""
 
-    relative_l2: float
+    relative_l2: float  # distance from float64
     floor: float  # noise floor of `relative_l2`
     threshold: float  # for `relative_l2`
     max_abs: float  # largest difference of a logit
@@ -76,7 +67,8 @@ class Report:
     batch_size: int
     length: int  # of each row, padding included
     tokens: int  # the number compared, without padding
-    seed: int | None  # of random inputs; None: the inputs were given
+    inputs: str = "given inputs"  # what was compared on, in words
+    seed: int | None  # of drawn inputs; None: the inputs were given
     dtypes: dict[str, str]
     versions: dict[str, str]
     tolerance: dict[str, float]

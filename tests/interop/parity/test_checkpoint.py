@@ -25,7 +25,7 @@ def folder(make_llama, convert, tmp_path):
 def test_a_checkpoint_passes(folder):
     report = check_checkpoint(folder)
     assert report.ok
-    assert (report.batch_size, report.length) == (2, 384)
+    assert (report.batch_size, report.length) == (2, 320)
     assert report.seed == 0
     assert report.subject == "llama"
     assert {"jax", "torch", "transformers"} <= report.versions.keys()
@@ -48,13 +48,26 @@ def test_the_default_is_all_levels_except_the_curve(folder, tokens):
     assert report.verdicts.keys() == wanted
 
 
+def test_english_text_is_the_default_where_there_is_a_tokenizer(folder):
+    assert check_checkpoint(folder, levels=("config",)).inputs == "random tokens"
+    words = {"the": 5, "a": 6, "?": 95}
+    Tokenizer(models.WordLevel(words, unk_token="?")).save(str(folder / "tokenizer.json"))
+    report = check_checkpoint(folder, levels=("logits",), seed=3)
+    assert report.ok
+    assert report.inputs == "English text with rare, repeated and special tokens"
+    assert (report.seed, report.batch_size, report.length) == (3, 2, 320)
+    assert check_checkpoint(folder, levels=("config",), random=True).inputs == "random tokens"
+    with pytest.raises(ValueError, match="text and random are given together"):
+        check_checkpoint(folder, text="a", random=True)
+
+
 def test_text_is_tokenized_by_the_tokenizer_in_the_folder(folder):
     words = {"a": 5, "b": 6, "c": 95}
     Tokenizer(models.WordLevel(words, unk_token="c")).save(str(folder / "tokenizer.json"))
     assert text_tokens("a", folder, 96, 4).tolist() == [[5, 5, 5, 5]]
     report = check_checkpoint(folder, text="a", levels=("logits",))
     assert report.batch_size == 1
-    assert report.length == 384
+    assert report.length == 320
     assert report.seed is None
 
 
@@ -82,7 +95,7 @@ def test_invalid_checkpoints_and_options_are_rejected(folder, tmp_path):
         record_checkpoint(tmp_path / "meta", tmp_path / "pack", levels=["wieghts"])
     with pytest.raises(ValueError, match="num_tokens=299 is less than 300"):
         check_checkpoint(folder, num_tokens=299)
-    with pytest.raises(ValueError, match="both given"):
+    with pytest.raises(ValueError, match="tokens and text are given together"):
         check_checkpoint(folder, tokens=np.zeros((1, 300), int), text="a")
     with pytest.raises(TypeError, match="unexpected keyword argument 'nun_tokens'"):
         check_checkpoint(folder, nun_tokens=300)

@@ -14,6 +14,7 @@ from jaxllm.config import MOVED
 from jaxllm.errors import OTHER_VERSION, UserError
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.execution.recipe import Recipe
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
 from jaxllm.train import make_mesh
@@ -97,9 +98,10 @@ def test_a_pack_has_an_entry_for_each_stage(pack, whole):
     data = read_pack(pack)
     assert data.keys() == {*always, "forward", "training", "generate"}
     assert read_pack(whole).keys() == {*always, "forward"}
-    assert data["training"].keys() == {"batches", "constant", "recipe", "truth", "runs", "moved"}
+    kept = {"batches", "constant", "recipe", "truth", "runs", "moved", "routers"}
+    assert data["training"].keys() == kept
     assert {"prompts", "greedy", "beams", "ties"} <= data["generate"].keys()
-    assert {"inputs", "arrays", "floors", "sample", "of_source"} <= data["forward"].keys()
+    assert {"inputs", "arrays", "free", "forced", "sample", "of_source"} <= data["forward"].keys()
 
 
 def test_a_checkpoint_passes_on_a_mesh_of_eight_devices(pack, llama):
@@ -205,7 +207,7 @@ def test_router_logits_are_recorded(tmp_path):
     assert any(row.path.endswith(".router") for row in report.taps)
     assert check_pack(tmp_path / "pack", folder, levels=("logits",)).ok
     routers = read_pack(tmp_path / "pack")["forward"]["routers"]
-    assert all(len(others) == 2 for others in routers.values())
+    assert all(len(others) == DRAWS for others in routers.values())
     assert routers
 
 

@@ -19,7 +19,7 @@ def make_report() -> Report:
         seed=None,
         dtypes={},
         versions={},
-        tolerance={"noise_factor": 4.0, "least": 1e-6, "most": 1e-3, "false_alarms": 1e-3},
+        tolerance={"false_alarms": 1e-3, "draws": 4},
     )
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxllm.cli import main
-from jaxllm.commands.environment import open_streams, set_environment
+from jaxllm.commands.environment import open_streams, progress_bar, set_environment
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,16 @@ def test_virtual_devices_get_enough_threads(monkeypatch):
     monkeypatch.delenv("NPROC")
     set_environment()
     assert os.environ["NPROC"] == "32"
+
+
+def test_a_progress_bar_is_shown_on_a_terminal_only(monkeypatch, capsys):
+    with progress_bar() as show:
+        assert show is None
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    with progress_bar() as show:
+        show("loading", None)
+        for run in ("reference", "model"):
+            show(run, 2)
+    captured = capsys.readouterr()
+    assert "model" in captured.err
+    assert captured.out == ""

@@ -22,6 +22,22 @@ def test_parity_compares_only_the_requested_levels(byte_model, tmp_path, capsys)
     assert json.loads((tmp_path / "out" / "parity.json").read_text()) == report
 
 
+def test_quick_parity_leaves_out_the_slow_levels(byte_model, tmp_path, capsys):
+    command = ["parity", str(byte_model), "--quick", "--json", "--output", str(tmp_path / "out")]
+    assert main([*command, "--random", "--seed", "3"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdicts"] == {"weights": True, "config": True, "logits": True}
+    assert (report["inputs"], report["seed"]) == ("random tokens", 3)
+
+
+def test_options_that_exclude_each_other_are_rejected(byte_model, capsys):
+    for options in (["--quick", "--levels", "logits"], ["--random", "--text", "a.txt"]):
+        with pytest.raises(SystemExit) as end:
+            main(["parity", str(byte_model), *options])
+        assert end.value.code == 2
+        assert "not allowed with argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

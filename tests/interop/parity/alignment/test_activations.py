@@ -7,8 +7,9 @@ from tiny import random_model
 from jaxllm.config import RopeConfig
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
-from jaxllm.interop.parity.alignment.activations import Alignment, derive_taps
+from jaxllm.interop.parity.alignment.activations import derive_taps
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.layouts import Alignment
 
 HEADS = ("q", "k", "v", "scores", "probs", "mixed")
 LAYER = (

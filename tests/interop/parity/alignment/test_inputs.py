@@ -92,3 +92,25 @@ def test_invalid_inputs_are_described(changes, problem):
     assert drawn().problems(MODEL, ()) == []
     found = "; ".join(dataclasses.replace(drawn(), **changes).problems(MODEL, ()))
     assert re.search(problem, found)
+
+
+def test_shortened_inputs_keep_their_share_of_padding():
+    tokens = np.arange(2 * 40).reshape(2, 40)
+    mask = np.ones((2, 40), np.int32)
+    mask[1, 30:] = 0
+    short = Inputs(tokens, target_mask=mask).shortened(20)
+    np.testing.assert_array_equal(short.target, tokens[:, :20])
+    assert short.target_mask.sum(1).tolist() == [20, 15]
+    left = Inputs(tokens, target_mask=mask[:, ::-1]).shortened(20)
+    assert left.target_mask.sum(1).tolist() == [20, 15]
+    assert left.target_mask[1, 0] == 0
+    same = Inputs(tokens, target_mask=mask).shortened(50)
+    np.testing.assert_array_equal(same.target_mask, mask)
+
+
+def test_equal_inputs_have_equal_digests():
+    tokens = np.arange(12).reshape(2, 6)
+    masked = Inputs(tokens, target_mask=np.ones((2, 6), np.int32))
+    assert Inputs(tokens).digest == Inputs(tokens.copy()).digest
+    others = (Inputs(tokens + 1), Inputs(tokens.reshape(3, 4)), masked, Inputs(tokens, tokens))
+    assert len({Inputs(tokens).digest, *(other.digest for other in others)}) == 5

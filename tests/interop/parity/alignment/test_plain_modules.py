@@ -20,7 +20,7 @@ from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.loading import user_family
 from jaxllm.interop.parity import Inputs, check_checkpoint, compare
-from jaxllm.interop.parity.report.rows import first_wrong
+from jaxllm.interop.parity.report.activation_rows import first_wrong
 from jaxllm.params import named_parameters, with_arrays
 
 SIZE = {"vocab": 96, "width": 48, "depth": 2, "heads": 6, "kv_heads": 2, "hidden": 80}

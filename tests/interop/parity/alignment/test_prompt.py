@@ -5,13 +5,16 @@ import json
 import chex
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.parity.alignment.prompt import (
+    english_tokens,
     random_tokens,
     random_vectors,
     read_arrays,
     text_tokens,
+    tokenizer_of,
 )
 
 
@@ -54,3 +57,34 @@ def test_shorter_rows_in_a_file_are_padded(tmp_path):
     file.write_text("[[true]]")
     with pytest.raises(ValueError, match="target is not a list of lists of integers"):
         read_arrays(file)
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokenizer of words, with two special tokens."""
+    tokenizer = Tokenizer(models.WordLevel({"the": 0, "a": 1, "of": 2, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_english_text_has_rare_repeated_and_special_tokens(words):
+    tokens_BT = english_tokens(tokenizer_of(words), 50_000, 2, 360, seed=0)
+    chex.assert_shape(tokens_BT, (2, 360))
+    assert set(tokens_BT[0]) == {0, 1, 2, 3}, "the first row is text alone"
+    row = tokens_BT[1]
+    assert {4, 5} <= set(row)
+    assert len(set(row[120:180])) > 40, "rare tokens"
+    assert np.unique(row[180:210], return_counts=True)[1].max() > 20, "one token many times"
+    again = english_tokens(tokenizer_of(words), 50_000, 2, 360, seed=0)
+    np.testing.assert_array_equal(again, tokens_BT)
+    assert not np.array_equal(tokens_BT, english_tokens(tokenizer_of(words), 50_000, 2, 360, 1))
+
+
+def test_tokens_beyond_the_vocabulary_are_left_out(words):
+    assert english_tokens(tokenizer_of(words), 4, 2, 360, seed=0).max() < 4
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path):
+    assert tokenizer_of(tmp_path) is None

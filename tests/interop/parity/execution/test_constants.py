@@ -46,3 +46,17 @@ def test_complex_numbers_are_data(context):
         turned = torch.view_as_real(torch.view_as_complex(data.float()) * torch.tensor(1j)).float()
         turned.square().sum().backward()
     torch.testing.assert_close(data.grad, 2 * data.detach(), rtol=1e-5, atol=1e-5)
+
+
+@CONTEXTS
+def test_what_data_are_written_to_is_no_constant(context):
+    data = torch.rand(399)
+    with context():
+        plain = torch.zeros(399)
+        plain += data
+        found = (plain * 3.0).double()
+    exact = 3.0 * data.double()
+    error = float((found - exact).norm() / exact.norm())
+    assert error < 5e-7
+    if context is not in_float64:
+        assert error > 0

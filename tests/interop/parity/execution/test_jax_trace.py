@@ -7,7 +7,7 @@ from tiny import random_model
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.jax_trace import is_whole, trace_free_and_forced, trace_model
-from jaxllm.interop.parity.report.rows import LOGITS
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 
 MODEL = random_model(num_layers=2)
 INPUTS = Inputs(np.random.default_rng(0).integers(0, 96, (2, 12)))

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from jaxllm.interop.parity.execution.torch_decode import NEW_TOKENS, ReferenceGenerator
+from jaxllm.interop.parity.execution.torch_decode import (
+    ALL,
+    KEPT,
+    NEW_TOKENS,
+    ReferenceGenerator,
+)
 
 PROMPTS = [[5, 17, 3], [60]]
 
@@ -39,7 +44,10 @@ def test_logits_of_given_continuations_equal_the_generated_ones(llama, decoded):
 
 
 def test_noise_is_small_and_the_filters_keep_the_top_token(decoded):
-    assert 0 < decoded.floor < 1e-5
+    for name in (ALL, KEPT):
+        found = decoded.distances.spread(name)
+        size = np.linalg.norm(decoded.logits_PNV)
+        assert 0 < found.reference <= found.scale < found.limit < 1e-4 * size
     assert 0 < decoded.noise < 1e-3
     counts = decoded.kept_PNV.sum(-1)
     assert counts.min() >= 1

@@ -6,7 +6,7 @@ import torch
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.torch_trace import prepared, trace_reference
-from jaxllm.interop.parity.report.rows import LOGITS
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 
 ATTENTION = "model.layers.0.self_attn"
 NAMES = ["model.embed_tokens", f"{ATTENTION}@query", f"{ATTENTION}@probs", ATTENTION, "model.norm"]

@@ -8,7 +8,11 @@ from torch.nn import functional
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.recipe import Recipe
-from jaxllm.interop.parity.execution.torch_train import mean_loss, train_reference
+from jaxllm.interop.parity.execution.torch_train import (
+    mean_loss,
+    perturbed_weights,
+    train_reference,
+)
 
 RECIPE = Recipe(steps=2)
 DECAYS = {"model.embed_tokens.weight"}
@@ -59,3 +63,21 @@ def test_padding_is_not_predicted(llama, tokens):
     inputs = Inputs(tokens[:1, :12], target_mask=mask)
     found = mean_loss(llama, {}, inputs).item()
     assert found == pytest.approx(mean_loss(llama, {}, Inputs(tokens[:1, :8])).item(), rel=1e-5)
+
+
+def test_weights_are_perturbed_in_their_last_bits_and_restored(make_llama):
+    llama = make_llama(num_hidden_layers=1)
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    moved = []
+    for seed in range(2):
+        with perturbed_weights(llama, seed):
+            moved.append({name: tensor.clone() for name, tensor in llama.state_dict().items()})
+    for name, tensor in llama.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        for others in moved:
+            apart = np.abs(others[name].numpy() - tensor.numpy()) / np.spacing(
+                np.abs(tensor.numpy())
+            )
+            assert apart.max() <= 32
+            assert apart.mean() > 2
+        assert not torch.equal(moved[0][name], moved[1][name])

@@ -10,9 +10,8 @@ from broken_models import changed
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.levels.forward import FORWARD, judge, record_forward
 from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
-from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.sample import Sample
-from jaxllm.interop.parity.report.rows import LOGITS
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 
 BOTH = ("layers", "logits")
 
@@ -66,6 +65,16 @@ def test_a_hint_looks_only_at_rows_without_padding(sides, pair, tokens):
     assert "the reference scales by one less" in hints[0]
 
 
+def test_errors_are_distances_from_float64(sides, recording):
+    """A model that computes what float64 gives has no error; the reference has its own."""
+    [tap] = judge(recording, sides.unstacked, ("logits",)).outputs
+    assert 0 < tap.cumulative.reference <= tap.cumulative.floor < tap.cumulative.threshold
+    size, correction = recording.size(LOGITS), recording.free.corrections[LOGITS]
+    assert recording.free.judge(LOGITS, correction, size).relative_l2 == 0
+    same = recording.free.judge(LOGITS, 0 * correction, size)
+    assert same.relative_l2 == pytest.approx(tap.cumulative.reference)
+
+
 def test_the_logits_level_alone_records_no_activations(sides, recording):
     forward = judge(recording, sides.unstacked, ("logits",))
     assert (forward.activations, len(forward.outputs)) == ((), 1)
@@ -89,7 +98,9 @@ def test_a_sampled_recording_is_judged(sides):
 
 
 def test_a_recording_survives_the_round_trip_through_plain_data(sides, recording):
-    again = FORWARD.check(plain(recording), JaxSide(model=sides.model, levels=("logits",)))
-    [tap] = again.outputs
-    assert tap.cumulative.floor == recording.floors[LOGITS]
+    ours = JaxSide(model=sides.model, levels=("logits",))
+    [tap] = FORWARD.check(recording.to_pack(), ours).outputs
+    [same] = judge(recording, sides.unstacked, ("logits",)).outputs
+    assert tap.cumulative.threshold == pytest.approx(same.cumulative.threshold, rel=1e-6)
+    assert tap.cumulative.relative_l2 == same.cumulative.relative_l2 > 0
     assert np.isfinite(tap.ulp_max)

@@ -41,8 +41,8 @@ def test_the_threshold_of_a_gradient_follows_simulated_rounding():
     assert row.verdict == "equal within rounding"
     assert row.floor == pytest.approx(NOISE, rel=0.1)
     assert row.reference == pytest.approx(NOISE, rel=0.1)
-    assert row.floor < row.threshold < 1.5 * row.floor
-    [_, wrong] = judge_gradients(runs(record(noisy(2 * NOISE))))
+    assert row.floor < row.threshold < 2 * row.floor
+    [_, wrong] = judge_gradients(runs(record(noisy(3 * NOISE))))
     assert (wrong.path, wrong.parameter, wrong.what) == ("mlp", "kernel", "gradient")
     assert not wrong.ok
 
@@ -124,3 +124,9 @@ def test_perturbed_weights_raise_the_threshold_from_their_step_on():
     low, high = curve([1 + 1e-5] * 4), curve([1 + 1e-5] * 4, [late, late])
     assert [row.ok for row in low] == [False] * 4
     assert [row.ok for row in high] == [False, False, True, True]
+
+
+def test_training_with_a_tie_of_routers_cannot_be_judged():
+    given = runs(record(noisy(100 * NOISE)))._replace(has_tie=True)
+    rows = [*judge_gradients(given), *judge_step(given), *judge_curve(given)]
+    assert {row.verdict for row in rows} == {"cannot tell"}

@@ -164,11 +164,12 @@ for path in sys.argv[2:]:
 @pytest.mark.exhaustive
 def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path, scratch):
     folders = [tmp_path / "shallow", tmp_path / "deep"]
-    for folder, depth in zip(folders, (2, 10), strict=True):
+    for folder, depth in zip(folders, (1, 4), strict=True):
         save_large_llama(dataclasses.replace(WIDE, num_layers=depth), folder, 10**9)
-    command = [sys.executable, "-c", MEMORY, scratch, *folders]
+    # The first run also compiles, and keeps what it compiled.
+    command = [sys.executable, "-c", MEMORY, scratch, folders[0], *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shallow, deep = map(int, done.stdout.split())
+    _, shallow, deep = map(int, done.stdout.split())
     in_float32 = 2 * sum(file.stat().st_size for file in folders[1].iterdir())
     assert deep - shallow < in_float32 / 8, (shallow, deep, in_float32)

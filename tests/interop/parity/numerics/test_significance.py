@@ -10,19 +10,27 @@ TRIALS = 3000
 
 
 def share_beyond(draw, chance=CHANCE, draws=4):
-    """The share of trials in which a correct result exceeds its limit."""
+    """The share of trials in which a correct result exceeds one of its limits."""
     rng, beyond = np.random.default_rng(0), 0
-    truth = np.zeros_like(draw(rng))
     for _ in range(TRIALS):
-        found = spread(0.0, [error_of(draw(rng), truth) for _ in range(draws)], chance)
-        beyond += np.linalg.norm(draw(rng)) > found.limit
+        found = spread_of([error_of(draw(rng)) for _ in range(draws + 1)], chance)
+        beyond += not is_accepted(found, error_of(draw(rng)))
     return beyond / TRIALS
 
 
-def few_parts(rng):
-    """An error whose energy is in three directions."""
-    basis = np.random.default_rng(9).standard_normal((3, 300))
-    return rng.standard_normal(3) @ basis
+def is_accepted(found, error):
+    outside = found.outside(error)
+    return error.length <= found.limit if outside is None else outside <= found.rest_limit
+
+
+def spread_of(errors, chance=1e-7):
+    return spread(errors[0], errors[1:], chance)
+
+
+def in_directions(count, scale=0.0):
+    """An error whose energy is in a few directions, and elsewhere as much as `scale`."""
+    basis = np.random.default_rng(9).standard_normal((count, 300))
+    return lambda rng: rng.standard_normal(count) @ basis + scale * rng.standard_normal(300)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +38,21 @@ def few_parts(rng):
     [
         lambda rng: rng.standard_normal(1),
         lambda rng: rng.standard_normal() * np.arange(1.0, 50.0),
-        few_parts,
+        in_directions(3),
+        in_directions(1, 0.01),
+        in_directions(2, 0.3),
+        in_directions(6, 0.01),
         lambda rng: rng.standard_normal(500),
     ],
-    ids=["a number", "one direction", "three directions", "independent elements"],
+    ids=[
+        "a number",
+        "one direction",
+        "three directions",
+        "one and noise",
+        "two and noise",
+        "more than draws",
+        "independent elements",
+    ],
 )
 def test_false_alarms_are_as_rare_as_promised(draw):
     assert share_beyond(draw) <= 1.5 * CHANCE + 0.005
@@ -42,13 +61,33 @@ def test_false_alarms_are_as_rare_as_promised(draw):
 def test_independent_elements_leave_little_room():
     rng = np.random.default_rng(0)
     truth = np.ones(20_000)
-    errors = [error_of(truth + 1e-7 * rng.standard_normal(20_000), truth) for _ in range(4)]
-    found = spread(0.0, errors, 1e-7)
+    errors = [error_of(truth + 1e-7 * rng.standard_normal(20_000), truth) for _ in range(5)]
+    found = spread_of(errors)
     assert found.scale == pytest.approx(1e-7 * np.sqrt(20_000), rel=0.02)
-    assert found.scale < found.limit < 1.5 * found.scale
-    one_direction = [error_of(truth * (1 + 1e-7 * x), truth) for x in rng.standard_normal(4)]
-    wide = spread(0.0, one_direction, 1e-7)
+    assert found.scale < found.limit < 2 * found.scale
+    assert found.direction is None
+    one_direction = [error_of(truth * (1 + 1e-7 * x), truth) for x in rng.standard_normal(5)]
+    wide = spread_of(one_direction)
     assert wide.limit > 20 * wide.scale
+
+
+def test_a_mistake_outside_of_the_directions_of_rounding_is_seen():
+    """Rounding moves all elements together; a mistake a tenth as large moves some of them."""
+    rng = np.random.default_rng(0)
+    together, truth = rng.standard_normal(5000), np.zeros(5000)
+
+    def rounded():
+        return rng.standard_normal() * together + 1e-3 * rng.standard_normal(5000)
+
+    found = spread_of([error_of(rounded(), truth) for _ in range(5)])
+    assert is_accepted(found, error_of(rounded(), truth))
+    mistake = 0.1 * np.linalg.norm(together) * rng.standard_normal(5000) / np.sqrt(5000)
+    wrong = error_of(rounded() + mistake, truth)
+    assert wrong.length < found.limit
+    assert not is_accepted(found, wrong)
+    assert found.outside(wrong) == pytest.approx(np.linalg.norm(mistake), rel=0.5)
+    assert found.rest_limit < 0.1 * found.scale
+    assert found.outside(error_of(found.limit * together, truth)) is None
 
 
 def test_a_sketch_keeps_lengths_and_angles():
@@ -63,24 +102,45 @@ def test_a_sketch_keeps_lengths_and_angles():
     assert cosine == pytest.approx(0.6, abs=0.1)
 
 
-def test_the_reference_itself_counts():
-    draws = [error_of(x, np.zeros(3)) for x in (np.full(3, 0.1), np.full(3, -0.1))]
-    assert spread(2.0, draws, CHANCE)[:2] == (2.0, 2.0)
+def test_the_reference_counts_as_a_draw_unless_draws_do_not_explain_it():
+    draws = [error_of(x) for x in (np.full(3, 0.1), np.full(3, -0.1))]
+    found = spread(error_of(np.full(3, 0.3)), draws, CHANCE)
+    assert found.scale == pytest.approx(np.sqrt(3 * (0.01 + 0.01 + 0.09) / 3))
+    far = error_of(np.array([0.0, 2000.0, 0.0]))
+    assert spread(far, draws, CHANCE)[:2] == (2000.0, 2000.0)
 
 
 def test_no_rounding_at_all_leaves_no_room():
-    draws = [error_of(np.ones(5), np.ones(5))] * 2
-    assert spread(0.0, draws, CHANCE) == (0, 0, 0)
+    found = spread_of([error_of(np.ones(5), np.ones(5))] * 3)
+    assert (found.scale, found.limit, found.direction) == (0, 0, None)
 
 
 def test_draws_that_are_not_finite_leave_everything_open():
-    draws = [error_of(x, 0.0) for x in (1e-7, float("nan"))]
-    assert spread(1e-7, draws, CHANCE).limit == float("inf")
+    for last in (float("nan"), float("inf"), 1e39):
+        errors = [error_of(x) for x in (1e-7, 1e-7, last)]
+        assert spread_of(errors).limit == float("inf")
 
 
 def test_an_error_in_one_column_of_a_wide_matrix_has_many_parts():
     rng = np.random.default_rng(0)
-    draws = np.zeros((4, 2048, 1024))
-    draws[:, :, 5] = rng.standard_normal((4, 2048))
-    found = spread(0.0, [error_of(draw, 0 * draw) for draw in draws], 1e-7)
-    assert found.limit < 1.5 * found.scale
+    draws = np.zeros((5, 2048, 1024))
+    draws[:, :, 5] = rng.standard_normal((5, 2048))
+    found = spread_of([error_of(draw) for draw in draws])
+    assert found.limit < 2.5 * found.scale
+
+
+def test_what_simulated_rounding_leaves_out_is_judged_by_a_scale_alone():
+    """All draws have the error of the reference, and next to nothing besides."""
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal(5000)
+    errors = [error_of(own + x) for x in (0, *(1e-3 * rng.standard_normal((4, 5000))))]
+    found = spread_of(errors)
+    other = error_of(2 * rng.standard_normal(5000))
+    assert is_accepted(found, other)
+    assert found.scale == pytest.approx(np.linalg.norm(own))
+
+
+@pytest.mark.parametrize("size", [9 * SKETCH, 10_000, 300 * SKETCH, 700_000])
+def test_a_sketch_sees_errors_that_are_equal_everywhere(size):
+    error = error_of(np.ones(size))
+    assert np.linalg.norm(error.sketch) == pytest.approx(error.length, rel=0.2)

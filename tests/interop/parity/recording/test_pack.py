@@ -29,7 +29,7 @@ def test_folders_that_are_not_packs_are_rejected(tmp_path):
         write_pack({"a": 1}, tmp_path / "pack")
     file = tmp_path / "pack" / "pack.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 1}))
-    with pytest.raises(CheckpointError, match="is a pack of version 1, not 2: record it again"):
+    with pytest.raises(CheckpointError, match="is a pack of version 1, not 3: record it again"):
         read_pack(tmp_path / "pack")
     file.write_text("{")
     with pytest.raises(CheckpointError, match="pack is damaged"):

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from tiny import random_model
 
-from jaxllm.interop.parity.alignment.activations import Alignment
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.levels.forward import record_forward
 from jaxllm.interop.parity.levels.sides import Comparison
-from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.recording.sample import Sample
-from jaxllm.interop.parity.report.rows import LOGITS
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +44,13 @@ def test_rows_without_padding_are_known(recording):
 
 def test_every_activation_has_a_noise_floor_and_the_logits_are_last(recording):
     assert list(recording.arrays)[-1] == LOGITS
-    assert recording.floors.keys() == recording.forced_floors.keys() == recording.arrays.keys()
-    assert all(0 < floor < 1e-5 for floor in recording.floors.values())
-    assert 0 < recording.logits_noise < 1e-3
+    paths = recording.arrays.keys()
+    assert recording.free.draws.keys() == recording.forced.draws.keys() == paths
+    for path in paths - {"embed"}:  # a lookup is exact
+        found, size = recording.free.spread(path), np.linalg.norm(recording.unpadded(path))
+        assert 0 < found.reference <= found.scale < found.limit < 1e-4 * size, path
+    assert recording.free.spread("embed").limit == 0
+    assert 0 < recording.largest[LOGITS] < 1e-3
     assert recording.versions.keys() == {"torch", "transformers"}
 
 
@@ -62,21 +65,27 @@ def test_a_sample_has_the_same_elements_on_both_sides(pair, recording):
     kept = record_forward(dataclasses.replace(pair, sample=Sample((0, 11), 5)))
     chex.assert_shape(kept.arrays["embed"], (3, 5))
     chex.assert_shape(kept.arrays[LOGITS], (3, 96))
-    assert kept.forced_floors == {}
+    assert kept.forced is None
+    assert kept.free.corrections["embed"].shape == (3, 5)
     again = kept.unpadded("embed", recording.arrays["embed"])
     np.testing.assert_array_equal(kept.unpadded("embed"), again)
 
 
 def test_a_recording_survives_the_round_trip_through_plain_data(recording):
-    again = Recording.from_pack(plain(recording))
+    again = Recording.from_pack(recording.to_pack())
     for field in dataclasses.fields(Recording):
-        if field.name not in ("inputs", "arrays", "routers"):
+        if field.name not in ("inputs", "arrays", "routers", "free", "forced"):
             assert getattr(again, field.name) == getattr(recording, field.name)
+    for one, other in ((again.free, recording.free), (again.forced, recording.forced)):
+        chex.assert_trees_all_equal(one.corrections, other.corrections)
+        for path in other.draws:
+            limit = other.spread(path).limit
+            assert one.spread(path).limit == pytest.approx(limit, rel=1e-6)
     chex.assert_trees_all_equal(again.arrays, recording.arrays)
     chex.assert_trees_all_equal(again.inputs.arrays, recording.inputs.arrays)
     np.testing.assert_array_equal(again.unpadded(LOGITS), recording.unpadded(LOGITS))
     sampled = dataclasses.replace(recording, sample=Sample((0, 3), 5))
-    assert Recording.from_pack(plain(sampled)).sample == Sample((0, 3), 5)
+    assert Recording.from_pack(sampled.to_pack()).sample == Sample((0, 3), 5)
 
 
 def test_a_reference_that_lacks_a_module_is_rejected(pair):

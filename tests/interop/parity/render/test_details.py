@@ -13,6 +13,7 @@ from jaxllm.interop.parity.render.details import (
     weights_table,
     wrong_activations_table,
 )
+from jaxllm.interop.parity.report.activation_rows import Error
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
     LossResult,
@@ -90,7 +91,7 @@ def test_generation_counts_equal_tokens():
         [
             TextResult("generate.greedy", 5, (1, 2, 3), (1, 2, 4)),
             TextResult("generate.beams", 5, (1, 2), (1, 3), is_tie=True),
-            ScoresResult("generate.filtered", 1e-7, 1e-7, 1e-6, unexplained=2),
+            ScoresResult("generate.filtered", Error(1e-7, 1e-7, 1e-6), unexplained=2),
         ]
     )
     assert [row.cells for row in table.rows] == [

@@ -17,10 +17,10 @@ from jaxllm.interop.parity.render.sentences import (
     unjudged_note,
     worst_row,
 )
+from jaxllm.interop.parity.report.activation_rows import RouterFlips
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
     LossResult,
-    RouterFlips,
     TensorResult,
     TextResult,
     WeightResult,
@@ -108,6 +108,16 @@ def test_rows_that_cannot_be_judged_are_counted_and_the_worst_is_named():
         "layers.1.kernel."
     )
     assert compared("gradients", report) == "3 gradients, 0 differ, 2 cannot tell"
+
+
+def test_mistakes_along_a_shared_direction_are_said_to_be_invisible():
+    row = TensorResult("mlp", "kernel", "gradient", 2e-3, 1e-6, 1e-5)
+    row = dataclasses.replace(row, outside=1e-6, whole_threshold=4e-3)
+    assert row.verdict == "equal within rounding"
+    assert unclear_note(with_rows(make_report(), gradients=(row,))) == (
+        "In 1 row, rounding errors share a direction; along it, a mistake of up to 4.0e-03 cannot "
+        "be seen."
+    )
 
 
 def test_levels_that_could_not_be_compared_are_named():

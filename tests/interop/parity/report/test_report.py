@@ -24,6 +24,9 @@ def test_the_first_divergence_is_the_first_in_execution_order():
     assert REPORTS["nan"].first_divergence.path == "layers.0.mlp"
 
 
+ERROR = {"relative_l2": 0.0, "reference": 0.0, "outside": None, "whole_threshold": None}
+
+
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
 def test_json_is_valid_and_complete(report):
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
@@ -34,9 +37,9 @@ def test_json_is_valid_and_complete(report):
     assert [row["path"] for row in data["taps"]] == [row.path for row in report.taps]
     assert data["taps"][0] == {
         "path": "embed",
-        "cumulative": {"relative_l2": 0.0, "floor": 3e-7, "threshold": 1.2e-6},
+        "cumulative": {**ERROR, "floor": 3e-7, "threshold": 1.2e-6},
         "max_over_rms": 0.0,
-        "forced": {"relative_l2": 0.0, "floor": 1e-7, "threshold": 1e-6},
+        "forced": {**ERROR, "floor": 1e-7, "threshold": 1e-6},
         "is_output": False,
         "floor": 3e-7,
         "threshold": 1.2e-6,

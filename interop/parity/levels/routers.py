@@ -1,0 +1,77 @@
+"""Routers: whether rounding decides which experts tokens are sent to."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxllm.interop.parity.alignment.activations import Tap, derive_taps
+from jaxllm.interop.parity.alignment.inputs import Inputs, output_config
+from jaxllm.interop.parity.alignment.layouts import Alignment
+from jaxllm.interop.parity.alignment.router_flips import ROUTER, flips
+from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR
+from jaxllm.interop.parity.execution.jax_trace import trace_model
+from jaxllm.interop.parity.recording.recording import Recording, record
+from jaxllm.interop.parity.report.activation_rows import RouterFlips
+from jaxllm.models import Model
+
+from .sides import Comparison
+
+
+def router_taps(comparison: Comparison, inputs: Inputs) -> list[Tap]:
+    """Returns the taps of the routers alone."""
+    taps = derive_taps(comparison.table, comparison.unstacked, inputs)
+    return [tap for tap in taps if any(path.endswith(ROUTER) for path in tap.paths)]
+
+
+def router_paths(recording: Recording) -> list[str]:
+    """Returns the paths of the recorded routers."""
+    return list(recording.routers)
+
+
+def record_routers(comparison: Comparison, inputs: Inputs) -> Recording | None:
+    """Records the router logits of the reference; None if it has no experts."""
+    if output_config(comparison.model).experts is None:
+        return None
+    alignment = Alignment(router_taps(comparison, inputs))
+    return record(comparison.reference, inputs, alignment, is_fed=False)
+
+
+def has_tie(recording: Recording | None, model: Model) -> bool:
+    """Whether a token is sent to other experts than in the reference, as rounding may do.
+
+    Args:
+        recording: the router logits of the reference; None: there are no experts.
+        model: the JAX model, its layers not stacked.
+    """
+    if recording is None:
+        return False
+    ours = trace_model(model, recording.inputs, router_paths(recording))
+    return any(row.tokens and row.is_tie for row in router_flips(ours, recording, model))
+
+
+def router_flips(
+    ours: Mapping[str, np.ndarray], recording: Recording, model: Model
+) -> Sequence[RouterFlips]:
+    """Returns the routers that select other experts than the reference's.
+
+    Args:
+        ours: activations of the JAX model by path.
+        recording: the recording of the reference.
+        model: the JAX model.
+    """
+    experts = output_config(model).experts  # encoder and decoder have the same
+    if experts is None:
+        return ()
+    unpadded = recording.unpadded
+    others = {
+        path: [unpadded(path, logits) for logits in noisy] if recording.sample is None else noisy
+        for path, noisy in recording.routers.items()
+        if path in ours
+    }
+    return flips(
+        {path: unpadded(path, ours[path]) for path in others},
+        {path: unpadded(path) for path in others},
+        others,
+        {path: ELEMENT_FACTOR * recording.largest[path] for path in others},
+        experts.top_k,
+    )
