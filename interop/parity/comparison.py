@@ -100,7 +100,7 @@ def compare(
         recipe=recipe or Recipe(),
         optimizer=optimizer,
         store=store,
-        recordings={} if recordings is None else recordings,
+        recordings=recordings,
     )
     with nullcontext() if rules is None else with_rules(reference, model, rules):
         _check(reference, model, comparison.inputs)

@@ -65,16 +65,19 @@ def record_forward(comparison: Comparison) -> Recording:
     alignment = Alignment(taps)
     of_reference = id(comparison.reference), comparison.sample, is_fed
     key = f"{inputs.digest} {alignment.digest} {of_reference}"
-    if key not in known:
-        known[key] = record(
-            comparison.reference,
-            inputs,
-            alignment,
-            comparison.sample,
-            comparison.store,
-            is_fed=is_fed,
-        )
-    return known[key]
+    if known is not None and key in known:
+        return known[key]
+    recording = record(
+        comparison.reference,
+        inputs,
+        alignment,
+        comparison.sample,
+        comparison.store,
+        is_fed=is_fed,
+    )
+    if known is not None:  # otherwise it is freed when it has been judged: it is large
+        known[key] = recording
+    return recording
 
 
 def judge(

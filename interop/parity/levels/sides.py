@@ -42,7 +42,7 @@ class Comparison(JaxSide):
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
     store: ArrayStore = in_memory  # the store for all activations
     sample: Sample | None = None  # which elements of each output are recorded; None: all
-    recordings: dict[str, Recording] = dataclasses.field(default_factory=dict)  # of the reference
+    recordings: dict[str, Recording] | None = None  # of the reference, kept for other comparisons
 
     @cached_property
     def table(self) -> RuleTable:

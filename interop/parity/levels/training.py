@@ -240,6 +240,7 @@ def train_references(
     for seed in range(DRAWS):
         run = train(Rounding(seed=seed), f" with simulated rounding, {seed + 1} of {DRAWS}")
         draws.append(keep(run, theirs, truth))
+        del run  # its arrays are as large as the model: freed before the next run
     perturbed = []
     for seed in PERTURBATION_SEEDS if len(setup.batches) > 1 else ():
         announce(f"training: reference with perturbed weights, seed {seed}")
