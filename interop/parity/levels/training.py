@@ -37,7 +37,7 @@ Kept = TypeVar("Kept")
 # When clipping, PyTorch divides by the norm plus this; optax does not.
 CLIP_EPS = 1e-6
 
-# Longest rows of training. The activations of longer ones show mistakes in positions.
+# Length that rows are cut to for training. Mistakes in later positions show in activations.
 TOKENS = 160
 
 # Powers of the clipped gradient that an array of a step is proportional to.

@@ -62,7 +62,7 @@ def judge_curve(runs: Runs) -> list[LossResult]:
 
 
 def _decided(runs: Runs, rows: list[AnyRow]) -> list[AnyRow]:
-    """Returns the rows; if rounding sent a token to other experts, with thresholds of infinity."""
+    """Returns the rows; with infinite thresholds if rounding sent a token to other experts."""
     if not runs.has_tie:
         return rows
     whole: dict[str, Any] = {"threshold": math.inf}

@@ -59,7 +59,7 @@ class TapResult(Judged):
     is_output: bool = False  # whether this is the output of the whole model
     ulp_p50: float = 0.0  # median distance in float32 ULPs
     ulp_p99: float = 0.0  # 99th percentile of that distance
-    ulp_max: float = 0.0  # largest distance
+    ulp_max: float = 0.0  # largest distance; of large activations, all three are of a sample
     hint: str | None = None
 
     @property
