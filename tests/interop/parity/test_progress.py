@@ -18,6 +18,7 @@ def test_runs_are_announced_to_the_follower_alone():
     assert seen == [("first", None), ("second", 2)]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "levels", [("config", "weights"), ("logits",), ("layers", "logits"), ("curve", "generate")]
 )
