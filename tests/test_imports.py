@@ -18,7 +18,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
-    *("charts", "deviation", "strict_json", "orbax_layout"),
+    *("charts", "numerics", "strict_json", "orbax_layout"),
 }
 READING = {"rules", "formats", "families", "loading"}
 

@@ -12,6 +12,7 @@ import optax
 
 from jaxllm.errors import UserError
 from jaxllm.models import Model
+from jaxllm.numerics.significance import FALSE_ALARMS
 
 from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, output_config
@@ -31,7 +32,6 @@ from .levels.table import (
 )
 from .levels.weights import shape_mismatches
 from .numerics.array_store import ArrayStore, in_memory
-from .numerics.significance import FALSE_ALARMS
 from .progress import expecting
 from .rendered_report import Report
 from .report.judged import Judged

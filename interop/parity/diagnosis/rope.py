@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxllm.deviation import norm
+from jaxllm.numerics.distance import norm
 
 from .evidence import Evidence, Explain, Explanation
 

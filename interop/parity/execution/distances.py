@@ -6,16 +6,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxllm.deviation import relative
-from jaxllm.interop.parity.numerics.significance import (
+from jaxllm.interop.parity.progress import announce
+from jaxllm.interop.parity.report.activation_rows import Error
+from jaxllm.numerics.distance import relative
+from jaxllm.numerics.significance import (
     CHANCE_OF_ARRAY,
     ErrorVector,
     Spread,
     error_of,
     spread,
 )
-from jaxllm.interop.parity.progress import announce
-from jaxllm.interop.parity.report.activation_rows import Error
 
 from .float64 import in_float64
 from .simulated_rounding import DRAWS, simulated_rounding

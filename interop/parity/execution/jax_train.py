@@ -33,8 +33,6 @@ def train_model(
         optimizer: an optimizer with moments `mu` and `nu`, such as optax's Adam.
         constant: names of parameters that are not trained and not returned.
 
-    Raises:
-        ValueError: the optimizer has no moments `mu` and `nu`.
     """
     bind, params = split(model)
     trained = map_parameters(model, lambda name, _: float(name not in constant))
@@ -59,13 +57,18 @@ def train_model(
                 update = jax.tree.map(jnp.subtract, after, params)
                 first = {"gradient": gradient, **_moments(state), "update": update}
             params = after
+    del params, state, gradient, update, after
     norm = float(optax.tree.norm(first["gradient"]))
-    named = {what: _named(bind, tree) for what, tree in first.items()}
-    kept = {
-        what: {name: array for name, array in arrays.items() if name not in constant}
-        for what, arrays in named.items()
-    }
+    kept = {}
+    for what in tuple(first):
+        named = _named(bind, first.pop(what))  # popped: each tree is as large as the model
+        kept[what] = {name: array for name, array in named.items() if name not in constant}
     return TrainingRecord(as_tuple(losses), norm, kept)
+
+
+def check_moments(optimizer: optax.GradientTransformation, model: Model) -> None:
+    """Raises ValueError if the optimizer has no moments `mu` and `nu`."""
+    _moments(jax.eval_shape(optimizer.init, split(model)[1]))
 
 
 def loss_unit(batch: Inputs) -> str:

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.deviation import max_abs
 from jaxllm.generation import Sampling
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.progress import announce
+from jaxllm.numerics.distance import max_abs
 
 from .distances import ELEMENT_FACTOR, Arrays, Distances, measure
 from .torch_trace import prepared

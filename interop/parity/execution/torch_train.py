@@ -71,7 +71,8 @@ def train_reference(
                 optimizer.step()
             if step == 0:
                 norm = total.item()
-                first |= _after(params, before, optimizer)
+                first |= _moments(params, optimizer) if not rounding.is_wide else {}
+                first["update"] = _updates(params, before)
     copies = {  # every name of a tied parameter, mapped to its first name
         copy: name
         for copy, p in reference.named_parameters(remove_duplicate=False)
@@ -139,20 +140,24 @@ def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) 
     )
 
 
-def _after(params: dict[str, Any], before: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """Returns the moments and the update of every parameter after a step.
-
-    Parameters are rounded to float32 also by a run in float64, as those of any other run are.
-    """
+def _moments(params: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Returns both moments of every parameter."""
     import torch
 
-    found: dict[str, Any] = {"m": {}, "v": {}, "update": {}}
+    found: dict[str, Any] = {"m": {}, "v": {}}
     for name, parameter in params.items():
         state = optimizer.state.get(parameter, {})  # empty if the loss does not depend on it
         for what, key in (("m", "exp_avg"), ("v", "exp_avg_sq")):
             found[what][name] = _array(state.get(key, torch.zeros_like(parameter)))
-        found["update"][name] = _array(parameter).astype(np.float32) - _array(before[name])
     return found
+
+
+def _updates(params: dict[str, Any], before: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the change of every parameter.
+
+    Parameters are rounded to float32 also by a run in float64, as those of any other run are.
+    """
+    return {n: _array(p).astype(np.float32) - _array(before[n]) for n, p in params.items()}
 
 
 def _gradient(parameter: Any) -> Any:

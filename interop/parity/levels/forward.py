@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.deviation import relative
 from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import derive_taps, output_path
 from jaxllm.interop.parity.alignment.layouts import Alignment
@@ -30,6 +29,7 @@ from jaxllm.interop.parity.report.activation_rows import (
 )
 from jaxllm.interop.parity.report.report import Bucket, LogitsResult
 from jaxllm.models import Model
+from jaxllm.numerics.distance import relative
 
 from .level import Stage
 from .routers import router_flips, router_paths, router_taps

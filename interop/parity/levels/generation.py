@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.deviation import difference, norm
 from jaxllm.generation import beam_search, generate
 from jaxllm.generation.incremental import decode_step, prefill
 from jaxllm.interop.parity.alignment.adapters import adapter_of
@@ -31,6 +30,7 @@ from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.report.rows import ScoresResult, TextResult
 from jaxllm.models import EncoderDecoder, TokenModel
+from jaxllm.numerics.distance import difference, norm
 from jaxllm.sharding import to_host
 
 from .generation_vectors import Continued, compare_vectors, continue_vectors, judge_vectors

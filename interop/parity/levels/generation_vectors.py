@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.deviation import difference, norm
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.distances import Distances, measure
@@ -18,6 +17,7 @@ from jaxllm.interop.parity.execution.torch_trace import prepared
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.rows import ScoresResult
 from jaxllm.models import Model
+from jaxllm.numerics.distance import difference, norm
 from jaxllm.sharding import to_host
 
 PROMPT_LENGTH = 24

@@ -1,17 +1,14 @@
 """Training stage: trains both sides on the same batches, and the reference in other precisions."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from jaxllm.deviation import exceeds_noise
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
-from jaxllm.interop.parity.execution.jax_train import loss_unit, train_model
+from jaxllm.interop.parity.execution.jax_train import check_moments, loss_unit, train_model
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.execution.torch_train import (
@@ -21,42 +18,23 @@ from jaxllm.interop.parity.execution.torch_train import (
     perturbed_weights,
     train_reference,
 )
-from jaxllm.interop.parity.numerics.significance import ErrorVector, error_of
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording
 from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import NATS
+from jaxllm.interop.rules.rule import BoundRule
 
 from .level import Stage
 from .routers import has_tie, record_routers
 from .sides import Comparison, JaxSide
-
-Kept = TypeVar("Kept")
-
-# When clipping, PyTorch divides by the norm plus this; optax does not.
-CLIP_EPS = 1e-6
+from .training_errors import RunErrors, Truth, errors_of, truth_of
 
 # Length that rows are cut to for training. Mistakes in later positions show in activations.
 TOKENS = 160
 
-# Powers of the clipped gradient that an array of a step is proportional to.
-POWERS = {"gradient": 0, "m": 1, "v": 2}
-
-# Updates are compared only where the gradient is this many times its noise; elsewhere the update
-# is noise too.
-ABOVE_NOISE = 1e3
-
 PERTURBATION_SEEDS = (0, 1)  # seeds of training runs from perturbed weights
 ELEMENTS = 1024  # kept in a pack of each gradient, moment and update
-
-
-class Draw(NamedTuple):
-    """The errors of a training run with simulated rounding."""
-
-    losses: tuple[float, ...]  # of all steps
-    norm: float  # global norm of the first step's gradients
-    errors: dict[str, dict[str, ErrorVector]]  # of the first step's arrays, by kind and parameter
 
 
 class Runs(NamedTuple):
@@ -64,54 +42,51 @@ class Runs(NamedTuple):
 
     Attributes:
         ours: the run of the JAX model.
-        theirs: the run of the reference.
         truth: the run of the reference in float64.
+        theirs: the run of the reference.
         draws: runs of the reference with simulated rounding.
         perturbed: losses of the reference from slightly perturbed weights.
         unit: the unit of the losses.
-        clip_norm: the global norm that gradients are clipped to.
         has_tie: whether rounding sends a token to other experts on one side.
     """
 
-    ours: TrainingRecord
-    theirs: TrainingRecord
-    truth: TrainingRecord
-    draws: Sequence[Draw]
+    ours: RunErrors
+    truth: Truth
+    theirs: RunErrors
+    draws: Sequence[RunErrors]
     perturbed: Sequence[Sequence[float]] = ()
     unit: str = NATS
-    clip_norm: float = math.inf
     has_tie: bool = False
 
 
 def train_both(comparison: Comparison) -> Runs:
     """Trains both sides from the same weights on the same batches; arrays have JAX names."""
-    setup = training_setup(comparison)
     optimizer = comparison.optimizer or comparison.recipe.optimizer(comparison.model)
+    check_moments(optimizer, comparison.model)
+    setup = training_setup(comparison)
+    measured = _measured(reference_runs(comparison, setup), comparison.recipe)
+    perturbed = perturbed_losses(comparison, setup)
     announce("training: model")
-    ours = train_model(comparison.model, setup.batches, optimizer, setup.constant)
-    references = train_references(
-        comparison,
-        setup,
-        lambda run, theirs, truth: draw_of(run, theirs, truth, comparison.recipe.clip_norm),
-    )
-    unit, clip_norm = loss_unit(setup.batches[0]), comparison.recipe.clip_norm
+    run = train_model(comparison.model, setup.batches, optimizer, setup.constant)
+    ours = errors_of(run, measured[0], clip_eps=0.0)
+    del run
     routers = record_routers(comparison, setup.batches[0])
-    return Runs(ours, *references, unit, clip_norm, has_tie(routers, comparison.unstacked))
+    unit, is_tie = loss_unit(setup.batches[0]), has_tie(routers, comparison.unstacked)
+    return Runs(ours, *measured, perturbed, unit, is_tie)
 
 
 def record_training(comparison: Comparison) -> dict[str, Any]:
     """Trains the reference; returns the sampled runs, the batches and the recipe for a pack."""
     setup = training_setup(comparison)
-    theirs, truth, draws, perturbed = train_references(
-        comparison, setup, lambda run, theirs, truth: sampled(run)
-    )
+    truth, *runs = map(sampled, reference_runs(comparison, setup))
+    perturbed = perturbed_losses(comparison, setup)
     routers = record_routers(comparison, setup.batches[0])
     return {
         "batches": [batch.arrays for batch in setup.batches],
         "constant": sorted(setup.constant),
         "recipe": dataclasses.asdict(comparison.recipe),
-        "truth": plain(sampled(truth)),
-        "runs": [plain(sampled(run)) for run in (theirs, *draws)],
+        "truth": plain(truth),
+        "runs": [plain(run) for run in runs],
         "moved": perturbed,
         "routers": routers and routers.to_pack(),
     }
@@ -121,16 +96,14 @@ def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     """Trains the JAX model on the recorded batches with the recorded recipe."""
     batches = [Inputs.from_arrays(batch) for batch in recorded["batches"]]
     recipe = Recipe(**recorded["recipe"])
-    optimizer = recipe.optimizer(ours.model)
     announce("training: model")
-    run = train_model(ours.model, batches, optimizer, recorded["constant"])
-    theirs, *others = (TrainingRecord(**kept) for kept in recorded["runs"])
-    truth = TrainingRecord(**recorded["truth"])
-    draws = [draw_of(other, theirs, truth, recipe.clip_norm) for other in others]
-    perturbed, unit = recorded["moved"], loss_unit(batches[0])
+    run = train_model(ours.model, batches, recipe.optimizer(ours.model), recorded["constant"])
+    references = (TrainingRecord(**kept) for kept in (recorded["truth"], *recorded["runs"]))
+    measured = _measured(references, recipe)
     routers = recorded["routers"] and Recording.from_pack(recorded["routers"])
-    is_tie = has_tie(routers, ours.unstacked)
-    return Runs(sampled(run), theirs, truth, draws, perturbed, unit, recipe.clip_norm, is_tie)
+    errors = errors_of(sampled(run), measured[0], clip_eps=0.0)
+    unit, is_tie = loss_unit(batches[0]), has_tie(routers, ours.unstacked)
+    return Runs(errors, *measured, recorded["moved"], unit, is_tie)
 
 
 def sampled(run: TrainingRecord) -> TrainingRecord:
@@ -139,54 +112,21 @@ def sampled(run: TrainingRecord) -> TrainingRecord:
     return dataclasses.replace(run, first=first)
 
 
-def draw_of(
-    run: TrainingRecord, theirs: TrainingRecord, truth: TrainingRecord, clip_norm: float = math.inf
-) -> Draw:
-    """Returns the errors of a run, so that its arrays, as large as the model, can be freed.
+def _measured(
+    runs: Iterator[TrainingRecord], recipe: Recipe
+) -> tuple[Truth, RunErrors, list[RunErrors]]:
+    """Returns the truth, and the errors of the reference and of the draws.
 
     Args:
-        run: the run with simulated rounding.
-        theirs: the reference.
-        truth: the reference in float64.
-        clip_norm: the global norm that gradients are clipped to.
+        runs: of the reference: in float64, in float32, and with simulated rounding.
+        recipe: the training recipe.
     """
-    errors = {}
-    for what, power in POWERS.items():
-        scale, true_scale = (
-            unclipped(one.norm + CLIP_EPS, power, clip_norm) for one in (run, truth)
-        )
-        errors[what] = {
-            name: error_of(scale * array, true_scale * truth.first[what][name])
-            for name, array in run.first[what].items()
-        }
-    errors["update"] = {}
-    for name, update in run.first["update"].items():
-        counts = compared_elements(name, theirs, truth)
-        errors["update"][name] = error_of(update[counts], truth.first["update"][name][counts])
-    return Draw(run.losses, run.norm, errors)
-
-
-def unclipped(norm: float, power: int, clip_norm: float) -> float:
-    """Returns the factor that undoes clipping in a moment.
-
-    The norm has its own row. In float32 it is inexact for large models, and would move all moments
-    together.
-
-    Args:
-        norm: the global norm, to which PyTorch adds `CLIP_EPS`.
-        power: the power of the clipped gradient that the moment is proportional to.
-        clip_norm: the global norm that gradients are clipped to.
-    """
-    return max(1.0, norm / clip_norm) ** power
-
-
-def compared_elements(name: str, theirs: TrainingRecord, truth: TrainingRecord) -> np.ndarray:
-    """Returns a mask of the elements of a parameter whose gradient is far above its noise.
-
-    The update of any other element is noise: Adam divides each gradient by its size.
-    """
-    gradient = truth.first["gradient"][name]
-    return exceeds_noise(gradient, [theirs.first["gradient"][name]], ABOVE_NOISE)
+    wide, theirs = next(runs), next(runs)
+    truth = truth_of(wide, theirs, recipe)
+    errors = errors_of(theirs, truth)
+    del wide, theirs
+    # `map` frees each run, as large as the model, before the next one begins.
+    return truth, errors, list(map(partial(errors_of, truth=truth), runs))
 
 
 class TrainingSetup(NamedTuple):
@@ -210,43 +150,38 @@ def training_setup(comparison: Comparison) -> TrainingSetup:
     return TrainingSetup(batches, constant)
 
 
-def train_references(
-    comparison: Comparison,
-    setup: TrainingSetup,
-    keep: Callable[[TrainingRecord, TrainingRecord, TrainingRecord], Kept],
-) -> tuple[TrainingRecord, TrainingRecord, list[Kept], list[tuple[float, ...]]]:
-    """Trains the reference in float32, in float64, with simulated rounding and perturbed weights.
-
-    Args:
-        comparison: the two sides.
-        setup: the batches.
-        keep: returns what is kept of a run with simulated rounding, as `draw_of` does.
-
-    Returns:
-        The runs in this order. Perturbed weights are left out if there is only one step, and only
-        their losses are returned.
-    """
-    reference, rules, recipe = comparison.reference, comparison.rules, comparison.recipe
-    decays = decayed(rules)
-
-    def train(rounding: Rounding, how: str = "") -> TrainingRecord:
-        announce(f"training: reference{how}")
-        run = train_reference(reference, setup.batches, recipe, decays, rounding)
-        first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
-        return dataclasses.replace(run, first=first)
-
-    theirs, truth = train(FLOAT32), train(FLOAT64, " in float64")
-    draws = []
+def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[TrainingRecord]:
+    """Trains the reference in float64, in float32, and with simulated rounding, as draws."""
+    decays = decayed(comparison.rules)
+    roundings = {"in float64": FLOAT64, "in float32": FLOAT32}
     for seed in range(DRAWS):
-        run = train(Rounding(seed=seed), f" with simulated rounding, {seed + 1} of {DRAWS}")
-        draws.append(keep(run, theirs, truth))
-        del run  # its arrays are as large as the model: freed before the next run
-    perturbed = []
+        roundings[f"with simulated rounding, {seed + 1} of {DRAWS}"] = Rounding(seed=seed)
+    for how, rounding in roundings.items():
+        announce(f"training: reference {how}")
+        # Not bound to a name, which would keep it until the end of the next run.
+        yield with_jax_names(
+            train_reference(
+                comparison.reference, setup.batches, comparison.recipe, decays, rounding
+            ),
+            comparison.rules,
+        )
+
+
+def with_jax_names(run: TrainingRecord, rules: Sequence[BoundRule]) -> TrainingRecord:
+    """Returns a run of the reference with the names and layouts of the JAX model."""
+    first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
+    return dataclasses.replace(run, first=first)
+
+
+def perturbed_losses(comparison: Comparison, setup: TrainingSetup) -> list[tuple[float, ...]]:
+    """Trains the reference from perturbed weights, if there are several steps."""
+    reference, recipe, decays = comparison.reference, comparison.recipe, decayed(comparison.rules)
+    found = []
     for seed in PERTURBATION_SEEDS if len(setup.batches) > 1 else ():
         announce(f"training: reference with perturbed weights, seed {seed}")
         with perturbed_weights(reference, seed):
-            perturbed.append(train_reference(reference, setup.batches, recipe, decays).losses)
-    return theirs, truth, draws, perturbed
+            found.append(train_reference(reference, setup.batches, recipe, decays).losses)
+    return found
 
 
 TRAINING = Stage(

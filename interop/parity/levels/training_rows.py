@@ -5,20 +5,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
-from jaxllm.deviation import joint_norm, norm
 from jaxllm.interop.parity.execution.distances import error_fields
-from jaxllm.interop.parity.numerics.significance import (
+from jaxllm.interop.parity.report.rows import LossResult, TensorResult
+from jaxllm.numerics.distance import norm
+from jaxllm.numerics.significance import (
     CHANCE_OF_ARRAY,
     CHANCE_OF_NUMBER,
+    ErrorVector,
     Spread,
     error_of,
     spread,
 )
-from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 
-from .training import CLIP_EPS, POWERS, Runs, compared_elements, unclipped
+from .training import Runs
 
 AnyRow = TypeVar("AnyRow", TensorResult, LossResult)
 
@@ -36,13 +35,14 @@ UNKNOWN = Spread(0.0, 0.0, math.inf)  # of what consists of noise
 
 def judge_gradients(runs: Runs) -> list[TensorResult]:
     """Judges the loss of the first batch and the gradient of every parameter."""
-    losses = [run.losses[0] for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
+    others = [run.losses[0] for run in (runs.theirs, *runs.draws)]
+    losses = [runs.ours.losses[0], runs.truth.losses[0], *others]
     return _decided(runs, [_judge_number("batch", "loss", losses), *_judge("gradient", runs)])
 
 
 def judge_step(runs: Runs) -> list[TensorResult]:
     """Judges the global gradient norm, and both moments and the update of every parameter."""
-    norms = [run.norm for run in (runs.ours, runs.truth, runs.theirs, *runs.draws)]
+    norms = [runs.ours.norm, runs.truth.norm, *(x.norm for x in (runs.theirs, *runs.draws))]
     norm_row = _judge_number("gradient", "norm", norms)
     return _decided(runs, [norm_row, *_judge("m", runs), *_judge("v", runs), *_updates(runs)])
 
@@ -74,7 +74,8 @@ def _decided(runs: Runs, rows: list[AnyRow]) -> list[AnyRow]:
 def _judge_number(path: str, what: str, found: Sequence[float]) -> TensorResult:
     """Judges a number: of the model, of the reference in float64 and float32, and of the draws."""
     ours, truth, theirs, *draws = found
-    return _row(f"{path}.", what, ours, truth, _spread_of_numbers(truth, theirs, draws))
+    spread = _spread_of_numbers(truth, theirs, draws)
+    return _row(f"{path}.", what, error_of(ours, truth), abs(truth), spread)
 
 
 def _spread_of_numbers(truth: float, theirs: float, draws: Sequence[float]) -> Spread:
@@ -84,58 +85,50 @@ def _spread_of_numbers(truth: float, theirs: float, draws: Sequence[float]) -> S
 
 def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
     """Judges arrays of every parameter: gradients, or moments m and v before clipping."""
-    power = POWERS[what]
-    norms = (runs.ours.norm, runs.truth.norm + CLIP_EPS, runs.theirs.norm + CLIP_EPS)
-    scales = [unclipped(x, power, runs.clip_norm) for x in norms]
-    arrays = [run.first[what] for run in (runs.ours, runs.truth, runs.theirs)]
-    whole = scales[1] * joint_norm(arrays[1].values())
-    for name in arrays[0]:
-        if name not in arrays[1]:
-            yield _row(name, what, math.inf, 0.0, MISSING)
+    sizes = {name: norm(runs.truth.moment(what, name)) for name in runs.truth.gradient}
+    whole = math.hypot(*sizes.values())
+    for name, error in runs.ours.errors[what].items():
+        if name not in sizes:
+            yield _row(name, what, error, 0.0, MISSING)
             continue
-        ours, truth, theirs = (x * named[name] for x, named in zip(scales, arrays, strict=True))
-        draws = [draw.errors[what][name] for draw in runs.draws]
-        found = spread(error_of(theirs, truth), draws, CHANCE_OF_ARRAY)
-        yield _row(name, what, ours, truth, found, whole)
+        yield _row(name, what, error, sizes[name], _spread_of(what, name, runs), whole)
 
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
     """Judges the update of every parameter, at the elements whose gradient is above the noise."""
-    for name in runs.ours.first["update"]:
-        is_finite = np.isfinite(runs.ours.first["update"][name]).all()
-        if name not in runs.truth.first["update"] or not is_finite:
-            yield _row(name, "update", math.inf, 0.0, MISSING)
+    truth = runs.truth
+    for name, error in runs.ours.errors["update"].items():
+        if math.isinf(error.length):
+            yield _row(name, "update", error, 0.0, MISSING)
             continue
-        counts = compared_elements(name, runs.theirs, runs.truth)
-        ours, truth, theirs = (
-            run.first["update"][name][counts] for run in (runs.ours, runs.truth, runs.theirs)
-        )
-        draws = [draw.errors["update"][name] for draw in runs.draws]
+        counts = truth.compared(name)
+        size = norm(truth.update[name][counts])
         if not counts.any():
-            yield _row(name, "update", ours, truth, UNKNOWN, compared=0.0)
+            yield _row(name, "update", error, size, UNKNOWN, compared=0.0)
             continue
-        found = spread(error_of(theirs, truth), draws, CHANCE_OF_ARRAY)
-        # The update is the difference of two parameters. Each is rounded, nearly always alike.
-        before = runs.theirs.first["parameter"][name][counts]
-        halves = 0.5 * np.spacing(np.maximum(np.abs(before), np.abs(before + theirs)))
-        more = norm(halves) + ADAMW_ROUNDING * norm(truth)
+        found = _spread_of("update", name, runs)
+        more = truth.rounding[name] + ADAMW_ROUNDING * size
         found = found._replace(limit=found.limit + more, rest_limit=found.rest_limit + more)
-        yield _row(name, "update", ours, truth, found, compared=float(counts.mean()))
+        yield _row(name, "update", error, size, found, compared=float(counts.mean()))
+
+
+def _spread_of(what: str, name: str, runs: Runs) -> Spread:
+    draws = [draw.errors[what][name] for draw in runs.draws]
+    return spread(runs.theirs.errors[what][name], draws, CHANCE_OF_ARRAY)
 
 
 def _row(
     name: str,
     what: str,
-    ours: np.ndarray | float,
-    truth: np.ndarray | float,
+    error: ErrorVector,
+    size: float,
     found: Spread,
     whole: float = 0.0,
     compared: float = 1.0,
 ) -> TensorResult:
     """Builds the row of a parameter, such as `layers.7.mlp.up_proj.kernel`."""
     path, _, parameter = name.rpartition(".")
-    error = error_of(ours, truth)
-    size, relative_to = norm(truth), "own"
+    relative_to = "own"
     if whole and found.scale > NOISE_ONLY * size:
         size, relative_to = whole, "all"
     return TensorResult(

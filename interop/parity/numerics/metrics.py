@@ -1,7 +1,7 @@
 """Error metrics between two NumPy arrays, computed in float64.
 
 Minus infinity is the score of a masked key. Where both arrays have it, the difference is zero;
-where only one does, it is infinite. `jaxllm.deviation` has errors of arrays without masks.
+where only one does, it is infinite. `jaxllm.numerics.distance` has errors of arrays without masks.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxllm.deviation import difference, norm, relative
+from jaxllm.numerics.distance import difference, norm, relative
 
 # The first tokens show a wrong mask or scale; only the last ones show a wrong rotary frequency.
 BUCKET_STARTS = (0, 4, 32, 128, 512)

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxllm.deviation import max_abs
 from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.layouts import Alignment
@@ -22,9 +21,10 @@ from jaxllm.interop.parity.execution.torch_trace import (
 )
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import SCORES
-from jaxllm.interop.parity.numerics.significance import error_of
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.activation_rows import LOGITS
+from jaxllm.numerics.distance import max_abs
+from jaxllm.numerics.significance import error_of
 
 from .plain import plain
 from .sample import Sample

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from jaxllm.interop.parity.execution.recipe import TrainingRecord
-from jaxllm.interop.parity.levels.training import Runs, draw_of
+from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
+from jaxllm.interop.parity.levels.training import Runs
+from jaxllm.interop.parity.levels.training_errors import RunErrors, Truth, errors_of, truth_of
 from jaxllm.interop.parity.levels.training_rows import judge_curve, judge_gradients, judge_step
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.standard_normal(4000)
+RECIPE = Recipe(clip_norm=math.inf)
 BEFORE = RNG.standard_normal(4000).astype(np.float32)
 NOISE = 1e-6
 
@@ -28,11 +30,11 @@ def record(gradient, losses=(1.0,)):
     return TrainingRecord(tuple(losses), float(np.linalg.norm(gradient)), named)
 
 
-def runs(ours, draws=4):
-    theirs, truth = record(noisy()), record(TRUTH)
-    return Runs(
-        ours, theirs, truth, [draw_of(record(noisy()), theirs, truth) for _ in range(draws)]
-    )
+def runs(ours, theirs=None, truth=None, draw=None):
+    theirs, truth = theirs or record(noisy()), truth or record(TRUTH)
+    truth = truth_of(truth, theirs, RECIPE)
+    draws = [errors_of(draw() if draw else record(noisy()), truth) for _ in range(4)]
+    return Runs(errors_of(ours, truth, clip_eps=0.0), truth, errors_of(theirs, truth), draws)
 
 
 def test_the_threshold_of_a_gradient_follows_simulated_rounding():
@@ -69,35 +71,32 @@ def test_a_parameter_rounded_the_other_way_is_no_difference():
 
 
 def test_an_update_of_nothing_but_noise_cannot_be_judged():
-    given = runs(record(noisy()))
-    given.theirs.first["gradient"]["mlp.kernel"] = -TRUTH
-    [row] = [row for row in judge_step(given) if row.what == "update"]
+    ours, theirs = record(noisy()), record(-TRUTH)
+    [row] = [row for row in judge_step(runs(ours, theirs)) if row.what == "update"]
     assert (row.compared, row.verdict) == (0, "cannot tell")
-    given.ours.first["update"]["mlp.kernel"][7] = np.nan
-    [row] = [row for row in judge_step(given) if row.what == "update"]
+    ours.first["update"]["mlp.kernel"][7] = np.nan
+    [row] = [row for row in judge_step(runs(ours, theirs)) if row.what == "update"]
     assert row.verdict == "differs"
 
 
 def test_a_parameter_that_the_reference_lacks_fails():
-    ours, others = record(noisy()), runs(record(noisy()))
+    ours = record(noisy())
     for what in ours.first:
         ours.first[what]["extra.bias"] = np.ones(3)
-    found = [*judge_gradients(others._replace(ours=ours)), *judge_step(others._replace(ours=ours))]
+    given = runs(ours)
+    found = [*judge_gradients(given), *judge_step(given)]
     assert {(row.path, row.measured) for row in found if not row.ok} == {("extra", math.inf)}
 
 
 def test_a_gradient_of_nothing_but_noise_is_relative_to_all():
-    def both(scale):
+    def both():
         found = record(noisy())
-        found.first["gradient"]["attn.bias"] = scale * RNG.standard_normal(50)
+        found.first["gradient"]["attn.bias"] = 1e-8 * RNG.standard_normal(50)
         return found
 
     truth = record(TRUTH)
     truth.first["gradient"]["attn.bias"] = np.full(50, 1e-12)
-    theirs = both(1e-8)
-    draws = [draw_of(both(1e-8), theirs, truth) for _ in range(4)]
-    given = Runs(both(1e-8), theirs, truth, draws)
-    row = judge_gradients(given)[-1]
+    row = judge_gradients(runs(both(), both(), truth, both))[-1]
     assert (row.path, row.relative_to) == ("attn", "all")
     assert row.ok
     assert row.measured == pytest.approx(1e-8 * math.sqrt(50 / TRUTH.size), rel=0.4)
@@ -105,12 +104,10 @@ def test_a_gradient_of_nothing_but_noise_is_relative_to_all():
 
 def curve(ours, perturbed=()):
     """Judges losses around a truth of ones, with four draws; the rows."""
-    draws = [
-        TrainingRecord(tuple(1 + 1e-7 * RNG.standard_normal(len(ours))), 1.0, {}) for _ in "abcd"
-    ]
-    truth = TrainingRecord((1.0,) * len(ours), 1.0, {})
-    run = TrainingRecord(tuple(ours), 1.0, {})
-    return judge_curve(Runs(run, truth, truth, draws, perturbed, "nats per token"))
+    ones, noise = np.ones(len(ours)), 1e-7 * RNG.standard_normal((4, len(ours)))
+    run, theirs, *draws = (RunErrors(tuple(x), 1.0, {}) for x in (ours, ones, *(ones + noise)))
+    truth = Truth(RECIPE, theirs.losses, 1.0, {}, {}, {}, {})
+    return judge_curve(Runs(run, truth, theirs, draws, perturbed, "nats per token"))
 
 
 def test_losses_are_judged_by_their_distance_from_float64():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllm.interop.parity.numerics.significance import SKETCH, error_of, spread
+from jaxllm.numerics.significance import SKETCH, consensus, error_of, spread
 
 CHANCE = 0.02
 TRIALS = 3000
@@ -144,3 +144,26 @@ def test_what_simulated_rounding_leaves_out_is_judged_by_a_scale_alone():
 def test_a_sketch_sees_errors_that_are_equal_everywhere(size):
     error = error_of(np.ones(size))
     assert np.linalg.norm(error.sketch) == pytest.approx(error.length, rel=0.2)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 500])
+def test_equivalent_evaluations_differ_as_rarely_as_promised(parts):
+    rng, beyond = np.random.default_rng(0), 0
+    basis, truth = rng.standard_normal((parts, 500)), rng.standard_normal(500)
+    for _ in range(TRIALS):
+        evaluations = truth + rng.standard_normal((8, parts)) @ basis
+        found = consensus(evaluations[:-1], CHANCE)
+        beyond += not is_accepted(found.spread, found.error_of(evaluations[-1]))
+    assert beyond / TRIALS <= 1.5 * CHANCE + 0.005
+
+
+def test_a_mistake_among_equivalent_evaluations_is_seen():
+    rng = np.random.default_rng(0)
+    evaluations = 5 + 1e-6 * rng.standard_normal((7, 3000))
+    found = consensus(evaluations[:-1], 1e-7)
+    assert found.mean == pytest.approx(evaluations[:-1].mean(axis=0), rel=1e-12)
+    assert found.spread.scale == pytest.approx(1e-6 * np.sqrt(3000), rel=0.05)
+    assert is_accepted(found.spread, found.error_of(evaluations[-1]))
+    assert not is_accepted(found.spread, found.error_of(evaluations[-1] + 2e-6))
+    evaluations[0, 0] = np.nan
+    assert consensus(evaluations, 1e-7).spread.limit == float("inf")

@@ -1,7 +1,8 @@
 """Significance: thresholds of errors that correct results exceed with a given probability.
 
 The truth is the reference in float64. Evaluations of the reference with simulated rounding are
-other draws of the same error. A result passes if its error could be one more draw.
+other draws of the same error. A result passes if its error could be one more draw. Where there is
+no truth, equivalent evaluations are compared with each other.
 
 The squared length of an error vector with many independent parts hardly varies between draws; that
 of one with a single part varies as the square of a normal number. Two independent draws tell which
@@ -22,7 +23,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import chi2
 from scipy.stats import f as fisher
 
-from jaxllm.deviation import norm
+from .distance import norm
 
 # The chance that a correct model fails, for a whole report: half of it is shared by up to 20,000
 # arrays, half by up to 100 single numbers, such as losses.
@@ -144,6 +145,47 @@ def _sign_table() -> np.ndarray:
     return np.concatenate([signs, signs], axis=1)
 
 
+class Consensus(NamedTuple):
+    """Equivalent evaluations of a result, whose truth is not known.
+
+    Attributes:
+        mean: of the evaluations, in float64.
+        num_evaluations: their number.
+        spread: of their errors.
+    """
+
+    mean: np.ndarray
+    num_evaluations: int
+    spread: Spread
+
+    def error_of(self, result: ArrayLike) -> ErrorVector:
+        """Returns the contrast of one more evaluation."""
+        return _contrast(result, self.mean, self.num_evaluations)
+
+
+def consensus(evaluations: Sequence[ArrayLike], chance: float) -> Consensus:
+    """Measures how equivalent evaluations of a result vary.
+
+    The contrast of each with the mean of those before it has the distribution of one error, and is
+    independent of the other contrasts (Helmert, 1876).
+
+    Args:
+        evaluations: at least three.
+        chance: the chance that one more evaluation exceeds one of the limits.
+    """
+    mean = np.asarray(evaluations[0], np.float64)
+    contrasts = []
+    for count, evaluation in enumerate(evaluations[1:], start=1):
+        contrasts.append(_contrast(evaluation, mean, count))
+        mean = mean + (np.asarray(evaluation, np.float64) - mean) / (count + 1)
+    return Consensus(mean, len(evaluations), _spread_of(contrasts, 0.0, chance))
+
+
+def _contrast(result: ArrayLike, mean: np.ndarray, count: int) -> ErrorVector:
+    factor = math.sqrt(count / (count + 1))
+    return error_of(factor * np.asarray(result, np.float64), factor * mean)
+
+
 def spread(reference: ErrorVector, draws: Sequence[ErrorVector], chance: float) -> Spread:
     """Measures the rounding errors of a result.
 
@@ -154,10 +196,8 @@ def spread(reference: ErrorVector, draws: Sequence[ErrorVector], chance: float) 
         draws: errors with simulated rounding; at least two.
         chance: the chance that a correct result exceeds one of the limits.
     """
-    errors = [reference, *draws]
-    sketches = np.stack([error.sketch for error in errors]).astype(np.float64)
-    lengths = [error.length for error in errors]
-    if not np.isfinite(lengths).all() or not np.isfinite(sketches).all():
+    sketches = _sketches([reference, *draws])
+    if sketches is None:
         return Spread(reference.length, math.inf, math.inf)
     # In a single step, the draws also have the rounding of the reference itself in common.
     added = sketches[1:] - sketches[0]
@@ -165,16 +205,40 @@ def spread(reference: ErrorVector, draws: Sequence[ErrorVector], chance: float) 
         scale = reference.length
         return Spread(scale, scale, scale * _factor(1.0, len(draws), chance / 2))
     parts = max(_parts(sketches), _parts(added))
-    scale = _root_mean_square([draw.length for draw in draws])
+    scale = _root_mean_square(draws)
     factor = _factor(parts, len(draws), chance / 2)
     if reference.length > scale * factor:
         return Spread(reference.length, reference.length, reference.length * factor)
-    scale = _root_mean_square(lengths)
-    limit = scale * _factor(parts, len(errors), chance / 2)
-    found = Spread(reference.length, scale, limit)
-    if limit <= FEW * scale or not scale or sketches.shape[1] <= 2 * len(errors):
+    return _spread_of([reference, *draws], reference.length, chance, parts)
+
+
+def _spread_of(
+    errors: Sequence[ErrorVector], reference: float, chance: float, parts: float | None = None
+) -> Spread:
+    """Returns the spread of errors that are draws of one distribution.
+
+    Args:
+        errors: at least two.
+        reference: the length of that of the reference.
+        chance: the chance that one more exceeds one of the limits.
+        parts: the number of independent parts; by default from the angles between the errors.
+    """
+    sketches = _sketches(errors)
+    if sketches is None:
+        return Spread(reference, math.inf, math.inf)
+    scale = _root_mean_square(errors)
+    factor = _factor(parts or _parts(sketches), len(errors), chance / 2)
+    found = Spread(reference, scale, scale * factor)
+    if found.limit <= FEW * scale or not scale or sketches.shape[1] <= 2 * len(errors):
         return found
     return _without_direction(found, sketches, chance / 2)
+
+
+def _sketches(errors: Sequence[ErrorVector]) -> np.ndarray | None:
+    """Returns the sketches of errors in float64, or None if one is not finite."""
+    sketches = np.stack([error.sketch for error in errors]).astype(np.float64)
+    is_finite = np.isfinite([error.length for error in errors]).all()
+    return sketches if is_finite and np.isfinite(sketches).all() else None
 
 
 def _without_direction(found: Spread, sketches: np.ndarray, chance: float) -> Spread:
@@ -195,8 +259,8 @@ def _without_direction(found: Spread, sketches: np.ndarray, chance: float) -> Sp
     )
 
 
-def _root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(np.mean(np.square(values)))
+def _root_mean_square(errors: Sequence[ErrorVector]) -> float:
+    return math.sqrt(np.mean(np.square([error.length for error in errors])))
 
 
 def _factor(parts: float, count: int, chance: float) -> float:

@@ -1,0 +1,1 @@
+"""Numerics of comparisons: distances between arrays, and which of them rounding explains."""

@@ -1,0 +1,41 @@
+"""Distances between arrays: L2 norms of differences, absolute and relative to a reference."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def relative_l2(ours: ArrayLike, reference: ArrayLike) -> float:
+    """Returns `|ours - reference| / |reference|` over all elements; 0, not NaN, if both are 0."""
+    return relative(norm(difference(ours, reference)), norm(reference))
+
+
+def relative(distance: float, size: float) -> float:
+    """Returns `distance / size`. If `size` is 0: 0 for no distance, otherwise infinity."""
+    if size == 0:
+        return 0.0 if distance == 0 else math.inf
+    return distance / size
+
+
+def max_abs(ours: ArrayLike, reference: ArrayLike) -> float:
+    """Returns the largest absolute difference of two elements."""
+    return float(np.max(np.abs(difference(ours, reference))))
+
+
+def joint_norm(arrays: Iterable[np.ndarray]) -> float:
+    """Returns the L2 norm of several arrays taken together."""
+    return math.hypot(*map(norm, arrays))
+
+
+def norm(x: ArrayLike) -> float:
+    """Returns the L2 norm over all elements, computed in float64."""
+    # Not `np.linalg.norm`: its many threads wait for each other on machines with few cores.
+    return math.sqrt(float(np.square(np.asarray(x, np.float64)).sum()))
+
+
+def difference(ours: ArrayLike, reference: ArrayLike) -> np.ndarray:
+    """Returns `ours - reference` in float64; NaN where both are the same infinity."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(ours, np.float64) - np.asarray(reference, np.float64)
