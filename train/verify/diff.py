@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxllm.deviation import relative_l2
+from jaxllm.numerics.distance import relative_l2
 from jaxllm.orbax_layout import list_steps, read_step
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step

@@ -1,39 +1,32 @@
 """Layout equality: compares a training step in every variant with the step of a single device.
 
-The tolerance is measured: equivalent computations of the single-device step show how much
-rounding alone changes the result.
+The tolerance is measured: equivalent evaluations of the single-device step show how much rounding
+alone changes the result (`jaxllm.numerics.significance`).
 """
 
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from jaxllm.config import NumericsConfig, with_fields
-from jaxllm.deviation import (
-    deviation,
-    exceeds_noise,
-    gradient_deviation,
-    joint_norm,
-    update_deviation,
-)
 from jaxllm.models import Model
+from jaxllm.numerics.significance import FALSE_ALARMS
 from jaxllm.params import initialize, split
-from jaxllm.train.checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT
 from jaxllm.train.config import ConfigError, TrainConfig
 from jaxllm.train.mesh import make_mesh
 from jaxllm.train.setup import make_batches
 
+from .expected_step import ExpectedStep
 from .noise import equivalent_steps
-from .outcomes import Difference, Equality, Outcome
+from .outcomes import Equality, Outcome
 from .variants import (
     Arrays,
     Batch,
     Program,
-    Step,
     Variant,
     by_name,
     find_experts,
@@ -42,9 +35,6 @@ from .variants import (
 
 log = logging.getLogger("jaxllm")
 
-# Updates are compared only where the gradient is at least this many times its noise: Adam divides
-# by the gradient's own size, so elsewhere the update is noise.
-ABOVE_NOISE = 1e4
 BATCH_AXES = ("data", "fsdp")  # their sizes must divide the rows of every microbatch
 
 
@@ -80,7 +70,7 @@ def compare_variants(
         is_split = variant.accumulate > 1 and find_experts(model.config) is not None
         if is_split not in judges:
             comparable = _without_token_interaction(config) if is_split else config
-            judges[is_split] = Judge(comparable, weights, batch)
+            judges[is_split] = Judge(comparable, weights, batch, FALSE_ALARMS / len(chosen))
         outcomes.append(judges[is_split].outcome(variant))
         log.info("%s  %s", "equal" if outcomes[-1].ok else "WRONG", variant.name)
     return Equality(tuple(outcomes))
@@ -137,56 +127,24 @@ def _without_token_interaction(config: TrainConfig) -> TrainConfig:
 
 
 class Judge:
-    """Compares variants with the single-device step, whose noise floor it measures once.
+    """Compares variants with the single-device step, whose rounding errors it measures once.
 
     Args:
         config: the run, with its model filled in.
         weights: parameters by name, layers unstacked.
         batch: the batch of the step.
+        chance: the chance that a correct variant fails.
     """
 
-    def __init__(self, config: TrainConfig, weights: Arrays, batch: Batch):
+    def __init__(self, config: TrainConfig, weights: Arrays, batch: Batch, chance: float):
         assert config.model is not None, "compare_variants fills in the model"
         self._config, self._weights, self._batch = config, weights, batch
         single_device = Program(config, Variant())
-        self._reference = single_device(weights, batch)
-        self._equivalents = list(
-            equivalent_steps(single_device, config.model, weights, batch, config.seed + 1)
-        )
+        steps = [single_device(weights, batch)]
+        steps += equivalent_steps(single_device, config.model, weights, batch, config.seed + 1)
+        self._expected = ExpectedStep(steps, chance)
 
     def outcome(self, variant: Variant) -> Outcome:
         """Runs the step in a variant and compares it with the single-device step."""
         step = Program(self._config, variant)(self._weights, self._batch)
-        return Outcome(variant.name, tuple(differences(step, self._reference, self._equivalents)))
-
-
-def differences(step: Step, alone: Step, others: Sequence[Step]) -> Iterator[Difference]:
-    """Yields the differences from the single-device step: loss, norm, then each parameter's.
-
-    Args:
-        step: the step to judge.
-        alone: the step of a single device.
-        others: equivalent single-device steps; their spread is the noise floor.
-    """
-    for what, field in (("loss", "loss"), ("norm of all gradients", "grad_norm")):
-        actual, expected, *noise = (getattr(s, field) for s in (step, alone, *others))
-        yield Difference(what, "", *deviation(actual, expected, noise))
-    for what in (FIRST_MOMENT, SECOND_MOMENT):
-        field = what.replace(" ", "_")
-        actual, expected, *noise = (getattr(s, field) for s in (step, alone, *others))
-        total_norm = joint_norm(expected.values())
-        for name, array in expected.items():
-            equivalents = [arrays[name] for arrays in noise]
-            found = gradient_deviation(actual[name], array, equivalents, total_norm)
-            yield Difference(what, name, *found)
-    for name in alone.update:
-        yield _update_difference(name, step, alone, others)
-
-
-def _update_difference(name: str, step: Step, alone: Step, others: Sequence[Step]) -> Difference:
-    """Compares a parameter's update at the elements whose gradient is well above its noise."""
-    noise = (s.first_moment[name] for s in others)
-    counts = exceeds_noise(alone.first_moment[name], noise, ABOVE_NOISE)
-    actual, expected, *equivalents = (s.update[name][counts] for s in (step, alone, *others))
-    found = update_deviation(actual, expected, equivalents, alone.before[name][counts])
-    return Difference("update", name, *found)
+        return Outcome(variant.name, tuple(self._expected.differences(step)))

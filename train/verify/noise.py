@@ -1,4 +1,4 @@
-"""Equivalent single-device evaluations of a training step; their spread is its noise floor."""
+"""Equivalent single-device evaluations of a training step, which rounding alone sets apart."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,34 +12,34 @@ from jaxllm.params import named_parameters, unstack_name
 from .variants import Arrays, Batch, Program, Step, find_experts
 
 ULP = 2.0**-23  # relative spacing of float32 numbers
-SHUFFLES = 2
+EQUIVALENTS = 6
 
 
 def equivalent_steps(
     program: Program, config: Config, weights: Arrays, batch: Batch, seed: int
 ) -> Iterator[Step]:
-    """Yields the step with perturbed weights, then with its sums taken in other orders.
+    """Yields the step with perturbed weights and its sums in other orders, several times.
 
     Args:
         program: the single-device step.
         config: the model's config.
         weights: parameters by name, layers unstacked; perturbed by at most one ULP.
         batch: its rows are permuted for the other orders.
-        seed: for the perturbation and the permutations.
+        seed: for the perturbations and the permutations.
     """
     rng = np.random.default_rng(seed)
     experts = find_experts(config)
-    perturbed = {
-        name: x * np.float32(1 + ULP * rng.uniform(-1, 1, x.shape)) for name, x in weights.items()
-    }
-    yield program(perturbed, batch)
-    for _ in range(SHUFFLES):
+    for _ in range(EQUIVALENTS):
+        perturbed = {
+            name: x * np.float32(1 + ULP * rng.uniform(-1, 1, x.shape))
+            for name, x in weights.items()
+        }
         shuffle = Shuffle(config, rng)
         rows = rng.permutation(len(batch["mask"]))
         if experts is not None and experts.capacity is not None:
             rows = np.sort(rows)  # with a capacity, row order decides which tokens an expert takes
         shuffled = {name: x[rows] for name, x in batch.items()}
-        yield shuffle.undo(program(shuffle.apply(weights), shuffled))
+        yield shuffle.undo(program(shuffle.apply(perturbed), shuffled))
 
 
 class Shuffle:

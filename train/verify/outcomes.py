@@ -1,4 +1,4 @@
-"""Results of a layout comparison: differences, their thresholds, the verdict and its table."""
+"""Results of a layout comparison: differences, the verdict and its table."""
 
 import dataclasses
 import math
@@ -7,9 +7,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jaxllm import deviation
+from jaxllm.numerics.distance import relative
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT
+
+# A threshold above this is too high to tell a mistake from rounding.
+USEFUL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,23 +22,28 @@ class Difference:
     what: str  # loss, norm of all gradients, or a parameter's first moment, second moment or update
     parameter: str  # name of the parameter, or ""
     measured: float  # relative L2 error
-    floor: float  # noise floor: the error between equivalent single-device steps
+    floor: float  # noise floor: the error that rounding causes in equivalent single-device steps
+    threshold: float  # the largest error that rounding explains
+    # That of errors in the direction that rounding errors share, if `measured` leaves it out.
+    highest_threshold: float
     relative_to: str = "own"  # norm of the array; "all" gradients if this one is only noise
 
     @property
-    def threshold(self) -> float:
-        """The largest error that rounding explains."""
-        return deviation.training_threshold(self.floor)
+    def ok(self) -> bool:
+        """Whether the error is within the threshold; False for NaN and infinity."""
+        return math.isfinite(self.measured) and self.measured <= self.threshold
 
     @property
-    def ok(self) -> bool:
-        """Whether the error is within the threshold; False for NaN."""
-        return self.measured <= self.threshold
+    def is_decided(self) -> bool:
+        """Whether the threshold is low enough to tell a mistake from rounding."""
+        return not self.ok or self.highest_threshold <= USEFUL
 
     @property
     def ratio(self) -> float:
         """The error divided by the threshold; infinite for NaN."""
-        return math.inf if math.isnan(self.measured) else self.measured / self.threshold
+        if not math.isfinite(self.measured):
+            return math.inf
+        return relative(self.measured, self.threshold)
 
     @property
     def name(self) -> str:
@@ -44,7 +52,7 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the difference as JSON data; numbers that are not finite become null."""
-        data = {**dataclasses.asdict(self), "threshold": self.threshold, "ok": self.ok}
+        data = {**dataclasses.asdict(self), "ok": self.ok, "is_decided": self.is_decided}
         return replace_nonfinite(data)
 
 
@@ -86,13 +94,27 @@ class Equality:
     def summary(self) -> str:
         """The verdict in one or two sentences."""
         if (first := self.first) is None:
-            return f"All {len(self.outcomes)} variants match the single-device step."
+            equal = f"All {len(self.outcomes)} variants match the single-device step."
+            return f"{equal} {self._undecided}".rstrip()
         worst = first.worst
         count = sum(not outcome.ok for outcome in self.outcomes)
         return (
             f"{count} of {len(self.outcomes)} variants differ from the single-device step. The "
             f"first is {first.variant}: the error of its {worst.name} is {worst.measured:.1e}, "
             f"above the threshold of {worst.threshold:.1e}."
+        )
+
+    @property
+    def _undecided(self) -> str:
+        """What the comparison cannot tell, as a sentence; empty if there is nothing."""
+        compared = [found for outcome in self.outcomes for found in outcome.differences]
+        undecided = [found for found in compared if not found.is_decided]
+        if not undecided:
+            return ""
+        worst = max(undecided, key=lambda found: found.highest_threshold)
+        return (
+            f"{len(undecided)} of {len(compared)} comparisons cannot tell a mistake from rounding: "
+            f"the threshold of the {worst.name} is {worst.highest_threshold:.1e}."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from rich.console import Console
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT
 from jaxllm.train.verify.outcomes import Difference, Equality, Outcome
 
-FINE = Difference("loss", "", 1e-8, 1e-8)
-CLOSE = Difference(FIRST_MOMENT, "embed.embedding", 0.5 * FINE.threshold, 1e-8)
-WRONG = Difference(FIRST_MOMENT, "final_norm.scale", 10 * FINE.threshold, 1e-8)
-WORSE = Difference("update", "final_norm.scale", 1000 * FINE.threshold, 1e-8)
+FIGURES = (1e-7, 9.5e-7, 9.5e-7)  # floor, threshold and highest threshold
+FINE = Difference("loss", "", 1e-8, *FIGURES)
+CLOSE = Difference(FIRST_MOMENT, "embed.embedding", 0.5 * FINE.threshold, *FIGURES)
+WRONG = Difference(FIRST_MOMENT, "final_norm.scale", 10 * FINE.threshold, *FIGURES)
+WORSE = Difference("update", "final_norm.scale", 1000 * FINE.threshold, *FIGURES)
 UP_PROJ = "layers.7.mlp.experts.up_proj.kernel"
-LONG = Outcome("fsdp=4 x tensor=2", (Difference(FIRST_MOMENT, UP_PROJ, 3e-7, 1e-7),))
+LONG = Outcome("fsdp=4 x tensor=2", (Difference(FIRST_MOMENT, UP_PROJ, 3e-7, *FIGURES),))
 LONG_WRONG = Outcome(
     "gradient accumulation of 4",
-    (Difference("loss", "", 0.03, 1e-7), Difference(FIRST_MOMENT, UP_PROJ, 0.02, 1e-7)),
+    (Difference("loss", "", 0.03, *FIGURES), Difference(FIRST_MOMENT, UP_PROJ, 0.02, *FIGURES)),
 )
 
 
@@ -25,13 +26,13 @@ def test_a_difference_passes_up_to_its_threshold():
     assert FINE.ok
     assert not WRONG.ok
     assert WRONG.ratio > 1 > CLOSE.ratio > FINE.ratio
-    at_it = Difference("loss", "", FINE.threshold, FINE.floor)
+    at_it = Difference("loss", "", FINE.threshold, *FIGURES)
     assert at_it.ok
     assert math.isclose(at_it.ratio, 1)
 
 
 def test_nan_fails_with_an_infinite_ratio():
-    nan = Difference("loss", "", math.nan, 1e-8)
+    nan = Difference("loss", "", math.nan, *FIGURES)
     assert not nan.ok
     assert nan.ratio == math.inf
     assert nan.to_json()["measured"] is None
@@ -59,6 +60,17 @@ def test_the_verdict_names_the_first_failing_variant():
     assert "first moment of final_norm.scale" in found.summary
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert [variant["ok"] for variant in data["variants"]] == [True, False, False]
+
+
+def test_what_the_comparison_cannot_tell_is_said():
+    wide = Difference("update", "embed.embedding", 1e-8, 1e-4, 5e-4, 0.02)
+    assert wide.ok
+    assert not wide.is_decided
+    assert WRONG.is_decided
+    assert Equality((Outcome("a", (FINE, wide)),)).summary == (
+        "All 1 variants match the single-device step. 1 of 2 comparisons cannot tell a mistake "
+        "from rounding: the threshold of the update of embed.embedding is 2.0e-02."
+    )
 
 
 def test_the_table_marks_failures():
