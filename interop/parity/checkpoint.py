@@ -27,6 +27,7 @@ from .alignment.prompt import MIN_TOKENS, text_tokens, tokenizer_of
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
+from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
 from .rendered_report import Report
 
@@ -116,6 +117,7 @@ def check_checkpoint(
     levels: Sequence[str] | None = None,
     rules: Any = None,
     scratch: str | Path | None = None,
+    dtype: str = FLOAT32.dtype,
     **prompt: Any,
 ) -> Report:
     """Compares what JAX and PyTorch compute from the same checkpoint.
@@ -134,6 +136,8 @@ def check_checkpoint(
         scratch: for models larger than memory, a folder with room for the float32 weights and
             all activations of both sides, which are deleted afterwards. The training and
             generation levels do not exist then.
+        dtype: the dtype that both sides hold weights and compute in: float32, bfloat16 or float16.
+            The training and generation levels exist in float32 alone.
         prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of drawn
             inputs, and `random` for random tokens in place of text; see `InputOptions`.
 
@@ -143,14 +147,16 @@ def check_checkpoint(
     Raises:
         ImportError: torch or transformers is not installed.
         CheckpointError: the folder is not a checkpoint that both sides can read.
-        UserError: `num_tokens` is too small for a verdict, tokens and text are both given, or a
-            level is unknown or does not exist for the model.
+        UserError: `dtype` is unknown, `num_tokens` is too small for a verdict, tokens and text are
+            both given, or a level is unknown or does not exist for the model.
     """
     path, given = Path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
+    if dtype not in PRECISIONS:
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
-    reference, model = open_both(path, rules, model, store)
+    reference, model = open_both(path, rules, model, store, dtype)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
@@ -161,7 +167,11 @@ def check_checkpoint(
 
 
 def open_both(
-    path: Path, rules: Any = None, model: Model | None = None, store: ArrayStore = in_memory
+    path: Path,
+    rules: Any = None,
+    model: Model | None = None,
+    store: ArrayStore = in_memory,
+    dtype: str = FLOAT32.dtype,
 ) -> tuple[Any, Model]:
     """Loads a checkpoint as a PyTorch module and as a JAX model, unless `model` is given.
 
@@ -169,12 +179,17 @@ def open_both(
     """
     family = None if rules is not None else _family_of(path)
     require_torch()
+    import torch
+
     if model is None:
         load = load_pretrained if store is in_memory else open_pretrained
-        model = load(path, dtype="float32", rules=rules)
-    if family is None or family.reference is not None:
-        return load_plain(path, rules, store), model
-    return _load_reference(path, family, store), model
+        model = load(path, dtype=dtype, rules=rules)
+    if family is not None and family.reference is None:
+        return _load_reference(path, family, store, dtype), model
+    reference = load_plain(path, rules, store)
+    for parameter in reference.parameters() if dtype != FLOAT32.dtype else ():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return reference, model
 
 
 def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
@@ -203,7 +218,7 @@ def _family_of(path: Path) -> Family:
     )
 
 
-def _load_reference(path: Path, family: Family, store: ArrayStore) -> Any:
+def _load_reference(path: Path, family: Family, store: ArrayStore, dtype: str) -> Any:
     """Loads the model with transformers, its parameters kept in the array store `store`."""
     import torch
     import transformers
@@ -213,7 +228,7 @@ def _load_reference(path: Path, family: Family, store: ArrayStore) -> Any:
     with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path,
-            dtype=torch.float32,
+            dtype=getattr(torch, dtype),
             attn_implementation="eager",
             local_files_only=True,
             output_loading_info=True,

@@ -32,16 +32,12 @@ from .levels.table import (
 )
 from .levels.weights import shape_mismatches
 from .numerics.array_store import ArrayStore, in_memory
+from .numerics.precision import FLOAT32, PRECISIONS, computed_in, dtype_name
 from .progress import expecting
 from .rendered_report import Report
 from .report.judged import Judged
 
 PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
-DTYPES = {
-    "reference": "float32, plain attention",
-    "model": f"float32, matmul precision {PRECISION}",
-    "metrics": "float64",
-}
 TOLERANCE = {"false_alarms": FALSE_ALARMS, "draws": DRAWS}
 
 
@@ -59,11 +55,12 @@ def compare(
 ) -> Report:
     """Compares a JAX model with a PyTorch reference and reports where they first diverge.
 
-    Both run in float32. Weights must be equal bit for bit and configs field by field. Everything
-    else is judged by its distance from the reference in float64: it must be no larger than rounding
-    may cause, which is measured by running the reference with simulated rounding. Every activation
-    is compared twice: after all preceding ones, and on its own, computed from the reference's
-    activations. If sizes differ, only config and weights are compared, and all other levels fail.
+    Both run in one dtype, at the training and generation levels float32. Weights must be equal bit
+    for bit and configs field by field. Everything else is judged by its distance from the reference
+    in float64: it must be no larger than rounding may cause, which is measured by running the
+    reference with simulated rounding. Every activation is compared twice: after all preceding ones,
+    and on its own, computed from the reference's activations. If sizes differ, only config and
+    weights are compared, and all other levels fail.
 
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a model of
@@ -84,13 +81,12 @@ def compare(
             executed, or an object with the same attributes. Their `config` reads the config file
             that `model` was loaded with or, if it was loaded by other rules, the result of their
             `fields` for the config of `model`.
-        recordings: an empty dict that is filled, so that later comparisons of the same reference
-            need not run it again.
+        recordings: an empty dict, filled so that later comparisons need not run the reference.
 
     Raises:
         CheckpointError: the rules cannot be read, or give no fields for their `config` to read.
-        UserError: a level is unknown, a dtype is not float32, the reference's family has no rules,
-            or the tokens are not in the vocabulary.
+        UserError: a level is unknown or does not exist in this dtype, the two sides have different
+            dtypes, the reference's family has no rules, or the tokens are not in the vocabulary.
     """
     comparison = Comparison(
         reference=reference,
@@ -117,7 +113,9 @@ def _compare(comparison: Comparison) -> Report:
     with expecting(sum(stage.runs(comparison.levels) for stage in stages)):
         found = {stage.name: stage.compare(comparison) for stage in stages}
     name = type(comparison.reference).__name__
-    return assemble(name, comparison.inputs, comparison.levels, found, ("torch", "transformers"))
+    packages = "torch", "transformers"
+    dtype = output_config(comparison.model).numerics.dtype
+    return assemble(name, comparison.inputs, comparison.levels, found, packages, dtype)
 
 
 def assemble(
@@ -126,6 +124,7 @@ def assemble(
     levels: Sequence[str],
     found: Mapping[str, Any],
     packages: Sequence[str] = (),
+    dtype: str = FLOAT32.dtype,
 ) -> Report:
     """Builds the report: judges the result of each stage at its levels.
 
@@ -136,6 +135,7 @@ def assemble(
             the rows of all stages that were run.
         found: results of the stages, by stage name.
         packages: packages, besides those in `PACKAGES`, whose versions are reported.
+        dtype: that both sides compute in.
     """
     unjudged = tuple(level for level in levels if LEVELS[level].stage.name not in found)
     rows = {
@@ -157,7 +157,12 @@ def assemble(
         batch_size=batch_size,
         length=length,
         seed=None,
-        dtypes=DTYPES,
+        dtype=dtype,
+        dtypes={
+            "reference": f"{dtype}, plain attention",
+            "model": f"{dtype}, matmul precision {PRECISION}",
+            "metrics": "float64",
+        },
         tolerance=TOLERANCE,
         **{**details, "versions": _versions(packages) | details["versions"]},
     )
@@ -180,16 +185,22 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 def _check(reference: Any, model: Model, inputs: Inputs) -> None:
     """Rejects dtypes and inputs that cannot be compared."""
-    dtypes = {str(parameter.dtype) for parameter in reference.parameters()}
-    if dtypes != {"torch.float32"}:
-        raise UserError(
-            f"the parameters of the reference are {', '.join(sorted(dtypes)) or 'missing'}; "
-            "parity is judged in float32: convert it with .float()"
-        )
-    if (dtype := output_config(model).numerics.dtype) != "float32":
-        raise UserError(
-            f"the model computes in dtype={dtype!r}; parity is judged in float32: load it with "
-            'dtype="float32"'
-        )
+    _check_dtypes(reference, model)
     if problems := inputs.problems(model, adapter_of(reference).masks(reference)):
         raise UserError("; ".join(problems))
+
+
+def _check_dtypes(reference: Any, model: Model) -> None:
+    """Rejects sides that do not compute in one and the same dtype."""
+    found = set(map(dtype_name, reference.parameters()))
+    theirs, ours = computed_in(found), output_config(model).numerics.dtype
+    if theirs is None:
+        raise UserError(
+            f"the parameters of the reference are {', '.join(sorted(found)) or 'missing'}; they "
+            f"must be in one dtype of {', '.join(PRECISIONS)}: convert it with .float()"
+        )
+    if ours != theirs.dtype:
+        raise UserError(
+            f"the model computes in dtype={ours!r}, the reference in {theirs.dtype}: load the "
+            f'model with dtype="{theirs.dtype}"'
+        )

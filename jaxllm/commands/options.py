@@ -59,13 +59,16 @@ def add_step(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dtype(command: argparse.ArgumentParser) -> None:
-    """Adds the option that casts the weights."""
+def add_dtype(
+    command: argparse.ArgumentParser, default: str | None = None, purpose: str = ""
+) -> None:
+    """Adds the option that casts the weights; by default they stay as stored."""
     command.add_argument(
         "--dtype",
         choices=DTYPES,
+        default=default,
         metavar="DTYPE",
-        help="%(choices)s (default: as stored)",
+        help=f"{purpose} %(choices)s (default: {default or 'as stored'})".strip(),
     )
 
 

@@ -11,7 +11,7 @@ from jaxllm.errors import UserError, did_you_mean
 
 from .choices import LevelNames
 from .environment import join_processes, log_to_stderr, print_rich, progress_bar
-from .options import AddCommand, add_json, add_rules, add_seed, count, read_text
+from .options import AddCommand, add_dtype, add_json, add_rules, add_seed, count, read_text
 from .parser import CommandParser
 from .runs import read_run_config
 
@@ -58,6 +58,7 @@ def _add_parity_options(parity: CommandParser) -> None:
         metavar="FOLDER",
         help="for a model larger than memory: an existing folder for weights and activations",
     )
+    add_dtype(parity, "float32", "of weights and activations on both sides")
     add_json(parity, "the report")
     add_rules(parity)
 
@@ -200,6 +201,7 @@ def _parity(arguments: argparse.Namespace) -> int:
             levels=QUICK if arguments.quick else arguments.levels,
             rules=arguments.rules,
             scratch=arguments.scratch,
+            dtype=arguments.dtype,
         )
     return _finish(report, arguments)
 

@@ -68,8 +68,14 @@ def with_own_head(table: RuleTable, reference: Any) -> RuleTable:
 
 
 def tensors_of(reference: Any) -> dict[str, np.ndarray]:
-    """Returns the reference's state dict as NumPy arrays, tied weights included."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in reference.state_dict().items()}
+    """Returns the reference's state dict as NumPy arrays, tied weights included.
+
+    Values of bfloat16, which NumPy lacks, are in float32.
+    """
+    return {
+        name: (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).cpu().numpy()
+        for name, tensor in reference.state_dict().items()
+    }
 
 
 def split_fused(

@@ -17,6 +17,11 @@ def is_constant(func: Any, args: tuple, given: dict[str, Any]) -> bool:
 
     if func is torch.ops.aten.lift_fresh.default:  # `torch.tensor(1.5)`: written in the code
         return True
+    if func is torch.ops.aten._to_copy.default and given.get("dtype") in (
+        torch.bfloat16,
+        torch.float16,
+    ):
+        return False  # a table of angles, say, which another implementation need not round
     tensors = [x for x in tree_leaves((args, given)) if isinstance(x, torch.Tensor)]
     return all(not _is_inexact(x) or hasattr(x, MARK) for x in tensors)
 

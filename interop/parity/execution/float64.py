@@ -1,4 +1,4 @@
-"""Float64: the reference's results without the rounding of float32, the truth of a comparison."""
+"""Float64: the reference's results without rounding, the truth of a comparison."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from .grouped_product import grouped_product
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Within this context, PyTorch computes in float64 whatever it would compute in float32.
+    """Within this context, PyTorch computes in float64 whatever it would compute in less.
 
-    Casts to float32 become casts to float64, and every float32 tensor is widened where it is used.
-    Constants, which depend on integers alone, are computed in float32 as always.
+    Casts to float32 and narrower types become casts to float64, and every such tensor is widened
+    where it is used. Constants, which depend on integers alone, are computed as always.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_map
 
-    narrow, wide = torch.float32, torch.float64
+    narrow, wide = {torch.float32, torch.bfloat16, torch.float16}, torch.float64
 
     def widened(value: Any) -> Any:
-        is_narrow = isinstance(value, torch.Tensor) and value.dtype == narrow
+        is_narrow = isinstance(value, torch.Tensor) and value.dtype in narrow
         return value.to(wide) if is_narrow else value
 
     class InFloat64(TorchDispatchMode):
@@ -35,7 +35,8 @@ def in_float64() -> Iterator[None]:
                 return unmarked(func(*args, **given))
             if is_constant(func, args, given):
                 return marked(func(*args, **given))
-            given = {n: wide if v is narrow else v for n, v in given.items()}
+            is_cast = given.get("dtype") in narrow
+            given = given | {"dtype": wide} if is_cast else given
             args, given = tree_map(widened, args), tree_map(widened, given)
             if func is torch.ops.aten._grouped_mm.default:  # does not exist in float64
                 func = grouped_product

@@ -10,13 +10,17 @@ the squares of the terms. With independent rounding errors, uniform within the u
 (Higham and Mary, 2019, "A new approach to probabilistic rounding error analysis"), the variance of
 s is `u^2 (k s^2 / 9 + k q / 18)`, and `u^2 q / 3` more for the rounding of products. Kernels that
 add in blocks lose less. The error of a function of single elements has the deviation u times its
-result.
+result. In bfloat16 and float16, sums are kept in float32 and only results are rounded, to the
+nearest number, which loses at most `u / sqrt(3)` times the result in the root mean square.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
+
+from jaxllm.interop.parity.numerics.precision import FLOAT32, Precision, precision_of
 
 from .constants import is_constant, marked, unmarked
 from .grouped_product import grouped_product
@@ -25,11 +29,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DRAWS = 4  # runs that show what rounding may do
-UNIT_ROUNDOFF = 2.0**-24  # of float32
 # Largest error: a masked score, which is the smallest float or minus infinity, stays as it is.
 LARGE = 1e30
 SMALL = 1e-30  # divides in place of zero
 POOL = 2**22  # random numbers that errors are taken from, at a random place for every operation
+
+CAST = "aten::_to_copy"
 
 # Functions of single elements that do not round.
 EXACT = frozenset(
@@ -44,7 +49,7 @@ EXACT = frozenset(
 
 @contextmanager
 def simulated_rounding(seed: int) -> Iterator[None]:
-    """Within this context, PyTorch's operations on float32 tensors have additional rounding.
+    """Within this context, PyTorch's operations have additional rounding, except in float64.
 
     All that models of transformers and plain modules usually consist of: products, sums, norms,
     softmax, and functions of single elements. Operations in place have none.
@@ -63,12 +68,16 @@ class Noise:
         import torch
 
         self._generator = torch.Generator().manual_seed(seed)
-        self._pool = UNIT_ROUNDOFF * torch.randn(POOL, generator=self._generator)
+        self._pool = FLOAT32.unit_roundoff * torch.randn(POOL, generator=self._generator)
 
     def added(self, value: "Tensor", deviation: "Tensor") -> "Tensor":
-        """Returns the value with errors of this standard deviation, in units of roundoff."""
+        """Returns the value with errors of this standard deviation, in units of its roundoff."""
         import torch
 
+        precision = precision_of(value)
+        if precision is not None and precision is not FLOAT32:
+            times = precision.unit_roundoff / FLOAT32.unit_roundoff / math.sqrt(3)
+            return self.added(value.float(), deviation.float() * times).to(value.dtype)
         moved = torch.empty_like(value, memory_format=torch.contiguous_format)
         parts = (value.reshape(-1), deviation.expand_as(value).reshape(-1), moved.view(-1))
         for before, size, after in zip(*(part.split(POOL // 2) for part in parts), strict=True):
@@ -109,16 +118,18 @@ def _simulated_rounding() -> Callable[[Noise], AbstractContextManager[Any]]:
             if func is torch.ops.aten.mul.Tensor and result.dtype == torch.complex64:
                 size = result.abs()[..., None]
                 return torch.view_as_complex(self.noise.added(torch.view_as_real(result), size))
-            is_rounded = isinstance(result, torch.Tensor) and result.dtype == torch.float32
-            if not is_rounded or result.numel() == 0:
+            precision = precision_of(result)
+            if precision is None or result.numel() == 0:
                 return result
-            deviation = _deviation(func, args, given, result)
+            deviation = _deviation(func, args, given, result, precision)
             return result if deviation is None else self.noise.added(result, deviation)
 
     return SimulatedRounding
 
 
-def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor") -> Any:
+def _deviation(
+    func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor", precision: Precision
+) -> Any:
     """Returns the standard deviation of the rounding error of a result, in units of roundoff.
 
     None if the operation does not round.
@@ -126,10 +137,12 @@ def _deviation(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor
     import torch
 
     name = func._schema.name
-    if name in DEVIATIONS:
+    is_narrow = precision is not FLOAT32
+    if name in DEVIATIONS and not is_narrow:
         return DEVIATIONS[name](func, args, given, result)
-    if torch.Tag.pointwise in func.tags and name not in EXACT:
-        return result.clamp(-LARGE, LARGE)  # its sign does not matter
+    is_function = torch.Tag.pointwise in func.tags and name not in EXACT
+    if is_function or (is_narrow and name in (*DEVIATIONS, CAST)):
+        return result.float().clamp(-LARGE, LARGE)  # its sign does not matter
     return None
 
 

@@ -18,6 +18,7 @@ from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, tra
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.numerics import metrics
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.report.activation_rows import (
@@ -130,7 +131,10 @@ def _judge_tap(
 ) -> TapResult:
     size, apart = recording.size(path), recording.departure(path, ours[path])
     compared = recording.unpadded(path)
-    ulp_p50, ulp_p99, ulp_max = metrics.ulps(recording.unpadded(path, ours[path]), compared)
+    ulp_p50, ulp_p99, ulp_max = (
+        apart * FLOAT32.unit_roundoff / recording.precision.unit_roundoff
+        for apart in metrics.ulps(recording.unpadded(path, ours[path]), compared)
+    )
     own = None
     if forced is not None and recording.forced is not None:
         own = recording.forced.judge(path, recording.departure(path, forced[path]), size)
@@ -144,6 +148,7 @@ def _judge_tap(
         ulp_p50=ulp_p50,
         ulp_p99=ulp_p99,
         ulp_max=ulp_max,
+        useful=recording.precision.useful,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
 from jaxllm.interop.parity.alignment.inputs import output_config
+from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.models import Model
 
 from .config import CONFIG
@@ -21,9 +22,17 @@ def is_loaded(model: Model) -> bool:
     return not is_stored(model)
 
 
+def is_trained(model: Model) -> bool:
+    """Whether training steps can be compared: in float32, as weights are trained."""
+    return is_loaded(model) and output_config(model).numerics.dtype == FLOAT32.dtype
+
+
 def generates(model: Model) -> bool:
-    """Whether the model can generate. Models that pool their sequences cannot."""
-    return is_loaded(model) and not getattr(output_config(model), "pooled", False)
+    """Whether generated texts can be compared: in float32, elsewhere ties of tokens are common.
+
+    Models that pool their sequences cannot generate.
+    """
+    return is_trained(model) and not getattr(output_config(model), "pooled", False)
 
 
 LEVELS: dict[str, Level] = {
@@ -70,7 +79,7 @@ LEVELS: dict[str, Level] = {
             noun="gradients",
             title="Gradients",
             caption="The gradients of the loss that are closest to their thresholds.",
-            exists_for=is_loaded,
+            exists_for=is_trained,
         ),
         Level(
             name="step",
@@ -80,7 +89,7 @@ LEVELS: dict[str, Level] = {
             title="One step",
             caption="After one AdamW step: both moments, and the update where it exceeds noise. "
             "Those closest to their thresholds are listed.",
-            exists_for=is_loaded,
+            exists_for=is_trained,
         ),
         Level(
             name="curve",
@@ -89,7 +98,7 @@ LEVELS: dict[str, Level] = {
             noun="steps",
             title="Training",
             caption="Both sides train on the same batches: losses and their relative difference.",
-            exists_for=is_loaded,
+            exists_for=is_trained,
             by_default=False,  # it takes as long as all others together
         ),
         Level(

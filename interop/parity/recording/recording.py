@@ -21,6 +21,7 @@ from jaxllm.interop.parity.execution.torch_trace import (
 )
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import SCORES
+from jaxllm.interop.parity.numerics.precision import FLOAT32, Precision, computed_in, dtype_name
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.activation_rows import LOGITS
 from jaxllm.numerics.distance import max_abs
@@ -45,6 +46,7 @@ class Recording:
     routers: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
     of_source: frozenset[str] = frozenset()  # taps whose positions are those of the source
     sample: Sample | None = None  # which elements of each array are kept; None: all
+    precision: Precision = FLOAT32  # of the reference
 
     @classmethod
     def from_pack(cls, kept: Mapping[str, Any]) -> Self:
@@ -63,7 +65,8 @@ class Recording:
     def to_pack(self) -> dict[str, Any]:
         """Returns the recording as plain data and arrays."""
         forced = None if self.forced is None else self.forced.to_pack()
-        return {**plain(self), "free": self.free.to_pack(), "forced": forced}
+        kept = {n: x for n, x in plain(self).items() if n != "precision"}  # float32 in every pack
+        return {**kept, "free": self.free.to_pack(), "forced": forced}
 
     @property
     def whole_rows(self) -> list[int] | None:
@@ -158,6 +161,7 @@ def record(
     trace = partial(trace_reference, reference, inputs, alignment.names, store=store)
     announce("activations: reference")
     outputs = trace()
+    precision = computed_in(map(dtype_name, reference.parameters())) or FLOAT32
     arrays = _aligned(outputs, alignment, store)
     whole = Recording(
         inputs=inputs,
@@ -167,6 +171,7 @@ def record(
         routers={path: [] for path in arrays if path.endswith(ROUTER)},
         largest={path: 0.0 for path in arrays if path == LOGITS or path.endswith(ROUTER)},
         sample=sample,
+        precision=precision,
     )
     kept = whole
     if sample is not None:

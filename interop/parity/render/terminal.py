@@ -48,7 +48,7 @@ def _verdict(report: Report) -> Panel:
     return Panel(
         Text("\n\n".join(filter(None, lines))),
         title=f"[bold]{headline(report)}",
-        subtitle=f"{report.tokens} tokens: {report.inputs}; float32",
+        subtitle=f"{report.tokens} tokens: {report.inputs}; {report.dtype}",
         border_style="green" if report.ok else "red",
         title_align="left",
         subtitle_align="left",

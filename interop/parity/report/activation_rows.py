@@ -50,17 +50,16 @@ class TapResult(Judged):
     the accumulated noise of all preceding activations.
     """
 
-    useful = 1e-3
-
     path: str
     cumulative: Error  # after all preceding activations
     max_over_rms: float  # largest difference / RMS of the reference
     forced: Error | None = None  # its own error, computed from the reference's inputs
     is_output: bool = False  # whether this is the output of the whole model
-    ulp_p50: float = 0.0  # median distance in float32 ULPs
+    ulp_p50: float = 0.0  # median distance in ULPs of the dtype
     ulp_p99: float = 0.0  # 99th percentile of that distance
     ulp_max: float = 0.0  # largest distance; of large activations, all three are of a sample
     hint: str | None = None
+    useful: float = 1e-3  # a threshold above this is too high to tell a mistake from rounding
 
     @property
     def ok(self) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 Verdict = Literal["equal within rounding", "differs", "cannot tell"]
 
@@ -16,6 +16,7 @@ class Judged:
         floor: the noise floor: the error that rounding alone causes in the reference.
         threshold: the largest error that passes.
         hint: the likely cause, if known.
+        useful: a threshold above this is too high to tell a mistake from rounding.
     """
 
     path: str
@@ -23,8 +24,7 @@ class Judged:
     floor: Any
     threshold: Any
     hint: str | None
-    # A threshold above this is too high to tell a mistake from rounding.
-    useful: ClassVar[float] = math.inf
+    useful: float = math.inf
 
     @property
     def ok(self) -> bool:

@@ -69,6 +69,7 @@ class Report:
     tokens: int  # the number compared, without padding
     inputs: str = "given inputs"  # what was compared on, in words
     seed: int | None  # of drawn inputs; None: the inputs were given
+    dtype: str = "float32"  # that both sides compute in
     dtypes: dict[str, str]
     versions: dict[str, str]
     tolerance: dict[str, float]

@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from tiers import examples
 from tokenizers import Tokenizer, models
 
 from jaxllm.errors import MissingPackageError, UserError
 from jaxllm.interop import CheckpointError, load_pretrained, parity
 from jaxllm.interop.parity.alignment.prompt import text_tokens
 from jaxllm.interop.parity.golden import record_checkpoint
+from jaxllm.interop.parity.numerics.precision import PRECISIONS
 
 check_checkpoint = functools.partial(parity.check_checkpoint, levels=("logits", "layers"))
 
@@ -38,6 +40,29 @@ def test_a_model_with_other_weights_fails(folder, make_llama, convert):
     broken.final_norm.scale[...] *= 1.01
     report = check_checkpoint(str(folder), num_tokens=320, model=broken)
     assert report.first_divergence.path == "final_norm"
+
+
+@pytest.mark.parametrize("dtype", examples(["bfloat16", "float16"], "bfloat16"))
+def test_a_checkpoint_is_compared_in_narrow_dtypes(folder, dtype):
+    report = parity.check_checkpoint(folder, dtype=dtype, random=True)
+    assert report.ok, report.first_divergence
+    assert report.verdicts.keys() == {"weights", "config", "logits", "layers"}
+    assert report.dtype == dtype
+    alone = [tap.forced for tap in report.taps if tap.forced]
+    unit = PRECISIONS[dtype].unit_roundoff
+    assert 0.1 * unit < max(error.relative_l2 for error in alone) < unit
+    assert max(error.threshold for error in alone) < 10 * unit
+    broken = load_pretrained(folder, dtype=dtype)
+    broken.final_norm.scale[...] *= 1.03
+    report = check_checkpoint(folder, dtype=dtype, model=broken)
+    assert report.first_divergence.path == "final_norm"
+
+
+def test_training_exists_in_float32_alone(folder):
+    with pytest.raises(ValueError, match=r"one of weights, config, logits, layers$"):
+        parity.check_checkpoint(folder, dtype="bfloat16", levels=("step",))
+    with pytest.raises(ValueError, match="dtype='int8' is not one of float32, float16, bfloat16"):
+        parity.check_checkpoint(folder, dtype="int8")
 
 
 @pytest.mark.exhaustive

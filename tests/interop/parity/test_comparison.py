@@ -215,8 +215,10 @@ def test_invalid_levels_inputs_and_dtypes_are_rejected(make_llama, convert, toke
         compare(llama, model, np.arange(97)[None])
     with pytest.raises(ValueError, match="the model computes in dtype='bfloat16'"):
         compare(llama, configure({"numerics.dtype": "bfloat16"})(model), tokens)
-    with pytest.raises(ValueError, match=r"torch.bfloat16; parity is judged in float32"):
+    with pytest.raises(ValueError, match='in bfloat16: load the model with dtype="bfloat16"'):
         compare(make_llama().bfloat16(), model, tokens)
+    with pytest.raises(ValueError, match="float64; they must be in one dtype of float32, float16"):
+        compare(make_llama().double(), model, tokens)
 
 
 def test_only_the_wrong_activations_fail_on_their_own(pair, tokens):

@@ -35,6 +35,25 @@ def test_casts_buffers_and_new_tensors_are_in_float64():
     assert module(x).dtype == torch.float32  # nothing lasts
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_computed_in_float64(dtype):
+    """Tables of angles too, which are constants in float32, are not rounded to a narrow type."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 7), (7, 7)))
+
+    def run():
+        angles = torch.arange(7.0).cos().to(dtype)
+        return functional.softmax((x @ weight) * angles, -1, dtype=torch.float32).to(dtype)
+
+    with in_float64():
+        found = run()
+    assert found.dtype == torch.float64
+    angles = torch.arange(7.0).cos().double()
+    exact = torch.softmax((x.double() @ weight.double()) * angles, -1)
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-15)
+    assert run().dtype == dtype
+
+
 @pytest.mark.parametrize("name", examples(CASES, "llama", "gpt2", "mixtral"))
 def test_gradients_of_a_model_do_not_depend_on_the_order_of_sums(name):
     """In float64 a permuted batch gives the same loss and gradients to 1e-12; float32 does not."""

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jaxllm.interop.parity.execution.simulated_rounding import UNIT_ROUNDOFF, simulated_rounding
+from jaxllm.interop.parity.execution.simulated_rounding import simulated_rounding
+from jaxllm.interop.parity.numerics.precision import FLOAT32, PRECISIONS
+
+UNIT_ROUNDOFF = FLOAT32.unit_roundoff
 
 
 def error(function, *args, draws=10) -> float:
@@ -118,3 +121,34 @@ def test_masked_scores_stay_finite():
         masked = scores + 0.5 * scores.sign() * 0 - 1.0
         assert masked.isfinite().all()
         assert functional.softmax(masked, -1).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * 1.5,
+        lambda x: x @ torch.eye(x.shape[1], dtype=x.dtype),
+        lambda x: x.float().to(x.dtype),
+        lambda x: functional.softmax(x, -1, dtype=torch.float32).to(x.dtype),
+    ],
+    ids=["function", "product", "cast", "softmax"],
+)
+def test_narrow_results_lose_what_rounding_to_their_dtype_loses(name, function):
+    dtype, unit = getattr(torch, name), PRECISIONS[name].unit_roundoff
+    x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    plain = function(x).double()
+    with simulated_rounding(0):
+        moved = function(x)
+    assert moved.dtype == dtype
+    relative = ((moved.double() - plain).square().mean() / plain.square().mean()).sqrt() / unit
+    assert 0.45 < relative < 1
+
+
+def test_what_narrow_types_do_not_round_stays():
+    x = torch.randn(30, 40).bfloat16()
+    hidden = torch.full((40,), torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16)
+    with simulated_rounding(0):
+        assert torch.equal(x.T.contiguous().T, x)
+        assert torch.equal(torch.relu(x), x.clamp_min(0))
+        assert torch.equal(x + hidden, hidden.expand(30, 40))

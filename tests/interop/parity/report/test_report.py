@@ -48,6 +48,7 @@ def test_json_is_valid_and_complete(report):
         "ulp_max": 0.0,
         "hint": None,
         "measured": 0.0,
+        "useful": 1e-3,
         "ok": True,
         "verdict": "equal within rounding",
     }
