@@ -1,11 +1,48 @@
 """Index files of Hugging Face folders: which shard holds each tensor."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .stored_tensor import CheckpointError, StoredTensor, parse_json
 
 ReadHeader = Callable[[Path], Mapping[str, StoredTensor]]
+
+logger = logging.getLogger(__name__)
+
+
+def read_single_or_indexed(
+    directory: Path, single: str, index: str, read_header: ReadHeader
+) -> dict[str, StoredTensor]:
+    """Locates every tensor of a folder: of its single file, else of its index file.
+
+    That is transformers' order of preference. An index file beside a single file is a leftover of
+    an earlier, sharded save.
+
+    Args:
+        directory: the folder.
+        single: the name of the file that holds all tensors.
+        index: the name of the index file.
+        read_header: locates the tensors of one file.
+
+    Raises:
+        CheckpointError: the folder has neither, or a file is damaged. Lists every problem.
+    """
+    found = sorted(path.name for path in directory.iterdir())
+    files = [name for name in (single, index) if (directory / name).is_file()]
+    if len(files) == 2:
+        logger.warning(
+            "%s has both %s and %s: only %s is read, as transformers does",
+            *(directory, single, index, single),
+        )
+    # An entry that is not a file, such as a dangling link, is opened for its error.
+    chosen = next((name for name in (*files, single, index) if name in found), None)
+    if chosen == single:
+        return dict(read_header(directory / single))
+    if chosen == index:
+        return read_indexed(directory / index, read_header)
+    content = ", ".join(found) or "nothing"
+    raise CheckpointError(f"{directory}: no {index} and no {single}; found {content}")
 
 
 def read_indexed(index: Path, read_header: ReadHeader) -> dict[str, StoredTensor]:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .file_writer import PlannedFile
-from .hf_index import read_indexed
+from .hf_index import read_single_or_indexed
 from .lazy_tensor import TensorSource
 from .stored_tensor import (
     DTYPE_NAMES,
@@ -41,19 +41,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
-    """Locates every tensor of a Hugging Face folder; the index file decides, if there is one.
+    """Locates every tensor of a Hugging Face folder: of a single file, else of an index file.
 
     Raises:
         CheckpointError: the folder has no weights, or the index file or a shard is damaged. Lists
             every problem.
     """
-    found = sorted(path.name for path in directory.iterdir())
-    if INDEX_NAME in found:
-        return read_indexed(directory / INDEX_NAME, read_header)
-    if SINGLE_NAME in found:
-        return read_header(directory / SINGLE_NAME)
-    content = ", ".join(found) or "nothing"
-    raise CheckpointError(f"{directory}: no {INDEX_NAME} and no {SINGLE_NAME}; found {content}")
+    return read_single_or_indexed(directory, SINGLE_NAME, INDEX_NAME, read_header)
 
 
 def lay_out(

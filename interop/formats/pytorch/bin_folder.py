@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxllm.interop.formats.hf_index import read_indexed
+from jaxllm.interop.formats.hf_index import read_single_or_indexed
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from . import torch_zip
@@ -13,14 +13,13 @@ INDEX_NAME = "pytorch_model.bin.index.json"
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """Locates every tensor of a folder, by name; the index file decides, if there is one.
+    """Locates every tensor of a folder, by name: of a single file, else of an index file.
 
     Names lose the prefixes of training wrappers; see `wrapped_names`.
 
     Raises:
         CheckpointError: the index file or a shard is damaged. Lists every problem.
     """
-    index = path / INDEX_NAME
-    if index.exists():
-        return strip_wrappers(read_indexed(index, torch_zip.read_header))
-    return strip_wrappers(torch_zip.read_header(path / SINGLE_NAME))
+    return strip_wrappers(
+        read_single_or_indexed(path, SINGLE_NAME, INDEX_NAME, torch_zip.read_header)
+    )

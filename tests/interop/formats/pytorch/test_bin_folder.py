@@ -15,7 +15,6 @@ def test_names_in_a_single_file_lose_their_wrappers(tmp_path):
 
 
 def test_index_file_decides_which_shards_are_read(tmp_path):
-    torch.save({"w": torch.zeros(2)}, tmp_path / SINGLE_NAME)
     for number, name in enumerate("ab", 1):
         torch.save({name: torch.full((2,), number)}, tmp_path / f"{number}.bin")
     index = {"weight_map": {"a": "1.bin", "b": "2.bin"}}
@@ -25,3 +24,9 @@ def test_index_file_decides_which_shards_are_read(tmp_path):
     (tmp_path / "2.bin").unlink()
     with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file in this folder"):
         read_checkpoint(tmp_path)
+
+
+def test_a_single_file_is_preferred_to_an_index_file(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / SINGLE_NAME)
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"w": "gone.bin"}}))
+    assert read_checkpoint(tmp_path)["w"].open().tolist() == [1, 1]
