@@ -204,9 +204,26 @@ def read_model(step: Path, changes: Mapping[str, Any] = {}) -> tuple[Model, dict
         model = from_description(about, changes)
     except CheckpointError as error:
         raise CheckpointError(error.problems, step) from None
-    if problems := _array_problems(model, arrays):
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    if problems := _array_problems(model, shapes, "stored"):
         raise CheckpointError([*problems, OTHER_VERSION], step)
     return model, arrays
+
+
+def check_parameters(model: Model) -> None:
+    """Checks that a model has exactly the parameters of its config: only those can be loaded again.
+
+    Raises:
+        CheckpointError: parameters were added, removed or reshaped. Lists each.
+    """
+    found = {
+        ".".join(map(str, path)): tuple(leaf.shape)
+        for path, leaf in nnx.to_flat_state(nnx.state(model))
+    }
+    if problems := _array_problems(build_abstract(model.config), found, "in the model"):
+        raise CheckpointError(
+            [*problems, "a checkpoint of this model would lose them or could not be loaded again"]
+        )
 
 
 def _config_problems(description: Mapping[str, Any]) -> list[str]:
@@ -229,13 +246,18 @@ def _origin_problems(description: Mapping[str, Any]) -> Iterator[str]:
         yield f"origin is {reprlib.repr(origin)}; it must be null or the texts {sorted(known)}"
 
 
-def _array_problems(model: Model, arrays: Mapping[str, Any]) -> list[str]:
-    """Lists which stored arrays the model does not have in the same shape, and the reverse."""
+def _array_problems(model: Model, arrays: Mapping[str, tuple[int, ...]], place: str) -> list[str]:
+    """Lists which arrays the model does not have in the same shape, and the reverse.
+
+    Args:
+        model: the model that the config describes.
+        arrays: the shapes of the arrays found, by dotted name.
+        place: where they were found, for the messages.
+    """
     wanted = parameter_shapes(model)
-    stored = {name: tuple(array.shape) for name, array in arrays.items()}
     problems = [
-        f"{name}: {stored.get(name, 'missing')} stored, {wanted.get(name, 'none')} by the config"
-        for name in {**wanted, **stored}
-        if wanted.get(name) != stored.get(name)
+        f"{name}: {arrays.get(name, 'missing')} {place}, {wanted.get(name, 'none')} by the config"
+        for name in {**wanted, **arrays}
+        if wanted.get(name) != arrays.get(name)
     ]
     return [*problems[:8], f"and {len(problems) - 8} more"] if len(problems) > 9 else problems

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxllm.config import with_fields
 from jaxllm.errors import UserError
 from jaxllm.models import Model, build_abstract
-from jaxllm.params import describe, from_description, named_parameters, split
+from jaxllm.params import check_parameters, describe, from_description, named_parameters, split
 
 from .checkpoint import Checkpoints
 from .config import ConfigError, TrainConfig, find_changes
@@ -54,7 +54,8 @@ def model_to_train(
     """Returns the model to train: abstract (shapes only) unless weights are given.
 
     Raises ConfigError if the output folder has nothing to resume or a run that would be
-    overwritten, or if `model` is missing, unexpected or not float32.
+    overwritten, or if `model` is missing, unexpected or not float32; CheckpointError if its
+    parameters are not those of its config, so that the run could not be resumed.
     """
     overrides: dict[str, Any] = {"numerics.dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -72,6 +73,7 @@ def model_to_train(
     if config.model is not None:
         model = build_abstract(with_fields(config.model, given))
     elif model is not None:
+        check_parameters(model)
         bind, _ = split(from_description(describe(model), given))
         model = bind(split(model)[1])
     else:

@@ -88,9 +88,9 @@ def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...
     unfilled = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]
     return [
-        *(f"no rule fills {name} of the model{did_you_mean(name, unknown)}" for name in unfilled),
+        *(f"no rule covers {name} of the model{did_you_mean(name, unknown)}" for name in unfilled),
         *(
-            f"a rule fills {name}, which the model does not have{did_you_mean(name, unfilled)}"
+            f"a rule names {name}, which the model does not have{did_you_mean(name, unfilled)}"
             for name in unknown
         ),
         *(

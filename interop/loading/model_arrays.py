@@ -16,7 +16,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.rules.rule import BoundRule, Stacks
 from jaxllm.models import Model, build_abstract
-from jaxllm.params import named_parameters, stacked_layers
+from jaxllm.params import check_parameters, named_parameters, stacked_layers
 from jaxllm.sharding import spans_processes
 
 from .checkpoint import open_checkpoint
@@ -61,7 +61,12 @@ class ModelArrays:
 
 
 def arrays_of_model(model: Model) -> ModelArrays:
-    """Returns the arrays of a model in memory."""
+    """Returns the arrays of a model in memory.
+
+    Raises:
+        CheckpointError: the model's parameters are not those of its config.
+    """
+    check_parameters(model)
     arrays = {name: variable.get_value() for name, variable in named_parameters(model).items()}
     return ModelArrays(
         model.config,

@@ -25,6 +25,7 @@ from jaxllm.interop.formats.table import (
     tensor_formats,
     writable_formats,
 )
+from jaxllm.interop.loading.diagnostics import check_arrays
 from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
@@ -195,13 +196,24 @@ def choose_family(
             layout = dataclasses.replace(layout, model_parallel=model_parallel)
         try:
             family.check_class(model.config)
-            config = family.write_config(model.config, base)
-            return family, config, family.table(model.config, layout)
+            config, table = (
+                family.write_config(model.config, base),
+                family.table(model.config, layout),
+            )
+            check_complete(model, table)
+            return family, config, table
         except RulesError as error:
             problems.append(str(error))
         except ValueError as error:
             problems.append(f"{family.name}: {error}")
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
+
+
+def check_complete(model: ModelArrays, table: RuleTable) -> None:
+    """Raises ValueError unless the rules store every array of the model. Lists every problem."""
+    shapes = {name: array.shape for name, array in model.arrays.items()}
+    if problems := check_arrays(table.bound(model.stacks), shapes):
+        raise ValueError("; ".join(problems))
 
 
 def export_tensors(model: ModelArrays, table: RuleTable) -> Iterator[tuple[str, TensorSource]]:

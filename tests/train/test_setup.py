@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import TINY, random_model
 
 from jaxllm.config import NumericsConfig
+from jaxllm.errors import CheckpointError
 from jaxllm.params import named_parameters, split
 from jaxllm.train import ConfigError, TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
@@ -75,6 +77,17 @@ def test_the_model_is_abstract_unless_weights_are_given(tmp_path):
     theirs = named_parameters(given)
     for name, variable in named_parameters(kept).items():
         np.testing.assert_array_equal(variable.get_value(), theirs[name].get_value())
+
+
+def test_a_model_beyond_its_config_could_not_be_resumed(tmp_path):
+    model = random_model(vocab_size=256)
+    model.gain = nnx.Param(np.ones(3, np.float32))
+    finetune = dataclasses.replace(RUN, model=None, init_from="somewhere")
+    with (
+        open_checkpoints(tmp_path / "checkpoints", 2) as checkpoints,
+        pytest.raises(CheckpointError, match=r"gain: \(3,\) in the model, none by the config"),
+    ):
+        model_to_train(finetune, model, checkpoints, resume=False)
 
 
 def test_the_initial_state_is_sharded_and_resumes_only_an_equal_run(with_text):

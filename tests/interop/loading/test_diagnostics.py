@@ -67,12 +67,12 @@ def test_arrays_and_rules_that_do_not_match_are_named():
     shapes |= {f"layers.{i}.attn.q_proj.kernel": (16, 4, 8) for i in range(3)}
     assert check_arrays(RULES, shapes) == []
     [found] = check_arrays(RULES, shapes | {"norm.scale": (16,)})
-    assert found == "no rule fills norm.scale of the model"
+    assert found == "no rule covers norm.scale of the model"
     [found] = check_arrays(RULES, shapes | {"embed.embedding": (51, 16)})
     assert found == "the rule for embed.embedding says (V) is 50, but the model has 51"
     del shapes["embed.embedding"]
     [found] = check_arrays(RULES, shapes)
-    assert found == "a rule fills embed.embedding, which the model does not have"
+    assert found == "a rule names embed.embedding, which the model does not have"
 
 
 def test_ignored_tensors_have_a_reason():

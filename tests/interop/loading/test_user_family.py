@@ -240,7 +240,7 @@ def test_one_error_lists_every_problem(mine, folder, rules):
         "config.json: dropout=0.1 is not a field",
         "blocks.1.attn.wqkv.weight#q is missing; did you mean 'blocks.1.attn.wqkw.weight'?",
         "norm.weight: D is 48 from the config, 40 in the file",
-        "no rule fills layers.0:3.mlp_norm.scale of the model",
+        "no rule covers layers.0:3.mlp_norm.scale of the model",
         "blocks.{0..2}.norm2.weight are unexpected",
     ):
         assert part in message, part

@@ -70,9 +70,9 @@ def test_arrays_without_a_matching_rule_are_named():
         "final_nrom.scale": (5,),
     }
     assert check_arrays(rules, shapes) == [
-        "no rule fills layers.0:2.q.bias of the model",
-        "no rule fills final_nrom.scale of the model; did you mean 'final_norm.scale'?",
-        "a rule fills final_norm.scale, which the model does not have; "
+        "no rule covers layers.0:2.q.bias of the model",
+        "no rule covers final_nrom.scale of the model; did you mean 'final_norm.scale'?",
+        "a rule names final_norm.scale, which the model does not have; "
         "did you mean 'final_nrom.scale'?",
         "the rule for layers.0:2.q.kernel says (N) is 3, but the model has 4",
     ]

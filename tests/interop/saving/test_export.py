@@ -1,5 +1,6 @@
 """Export planning: the family, the files and the tensors, before any data is read."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,8 @@ from tiny import random_model
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop import CheckpointError
+from jaxllm.interop.families import Family
+from jaxllm.interop.families.huggingface.llama import LLAMA
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.interop.saving.export import plan_export, possible_families, write_texts
 
@@ -79,6 +82,26 @@ def test_model_that_no_family_can_express_lists_the_reasons():
         plan_export(model, possible_families(None, "hf", None), None, 1 << 30)
     refusal = "llama: model_type 'llama' does not support"
     assert any(refusal in problem for problem in error.value.problems)
+
+
+def without_one_rule(family: Family, name: str) -> Family:
+    """Returns the family without its rule for the model's array of this name."""
+
+    def table(config, layout):
+        whole = family.table(config, layout)
+        rules = tuple(rule for rule in whole.rules if rule.model.name != name)
+        assert len(rules) == len(whole.rules) - 1
+        return dataclasses.replace(whole, rules=rules)
+
+    return dataclasses.replace(family, table=table)
+
+
+def test_array_that_no_rule_covers_is_refused_by_name():
+    model = arrays_of_model(random_model(head_dim=8))
+    family = without_one_rule(LLAMA, "layers.{L}.attn.v_proj.kernel")
+    with pytest.raises(CheckpointError) as error:
+        plan_export(model, [family], None, 1 << 30)
+    assert "llama: no rule covers layers.0:3.attn.v_proj.kernel of the model" in str(error.value)
 
 
 def test_small_files_are_written_under_their_names(tmp_path):

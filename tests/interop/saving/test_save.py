@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiers import examples
 from tiny import random_model
 
@@ -89,6 +91,47 @@ def test_only_the_written_layer_of_a_stack_is_read():
 def test_invalid_max_shard_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="'many' is not a size"):
         save_pretrained(random_model(), tmp_path / "out", max_shard="many")
+    assert list(tmp_path.iterdir()) == []
+
+
+def add_array(model):
+    model.gain = nnx.data(jnp.arange(1.0, 4.0))
+
+
+def add_parameter(model):
+    model.layers["0:3"].adapter = nnx.Param(jnp.arange(6.0).reshape(3, 2))
+
+
+def add_bias(model):
+    model.lm_head.bias = nnx.Param(jnp.arange(96.0))
+
+
+def remove_norm(model):
+    model.final_norm.scale = nnx.data(None)
+
+
+def widen_head(model):
+    model.lm_head.kernel = nnx.Param(jnp.ones((32, 97)))
+
+
+@pytest.mark.parametrize("form", ["hf", "meta", "native"])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (add_array, "gain: (3,) in the model, none by the config"),
+        (add_parameter, "layers.0:3.adapter: (3, 2) in the model, none by the config"),
+        (add_bias, "lm_head.bias: (96,) in the model, none by the config"),
+        (remove_norm, "final_norm.scale: missing in the model, (32,) by the config"),
+        (widen_head, "lm_head.kernel: (32, 97) in the model, (32, 96) by the config"),
+    ],
+)
+def test_parameter_beyond_the_config_is_refused_by_name(tmp_path, form, change, problem):
+    """Such a checkpoint was written without the parameter, or could not be loaded again."""
+    model = random_model(head_dim=8)
+    change(model)
+    with pytest.raises(CheckpointError) as error:
+        save_pretrained(model, tmp_path / "out", format=form)
+    assert error.value.problems[0] == problem
     assert list(tmp_path.iterdir()) == []
 
 
