@@ -45,8 +45,8 @@ def load_pretrained(
             default all parameters go to the first device.
         dtype: dtype of the parameters and the activations; by default as stored.
         strict: whether to reject tensors and config fields that are not understood. If False, they
-            are logged as a warning and ignored. Missing, mis-shaped or unsupported ones are
-            always an error.
+            are logged as a warning and ignored, except for fields that the original model reads.
+            Missing, mis-shaped or unsupported ones are always an error.
         max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
             It does not limit Orbax, which reads native checkpoints one array at a time.
         rules: rules for a model of your own (docs/rules.md): a Python file, which is run, or an

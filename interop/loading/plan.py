@@ -197,7 +197,8 @@ class Analysis:
         config: the model's config; None if it cannot be read.
         fields: how each field of the config file is used.
         problems: errors that always prevent loading.
-        unknown: fields and tensors that are not understood, which `strict=False` tolerates.
+        unknown: fields and tensors that are not understood and cannot change the numbers, which
+            `strict=False` tolerates.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -231,11 +232,15 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
             is_named = isinstance(error, RulesError)
             analysis.problems.append(str(error) if is_named else f"{family.defined_in}: {error}")
     # Fields that were not taken are unknown, unless an error kept them from being taken.
-    unknown = fields.unknown() if values is not None or not fields.is_complete else []
+    unknown = fields.unknown() if values is not None or not fields.is_complete else {}
     analysis.fields = fields.uses()
-    of_fields = [f"{family.config_file}: {problem}" for problem in fields.problems]
-    analysis.problems = of_fields + analysis.problems
-    analysis.unknown += [f"{family.config_file}: {problem}" for problem in unknown]
+    of_fields = list(fields.problems)
+    for name, problem in unknown.items():
+        if family.is_inert(name.rpartition(".")[2], fields.value(name)):
+            analysis.unknown.append(f"{family.config_file}: {problem}")
+        else:
+            of_fields.append(f"{problem}, and the original model reads it")
+    analysis.problems = [f"{family.config_file}: {p}" for p in of_fields] + analysis.problems
     if analysis.config is not None:
         analysis.tensors = split_fused(analysis.rules, checkpoint.tensors)
         findings = check_tensors(analysis.table, analysis.rules, analysis.tensors)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
+from .config_fields import is_inert
 from .fields import Fields, Json
 
 
@@ -82,6 +84,8 @@ class Family:
     # Arguments of the reference, from tensors by name: source, target and their masks.
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
+    # Whether a field that is not understood, with its value, cannot change what the model computes.
+    is_inert: Callable[[str, Any], bool] = lambda name, value: True
 
     @property
     def defined_in(self) -> str:
@@ -112,4 +116,5 @@ def hf_family(
         write_config=write_config,
         table=table,
         config_class=config_class,
+        is_inert=partial(is_inert, name),
     )

@@ -89,20 +89,29 @@ class Fields:
         self.problems += [f"{name}: {problem}" for problem in inner.problems]
         self.parts[name] = inner
 
-    def unknown(self) -> list[str]:
-        """Lists the fields that were neither taken nor ignored, as problems."""
-        own = [
-            f"{name}={self.data[name]!r} is not a field known to this family"
+    def unknown(self) -> dict[str, str]:
+        """Returns a message for each field that was neither taken nor ignored, by dotted name."""
+        own = {
+            name: f"{name}={self.data[name]!r} is not a field known to this family"
             + did_you_mean(name, self.known)
             for name in self.data
             if name not in self.known
-        ]
-        inner = [f"{name}: {text}" for name, part in self.parts.items() for text in part.unknown()]
-        return own + inner
+        }
+        inner = {
+            f"{part}.{name}": f"{part}: {text}"
+            for part, fields in self.parts.items()
+            for name, text in fields.unknown().items()
+        }
+        return own | inner
+
+    def value(self, name: str) -> Any:
+        """Returns the value of a field by its dotted name, as `unknown` gives it."""
+        part, _, inner = name.partition(".")
+        return self.parts[part].value(inner) if part in self.parts and inner else self.data[name]
 
     def finish(self) -> list[str]:
         """Returns all problems of the file, including unknown fields."""
-        return self.problems + self.unknown()
+        return self.problems + list(self.unknown().values())
 
     def uses(self) -> dict[str, str]:
         """Maps each field of the file to "read", "ignored" or "unknown"."""

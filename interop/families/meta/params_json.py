@@ -56,6 +56,10 @@ def read_llama(fields: Fields, *, theta: float, scaling: RopeScaling) -> Json:
         theta: the default base of RoPE's frequencies.
         scaling: the default constants of scaled RoPE.
     """
+    for name in ("lora_args", "quantization_args"):
+        fields.require(name, None)
+    for name in ("vision_chunk_size", "vision_num_cross_attention_layers"):
+        fields.require(name, None, -1)
     heads, width = fields.take("n_heads", int), fields.take("dim", int)
     fields.require("head_dim", None, width // max(heads, 1))
     multiple_of = fields.take("multiple_of", int, 256)

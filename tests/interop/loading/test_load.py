@@ -185,6 +185,7 @@ def test_index_file_cannot_point_outside_its_folder(llama, tmp_path, place, mess
     (llama / "link").symlink_to(tmp_path)
     (llama / "dangling").symlink_to(tmp_path / "nowhere")
     names = load_file(llama / SAFETENSORS)
+    (llama / SAFETENSORS).unlink()
     index = {"weight_map": dict.fromkeys(names, place.format(tmp=tmp_path))}
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))
     assert message in problems(llama)

@@ -45,9 +45,9 @@ def test_layer_and_expert_counts_are_limited():
 def test_unknown_fields_suggest_the_nearest_known_one():
     fields = Fields({"widht": 8})
     fields.take("width", int, 4)
-    assert fields.unknown() == [
-        "widht=8 is not a field known to this family; did you mean 'width'?"
-    ]
+    assert fields.unknown() == {
+        "widht": "widht=8 is not a field known to this family; did you mean 'width'?"
+    }
 
 
 def test_values_that_are_not_implemented_are_refused():
@@ -64,5 +64,7 @@ def test_problems_of_a_part_are_reported_with_its_name():
         rope.take("theta", float)
         rope.take("factor", float, 1.0)
     assert fields.problems == ["rope: theta='x' is not of type float"]
-    assert fields.unknown()[0].startswith("rope: factro=2 is not a field")
+    ((name, message),) = fields.unknown().items()
+    assert message.startswith("rope: factro=2 is not a field")
+    assert (name, fields.value(name)) == ("rope.factro", 2)
     assert not fields.is_complete
