@@ -22,18 +22,40 @@ from .tensor_names import (
     sharded_sizes,
 )
 
-# Constants of Llama 3.1's `apply_scaling`, which `params.json` does not store.
-LLAMA3_ROPE = RopeScaling(kind="llama3", factor=8.0, high_freq_factor=4.0)
+# The factor of scaled RoPE, which no `params.json` of Llama 3 stores, by what tells the releases
+# apart: ffn_dim_multiplier and multiple_of.
+RELEASED_FACTORS = {
+    (1.3, 1024): 8.0,  # Llama 3.1 8B
+    (1.3, 4096): 8.0,  # Llama 3.1 and 3.3 70B
+    (1.2, 4096): 8.0,  # Llama 3.1 405B
+    (1.5, 256): 32.0,  # Llama 3.2 1B
+    (1.0, 256): 32.0,  # Llama 3.2 3B
+}
+# Arguments of Llama 3.2's quantized and vision models, and the values that turn them off.
+UNIMPLEMENTED = {
+    "lora_args": None,
+    "quantization_args": None,
+    "vision_chunk_size": -1,
+    "vision_num_cross_attention_layers": -1,
+}
+# The vocabulary sizes in files of Llama 1 and 2 and Code Llama; Llama 3 has 128,256 tokens.
+LLAMA2_VOCABULARIES = (None, -1, 32000, 32016)
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `params.json`; a vocabulary size of -1 (Llama 2) is inferred from the tensors."""
     fields.ignore("max_batch_size", "max_seq_len")  # sizes of the cache, not of the model
     if llama4_args.FIELDS.isdisjoint(fields.data):
-        config = read_llama(fields, theta=10000.0, scaling=LLAMA3_ROPE)
+        for name, allowed in UNIMPLEMENTED.items():
+            fields.require(name, None, allowed)
+        if "rope_theta" not in fields.data and not _is_llama2(fields.data):
+            fields.problems.append(
+                "rope_theta is missing: add it, 10000 for Llama 1 and 2 or 500000 for Llama 3"
+            )
+        config = read_llama(fields, theta=10000.0, scaling=implied_scaling)
         config["max_len"] = _released_length(config)
     else:
-        config = read_llama(fields, theta=500000.0, scaling=llama4_args.SCALED_ROPE)
+        config = read_llama(fields, theta=500000.0, scaling=llama4_args.implied_scaling)
         config |= llama4_args.read_llama4(fields)
     config["norms.eps"] = fields.take("norm_eps", float)
     shards = len({name.partition("/")[0] for name in stored})
@@ -45,6 +67,17 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     table, width = stored.get("00/tok_embeddings.weight"), config["embed_dim"]
     is_cut_in_width = table is not None and shards > 1 and table.shape[1:] == (width // shards,)
     return config, Layout(shards, "width" if is_cut_in_width else "vocab", names)
+
+
+def implied_scaling(params: Json) -> RopeScaling | None:
+    """Returns the scaling that `use_scaled_rope` means in a released model, else None."""
+    factor = RELEASED_FACTORS.get((params.get("ffn_dim_multiplier"), params.get("multiple_of")))
+    return None if factor is None else RopeScaling(kind="llama3", factor=factor)
+
+
+def _is_llama2(params: Json) -> bool:
+    """Whether the vocabulary is that of Llama 1 or 2, whose files leave out `rope_theta`."""
+    return params.get("vocab_size") in LLAMA2_VOCABULARIES
 
 
 def _released_length(config: Json) -> int:
@@ -63,10 +96,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         {**unsupported_by_llama(config), **llama4_args.unsupported_by_llama4(config)},
     )
     if llama4_args.is_llama4(config) or not llama4_args.FIELDS.isdisjoint(base):
-        json = write_llama(config, base, scaling=llama4_args.SCALED_ROPE)
+        json = write_llama(config, base, scaling=llama4_args.implied_scaling)
         json |= llama4_args.write_llama4(config, base)
     else:
-        json = write_llama(config, base, scaling=LLAMA3_ROPE)
+        json = write_llama(config, base, scaling=implied_scaling)
     return {name: value for name, value in json.items() if value is not None}
 
 

@@ -35,8 +35,15 @@ SUPPORTED = (
 EXPANSION = 4.0  # default of `ffn_exp`: MLP width / embed_dim before it is reduced
 
 
+def implied_scaling(params: Json) -> RopeScaling:
+    """Returns the scaling that Meta's code takes for `use_scaled_rope` without constants."""
+    return SCALED_ROPE
+
+
 def read_llama4(fields: Fields) -> Json:
     """Reads which layers have RoPE, chunks and experts, the width of the experts, and vision."""
+    fields.require("lora_args", None)
+    fields.require("quantization_args", None)
     count = fields.take("n_layers", int)
     nope = _read_every(fields, "nope_layer_interval", count)
     chunk = fields.take("attention_chunk_size", int, None)

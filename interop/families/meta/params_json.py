@@ -1,8 +1,14 @@
 """Config fields shared by Meta's `params.json` and by formats derived from it."""
 
+from collections.abc import Callable
+
 from jaxllm.config import DecoderConfig, RopeScaling
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.unsupported import unsupported_by_head_dim
+
+FACTOR, HIGH_FREQ_FACTOR = "rope_scaling_factor", "rope_high_freq_factor"
+# The constants that a config without them means, from its other fields; None if they are open.
+ImpliedScaling = Callable[[Json], RopeScaling | None]
 
 
 def mlp_width(
@@ -48,18 +54,14 @@ def width_fields(
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
 
 
-def read_llama(fields: Fields, *, theta: float, scaling: RopeScaling) -> Json:
+def read_llama(fields: Fields, *, theta: float, scaling: ImpliedScaling) -> Json:
     """Reads the fields shared by all of Meta's Llamas and `LLM`, except the vocabulary size.
 
     Args:
         fields: the config file.
         theta: the default base of RoPE's frequencies.
-        scaling: the default constants of scaled RoPE.
+        scaling: the constants of scaled RoPE where the config leaves them out.
     """
-    for name in ("lora_args", "quantization_args"):
-        fields.require(name, None)
-    for name in ("vision_chunk_size", "vision_num_cross_attention_layers"):
-        fields.require(name, None, -1)
     heads, width = fields.take("n_heads", int), fields.take("dim", int)
     fields.require("head_dim", None, width // max(heads, 1))
     multiple_of = fields.take("multiple_of", int, 256)
@@ -76,16 +78,23 @@ def read_llama(fields: Fields, *, theta: float, scaling: RopeScaling) -> Json:
     }
 
 
-def _read_scaling(fields: Fields, default: RopeScaling) -> RopeScaling | None:
-    is_used = fields.take("use_scaled_rope", bool, False)
-    factor = fields.take("rope_scaling_factor", float, default.factor)
-    high = fields.take("rope_high_freq_factor", float, default.high_freq_factor)
+def _read_scaling(fields: Fields, implied: ImpliedScaling) -> RopeScaling | None:
+    is_used, default = fields.take("use_scaled_rope", bool, False), implied(fields.data)
+    factor = fields.take(FACTOR, float, default and default.factor)
+    high = fields.take(HIGH_FREQ_FACTOR, float, default.high_freq_factor if default else 4.0)
     if not is_used:
+        return None
+    if factor is None:
+        fields.problems.append(
+            f"use_scaled_rope=True leaves the factor open, and the widths are those of no released "
+            f"model: add {FACTOR}, which is 8 in Llama 3.1 and 3.3 and 32 in Llama 3.2 1B and 3B"
+        )
+        fields.is_complete = False
         return None
     return fields.build(RopeScaling, kind="llama3", factor=factor, high_freq_factor=high)
 
 
-def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> Json:
+def write_llama(config: DecoderConfig, base: Json, *, scaling: ImpliedScaling) -> Json:
     """Writes the fields of `read_llama` and the vocabulary size over those of `base`."""
     json = {
         **base,
@@ -99,9 +108,9 @@ def write_llama(config: DecoderConfig, base: Json, *, scaling: RopeScaling) -> J
         "rope_theta": config.rope.theta,
         "use_scaled_rope": config.rope.scaling is not None,
     }
-    constants = {"rope_scaling_factor": "factor", "rope_high_freq_factor": "high_freq_factor"}
+    constants = {FACTOR: "factor", HIGH_FREQ_FACTOR: "high_freq_factor"}
     given, used = constants.keys() & base.keys(), config.rope.scaling
-    if used is not None and (given or used != scaling):
+    if used is not None and (given or used != scaling(json)):
         json |= {theirs: getattr(used, ours) for theirs, ours in constants.items()}
     return json
 

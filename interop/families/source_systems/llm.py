@@ -9,8 +9,8 @@ from jaxllm.interop.families.common.family import Derived, Family, Layout, RuleT
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.families.meta.llama4_args import (
-    SCALED_ROPE,
     SUPPORTED,
+    implied_scaling,
     read_llama4,
     unsupported_by_llama4,
     write_llama4,
@@ -35,7 +35,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     """Reads the constructor's arguments; missing ones have the constructor's defaults."""
     fields.ignore("model_type", "batch_size", "max_batch_size")  # sizes of the cache
     config = {
-        **read_llama(fields, theta=500000.0, scaling=SCALED_ROPE),
+        **read_llama(fields, theta=500000.0, scaling=implied_scaling),
         **read_llama4(fields),
         "vocab_size": fields.take("vocab_size", int),
         "norms.eps": fields.take("norm_eps", float, 1e-5),
@@ -53,7 +53,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         {**unsupported_by_llama(config), **unsupported_by_llama4(config)},
     )
     json = {
-        **write_llama(config, base, scaling=SCALED_ROPE),
+        **write_llama(config, base, scaling=implied_scaling),
         **write_llama4(config, base),
         "model_type": "llm",
         "max_seq_len": config.max_len,

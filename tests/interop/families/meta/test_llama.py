@@ -13,8 +13,9 @@ import torch
 from tiny import random_model, relative_l2
 from transformers import AutoModelForCausalLM
 
-from jaxllm.config import HeadConfig, with_fields
+from jaxllm.config import HeadConfig
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
+from jaxllm.interop.families.meta.params_json import mlp_width
 from jaxllm.params import named_parameters
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
@@ -65,13 +66,14 @@ CASES = {
             "n_heads": 4,
             "n_kv_heads": 4,
             "n_layers": 2,
-            "multiple_of": 8,
+            "multiple_of": 1024,
+            "ffn_dim_multiplier": 1.3,
             "norm_eps": 1e-5,
             "rope_theta": 500000.0,
             "use_scaled_rope": True,
             "vocab_size": 96,
         },
-        mlp_dim=176,
+        mlp_dim=1024,
         dtype=torch.bfloat16,
     ),
 }
@@ -299,6 +301,54 @@ def test_shards_beyond_the_key_value_heads_hold_copies(tmp_path):
     assert "02/layers.1.attention.wv.weight" in message
 
 
+# `use_scaled_rope` alone: the released models have two factors.
+RELEASES = {
+    "Llama 3.1 8B": ({"ffn_dim_multiplier": 1.3, "multiple_of": 1024}, 8.0),
+    "Llama 3.1 405B": ({"ffn_dim_multiplier": 1.2, "multiple_of": 4096}, 8.0),
+    "Llama 3.2 1B": ({"ffn_dim_multiplier": 1.5, "multiple_of": 256}, 32.0),
+    "Llama 3.2 3B": ({"ffn_dim_multiplier": 1.0, "multiple_of": 256}, 32.0),
+}
+
+
+def with_widths(widths: dict[str, float], **params: float) -> Case:
+    """A case with scaled RoPE and other fields for the MLP's width."""
+    base = {**CASES["llama31"].params, **widths, **params}
+    width = mlp_width(64, int(widths["multiple_of"]), widths.get("ffn_dim_multiplier"), thirds=True)
+    return Case(base, mlp_dim=width)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_factor_of_a_released_model_is_recognized(release, tmp_path):
+    """Hugging Face's config says it; the logits are those of transformers with that config."""
+    widths, factor = RELEASES[release]
+    model = load_pretrained(write(tmp_path / "meta", with_widths(widths), 1))
+    assert model.config.rope.scaling.factor == factor
+    save_pretrained(model, tmp_path / "hf", format="hf")
+    exported = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert exported["rope_scaling"]["factor"] == factor
+    save_pretrained(load_pretrained(tmp_path / "hf"), tmp_path / "back", format="meta")
+    assert load_pretrained(tmp_path / "back").config.rope == model.config.rope
+
+
+def test_a_factor_that_nothing_tells_is_refused_with_the_field_that_decides(tmp_path):
+    widths = {"ffn_dim_multiplier": 1.7, "multiple_of": 64}
+    message = problems(write(tmp_path / "open", with_widths(widths), 1))
+    assert "use_scaled_rope=True leaves the factor open" in message
+    assert "add rope_scaling_factor, which is 8 in Llama 3.1 and 3.3 and 32 in" in message
+    case = with_widths(widths, rope_scaling_factor=32.0)
+    model = load_pretrained(write(tmp_path / "said", case, 1))
+    assert model.config.rope.scaling.factor == 32.0
+
+
+def test_a_base_of_frequencies_that_nothing_tells_is_refused(tmp_path):
+    """Llama 1 and 2 leave it out, and their vocabulary tells them; Llama 3 always says it."""
+    params = {n: v for n, v in CASES["llama3"].params.items() if n != "rope_theta"}
+    message = problems(
+        write(tmp_path / "open", dataclasses.replace(CASES["llama3"], params=params), 1)
+    )
+    assert "rope_theta is missing: add it, 10000 for Llama 1 and 2 or 500000 for Llama 3" in message
+
+
 def test_fields_of_the_released_params_are_kept(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     save_pretrained(load_pretrained(folder), tmp_path / "out")
@@ -413,10 +463,7 @@ def test_unsupported_params_are_reported(changes, said, tmp_path):
 
 
 def test_configs_that_params_json_does_not_support_are_refused(tmp_path):
-    folder = write(tmp_path / "meta", CASES["llama3"], 1)
-    model = load_pretrained(folder)
-    model.config = with_fields(
-        model.config, {"attention.qkv_bias": True, "attention.out_bias": True}, head_dim=16
-    )
+    biased = {"attention.qkv_bias": True, "attention.out_bias": True}
+    model = random_model(biased, head_dim=16)
     with pytest.raises(CheckpointError, match=r"(?s)(?=.*qkv_bias)(?=.*head_dim=16)"):
-        save_pretrained(model, tmp_path / "out")
+        save_pretrained(model, tmp_path / "out", format="meta")
