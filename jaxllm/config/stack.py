@@ -1,11 +1,14 @@
 """Config of a stack of transformer layers."""
 
 import dataclasses
-from typing import ClassVar, Literal
+import warnings
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .attention import AttentionConfig
 from .checks import check_counts, check_fields
 from .mlp import ExpertsConfig, MlpConfig
+from .moved import MOVED
 from .norms import NormConfig
 from .numerics import InitConfig, NumericsConfig, Remat
 from .positions import PositionConfig, RopeConfig
@@ -57,6 +60,15 @@ class StackConfig:
     numerics: NumericsConfig = NumericsConfig()
     scan_layers: bool = True  # whether layers of the same kind are stacked and compiled once
     remat: Remat = "none"  # what the backward pass recomputes
+
+    if not TYPE_CHECKING:  # type checkers know the current names alone
+
+        def __getattr__(self, name: str) -> Any:
+            """Returns a field by its old name, as in `config.rope_scaling`, with a warning."""
+            if name not in MOVED:
+                raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+            warnings.warn(f"{name} is now {MOVED[name]}", DeprecationWarning, stacklevel=2)
+            return attrgetter(MOVED[name])(self)
 
     @property
     def longest(self) -> int | None:

@@ -1,9 +1,13 @@
 """Old field names are recognized and upgraded to the current dotted names."""
 
+import copy
 import dataclasses
+import pickle
+from operator import attrgetter
 
 import pytest
 from flat_config import FLAT, MEANT
+from tiny import TINY
 
 from jaxllm.config import (
     MOVED,
@@ -18,7 +22,7 @@ from jaxllm.config import (
     upgrade_name,
     upgraded,
 )
-from jaxllm.config.moved import check_moved
+from jaxllm.config.moved import PARTS, check_moved
 
 
 def test_new_names_are_all_the_nested_fields():
@@ -99,3 +103,13 @@ def test_name_with_a_nested_value_is_not_an_old_name():
 def test_one_error_lists_all_old_names_with_their_new_ones():
     with pytest.raises(ValueError, match=r"^norm_eps is now norms\.eps; init is now init\.kind$"):
         check_moved({"norm_eps": 1e-6, "num_layers": 2, "init": "xavier", "norms.kind": "rms"})
+
+
+def test_old_names_are_read_as_attributes_with_a_warning():
+    for old, new in MOVED.items():
+        if old not in PARTS:
+            with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+                assert getattr(TINY, old) == attrgetter(new)(TINY)
+    with pytest.raises(AttributeError, match="DecoderConfig has no field 'rope_scalin'"):
+        _ = TINY.rope_scalin
+    assert copy.deepcopy(TINY) == pickle.loads(pickle.dumps(TINY)) == TINY

@@ -11,7 +11,7 @@ import torch
 import transformers
 from decoder_family import DecoderFamily
 from hf_case import LLAMA4, SIZES, Case, stored
-from tiny import relative_l2
+from tiny import random_of, relative_l2
 
 from jaxllm.config import with_fields
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
@@ -253,8 +253,7 @@ def test_problems_of_a_config_are_reported(part, changes, said, written):
 
 def test_a_model_with_an_image_encoder_is_not_written_without_it(model, tmp_path):
     """`llama4` does not support biases on queries only; its refusal is listed like all others."""
-    changed = with_scanned_layers(model, False)
-    changed.config = with_fields(changed.config, {"attention.qkv_bias": True})
+    changed = random_of(with_fields(model.config, {"attention.qkv_bias": True}))
     with pytest.raises(CheckpointError) as caught:
         save_pretrained(changed, tmp_path / "out")
     message = str(caught.value)
@@ -277,9 +276,8 @@ def test_a_model_with_an_image_encoder_is_not_written_without_it(model, tmp_path
 )
 @pytest.mark.parametrize("chosen", ["hf", "meta", "llm"])
 def test_experts_that_llama4_does_not_have_are_refused(chosen, changes, model, tmp_path):
-    changed = with_scanned_layers(model, False)
     experts = dataclasses.replace(model.config.experts, **changes)
-    changed.config = dataclasses.replace(changed.config, experts=experts)
+    changed = random_of(dataclasses.replace(model.config, experts=experts))
     ((name, value),) = changes.items()
     with pytest.raises(CheckpointError) as caught:
         save_pretrained(changed, tmp_path / "out", format=chosen)
