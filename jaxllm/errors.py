@@ -58,6 +58,10 @@ class CheckpointArgumentError(CheckpointError):
     exit_status = UserError.exit_status
 
 
+class NarrowingError(CheckpointArgumentError):
+    """A dtype whose range is too small: finite numbers would become infinite."""
+
+
 class MissingPackageError(UserError, ModuleNotFoundError):
     """An optional package that a command needs is not installed."""
 

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxllm.config import Dtype
-from jaxllm.errors import CheckpointArgumentError
+from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
+from jaxllm.interop.formats.lazy_tensor import find_overflows
 from jaxllm.interop.formats.table import CheckpointWriter, model_format
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
@@ -85,11 +88,13 @@ def convert(
     Raises:
         CheckpointError: the source is not a checkpoint, the format cannot express the model, or
             an unfinished conversion with other arguments is in the way.
+        NarrowingError: numbers are beyond the range of `dtype`. Says how many in each array.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    model = open_model_arrays(source, step, rules).astype(dtype)
+    opened = open_model_arrays(source, step, rules)
+    model = opened.astype(dtype)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
         "to": to,
@@ -102,7 +107,13 @@ def convert(
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal:
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
-        work.complete(destination, lambda to: copy_companions(to, model.origin, source))
+        try:
+            work.complete(destination, lambda to: copy_companions(to, model.origin, source))
+        except NarrowingError:
+            shutil.rmtree(partial)  # it could never be completed
+            found = find_overflows(opened.arrays, np.dtype(dtype), chunk_bytes)
+            wider = "choose a dtype with a wider range, such as bfloat16"
+            raise NarrowingError([*found[1:], wider], found[0]) from None
         shutil.rmtree(partial)
     return Conversion(writer.format_name, len(writer.units), work.total, work.kept)
 

@@ -11,7 +11,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from jaxllm.errors import CheckpointArgumentError, CheckpointError
+from jaxllm.errors import CheckpointArgumentError, CheckpointError, NarrowingError
 
 from .lazy_tensor import TensorSource
 
@@ -163,6 +163,8 @@ def fill(
                     crc32 = zlib.crc32(chunk, crc32)
                 if progress is not None:
                     progress(chunk.nbytes)
+        except NarrowingError:
+            raise  # the caller reports all tensors at once
         except CheckpointError as error:
             raise CheckpointError(error.within(f"{folder / file.name}: tensor {name!r}")) from None
         _start_writeback(stream, file.places[name], source.nbytes)

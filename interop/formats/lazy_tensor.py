@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.errors import NarrowingError
 from jaxllm.interop.rules.boxes import Box, box_shape, boxes, intersect, relative, slices
 from jaxllm.interop.rules.pattern import Index
 from jaxllm.interop.rules.transfer import Transfer
@@ -58,10 +60,65 @@ class TensorSource:
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
     def astype(self, dtype: np.dtype) -> "TensorSource":
-        """Returns the array cast to another dtype, rounded to nearest."""
+        """Returns the array cast to another dtype; see `cast`."""
         if dtype == self.dtype:
             return self
-        return replace(self, dtype=dtype, read=lambda box: self.read(box).astype(dtype))
+        return replace(self, dtype=dtype, read=lambda box: cast(self.read(box), dtype))
+
+
+def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Casts an array, rounded to nearest.
+
+    Raises:
+        NarrowingError: finite numbers would become infinite.
+    """
+    narrow, count = clamp(array, dtype)
+    if count:
+        raise NarrowingError(f"overflow: {count:,} beyond the largest number of {dtype}")
+    return narrow
+
+
+def clamp(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """Casts an array, rounded to nearest; finite numbers beyond the range become its limits.
+
+    Returns:
+        The array in the new dtype, and the number of elements that were beyond its range.
+    """
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    beyond = np.isinf(narrow)
+    if beyond.any():
+        beyond &= np.isfinite(array)
+        limit = np.array(ml_dtypes.finfo(dtype).max, dtype)
+        narrow[beyond] = np.copysign(limit, narrow[beyond])
+    return narrow, int(np.count_nonzero(beyond))
+
+
+def find_overflows(
+    sources: Mapping[str, TensorSource], dtype: np.dtype, chunk_bytes: int
+) -> list[str]:
+    """Returns a message on numbers beyond a dtype's range, and one for each array that has some.
+
+    Args:
+        sources: the arrays by name; all of them are read.
+        dtype: the dtype to which they are cast.
+        chunk_bytes: the most bytes to read at a time.
+    """
+    found, total = [], 0
+    for name, source in sources.items():
+        count, largest = 0, 0.0
+        for box in boxes(source.shape, max(chunk_bytes // source.dtype.itemsize, 1)):
+            array = source.read(box)
+            if (here := clamp(array, dtype)[1]) > 0:
+                finite = np.abs(array[np.isfinite(array)]).astype(np.float64)
+                count, largest = count + here, max(largest, finite.max())
+        if count:
+            size = math.prod(source.shape)
+            found.append(f"{name}: {count:,} of {size:,}, up to {largest:.6g} in magnitude")
+        total += count
+    limit = float(ml_dtypes.finfo(dtype).max)
+    summary = f"overflow: {total:,} beyond {limit:.6g}, the largest number of {dtype}"
+    return [summary, *found] if found else []
 
 
 def from_array(array: np.ndarray) -> TensorSource:

@@ -5,26 +5,32 @@ run, of which the newest step is read. It holds the parameters as the item `mode
 them in its metadata, so it loads onto any mesh without further information.
 """
 
+import logging
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorstore
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.config import Dtype, NumericsConfig
+from jaxllm.config import Dtype, dtype_fields
 from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.rules.boxes import Box, slices
+from jaxllm.layers.norm import saturate
 from jaxllm.models import Model
 from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes, is_step, list_steps
-from jaxllm.params import describe, map_parameters, parameter_shardings, read_model, split
+from jaxllm.params import Params, describe, map_parameters, parameter_shardings, read_model, split
 
-from .lazy_tensor import TensorSource
+from .lazy_tensor import TensorSource, find_overflows
 
 NAME = "native"
 _CACHE_BYTES = 32 << 20
+
+logger = logging.getLogger(__name__)
 
 
 def is_native(path: Path) -> bool:
@@ -44,25 +50,40 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
     Args:
         path: the checkpoint or the run.
         mesh: where to put the parameters; by default on the first local device.
-        dtype: of the parameters and the activations; by default as stored.
+        dtype: of the parameters and the activations; by default as stored. Finite numbers beyond
+            its range become its largest, with a warning.
 
     Raises:
         CheckpointError: see `read_model`.
     """
     path = find_step(path)
-    model, stored = read_model(
-        path, {"numerics": NumericsConfig(param_dtype=dtype, dtype=dtype)} if dtype else {}
-    )
+    model, stored = read_model(path, dtype_fields(dtype) if dtype else {})
     placed = {} if mesh is None else parameter_shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
-    def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-        kept = np.dtype(dtype) if dtype is not None else stored[name].dtype
-        shape = variable.get_value().shape
-        return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
+    def read(dtype: Dtype | None) -> Params:
+        def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+            kept = np.dtype(dtype) if dtype is not None else stored[name].dtype
+            shape = variable.get_value().shape
+            return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
+
+        return ocp.load_checkpointables(path, {"model": map_parameters(model, target)})["model"]
 
     bind, _ = split(model)
-    return bind(ocp.load_checkpointables(path, {"model": map_parameters(model, target)})["model"])
+    params = read(dtype)
+    # Orbax casts by itself. The stored numbers are read again only if some are not finite now.
+    if dtype is None or all(jnp.isfinite(array).all() for array in jax.tree.leaves(params)):
+        return bind(params)
+    if found := find_overflows(open_step(path)[1], np.dtype(dtype), _CACHE_BYTES):
+        logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
+        params = jax.tree.map(lambda array: _clamp(array, dtype), read(None))
+    return bind(params)
+
+
+@partial(jax.jit, static_argnums=1)
+def _clamp(array: jax.Array, dtype: Dtype) -> jax.Array:
+    """Casts an array; finite numbers beyond the range of `dtype` become its limits."""
+    return jnp.where(jnp.isinf(array), array.astype(dtype), saturate(array, dtype))
 
 
 def find_step(path: Path, step: int | None = None) -> Path:

@@ -62,8 +62,9 @@ def is_stored(model: Model) -> bool:
 
 def _stored(param: nnx.Param, source: Any, dtype: np.dtype) -> StoredParam:
     """Returns a parameter that keeps only its shape in memory and reads `source` when used."""
+    source = source.astype(np.dtype(dtype))
 
     def read() -> jax.Array:
-        return jnp.asarray(source.read(source.whole), dtype)
+        return jnp.asarray(source.read(source.whole))
 
     return StoredParam(param.get_value(), dims=param.dims, read=read)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxllm.config import Dtype
 from jaxllm.errors import UserError
 from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.lazy_tensor import find_overflows, from_stored
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import with_arrays
@@ -18,7 +19,7 @@ from .checkpoint import open_checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan, make_plan
 from .streaming.device_buffers import make_shard_buffers
-from .streaming.stream import stream
+from .streaming.stream import stream, window_bytes
 from .tied_tensors import check_copies
 from .user_family import resolve_family
 
@@ -43,7 +44,8 @@ def load_pretrained(
         path: the folder; with rules of your own it may be a file.
         mesh: the mesh to place the parameters on; each device loads only its own shards. By
             default all parameters go to the first device.
-        dtype: dtype of the parameters and the activations; by default as stored.
+        dtype: dtype of the parameters and the activations; by default as stored. Finite numbers
+            beyond its range become its largest; a warning says how many in each tensor.
         strict: whether to reject tensors and config fields that are not understood. If False, they
             are logged as a warning and ignored, except for fields that the original model reads.
             Missing, mis-shaped or unsupported ones are always an error.
@@ -87,6 +89,11 @@ def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
         for name, array in plan.arrays.items()
     }
     stream(plan.reads(), buffers, plan.max_ram)
+    if any(of_array.overflows for of_array in buffers.values()):
+        read = {read.tensor.name: from_stored(read.tensor) for read in plan.reads()}
+        (dtype,) = {array.dtype for array in plan.arrays.values()}
+        found = find_overflows(read, dtype, window_bytes(plan.max_ram))
+        logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
     return {
         name: jax.make_array_from_single_device_arrays(
             array.shape, array.sharding, buffers[name].arrays()

@@ -9,7 +9,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from jaxllm.checkpoint_origin import Origin
-from jaxllm.config import Config, Dtype, NumericsConfig, with_fields
+from jaxllm.config import Config, Dtype, dtype_fields, with_fields
 from jaxllm.errors import UserError
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax, from_stored, transfer_tensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -55,7 +55,7 @@ class ModelArrays:
             return self
         if dtype not in get_args(Dtype):
             raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
-        config = with_fields(self.config, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
+        config = with_fields(self.config, dtype_fields(dtype))
         arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
         return dataclasses.replace(self, config=config, arrays=arrays)
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from jaxllm.config import Config, Dtype, NumericsConfig, make_config, with_fields
+from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.errors import UserError
 from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
@@ -175,7 +175,7 @@ def make_plan(
     if problems or config is None:
         raise CheckpointError(problems, checkpoint.path)
     if dtype is not None:
-        config = with_fields(config, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype))
+        config = with_fields(config, dtype_fields(dtype))
     arrays = _plan_arrays(analysis, config, mesh, dtype)
     return Plan(
         config,
@@ -218,9 +218,7 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     try:
         values, analysis.layout = family.read_config(fields, checkpoint.tensors)
         dtype = _main_dtype(checkpoint.tensors)
-        analysis.config = make_config(
-            values, numerics=NumericsConfig(param_dtype=dtype, dtype=dtype)
-        )
+        analysis.config = make_config(values, dtype_fields(dtype))
         analysis.table = family.table(analysis.config, analysis.layout)
         model = build_abstract(analysis.config)
         analysis.rules = analysis.table.bound(stacked_layers(model))

@@ -23,7 +23,7 @@ from .models import (
 )
 from .moved import MOVED, is_moved, upgrade_name
 from .norms import NormConfig, NormKind, NormPlacement
-from .numerics import Dtype, Init, InitConfig, NumericsConfig, Remat
+from .numerics import Dtype, Init, InitConfig, NumericsConfig, Remat, dtype_fields
 from .positions import (
     ROPE_SCALINGS,
     PositionConfig,
@@ -73,6 +73,7 @@ __all__ = [
     "Waves",
     "config_class",
     "defaults",
+    "dtype_fields",
     "flatten",
     "from_dict",
     "is_moved",

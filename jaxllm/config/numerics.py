@@ -22,9 +22,21 @@ class NumericsConfig:
 
     param_dtype: Dtype = "float32"
     dtype: Dtype = "float32"  # of activations
+    # Whether float16 activations are added up in float32, in which their sum has no limit.
+    wide_residual: bool = False
+
+    @property
+    def residual_dtype(self) -> Dtype:
+        """Dtype of the residual stream."""
+        return "float32" if self.wide_residual and self.dtype == "float16" else self.dtype
 
     def __post_init__(self) -> None:
         check_fields(self, "numerics.")
+
+
+def dtype_fields(dtype: Dtype) -> dict[str, Dtype]:
+    """Returns the fields, by dotted name, of a model whose parameters and activations have it."""
+    return {"numerics.param_dtype": dtype, "numerics.dtype": dtype}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from .context import Context
 from .dropout import dropout, subkeys
 from .experts.moe import Load, MoE
 from .mlp import MLP
-from .norm import Norm
+from .norm import Norm, saturate
 
 
 class Block(nnx.Module):
@@ -27,6 +27,7 @@ class Block(nnx.Module):
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D = config.embed_dim
         self.placement, self.dropout = config.norms.placement, config.dropout
+        self.numerics = config.numerics
         self.attn_norm = Norm("D", (D,), config)
         self.attn = Attention(config, kind, rngs=rngs)
         self.mlp_norm = Norm("D", (D,), config)
@@ -102,7 +103,8 @@ class Block(nnx.Module):
 
     def pre_norm(self, norm: Norm, x_BTD: Array) -> Array:
         """Returns a sublayer's input: the residual stream, normalized unless norms follow it."""
-        return x_BTD if self.placement in ("post", "output") else norm(x_BTD)
+        x_BTD = x_BTD if self.placement in ("post", "output") else norm(x_BTD)
+        return saturate(x_BTD, self.numerics.dtype) if self.numerics.wide_residual else x_BTD
 
     def add_residual(
         self, norm: Norm, out_norm: Norm | None, x_BTD: Array, out_BTD: Array, key: Array | None

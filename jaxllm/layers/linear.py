@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.config import StackConfig
+from jaxllm.config import Dtype, StackConfig
 from jaxllm.sharding import constrain
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
@@ -27,6 +27,7 @@ class Linear(nnx.Module):
         shape: of the kernel.
         config: its initialization and dtypes.
         use_bias: whether to add a bias over the kernel's output dimensions.
+        dtype: of the output; by default that of the activations.
         rngs: for the initial kernel.
     """
 
@@ -37,6 +38,7 @@ class Linear(nnx.Module):
         *,
         config: StackConfig,
         use_bias: bool = False,
+        dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ):
         _, dims, output = equation.replace("->", ",").split(",")
@@ -44,16 +46,16 @@ class Linear(nnx.Module):
         sizes = {dim: size for dim, size in zip(dims, shape, strict=True) if dim in output}
         bias = jnp.zeros([*sizes.values()], config.numerics.param_dtype)
         self.equation = equation
-        self.dtype = config.numerics.dtype
+        self.dtype = dtype or config.numerics.dtype
         self.kernel = nnx.Param(kernel, dims=dims)
         self.bias = nnx.data(nnx.Param(bias, dims="".join(sizes)) if use_bias else None)
 
     def __call__(self, x: Array) -> Array:
-        """Returns the projection in the activation dtype."""
+        """Returns the projection in the dtype of the output."""
         return checkpoint_name(self.accumulate(x).astype(self.dtype), PROJECTION)
 
     def accumulate(self, x: Array) -> Array:
-        """Returns the projection in float32, not rounded to the activation dtype: for logits."""
+        """Returns the projection in float32, not rounded to the dtype of the output: for logits."""
         y = project(self.equation, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 

@@ -24,7 +24,7 @@ class MLP(nnx.Module):
         self.activation = config.mlp.activation
         self.gate_proj = nnx.data(linear("BTD,DF->BTF", (D, F)) if config.mlp.gated else None)
         self.up_proj = linear("BTD,DF->BTF", (D, F))
-        self.down_proj = linear("BTF,FD->BTD", (F, D))
+        self.down_proj = linear("BTF,FD->BTD", (F, D), dtype=config.numerics.residual_dtype)
 
     def __call__(self, x_BTD: Array) -> Array:
         """Transforms each position independently, BTD."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import StackConfig
+from jaxllm.config import Dtype, StackConfig
 
 
 class Norm(nnx.Module):
@@ -44,6 +44,14 @@ class Norm(nnx.Module):
             return h.astype(x.dtype) * scale.astype(x.dtype)
         offset = 1.0 if self.kind == "rms_plus_one" else 0.0
         return (h * (offset + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+def saturate(x: Array, dtype: Dtype) -> Array:
+    """Casts `x`; numbers beyond the range of `dtype` become its largest and smallest."""
+    if x.dtype == dtype:
+        return x
+    limit = float(jnp.finfo(dtype).max)
+    return jnp.clip(x, -limit, limit).astype(dtype)
 
 
 def normalize(x: Array, eps: float, axes: tuple[int, ...] = (-1,)) -> Array:

@@ -19,7 +19,7 @@ from jaxllm.layers.context import Context, Source
 from jaxllm.layers.dropout import dropout, layer_keys, subkeys
 from jaxllm.layers.experts.moe import Load, aux_loss
 from jaxllm.layers.linear import PositionTable
-from jaxllm.layers.norm import Norm
+from jaxllm.layers.norm import Norm, saturate
 from jaxllm.layers.stack import apply_layers, layer_labels, layer_range, make_layers, restack
 from jaxllm.sharding import constrain
 
@@ -89,6 +89,8 @@ class Stack(nnx.Module):
             self.config.remat,
         )
         x_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        if self.config.numerics.wide_residual:
+            x_BTD = saturate(x_BTD, self.config.numerics.dtype)
         loss = aux_loss(self.config.experts, loads.values())
         return x_BTD, None if cache is None else written, loss
 
@@ -114,6 +116,8 @@ class Stack(nnx.Module):
 
         Both are optional in the config.
         """
+        if self.config.numerics.wide_residual:
+            x_BTD = x_BTD.astype(self.config.numerics.residual_dtype)
         if self.embed_position is not None:
             x_BTD = x_BTD + self.embed_position(positions_BT)
         if self.config.positions.kind == "sinusoidal":

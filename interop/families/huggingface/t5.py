@@ -44,6 +44,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "positions.kind": "relative",
         "positions.relative": buckets,
         "attention.scale": 1.0,
+        "numerics.wide_residual": True,  # transformers keeps `wo` in float32, and so its sums
         **_read_feed_forward(fields),
     }
     layers = fields.take("num_layers", int, 6)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from jaxllm.interop.formats.lazy_tensor import clamp
 from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, select_ranges
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.strided_copy import copy_bits
@@ -30,9 +31,15 @@ class Part(NamedTuple):
 
 
 class ShardBuffers(Protocol):
-    """The shards of an array that are being filled, for its devices."""
+    """The shards of an array that are being filled, for its devices.
+
+    Attributes:
+        shards: the shards.
+        overflows: positive if finite numbers were beyond the range of the dtype and were clamped.
+    """
 
     shards: Sequence[Shard]
+    overflows: int
 
     def write(self, parts: Sequence[Part]) -> None:
         """Copies parts into the shards; several threads may call it at once."""
@@ -46,6 +53,7 @@ class HostShardBuffers:
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
         self.shards, self.dtype = shards, dtype
+        self.overflows = 0
         self.memory = [_aligned(shard.shape, dtype) for shard in shards]
 
     def write(self, parts: Sequence[Part]) -> None:
@@ -57,7 +65,8 @@ class HostShardBuffers:
             if part.numbers.dtype == self.dtype:
                 copy_bits(part.numbers, into)
             else:
-                into[...] = _copy(part.numbers).astype(self.dtype)
+                into[...], count = clamp(_copy(part.numbers), self.dtype)
+                self.overflows += count
 
     def arrays(self) -> list[jax.Array]:
         """See `ShardBuffers`."""
@@ -73,6 +82,7 @@ class DeviceShardBuffers:
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
         self.shards, self.dtype = shards, dtype
+        self.overflows = 0
         self.values: dict[jax.Device, jax.Array] = {}
         self.locks = [threading.Lock() for _ in shards]
 
@@ -81,6 +91,10 @@ class DeviceShardBuffers:
         for part in parts:
             shard = self.shards[part.shard]
             numbers = _copy(part.numbers)  # jax may still use the buffer after the call returns
+            if numbers.dtype != self.dtype:
+                clamped, count = clamp(numbers, self.dtype)
+                # Without overflow the device casts by itself, which is faster.
+                numbers, self.overflows = (clamped if count else numbers), self.overflows + count
             for ranges in shard.contiguous(part.ranges):
                 place = shard.locate(ranges)
                 inner = select_ranges(numbers, part.axes, part.ranges, ranges, part.axes)

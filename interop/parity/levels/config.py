@@ -23,6 +23,7 @@ FREE = {
     "rope.layout",
     "numerics.param_dtype",
     "numerics.dtype",
+    "numerics.wide_residual",
     "scan_layers",
     "remat",
 }

@@ -37,7 +37,12 @@ class Attention(nnx.Module):
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
         self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
-        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attention.out_bias)
+        self.o_proj = linear(
+            "BTNH,NHD->BTD",
+            (N, H, D),
+            use_bias=config.attention.out_bias,
+            dtype=config.numerics.residual_dtype,
+        )
         q_norm = k_norm = None
         if config.attention.qk_norm == "head":
             q_norm, k_norm = Norm("H", (H,), config), Norm("H", (H,), config)

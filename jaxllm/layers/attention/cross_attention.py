@@ -31,7 +31,12 @@ class CrossAttention(nnx.Module):
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BSD,DKH->BSKH", (D, K, H))
         self.v_proj = linear("BSD,DKH->BSKH", (D, K, H))
-        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=config.attention.out_bias)
+        self.o_proj = linear(
+            "BTNH,NHD->BTD",
+            (N, H, D),
+            use_bias=config.attention.out_bias,
+            dtype=config.numerics.residual_dtype,
+        )
         self.config = config
 
     def project_source(self, source: Source) -> SourceKV:

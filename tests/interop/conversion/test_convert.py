@@ -13,10 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hf_cases import CASES, randomize, stored
+from safetensors.torch import load_file, save_file
 from tiers import examples
 from tiny import random_model
 
 from jaxllm.config import DecoderConfig, with_fields
+from jaxllm.errors import NarrowingError
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -77,6 +79,24 @@ def test_every_format_converts_to_every_other(source, to, folders, tmp_path):
     assert done.num_bytes_kept == 0
     assert {folder.name for folder in tmp_path.iterdir()} == {"out", "saved"}
     assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "native"])
+def test_overflow_is_refused_and_counted_in_every_tensor(to, llama, tmp_path):
+    source = shutil.copytree(llama, tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"][3], weights["lm_head.weight"][5, :2] = 7e4, -1e6
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NarrowingError) as error:
+        convert(source, tmp_path / "out", to=to, dtype="float16")
+    assert str(error.value).splitlines() == [
+        "overflow: 3 beyond 65504, the largest number of float16:",
+        "  final_norm.scale: 1 of 32, up to 70000 in magnitude",
+        "  lm_head.kernel: 2 of 3,072, up to 1e+06 in magnitude",
+        "  choose a dtype with a wider range, such as bfloat16",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    convert(source, tmp_path / "out", to=to, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("shards", [1, 2])

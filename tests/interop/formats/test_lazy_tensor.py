@@ -4,13 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiers import examples
 
+from jaxllm.errors import NarrowingError
 from jaxllm.interop.formats import lazy_tensor
 from jaxllm.interop.formats.lazy_tensor import (
     TensorSource,
+    cast,
+    clamp,
     concatenate_rows,
+    find_overflows,
     from_array,
     from_jax,
     transfer_tensor,
@@ -93,3 +98,30 @@ def test_transferred_tensor_reads_boxes_through_its_rule():
     source = transfer_tensor(rule.exporting(sizes), {}, {"w": from_array(ARRAY[0].T)})
     assert source.shape == (4, 5)
     assert source.read([(1, 3), (2, 5)]).tobytes() == ARRAY[0, 1:3, 2:5].tobytes()
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_only_what_overflows_is_clamped(stored):
+    given = np.array([1.5, 65504, -7e4, 65519, np.inf, -np.inf, np.nan, 1e-9, 1e38])
+    given = given.astype(np.dtype(stored))
+    narrow, count = clamp(given, np.dtype(np.float16))
+    torch_like = torch.from_numpy(given.astype(np.float32)).half().numpy()
+    beyond = np.isinf(torch_like) & np.isfinite(given)
+    limits = np.copysign(np.float16(65504), torch_like)
+    np.testing.assert_array_equal(narrow, np.where(beyond, limits, torch_like))
+    assert count == beyond.sum() >= 2
+    with pytest.raises(NarrowingError, match=f"overflow: {count} beyond"):
+        cast(given, np.dtype(np.float16))
+    np.testing.assert_array_equal(cast(given[:1], np.dtype(np.float16)), [1.5])
+
+
+@pytest.mark.parametrize("chunk_bytes", [4, 1 << 20])
+def test_overflows_are_counted_by_array(chunk_bytes):
+    wide = np.ones((3, 4), np.float32)
+    wide[0, 1], wide[2, 3], wide[1, 1] = 7e4, -1e5, np.inf
+    sources = {"a": from_array(wide), "b": from_array(np.ones(3, np.float32))}
+    assert find_overflows(sources, np.dtype(np.float16), chunk_bytes) == [
+        "overflow: 2 beyond 65504, the largest number of float16",
+        "a: 2 of 12, up to 100000 in magnitude",
+    ]
+    assert find_overflows(sources, np.dtype("bfloat16"), chunk_bytes) == []

@@ -299,6 +299,27 @@ def test_cast_rounds_each_number_once(saved, case, dtype, max_ram):
         assert np.asarray(variable.get_value()).tobytes() == expected.tobytes(), name
 
 
+@pytest.mark.parametrize("form", ["hf", "native"])
+def test_numbers_beyond_the_dtype_are_clamped_and_counted(llama, tmp_path, caplog, form):
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][3] = -7e4
+        tensors["lm_head.weight"][5, 1], tensors["lm_head.weight"][0, 0] = 1e6, float("inf")
+
+    edit_tensors(llama, widen)
+    folder = llama
+    if form == "native":
+        save_pretrained(load_pretrained(llama), tmp_path / "native", format="native")
+        folder = tmp_path / "native"
+    arrays = named_parameters(load_pretrained(folder, dtype="float16", mesh=mesh()))
+    assert arrays["final_norm.scale"].get_value()[3] == -65504
+    assert arrays["lm_head.kernel"].get_value()[1, 5] == 65504
+    assert arrays["lm_head.kernel"].get_value()[0, 0] == np.inf
+    assert "overflow: 2 beyond 65504, the largest number of float16; clamped to it" in caplog.text
+    caplog.clear()
+    load_pretrained(folder, dtype="bfloat16")
+    assert not caplog.text
+
+
 def test_parts_of_several_dtypes_load_with_a_cast(saved, llama):
     name = "model.layers.1.self_attn.k_proj.weight"
     edit_tensors(llama, lambda tensors: tensors.update({name: tensors[name].half()}))

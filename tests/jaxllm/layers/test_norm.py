@@ -11,7 +11,7 @@ from tiny import TINY, relative_l2
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from jaxllm.config import NormConfig, NumericsConfig, with_fields
-from jaxllm.layers.norm import Norm
+from jaxllm.layers.norm import Norm, saturate
 
 TOLERANCE = 1e-6  # relative L2, float32
 
@@ -91,3 +91,10 @@ def test_gradients_match_torch():
     (theirs(x) * torch.tensor(weight)).sum().backward()
     assert relative_l2(ours[0]["scale"].get_value(), theirs.weight.grad) < TOLERANCE
     assert relative_l2(ours[1], x.grad) < TOLERANCE
+
+
+def test_only_numbers_beyond_the_range_are_saturated():
+    x = jnp.asarray([1.5, -7e4, 65504.0, 1e30, jnp.nan])
+    assert saturate(x, "float32") is x
+    expected = [1.5, -65504, 65504, 65504, np.nan]
+    np.testing.assert_array_equal(saturate(x, "float16"), np.asarray(expected, np.float16))

@@ -1,7 +1,17 @@
 """T5: logits equal those of transformers; weights and config survive the round trip."""
 
-from encoder_decoder_case import Case
-from encoder_decoder_family import EncoderDecoderFamily
+import numpy as np
+import pytest
+import torch
+from encoder_decoder_case import Case, inputs_of, logits_of_original
+from encoder_decoder_family import EncoderDecoderFamily, logits_of
+from tiny import relative_l2
+from transformers import T5ForConditionalGeneration
+
+from jaxllm.config import with_fields
+from jaxllm.interop import load_pretrained
+from jaxllm.models import build_abstract
+from jaxllm.params import named_parameters, with_arrays
 
 # H != D / N, and sizes that differ from each other: a mix-up of axes changes a shape.
 T5 = {
@@ -32,3 +42,26 @@ CASES = {
 
 class TestT5(EncoderDecoderFamily):
     cases = CASES
+
+
+@pytest.mark.parametrize("name", ["t5", "t5/v1.1"])
+def test_float16_is_finite_and_accurate_where_transformers_is(name, tmp_path):
+    """As in t5-base, the feed-forward's outputs pass 65504: transformers keeps `wo` in float32."""
+    original = CASES[name].build()
+    with torch.no_grad():
+        for block in (original.encoder.block[1], original.decoder.block[0]):
+            block.layer[-1].DenseReluDense.wo.weight.mul_(40000)
+    original.save_pretrained(tmp_path / "t5")
+    inputs = inputs_of(original)
+    is_token = inputs.is_tgt_BT == 1
+    expected = logits_of_original(original, inputs)[is_token]
+    half = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5", dtype=torch.float16)
+    theirs = logits_of_original(half.eval(), inputs)[is_token]
+    assert np.isfinite(theirs).all()
+    model = load_pretrained(tmp_path / "t5", dtype="float16")
+    assert relative_l2(logits_of(model, inputs), expected) <= 2 * relative_l2(theirs, expected)
+    without = with_fields(model.config, {"numerics.wide_residual": False})
+    narrow = with_arrays(
+        build_abstract(without), {n: v.get_value() for n, v in named_parameters(model).items()}
+    )
+    assert not np.isfinite(logits_of(narrow, inputs)).all()
