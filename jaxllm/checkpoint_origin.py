@@ -1,6 +1,42 @@
-"""The checkpoint a model was loaded from, kept so that it can be saved in the same format."""
+"""The checkpoint a model was loaded from: its format, and its files that are not weights."""
 
 import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+KEPT = "origin"  # the folder of a run or a native checkpoint that holds its origin's files
+CONFIGS = ("config.json", "params.json")  # a folder with one of them is a checkpoint
+ADAPTER = "adapter_config.json"
+# Files to copy from a folder that is no checkpoint, which may hold anything.
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("chat_template*", "generation_config.json", "*processor_config.json", "tekken.json"),
+    *("*.tiktoken", "spiece.model", "sentencepiece*.model"),
+)
+# Written anew by every export, so that nobody misses them.
+REPLACED = (
+    *CONFIGS,
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json"),
+    *("consolidated.[0-9]*.pth", "state_dict.pth"),
+)
+WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.distcp", "*.gguf", "*.ggml", "*.h5"),
+    *("*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.npz", "*.index.json"),
+)
+# Other files that stay behind, and why.
+LEFT_OUT = (
+    ("adapter_*", "of a PEFT adapter, which is not applied"),
+    ("trainer_state.json", "state of an earlier training"),
+    *((pattern, "checksums of other weights") for pattern in ("*.chk", "*.md5", "*.sha256")),
+)
+MOST_BYTES = 100_000_000  # of a file that is copied; tokenizers are smaller
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,3 +47,90 @@ class Origin:
     config: str  # text of its config file, for the fields that do not affect the numbers
     layout: str  # how its tensors were split into files
     directory: str  # holds the tokenizer and generation files
+
+
+def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
+    """Copies the files of a model's origin that are not weights, such as its tokenizer.
+
+    Logs a warning that lists what is left out and why, and one if the origin no longer exists.
+
+    Args:
+        origin: the model's origin, if it has one.
+        destination: an existing folder; nothing in it is replaced by a file of `origin`.
+        others: further folders, whose files take precedence.
+    """
+    folders = [] if origin is None else [Path(origin.directory)]
+    if origin is not None and not folders[0].is_dir() and not any(map(has_tokenizer, others)):
+        logger.warning(
+            "%s, which the model came from, does not exist: its tokenizer and other files are not "
+            "copied",
+            origin.directory,
+        )
+    left_out: dict[str, str] = {}
+    for folder in dict.fromkeys([*folders, *others]):
+        for name, reason in sort_files(folder):
+            if reason is not None:
+                left_out[name] = reason
+                continue
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / name, destination / name)
+    if left_out:
+        listed = (f"{name} ({reason})" for name, reason in left_out.items())
+        logger.warning("not copied to %s: %s", destination, ", ".join(listed))
+
+
+def sort_files(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Yields each file of a folder, relative to it, that an export does not replace.
+
+    Of a folder that is no checkpoint, only tokenizer files are considered. Hidden files are not.
+
+    Yields:
+        The name, and why the file is left out; None if it is to be copied.
+    """
+    is_checkpoint = folder.name == KEPT or any((folder / name).is_file() for name in CONFIGS)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name = path.name
+        if name.startswith((".", "__")) or _matches(name, REPLACED):
+            continue
+        if not is_checkpoint and not _matches(name, TOKENIZER_FILES):
+            continue
+        if not path.is_dir():
+            yield name, _why_left_out(path)
+        elif any(_matches(file.name, WEIGHTS) for file in path.rglob("*")):
+            yield f"{name}/", "a folder with other weights"
+        else:
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            yield from ((str(f.relative_to(folder)), _why_left_out(f)) for f in files)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds files of a tokenizer."""
+    return any(reason is None for _, reason in sort_files(folder))
+
+
+def describe_adapter(folder: Path) -> str | None:
+    """Returns what a folder says about a PEFT adapter in it, or None if there is none."""
+    files = sorted(file.name for file in folder.glob("adapter_*") if file.is_file())
+    if not files:
+        return None
+    try:
+        fields = json.loads((folder / ADAPTER).read_text())
+        of = f"{fields['peft_type']} of {fields['base_model_name_or_path']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        of = "of a model that it does not name"
+    return f"a PEFT adapter ({of}; {', '.join(files)})"
+
+
+def _why_left_out(path: Path) -> str | None:
+    for pattern, reason in LEFT_OUT:
+        if fnmatchcase(path.name, pattern):
+            return reason
+    if _matches(path.name, WEIGHTS):
+        return "other weights, or state of a training"
+    if not path.is_file():
+        return "not a file"
+    return f"larger than {MOST_BYTES // 10**6} MB" if path.stat().st_size > MOST_BYTES else None
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

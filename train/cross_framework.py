@@ -20,7 +20,7 @@ from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays
 from .config import ConfigError, TrainConfig, from_stored, save_config
 from .optimizers.adamw import is_decayed
 from .optimizers.schedule import make_schedule
-from .setup import init_state, make_batches, make_run_mesh, model_to_train
+from .setup import init_state, keep_origin, make_batches, make_run_mesh, model_to_train
 from .step import make_steps
 
 
@@ -47,6 +47,7 @@ def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as unfinished:
         run = Path(unfinished) / "run"
+        keep_origin(model, run)
         _save(config, model, state, mesh, run)
         save_config(config, run / "config.yaml")
         run.replace(folder)

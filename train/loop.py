@@ -18,7 +18,14 @@ from .data.batches import Batches
 from .data.placement import on_mesh
 from .monitoring.run_logger import RunLogger
 from .objective import get_objective
-from .setup import check_unchanged, init_state, make_batches, make_run_mesh, model_to_train
+from .setup import (
+    check_unchanged,
+    init_state,
+    keep_origin,
+    make_batches,
+    make_run_mesh,
+    model_to_train,
+)
 from .step import Steps, TrainState, make_steps
 
 log = logging.getLogger("jaxllm")
@@ -59,6 +66,7 @@ def train(config: TrainConfig, model: Model | None = None, *, resume: bool = Fal
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
         model = model_to_train(config, model, checkpoints, resume=resume)
         batches = make_batches(config, model, mesh)
+        keep_origin(model, folder)
         if resume:
             check_unchanged(config, checkpoints, batches)
         elif config.model is not None:

@@ -1,12 +1,14 @@
 """Setup of a run: its mesh, batches, model and initial state, each checked against the config."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxllm.checkpoint_origin import KEPT, copy_files
 from jaxllm.config import with_fields
 from jaxllm.errors import UserError
 from jaxllm.models import Model, build_abstract
@@ -83,6 +85,19 @@ def model_to_train(
         )
     _check_float32(model)
     return model
+
+
+def keep_origin(model: Model, run: Path) -> None:
+    """Copies the tokenizer and other files of the model's origin into the run, which exports them.
+
+    Process 0 does, unless the run has them already.
+    """
+    kept = run / KEPT
+    if jax.process_index() == 0 and model.origin is not None and not kept.is_dir():
+        partial = kept.with_name(f"{KEPT}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        copy_files(model.origin, partial)
+        partial.replace(kept)
 
 
 def check_unchanged(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> None:

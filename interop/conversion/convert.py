@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.checkpoint_origin import KEPT, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.interop.formats.byte_sizes import parse_size
@@ -19,7 +20,7 @@ from jaxllm.interop.formats.lazy_tensor import find_overflows
 from jaxllm.interop.formats.table import CheckpointWriter, model_format
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
-from jaxllm.interop.saving.export import copy_companions, plan_export, possible_families
+from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
 
 from .export_writer import ExportWriter
@@ -105,10 +106,16 @@ def convert(
         "the rest of the plan": hashlib.sha256(writer.plan().encode()).hexdigest(),
     }
     partial = _partial_folder(destination)
+    own_folder = KEPT if model_format(to) is not None and optimizer is None else "."
+
+    def add_files(folder: Path) -> None:
+        (folder / own_folder).mkdir(exist_ok=True)
+        copy_files(model.origin, folder / own_folder, source)
+
     with Journal(partial / NAME, plan) as journal:
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
         try:
-            work.complete(destination, lambda to: copy_companions(to, model.origin, source))
+            work.complete(destination, add_files)
         except NarrowingError:
             shutil.rmtree(partial)  # it could never be completed
             found = find_overflows(opened.arrays, np.dtype(dtype), chunk_bytes)

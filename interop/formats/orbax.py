@@ -6,6 +6,7 @@ them in its metadata, so it loads onto any mesh without further information.
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from jaxllm.checkpoint_origin import KEPT, Origin
 from jaxllm.config import Dtype, dtype_fields
 from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.rules.boxes import Box, slices
@@ -69,6 +71,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
 
         return ocp.load_checkpointables(path, {"model": map_parameters(model, target)})["model"]
 
+    model.origin = _own_origin(path, model.origin)
     bind, _ = split(model)
     params = read(dtype)
     # Orbax casts by itself. The stored numbers are read again only if some are not finite now.
@@ -117,12 +120,19 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
         CheckpointError: see `read_model`.
     """
     model, stored = read_model(path)
+    model.origin = _own_origin(path, model.origin)
     stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
     # Enough for the chunks of one array and of the next.
     cache_bytes = max(_CACHE_BYTES, 2 * max(map(chunk_bytes, stores)))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     arrays = {name: _source(_open_array(path, name, context)) for name in stored}
     return model, arrays
+
+
+def _own_origin(step: Path, origin: Origin | None) -> Origin | None:
+    """Returns the origin with its files in the copy that the run or native checkpoint keeps."""
+    kept = step.parent.parent / KEPT
+    return replace(origin, directory=str(kept)) if origin and kept.is_dir() else origin
 
 
 def _open_array(path: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
@@ -43,6 +44,7 @@ class Inspection:
     tensors: tuple[TensorGroup, ...]
     problems: tuple[str, ...]
     plan: Plan | None = None  # for loading onto one device
+    notes: tuple[str, ...] = ()  # what is in the folder but is not loaded
 
     @property
     def ok(self) -> bool:
@@ -71,6 +73,7 @@ class Inspection:
             "family": self.family,
             "ok": self.ok,
             "problems": list(self.problems),
+            "notes": list(self.notes),
             "num_tensors": sum(group.count for group in self.tensors),
             "num_values": self.num_values,
             "num_bytes": self.num_bytes,
@@ -112,8 +115,15 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
         except CheckpointError as error:
             problems += error.problems
     tensors = _group(checkpoint.tensors, _uses(checkpoint, account))
+    adapter = describe_adapter(checkpoint.path)
     return Inspection(
-        str(path), checkpoint.family.name, account.fields, tensors, tuple(problems), plan
+        str(path),
+        checkpoint.family.name,
+        account.fields,
+        tensors,
+        tuple(problems),
+        plan,
+        () if adapter is None else (f"{adapter} is not loaded",),
     )
 
 

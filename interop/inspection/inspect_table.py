@@ -11,11 +11,12 @@ from .inspect import UNKNOWN, Inspection
 
 
 def render(inspection: Inspection) -> RenderableType:
-    """Renders the folded tensors, the use of config fields, the totals and the problems."""
+    """Renders the folded tensors, the use of config fields, the totals, notes and problems."""
     lines = [
         _fields(inspection),
         f"total: {inspection.num_values:,} values, {format_size(inspection.num_bytes)}",
         *_planned(inspection),
+        *inspection.notes,
     ]
     summary = Text("\n".join(filter(None, lines)))
     problems = Text("\n".join(f"✗ {problem}" for problem in inspection.problems), style="red")

@@ -1,10 +1,12 @@
 """Checkpoint folders: identifies the family, and locates the tensors from the headers."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats import tensor_files
@@ -16,7 +18,11 @@ Tensors = Mapping[str, StoredTensor]
 CONFIG = "config.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
+MERGE = "merge it into the weights with peft (merge_and_unload) to have what it learned"
 MOST_NAMES = 8  # how many files of a folder a message lists
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,8 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
     rows = [row for row in tensor_formats() if row.family_format == family.format]
     for row in rows:
         if row.holds(path):
+            if (adapter := describe_adapter(path)) is not None:
+                logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
             return Checkpoint(path, family, config, _read_headers(path, row.read))
     expected = " or ".join(pattern for row in rows for pattern in row.files)
     raise CheckpointError(
@@ -131,6 +139,8 @@ def _unknown_model_type(config_file: Path) -> str:
 
 def _no_config(path: Path) -> str:
     """Returns the message for a folder without any family's config file."""
+    if (adapter := describe_adapter(path)) is not None:
+        return f"{path} holds {adapter}, but no model; {MERGE}"
     others = sorted({family.config_file for family in FAMILIES} - {CONFIG})
     missing = f"{CONFIG} is missing ({' or '.join(others)} would do)"
     inside = next((file for file in sorted(path.glob(f"*/{CONFIG}"))), None)

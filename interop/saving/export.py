@@ -1,10 +1,8 @@
 """Export planning: chooses the family, lays out the files and maps arrays to stored tensors."""
 
 import dataclasses
-import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,6 @@ from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
-
-COMPANIONS = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template*", "generation_config.json", "*.tiktoken"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,15 +150,6 @@ def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Fami
             f"format={chosen!r} needs the rules of your own model: give rules (--rules)"
         )
     return None
-
-
-def copy_companions(folder: Path, origin: Origin | None, *others: Path) -> None:
-    """Copies tokenizer and generation files from the model's origin and other folders."""
-    places = [*([] if origin is None else [Path(origin.directory)]), *others]
-    for place, pattern in itertools.product(places, COMPANIONS):
-        for file in place.glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, folder / file.name)
 
 
 def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxllm.checkpoint_origin import KEPT, copy_files
 from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
@@ -16,7 +17,7 @@ from jaxllm.interop.formats.table import model_format
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
 
-from .export import Export, copy_companions, plan_export, possible_families, write_texts
+from .export import Export, plan_export, possible_families, write_texts
 from .multihost import fail_together, is_first_process, shared_name
 
 
@@ -69,7 +70,9 @@ def save_pretrained(
         write(folder)
         with fail_together(together):
             if is_first_process() or not together:
-                copy_companions(folder, model.origin)
+                own = folder / KEPT if own_format is not None else folder
+                own.mkdir(exist_ok=True)
+                copy_files(model.origin, own)
                 write_texts(folder, texts)
 
 

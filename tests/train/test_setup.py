@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, random_model
 
+from jaxllm.checkpoint_origin import KEPT, Origin
 from jaxllm.config import NumericsConfig
 from jaxllm.errors import CheckpointError
 from jaxllm.params import named_parameters, split
@@ -19,6 +20,7 @@ from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.setup import (
     check_unchanged,
     init_state,
+    keep_origin,
     make_batches,
     make_run_mesh,
     model_to_train,
@@ -88,6 +90,21 @@ def test_a_model_beyond_its_config_could_not_be_resumed(tmp_path):
         pytest.raises(CheckpointError, match=r"gain: \(3,\) in the model, none by the config"),
     ):
         model_to_train(finetune, model, checkpoints, resume=False)
+
+
+def test_a_run_keeps_the_files_of_the_origin_that_it_began_with(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer.json").write_text("1")
+    model = random_model()
+    keep_origin(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    directory = str(tmp_path / "base")
+    model.origin = Origin(family="llama", config="{}", layout="{}", directory=directory)
+    for text in ("1", "2"):
+        (tmp_path / "base" / "tokenizer.json").write_text(text)
+        keep_origin(model, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [KEPT]
+    assert (tmp_path / "run" / KEPT / "tokenizer.json").read_text() == "1"
 
 
 def test_the_initial_state_is_sharded_and_resumes_only_an_equal_run(with_text):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiers import examples
 from tiny import random_model
 
+from jaxllm.checkpoint_origin import KEPT
 from jaxllm.config import DecoderConfig, with_fields
 from jaxllm.errors import NarrowingError
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
@@ -78,7 +79,8 @@ def test_every_format_converts_to_every_other(source, to, folders, tmp_path):
         assert content(tmp_path / "out") == content(tmp_path / "saved")
     assert done.num_bytes_kept == 0
     assert {folder.name for folder in tmp_path.iterdir()} == {"out", "saved"}
-    assert (tmp_path / "out" / "tokenizer.json").exists()
+    kept = tmp_path / "out" / (KEPT if to == "native" else ".")
+    assert (kept / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("to", ["hf", "native"])

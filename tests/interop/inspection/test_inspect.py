@@ -66,6 +66,13 @@ def _arrays(folder: Path) -> list[torch.Tensor]:
     return [tensor.numpy() for tensor in load_file(folder / NAME).values()]
 
 
+def test_an_adapter_beside_the_model_is_noted(llama, capsys):
+    assert not inspect(llama).notes
+    (llama / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert main(["inspect", str(llama)]) == 0
+    assert "adapter_config.json) is not loaded" in " ".join(capsys.readouterr().out.split())
+
+
 def test_layers_are_folded_and_mapped_to_their_arrays(folders):
     assert uses(folders["hf"])["model.layers.{0..2}.self_attn.q_proj.weight"] == (
         "layers.*.attn.q_proj.kernel"

@@ -49,6 +49,21 @@ def test_safetensors_are_preferred_to_bin_files(tmp_path, first):
     assert list(open_known_checkpoint(tmp_path).tensors) == [f"from_{first}"]
 
 
+def test_an_adapter_beside_the_weights_is_not_ignored_in_silence(tmp_path, caplog):
+    config(tmp_path / "both", model_type="llama")
+    write(tmp_path / "both" / "model.safetensors", safetensors_file.lay_out, "a")
+    open_known_checkpoint(tmp_path / "both")
+    assert not caplog.messages
+    (tmp_path / "alone").mkdir()
+    adapter = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/b"})
+    for name in ("both", "alone"):
+        (tmp_path / name / "adapter_config.json").write_text(adapter)
+    open_known_checkpoint(tmp_path / "both")
+    said = "a PEFT adapter (LORA of a/b; adapter_config.json)"
+    assert f"{said} is not applied; merge it" in caplog.messages[0]
+    assert f"holds {said}, but no model; merge it" in message(tmp_path / "alone")
+
+
 def test_missing_folder_suggests_the_nearest_name(tmp_path):
     (tmp_path / "llama-3").mkdir()
     assert message(tmp_path / "llama3").endswith("is not a folder; did you mean 'llama-3'?")

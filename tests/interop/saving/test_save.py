@@ -17,7 +17,8 @@ from flax import nnx
 from tiers import examples
 from tiny import random_model
 
-from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
+from jaxllm.checkpoint_origin import KEPT
+from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats import lazy_tensor
 from jaxllm.interop.formats.lazy_tensor import from_array
@@ -28,6 +29,11 @@ from jaxllm.interop.saving.export import export_tensors
 
 def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,29 @@ def test_parameter_beyond_the_config_is_refused_by_name(tmp_path, form, change, 
         save_pretrained(model, tmp_path / "out", format=form)
     assert error.value.problems[0] == problem
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["save", "convert"])
+def test_a_native_checkpoint_keeps_the_files_of_its_origin(saved, tmp_path, how, caplog):
+    source = shutil.copytree(saved, tmp_path / "source")
+    for name in ("tokenizer.json", "additional_chat_templates/rag.jinja", "LICENSE"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(f"that is {name}")
+    save_pretrained(load_pretrained(source), tmp_path / "before")
+    if how == "save":
+        save_pretrained(load_pretrained(source), tmp_path / "native", format="native")
+    else:
+        convert(source, tmp_path / "native", to="native")
+    shutil.rmtree(source)
+    (tmp_path / "native").rename(tmp_path / "moved")
+    save_pretrained(load_pretrained(tmp_path / "moved"), tmp_path / "saved", format="hf")
+    convert(tmp_path / "moved", tmp_path / "converted", to="hf")
+    for folder in ("saved", "converted"):
+        assert tree(tmp_path / folder) == tree(tmp_path / "before")
+    assert not caplog.messages
+    shutil.rmtree(tmp_path / "moved" / KEPT)
+    convert(tmp_path / "moved", tmp_path / "bare", to="hf")
+    assert f"{source}, which the model came from, does not exist" in caplog.text
 
 
 @contextmanager
