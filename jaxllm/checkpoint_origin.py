@@ -66,17 +66,16 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             "copied",
             origin.directory,
         )
-    left_out: dict[str, str] = {}
     for folder in dict.fromkeys([*folders, *others]):
+        left_out = []
         for name, reason in sort_files(folder):
             if reason is not None:
-                left_out[name] = reason
+                left_out.append(f"{name} ({reason})")
                 continue
             (destination / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / name, destination / name)
-    if left_out:
-        listed = (f"{name} ({reason})" for name, reason in left_out.items())
-        logger.warning("not copied to %s: %s", destination, ", ".join(listed))
+        if left_out:
+            logger.warning("not copied from %s: %s", folder, ", ".join(left_out))
 
 
 def sort_files(folder: Path) -> Iterator[tuple[str, str | None]]:

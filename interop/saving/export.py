@@ -29,6 +29,8 @@ from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
 
+from .special_tokens import add_special_tokens, generation_config
+
 
 @dataclasses.dataclass(frozen=True)
 class Export:
@@ -75,9 +77,11 @@ def plan_export(
             f"format={row.name!r} has no tensor files that can be written"
         )
     files, index = row.lay_out(tensors, table.file, max_shard)
+    config = add_special_tokens(config, family, model.origin)
     text = (json.dumps(config, indent=2) + "\n").encode()
-    config_file = {family.config_file: text} if family.config_file else {}
-    return Export(family, tensors, tuple(files), {**config_file, **index})
+    texts = {family.config_file: text} if family.config_file else {}
+    texts |= generation_config(config, family, model.origin)
+    return Export(family, tensors, tuple(files), {**texts, **index})
 
 
 def possible_families(

@@ -74,7 +74,7 @@ def test_all_files_but_weights_are_copied_and_the_others_listed(tmp_path, out, c
     assert files_of(out) == set(CARRIED)
     listed = LEFT_OUT | {"merges.txt": "larger than 100 MB"}
     parts = ", ".join(f"{name} ({listed[name]})" for name in sorted(listed))
-    assert caplog.messages == [f"not copied to {out}: {parts}"]
+    assert caplog.messages == [f"not copied from {source}: {parts}"]
 
 
 def test_only_tokenizer_files_are_copied_from_a_folder_that_is_no_checkpoint(tmp_path, out):
