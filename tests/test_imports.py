@@ -97,7 +97,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "source_systems": {"common", "meta"},
     },
     "jaxllm.interop.loading": {
-        **{name: set() for name in ("name_folding", "checkpoint_dir", "streaming")},
+        **{name: set() for name in ("name_folding", "checkpoint_dir", "source_files", "streaming")},
         "diagnostics": {"name_folding"},
         "user_family": set(),
         "checkpoint": {"checkpoint_dir", "user_family"},
@@ -105,7 +105,10 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "tied_tensors": {"plan", "streaming"},
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
-        "load": {"checkpoint", "model_arrays", "plan", "streaming", "tied_tensors", "user_family"},
+        "load": {
+            *("checkpoint", "model_arrays", "plan", "source_files", "streaming", "tied_tensors"),
+            "user_family",
+        },
     },
     "jaxllm.interop.parity": {
         "numerics": set(),

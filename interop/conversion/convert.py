@@ -5,13 +5,14 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxllm.checkpoint_origin import KEPT, copy_files
+from jaxllm.checkpoint_origin import Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.interop.formats.byte_sizes import parse_size
@@ -19,6 +20,7 @@ from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_
 from jaxllm.interop.formats.lazy_tensor import find_overflows
 from jaxllm.interop.formats.table import CheckpointWriter, model_format
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
+from jaxllm.interop.loading.source_files import SourceChangedError, check_unchanged, identify
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
@@ -87,42 +89,51 @@ def convert(
         workers: the number of threads, each of which writes one tensor at a time.
 
     Raises:
-        CheckpointError: the source is not a checkpoint, the format cannot express the model, or
-            an unfinished conversion with other arguments is in the way.
-        NarrowingError: numbers are beyond the range of `dtype`. Says how many in each array.
+        CheckpointError: the source is not a checkpoint or changed meanwhile, the format cannot
+            express it, numbers overflow `dtype`, or another unfinished conversion is in the way.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules)
-    model = opened.astype(dtype)
+    before, model = identify(opened.files), opened.astype(dtype)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     plan = {
         "to": to,
         "dtype": dtype,
         "model_parallel": model_parallel,
         "optimizer": None if optimizer is None else optimizer.form,
-        **_state(source, model),
+        **{os.path.relpath(file, source): text for file, text in before.items()},
         "the rest of the plan": hashlib.sha256(writer.plan().encode()).hexdigest(),
     }
     partial = _partial_folder(destination)
-    own_folder = KEPT if model_format(to) is not None and optimizer is None else "."
-
-    def add_files(folder: Path) -> None:
-        (folder / own_folder).mkdir(exist_ok=True)
-        copy_files(model.origin, folder / own_folder, source)
-
-    with Journal(partial / NAME, plan) as journal:
+    with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
-        try:
-            work.complete(destination, add_files)
-        except NarrowingError:
-            shutil.rmtree(partial)  # it could never be completed
-            found = find_overflows(opened.arrays, np.dtype(dtype), chunk_bytes)
-            wider = "choose a dtype with a wider range, such as bfloat16"
-            raise NarrowingError([*found[1:], wider], found[0]) from None
+        work.complete(destination, source, opened.origin, before)
         shutil.rmtree(partial)
     return Conversion(writer.format_name, len(writer.units), work.total, work.kept)
+
+
+@contextmanager
+def _discarding(
+    partial: Path, model: ModelArrays, dtype: Dtype | None, chunk_bytes: int
+) -> Iterator[None]:
+    """Context that removes an unfinished conversion which must not be resumed.
+
+    Raises:
+        SourceChangedError: what was written may mix two checkpoints.
+        NarrowingError: the arrays of `model` do not fit into `dtype`. Says how many of each.
+    """
+    try:
+        yield
+    except SourceChangedError:
+        shutil.rmtree(partial)
+        raise
+    except NarrowingError:
+        shutil.rmtree(partial)
+        found = find_overflows(model.arrays, np.dtype(dtype), chunk_bytes)
+        wider = "choose a dtype with a wider range, such as bfloat16"
+        raise NarrowingError([*found[1:], wider], found[0]) from None
 
 
 def _writer(
@@ -159,22 +170,32 @@ class _Work:
         self.done = self.kept = 0
         self._lock = threading.Lock()
 
-    def complete(self, destination: Path, add_files: Callable[[Path], None]) -> None:
+    def complete(
+        self, destination: Path, source: Path, origin: Origin | None, before: Mapping[Path, str]
+    ) -> None:
         """Writes all missing units and gives the checkpoint its name.
 
         Args:
             destination: the name.
-            add_files: copies the tokenizer and similar files into the checkpoint.
+            source: the checkpoint that is converted.
+            origin: that of the model; its files, such as the tokenizer, are copied.
+            before: the identity of the source's files when the conversion began.
+
+        Raises:
+            SourceChangedError: they changed since.
         """
         if not self.folder.exists() and destination.is_dir() and self._has_every_unit:
             self.kept = self.total  # killed after the rename: only the journal is left to remove
             return
         check_is_free(destination)
         self.writer.begin(self.folder)
-        add_files(self.folder)
+        own = self.folder / self.writer.files_folder
+        own.mkdir(exist_ok=True)
+        copy_files(origin, own, source)
         units = list(self.writer.units)
         digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
         self.writer.finish(self.folder, digests)
+        check_unchanged(before)
         take_name(self.folder, destination)
 
     @property
@@ -217,12 +238,3 @@ def _partial_folder(destination: Path) -> Path:
         )
     partial.mkdir(parents=True, exist_ok=True)
     return partial
-
-
-def _state(source: Path, model: ModelArrays) -> dict[str, Any]:
-    """Returns the size and modification time of every file of the source, by name."""
-    stats = {file: file.stat() for file in model.files}
-    return {
-        os.path.relpath(file, source): f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-        for file, stat in stats.items()
-    }

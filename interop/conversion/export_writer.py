@@ -21,6 +21,8 @@ from jaxllm.interop.saving.export import Export, write_texts
 class ExportWriter:
     """Writes a PyTorch checkpoint. A unit is a tensor; see `formats.table.CheckpointWriter`."""
 
+    files_folder = "."
+
     def __init__(self, export: Export):
         self._export = export
         self.format_name = export.family.name

@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.checkpoint_origin import Origin
+from jaxllm.checkpoint_origin import KEPT, Origin
 from jaxllm.config import Config
 from jaxllm.interop.rules.boxes import box_shape, boxes, slices
 from jaxllm.models import build_abstract
@@ -39,6 +39,7 @@ class OrbaxWriter:
     """Writes a native checkpoint. A unit is a chunk of an array; see `table.CheckpointWriter`."""
 
     format_name = orbax.NAME
+    files_folder = KEPT
 
     def __init__(self, config: Config, origin: Origin | None, arrays: Mapping[str, TensorSource]):
         self.arrays = arrays

@@ -2,18 +2,19 @@
 
 import json
 import math
+import os
 import reprlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import CheckpointError
-from jaxllm.interop.rules.boxes import Box, slices
+from jaxllm.interop.rules.boxes import Box, Range, box_shape
 
 # By their names in safetensors files. Those of 4 and 6 bits are left out: they fill no whole bytes.
 DTYPES: dict[str, np.dtype] = {
@@ -41,8 +42,7 @@ DTYPE_NAMES: dict[np.dtype, str] = {dtype: name for name, dtype in DTYPES.items(
 
 _MAX_RANK = 64  # NumPy's own limit
 
-# Every open map holds a file handle, so the tensors of one file share one.
-_maps: WeakValueDictionary[tuple[int, int, int, int], np.memmap] = WeakValueDictionary()
+PAGE_BYTES = 4096  # the disk reads whole pages: skipping less is not worth another request
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,43 @@ class StoredTensor:
         offset = self.offset + start * self.element_strides[0] * self.dtype.itemsize
         return replace(self, name=name, shape=(count, *self.shape[1:]), offset=offset)
 
-    def open(self) -> np.ndarray:
-        """Returns a read-only memory map of the tensor; pages are read when they are touched."""
-        strides = self.strides and tuple(stride * self.dtype.itemsize for stride in self.strides)
-        return np.ndarray(self.shape, self.dtype, _file_bytes(self.path), self.offset, strides)
+    def read(self, box: Box | None = None) -> np.ndarray:
+        """Reads a box, by default the whole tensor.
 
-    def read(self, box: Box) -> np.ndarray:
-        """Reads a box: one range for each dimension."""
-        return self.open()[slices(box)]
+        A memory map would be simpler, but a file that is truncated under it kills the process.
+
+        Raises:
+            CheckpointError: the file ends before the box does.
+        """
+        box = [(0, size) for size in self.shape] if box is None else box
+        shape, strides, itemsize = box_shape(box), self.element_strides, self.dtype.itemsize
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        memory = np.empty(element_span(shape, strides) * itemsize, np.uint8)
+        first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
+        whole = [(0, size) for size in shape]
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            for start, stop in byte_runs(shape, strides, itemsize, [whole]):
+                self.fill(handle, memory[start:stop].data, first * itemsize + start)
+        finally:
+            os.close(handle)
+        steps = [stride * itemsize for stride in strides]
+        return np.ndarray(shape, self.dtype, memory.data, 0, steps)
+
+    def fill(self, handle: int, into: memoryview, start: int) -> None:
+        """Fills a buffer with the tensor's bytes from `start` on.
+
+        Raises:
+            CheckpointError: the file ends before.
+        """
+        while into:
+            count = os.preadv(handle, [into], self.offset + start)
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path}: tensor {self.name!r}: the file ends {len(into)} bytes early"
+                )
+            into, start = into[count:], start + count
 
 
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
@@ -128,10 +157,36 @@ def parse_json(text: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _file_bytes(path: Path) -> np.memmap:
-    stat = path.stat()
-    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    mapped = _maps.get(key)
-    if mapped is None:
-        mapped = _maps[key] = np.memmap(path, np.uint8, mode="r")
-    return mapped
+def element_span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Returns the number of elements from the first to the last of a non-empty strided array."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def byte_runs(
+    shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
+) -> list[Range]:
+    """Returns the byte ranges of a chunk, relative to its first byte, that cover `wanted`."""
+    count = sum(math.prod(box_shape(box)) for box in wanted)
+    span = element_span(shape, strides)
+    if not wanted or count >= math.prod(shape) == span:
+        return [(0, span * itemsize)]
+    found = [_rows(box, strides) for box in wanted]
+    starts = np.concatenate([starts for starts, _ in found]) * itemsize
+    stops = starts + np.repeat([row for _, row in found], [len(s) for s, _ in found]) * itemsize
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], np.maximum.accumulate(stops[order])
+    is_far = starts[1:] - stops[:-1] >= PAGE_BYTES
+    firsts, lasts = np.append(True, is_far), np.append(is_far, True)
+    return list(zip(starts[firsts].tolist(), stops[lasts].tolist(), strict=True))
+
+
+def _rows(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Returns the start of each contiguous run of a box, and the number of elements in a run."""
+    row, starts = 1, np.zeros(1, np.int64)
+    for dim in sorted(range(len(box)), key=lambda dim: strides[dim]):
+        low, high = box[dim]
+        if strides[dim] == row and len(starts) == 1:
+            starts, row = starts + low * row, row * (high - low)
+        else:
+            starts = np.add.outer(np.arange(low, high) * strides[dim], starts).ravel()
+    return starts, row

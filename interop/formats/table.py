@@ -69,10 +69,12 @@ class CheckpointWriter(Protocol):
     Attributes:
         format_name: the family's name, or the format's if it needs no family.
         units: the bytes of each unit, such as a tensor, that is written in one step.
+        files_folder: where the files of the model's origin go, relative to the checkpoint.
     """
 
     format_name: str
     units: Mapping[str, int]
+    files_folder: str
 
     def plan(self) -> str:
         """Returns everything that will be written except the tensors' data, as text."""

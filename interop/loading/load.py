@@ -18,6 +18,7 @@ from jaxllm.params import with_arrays
 from .checkpoint import open_checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan, make_plan
+from .source_files import check_unchanged, identify
 from .streaming.device_buffers import make_shard_buffers
 from .streaming.stream import stream, window_bytes
 from .tied_tensors import check_copies
@@ -76,8 +77,10 @@ def load_pretrained(
     plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
     if plan.tolerated:
         logger.warning("%s: ignored (strict=False):\n  %s", path, "\n  ".join(plan.tolerated))
+    before = identify(tensor.path for tensor in plan.tensors.values())
     check_copies(plan, path)
     model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
+    check_unchanged(before)
     model.origin = make_origin(checkpoint, plan)
     return model
 

@@ -8,10 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.rules.boxes import Box, Range, box_shape, boxes
-
-PAGE_BYTES = 4096  # the disk reads whole pages: skipping less is not worth another request
+from jaxllm.interop.formats.stored_tensor import StoredTensor, byte_runs, element_span
+from jaxllm.interop.rules.boxes import Box, box_shape, boxes
 
 
 def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:
@@ -19,7 +17,7 @@ def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:
     shape, strides = tensor.shape, tensor.element_strides
     order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
     # A view of a larger tensor has gaps, which are read too and count towards the limit.
-    density = min(math.prod(shape) / _span(shape, strides), 1) if math.prod(shape) else 1
+    density = min(math.prod(shape) / element_span(shape, strides), 1) if math.prod(shape) else 1
     elements = max(int(max_bytes // tensor.dtype.itemsize * density), 1)
     for box in boxes([shape[dim] for dim in order], elements):
         yield tuple(box[order.index(dim)] for dim in range(len(shape)))
@@ -53,13 +51,13 @@ class Reader:
         """
         itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
         shape = box_shape(box)
-        nbytes = _span(shape, strides) * itemsize
+        nbytes = element_span(shape, strides) * itemsize
         if self.memory.nbytes < nbytes:
             self.memory = np.empty(nbytes, np.uint8)
         first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
         self._open(tensor.path)
-        for start, stop in _runs(shape, strides, itemsize, wanted):
-            self._fill(tensor, self.memory[start:stop].data, first * itemsize + start)
+        for start, stop in byte_runs(shape, strides, itemsize, wanted):
+            tensor.fill(self.handle, self.memory[start:stop].data, first * itemsize + start)
         steps = [stride * itemsize for stride in strides]
         return np.ndarray(shape, tensor.dtype, self.memory.data, 0, steps)
 
@@ -72,47 +70,3 @@ class Reader:
         if self.path is not None:
             os.close(self.handle)
             self.path = None
-
-    def _fill(self, tensor: StoredTensor, into: memoryview, start: int) -> None:
-        """Fills a buffer with a tensor's bytes from `start` on."""
-        while into:
-            count = os.preadv(self.handle, [into], tensor.offset + start)
-            if count == 0:
-                raise CheckpointError(
-                    f"{tensor.path}: tensor {tensor.name!r}: the file ends {len(into)} bytes early"
-                )
-            into, start = into[count:], start + count
-
-
-def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Returns the number of elements from the first to the last of a non-empty strided array."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-
-
-def _runs(
-    shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
-) -> list[Range]:
-    """Returns the byte ranges of a chunk, relative to its first byte, that cover `wanted`."""
-    count = sum(math.prod(box_shape(box)) for box in wanted)
-    if not wanted or count >= math.prod(shape):
-        return [(0, _span(shape, strides) * itemsize)]
-    found = [_rows(box, strides) for box in wanted]
-    starts = np.concatenate([starts for starts, _ in found]) * itemsize
-    stops = starts + np.repeat([row for _, row in found], [len(s) for s, _ in found]) * itemsize
-    order = np.argsort(starts, kind="stable")
-    starts, stops = starts[order], np.maximum.accumulate(stops[order])
-    is_far = starts[1:] - stops[:-1] >= PAGE_BYTES
-    firsts, lasts = np.append(True, is_far), np.append(is_far, True)
-    return list(zip(starts[firsts].tolist(), stops[lasts].tolist(), strict=True))
-
-
-def _rows(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
-    """Returns the start of each contiguous run of a box, and the number of elements in a run."""
-    row, starts = 1, np.zeros(1, np.int64)
-    for dim in sorted(range(len(box)), key=lambda dim: strides[dim]):
-        low, high = box[dim]
-        if strides[dim] == row and len(starts) == 1:
-            starts, row = starts + low * row, row * (high - low)
-        else:
-            starts = np.add.outer(np.arange(low, high) * strides[dim], starts).ravel()
-    return starts, row

@@ -46,7 +46,7 @@ def load_plain(path: Path, rules: Any = None, store: ArrayStore = in_memory) -> 
     with parameters_on(store):
         module = family.reference(fields).float()
     tensors = checkpoint.tensors.items()
-    state = {name: torch.from_numpy(store(_plain(tensor.open()))) for name, tensor in tensors}
+    state = {name: torch.from_numpy(store(_plain(tensor.read()))) for name, tensor in tensors}
     try:
         absent, surplus = module.load_state_dict(state, strict=False)
     except RuntimeError as error:  # lists every shape that differs

@@ -36,4 +36,4 @@ def test_units_are_tensors_and_writing_resumes_after_an_interruption(tmp_path):
     second.finish(folder, digests)
     assert {file.name for file in folder.iterdir()} == {"model.safetensors", "config.json"}
     found = safetensors_file.read_header(folder / "model.safetensors")
-    assert all((found[name].open() == array).all() for name, array in ARRAYS.items())
+    assert all((found[name].read() == array).all() for name, array in ARRAYS.items())

@@ -68,7 +68,7 @@ def test_memory_is_bounded_by_chunks_per_thread(module, tmp_path):
     file_writer.write_files(tmp_path, [file], tensors, chunk_bytes=1000, workers=3)
     assert 0 < most[0] <= 2 * 3  # each thread holds a chunk being written and the next being read
     stored = module.read_header(tmp_path / "x")
-    assert all((stored[name].open() == 1).all() for name in tensors)
+    assert all((stored[name].read() == 1).all() for name in tensors)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_failure_keeps_an_existing_file(module, tmp_path):
     failing = TensorSource(np.dtype(np.float32), (2,), lambda box: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(module, tmp_path / "x", {"w": failing})
-    assert module.read_header(tmp_path / "x")["w"].open().tolist() == [1, 1, 1]
+    assert module.read_header(tmp_path / "x")["w"].read().tolist() == [1, 1, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

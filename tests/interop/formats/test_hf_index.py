@@ -30,7 +30,7 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
 def assert_same(stored: dict[str, StoredTensor], arrays: dict) -> None:
     assert list(stored) == list(arrays)
     for name, array in arrays.items():
-        assert stored[name].open().tobytes() == array.tobytes()
+        assert stored[name].read().tobytes() == array.tobytes()
 
 
 def index(directory: Path, places: object) -> None:

@@ -1,5 +1,6 @@
 """Places of tensors in files, and the text of checkpoint errors."""
 
+import os
 from pathlib import Path
 
 import chex
@@ -30,19 +31,36 @@ def test_box_is_read_from_the_tensor_place(tensor):
 
 def test_strides_count_elements(tensor):
     turned = StoredTensor("t", tensor.dtype, (6, 4), tensor.path, 4, strides=(1, 6))
-    chex.assert_trees_all_equal(np.array(turned.open()), ARRAY.T)
-    chex.assert_trees_all_equal(np.array(turned.rows("t#k", 2, 3).open()), ARRAY.T[2:5])
+    chex.assert_trees_all_equal(np.array(turned.read()), ARRAY.T)
+    chex.assert_trees_all_equal(np.array(turned.rows("t#k", 2, 3).read()), ARRAY.T[2:5])
 
 
 def test_rows_form_a_tensor(tensor):
     rows = tensor.rows("w#k", 1, 2)
     assert (rows.name, rows.shape) == ("w#k", (2, 6))
-    chex.assert_trees_all_equal(np.array(rows.open()), ARRAY[1:3])
+    chex.assert_trees_all_equal(np.array(rows.read()), ARRAY[1:3])
 
 
-def test_opened_tensor_is_read_only(tensor):
-    with pytest.raises(ValueError, match="read-only"):
-        tensor.open()[0] = 1
+def test_every_box_of_any_layout_is_read(tmp_path):
+    """Also where rows of the box are pages apart in the file, and where strides skip elements."""
+    wide = np.arange(7 * 9000, dtype=np.int16).reshape(7, 9000)
+    (tmp_path / "wide").write_bytes(b"head" + wide.tobytes())
+    tensor = StoredTensor("w", wide.dtype, wide.shape, tmp_path / "wide", 4)
+    turned = StoredTensor("t", wide.dtype, wide.T.shape, tmp_path / "wide", 4, strides=(1, 9000))
+    sparse = StoredTensor("s", wide.dtype, (7, 4500), tmp_path / "wide", 4, strides=(9000, 2))
+    for box in ([(0, 7), (0, 9000)], [(1, 6), (3, 5)], [(6, 7), (8999, 9000)], [(2, 2), (0, 5)]):
+        (a, b), (c, d) = box
+        np.testing.assert_array_equal(tensor.read(box), wide[a:b, c:d])
+        np.testing.assert_array_equal(turned.read(box[::-1]), wide.T[c:d, a:b])
+    np.testing.assert_array_equal(sparse.read(), wide[:, ::2])
+
+
+def test_a_file_that_was_truncated_is_an_error(tensor):
+    """A memory map would end the process with SIGBUS."""
+    os.truncate(tensor.path, 40)
+    with pytest.raises(CheckpointError, match=r"x: tensor 'w': the file ends 12 bytes early"):
+        tensor.read()
+    assert tensor.read([(0, 3), (0, 6)]).tolist() == ARRAY[:3].tolist()
 
 
 @pytest.mark.parametrize("shape", ["23", [1.0], [-1], [True], [1] * 65, [2**40, 2**40], None])

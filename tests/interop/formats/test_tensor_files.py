@@ -23,7 +23,7 @@ def test_suffix_decides_how_a_file_is_written_and_read(tmp_path, file):
     write(tmp_path, file)
     found = tensor_files.read_only_file(tmp_path / file)
     assert set(found) == {"a", "b"}
-    assert all((tensor.open() == np.arange(5.0)).all() for tensor in found.values())
+    assert all((tensor.read() == np.arange(5.0)).all() for tensor in found.values())
     assert (tmp_path / file).read_bytes().startswith(b"PK") == (file != "w.safetensors")
 
 

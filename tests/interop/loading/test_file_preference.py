@@ -84,7 +84,7 @@ def test_the_files_that_transformers_prefers_are_read(build, case):
             open_checkpoint(folder)
         return
     for name, tensor in open_checkpoint(folder).tensors.items():
-        assert np.array_equal(tensor.open(), reference[name].numpy()), name
+        assert np.array_equal(tensor.read(), reference[name].numpy()), name
 
 
 @pytest.mark.parametrize("suffix", SINGLE)

@@ -21,7 +21,7 @@ def test_moments_and_options_are_read(tmp_path):
     found = optimizer_file.read(optimizer_file.find(tmp_path))
     assert set(found.state) == {0, 1}
     moment = found.state[0]["exp_avg"]
-    assert (moment.open() == state["state"][0]["exp_avg"].numpy()).all()
+    assert (moment.read() == state["state"][0]["exp_avg"].numpy()).all()
     assert found.groups[0]["lr"] == 0.25
     assert found.schedule is None
     assert not found.is_named

@@ -252,7 +252,7 @@ def test_parts_are_row_ranges_of_a_fused_tensor(tmp_path_factory, rows, layers, 
         )
         for i in range(layers)
     }
-    parts = {name: part.open() for name, part in split_fused(bound, tensors).items()}
+    parts = {name: part.read() for name, part in split_fused(bound, tensors).items()}
     starts = np.cumsum([0, *rows]) * 2
     for axis, start, stop in zip(axes, starts, starts[1:], strict=False):
         np.testing.assert_array_equal(parts[f"h.0.w#{axis}"], fused[0, start:stop])

@@ -288,7 +288,7 @@ def test_the_layout_of_rotated_pairs_affects_only_memory(case, saved, tmp_path):
             shape = transfer.target.shape(sizes)
             out = np.empty(shape, np.float32)
             for piece in transfer.pieces(index, [(0, size) for size in shape]):
-                transfer.copy(piece, tensors[piece.name].open(), out)
+                transfer.copy(piece, tensors[piece.name].read(), out)
             arrays[name] = jax.numpy.asarray(out)
     interleaved = with_arrays(build_abstract(config), arrays)
     differ = {name for name, value in bits(half).items() if value != bits(interleaved)[name]}

@@ -11,7 +11,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 def test_names_in_a_single_file_lose_their_wrappers(tmp_path):
     torch.save({"module.w": torch.arange(4.0)}, tmp_path / SINGLE_NAME)
-    assert read_checkpoint(tmp_path)["w"].open().tolist() == [0, 1, 2, 3]
+    assert read_checkpoint(tmp_path)["w"].read().tolist() == [0, 1, 2, 3]
 
 
 def test_index_file_decides_which_shards_are_read(tmp_path):
@@ -19,7 +19,7 @@ def test_index_file_decides_which_shards_are_read(tmp_path):
         torch.save({name: torch.full((2,), number)}, tmp_path / f"{number}.bin")
     index = {"weight_map": {"a": "1.bin", "b": "2.bin"}}
     (tmp_path / INDEX_NAME).write_text(json.dumps(index))
-    found = {name: tensor.open().tolist() for name, tensor in read_checkpoint(tmp_path).items()}
+    found = {name: tensor.read().tolist() for name, tensor in read_checkpoint(tmp_path).items()}
     assert found == {"a": [1, 1], "b": [2, 2]}
     (tmp_path / "2.bin").unlink()
     with pytest.raises(CheckpointError, match=r"'2\.bin' is not a file in this folder"):
@@ -29,4 +29,4 @@ def test_index_file_decides_which_shards_are_read(tmp_path):
 def test_a_single_file_is_preferred_to_an_index_file(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / SINGLE_NAME)
     (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"w": "gone.bin"}}))
-    assert read_checkpoint(tmp_path)["w"].open().tolist() == [1, 1]
+    assert read_checkpoint(tmp_path)["w"].read().tolist() == [1, 1]

@@ -19,7 +19,7 @@ def test_torch_reads_each_written_shard(tmp_path):
         assert {name: tensor.tolist() for name, tensor in loaded.items()} == {"w": [rank] * 3}
     found = consolidated.read_checkpoint(tmp_path)
     assert list(found) == ["00/w", "01/w", "02/w"]
-    assert all((found[name].open() == array).all() for name, array in arrays.items())
+    assert all((found[name].read() == array).all() for name, array in arrays.items())
     (tmp_path / "consolidated.01.pth").unlink()
     with pytest.raises(CheckpointError, match=r"but has consolidated\.00\.pth, consolidated\.02"):
         consolidated.read_checkpoint(tmp_path)

@@ -60,7 +60,7 @@ def test_each_entry_is_a_torch_file_inside_the_data_file(tmp_path):
     content = path.read_bytes()
     second = torch_zip.lay_out_value("lr", 0.1, {}).size
     first = io.BytesIO(content[:-second])
-    assert torch_zip.read_value(first, path).open() == ARRAYS["step"]
+    assert torch_zip.read_value(first, path).read() == ARRAYS["step"]
     assert torch_zip.read_value(io.BytesIO(content[-second:]), path) == 0.1
 
 

@@ -77,7 +77,7 @@ def write(path: Path, tensors: dict[str, TensorSource]) -> None:
 def assert_same(stored: dict[str, StoredTensor], tensors: dict) -> None:
     assert list(stored) == list(tensors)
     for name, tensor in tensors.items():
-        opened, array = stored[name].open(), to_numpy(tensor)
+        opened, array = stored[name].read(), to_numpy(tensor)
         assert (opened.dtype, opened.shape) == (array.dtype, array.shape)
         assert opened.tobytes() == array.tobytes()
 
@@ -207,7 +207,7 @@ def test_views_of_shared_storages_are_read(tmp_path):
         "scalar",
         "end",
     }
-    assert not stored["transposed"].open().flags.writeable
+    assert not stored["transposed"].read().flags.writeable
 
 
 def test_parameters_and_module_versions_are_read(tmp_path):
@@ -259,8 +259,8 @@ def test_reading_needs_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it now fails
     monkeypatch.setitem(sys.modules, "torch._utils", None)
     stored = torch_zip.read_header(tmp_path / "x")
-    write(tmp_path / "y", sources({"w": stored["w"].open()}))
-    assert torch_zip.read_header(tmp_path / "y")["w"].open().tolist() == [1, 1]
+    write(tmp_path / "y", sources({"w": stored["w"].read()}))
+    assert torch_zip.read_header(tmp_path / "y")["w"].read().tolist() == [1, 1]
 
 
 class Call:
@@ -551,7 +551,7 @@ def test_forged_pickle_never_reads_beyond_the_file(image, data):
     except CheckpointError:
         return
     for tensor in stored.values():
-        tensor.open().tobytes()
+        tensor.read().tobytes()
 
 
 def test_unsupported_dtype_is_rejected_before_writing(tmp_path):

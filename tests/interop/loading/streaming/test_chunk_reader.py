@@ -39,7 +39,7 @@ def test_strided_views_are_read_in_chunks(tmp_path, view, max_bytes):
     storage = random_bits((6, 8), 0)
     (tmp_path / "file").write_bytes(b"1234" + storage.tobytes())
     tensor = StoredTensor("w", BFLOAT16, shape, tmp_path / "file", 4, strides)
-    expected = tensor.open()
+    expected = tensor.read()
     found = np.zeros(shape, BFLOAT16)
     with Reader() as reader:
         for box in chunks(tensor, max_bytes):
