@@ -34,6 +34,7 @@ LEFT_OUT = (
     ("trainer_state.json", "state of an earlier training"),
     *((pattern, "checksums of other weights") for pattern in ("*.chk", "*.md5", "*.sha256")),
 )
+ARCHIVE = b"PK\3\4"  # begins a zip file
 MOST_BYTES = 100_000_000  # of a file that is copied; tokenizers are smaller
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,9 @@ def _why_left_out(path: Path) -> str | None:
         return "other weights, or state of a training"
     if not path.is_file():
         return "not a file"
+    with path.open("rb") as file:
+        if file.read(len(ARCHIVE)) == ARCHIVE:
+            return "an archive, such as weights that PyTorch saved"
     return f"larger than {MOST_BYTES // 10**6} MB" if path.stat().st_size > MOST_BYTES else None
 
 

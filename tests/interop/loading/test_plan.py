@@ -59,7 +59,7 @@ def test_plan_reads_headers_only(model, saved, monkeypatch):
     def fail(*_: object) -> None:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(StoredTensor, "open", fail)
+    monkeypatch.setattr(StoredTensor, "read", fail)
     planned = plan(saved)
     assert {n: a.shape for n, a in planned.arrays.items()} == dict(parameter_shapes(model))
     assert planned.config == model.config
