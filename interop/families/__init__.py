@@ -1,6 +1,6 @@
 """Checkpoint families: one module per model family, with its config format and tensor rules."""
 
-from .common.family import Derived, Family, Layout, RuleTable
+from .common.family import OTHER_HEADS, Derived, Family, Layout, RuleTable
 from .common.fields import Fields
 from .huggingface.bart import BART
 from .huggingface.gemma2 import GEMMA2
@@ -27,7 +27,7 @@ from .source_systems.nima_gpt import NIMA_GPT
 from .source_systems.nima_transformer import NIMA_TRANSFORMER
 from .source_systems.tlama import TLAMA
 
-__all__ = ["FAMILIES", "Derived", "Family", "Fields", "Layout", "RuleTable"]
+__all__ = ["FAMILIES", "OTHER_HEADS", "Derived", "Family", "Fields", "Layout", "RuleTable"]
 
 # If several families support a model, the first one is written.
 FAMILIES = (

@@ -10,6 +10,7 @@ from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats import tensor_files
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, with_base_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, parse_json
 from jaxllm.interop.formats.table import tensor_formats
 
@@ -55,7 +56,8 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
         if row.holds(path):
             if (adapter := describe_adapter(path)) is not None:
                 logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
-            return Checkpoint(path, family, config, _read_headers(path, row.read))
+            tensors = strip_wrappers(_read_headers(path, row.read))
+            return Checkpoint(path, family, config, with_base_prefix(tensors, family.base_prefix))
     expected = " or ".join(pattern for row in rows for pattern in row.files)
     raise CheckpointError(
         f"{path} has the config of a {family.name} checkpoint but no weights: "

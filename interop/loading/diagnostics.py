@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 
 from jaxllm.config import Dtype
 from jaxllm.errors import did_you_mean
-from jaxllm.interop.families import RuleTable
+from jaxllm.interop.families import OTHER_HEADS, RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.binding import fused_parts
@@ -137,6 +137,12 @@ def reason_to_ignore(table: RuleTable, name: str) -> str | None:
     """Returns the table's reason to ignore a stored tensor, or None."""
     matching = (why for pattern, why in table.ignored.items() if fnmatch.fnmatchcase(name, pattern))
     return next(matching, None)
+
+
+def is_other_head(table: RuleTable, name: str) -> bool:
+    """Whether a stored tensor that the table ignores is a head for another task."""
+    matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in OTHER_HEADS)
+    return matches and reason_to_ignore(table, name) is not None
 
 
 def _solve(expected: Mapping[str, BoundRule], tensors: Tensors) -> dict[str, int]:

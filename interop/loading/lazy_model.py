@@ -15,8 +15,7 @@ from jaxllm.params import named_parameters, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .model_arrays import apply_rules, make_origin
-from .plan import make_plan
-from .tied_tensors import check_copies
+from .tied_tensors import make_checked_plan
 
 
 class StoredParam(nnx.Param):
@@ -39,8 +38,7 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
     Arguments and errors are those of `load_pretrained`. Native checkpoints are not supported.
     """
     checkpoint = open_checkpoint(Path(path), rules)
-    plan = make_plan(checkpoint, dtype=dtype)
-    check_copies(plan, checkpoint.path)
+    plan = make_checked_plan(checkpoint, dtype=dtype)
     model = build_abstract(with_fields(plan.config, scan_layers=False))
     arrays = apply_rules(plan.table.bound(stacked_layers(model)), plan.tensors)
     for module_path, module in nnx.iter_graph(model):

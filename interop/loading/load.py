@@ -17,11 +17,11 @@ from jaxllm.params import with_arrays
 
 from .checkpoint import open_checkpoint
 from .model_arrays import make_origin
-from .plan import MAX_RAM, Plan, make_plan
+from .plan import MAX_RAM, Plan
 from .source_files import check_unchanged, identify
 from .streaming.device_buffers import make_shard_buffers
 from .streaming.stream import stream, window_bytes
-from .tied_tensors import check_copies
+from .tied_tensors import make_checked_plan
 from .user_family import resolve_family
 
 logger = logging.getLogger(__name__)
@@ -74,11 +74,10 @@ def load_pretrained(
             resolve_family(rules)  # remembered, so that `save_pretrained` can use them
         return model_format.load(path, mesh=mesh, dtype=dtype)
     checkpoint = open_checkpoint(path, rules)
-    plan = make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
+    before = identify(tensor.path for tensor in checkpoint.tensors.values())
+    plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
     if plan.tolerated:
         logger.warning("%s: ignored (strict=False):\n  %s", path, "\n  ".join(plan.tolerated))
-    before = identify(tensor.path for tensor in plan.tensors.values())
-    check_copies(plan, path)
     model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
     check_unchanged(before)
     model.origin = make_origin(checkpoint, plan)

@@ -21,8 +21,8 @@ from jaxllm.sharding import spans_processes
 
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
-from .plan import Plan, make_plan
-from .tied_tensors import check_copies
+from .plan import Plan
+from .tied_tensors import make_checked_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +128,7 @@ def open_model_arrays(path: Path, step: int | None = None, rules: Any = None) ->
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     checkpoint = open_checkpoint(path, rules)
-    plan = make_plan(checkpoint)
-    check_copies(plan, path)
+    plan = make_checked_plan(checkpoint)
     return arrays_of_checkpoint(checkpoint, plan)
 
 

@@ -1,14 +1,51 @@
 """Checks tensors that are stored more than once: tied weights, norms of model-parallel shards."""
 
+import dataclasses
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
-from .plan import Plan
+from .checkpoint_dir import Checkpoint
+from .plan import Plan, make_plan
 from .streaming.chunk_reader import Reader, chunks
 from .streaming.stream import chunk_bytes
+
+TIED = "tie_word_embeddings"
+
+logger = logging.getLogger(__name__)
+
+
+def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
+    """Plans the loading of a checkpoint and checks that copies equal their originals bit for bit.
+
+    A head that the config ties to the embedding but that differs from it is loaded as untied, with
+    a warning, as transformers 5 does.
+
+    Args:
+        checkpoint: the checkpoint; only copies and their originals are read.
+        options: those of `make_plan`.
+
+    Raises:
+        CheckpointError: see `make_plan`; or other copies differ. Lists all of them.
+    """
+    plan = make_plan(checkpoint, **options)
+    try:
+        check_copies(plan, checkpoint.path)
+    except CheckpointError:
+        if not checkpoint.config.get(TIED):
+            raise
+        untied = dataclasses.replace(checkpoint, config={**checkpoint.config, TIED: False})
+        plan = make_plan(untied, **options)
+        check_copies(plan, checkpoint.path)
+        logger.warning(
+            "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
+            *(checkpoint.path, TIED),
+        )
+    return plan
 
 
 def check_copies(plan: Plan, path: Path) -> None:

@@ -84,6 +84,7 @@ class Family:
     # Arguments of the reference, from tensors by name: source, target and their masks.
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
+    base_prefix: str = ""  # of the tensors without a head, if files may lack it
     # Whether a field that is not understood, with its value, cannot change what the model computes.
     is_inert: Callable[[str, Any], bool] = lambda name, value: True
 
@@ -99,12 +100,31 @@ class Family:
             raise ValueError(f"this family supports {ours}, but the model has a {given}")
 
 
+# Tensors of Hugging Face checkpoints beside those of the language model.
+LEFTOVERS = {
+    "*rotary_emb.inv_freq": "derived from the config",
+    "*coder.version": "the version of a file format",
+    "*.masked_bias": "a constant of the mask",
+}
+OTHER_HEADS = dict.fromkeys(
+    ("score.*", "v_head.*", "value_head.*", "reward_head.*", "classification_head.*"),
+    "a head for another task",
+)
+
+
+def _with_leftovers(table: Callable[[Any, Layout], RuleTable], *given: Any) -> RuleTable:
+    """Returns a table of rules that ignores leftovers too."""
+    found = table(*given)
+    return dataclasses.replace(found, ignored={**LEFTOVERS, **OTHER_HEADS, **found.ignored})
+
+
 def hf_family(
     name: str,
     read_config: Callable[[Fields, Mapping[str, StoredTensor]], tuple[Json, Layout]],
     write_config: Callable[[Any, Json], Json],
     table: Callable[[Any, Layout], RuleTable],
     config_class: type[Config] = DecoderConfig,
+    base_prefix: str = "model.",
 ) -> Family:
     """Returns a Hugging Face family, named by its `model_type`."""
     return Family(
@@ -114,7 +134,8 @@ def hf_family(
         model_type=name,
         read_config=read_config,
         write_config=write_config,
-        table=table,
+        table=partial(_with_leftovers, table),
         config_class=config_class,
+        base_prefix=base_prefix,
         is_inert=partial(is_inert, name),
     )

@@ -201,4 +201,4 @@ def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
     return rules
 
 
-BART = hf_family("bart", read_config, write_config, table, EncoderDecoderConfig)
+BART = hf_family("bart", read_config, write_config, table, EncoderDecoderConfig, base_prefix="")

@@ -140,4 +140,4 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-GPT2 = hf_family("gpt2", read_config, write_config, table)
+GPT2 = hf_family("gpt2", read_config, write_config, table, base_prefix="")

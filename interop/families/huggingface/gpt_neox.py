@@ -152,4 +152,4 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-GPT_NEOX = hf_family("gpt_neox", read_config, write_config, table)
+GPT_NEOX = hf_family("gpt_neox", read_config, write_config, table, base_prefix="gpt_neox.")

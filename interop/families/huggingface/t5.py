@@ -201,4 +201,4 @@ def _norm_rule(theirs: str, ours: str) -> Rule:
     return Rule(f"{theirs}.weight : D", f"{ours}.scale : D")
 
 
-T5 = hf_family("t5", read_config, write_config, table, EncoderDecoderConfig)
+T5 = hf_family("t5", read_config, write_config, table, EncoderDecoderConfig, base_prefix="")

@@ -94,6 +94,11 @@ def as_view(entry: object) -> View | None:
     raise CheckpointError(f"is a {type(entry).__name__}, not a tensor")
 
 
+def is_tensor(entry: object) -> bool:
+    """Whether an entry of a state dict is a tensor or a parameter."""
+    return isinstance(entry, _Tensor | _Parameter)
+
+
 def emit(tensors: Mapping[str, TensorSource]) -> bytes:
     """Returns the pickle of an OrderedDict of contiguous tensors, their storages '0', '1', ..."""
     return pickle_writer.emit(Dictionary(_calls(tensors).items(), ORDERED_DICT))

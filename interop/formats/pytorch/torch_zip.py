@@ -4,12 +4,13 @@ In the zip, `data.pkl` describes a state dict, and each `data/<key>` holds the b
 uncompressed.
 """
 
+import logging
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import TensorSource
@@ -21,6 +22,10 @@ _LOCAL_HEADER = b"PK\3\4"
 # What may follow a record: a local header, the directory, or a data descriptor.
 _ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")
 _LOCAL_HEADER_BYTES = 30
+# Entries of a trainer's dictionary that hold the model's state dict.
+TRAINERS_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
+logger = logging.getLogger(__name__)
 
 
 class Contents(NamedTuple):
@@ -39,8 +44,8 @@ def read_contents(path: Path) -> Contents:
     """Locates every tensor of a file, and lists the entries (None, numbers, BytesIO) to skip.
 
     Raises:
-        CheckpointError: the file is not one flat state dict, or a tensor does not lie within its
-            storage. Lists every problem.
+        CheckpointError: the file is neither a flat state dict nor a trainer's dictionary with one,
+            or a tensor does not lie within its storage. Lists every problem.
     """
     with path.open("rb") as stream:
         try:
@@ -243,6 +248,7 @@ def _check_is_zip(stream: IO[bytes]) -> None:
 
 
 def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> Contents:
+    state = _unwrap(path, state)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
     skipped: list[str] = []
@@ -258,6 +264,20 @@ def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> C
     if problems:
         raise CheckpointError(problems)
     return Contents(tensors, tuple(skipped))
+
+
+def _unwrap(path: Path, state: Mapping[str, object]) -> Mapping[str, object]:
+    """Returns the state dict inside a trainer's dictionary, such as `{"model": ..., "step": 5}`.
+
+    Logs a warning that names the entries beside it, which are not read.
+    """
+    key = next((key for key in TRAINERS_KEYS if isinstance(state.get(key), dict)), None)
+    if key is None or any(torch_pickle.is_tensor(entry) for entry in state.values()):
+        return state
+    if others := [str(name) for name in state if name != key]:
+        logger.warning("%s: only the entry %r is read, not %s", path, key, ", ".join(others))
+    inner: Any = state[key]
+    return _unwrap(path, inner)
 
 
 def _stored_tensor(

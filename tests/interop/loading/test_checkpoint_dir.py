@@ -45,7 +45,9 @@ def test_safetensors_are_preferred_to_bin_files(tmp_path, first):
     config(tmp_path, model_type="llama")
     write(tmp_path / "pytorch_model.bin", torch_zip.lay_out, "module.from_bin")
     if first == "safetensors":
-        write(tmp_path / "model.safetensors", safetensors_file.lay_out, "from_safetensors")
+        write(
+            tmp_path / "model.safetensors", safetensors_file.lay_out, "_orig_mod.from_safetensors"
+        )
     assert list(open_known_checkpoint(tmp_path).tensors) == [f"from_{first}"]
 
 

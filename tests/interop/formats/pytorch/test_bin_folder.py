@@ -9,11 +9,6 @@ from jaxllm.interop.formats.pytorch.bin_folder import INDEX_NAME, SINGLE_NAME, r
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 
-def test_names_in_a_single_file_lose_their_wrappers(tmp_path):
-    torch.save({"module.w": torch.arange(4.0)}, tmp_path / SINGLE_NAME)
-    assert read_checkpoint(tmp_path)["w"].read().tolist() == [0, 1, 2, 3]
-
-
 def test_index_file_decides_which_shards_are_read(tmp_path):
     for number, name in enumerate("ab", 1):
         torch.save({name: torch.full((2,), number)}, tmp_path / f"{number}.bin")
