@@ -34,7 +34,6 @@ LEFT_OUT = (
     ("trainer_state.json", "state of an earlier training"),
     *((pattern, "checksums of other weights") for pattern in ("*.chk", "*.md5", "*.sha256")),
 )
-ARCHIVE = b"PK\3\4"  # begins a zip file
 MOST_BYTES = 100_000_000  # of a file that is copied; tokenizers are smaller
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 def describe_adapter(folder: Path) -> str | None:
     """Returns what a folder says about a PEFT adapter in it, or None if there is none."""
-    files = sorted(file.name for file in folder.glob("adapter_*") if file.is_file())
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    files = [name for name in names if _matches(name, (ADAPTER, "adapter_model.*"))]
     if not files:
         return None
     try:
@@ -129,10 +129,17 @@ def _why_left_out(path: Path) -> str | None:
         return "other weights, or state of a training"
     if not path.is_file():
         return "not a file"
-    with path.open("rb") as file:
-        if file.read(len(ARCHIVE)) == ARCHIVE:
-            return "an archive, such as weights that PyTorch saved"
+    if _is_weights(path):
+        return "other weights, or state of a training"
     return f"larger than {MOST_BYTES // 10**6} MB" if path.stat().st_size > MOST_BYTES else None
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file of any name begins as those of PyTorch (zip or pickle) or safetensors do."""
+    with path.open("rb") as stream:
+        start = stream.read(10)
+    is_pickle = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return is_pickle or start.startswith(b"PK\3\4") or start[8:] == b'{"'
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -102,7 +102,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "user_family": set(),
         "checkpoint": {"checkpoint_dir", "user_family"},
         "plan": {"checkpoint", "checkpoint_dir", "diagnostics", "streaming", "user_family"},
-        "tied_tensors": {"checkpoint_dir", "plan", "streaming"},
+        "tied_tensors": {"checkpoint_dir", "diagnostics", "plan", "streaming"},
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
         "load": {

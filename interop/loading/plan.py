@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +26,11 @@ from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
-from .diagnostics import check_arrays, check_tensors, is_other_head
+from .diagnostics import check_arrays, check_tensors
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
 
 MAX_RAM = "256MiB"
-
-logger = logging.getLogger(__name__)
 
 
 class PlannedArray(NamedTuple):
@@ -177,9 +174,6 @@ def make_plan(
     config = analysis.config
     if problems or config is None:
         raise CheckpointError(problems, checkpoint.path)
-    if others := [name for name in analysis.tensors if is_other_head(analysis.table, name)]:
-        found = ", ".join(others)
-        logger.warning("%s: not part of the model: %s (other heads)", checkpoint.path, found)
     if dtype is not None:
         config = with_fields(config, dtype_fields(dtype))
     arrays = _plan_arrays(analysis, config, mesh, dtype)
@@ -246,23 +240,12 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
             of_fields.append(f"{problem}, and the original model reads it")
     analysis.problems = [f"{family.config_file}: {p}" for p in of_fields] + analysis.problems
     if analysis.config is not None:
-        stored = _with_originals(analysis.table, checkpoint.tensors)
+        stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)
         findings = check_tensors(analysis.table, analysis.rules, analysis.tensors)
         analysis.problems += findings.problems
         analysis.unknown += findings.unexpected
     return analysis
-
-
-def _with_originals(
-    table: RuleTable, tensors: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
-    """Takes a copy for its original if only the copy is stored, such as T5's `embed_tokens`."""
-    found = dict(tensors)
-    for copy, original in table.tied.items():
-        if original not in found and copy in found:
-            found[original] = dataclasses.replace(found.pop(copy), name=original)
-    return found
 
 
 def split_fused(

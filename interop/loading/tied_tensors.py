@@ -10,6 +10,7 @@ import numpy as np
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 from .checkpoint_dir import Checkpoint
+from .diagnostics import is_other_head
 from .plan import Plan, make_plan
 from .streaming.chunk_reader import Reader, chunks
 from .streaming.stream import chunk_bytes
@@ -23,7 +24,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     """Plans the loading of a checkpoint and checks that copies equal their originals bit for bit.
 
     A head that the config ties to the embedding but that differs from it is loaded as untied, with
-    a warning, as transformers 5 does.
+    a warning, as transformers 5 does. Another warning names heads for other tasks.
 
     Args:
         checkpoint: the checkpoint; only copies and their originals are read.
@@ -45,6 +46,9 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
             *(checkpoint.path, TIED),
         )
+    if others := [name for name in plan.tensors if is_other_head(plan.table, name)]:
+        found = ", ".join(others)
+        logger.warning("%s: not part of the model: %s (other heads)", checkpoint.path, found)
     return plan
 
 

@@ -77,6 +77,14 @@ def test_all_files_but_weights_are_copied_and_the_others_listed(tmp_path, out, c
     assert caplog.messages == [f"not copied from {source}: {parts}"]
 
 
+@pytest.mark.parametrize("start", [b"PK\3\4", b"\x80\2}", bytes(8) + b'{"a":'])
+def test_weights_are_known_by_their_content_too(tmp_path, out, start):
+    source = fill(tmp_path / "in", "config.json", "LICENSE")
+    (source / "weights").write_bytes(start + bytes(99))
+    copy_files(origin_at(source), out)
+    assert files_of(out) == {"LICENSE"}
+
+
 def test_only_tokenizer_files_are_copied_from_a_folder_that_is_no_checkpoint(tmp_path, out):
     """With rules of one's own the weights may lie beside anything."""
     source = fill(tmp_path / "project", "tokenizer.json", "notes.txt", "data/secret.txt")

@@ -52,6 +52,14 @@ class RuleTable:
     copies: Collection[str] = ()  # the tied tensors that are stored nevertheless
     file: str = ""  # the file to write the tensors to, if the family does not fix its name
 
+    def with_originals(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+        """Takes a copy for its original if only the copy is stored, such as T5's `embed_tokens`."""
+        found = dict(tensors)
+        for copy, original in self.tied.items():
+            if original not in found and copy in found:
+                found[original] = dataclasses.replace(found.pop(copy), name=original)
+        return found
+
     def bound(self, stacks: Stacks) -> tuple[BoundRule, ...]:
         """Returns the rules with their sizes for a model whose layers are stacked this way."""
         return bind(self.rules, self.sizes, stacks)
