@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import CheckpointError
-from jaxllm.interop.rules.boxes import Box, Range, box_shape
+from jaxllm.interop.rules.boxes import Box, box_shape
 
 # By their names in safetensors files. Those of 4 and 6 bits are left out: they fill no whole bytes.
 DTYPES: dict[str, np.dtype] = {
@@ -42,7 +42,7 @@ DTYPE_NAMES: dict[np.dtype, str] = {dtype: name for name, dtype in DTYPES.items(
 
 _MAX_RANK = 64  # NumPy's own limit
 
-PAGE_BYTES = 4096  # the disk reads whole pages: skipping less is not worth another request
+MOST_SPREAD = 2  # a box is read in one piece, if it covers no more than its size times this
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,25 @@ class StoredTensor:
         shape, strides, itemsize = box_shape(box), self.element_strides, self.dtype.itemsize
         if 0 in shape:
             return np.empty(shape, self.dtype)
-        memory = np.empty(element_span(shape, strides) * itemsize, np.uint8)
-        first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
-        whole = [(0, size) for size in shape]
+        size, span = math.prod(shape), element_span(shape, strides)
+        if is_dense := span <= MOST_SPREAD * size:
+            first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
+            starts, length = np.array([first]), span
+        else:
+            starts, length = contiguous_runs(box, strides)
+        memory = np.empty((len(starts), length * itemsize), np.uint8)
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            for start, stop in byte_runs(shape, strides, itemsize, [whole]):
-                self.fill(handle, memory[start:stop].data, first * itemsize + start)
+            for start, run in zip(starts.tolist(), memory, strict=True):
+                self.fill(handle, run.data, start * itemsize)
         finally:
             os.close(handle)
-        steps = [stride * itemsize for stride in strides]
-        return np.ndarray(shape, self.dtype, memory.data, 0, steps)
+        if is_dense:
+            steps = [stride * itemsize for stride in strides]
+            return np.ndarray(shape, self.dtype, memory.data, 0, steps)
+        order = sorted(range(len(shape)), key=lambda dim: -strides[dim])  # as the runs lie
+        ordered = memory.reshape(-1).view(self.dtype).reshape([shape[dim] for dim in order])
+        return ordered.transpose([order.index(dim) for dim in range(len(shape))])
 
     def fill(self, handle: int, into: memoryview, start: int) -> None:
         """Fills a buffer with the tensor's bytes from `start` on.
@@ -162,25 +170,7 @@ def element_span(shape: Sequence[int], strides: Sequence[int]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-def byte_runs(
-    shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
-) -> list[Range]:
-    """Returns the byte ranges of a chunk, relative to its first byte, that cover `wanted`."""
-    count = sum(math.prod(box_shape(box)) for box in wanted)
-    span = element_span(shape, strides)
-    if not wanted or count >= math.prod(shape) == span:
-        return [(0, span * itemsize)]
-    found = [_rows(box, strides) for box in wanted]
-    starts = np.concatenate([starts for starts, _ in found]) * itemsize
-    stops = starts + np.repeat([row for _, row in found], [len(s) for s, _ in found]) * itemsize
-    order = np.argsort(starts, kind="stable")
-    starts, stops = starts[order], np.maximum.accumulate(stops[order])
-    is_far = starts[1:] - stops[:-1] >= PAGE_BYTES
-    firsts, lasts = np.append(True, is_far), np.append(is_far, True)
-    return list(zip(starts[firsts].tolist(), stops[lasts].tolist(), strict=True))
-
-
-def _rows(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
+def contiguous_runs(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
     """Returns the start of each contiguous run of a box, and the number of elements in a run."""
     row, starts = 1, np.zeros(1, np.int64)
     for dim in sorted(range(len(box)), key=lambda dim: strides[dim]):

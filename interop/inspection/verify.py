@@ -21,6 +21,7 @@ from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import read_json
 from jaxllm.interop.loading.model_arrays import ModelArrays, arrays_of_checkpoint, arrays_of_native
 from jaxllm.interop.loading.plan import make_plan
+from jaxllm.interop.loading.tied_tensors import make_checked_plan
 from jaxllm.interop.saving.export import choose_family, export_tensors, possible_families
 
 # Copies of a chunk that may be in memory: the original, its round trip and their difference.
@@ -160,7 +161,10 @@ class _Pair:
 def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
     """Pairs every stored tensor with its round trip, including copies and ignored tensors."""
     checkpoint = open_checkpoint(path, rules)
-    plan = make_plan(checkpoint)
+    try:
+        plan = make_checked_plan(checkpoint)
+    except CheckpointError:
+        plan = make_plan(checkpoint)  # bits of copies that differ are counted
     again = dict(export_tensors(arrays_of_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
     for derived in plan.table.derived:  # exports recompute it and may round differently

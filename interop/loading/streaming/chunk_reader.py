@@ -8,8 +8,10 @@ from typing import Self
 
 import numpy as np
 
-from jaxllm.interop.formats.stored_tensor import StoredTensor, byte_runs, element_span
-from jaxllm.interop.rules.boxes import Box, box_shape, boxes
+from jaxllm.interop.formats.stored_tensor import StoredTensor, contiguous_runs, element_span
+from jaxllm.interop.rules.boxes import Box, Range, box_shape, boxes
+
+PAGE_BYTES = 4096  # the disk reads whole pages: skipping less is not worth another request
 
 
 def chunks(tensor: StoredTensor, max_bytes: int) -> Iterator[Box]:
@@ -56,7 +58,7 @@ class Reader:
             self.memory = np.empty(nbytes, np.uint8)
         first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
         self._open(tensor.path)
-        for start, stop in byte_runs(shape, strides, itemsize, wanted):
+        for start, stop in _byte_runs(shape, strides, itemsize, wanted):
             tensor.fill(self.handle, self.memory[start:stop].data, first * itemsize + start)
         steps = [stride * itemsize for stride in strides]
         return np.ndarray(shape, tensor.dtype, self.memory.data, 0, steps)
@@ -70,3 +72,21 @@ class Reader:
         if self.path is not None:
             os.close(self.handle)
             self.path = None
+
+
+def _byte_runs(
+    shape: Sequence[int], strides: Sequence[int], itemsize: int, wanted: Sequence[Box]
+) -> list[Range]:
+    """Returns the byte ranges of a chunk, relative to its first byte, that cover `wanted`."""
+    count = sum(math.prod(box_shape(box)) for box in wanted)
+    span = element_span(shape, strides)
+    if not wanted or count >= math.prod(shape) == span:
+        return [(0, span * itemsize)]
+    found = [contiguous_runs(box, strides) for box in wanted]
+    starts = np.concatenate([starts for starts, _ in found]) * itemsize
+    stops = starts + np.repeat([row for _, row in found], [len(s) for s, _ in found]) * itemsize
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], np.maximum.accumulate(stops[order])
+    is_far = starts[1:] - stops[:-1] >= PAGE_BYTES
+    firsts, lasts = np.append(True, is_far), np.append(is_far, True)
+    return list(zip(starts[firsts].tolist(), stops[lasts].tolist(), strict=True))

@@ -60,8 +60,11 @@ def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:
     The config is None if no config can be built from its values.
     """
     values, _, problems = read_config(reference)
+    ours = {
+        f"numerics.{name}": value for name, value in vars(output_config(model).numerics).items()
+    }
     try:
-        return make_config(values, numerics=output_config(model).numerics), problems
+        return make_config(values, ours), problems
     except (ValueError, TypeError) as error:
         return None, problems or [str(error)]
 

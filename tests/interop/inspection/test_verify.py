@@ -116,7 +116,7 @@ def test_tied_ignored_and_unexpected_tensors(tmp_path):
     assert "1 without a round trip" in found.summary
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
-    assert [p.partition(":")[0] for p in verify(tmp_path / "tied").problems] == ["lm_head.weight"]
+    assert verify(tmp_path / "tied").ok  # it is loaded as untied
     tensors["surplus"] = torch.ones(2)
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="surplus is unexpected"):
