@@ -7,11 +7,13 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import Dtype, StackConfig
+from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
@@ -93,18 +95,42 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(table, dims="VD")
 
     def __call__(self, tokens_BT: Array) -> Array:
-        """Looks up embeddings, BTD. Raises AssertionError unless tokens are integers, BT."""
+        """Looks up embeddings, BTD. A token outside the vocabulary gives NaN where it is traced.
+
+        Raises:
+            AssertionError: tokens are not integers, BT.
+            UserError: tokens whose values are known are outside the vocabulary.
+        """
         chex.assert_rank(tokens_BT, 2)
         chex.assert_type(tokens_BT, int)
+        check_vocabulary(tokens_BT, self.embedding.shape[0])
         # A lookup in a table that is sharded over D would reshard the whole table, so D is
         # gathered first.
         table_VD = constrain(self.embedding[...], "V.")
-        x_BTD = table_VD[tokens_BT].astype(self.dtype)
+        found = table_VD.at[jnp.asarray(tokens_BT)]
+        x_BTD = found.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        x_BTD = x_BTD.astype(self.dtype)
         return x_BTD if self.scale == 1.0 else x_BTD * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x_BTD: Array) -> Array:
         """Returns the logits of a tied head, BTV, in float32."""
         return project("BTD,VD->BTV", x_BTD, self.embedding[...])
+
+
+def check_vocabulary(tokens_BT: Array, vocab_size: int) -> None:
+    """Raises UserError for a token outside the vocabulary, if this process knows the values."""
+    is_known = not isinstance(tokens_BT, jax.core.Tracer | jax.ShapeDtypeStruct)
+    if not is_known or not getattr(tokens_BT, "is_fully_addressable", True):
+        return
+    given_BT = np.asarray(tokens_BT)
+    is_outside_BT = (given_BT < 0) | (given_BT >= vocab_size)
+    if is_outside_BT.any():
+        row, place = np.argwhere(is_outside_BT)[0].tolist()
+        raise UserError(
+            f"token {given_BT[row, place]} in row {row}, position {place}, is outside the "
+            f"vocabulary, which has tokens 0 to {vocab_size - 1}; "
+            f"{is_outside_BT.sum()} of {given_BT.size} tokens are"
+        )
 
 
 class PositionTable(nnx.Module):

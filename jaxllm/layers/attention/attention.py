@@ -127,7 +127,8 @@ def attention(
     """Computes `softmax(scale * q k + bias) v` over the keys where the mask is True.
 
     Each key/value head serves G consecutive query heads. The softmax is in float32. A query with
-    all keys masked gets the mean of v.
+    all keys masked gets the mean of v. A key that is NaN, such as that of a token outside the
+    vocabulary, makes NaN of the queries that see it and of no others.
 
     Args:
         q_BTNH: queries.
@@ -145,6 +146,8 @@ def attention(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    # A query that sees such a key has a score of NaN. To the others, its value would be 0 * NaN.
+    v_BSKH = jnp.where(jnp.isnan(k_BSKH).any(-1, keepdims=True), 0, v_BSKH)
     einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) * (scale or H**-0.5)
     if softcap is not None:

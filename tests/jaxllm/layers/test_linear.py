@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import NumericsConfig, with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, NumericsConfig, with_fields
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.sharding import named_sharding
 
@@ -189,3 +189,51 @@ def test_sharded_table_gives_the_same_embeddings():
         placed = jax.device_put(tokens, named_sharding("BT", tokens.shape, mesh))
         found = jax.jit(lambda embed, tokens: embed(tokens))(embed, placed)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [-1, 11, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_is_refused_or_nan(wrong):
+    config = with_fields(TINY, embed_dim=8)
+    table = Embedding(11, config, rngs=nnx.Rngs(0))
+    tokens = np.array([[3, 10, 0], [10, wrong, 4]], np.int32)
+    known = r"token -?\d+ in row 1, position 1, is outside the vocabulary.* 0 to 10; 1 of 6"
+    for given in (tokens, jnp.asarray(tokens)):
+        with pytest.raises(ValueError, match=known):
+            table(given)
+    found = np.asarray(jax.jit(lambda tokens: table(tokens))(tokens))
+    expected = np.asarray(table.embedding[...])[np.where(tokens == wrong, 0, tokens)]
+    expected[1, 1] = np.nan
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"experts": ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24)},
+        {"attention.window": 4},
+        {"positions.kind": "alibi"},
+    ],
+    ids=str,
+)
+def test_only_what_sees_an_unknown_token_is_nan(fields):
+    """Earlier tokens, other documents and other rows keep their logits, bit for bit."""
+    kind = LayerKind(
+        mlp="experts" if "experts" in fields else "dense",
+        attention="window" if "attention.window" in fields else "full",
+    )
+    model = random_model({**fields, "pattern": (kind,)})
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, 12))
+    wrong = tokens.copy()
+    wrong[1, 5] = TINY.vocab_size
+    segments = np.array([[1] * 8 + [2] * 4] * 3)
+    run = jax.jit(lambda tokens: model(tokens, segment_ids=segments).logits)
+    found, right = np.asarray(run(wrong)), np.asarray(run(tokens))
+    is_nan = np.isnan(found).all(-1)
+    assert is_nan[1, 5]
+    sees = np.zeros_like(is_nan)
+    sees[1, 5:8] = True
+    if "attention.window" not in fields:
+        np.testing.assert_array_equal(is_nan, sees)
+    assert not (is_nan & ~sees).any()
+    np.testing.assert_array_equal(found[~is_nan], right[~is_nan])
