@@ -231,8 +231,16 @@ def from_stored(data: Any, place: str) -> TrainConfig:
 
 
 def _upgraded(run: Any, place: str = "the checkpoint") -> Any:
-    """Renames old fields of the model in a stored run. Raises ConfigError if that fails."""
-    model = run.get("model") if isinstance(run, dict) else None
+    """Brings a stored run up to date: old names of the model's fields, and what was the only way.
+
+    Raises ConfigError if a field cannot be renamed.
+    """
+    if not isinstance(run, dict):
+        return run
+    data, model = run.get("data"), run.get("model")
+    if isinstance(data, dict) and "text_key" in data and "packing" not in data:
+        bos = None if data.get("tokenizer") is None else False
+        run = {**run, "data": {**data, "packing": "joined", "bos": bos}}
     if not isinstance(model, dict):
         return run
     try:

@@ -33,8 +33,9 @@ def next_token_loss(
     Args:
         model: a decoder; with vision if the batch has images.
         batch: `tokens` (B, T+1), all but the last as inputs and all but the first as targets;
-            `mask` (B, T); optionally `images` (batch, channels, height, width), one per row,
-            whose embeddings replace the image tokens.
+            `mask` (B, T); optionally `segment_ids` and `positions` (B, T) of packed documents,
+            which see only themselves; optionally `images` (batch, channels, height, width), one
+            per row, whose embeddings replace the image tokens.
         chunk: see `chunked_cross_entropy`.
         dropout_key: None disables dropout.
 
@@ -45,7 +46,8 @@ def next_token_loss(
     inputs, image = tokens[:, :-1], None
     if "images" in batch:
         image = model.embed_images(batch["images"], inputs)
-    context = Context(dropout_key=dropout_key)
+    segments, positions = batch.get("segment_ids"), batch.get("positions")
+    context = Context(segments, positions, dropout_key=dropout_key)
     x_BTD, _, aux_loss = model.hidden(inputs, context, image_embedding=image)
     total = chunked_cross_entropy(model.unembed, x_BTD, tokens[:, 1:], batch["mask"], chunk)
     return total, aux_loss

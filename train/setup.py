@@ -13,10 +13,14 @@ from jaxllm.config import with_fields
 from jaxllm.errors import UserError
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import check_parameters, describe, from_description, named_parameters, split
+from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
+from jaxllm.tokenization.finding import BYTES
 
 from .checkpoint import Checkpoints
-from .config import ConfigError, TrainConfig, find_changes
+from .config import ConfigError, Data, TrainConfig, find_changes, load_stored
 from .data.batches import Batches
+from .data.documents import DataConfig
+from .data.pairs import PairsConfig
 from .data.placement import share_of
 from .mesh import make_mesh
 from .step import Steps, TrainState
@@ -41,13 +45,43 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
     """Loads the data as batches. Raises ConfigError if they do not fit the config or the model."""
     try:
         return Batches(
-            config.data.load(model, config.seq_len),
+            with_tokenizer(config, model).load(model, config.seq_len),
             batch_size=config.batch_size,
             seed=config.data.seed,
             **share_of(mesh),
         )
     except (UserError, OSError) as error:
         raise ConfigError(str(error)) from error
+
+
+def with_tokenizer(config: TrainConfig, model: Model) -> Data:
+    """Returns the data of a run with its tokenizer: by default the one that its model came with.
+
+    That is the one of the run or of the checkpoint that `init_from` names, or of the checkpoint
+    that the model was first loaded from.
+
+    Raises:
+        UserError: the model came with none, and its vocabulary is not that of bytes.
+    """
+    data = config.data
+    if not isinstance(data, DataConfig | PairsConfig):
+        return data
+    if data.tokenizer is not None or config.init_from is None:
+        return data
+    start = Path(config.init_from)
+    if (start / "config.yaml").is_file():
+        earlier = load_stored(start / "config.yaml")
+        own = with_tokenizer(earlier, model)
+        if isinstance(own, DataConfig | PairsConfig) and own.tokenizer is not None:
+            return dataclasses.replace(data, tokenizer=own.tokenizer, eos=data.eos or own.eos)
+        if earlier.model is not None:
+            return dataclasses.replace(data, tokenizer=BYTES)
+    folders = [start] if model.origin is None else [start, Path(model.origin.directory)]
+    found = find_tokenizer(folders)
+    if found is not None:
+        return dataclasses.replace(data, tokenizer=str(found))
+    check_tokens(ByteTokenizer(), model.config, is_chosen=False, option="data.tokenizer")
+    return data
 
 
 def model_to_train(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint_origin import describe_adapter
+from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats import tensor_files
@@ -17,6 +18,7 @@ from jaxllm.interop.formats.table import tensor_formats
 Tensors = Mapping[str, StoredTensor]
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
 MERGE = "merge it into the weights with peft (merge_and_unload) to have what it learned"
@@ -114,10 +116,23 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
             continue
         config = read_json(config_file)
         if config.get("model_type") == family.model_type:
-            return family, config
+            return family, _with_start_token(family, config, path)
     if (path / CONFIG).is_file():
         raise CheckpointError(_unknown_model_type(path / CONFIG))
     raise CheckpointError(_no_config(path))
+
+
+def _with_start_token(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Adds the start token of targets that `generation_config.json` names, which comes first.
+
+    transformers keeps settings of generation there, and this one is part of the model's function.
+    """
+    name = "decoder_start_token_id"
+    if family.format != "hf" or family.config_class is not EncoderDecoderConfig:
+        return config
+    file = path / GENERATION_CONFIG
+    given = read_json(file).get(name) if file.is_file() else None
+    return config if given is None else {**config, name: given}
 
 
 def file_names(path: Path) -> str:

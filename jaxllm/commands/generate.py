@@ -1,7 +1,9 @@
 """The command `generate`: continues prompts with a model."""
 
 import argparse
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,12 @@ from jaxllm.errors import UserError
 from .options import AddCommand, add_dtype, add_json, add_seed, count, unicode_text
 
 if TYPE_CHECKING:
+    from jaxllm.generation import Sampling
+    from jaxllm.interop.loading.generation_config import GenerationConfig
     from jaxllm.models import TokenModel
-    from jaxllm.train.data.tokenizers import Tokenizer
+    from jaxllm.tokenization import Tokenizer
+
+NEW_TOKENS = 128
 
 
 def add_commands(add: AddCommand) -> None:
@@ -29,14 +35,25 @@ def add_commands(add: AddCommand) -> None:
         type=unicode_text,
         required=True,
         metavar="TEXT",
-        help="a text to continue; repeatable",
+        help="a text to continue, or the source of an encoder-decoder; repeatable. Special tokens "
+        "in it, such as <|im_end|>, are one token each",
+    )
+    generate.add_argument(
+        "--chat",
+        action="store_true",
+        help="make each prompt a user's message with the tokenizer's chat template",
+    )
+    generate.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="read special tokens in prompts as ordinary characters: for prompts of others",
     )
     generate.add_argument(
         "--max-new-tokens",
         type=count,
-        default=128,
         metavar="N",
-        help="maximum number of new tokens (default: %(default)s)",
+        help="maximum number of new tokens (default: that of generation_config.json, else "
+        f"{NEW_TOKENS})",
     )
     generate.add_argument(
         "--beams", type=count, metavar="N", help="use beam search with N beams, not sampling"
@@ -45,7 +62,8 @@ def add_commands(add: AddCommand) -> None:
     generate.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="a tokenizer.json or its folder (default: the checkpoint's own, else bytes)",
+        help="a tokenizer.json, a folder with tokenizer files, or bytes (default: the "
+        "checkpoint's own; bytes if the vocabulary is theirs)",
     )
     add_json(generate, "each prompt, its text and its tokens")
     _add_sampling(generate)
@@ -69,85 +87,184 @@ def _add_sampling(generate: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--repetition-penalty",
         type=float,
-        default=1.0,
         metavar="X",
-        help="above 1, tokens already in the text become less probable (default: %(default)s)",
+        help="above 1, tokens already in the text become less probable (default: that of "
+        "generation_config.json, else 1)",
     )
     add_seed(sampling, "random seed")
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from jaxllm.generation import Sampling, beam_search, generate
     from jaxllm.interop import load_pretrained
     from jaxllm.models import TokenModel
 
-    penalty = arguments.repetition_penalty
-    sampling = Sampling(
-        repetition_penalty=penalty,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-    )
+    _check(arguments)
     model = load_pretrained(arguments.path, dtype=arguments.dtype)
     if not isinstance(model, TokenModel):
         raise UserError(
             f"{arguments.path} is a {type(model).__name__}, which has no tokens to generate"
         )
-    tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
-    if arguments.beams and sampling != Sampling(repetition_penalty=penalty):
+    folder, tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
+    settings = _settings(arguments, model, tokenizer)
+    prompts = [_encode(arguments, text, folder, tokenizer, model) for text in arguments.prompt]
+    tokens = _continue(arguments, model, prompts, settings)
+    for prompt, new in zip(arguments.prompt, tokens, strict=True):
+        text = tokenizer.decode([token for token in new if token not in settings.eos_ids])
+        if arguments.json:
+            print(json.dumps({"prompt": prompt, "text": text, "tokens": new}))
+        else:
+            print(text if arguments.chat else prompt + text)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that contradict each other, before the model is loaded."""
+    from jaxllm.generation import Sampling
+
+    sampling = _sampling(arguments)
+    if arguments.beams and sampling != Sampling():
         raise UserError(
             "--beams cannot be combined with --temperature, --top-k or --top-p: beam search does "
             "not sample"
         )
-    prompts = [tokenizer.encode_prompt(prompt) for prompt in arguments.prompt]
-    limit, eos_ids = arguments.max_new_tokens, [tokenizer.eos_id]
-    if arguments.beams:
-        tokens = beam_search(
-            model,
-            prompts,
-            limit,
-            num_beams=arguments.beams,
-            repetition_penalty=penalty,
-            eos_ids=eos_ids,
+    if arguments.chat and arguments.untrusted:
+        raise UserError(
+            "--chat cannot be combined with --untrusted: the special tokens of a chat template are "
+            "meant as such"
         )
-    else:
-        tokens = generate(
-            model, prompts, limit, sampling=sampling, eos_ids=eos_ids, seed=arguments.seed
-        )
-    for prompt, new in zip(arguments.prompt, tokens, strict=True):
-        text = tokenizer.decode([token for token in new if token != tokenizer.eos_id])
-        if arguments.json:
-            print(json.dumps({"prompt": prompt, "text": text, "tokens": new}))
-        else:
-            print(prompt + text)
-    return 0
 
 
-def _tokenizer(path: str, given: str | None, model: "TokenModel") -> "Tokenizer":
-    """Returns the given tokenizer, or that of the run, checkpoint or its origin, or bytes."""
+def _sampling(arguments: argparse.Namespace, repetition_penalty: float = 1.0) -> "Sampling":
+    from jaxllm.generation import Sampling
+
+    return Sampling(
+        repetition_penalty=repetition_penalty,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
+
+
+def _settings(
+    arguments: argparse.Namespace, model: "TokenModel", tokenizer: "Tokenizer"
+) -> "GenerationConfig":
+    """Returns what the checkpoint says about generation, with the options in place of it.
+
+    Names on stderr what is not followed.
+    """
+    from jaxllm.interop.loading.generation_config import GenerationConfig, read_generation_config
+    from jaxllm.tokenization.special_tokens import GENERATION_CONFIG, MODEL_CONFIG
+
+    named = (GENERATION_CONFIG, MODEL_CONFIG)
+    folders = own_folders(arguments.path, model)
+    folder = next((f for f in folders if any((f / file).is_file() for file in named)), None)
+    found = GenerationConfig()
+    if folder is not None:
+        found = read_generation_config(folder, model.config.vocab_size)
+        if found.not_followed:
+            fields = ", ".join(found.not_followed)
+            print(f"{folder / GENERATION_CONFIG}: not followed: {fields}", file=sys.stderr)
+    return dataclasses.replace(
+        found,
+        eos_ids=_eos_ids(arguments.path, found.eos_ids, tokenizer),
+        max_new_tokens=arguments.max_new_tokens or found.max_new_tokens or NEW_TOKENS,
+        repetition_penalty=found.repetition_penalty
+        if arguments.repetition_penalty is None
+        else arguments.repetition_penalty,
+    )
+
+
+def _eos_ids(path: str, named: tuple[int, ...], tokenizer: "Tokenizer") -> tuple[int, ...]:
+    """Returns the tokens that end a text: as the checkpoint says, and as a run was trained."""
+    from jaxllm.tokenization import ByteTokenizer
+
+    own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    if isinstance(tokenizer, ByteTokenizer):
+        return own
+    if (Path(path) / "config.yaml").is_file():
+        return tuple(dict.fromkeys((*own, *named)))
+    if not named and not own:
+        print("no file names an end-of-sequence token: texts have full length", file=sys.stderr)
+    return named or own
+
+
+def _encode(
+    arguments: argparse.Namespace,
+    text: str,
+    folder: Path | None,
+    tokenizer: "Tokenizer",
+    model: "TokenModel",
+) -> list[int]:
+    """Encodes a prompt as the tokenizer of the model does for what the model reads."""
+    if not arguments.chat:
+        return tokenizer.encode_input(text, model.config, trusted=not arguments.untrusted)
+    from jaxllm.tokenization.chat import render_chat
+
+    if folder is None:
+        raise UserError("--chat needs a tokenizer with a chat template, and tokens are bytes")
+    return tokenizer.encode_chat(render_chat(folder, [{"role": "user", "content": text}]))
+
+
+def _continue(
+    arguments: argparse.Namespace,
+    model: "TokenModel",
+    prompts: list[list[int]],
+    settings: "GenerationConfig",
+) -> list[list[int]]:
+    from jaxllm.generation import beam_search, generate
+
+    limit = settings.max_new_tokens or NEW_TOKENS
+    given = {"rules": settings.rules, "eos_ids": settings.eos_ids}
+    penalty = settings.repetition_penalty
+    if not arguments.beams:
+        sampling = _sampling(arguments, penalty)
+        return generate(model, prompts, limit, sampling=sampling, seed=arguments.seed, **given)
+    return beam_search(
+        model,
+        prompts,
+        limit,
+        num_beams=arguments.beams,
+        length_penalty=settings.length_penalty,
+        repetition_penalty=penalty,
+        **given,
+    )
+
+
+def own_folders(path: str, model: "TokenModel") -> list[Path]:
+    """Returns the folders with the files of a checkpoint or run: its own, then its origin's."""
+    origin = [] if model.origin is None else [Path(model.origin.directory)]
+    return [Path(path), *origin]
+
+
+def _tokenizer(
+    path: str, given: str | None, model: "TokenModel"
+) -> tuple[Path | None, "Tokenizer"]:
+    """Returns the given tokenizer, or that of the run, checkpoint or origin, and its folder."""
+    from jaxllm.tokenization import check_tokens, find_tokenizer, load_tokenizer
+
+    chosen, eos, is_new = given, None, False
+    if given is None and (Path(path) / "config.yaml").is_file():
+        chosen, eos, is_new = _tokenizer_of_run(Path(path), model)
+    found = find_tokenizer(own_folders(path, model)) if chosen is None and not is_new else None
+    tokenizer = load_tokenizer(chosen or found, eos=eos)
+    check_tokens(
+        tokenizer, model.config, is_chosen=chosen is not None or is_new, option="--tokenizer"
+    )
+    folder = found if chosen is None else Path(chosen)
+    return folder if folder is None or folder.is_dir() else folder.parent, tokenizer
+
+
+def _tokenizer_of_run(path: Path, model: "TokenModel") -> tuple[str | None, str | None, bool]:
+    """Returns what a run was trained with: the tokenizer, its eos, and whether the model is new."""
     from jaxllm.train.config import load_stored
     from jaxllm.train.data.documents import DataConfig
     from jaxllm.train.data.pairs import PairsConfig
-    from jaxllm.train.data.tokenizers import load_tokenizer
+    from jaxllm.train.setup import with_tokenizer
 
-    if given is None and (Path(path) / "config.yaml").is_file():
-        data = load_stored(Path(path) / "config.yaml").data
-        if not isinstance(data, DataConfig | PairsConfig):
-            raise UserError(
-                f"{path} was not trained on text, so it has no tokenizer; its data is {data}"
-            )
-        return load_tokenizer(data.tokenizer, eos=data.eos)
-    folders = [Path(path)] if model.origin is None else [Path(path), Path(model.origin.directory)]
-    own = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
-    tokenizer = load_tokenizer(given or own)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    run = load_stored(path / "config.yaml")
+    data = with_tokenizer(run, model)
+    if not isinstance(data, DataConfig | PairsConfig):
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
-            f"{model.config.vocab_size}: give the model's own with --tokenizer"
+            f"{path} was not trained on text, so it has no tokenizer; its data is {data}"
         )
-    if given is None and own is None and model.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(
-            f"{path} has no tokenizer.json, and its vocabulary of {model.config.vocab_size} tokens "
-            "does not fit the byte tokenizer: give --tokenizer"
-        )
-    return tokenizer
+    return data.tokenizer, data.eos, run.model is not None

@@ -27,9 +27,9 @@ from jaxllm.interop.reference.transformers_models import (
 )
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import count_parameters
+from jaxllm.tokenization import Tokenizer
 from jaxllm.train import TrainConfig, make_mesh, train
-from jaxllm.train.data.documents import DataConfig, load_corpus
-from jaxllm.train.data.tokenizers import ByteTokenizer
+from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig, use_virtual_devices
 from jaxllm.train.monitoring.metrics import read_metrics
 from jaxllm.train.optimizers.adamw import OptimizerConfig
@@ -128,13 +128,16 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     found = ", ".join(f"{len(keys)} {kind.split('_')[0]}" for kind, keys in complaints.items())
     loads = not any(complaints.values())
     yield Check("from_pretrained", found, "0 and 0", loads)
-    report = _compare(exported, model, text=_held_out_text(config.data))
+    corpus = load_corpus(config.data)
+    tokenizer = corpus.tokenizer
+    text = tokenizer.decode(np.asarray(corpus.held_out.tokens[:4096]).tolist())
+    report = _compare(exported, model, text=text)
     yield _parity_check("export parity", report, folder, "export")
 
-    prompts = [ByteTokenizer().encode(prompt) for prompt in PROMPTS]
+    prompts = [tokenizer.encode_input(prompt, model.config) for prompt in PROMPTS]
     theirs = generate_greedily(reloaded, prompts, NEW_TOKENS)
     yield _greedy_check(model, mesh, prompts, theirs)
-    _show_sample(model, mesh)
+    _show_sample(model, mesh, tokenizer)
 
 
 def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
@@ -177,17 +180,13 @@ def _greedy_check(
     return Check("greedy tokens", f"{equal} of {np.size(ours)} equal", "all", ours == theirs)
 
 
-def _held_out_text(data: DataConfig) -> str:
-    """Returns some of the held-out text."""
-    return ByteTokenizer().decode(np.asarray(load_corpus(data).held_out[:4096]).tolist())
-
-
-def _show_sample(model: Decoder, mesh: Mesh) -> None:
-    prompt = PROMPTS[0]
+def _show_sample(model: Decoder, mesh: Mesh, tokenizer: Tokenizer) -> None:
+    text = PROMPTS[0]
+    prompt = tokenizer.encode_input(text, model.config)
     sampling = Sampling(temperature=0.8, top_p=0.95)
     with jax.set_mesh(mesh):
-        [tokens] = generate(model, [ByteTokenizer().encode(prompt)], 240, sampling=sampling)
-    log.info("\n5. A sample of its Python\n\n%s%s", prompt, ByteTokenizer().decode(tokens))
+        [tokens] = generate(model, [prompt], 240, sampling=sampling)
+    log.info("\n5. A sample of its Python\n\n%s%s", text, tokenizer.decode(tokens))
 
 
 def _summarize(folder: Path, checks: Sequence[Check], seconds: float) -> None:

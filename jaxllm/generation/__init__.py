@@ -2,6 +2,7 @@
 
 from .beam import beam_search
 from .decode import generate
+from .rules import TokenRules
 from .sampling import Sampling
 
-__all__ = ["Sampling", "beam_search", "generate"]
+__all__ = ["Sampling", "TokenRules", "beam_search", "generate"]

@@ -15,8 +15,16 @@ from jaxllm.errors import UserError
 from jaxllm.models import Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import to_host
 
-from .decode import bucket_size, check_prompts, check_token_model, cut_at_end, pad_prompts
+from .decode import (
+    NO_RULES,
+    bucket_size,
+    check_prompts,
+    check_token_model,
+    cut_at_end,
+    pad_prompts,
+)
 from .incremental import decode_step, prefill
+from .rules import TokenRules, Written
 from .sampling import check_repetition_penalty, penalize_repetition
 
 NEVER = -1e9  # the score of an impossible candidate, below that of any real one
@@ -30,6 +38,7 @@ def beam_search(
     num_beams: int,
     length_penalty: float = 1.0,
     repetition_penalty: float = 1.0,
+    rules: TokenRules = NO_RULES,
     eos_ids: Sequence[int] = (),
 ) -> list[list[int]]:
     """Continues each prompt by beam search, as `generate` of transformers does.
@@ -46,6 +55,7 @@ def beam_search(
         length_penalty: values above 0 favor long continuations.
         repetition_penalty: applied to the log-probabilities of tokens that are already in the
             prompt or the beam; above 1 makes them less likely.
+        rules: tokens that are forced or suppressed.
         eos_ids: end-of-sequence tokens.
 
     Returns:
@@ -61,12 +71,14 @@ def beam_search(
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
     check_repetition_penalty(repetition_penalty)
+    rules.check(model.config.vocab_size)
     num_candidates = _count_candidates(num_beams, len(set(eos_ids)), model.config.vocab_size)
     tokens, lengths = pad_prompts(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
     out = _search(
         graphdef,
         (num_beams, num_candidates, bucket_size(max_new_tokens)),
+        rules,
         nnx.to_pure_dict(state),
         tokens,
         lengths,
@@ -139,10 +151,11 @@ class SearchSettings(NamedTuple):
         return score / num_tokens**self.length_penalty
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _search(
     graphdef: nnx.GraphDef,
     sizes: tuple[int, int, int],
+    rules: TokenRules,
     params: dict,
     tokens_BT: Array,
     lengths_B: Array,
@@ -167,7 +180,13 @@ def _search(
 
     def step(carry: tuple) -> tuple:
         i, beams, logits_BWV, seen_BV, cache = carry
-        scores_BWV = _score_tokens(beams, logits_BWV, seen_BV, settings)
+        log_probs_BV = jax.nn.log_softmax(logits_BWV).reshape(B * W, -1)
+        log_probs_BV = penalize_repetition(log_probs_BV, seen_BV, settings.repetition_penalty)
+        written = Written(start.tokens_BT, start.lengths_B, beams.live_BWR.reshape(B * W, R), i)
+        log_probs_BV = rules(log_probs_BV, written, limit=settings.limit, eos_ids=settings.eos_ids)
+        # A candidate that no rule allows has the score of an impossible one, which is finite.
+        log_probs_BWV = jnp.maximum(log_probs_BV, NEVER).reshape(B, W, -1)
+        scores_BWV = log_probs_BWV + beams.live_score_BW[..., None]
         beams, parents_BW = _extend(beams, scores_BWV, i, settings, num_candidates)
         rows = (jnp.arange(B)[:, None] * W + parents_BW).reshape(-1)
         seen_BV, cache = jax.tree.map(lambda x: x[rows], (seen_BV, cache))
@@ -184,16 +203,6 @@ def _search(
         start.cache,
     )
     return jax.lax.while_loop(is_running, step, carry)[1].done_BWR[:, 0]
-
-
-def _score_tokens(
-    beams: Beams, logits_BWV: Array, seen_BV: Array, settings: SearchSettings
-) -> Array:
-    """Returns the summed log-probability of each live beam followed by each token, BWV."""
-    log_probs_BWV = jax.nn.log_softmax(logits_BWV)
-    seen_BWV = seen_BV.reshape(logits_BWV.shape)
-    log_probs_BWV = penalize_repetition(log_probs_BWV, seen_BWV, settings.repetition_penalty)
-    return log_probs_BWV + beams.live_score_BW[..., None]
 
 
 def _extend(

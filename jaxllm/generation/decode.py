@@ -17,9 +17,11 @@ from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 from jaxllm.sharding import to_host
 
 from .incremental import decode_step, prefill
+from .rules import TokenRules, Written
 from .sampling import Sampling
 
 GREEDY = Sampling()
+NO_RULES = TokenRules()
 EXPECTED = "give a list of prompts, each a list of token ids, as in [[1, 2], [3]]"
 MAX_TOKENS = 2**30  # places in the cache are int32, and their number is rounded up
 
@@ -30,6 +32,7 @@ def generate(
     max_new_tokens: int,
     *,
     sampling: Sampling = GREEDY,
+    rules: TokenRules = NO_RULES,
     eos_ids: Sequence[int] = (),
     seed: int = 0,
 ) -> list[list[int]]:
@@ -47,6 +50,7 @@ def generate(
             encoded first.
         max_new_tokens: maximum number of tokens to return for a prompt.
         sampling: how the next token is chosen; greedy by default.
+        rules: tokens that are forced or suppressed.
         eos_ids: end-of-sequence tokens.
         seed: seed of the random numbers.
 
@@ -63,11 +67,12 @@ def generate(
     model = check_token_model(model)
     check_seed(seed)
     check_prompts(model, prompts, max_new_tokens)
+    rules.check(model.config.vocab_size)
     tokens, lengths = pad_prompts(prompts)
     graphdef, state = nnx.split(with_scanned_layers(model, False))
     out = _decode(
         graphdef,
-        sampling,
+        (sampling, rules),
         bucket_size(max_new_tokens),
         nnx.to_pure_dict(state),
         tokens,
@@ -82,7 +87,7 @@ def generate(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _decode(
     graphdef: nnx.GraphDef,
-    sampling: Sampling,
+    settings: tuple[Sampling, TokenRules],
     room: int,
     params: dict,
     tokens_BT: Array,
@@ -92,21 +97,26 @@ def _decode(
     key: Array,
 ) -> Array:
     """Returns the new tokens in an array of shape (B, room); the first `limit` are valid."""
-    B = tokens_BT.shape[0]
+    (sampling, rules), B = settings, tokens_BT.shape[0]
     rows = jnp.arange(B)
     whole: TokenModel = nnx.merge(graphdef, nnx.State(params))
     start = prefill(whole, tokens_BT, lengths_B, room)
 
-    def choose(x_BD: Array, i: Array, seen_BV: Array | None) -> tuple[Array, Array | None]:
+    def choose(
+        x_BD: Array, i: Array, seen_BV: Array | None, out_BR: Array
+    ) -> tuple[Array, Array | None]:
         """Returns the next token of each row, and the mask of seen tokens with it added."""
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), i))(rows)
-        token_B = sampling(start.model.unembed(x_BD[:, None])[:, 0], keys_B, seen_BV)
+        logits_BV = start.model.unembed(x_BD[:, None])[:, 0]
+        written = Written(start.tokens_BT, start.lengths_B, out_BR, i)
+        logits_BV = rules(logits_BV, written, limit=limit, eos_ids=eos_ids)
+        token_B = sampling(logits_BV, keys_B, seen_BV)
         return token_B, None if seen_BV is None else seen_BV.at[rows, token_B].set(True)
 
-    first_B, seen_BV = choose(
-        start.x_BD, jnp.int32(0), start.seen_tokens() if sampling.repetition_penalty != 1 else None
-    )
-    out_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first_B)
+    seen_BV = start.seen_tokens() if sampling.repetition_penalty != 1 else None
+    out_BR = jnp.zeros((B, room), jnp.int32)
+    first_B, seen_BV = choose(start.x_BD, jnp.int32(0), seen_BV, out_BR)
+    out_BR = out_BR.at[:, 0].set(first_B)
 
     def is_running(carry: tuple) -> Array:
         i, is_done_B, *_ = carry
@@ -115,7 +125,7 @@ def _decode(
     def step(carry: tuple) -> tuple:
         i, is_done_B, cache, seen_BV, out_BR = carry
         x_BD, cache = decode_step(start, cache, out_BR, i - 1)
-        token_B, seen_BV = choose(x_BD, i, seen_BV)
+        token_B, seen_BV = choose(x_BD, i, seen_BV, out_BR)
         is_done_B |= jnp.isin(token_B, eos_ids)
         return i + 1, is_done_B, cache, seen_BV, out_BR.at[:, i].set(token_B)
 

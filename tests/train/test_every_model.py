@@ -108,7 +108,7 @@ def test_shuffled_targets_are_not_learned(quick_folder):
 
 @pytest.mark.parametrize("name", ["tlama", "nima_gpt"])
 def test_text_loss_is_below_the_entropy_of_byte_frequencies(name):
-    text = load_corpus(load_config(CONFIGS / f"{name}.yaml").data).held_out
+    text = load_corpus(load_config(CONFIGS / f"{name}.yaml").data).held_out.tokens
     counts = np.bincount(text)
     share = counts[counts > 0] / len(text)
     assert stated(name) < -np.sum(share * np.log(share)) - 0.2

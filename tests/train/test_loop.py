@@ -27,8 +27,9 @@ from jaxllm.models import EncoderDecoder
 from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import ConfigError, TrainConfig, TrainResult, load_config, train
 from jaxllm.train.config import save_config
-from jaxllm.train.data.documents import DataConfig, Windows, load_corpus
+from jaxllm.train.data.documents import DataConfig, load_corpus
 from jaxllm.train.data.tasks import TaskConfig
+from jaxllm.train.data.windows import Windows
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import read_metrics
 from jaxllm.train.objective import next_token_loss
@@ -215,7 +216,7 @@ def test_the_held_out_loss_matches_a_direct_computation(straight):
     """Recomputed from the text, without batching or sharding, in nats per token."""
     config, result = straight
     corpus = load_corpus(config.data)
-    windows = Windows(corpus.held_out, config.seq_len)
+    windows = Windows(corpus.held_out.tokens, config.seq_len, corpus.held_out.starts)
     assert len(windows) <= config.eval_batches * config.batch_size
     batch = windows.take(range(len(windows)))
     alone = with_arrays(result.model, {n: jnp.asarray(v) for n, v in values(result.model).items()})
@@ -386,7 +387,7 @@ def test_training_given_weights_with_bfloat16_activations(tmp_path, make, text):
         assert value.dtype == np.float32
         assert 0 < relative_l2(value, before[name]) < 1e-3, name
     corpus = load_corpus(config.data)
-    windows = Windows(corpus.held_out, config.seq_len)
+    windows = Windows(corpus.held_out.tokens, config.seq_len, corpus.held_out.starts)
     batch = windows.take(range(len(windows)))
     exact = random_model(vocab_size=256, num_layers=2)
     total = whole_loss(exact, batch)
@@ -403,7 +404,7 @@ def test_unsuitable_weights_are_rejected(tmp_path, make):
                     vocab_size=256, num_layers=2, numerics=NumericsConfig(param_dtype=dtype)
                 ),
             )
-    with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
+    with pytest.raises(ConfigError, match=r"vocab_size of 96 tokens is not that of bytes"):
         train(config, random_model(num_layers=2))
     with pytest.raises(ConfigError, match=r"text trains a Decoder, but .* is EncoderDecoder"):
         train(config, random_of(CONFIGS["encoder-decoder"]))

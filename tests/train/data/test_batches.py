@@ -9,15 +9,18 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jaxllm.tokenization import ByteTokenizer
 from jaxllm.train.data.batches import Batches
 from jaxllm.train.data.documents import Corpus
-from jaxllm.train.data.tokenizers import ByteTokenizer
+from jaxllm.train.data.windows import TokenStream
 
 
 def corpus(train: int = 103, held_out: int = 45) -> Corpus:
     """A corpus in which every token is its position, counted from 1."""
     stream = np.arange(1, train + held_out + 1, dtype=np.uint16)
-    return Corpus(stream[:train], stream[train:], ByteTokenizer())
+    parts = stream[:train], stream[train:]
+    # Each a single document.
+    return Corpus(*(TokenStream(part, np.array([0])) for part in parts), ByteTokenizer())
 
 
 def batches_of(corpus: Corpus, *, seq_len: int, **options: int) -> Batches:

@@ -5,12 +5,10 @@ import itertools
 import chex
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from jaxllm.tokenization import ByteTokenizer
 from jaxllm.train.data.batches import Batches
-from jaxllm.train.data.documents import Corpus, DataConfig, Windows, load_corpus, token_stream
-from jaxllm.train.data.tokenizers import ByteTokenizer
+from jaxllm.train.data.documents import Corpus, DataConfig, load_corpus, token_stream
 
 
 def batches_of(corpus: Corpus, *, seq_len: int, **options: int) -> Batches:
@@ -21,32 +19,24 @@ def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
     return list(itertools.islice(iterator, count))
 
 
-@given(st.integers(2, 60), st.integers(1, 12))
-def test_windows_contain_every_target_once_with_its_predecessor(length, seq_len):
-    tokens = np.arange(length, dtype=np.uint8) + 1
-    count = -(-(length - 1) // seq_len)
-    windows = Windows(tokens, seq_len)
-    assert len(windows) == count
-    batch = windows.take(range(count + 2))
-    chex.assert_shape(batch["tokens"], (count + 2, seq_len + 1))
-    assert batch["tokens"].dtype == np.int32
-    seen = batch["tokens"][:, 1:][batch["mask"]]
-    np.testing.assert_array_equal(seen, tokens[1:])
-    np.testing.assert_array_equal(batch["tokens"][:, :-1][batch["mask"]], seen - 1)
-
-
 def test_a_stream_ends_every_document_and_has_the_smallest_dtype():
     stream = token_stream(["ab", "", "c"], ByteTokenizer())
-    assert stream.tolist() == [97, 98, 0, 0, 99, 0]
-    assert stream.dtype == np.uint8
+    assert stream.tokens.tolist() == [97, 98, 0, 0, 99, 0]
+    assert stream.tokens.dtype == np.uint8
+    assert stream.starts.tolist() == [0, 3, 4]
+    empty = token_stream([], ByteTokenizer())
+    assert empty.tokens.size == empty.starts.size == 0
 
 
 def test_a_cached_stream_is_tokenized_once(tmp_path, monkeypatch):
     first = token_stream(["ab", "c"], ByteTokenizer(), cache=str(tmp_path / "new"))
-    monkeypatch.setattr(ByteTokenizer, "encode", None)
+    monkeypatch.setattr(ByteTokenizer, "encode_document", None)
     again = token_stream(["ab", "c"], ByteTokenizer(), cache=str(tmp_path / "new"))
-    assert isinstance(again, np.memmap)
-    np.testing.assert_array_equal(first, again)
+    assert isinstance(again.tokens, np.memmap)
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    np.testing.assert_array_equal(first.starts, again.starts)
+    with pytest.raises(TypeError):  # another beginning, another stream
+        token_stream(["ab", "c"], ByteTokenizer(), bos=True, cache=str(tmp_path / "new"))
     with pytest.raises(TypeError):  # other boundaries, another stream
         token_stream(["abc"], ByteTokenizer(), cache=str(tmp_path / "new"))
 
@@ -63,15 +53,17 @@ def test_a_cached_corpus_yields_the_same_batches(tmp_path):
         take(batches_of(fresh, **sizes).train(), 3), take(batches_of(cached, **sizes).train(), 3)
     )
     everything = load_corpus(DataConfig(text=options["text"], held_out=0, cache=str(tmp_path)))
-    assert len(everything.train) == len(fresh.train) + len(fresh.held_out)
-    assert not everything.held_out.size
+    parts = fresh.train, fresh.held_out
+    assert len(everything.train.tokens) == sum(len(part.tokens) for part in parts)
+    assert not everything.held_out.tokens.size
 
 
 def test_the_default_corpus_is_the_python_standard_library():
     found = load_corpus(DataConfig())
-    assert found.train.dtype == np.uint8
-    assert 0.005 < len(found.held_out) / len(found.train) < 0.05
-    assert "import" in found.tokenizer.decode(found.train[:5000])
+    train, held_out = found.train.tokens, found.held_out.tokens
+    assert train.dtype == np.uint8
+    assert 0.005 < len(held_out) / len(train) < 0.05
+    assert "import" in found.tokenizer.decode(train[:5000])
 
 
 @pytest.mark.parametrize("bad", [{"held_out": 1.0}, {"held_out": -0.1}, {"seed": -1}])
@@ -79,3 +71,18 @@ def test_invalid_split_settings_are_rejected(bad):
     (name, value), *_ = bad.items()
     with pytest.raises(ValueError, match=f"{name}={value} is not in"):
         DataConfig(**bad)
+
+
+def test_joined_documents_are_a_choice_with_a_fingerprint_of_its_own(tmp_path):
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text(f"document {i}")
+    options = {"text": (f"{tmp_path}/*.txt",), "held_out": 0}
+    separate = load_corpus(DataConfig(**options)).windows(16)
+    joined = load_corpus(DataConfig(**options, packing="joined")).windows(16)
+    names = {"tokens", "mask"}
+    assert joined.train.take([0]).keys() == names
+    assert separate.train.take([0]).keys() == {*names, "segment_ids", "positions"}
+    assert joined.fingerprint == {
+        name: value for name, value in separate.fingerprint.items() if "starts" not in name
+    }
+    assert joined.fingerprint != separate.fingerprint

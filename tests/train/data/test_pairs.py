@@ -10,8 +10,8 @@ import pytest
 from kinds import CONFIGS, WAVES
 
 from jaxllm.models import build_abstract
+from jaxllm.tokenization import ByteTokenizer
 from jaxllm.train.data.pairs import PairsConfig
-from jaxllm.train.data.tokenizers import ByteTokenizer
 
 BYTES = dataclasses.replace(
     CONFIGS["encoder-decoder"],

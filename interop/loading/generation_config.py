@@ -1,0 +1,141 @@
+"""Reads `generation_config.json`: what generation follows, and what it does not follow."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxllm.errors import UserError
+from jaxllm.generation import TokenRules
+from jaxllm.tokenization.special_tokens import (
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    find_eos_ids,
+    read_ids,
+    read_json,
+)
+
+# Token ids by the names of `TokenRules`, and numbers.
+RULES_OF_IDS = {
+    "forced_eos": "forced_eos_token_id",
+    "suppress": "suppress_tokens",
+    "begin_suppress": "begin_suppress_tokens",
+}
+NUMBERS: dict[str, tuple[type, Any]] = {
+    "no_repeat_ngram_size": (int, 0),
+    "min_length": (int, 0),
+    "min_new_tokens": (int, 0),
+    "max_new_tokens": (int, None),
+    "repetition_penalty": (float, 1.0),
+    "length_penalty": (float, 1.0),
+}
+LENGTHS = ("min_length", "min_new_tokens")
+# Fields that say how the user of a model chooses tokens, with the option that does the same. Those
+# of sampling count only if `do_sample` is true.
+OPTIONS = {
+    "num_beams": ("--beams", 1),
+    "max_length": ("--max-new-tokens", None),
+    "do_sample": ("--temperature", False),
+}
+SAMPLING = {"temperature": ("--temperature", 1.0), "top_p": ("--top-p", 1.0)}
+SAMPLING |= {"top_k": ("--top-k", 0)}
+# Fields without an effect on which tokens are chosen, and those read elsewhere.
+WITHOUT_EFFECT = {
+    *("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "transformers_version", "_from_model_config", "use_cache"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("return_dict_in_generate", "cache_implementation", "cache_config", "max_cache_len"),
+    *("compile_config", "disable_compile", "continuous_batching_config", "low_memory"),
+    *("prefill_chunk_size", "is_assistant", "num_assistant_tokens", "use_mtp"),
+    *("num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
+    *("max_matching_ngram_size", "speculation_type", "assistant_ensemble_weight"),
+}
+# Values with which a field has no effect.
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "typical_p"), 1.0),
+    **dict.fromkeys(("diversity_penalty", "epsilon_cutoff", "eta_cutoff", "min_p"), 0.0),
+    **dict.fromkeys(("num_return_sequences", "num_beam_groups"), 1),
+    "encoder_no_repeat_ngram_size": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """What a checkpoint says about generating with it.
+
+    Attributes:
+        eos_ids: end-of-sequence tokens, of which a chat model has several.
+        rules: tokens that are forced or suppressed.
+        max_new_tokens: the largest number of new tokens; None: not said.
+        repetition_penalty: as in `Sampling`.
+        length_penalty: as in `beam_search`.
+        not_followed: the fields that nothing here follows, as texts for a message.
+    """
+
+    eos_ids: tuple[int, ...] = ()
+    rules: TokenRules = TokenRules()
+    max_new_tokens: int | None = None
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    not_followed: tuple[str, ...] = ()
+
+
+def read_generation_config(folder: str | Path, vocab_size: int) -> GenerationConfig:
+    """Reads the generation settings of a checkpoint as transformers does.
+
+    They are in `generation_config.json` or, without that file, in the model's `config.json`.
+
+    Args:
+        folder: the checkpoint.
+        vocab_size: the number of tokens that the model can generate.
+
+    Raises:
+        UserError: a token id is outside the vocabulary or not an integer, or a number is not valid.
+    """
+    folder = Path(folder)
+    file = folder / GENERATION_CONFIG
+    is_own = file.is_file()
+    file = file if is_own else folder / MODEL_CONFIG
+    fields = read_json(file)
+    numbers = {name: _number(file, fields, name) for name in NUMBERS}
+    if numbers["min_new_tokens"]:
+        numbers["min_length"] = 0  # as in transformers, the number of new tokens decides
+    forced_bos = read_ids(file, "forced_bos_token_id", vocab_size)
+    ids = {name: read_ids(file, field, vocab_size) for name, field in RULES_OF_IDS.items()}
+    of_rules = {name: numbers[name] for name in ("no_repeat_ngram_size", *LENGTHS)}
+    given: dict[str, Any] = {**ids, **of_rules}
+    rules = TokenRules(forced_bos=forced_bos[0] if forced_bos else None, **given)
+    return GenerationConfig(
+        eos_ids=find_eos_ids(folder, vocab_size),
+        rules=rules,
+        not_followed=tuple(_not_followed(fields) if is_own else ()),
+        **{name: numbers[name] for name in ("repetition_penalty", "length_penalty")},
+        max_new_tokens=numbers["max_new_tokens"] if is_own else None,
+    )
+
+
+def _number(file: Path, fields: Mapping[str, Any], name: str) -> Any:
+    """Returns a number of the file, or its default. Raises UserError for anything else."""
+    kind, default = NUMBERS[name]
+    given = fields.get(name)
+    if given is None:
+        return default
+    if type(given) not in (int, kind) or abs(given) > 2**30:
+        raise UserError(f"{file}: {name} is {given!r}; it must be of type {kind.__name__}")
+    return kind(given)
+
+
+def _not_followed(fields: Mapping[str, Any]) -> list[str]:
+    """Describes the fields that would change which tokens are chosen and that are not followed."""
+    found = []
+    known = OPTIONS | (SAMPLING if fields.get("do_sample") is True else {})
+    followed = {*NUMBERS, *RULES_OF_IDS.values(), *WITHOUT_EFFECT}
+    for name, value in fields.items():
+        option, neutral = known.get(name, ("", NEUTRAL.get(name)))
+        if name in followed or value in (None, False, neutral, [], {}):
+            continue
+        if name in SAMPLING and name not in known:
+            continue
+        found.append(f"{name}={value!r}" + (f" ({option})" if option else ""))
+    return found

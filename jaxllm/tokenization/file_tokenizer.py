@@ -1,0 +1,140 @@
+"""Hugging Face tokenizers: a `tokenizer.json`, with the files beside it that complete it."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import SupportsInt
+
+import tokenizers
+from tokenizers import AddedToken, Encoding
+
+from jaxllm.errors import MissingFileError, UserError
+
+from .special_tokens import find_eos_ids, named_texts
+from .tokenizer import Tokenizer
+
+FILE = "tokenizer.json"
+VERSION = "2"  # of the way documents are encoded, for fingerprints
+
+
+class FileTokenizer(Tokenizer):
+    """A tokenizer of the package `tokenizers`: from `tokenizer.json`, or converted to that form.
+
+    Args:
+        backend: the tokenizer.
+        place: the file or folder that it was read from, for messages and for the files beside it.
+        eos: the text of the end-of-sequence token; by default the one that the folder names in
+            `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` or
+            `config.json`, in this order.
+
+    Raises:
+        UserError: the tokenizer has no tokens, or a special token is not in its vocabulary.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, place: Path, *, eos: str | None = None):
+        self._backend, self._place = backend, place
+        backend.no_truncation()
+        backend.no_padding()
+        folder = place if place.is_dir() else place.parent
+        texts = named_texts(folder)
+        known = [text for text in texts.values() if backend.token_to_id(text) is not None]
+        backend.add_special_tokens([AddedToken(text, special=True) for text in known])
+        # The highest id, not the number of entries, since some vocabularies have gaps.
+        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
+        if not self.vocab_size:
+            raise UserError(f"{place}: its vocabulary is empty; a tokenizer needs tokens")
+        added = backend.get_added_tokens_decoder()
+        # The unknown token is not among them: it stands for ordinary text.
+        unknown = texts.get("unk", getattr(backend.model, "unk_token", None))
+        self._special = {
+            token: each.content
+            for token, each in added.items()
+            if each.special and each.content != unknown
+        }
+        self.eos_id = self._find_eos(folder, eos or texts.get("eos"))
+        self.bos_id = backend.token_to_id(texts["bos"]) if "bos" in texts else None
+        content = blake2b(backend.to_str().encode()).hexdigest()
+        self.fingerprint = f"{content} {self.eos_id} {VERSION}"
+
+    @classmethod
+    def read(cls, path: str | Path, *, eos: str | None = None) -> "FileTokenizer":
+        """Reads a `tokenizer.json`, or the one in a folder.
+
+        Raises:
+            MissingFileError: the file does not exist.
+            UserError: the file is not a tokenizer, or as for the class.
+        """
+        file = Path(path)
+        file = file / FILE if file.is_dir() else file
+        if not file.is_file():
+            raise MissingFileError(f"the tokenizer file {file} does not exist")
+        content = file.read_bytes()
+        try:
+            backend = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise UserError(f"{file} is not a tokenizer.json: {error}") from error
+        return cls(backend, file, eos=eos)
+
+    def encode_document(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """Encodes a text to train on, as the base class says."""
+        if self.eos_id is None:
+            raise UserError(
+                f"{self._place}: no eos_token is named in its folder; set eos_token in "
+                f"tokenizer_config.json there, or, for training, set data.eos; {self._listed}"
+            )
+        if bos and self.bos_id is None:
+            raise UserError(
+                f"{self._place}: data.bos is true, but no bos_token is named in its folder; set "
+                f"bos_token in tokenizer_config.json there; {self._listed}"
+            )
+        return super().encode_document(text, bos=bos)
+
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """Decodes `ids` to text, including special tokens."""
+        return self._backend.decode([int(token) for token in ids], skip_special_tokens=False)
+
+    def _ids(self, text: str, *, with_special: bool, trusted: bool) -> list[int]:
+        self._backend.encode_special_tokens = not trusted
+        encoding = self._backend.encode(text, add_special_tokens=with_special)
+        if not trusted and self._special_inside(encoding):
+            encoding = self._without_special(text)
+            encoding = self._backend.post_process(encoding, None, with_special)
+        return encoding.ids
+
+    def _special_inside(self, encoding: Encoding) -> list[int]:
+        """Returns the special tokens that come from the text, not from the post-processor."""
+        pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [token for token, is_added in pairs if not is_added and token in self._special]
+
+    def _without_special(self, text: str) -> Encoding:
+        """Encodes a text whose words are special tokens in a vocabulary of words or pieces.
+
+        Each is cut after its first character, so that it becomes other tokens.
+        """
+        for special in sorted(self._special.values(), key=len, reverse=True):
+            text = text.replace(special, f"{special[:1]}\0{special[1:]}")
+        self._backend.encode_special_tokens = True
+        parts = [self._backend.encode(part, add_special_tokens=False) for part in text.split("\0")]
+        encoding = Encoding.merge(parts, growing_offsets=True)
+        if inside := self._special_inside(encoding):
+            found = sorted({self._special[token] for token in inside})
+            raise UserError(
+                f"{self._place} encodes the text {text[:60]!r} as the special tokens {found}, "
+                "which must not occur in text to train on; remove them"
+            )
+        return encoding
+
+    def _find_eos(self, folder: Path, text: str | None) -> int | None:
+        """Returns the id of the end-of-sequence token `text`, or of the one that a config names."""
+        if text is None:
+            return next(iter(find_eos_ids(folder, self.vocab_size)), None)
+        token = self._backend.token_to_id(text)
+        if token is None:
+            raise UserError(
+                f"{self._place}: it has no token {text!r} to end a sequence; {self._listed}"
+            )
+        return token
+
+    @property
+    def _listed(self) -> str:
+        return f"its special tokens are {[*self._special.values()]}"
