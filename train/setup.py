@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files
-from jaxllm.config import with_fields
+from jaxllm.config import Config, StackConfig, TwoStackConfig, with_fields
 from jaxllm.errors import UserError
 from jaxllm.models import Model, build_abstract
+from jaxllm.models.stack import check_positions
 from jaxllm.params import check_parameters, describe, from_description, named_parameters, split
 from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
@@ -44,6 +45,8 @@ def make_run_mesh(config: TrainConfig) -> Mesh:
 def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
     """Loads the data as batches. Raises ConfigError if they do not fit the config or the model."""
     try:
+        for stack in _stacks(model.config):
+            check_positions(config.seq_len, stack)
         return Batches(
             with_tokenizer(config, model).load(model, config.seq_len),
             batch_size=config.batch_size,
@@ -52,6 +55,11 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
         )
     except (UserError, OSError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _stacks(config: Config) -> list[StackConfig]:
+    """Returns the configs of a model's stacks, each of which reads sequences of `seq_len`."""
+    return [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
 
 
 def with_tokenizer(config: TrainConfig, model: Model) -> Data:

@@ -201,7 +201,8 @@ def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
                 f"text is given, but a {type(model).__name__} takes vectors; give vectors instead"
             )
         length = min(num_tokens, elements.longest)
-        given[name] = text_tokens(text, path, elements.size, length)
+        is_source = name == "source"
+        given[name] = text_tokens(text, path, elements.size, length, is_source=is_source)
     return Inputs(**given)
 
 

@@ -38,8 +38,10 @@ class ExpertsConfig:
     scale: Literal["output", "input"] = "output"  # which side of an expert its weight multiplies
     shared_mlp_dim: int | None = None  # of a shared expert that every token goes to as well
     router_bias: bool = False
-    # Most tokens that an expert takes in one call, first come first served. One overflow expert
-    # takes the rest, with the same weights. None: no limit.
+    # Most tokens that an expert takes in one call of the model: first come first served, row after
+    # row. One overflow expert takes the rest, with the same weights. So the rows of a batch change
+    # each other, and a sequence is computed alone and in one call, never token by token with a
+    # cache. None: no limit.
     capacity: int | None = None
     aux_weight: float = 0.0  # weight of the load-balancing loss in the training loss
     # Load-balancing loss. "layer": E times the mean of the layers' losses. "model": E times the

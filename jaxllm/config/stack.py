@@ -76,6 +76,18 @@ class StackConfig:
         return self.max_len if self.positions.kind in ("learned", "distance") else None
 
     @property
+    def longest_trained(self) -> int | None:
+        """The longest sequence that RoPE was trained on; None: no layer has RoPE.
+
+        Dynamic scaling is meant for longer ones, up to its factor.
+        """
+        if self.positions.kind != "rope" or all(kind.rope == "none" for kind in self.pattern):
+            return None
+        scaling = self.rope.scaling
+        is_dynamic = scaling is not None and scaling.kind == "dynamic"
+        return int(self.max_len * scaling.factor) if is_dynamic and scaling else self.max_len
+
+    @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kind of each layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))

@@ -14,6 +14,7 @@ from jaxllm.config import EncoderDecoderConfig
 from jaxllm.config.checks import check_seed, show
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
+from jaxllm.models.stack import check_positions
 from jaxllm.sharding import to_host
 
 from .incremental import decode_step, prefill
@@ -221,13 +222,16 @@ def _check_length(model: TokenModel, longest_prompt: int, max_new_tokens: int) -
                 f"a prompt of {longest_prompt} tokens is longer than max_len={limit}, where the "
                 "positions of the source end"
             )
+        check_positions(longest_prompt, config.encoder)
         config, longest_prompt = config.decoder, 1  # the target begins with the start token
     # The last new token is not fed back, so it needs no position.
-    if config.longest is not None and longest_prompt + max_new_tokens - 1 > config.longest:
+    last = longest_prompt + max_new_tokens - 1
+    if config.longest is not None and last > config.longest:
         raise UserError(
             f"{longest_prompt} tokens and max_new_tokens={max_new_tokens} exceed "
             f"max_len={config.longest}, where the model's positions end"
         )
+    check_positions(last, config)  # warns
 
 
 def _prompt_vocab_size(model: TokenModel) -> int:

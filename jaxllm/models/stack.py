@@ -1,6 +1,7 @@
 """The stack of transformer blocks that all encoders and decoders share."""
 
 import dataclasses
+import logging
 from typing import Self
 
 import chex
@@ -22,6 +23,8 @@ from jaxllm.layers.linear import PositionTable
 from jaxllm.layers.norm import Norm, saturate
 from jaxllm.layers.stack import apply_layers, layer_labels, layer_range, make_layers, restack
 from jaxllm.sharding import constrain
+
+log = logging.getLogger("jaxllm")
 
 
 class Stack(nnx.Module):
@@ -109,7 +112,9 @@ class Stack(nnx.Module):
                 "a stack with attention.cross=True needs a source, or a cache that holds one"
             )
         if context.positions_BT is None:
-            check_length(x_BTD.shape[1], self.config.longest)
+            check_positions(x_BTD.shape[1], self.config)
+        elif not isinstance(context.positions_BT, jax.core.Tracer):
+            check_positions(1 + int(jnp.max(context.positions_BT)), self.config)
 
     def embed_positions(self, x_BTD: Array, positions_BT: Array) -> Array:
         """Returns the first layer's input, BTD: adds position embeddings and applies their norm.
@@ -140,7 +145,15 @@ class Stack(nnx.Module):
 
         Raises:
             ValueError: the stack is not causal, or needs a source and has none.
+            UserError: its experts have a capacity, which counts the tokens of a whole call.
         """
+        if self.config.experts is not None and self.config.experts.capacity is not None:
+            raise UserError(
+                f"experts.capacity={self.config.experts.capacity}: an expert takes so many tokens "
+                "of one call, in order, so that rows would change each other, and one token after "
+                "the other with a cache would give other numbers than the whole sequence; call the "
+                "model with one whole sequence instead"
+            )
 
         def init(label: str) -> LayerCache:
             kind, count = self.config.kinds[layer_range(label)[0]], len(layer_range(label))
@@ -179,3 +192,24 @@ def check_length(length: int, longest: int | None) -> None:
             f"a sequence of {length} tokens is longer than max_len={longest}, where the model's "
             "positions end"
         )
+
+
+def check_positions(length: int, config: StackConfig) -> None:
+    """Checks the length of a sequence against the positions that a stack has.
+
+    Warns once for each limit if a sequence is longer than those that RoPE was trained on. Raises
+    UserError if there are no such positions at all.
+    """
+    check_length(length, config.longest)
+    limit = config.longest_trained
+    if limit is not None and length > limit and limit not in _warned:
+        _warned.add(limit)
+        log.warning(
+            "a sequence of %d tokens is longer than max_len=%d, the longest that this model's RoPE "
+            "was trained on: what it computes beyond may be of little use",
+            length,
+            limit,
+        )
+
+
+_warned: set[int] = set()  # limits that a warning has named

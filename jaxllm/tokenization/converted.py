@@ -1,7 +1,10 @@
 """Tokenizers in other files than `tokenizer.json`, read by transformers' `AutoTokenizer`."""
 
 import contextlib
+import functools
+import importlib.util
 import io
+import re
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -40,48 +43,86 @@ def read_other_tokenizer(folder: Path, *, eos: str | None = None) -> Tokenizer:
             f"{folder} has no tokenizer.json; to read its {files}, install transformers: pip "
             "install 'jaxllm[torch]'; or save a tokenizer.json there with transformers"
         ) from None
+    for package, needing in _missing_packages(folder).items():
+        raise MissingPackageError(
+            f"{folder} has no tokenizer.json; to read its {needing}, install {package}: pip "
+            f"install {package}; or save a tokenizer.json there with transformers"
+        )
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             given: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-    except ImportError as error:
-        raise MissingPackageError(_unreadable(folder, files, error)) from None
     except Exception as error:  # of any class, from parsers of damaged files
         raise UserError(_unreadable(folder, files, error)) from None
+    if _reads_nothing(given, folder):
+        kind = type(given).__name__
+        raise UserError(_unreadable(folder, files, f"{kind} reads other files"))
     if given.is_fast:
         return FileTokenizer(given.backend_tokenizer, folder, eos=eos or given.eos_token)
     return PythonTokenizer(given, folder, eos=eos)
 
 
-def _unreadable(folder: Path, files: str, error: Exception) -> str:
-    """Returns the message for a tokenizer that transformers cannot read, and what to install."""
+def _reads_nothing(given: Any, folder: Path) -> bool:
+    """Whether a tokenizer found no file of its vocabulary and made up one, as transformers does."""
+    names = [*given.vocab_files_names.values()]
+    return bool(names) and not any((folder / name).is_file() for name in names)
+
+
+def _missing_packages(folder: Path) -> dict[str, str]:
+    """Returns the packages that transformers needs for a folder and that are not installed.
+
+    Each comes with the file that needs it.
+    """
+    needed = {"tekken.json": "mistral-common"} if (folder / "tekken.json").is_file() else {}
+    for file in sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")]):
+        with file.open("rb") as stream:
+            head = stream.read(1000)
+        if head.startswith(b"\n"):  # the tag of the pieces in SentencePiece's protocol buffer
+            needed[file.name] = "sentencepiece"
+        elif re.match(rb"[A-Za-z0-9+/=]+ [0-9]+\r?\n", head):  # a token in base64, and its rank
+            needed[file.name] = "tiktoken"
+    return {
+        package: name
+        for name, package in needed.items()
+        if importlib.util.find_spec(package.replace("-", "_")) is None
+    }
+
+
+def _unreadable(folder: Path, files: str, error: object) -> str:
+    """Returns the message for a tokenizer that transformers cannot read."""
     said = " ".join(str(error).split())[:300]
     return (
-        f"{folder} has no tokenizer.json, and transformers cannot read its {files}: {said}; for "
-        "*.model install sentencepiece, for *.tiktoken tiktoken, for tekken.json mistral-common; "
-        "or save a tokenizer.json there"
+        f"{folder} has no tokenizer.json, and transformers cannot read its {files}: {said}; save a "
+        "tokenizer.json there"
     )
 
 
 class PythonTokenizer(Tokenizer):
-    """A tokenizer of transformers that is written in Python.
-
-    Raises UserError if `eos` is not in its vocabulary.
-    """
+    """A tokenizer of transformers that is written in Python."""
 
     def __init__(self, backend: Any, folder: Path, *, eos: str | None = None):
-        self._backend = backend
-        vocabulary = backend.get_vocab()
-        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
-        text = eos or backend.eos_token
-        if text is not None and text not in vocabulary:
-            raise UserError(f"{folder}: it has no token {text!r} to end a sequence")
-        named = () if text is not None else find_eos_ids(folder, self.vocab_size)
-        self.eos_id = next(iter(named), None) if text is None else vocabulary[text]
+        self._backend, self._folder, self._eos = backend, folder, eos or backend.eos_token
+        self._vocabulary: dict[str, int] = backend.get_vocab()
+        self.vocab_size = 1 + max(self._vocabulary.values(), default=-1)
         self.bos_id = backend.bos_token_id
-        tokens = repr((type(backend).__name__, sorted(vocabulary.items()))).encode()
-        self.fingerprint = f"{blake2b(tokens).hexdigest()} {self.eos_id} {VERSION}"
+        special = {*backend.all_special_ids}
+        self.special_ids = sorted(special - {backend.unk_token_id})
+
+    @functools.cached_property
+    def eos_id(self) -> int | None:
+        """The token that the user or a file names; see the base class."""
+        if self._eos is None:
+            return next(iter(find_eos_ids(self._folder, self.vocab_size)), None)
+        if self._eos not in self._vocabulary:
+            raise UserError(f"{self._folder}: it has no token {self._eos!r} to end a sequence")
+        return self._vocabulary[self._eos]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary and the tokenizer's class."""
+        tokens = repr((type(self._backend).__name__, sorted(self._vocabulary.items())))
+        return f"{blake2b(tokens.encode()).hexdigest()} {self.eos_id} {VERSION}"
 
     def _ids(self, text: str, *, with_special: bool, trusted: bool) -> list[int]:
         return list(

@@ -1,5 +1,6 @@
 """Hugging Face tokenizers: a `tokenizer.json`, with the files beside it that complete it."""
 
+import functools
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -51,10 +52,9 @@ class FileTokenizer(Tokenizer):
             for token, each in added.items()
             if each.special and each.content != unknown
         }
-        self.eos_id = self._find_eos(folder, eos or texts.get("eos"))
+        self.special_ids = [*self._special]
         self.bos_id = backend.token_to_id(texts["bos"]) if "bos" in texts else None
-        content = blake2b(backend.to_str().encode()).hexdigest()
-        self.fingerprint = f"{content} {self.eos_id} {VERSION}"
+        self._folder, self._eos = folder, eos or texts.get("eos")
 
     @classmethod
     def read(cls, path: str | Path, *, eos: str | None = None) -> "FileTokenizer":
@@ -124,16 +124,23 @@ class FileTokenizer(Tokenizer):
             )
         return encoding
 
-    def _find_eos(self, folder: Path, text: str | None) -> int | None:
-        """Returns the id of the end-of-sequence token `text`, or of the one that a config names."""
-        if text is None:
-            return next(iter(find_eos_ids(folder, self.vocab_size)), None)
-        token = self._backend.token_to_id(text)
+    @functools.cached_property
+    def eos_id(self) -> int | None:
+        """The token that the user or a file names; see the base class."""
+        if self._eos is None:
+            return next(iter(find_eos_ids(self._folder, self.vocab_size)), None)
+        token = self._backend.token_to_id(self._eos)
         if token is None:
             raise UserError(
-                f"{self._place}: it has no token {text!r} to end a sequence; {self._listed}"
+                f"{self._place}: it has no token {self._eos!r} to end a sequence; {self._listed}"
             )
         return token
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that the tokenizer consists of."""
+        content = blake2b(self._backend.to_str().encode()).hexdigest()
+        return f"{content} {self.eos_id} {VERSION}"
 
     @property
     def _listed(self) -> str:

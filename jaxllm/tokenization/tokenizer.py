@@ -1,7 +1,7 @@
 """What every tokenizer does: one way to encode each role of a text. And UTF-8 bytes as tokens."""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import SupportsInt
 
 from jaxllm.config import Config, EncoderDecoderConfig
@@ -17,15 +17,26 @@ class Tokenizer(abc.ABC):
 
     Attributes:
         vocab_size: one more than the highest id.
-        eos_id: the end-of-sequence token; None if nothing names one.
         bos_id: the beginning-of-sequence token; None if nothing names one.
-        fingerprint: a text that is the same for tokenizers that encode alike.
+        special_ids: the special tokens, but for the one of unknown text.
     """
 
     vocab_size: int
-    eos_id: int | None
     bos_id: int | None = None
-    fingerprint: str
+    special_ids: Sequence[int] = ()
+
+    @property
+    @abc.abstractmethod
+    def eos_id(self) -> int | None:
+        """The end-of-sequence token; None if nothing names one.
+
+        Raises UserError if a file names one that is not in the vocabulary.
+        """
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A text that is the same for tokenizers that encode alike."""
 
     @abc.abstractmethod
     def _ids(self, text: str, *, with_special: bool, trusted: bool) -> list[int]:
@@ -95,7 +106,7 @@ class ByteTokenizer(Tokenizer):
     """Uses UTF-8 bytes as tokens. NUL is the end-of-sequence token and must not occur in text."""
 
     vocab_size = 256
-    eos_id: int = 0
+    eos_id = 0
     fingerprint = "bytes"
 
     def _ids(self, text: str, *, with_special: bool, trusted: bool) -> list[int]:

@@ -201,7 +201,7 @@ def draw(
             positions of the model.
         batch_size: number of rows.
         seed: seed of the random numbers.
-        tokenizer: a tokenizer of the package tokenizers, or None.
+        tokenizer: for English text; None: random tokens.
     """
     drawn: dict[str, np.ndarray] = {}
     for name, sequence in sequences_of(model).items():

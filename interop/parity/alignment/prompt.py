@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.errors import UserError
+from jaxllm.errors import MissingPackageError, UserError
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.tokenization import ByteTokenizer, Tokenizer, find_tokenizer, load_tokenizer
 
 # Over the first few tokens, a wrong rotary frequency makes no visible difference.
 MIN_TOKENS = 300
@@ -38,54 +39,62 @@ def random_vectors(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def text_tokens(text: str, folder: Path, vocab_size: int, num_tokens: int) -> np.ndarray:
-    """Tokenizes a text with the tokenizer of a folder or, if there is none, as bytes.
+def text_tokens(
+    text: str, folder: Path, vocab_size: int, num_tokens: int, *, is_source: bool = False
+) -> np.ndarray:
+    """Tokenizes a text with the tokenizer of a folder, or as bytes if the vocabulary is theirs.
+
+    It is encoded as `jaxllm generate` encodes a prompt or a source.
 
     Returns:
         One row of `num_tokens` ids, BT; the text is cut, or repeated if it is too short.
 
     Raises:
         UserError: the text has no tokens.
-        CheckpointError: the folder's tokenizer cannot be read, or there is none and the vocabulary
-            is too small for bytes.
+        CheckpointError: the folder's tokenizer cannot be read or does not fit the model, or there
+            is none and the vocabulary is not that of bytes.
     """
-    tokenizer = tokenizer_of(folder)
-    if tokenizer is not None:
-        ids = tokenizer.encode(text).ids
-    elif vocab_size >= 256:
-        ids = list(text.encode())
-    else:
+    tokenizer = _read_tokenizer(folder)
+    if tokenizer is None and vocab_size != ByteTokenizer.vocab_size:
         raise CheckpointError(
-            f"{folder} has no tokenizer.json, and a vocabulary of {vocab_size} is too small to "
-            "encode text as bytes: give token ids instead"
+            f"{folder} has no tokenizer, and its vocabulary of {vocab_size} tokens is not that of "
+            "bytes: give token ids instead"
         )
+    tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+    ids = tokenizer.encode_source(text) if is_source else tokenizer.encode_prompt(text)
     if not ids:
         raise UserError("the text is empty: it has no tokens")
+    if max(ids) >= vocab_size:
+        raise CheckpointError(
+            f"{folder}: its tokenizer gives token {max(ids)}, but the model has {vocab_size} tokens"
+        )
     return np.resize(np.array(ids), (1, num_tokens))
 
 
-def tokenizer_of(folder: Path) -> Any:
-    """Returns the tokenizer of a folder, of the package tokenizers; None if it has none.
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """Returns the tokenizer of a folder; None if it has none, or one whose package is missing.
 
     Raises:
         CheckpointError: the tokenizer cannot be read.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    from tokenizers import Tokenizer
-
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises no narrower type
-        raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        return _read_tokenizer(folder)
+    except MissingPackageError:
+        return None
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer | None:
+    found = find_tokenizer([folder])
+    try:
+        return None if found is None else load_tokenizer(found)
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def english_tokens(
-    tokenizer: Any, vocab_size: int, batch_size: int, num_tokens: int, seed: int
+    tokenizer: Tokenizer, vocab_size: int, batch_size: int, num_tokens: int, seed: int
 ) -> np.ndarray:
     """Tokenizes pages of Python's own documentation, BT, from places that the seed decides.
 
@@ -98,15 +107,11 @@ def english_tokens(
     """
     rng = np.random.default_rng(seed)
     text = "\n".join(topics[name] for name in sorted(topics))
-    special = [
-        token
-        for token, added in tokenizer.get_added_tokens_decoder().items()
-        if added.special and token < vocab_size
-    ]
+    special = [token for token in tokenizer.special_ids if token < vocab_size]
     rows = []
     for row in range(batch_size):
         start = int(rng.integers(len(text)))
-        ids = np.array(tokenizer.encode((text[start:] + text)[: 16 * num_tokens]).ids)
+        ids = np.array(tokenizer.encode_prompt((text[start:] + text)[: 16 * num_tokens]))
         if not (ids < vocab_size).any():
             raise UserError("the tokenizer has no tokens for English text: compare on others")
         ids_T = np.resize(ids[ids < vocab_size], num_tokens)

@@ -62,7 +62,7 @@ class MoE(nnx.Module):
 
     Tokens are sorted by expert and each expert processes only the tokens that chose it; no token
     is dropped. With a capacity, tokens that find their expert full go to one overflow expert, so
-    that a token's output depends on the tokens before it.
+    that a token's output depends on the tokens before it in the call, those of other rows included.
     """
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):

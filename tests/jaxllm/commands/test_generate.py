@@ -1,13 +1,19 @@
 """Tests of `jaxllm generate`."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import source_cases
+from kinds import CONFIGS
+from tiny import random_model, random_of
+from tokenizer_kinds import save_tokenizer
 
 from jaxllm.cli import main
+from jaxllm.generation import TokenRules
+from jaxllm.interop import save_pretrained
 
 
 def test_generate_prints_the_prompt_and_its_continuation(byte_model, capsys):
@@ -74,4 +80,111 @@ def test_continuous_model_and_damaged_tokenizer_are_rejected(byte_model, tmp_pat
     text.write_text("some text")
     command = ["parity", str(damaged), "--text", str(text), "--output", str(tmp_path / "out")]
     assert main([*command, "--levels", "logits"]) == 1
-    assert "tokenizer.json is not a tokenizer: " in capsys.readouterr().err
+    assert "tokenizer.json is not a tokenizer.json: " in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A decoder with a tokenizer of words, whose special tokens are 0 to 5."""
+    folder = tmp_path_factory.mktemp("chat") / "llama"
+    save_pretrained(random_model(vocab_size=11, num_layers=1), folder)
+    return save_tokenizer("words, end", folder, chat_template="{{ messages[0].content }} <s>")
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What the command passes to `generate`: prompts and keywords. Nothing is computed."""
+    calls = []
+
+    def record(model, prompts, limit, **options):
+        calls.append({"prompts": prompts, "limit": limit, **options})
+        return [[7, 1] for _ in prompts]
+
+    monkeypatch.setattr("jaxllm.generation.generate", record)
+    monkeypatch.setattr("jaxllm.generation.beam_search", record)
+    return calls
+
+
+def run(folder, *arguments: str) -> None:
+    assert main(["generate", str(folder), "--prompt", "the </s> x", *arguments]) == 0
+
+
+def test_special_tokens_of_a_prompt_are_one_token_unless_it_is_untrusted(chat_model, given):
+    run(chat_model)
+    run(chat_model, "--untrusted")
+    run(chat_model, "--chat")
+    (trusted,), (untrusted,), (chat,) = (call["prompts"] for call in given)
+    assert trusted == [6, 1, 10, 1]
+    assert untrusted[0] == 6
+    assert 1 not in untrusted[:-1]
+    assert chat == [6, 1, 10, 3]
+    assert main(["generate", str(chat_model), "--prompt", "x", "--chat", "--untrusted"]) == 2
+
+
+def test_generation_config_is_followed_or_named(chat_model, given, tmp_path, capsys):
+    folder = shutil.copytree(chat_model, tmp_path / "llama")
+    fields = {"eos_token_id": [1, 5], "suppress_tokens": [8], "repetition_penalty": 1.5}
+    settings = {**fields, "max_new_tokens": 9, "do_sample": True, "top_p": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    run(folder)
+    said = capsys.readouterr()
+    assert said.out == "the </s> xcat\n"  # without the token that ends it
+    assert "generation_config.json: not followed: do_sample=True (--temperature), top" in said.err
+    run(folder, "--max-new-tokens", "3", "--repetition-penalty", "2")
+    run(folder, "--beams", "2")
+    by_file, by_options, beams = given
+    for call in given:
+        assert call["eos_ids"] == (1, 5)
+        assert call["rules"] == TokenRules(suppress=(8,))
+    assert (by_file["limit"], by_file["sampling"].repetition_penalty) == (9, 1.5)
+    assert (by_options["limit"], by_options["sampling"].repetition_penalty) == (3, 2)
+    assert (beams["repetition_penalty"], beams["length_penalty"]) == (1.5, 1)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 11}')
+    assert main(["generate", str(folder), "--prompt", "x"]) == 2
+    assert "eos_token_id is 11; it must be a token id from 0 to 10" in capsys.readouterr().err
+
+
+def test_a_model_whose_tokens_are_not_bytes_is_not_prompted_on_bytes(tmp_path, given, capsys):
+    save_pretrained(random_model(vocab_size=300, num_layers=1), tmp_path / "llama")
+    command = ["generate", str(tmp_path / "llama"), "--prompt", "x"]
+    assert main(command) == 2
+    assert "vocab_size of 300 tokens is not that of bytes" in capsys.readouterr().err
+    assert main([*command, "--tokenizer", "bytes"]) == 0
+    assert given[0]["prompts"] == [[120]]
+    (tmp_path / "llama" / "tokenizer.model").write_text("{}")
+    assert main(command) == 2
+    assert "transformers cannot read its tokenizer.model" in capsys.readouterr().err
+
+
+def test_a_run_is_prompted_as_it_was_trained(chat_model, given, tmp_path, capsys):
+    """With the tokenizer of the checkpoint that it began with, which its config does not name."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat a b x " * 20)
+    config = {
+        "output": str(tmp_path / "run"),
+        "init_from": str(chat_model),
+        **{"steps": 1, "batch_size": 8, "seq_len": 8, "mesh": {"fsdp": 8}},
+        "optimizer": {"warmup_steps": 0},
+        "data": {"text": [str(text)], "held_out": 0},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    run(tmp_path / "run")
+    assert given[-1]["prompts"] == [[6, 1, 10, 1]]
+    # A run that begins with this one knows its tokenizer too, and bytes are never taken instead.
+    again = {**config, "output": str(tmp_path / "again"), "init_from": str(tmp_path / "run")}
+    (tmp_path / "run.yaml").write_text(json.dumps(again))
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    run(tmp_path / "again")
+    assert given[-1]["prompts"] == [[6, 1, 10, 1]]
+
+
+def test_an_encoder_reads_a_source_with_its_end_token(given, tmp_path):
+    folder = tmp_path / "t5"
+    config = dataclasses.replace(CONFIGS["encoder-decoder"], start_token=0)
+    save_pretrained(random_of(config), folder, format="native")
+    save_tokenizer("words, end", folder)
+    run(folder)
+    assert given[0]["prompts"] == [[6, 1, 10, 1]]
+    run(folder, "--tokenizer", str(save_tokenizer("words", tmp_path / "plain")))
+    assert given[1]["prompts"] == [[6, 1, 10]]

@@ -1,6 +1,7 @@
 """Cached generation in an on-device loop equals uncached generation, for any batch."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from flax import nnx
 from tiers import examples
 from tiny import random_model
 
-from jaxllm.config import RopeConfig
-from jaxllm.generation import Sampling, generate
+from jaxllm.config import ExpertsConfig, LayerKind, RopeConfig
+from jaxllm.errors import UserError
+from jaxllm.generation import Sampling, beam_search, generate
 from jaxllm.generation.decode import _decode
 from jaxllm.models import with_scanned_layers
 
@@ -185,3 +187,15 @@ def test_decoding_loop_runs_on_the_device():
     num_layers = model.config.num_layers
     assert body.count("custom_vjp_call[") >= 7 * num_layers
     assert body.count(" scatter[") >= 2 * num_layers
+
+
+def test_experts_with_a_capacity_are_refused_since_rows_would_change_each_other():
+    """A whole sequence is computed; its tokens one by one, or beside others, would differ."""
+    experts = ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24, capacity=3)
+    model = random_model(pattern=(LayerKind(mlp="experts"),), experts=experts, num_layers=1)
+    assert np.isfinite(model(np.array([PROMPTS[0]])).logits).all()
+    for run in (generate, partial(beam_search, num_beams=2)):
+        with pytest.raises(UserError, match=r"experts\.capacity=3: .* one whole sequence instead"):
+            run(model, PROMPTS[:1], 3)
+    with pytest.raises(UserError, match=r"experts\.capacity=3"):
+        model.init_cache(1, 8)

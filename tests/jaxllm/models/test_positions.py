@@ -13,12 +13,14 @@ from jaxllm.config import (
     EncoderDecoderConfig,
     PositionConfig,
     RelativeBuckets,
+    RopeScaling,
     StackConfig,
     with_fields,
 )
 from jaxllm.generation import generate
 from jaxllm.layers.attention.distance_bias import DistanceBias
 from jaxllm.layers.context import Context
+from jaxllm.models import stack
 
 TOLERANCE = 1e-5  # relative L2, float32
 KINDS = {
@@ -103,6 +105,52 @@ def test_sequence_beyond_max_len_is_rejected(model):
     at, segments = np.tile(np.arange(LENGTH), 2)[None], np.repeat([[1, 2]], LENGTH, axis=1)
     packed = model(tokens, positions=at, segment_ids=segments).logits
     assert relative_l2(packed[:, LENGTH:], logits_of(model, TOKENS)) < TOLERANCE
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    """The warnings of this test, none of which was given before."""
+    monkeypatch.setattr(stack, "_warned", set())
+    return caplog
+
+
+def test_rope_beyond_training_is_warned_of_once_with_the_numbers(model, warnings):
+    is_rope = model.config.positions.kind == "rope"
+    tokens = np.concatenate([TOKENS, TOKENS], axis=1)
+    if model.config.longest is None:
+        jax.jit(lambda tokens: model(tokens).logits)(tokens[:1, :25])
+        model(tokens[:1, :30])
+        generate(model, [TOKENS[0].tolist()], 8)
+    said = [record.getMessage() for record in warnings.records]
+    assert len(said) == is_rope
+    assert all("a sequence of 25 tokens is longer than max_len=24" in each for each in said)
+
+
+def test_generation_and_positions_beyond_training_are_warned_of(warnings):
+    model = random_model(max_len=24)
+    generate(model, [TOKENS[0, :20].tolist()], 5)
+    model(TOKENS, positions=np.arange(LENGTH)[None])
+    # Documents of a row begin again, so that none is too long.
+    segments, at = np.repeat([[1, 2]], LENGTH, axis=1), np.tile(np.arange(LENGTH), 2)[None]
+    model(np.tile(TOKENS[:1], 2), positions=at, segment_ids=segments)
+    assert not warnings.records
+    generate(model, [TOKENS[0, :20].tolist()], 6)
+    assert "a sequence of 25 tokens is longer than max_len=24" in warnings.text
+    stack._warned.clear()
+    model(TOKENS[:, :2], positions=np.array([[0, 24]]))
+    assert len(warnings.records) == 2
+    scaled = RopeScaling(kind="dynamic", factor=2.0, original_max_len=24)
+    stretched = random_model({"rope.scaling": scaled}, max_len=24)
+    stack._warned.clear()
+    assert stretched.config.longest_trained == 48
+    generate(stretched, [TOKENS[0, :20].tolist()], 20)
+    assert len(warnings.records) == 2
+
+
+def test_known_positions_beyond_learned_ones_are_rejected():
+    model = random_model({"positions.kind": "learned"}, max_len=24)
+    with pytest.raises(ValueError, match="a sequence of 25 tokens is longer than max_len=24"):
+        model(TOKENS[:, :2], positions=np.array([[0, 24]]))
 
 
 def test_generation_beyond_max_len_is_rejected(model):

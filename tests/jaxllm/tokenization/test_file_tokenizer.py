@@ -112,7 +112,7 @@ def test_eos_is_found_in_the_folder(tokenizer_json, tmp_path, files):
 
 def test_an_unknown_eos_is_reported_with_the_special_tokens(tokenizer_json):
     with pytest.raises(ValueError, match=r"no token '</s>'.*; its special tokens are \['<pad>'"):
-        load_tokenizer(tokenizer_json, eos="</s>")
+        load_tokenizer(tokenizer_json, eos="</s>").encode_document("the cat")
 
 
 def test_files_that_are_not_tokenizers_are_reported(tmp_path):
@@ -150,7 +150,7 @@ def test_an_eos_token_that_is_no_text_is_refused(tokenizer_json, tmp_path, given
 def test_an_eos_token_id_that_is_no_token_is_refused(tokenizer_json, tmp_path, given):
     in_new_folder(tokenizer_json, tmp_path, generation_config={"eos_token_id": given})
     with pytest.raises(UserError) as error:
-        load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path).encode_document("the cat")
     assert f"generation_config.json: eos_token_id is {given!r}; it must be a" in str(error.value)
     assert "from 0 to " in str(error.value)
 

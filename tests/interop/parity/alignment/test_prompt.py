@@ -20,7 +20,7 @@ from jaxllm.interop.parity.alignment.prompt import (
 
 def test_text_without_tokenizer_is_bytes(tmp_path):
     assert text_tokens("aé", tmp_path, 256, 5).tolist() == [[97, 195, 169, 97, 195]]
-    with pytest.raises(CheckpointError, match="a vocabulary of 255 is too small"):
+    with pytest.raises(CheckpointError, match="vocabulary of 255 tokens is not that"):
         text_tokens("a", tmp_path, 255, 5)
     with pytest.raises(ValueError, match="no tokens"):
         text_tokens("", tmp_path, 256, 5)

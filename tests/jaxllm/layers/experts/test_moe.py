@@ -298,3 +298,13 @@ def loads_by_hand(model, tokens, segment_ids) -> Load:
         loads += [] if load is None else [load]
     assert len(loads) == 2
     return jax.tree.map(lambda *xs: jnp.stack(xs), *loads)
+
+
+def test_capacity_counts_the_tokens_of_a_call_row_after_row():
+    """The first row is as if it were alone, and takes places from the rows after it."""
+    experts = dataclasses.replace(EXPERTS, capacity=4)
+    moe = jax.jit(moe_of(experts))
+    x = np.random.default_rng(3).standard_normal((2, 12, TINY.embed_dim)).astype(np.float32)
+    (both, _), (first, _), (second, _) = moe(x), moe(x[:1]), moe(x[1:])
+    assert relative_l2(both[:1], first) < TOLERANCE
+    assert relative_l2(both[1:], second) > 1e-2
