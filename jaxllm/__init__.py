@@ -14,7 +14,7 @@ Two places have letters of their own: images are `images_ICHW` (images, channels
 inside a mixture of experts S counts the tokens of all rows (`x_SD`).
 """
 
-from .moved_modules import install
+from .compatibility.moved_modules import install
 
 # Threads that XLA needs for each virtual CPU device: collectives block some of them. It stands
 # here for the commands, which set it before JAX is imported.

@@ -18,7 +18,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
-    *("charts", "numerics", "strict_json", "orbax_layout", "moved_modules", "tokenization"),
+    *("charts", "numerics", "strict_json", "orbax_layout", "compatibility", "tokenization"),
 }
 READING = {"rules", "formats", "families", "loading"}
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jaxllm import moved_modules
-from jaxllm.moved_modules import MOVED
+from jaxllm.compatibility import moved_modules
+from jaxllm.compatibility.moved_modules import MOVED
 
 
 @pytest.mark.parametrize("old", MOVED)

@@ -1,0 +1,1 @@
+"""Old names that users may still import."""
