@@ -5,6 +5,7 @@ from .formats.stored_tensor import CheckpointError
 from .inspection.inspect import Inspection, inspect
 from .inspection.suggest import Suggestions, suggest
 from .inspection.verify import Verification, verify
+from .loading.generation_config import GenerationConfig, read_generation_config
 from .loading.load import load_pretrained
 from .loading.plan import Plan, plan
 from .optimizer_state.export_state import OptimizerExport
@@ -15,6 +16,7 @@ from .saving.save import save_pretrained
 __all__ = [
     "CheckpointError",
     "Conversion",
+    "GenerationConfig",
     "Inspection",
     "OptimizerExport",
     "Plan",
@@ -26,6 +28,7 @@ __all__ = [
     "load_pretrained",
     "load_training_state",
     "plan",
+    "read_generation_config",
     "save_pretrained",
     "suggest",
     "verify",

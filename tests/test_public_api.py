@@ -23,6 +23,7 @@ PACKAGES = (
     "jaxllm.generation",
     "jaxllm.interop",
     "jaxllm.interop.parity",
+    "jaxllm.tokenization",
     "jaxllm.train",
 )
 

@@ -81,7 +81,9 @@ class GenerationConfig:
     not_followed: tuple[str, ...] = ()
 
 
-def read_generation_config(folder: str | Path, vocab_size: int) -> GenerationConfig:
+def read_generation_config(
+    folder: str | Path, vocab_size: int, *, with_eos: bool = True
+) -> GenerationConfig:
     """Reads the generation settings of a checkpoint as transformers does.
 
     They are in `generation_config.json` or, without that file, in the model's `config.json`.
@@ -89,6 +91,7 @@ def read_generation_config(folder: str | Path, vocab_size: int) -> GenerationCon
     Args:
         folder: the checkpoint.
         vocab_size: the number of tokens that the model can generate.
+        with_eos: whether to read end-of-sequence tokens, which bytes have one of their own for.
 
     Raises:
         UserError: a token id is outside the vocabulary or not an integer, or a number is not valid.
@@ -107,7 +110,7 @@ def read_generation_config(folder: str | Path, vocab_size: int) -> GenerationCon
     given: dict[str, Any] = {**ids, **of_rules}
     rules = TokenRules(forced_bos=forced_bos[0] if forced_bos else None, **given)
     return GenerationConfig(
-        eos_ids=find_eos_ids(folder, vocab_size),
+        eos_ids=find_eos_ids(folder, vocab_size) if with_eos else (),
         rules=rules,
         not_followed=tuple(_not_followed(fields) if is_own else ()),
         **{name: numbers[name] for name in ("repetition_penalty", "length_penalty")},

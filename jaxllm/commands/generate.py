@@ -153,6 +153,7 @@ def _settings(
     Names on stderr what is not followed.
     """
     from jaxllm.interop.loading.generation_config import GenerationConfig, read_generation_config
+    from jaxllm.tokenization import ByteTokenizer
     from jaxllm.tokenization.special_tokens import GENERATION_CONFIG, MODEL_CONFIG
 
     named = (GENERATION_CONFIG, MODEL_CONFIG)
@@ -160,7 +161,8 @@ def _settings(
     folder = next((f for f in folders if any((f / file).is_file() for file in named)), None)
     found = GenerationConfig()
     if folder is not None:
-        found = read_generation_config(folder, model.config.vocab_size)
+        with_eos = not isinstance(tokenizer, ByteTokenizer)
+        found = read_generation_config(folder, model.config.vocab_size, with_eos=with_eos)
         if found.not_followed:
             fields = ", ".join(found.not_followed)
             print(f"{folder / GENERATION_CONFIG}: not followed: {fields}", file=sys.stderr)
@@ -176,11 +178,7 @@ def _settings(
 
 def _eos_ids(path: str, named: tuple[int, ...], tokenizer: "Tokenizer") -> tuple[int, ...]:
     """Returns the tokens that end a text: as the checkpoint says, and as a run was trained."""
-    from jaxllm.tokenization import ByteTokenizer
-
     own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    if isinstance(tokenizer, ByteTokenizer):
-        return own
     if (Path(path) / "config.yaml").is_file():
         return tuple(dict.fromkeys((*own, *named)))
     if not named and not own:

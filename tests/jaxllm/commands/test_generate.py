@@ -144,6 +144,14 @@ def test_generation_config_is_followed_or_named(chat_model, given, tmp_path, cap
     assert "eos_token_id is 11; it must be a token id from 0 to 10" in capsys.readouterr().err
 
 
+def test_bytes_end_with_their_own_token(byte_model, given, tmp_path):
+    """Whatever the config class of transformers has as its default."""
+    folder = shutil.copytree(byte_model, tmp_path / "bytes")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 50256}')
+    run(folder)
+    assert given[0]["eos_ids"] == (0,)
+
+
 def test_a_model_whose_tokens_are_not_bytes_is_not_prompted_on_bytes(tmp_path, given, capsys):
     save_pretrained(random_model(vocab_size=300, num_layers=1), tmp_path / "llama")
     command = ["generate", str(tmp_path / "llama"), "--prompt", "x"]
