@@ -130,7 +130,8 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     yield Check("from_pretrained", found, "0 and 0", loads)
     corpus = load_corpus(config.data)
     tokenizer = corpus.tokenizer
-    text = tokenizer.decode(np.asarray(corpus.held_out.tokens[:4096]).tolist())
+    held_out = corpus.held_out.tokens[:4096]
+    text = tokenizer.decode(held_out[held_out != tokenizer.eos_id])
     report = _compare(exported, model, text=text)
     yield _parity_check("export parity", report, folder, "export")
 

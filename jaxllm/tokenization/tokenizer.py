@@ -79,18 +79,17 @@ class Tokenizer(abc.ABC):
 
         Args:
             text: never trusted.
-            bos: whether it begins with `bos_id`; by default as the post-processor says.
+            bos: whether it begins with `bos_id`, or with no special token at all; by default it
+                begins as the post-processor says.
 
         Raises:
             UserError: the text has a lone surrogate, or the token to add is not known.
         """
         utf8(text)
-        ids = self._ids(text, with_special=True, trusted=False)
+        ids = self._ids(text, with_special=bos is not False, trusted=False)
         if self.eos_id is None or (bos and self.bos_id is None):
             missing = "end" if self.eos_id is None else "beginning"
             raise UserError(f"the tokenizer names no {missing}-of-sequence token")
-        if bos is False and ids[:1] == [self.bos_id]:
-            ids = ids[1:]
         if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny import TINY, random_model
+from tokenizer_kinds import save_tokenizer
 
 from jaxllm.checkpoint_origin import KEPT, Origin
 from jaxllm.config import NumericsConfig
 from jaxllm.errors import CheckpointError
+from jaxllm.models import Decoder
 from jaxllm.params import named_parameters, split
 from jaxllm.train import ConfigError, TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
+from jaxllm.train.config import find_changes, from_stored, save_config, to_dict
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.setup import (
@@ -24,6 +27,7 @@ from jaxllm.train.setup import (
     make_batches,
     make_run_mesh,
     model_to_train,
+    with_tokenizer,
 )
 from jaxllm.train.step import make_steps
 
@@ -123,3 +127,72 @@ def test_the_initial_state_is_sharded_and_resumes_only_an_equal_run(with_text):
         changed = dataclasses.replace(with_text, seed=1)
         with pytest.raises(ConfigError, match=r"cannot resume .*: seed: 0 in the checkpoint"):
             check_unchanged(changed, checkpoints, batches)
+
+
+@pytest.fixture
+def fine_tuned(with_text, tmp_path) -> tuple[TrainConfig, Decoder]:
+    """A run that begins with a checkpoint of 11 words, whose tokenizer it does not name."""
+    start = save_tokenizer("words, end", tmp_path / "start")
+    model = random_model(vocab_size=11)
+    model.origin = Origin(family="llama", config="{}", layout="{}", directory=str(start))
+    return dataclasses.replace(with_text, model=None, init_from=str(start)), model
+
+
+def test_the_tokenizer_beside_the_start_is_used_without_being_named(fine_tuned, tmp_path):
+    config, model = fine_tuned
+    assert with_tokenizer(config, model).tokenizer == config.init_from
+    assert make_batches(config, model, make_run_mesh(config)).examples_per_epoch > 0
+    named = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer="bytes"))
+    assert with_tokenizer(named, model).tokenizer == "bytes"
+    # A run that begins with this run, and one that begins with a native checkpoint of the model.
+    Path(config.output).mkdir()
+    save_config(config, Path(config.output, "config.yaml"))
+    native = tmp_path / "native"
+    native.mkdir()
+    for start in (config.output, str(native)):
+        again = dataclasses.replace(config, init_from=start, output="again")
+        assert with_tokenizer(again, model).tokenizer == config.init_from
+
+
+def test_a_run_of_a_new_model_was_trained_on_bytes_and_goes_on_with_them(with_text, tmp_path):
+    Path(with_text.output).mkdir()
+    large = dataclasses.replace(with_text, model=dataclasses.replace(MODEL, vocab_size=300))
+    save_config(large, Path(large.output, "config.yaml"))
+    again = dataclasses.replace(large, model=None, init_from=large.output, output="again")
+    assert with_tokenizer(large, random_model(vocab_size=300)).tokenizer is None
+    assert with_tokenizer(again, random_model(vocab_size=300)).tokenizer == "bytes"
+
+
+def test_a_model_without_its_tokenizer_is_not_trained_on_bytes(fine_tuned, tmp_path):
+    config, model = fine_tuned
+    (tmp_path / "start" / "tokenizer.json").unlink()
+    (tmp_path / "start" / "tokenizer_config.json").unlink()
+    mesh = make_run_mesh(config)
+    with pytest.raises(ConfigError, match="has 256 tokens; the model's vocab_size is 11"):
+        make_batches(config, model, mesh)
+    with pytest.raises(ConfigError, match="vocab_size of 300 tokens is not that of bytes"):
+        make_batches(config, random_model(vocab_size=300), mesh)
+    (tmp_path / "start" / "spiece.model").write_text("{}")
+    with pytest.raises(ConfigError, match=r"transformers cannot read its spiece\.model"):
+        make_batches(config, model, mesh)
+
+
+def test_sequences_beyond_the_model_s_positions_are_refused(with_text, caplog):
+    mesh = make_run_mesh(with_text)
+    learned = random_model({"positions.kind": "learned"}, vocab_size=256, max_len=15)
+    with pytest.raises(ConfigError, match="a sequence of 16 tokens is longer than max_len=15"):
+        make_batches(with_text, learned, mesh)
+    make_batches(with_text, random_model(vocab_size=256, max_len=15), mesh)
+    assert "a sequence of 16 tokens is longer than max_len=15" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_keeps_its_windows(with_text):
+    stored = to_dict(with_text)
+    for field in ("packing", "bos"):
+        del stored["data"][field]
+    data = from_stored(stored, "config.yaml").data
+    assert (data.packing, data.bos) == ("joined", None)
+    stored["data"]["tokenizer"] = "tokenizer.json"
+    assert from_stored(stored, "config.yaml").data.bos is False
+    changes = find_changes(stored, with_text)
+    assert "data.packing: 'joined' in the checkpoint, 'separate' now" in changes

@@ -61,6 +61,14 @@ def test_a_document_begins_as_the_post_processor_says_and_ends_once(kind, bos, a
     assert tokenizer.encode_document("the cat", bos=bos) == [*before, *plain, *after]
 
 
+def test_a_beginning_that_no_file_names_is_left_out_too(tmp_path):
+    folder = save_tokenizer("byte-level, begins", tmp_path, bos_token=None)
+    tokenizer = load_tokenizer(folder)
+    plain = tokenizer.encode("the cat")
+    assert tokenizer.encode_document("the cat") == [3, *plain, 1]
+    assert tokenizer.encode_document("the cat", bos=False) == [*plain, 1]
+
+
 def test_a_document_needs_the_tokens_that_it_begins_and_ends_with(tmp_path):
     folder = save_tokenizer("byte-level", tmp_path, bos_token=None, eos_token=None)
     tokenizer = load_tokenizer(folder)
