@@ -12,7 +12,8 @@ from types import ModuleType
 # several.
 _MOVED = {
     "jaxllm": """
-        closeness = numerics.deviation
+        closeness = numerics.distance
+        deviation = numerics.distance
         jsonable = strict_json
         origin = checkpoint_origin
         quickstart = commands.quickstart
