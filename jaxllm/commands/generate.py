@@ -95,6 +95,7 @@ def _add_sampling(generate: argparse.ArgumentParser) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from jaxllm.config import EncoderDecoderConfig
     from jaxllm.interop import load_pretrained
     from jaxllm.models import TokenModel
 
@@ -107,6 +108,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     folder, tokenizer = _tokenizer(arguments.path, arguments.tokenizer, model)
     settings = _settings(arguments, model, tokenizer)
     prompts = [_encode(arguments, text, folder, tokenizer, model) for text in arguments.prompt]
+    is_decoder = not isinstance(model.config, EncoderDecoderConfig)
+    if is_decoder and any(prompt[-1] in settings.eos_ids for prompt in prompts if prompt):
+        print("a prompt ends with an end-of-sequence token: is it complete?", file=sys.stderr)
     tokens = _continue(arguments, model, prompts, settings)
     for prompt, new in zip(arguments.prompt, tokens, strict=True):
         text = tokenizer.decode([token for token in new if token not in settings.eos_ids])

@@ -109,8 +109,9 @@ def run(folder, *arguments: str) -> None:
     assert main(["generate", str(folder), "--prompt", "the </s> x", *arguments]) == 0
 
 
-def test_special_tokens_of_a_prompt_are_one_token_unless_it_is_untrusted(chat_model, given):
+def test_special_tokens_of_a_prompt_are_one_token_unless_it_is_untrusted(chat_model, given, capsys):
     run(chat_model)
+    assert "a prompt ends with an end-of-sequence token" in capsys.readouterr().err
     run(chat_model, "--untrusted")
     run(chat_model, "--chat")
     (trusted,), (untrusted,), (chat,) = (call["prompts"] for call in given)
