@@ -15,12 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from .checkpoint_origin import Origin
+from .checkpointing.orbax_layout import group_problems, read_step
+from .checkpointing.stored_array import StoredArray, open_arrays
 from .config import from_dict, to_dict, with_fields
 from .config.checks import check_seed
 from .errors import OTHER_VERSION, CheckpointError
 from .layers.stack import layer_range
 from .models import AnyModel, Model, build, build_abstract
-from .orbax_layout import group_problems, read_step
 from .sharding import named_sharding
 
 Params = dict[str, Any]  # nested dicts of arrays, as the model's modules are nested
@@ -184,7 +185,7 @@ def from_description(
     return model
 
 
-def read_model(step: Path, changes: Mapping[str, Any] = {}) -> tuple[Model, dict[str, Any]]:
+def read_model(step: Path, changes: Mapping[str, Any] = {}) -> tuple[Model, dict[str, StoredArray]]:
     """Reads the model of a native checkpoint, with shapes and dtypes in place of weights.
 
     Args:
@@ -192,14 +193,14 @@ def read_model(step: Path, changes: Mapping[str, Any] = {}) -> tuple[Model, dict
         changes: config fields to change, by dotted name, as for `with_fields`.
 
     Returns:
-        The model, and the metadata of its stored arrays by dotted name.
+        The model, and its stored arrays by dotted name, of which none is read.
 
     Raises:
         CheckpointError: jaxllm did not write the checkpoint, this version cannot read its config,
             or its arrays are not those of its config.
     """
     about, items = read_step(step)
-    arrays = nnx.traversals.flatten_mapping(items["model"], sep=".")
+    arrays = open_arrays(step, about, "model", items["model"])
     try:
         model = from_description(about, changes)
     except CheckpointError as error:

@@ -18,7 +18,8 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
-    *("charts", "numerics", "strict_json", "orbax_layout", "compatibility", "tokenization"),
+    *("charts", "numerics", "strict_json", "checkpointing", "distributed", "compatibility"),
+    "tokenization",
 }
 READING = {"rules", "formats", "families", "loading"}
 
@@ -26,13 +27,14 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
         "config": {"errors"},
-        "orbax_layout": {"errors"},
         "tokenization": {"config", "errors"},
+        "checkpointing": {"errors", "sharding", "distributed"},
+        "distributed": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},
         "params": {
-            *("config", "errors", "sharding", "checkpoint_origin", "orbax_layout"),
+            *("config", "errors", "sharding", "checkpoint_origin", "checkpointing"),
             *("layers", "models"),
         },
         "generation": {

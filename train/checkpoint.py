@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from jaxllm.checkpointing.orbax_layout import read_step, step_metadata
+from jaxllm.checkpointing.restore import digest_items, restore
 from jaxllm.models import Model
-from jaxllm.orbax_layout import METADATA_KEY, read_step
 from jaxllm.params import describe, read_model
 
 from .config import TrainConfig, to_dict
@@ -46,10 +47,11 @@ class Checkpoints:
             return
         about = {**describe(model), "run": to_dict(config), "data": data}
         items = {"model": state.params, "optimizer": state.optimizer}
+        metadata = step_metadata(about, digest_items(items))
         # While an earlier checkpoint is still being written, Orbax silently skips a new one.
         self._checkpointer.wait()
         self._checkpointer.save_checkpointables_async(
-            step, items, force=True, custom_metadata={METADATA_KEY: about}
+            step, items, force=True, custom_metadata=metadata
         )
 
     def read_metadata(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Checkpoints:
     def load(self, abstract: TrainState) -> TrainState:
         """Restores the newest state with the shapes, dtypes and shardings of `abstract`."""
         targets = {"model": abstract.params, "optimizer": abstract.optimizer}
-        items = self._checkpointer.load_checkpointables(self.latest, targets)
+        items = restore(self._folder / str(self.latest), targets)
         step = jax.device_put(jnp.asarray(self.latest, jnp.int32), abstract.step.sharding)
         return TrainState(items["model"], items["optimizer"], step)
 

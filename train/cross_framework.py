@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxllm.checkpointing.orbax_layout import read_step
 from jaxllm.models import Model
 from jaxllm.optimizer_state import AdamWState
-from jaxllm.orbax_layout import read_step
 from jaxllm.params import map_parameters, named_parameters, read_model, split
 
 from .checkpoint import open_checkpoints

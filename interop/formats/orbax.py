@@ -19,13 +19,20 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.checkpoint_origin import KEPT, Origin
+from jaxllm.checkpointing.orbax_layout import (
+    is_step,
+    list_steps,
+    read_step,
+    step_metadata,
+    stored_digest,
+)
+from jaxllm.checkpointing.restore import digest_items, restore
+from jaxllm.checkpointing.stored_array import StoredArray, open_arrays
 from jaxllm.config import Dtype, dtype_fields
-from jaxllm.errors import CheckpointArgumentError
-from jaxllm.interop.rules.boxes import Box, slices
+from jaxllm.errors import CheckpointArgumentError, CheckpointError
 from jaxllm.layers.norm import saturate
 from jaxllm.models import Model
-from jaxllm.orbax_layout import METADATA_KEY, array_spec, chunk_bytes, is_step, list_steps
-from jaxllm.params import Params, describe, map_parameters, parameter_shardings, read_model, split
+from jaxllm.params import describe, map_parameters, parameter_shardings, read_model, split
 
 from .lazy_tensor import TensorSource, find_overflows
 
@@ -43,7 +50,8 @@ def is_native(path: Path) -> bool:
 def save(model: Model, path: Path) -> None:
     """Writes a model into a folder, in the form of a run whose only checkpoint is step 0."""
     step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
-    ocp.save_checkpointables(step, items, custom_metadata={METADATA_KEY: describe(model)})
+    metadata = step_metadata(describe(model), digest_items(items))
+    ocp.save_checkpointables(step, items, custom_metadata=metadata)
 
 
 def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) -> Model:
@@ -63,30 +71,41 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
     placed = {} if mesh is None else parameter_shardings(model, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
-    def read(dtype: Dtype | None) -> Params:
-        def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-            kept = np.dtype(dtype) if dtype is not None else stored[name].dtype
-            shape = variable.get_value().shape
-            return jax.ShapeDtypeStruct(shape, kept, sharding=placed.get(name, alone))
-
-        return ocp.load_checkpointables(path, {"model": map_parameters(model, target)})["model"]
+    def target(name: str, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        shape = variable.get_value().shape
+        return jax.ShapeDtypeStruct(shape, stored[name].dtype, sharding=placed.get(name, alone))
 
     model.origin = _own_origin(path, model.origin)
     bind, _ = split(model)
-    params = read(dtype)
-    # Orbax casts by itself. The stored numbers are read again only if some are not finite now.
-    if dtype is None or all(jnp.isfinite(array).all() for array in jax.tree.leaves(params)):
+    params = restore(path, {"model": map_parameters(model, target)})["model"]
+    if dtype is None:
         return bind(params)
-    if found := find_overflows(open_step(path)[1], np.dtype(dtype), _CACHE_BYTES):
-        logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
-        params = jax.tree.map(lambda array: _clamp(array, dtype), read(None))
-    return bind(params)
+    leaves, structure = jax.tree.flatten(params)
+    narrowed = [_narrow(array, dtype) for array in leaves]
+    if any(overflowed for _, overflowed in narrowed):
+        first, *others = find_overflows(open_step(path)[1], np.dtype(dtype), _CACHE_BYTES)
+        logger.warning("%s; clamped to it:\n  %s", first, "\n  ".join(others))
+    return bind(jax.tree.unflatten(structure, [array for array, _ in narrowed]))
+
+
+def _narrow(array: jax.Array, dtype: Dtype) -> tuple[jax.Array, bool]:
+    """Casts an array and frees the original; returns whether numbers were clamped."""
+    if array.dtype == np.dtype(dtype):
+        return array, False
+    narrow, overflowed = _clamp(array, dtype)
+    array.delete()
+    return narrow, bool(overflowed)
 
 
 @partial(jax.jit, static_argnums=1)
-def _clamp(array: jax.Array, dtype: Dtype) -> jax.Array:
-    """Casts an array; finite numbers beyond the range of `dtype` become its limits."""
-    return jnp.where(jnp.isinf(array), array.astype(dtype), saturate(array, dtype))
+def _clamp(array: jax.Array, dtype: Dtype) -> tuple[jax.Array, jax.Array]:
+    """Casts an array; finite numbers beyond the range of `dtype` become its limits.
+
+    Returns the array, and whether there were such numbers.
+    """
+    cast = array.astype(dtype)
+    overflowed = jnp.any(jnp.isfinite(array) & ~jnp.isfinite(cast))
+    return jnp.where(jnp.isinf(array), cast, saturate(array, dtype)), overflowed
 
 
 def find_step(path: Path, step: int | None = None) -> Path:
@@ -121,12 +140,12 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
     """
     model, stored = read_model(path)
     model.origin = _own_origin(path, model.origin)
-    stores = [_open_array(path, name, tensorstore.Context()) for name in stored]
     # Enough for the chunks of one array and of the next.
-    cache_bytes = max(_CACHE_BYTES, 2 * max(map(chunk_bytes, stores)))
+    cache_bytes = max(_CACHE_BYTES, 2 * max(array.chunk_bytes for array in stored.values()))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-    arrays = {name: _source(_open_array(path, name, context)) for name in stored}
-    return model, arrays
+    arrays = open_arrays(path, read_step(path).about, "model", stored, context)
+    sources = {name: TensorSource(a.dtype, a.shape, a.read) for name, a in arrays.items()}
+    return model, sources
 
 
 def _own_origin(step: Path, origin: Origin | None) -> Origin | None:
@@ -135,12 +154,14 @@ def _own_origin(step: Path, origin: Origin | None) -> Origin | None:
     return replace(origin, directory=str(kept)) if origin and kept.is_dir() else origin
 
 
-def _open_array(path: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
-    return tensorstore.open(array_spec(path, "model", name), read=True, context=context).result()
-
-
-def _source(store: tensorstore.TensorStore) -> TensorSource:
-    def read(box: Box) -> np.ndarray:
-        return store[slices(box)].read().result()
-
-    return TensorSource(store.dtype.numpy_dtype, tuple(store.shape), read)
+def find_damage(path: Path) -> list[str]:
+    """Returns the problems of a step's arrays other than the model's, such as an optimizer's."""
+    about, items = read_step(path)
+    problems: list[str] = []
+    for item in items.keys() - {"model"}:
+        for name in items[item]:
+            try:
+                StoredArray(path, item, name, stored_digest(about, item, name)).check()
+            except CheckpointError as error:
+                problems += error.problems
+    return problems

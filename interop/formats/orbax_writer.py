@@ -18,10 +18,16 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.checkpoint_origin import KEPT, Origin
+from jaxllm.checkpointing.digests import Sums, part_sums, to_text, zero_sums
+from jaxllm.checkpointing.orbax_layout import (
+    METADATA_FILE,
+    METADATA_KEY,
+    array_spec,
+    step_metadata,
+)
 from jaxllm.config import Config
 from jaxllm.interop.rules.boxes import box_shape, boxes, slices
 from jaxllm.models import build_abstract
-from jaxllm.orbax_layout import METADATA_FILE, METADATA_KEY, array_spec
 from jaxllm.params import describe, map_parameters
 
 from . import orbax
@@ -46,6 +52,7 @@ class OrbaxWriter:
         self._abstract = build_abstract(config)
         self._abstract.origin = origin
         self._stores: dict[str, tensorstore.TensorStore] = {}
+        self._sums: dict[str, Sums] = {}  # of the units that are written, for the arrays' digests
         self._places = {
             f"{name} {list(map(list, box))}": (name, box)
             for name, array in self.arrays.items()
@@ -81,22 +88,40 @@ class OrbaxWriter:
         name, box = self._places[unit]
         array = np.ascontiguousarray(self.arrays[name].read(box))
         self._stores[name][slices(box)].write(array).result()
+        self._add_up(unit, array)
         progress(array.nbytes)
         return Digest(_sha256(array), 0)
 
     def written(self, folder: Path, unit: str) -> str:
         """See `table.CheckpointWriter`."""
         name, box = self._places[unit]
-        return _sha256(self._stores[name][slices(box)].read().result())
+        array = self._stores[name][slices(box)].read().result()
+        self._add_up(unit, array)
+        return _sha256(array)
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
         """See `table.CheckpointWriter`."""
         self._stores = {}
         step = _step(folder)
+        self._write_metadata(step / f"{METADATA_FILE}.partial")
         for path in folder.rglob("*"):
             sync(path)
         os.replace(step / f"{METADATA_FILE}.partial", step / METADATA_FILE)
         sync(step)
+
+    def _add_up(self, unit: str, array: np.ndarray) -> None:
+        name, box = self._places[unit]
+        self._sums[unit] = part_sums(array, box, self.arrays[name].shape)
+
+    def _write_metadata(self, file: Path) -> None:
+        """Adds the digests of all arrays to the metadata that Orbax wrote."""
+        sums = {name: zero_sums() for name in self.arrays}
+        for unit, (name, _) in self._places.items():
+            sums[name] += self._sums[unit]
+        digests = {"model": {name: to_text(total) for name, total in sums.items()}}
+        metadata = json.loads(file.read_bytes())
+        metadata["custom_metadata"] = step_metadata(describe(self._abstract), digests)
+        file.write_text(json.dumps(metadata))
 
 
 def _step(folder: Path) -> Path:

@@ -99,6 +99,7 @@ class ModelFormat:
     Attributes:
         name: its name in `format=` and `jaxllm convert --to`.
         holds: returns whether a folder is such a checkpoint, or a run that has some.
+        find_damage: returns the problems of a step's arrays other than the model's.
         find_step: returns the folder of one step of a run, by default the newest.
         open: returns the model of a step without weights, and its arrays, read in parts.
         load: returns the model with its weights, on a mesh if one is given.
@@ -109,6 +110,7 @@ class ModelFormat:
     name: str
     holds: Callable[[Path], bool]
     find_step: Callable[[Path, int | None], Path]
+    find_damage: Callable[[Path], list[str]]
     open: Callable[[Path], tuple[Model, Sources]]
     load: Callable[..., Model]
     save: Callable[[Model, Path], None]
@@ -155,6 +157,7 @@ _ROWS: tuple[CheckpointFormat, ...] = (
         orbax.NAME,
         holds=orbax.is_native,
         find_step=orbax.find_step,
+        find_damage=orbax.find_damage,
         open=orbax.open_step,
         load=orbax.load,
         save=orbax.save,

@@ -40,10 +40,13 @@ class VerifiedTensor:
     num_nonfinite: int
     differing_bits: int | None  # None: the tensor has no round trip
     remark: str = ""  # why it has none
+    damage: str = ""  # why its bits are not those that were written; empty if they are
 
     @property
     def problem(self) -> str | None:
-        """A message if bits differ, else None."""
+        """A message if bits differ or are damaged, else None."""
+        if self.damage:
+            return self.damage
         if not self.differing_bits:
             return None
         return f"{self.name}: {self.differing_bits:,} of {8 * self.num_bytes:,} bits differ"
@@ -57,6 +60,7 @@ class Verification:
     through: str  # the family whose rules were used
     tensors: tuple[VerifiedTensor, ...]
     changes: tuple[str, ...] = ()  # since the manifest was written
+    damage: tuple[str, ...] = ()  # of other arrays, such as the moments of an optimizer
 
     @property
     def num_bytes(self) -> int:
@@ -77,7 +81,7 @@ class Verification:
     def problems(self) -> list[str]:
         """All differences, one message per tensor."""
         found = (tensor.problem for tensor in self.tensors)
-        return [*filter(None, found), *self.changes]
+        return [*filter(None, found), *self.damage, *self.changes]
 
     @property
     def ok(self) -> bool:
@@ -88,11 +92,14 @@ class Verification:
     def summary(self) -> str:
         """The result in one line."""
         skipped = sum(tensor.differing_bits is None for tensor in self.tensors)
+        damaged = sum(bool(tensor.damage) for tensor in self.tensors) + len(self.damage)
+        skipped -= sum(bool(tensor.damage) for tensor in self.tensors)
         return (
             f"{self.path}: {len(self.tensors)} tensors, {format_size(self.num_bytes)}, "
             f"round trip through {self.through}: {self.differing_bits:,} differing bits"
             + (f", {skipped} without a round trip" if skipped else "")
             + (f", {self.num_nonfinite:,} non-finite numbers" if self.num_nonfinite else "")
+            + (f", {damaged} damaged arrays" if damaged else "")
             + (f", {len(self.changes)} changes since the manifest" if self.changes else "")
         )
 
@@ -121,7 +128,8 @@ def verify(
 ) -> Verification:
     """Maps every tensor to the model's arrays and back by the rules, and counts differing bits.
 
-    Tensors are streamed in chunks.
+    Tensors are streamed in chunks. Every array of a native checkpoint, also of the optimizer, is
+    compared with the digest that was written with it.
 
     Args:
         path: a folder of any known family, a native checkpoint, or a run. Arrays of a native
@@ -134,16 +142,18 @@ def verify(
     Raises:
         CheckpointError: the folder is not a checkpoint, or the manifest is invalid.
     """
-    path = Path(path)
+    path, damage = Path(path), ()
     if (form := model_format_of(path)) is not None:
-        through, pairs = _native_pairs(arrays_of_native(form, form.find_step(path, step)), rules)
+        folder = form.find_step(path, step)
+        through, pairs = _native_pairs(arrays_of_native(form, folder), rules)
+        damage = tuple(form.find_damage(folder))
     elif step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     else:
         through, pairs = _stored_pairs(path, rules)
     chunk_bytes = max(min(parse_size(max_ram) // (WORKERS * COPIES), CHUNK_BYTES), 1)
     tensors = in_threads(lambda name: _compare(name, pairs[name], chunk_bytes), list(pairs))
-    result = Verification(str(path), through, tuple(tensors))
+    result = Verification(str(path), through, tuple(tensors), damage=damage)
     if manifest is None:
         return result
     return dataclasses.replace(result, changes=tuple(_check_manifest(Path(manifest), tensors)))
@@ -203,18 +213,21 @@ def _native_pairs(model: ModelArrays, rules: Any) -> tuple[str, dict[str, _Pair]
 
 def _compare(name: str, pair: _Pair, chunk_bytes: int) -> VerifiedTensor:
     original, again = pair.original, pair.again
-    sha256, num_nonfinite, differing = hashlib.sha256(), 0, 0
+    sha256, num_nonfinite, differing, damage = hashlib.sha256(), 0, 0, ""
     if again is not None and (again.dtype, again.shape) != (original.dtype, original.shape):
         raise CheckpointError(
             f"{name} is {original.dtype}{list(original.shape)}, "
             f"but {again.dtype}{list(again.shape)} after the round trip"
         )
     returned = iter(()) if again is None else again.payload(chunk_bytes)
-    for chunk in original.payload(chunk_bytes):
-        sha256.update(chunk)
-        num_nonfinite += _count_nonfinite(np.frombuffer(chunk, original.dtype))
-        if again is not None:
-            differing += _differing_bits(chunk, next(returned))
+    try:
+        for chunk in original.payload(chunk_bytes):
+            sha256.update(chunk)
+            num_nonfinite += _count_nonfinite(np.frombuffer(chunk, original.dtype))
+            if again is not None:
+                differing += _differing_bits(chunk, next(returned))
+    except CheckpointError as error:
+        again, damage = None, "; ".join(error.problems)
     return VerifiedTensor(
         name=name,
         dtype=original.dtype.name,
@@ -224,6 +237,7 @@ def _compare(name: str, pair: _Pair, chunk_bytes: int) -> VerifiedTensor:
         num_nonfinite=num_nonfinite,
         differing_bits=None if again is None else differing,
         remark=pair.remark if again is None else "",
+        damage=damage,
     )
 
 

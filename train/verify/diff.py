@@ -2,20 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxllm.checkpointing.orbax_layout import list_steps, read_step
+from jaxllm.checkpointing.stored_array import StoredArray, StoredLayer
 from jaxllm.numerics.distance import relative_l2
-from jaxllm.orbax_layout import list_steps, read_step
 from jaxllm.strict_json import replace_nonfinite
-from jaxllm.train.checkpoint_arrays import Key, StoredArray, open_step
+from jaxllm.train.checkpoint_arrays import Key, open_step
 from jaxllm.train.config import ConfigError, differences, load_stored, to_dict
 from jaxllm.train.monitoring.metrics import read_metrics
 
 # Config fields that change no number of a run, but where it is written and what is logged.
 HARMLESS = ("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb")
 
+AnyArray = StoredArray | StoredLayer
 Records = dict[int, dict[str, float]]  # step -> metric name -> value
 
 
@@ -185,7 +187,7 @@ def _first_checkpoint(
     return tuple(compared), ()
 
 
-def _arrays(a: dict[Key, StoredArray], b: dict[Key, StoredArray]) -> Iterator[ArrayDifference]:
+def _arrays(a: Mapping[Key, AnyArray], b: Mapping[Key, AnyArray]) -> Iterator[ArrayDifference]:
     for what, name in {**a, **b}:
         one, other = a.get((what, name)), b.get((what, name))
         if one is None or other is None or one.shape != other.shape:

@@ -1,0 +1,1 @@
+"""Native checkpoints on disk: digests of arrays, and reading that checks them."""
