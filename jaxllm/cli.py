@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         return failures.closed_pipe()
-    except KeyboardInterrupt:
-        return failures.interrupted()
+    except KeyboardInterrupt as error:
+        return failures.interrupted(error)
 
 
 def _run(argv: list[str]) -> int:

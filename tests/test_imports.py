@@ -18,8 +18,8 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
-    *("charts", "numerics", "strict_json", "checkpointing", "distributed", "compatibility"),
-    "tokenization",
+    *("charts", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
+    *("compatibility", "tokenization"),
 }
 READING = {"rules", "formats", "families", "loading"}
 
@@ -29,7 +29,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "config": {"errors"},
         "tokenization": {"config", "errors"},
         "checkpointing": {"errors", "sharding", "distributed"},
-        "distributed": {"errors"},
+        "distributed": {"errors", "differences"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},
@@ -158,8 +158,12 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "cost": {"config", "data"},
         "step": {"config", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
-        "setup": {"checkpoint", "config", "data", "mesh", "step"},
-        "loop": {"checkpoint", "config", "data", "monitoring", "objective", "setup", "step"},
+        "restarts": {"config"},
+        "setup": {"checkpoint", "config", "data", "mesh", "optimizers", "step"},
+        "loop": {
+            *("checkpoint", "config", "data", "monitoring", "objective", "restarts", "setup"),
+            "step",
+        },
         "cross_framework": {
             "checkpoint",
             "config",

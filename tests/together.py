@@ -21,23 +21,37 @@ def run_together(
     Returns:
         stdout and stderr of each process.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment}
-    if len(commands) > 1:
-        given["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
-        given["JAX_NUM_PROCESSES"] = str(len(commands))
+    shared = cluster(len(commands)) if len(commands) > 1 else {}
+    ranks = [{**shared, "JAX_PROCESS_ID": str(rank)} for rank in range(len(commands))]
     started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**given, "JAX_PROCESS_ID": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, command in enumerate(commands)
+        start(*command, devices=devices, **{**variables, **environment})
+        for command, variables in zip(commands, ranks, strict=True)
     ]
     outputs = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0] * len(started), outputs
     return outputs
+
+
+def cluster(count: int) -> dict[str, str]:
+    """Returns the environment variables, but `JAX_PROCESS_ID`, of a cluster on this machine."""
+    address = f"127.0.0.1:{free_port()}"
+    return {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+
+
+def free_port() -> int:
+    """Returns a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(*arguments: str, devices: int, **environment: str) -> subprocess.Popen[str]:
+    """Starts a Python process with virtual CPU devices."""
+    given = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=given,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,7 +1,10 @@
 """Run checkpoints: parameters, optimizer state, data fingerprint and the resolved config."""
 
+import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +12,28 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.checkpointing.orbax_layout import read_step, step_metadata
+from jaxllm.checkpointing.orbax_layout import first_line, step_metadata
 from jaxllm.checkpointing.restore import digest_items, restore
+from jaxllm.errors import UserError
 from jaxllm.models import Model
-from jaxllm.params import describe, read_model
+from jaxllm.params import describe
 
 from .config import TrainConfig, to_dict
 from .step import TrainState
 
 
 class Checkpoints:
-    """Saves and restores the checkpoints of one run. Create it with `open_checkpoints`."""
+    """Saves the checkpoints of one run. Create it with `open_checkpoints`."""
 
     def __init__(self, folder: Path, checkpointer: ocp.training.Checkpointer):
         self._folder = folder
         self._checkpointer = checkpointer
+        self._created = folder.stat()
+        self._unfinished: tuple[int, int] | None = None  # step and bytes of what is being written
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint, or None if there is none."""
+        """The step of the newest checkpoint, or None if there is none."""
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
@@ -41,6 +47,10 @@ class Checkpoints:
             config: stored in the metadata, to be compared when the run is resumed.
             model: only its description (config and origin) is stored.
             data: the fingerprint of the batches, `Batches.fingerprint()`.
+
+        Raises:
+            UserError: this or the previous checkpoint cannot be written; the complete ones are
+                kept.
         """
         step = int(state.step)
         if step == self.latest:
@@ -49,33 +59,67 @@ class Checkpoints:
         items = {"model": state.params, "optimizer": state.optimizer}
         metadata = step_metadata(about, digest_items(items))
         # While an earlier checkpoint is still being written, Orbax silently skips a new one.
-        self._checkpointer.wait()
-        self._checkpointer.save_checkpointables_async(
-            step, items, force=True, custom_metadata=metadata
-        )
+        self.wait()
+        self._unfinished = step, sum(x.nbytes for x in jax.tree.leaves(items))
+        with self._reporting():
+            self._check_folder()
+            self._checkpointer.save_checkpointables_async(
+                step, items, force=True, custom_metadata=metadata
+            )
 
-    def read_metadata(self) -> dict[str, Any]:
-        """Returns the metadata of the newest checkpoint: config, origin, run and data.
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written. Raises UserError if it cannot be."""
+        with self._reporting():
+            self._checkpointer.wait()
+            if self._unfinished is not None:
+                self._check_folder()
+        self._unfinished = None
 
-        Raises:
-            CheckpointError: jaxllm did not write the checkpoint, or run or data is missing.
+    def close(self) -> None:
+        """Ends the background threads; what cannot be written any more was reported before."""
+        with suppress(Exception):
+            self._checkpointer.close()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Turns the errors of writing, of any class in Orbax, into one line for the user."""
+        try:
+            yield
+        except Exception as error:
+            if self._unfinished is None:
+                raise
+            step, needed = self._unfinished
+            unfinished = self._folder.glob(f"{step}.orbax-checkpoint-tmp*")
+            for leftover in unfinished if jax.process_index() == 0 else ():
+                shutil.rmtree(leftover, ignore_errors=True)  # it may be what fills the disk
+            raise UserError(
+                f"{self._folder / str(step)}: the checkpoint of {needed:,} bytes cannot be "
+                f"written: {_reason(error)}; {self._free()}"
+            ) from error
+
+    def _check_folder(self) -> None:
+        """Raises FileNotFoundError if the folder is no longer the one that was opened.
+
+        Orbax would create it anew, without the checkpoints that it held.
         """
-        return read_step(self._folder / str(self.latest), "run", "data").about
+        if not self._folder.is_dir() or not os.path.samestat(self._folder.stat(), self._created):
+            raise FileNotFoundError("the folder was removed or replaced during the run")
 
-    def read_model(self) -> Model:
-        """Returns the model of the newest checkpoint, without weights.
+    def _free(self) -> str:
+        with suppress(OSError):
+            return f"{shutil.disk_usage(self._folder).free:,} bytes are free there"
+        return "complete checkpoints, if there are any, are kept"
 
-        Raises:
-            CheckpointError: see `jaxllm.params.read_model`.
-        """
-        return read_model(self._folder / str(self.latest))[0]
 
-    def load(self, abstract: TrainState) -> TrainState:
-        """Restores the newest state with the shapes, dtypes and shardings of `abstract`."""
-        targets = {"model": abstract.params, "optimizer": abstract.optimizer}
-        items = restore(self._folder / str(self.latest), targets)
-        step = jax.device_put(jnp.asarray(self.latest, jnp.int32), abstract.step.sharding)
-        return TrainState(items["model"], items["optimizer"], step)
+def load_state(step: Path, abstract: TrainState) -> TrainState:
+    """Restores the state of a step with the shapes, dtypes and shardings of `abstract`.
+
+    Raises:
+        CheckpointError: the step is damaged, or has other arrays.
+    """
+    items = restore(step, {"model": abstract.params, "optimizer": abstract.optimizer})
+    number = jax.device_put(jnp.asarray(int(step.name), jnp.int32), abstract.step.sharding)
+    return TrainState(items["model"], items["optimizer"], number)
 
 
 @contextmanager
@@ -87,7 +131,24 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[Checkpoints]:
         keep: how many of the newest checkpoints to keep.
     """
     policy = ocp.training.preservation_policies.LatestN(keep)
-    with ocp.training.Checkpointer(
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpointer = ocp.training.Checkpointer(
         folder, preservation_policy=policy, cleanup_tmp_directories=True
-    ) as checkpointer:
-        yield Checkpoints(folder, checkpointer)
+    )
+    checkpoints = Checkpoints(folder, checkpointer)
+    try:
+        yield checkpoints
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the innermost cause of an error of writing, such as a full disk."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if (code := re.search(r"os_error_code='(\d+)'", str(error))) is not None:  # of TensorStore
+        return os.strerror(int(code[1]))
+    return first_line(error)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxllm.config import Config, Dtype, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
+from jaxllm.differences import differences
 from jaxllm.errors import UserError
 
 from .data.documents import DataConfig
@@ -274,14 +275,33 @@ def save_config(config: TrainConfig, path: Path) -> None:
     unfinished.replace(path)
 
 
-def find_changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Returns one line per field that differs from the saved run and affects its numbers."""
-    now = to_dict(config)
+def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[str]:
+    """Returns one line per field that differs from the saved run and affects its numbers.
+
+    A run that is finished may be extended: by more steps, and by phases of its schedule.
+
+    Args:
+        saved: the config of the run, as stored.
+        config: the config to continue with.
+        step: the step to continue from.
+    """
+    changes = [
+        change
+        for change in differences(_upgraded(saved), _tuples_to_lists(to_dict(config)))
+        if change[0].partition(".")[0] not in FREE_ON_RESUME
+    ]
+    if saved.get("steps") == step < config.steps:
+        changes = [change for change in changes if not _extends(*change)]
     return [
         f"{name}: {old!r} in the checkpoint, {new!r} now"
-        for name, old, new in differences(_upgraded(saved), _tuples_to_lists(now))
-        if name.partition(".")[0] not in FREE_ON_RESUME
+        + ("; a run can be extended when it is finished" if name == "steps" and new > old else "")
+        for name, old, new in changes
     ]
+
+
+def _extends(name: str, old: Any, new: Any) -> bool:
+    """Whether a change of a field only adds to the end of a run."""
+    return name == "steps" or (name == "optimizer.phases" and new[: len(old)] == old)
 
 
 def _tuples_to_lists(data: Any) -> Any:
@@ -289,12 +309,3 @@ def _tuples_to_lists(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _tuples_to_lists(value) for key, value in data.items()}
     return [_tuples_to_lists(item) for item in data] if isinstance(data, list | tuple) else data
-
-
-def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (dotted name, old value, new value) where plain data differ; None if missing."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-    elif old != new:
-        yield name, old, new

@@ -56,7 +56,7 @@ def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
 def _save(config: TrainConfig, model: Model, state: AdamWState, mesh: Mesh, run: Path) -> None:
     """Writes the run's only checkpoint."""
     with jax.set_mesh(mesh), open_checkpoints(run / "checkpoints", config.keep) as checkpoints:
-        model = model_to_train(config, model, checkpoints, resume=False)
+        model = model_to_train(config, model)
         batches = make_batches(config, model, mesh)
         steps = make_steps(config, model, mesh)
         fresh = init_state(steps, split(model)[1])

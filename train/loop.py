@@ -1,32 +1,32 @@
 """Training loop: optimizer steps, with periodic logging, evaluation and checkpoints."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from jaxllm.distributed.agreement import check_agreement
+from jaxllm.distributed.failing import failing_together
+from jaxllm.errors import UserError
 from jaxllm.models import Model
-from jaxllm.params import count_parameters, dim_letters, initialize, named_parameters, split
+from jaxllm.params import count_parameters, dim_letters, named_parameters, split
 from jaxllm.sharding import unsharded_dims
 
-from .checkpoint import open_checkpoints
-from .config import ConfigError, TrainConfig
+from .checkpoint import Checkpoints, open_checkpoints
+from .config import ConfigError, TrainConfig, to_dict
 from .data.batches import Batches
 from .data.placement import on_mesh
 from .monitoring.run_logger import RunLogger
 from .objective import get_objective
-from .setup import (
-    check_unchanged,
-    init_state,
-    keep_origin,
-    make_batches,
-    make_run_mesh,
-    model_to_train,
-)
-from .step import Steps, TrainState, make_steps
+from .restarts.folder_lock import locked
+from .restarts.sound_step import find_steps, load_chosen, load_newest
+from .restarts.stopping import ShouldStop, interruption, stopping_on_sigterm
+from .setup import Run, begin_run, keep_origin, make_run_mesh, resume_run
+from .step import Steps, TrainState
 
 log = logging.getLogger("jaxllm")
 
@@ -37,65 +37,116 @@ class TrainResult(NamedTuple):
     model: Model
     held_out_loss: float | None  # mean over held-out targets; None if nothing was held out
     unit: str  # the unit of the loss, such as "nats per token"
+    step: int  # steps taken; fewer than the config's if SIGTERM stopped the run
 
 
-def train(config: TrainConfig, model: Model | None = None, *, resume: bool = False) -> TrainResult:
+def train(
+    config: TrainConfig,
+    model: Model | None = None,
+    *,
+    resume: bool = False,
+    resume_from: int | None = None,
+) -> TrainResult:
     """Trains a model as `config` says, from scratch, from given weights or from a checkpoint.
+
+    SIGTERM stops it after the step that runs, with a checkpoint.
 
     Args:
         config: the run. `config.output` receives config.yaml, metrics.jsonl, loss.png and
             checkpoints/.
-        model: the weights that `config.init_from` names, float32; consumed.
-        resume: continue the run in `config.output` from its newest checkpoint.
+        model: the weights that `config.init_from` names, float32; consumed. Not used where a
+            checkpoint is resumed.
+        resume: continue the run in `config.output` from its newest sound checkpoint; without one,
+            begin it. Damaged checkpoints are moved to aside/.
+        resume_from: continue from the checkpoint of this step; newer ones are moved to aside/.
 
     Returns:
         The trained model and its held-out loss.
 
     Raises:
-        ConfigError: the output folder holds another run, or no run to resume, or a run whose
+        ConfigError: the output folder holds another run or is in use by one, or a run whose
             numbers this config would change; or it does not fit the devices, model or data.
-        CheckpointError: this version of jaxllm cannot read the checkpoint to resume.
+        CheckpointError: no checkpoint is sound, or this version of jaxllm cannot read them.
         NonFiniteError: a metric of a step is not finite; that step is not saved.
+        UserError: the processes of a multi-host run differ in config, data or versions; or a file
+            cannot be written, such as on a full disk.
+        Interrupted: Ctrl-C, a KeyboardInterrupt.
     """
     mesh = make_run_mesh(config)
     folder = Path(config.output).resolve()
-    if resume and not (folder / "checkpoints").is_dir():
-        raise ConfigError(f"{config.output} holds no checkpoint to resume from")
+    chosen = {"resume": resume, "resume_from": resume_from}
+    check_agreement({"config": to_dict(config), "options": chosen})
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(locked(folder))
+        run = _prepare(config, model, mesh, resume, resume_from)
+        keep_origin(run.model, folder)
+        start = int(run.state.step)
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
-        model = model_to_train(config, model, checkpoints, resume=resume)
-        batches = make_batches(config, model, mesh)
-        keep_origin(model, folder)
+        stack.enter_context(failing_together())
+        should_stop = stack.enter_context(stopping_on_sigterm())
+        _announce(config, run.model, mesh, run.batches, start)
+        unit = get_objective(run.model).unit
+        logger = stack.enter_context(RunLogger(config, folder, start or None, unit))
+        return _train_steps(config, run, mesh, checkpoints, logger, should_stop)
+
+
+def _prepare(
+    config: TrainConfig, model: Model | None, mesh: Mesh, resume: bool, resume_from: int | None
+) -> Run:
+    """Begins the run, or loads the checkpoint to continue from."""
+    folder = Path(config.output).resolve()
+    load = partial(resume_run, config, mesh)
+    if resume_from is not None:
+        return load_chosen(folder, resume_from, load)
+    if saved := find_steps(folder):
         if resume:
-            check_unchanged(config, checkpoints, batches)
-        elif config.model is not None:
-            model = initialize(model.config, mesh, config.seed)
-        steps = make_steps(config, model, mesh)
-        bind, params = split(model)
-        state = checkpoints.load(steps.abstract_state) if resume else init_state(steps, params)
-        start = int(state.step)
-        _announce(config, model, mesh, batches, start)
-        unit = get_objective(model).unit
-        logger = stack.enter_context(RunLogger(config, folder, start if resume else None, unit))
-        held_out_loss = None
-        if start in (0, config.steps):
-            held_out_loss = _evaluate(steps, state, batches, mesh, config)
-        if start == 0:
-            logger.held_out(0, held_out_loss)
-        data = batches.train(start)
-        for step in range(start + 1, config.steps + 1):
+            return load_newest(folder, load)
+        raise ConfigError(
+            f"{config.output} already holds a run of {max(saved)} steps; use --resume to "
+            "continue it, or another --output to start a new run"
+        )
+    if resume:
+        log.info("no checkpoint yet in %s  starting from step 0", config.output)
+    return begin_run(config, model, mesh)
+
+
+def _train_steps(
+    config: TrainConfig,
+    run: Run,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    logger: RunLogger,
+    should_stop: ShouldStop,
+) -> TrainResult:
+    """Takes the steps that are left, or those until the run is asked to stop."""
+    model, batches, steps, state = run
+    step, stopped, held_out_loss = int(state.step), False, None
+    if step in (0, config.steps):
+        held_out_loss = _evaluate(steps, state, batches, mesh, config)
+    if step == 0:
+        logger.held_out(0, held_out_loss)
+    data = batches.train(step)
+    try:
+        while step < config.steps and not stopped:
             state, metrics = steps.train(state, on_mesh(next(data), mesh, config.batch_size))
+            step += 1
             logger.add(step, metrics)
-            is_last = step == config.steps
+            stopped, is_last = should_stop(step), step == config.steps
             if step % config.eval_every == 0 or is_last:
                 with logger.paused():
                     held_out_loss = _evaluate(steps, state, batches, mesh, config)
                 logger.held_out(step, held_out_loss)
-            if step % config.save_every == 0 or is_last:
+            if step % config.save_every == 0 or is_last or stopped:
                 with logger.paused():
                     checkpoints.save(state, config, model, batches.fingerprint())
-    return TrainResult(bind(state.params), held_out_loss, unit)
+        checkpoints.wait()
+    except KeyboardInterrupt:
+        with suppress(UserError):
+            checkpoints.wait()
+        raise interruption(config, step) from None
+    bind, _ = split(model)
+    return TrainResult(bind(state.params), held_out_loss, get_objective(model).unit, step)
 
 
 def _evaluate(

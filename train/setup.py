@@ -1,30 +1,45 @@
 """Setup of a run: its mesh, batches, model and initial state, each checked against the config."""
 
 import dataclasses
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files
+from jaxllm.checkpointing.orbax_layout import read_step
 from jaxllm.config import Config, StackConfig, TwoStackConfig, with_fields
-from jaxllm.errors import UserError
+from jaxllm.distributed.agreement import check_agreement
+from jaxllm.distributed.gather import gather_texts
+from jaxllm.errors import CheckpointError, UserError
 from jaxllm.models import Model, build_abstract
 from jaxllm.models.stack import check_positions
-from jaxllm.params import check_parameters, describe, from_description, named_parameters, split
+from jaxllm.params import (
+    check_parameters,
+    describe,
+    from_description,
+    initialize,
+    named_parameters,
+    read_model,
+    split,
+)
 from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
 
-from .checkpoint import Checkpoints
-from .config import ConfigError, Data, TrainConfig, find_changes, load_stored
+from .checkpoint import load_state
+from .config import ConfigError, Data, TrainConfig, find_changes, from_stored, load_stored
 from .data.batches import Batches
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
-from .data.placement import share_of
+from .data.placement import own_rows
 from .mesh import make_mesh
-from .step import Steps, TrainState
+from .optimizers.schedule import make_schedule
+from .step import Steps, TrainState, make_steps
+
+log = logging.getLogger("jaxllm")
 
 
 def make_run_mesh(config: TrainConfig) -> Mesh:
@@ -51,7 +66,7 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
             with_tokenizer(config, model).load(model, config.seq_len),
             batch_size=config.batch_size,
             seed=config.data.seed,
-            **share_of(mesh),
+            rows=own_rows(mesh, config.batch_size),
         )
     except (UserError, OSError) as error:
         raise ConfigError(str(error)) from error
@@ -92,26 +107,14 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     return data
 
 
-def model_to_train(
-    config: TrainConfig, model: Model | None, checkpoints: Checkpoints, *, resume: bool
-) -> Model:
-    """Returns the model to train: abstract (shapes only) unless weights are given.
+def model_to_train(config: TrainConfig, model: Model | None) -> Model:
+    """Returns the model of a new run: abstract (shapes only) unless weights are given.
 
-    Raises ConfigError if the output folder has nothing to resume or a run that would be
-    overwritten, or if `model` is missing, unexpected or not float32; CheckpointError if its
+    Raises ConfigError if `model` is missing, unexpected or not float32; CheckpointError if its
     parameters are not those of its config, so that the run could not be resumed.
     """
     overrides: dict[str, Any] = {"numerics.dtype": config.dtype, "remat": config.remat}
     given = {name: value for name, value in overrides.items() if value is not None}
-    if resume:
-        if checkpoints.latest is None:
-            raise ConfigError(f"{config.output} holds no checkpoint to resume from")
-        return checkpoints.read_model()
-    if checkpoints.latest is not None:
-        raise ConfigError(
-            f"{config.output} already holds a run of {checkpoints.latest} steps; use --resume to "
-            "continue it, or another --output to start a new run"
-        )
     if config.model is not None and model is not None:
         raise ConfigError("both weights and a new model are given; set init_from, not model")
     if config.model is not None:
@@ -142,16 +145,80 @@ def keep_origin(model: Model, run: Path) -> None:
         partial.replace(kept)
 
 
-def check_unchanged(config: TrainConfig, checkpoints: Checkpoints, batches: Batches) -> None:
-    """Raises ConfigError for every change that would alter the numbers of a resumed run."""
-    metadata = checkpoints.read_metadata()
-    problems = find_changes(metadata["run"], config)
-    if metadata["data"] != batches.fingerprint():
+class Run(NamedTuple):
+    """A run that is ready for its next step."""
+
+    model: Model  # abstract, unless the state was just made from its weights
+    batches: Batches
+    steps: Steps
+    state: TrainState
+
+
+def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
+    """Prepares a new run. Raises ConfigError if its parts do not fit, or the processes differ."""
+    model = model_to_train(config, model)
+    batches = make_batches(config, model, mesh)
+    _check_agreement(model, batches)
+    if config.model is not None:
+        model = initialize(model.config, mesh, config.seed)
+    steps = make_steps(config, model, mesh)
+    return Run(model, batches, steps, init_state(steps, split(model)[1]))
+
+
+def resume_run(config: TrainConfig, mesh: Mesh, step: Path) -> Run:
+    """Prepares a run to continue from the checkpoint in the folder `step`.
+
+    Raises:
+        ConfigError: the config or the data would change the run's numbers; lists every change.
+        CheckpointError: the checkpoint is damaged; in all processes, if one of them finds it so.
+    """
+    about, model = _read_together(step)
+    batches = make_batches(config, model, mesh)
+    _check_agreement(model, batches)
+    problems = find_changes(about["run"], config, int(step.name))
+    if about["data"] != batches.fingerprint():
         problems.append("the data differ from those that the run was trained on")
     if problems:
         raise ConfigError(
             "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
         )
+    steps = make_steps(config, model, mesh)
+    state = load_state(step, steps.abstract_state)
+    if extension := _describe_extension(config, from_stored(about["run"], str(step))):
+        log.info("%s", extension)
+    return Run(model, batches, steps, state)
+
+
+def _describe_extension(config: TrainConfig, saved: TrainConfig) -> str:
+    """Returns what the schedule does in a run that goes on beyond its end, or "" if none does."""
+    if config.steps == saved.steps:
+        return ""
+    before, after = (make_schedule(run.optimizer, run.steps) for run in (saved, config))
+    rates = (before(saved.steps - 1), after(saved.steps), after(config.steps - 1))
+    ended, now, last = (f"{float(rate):.3g}" for rate in rates)
+    return (
+        f"extended from {saved.steps} to {config.steps} steps  the learning rate follows the "
+        f"schedule of {config.steps} steps: it ended at {ended}, is {now} in the next step and "
+        f"{last} in the last"
+    )
+
+
+def _read_together(step: Path) -> tuple[dict[str, Any], Model]:
+    """Reads the metadata of a step; if a process cannot, none can."""
+    problem = ""
+    try:
+        about, model = read_step(step, "run", "data").about, read_model(step)[0]
+    except CheckpointError as error:
+        problem = "\n".join(error.problems)
+    for found in gather_texts(problem):
+        if found:
+            raise CheckpointError(found.splitlines(), step)
+    return about, model
+
+
+def _check_agreement(model: Model, batches: Batches) -> None:
+    """Raises UserError if other processes have other data or another model."""
+    check_agreement({"model": describe(model)["config"], "data": batches.fingerprint()})
 
 
 def _check_float32(model: Model) -> None:

@@ -1,12 +1,12 @@
 """Journal of a conversion: the tensors already written, so that the same command can resume."""
 
-import fcntl
 import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from jaxllm.checkpointing.file_lock import claim
 from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.file_writer import Digest
 
@@ -63,12 +63,8 @@ class Journal:
         self._stream.close()
 
     def _claim(self, path: Path) -> None:
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointArgumentError(
-                f"{path.parent} is being written by another process"
-            ) from None
+        if not claim(self._stream):
+            raise CheckpointArgumentError(f"{path.parent} is being written by another process")
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         self._stream.write(json.dumps(entry).encode() + b"\n")

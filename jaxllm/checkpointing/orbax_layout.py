@@ -129,7 +129,7 @@ def stored_digest(about: Mapping[str, Any], item: str, name: str) -> str | None:
     return about[DIGESTS].get(item, {}).get(name) if DIGESTS in about else None
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of a message, or the error's class; without TensorStore's settings."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return line.partition(" [tensorstore_spec=")[0]

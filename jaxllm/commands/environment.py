@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from jaxllm import THREADS_PER_DEVICE
 from jaxllm.errors import UserError
 
+from .failures import report_failure
 from .options import is_whole_number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+HEARTBEAT_S = 20  # without a sign of life, a process is taken for dead
 COORDINATOR, COUNT, ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 VIRTUAL_DEVICES = "JAX_NUM_CPU_DEVICES"
 
@@ -44,7 +46,8 @@ def set_environment() -> None:
         os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * int(devices)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs the traceback of each error besides raising it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def log_to_stderr() -> None:
@@ -99,16 +102,18 @@ def progress_bar() -> Iterator["Callable[[str, int | None], None] | None"]:
 
 
 def join_processes() -> None:
-    """Joins a multi-host job if `JAX_COORDINATOR_ADDRESS` is set.
+    """Joins a multi-host job, if there is one; then a process that fails ends all of them.
 
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` give the number of processes and the index of this
-    one; without them, jax asks the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU). Call this
-    before any device is used.
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say where the processes
+    meet, how many there are and which one this is; what is missing, jax asks the cluster for
+    (Slurm, Open MPI, Kubernetes, Cloud TPU). `JAX_NUM_PROCESSES=1` runs this process alone. Call
+    this before any device is used.
 
     Raises:
-        UserError: a variable is not a whole number, or this process cannot join.
+        UserError: a variable is not a whole number, or this process cannot join; or it is one of
+            several, as its environment says, that nothing tells where to meet.
     """
-    if not os.environ.get(COORDINATOR):  # jax itself reads the address
+    if not _is_in_a_job():
         return
     import jax
 
@@ -117,11 +122,38 @@ def join_processes() -> None:
     given = {name: os.environ[name] for name in (COUNT, ID) if os.environ.get(name)}
     wrong = [f"{name}={text!r}" for name, text in given.items() if not is_whole_number(text, 0)]
     if wrong:
-        raise UserError(f"{', '.join(wrong)}: must be a whole number, since {COORDINATOR} is set")
+        raise UserError(f"{', '.join(wrong)}: must be a whole number")
     count, own = (int(given[name]) if name in given else None for name in (COUNT, ID))
     try:
-        jax.distributed.initialize(num_processes=count, process_id=own)
-    except (ValueError, RuntimeError) as error:  # jax raises either for missing settings
+        jax.distributed.initialize(
+            num_processes=count, process_id=own, heartbeat_timeout_seconds=HEARTBEAT_S
+        )
+    except (ValueError, RuntimeError, LookupError, OSError) as error:  # for missing settings
+        raise UserError(f"this process cannot join the others of its job: {error}") from error
+    from jaxllm.distributed.failing import watch
+
+    watch(lambda error: report_failure(error, debug="--debug" in sys.argv))
+
+
+def _is_in_a_job() -> bool:
+    """Whether this process is one of several.
+
+    Raises UserError if it is, but neither the user nor jax knows where they meet.
+    """
+    if os.environ.get(COORDINATOR):  # jax itself reads the address
+        return True
+    if os.environ.get(COUNT) == "1":
+        return False
+    from jaxllm.distributed.schedulers import find_job, is_known_to_jax
+
+    job = find_job()
+    if job is None:
+        return False
+    if not is_known_to_jax():
         raise UserError(
-            f"{COORDINATOR} is set, but this process cannot join the others: {error}"
-        ) from error
+            f"{job.launcher} has started this process as one of several "
+            f"({', '.join(job.variables)}), but jax does not know where they meet: "
+            f"set {COORDINATOR}=HOST:PORT, {COUNT} and {ID} (docs/pods.md), or {COUNT}=1 to run "
+            "each process alone"
+        )
+    return True

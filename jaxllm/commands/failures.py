@@ -19,37 +19,52 @@ EXIT_STATUSES = """exit status:
 
 
 def report(error: Exception, *, debug: bool) -> int:
-    """Prints an error on stderr and returns the exit status.
+    """Prints an error on stderr and returns the exit status; ends all processes of a job.
 
     Args:
         error: the exception that ended the command.
         debug: whether to print the traceback. Otherwise, that of an internal error is written to
             a temporary file.
     """
+    _end_job(error)
+    return report_failure(error, debug=debug)[1]
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Reports that the user interrupted the command; returns the exit status."""
+    _end_job(error)
+    return report_failure(error, debug=False)[1]
+
+
+def report_failure(error: BaseException, *, debug: bool) -> tuple[str, int]:
+    """Prints an error on stderr; returns its text and the exit status. See `report`."""
     if debug:
         traceback.print_exception(error)
+    text, status = _explain(error, debug=debug)
+    _complain(text)
+    return text, status
+
+
+def _explain(error: BaseException, *, debug: bool) -> tuple[str, int]:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted", INTERRUPTED
     if isinstance(error, UserError):
-        _complain(str(error))
-        return error.exit_status
+        return str(error), error.exit_status
     if _is_of_the_machine(error):
-        _complain(str(error) or type(error).__name__)
-        return WRONG_USE
+        return str(error) or type(error).__name__, WRONG_USE
     if (problem := _device_problem()) is not None:
-        _complain(problem)
-        return WRONG_USE
-    _complain(f"internal error: {type(error).__name__}: {error}")
+        return problem, WRONG_USE
+    lines = [f"internal error: {type(error).__name__}: {error}"]
     if not debug:
-        _complain(f"the traceback is in {_keep_traceback(error)}")
-    _complain(
-        "this is a bug" if debug else "this is a bug; rerun with --debug to print the traceback"
-    )
-    return INTERNAL
+        lines.append(f"the traceback is in {_keep_traceback(error)}")
+    more = "" if debug else "; rerun with --debug to print the traceback"
+    return "\n".join([*lines, f"this is a bug{more}"]), INTERNAL
 
 
-def interrupted() -> int:
-    """Reports that the user interrupted the command; returns the exit status."""
-    _complain("interrupted")
-    return INTERRUPTED
+def _end_job(error: BaseException) -> None:
+    """If several processes work together, reports the error and ends all of them."""
+    if (failing := sys.modules.get("jaxllm.distributed.failing")) is not None:
+        failing.fail(error)
 
 
 def closed_pipe() -> int:
@@ -58,7 +73,7 @@ def closed_pipe() -> int:
     return CLOSED_PIPE
 
 
-def _is_of_the_machine(error: Exception) -> bool:
+def _is_of_the_machine(error: BaseException) -> bool:
     """Whether the operating system or a device failed: a file, disk space, memory, a connection."""
     refused = isinstance(error, OSError) and error.errno is not None
     return refused or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
@@ -85,7 +100,7 @@ def _complain(text: str) -> None:
         print(f"jaxllm: {line}", file=sys.stderr)
 
 
-def _keep_traceback(error: Exception) -> str:
+def _keep_traceback(error: BaseException) -> str:
     with tempfile.NamedTemporaryFile(
         "w", prefix="jaxllm-", suffix=".traceback", encoding="utf-8", delete=False
     ) as file:

@@ -12,6 +12,7 @@ from .environment import join_processes, log_to_stderr, print_rich
 from .options import AddCommand, add_json, count
 
 if TYPE_CHECKING:
+    from jaxllm.models import Model
     from jaxllm.train import TrainConfig
 
 OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-rate 1e-4."
@@ -59,7 +60,15 @@ def _add_train(add: AddCommand) -> None:
         "config", nargs="?", metavar="CONFIG", help="a YAML file, such as those in configs/"
     )
     train.add_argument(
-        "--resume", action="store_true", help="continue from the newest checkpoint of the run"
+        "--resume",
+        action="store_true",
+        help="continue from the newest sound checkpoint of the run; without one, begin the run",
+    )
+    train.add_argument(
+        "--resume-from",
+        type=count,
+        metavar="STEP",
+        help="continue from the checkpoint of this step",
     )
     train.epilog = f"{OVERRIDES}\n`jaxllm train CONFIG --help` lists them.\n\n{train.epilog}"
 
@@ -118,21 +127,37 @@ def _train(arguments: argparse.Namespace) -> int:
     join_processes()
     import jax
 
-    from jaxllm.interop import load_pretrained
-    from jaxllm.train import make_mesh, train
+    from jaxllm.distributed.agreement import check_agreement
+    from jaxllm.train import train
+    from jaxllm.train.config import to_dict
+    from jaxllm.train.restarts.stopping import resume_command
 
     log_to_stderr()
     config = read_run_config(arguments)
-    model = None
-    if config.init_from is not None and not arguments.resume:
-        mesh = make_mesh(**dataclasses.asdict(config.mesh))
-        model = load_pretrained(config.init_from, mesh=mesh, dtype="float32")
-    result = train(config, model, resume=arguments.resume)
+    options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
+    check_agreement({"config": to_dict(config), "options": options})  # before weights are read
+    result = train(config, _initial_weights(config, arguments), **options)
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
             print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
         print(f"wrote {config.output}  config.yaml  metrics.jsonl  loss.png  checkpoints/")
+        if result.step < config.steps:
+            print(f"stopped by SIGTERM after step {result.step} of {config.steps}, which is saved")
+            print(f"continue with {resume_command(config)}")
     return 0
+
+
+def _initial_weights(config: "TrainConfig", arguments: argparse.Namespace) -> "Model | None":
+    """Loads the weights that a run starts from, unless it continues from a checkpoint."""
+    from jaxllm.interop import load_pretrained
+    from jaxllm.train import make_mesh
+    from jaxllm.train.restarts.sound_step import find_steps
+
+    resumes = arguments.resume and bool(find_steps(Path(config.output)))
+    if config.init_from is None or resumes or arguments.resume_from is not None:
+        return None
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    return load_pretrained(config.init_from, mesh=mesh, dtype="float32")
 
 
 def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":

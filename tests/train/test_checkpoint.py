@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import pytest
 from tiny import TINY
 
-from jaxllm.checkpointing.orbax_layout import METADATA_FILE
+from jaxllm.checkpointing.orbax_layout import METADATA_FILE, read_step
 from jaxllm.errors import CheckpointError
+from jaxllm.params import read_model
 from jaxllm.train import TrainConfig
-from jaxllm.train.checkpoint import open_checkpoints
+from jaxllm.train.checkpoint import load_state, open_checkpoints
 from jaxllm.train.config import to_dict
 
 RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)
@@ -31,8 +32,8 @@ def test_save_and_load_are_bitwise_exact(saved_model, state, tmp_path):
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        found = checkpoints.load(abstract)
-        metadata = checkpoints.read_metadata()
+    found = load_state(tmp_path / "checkpoints" / "3", abstract)
+    metadata = read_step(tmp_path / "checkpoints" / "3", "run", "data").about
     chex.assert_trees_all_equal(found, state, strict=True)
     assert metadata["data"] == {"train_tokens": "ab"}
     assert metadata["run"].keys() == to_dict(RUN).keys()
@@ -59,8 +60,7 @@ def test_metadata_of_another_version_are_explained(saved_model, state, tmp_path)
     del about["run"], about["digests"]
     about |= {"data": None, "config": {**about["config"], "new_field": 1}}
     file.write_text(json.dumps(metadata))
-    with open_checkpoints(tmp_path, keep=2) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"3:\n  run is missing\n  data is None, not a"):
-            checkpoints.read_metadata()
-        with pytest.raises(CheckpointError, match=r"3:\n  config: unknown field 'new_field'"):
-            checkpoints.read_model()
+    with pytest.raises(CheckpointError, match=r"3:\n  run is missing\n  data is None, not a"):
+        read_step(tmp_path / "3", "run", "data")
+    with pytest.raises(CheckpointError, match=r"3:\n  config: unknown field 'new_field'"):
+        read_model(tmp_path / "3")

@@ -29,6 +29,7 @@ from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.schedule import PhaseConfig
 
 RUN = TrainConfig(
     output="runs/tiny",
@@ -119,7 +120,7 @@ def test_a_saved_config_loads_as_an_equal_config(tmp_path):
 def test_config_round_trips_through_json_and_yaml(config):
     assert from_dict(plain(config), "here") == config
     assert from_dict(yaml.safe_load(yaml.safe_dump(plain(config))), "here") == config
-    assert find_changes(plain(config), config) == []
+    assert find_changes(plain(config), config, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -286,9 +287,9 @@ def test_a_run_stored_with_old_field_names_is_upgraded(tmp_path):
     old = plain(run) | {"model": FLAT}
     file = write(tmp_path, old)
     assert load_stored(file) == from_stored(old, "here") == run
-    assert find_changes(old, run) == []
+    assert find_changes(old, run, 0) == []
     other = dataclasses.replace(run, model=with_fields(MEANT, {"norms.eps": 1e-5}))
-    assert find_changes(old, other) == ["model.norms.eps: 1e-06 in the checkpoint, 1e-05 now"]
+    assert find_changes(old, other, 0) == ["model.norms.eps: 1e-06 in the checkpoint, 1e-05 now"]
     with pytest.raises(ConfigError, match=r"model\.norm_eps is now model\.norms\.eps"):
         load_config(file)
     before = file.read_text()
@@ -605,7 +606,7 @@ def test_an_override_mends_a_file_with_an_invalid_and_a_missing_value(tmp_path):
 
 
 def test_an_unchanged_config_has_no_changes():
-    assert find_changes(plain(RUN), RUN) == []
+    assert find_changes(plain(RUN), RUN, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -631,7 +632,7 @@ def test_an_unchanged_config_has_no_changes():
     ids=lambda value: str(value)[:30],
 )
 def test_a_change_that_affects_numbers_is_reported_with_both_values(changed, line):
-    assert find_changes(plain(RUN), dataclasses.replace(RUN, **changed)) == [line]
+    assert find_changes(plain(RUN), dataclasses.replace(RUN, **changed), 0) == [line]
 
 
 def test_changes_of_where_and_how_a_run_runs_are_allowed():
@@ -646,7 +647,7 @@ def test_changes_of_where_and_how_a_run_runs_are_allowed():
         "tensorboard": True,
         "wandb": "project",
     }
-    assert find_changes(plain(RUN), dataclasses.replace(RUN, **free)) == []
+    assert find_changes(plain(RUN), dataclasses.replace(RUN, **free), 0) == []
     assert set(free) | {"init_from"} == set(FREE_ON_RESUME)
 
 
@@ -654,8 +655,24 @@ def test_every_change_is_reported():
     now = dataclasses.replace(
         RUN, seed=3, steps=30, optimizer=dataclasses.replace(RUN.optimizer, eps=1e-6)
     )
-    assert [line.partition(":")[0] for line in find_changes(plain(RUN), now)] == [
+    assert [line.partition(":")[0] for line in find_changes(plain(RUN), now, 0)] == [
         "steps",
         "optimizer.eps",
         "seed",
     ]
+
+
+def test_only_a_finished_run_may_be_extended():
+    phases = [PhaseConfig(stop=stop, learning_rate=1e-3) for stop in (4, RUN.steps, 40)]
+    run = dataclasses.replace(RUN, optimizer=OptimizerConfig(phases=tuple(phases[:2])))
+    longer = dataclasses.replace(run, steps=40, optimizer=OptimizerConfig(phases=tuple(phases)))
+    other = dataclasses.replace(longer, optimizer=OptimizerConfig(phases=tuple(phases[1:])))
+    names = [line.partition(":")[0] for line in find_changes(plain(run), other, RUN.steps)]
+    assert names == ["optimizer.phases"]
+    assert find_changes(plain(run), longer, RUN.steps) == []
+    steps, _ = find_changes(plain(run), longer, RUN.steps - 1)
+    assert steps == (
+        f"steps: {RUN.steps} in the checkpoint, 40 now; a run can be extended when it is finished"
+    )
+    [shorter] = find_changes(plain(longer), dataclasses.replace(longer, steps=39), 40)
+    assert shorter == "steps: 40 in the checkpoint, 39 now"

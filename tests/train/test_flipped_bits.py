@@ -17,7 +17,7 @@ from jaxllm.interop import load_pretrained, verify
 from jaxllm.interop.formats import orbax
 from jaxllm.params import split
 from jaxllm.train import TrainConfig
-from jaxllm.train.checkpoint import open_checkpoints
+from jaxllm.train.checkpoint import load_state, open_checkpoints
 from jaxllm.train.checkpoint_arrays import open_step
 
 RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)
@@ -40,9 +40,8 @@ def readers(state) -> dict[str, Reader]:
     )
 
     def resume(step: Path) -> Any:
-        with open_checkpoints(step.parent, keep=1) as checkpoints:
-            about = {k: v for k, v in checkpoints.read_metadata().items() if k != DIGESTS}
-            return about, checkpoints.load(abstract)
+        about = {k: v for k, v in read_step(step, "run", "data").about.items() if k != DIGESTS}
+        return about, load_state(step, abstract)
 
     def load(step: Path) -> Any:
         model = load_pretrained(step)

@@ -1,6 +1,7 @@
 """Training runs: outputs, rejected configs, and bitwise exact resume after an interruption."""
 
 import dataclasses
+import logging
 import math
 import os
 import random
@@ -22,6 +23,7 @@ from tiny import TINY, random_model, random_of, relative_l2
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import NumericsConfig, with_fields
+from jaxllm.errors import UserError
 from jaxllm.interop import load_pretrained
 from jaxllm.models import EncoderDecoder
 from jaxllm.params import named_parameters, with_arrays
@@ -31,9 +33,11 @@ from jaxllm.train.data.documents import DataConfig, load_corpus
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.windows import Windows
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import MetricLog, read_metrics
 from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.schedule import make_schedule
+from jaxllm.train.restarts.stopping import Interrupted
 
 # The steps of the run; of its newest checkpoint and in its log when it is killed.
 STEPS, SAVED, SEEN = 10, 4, 6
@@ -165,7 +169,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.name != ".lock"  # which a killed run leaves
     }
 
 
@@ -300,6 +304,87 @@ def test_resuming_a_complete_run_changes_nothing(straight, tmp_path, make):
     )
 
 
+def at_step(monkeypatch, step: int, action) -> None:
+    """Does something when a step is logged, which is during the step after it."""
+    write = MetricLog.write
+
+    def write_and_act(log, number, numbers) -> None:
+        write(log, number, numbers)
+        if number == step and "loss" in numbers:
+            action()
+
+    monkeypatch.setattr(MetricLog, "write", write_and_act)
+
+
+def test_sigterm_saves_and_the_run_continues_bit_for_bit(straight, make, tmp_path, monkeypatch):
+    config = make(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = train(config)
+    assert (stopped.step, saved_steps(config.output)) == (6, [4, 6])
+    resumed = train(config, resume=True)
+    assert resumed.step == STEPS
+    assert bits(resumed.model) == bits(straight[1].model)
+    ours, theirs = (read_metrics(Path(f.output) / "metrics.jsonl") for f in (config, straight[0]))
+    assert ours == theirs
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_begins_again(
+    straight, make, tmp_path, monkeypatch
+):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    config = make(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, interrupt)
+        with pytest.raises(Interrupted, match="after step 3; nothing is saved yet; continue with"):
+            train(config)
+    result = train(config, resume=True)
+    assert bits(result.model) == bits(straight[1].model)
+    assert (tmp_path / "run" / "metrics.old.1.jsonl").exists()
+
+
+def test_a_damaged_newest_checkpoint_is_kept_aside(straight, make, tmp_path, caplog):
+    folder = Path(shutil.copytree(straight[0].output, tmp_path / "run"))
+    files = (folder / "checkpoints" / str(STEPS)).rglob("d/*")
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with caplog.at_level(logging.INFO, "jaxllm"):
+        resumed = train(make(folder), resume=True)
+    assert [
+        text for text in caplog.messages if "damaged" in text and "resuming from step 8" in text
+    ]
+    assert bits(resumed.model) == bits(straight[1].model)
+    assert (folder / "aside" / str(STEPS)).is_dir()
+    assert saved_steps(folder) == [8, STEPS]
+
+
+def test_a_finished_run_is_extended_by_the_longer_schedule(straight, make, tmp_path, caplog):
+    folder = Path(shutil.copytree(straight[0].output, tmp_path / "run"))
+    longer = make(folder, steps=STEPS + 2)
+    with caplog.at_level(logging.INFO, "jaxllm"):
+        assert train(longer, resume=True).step == STEPS + 2
+    rates = [r["learning_rate"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
+    schedule = make_schedule(longer.optimizer, STEPS + 2)
+    expected = [float(schedule(step)) for step in (STEPS, STEPS + 1)]
+    assert rates[STEPS:] == pytest.approx(expected, rel=1e-5)  # in float32
+    [line] = [text for text in caplog.messages if "extended from 10 to 12 steps" in text]
+    assert f"it ended at {rates[STEPS - 1]:.3g}, is {rates[STEPS]:.3g} in the next step" in line
+
+
+def test_a_folder_that_is_removed_ends_the_run_with_its_name(make, tmp_path, monkeypatch):
+    config = make(tmp_path / "run")
+    at_step(monkeypatch, 2, lambda: shutil.rmtree(config.output))
+    with pytest.raises(
+        UserError, match=r"run/checkpoints/4: the checkpoint of [\d,]+ bytes cannot"
+    ):
+        train(config)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_resuming_with_other_text_is_rejected(interrupted, make, text, tmp_path):
     before = contents(interrupted)
     elsewhere = write_text(tmp_path / "other.txt", 1)
@@ -337,11 +422,6 @@ def test_a_new_run_never_overwrites_another(interrupted, make):
     with pytest.raises(ConfigError, match=r"already holds a run of 4 steps; use --resume"):
         train(make(interrupted))
     assert contents(interrupted) == before
-
-
-def test_resuming_without_a_checkpoint_is_rejected(tmp_path, make):
-    with pytest.raises(ConfigError, match="no checkpoint to resume"):
-        train(make(tmp_path / "run"), resume=True)
 
 
 def test_a_nonfinite_loss_stops_the_run(tmp_path, make):

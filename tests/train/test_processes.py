@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tiers import examples
 from together import run_together
 
 from jaxllm.config import DecoderConfig
@@ -16,7 +15,7 @@ from jaxllm.train.mesh import MeshConfig
 SIZES = {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 
 
-def run(output: Path, fsdp: int, tensor: int, processes: int) -> list[dict]:
+def run(output: Path, mesh: MeshConfig, processes: int) -> list[dict]:
     """Runs over eight devices and returns the metrics; only process 0 may print."""
     text = output.with_suffix(".txt")
     text.write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
@@ -29,7 +28,7 @@ def run(output: Path, fsdp: int, tensor: int, processes: int) -> list[dict]:
         eval_every=2,
         data=DataConfig(text=(str(text),), held_out=0.3),
         model=DecoderConfig(vocab_size=256, mlp_dim=64, **SIZES),
-        mesh=MeshConfig(fsdp=fsdp, tensor=tensor),
+        mesh=mesh,
         tensorboard=False,
     )
     save_config(config, output.with_suffix(".yaml"))
@@ -43,16 +42,26 @@ def run(output: Path, fsdp: int, tensor: int, processes: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> list[dict]:
     """The metrics of the run with a single process."""
-    return run(tmp_path_factory.mktemp("alone") / "run", 8, 1, 1)
+    return run(tmp_path_factory.mktemp("alone") / "run", MeshConfig(fsdp=8), 1)
 
 
-# With fsdp=4 each process has its own rows; with tensor=8 both processes have the same rows.
+# With fsdp=4 each process has its own rows; with tensor=8 both processes have the same rows. The
+# expert axis splits rows as well.
+MESHES = {
+    "fsdp": MeshConfig(fsdp=4, tensor=2),
+    "tensor": MeshConfig(tensor=8),
+    "fsdp x expert": MeshConfig(fsdp=2, expert=4),
+    "expert": MeshConfig(tensor=2, expert=4),
+    "only expert": MeshConfig(expert=8),
+}
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("fsdp", "tensor"), examples([(4, 2), (1, 8)], (4, 2)))
-def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, fsdp, tensor):
-    together = run(tmp_path / "run", fsdp, tensor, 2)
+@pytest.mark.parametrize("name", MESHES)
+def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, name):
+    together = run(tmp_path / "run", MESHES[name], 2)
     assert [row["step"] for row in together] == [row["step"] for row in alone]
     for ours, expected in zip(together, alone, strict=True):
-        for name, value in expected.items():
-            assert ours[name] == pytest.approx(value, rel=1e-5)
+        for metric, value in expected.items():
+            assert ours[metric] == pytest.approx(value, rel=1e-5)
     assert (tmp_path / "run" / "checkpoints" / "4" / "commit_success.txt").is_file()

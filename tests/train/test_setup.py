@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -14,22 +15,21 @@ from jaxllm.checkpoint_origin import KEPT, Origin
 from jaxllm.config import NumericsConfig
 from jaxllm.errors import CheckpointError
 from jaxllm.models import Decoder
-from jaxllm.params import named_parameters, split
+from jaxllm.params import named_parameters
 from jaxllm.train import ConfigError, TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
 from jaxllm.train.config import find_changes, from_stored, save_config, to_dict
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.setup import (
-    check_unchanged,
-    init_state,
+    begin_run,
     keep_origin,
     make_batches,
     make_run_mesh,
     model_to_train,
+    resume_run,
     with_tokenizer,
 )
-from jaxllm.train.step import make_steps
 
 MODEL = dataclasses.replace(TINY, vocab_size=256)
 MESH = MeshConfig(fsdp=4, tensor=2)
@@ -58,25 +58,21 @@ def test_data_that_do_not_fit_are_a_config_error(with_text):
         make_batches(with_text, random_model(), mesh)
 
 
-def test_the_model_is_abstract_unless_weights_are_given(tmp_path):
+def test_the_model_is_abstract_unless_weights_are_given():
     given = random_model(vocab_size=256)
     finetune = dataclasses.replace(RUN, model=None, init_from="somewhere", remat="full")
-    with open_checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
-        fresh = model_to_train(RUN, None, checkpoints, resume=False)
-        kept = model_to_train(finetune, given, checkpoints, resume=False)
-        for config, model, message in [
-            (RUN, given, "both weights and a new model are given"),
-            (finetune, None, "init_from='somewhere' names a checkpoint, but no model was given"),
-            (
-                finetune,
-                random_model(numerics=NumericsConfig(param_dtype="bfloat16")),
-                "the parameters are bfloat16, which loses small updates",
-            ),
-        ]:
-            with pytest.raises(ConfigError, match=message):
-                model_to_train(config, model, checkpoints, resume=False)
-        with pytest.raises(ConfigError, match="holds no checkpoint to resume from"):
-            model_to_train(RUN, None, checkpoints, resume=True)
+    fresh, kept = model_to_train(RUN, None), model_to_train(finetune, given)
+    for config, model, message in [
+        (RUN, given, "both weights and a new model are given"),
+        (finetune, None, "init_from='somewhere' names a checkpoint, but no model was given"),
+        (
+            finetune,
+            random_model(numerics=NumericsConfig(param_dtype="bfloat16")),
+            "the parameters are bfloat16, which loses small updates",
+        ),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            model_to_train(config, model)
     arrays = {type(v.get_value()) for v in named_parameters(fresh).values()}
     assert arrays == {jax.ShapeDtypeStruct}
     assert kept.config.remat == "full"
@@ -85,15 +81,12 @@ def test_the_model_is_abstract_unless_weights_are_given(tmp_path):
         np.testing.assert_array_equal(variable.get_value(), theirs[name].get_value())
 
 
-def test_a_model_beyond_its_config_could_not_be_resumed(tmp_path):
+def test_a_model_beyond_its_config_could_not_be_resumed():
     model = random_model(vocab_size=256)
     model.gain = nnx.Param(np.ones(3, np.float32))
     finetune = dataclasses.replace(RUN, model=None, init_from="somewhere")
-    with (
-        open_checkpoints(tmp_path / "checkpoints", 2) as checkpoints,
-        pytest.raises(CheckpointError, match=r"gain: \(3,\) in the model, none by the config"),
-    ):
-        model_to_train(finetune, model, checkpoints, resume=False)
+    with pytest.raises(CheckpointError, match=r"gain: \(3,\) in the model, none by the config"):
+        model_to_train(finetune, model)
 
 
 def test_a_run_keeps_the_files_of_the_origin_that_it_began_with(tmp_path):
@@ -112,21 +105,20 @@ def test_a_run_keeps_the_files_of_the_origin_that_it_began_with(tmp_path):
 
 
 def test_the_initial_state_is_sharded_and_resumes_only_an_equal_run(with_text):
-    mesh, model = make_run_mesh(with_text), random_model(vocab_size=256)
+    mesh = make_run_mesh(with_text)
     folder = Path(with_text.output, "checkpoints")
     with jax.set_mesh(mesh):
-        steps, batches = make_steps(with_text, model, mesh), make_batches(with_text, model, mesh)
-        state = init_state(steps, split(model)[1])
-        assert int(state.step) == 0
-        found = jax.tree.map(lambda x: x.sharding, state.params)
-        assert found == jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
+        run = begin_run(with_text, None, mesh)
+        assert int(run.state.step) == 0
+        found = jax.tree.map(lambda x: x.sharding, run.state.params)
+        assert found == jax.tree.map(lambda x: x.sharding, run.steps.abstract_state.params)
         with open_checkpoints(folder, 2) as checkpoints:
-            checkpoints.save(state, with_text, model, batches.fingerprint())
-    with open_checkpoints(folder, 2) as checkpoints:
-        check_unchanged(dataclasses.replace(with_text, keep=9), checkpoints, batches)
+            checkpoints.save(run.state, with_text, run.model, run.batches.fingerprint())
+        again = resume_run(dataclasses.replace(with_text, keep=9), mesh, folder / "0")
+        chex.assert_trees_all_equal(again.state, run.state, strict=True)
         changed = dataclasses.replace(with_text, seed=1)
         with pytest.raises(ConfigError, match=r"cannot resume .*: seed: 0 in the checkpoint"):
-            check_unchanged(changed, checkpoints, batches)
+            resume_run(changed, mesh, folder / "0")
 
 
 @pytest.fixture

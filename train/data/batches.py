@@ -6,7 +6,6 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
 import grain
-import jax
 import numpy as np
 
 from jaxllm.errors import UserError
@@ -14,6 +13,7 @@ from jaxllm.errors import UserError
 # Arrays by name, with one row per example. `mask` says which targets count; the other names are
 # agreed between the data and `objective`.
 Batch = dict[str, np.ndarray]
+MOST_STEPS = 2**40
 
 
 class Rows(Protocol):
@@ -53,19 +53,16 @@ class ArrayRows:
 
 
 class Batches:
-    """The batches of a run; this process reads the rows `rank::world` of each.
+    """The batches of a run, of which this process reads its own rows.
 
     Args:
         examples: training and held-out examples.
         batch_size: rows per batch, over all processes.
         seed: determines the order of the training examples.
-        rank: which share this process reads; by default its process index. If a model is sharded
-            over several processes, those with the same part of the batch need the same rank.
-        world: the number of shares; by default the number of processes.
+        rows: the numbers of the rows of each batch that this process reads; by default all.
 
     Raises:
-        UserError: there are too few examples for one batch, or `batch_size` is not divisible by
-            `world`.
+        UserError: there are too few examples for one batch.
     """
 
     def __init__(
@@ -74,17 +71,10 @@ class Batches:
         *,
         batch_size: int,
         seed: int = 0,
-        rank: int | None = None,
-        world: int | None = None,
+        rows: np.ndarray | None = None,
     ):
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.rank = jax.process_index() if rank is None else rank
-        self.world = jax.process_count() if world is None else world
-        if batch_size % self.world:
-            raise UserError(
-                f"batch_size={batch_size} is not divisible by the {self.world} processes that "
-                "share a batch"
-            )
+        self.rows = np.arange(batch_size) if rows is None else rows
         if (available := self.examples_per_epoch) < batch_size:
             raise UserError(
                 f"batch_size={batch_size}, but there are only {available} training examples"
@@ -101,10 +91,13 @@ class Batches:
         The state of the iterator is the number of the next step.
         """
         shuffled = grain.MapDataset.range(self.examples_per_epoch).seed(self.seed).shuffle()
-        # Repeat before sharding, so that the shares do not depend on the length of an epoch.
-        share = shuffled.repeat()[self.rank :: self.world]
-        rows = share.batch(self.batch_size // self.world, drop_remainder=True)
-        batches = rows.map(lambda rows: self.examples.train.take(np.asarray(rows)))
+        order = shuffled.repeat()  # a batch may span two epochs
+
+        def take(step: int) -> Batch:
+            places = step * self.batch_size + self.rows
+            return self.examples.train.take(np.array([order[int(place)] for place in places]))
+
+        batches = grain.MapDataset.range(MOST_STEPS).map(take)
         # No threads: slicing a batch from memory is faster than passing it between threads.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         iterator = iter(batches.to_iter_dataset(options))
@@ -123,7 +116,7 @@ class Batches:
         padded = np.append(rows, np.zeros(-taken % B, rows.dtype))
         is_real = np.arange(len(padded)) < taken
         for start in range(0, taken, B):
-            share = slice(start + self.rank, start + B, self.world)
+            share = start + self.rows
             batch = self.examples.held_out.take(padded[share])
             counts = is_real[share].reshape(-1, *(1,) * (batch["mask"].ndim - 1))
             yield {**batch, "mask": batch["mask"] & counts}

@@ -91,8 +91,13 @@ class MetricLog:
     def write(self, step: int, numbers: Mapping[str, SupportsFloat]) -> None:
         """Appends one record in full precision and flushes it to the file."""
         record = {"step": step, **{name: _number(value) for name, value in numbers.items()}}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        line = json.dumps(record) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            reason = f"{error.strerror} ({len(line)} bytes to append)"
+            raise OSError(error.errno, reason, str(self.path)) from None
         if self._tensorboard is not None:
             for name in numbers:
                 self._tensorboard.add_scalar(name, record[name], step)

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 from jax import Array
 
-from jaxllm.errors import NonFiniteError
+from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.train.config import TrainConfig, save_config
 
 from .metrics import MetricLog, Progress, read_metrics
@@ -83,10 +83,12 @@ class RunLogger:
     def __enter__(self) -> "RunLogger":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        if self._log is not None and any("loss" in row for row in read_metrics(self._log.path)):
-            plot_losses(self._log.path, self._folder / "loss.png", self._unit)
+    def __exit__(self, kind: object, *_: object) -> None:
+        # After an error, such as a full disk, another one would hide it.
+        with nullcontext() if kind is None else suppress(OSError, UserError):
+            self._stack.close()
+            if self._log is not None and any("loss" in row for row in read_metrics(self._log.path)):
+                plot_losses(self._log.path, self._folder / "loss.png", self._unit)
 
 
 def _wants_tensorboard(config: TrainConfig) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 
 from jaxllm.checkpointing.orbax_layout import list_steps, read_step
 from jaxllm.checkpointing.stored_array import StoredArray, StoredLayer
+from jaxllm.differences import differences
 from jaxllm.numerics.distance import relative_l2
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, open_step
-from jaxllm.train.config import ConfigError, differences, load_stored, to_dict
+from jaxllm.train.config import ConfigError, load_stored, to_dict
 from jaxllm.train.monitoring.metrics import read_metrics
 
 # Config fields that change no number of a run, but where it is written and what is logged.

@@ -40,5 +40,7 @@ def test_nothing_of_an_array_with_another_digest_is_returned(step):
 
 
 def test_an_array_that_is_not_there_is_named(step):
-    with pytest.raises(CheckpointError, match=r"3:\n  model mlp.bias cannot be read: .*mlp.bias.*/3/model/\"$"):
+    with pytest.raises(
+        CheckpointError, match=r"3:\n  model mlp.bias cannot be read: .*mlp.bias.*/3/model/\"$"
+    ):
         StoredArray(step, "model", "mlp.bias", None)

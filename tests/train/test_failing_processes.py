@@ -1,0 +1,192 @@
+"""Processes that do not belong together, and jobs of which one process fails: all end, soon."""
+
+import dataclasses
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tiers import examples
+from together import cluster, free_port, start
+
+from jaxllm.config import DecoderConfig
+from jaxllm.train import TrainConfig
+from jaxllm.train.config import save_config
+from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.mesh import MeshConfig
+
+MODEL = DecoderConfig(
+    vocab_size=256,
+    embed_dim=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_dim=32,
+)
+SOON = 30  # seconds from the failure of one process to the end of all
+
+# A version that differs, as another installation on one of the hosts would have.
+OTHER_VERSION = """
+import sys
+from importlib import metadata
+version = metadata.version
+metadata.version = lambda name: "0.0.1" if name == "optax" else version(name)
+from jaxllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+# Fails after step 2 of the training, in the middle of collective work.
+FAILING = """
+import sys
+from jaxllm.cli import main
+from jaxllm.train.data.batches import Batches
+train = Batches.train
+
+def failing(self, step=0):
+    batches = train(self, step)
+    for number in range(2):
+        yield next(batches)
+    print("FAILING", file=sys.stderr, flush=True)
+    raise OSError(5, "Input/output error", "shard_17.npz")
+
+Batches.train = failing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def text(seed: int) -> str:
+    return "".join(f"{i} and {seed} is {i + seed}. " for i in range(300))
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    (tmp_path / "text.txt").write_text(text(0))
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        steps=6,
+        batch_size=4,
+        seq_len=16,
+        model=MODEL,
+        data=DataConfig(text=(str(tmp_path / "text.txt"),), held_out=0),
+        mesh=MeshConfig(fsdp=2),
+        tensorboard=False,
+    )
+
+
+def saved(config: TrainConfig, file: Path) -> str:
+    save_config(config, file)
+    return str(file)
+
+
+def end(
+    processes: Sequence[subprocess.Popen[str]], within: float = 240
+) -> tuple[list[int], list[str]]:
+    """Returns the exit statuses and what the processes printed on stderr."""
+    try:
+        errors = [process.communicate(timeout=within)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.parametrize("what", examples(["seed", "steps", "data", "version"], "seed"))
+def test_processes_that_differ_end_before_the_first_step(config, tmp_path, what):
+    other, program = config, ["-m", "jaxllm"]
+    names = {"data": "data.", "version": "versions.optax"}
+    if what == "version":
+        program = ["-c", OTHER_VERSION]
+    elif what == "data":  # the same path, such as on the host's own disk, with other text
+        program = ["-c", OTHER_TEXT.format(text=str(tmp_path / "text.txt"))]
+    else:
+        other = dataclasses.replace(config, **{what: 7})
+    commands = [
+        ["-m", "jaxllm", "train", saved(config, tmp_path / "a.yaml")],
+        [*program, "train", saved(other, tmp_path / "b.yaml")],
+    ]
+    shared = cluster(2)
+    processes = [
+        start(*command, devices=1, **shared, JAX_PROCESS_ID=str(rank))
+        for rank, command in enumerate(commands)
+    ]
+    statuses, errors = end(processes)
+    assert statuses == [2, 2], errors
+    for error in errors:
+        assert "the 2 processes of this run differ" in error
+        assert names.get(what, f"config.{what}") in error
+        assert "in process 0" in error
+        assert "Traceback" not in error
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+# Reads another text than the other process, from the same path.
+OTHER_TEXT = """
+import sys
+from pathlib import Path
+read = Path.read_bytes
+def other(self):
+    return read(self).replace(b"and 0", b"and 1") if str(self) == {text!r} else read(self)
+Path.read_bytes = other
+from jaxllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_failing_process_ends_all_with_its_message(config, tmp_path, failing):
+    command = ["train", saved(config, tmp_path / "a.yaml")]
+    programs = [["-m", "jaxllm"], ["-m", "jaxllm"]]
+    programs[failing] = ["-c", FAILING]
+    shared = cluster(2)
+    processes = [
+        start(*program, *command, devices=1, **shared, JAX_PROCESS_ID=str(rank))
+        for rank, program in enumerate(programs)
+    ]
+    stderr = processes[failing].stderr
+    while "FAILING" not in stderr.readline():
+        assert processes[failing].poll() is None
+    began = time.monotonic()
+    statuses, errors = end(processes, SOON)
+    assert time.monotonic() - began < SOON
+    assert statuses == [2, 2], errors
+    assert "jaxllm: [Errno 5] Input/output error: 'shard_17.npz'" in errors[failing]
+    assert f"process {failing} failed: [Errno 5] Input/output" in errors[1 - failing]
+    assert not any("Traceback" in error for error in errors)
+
+
+@pytest.mark.exhaustive
+def test_tasks_of_slurm_join_each_other(config, tmp_path):
+    command = ["-m", "jaxllm", "train", saved(config, tmp_path / "a.yaml")]
+    job = {
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1",
+    }
+    processes = [
+        start(*command, devices=1, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        for rank in ("0", "1")
+    ]
+    statuses, errors = end(processes)
+    assert statuses == [0, 0], errors
+    assert all("fsdp=2" in error for error in errors)
+
+
+@pytest.mark.exhaustive
+def test_a_second_run_in_a_folder_is_refused(config, tmp_path):
+    config = dataclasses.replace(config, steps=10**6, mesh=MeshConfig())
+    command = ["-m", "jaxllm", "train", saved(config, tmp_path / "a.yaml")]
+    first = start(*command, devices=1)
+    try:
+        while "parameters" not in first.stderr.readline():
+            assert first.poll() is None
+        [status], [error] = end([start(*command, devices=1)])
+    finally:
+        first.terminate()  # and it says how to continue
+    out, _ = first.communicate(timeout=240)
+    assert f"in use by another run (process {first.pid} on " in error
+    assert status == 2
+    assert first.returncode == 0
+    assert f"continue with jaxllm train {config.output}/config.yaml --resume" in out
