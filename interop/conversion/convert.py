@@ -69,6 +69,8 @@ def convert(
 ) -> Conversion:
     """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
+    It succeeds as well if the destination already is what it would write.
+
     Until it is complete, the checkpoint is in `destination`.partial, with a journal of the tensors
     already written. A resumed conversion verifies those against the journal's hashes and rewrites
     any that differ.
@@ -106,6 +108,9 @@ def convert(
         **{os.path.relpath(file, source): text for file, text in before.items()},
         "the rest of the plan": hashlib.sha256(writer.plan().encode()).hexdigest(),
     }
+    if _is_complete(writer, destination, chunk_bytes):
+        total = sum(writer.units.values())
+        return Conversion(writer.format_name, len(writer.units), total, total)
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
@@ -222,6 +227,24 @@ class _Work:
                 self._progress(self.done, self.total)
 
 
+def _is_complete(writer: CheckpointWriter, destination: Path, chunk_bytes: int) -> bool:
+    """Whether an attempt was killed after the checkpoint had its name and the journal was gone."""
+    partial = _name_partial(destination)
+    if (partial / NAME).is_file() or not destination.is_dir() or not any(destination.iterdir()):
+        return False
+    is_left = partial.is_dir() and not any(partial.iterdir())
+    if (partial.exists() and not is_left) or not writer.holds(destination, chunk_bytes):
+        return False
+    if is_left:
+        partial.rmdir()
+    return True
+
+
+def _name_partial(destination: Path) -> Path:
+    """Returns where a conversion is until it is complete."""
+    return destination.with_name(f"{destination.name}.partial")
+
+
 def _partial_folder(destination: Path) -> Path:
     """Returns the folder of an unfinished conversion, which it creates if there is none.
 
@@ -229,7 +252,7 @@ def _partial_folder(destination: Path) -> Path:
         CheckpointArgumentError: the destination is not free, or something else has the folder's
             name.
     """
-    partial = destination.with_name(f"{destination.name}.partial")
+    partial = _name_partial(destination)
     if not partial.exists():
         check_is_free(destination)
     elif not partial.is_dir() or (any(partial.iterdir()) and not (partial / NAME).is_file()):

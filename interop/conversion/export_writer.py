@@ -1,5 +1,6 @@
 """Writes a family's checkpoint tensor by tensor, in any order, resumable after a kill."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from jaxllm.interop.formats.file_writer import (
     create,
     fill,
     finish,
+    in_threads,
+    is_laid_out,
     partial_path,
-    written_sha256,
+    stored_sha256,
 )
 from jaxllm.interop.saving.export import Export, write_texts
 
@@ -63,7 +66,26 @@ class ExportWriter:
 
     def written(self, folder: Path, unit: str) -> str:
         """See `formats.table.CheckpointWriter`."""
-        return written_sha256(folder, self._file_of[unit], unit, self.units[unit])
+        file = self._file_of[unit]
+        return stored_sha256(partial_path(folder, file), file.places[unit], self.units[unit])
+
+    def holds(self, folder: Path, chunk_bytes: int) -> bool:
+        """See `formats.table.CheckpointWriter`."""
+        export = self._export
+        texts = {folder / name: text for name, text in export.texts.items()}
+        if not all(is_laid_out(folder, file) for file in export.files):
+            return False
+        if not all(path.is_file() and path.read_bytes() == text for path, text in texts.items()):
+            return False
+
+        def is_same(unit: str) -> bool:
+            file, sha256 = self._file_of[unit], hashlib.sha256()
+            for chunk in export.tensors[unit].payload(chunk_bytes):
+                sha256.update(chunk)
+            stored = stored_sha256(folder / file.name, file.places[unit], self.units[unit])
+            return stored == sha256.hexdigest()
+
+        return all(in_threads(is_same, list(self.units)))
 
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
         """See `formats.table.CheckpointWriter`."""

@@ -178,11 +178,24 @@ def _start_writeback(stream: BufferedRandom, offset: int, nbytes: int) -> None:
         os.posix_fadvise(stream.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def written_sha256(folder: Path, file: PlannedFile, name: str, nbytes: int) -> str:
-    """Returns the SHA-256 of the bytes that the incomplete file has at a tensor's place."""
+def is_laid_out(folder: Path, file: PlannedFile) -> bool:
+    """Whether the complete file is there, with its planned size and headers."""
+    path = folder / file.name
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    with path.open("rb") as stream:
+        for offset, data in file.frame.items():
+            stream.seek(offset)
+            if not file.checksums and stream.read(len(data)) != data:
+                return False
+    return True
+
+
+def stored_sha256(path: Path, offset: int, nbytes: int) -> str:
+    """Returns the SHA-256 of the bytes that a file has at a tensor's place."""
     sha256 = hashlib.sha256()
-    with partial_path(folder, file).open("rb") as stream:
-        stream.seek(file.places[name])
+    with path.open("rb") as stream:
+        stream.seek(offset)
         while nbytes and (chunk := stream.read(min(nbytes, CHUNK_BYTES))):
             sha256.update(chunk)
             nbytes -= len(chunk)

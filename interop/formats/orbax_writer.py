@@ -18,14 +18,17 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.checkpoint_origin import KEPT, Origin
-from jaxllm.checkpointing.digests import Sums, part_sums, to_text, zero_sums
+from jaxllm.checkpointing.digests import Sums, digest_json, part_sums, to_text, zero_sums
 from jaxllm.checkpointing.orbax_layout import (
+    DIGESTS,
     METADATA_FILE,
     METADATA_KEY,
     array_spec,
+    read_step,
     step_metadata,
 )
 from jaxllm.config import Config
+from jaxllm.errors import CheckpointError
 from jaxllm.interop.rules.boxes import box_shape, boxes, slices
 from jaxllm.models import build_abstract
 from jaxllm.params import describe, map_parameters
@@ -99,6 +102,19 @@ class OrbaxWriter:
         self._add_up(unit, array)
         return _sha256(array)
 
+    def holds(self, folder: Path, chunk_bytes: int) -> bool:
+        """See `table.CheckpointWriter`. Units are chunks already, so `chunk_bytes` is ignored."""
+        try:
+            about = dict(read_step(_step(folder)).about)
+        except CheckpointError:
+            return False
+        digests = about.pop(DIGESTS, {})
+        if digest_json(about) != digest_json(describe(self._abstract)):
+            return False
+        for unit, (name, box) in self._places.items():
+            self._add_up(unit, self.arrays[name].read(box))
+        return digests.get("model") == self._digests()
+
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
         """See `table.CheckpointWriter`."""
         self._stores = {}
@@ -115,13 +131,17 @@ class OrbaxWriter:
 
     def _write_metadata(self, file: Path) -> None:
         """Adds the digests of all arrays to the metadata that Orbax wrote."""
+        metadata = json.loads(file.read_bytes())
+        digests = {"model": self._digests()}
+        metadata["custom_metadata"] = step_metadata(describe(self._abstract), digests)
+        file.write_text(json.dumps(metadata))
+
+    def _digests(self) -> dict[str, str]:
+        """Returns the digests of the arrays, whose units are all added up."""
         sums = {name: zero_sums() for name in self.arrays}
         for unit, (name, _) in self._places.items():
             sums[name] += self._sums[unit]
-        digests = {"model": {name: to_text(total) for name, total in sums.items()}}
-        metadata = json.loads(file.read_bytes())
-        metadata["custom_metadata"] = step_metadata(describe(self._abstract), digests)
-        file.write_text(json.dumps(metadata))
+        return {name: to_text(total) for name, total in sums.items()}
 
 
 def _step(folder: Path) -> Path:

@@ -88,6 +88,9 @@ class CheckpointWriter(Protocol):
     def written(self, folder: Path, unit: str) -> str:
         """Returns the SHA-256 of a unit's bytes in the folder."""
 
+    def holds(self, folder: Path, chunk_bytes: int) -> bool:
+        """Whether a folder is this checkpoint, bit for bit; reads `chunk_bytes` at a time."""
+
     def finish(self, folder: Path, digests: Mapping[str, Digest]) -> None:
         """Completes the checkpoint once all units are written; takes their checksums."""
 

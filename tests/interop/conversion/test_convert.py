@@ -352,6 +352,31 @@ def test_two_processes_cannot_write_one_destination(folders, tmp_path):
             convert(folders["meta"], tmp_path / "out")
 
 
+@pytest.mark.parametrize("to", ["hf", "meta", "native"])
+def test_the_same_command_succeeds_after_a_kill_at_its_very_end(to, folders, tmp_path):
+    """When the journal is gone, perhaps with its folder. Nothing is written; changes are seen."""
+    source, out = folders["hf" if to == "meta" else "meta"], tmp_path / "out"
+    convert(source, out, to=to)
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    for is_left in (False, True):
+        if is_left:
+            (tmp_path / "out.partial").mkdir()
+        again = convert(source, out, to=to)
+        assert again.num_bytes_kept == again.num_bytes > 0
+        assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == written
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(CheckpointError, match="not an empty folder"):
+        convert(source, out, to=to, dtype="float16")
+    files = [file for file in out.rglob("*") if file.suffix in (".safetensors", ".pth")]
+    if to == "native":
+        files = [out / "checkpoints" / "0" / "_CHECKPOINT_METADATA"]
+    data = bytearray(files[0].read_bytes())
+    data[len(data) // 2] ^= 4
+    files[0].write_bytes(data)
+    with pytest.raises(CheckpointError, match="not an empty folder"):
+        convert(source, out, to=to)
+
+
 def test_existing_files_are_left_untouched(llama, tmp_path):
     for name in ("out", "out.partial"):
         (tmp_path / name).mkdir()

@@ -135,7 +135,9 @@ def test_tensors_can_be_filled_in_any_order_and_again(module, tmp_path):
         assert digests[name].sha256 == hashlib.sha256(data).hexdigest()
         if file.checksums:
             assert digests[name].crc32 == zlib.crc32(data)
-        written = file_writer.written_sha256(tmp_path, file, name, len(data))
+        written = file_writer.stored_sha256(
+            file_writer.partial_path(tmp_path, file), file.places[name], len(data)
+        )
         assert written == digests[name].sha256
     assert not (tmp_path / "x").exists()
     file_writer.finish(tmp_path, file, digests)
