@@ -278,12 +278,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[str]:
     """Returns one line per field that differs from the saved run and affects its numbers.
 
-    A run that is finished may be extended: by more steps, and by phases of its schedule.
-
-    Args:
-        saved: the config of the run, as stored.
-        config: the config to continue with.
-        step: the step to continue from.
+    A run that is finished at `step` may be extended: by more steps and phases of its schedule.
     """
     changes = [
         change

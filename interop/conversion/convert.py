@@ -100,23 +100,32 @@ def convert(
     opened = open_model_arrays(source, step, rules)
     before, model = identify(opened.files), opened.astype(dtype)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
+    if _is_complete(writer, destination, chunk_bytes):
+        return _conversion(writer, kept=sum(writer.units.values()))
     plan = {
         "to": to,
         "dtype": dtype,
         "model_parallel": model_parallel,
         "optimizer": None if optimizer is None else optimizer.form,
-        **{os.path.relpath(file, source): text for file, text in before.items()},
-        "the rest of the plan": hashlib.sha256(writer.plan().encode()).hexdigest(),
+        **_describe(source, before, writer),
     }
-    if _is_complete(writer, destination, chunk_bytes):
-        total = sum(writer.units.values())
-        return Conversion(writer.format_name, len(writer.units), total, total)
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
         work.complete(destination, source, opened.origin, before)
         shutil.rmtree(partial)
-    return Conversion(writer.format_name, len(writer.units), work.total, work.kept)
+    return _conversion(writer, work.kept)
+
+
+def _conversion(writer: CheckpointWriter, kept: int) -> Conversion:
+    total = sum(writer.units.values())
+    return Conversion(writer.format_name, len(writer.units), total, kept)
+
+
+def _describe(source: Path, files: Mapping[Path, str], writer: CheckpointWriter) -> dict[str, str]:
+    """Returns the identity of the source's files, and a digest of what will be written."""
+    named = {os.path.relpath(file, source): text for file, text in files.items()}
+    return named | {"the rest of the plan": hashlib.sha256(writer.plan().encode()).hexdigest()}
 
 
 @contextmanager

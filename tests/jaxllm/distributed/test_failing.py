@@ -1,0 +1,85 @@
+"""Failing together: what a process tells the others, and what it does when another one fails."""
+
+import threading
+
+import pytest
+
+from jaxllm.distributed import failing
+from jaxllm.distributed.failing import ENDING, FAILURE, failing_together
+
+
+class Ended(BaseException):
+    """In place of the end of the process."""
+
+
+class Coordinator:
+    """The key-value store of two processes."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        if key in self.values and not allow_overwrite:
+            raise RuntimeError("ALREADY_EXISTS")
+        self.values[key] = value
+
+    def key_value_try_get(self, key: str) -> str:
+        if key not in self.values:
+            raise RuntimeError("NOT_FOUND")
+        return self.values[key]
+
+    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
+        return [pair for pair in self.values.items() if pair[0].startswith(prefix)]
+
+
+@pytest.fixture
+def coordinator(monkeypatch) -> Coordinator:
+    found = Coordinator()
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(failing, "_client", lambda: found)
+    monkeypatch.setattr(failing.os, "_exit", end)
+    monkeypatch.setattr(failing.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(failing, "POLL_S", 0)
+    monkeypatch.setattr(failing, "_reports", [lambda error: (f"it was {error}", 2)])
+    return found
+
+
+def test_alone_an_error_is_raised_as_usual():
+    with pytest.raises(ZeroDivisionError), failing_together():
+        raise ZeroDivisionError
+
+
+def test_a_failure_is_told_and_the_others_are_waited_for(coordinator):
+    coordinator.values[f"{ENDING}1"] = ""  # process 1 has read it already
+    with pytest.raises(Ended, match="2"), failing_together():
+        raise OSError("the disk")
+    assert coordinator.values == {
+        FAILURE: "0\n2\nit was the disk",
+        f"{ENDING}0": "",
+        f"{ENDING}1": "",
+    }
+
+
+def test_only_the_first_failure_is_told(coordinator):
+    coordinator.values |= {FAILURE: "1\n70\nanother", f"{ENDING}1": ""}
+    with pytest.raises(Ended, match="2"):
+        failing.fail(OSError("the disk"))
+    assert coordinator.values[FAILURE].endswith("another")
+
+
+def test_the_failure_of_another_process_ends_this_one(coordinator, capsys):
+    coordinator.values |= {FAILURE: "1\n70\ntwo\nlines", f"{ENDING}1": ""}
+    with pytest.raises(Ended, match="70"):
+        failing._wait_for_failure(threading.Event())
+    lines = [f"jaxllm: process 1 failed: {line}\n" for line in ("two", "lines")]
+    assert capsys.readouterr().err == "".join(lines)
+
+
+def test_a_process_that_has_left_waits_no_longer(coordinator):
+    left = threading.Event()
+    left.set()
+    failing._wait_for_failure(left)
+    assert coordinator.values == {}
