@@ -102,13 +102,9 @@ def convert(
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
-    plan = {
-        "to": to,
-        "dtype": dtype,
-        "model_parallel": model_parallel,
-        "optimizer": None if optimizer is None else optimizer.form,
-        **_describe(source, before, writer),
-    }
+    arguments = {"to": to, "dtype": dtype, "model_parallel": model_parallel}
+    arguments["optimizer"] = None if optimizer is None else optimizer.form
+    plan = {**arguments, **_describe(source, before, writer)}
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)

@@ -352,6 +352,9 @@ def test_a_damaged_newest_checkpoint_is_kept_aside(straight, make, tmp_path, cap
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
+    (folder / "checkpoints" / "best").mkdir()  # foreign things that mean nothing
+    (folder / "checkpoints" / "notes.txt").touch()
+    (folder / "checkpoints" / "8" / "notes.txt").touch()
     with caplog.at_level(logging.INFO, "jaxllm"):
         resumed = train(make(folder), resume=True)
     assert [
