@@ -1,8 +1,14 @@
 """Errors that the user can fix. Any other exception is a bug in jaxllm."""
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import ClassVar, TypeVar
+
+Item = TypeVar("Item")
+MOST_LISTED = 100  # problems of one kind, of which each may need a search for what was meant
+# Names that are compared with a misspelled one, and their letters: the search takes their product.
+_MOST_KNOWN, _MOST_LETTERS = 1000, 200
 
 
 class UserError(ValueError):
@@ -73,8 +79,18 @@ class NonFiniteError(UserError, FloatingPointError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that `name` probably misspells, or None."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)), None)
+    """Returns the known name that `name` probably misspells, or None; long ones are left out."""
+    if len(name) > _MOST_LETTERS:
+        return None
+    short = [one for one in islice(known, _MOST_KNOWN) if len(one) <= _MOST_LETTERS]
+    return next(iter(difflib.get_close_matches(name, short, n=1, cutoff=0.7)), None)
+
+
+def listed(items: Sequence[Item], describe: Callable[[Item], str]) -> list[str]:
+    """Describes the first `MOST_LISTED` items, and says how many more there are."""
+    more = len(items) - MOST_LISTED
+    lines = [describe(item) for item in items[:MOST_LISTED]]
+    return [*lines, f"and {more:,} more of this kind"] if more > 0 else lines
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

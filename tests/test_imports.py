@@ -19,7 +19,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
     *("charts", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
-    *("compatibility", "tokenization"),
+    *("compatibility", "tokenization", "untrusted"),
 }
 READING = {"rules", "formats", "families", "loading"}
 
@@ -28,8 +28,9 @@ TABLE: dict[str, dict[str, set[str]]] = {
         **{name: set() for name in CORE},
         "config": {"errors"},
         "tokenization": {"config", "errors"},
-        "checkpointing": {"errors", "sharding", "distributed"},
+        "checkpointing": {"errors", "sharding", "distributed", "untrusted"},
         "distributed": {"errors", "differences"},
+        "untrusted": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},

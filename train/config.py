@@ -11,6 +11,8 @@ from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
 from jaxllm.errors import UserError
+from jaxllm.untrusted.regular_files import read_bytes
+from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
@@ -149,36 +151,13 @@ def _is_stored(path: str | Path, data: Any) -> bool:
 def read_yaml(path: str | Path) -> Any:
     """Returns the content of a YAML file. Raises ConfigError if it cannot be read or parsed."""
     try:
-        return _parse_yaml(Path(path).read_text(encoding="utf-8"))
+        return parse_yaml(read_bytes(Path(path), MAX_BYTES).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: the YAML is nested too deeply or contains itself") from None
-    except Exception as error:  # PyYAML raises errors of any class for `!!bool x`, 2020-13-45, ...
-        raise ConfigError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
-
-
-def _parse_yaml(text: str) -> Any:
-    """Parses YAML. Raises YAMLError also for a duplicate key, which safe_load would accept."""
-    import yaml
-
-    checked: set[int] = set()  # nodes; aliases may repeat each many times
-
-    def check(node: Any) -> None:
-        if id(node) in checked or not isinstance(node, yaml.CollectionNode):
-            return
-        children = node.value
-        if isinstance(node, yaml.MappingNode):
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if repeated := sorted({name for name in names if names.count(name) > 1}):
-                raise yaml.YAMLError(f"{', '.join(map(repr, repeated))} occurs more than once")
-            children = [value for _, value in node.value]
-        for child in children:
-            check(child)
-        checked.add(id(node))
-
-    check(yaml.compose(text, yaml.SafeLoader))
-    return yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: invalid YAML: {error}") from None
+    except DocumentError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def from_dict(data: Any, place: str) -> TrainConfig:

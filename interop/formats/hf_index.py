@@ -4,7 +4,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from .stored_tensor import CheckpointError, StoredTensor, parse_json
+from jaxllm.untrusted.json_objects import parse_json
+from jaxllm.untrusted.regular_files import read_bytes
+
+from .stored_tensor import CheckpointError, StoredTensor
 
 ReadHeader = Callable[[Path], Mapping[str, StoredTensor]]
 
@@ -85,7 +88,7 @@ def read_indexed(index: Path, read_header: ReadHeader) -> dict[str, StoredTensor
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        places = parse_json(path.read_bytes()).get("weight_map")
+        places = parse_json(read_bytes(path)).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
             raise CheckpointError("weight_map does not map tensor names to file names")
     except CheckpointError as error:

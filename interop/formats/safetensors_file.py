@@ -8,6 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from jaxllm.untrusted.json_objects import parse_json
+from jaxllm.untrusted.regular_files import check_is_regular
+
 from .file_writer import PlannedFile
 from .hf_index import read_single_or_indexed
 from .lazy_tensor import TensorSource
@@ -17,7 +20,6 @@ from .stored_tensor import (
     CheckpointError,
     StoredTensor,
     checked_shape,
-    parse_json,
 )
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -114,6 +116,7 @@ def lay_out_checkpoint(
 
 
 def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
+    check_is_regular(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -90,11 +90,13 @@ def join(name: str, shape: tuple[int, ...], path: Path, chunks: Sequence[Chunk])
         raise CheckpointError(f"{name}: its chunks must have one dtype, not {names}")
     low = np.array([chunk.offsets for chunk in held]).reshape(len(held), len(shape))
     size = np.array([chunk.tensor.shape for chunk in held]).reshape(low.shape)
-    if (low < 0).any() or (low + size > np.array(shape)).any():
+    if (low < 0).any() or (low > np.array(shape) - size).any():  # `low + size` may overflow
         raise CheckpointError(f"{name}: a chunk reaches beyond the shape {list(shape)}")
     high = low + size
-    meet = (low[:, None] < high[None]) & (low[None] < high[:, None])
-    if int(meet.all(-1).sum()) != len(held):  # each chunk meets only itself
+    meet = np.ones((len(held), len(held)), bool)
+    for begin, end in zip(low.T, high.T, strict=True):
+        meet &= (begin[:, None] < end) & (begin < end[:, None])
+    if int(meet.sum()) != len(held):  # each chunk meets only itself
         raise CheckpointError(f"{name}: its chunks overlap")
     found, wanted = int(size.prod(-1).sum()), math.prod(shape)
     if found != wanted:

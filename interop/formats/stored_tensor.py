@@ -1,14 +1,11 @@
 """Tensors of checkpoint files: their place in a file, and the error for damaged checkpoints."""
 
-import json
 import math
 import os
 import reprlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -141,28 +138,6 @@ def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
         raise CheckpointError(f"shape {reprlib.repr(shape)} is larger than any array")
     return tuple(shape)
-
-
-def parse_json(text: bytes) -> dict[str, Any]:
-    """Parses a JSON object. Raises CheckpointError if it is not one, or if a key occurs twice.
-
-    Python's `json` alone would silently keep only the last of two equal keys.
-    """
-    repeated: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return dict(pairs)
-
-    try:
-        parsed = json.loads(text.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"not valid JSON: {error}") from None
-    if repeated:
-        raise CheckpointError([f"key {key!r} occurs more than once" for key in repeated])
-    if not isinstance(parsed, dict):
-        raise CheckpointError("the JSON is not an object")
-    return parsed
 
 
 def element_span(shape: Sequence[int], strides: Sequence[int]) -> int:

@@ -12,8 +12,10 @@ from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, with_base_prefix
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, parse_json
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
+from jaxllm.untrusted.json_objects import parse_json
+from jaxllm.untrusted.regular_files import read_bytes
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -99,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file has no valid JSON object, or a key occurs twice.
     """
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_bytes(path))
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from jaxllm.config import Dtype
-from jaxllm.errors import did_you_mean
+from jaxllm.errors import did_you_mean, listed
 from jaxllm.interop.families import OTHER_HEADS, RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
@@ -17,6 +17,7 @@ from jaxllm.interop.rules.rule import BoundRule
 from .name_folding import fold
 
 Tensors = Mapping[str, StoredTensor]
+MOST_ABSENT = 2000  # missing tensors that are still worth naming
 
 
 class Findings(NamedTuple):
@@ -24,6 +25,22 @@ class Findings(NamedTuple):
 
     problems: list[str]
     unexpected: list[str]  # tensors that neither the rules nor the table mention
+
+
+def check_count(table: RuleTable, tensors: Tensors) -> list[str]:
+    """Returns a message if the config asks for far more tensors than there are.
+
+    A config of a few bytes may ask for any number, and laying out a model takes time for each.
+    """
+    wanted = 0
+    for rule in table.rules:
+        sizes = dict(table.sizes)
+        if rule.layers is not None and rule.layered is not None:
+            sizes[rule.layered[1]] = len(rule.layers)
+        wanted += math.prod(sizes.get(axis, 1) for axis in rule.stored.name_axes)
+    if wanted <= MOST_ABSENT + 2 * len(tensors):
+        return []
+    return [f"the config asks for {wanted:,} tensors, but there are only {len(tensors):,}"]
 
 
 def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors) -> Findings:
@@ -70,11 +87,13 @@ def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors
 
 def _folded_messages(names: Sequence[str], what: str, others: Sequence[str]) -> list[str]:
     """Returns one message per group of names that differ only in indices, with a suggestion."""
-    return [
-        (f"{name} is {what}" if len(members) == 1 else f"{name} are {what}")
-        + did_you_mean(members[0], others)
-        for name, members in fold(dict.fromkeys(names))
-    ]
+    return listed(
+        fold(dict.fromkeys(names)),
+        lambda group: (
+            f"{group.name} {'is' if len(group.members) == 1 else 'are'} {what}"
+            + did_you_mean(group.members[0], others)
+        ),
+    )
 
 
 def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -88,10 +107,15 @@ def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...
     unfilled = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]
     return [
-        *(f"no rule covers {name} of the model{did_you_mean(name, unknown)}" for name in unfilled),
-        *(
-            f"a rule names {name}, which the model does not have{did_you_mean(name, unfilled)}"
-            for name in unknown
+        *listed(
+            unfilled,
+            lambda name: f"no rule covers {name} of the model{did_you_mean(name, unknown)}",
+        ),
+        *listed(
+            unknown,
+            lambda name: (
+                f"a rule names {name}, which the model does not have{did_you_mean(name, unfilled)}"
+            ),
         ),
         *(
             f"the rule for {name} says {dim}, but the model has {found}"

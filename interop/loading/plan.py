@@ -26,7 +26,7 @@ from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
-from .diagnostics import check_arrays, check_tensors
+from .diagnostics import check_arrays, check_count, check_tensors
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
 
@@ -220,6 +220,8 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
         dtype = _main_dtype(checkpoint.tensors)
         analysis.config = make_config(values, dtype_fields(dtype))
         analysis.table = family.table(analysis.config, analysis.layout)
+        if too_many := check_count(analysis.table, checkpoint.tensors):
+            raise ValueError(*too_many)
         model = build_abstract(analysis.config)
         analysis.rules = analysis.table.bound(stacked_layers(model))
         analysis.problems += check_arrays(analysis.rules, parameter_shapes(model))

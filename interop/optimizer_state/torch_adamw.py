@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.errors import did_you_mean
+from jaxllm.errors import did_you_mean, listed
 from jaxllm.interop.formats.pytorch.wrapped_names import plain_name
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -160,16 +160,19 @@ def _check_names(
     """Reports parameters without moments, and moments without a parameter."""
     without = [name for name in shapes if not found.get(name)]
     strange = [name for name in found if name not in shapes]
-    for name, members in fold(dict.fromkeys(without)):
-        yield f"no moments for {name}" + did_you_mean(members[0], strange)
-    for name, members in fold({name: copies.get(name) for name in strange}):
-        original = copies.get(members[0])
-        yield (
-            f"{name} has moments of its own, but is tied to {original}"
-            if original
-            else f"moments for {name}, which is not a parameter of the model"
-            + did_you_mean(name, without)
-        )
+    yield from listed(
+        fold(dict.fromkeys(without)),
+        lambda group: f"no moments for {group.name}" + did_you_mean(group.members[0], strange),
+    )
+    yield from listed(
+        fold({name: copies.get(name) for name in strange}),
+        lambda group: (
+            f"{group.name} has moments of its own, but is tied to {copies[group.members[0]]}"
+            if copies.get(group.members[0])
+            else f"moments for {group.name}, which is not a parameter of the model"
+            + did_you_mean(group.name, without)
+        ),
+    )
 
 
 def _check_entry(entry: Options, shape: tuple[int, ...]) -> Iterator[str]:

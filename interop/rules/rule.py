@@ -20,6 +20,7 @@ back to the parts of the tensors that hold it.
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -99,7 +100,8 @@ class Rule:
         if self.layers is not None:
             if self.layered is None:
                 problems.append(f"layers={self.layers} without layers.{{L}} in the right name")
-            if wrong := [i for i in self.layers if i < 0 or self.layers.count(i) > 1]:
+            counts = Counter(self.layers)
+            if wrong := [i for i in self.layers if i < 0 or counts[i] > 1]:
                 listed = ", ".join(map(str, wrong))
                 problems.append(f"layers has repeated or negative positions: {listed}")
         if self.layered is not None:

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxllm.errors import did_you_mean
+from jaxllm.errors import MOST_LISTED, did_you_mean
 
 from .checks import show
 from .models import Config
@@ -30,8 +30,12 @@ def explain(error: Any, kind: type, classes: Mapping[str, type] = {}) -> list[Pr
         classes: the class that the data select, for each field whose type is a union of classes.
             Pydantic tries each class and adds its name to the location of each error.
     """
-    problems = []
-    for problem in error.errors():
+    problems: list[Problem] = []
+    found = error.errors()
+    for problem in found:
+        if len(problems) == MOST_LISTED:
+            problems.append(Problem((), f"{len(found)} problems in all; the first are listed"))
+            break
         field, *inside = problem["loc"] or ("",)
         if field in classes and inside:
             tried, *inside = inside

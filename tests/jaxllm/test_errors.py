@@ -10,6 +10,7 @@ from jaxllm.errors import (
     NonFiniteError,
     UserError,
     did_you_mean,
+    listed,
     nearest,
 )
 from jaxllm.interop import CheckpointError
@@ -40,3 +41,15 @@ def test_only_similar_names_are_suggested():
     assert nearest("gguf", ["hf", "meta", "native"]) is None
     assert did_you_mean("lama", ["mamba", "llama"]) == "; did you mean 'llama'?"
     assert did_you_mean("zzz", ["mamba", "llama"]) == ""
+
+
+def test_long_names_and_long_lists_are_not_searched():
+    """The search takes the product of their lengths: minutes for names of a megabyte."""
+    assert nearest("x" * 10**6, ["x" * 10**6 + "y"]) is None
+    assert nearest("steps", ["x" * 10**6, "step"]) == "step"
+    assert nearest("steps", (f"{i}" for i in range(10**6))) is None
+
+
+def test_only_the_first_of_many_are_described():
+    assert listed(range(3), str) == ["0", "1", "2"]
+    assert listed(range(1100), str) == [*map(str, range(100)), "and 1,000 more of this kind"]

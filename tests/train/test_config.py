@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -487,10 +488,10 @@ def test_files_that_are_not_configs_are_reported(tmp_path):
         ("a: !!float x", "could not convert"),
         ("a: !!bool x", "invalid YAML"),
         ("a: !!timestamp x", "invalid YAML"),
-        ("a: " + "1" * 5000, "4300 digits"),
-        ("a: &x {b: *x}", "nested too deeply or contains itself"),
-        ("a: &x [*x]", "nested too deeply or contains itself"),
-        ("[" * 3000, "nested too deeply or contains itself"),
+        ("a: " + "1" * 5000, "characters without quotes"),
+        ("a: &x {b: *x}", "*x contains itself"),
+        ("a: &x [*x]", "*x contains itself"),
+        ("[" * 3000, "nested more than 100 levels deep"),
         ("a: 1\na: 2", "'a' occurs more than once"),
         ("a: [{b: 1, b: 2}]", "'b' occurs more than once"),
         ("? &x [1]\n: 1\n? *x\n: 2", "unhashable"),
@@ -505,17 +506,21 @@ def test_yaml_that_cannot_be_read_is_reported(text, message, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_aliases_that_multiply_are_read_and_reported_briefly(tmp_path):
+def test_aliases_that_multiply_are_refused(tmp_path):
     levels = ["a0: &a0 {x: 1}"]
     keys = "bcdefghij"
     for level in range(20):
         copies = ", ".join(f"{key}: *a{level}" for key in keys)
         levels.append(f"a{level + 1}: &a{level + 1} {{{copies}}}")
     (tmp_path / "run.yaml").write_text("\n".join([*levels, "steps: [*a20]"]))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"run\.yaml: more than 100,000 values"):
         load_config(tmp_path / "run.yaml")
-    (line,) = [line for line in str(caught.value).splitlines() if ": steps=" in line]
-    assert len(line) < 1000
+
+
+def test_a_pipe_in_place_of_a_config_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match=r"run\.yaml: this is a pipe"):
+        load_config(tmp_path / "run.yaml")
 
 
 def test_numbers_in_yaml_notation_are_read(tmp_path):

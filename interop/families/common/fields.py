@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxllm.errors import did_you_mean
+from jaxllm.errors import MOST_LISTED, did_you_mean
 
 Json = dict[str, Any]
 REQUIRED: Any = object()
@@ -63,7 +63,9 @@ class Fields:
         self.known.add(name)
         if name in self.data and self.data[name] not in allowed:
             choices = " or ".join(map(repr, allowed))
-            self.problems.append(f"{name}={self.data[name]!r} is not supported, only {choices}")
+            self.problems.append(
+                f"{name}={reprlib.repr(self.data[name])} is not supported, only {choices}"
+            )
 
     def ignore(self, *names: str) -> None:
         """Declares fields that do not affect the computed numbers."""
@@ -90,12 +92,15 @@ class Fields:
         self.parts[name] = inner
 
     def unknown(self) -> dict[str, str]:
-        """Returns a message for each field that was neither taken nor ignored, by dotted name."""
+        """Returns a message for each field that was neither taken nor ignored, by dotted name.
+
+        Only the first of many have a suggestion, each of which takes a search.
+        """
+        strange = [name for name in self.data if name not in self.known]
         own = {
-            name: f"{name}={self.data[name]!r} is not a field known to this family"
-            + did_you_mean(name, self.known)
-            for name in self.data
-            if name not in self.known
+            name: f"{name:.200}={reprlib.repr(self.data[name])} is not a field known to this family"
+            + (did_you_mean(name, self.known) if number < MOST_LISTED else "")
+            for number, name in enumerate(strange)
         }
         inner = {
             f"{part}.{name}": f"{part}: {text}"

@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,7 +20,8 @@ from jaxllm.interop.formats.sharded_tensor import Chunk, ShardedTensor, join
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, checked_shape
 
 from . import torch_zip
-from .torch_pickle import Record, parse_value
+from .pickle_reader import Record
+from .torch_pickle import parse_value
 
 METADATA = ".metadata"
 
@@ -130,6 +132,7 @@ class _Reader:
         self.folder, self.entries = folder, entries
         self.files = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         self.places = dict(self._read_places(places))
+        _check_apart(self.places)
 
     def read(self) -> Contents:
         """Returns all entries. Raises CheckpointError with every problem."""
@@ -154,30 +157,34 @@ class _Reader:
     def _read_places(self, places: Mapping) -> Iterator[tuple[tuple, _Place]]:
         """Yields the place of each entry, by name and offsets (None for an entry without)."""
         for index, info in places.items():
-            if not isinstance(index, _Object) or not isinstance(info, _Object):
+            name = index.get("fqn") if isinstance(index, _Object) else None
+            if not isinstance(name, str) or not isinstance(info, _Object):
                 raise CheckpointError("an entry of storage_data does not have PyTorch's form")
-            offsets = index.get("offset")
             if info.get("transform_descriptors"):
-                raise CheckpointError(f"{index.get('fqn')!r} is compressed, which is not supported")
+                raise CheckpointError(f"{name!r} is compressed, which is not supported")
             match (info.get("relative_path"), info.get("offset"), info.get("length")):
                 case (str(file), int(offset), int(length)) if offset >= 0 <= length:
+                    offsets = index.get("offset")
                     at = None if offsets is None else _sizes(offsets)
-                    yield (index.get("fqn"), at), _Place(file, offset, length)
+                    yield (name, at), _Place(file, offset, length)
                 case _:
-                    raise CheckpointError(f"{index.get('fqn')!r} has no place in a file")
+                    raise CheckpointError(f"{name!r} has no place in a file")
 
     def _tensor(self, name: str, entry: _Tensor) -> ShardedTensor:
         shape, listed = _sizes(entry.get("size")), entry.get("chunks")
         if not isinstance(listed, list) or not all(isinstance(one, _Object) for one in listed):
             raise CheckpointError(f"{name}: it has no list of chunks")
-        chunks = [
-            self._chunk(name, _sizes(c.get("offsets")), _sizes(c.get("sizes"))) for c in listed
-        ]
-        if any(len(chunk.offsets) != len(shape) for chunk in chunks):
+        chunks: dict[tuple[int, ...], Chunk] = {}
+        for one in listed:
+            offsets = _sizes(one.get("offsets"))
+            if offsets in chunks:
+                raise CheckpointError(f"{name}: its chunks overlap at {list(offsets)}")
+            chunks[offsets] = self._chunk(name, offsets, _sizes(one.get("sizes")))
+        if any(len(offsets) != len(shape) for offsets in chunks):
             raise CheckpointError(
                 f"{name}: a chunk does not have the {len(shape)} dimensions of the tensor"
             )
-        return join(name, shape, self.folder / METADATA, chunks)
+        return join(name, shape, self.folder / METADATA, list(chunks.values()))
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Chunk:
         found = self._open(name, self._find(name, offsets))
@@ -210,6 +217,16 @@ class _Reader:
                 return torch_zip.read_value(part, path, place.offset)
         except CheckpointError as error:
             raise CheckpointError(error.within(f"{path}: {name}")) from None
+
+
+def _check_apart(places: Mapping[tuple, _Place]) -> None:
+    """Raises CheckpointError if places overlap: every byte of a file belongs to one entry."""
+    in_order = sorted(
+        (place.file, place.offset, place.length, key[0]) for key, place in places.items()
+    )
+    for (file, start, length, name), (next_file, next_start, _, next_name) in pairwise(in_order):
+        if file == next_file and start + length > next_start:
+            raise CheckpointError(f"{name!r} and {next_name!r} overlap in {file!r}")
 
 
 class _FileRange(io.RawIOBase):

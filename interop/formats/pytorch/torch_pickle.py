@@ -1,20 +1,18 @@
 """Pickles of PyTorch checkpoints: state dicts whose tensors refer to storages outside the pickle.
 
-Reading turns everything that a pickle names into records and imports nothing. Writing goes through
-`pickle_writer`.
+Reading turns everything that a pickle names into records and imports nothing; `pickle_reader` and
+`pickle_writer` know the opcodes.
 """
 
-import io
 import math
-import pickle
-import pickletools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
-from . import pickle_writer
+from . import pickle_reader, pickle_writer
+from .pickle_reader import PickleError, Record, StateDict
 from .pickle_writer import ORDERED_DICT, Call, Dictionary, Name, StoredElsewhere
 from .storage_views import (
     LATER_DTYPES,
@@ -52,19 +50,25 @@ def parse_value(data: bytes, known: Mapping[tuple[str, str], object] | None = No
         CheckpointError: the pickle is damaged, or it names another class or function. None is
             ever imported or called.
     """
-    unpickler = _Unpickler(data, known or {})
+    accepted = {**_GLOBALS, **(known or {})}
+    forbidden: dict[str, None] = {}
+
+    def find(module: str, name: str) -> object:
+        if (module, name) not in accepted:
+            forbidden[f"{module}.{name}"] = None
+        return accepted.get((module, name), Record)
+
     value: object = None
     failure = ""
     try:
-        _check_integers(data)
-        value = unpickler.load()
-    except Exception as error:  # a damaged pickle raises nearly anything
+        value = pickle_reader.read(data, find, _find_storage)
+    except ValueError as error:
         failure = f"damaged pickle: {error}"
-    if unpickler.forbidden:
+    if forbidden:
         raise CheckpointError(
             [
                 f"the pickle names {name}, which no state dict needs; nothing was executed"
-                for name in dict.fromkeys(unpickler.forbidden)
+                for name in forbidden
             ]
         )
     if failure:
@@ -157,20 +161,6 @@ def _rebuild_call(source: TensorSource, key: int) -> Call:
     return Call(Name("torch._utils", "_rebuild_tensor_v2"), view)
 
 
-class Record:
-    """Stands for a class or function that a pickle calls: keeps the arguments, runs nothing."""
-
-    arguments: tuple[object, ...] = ()
-
-    def __init__(self, *arguments: object):
-        self.arguments = arguments
-
-    # Every class that a pickle can reach has this method: without it, the BUILD opcode could set
-    # attributes of the class itself.
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
 class _Tensor(Record):
     """A call of `torch._utils._rebuild_tensor_v2` or `_v3`."""
 
@@ -179,15 +169,9 @@ class _Parameter(Record):
     """A call of `torch._utils._rebuild_parameter`."""
 
 
-class _StateDict(dict):
-    """An OrderedDict without the attributes that PyTorch adds, which are module versions."""
-
-    __setstate__ = Record.__setstate__
-
-
 # Names of dtypes stay strings, which a pickle can neither call nor modify.
 _GLOBALS: dict[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): _StateDict,
+    ("collections", "OrderedDict"): StateDict,
     ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _Tensor,
     ("torch._utils", "_rebuild_parameter"): _Parameter,
@@ -200,31 +184,9 @@ _GLOBALS: dict[tuple[str, str], object] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that turns names into records and collects the `forbidden` ones."""
-
-    def __init__(self, data: bytes, known: Mapping[tuple[str, str], object]):
-        super().__init__(io.BytesIO(data))
-        self._known = {**_GLOBALS, **known}
-        self.forbidden: list[str] = []
-
-    def find_class(self, module: str, name: str) -> object:
-        """Returns the record that stands for a name."""
-        if (module, name) not in self._known:
-            self.forbidden.append(f"{module}.{name}")
-        return self._known.get((module, name), Record)
-
-    def persistent_load(self, pid: object) -> Storage:
-        """Returns the storage that a persistent id describes."""
-        match pid:
-            case ("storage", str(kind), str(key), _, int(size)) if kind in STORAGES:
-                return Storage(STORAGES[kind], key, size)
-        raise pickle.UnpicklingError("a persistent id is not a storage")
-
-
-def _check_integers(data: bytes) -> None:
-    """Rejects integers that would exhaust memory, such as memo indices: the memo is an array."""
-    for opcode, argument, position in pickletools.genops(data):
-        limit = len(data) if opcode.name.endswith("PUT") else 2**63
-        if isinstance(argument, int) and abs(argument) > limit:
-            raise pickle.UnpicklingError(f"integer too large at byte {position}")
+def _find_storage(persistent_id: object) -> Storage:
+    """Returns the storage that a persistent id describes."""
+    match persistent_id:
+        case ("storage", str(kind), str(key), _, int(size)) if kind in STORAGES:
+            return Storage(STORAGES[kind], key, size)
+    raise PickleError("a persistent id is not a storage")

@@ -8,15 +8,17 @@ import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.untrusted.regular_files import check_is_regular
 
 from . import storage_views, torch_pickle, zip_layout
+from .pickle_reader import Record
 
 _LOCAL_HEADER = b"PK\3\4"
 # What may follow a record: a local header, the directory, or a data descriptor.
@@ -26,6 +28,9 @@ _LOCAL_HEADER_BYTES = 30
 TRAINERS_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 logger = logging.getLogger(__name__)
+_MOST_LETTERS = 300  # of a name in a message
+# Views may repeat the numbers of a storage: tied weights do so once, and small masks often.
+_MOST_REPEATS, _SMALL = 2, 64 << 20
 
 
 class Contents(NamedTuple):
@@ -47,6 +52,7 @@ def read_contents(path: Path) -> Contents:
         CheckpointError: the file is neither a flat state dict nor a trainer's dictionary with one,
             or a tensor does not lie within its storage. Lists every problem.
     """
+    check_is_regular(path)
     with path.open("rb") as stream:
         try:
             archive = _Archive(stream)
@@ -75,6 +81,7 @@ def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
         raise CheckpointError("the pickle is nested too deeply") from None
     if locator.problems:
         raise CheckpointError(locator.problems)
+    archive.check_repeats(locator.located)
     return located
 
 
@@ -84,11 +91,12 @@ class _TensorLocator:
     def __init__(self, path: Path, archive: "_Archive"):
         self.path, self.archive = path, archive
         self.problems: list[str] = []
+        self.located: list[StoredTensor] = []
         self._replaced: dict[int, object] = {}
 
     def replace(self, value: object, name: str) -> object:
         """Returns the value with stored tensors; `name` is its path, for messages."""
-        if not isinstance(value, dict | list | tuple | torch_pickle.Record):
+        if not isinstance(value, dict | list | tuple | Record):
             return value
         if id(value) not in self._replaced:
             self._replaced[id(value)] = None  # stands for a value inside itself
@@ -98,14 +106,20 @@ class _TensorLocator:
     def _replace(self, value: object, name: str) -> object:
         match value:
             case dict():
-                return {key: self.replace(item, f"{name}.{key}") for key, item in value.items()}
+                return {
+                    key: self.replace(item, f"{name}.{key!s:.{_MOST_LETTERS}}")
+                    for key, item in value.items()
+                }
             case list() | tuple():
                 items = (self.replace(item, f"{name}.{i}") for i, item in enumerate(value))
                 return type(value)(items)
         own = name.removeprefix(".")
         try:
             view = torch_pickle.as_view(value)
-            return view and _stored_tensor(self.path, self.archive, own, view)
+            if view is None:
+                return None
+            self.located.append(_stored_tensor(self.path, self.archive, own, view))
+            return self.located[-1]
         except CheckpointError as error:
             self.problems += error.within(own or "the tensor")
             return None
@@ -215,6 +229,16 @@ class _Archive:
             raise CheckpointError(f"record {name!r} does not match its checksum")
         return data
 
+    def check_repeats(self, tensors: Iterable[StoredTensor]) -> None:
+        """Raises CheckpointError if views make far more numbers of the records than these hold."""
+        stored = sum(info.file_size for info in self.records.values())
+        viewed = sum(tensor.nbytes for tensor in tensors)
+        if viewed > max(_MOST_REPEATS * stored, _SMALL):
+            raise CheckpointError(
+                f"the tensors have {viewed} bytes in all, but the file stores only {stored}: "
+                "they repeat the same numbers, as `expand` makes them"
+            )
+
     def _data_start(self, info: zipfile.ZipInfo) -> int | None:
         """Returns where a record's local header ends, or None if there is no such header."""
         if info.header_offset < 0:
@@ -263,6 +287,7 @@ def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> C
             problems += error.within(f"entry {name!r}")
     if problems:
         raise CheckpointError(problems)
+    archive.check_repeats(tensors.values())
     return Contents(tensors, tuple(skipped))
 
 

@@ -44,5 +44,8 @@ def test_chunks_that_do_not_form_a_tensor_are_rejected(chunks, tmp_path):
         join("w", (6, 8), tmp_path, [*chunks, chunks[0]])
     with pytest.raises(CheckpointError, match="reaches beyond"):
         join("w", (6, 7), tmp_path, chunks)
+    far = chunks[0]._replace(offsets=(2**63 - 1, 0))  # where it ends is no 64-bit number
+    with pytest.raises(CheckpointError, match="reaches beyond"):
+        join("w", (6, 8), tmp_path, [far, *chunks[1:]])
     with pytest.raises(CheckpointError, match="one dtype, not none"):
         join("w", (6, 8), tmp_path, [])

@@ -11,7 +11,6 @@ from jaxllm.interop.formats.stored_tensor import (
     CheckpointError,
     StoredTensor,
     checked_shape,
-    parse_json,
 )
 
 ARRAY = np.arange(24, dtype=np.int16).reshape(4, 6)
@@ -68,21 +67,6 @@ def test_invalid_shape_is_rejected(shape):
     with pytest.raises(CheckpointError):
         checked_shape(shape, np.dtype(np.float32))
     assert checked_shape([2, 0, 3], np.dtype(np.float32)) == (2, 0, 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (b"{", "not valid JSON"),
-        (b"[]", "the JSON is not an object"),
-        (b'{"a": {"b": 1, "b": 2}}', "key 'b' occurs more than once"),
-        (b"\xff", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
-    ],
-)
-def test_text_that_is_not_a_json_object_is_rejected(text, expected):
-    with pytest.raises(CheckpointError, match=expected):
-        parse_json(text)
 
 
 def test_error_prints_one_problem_per_line():

@@ -5,7 +5,12 @@ import pytest
 
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
-from jaxllm.interop.loading.diagnostics import check_arrays, check_tensors, reason_to_ignore
+from jaxllm.interop.loading.diagnostics import (
+    check_arrays,
+    check_count,
+    check_tensors,
+    reason_to_ignore,
+)
 from jaxllm.interop.rules.rule import Rule
 
 SIZES = {"L": 3, "N": 4, "H": 8, "D": 16, "V": 50}
@@ -78,3 +83,23 @@ def test_arrays_and_rules_that_do_not_match_are_named():
 def test_ignored_tensors_have_a_reason():
     assert reason_to_ignore(TABLE, "layers.7.mask") == "a constant"
     assert reason_to_ignore(TABLE, "layers.7.wq.weight") is None
+
+
+def test_a_config_that_asks_for_far_more_tensors_than_there_are_is_reported(tmp_path):
+    """Before the model is laid out, which takes time for each layer and expert."""
+    stored = tensors(tmp_path)
+    assert check_count(TABLE, stored) == []
+    many = RuleTable(TABLE.rules, {**SIZES, "L": 10_000})
+    assert check_count(many, stored) == ["the config asks for 10,001 tensors, but there are only 4"]
+    half = {f"layers.{i}.wq.weight": next(iter(stored.values())) for i in range(5000)}
+    assert check_count(many, half) == []
+    few = Rule("w.{L} : N D", "layers.{L}.w : D N", layers=range(10))
+    assert check_count(RuleTable((few,), {**SIZES, "L": 10_000}), stored) == []
+
+
+def test_only_the_first_of_many_problems_are_listed(tmp_path):
+    """Each may need a search for the name that was meant."""
+    names = {f"strange{chr(97 + i % 26)}{chr(97 + i // 26)}": (1,) for i in range(200)}
+    found = check_tensors(TABLE, RULES, tensors(tmp_path, **names)).unexpected
+    assert len(found) == 101
+    assert found[-1] == "and 100 more of this kind"

@@ -231,6 +231,15 @@ def compress(metadata) -> None:
     next(iter(metadata.storage_data.values())).transform_descriptors = ["zstd"]
 
 
+def put_two_chunks_in_one_place(metadata) -> None:
+    first, second, *_ = metadata.storage_data.values()
+    second.relative_path, second.offset, second.length = (
+        first.relative_path,
+        first.offset + 1,
+        first.length - 1,
+    )
+
+
 def change_the_shape(metadata) -> None:
     metadata.state_dict_metadata["model.norm.weight"].size = torch.Size([33])
 
@@ -241,6 +250,7 @@ def change_the_shape(metadata) -> None:
         (drop_a_chunk, "model.norm.weight: its chunks have 16 of 32 elements"),
         (repeat_a_chunk, "model.norm.weight: its chunks overlap"),
         (point_outside_the_folder, "'../titan/__0_0.distcp' is not a file in this folder"),
+        (put_two_chunks_in_one_place, "overlap in '__"),
         (compress, "is compressed, which is not supported"),
         (change_the_shape, "its chunks have 32 of 33 elements"),
     ],
@@ -251,3 +261,32 @@ def test_inconsistent_metadata_is_rejected(change, message, copied):
         load_training_state(copied)
     assert message in str(error.value)
     assert ".metadata" in str(error.value)
+
+
+DOUBLED = ")" + "2\x86" * 40  # a tuple of a pair of a pair ...: 2 ** 40 values in 80 bytes
+DEEP = ")" + "\x85" * 200_000
+
+
+@pytest.mark.parametrize("value", [DOUBLED, DEEP], ids=["doubled", "deep"])
+@pytest.mark.parametrize("place", ["fqn", "offset", "name", "size"])
+def test_nested_tuples_in_the_metadata_are_rejected(tmp_path, place, value):
+    """Hashing or showing them would take for ever, or more stack than the process has."""
+    module = "torch.distributed.checkpoint.metadata"
+    index = f"c{module}\nMetadataIndex\n)R}}(X\3\0\0\0fqnX\1\0\0\0wX\6\0\0\0offsetNub"
+    place_of = "ctorch.distributed.checkpoint.filesystem\n_StorageInfo\n)R}b"
+    tensor = f"c{module}\nTensorStorageMetadata\n)R}}(X\4\0\0\0sizeNX\6\0\0\0chunks]ub"
+    name = "X\1\0\0\0w"
+    if place == "fqn":
+        index = index.replace("fqnX\1\0\0\0w", f"fqn{value}")
+    elif place == "offset":
+        index = index.replace("offsetN", f"offset{value}")
+    elif place == "size":
+        tensor = tensor.replace("sizeN", f"size{value}")
+    else:
+        name = value
+    state = f"X\x13\0\0\0state_dict_metadata}}{name}{tensor}s"
+    storage = f"X\x0c\0\0\0storage_data}}{index}{place_of}s"
+    data = f"\x80\x02c{module}\nMetadata\n)R}}({state}{storage}ub."
+    (tmp_path / ".metadata").write_bytes(data.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"\.metadata: "):
+        dcp.read(tmp_path)

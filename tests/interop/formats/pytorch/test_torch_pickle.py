@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array
+from jaxllm.interop.formats.pytorch.pickle_reader import Record
 from jaxllm.interop.formats.pytorch.pickle_writer import Instance, Name, emit
 from jaxllm.interop.formats.pytorch.storage_views import WRITABLE_DTYPES
 from jaxllm.interop.formats.pytorch.torch_pickle import (
     Placed,
-    Record,
     as_view,
     emit_value,
     parse,

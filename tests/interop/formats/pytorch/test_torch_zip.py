@@ -209,6 +209,20 @@ def test_views_of_shared_storages_are_read(tmp_path):
     }
 
 
+def test_views_that_repeat_a_storage_more_than_memory_holds_are_rejected(tmp_path):
+    """A file of a kilobyte whose tensor has 4 TB, and one of many tensors that share a storage."""
+    number = torch.ones(1)
+    torch.save({"w": number.expand(2**20, 2**20)}, tmp_path / "wide")
+    block = torch.ones(2**18)
+    torch.save({f"w{i}": block.view(2**9, 2**9) for i in range(100)}, tmp_path / "many")
+    for name, nbytes in (("wide", 2**42), ("many", 100 * 2**20)):
+        assert problems(tmp_path / name) == [
+            f"the tensors have {nbytes} bytes in all, but the file stores only "
+            f"{sum(info.file_size for info in zipfile.ZipFile(tmp_path / name).infolist())}: they "
+            "repeat the same numbers, as `expand` makes them"
+        ]
+
+
 def test_parameters_and_module_versions_are_read(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     torch.save(module.state_dict(), tmp_path / "x")
