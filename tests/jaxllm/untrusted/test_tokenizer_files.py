@@ -104,4 +104,4 @@ def test_a_call_that_does_not_end_in_time_is_given_up(tmp_path, monkeypatch):
     file = write(tmp_path, pre_tokenizer=split("(?:a*a*c)|b"))
     tokenizer = read_tokenizer(file)
     with pytest.raises(UserError, match=r"tokenizer\.json has taken more than 0 s of CPU time"):
-        run(lambda: tokenizer.encode("a" * 1500), 1500, file)
+        run(lambda: tokenizer.encode("a" * 1500 + "b"), 1501, file)
