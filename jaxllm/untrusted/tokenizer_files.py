@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from .regular_files import read_bytes
 MAX_GROWTH = 200  # characters that a normalizer or a decoder may make of one; NFKC makes 18
 MAX_ADDED = 10_000  # tokens and characters added to any text
 MAX_WORD = 1000  # characters of a word that WordPiece may split; its time is the square
-SECONDS, SECONDS_PER_CHARACTER = 4.0, 1e-4  # of CPU time for a text
+SECONDS, SECONDS_PER_CHARACTER = 4.0, 1e-4  # for a text, of both wall and CPU time
 _POLL_SECONDS = 0.02
 
 Result = TypeVar("Result")
@@ -44,50 +45,63 @@ def read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def run(call: Callable[[], Result], characters: int, place: object) -> Result:
-    """Returns the result of a call of a tokenizer.
+def encode(
+    tokenizer: tokenizers.Tokenizer, text: str, place: object, *, special: bool
+) -> list[int]:
+    """Returns the ids of a text.
 
     Args:
-        call: encodes or decodes a text; it holds no lock of Python meanwhile.
-        characters: the length of the text.
-        place: the tokenizer's file.
+        tokenizer: what `read_tokenizer` returned.
+        text: the text.
+        place: the tokenizer's file, to be named in errors.
+        special: whether to add the special tokens that the tokenizer adds.
 
     Raises:
-        UserError: the tokenizer fails, or takes far more CPU time than such a text needs.
+        UserError: the tokenizer fails, or takes far more time than such a text needs.
+    """
+    # A batch, because Python cannot interrupt the encoding of a single text.
+    batch = partial(tokenizer.encode_batch, [text], add_special_tokens=special)
+    return _in_time(batch, len(text), place)[0].ids
+
+
+def decode(tokenizer: tokenizers.Tokenizer, ids: list[int], place: object) -> str:
+    """Returns the text of ids, with special tokens; see `encode`."""
+    batch = partial(tokenizer.decode_batch, [ids], skip_special_tokens=False)
+    return _in_time(batch, len(ids), place)[0]
+
+
+def _in_time(call: Callable[[], Result], size: int, place: object) -> Result:
+    """Returns the result of a call, which runs in a thread that is given up if it takes too long.
+
+    Raises UserError if it fails or is given up. `size` counts characters or tokens.
     """
     outcome: list[Callable[[], Result]] = []
 
     def work() -> None:
         try:
-            result = _guarded(call, f"{place} cannot process a text of {characters} characters")
+            result = _guarded(call, f"{place} fails for a text of {size} characters or tokens")
             outcome.append(lambda: result)
         except UserError as error:
-            failure = error
-            outcome.append(lambda: _raise(failure))
+            outcome.append(partial(_raise, error))
 
     thread = threading.Thread(target=work, daemon=True)
-    started = time.monotonic()
+    started = time.monotonic(), time.process_time()
     thread.start()
-    limit = SECONDS + characters * SECONDS_PER_CHARACTER
+    limit = SECONDS + size * SECONDS_PER_CHARACTER
     while not outcome:
         thread.join(_POLL_SECONDS)
-        if not outcome and time.monotonic() - started > limit and _cpu_seconds(thread) > limit:
+        # Not the clock alone: the machine may be busy, or asleep.
+        used = time.monotonic() - started[0], time.process_time() - started[1]
+        if not outcome and min(used) > limit:
             raise UserError(
-                f"{place} has taken more than {limit:.0f} s of CPU time for a text of {characters} "
-                "characters: a regular expression or the model in it does not end in time"
+                f"{place} has taken more than {limit:.0f} s for a text of {size} characters or "
+                "tokens: a regular expression in it, or its model, does not end in time"
             )
     return outcome[0]()
 
 
 def _raise(error: UserError) -> Any:
     raise error
-
-
-def _cpu_seconds(thread: threading.Thread) -> float:
-    """Returns the CPU time of a thread; where the system does not count it, infinity."""
-    if not hasattr(time, "pthread_getcpuclockid") or thread.ident is None:
-        return float("inf")
-    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 def _guarded(call: Callable[[], Result], what: str) -> Result:
