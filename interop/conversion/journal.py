@@ -1,14 +1,17 @@
 """Journal of a conversion: the tensors already written, so that the same command can resume."""
 
 import json
+import reprlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from jaxllm.checkpointing.file_lock import claim
-from jaxllm.errors import CheckpointArgumentError
+from jaxllm.errors import CheckpointArgumentError, CheckpointError
 from jaxllm.interop.formats.file_writer import Digest
+from jaxllm.untrusted.json_objects import parse_json
+from jaxllm.untrusted.regular_files import check_is_regular
 
 NAME = "journal.jsonl"
 
@@ -30,8 +33,11 @@ class Journal:
             plan: everything that must be equal to resume, by name.
 
         Raises:
-            CheckpointArgumentError: another process has the journal open, or it has another plan.
+            CheckpointArgumentError: another process has the journal open, or it has another plan,
+                or it is damaged.
         """
+        if path.exists():
+            check_is_regular(path)
         self._stream = path.open("a+b")
         self._lock = threading.Lock()
         try:
@@ -40,12 +46,12 @@ class Journal:
             lines = self._stream.read().split(b"\n")
             kept = b"".join(line + b"\n" for line in lines[:-1])  # the last is empty, or cut short
             self._stream.truncate(len(kept))
-            entries = [json.loads(line) for line in lines[:-1]]
-            if not entries:
+            first, *rest = [*_entries(path, lines[:-1])] or [None]
+            if first is None:
                 self._append({"plan": plan})
-            elif differences := _differences(entries[0]["plan"], plan):
+            elif differences := _differences(first, plan):
                 raise CheckpointArgumentError(differences, _other_plan(path.parent))
-            self.done = {entry["tensor"]: Digest(*entry["digest"]) for entry in entries[1:]}
+            self.done = dict(rest)
         except BaseException:
             self._stream.close()
             raise
@@ -69,6 +75,31 @@ class Journal:
     def _append(self, entry: Mapping[str, Any]) -> None:
         self._stream.write(json.dumps(entry).encode() + b"\n")
         self._stream.flush()
+
+
+def _entries(path: Path, lines: Sequence[bytes]) -> Iterator[Any]:
+    """Yields the plan, then the name and the checksums of each tensor.
+
+    Raises CheckpointArgumentError for a line that `Journal` does not write.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = parse_json(line)
+        except CheckpointError as error:
+            raise CheckpointArgumentError(_damaged(path, number, str(error))) from None
+        match entry:
+            case {"plan": dict() as plan} if number == 1:
+                yield plan
+            case {"tensor": str(name), "digest": [str(sha256), int(crc32)]} if number > 1:
+                yield name, Digest(sha256, crc32)
+            case _:
+                what = "the plan" if number == 1 else "a tensor and its digest"
+                problem = f"{reprlib.repr(entry)} is not {what}"
+                raise CheckpointArgumentError(_damaged(path, number, problem))
+
+
+def _damaged(path: Path, line: int, problem: str) -> str:
+    return f"{path}, line {line}: {problem}; delete {path.parent} to start the conversion over"
 
 
 def _other_plan(folder: Path) -> str:

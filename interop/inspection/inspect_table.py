@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxllm.interop.formats.byte_sizes import format_size
+from jaxllm.untrusted.printable import literal, printable
 
 from .inspect import UNKNOWN, Inspection
 
@@ -18,21 +19,24 @@ def render(inspection: Inspection) -> RenderableType:
         *_planned(inspection),
         *inspection.notes,
     ]
-    summary = Text("\n".join(filter(None, lines)))
-    problems = Text("\n".join(f"✗ {problem}" for problem in inspection.problems), style="red")
+    summary = literal("\n".join(filter(None, lines)))
+    problems = Text(
+        printable("\n".join(f"✗ {problem}" for problem in inspection.problems)), style="red"
+    )
     return Group(_tensors(inspection), summary, *([problems] if inspection.problems else []))
 
 
 def _tensors(inspection: Inspection) -> Table:
     family = inspection.family or "no known family"
-    table = Table(title=f"{inspection.path}: {family}", title_justify="left", box=SIMPLE_HEAD)
+    title = literal(f"{inspection.path}: {family}")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("tensor and the parameter it becomes", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for group in inspection.tensors:
         shape = " x ".join(map(str, group.shape)) or "scalar"
         style = "red" if group.use == UNKNOWN else None
-        what = Text(f"{group.name}\n  ")
-        what.append(f"{group.dtype} {shape} → {group.use}", style="dim")
+        what = literal(f"{group.name}\n  ")
+        what.append(printable(f"{group.dtype} {shape} → {group.use}"), style="dim")
         table.add_row(what, format_size(group.num_bytes), style=style)
     return table
 

@@ -125,7 +125,13 @@ def check_pack(
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise UserError("; ".join(problems))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        report = _judge(data, JaxSide(model=model, levels=levels), inputs)
+        try:
+            report = _judge(data, JaxSide(model=model, levels=levels), inputs)
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            problem = f"its data cannot be compared: {type(error).__name__}: {error}"
+            raise CheckpointError([problem, OTHER_VERSION], pack) from error
     return dataclasses.replace(report, subject=f"{Path(path).name}, {data['subject']} as recorded")
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from jaxllm.untrusted.printable import printable
+
 from .render import html, terminal
 from .report import report
 
@@ -17,7 +19,7 @@ class Report(report.Report):
 
     def write_html(self, path: str | Path) -> None:
         """Writes a self-contained HTML page: no network, no script, no other file."""
-        Path(path).write_text(html.render(self), encoding="utf-8")
+        Path(path).write_text(printable(html.render(self)), encoding="utf-8")
 
     def table(self) -> RenderableType:
         """Returns the report as a rich renderable for the terminal."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxllm.errors import UserError
+from jaxllm.untrusted.printable import printable
 
 from .environment import print_rich
 from .options import AddCommand, add_json, add_max_ram, add_rules, add_step
@@ -80,7 +81,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps(found.to_json()))
     else:
         for problem in found.problems:
-            print(problem)
+            print(printable(problem))
         print(found.summary)
     return 0 if found.ok else 1
 
@@ -102,7 +103,7 @@ def _suggest(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import suggest
 
     config = None if arguments.config is None else _read_config(Path(arguments.config))
-    print(suggest(arguments.path, config, rules=arguments.rules))
+    print(printable(str(suggest(arguments.path, config, rules=arguments.rules))))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm import THREADS_PER_DEVICE
 from jaxllm.errors import UserError
+from jaxllm.untrusted.printable import printable
 
 from .failures import report_failure
 from .options import is_whole_number
@@ -51,10 +52,18 @@ def set_environment() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
+class _Printable(logging.Formatter):
+    """Formats messages, which may name tensors and files, as text that cannot act on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the message."""
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Prints the log messages of jaxllm, but not of its dependencies, on stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("jaxllm")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -6,6 +6,7 @@ import tempfile
 import traceback
 
 from jaxllm.errors import UserError
+from jaxllm.untrusted.printable import printable
 
 WRONG_USE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 
@@ -96,8 +97,8 @@ def _device_problem() -> str | None:
 
 
 def _complain(text: str) -> None:
-    for line in text.splitlines():
-        print(f"jaxllm: {line}", file=sys.stderr)
+    for line in text.split("\n"):
+        print(f"jaxllm: {printable(line)}", file=sys.stderr)
 
 
 def _keep_traceback(error: BaseException) -> str:

@@ -6,6 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from jaxllm.untrusted.printable import literal
+
 from .diff import Diff, FieldDifference, MetricDifference
 
 WORST = 10  # number of arrays to list
@@ -52,7 +54,7 @@ def _fields(title: str, fields: Iterable[FieldDifference]) -> Table:
         table.add_column(column, overflow="fold")
     for field in fields:
         effect = "none on any number" if field.is_free else ""
-        table.add_row(field.name, str(field.a), str(field.b), effect)
+        table.add_row(*map(literal, (field.name, str(field.a), str(field.b), effect)))
     return table
 
 
@@ -64,7 +66,7 @@ def _metrics(metrics: Iterable[MetricDifference]) -> Table:
     table.add_column("relative\nerror there\nand largest", justify="right", no_wrap=True)
     for metric in metrics:  # two lines each, which fit in 60 columns
         table.add_row(
-            metric.name,
+            literal(metric.name),
             f"from {metric.step}\n{metric.steps} steps",
             f"A {metric.a:.9g}\nB {metric.b:.9g}",  # 9 digits distinguish any two float32
             f"{metric.relative:.1e}\n{metric.most:.1e}",
@@ -81,5 +83,5 @@ def _arrays(diff: Diff) -> Table:
     table.add_column("array", overflow="fold")
     table.add_column("relative\nL2 error", justify="right", no_wrap=True)
     for array in diff.arrays[:WORST]:
-        table.add_row(array.what, array.name, f"{array.relative_l2:.1e}")
+        table.add_row(array.what, literal(array.name), f"{array.relative_l2:.1e}")
     return table

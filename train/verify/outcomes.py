@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxllm.numerics.distance import relative
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT
+from jaxllm.untrusted.printable import literal
 
 # A threshold above this is too high to tell a mistake from rounding.
 USEFUL = 1e-3
@@ -144,5 +145,5 @@ class Equality:
             worst = outcome.worst
             figures = (f"{x:.1e}" for x in (worst.measured, worst.floor, worst.threshold))
             mark, style = ("✓", None) if outcome.ok else ("✗", "red")
-            table.add_row(f"{mark} {outcome.variant}", worst.name, *figures, style=style)
+            table.add_row(f"{mark} {outcome.variant}", literal(worst.name), *figures, style=style)
         return table

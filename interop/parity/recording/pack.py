@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.checkpoint_dir import check_is_folder
+from jaxllm.untrusted.json_objects import parse_json
+from jaxllm.untrusted.regular_files import read_bytes
 
 DATA, ARRAYS = "pack.json", "arrays.safetensors"
 ARRAY = "array"  # {"array": "12"} stands for an array
@@ -53,10 +55,10 @@ def read_pack(folder: Path) -> dict[str, Any]:
             f"{folder} is not a pack written by `jaxllm parity record`: it has no "
             f"{' and no '.join(missing)}"
         )
-    text = (folder / DATA).read_bytes()
+    text = read_bytes(folder / DATA)
     (folder / ARRAYS).open("rb").close()  # safetensors reports an unreadable file as missing
     try:
-        data = _with_arrays(json.loads(text), load_file(folder / ARRAYS))
+        data = _with_arrays(parse_json(text), load_file(folder / ARRAYS))
     except Exception as error:  # safetensors raises various types for truncated files
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     if not isinstance(data, dict) or data.get("version") != VERSION:

@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jaxllm.interop.parity.report.report import Report
+from jaxllm.untrusted.printable import literal, printable
 
 from .sentences import explanation, flips_note, headline, hint, mark, unclear_note, unjudged_note
 from .summary_tables import layers_table, levels_table, positions_table
@@ -46,9 +47,9 @@ def _verdict(report: Report) -> Panel:
     notes = flips_note(report), unclear_note(report), unjudged_note(report)
     lines = [explanation(report), hint(report), *notes, levels]
     return Panel(
-        Text("\n\n".join(filter(None, lines))),
-        title=f"[bold]{headline(report)}",
-        subtitle=f"{report.tokens} tokens: {report.inputs}; {report.dtype}",
+        literal("\n\n".join(filter(None, lines))),
+        title=Text(printable(headline(report)), style="bold"),
+        subtitle=literal(f"{report.tokens} tokens: {report.inputs}; {report.dtype}"),
         border_style="green" if report.ok else "red",
         title_align="left",
         subtitle_align="left",
@@ -75,5 +76,5 @@ def _draw(table: Table, title: str | None = None) -> RichTable:
             words = (*column.split(), *(row.cells[at] for row in table.rows))
             drawn.add_column(column, justify="right", width=max(map(len, words)))
     for row in table.rows:
-        drawn.add_row(*row.cells, style=None if row.ok else "red")
+        drawn.add_row(*map(literal, row.cells), style=None if row.ok else "red")
     return drawn

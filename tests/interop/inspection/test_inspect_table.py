@@ -35,3 +35,10 @@ def test_long_names_wrap_and_are_never_truncated():
 
 def test_a_folder_without_a_config_has_no_known_family():
     assert "no known family" in text_of(Inspection("model", None, {}, (FILLED,), ()))
+
+
+def test_markup_and_escape_codes_in_names_are_shown_as_they_are():
+    name = "[red]w[/red]\x1b[2J\ud800"
+    group = TensorGroup(name, 1, "float32", (), 4, UNKNOWN)
+    text = text_of(Inspection(name, name, {name: "unknown"}, (group,), (name,)))
+    assert text.count("[red]w[/red]\\x1b[2J\\ud800") == 5

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import hf_cases
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiers import examples
 
 from jaxllm.cli import main
 from jaxllm.config import MOVED
@@ -254,6 +256,35 @@ def test_a_pack_without_an_entry_is_refused(whole, llama, tmp_path, missing):
     write_pack(data, tmp_path / "pack")
     with pytest.raises(CheckpointError, match=f"{missing} is missing"):
         check_pack(tmp_path / "pack", llama)
+
+
+def parts_of(data, path=()):
+    """Yields the path of every dictionary, list, number and text within the data of a pack."""
+    yield path
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data[:2]):
+            yield from parts_of(value, (*path, key))
+
+
+@pytest.mark.parametrize("count", examples([2, 40], 2))
+def test_packs_with_missing_or_mistyped_parts_are_refused_or_read(whole, llama, tmp_path, count):
+    """Parts in all places of the pack are missing or a text; no other error is raised."""
+    paths = [path for path in parts_of(read_pack(whole)) if path]
+    assert len(paths) > 40
+    for number, path in enumerate(paths[:: len(paths) // count]):
+        for change in ("remove", "text"):
+            data = read_pack(whole)
+            parent = data
+            for key in path[:-1]:
+                parent = parent[key]
+            if change == "remove":
+                del parent[path[-1]]
+            else:
+                parent[path[-1]] = "a text"
+            pack = tmp_path / f"{number}-{change}"
+            write_pack(data, pack)
+            with suppress(UserError):
+                check_pack(pack, llama)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
