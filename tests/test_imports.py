@@ -113,7 +113,11 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "diagnostics": {"name_folding"},
         "user_family": set(),
         "checkpoint": {"checkpoint_dir", "user_family"},
-        "plan": {"checkpoint", "checkpoint_dir", "diagnostics", "streaming", "user_family"},
+        "config_fields": {"checkpoint_dir"},
+        "plan": {
+            *("checkpoint", "checkpoint_dir", "config_fields", "diagnostics", "streaming"),
+            "user_family",
+        },
         "tied_tensors": {"checkpoint_dir", "diagnostics", "plan", "streaming"},
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from jaxllm.config import Dtype
@@ -43,7 +43,12 @@ def check_count(table: RuleTable, tensors: Tensors) -> list[str]:
     return [f"the config asks for {wanted:,} tensors, but there are only {len(tensors):,}"]
 
 
-def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors) -> Findings:
+def check_tensors(
+    table: RuleTable,
+    rules: Sequence[BoundRule],
+    tensors: Tensors,
+    name_field: Callable[[str, int], str | None] = lambda axis, size: None,
+) -> Findings:
     """Finds tensors that are missing, unexpected, mis-shaped or of an unsupported dtype.
 
     Messages suggest the name that may have been meant, and name the axis whose size is wrong.
@@ -52,6 +57,8 @@ def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors
         table: the family's table for the config.
         rules: the table's rules, bound to the model.
         tensors: the stored tensors, with fused ones split into their parts.
+        name_field: returns the field of the config that gives an axis its size, if it is known;
+            takes the axis and the size that it has in the file.
     """
     uneven = _check_parts(rules, tensors)
     parts = {part for whole in uneven for part in fused_parts(rules)[whole]}
@@ -66,9 +73,11 @@ def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors
     found = {name: bound for name, bound in expected.items() if name in tensors}
     solved = _solve(found, tensors)
     shapes = {
-        name: _shape_problem(bound.rule.stored, tensors[name].shape, bound.sizes, solved)
+        name: problem
         for name, bound in found.items()
+        if (problem := _shape_problem(bound.rule.stored, tensors[name].shape, bound.sizes, solved))
     }
+    fields = {axis: name_field(axis, size) for axis, size in solved.items()}
     supported = get_args(Dtype)
     return Findings(
         [
@@ -78,7 +87,7 @@ def check_tensors(table: RuleTable, rules: Sequence[BoundRule], tensors: Tensors
                 if tensors[name].dtype.name not in supported
             ),
             *_folded_messages(missing, "missing", unexpected),
-            *(f"{name}: {problem}" for name, problem in shapes.items() if problem),
+            *_wrong_shapes(shapes, found, tensors, solved, fields),
             *(f"{name}: {problem}" for name, problem in uneven.items()),
         ],
         _folded_messages(unexpected, "unexpected", missing),
@@ -94,6 +103,39 @@ def _folded_messages(names: Sequence[str], what: str, others: Sequence[str]) -> 
             + did_you_mean(group.members[0], others)
         ),
     )
+
+
+def _wrong_shapes(
+    shapes: Mapping[str, str],
+    found: Mapping[str, BoundRule],
+    tensors: Tensors,
+    solved: Mapping[str, int],
+    fields: Mapping[str, str | None],
+) -> list[str]:
+    """Returns one message for each wrong field of the config, and for each group of other shapes.
+
+    A field is at fault if the size of its axis alone explains a wrong shape.
+    """
+    by_axis: dict[str, list[str]] = {}
+    others: dict[str, str] = {}
+    for name, problem in shapes.items():
+        side, sizes = found[name].rule.stored, found[name].sizes
+        right = side.shape({**sizes, **solved}) == tensors[name].shape
+        axes = [axis for axis in side.array_axes if axis in solved]
+        if right and len(axes) == 1 and fields.get(axes[0]):
+            by_axis.setdefault(axes[0], []).append(name)
+        else:
+            others[name] = problem
+    messages = []
+    for axis, names in by_axis.items():
+        size = found[names[0]].sizes[axis]
+        listed_names = ", ".join(group.name for group in fold(dict.fromkeys(names)))
+        messages.append(
+            f"{fields[axis]} is {size} in the config, but {solved[axis]} by the shapes of "
+            f"{listed_names}"
+        )
+    groups = fold(others)
+    return messages + [f"{group.name}: {others[group.members[0]]}" for group in groups]
 
 
 def check_arrays(rules: Sequence[BoundRule], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -26,6 +27,7 @@ from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
+from .config_fields import find_field
 from .diagnostics import check_arrays, check_count, check_tensors
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
@@ -244,7 +246,8 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     if analysis.config is not None:
         stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)
-        findings = check_tensors(analysis.table, analysis.rules, analysis.tensors)
+        name_field = partial(find_field, checkpoint, analysis.table)
+        findings = check_tensors(analysis.table, analysis.rules, analysis.tensors, name_field)
         analysis.problems += findings.problems
         analysis.unknown += findings.unexpected
     return analysis

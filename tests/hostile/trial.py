@@ -13,7 +13,7 @@ from .sound import write_all
 from .targets import TARGETS, Target
 
 MAX_SECONDS = 5.0  # of CPU time for a command, beyond its imports and compilation
-MAX_BYTES = 500 << 20  # of memory, beyond what the commands take for sound files
+MAX_BYTES = 500 << 20  # of memory, beyond what was in use before the command
 WAIT_SECONDS = 90.0  # until a command counts as hanging
 WARM_UP_SECONDS = 600.0
 
@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     target: Target
     problem: str
     cpu_seconds: float = 0.0
-    peak_bytes: int = 0  # of the process so far
+    peak_bytes: int = 0  # of memory, beyond what was in use before
 
 
 def run_trials(count: int, seed: int = 0) -> Iterator[Outcome]:

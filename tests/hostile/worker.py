@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -24,7 +23,6 @@ USER_STATUSES = (0, 1, 2)
 def work(root: Path, seed: int, start: int, count: int) -> None:
     """Tries the files of these numbers; writes a line for the warm-up, then one for each."""
     _warm_up(root)
-    base = _peak_bytes()
     _report({})
     for number in range(start, count):
         target = TARGETS[number % len(TARGETS)]
@@ -32,7 +30,8 @@ def work(root: Path, seed: int, start: int, count: int) -> None:
             folder = shutil.copytree(root / target.folder, Path(copy) / target.folder)
             file = folder / target.file
             file.write_bytes(mutate(file.read_bytes(), random.Random(f"{seed}-{number}")))
-            _report({**_try(target, folder), "peak_bytes": _peak_bytes() - base})
+            before = _forget_peak()
+            _report({**_try(target, folder), "peak_bytes": _memory("VmHWM") - before})
 
 
 def _try(target: Target, folder: Path) -> dict:
@@ -71,8 +70,16 @@ def _warm_up(root: Path) -> None:
                 _run(target, folder)
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+def _forget_peak() -> int:
+    """Makes the kernel measure the peak anew; returns the memory in use now, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(what: str) -> int:
+    """Returns a figure of this process's memory in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(what))
 
 
 def _report(line: dict) -> None:

@@ -79,7 +79,10 @@ def _rules(
             if not problems:
                 source = theirs[name]
                 differing = differing_bits(array, source.read(source.whole))
-            yield WeightResult(path, parameter, stored, num_bits, differing, "; ".join(problems))
+            remark, num_nan = "; ".join(problems), _count_nan(array)
+            yield WeightResult(
+                path, parameter, stored, num_bits, differing, remark, num_nan=num_nan
+            )
 
 
 def _copies(
@@ -132,8 +135,7 @@ def record_weights(comparison: Comparison) -> dict[str, list[str]]:
 def check_weights(digests: Mapping[str, list[str]], ours: JaxSide) -> list[WeightResult]:
     """Compares the model's arrays with recorded digests.
 
-    Digests do not say how many bits differ, so all bits of a differing array are counted. Rows of
-    arrays with other shapes have a remark.
+    Digests do not say how many bits differ. Rows of arrays with other shapes have a remark.
     """
     arrays, rows = LazyWeights(ours.unstacked), []
     for name in dict.fromkeys([*arrays, *digests]):
@@ -144,8 +146,16 @@ def check_weights(digests: Mapping[str, list[str]], ours: JaxSide) -> list[Weigh
         bits = 1 if array is None else 8 * array.nbytes
         remark = "" if found == shape else f"{shape} in the reference, {found} in the model"
         is_same = not remark and array is not None and _digest(array) == digest
-        rows.append(WeightResult(path, parameter, (name,), bits, 0 if is_same else bits, remark))
+        differing = 0 if is_same else bits if remark else None
+        num_nan = 0 if array is None else _count_nan(array)
+        rows.append(
+            WeightResult(path, parameter, (name,), bits, differing, remark, num_nan=num_nan)
+        )
     return rows
+
+
+def _count_nan(array: np.ndarray) -> int:
+    return int(np.isnan(array.astype(np.float32, copy=False)).sum())
 
 
 def _digest(array: np.ndarray) -> str:

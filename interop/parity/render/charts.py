@@ -35,7 +35,8 @@ def profile_chart(report: Report) -> str:
     taps = report.taps
     errors = [tap.cumulative for tap in taps]
     measured = [error.measured for error in errors]
-    own = [(tap.forced or tap.cumulative).measured for tap in taps]
+    own = [math.nan if tap.forced is None else tap.forced.measured for tap in taps]
+    is_own_measured = any(tap.forced is not None for tap in taps)
     reference = [error.reference for error in errors]
     floors, thresholds = [e.floor for e in errors], [e.threshold for e in errors]
     figure, [axes] = new_chart(HEIGHT)
@@ -43,7 +44,8 @@ def profile_chart(report: Report) -> str:
     axes.plot(_clamp(floors, bottom, top), color=GRAY, linewidth=1.2, label="noise floor")
     axes.plot(_clamp(reference, bottom, top), color=GREEN, linewidth=1.2, label="reference")
     axes.plot(_clamp(thresholds, bottom, top), "--", color=RED, linewidth=1.2, label="threshold")
-    axes.plot(_clamp(own, bottom, top), color=BLUE, linewidth=1.2, label="own error")
+    if is_own_measured:
+        axes.plot(_clamp(own, bottom, top), color=BLUE, linewidth=1.2, label="own error")
     axes.plot(_clamp(measured, bottom, top), color=INK, linewidth=1.2, label="error")
     _mark(axes, range(len(taps)), _clamp(measured, bottom, top), [e.ok for e in errors])
     _name_layers(axes, taps)
@@ -111,13 +113,22 @@ def _mark(axes: "Axes", xs: Sequence[int], ys: Sequence[float], held: Sequence[b
 
 
 def _name_layers(axes: "Axes", taps: Sequence[TapResult]) -> None:
-    """Labels whole layers and modules outside of layers on the x axis, where there is room."""
+    """Labels layers at their first activation, and modules outside of layers, where there is room.
+
+    A layer's own activation, its output, is its last.
+    """
     named: dict[int, str] = {}
     free_from = 0.0
+    begins: dict[str, int] = {}
     for x, tap in enumerate(taps):
+        parts = tap.path.split(".")
+        for depth in range(1, len(parts) + 1):
+            begins.setdefault(".".join(parts[:depth]), x)
+    for tap in taps:
         parent, _, last = tap.path.rpartition(".")
         if parent and not last.isdecimal():
             continue  # within a layer
+        x = begins[tap.path]
         center = x / max(len(taps) - 1, 1) * LABEL_ROOM
         if center - len(tap.path) / 2 >= free_from or not named:
             named[x] = tap.path

@@ -46,11 +46,16 @@ def weights_table(weights: Iterable[WeightResult]) -> Table:
     """Tabulates the parameters that are not equal bit for bit."""
     unequal = [row for row in weights if not row.ok]
     rows = (
-        Row((place(row), row.remark, f"{row.differing_bits:,}", f"{row.num_bits:,}"), ok=False)
+        Row((place(row), row.remark, *_bits(row)), ok=False)
         for row in unequal[:SHOWN]
     )
     columns = ("parameter", "reason", "differing bits", "of bits")
     return Table(columns, tuple(rows), 2, _omitted(unequal))
+
+
+def _bits(row: WeightResult) -> tuple[str, str]:
+    differing = row.differing_bits
+    return "differs (digest)" if differing is None else f"{differing:,}", f"{row.num_bits:,}"
 
 
 def wrong_activations_table(taps: Iterable[TapResult]) -> Table:

@@ -12,14 +12,12 @@ from . import charts, details
 from .heat_map import heat_map, legend
 from .sentences import (
     explanation,
-    flips_note,
     headline,
     hint,
     mark,
+    notes,
     number,
     place,
-    unclear_note,
-    unjudged_note,
 )
 from .summary_tables import levels_table, positions_table
 from .table import Table
@@ -36,11 +34,7 @@ def render(report: Report) -> str:
         headline=headline(report),
         explanation=_explanation(report),
         hint=hint(report),
-        notes=[
-            note
-            for note in (flips_note(report), unclear_note(report), unjudged_note(report))
-            if note
-        ],
+        notes=notes(report),
         levels=levels_table(report),
         sections=list(_sections(report)),
         heat_map=heat_map(report) if has_layers else None,

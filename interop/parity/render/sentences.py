@@ -10,6 +10,7 @@ from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import FieldResult, TensorResult, TextResult, WeightResult
 
+_MOST_NAMED = 4  # parameters in a sentence
 AnyRow = TypeVar("AnyRow", bound=Judged)
 
 
@@ -47,6 +48,12 @@ def hint(report: Report) -> str:
     return f"At {wrong.path}: {wrong.hint}." if wrong is not None and wrong.hint else ""
 
 
+def notes(report: Report) -> list[str]:
+    """Returns the sentences on what else matters for the verdict, those that apply."""
+    found = nan_note(report), flips_note(report), unclear_note(report), unjudged_note(report)
+    return [*report.notes, *filter(None, found)]
+
+
 def unjudged_note(report: Report) -> str:
     """Returns a sentence on the levels that could not be compared, or ""."""
     levels = ", ".join(report.unjudged)
@@ -82,6 +89,16 @@ def _direction_note(report: Report) -> str:
         f"In {rows}, rounding errors share a direction; along it, a mistake of up to "
         f"{number(max(wide))} cannot be seen."
     )
+
+
+def nan_note(report: Report) -> str:
+    """Returns a sentence that names the parameters with values that are not numbers, or ""."""
+    found = [row for row in report.weights if row.num_nan]
+    if not found:
+        return ""
+    names = ", ".join(f"{row.num_nan:,} in {place(row)}" for row in found[:_MOST_NAMED])
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f"The model has weights that are NaN: {names}{more}."
 
 
 def flips_note(report: Report) -> str:
@@ -133,7 +150,8 @@ def describe_failure(row: Judged) -> str:
         return f"is {row.ours or 'unknown'} in the model, {row.theirs} in the reference"
     if isinstance(row, WeightResult):
         why = f": {row.remark}" if row.remark else ""
-        return f"differs in {row.differing_bits:,} of {row.num_bits:,} bits{why}"
+        how = "(digest)" if row.differing_bits is None else f"in {row.differing_bits:,} of {row.num_bits:,} bits"
+        return f"differs {how}{why}"
     if isinstance(row, TextResult):
         return (
             f"differs from the reference in {row.measured:.0f} of {len(row.theirs)} tokens, after "
@@ -155,6 +173,8 @@ def compared(level: str, report: Report) -> str:
         return "not compared"
     if any(isinstance(row, WeightResult) for row in rows):
         tensors = {name for row in rows for name in row.stored}
+        if any(row.differing_bits is None for row in rows):
+            return f"{len(tensors)} {noun}, {sum(not row.ok for row in rows)} differ (digest)"
         differing = sum(row.differing_bits for row in rows)
         bits = sum(row.num_bits for row in rows)
         return f"{len(tensors)} {noun}, {differing:,} of {bits:,} bits differ"

@@ -36,7 +36,9 @@ def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
 def layers_table(report: Report) -> Table:
     """Tabulates the layers, each by its first failing activation or the one closest to failing."""
     columns = ("activation", "error", "own error", "noise floor", "threshold", "error / threshold")
-    return Table(columns, tuple(map(_activation_row, _decisive_activations(report))))
+    table = Table(columns, tuple(map(_activation_row, _decisive_activations(report))))
+    is_measured = any(tap.forced is not None for tap in report.taps)
+    return table if is_measured else table.without("own error")
 
 
 def _decisive_activations(report: Report) -> Iterator[TapResult]:
@@ -48,10 +50,10 @@ def _decisive_activations(report: Report) -> Iterator[TapResult]:
 
 
 def _activation_row(tap: TapResult) -> Row:
-    own = tap.forced or tap.cumulative
-    errors = (tap.cumulative.measured, own.measured, tap.floor, tap.threshold)
+    own = "" if tap.forced is None else number(tap.forced.measured)
     ratio = f"{tap.ratio:.2f}" if tap.ok else number(tap.ratio)
-    return Row((tap.path, *map(number, errors), ratio), tap.ok)
+    cells = (number(tap.cumulative.measured), own, *map(number, (tap.floor, tap.threshold)))
+    return Row((tap.path, *cells, ratio), tap.ok)
 
 
 def positions_table(report: Report, logits: LogitsResult) -> Table:

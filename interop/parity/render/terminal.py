@@ -11,7 +11,7 @@ from rich.text import Text
 from jaxllm.interop.parity.report.report import Report
 from jaxllm.untrusted.printable import literal, printable
 
-from .sentences import explanation, flips_note, headline, hint, mark, unclear_note, unjudged_note
+from .sentences import explanation, headline, hint, mark, notes
 from .summary_tables import layers_table, levels_table, positions_table
 from .table import Row, Table
 
@@ -44,8 +44,7 @@ def _verdict(report: Report) -> Panel:
     levels = "   ".join(
         f"{mark(held)}\N{NO-BREAK SPACE}{level}" for level, held in report.verdicts.items()
     )
-    notes = flips_note(report), unclear_note(report), unjudged_note(report)
-    lines = [explanation(report), hint(report), *notes, levels]
+    lines = [explanation(report), hint(report), *notes(report), levels]
     return Panel(
         literal("\n\n".join(filter(None, lines))),
         title=Text(printable(headline(report)), style="bold"),

@@ -68,6 +68,7 @@ class Report:
     length: int  # of each row, padding included
     tokens: int  # the number compared, without padding
     inputs: str = "given inputs"  # what was compared on, in words
+    notes: tuple[str, ...] = ()  # sentences on what was compared
     seed: int | None  # of drawn inputs; None: the inputs were given
     dtype: str = "float32"  # that both sides compute in
     dtypes: dict[str, str]

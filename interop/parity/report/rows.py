@@ -33,14 +33,16 @@ class WeightResult(Exact):
     parameter: str  # its name in the module
     stored: tuple[str, ...]  # names of the reference's tensors
     num_bits: int
-    differing_bits: int
+    differing_bits: int | None  # None: their digests differ, which do not say in how many bits
     remark: str = ""  # why the two could not be compared, or which tensor this one is a copy of
     hint: str | None = None
+    num_nan: int = 0  # values of the model that are not numbers
 
     @property
     def measured(self) -> float:
-        """The number of differing bits."""
-        return float(self.differing_bits)
+        """The number of differing bits; 1 if it is not known."""
+        return 1.0 if self.differing_bits is None else float(self.differing_bits)
+
 
 
 @dataclasses.dataclass(frozen=True)
