@@ -31,6 +31,11 @@ from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
 from .rendered_report import Report
 
+SAME_FILES = (
+    "Both sides read the same files, {}: this shows that they compute the same from them, not that "
+    "the files are right. `jaxllm parity A --against B` compares two checkpoints."
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputOptions:
@@ -156,6 +161,7 @@ def check_checkpoint(
     if dtype not in PRECISIONS:
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
+    is_given = model is not None
     reference, model = open_both(path, rules, model, store, dtype)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
@@ -163,7 +169,12 @@ def check_checkpoint(
     report = compare(reference, model, inputs, levels=levels, store=store)
     seed = given.seed if given.are_drawn else None
     kind = given.kind(path, model)
-    return dataclasses.replace(report, subject=path.name, inputs=kind, seed=seed)
+    where = str(path.resolve())
+    notes = () if is_given else (SAME_FILES.format(where),)
+    paths = {"reference": where} if is_given else {"model": where, "reference": where}
+    return dataclasses.replace(
+        report, subject=path.name, inputs=kind, seed=seed, notes=notes, paths=paths
+    )
 
 
 def open_both(

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -106,6 +107,8 @@ def compare(
 def _compare(comparison: Comparison) -> Report:
     stages = stages_of(comparison.levels)
     is_computed = any(stage.computes for stage in stages)
+    if is_computed:  # weights and config are read in any case, for their digests
+        stages = stages_of([*levels_without_computation(), *comparison.levels])
     if is_computed and shape_mismatches(
         comparison.reference, comparison.unstacked, comparison.table
     ):
@@ -144,8 +147,10 @@ def assemble(
     }
     stages = (stage for stage in stages_of(LEVELS) if stage.name in found)
     details: dict[str, Any] = {"tokens": inputs.num_tokens, "versions": {}}
+    digests: dict[str, str] = {}
     for stage in stages:
         details |= stage.details(found[stage.name])
+        digests |= stage.digests(found[stage.name])
     batch_size, length = inputs.target.shape[:2]
     return Report(
         subject=subject,
@@ -164,6 +169,8 @@ def assemble(
             "metrics": "float64",
         },
         tolerance=TOLERANCE,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        digests=digests,
         **{**details, "versions": _versions(packages) | details["versions"]},
     )
 

@@ -132,7 +132,9 @@ def check_pack(
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             problem = f"its data cannot be compared: {type(error).__name__}: {error}"
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
-    return dataclasses.replace(report, subject=f"{Path(path).name}, {data['subject']} as recorded")
+    subject = f"{Path(path).name}, {data['subject']} as recorded"
+    paths = {"model": str(Path(path).resolve()), "reference": str(Path(pack).resolve())}
+    return dataclasses.replace(report, subject=subject, paths=paths)
 
 
 def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
@@ -175,6 +177,7 @@ def _wrong(name: str, data: Mapping[str, Any], allowed: str) -> str:
 def _judge(data: dict[str, Any], ours: JaxSide, inputs: Inputs) -> Report:
     stages = stages_of(ours.levels)
     if any(stage.computes for stage in stages):
+        stages = stages_of([*levels_without_computation(), *ours.levels])
         rows = check_weights(data[WEIGHTS.name], ours)
         if any(row.remark for row in rows):  # shapes differ, so nothing can be run
             stages = stages_of(levels_without_computation())

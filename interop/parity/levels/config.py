@@ -10,7 +10,7 @@ from jaxllm.interop.parity.alignment.parameter_names import read_config
 from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
 
-from .level import Stage
+from .level import Stage, both_digests
 from .sides import JaxSide
 
 # Fields that may differ without a change of the numbers. The RoPE layout is the layout of the JAX
@@ -111,5 +111,8 @@ CONFIG = Stage(
     compare=lambda comparison: compare_config(comparison.reference, comparison.model),
     record=lambda comparison: fields_of(comparison.reference, comparison.model),
     check=check_config,
+    digests=lambda rows: both_digests(
+        "config", [(f"{row.path}={row.ours}", f"{row.path}={row.theirs}") for row in rows]
+    ),
     computes=False,
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from jaxllm.interop.parity.report.judged import Judged
@@ -13,6 +14,15 @@ from .sides import Comparison, JaxSide
 def no_details(found: Any) -> Mapping[str, Any]:
     """Returns no report fields besides the rows."""
     return {}
+
+
+def both_digests(what: str, lines: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Returns a SHA-256 for each side of pairs of lines, in whatever order they are."""
+    sides = zip(*sorted(lines), strict=True) if lines else ((), ())
+    return {
+        f"{what} of the {side}": sha256("\n".join(sorted(own)).encode()).hexdigest()
+        for side, own in zip(("model", "reference"), sides, strict=True)
+    }
 
 
 def no_runs(levels: Sequence[str]) -> int:
@@ -32,6 +42,7 @@ class Stage:
     record: Callable[[Comparison], Any]  # runs the reference; returns data and arrays for a pack
     check: Callable[[Any, JaxSide], Any]  # takes recorded data; returns the same as `compare`
     details: Callable[[Any], Mapping[str, Any]] = no_details  # report fields besides the rows
+    digests: Callable[[Any], Mapping[str, str]] = no_details  # of what it read of each side
     runs: Callable[[Sequence[str]], int] = no_runs  # of the models, in a comparison at some levels
     computes: bool = True  # False: only reads both sides, so it works even where sizes differ
 

@@ -1,5 +1,6 @@
 """Weights level: compares every tensor of the reference with the model's, bit by bit."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -26,7 +27,7 @@ from jaxllm.models import Model, build_abstract, with_scanned_layers
 from jaxllm.params import stacked_layers
 
 from .config import config_of
-from .level import Stage
+from .level import Stage, both_digests
 from .sides import Comparison, JaxSide
 
 
@@ -75,13 +76,16 @@ def _rules(
         for name, _ in bound.rule.model.names(bound.sizes):
             path, _, parameter = name.rpartition(".")
             array = ours[name]
-            differing = num_bits = 8 * array.nbytes
+            differing, num_bits, own, other = 8 * array.nbytes, 8 * array.nbytes, _digest(array), ""
             if not problems:
                 source = theirs[name]
-                differing = differing_bits(array, source.read(source.whole))
-            remark, num_nan = "; ".join(problems), _count_nan(array)
+                given = source.read(source.whole)
+                differing = differing_bits(array, given)
+                other = own if differing == 0 else _digest(given)
             yield WeightResult(
-                path, parameter, stored, num_bits, differing, remark, num_nan=num_nan
+                *(path, parameter, stored, num_bits, differing, "; ".join(problems)),
+                num_nan=_count_nan(array),
+                digests=(own, other),
             )
 
 
@@ -145,13 +149,19 @@ def check_weights(digests: Mapping[str, list[str]], ours: JaxSide) -> list[Weigh
         found = "missing" if array is None else str(array.shape)
         bits = 1 if array is None else 8 * array.nbytes
         remark = "" if found == shape else f"{shape} in the reference, {found} in the model"
-        is_same = not remark and array is not None and _digest(array) == digest
+        own = "" if array is None else _digest(array)
+        is_same = not remark and own == digest
         differing = 0 if is_same else bits if remark else None
         num_nan = 0 if array is None else _count_nan(array)
-        rows.append(
-            WeightResult(path, parameter, (name,), bits, differing, remark, num_nan=num_nan)
-        )
+        row = WeightResult(path, parameter, (name,), bits, differing, remark)
+        rows.append(dataclasses.replace(row, num_nan=num_nan, digests=(own, digest)))
     return rows
+
+
+def digests_of(rows: Sequence[WeightResult]) -> dict[str, str]:
+    """Returns one digest of all weights of each side, the same for equal weights."""
+    named = [(f"{row.path}.{row.parameter}", row.digests) for row in rows if any(row.digests)]
+    return both_digests("weights", [(f"{name} {a}", f"{name} {b}") for name, (a, b) in named])
 
 
 def _count_nan(array: np.ndarray) -> int:
@@ -169,5 +179,6 @@ WEIGHTS = Stage(
     ),
     record=record_weights,
     check=check_weights,
+    digests=digests_of,
     computes=False,
 )

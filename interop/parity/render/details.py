@@ -45,10 +45,7 @@ def config_table(fields: Iterable[FieldResult]) -> Table:
 def weights_table(weights: Iterable[WeightResult]) -> Table:
     """Tabulates the parameters that are not equal bit for bit."""
     unequal = [row for row in weights if not row.ok]
-    rows = (
-        Row((place(row), row.remark, *_bits(row)), ok=False)
-        for row in unequal[:SHOWN]
-    )
+    rows = (Row((place(row), row.remark, *_bits(row)), ok=False) for row in unequal[:SHOWN])
     columns = ("parameter", "reason", "differing bits", "of bits")
     return Table(columns, tuple(rows), 2, _omitted(unequal))
 

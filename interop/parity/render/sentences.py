@@ -150,7 +150,11 @@ def describe_failure(row: Judged) -> str:
         return f"is {row.ours or 'unknown'} in the model, {row.theirs} in the reference"
     if isinstance(row, WeightResult):
         why = f": {row.remark}" if row.remark else ""
-        how = "(digest)" if row.differing_bits is None else f"in {row.differing_bits:,} of {row.num_bits:,} bits"
+        how = (
+            "(digest)"
+            if row.differing_bits is None
+            else f"in {row.differing_bits:,} of {row.num_bits:,} bits"
+        )
         return f"differs {how}{why}"
     if isinstance(row, TextResult):
         return (

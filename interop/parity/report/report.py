@@ -69,6 +69,10 @@ class Report:
     tokens: int  # the number compared, without padding
     inputs: str = "given inputs"  # what was compared on, in words
     notes: tuple[str, ...] = ()  # sentences on what was compared
+    date: str = ""  # when, in UTC
+    paths: dict[str, str] = dataclasses.field(default_factory=dict)  # of the sides, by name
+    # SHA-256 of the weights and of the config of each side.
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
     seed: int | None  # of drawn inputs; None: the inputs were given
     dtype: str = "float32"  # that both sides compute in
     dtypes: dict[str, str]

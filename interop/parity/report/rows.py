@@ -37,12 +37,12 @@ class WeightResult(Exact):
     remark: str = ""  # why the two could not be compared, or which tensor this one is a copy of
     hint: str | None = None
     num_nan: int = 0  # values of the model that are not numbers
+    digests: tuple[str, str] = ("", "")  # of the model's array and the reference's; "": no array
 
     @property
     def measured(self) -> float:
         """The number of differing bits; 1 if it is not known."""
         return 1.0 if self.differing_bits is None else float(self.differing_bits)
-
 
 
 @dataclasses.dataclass(frozen=True)

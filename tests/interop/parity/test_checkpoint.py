@@ -14,6 +14,7 @@ from jaxllm.interop import CheckpointError, load_pretrained, parity
 from jaxllm.interop.parity.alignment.prompt import text_tokens
 from jaxllm.interop.parity.golden import record_checkpoint
 from jaxllm.interop.parity.numerics.precision import PRECISIONS
+from jaxllm.interop.parity.render import html
 
 check_checkpoint = functools.partial(parity.check_checkpoint, levels=("logits", "layers"))
 
@@ -35,6 +36,20 @@ def test_a_checkpoint_passes(folder):
 
 
 @pytest.mark.exhaustive
+def test_a_report_says_when_where_and_of_what_it_is(folder, tokens):
+    report = check_checkpoint(folder, tokens=tokens, levels=("logits",))
+    assert report.date.endswith(" UTC")
+    assert report.paths == {"model": str(folder.resolve()), "reference": str(folder.resolve())}
+    assert len(report.digests) == 4
+    for what in ("weights", "config"):
+        ours, theirs = (report.digests[f"{what} of the {side}"] for side in ("model", "reference"))
+        assert ours == theirs
+        assert len(ours) == 64
+    page = html.render(report)
+    for text in (*report.digests.values(), report.date, "Both sides read the same files"):
+        assert text in page
+
+
 def test_a_model_with_other_weights_fails(folder, make_llama, convert):
     broken = load_pretrained(folder, dtype="float32")
     broken.final_norm.scale[...] *= 1.01

@@ -19,6 +19,8 @@ from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
+from jaxllm.interop.parity.render import html
+from jaxllm.interop.parity.render.sentences import compared, notes
 from jaxllm.train import make_mesh
 
 LENGTH = 300
@@ -125,8 +127,19 @@ def test_a_damaged_weight_is_named(pack, copy):
     report = check_pack(pack, copy, levels=("weights", "config", "logits"))
     [wrong] = [row for row in report.weights if not row.ok]
     assert (wrong.path, wrong.parameter) == ("layers.1.mlp.down_proj", "kernel")
+    assert wrong.differing_bits is None  # a digest does not say in how many bits
+    assert "layers.1.mlp.down_proj.kernel differs (digest)." in html.render(report)
+    assert "21 tensors, 1 differ (digest)" in compared("weights", report)
+    assert report.digests["weights of the model"] != report.digests["weights of the reference"]
+    assert report.digests["config of the model"] == report.digests["config of the reference"]
     assert report.first_divergence is wrong
     assert report.verdicts == {"weights": False, "config": True, "logits": True}
+
+
+def test_weights_that_are_not_numbers_are_named(pack, copy):
+    change_tensor(copy, "model.norm.weight", lambda weight: np.full_like(weight, np.nan))
+    report = check_pack(pack, copy, levels=("weights",))
+    assert any(note.endswith(" in final_norm.scale.") for note in notes(report))
 
 
 def test_a_pack_with_the_old_name_of_labels_is_read(pack, llama, tmp_path):
