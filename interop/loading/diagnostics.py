@@ -27,8 +27,8 @@ class Findings(NamedTuple):
     unexpected: list[str]  # tensors that neither the rules nor the table mention
 
 
-def check_count(table: RuleTable, tensors: Tensors) -> list[str]:
-    """Returns a message if the config asks for far more tensors than there are.
+def check_count(table: RuleTable, tensors: Tensors) -> None:
+    """Raises ValueError if the config asks for far more tensors than there are.
 
     A config of a few bytes may ask for any number, and laying out a model takes time for each.
     """
@@ -38,9 +38,10 @@ def check_count(table: RuleTable, tensors: Tensors) -> list[str]:
         if rule.layers is not None and rule.layered is not None:
             sizes[rule.layered[1]] = len(rule.layers)
         wanted += math.prod(sizes.get(axis, 1) for axis in rule.stored.name_axes)
-    if wanted <= MOST_ABSENT + 2 * len(tensors):
-        return []
-    return [f"the config asks for {wanted:,} tensors, but there are only {len(tensors):,}"]
+    if wanted > MOST_ABSENT + 2 * len(tensors):
+        raise ValueError(
+            f"the config asks for {wanted:,} tensors, but there are only {len(tensors):,}"
+        )
 
 
 def check_tensors(
