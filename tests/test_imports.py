@@ -144,6 +144,10 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("alignment", "execution", "levels", "numerics", "progress", "rendered_report"),
             "report",
         },
+        "against": {
+            *("alignment", "comparison", "execution", "levels", "numerics", "progress"),
+            *("rendered_report", "report"),
+        },
         "checkpoint": {
             *("alignment", "comparison", "levels", "numerics", "progress", "rendered_report"),
         },

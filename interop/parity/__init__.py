@@ -1,9 +1,10 @@
 """Parity: compares two implementations of a model and finds the first divergent activation."""
 
+from .against import compare_checkpoints
 from .alignment.inputs import Inputs
 from .checkpoint import check_checkpoint
 from .comparison import compare
 from .execution.recipe import Recipe
 from .rendered_report import Report
 
-__all__ = ["Inputs", "Recipe", "Report", "check_checkpoint", "compare"]
+__all__ = ["Inputs", "Recipe", "Report", "check_checkpoint", "compare", "compare_checkpoints"]

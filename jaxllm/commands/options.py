@@ -7,8 +7,9 @@ from typing import Protocol, get_args
 
 from jaxllm.config import Dtype
 from jaxllm.config.checks import MAX_INT, MAX_SEED
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, did_you_mean
 
+from .choices import LevelNames
 from .parser import CommandParser, Run
 
 DTYPES = get_args(Dtype)
@@ -115,3 +116,55 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def mesh_axis(text: str) -> tuple[str, int]:
+    """Parses a mesh axis and its size, such as `fsdp=4`, for argparse."""
+    name, _, size = text.partition("=")
+    if not name or not size:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not AXIS=SIZE; PACK and CHECKPOINT come before --mesh"
+        )
+    return name, count(size)
+
+
+def parity_level(text: str) -> str:
+    """Parses the name of a parity level, for argparse."""
+    known = list(LevelNames())
+    if text in known:
+        return text
+    hint = did_you_mean(text, known) or (
+        f"; choose from {', '.join(known)}; the checkpoint comes before --levels"
+    )
+    raise argparse.ArgumentTypeError(f"{text!r} is not a level{hint}")
+
+
+def mesh_sizes(axes: list[tuple[str, int]]) -> dict[str, int]:
+    """Returns the size of each mesh axis. Raises UserError if an axis is given more than once."""
+    sizes = dict(axes)
+    if len(sizes) < len(axes):
+        given = " ".join(f"{axis}={size}" for axis, size in axes)
+        raise UserError(f"--mesh {given}: an axis is given more than once")
+    return sizes
+
+
+def add_random_tokens(command: argparse.ArgumentParser) -> None:
+    """Adds the options of drawn inputs."""
+    command.add_argument(
+        "--num-tokens",
+        type=count,
+        default=320,
+        metavar="N",
+        help="tokens per row (default: %(default)s)",
+    )
+    add_seed(command, "seed of the text or the random tokens")
+
+
+def add_output(command: argparse.ArgumentParser) -> None:
+    """Adds the option for the folder of a parity report."""
+    command.add_argument(
+        "--output",
+        default="runs/parity",
+        metavar="FOLDER",
+        help="folder for parity.json and parity.html (default: %(default)s)",
+    )

@@ -7,11 +7,23 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxllm.errors import UserError, did_you_mean
+from jaxllm.errors import UserError
 
 from .choices import LevelNames
 from .environment import join_processes, log_to_stderr, print_rich, progress_bar
-from .options import AddCommand, add_dtype, add_json, add_rules, add_seed, count, read_text
+from .options import (
+    AddCommand,
+    add_dtype,
+    add_json,
+    add_output,
+    add_random_tokens,
+    add_rules,
+    count,
+    mesh_axis,
+    mesh_sizes,
+    parity_level,
+    read_text,
+)
 from .parser import CommandParser
 from .runs import read_run_config
 
@@ -40,6 +52,12 @@ def _add_parity_options(parity: CommandParser) -> None:
     parity.add_argument(
         "path", metavar="CHECKPOINT", help="a Hugging Face folder, or one of a source system"
     )
+    parity.add_argument(
+        "--against",
+        metavar="CHECKPOINT",
+        help="another checkpoint, of any format, to compare with instead of PyTorch: configs and "
+        "weights, and with --levels logits the outputs",
+    )
     chosen = parity.add_mutually_exclusive_group()
     levels = _add_levels(chosen, "what to compare: %(known)s (default: %(usual)s)")
     vars(levels).update(known=LevelNames(), usual=LevelNames(by_default=True))
@@ -51,8 +69,8 @@ def _add_parity_options(parity: CommandParser) -> None:
         metavar="FILE",
         help="tokens to compare on: .npy, .json, or .npz with source and target",
     )
-    _add_random_tokens(parity)
-    _add_output(parity)
+    add_random_tokens(parity)
+    add_output(parity)
     parity.add_argument(
         "--scratch",
         metavar="FOLDER",
@@ -81,7 +99,7 @@ def _add_record(parity: CommandParser) -> None:
         help="positions of each row to record, or `all` (default: %(default)s)",
     )
     _add_text(record.add_mutually_exclusive_group())
-    _add_random_tokens(record)
+    add_random_tokens(record)
     add_rules(record)
 
 
@@ -98,13 +116,13 @@ def _add_check(parity: CommandParser) -> None:
         "--mesh",
         nargs="+",
         action="extend",
-        type=_axis,
+        type=mesh_axis,
         default=[],
         metavar="AXIS=SIZE",
         help="mesh to shard the model over (default: one device)",
     )
     _add_levels(check, "levels to compare (default: all recorded)")
-    _add_output(check)
+    add_output(check)
     add_json(check, "the report")
     add_rules(check)
 
@@ -123,7 +141,9 @@ def _add_mesh(parity: CommandParser) -> None:
 
 
 def _add_levels(command: argparse._ActionsContainer, purpose: str) -> argparse.Action:
-    return command.add_argument("--levels", nargs="+", type=_level, metavar="LEVEL", help=purpose)
+    return command.add_argument(
+        "--levels", nargs="+", type=parity_level, metavar="LEVEL", help=purpose
+    )
 
 
 def _add_text(command: argparse._ActionsContainer) -> None:
@@ -136,57 +156,29 @@ def _add_text(command: argparse._ActionsContainer) -> None:
     command.add_argument("--random", action="store_true", help="compare on random tokens")
 
 
-def _add_random_tokens(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--num-tokens",
-        type=count,
-        default=320,
-        metavar="N",
-        help="tokens per row (default: %(default)s)",
-    )
-    add_seed(command, "seed of the text or the random tokens")
+def _against(arguments: argparse.Namespace) -> int:
+    """Compares two checkpoints."""
+    from jaxllm.interop.parity import Inputs, compare_checkpoints
 
-
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--output",
-        default="runs/parity",
-        metavar="FOLDER",
-        help="folder for parity.json and parity.html (default: %(default)s)",
-    )
-
-
-def _axis(text: str) -> tuple[str, int]:
-    """Parses a mesh axis and its size, such as `fsdp=4`, for argparse."""
-    name, _, size = text.partition("=")
-    if not name or not size:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not AXIS=SIZE; PACK and CHECKPOINT come before --mesh"
+    given = {"--text": arguments.text, "--scratch": arguments.scratch}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"{' and '.join(wrong)} cannot be combined with --against")
+    with _shown_progress():
+        report = compare_checkpoints(
+            arguments.path,
+            arguments.against,
+            levels=QUICK if arguments.quick else arguments.levels,
+            tokens=None if arguments.tokens is None else Inputs.read(Path(arguments.tokens)),
+            num_tokens=arguments.num_tokens,
+            seed=arguments.seed,
+            rules=arguments.rules,
         )
-    return name, count(size)
-
-
-def _level(text: str) -> str:
-    """Parses the name of a parity level, for argparse."""
-    known = list(LevelNames())
-    if text in known:
-        return text
-    hint = did_you_mean(text, known) or (
-        f"; choose from {', '.join(known)}; the checkpoint comes before --levels"
-    )
-    raise argparse.ArgumentTypeError(f"{text!r} is not a level{hint}")
-
-
-def _mesh_sizes(axes: list[tuple[str, int]]) -> dict[str, int]:
-    """Returns the size of each mesh axis. Raises UserError if an axis is given more than once."""
-    sizes = dict(axes)
-    if len(sizes) < len(axes):
-        given = " ".join(f"{axis}={size}" for axis, size in axes)
-        raise UserError(f"--mesh {given}: an axis is given more than once")
-    return sizes
+    return _finish(report, arguments)
 
 
 def _parity(arguments: argparse.Namespace) -> int:
+    if arguments.against is not None:
+        return _against(arguments)
     from jaxllm.interop.parity import Inputs, check_checkpoint
 
     text = None if arguments.text is None else read_text(arguments.text)
@@ -264,7 +256,7 @@ def _record(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    sizes = _mesh_sizes(arguments.mesh)
+    sizes = mesh_sizes(arguments.mesh)
     join_processes()
     from jaxllm.interop.parity.golden import check_pack
     from jaxllm.train import make_mesh

@@ -46,12 +46,20 @@ def compare_fields(
     """Compares what `fields_of` returned for the reference with the config of `model`."""
     if given is None:
         return [FieldResult("config", "", problem) for problem in problems]
-    ours = _flat(model.config)
-    rows = [
-        FieldResult(f"config.{name}", ours.get(name, "None"), given.get(name, "None"))
-        for name in {**ours, **given}
-    ]
+    rows = _compare_flat(_flat(model.config), given)
     return [*rows, *(FieldResult("config", "", problem) for problem in problems)]
+
+
+def compare_configs(ours: Config, theirs: Config) -> list[FieldResult]:
+    """Compares every field that affects the numbers in two configs."""
+    return _compare_flat(_flat(ours), _flat(theirs))
+
+
+def _compare_flat(ours: dict[str, str], theirs: dict[str, str]) -> list[FieldResult]:
+    return [
+        FieldResult(f"config.{name}", ours.get(name, "None"), theirs.get(name, "None"))
+        for name in {**ours, **theirs}
+    ]
 
 
 def config_of(reference: Any, model: Model) -> tuple[Config | None, list[str]]:

@@ -76,15 +76,15 @@ def _rules(
         for name, _ in bound.rule.model.names(bound.sizes):
             path, _, parameter = name.rpartition(".")
             array = ours[name]
-            differing, num_bits, own, other = 8 * array.nbytes, 8 * array.nbytes, _digest(array), ""
+            differing, num_bits, own, other = 8 * array.nbytes, 8 * array.nbytes, digest(array), ""
             if not problems:
                 source = theirs[name]
                 given = source.read(source.whole)
                 differing = differing_bits(array, given)
-                other = own if differing == 0 else _digest(given)
+                other = own if differing == 0 else digest(given)
             yield WeightResult(
                 *(path, parameter, stored, num_bits, differing, "; ".join(problems)),
-                num_nan=_count_nan(array),
+                num_nan=count_nan(array),
                 digests=(own, other),
             )
 
@@ -133,7 +133,7 @@ def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
 def record_weights(comparison: Comparison) -> dict[str, list[str]]:
     """Records the shape and SHA-256 of each of the reference's tensors, in JAX names and layout."""
     arrays = imported(comparison.rules, tensors_of(comparison.reference))
-    return {name: [str(x.shape), _digest(x)] for name, x in arrays.items()}
+    return {name: [str(x.shape), digest(x)] for name, x in arrays.items()}
 
 
 def check_weights(digests: Mapping[str, list[str]], ours: JaxSide) -> list[WeightResult]:
@@ -144,17 +144,17 @@ def check_weights(digests: Mapping[str, list[str]], ours: JaxSide) -> list[Weigh
     arrays, rows = LazyWeights(ours.unstacked), []
     for name in dict.fromkeys([*arrays, *digests]):
         array = arrays.get(name)
-        shape, digest = digests.get(name, ["missing", ""])
+        shape, recorded = digests.get(name, ["missing", ""])
         path, _, parameter = name.rpartition(".")
         found = "missing" if array is None else str(array.shape)
         bits = 1 if array is None else 8 * array.nbytes
         remark = "" if found == shape else f"{shape} in the reference, {found} in the model"
-        own = "" if array is None else _digest(array)
-        is_same = not remark and own == digest
+        own = "" if array is None else digest(array)
+        is_same = not remark and own == recorded
         differing = 0 if is_same else bits if remark else None
-        num_nan = 0 if array is None else _count_nan(array)
+        num_nan = 0 if array is None else count_nan(array)
         row = WeightResult(path, parameter, (name,), bits, differing, remark)
-        rows.append(dataclasses.replace(row, num_nan=num_nan, digests=(own, digest)))
+        rows.append(dataclasses.replace(row, num_nan=num_nan, digests=(own, recorded)))
     return rows
 
 
@@ -164,11 +164,13 @@ def digests_of(rows: Sequence[WeightResult]) -> dict[str, str]:
     return both_digests("weights", [(f"{name} {a}", f"{name} {b}") for name, (a, b) in named])
 
 
-def _count_nan(array: np.ndarray) -> int:
+def count_nan(array: np.ndarray) -> int:
+    """Counts the values that are not numbers."""
     return int(np.isnan(array.astype(np.float32, copy=False)).sum())
 
 
-def _digest(array: np.ndarray) -> str:
+def digest(array: np.ndarray) -> str:
+    """Returns the SHA-256 of an array's values in float32."""
     return sha256(np.ascontiguousarray(array, np.float32).data).hexdigest()
 
 

@@ -8,6 +8,7 @@ from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
     LossResult,
+    OutputResult,
     ScoresResult,
     TensorResult,
     TextResult,
@@ -53,6 +54,24 @@ def weights_table(weights: Iterable[WeightResult]) -> Table:
 def _bits(row: WeightResult) -> tuple[str, str]:
     differing = row.differing_bits
     return "differs (digest)" if differing is None else f"{differing:,}", f"{row.num_bits:,}"
+
+
+def outputs_table(rows: Sequence[OutputResult]) -> Table:
+    """Tabulates how far the outputs of two checkpoints are apart."""
+    columns = ("outputs", "relative L2", "max difference", "mean KL", "largest KL", "same top-1")
+    cells = (
+        (
+            row.path,
+            *("" if x is None else number(x) for x in _distances(row)),
+            "" if row.top1_agreement is None else f"{row.top1_agreement:.2%}",
+        )
+        for row in rows
+    )
+    return Table(columns, tuple(Row(each, row.ok) for each, row in zip(cells, rows, strict=True)))
+
+
+def _distances(row: OutputResult) -> tuple[float | None, ...]:
+    return row.relative_l2, row.max_abs, row.kl_mean, row.kl_max
 
 
 def wrong_activations_table(taps: Iterable[TapResult]) -> Table:
@@ -133,6 +152,7 @@ _TABLES: Mapping[type, Callable[[Sequence[Any]], Table]] = {
     FieldResult: config_table,
     WeightResult: weights_table,
     TapResult: wrong_activations_table,
+    OutputResult: outputs_table,
     TensorResult: tensors_table,
     LossResult: losses_table,
     TextResult: generation_table,

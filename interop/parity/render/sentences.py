@@ -8,7 +8,13 @@ from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
 from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.report import Report
-from jaxllm.interop.parity.report.rows import FieldResult, TensorResult, TextResult, WeightResult
+from jaxllm.interop.parity.report.rows import (
+    FieldResult,
+    OutputResult,
+    TensorResult,
+    TextResult,
+    WeightResult,
+)
 
 _MOST_NAMED = 4  # parameters in a sentence
 AnyRow = TypeVar("AnyRow", bound=Judged)
@@ -21,7 +27,8 @@ def mark(ok: bool) -> str:
 
 def headline(report: Report) -> str:
     """Returns the verdict as a headline."""
-    return "Parity holds" if report.ok else "Parity is broken"
+    holds, broken = report.headlines
+    return holds if report.ok else broken
 
 
 def explanation(report: Report) -> str:
@@ -161,6 +168,8 @@ def describe_failure(row: Judged) -> str:
             f"differs from the reference in {row.measured:.0f} of {len(row.theirs)} tokens, after "
             f"a prompt of {row.prompt_tokens} tokens"
         )
+    if isinstance(row, OutputResult):
+        return _describe_outputs(row)
     errors = f"error {number(row.measured)}, threshold {number(row.threshold)}"
     if isinstance(row, TapResult) and row.is_wrong_itself:
         return (
@@ -168,6 +177,16 @@ def describe_failure(row: Judged) -> str:
             + errors
         )
     return f"is the first to differ by more than rounding: {errors}"
+
+
+def _describe_outputs(row: OutputResult) -> str:
+    found = f"differ by {number(row.relative_l2)} in relative L2, at most {number(row.max_abs)}"
+    if row.kl_mean is None or row.kl_max is None or row.top1_agreement is None:
+        return found
+    return (
+        f"{found}; mean KL {number(row.kl_mean)} nats, largest {number(row.kl_max)}; same top-1 "
+        f"token at {row.top1_agreement:.1%}"
+    )
 
 
 def compared(level: str, report: Report) -> str:

@@ -8,7 +8,15 @@ from jaxllm.strict_json import replace_nonfinite
 
 from .activation_rows import RouterFlips, TapResult, first_wrong
 from .judged import Judged
-from .rows import FieldResult, LossResult, ScoresResult, TensorResult, TextResult, WeightResult
+from .rows import (
+    FieldResult,
+    LossResult,
+    OutputResult,
+    ScoresResult,
+    TensorResult,
+    TextResult,
+    WeightResult,
+)
 
 # The levels whose rows are activations. Their JSON is one list, `taps`.
 ACTIVATIONS = ("layers", "logits")
@@ -69,6 +77,7 @@ class Report:
     tokens: int  # the number compared, without padding
     inputs: str = "given inputs"  # what was compared on, in words
     notes: tuple[str, ...] = ()  # sentences on what was compared
+    headlines: tuple[str, str] = ("Parity holds", "Parity is broken")
     date: str = ""  # when, in UTC
     paths: dict[str, str] = dataclasses.field(default_factory=dict)  # of the sides, by name
     # SHA-256 of the weights and of the config of each side.
@@ -97,7 +106,8 @@ class Report:
     @property
     def taps(self) -> tuple[TapResult, ...]:
         """Rows of the activations in execution order, the logits last."""
-        return tuple(tap for level in ACTIVATIONS for tap in self.rows.get(level, ()))
+        rows = (row for level in ACTIVATIONS for row in self.rows.get(level, ()))
+        return tuple(row for row in rows if isinstance(row, TapResult))
 
     @property
     def gradients(self) -> tuple[TensorResult, ...]:
@@ -136,6 +146,7 @@ class Report:
         data = {"ok": self.ok, **dataclasses.asdict(dataclasses.replace(self, rows={}))}
         del data["rows"]
         for level, rows in self.rows.items():
-            name = "taps" if level in ACTIVATIONS else level
+            are_outputs = any(isinstance(row, OutputResult) for row in rows)
+            name = "taps" if level in ACTIVATIONS and not are_outputs else level
             data.setdefault(name, []).extend(row.to_json() for row in rows)
         return replace_nonfinite({**data, "first_divergence": first and first.to_json()})

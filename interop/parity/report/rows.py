@@ -46,6 +46,24 @@ class WeightResult(Exact):
 
 
 @dataclasses.dataclass(frozen=True)
+class OutputResult(Exact):
+    """How far the outputs of two checkpoints are apart, over all tokens or vectors."""
+
+    path: str
+    relative_l2: float
+    max_abs: float
+    kl_mean: float | None = None  # KL divergence from the reference in nats, mean over tokens
+    kl_max: float | None = None  # the same of the token with the largest
+    top1_agreement: float | None = None  # share of tokens with the same top-1 prediction
+    hint: str | None = None
+
+    @property
+    def measured(self) -> float:
+        """The relative L2 difference."""
+        return self.relative_l2
+
+
+@dataclasses.dataclass(frozen=True)
 class TensorResult(Judged):
     """The error of a parameter's gradient, moment or update: its distance from the truth.
 
