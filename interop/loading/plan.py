@@ -219,8 +219,7 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     fields, values = Fields(checkpoint.config), None
     try:
         values, analysis.layout = family.read_config(fields, checkpoint.tensors)
-        dtype = _main_dtype(checkpoint.tensors)
-        analysis.config = make_config(values, dtype_fields(dtype))
+        analysis.config = make_config(values, dtype_fields(_main_dtype(checkpoint.tensors)))
         analysis.table = family.table(analysis.config, analysis.layout)
         check_count(analysis.table, checkpoint.tensors)
         model = build_abstract(analysis.config)

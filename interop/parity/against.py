@@ -61,10 +61,7 @@ def compare_checkpoints(
         UserError: a level is unknown, or the two cannot be run on the same inputs.
     """
     chosen = BY_DEFAULT if levels is None else tuple(levels)
-    if unknown := [level for level in chosen if level not in LEVELS]:
-        raise UserError(
-            f"{', '.join(unknown)}: two checkpoints are compared at the levels {', '.join(LEVELS)}"
-        )
+    _check_levels(chosen)
     paths = [Path(path), Path(other)]
     announce("reading both checkpoints")
     ours, theirs = (open_model_arrays(one, rules=rules) for one in paths)
@@ -72,8 +69,7 @@ def compare_checkpoints(
         CONFIG.name: compare_configs(ours.config, theirs.config),
         WEIGHTS.name: list(_weights(_by_layer(ours), _by_layer(theirs))),
     }
-    inputs = Inputs.of(np.zeros((1, 1), np.int32))
-    outputs: tuple[OutputResult, ...] = ()
+    inputs, outputs = Inputs.of(np.zeros((1, 1), np.int32)), ()
     if "logits" in chosen:
         models = [load_pretrained(one, dtype="float32", rules=rules) for one in paths]
         inputs = _inputs(models, paths[0], tokens, num_tokens, seed)
@@ -93,6 +89,13 @@ def compare_checkpoints(
         headlines=("The checkpoints are equal", "The checkpoints differ"),
         paths=dict(zip(("model", "reference"), where, strict=True)),
     )
+
+
+def _check_levels(chosen: Sequence[str]) -> None:
+    if unknown := [level for level in chosen if level not in LEVELS]:
+        raise UserError(
+            f"{', '.join(unknown)}: two checkpoints are compared at the levels {', '.join(LEVELS)}"
+        )
 
 
 def _by_layer(model: ModelArrays) -> dict[str, TensorSource]:
