@@ -69,7 +69,8 @@ def compare_checkpoints(
         CONFIG.name: compare_configs(ours.config, theirs.config),
         WEIGHTS.name: list(_weights(_by_layer(ours), _by_layer(theirs))),
     }
-    inputs, outputs = Inputs.of(np.zeros((1, 1), np.int32)), ()
+    outputs: tuple[OutputResult, ...] = ()
+    inputs = Inputs.of(np.zeros((1, 1), np.int32))  # stands for none
     if "logits" in chosen:
         models = [load_pretrained(one, dtype="float32", rules=rules) for one in paths]
         inputs = _inputs(models, paths[0], tokens, num_tokens, seed)
