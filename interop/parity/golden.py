@@ -29,6 +29,10 @@ from .rendered_report import Report
 
 POSITIONS = 24  # kept of each row
 FEATURES = 4096  # kept of each position
+SAMPLED = (
+    "The pack has a sample of the positions, from which no cause can be told: record it with "
+    "`jaxllm parity record --positions all` for hints and for each activation's own error."
+)
 
 
 def record_checkpoint(
@@ -134,7 +138,8 @@ def check_pack(
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
     subject = f"{Path(path).name}, {data['subject']} as recorded"
     paths = {"model": str(Path(path).resolve()), "reference": str(Path(pack).resolve())}
-    return dataclasses.replace(report, subject=subject, paths=paths)
+    notes = (SAMPLED,) if _lacks_hints(report) else ()
+    return dataclasses.replace(report, subject=subject, paths=paths, notes=notes)
 
 
 def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
@@ -166,6 +171,12 @@ def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
     for stage in stages_of([*levels_without_computation(), *recorded]):
         if stage is not CONFIG and not isinstance(data.get(stage.name), dict):
             yield _wrong(stage.name, data, "a group of fields")
+
+
+def _lacks_hints(report: Report) -> bool:
+    """Whether activations are wrong, but none could be computed from the reference's inputs."""
+    wrong = [tap for tap in report.taps if not tap.ok]
+    return bool(wrong) and all(tap.forced is None for tap in report.taps)
 
 
 def _wrong(name: str, data: Mapping[str, Any], allowed: str) -> str:

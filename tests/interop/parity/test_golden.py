@@ -20,7 +20,7 @@ from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
 from jaxllm.interop.parity.render import html
-from jaxllm.interop.parity.render.sentences import compared, notes
+from jaxllm.interop.parity.render.sentences import compared, hint, notes
 from jaxllm.train import make_mesh
 
 LENGTH = 300
@@ -207,6 +207,16 @@ def test_full_recordings_give_each_activation_its_own_error(whole, llama):
 
 
 @pytest.mark.exhaustive
+def test_full_recordings_give_hints_and_others_say_what_is_needed_for_them(pack, whole, copy):
+    change_config(copy, lambda config: config.update(rms_norm_eps=3e-2))
+    report = check_pack(whole, copy, levels=("layers",))
+    assert not report.ok
+    assert "eps" in hint(report)
+    sampled = check_pack(pack, copy, levels=("layers",))
+    assert not sampled.ok
+    assert any("--positions all" in note for note in notes(sampled))
+
+
 def test_router_logits_are_recorded(tmp_path):
     folder = saved("mixtral", tmp_path / "mixtral")
     record_checkpoint(
