@@ -27,7 +27,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
         "config": {"errors"},
-        "tokenization": {"config", "errors"},
+        "tokenization": {"config", "errors", "untrusted"},
         "checkpointing": {"errors", "sharding", "distributed", "untrusted"},
         "distributed": {"errors", "differences"},
         "untrusted": {"errors"},

@@ -17,7 +17,8 @@ _MOVED = {
         jsonable = strict_json
         origin = checkpoint_origin
         quickstart = commands.quickstart
-        saved_step = orbax_layout
+        orbax_layout = checkpointing.orbax_layout
+        saved_step = checkpointing.orbax_layout
     """,
     "jaxllm.generation": "cached = incremental",
     "jaxllm.layers": """

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Encoding
 
 from jaxllm.errors import MissingFileError, UserError
+from jaxllm.untrusted.tokenizer_files import decode, encode, read_tokenizer
 
 from .special_tokens import find_eos_ids, named_texts
 from .tokenizer import Tokenizer
@@ -62,18 +63,13 @@ class FileTokenizer(Tokenizer):
 
         Raises:
             MissingFileError: the file does not exist.
-            UserError: the file is not a tokenizer, or as for the class.
+            UserError: the file is not a tokenizer, or multiplies texts; or as for the class.
         """
         file = Path(path)
         file = file / FILE if file.is_dir() else file
         if not file.is_file():
             raise MissingFileError(f"the tokenizer file {file} does not exist")
-        content = file.read_bytes()
-        try:
-            backend = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # tokenizers raises nothing more precise
-            raise UserError(f"{file} is not a tokenizer.json: {error}") from error
-        return cls(backend, file, eos=eos)
+        return cls(read_tokenizer(file), file, eos=eos)
 
     def encode_document(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Encodes a text to train on, as the base class says."""
@@ -91,11 +87,11 @@ class FileTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Decodes `ids` to text, including special tokens."""
-        return self._backend.decode([int(token) for token in ids], skip_special_tokens=False)
+        return decode(self._backend, [int(token) for token in ids], self._place)
 
     def _ids(self, text: str, *, with_special: bool, trusted: bool) -> list[int]:
         self._backend.encode_special_tokens = not trusted
-        encoding = self._backend.encode(text, add_special_tokens=with_special)
+        encoding = encode(self._backend, text, self._place, special=with_special)
         if not trusted and self._special_inside(encoding):
             encoding = self._without_special(text)
             encoding = self._backend.post_process(encoding, None, with_special)
@@ -114,7 +110,9 @@ class FileTokenizer(Tokenizer):
         for special in sorted(self._special.values(), key=len, reverse=True):
             text = text.replace(special, f"{special[:1]}\0{special[1:]}")
         self._backend.encode_special_tokens = True
-        parts = [self._backend.encode(part, add_special_tokens=False) for part in text.split("\0")]
+        parts = [
+            encode(self._backend, part, self._place, special=False) for part in text.split("\0")
+        ]
         encoding = Encoding.merge(parts, growing_offsets=True)
         if inside := self._special_inside(encoding):
             found = sorted({self._special[token] for token in inside})

@@ -1,11 +1,12 @@
 """Special tokens that the files of a folder name: end and beginning of a sequence, padding."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxllm.errors import UserError
+from jaxllm.errors import CheckpointError, UserError
+from jaxllm.untrusted.json_objects import parse_json
+from jaxllm.untrusted.regular_files import read_bytes
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -75,9 +76,6 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return content
+        return parse_json(read_bytes(file))
+    except CheckpointError as error:
+        raise UserError(f"{file}: {error}") from None

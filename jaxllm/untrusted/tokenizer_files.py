@@ -47,8 +47,8 @@ def read_tokenizer(file: Path) -> tokenizers.Tokenizer:
 
 def encode(
     tokenizer: tokenizers.Tokenizer, text: str, place: object, *, special: bool
-) -> list[int]:
-    """Returns the ids of a text.
+) -> tokenizers.Encoding:
+    """Returns the ids of a text, and what is known about each.
 
     Args:
         tokenizer: what `read_tokenizer` returned.
@@ -61,7 +61,7 @@ def encode(
     """
     # A batch, because Python cannot interrupt the encoding of a single text.
     batch = partial(tokenizer.encode_batch, [text], add_special_tokens=special)
-    return _in_time(batch, len(text), place)[0].ids
+    return _in_time(batch, len(text), place)[0]
 
 
 def decode(tokenizer: tokenizers.Tokenizer, ids: list[int], place: object) -> str:

@@ -42,7 +42,7 @@ def test_usual_tokenizers_are_read(tmp_path):
     )
     file = write(tmp_path, normalizer=normalizer, pre_tokenizer=split(r"\s+(?!\S)|\p{L}+"))
     tokenizer = read_tokenizer(file)
-    assert encode(tokenizer, "B a", file, special=False) == [1, 0, 0]
+    assert encode(tokenizer, "B a", file, special=False).ids == [1, 0, 0]
     assert decode(tokenizer, [1, 2], file) == "b </s>"
 
 
