@@ -10,6 +10,8 @@ from hostile.trial import run_trials
 # `python benchmarks/fuzz.py` tries 2,000.
 COUNT = 200
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 def test_mutations_are_many_and_reproducible():
     data = b'{"a": [1, 2], "b": {"c": "text"}}\n'

@@ -85,6 +85,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     },
     "jaxllm.interop.formats": {
         **{name: set() for name in ("byte_sizes", "stored_tensor")},
+        "source_files": {"stored_tensor"},
         "sharded_tensor": {"stored_tensor"},
         "hf_index": {"stored_tensor"},
         "lazy_tensor": {"stored_tensor", "sharded_tensor"},
@@ -108,7 +109,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "source_systems": {"common", "meta"},
     },
     "jaxllm.interop.loading": {
-        **{name: set() for name in ("name_folding", "checkpoint_dir", "source_files", "streaming")},
+        **{name: set() for name in ("name_folding", "checkpoint_dir", "streaming")},
         "generation_config": set(),
         "diagnostics": {"name_folding"},
         "user_family": set(),
@@ -122,7 +123,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
         "load": {
-            *("checkpoint", "model_arrays", "plan", "source_files", "streaming", "tied_tensors"),
+            *("checkpoint", "model_arrays", "plan", "streaming", "tied_tensors"),
             "user_family",
         },
     },

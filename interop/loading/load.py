@@ -11,6 +11,7 @@ from jaxllm.config import Dtype
 from jaxllm.errors import UserError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.lazy_tensor import find_overflows, from_stored
+from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import with_arrays
@@ -18,7 +19,6 @@ from jaxllm.params import with_arrays
 from .checkpoint import open_checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan
-from .source_files import check_unchanged, identify
 from .streaming.device_buffers import make_shard_buffers
 from .streaming.stream import stream, window_bytes
 from .tied_tensors import make_checked_plan

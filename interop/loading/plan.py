@@ -293,9 +293,8 @@ def _plan_arrays(
                 array = PlannedArray(rule.model, sizes, stored, kept, sharding)
                 if arrays.setdefault(name, array).dtype != kept:
                     both = sorted([stored.name, arrays[name].stored.name])
-                    mixed[name] = (
-                        f"{name} is stored partly as {' and '.join(both)}: choose one with dtype="
-                    )
+                    partly = " and ".join(both)
+                    mixed[name] = f"{name} is stored partly as {partly}: choose one with dtype="
     if mixed:
         raise CheckpointError(list(mixed.values()))
     return arrays

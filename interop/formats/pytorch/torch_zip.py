@@ -5,10 +5,7 @@ uncompressed.
 """
 
 import logging
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,18 +16,13 @@ from jaxllm.untrusted.regular_files import check_is_regular
 
 from . import storage_views, torch_pickle, zip_layout
 from .pickle_reader import Record
+from .zip_archive import Archive
 
-_LOCAL_HEADER = b"PK\3\4"
-# What may follow a record: a local header, the directory, or a data descriptor.
-_ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")
-_LOCAL_HEADER_BYTES = 30
 # Entries of a trainer's dictionary that hold the model's state dict.
 TRAINERS_KEYS = ("state_dict", "model_state_dict", "model", "module")
+_MOST_LETTERS = 300  # of a name in a message
 
 logger = logging.getLogger(__name__)
-_MOST_LETTERS = 300  # of a name in a message
-# Views may repeat the numbers of a storage: tied weights do so once, and small masks often.
-_MOST_REPEATS, _SMALL = 2, 64 << 20
 
 
 class Contents(NamedTuple):
@@ -55,7 +47,7 @@ def read_contents(path: Path) -> Contents:
     check_is_regular(path)
     with path.open("rb") as stream:
         try:
-            archive = _Archive(stream)
+            archive = Archive(stream)
             return _read_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))
         except CheckpointError as error:
             raise CheckpointError(error.within(path)) from None
@@ -73,7 +65,7 @@ def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
         CheckpointError: the file is damaged, or tensors do not lie within their storages. Lists
             every such tensor.
     """
-    archive = _Archive(stream, start)
+    archive = Archive(stream, start)
     locator = _TensorLocator(path, archive)
     try:
         located = locator.replace(torch_pickle.parse_value(archive.read("data.pkl")), "")
@@ -88,7 +80,7 @@ def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
 class _TensorLocator:
     """Replaces tensor records in a value by stored tensors; a shared object is replaced once."""
 
-    def __init__(self, path: Path, archive: "_Archive"):
+    def __init__(self, path: Path, archive: Archive):
         self.path, self.archive = path, archive
         self.problems: list[str] = []
         self.located: list[StoredTensor] = []
@@ -185,93 +177,7 @@ def _lay_out(
     )
 
 
-class _Archive:
-    """The uncompressed records of a zip file, named without their top folder."""
-
-    def __init__(self, stream: IO[bytes], start: int = 0):
-        _check_is_zip(stream)
-        try:
-            infos = zipfile.ZipFile(stream).infolist()
-        except Exception as error:  # a damaged directory raises nearly anything
-            raise CheckpointError(f"truncated or damaged zip: {error}") from None
-        self.stream, self.start = stream, start  # `start`: where the stream begins in its file
-        self.records = {info.filename.partition("/")[2]: info for info in infos}
-        if len(self.records) < len(infos):
-            raise CheckpointError("the zip has several records with the same name")
-        # Old PyTorch versions write no byteorder record; their files are taken as little-endian.
-        if "byteorder" in self.records and self.read("byteorder") != b"little":
-            raise CheckpointError("the byte order is not little-endian")
-
-    def locate(self, name: str) -> tuple[int, int]:
-        """Returns the first byte of a record in the stream, and its number of bytes.
-
-        Raises:
-            CheckpointError: the record is missing, compressed, or not where the directory says.
-        """
-        info = self.records.get(name)
-        if info is None:
-            raise CheckpointError(f"record {name!r} is missing")
-        is_encrypted = info.flag_bits & 1
-        if is_encrypted or info.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"record {name!r} is compressed or encrypted, not stored")
-        start = self._data_start(info)
-        if start is None or not self._is_followed_by_zip(start + info.file_size):
-            raise CheckpointError(f"record {name!r} is not where the zip's directory says")
-        return start, info.file_size
-
-    def read(self, name: str) -> bytes:
-        """Reads a small record. Raises CheckpointError if its checksum is wrong."""
-        start, size = self.locate(name)
-        self.stream.seek(start)
-        data = self.stream.read(size)
-        # PyTorch writes 0 when checksums are turned off.
-        if self.records[name].CRC not in (0, zlib.crc32(data)):
-            raise CheckpointError(f"record {name!r} does not match its checksum")
-        return data
-
-    def check_repeats(self, tensors: Iterable[StoredTensor]) -> None:
-        """Raises CheckpointError if views make far more numbers of the records than these hold."""
-        stored = sum(info.file_size for info in self.records.values())
-        viewed = sum(tensor.nbytes for tensor in tensors)
-        if viewed > max(_MOST_REPEATS * stored, _SMALL):
-            raise CheckpointError(
-                f"the tensors have {viewed} bytes in all, but the file stores only {stored}: "
-                "they repeat the same numbers, as `expand` makes them"
-            )
-
-    def _data_start(self, info: zipfile.ZipInfo) -> int | None:
-        """Returns where a record's local header ends, or None if there is no such header."""
-        if info.header_offset < 0:
-            return None
-        self.stream.seek(info.header_offset)
-        header = self.stream.read(_LOCAL_HEADER_BYTES)
-        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER):
-            return None
-        name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
-        encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
-        if self.stream.read(name_bytes).decode(encoding, "replace") != info.orig_filename:
-            return None
-        return info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-
-    def _is_followed_by_zip(self, end: int) -> bool:
-        """Returns whether a record can end here: a cheap check that does not read the storage."""
-        self.stream.seek(end)
-        return self.stream.read(4) in _ZIP_SIGNATURES
-
-
-def _check_is_zip(stream: IO[bytes]) -> None:
-    start = stream.read(512)
-    is_pickle, is_tar = start.startswith(b"\x80"), start[257:262] == b"ustar"
-    if is_pickle or is_tar:
-        raise CheckpointError(
-            f"a {'pickle' if is_pickle else 'tar'} file, as PyTorch wrote before 1.6, is not "
-            "supported: load it with PyTorch and save it again"
-        )
-    if not start.startswith(_LOCAL_HEADER):
-        raise CheckpointError("not a zip file, which is what PyTorch writes")
-
-
-def _read_state(path: Path, archive: _Archive, state: Mapping[str, object]) -> Contents:
+def _read_state(path: Path, archive: Archive, state: Mapping[str, object]) -> Contents:
     state = _unwrap(path, state)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
@@ -306,7 +212,7 @@ def _unwrap(path: Path, state: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _stored_tensor(
-    path: Path, archive: _Archive, name: str, view: storage_views.View
+    path: Path, archive: Archive, name: str, view: storage_views.View
 ) -> StoredTensor:
     start, nbytes = archive.locate(f"data/{view.storage.key}")
     if nbytes != view.storage.nbytes:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jaxllm.interop.formats.stored_tensor import CheckpointError
+from .stored_tensor import CheckpointError
 
 # Digested at both ends of a file: safetensors files begin with their header, zip files end with it.
 HEADER_BYTES = 1 << 20
@@ -46,7 +46,7 @@ def check_unchanged(before: Mapping[Path, str]) -> None:
     Raises:
         SourceChangedError: files were changed or replaced in between. Lists all of them.
     """
-    problems = []
+    problems: list[str] = []
     for file, identity in before.items():
         try:
             (now,) = identify([file]).values()

@@ -12,13 +12,13 @@ from tiny import random_model
 
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained
 from jaxllm.interop.conversion import convert as conversion
-from jaxllm.interop.loading import load
-from jaxllm.interop.loading.source_files import (
+from jaxllm.interop.formats.source_files import (
     HEADER_BYTES,
     SourceChangedError,
     check_unchanged,
     identify,
 )
+from jaxllm.interop.loading import load
 
 SIZE = 2 * HEADER_BYTES + 500
 
