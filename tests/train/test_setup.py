@@ -186,5 +186,5 @@ def test_a_run_of_an_earlier_version_keeps_its_windows(with_text):
     assert (data.packing, data.bos) == ("joined", None)
     stored["data"]["tokenizer"] = "tokenizer.json"
     assert from_stored(stored, "config.yaml").data.bos is False
-    changes = find_changes(stored, with_text)
+    changes = find_changes(stored, with_text, 0)
     assert "data.packing: 'joined' in the checkpoint, 'separate' now" in changes
