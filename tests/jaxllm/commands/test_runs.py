@@ -76,10 +76,10 @@ def test_invalid_yaml_is_rejected(text, message, tmp_path, capsys):
     assert "Traceback" not in err
 
 
-def test_resume_without_a_run_leaves_nothing_behind(tmp_path, capsys):
-    arguments = [str(ROOT / "configs" / "tiny.yaml"), "--output", str(tmp_path / "run"), "--resume"]
-    assert main(["train", *arguments, "--mesh.data", "8"]) == 2
-    assert "holds no checkpoint to resume from" in capsys.readouterr().err
+def test_a_step_that_a_run_does_not_have_leaves_nothing_behind(tmp_path, capsys):
+    arguments = [str(ROOT / "configs" / "tiny.yaml"), "--output", str(tmp_path / "run")]
+    assert main(["train", *arguments, "--resume-from", "7", "--mesh.data", "8"]) == 2
+    assert "has no checkpoint of step 7; it has none" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
