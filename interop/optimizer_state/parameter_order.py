@@ -13,6 +13,7 @@ from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.tensor_files import TORCH_SUFFIXES
 from jaxllm.interop.reference.transformers_models import require_torch
+from jaxllm.untrusted.regular_files import check_is_regular
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -70,6 +71,7 @@ def _step(taken: tuple[int, ...], number: int, by: int) -> tuple[int, ...]:
 
 def read_names(path: Path) -> list[str]:
     """Reads names from a file, one per line. Raises CheckpointError if a name occurs twice."""
+    check_is_regular(path)
     names = path.read_text(encoding="utf-8").split()
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CheckpointError(f"{path}: {', '.join(twice)} occurs more than once")

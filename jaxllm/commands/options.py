@@ -8,6 +8,7 @@ from typing import Protocol, get_args
 from jaxllm.config import Dtype
 from jaxllm.config.checks import MAX_INT, MAX_SEED
 from jaxllm.errors import UserError, did_you_mean
+from jaxllm.untrusted.regular_files import check_is_regular
 
 from .choices import LevelNames
 from .parser import CommandParser, Run
@@ -112,6 +113,7 @@ def _whole_number(text: str, least: int, most: int) -> int:
 
 def read_text(path: str | Path) -> str:
     """Reads a text file. Raises UserError if it is not UTF-8."""
+    check_is_regular(Path(path))
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -122,7 +122,7 @@ def _jsonl_texts(file: Path, keys: tuple[str, ...]) -> Iterator[list[str]]:
                 try:
                     record = json.loads(line.decode())
                     yield [_text_of(record, key) for key in keys]
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(
                         f"{file}, line {number}: {error}; found {line[:80]!r}"
                     ) from error

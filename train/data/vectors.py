@@ -1,6 +1,7 @@
 """Vector data: input sequences and their targets from an .npz file."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 from zipfile import BadZipFile
 
@@ -9,6 +10,8 @@ import numpy as np
 from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
 from jaxllm.errors import UserError
 from jaxllm.models import Model, SequenceModel, SequenceToSequence
+from jaxllm.untrusted.array_files import check_archive
+from jaxllm.untrusted.regular_files import check_is_regular
 
 from .batches import ArrayRows, Batch, Examples
 from .held_out import check_split, split_held_out
@@ -76,9 +79,12 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     """
     try:
         # Opened explicitly, because NumPy does not close a file that it cannot read.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {name: np.asarray(file[name]) for name in file.files}
-    except (ValueError, EOFError, TypeError, BadZipFile) as error:  # an .npy, or not an .npz
+        check_is_regular(Path(path))
+        with open(path, "rb") as opened:
+            check_archive(opened)
+            with np.load(opened, allow_pickle=False) as file:
+                found = {name: np.asarray(file[name]) for name in file.files}
+    except (ValueError, EOFError, TypeError, BadZipFile, MemoryError) as error:
         raise UserError(f"{path} is not an .npz file of numeric arrays: {error}") from error
     if "inputs" not in found or not found.keys() <= {"inputs", "targets"}:
         raise UserError(

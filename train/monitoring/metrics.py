@@ -37,7 +37,7 @@ def read_metrics(path: str | Path) -> list[Record]:
 def _parse(line: bytes, where: str) -> Record:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or "step" not in record:
         raise UserError(f"{where}: expected a JSON object with a step, found {line[:80]!r}")

@@ -12,6 +12,8 @@ import numpy as np
 from jaxllm.errors import MissingPackageError, UserError
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.tokenization import ByteTokenizer, Tokenizer, find_tokenizer, load_tokenizer
+from jaxllm.untrusted.array_files import check_archive
+from jaxllm.untrusted.regular_files import read_bytes
 
 # Over the first few tokens, a wrong rotary frequency makes no visible difference.
 MIN_TOKENS = 300
@@ -140,7 +142,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     if path.suffix not in _READERS:
         raise UserError(f"{path} is not a .npy, .npz or .json file")
-    content = BytesIO(path.read_bytes())
+    content = BytesIO(read_bytes(path))
     try:
         return _READERS[path.suffix](content)
     except Exception as error:  # NumPy and zipfile raise various types for truncated files
@@ -152,6 +154,7 @@ def _read_array(content: BytesIO) -> dict[str, np.ndarray]:
 
 
 def _read_archive(content: BytesIO) -> dict[str, np.ndarray]:
+    check_archive(content)
     with np.lib.npyio.NpzFile(content, allow_pickle=False) as archive:
         return {name: np.asarray(array) for name, array in archive.items()}
 

@@ -78,7 +78,7 @@ def test_a_new_run_moves_an_existing_file_aside(tmp_path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', ""])
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', "", "[" * 100_000])
 def test_an_invalid_line_is_reported(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
