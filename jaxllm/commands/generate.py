@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import UserError
 
@@ -216,7 +216,7 @@ def _continue(
     from jaxllm.generation import beam_search, generate
 
     limit = settings.max_new_tokens or NEW_TOKENS
-    given = {"rules": settings.rules, "eos_ids": settings.eos_ids}
+    given: dict[str, Any] = {"rules": settings.rules, "eos_ids": settings.eos_ids}
     penalty = settings.repetition_penalty
     if not arguments.beams:
         sampling = _sampling(arguments, penalty)
