@@ -114,9 +114,8 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "diagnostics": {"name_folding"},
         "user_family": set(),
         "checkpoint": {"checkpoint_dir", "user_family"},
-        "config_fields": {"checkpoint_dir"},
         "plan": {
-            *("checkpoint", "checkpoint_dir", "config_fields", "diagnostics", "streaming"),
+            *("checkpoint", "checkpoint_dir", "diagnostics", "streaming"),
             "user_family",
         },
         "tied_tensors": {"checkpoint_dir", "diagnostics", "plan", "streaming"},

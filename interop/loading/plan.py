@@ -27,7 +27,6 @@ from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
-from .config_fields import find_field
 from .diagnostics import check_arrays, check_count, check_tensors
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
@@ -244,8 +243,8 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     if analysis.config is not None:
         stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)
-        name_field = partial(find_field, checkpoint, analysis.table)
-        findings = check_tensors(analysis.table, analysis.rules, analysis.tensors, name_field)
+        find = partial(family.find_field, checkpoint.config, checkpoint.tensors, analysis.table)
+        findings = check_tensors(analysis.table, analysis.rules, analysis.tensors, find)
         analysis.problems += findings.problems
         analysis.unknown += findings.unexpected
     return analysis

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig
+from jaxllm.config import Config, DecoderConfig, make_config
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
@@ -100,6 +100,37 @@ class Family:
     def defined_in(self) -> str:
         """The file to name in errors about the config: the config file, or a user's rules."""
         return self.config_file or self.name
+
+    def find_field(
+        self,
+        config: Json,
+        tensors: Mapping[str, StoredTensor],
+        table: RuleTable,
+        axis: str,
+        size: int,
+    ) -> str | None:
+        """Returns the field of the config file that gives an axis its size: tries each that may.
+
+        Args:
+            config: the fields of the config file.
+            tensors: the stored tensors.
+            table: the rules for that config, with the present size of the axis.
+            axis: the axis.
+            size: the size that the axis should have.
+        """
+        now = table.sizes.get(axis)
+        for name, value in config.items():
+            if type(value) is not int or value != now:
+                continue
+            changed = Fields({**config, name: size})
+            try:
+                values, layout = self.read_config(changed, tensors)
+                sizes = self.table(make_config(values), layout).sizes
+            except (ValueError, ArithmeticError, TypeError):
+                continue
+            if not changed.problems and sizes.get(axis) == size:
+                return name
+        return None
 
     def check_class(self, config: Config) -> None:
         """Raises ValueError if the config is not of the class that this family supports."""

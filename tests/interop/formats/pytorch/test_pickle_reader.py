@@ -113,6 +113,7 @@ def test_tuples_are_values(tuples):
         (b"\x80\x02]}b.", "a list is given attributes"),
         (b"\x80\x02\x82\x01.", "EXT1 is not an opcode of state dicts"),
         (b"(iposix\nsystem\n.", "INST is not an opcode"),
+        (b"S'\\o'\n0a.", "nothing is on the stack"),
     ],
 )
 def test_damaged_pickles_are_described(data, message):

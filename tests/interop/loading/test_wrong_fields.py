@@ -1,13 +1,13 @@
 """Wrong sizes are reported by the field of the config file, once for all layers."""
 
 import json
+from functools import partial
 
 import pytest
 from tiny import random_model
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.loading.checkpoint import open_checkpoint
-from jaxllm.interop.loading.config_fields import find_field
 from jaxllm.interop.loading.plan import analyze_checkpoint
 
 
@@ -47,5 +47,6 @@ def test_a_field_is_found_by_what_it_changes(folder):
     change(folder, num_key_value_heads=4)
     checkpoint = open_checkpoint(folder)
     table = analyze_checkpoint(checkpoint).table
-    assert find_field(checkpoint, table, "K", 2) == "num_key_value_heads"
-    assert find_field(checkpoint, table, "R", 7) is None
+    find = partial(checkpoint.family.find_field, checkpoint.config, checkpoint.tensors, table)
+    assert find("K", 2) == "num_key_value_heads"
+    assert find("R", 7) is None
