@@ -18,6 +18,7 @@ from . import storage_views, torch_pickle, zip_layout
 from .pickle_reader import Record
 from .zip_archive import Archive
 
+MOST_NESTED = 4  # of trainers' dictionaries in each other
 # Entries of a trainer's dictionary that hold the model's state dict.
 TRAINERS_KEYS = ("state_dict", "model_state_dict", "model", "module")
 _MOST_LETTERS = 300  # of a name in a message
@@ -202,13 +203,15 @@ def _unwrap(path: Path, state: Mapping[str, object]) -> Mapping[str, object]:
 
     Logs a warning that names the entries beside it, which are not read.
     """
-    key = next((key for key in TRAINERS_KEYS if isinstance(state.get(key), dict)), None)
-    if key is None or any(torch_pickle.is_tensor(entry) for entry in state.values()):
-        return state
-    if others := [str(name) for name in state if name != key]:
-        logger.warning("%s: only the entry %r is read, not %s", path, key, ", ".join(others))
-    inner: Any = state[key]
-    return _unwrap(path, inner)
+    for _ in range(MOST_NESTED):  # a dictionary may contain itself
+        key = next((key for key in TRAINERS_KEYS if isinstance(state.get(key), dict)), None)
+        if key is None or any(map(torch_pickle.is_tensor, state.values())):
+            break
+        if others := [str(name) for name in state if name != key]:
+            logger.warning("%s: only the entry %r is read, not %s", path, key, ", ".join(others))
+        inner: Any = state[key]
+        state = inner
+    return state
 
 
 def _stored_tensor(

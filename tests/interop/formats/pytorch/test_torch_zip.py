@@ -449,6 +449,14 @@ def test_the_state_dict_in_a_trainers_dictionary_is_read(keys, tmp_path, caplog)
     assert caplog.messages[0] == f"{tmp_path / 'x'}: {said}"
 
 
+def test_a_trainers_dictionary_inside_itself_is_rejected(tmp_path):
+    state: dict = {"step": 1}
+    state["model"] = state
+    torch.save(state, tmp_path / "x")
+    with pytest.raises(CheckpointError):
+        torch_zip.read_header(tmp_path / "x")
+
+
 def test_other_nested_dictionaries_are_rejected_by_name(tmp_path):
     inner = {"wq": torch.ones(1), "wk": torch.ones(1)}
     said = "is a dictionary of 'wq', 'wk', not a tensor: only a flat state dict is read"
