@@ -103,7 +103,8 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     found = find_tokenizer(folders)
     if found is not None:
         return dataclasses.replace(data, tokenizer=str(found))
-    check_tokens(ByteTokenizer(), model.config, is_chosen=False, option="data.tokenizer")
+    if isinstance(model, data.trains):  # otherwise loading the data says so
+        check_tokens(ByteTokenizer(), model.config, is_chosen=False, option="data.tokenizer")
     return data
 
 

@@ -27,6 +27,7 @@ class DataConfig:
     """Text data: the source files, the tokenizer and the fraction that is held out."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+    trains: ClassVar[type[Model]] = Decoder
 
     text: tuple[str, ...] | None = None  # .txt, .jsonl files or globs; None: Python's stdlib source
     text_key: str = "text"  # key of the text in each line of a .jsonl file

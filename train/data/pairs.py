@@ -20,6 +20,7 @@ class PairsConfig:
     """Text pairs: the source files, the tokenizer and the fraction that is held out."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+    trains: ClassVar[type[Model]] = EncoderDecoder
 
     pairs: tuple[str, ...]  # .jsonl files or globs
     source_key: str = "source"  # key of the source text in each line

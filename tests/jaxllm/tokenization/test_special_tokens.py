@@ -50,5 +50,5 @@ def test_files_that_hold_no_object_are_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             read_json(file)
     file.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="not valid JSON|nested more than 100 levels deep"):
+    with pytest.raises(UserError, match=r"not valid JSON|nested more than 100 levels deep"):
         read_json(file)
