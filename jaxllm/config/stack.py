@@ -29,6 +29,9 @@ class LayerKind:
         check_fields(self)
 
 
+MOST_UNSCANNED = 1000  # layers; time and memory of a program grow with their number
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """A stack of transformer layers, from embeddings to hidden states; defaults as in Llama."""
@@ -98,6 +101,11 @@ class StackConfig:
         check_counts(self, *sizes, "max_len")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if not self.scan_layers and self.num_layers > MOST_UNSCANNED:
+            raise ValueError(
+                f"num_layers={self.num_layers} with scan_layers=False: more than {MOST_UNSCANNED} "
+                "layers take too long one by one; set scan_layers to true"
+            )
         self._check_attention()
         if self.positions.kind == "rope":
             self.rope.check_head(self.head_dim)

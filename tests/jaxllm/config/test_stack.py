@@ -14,6 +14,7 @@ from jaxllm.config import ExpertsConfig, LayerKind, RopeScaling, with_fields
         ({"vocab_size": 0}, ["vocab_size=0"]),
         ({"mlp_dim": -4}, ["mlp_dim=-4"]),
         ({"num_layers": 0}, ["num_layers=0"]),
+        ({"num_layers": 1001, "scan_layers": False}, ["num_layers=1001", "scan_layers to true"]),
         ({"num_kv_heads": 0}, ["num_kv_heads=0"]),
         ({"max_len": 0}, ["max_len=0"]),
         ({"rope.layout": "quarter"}, ["rope.layout='quarter'", "half", "interleaved"]),
