@@ -1,6 +1,7 @@
 """The results of benchmarks/power.py, and docs/power.md, which is written from them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def page(known: dict[tuple[str, ...], Result]) -> str:
     compared = groups.get("zoo", {})
     kinds = Counter(kind for kind, *_ in compared)
     alarms = [result for result in compared.values() if result["alarm"]]
-    return PAGE_TEXT.format(
+    text = PAGE_TEXT.format(
         weakest="\n".join(_weakest_table(groups.get("weakest", {}))),
         planted="\n".join(_planted_lines(groups.get("planted", {}))),
         seeds="\n".join(_seeds_table(groups.get("seeds", {}))),
@@ -53,6 +54,7 @@ def page(known: dict[tuple[str, ...], Result]) -> str:
         count=len(compared),
         kinds=", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items())),
     )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _weakest_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
@@ -81,6 +83,10 @@ def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
 
 
 def _seeds_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
+    if not found:
+        return
+    yield "A trained model, compared at all levels on other inputs for every seed:"
+    yield ""
     titles = ("model, devices, inputs", "seeds", "rows", "differ", "cannot tell")
     yield f"| {' | '.join(titles)} | largest error / threshold |"
     yield "|---|---|---|---|---|---|"
@@ -121,8 +127,6 @@ benchmarks/power.jsonl.
 ## Correct models
 
 **False alarms: {alarms} over {count} correct models** that resemble trained ones: {kinds}.
-
-A trained model, compared at all levels on other inputs for every seed:
 
 {seeds}
 """
