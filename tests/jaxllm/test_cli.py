@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -170,26 +169,23 @@ def test_debug_shows_where_a_user_error_was_raised(command, capsys):
     assert err.splitlines()[-1] == "jaxllm: x is not a folder"
 
 
-# A shell starts background jobs, such as a run of these tests, with the signal ignored.
-INTERRUPTIBLE = """
+# Ctrl-C while the command reads its config. A shell starts background jobs, such as a run of these
+# tests, with the signal ignored.
+INTERRUPTED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxllm.commands import runs
+runs.read_run_config = lambda arguments: signal.raise_signal(signal.SIGINT)
 from jaxllm.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_ctrl_c_is_one_line_and_an_exit_status(tmp_path):
-    os.mkfifo(tmp_path / "run.yaml")
-    command = [sys.executable, "-c", INTERRUPTIBLE, "plan", str(tmp_path / "run.yaml")]
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
-        (tmp_path / "run.yaml").open("w"),  # blocks until the command opens it
-    ):
-        process.send_signal(signal.SIGINT)
-        err = process.communicate()[1]
-    assert err == "jaxllm: interrupted\n"
-    assert process.returncode == 130
+def test_ctrl_c_is_one_line_and_an_exit_status():
+    command = [sys.executable, "-c", INTERRUPTED, "plan", "run.yaml"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "jaxllm: interrupted\n"
+    assert done.returncode == 130
 
 
 @pytest.mark.parametrize(
