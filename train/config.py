@@ -261,7 +261,7 @@ def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[
     """
     changes = [
         change
-        for change in differences(_upgraded(saved), _tuples_to_lists(to_dict(config)))
+        for change in differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
         if change[0].partition(".")[0] not in FREE_ON_RESUME
     ]
     if saved.get("steps") == step < config.steps:
@@ -276,6 +276,10 @@ def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[
 def _extends(name: str, old: Any, new: Any) -> bool:
     """Whether a change of a field only adds to the end of a run."""
     return name == "steps" or (name == "optimizer.phases" and new[: len(old)] == old)
+
+
+def _plain(config: TrainConfig) -> Any:
+    return _tuples_to_lists(to_dict(config))
 
 
 def _tuples_to_lists(data: Any) -> Any:

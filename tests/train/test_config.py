@@ -617,7 +617,10 @@ def test_an_unchanged_config_has_no_changes():
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        ({"steps": 30}, "steps: 20 in the checkpoint, 30 now"),
+        (
+            {"steps": 30},
+            "steps: 20 in the checkpoint, 30 now; a run can be extended when it is finished",
+        ),
         ({"seq_len": 64}, "seq_len: 32 in the checkpoint, 64 now"),
         (
             {"optimizer": dataclasses.replace(RUN.optimizer, b2=0.99)},

@@ -23,13 +23,12 @@ from .tensor_names import (
 )
 
 # The factor of scaled RoPE, which no `params.json` of Llama 3 stores, by what tells the releases
-# apart: ffn_dim_multiplier and multiple_of.
+# apart: ffn_dim_multiplier.
 RELEASED_FACTORS = {
-    (1.3, 1024): 8.0,  # Llama 3.1 8B
-    (1.3, 4096): 8.0,  # Llama 3.1 and 3.3 70B
-    (1.2, 4096): 8.0,  # Llama 3.1 405B
-    (1.5, 256): 32.0,  # Llama 3.2 1B
-    (1.0, 256): 32.0,  # Llama 3.2 3B
+    1.3: 8.0,  # Llama 3.1 8B and 70B, Llama 3.3 70B
+    1.2: 8.0,  # Llama 3.1 405B
+    1.5: 32.0,  # Llama 3.2 1B
+    1.0: 32.0,  # Llama 3.2 3B
 }
 # Arguments of Llama 3.2's quantized and vision models, and the values that turn them off.
 UNIMPLEMENTED = {
@@ -71,7 +70,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def implied_scaling(params: Json) -> RopeScaling | None:
     """Returns the scaling that `use_scaled_rope` means in a released model, else None."""
-    factor = RELEASED_FACTORS.get((params.get("ffn_dim_multiplier"), params.get("multiple_of")))
+    factor = RELEASED_FACTORS.get(params.get("ffn_dim_multiplier"))
     return None if factor is None else RopeScaling(kind="llama3", factor=factor)
 
 

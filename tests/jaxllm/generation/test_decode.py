@@ -13,7 +13,7 @@ from tiny import random_model
 
 from jaxllm.config import ExpertsConfig, LayerKind, RopeConfig
 from jaxllm.errors import UserError
-from jaxllm.generation import Sampling, beam_search, generate
+from jaxllm.generation import Sampling, TokenRules, beam_search, generate
 from jaxllm.generation.decode import _decode
 from jaxllm.models import with_scanned_layers
 
@@ -181,7 +181,7 @@ def test_decoding_loop_runs_on_the_device():
     lengths, limit, ends = np.array([5], np.int32), np.int32(8), np.array([], np.int32)
     tokens, params = np.zeros((1, 16), np.int32), nnx.to_pure_dict(state)
     arguments = (params, tokens, lengths, limit, ends, jax.random.key(0))
-    program = _decode.trace(graphdef, Sampling(), 16, *arguments).jaxpr
+    program = _decode.trace(graphdef, (Sampling(), TokenRules()), 16, *arguments).jaxpr
     [loop] = [eqn for eqn in program.eqns if eqn.primitive.name == "while"]
     body = str(loop.params["body_jaxpr"])
     num_layers = model.config.num_layers
