@@ -147,6 +147,7 @@ class Report:
         del data["rows"]
         for level, rows in self.rows.items():
             are_outputs = any(isinstance(row, OutputResult) for row in rows)
-            name = "taps" if level in ACTIVATIONS and not are_outputs else level
+            name = "taps" if level in ACTIVATIONS else level
+            name = "outputs" if are_outputs else name  # `logits` is the name of a field
             data.setdefault(name, []).extend(row.to_json() for row in rows)
         return replace_nonfinite({**data, "first_divergence": first and first.to_json()})

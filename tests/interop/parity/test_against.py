@@ -71,6 +71,8 @@ def test_outputs_are_compared_if_asked(base, tuned):
     assert 0 < row.kl_mean <= row.kl_max
     assert 0 <= row.top1_agreement <= 1
     assert "logits differ by " in explanation(report)
+    [written] = report.to_json()["outputs"]
+    assert written["relative_l2"] == row.relative_l2
     assert "same top-1" in html.render(report)
 
 
