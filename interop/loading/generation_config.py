@@ -62,7 +62,7 @@ NEUTRAL: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What a checkpoint says about generating with it.
+    """Generation settings of a checkpoint: those that are followed, and the names of the others.
 
     Attributes:
         eos_ids: end-of-sequence tokens, of which a chat model has several.

@@ -11,7 +11,7 @@ from jaxllm.errors import UserError
 
 
 class Written(NamedTuple):
-    """What has been written so far: prompts, or the start token of targets, and new tokens."""
+    """Tokens written so far: prompts, or the start token of targets, and new tokens."""
 
     tokens_BT: Array  # padded on the right
     lengths_B: Array  # tokens per row, without padding

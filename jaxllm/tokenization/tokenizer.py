@@ -1,4 +1,4 @@
-"""What every tokenizer does: one way to encode each role of a text. And UTF-8 bytes as tokens."""
+"""Base class of tokenizers, with one way to encode each role of a text; UTF-8 bytes as tokens."""
 
 import abc
 from collections.abc import Iterable, Sequence

@@ -19,7 +19,7 @@ WARM_UP_SECONDS = 600.0
 
 
 class Outcome(NamedTuple):
-    """What a command did with a damaged file; `problem` is "" if it read or refused it."""
+    """Result of a command on a damaged file; `problem` is "" if it read or refused the file."""
 
     number: int
     target: Target

@@ -107,7 +107,7 @@ class Equality:
 
     @property
     def _undecided(self) -> str:
-        """What the comparison cannot tell, as a sentence; empty if there is nothing."""
+        """A sentence on the comparisons that cannot tell; empty if there are none."""
         compared = [found for outcome in self.outcomes for found in outcome.differences]
         undecided = [found for found in compared if not found.is_decided]
         if not undecided:

@@ -93,7 +93,7 @@ def chat_model(tmp_path_factory):
 
 @pytest.fixture
 def given(monkeypatch):
-    """What the command passes to `generate`: prompts and keywords. Nothing is computed."""
+    """Prompts and keywords that the command passes to `generate`. Nothing is computed."""
     calls = []
 
     def record(model, prompts, limit, **options):
