@@ -47,6 +47,10 @@ FEW = 3.0
 # an operation that rounds. Errors are then only compared with the size of the reference's.
 LEAST_ADDED = 0.5
 
+# A gradient of which rounding changes a tenth is the remainder of cancelling sums, such as the
+# gradient of a key bias without RoPE. It is measured relative to the norm of all gradients.
+NOISE_ONLY = 0.1
+
 # What is left without the direction is taken to be at least this, relative to the whole.
 LEAST_REST = 2.0**-10
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.numerics.distance import max_abs, norm, relative
-from jaxllm.numerics.significance import Consensus, Spread, consensus
+from jaxllm.numerics.significance import NOISE_ONLY, Consensus, Spread, consensus
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT
 
 from .outcomes import Difference
@@ -16,10 +16,6 @@ from .variants import Step
 # Updates are compared only where the gradient is at least this many times its noise: Adam divides
 # by the gradient's own size, so elsewhere the update is noise.
 ABOVE_NOISE = 1e4
-
-# A gradient of which rounding changes a tenth is the remainder of cancelling sums, such as the
-# gradient of a key bias without RoPE. It is measured relative to the norm of all gradients.
-NOISE_ONLY = 0.1
 
 NUMBERS = {"loss": "loss", "norm of all gradients": "grad_norm"}  # fields of a step by their name
 MOMENTS = {FIRST_MOMENT: "first_moment", SECOND_MOMENT: "second_moment"}

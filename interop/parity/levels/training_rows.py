@@ -11,6 +11,7 @@ from jaxllm.numerics.distance import norm
 from jaxllm.numerics.significance import (
     CHANCE_OF_ARRAY,
     CHANCE_OF_NUMBER,
+    NOISE_ONLY,
     ErrorVector,
     Spread,
     error_of,
@@ -24,10 +25,6 @@ AnyRow = TypeVar("AnyRow", TensorResult, LossResult)
 # Relative error of an update by AdamW's own arithmetic: optax computes both bias corrections in
 # float32, where `1 - b2` has lost four bits.
 ADAMW_ROUNDING = 2.0**-20
-
-# A gradient of which rounding changes a tenth is the remainder of cancelling sums, such as the
-# gradient of a key bias without RoPE. It is measured relative to the norm of all gradients.
-NOISE_ONLY = 0.1
 
 MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that the reference lacks
 UNKNOWN = Spread(0.0, 0.0, math.inf)  # of what consists of noise
