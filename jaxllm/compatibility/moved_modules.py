@@ -119,6 +119,15 @@ def _present_names() -> dict[str, tuple[str, ...]]:
 MOVED = _present_names()
 
 
+class _Package(ModuleType):
+    """A package whose public names are kept when an old module of the same name is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        is_old = isinstance(value, ModuleType) and isinstance(value.__loader__, _Finder)
+        if not (is_old and name in vars(self)):
+            super().__setattr__(name, value)
+
+
 class _Finder(MetaPathFinder, Loader):
     """Imports old names as modules that have the contents of the present ones."""
 
@@ -129,6 +138,8 @@ class _Finder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         names = MOVED[module.__name__]
+        # Python makes each imported module an attribute of its package.
+        sys.modules[module.__name__.rpartition(".")[0]].__class__ = _Package
         warnings.warn(
             f"{module.__name__} is now {' and '.join(names)}", DeprecationWarning, stacklevel=2
         )

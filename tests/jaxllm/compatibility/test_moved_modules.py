@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from jaxllm import interop
 from jaxllm.compatibility import moved_modules
 from jaxllm.compatibility.moved_modules import MOVED
+from jaxllm.interop.loading import plan as loading_plan
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -26,6 +28,14 @@ def test_no_old_name_hides_a_present_module():
         package, _, name = old.rpartition(".")
         folder = importlib.import_module(package).__path__[0]
         assert not importlib.machinery.PathFinder.find_spec(name, [folder])
+
+
+def test_an_old_name_does_not_replace_the_function_of_that_name():
+    sys.modules.pop("jaxllm.interop.plan", None)
+    with pytest.warns(DeprecationWarning, match="is now jaxllm.interop.loading.plan"):
+        from jaxllm.interop.plan import Plan
+    assert interop.plan is loading_plan.plan
+    assert interop.Plan is Plan
 
 
 def test_a_divided_module_can_be_imported_from():
