@@ -9,6 +9,7 @@ from .stored_tensor import CheckpointError
 
 # Digested at both ends of a file: safetensors files begin with their header, zip files end with it.
 HEADER_BYTES = 1 << 20
+SAMPLE_BYTES, SAMPLE_EVERY = 1 << 18, 1 << 25  # of each 32 MiB, 256 KiB are digested
 
 
 class SourceChangedError(CheckpointError):
@@ -34,6 +35,30 @@ def identify(files: Iterable[Path]) -> dict[Path, str]:
             f"{stat.st_size} bytes of {stat.st_mtime_ns}, inode {stat.st_ino}, headers "
             f"{digest.hexdigest()[:16]}"
         )
+    return found
+
+
+def sample(folder: Path) -> dict[str, str]:
+    """Returns the size and a digest of samples of each file in a folder, by its relative name.
+
+    Copies of a folder have the same. Checkpoints with other weights do not, unless what differs
+    lies between the samples.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest = hashlib.sha256()
+        try:
+            with file.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                for start in [*range(0, size, SAMPLE_EVERY), max(size - SAMPLE_BYTES, 0)]:
+                    digest.update(os.pread(stream.fileno(), SAMPLE_BYTES, start))
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror}") from None
+        name = file.relative_to(folder).as_posix()
+        found[name] = f"{size} bytes, digest {digest.hexdigest()[:16]}"
     return found
 
 

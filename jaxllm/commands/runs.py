@@ -135,8 +135,10 @@ def _train(arguments: argparse.Namespace) -> int:
     log_to_stderr()
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
-    check_agreement({"config": to_dict(config), "options": options})  # before weights are read
-    result = train(config, _initial_weights(config, arguments), **options)
+    start = None if _resumes(config, arguments) else config.init_from
+    facts = {"config": to_dict(config), "options": options, "init_from": _sample_weights(start)}
+    check_agreement(facts)  # before weights are read
+    result = train(config, _initial_weights(config, start), **options)
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
             print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
@@ -147,17 +149,39 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _initial_weights(config: "TrainConfig", arguments: argparse.Namespace) -> "Model | None":
-    """Loads the weights that a run starts from, unless it continues from a checkpoint."""
-    from jaxllm.interop import load_pretrained
-    from jaxllm.train import make_mesh
+def _resumes(config: "TrainConfig", arguments: argparse.Namespace) -> bool:
+    """Whether a run continues from a checkpoint of its own."""
     from jaxllm.train.restarts.sound_step import find_steps
 
-    resumes = arguments.resume and bool(find_steps(Path(config.output)))
-    if config.init_from is None or resumes or arguments.resume_from is not None:
+    if arguments.resume_from is not None:
+        return True
+    return arguments.resume and bool(find_steps(Path(config.output)))
+
+
+def _sample_weights(start: str | None) -> dict[str, str]:
+    """Returns samples of the files that a run starts from, by which processes compare theirs."""
+    import jax
+
+    from jaxllm.interop.formats.source_files import sample
+    from jaxllm.interop.formats.table import model_format_of
+
+    if start is None or jax.process_count() == 1 or not Path(start).is_dir():
+        return {}
+    model_format = model_format_of(Path(start))
+    return sample(
+        Path(start) if model_format is None else model_format.find_step(Path(start), None)
+    )
+
+
+def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None":
+    """Loads the weights that a run starts from, onto its mesh."""
+    from jaxllm.interop import load_pretrained
+    from jaxllm.train import make_mesh
+
+    if start is None:
         return None
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    return load_pretrained(config.init_from, mesh=mesh, dtype="float32")
+    return load_pretrained(start, mesh=mesh, dtype="float32")
 
 
 def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import chex
 import jax
@@ -10,10 +14,10 @@ import pytest
 from tiny import TINY
 
 from jaxllm.checkpointing.orbax_layout import METADATA_FILE, read_step
-from jaxllm.errors import CheckpointError
+from jaxllm.errors import CheckpointError, UserError
 from jaxllm.params import read_model
 from jaxllm.train import TrainConfig
-from jaxllm.train.checkpoint import load_state, open_checkpoints
+from jaxllm.train.checkpoint import Checkpoints, load_state, open_checkpoints
 from jaxllm.train.config import to_dict
 
 RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)
@@ -64,3 +68,52 @@ def test_metadata_of_another_version_are_explained(saved_model, state, tmp_path)
         read_step(tmp_path / "3", "run", "data")
     with pytest.raises(CheckpointError, match=r"3:\n  config: unknown field 'new_field'"):
         read_model(tmp_path / "3")
+
+
+@contextmanager
+def disk_of(most_bytes: int) -> Iterator[None]:
+    """Lets no file grow beyond a size: writing fails in the same calls as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save(checkpoints: Checkpoints, state, model) -> None:
+    """Saves a step and waits until it is written."""
+    checkpoints.save(state, RUN, model, {})
+    checkpoints.wait()
+
+
+def test_full_disk_is_one_line_and_the_complete_checkpoints_are_kept(saved_model, state, tmp_path):
+    folder = tmp_path / "checkpoints"
+    message = r"/4: the checkpoint of [\d,]+ bytes cannot be written: File too large; [\d,]+ bytes"
+    with open_checkpoints(folder, keep=2) as checkpoints:
+        save(checkpoints, state, saved_model)
+        with disk_of(2000), pytest.raises(UserError, match=message) as raised:
+            save(checkpoints, at_step(state, 4), saved_model)
+        assert "\n" not in str(raised.value)
+    assert [path.name for path in folder.iterdir()] == ["3"]
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    chex.assert_trees_all_equal(load_state(folder / "3", abstract), state, strict=True)
+
+
+def test_folder_that_is_removed_or_replaced_is_not_made_anew(saved_model, state, tmp_path):
+    folder, moved = tmp_path / "checkpoints", tmp_path / "moved"
+    message = "cannot be written: the folder was removed or replaced during the run"
+    for is_replaced in (False, True):
+        with suppress(UserError), open_checkpoints(folder, keep=2) as checkpoints:
+            save(checkpoints, state, saved_model)
+            folder.rename(moved)
+            if is_replaced:
+                folder.mkdir()
+            with pytest.raises(UserError, match=message):
+                save(checkpoints, at_step(state, 4), saved_model)
+        assert [path.name for path in moved.iterdir()] == ["3"]
+        shutil.rmtree(moved)
+        assert not list(tmp_path.rglob("4*"))
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from tiers import examples
+from tiny import random_of
 from together import cluster, free_port, start
 
 from jaxllm.config import DecoderConfig
+from jaxllm.interop import save_pretrained
 from jaxllm.train import TrainConfig
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
@@ -129,6 +131,35 @@ Path.read_bytes = other
 from jaxllm.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+IN_FOLDER = """
+import os, sys
+os.chdir({folder!r})
+from jaxllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.exhaustive
+def test_processes_that_start_from_other_weights_end_before_the_first_step(config, tmp_path):
+    config = dataclasses.replace(config, model=None, init_from="start")  # on each host's own disk
+    file = saved(config, tmp_path / "a.yaml")
+    programs = []
+    for host in range(2):
+        save_pretrained(random_of(MODEL, host), tmp_path / str(host) / "start", format="hf")
+        programs.append(["-c", IN_FOLDER.format(folder=str(tmp_path / str(host)))])
+    shared = cluster(2)
+    processes = [
+        start(*program, "train", file, devices=1, **shared, JAX_PROCESS_ID=str(rank))
+        for rank, program in enumerate(programs)
+    ]
+    statuses, errors = end(processes)
+    assert statuses == [2, 2], errors
+    for error in errors:
+        assert "the 2 processes of this run differ" in error
+        assert "init_from.model.safetensors: '" in error
+        assert "config" not in error.replace("same config", "")
 
 
 @pytest.mark.exhaustive

@@ -14,9 +14,12 @@ from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretr
 from jaxllm.interop.conversion import convert as conversion
 from jaxllm.interop.formats.source_files import (
     HEADER_BYTES,
+    SAMPLE_BYTES,
+    SAMPLE_EVERY,
     SourceChangedError,
     check_unchanged,
     identify,
+    sample,
 )
 from jaxllm.interop.loading import load
 
@@ -117,3 +120,22 @@ def test_a_source_that_is_overwritten_is_not_loaded(llama, monkeypatch):
     with pytest.raises(SourceChangedError):
         load_pretrained(llama)
     load_pretrained(llama)
+
+
+def test_samples_of_copies_are_the_same_and_see_every_change_in_them(tmp_path):
+    size = 2 * SAMPLE_EVERY + 3 * SAMPLE_BYTES
+    for name in ("a", "b"):
+        (tmp_path / name / "part").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        with (tmp_path / name / "part" / "weights").open("wb") as stream:
+            stream.truncate(size)
+    expected = sample(tmp_path / "a")
+    assert sorted(expected) == ["config.json", "part/weights"]
+    assert sample(tmp_path / "b") == expected
+    changed = tmp_path / "b" / "part" / "weights"
+    for place in (0, SAMPLE_EVERY, 2 * SAMPLE_EVERY + SAMPLE_BYTES - 1, size - 1):
+        put(changed, place)
+        found = sample(tmp_path / "b")
+        assert found["part/weights"] != expected["part/weights"]
+        assert found["config.json"] == expected["config.json"]
+        expected = found
