@@ -95,6 +95,8 @@ def test_full_disk_is_one_line_and_the_complete_checkpoints_are_kept(saved_model
         with disk_of(2000), pytest.raises(UserError, match=message) as raised:
             save(checkpoints, at_step(state, 4), saved_model)
         assert "\n" not in str(raised.value)
+    with open_checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.latest == 3
     assert [path.name for path in folder.iterdir()] == ["3"]
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

@@ -18,6 +18,10 @@ CLIP_EPS = 1e-6
 # is noise too.
 ABOVE_NOISE = 1e3
 
+# Of any parameter, so many elements may be rounded to a neighbouring number. In a hundred elements
+# that are rounded, about one is.
+ALWAYS_ALLOWED = 4
+
 MOMENTS = ("gradient", "m", "v")  # kinds of arrays that are compared whole
 
 
@@ -81,14 +85,25 @@ def truth_of(wide: TrainingRecord, theirs: TrainingRecord, recipe: Recipe) -> Tr
     gradient, update = wide.first["gradient"], wide.first["update"]
     noise = {name: max_abs(theirs.first["gradient"][name], x) for name, x in gradient.items()}
     truth = Truth(recipe, wide.losses, wide.norm, gradient, update, noise, rounding={})
-    rounding = {}
-    for name, change in update.items():
-        counts = truth.compared(name)
-        # The update is the difference of two parameters. Each is rounded, nearly always alike.
-        before = theirs.first["parameter"][name][counts]
-        after = before + change[counts]
-        rounding[name] = norm(0.5 * np.spacing(np.maximum(np.abs(before), np.abs(after))))
+    before = theirs.first["parameter"]
+    rounding = {
+        name: _rounding(before[name][counts], change[counts])
+        for name, change in update.items()
+        for counts in [truth.compared(name)]
+    }
     return dataclasses.replace(truth, rounding=rounding)
+
+
+def _rounding(before: np.ndarray, change: np.ndarray) -> float:
+    """Returns the L2 norm of what rounding to float32 after an update may add to the update.
+
+    Two correct runs round nearly all elements alike, and a few to neighbouring numbers.
+    """
+    if not before.size:
+        return 0.0
+    after = (before + change).astype(np.float32)  # updates in float64 have its dtype
+    spacing = np.spacing(np.maximum(np.abs(before), np.abs(after)))
+    return max(norm(0.5 * spacing), math.sqrt(ALWAYS_ALLOWED) * float(spacing.max()))
 
 
 def errors_of(run: TrainingRecord, truth: Truth, clip_eps: float = CLIP_EPS) -> RunErrors:

@@ -73,3 +73,21 @@ def test_what_the_truth_lacks_and_what_is_not_finite_has_an_infinite_error():
     errors = errors_of(wrong, truth).errors
     assert errors["gradient"]["bias"].length == math.inf
     assert errors["update"]["kernel"].length == math.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # that of updates in float64
+def test_an_update_may_be_rounded_to_its_neighbours(dtype):
+    wide = record(GRADIENT, moments=False)
+    wide.first["update"]["kernel"] = wide.first["update"]["kernel"].astype(dtype)
+    truth = truth_of(wide, record(GRADIENT), RECIPE)
+    after = np.abs(BEFORE + truth.update["kernel"].astype(np.float32))
+    spacing = np.spacing(np.maximum(np.abs(BEFORE), after)).astype(np.float64)
+    assert truth.rounding["kernel"] == pytest.approx(0.5 * np.linalg.norm(spacing))
+
+
+def test_a_few_neighbours_are_allowed_in_the_smallest_parameter():
+    run = record(GRADIENT)
+    first = {what: {"bias": arrays["kernel"][:3]} for what, arrays in run.first.items()}
+    few = TrainingRecord(run.losses, run.norm, first)
+    truth = truth_of(few, few, RECIPE)
+    assert truth.rounding["bias"] >= 2 * np.spacing(np.abs(BEFORE[:3]).max())
