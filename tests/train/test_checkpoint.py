@@ -87,6 +87,8 @@ def save(checkpoints: Checkpoints, state, model) -> None:
     checkpoints.wait()
 
 
+# TensorStore reports to an event loop that Orbax has closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk_is_one_line_and_the_complete_checkpoints_are_kept(saved_model, state, tmp_path):
     folder = tmp_path / "checkpoints"
     message = r"/4: the checkpoint of [\d,]+ bytes cannot be written: File too large; [\d,]+ bytes"
