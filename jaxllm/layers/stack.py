@@ -188,8 +188,12 @@ def _split(block: nnx.Module, count: int) -> list[nnx.Module]:
     if count == 1:
         return [block]
     graphdef, stacked = nnx.split(block)
-    states = jax.jit(lambda tree: [_layer(tree, i) for i in range(count)])(stacked)
-    return [nnx.merge(graphdef, state) for state in states]
+    return [nnx.merge(graphdef, state) for state in _layers(stacked, count)]
+
+
+@partial(jax.jit, static_argnames="count")
+def _layers(stacked: nnx.State, count: int) -> list[nnx.State]:
+    return [_layer(stacked, i) for i in range(count)]
 
 
 def _layer(stacked: nnx.State, i: int) -> nnx.State:
