@@ -280,7 +280,9 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("how", hostile_pickles(Path("mark")))
 @pytest.mark.parametrize(
     ("form", "name"),
-    [("bin", BIN), ("meta", "consolidated.00.pth"), ("tlama", "state_dict.pth")],
+    examples(
+        [("bin", BIN), ("meta", "consolidated.00.pth"), ("tlama", "state_dict.pth")], ("bin", BIN)
+    ),
 )
 def test_malicious_pickles_do_not_run_code(folders, tmp_path, form, name, how):
     mark = tmp_path / "mark"

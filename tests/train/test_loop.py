@@ -365,6 +365,7 @@ def test_a_damaged_newest_checkpoint_is_kept_aside(straight, make, tmp_path, cap
     assert saved_steps(folder) == [8, STEPS]
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_is_extended_by_the_longer_schedule(straight, make, tmp_path, caplog):
     folder = Path(shutil.copytree(straight[0].output, tmp_path / "run"))
     longer = make(folder, steps=STEPS + 2)

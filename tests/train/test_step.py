@@ -85,6 +85,7 @@ def test_dropout_depends_on_seed_and_step():
     assert run(RATE, start=3)["loss"] != found["loss"]
 
 
+@pytest.mark.exhaustive
 def test_every_microbatch_has_its_own_dropout_key():
     """The rows are equal, so a shared dropout mask would give equal losses."""
     bind, params = split(random_model(dropout=RATE))

@@ -256,7 +256,7 @@ def unit_bytes(folder: Path, to: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(("to", "where"), examples(POINTS, *POINTS[::8]))
+@pytest.mark.parametrize(("to", "where"), examples(POINTS, *POINTS[::12]))
 def test_killed_conversion_resumes(to, where, folders, tmp_path):
     source = folders["meta" if to == "hf" else "hf"]
     out, partial = tmp_path / "out", tmp_path / "out.partial"
@@ -468,7 +468,7 @@ def test_memory_stays_within_the_budget(to, budget, large, llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", examples(["phi3", "gpt2", "gpt_neox", "mixtral", "llama4_text"], "phi3", "llama4_text")
+    "case", examples(["phi3", "gpt2", "gpt_neox", "mixtral", "llama4_text"], "phi3")
 )
 def test_fused_tensors_and_experts_round_trip(case, tmp_path):
     """Covers parts of fused tensors, separate experts, and stacks of two kinds of layers."""

@@ -61,6 +61,7 @@ def interleave(x):
     return x.reshape(*x.shape[:-1], 2, -1).mT.reshape(x.shape)
 
 
+@pytest.mark.exhaustive
 def test_a_correct_model_in_the_other_rope_layout_passes(make_llama, convert, tokens):
     llama = make_llama(attention_bias=True)
     model = convert(llama)
@@ -147,6 +148,7 @@ def test_wrong_attention_is_caught(pair, tokens, monkeypatch, wrong, hint):
     assert hint in first.hint
 
 
+@pytest.mark.exhaustive
 def test_wrong_frequencies_barely_show_at_the_first_tokens(pair, tokens):
     llama, model = pair
     buckets = compare(llama, configure({"rope.theta": 10200.0})(model), tokens).buckets
@@ -171,6 +173,7 @@ def test_rows_are_in_execution_order(pair, tokens):
     assert paths[-3:] == ["layers.2", "final_norm", "lm_head"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("levels", [("logits",), ("layers",)])
 def test_logits_and_layers_can_be_compared_separately(pair, tokens, levels):
     llama, model = pair
@@ -181,6 +184,7 @@ def test_logits_and_layers_can_be_compared_separately(pair, tokens, levels):
     assert report.logits.kl_max > 0.1
 
 
+@pytest.mark.exhaustive
 def test_a_model_with_remat_passes(make_llama, convert, tokens):
     llama = make_llama()
     model = convert(llama)
@@ -233,6 +237,7 @@ def test_only_the_wrong_activations_fail_on_their_own(pair, tokens):
     assert all(tap.forced.floor <= tap.forced.threshold for tap in taps.values())
 
 
+@pytest.mark.exhaustive
 def test_every_wrong_activation_fails_on_its_own(pair, tokens):
     llama, model = pair
     broken = configure({"rope.theta": 10200.0})(model)
@@ -240,6 +245,7 @@ def test_every_wrong_activation_fails_on_its_own(pair, tokens):
     assert wrong == {f"layers.{i}.attn.{name}" for i in range(3) for name in "qk"}
 
 
+@pytest.mark.exhaustive
 def test_an_error_below_the_accumulated_noise_is_found(pair, tokens):
     llama, model = pair
     arrays = parameters(model)

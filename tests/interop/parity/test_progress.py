@@ -1,10 +1,13 @@
 """Progress: every run of a comparison is announced, as many as expected."""
 
 import pytest
+from tiers import exhaustive
 
 from jaxllm.interop.parity import compare
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.progress import announce, expecting, following
+
+SLOW_LEVELS = exhaustive([["layers", "logits"], ["curve", "generate"]])
 
 
 def test_runs_are_announced_to_the_follower_alone():
@@ -20,7 +23,8 @@ def test_runs_are_announced_to_the_follower_alone():
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "levels", [("config", "weights"), ("logits",), ("layers", "logits"), ("curve", "generate")]
+    "levels",
+    [("config", "weights"), ("logits",), *SLOW_LEVELS],
 )
 def test_a_comparison_has_as_many_runs_as_expected(levels, make_llama, convert, tokens):
     reference = make_llama(num_hidden_layers=1)

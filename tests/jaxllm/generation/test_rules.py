@@ -80,7 +80,7 @@ def by_transformers(theirs, prompt: list[int], num_beams: int, ends: list[int], 
     return out[:cut]
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("num_beams", examples([1, 3], 3))
 @pytest.mark.parametrize("case", examples(CASES, "forced", "bigrams"))
 @pytest.mark.parametrize("kind", ["decoder", "translator"])
 def test_tokens_match_transformers(kind, case, num_beams, request):

@@ -102,6 +102,7 @@ def test_another_seed_differs_from_step_0(runs):
     assert {array.what for array in found.arrays} >= {"parameter", "first moment", "second moment"}
 
 
+@pytest.mark.exhaustive
 def test_a_changed_learning_rate_is_found_at_its_step(runs):
     found = diff_runs(runs["base"], runs["rate"])
     assert found.step == CHANGED + 1

@@ -6,7 +6,6 @@ import json
 import jax
 import pytest
 import yaml
-from tiers import examples
 from tiny import TINY
 
 from jaxllm.cli import main
@@ -87,6 +86,7 @@ def test_a_missing_sum_over_a_mesh_axis_is_found(config, monkeypatch):
     assert "fsdp=2 x tensor=2: the error of its first moment of final_norm.scale" in found.summary
 
 
+@pytest.mark.exhaustive
 def test_averaging_microbatch_means_is_found(config, monkeypatch):
     """A common bug: averaging the means of microbatches in place of averaging over all targets."""
     correct = step.accumulate
@@ -106,6 +106,7 @@ def test_averaging_microbatch_means_is_found(config, monkeypatch):
     assert found.first.variant == "one device, accumulate 2"
 
 
+@pytest.mark.exhaustive
 def test_a_nan_loss_fails(config, monkeypatch):
     correct = step.accumulate
     nan = lambda *args: jax.tree.map(lambda x: x * float("nan"), correct(*args))  # noqa: E731
@@ -125,7 +126,8 @@ def test_an_indivisible_batch_is_rejected_before_anything_runs(config):
     assert len(lines) > 3
 
 
-@pytest.mark.parametrize("options", examples([[], ["--json"]], ["--json"]), ids=["table", "json"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
 def test_the_exit_status_of_the_command_is_the_verdict(
     config, monkeypatch, tmp_path, capsys, options
 ):

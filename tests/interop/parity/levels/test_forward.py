@@ -50,6 +50,7 @@ def test_a_wrong_activation_is_the_only_one_with_a_hint(sides, recording):
     assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
+@pytest.mark.exhaustive
 def test_a_hint_looks_only_at_rows_without_padding(sides, pair, tokens):
     mask_BT = np.ones((2, 64), np.int32)
     mask_BT[1, 24:] = 0
