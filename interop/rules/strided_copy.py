@@ -2,8 +2,9 @@
 
 import numpy as np
 
-TILE_ROWS = 128
-TILE_ROW_BYTES = 2048
+# Tiles as wide as long: each of their rows, of one array or the other, is several cache lines.
+TILE_ROWS = 512
+TILE_ROW_BYTES = 512
 PADDING_BYTES = 64  # rows a power of two apart would compete for a few cache lines
 
 
