@@ -24,12 +24,13 @@ class Layout:
     embedding_split: Literal["vocab", "width"] = "vocab"
     names: Sequence[str] = ()  # the alternative tensor names that this checkpoint uses
     experts: Literal["each", "fused"] = "each"  # one tensor per expert, or one for all
+    head: str = ""  # the head's name in modules of transformers, if files name it differently
     file: str = ""  # the file that held the tensors, if the family does not fix its name
 
     @property
     def written(self) -> Self:
-        """The layout for writing: experts one by one, since fused ones need transformers 5."""
-        return dataclasses.replace(self, experts="each")
+        """The layout of files: experts one by one, since fused ones need transformers 5."""
+        return dataclasses.replace(self, experts="each", head="")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,8 @@ SUPPORTED = (
     "head.tied",
 )
 
+HEAD, IN_MEMORY = "embed_out.weight", "lm_head.weight"  # in files, and in modules
+
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
@@ -59,7 +61,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "head.tied": fields.take("tie_word_embeddings", bool, False),
         "init.std": fields.take("initializer_range", float, 0.02),
     }
-    return config, Layout()
+    return config, Layout(head=IN_MEMORY if IN_MEMORY in stored else "")
 
 
 def _read_rope(fields: Fields) -> Json:
@@ -137,13 +139,14 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
         rules.append(Rule(fused + "bias : (N P H)", part + "bias : N H"))
     if config.attention.out_bias:
         rules.append(Rule(block + "attention.dense.bias : D", ours + "attn.o_proj.bias : D"))
+    head = layout.head or HEAD
     if not config.head.tied:
-        rules.append(Rule("embed_out.weight : V D", "lm_head.kernel : D V"))
+        rules.append(Rule(f"{head} : V D", "lm_head.kernel : D V"))
     attention, mask = "gpt_neox.layers.*.attention.", "the causal mask, a constant"
     return RuleTable(
         tuple(rules),
         {**decoder_sizes(config), "P": 3},
-        tied={"embed_out.weight": "gpt_neox.embed_in.weight"} if config.head.tied else {},
+        tied={head: "gpt_neox.embed_in.weight"} if config.head.tied else {},
         ignored={
             attention + "bias": mask,
             attention + "masked_bias": mask,

@@ -30,9 +30,6 @@ class ReferenceAdapter(Protocol):
     def family(self, module: Any) -> Family:
         """Returns the family whose checkpoints it reads. Raises UserError if there is none."""
 
-    def head(self, module: Any) -> Any:
-        """Returns the module that computes the logits, if checkpoints may name it differently."""
-
     def masks(self, module: Any) -> Collection[str]:
         """Returns which of the masks in `Inputs` the reference takes."""
 
@@ -86,9 +83,6 @@ class _Transformers:
 
     def family(self, module: Any) -> Family:
         return _known(module.config.model_type)
-
-    def head(self, module: Any) -> Any:
-        return module.get_output_embeddings()
 
     def masks(self, module: Any) -> Collection[str]:
         return "source_mask", "target_mask"
@@ -153,9 +147,6 @@ class _Plain:
                 "transformers nor of a known family: give its conversion rules as rules="
             )
         return _known(module.fields.get("model_type"))
-
-    def head(self, module: Any) -> Any:
-        return None
 
     def masks(self, module: Any) -> Collection[str]:
         return self.family(module).masks

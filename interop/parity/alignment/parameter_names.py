@@ -1,6 +1,5 @@
 """Maps the reference's tensors and config to JAX names and layouts, by the rules of its family."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
 from jaxllm.interop.loading.plan import find_arrays
 from jaxllm.interop.rules import binding
-from jaxllm.interop.rules.rule import BoundRule, Rule
+from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model
 
 from .adapters import adapter_of
@@ -44,27 +43,7 @@ def table_of(reference: Any, model: Model) -> RuleTable:
 
 def table_for(reference: Any, config: Config) -> RuleTable:
     """Returns the conversion rules from the reference's tensors to a model of this config."""
-    table = adapter_of(reference).family(reference).table(config, read_config(reference)[1])
-    return with_own_head(table, reference)
-
-
-def with_own_head(table: RuleTable, reference: Any) -> RuleTable:
-    """Renames the head in the table to its name in memory, if checkpoints name it differently."""
-    state, head = reference.state_dict(), adapter_of(reference).head(reference)
-    found = (name for name, module in reference.named_modules() if module is head)
-    own = f"{next(found, '')}.weight"
-
-    def rename(name: str) -> str:
-        return own if name not in state and own in state else name
-
-    rules = tuple(
-        Rule(dataclasses.replace(rule.stored, name=rename(rule.stored.name)), rule.model)
-        if rule.model.name == "lm_head.kernel"
-        else rule
-        for rule in table.rules
-    )
-    tied = {rename(copy): original for copy, original in table.tied.items()}
-    return dataclasses.replace(table, rules=rules, tied=tied)
+    return adapter_of(reference).family(reference).table(config, read_config(reference)[1])
 
 
 def tensors_of(reference: Any) -> dict[str, np.ndarray]:

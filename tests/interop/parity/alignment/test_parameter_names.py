@@ -21,9 +21,9 @@ from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, stacked_layers
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gpt_neox"])
 def pair(request, tmp_path_factory):
-    """A reference and its JAX model; gpt2 fuses queries, keys and values in one tensor."""
+    """A reference and its JAX model; gpt2 fuses tensors, gpt_neox names its head differently."""
     original, folder = CASES[request.param].build(), tmp_path_factory.mktemp("model")
     original.save_pretrained(folder)
     return original, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
