@@ -5,7 +5,7 @@ A box is one range per dimension. Reading a box brings only that box to the host
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import jax
@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxllm.errors import NarrowingError
 from jaxllm.interop.rules.boxes import Box, box_shape, boxes, intersect, relative, slices
 from jaxllm.interop.rules.pattern import Index
+from jaxllm.interop.rules.strided_copy import copy_bits
 from jaxllm.interop.rules.transfer import Transfer
 from jaxllm.sharding import spans_processes
 
@@ -23,15 +24,24 @@ from .sharded_tensor import ShardedTensor
 from .stored_tensor import CheckpointError, StoredTensor
 
 Read = Callable[[Box], np.ndarray]
+Fill = Callable[[Box, np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """An array that is not read yet: its dtype and shape, and a function that reads any box."""
+    """An array that is not read yet: its dtype and shape, and a function that reads any box.
+
+    Attributes:
+        dtype: its dtype.
+        shape: its shape.
+        read: returns a box.
+        into: copies a box into an array in C order; None if that takes a `read` first.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
     read: Read
+    into: Fill | None = None
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +52,13 @@ class TensorSource:
     def whole(self) -> Box:
         """The box of the whole array."""
         return tuple((0, size) for size in self.shape)
+
+    def fill(self, box: Box, out: np.ndarray) -> None:
+        """Copies a box into an array in C order, of the shape of the box."""
+        if self.into is None:
+            copy_bits(np.asarray(self.read(box)), out)
+        else:
+            self.into(box, out)
 
     def payload(self, max_bytes: int) -> Iterator[memoryview]:
         """Yields the bytes of the array in C order, at most `max_bytes` at a time.
@@ -63,7 +80,7 @@ class TensorSource:
         """Returns the array cast to another dtype; see `cast`."""
         if dtype == self.dtype:
             return self
-        return replace(self, dtype=dtype, read=lambda box: cast(self.read(box), dtype))
+        return TensorSource(dtype, self.shape, lambda box: cast(self.read(box), dtype))
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -215,23 +232,37 @@ def transfer_tensor(
     named = {axis: index.get(axis, 0) for axis in transfer.source.name_axes}
     dtype = sources[transfer.source.format_name(named, transfer.sizes)].dtype
 
-    def read(box: Box) -> np.ndarray:
-        return transfer.read(index, box, lambda name, part: sources[name].read(part), dtype)
+    def read_part(name: str, part: Box) -> np.ndarray:
+        return sources[name].read(part)
 
-    return TensorSource(dtype, shape, read)
+    return TensorSource(
+        dtype,
+        shape,
+        lambda box: transfer.read(index, box, read_part, dtype),
+        lambda box, out: transfer.fill(index, box, read_part, out),
+    )
 
 
 def concatenate_rows(parts: Sequence[TensorSource]) -> TensorSource:
     """Returns a fused tensor: the parts concatenated along their first dimension."""
     first, stops = parts[0], np.cumsum([part.shape[0] for part in parts])
 
-    def read(box: Box) -> np.ndarray:
+    def rows_of(box: Box) -> Iterator[tuple[TensorSource, Box]]:
         (low, high), *rest = box
-        found = []
         for part, stop in zip(parts, map(int, stops), strict=True):
             start = stop - part.shape[0]
             if low < stop and start < high:
-                found.append(part.read([(max(low, start) - start, min(high, stop) - start), *rest]))
+                yield part, [(max(low, start) - start, min(high, stop) - start), *rest]
+
+    def read(box: Box) -> np.ndarray:
+        found = [part.read(rows) for part, rows in rows_of(box)]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    return TensorSource(first.dtype, (int(stops[-1]), *first.shape[1:]), read)
+    def into(box: Box, out: np.ndarray) -> None:
+        begin = 0
+        for part, rows in rows_of(box):
+            end = begin + rows[0][1] - rows[0][0]
+            part.fill(rows, out[begin:end])
+            begin = end
+
+    return TensorSource(first.dtype, (int(stops[-1]), *first.shape[1:]), read, into)

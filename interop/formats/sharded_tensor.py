@@ -82,7 +82,7 @@ class ShardedTensor:
                 out[slices(relative(wanted, box))] = part
         return out
 
-    def in_memory(self, box: Box) -> np.ndarray:
+    def own_box(self, box: Box) -> np.ndarray:
         """Returns a box, see `read`."""
         return self.read(box)
 

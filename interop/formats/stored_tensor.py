@@ -114,8 +114,8 @@ class StoredTensor:
         ordered = memory.reshape(-1).view(self.dtype).reshape([shape[dim] for dim in order])
         return ordered.transpose([order.index(dim) for dim in range(len(shape))])
 
-    def in_memory(self, box: Box) -> np.ndarray | None:
-        """Returns a box of a tensor that is read without a file; None for one in a file."""
+    def own_box(self, box: Box) -> np.ndarray | None:
+        """Returns a box that the tensor reads by itself; None if its bytes lie in one file."""
         return None
 
     def fill(self, handle: int, into: memoryview, start: int) -> None:

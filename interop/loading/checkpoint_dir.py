@@ -118,22 +118,29 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
             continue
         config = read_json(config_file)
         if config.get("model_type") == family.model_type:
-            return family, _with_start_token(family, config, path)
+            file = path / GENERATION_CONFIG
+            generation = read_json(file) if file.is_file() and has_start_token(family) else {}
+            return family, with_start_token(family, config, generation)
     if (path / CONFIG).is_file():
-        raise CheckpointError(_unknown_model_type(path / CONFIG))
+        given = read_json(path / CONFIG).get("model_type")
+        raise CheckpointError(unknown_model_type(path / CONFIG, given))
     raise CheckpointError(_no_config(path))
 
 
-def _with_start_token(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Adds the start token of targets that `generation_config.json` names, which comes first.
+def has_start_token(family: Family) -> bool:
+    """Whether `generation_config.json` may name the start token of the family's targets."""
+    return family.format == "hf" and family.config_class is EncoderDecoderConfig
+
+
+def with_start_token(
+    family: Family, config: dict[str, Any], generation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Adds the start token of targets that the generation config names, which comes first.
 
     transformers keeps settings of generation there, and this one is part of the model's function.
     """
     name = "decoder_start_token_id"
-    if family.format != "hf" or family.config_class is not EncoderDecoderConfig:
-        return config
-    file = path / GENERATION_CONFIG
-    given = read_json(file).get(name) if file.is_file() else None
+    given = generation.get(name) if has_start_token(family) else None
     return config if given is None else {**config, name: given}
 
 
@@ -144,16 +151,20 @@ def file_names(path: Path) -> str:
     return ", ".join([*names[:MOST_NAMES], *more]) or "nothing"
 
 
-def _unknown_model_type(config_file: Path) -> str:
+def unknown_model_type(place: object, given: object) -> str:
+    """Returns the message for a config without a `model_type`, or with one of no family.
+
+    Args:
+        place: the config, such as the path of its file.
+        given: its `model_type`, or None.
+    """
     known = [family.model_type for family in FAMILIES if family.config_file == CONFIG]
-    given = read_json(config_file).get("model_type")
     if given is None:
         return (
-            f"{config_file} has no model_type, so the kind of model is unknown; "
-            f"{SUPPORTED}; {OWN_RULES}"
+            f"{place} has no model_type, so the kind of model is unknown; {SUPPORTED}; {OWN_RULES}"
         )
     meant = did_you_mean(given, known) if isinstance(given, str) else ""
-    return f"{config_file}: model_type {given!r} is not supported{meant}; {SUPPORTED}; {OWN_RULES}"
+    return f"{place}: model_type {given!r} is not supported{meant}; {SUPPORTED}; {OWN_RULES}"
 
 
 def _no_config(path: Path) -> str:

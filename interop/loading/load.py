@@ -1,14 +1,17 @@
 """Loads checkpoints into models: each device shard is read directly from the bytes that hold it."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from types import MappingProxyType
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
-from jaxllm.errors import UserError
+from jaxllm.config.numerics import check_dtype
+from jaxllm.distributed.gather import gather_texts
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.lazy_tensor import find_overflows, from_stored
 from jaxllm.interop.formats.source_files import check_unchanged, identify
@@ -17,12 +20,15 @@ from jaxllm.models import Model, build_abstract
 from jaxllm.params import with_arrays
 
 from .checkpoint import open_checkpoint
+from .checkpoint_dir import Checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan
-from .streaming.device_buffers import make_shard_buffers
+from .streaming.device_buffers import ShardBuffers, make_shard_buffers
 from .streaming.stream import stream, window_bytes
 from .tied_tensors import make_checked_plan
 from .user_family import resolve_family
+
+NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +72,8 @@ def load_pretrained(
     Example:
         model = load_pretrained("Llama-3.2-1B", mesh=make_mesh(fsdp=4, tensor=2))
     """
-    if dtype not in (None, *get_args(Dtype)):
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     path, budget = Path(path), parse_size(max_ram)
+    check_dtype(dtype)
     if (model_format := model_format_of(path)) is not None:
         if rules is not None:
             resolve_family(rules)  # remembered, so that `save_pretrained` can use them
@@ -76,29 +81,55 @@ def load_pretrained(
     checkpoint = open_checkpoint(path, rules)
     before = identify(tensor.path for tensor in checkpoint.tensors.values())
     plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
-    if plan.tolerated:
-        logger.warning("%s: ignored (strict=False):\n  %s", path, "\n  ".join(plan.tolerated))
-    model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
+    model = read_model(checkpoint, plan)
     check_unchanged(before)
+    return model
+
+
+def read_model(
+    checkpoint: Checkpoint, plan: Plan, given: Mapping[str, jax.Array] = NOTHING
+) -> Model:
+    """Reads the model of a plan onto its devices; a warning lists what the plan ignores.
+
+    Args:
+        checkpoint: the checkpoint.
+        plan: its plan.
+        given: arrays that need not be read, by name.
+    """
+    if plan.tolerated:
+        ignored = "\n  ".join(plan.tolerated)
+        logger.warning("%s: ignored (strict=False):\n  %s", checkpoint.path, ignored)
+    model = with_arrays(build_abstract(plan.config), read_arrays(plan, given))
     model.origin = make_origin(checkpoint, plan)
     return model
 
 
-def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
-    """Reads the model's arrays onto their devices."""
+def read_arrays(plan: Plan, given: Mapping[str, jax.Array] = NOTHING) -> dict[str, jax.Array]:
+    """Reads the arrays of a plan onto their devices, but for those that are given."""
     buffers = {
         name: make_shard_buffers(array.side, array.sizes, array.dtype, array.sharding)
         for name, array in plan.arrays.items()
+        if name not in given
     }
     stream(plan.reads(), buffers, plan.max_ram)
-    if any(of_array.overflows for of_array in buffers.values()):
+    if _overflowed(plan, buffers):
         read = {read.tensor.name: from_stored(read.tensor) for read in plan.reads()}
         (dtype,) = {array.dtype for array in plan.arrays.values()}
         found = find_overflows(read, dtype, window_bytes(plan.max_ram))
         logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
     return {
-        name: jax.make_array_from_single_device_arrays(
+        name: given[name]
+        if name in given
+        else jax.make_array_from_single_device_arrays(
             array.shape, array.sharding, buffers[name].arrays()
         )
         for name, array in plan.arrays.items()
     }
+
+
+def _overflowed(plan: Plan, buffers: Mapping[str, ShardBuffers]) -> bool:
+    """Whether numbers were clamped: here or, if all processes read together, in any of them."""
+    found = any(of_array.overflows for of_array in buffers.values())
+    if not any(read.tensor.is_collective for read in plan.reads()):
+        return found
+    return any(gather_texts("clamped" if found else ""))

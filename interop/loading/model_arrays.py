@@ -4,13 +4,13 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config, Dtype, dtype_fields, with_fields
-from jaxllm.errors import UserError
+from jaxllm.config.numerics import check_dtype
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax, from_stored, transfer_tensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
@@ -53,8 +53,7 @@ class ModelArrays:
         """
         if dtype is None:
             return self
-        if dtype not in get_args(Dtype):
-            raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+        check_dtype(dtype)
         config = with_fields(self.config, dtype_fields(dtype))
         arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
         return dataclasses.replace(self, config=config, arrays=arrays)

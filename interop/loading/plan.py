@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
-from jaxllm.errors import UserError
+from jaxllm.config.numerics import check_dtype
 from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -102,11 +102,8 @@ class Plan:
         for copy, original in self.table.tied.items():
             if copy in self.tensors:
                 yield copy, original
-        for rule, sizes in self.rules:
-            for name, index in rule.stored.names(sizes):
-                if any(index[axis] for axis in rule.replicated):
-                    first = {**index, **dict.fromkeys(rule.replicated, 0)}
-                    yield name, rule.stored.format_name(first, sizes)
+        for bound in self.rules:
+            yield from bound.replicas()
 
     @property
     def bytes_by_device(self) -> dict[str, int]:
@@ -168,8 +165,7 @@ def make_plan(
             Lists every problem.
         UserError: `dtype` or `max_ram` is not valid.
     """
-    if dtype not in (None, *get_args(Dtype)):
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    check_dtype(dtype)
     analysis = analyze_checkpoint(checkpoint)
     problems = analysis.problems + (analysis.unknown if strict else [])
     config = analysis.config

@@ -64,34 +64,38 @@ def plan_training_export(
         raise CheckpointError(
             "a native run already holds its optimizer state: copy the run instead"
         )
+    check_resumable(model)
+    export = plan_export(model, families, None, max_shard, chosen)
+    family, fields, table = choose_family(model, families, None)
+    prefix = first_shard_prefix(family.format)
+    found = by_torch_names(model, table, optimizer.state, prefix)
+    if optimizer.form == "dcp":
+        return _in_dcp(export, table.tied, found)
+    names = optimizer.order or parameter_order.find_order(export.family, fields, {})
+    return _in_files(export, found, list(names))
+
+
+def check_resumable(model: ModelArrays) -> None:
+    """Raises CheckpointError, listing all reasons, if a run cannot be resumed from the weights."""
     if problems := [
         f"{name} is {array.dtype.name}, but resuming a run needs float32"
         for name, array in model.arrays.items()
         if array.dtype != np.float32
     ]:
         raise CheckpointError(problems)
-    export = plan_export(model, families, None, max_shard, chosen)
-    family, fields, table = choose_family(model, families, None)
-    prefix = first_shard_prefix(family.format)
-    found = _by_torch_names(model, table, optimizer.state, prefix)
-    if optimizer.form == "dcp":
-        return _in_dcp(export, table.tied, found)
-    names = optimizer.order or parameter_order.find_order(export.family, fields, {})
-    if wrong := sorted(found.exp_avg.keys() ^ set(names)):
-        raise CheckpointError(
-            f"the given order and the model name different parameters: {', '.join(wrong)}"
-        )
-    return _in_files(export, found, list(names))
 
 
-def _by_torch_names(
+def by_torch_names(
     model: ModelArrays, table: RuleTable, state: AdamWState, prefix: str
 ) -> TorchAdamW:
     """Converts the state to PyTorch's parameter names, without the prefix of the only shard."""
     bound = table.bound(model.stacks)
+    replicas = dict(pair for rule in bound for pair in rule.replicas())
     decay: dict[str, float] = {}
     for rule, sizes in bound:
         for stored, index in rule.stored.names(sizes):
+            if stored in replicas:
+                continue
             for name in find_arrays(rule.model, index, sizes):
                 whole = stored.partition("#")[0]
                 if decay.setdefault(whole, state.weight_decay[name]) != state.weight_decay[name]:
@@ -125,16 +129,48 @@ def _source(array: Any) -> TensorSource:
 
 def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export:
     """Adds the state dicts of the optimizer and the schedule, each in its own file."""
+    moments = state_tensors(found)
+    units = {name: f"{NAMES[0]}/{name}" for name in moments}
+    state = optimizer_state_dict(found, order, {name: Placed(name) for name in moments})
+    file = torch_zip.lay_out_value(NAMES[0], state, moments)
+    optimizer = dataclasses.replace(
+        file,
+        places={units[name]: place for name, place in file.places.items()},
+        checksums={units[name]: places for name, places in file.checksums.items()},
+    )
+    scheduler = torch_zip.lay_out_value(SCHEDULER, _schedule(found, len(state["param_groups"])), {})
+    return dataclasses.replace(
+        export,
+        tensors={**export.tensors, **{units[name]: source for name, source in moments.items()}},
+        files=(*export.files, optimizer, scheduler),
+    )
+
+
+def optimizer_state_dict(
+    found: TorchAdamW, order: Sequence[str], tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the state dict of PyTorch's AdamW: the group that decays first, then the other.
+
+    Args:
+        found: the state.
+        order: the names of the parameters in the order of the PyTorch model.
+        tensors: what stands for each tensor of `state_tensors`, by its name there.
+
+    Raises:
+        CheckpointError: `order` does not name the parameters of the state.
+    """
+    if wrong := sorted(found.exp_avg.keys() ^ set(order)):
+        raise CheckpointError(
+            f"the given order and the model name different parameters: {', '.join(wrong)}"
+        )
     groups = [
         [name for name in order if found.weight_decay[name] == decay]
         for decay in sorted(set(found.weight_decay.values()), reverse=True)
     ]
     numbers = {name: i for i, name in enumerate(name for group in groups for name in group)}
-    moments = _tensors(found)
-    units = {name: f"{NAMES[0]}/{name}" for name in moments}
-    state = {
+    return {
         "state": {
-            number: {what: Placed(f"{name}.{what}") for what in ("step", *MOMENTS)}
+            number: {what: tensors[f"{name}.{what}"] for what in ("step", *MOMENTS)}
             for name, number in numbers.items()
         },
         "param_groups": [
@@ -146,18 +182,6 @@ def _in_files(export: Export, found: TorchAdamW, order: Sequence[str]) -> Export
             for group in groups
         ],
     }
-    file = torch_zip.lay_out_value(NAMES[0], state, moments)
-    optimizer = dataclasses.replace(
-        file,
-        places={units[name]: place for name, place in file.places.items()},
-        checksums={units[name]: places for name, places in file.checksums.items()},
-    )
-    scheduler = torch_zip.lay_out_value(SCHEDULER, _schedule(found, len(groups)), {})
-    return dataclasses.replace(
-        export,
-        tensors={**export.tensors, **{units[name]: source for name, source in moments.items()}},
-        files=(*export.files, optimizer, scheduler),
-    )
 
 
 def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Export:
@@ -166,7 +190,7 @@ def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Expor
     copies = {copy: export.tensors[original] for copy, original in tied.items()}
     prefix, tensors = first_shard_prefix(export.family.format), {**export.tensors, **copies}
     weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    state = {f"optimizer.state.{name}": tensor for name, tensor in _tensors(found).items()}
+    state = {f"optimizer.state.{name}": tensor for name, tensor in state_tensors(found).items()}
     groups = {
         f"optimizer.param_groups.{name}.{option}": value
         for name in found.exp_avg
@@ -185,7 +209,7 @@ def _in_dcp(export: Export, tied: Mapping[str, str], found: TorchAdamW) -> Expor
     return dataclasses.replace(export, tensors=tensors, files=tuple(files), texts=texts)
 
 
-def _tensors(found: TorchAdamW) -> dict[str, TensorSource]:
+def state_tensors(found: TorchAdamW) -> dict[str, TensorSource]:
     """Returns the tensors of the state, named `PARAMETER.step`, `.exp_avg` and `.exp_avg_sq`."""
     # One step tensor per parameter: a shared one would be incremented once per parameter.
     step = from_array(np.array(found.step, np.float32))

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from jaxllm.interop.formats.lazy_tensor import TensorSource, boxes
+from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch import dcp
-from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
 from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint
@@ -37,7 +36,6 @@ NOT_THE_MODEL = (
     *("state.", "param_groups."),
 )
 MODEL = "model."
-BOX_ELEMENTS = 1 << 21  # values compared at a time
 
 
 def load_training_state(
@@ -74,9 +72,10 @@ def load_training_state(
     else:
         stored, checkpoint = optimizer_file.read(place), open_checkpoint(path, rules)
     plan = make_plan(checkpoint, mesh=mesh)
-    _check_plan(checkpoint, plan)
+    check_resumable(checkpoint, plan)
+    check_copies(plan, checkpoint.path)
     found = read_adamw(
-        stored, *_expected(checkpoint, plan), _order(stored, checkpoint, plan, names)
+        stored, *expected_parameters(checkpoint, plan), _order(stored, checkpoint, plan, names)
     )
     return _on_devices(checkpoint, plan, found, mesh)
 
@@ -100,8 +99,8 @@ def _checkpoint_of(
     return Checkpoint(path, family, fields, tensors)
 
 
-def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Raises CheckpointError, listing all reasons, if the run cannot be resumed exactly."""
+def check_resumable(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Raises CheckpointError, listing all reasons, if no run can be resumed from the weights."""
     problems = [
         f"{name} is {array.stored.name}, but resuming a run needs float32"
         for name, array in plan.arrays.items()
@@ -113,38 +112,25 @@ def _check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
         )
     if problems:
         raise CheckpointError(problems, checkpoint.path)
-    if any(isinstance(tensor, ShardedTensor) for tensor in plan.tensors.values()):
-        _check_sharded_copies(plan, checkpoint.path)
-    else:
-        check_copies(plan, checkpoint.path)
 
 
-def _check_sharded_copies(plan: Plan, path: Path) -> None:
-    """As `check_copies`, for tensors stored in chunks: raises if a copy differs."""
-    found: dict[str, Any] = dict(plan.tensors)
-    if problems := [
-        f"{copy} should be a copy of {original} but differs from it"
-        for copy, original in plan.copies()
-        if not all(
-            np.array_equal(found[copy].read(box), found[original].read(box))
-            for box in boxes(found[original].shape, BOX_ELEMENTS)
-        )
-    ]:
-        raise CheckpointError(problems, path)
-
-
-def _expected(checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict]:
+def expected_parameters(
+    checkpoint: Checkpoint, plan: Plan
+) -> tuple[dict[str, tuple[int, ...]], dict]:
     """Returns the shapes of the parameters and the tied copies, by PyTorch's names."""
     prefix = first_shard_prefix(checkpoint.family.format)
+    copies = dict(pair for rule in plan.rules for pair in rule.replicas()) | plan.table.tied
     whole = dict.fromkeys(
-        name.partition("#")[0] for rule in plan.rules for name, _ in rule.stored()
+        name.partition("#")[0]
+        for rule in plan.rules
+        for name, _ in rule.stored()
+        if name not in copies
     )
     shapes = {name.removeprefix(prefix): checkpoint.tensors[name].shape for name in whole}
-    copies = {
-        copy.removeprefix(prefix): original.removeprefix(prefix)
-        for copy, original in plan.table.tied.items()
+    named = {
+        c.removeprefix(prefix): original.removeprefix(prefix) for c, original in copies.items()
     }
-    return shapes, copies
+    return shapes, named
 
 
 def _order(
@@ -155,7 +141,10 @@ def _order(
         return parameter_order.read_names(Path(names))
     if stored.is_named:
         return None
-    prefix, (shapes, _) = first_shard_prefix(checkpoint.family.format), _expected(checkpoint, plan)
+    prefix, (shapes, _) = (
+        first_shard_prefix(checkpoint.family.format),
+        expected_parameters(checkpoint, plan),
+    )
     found = parameter_order.find_order(checkpoint.family, checkpoint.config, checkpoint.tensors)
     return [name for name in (n.removeprefix(prefix) for n in found) if name in shapes]
 
@@ -176,7 +165,7 @@ def _on_devices(
         stored = {prefix + name: tensor for name, tensor in tensors.items()}
         return read(split_fused(plan.rules, stored))
 
-    decay = _by_our_names(plan, {prefix + n: value for n, value in found.weight_decay.items()})
+    decay = by_our_names(plan, {prefix + n: value for n, value in found.weight_decay.items()})
     model = with_arrays(abstract, read(plan.tensors))
     model.origin = make_origin(checkpoint, plan)
     state = AdamWState(
@@ -202,14 +191,17 @@ def _array(source: TensorSource, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(source.shape, sharding, part)
 
 
-def _by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
+def by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
     """Maps values per stored tensor to the model's arrays.
 
     Raises CheckpointError if the tensors of one array have different values.
     """
     found: dict[str, dict[float, str]] = {}
+    replicas = dict(pair for rule in plan.rules for pair in rule.replicas())
     for rule, sizes in plan.rules:
         for stored, index in rule.stored.names(sizes):
+            if stored in replicas:
+                continue
             whole = stored.partition("#")[0]
             for name in find_arrays(rule.model, index, sizes):
                 found.setdefault(name, {}).setdefault(values[whole], whole)

@@ -4,8 +4,7 @@ PyTorch numbers parameters in the order in which the groups list them. Within a 
 order of `model.named_parameters()`; which parameters a group has can only be inferred from shapes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +94,37 @@ def find_order(
         CheckpointError: the order cannot be found.
         MissingPackageError: torch or transformers is needed and not installed.
     """
-    if family.reference is not None:
-        return _names_of(partial(family.reference, dict(fields)))
-    if stored and all(t.path.suffix in TORCH_SUFFIXES for t in stored.values()):
+    is_ordered = stored and all(t.path.suffix in TORCH_SUFFIXES for t in stored.values())
+    if family.reference is None and is_ordered:
         return list(stored)
-    if family.format == "hf":
-        return _names_of(partial(_build, fields))
+    if (module := build_without_weights(family, fields)) is not None:
+        return [name for name, _ in module.named_parameters()]
     raise CheckpointError(f"the order of the parameters of {family.name} is unknown: {GIVE}")
 
 
-def _names_of(build: Callable[[], Any]) -> list[str]:
+def build_without_weights(family: Family, fields: Mapping[str, Any]) -> Any:
+    """Builds the PyTorch model of a config file; None if nothing builds it.
+
+    Its parameters are on the meta device and take no memory. Its buffers have their numbers.
+
+    Raises:
+        MissingPackageError: torch or transformers is needed and not installed.
+    """
+    build = family.reference or (_build if family.format == "hf" else None)
+    if build is None:
+        return None
     torch, _ = require_torch()
-    with torch.device("meta"):
-        return [name for name, _ in build().named_parameters()]
+
+    def without_numbers(module: Any, name: str, parameter: Any) -> Any:
+        if parameter.is_meta:
+            return None
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(without_numbers)
+    try:
+        return build(dict(fields))
+    finally:
+        hook.remove()
 
 
 def _build(fields: Mapping[str, Any]) -> Any:

@@ -213,3 +213,11 @@ class BoundRule(NamedTuple):
         """Yields the name and the shape of every stored tensor."""
         side = self.rule.stored
         return ((name, side.shape(self.sizes)) for name, _ in side.names(self.sizes))
+
+    def replicas(self) -> Iterator[tuple[str, str]]:
+        """Yields every stored tensor that is a copy of another, with that other one, the first."""
+        rule = self.rule
+        for name, index in rule.stored.names(self.sizes):
+            if any(index[axis] for axis in rule.replicated):
+                first = {**index, **dict.fromkeys(rule.replicated, 0)}
+                yield name, rule.stored.format_name(first, self.sizes)

@@ -72,9 +72,25 @@ class Transfer:
             dtype: of the source tensors and of the result.
         """
         out = np.empty(box_shape(box), dtype)
+        self.fill(index, box, read, out)
+        return out
+
+    def fill(
+        self,
+        index: Index,
+        box: Box,
+        read: Callable[[str, Box], np.ndarray],
+        out: np.ndarray,
+    ) -> None:
+        """Copies a box of a target tensor into an array; see `read`.
+
+        Raises:
+            ValueError: the array is not in C order, so that its merged axes cannot be split.
+        """
+        if not out.flags.c_contiguous:
+            raise ValueError("only arrays in C order can be filled")
         for piece in self.pieces(index, box):
             self.copy_part(piece, read(piece.name, piece.box), out)
-        return out
 
     def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
         """Copies a piece of the whole source tensor to its place in `out`, the requested box."""

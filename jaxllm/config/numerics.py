@@ -1,7 +1,9 @@
 """Config of dtypes and parameter initialization, and the choices of rematerialization."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
+
+from jaxllm.errors import UserError
 
 from .checks import check_fields, check_not_negative
 
@@ -32,6 +34,12 @@ class NumericsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "numerics.")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raises UserError if an argument `dtype=` is not a dtype of parameters; None is allowed."""
+    if dtype not in (None, *get_args(Dtype)):
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
 
 
 def dtype_fields(dtype: Dtype) -> dict[str, Dtype]:

@@ -42,7 +42,7 @@ class Reader:
     def read(self, tensor: StoredTensor, box: Box, wanted: Sequence[Box] = ()) -> np.ndarray:
         """Reads a box of a tensor into the buffer and returns a view of it.
 
-        A tensor in memory returns its own box, which needs no buffer.
+        Tensors in memory and in several files read boxes by themselves, without the buffer.
 
         Args:
             tensor: the tensor.
@@ -53,7 +53,7 @@ class Reader:
         Raises:
             CheckpointError: the file ends before the box does.
         """
-        if (held := tensor.in_memory(box)) is not None:
+        if (held := tensor.own_box(box)) is not None:
             return held
         itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
         shape = box_shape(box)

@@ -21,7 +21,7 @@ from jaxllm.interop.formats.lazy_tensor import (
     transfer_tensor,
 )
 from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.rules.boxes import slices
+from jaxllm.interop.rules.boxes import box_shape, slices
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.sharding import spans_processes
 
@@ -91,6 +91,9 @@ def test_parts_are_concatenated_along_rows():
     assert whole.shape == ARRAY.shape
     for box in ([(0, 3), (0, 4), (0, 5)], [(0, 2), (1, 3), (2, 3)], [(2, 3), (0, 4), (0, 1)]):
         assert whole.read(box).tobytes() == ARRAY[slices(box)].tobytes()
+        out = np.zeros(box_shape(box), np.float32)
+        whole.fill(box, out)
+        assert out.tobytes() == ARRAY[slices(box)].tobytes()
 
 
 def test_transferred_tensor_reads_boxes_through_its_rule():
@@ -98,6 +101,12 @@ def test_transferred_tensor_reads_boxes_through_its_rule():
     source = transfer_tensor(rule.exporting(sizes), {}, {"w": from_array(ARRAY[0].T)})
     assert source.shape == (4, 5)
     assert source.read([(1, 3), (2, 5)]).tobytes() == ARRAY[0, 1:3, 2:5].tobytes()
+    out = np.zeros((2, 3), np.float32)
+    source.fill([(1, 3), (2, 5)], out)
+    assert out.tobytes() == ARRAY[0, 1:3, 2:5].tobytes()
+    narrow = np.zeros((2, 3), jnp.bfloat16)
+    source.astype(narrow.dtype).fill([(1, 3), (2, 5)], narrow)
+    assert narrow.tobytes() == ARRAY[0, 1:3, 2:5].astype(jnp.bfloat16).tobytes()
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

@@ -6,6 +6,8 @@ import pytest
 
 from jaxllm.interop.formats.sharded_tensor import Chunk, join
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.loading.streaming.chunk_reader import Reader
+from jaxllm.interop.loading.streaming.chunk_reader import chunks as boxes_of
 
 WHOLE = np.arange(48, dtype=np.float32).reshape(6, 8)
 
@@ -30,6 +32,15 @@ def test_any_box_is_assembled_from_the_chunks(chunks, tmp_path):
     assert tensor.nbytes == WHOLE.nbytes
     for box in ([(0, 6), (0, 8)], [(3, 5), (2, 4)], [(5, 6), (7, 8)]):
         chex.assert_trees_all_equal(tensor.read(box), WHOLE[tuple(slice(*b) for b in box)])
+
+
+def test_a_reader_reads_its_chunks(chunks, tmp_path):
+    """Chunks of the reader are boxes of the whole tensor, whatever file they come from."""
+    tensor = join("w", (6, 8), tmp_path, chunks)
+    assert (tensor.offset, tensor.element_strides, tensor.is_collective) == (0, (8, 1), False)
+    with Reader() as reader:
+        parts = [reader.read(tensor, box) for box in boxes_of(tensor, 64)]
+    chex.assert_trees_all_equal(np.concatenate(parts), WHOLE)
 
 
 def test_rows_form_a_tensor(chunks, tmp_path):

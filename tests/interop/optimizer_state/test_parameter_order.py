@@ -4,10 +4,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import source_cases
+import torch
 
 from jaxllm.interop import CheckpointError
+from jaxllm.interop.families import FAMILIES
 from jaxllm.interop.formats.stored_tensor import StoredTensor
-from jaxllm.interop.optimizer_state.parameter_order import find_order, named_groups, read_names
+from jaxllm.interop.optimizer_state.parameter_order import (
+    build_without_weights,
+    find_order,
+    named_groups,
+    read_names,
+)
 
 
 def test_names_are_assigned_to_groups_by_shape():
@@ -44,3 +52,17 @@ def test_torch_files_keep_the_order_and_others_do_not(tmp_path):
         CheckpointError, match="the order of the parameters of meta-llama is unknown"
     ):
         find_order(family, {}, stored(".safetensors"))
+
+
+def test_a_model_without_weights_has_its_buffers():
+    """The parameters take no memory, and tied ones stay tied."""
+    fields = {"model_type": "nima-gpt", **source_cases.CASES["nima-gpt"], "position": "sinusoidal"}
+    [family] = [family for family in FAMILIES if family.name == "nima-gpt"]
+    module = build_without_weights(family, fields)
+    assert all(parameter.is_meta for parameter in module.parameters())
+    assert module.output_projection.weight is module.token_embedding.weight
+    buffers = dict(module.named_buffers())
+    expected = dict(family.reference(fields).named_buffers())
+    assert buffers.keys() == expected.keys() != set()
+    assert all(torch.equal(buffers[name], expected[name]) for name in expected)
+    assert not torch.nn.Linear(2, 2).weight.is_meta  # modules that are built afterwards

@@ -2,6 +2,7 @@
 
 import chex
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,12 @@ def test_opposite_direction_returns_every_tensor():
     for name, index in SOURCE.names(SIZES):
         read = back.read(index, [(0, 12), (0, 5)], lambda _, box: array[slices(box)], array.dtype)
         chex.assert_trees_all_equal(read, tensors[name])
+
+
+def test_an_array_whose_merged_axes_cannot_be_split_is_not_filled():
+    """Its reshape would be a copy, and the numbers would be lost."""
+    with pytest.raises(ValueError, match="C order"):
+        Transfer(SOURCE, TARGET, SIZES).fill({}, [], lambda *_: np.zeros(1), np.zeros((2, 3)).T)
 
 
 def test_first_of_several_copies_is_read():

@@ -1,6 +1,7 @@
 """Tensors are streamed to every shard bit for bit in small chunks, and no byte is read twice."""
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jaxllm.interop.loading.streaming.device_buffers import (
 )
 from jaxllm.interop.loading.streaming.device_shards import list_shards
 from jaxllm.interop.loading.streaming.stream import PlannedRead
+from jaxllm.interop.rules.boxes import box_shape
 from jaxllm.interop.rules.rule import Rule
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -218,3 +220,26 @@ def test_failure_stops_the_other_threads(tmp_path):
     with pytest.raises(ZeroDivisionError):
         stream.stream(reads, {"w": Failing(shards, BFLOAT16)}, 16)
     assert len(done) < 200
+
+
+def test_tensors_that_processes_read_together_are_read_in_order_and_whole():
+    """Every process must read the same boxes, also where its own devices need none of them."""
+    read = []
+
+    class Collective(StoredTensor):
+        is_collective = True
+
+        def own_box(self, box):
+            read.append((self.name, box, threading.get_ident()))
+            return np.zeros(box_shape(box), self.dtype)
+
+    rule = Rule("q.{L} : D", "q : L D").exporting({"L": 3, "D": 8})
+    reads = [
+        PlannedRead(Collective(name, BFLOAT16, (8,), Path("x"), 0), rule, index)
+        for name, index in rule.target.names(rule.sizes)
+    ]
+    stream.stream(reads, {}, 16 * 4 * stream.COPIES)
+    assert [(name, box) for name, box, _ in read] == [
+        (f"q.{layer}", ((0, 8),)) for layer in range(3)
+    ]
+    assert len({thread for *_, thread in read}) == 1
