@@ -20,6 +20,7 @@ import experts
 import export_weights
 import import_weights
 import jax
+import state_dicts
 import train_step
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,7 @@ def main() -> int:
     results += experts.run(arguments.rounds)
     results += import_weights.run(arguments.rounds)
     results += export_weights.run(arguments.rounds)
+    results += state_dicts.run(arguments.rounds)
     device = jax.devices()[0]
     where = f"{device.platform} {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}"
     table = Table(title=f"jaxllm against its peers: {where}", title_justify="left")

@@ -2,6 +2,8 @@
 
 from .conversion.convert import Conversion, convert
 from .formats.stored_tensor import CheckpointError
+from .in_memory.from_torch import from_torch
+from .in_memory.to_torch import to_torch
 from .inspection.inspect import Inspection, inspect
 from .inspection.suggest import Suggestions, suggest
 from .inspection.verify import Verification, verify
@@ -24,6 +26,7 @@ __all__ = [
     "Suggestions",
     "Verification",
     "convert",
+    "from_torch",
     "inspect",
     "load_pretrained",
     "load_training_state",
@@ -31,5 +34,6 @@ __all__ = [
     "read_generation_config",
     "save_pretrained",
     "suggest",
+    "to_torch",
     "verify",
 ]

@@ -46,7 +46,12 @@ class Origin:
     family: str
     config: str  # text of its config file, for the fields that do not affect the numbers
     layout: str  # how its tensors were split into files
-    directory: str  # holds the tokenizer and generation files
+    directory: str  # holds the tokenizer and generation files; "" if the model came from memory
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder that the model came from, if there is one."""
+        return [Path(self.directory)] if self.directory else []
 
 
 def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
@@ -59,12 +64,12 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
         destination: an existing folder; nothing in it is replaced by a file of `origin`.
         others: further folders, whose files take precedence.
     """
-    folders = [] if origin is None else [Path(origin.directory)]
-    if origin is not None and not folders[0].is_dir() and not any(map(has_tokenizer, others)):
+    folders = [] if origin is None else origin.folders
+    if any(not folder.is_dir() for folder in folders) and not any(map(has_tokenizer, others)):
         logger.warning(
             "%s, which the model came from, does not exist: its tokenizer and other files are not "
             "copied",
-            origin.directory,
+            folders[0],
         )
     for folder in dict.fromkeys([*folders, *others]):
         left_out = []

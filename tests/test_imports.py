@@ -123,7 +123,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
         "load": {
-            *("checkpoint", "model_arrays", "plan", "streaming", "tied_tensors"),
+            *("checkpoint", "checkpoint_dir", "model_arrays", "plan", "streaming", "tied_tensors"),
             "user_family",
         },
     },

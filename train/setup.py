@@ -99,7 +99,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
             return dataclasses.replace(data, tokenizer=own.tokenizer, eos=data.eos or own.eos)
         if earlier.model is not None:
             return dataclasses.replace(data, tokenizer=BYTES)
-    folders = [start] if model.origin is None else [start, Path(model.origin.directory)]
+    folders = [start] if model.origin is None else [start, *model.origin.folders]
     found = find_tokenizer(folders)
     if found is not None:
         return dataclasses.replace(data, tokenizer=str(found))

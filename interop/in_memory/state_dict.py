@@ -45,10 +45,10 @@ class HeldTensor(StoredTensor):
 
     def read(self, box: Box | None = None) -> np.ndarray:
         """Returns a box, by default the whole tensor: without a copy if it is on the host."""
-        part = self.data if box is None else self.data[slices(box)]
+        part = self.data if box is None else self.data[(*slices(box), ...)]
         return part if isinstance(part, np.ndarray) else to_numpy(part)
 
-    def in_memory(self, box: Box) -> np.ndarray:
+    def own_box(self, box: Box) -> np.ndarray:
         """Returns a box, see `read`."""
         return self.read(box)
 
@@ -71,10 +71,23 @@ def read_state_dict(state: Mapping[str, Any], place: str = STATE_DICT) -> dict[s
     """
     path = Path(place)
     entries = unwrap(path, state, _is_array)
-    held = {name: value for name, value in entries.items() if _is_array(value)}
-    if not held:
+    if not any(map(_is_array, entries.values())):
         found = ", ".join(map(str, entries)) or "nothing"
         raise CheckpointError(f"it has no tensors, but {found:.300}", path)
+    return strip_wrappers(hold_tensors(entries, path))
+
+
+def hold_tensors(entries: Mapping[Any, Any], path: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors among the entries by the names that they have.
+
+    Args:
+        entries: tensors, arrays and anything else, which is left out, by name.
+        path: what messages call them.
+
+    Raises:
+        CheckpointError: see `read_state_dict`.
+    """
+    held = {name: value for name, value in entries.items() if _is_array(value)}
     reasons = {str(n): why for n, value in held.items() if (why := _why_refused(n, value))}
     if reasons:
         groups = fold(reasons)
@@ -82,9 +95,28 @@ def read_state_dict(state: Mapping[str, Any], place: str = STATE_DICT) -> dict[s
             listed(groups, lambda group: f"{group.name} {reasons[group.members[0]]}"), path
         )
     sharded = gather_shards({n: value for n, value in held.items() if is_sharded(value)}, path)
-    whole = _hold({name: value for name, value in held.items() if name not in sharded}, path)
+    whole = describe({name: value for name, value in held.items() if name not in sharded}, path)
     every: dict[str, Any] = {**whole, **sharded}
-    return strip_wrappers({name: every[name] for name in held})
+    return {name: every[name] for name in held}
+
+
+def without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state dict without the tensors that are others under a second name.
+
+    So transformers saves a module; the first name stays.
+    """
+    first: dict[object, str] = {}
+    for name, value in state.items():
+        first.setdefault(_memory_of(value) or name, name)
+    return {name: state[name] for name in first.values()}
+
+
+def _memory_of(value: Any) -> object:
+    """Returns the place of a tensor's numbers in memory, or None if it cannot be told."""
+    local = value.to_local() if hasattr(value, "to_local") else value
+    if not is_tensor(local) or is_sharded(local) or why_unreadable(local) or not local.numel():
+        return None
+    return local.device, local.data_ptr(), local.shape, local.stride()
 
 
 def _is_array(value: object) -> bool:
@@ -101,8 +133,8 @@ def _why_refused(name: object, value: Any) -> str | None:
     return None if is_sharded(value) else why_unreadable(value)
 
 
-def _hold(values: Mapping[str, Any], path: Path) -> dict[str, StoredTensor]:
-    """Returns the tensors that this process has whole."""
+def describe(values: Mapping[str, Any], path: Path) -> dict[str, StoredTensor]:
+    """Returns tensors and arrays that this process has whole, without a check of their numbers."""
     found: dict[str, StoredTensor] = {}
     for number, (name, value) in enumerate(values.items()):
         is_numpy = isinstance(value, np.ndarray)

@@ -44,7 +44,8 @@ def generation_config(config: Json, family: Family, origin: Origin | None) -> di
     config = config.get(TEXT_PART, config)
     names = (*NAMES, "decoder_start_token_id")
     given = {name: config[name] for name in names if config.get(name) is not None}
-    has_own = origin is not None and (Path(origin.directory) / GENERATION).is_file()
+    folders = [] if origin is None else origin.folders
+    has_own = any((folder / GENERATION).is_file() for folder in folders)
     if not _is_new(family, origin) or has_own or not given:
         return {}
     text = json.dumps({"_from_model_config": True, **given}, indent=2) + "\n"
@@ -63,14 +64,15 @@ def find_special_tokens(origin: Origin, vocab_size: int) -> Json:
         origin: the origin.
         vocab_size: ids that are not below it are not taken.
     """
-    folder = Path(origin.directory)
     found: Json = {}
-    for ids in (
-        json.loads(origin.config),
-        _read_json(folder / GENERATION),
-        _tokenizer_ids(folder),
-        _tokenizer_model_ids(folder / "tokenizer.model"),
-    ):
+    every = [json.loads(origin.config)]
+    for folder in origin.folders:
+        every += [
+            _read_json(folder / GENERATION),
+            _tokenizer_ids(folder),
+            _tokenizer_model_ids(folder / "tokenizer.model"),
+        ]
+    for ids in every:
         for name in NAMES:
             if _are_ids(ids.get(name), vocab_size):
                 found.setdefault(name, ids[name])

@@ -234,8 +234,7 @@ def _continue(
 
 def own_folders(path: str, model: "TokenModel") -> list[Path]:
     """Returns the folders with the files of a checkpoint or run: its own, then its origin's."""
-    origin = [] if model.origin is None else [Path(model.origin.directory)]
-    return [Path(path), *origin]
+    return [Path(path), *([] if model.origin is None else model.origin.folders)]
 
 
 def _tokenizer(

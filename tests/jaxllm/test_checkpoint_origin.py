@@ -113,3 +113,11 @@ def test_an_adapter_is_described(tmp_path):
     fields = {"peft_type": "LORA", "base_model_name_or_path": "a/b"}
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     assert describe_adapter(folder) == f"a PEFT adapter (LORA of a/b; {files})"
+
+
+def test_a_model_from_memory_takes_no_files_of_the_current_folder(
+    tmp_path, out, caplog, monkeypatch
+):
+    monkeypatch.chdir(fill(tmp_path / "here", "tokenizer.json", "config.json"))
+    copy_files(dataclasses.replace(ORIGIN, directory=""), out)
+    assert (files_of(out), caplog.messages) == (set(), [])

@@ -65,8 +65,11 @@ def test_chunks_that_are_streamed_are_views(kind):
 
 
 def test_a_scalar_is_read():
-    tensor = read_state_dict({"step": torch.tensor(3.0)})["step"]
-    assert (tensor.shape, float(tensor.read())) == ((), 3.0)
+    for value in (torch.tensor(3.0), np.array(3.0)):
+        tensor = read_state_dict({"step": value})["step"]
+        for read in (tensor.read(), tensor.read([])):
+            assert isinstance(read, np.ndarray)
+            assert (tensor.shape, read.shape, float(read)) == ((), (), 3.0)
 
 
 def test_wrappers_and_trainers_dictionaries_are_removed(caplog):
