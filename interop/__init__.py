@@ -12,6 +12,8 @@ from .loading.load import load_pretrained
 from .loading.plan import Plan, plan
 from .optimizer_state.export_state import OptimizerExport
 from .optimizer_state.load_state import load_training_state
+from .pytrees.load_into import load_into
+from .pytrees.save_from import save_from
 from .rules.rule import Rule
 from .saving.save import save_pretrained
 
@@ -28,10 +30,12 @@ __all__ = [
     "convert",
     "from_torch",
     "inspect",
+    "load_into",
     "load_pretrained",
     "load_training_state",
     "plan",
     "read_generation_config",
+    "save_from",
     "save_pretrained",
     "suggest",
     "to_torch",

@@ -5,8 +5,9 @@ are what checkpoints store. Inside, `bind` turns them back into a model.
 """
 
 import dataclasses
+import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .errors import OTHER_VERSION, CheckpointError
 from .layers.stack import layer_range
 from .models import AnyModel, Model, build, build_abstract
 from .sharding import named_sharding
+
+_LAYER = re.compile(r"((?:.+\.)?layers)\.(\d+(?::\d+)*)\.")  # a name's list of layers, its label
 
 Params = dict[str, Any]  # nested dicts of arrays, as the model's modules are nested
 
@@ -100,12 +103,15 @@ def stacked_layers(model: Model) -> dict[str, dict[str, range]]:
     For example, a model with `layers.0:32.attn.q_proj.kernel` gives
     `{"layers": {"0:32": range(0, 32)}}`.
     """
+    return stack_labels(named_parameters(model))
+
+
+def stack_labels(names: Iterable[str]) -> dict[str, dict[str, range]]:
+    """Returns what `stacked_layers` does, for the names of parameters."""
     found: dict[str, dict[str, range]] = {}
-    for name in named_parameters(model):
-        path, is_layer, rest = name.rpartition("layers.")
-        if is_layer:
-            label = rest.partition(".")[0]
-            found.setdefault(path + "layers", {})[label] = layer_range(label)
+    for name in names:
+        if match := _LAYER.match(name):
+            found.setdefault(match[1], {})[match[2]] = layer_range(match[2])
     return found
 
 

@@ -10,9 +10,9 @@ from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch.wrapped_names import plain_name
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
-from jaxllm.interop.loading.load import read_arrays
 from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.plan import Plan, split_fused
+from jaxllm.interop.loading.streaming.array_reads import read_arrays
 from jaxllm.interop.optimizer_state.export_state import (
     by_torch_names,
     optimizer_state_dict,

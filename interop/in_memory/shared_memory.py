@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxllm.interop.loading.plan import Plan, PlannedArray, find_arrays
+from jaxllm.interop.loading.plan import Plan
+from jaxllm.interop.loading.streaming.array_reads import PlannedArray, find_arrays
 from jaxllm.interop.rules.rule import BoundRule
 
 from .state_dict import HeldTensor

@@ -15,7 +15,8 @@ from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.name_folding import fold
-from jaxllm.interop.loading.plan import Analysis, Plan, analyze_checkpoint, find_arrays, make_plan
+from jaxllm.interop.loading.plan import Analysis, Plan, analyze_checkpoint, make_plan
+from jaxllm.interop.loading.streaming.array_reads import find_arrays
 
 Tensors = Mapping[str, StoredTensor | TensorSource]
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from jaxllm.config import Dtype
@@ -11,7 +11,6 @@ from jaxllm.interop.families import OTHER_HEADS, RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.binding import fused_parts
-from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import BoundRule
 
 from .name_folding import fold
@@ -49,6 +48,9 @@ def check_tensors(
     rules: Sequence[BoundRule],
     tensors: Tensors,
     name_field: Callable[[str, int], str | None] = lambda axis, size: None,
+    *,
+    given_by: str = "the config",
+    supported: Collection[str] = get_args(Dtype),
 ) -> Findings:
     """Finds tensors that are missing, unexpected, mis-shaped or of an unsupported dtype.
 
@@ -60,8 +62,10 @@ def check_tensors(
         tensors: the stored tensors, with fused ones split into their parts.
         name_field: returns the field of the config that gives an axis its size, if it is known;
             takes the axis and the size that it has in the file.
+        given_by: what the sizes of the axes come from, in messages.
+        supported: the names of the dtypes that tensors may have.
     """
-    uneven = _check_parts(rules, tensors)
+    uneven = _check_parts(rules, tensors, given_by)
     parts = {part for whole in uneven for part in fused_parts(rules)[whole]}
     expected = {name: bound for bound in rules for name, _ in bound.stored() if name not in parts}
     optional = {*uneven, *table.tied, *(derived.name for derived in table.derived)}
@@ -76,10 +80,9 @@ def check_tensors(
     shapes = {
         name: problem
         for name, bound in found.items()
-        if (problem := _shape_problem(bound.rule.stored, tensors[name].shape, bound.sizes, solved))
+        if (problem := _shape_problem(bound, tensors[name].shape, solved, given_by))
     }
     fields = {axis: name_field(axis, size) for axis, size in solved.items()}
-    supported = get_args(Dtype)
     return Findings(
         [
             *(
@@ -178,7 +181,7 @@ def _differing(bound: BoundRule, shape: tuple[int, ...]) -> list[tuple[str, obje
     return [(f"({' '.join(dim)}) is {size}", found) for dim, size, found in pairs if size != found]
 
 
-def _check_parts(rules: Sequence[BoundRule], tensors: Tensors) -> dict[str, str]:
+def _check_parts(rules: Sequence[BoundRule], tensors: Tensors, given_by: str) -> dict[str, str]:
     """Returns a message for each fused tensor that is still whole: its parts do not add up."""
     bound_of = {name: bound for bound in rules for name, _ in bound.stored()}
     problems = {}
@@ -187,7 +190,7 @@ def _check_parts(rules: Sequence[BoundRule], tensors: Tensors) -> dict[str, str]
             terms = [_format_rows(part, bound_of[part]) for part in parts]
             rows = sum(shape[0] for shape in parts.values())
             problems[whole] = (
-                f"{' + '.join(terms)} = {rows} rows from the config, "
+                f"{' + '.join(terms)} = {rows} rows from {given_by}, "
                 f"shape {tensors[whole].shape} in the file"
             )
     return problems
@@ -238,33 +241,39 @@ def _solve(expected: Mapping[str, BoundRule], tensors: Tensors) -> dict[str, int
 
 
 def _shape_problem(
-    side: Side, shape: tuple[int, ...], sizes: Sizes, solved: Mapping[str, int]
+    bound: BoundRule, shape: tuple[int, ...], solved: Mapping[str, int], given_by: str
 ) -> str | None:
+    side, sizes = bound.rule.stored, bound.sizes
     expected = side.shape(sizes)
     if shape == expected:
         return None
     if len(shape) != len(expected):
-        return f"shape is {expected} from the config, {shape} in the file"
+        return f"shape is {expected} from {given_by}, {shape} in the file"
     return "; ".join(
-        _size_problem(number, dim, found, sizes, solved)
+        _size_problem(number, dim, found, sizes, solved, given_by)
         for number, (dim, found) in enumerate(zip(side.dims, shape, strict=True))
         if expected[number] != found
     )
 
 
 def _size_problem(
-    number: int, dim: Sequence[str], found: int, sizes: Sizes, solved: Mapping[str, int]
+    number: int,
+    dim: Sequence[str],
+    found: int,
+    sizes: Sizes,
+    solved: Mapping[str, int],
+    given_by: str,
 ) -> str:
     """Describes a wrong dimension, by the axis at fault if only one axis can be."""
     wrong = [axis for axis in dim if axis in solved]
     if len(dim) > 1 and len(wrong) == 1:
         (axis,) = wrong
         return (
-            f"{axis} is {sizes[axis]} from the config, {solved[axis]} in the file "
+            f"{axis} is {sizes[axis]} from {given_by}, {solved[axis]} in the file "
             f"(dimension {number}: {found} / {found // solved[axis]})"
         )
     if len(dim) == 1:
-        return f"{dim[0]} is {sizes[dim[0]]} from the config, {found} in the file"
+        return f"{dim[0]} is {sizes[dim[0]]} from {given_by}, {found} in the file"
     factors = " x ".join(str(sizes[axis]) for axis in dim)
     product = math.prod(sizes[axis] for axis in dim)
-    return f"({' '.join(dim)}) is {factors} = {product} from the config, {found} in the file"
+    return f"({' '.join(dim)}) is {factors} = {product} from {given_by}, {found} in the file"

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,9 +10,7 @@ from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
 from jaxllm.config.numerics import check_dtype
-from jaxllm.distributed.gather import gather_texts
 from jaxllm.interop.formats.byte_sizes import parse_size
-from jaxllm.interop.formats.lazy_tensor import find_overflows, from_stored
 from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
@@ -23,12 +20,9 @@ from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan
-from .streaming.device_buffers import ShardBuffers, make_shard_buffers
-from .streaming.stream import stream, window_bytes
+from .streaming.array_reads import NOTHING, read_arrays
 from .tied_tensors import make_checked_plan
 from .user_family import resolve_family
-
-NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 
 logger = logging.getLogger(__name__)
 
@@ -102,34 +96,3 @@ def read_model(
     model = with_arrays(build_abstract(plan.config), read_arrays(plan, given))
     model.origin = make_origin(checkpoint, plan)
     return model
-
-
-def read_arrays(plan: Plan, given: Mapping[str, jax.Array] = NOTHING) -> dict[str, jax.Array]:
-    """Reads the arrays of a plan onto their devices, but for those that are given."""
-    buffers = {
-        name: make_shard_buffers(array.side, array.sizes, array.dtype, array.sharding)
-        for name, array in plan.arrays.items()
-        if name not in given
-    }
-    stream(plan.reads(), buffers, plan.max_ram)
-    if _overflowed(plan, buffers):
-        read = {read.tensor.name: from_stored(read.tensor) for read in plan.reads()}
-        (dtype,) = {array.dtype for array in plan.arrays.values()}
-        found = find_overflows(read, dtype, window_bytes(plan.max_ram))
-        logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
-    return {
-        name: given[name]
-        if name in given
-        else jax.make_array_from_single_device_arrays(
-            array.shape, array.sharding, buffers[name].arrays()
-        )
-        for name, array in plan.arrays.items()
-    }
-
-
-def _overflowed(plan: Plan, buffers: Mapping[str, ShardBuffers]) -> bool:
-    """Whether numbers were clamped: here or, if all processes read together, in any of them."""
-    found = any(of_array.overflows for of_array in buffers.values())
-    if not any(read.tensor.is_collective for read in plan.reads()):
-        return found
-    return any(gather_texts("clamped" if found else ""))

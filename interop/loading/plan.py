@@ -1,17 +1,15 @@
 """Import planning: maps stored tensors to arrays and collects every error before data is read."""
 
 import dataclasses
-import itertools
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.config.numerics import check_dtype
@@ -19,115 +17,32 @@ from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.rules import binding
-from jaxllm.interop.rules.axis_ranges import Sizes
-from jaxllm.interop.rules.pattern import Index, Side
 from jaxllm.interop.rules.rule import BoundRule
+from jaxllm.interop.rules.rules_file import RulesError
 from jaxllm.models import build_abstract
 from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .diagnostics import check_arrays, check_count, check_tensors
-from .streaming.stream import PlannedRead, window_bytes
-from .user_family import RulesError
+from .streaming.array_reads import ArrayReads, plan_arrays
 
 MAX_RAM = "256MiB"
 
 
-class PlannedArray(NamedTuple):
-    """An array of the model, how it is stored and where it is placed.
-
-    Attributes:
-        side: its name and dimensions, as in its rule.
-        sizes: the sizes of the rule's axes.
-        stored: the dtype in the checkpoint.
-        dtype: the dtype on devices.
-        sharding: where the array is placed.
-    """
-
-    side: Side
-    sizes: Sizes
-    stored: np.dtype
-    dtype: np.dtype
-    sharding: Sharding
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole array."""
-        return self.side.shape(self.sizes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(ArrayReads):
     """The plan for loading a checkpoint that fits its config.
 
     Attributes:
         config: the model's config.
         layout: how the checkpoint divides its tensors, such as the number of shards.
-        table: the family's table for this config.
-        rules: the table's rules, bound to the model.
-        tensors: the stored tensors as the rules name them, with fused ones split into parts.
-        arrays: the model's arrays by name.
-        max_ram: host memory to use in addition to the arrays, in bytes.
         tolerated: the problems that were ignored because `strict` was False.
     """
 
     config: Config
     layout: Layout
-    table: RuleTable
-    rules: tuple[BoundRule, ...]
-    tensors: Mapping[str, StoredTensor]
-    arrays: Mapping[str, PlannedArray]
-    max_ram: int
     tolerated: tuple[str, ...] = ()
-
-    def reads(self) -> Iterator[PlannedRead]:
-        """Yields every stored tensor that is read; of several copies, the first."""
-        for rule, sizes in self.rules:
-            transfer = rule.exporting(sizes)
-            for name, index in rule.stored.names(sizes):
-                if not any(index[axis] for axis in rule.replicated):
-                    yield PlannedRead(self.tensors[name], transfer, index)
-
-    def copies(self) -> Iterator[tuple[str, str]]:
-        """Yields every stored tensor that must equal another bit for bit, with that other one.
-
-        Only the other one, the original, is loaded.
-        """
-        for copy, original in self.table.tied.items():
-            if copy in self.tensors:
-                yield copy, original
-        for bound in self.rules:
-            yield from bound.replicas()
-
-    @property
-    def bytes_by_device(self) -> dict[str, int]:
-        """The bytes of parameters that each device will hold, by device."""
-        total = Counter[str]()
-        for array in self.arrays.values():
-            shard = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            for device in array.sharding.device_set:
-                total[str(device)] += shard
-        return dict(sorted(total.items()))
-
-    @property
-    def window_bytes(self) -> int:
-        """Peak host memory in addition to the arrays: the buffers of all reading threads."""
-        return window_bytes(self.max_ram)
-
-    @property
-    def dtype_changes(self) -> dict[str, tuple[str, str]]:
-        """The stored and the loaded dtype of each array whose dtype changes."""
-        return {
-            name: (array.stored.name, array.dtype.name)
-            for name, array in self.arrays.items()
-            if array.stored != array.dtype
-        }
 
 
 def plan(
@@ -173,16 +88,23 @@ def make_plan(
         raise CheckpointError(problems, checkpoint.path)
     if dtype is not None:
         config = with_fields(config, dtype_fields(dtype))
-    arrays = _plan_arrays(analysis, config, mesh, dtype)
+    placed = {} if mesh is None else parameter_shardings(build_abstract(config), mesh)
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+    arrays = plan_arrays(
+        analysis.rules,
+        analysis.tensors,
+        lambda name: placed.get(name, alone),
+        lambda name, stored: stored if dtype is None else np.dtype(dtype),
+    )
     return Plan(
-        config,
-        analysis.layout,
         analysis.table,
         analysis.rules,
         analysis.tensors,
         arrays,
         parse_size(max_ram),
-        tuple(analysis.unknown),
+        config=config,
+        layout=analysis.layout,
+        tolerated=tuple(analysis.unknown),
     )
 
 
@@ -254,14 +176,6 @@ def split_fused(
     return binding.split_fused(rules, tensors, lambda whole, *part: whole.rows(*part))
 
 
-def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
-    """Yields the model arrays that contain data of the stored tensor at `index`."""
-    axes = model.name_axes
-    choices = [(index[axis],) if axis in index else range(sizes[axis]) for axis in axes]
-    for positions in itertools.product(*choices):
-        yield model.format_name(dict(zip(axes, positions, strict=True)), sizes)
-
-
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
     """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
     sizes = Counter[str]()
@@ -269,27 +183,3 @@ def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
         sizes[tensor.dtype.name] += tensor.nbytes
     known: tuple[Dtype, ...] = get_args(Dtype)
     return max(known, key=sizes.__getitem__)
-
-
-def _plan_arrays(
-    analysis: Analysis, config: Config, mesh: Mesh | None, dtype: Dtype | None
-) -> dict[str, PlannedArray]:
-    """Plans every array. Raises CheckpointError if an array would mix several dtypes."""
-    placed = {} if mesh is None else parameter_shardings(build_abstract(config), mesh)
-    alone = SingleDeviceSharding(jax.local_devices()[0])
-    arrays: dict[str, PlannedArray] = {}
-    mixed: dict[str, str] = {}
-    for rule, sizes in analysis.rules:
-        for source, index in rule.stored.names(sizes):
-            stored = analysis.tensors[source].dtype
-            kept = stored if dtype is None else np.dtype(dtype)
-            for name in find_arrays(rule.model, index, sizes):
-                sharding = placed.get(name, alone)
-                array = PlannedArray(rule.model, sizes, stored, kept, sharding)
-                if arrays.setdefault(name, array).dtype != kept:
-                    both = sorted([stored.name, arrays[name].stored.name])
-                    partly = " and ".join(both)
-                    mixed[name] = f"{name} is stored partly as {partly}: choose one with dtype="
-    if mixed:
-        raise CheckpointError(list(mixed.values()))
-    return arrays

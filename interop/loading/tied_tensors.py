@@ -12,6 +12,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from .checkpoint_dir import Checkpoint
 from .diagnostics import is_other_head
 from .plan import Plan, make_plan
+from .streaming.array_reads import ArrayReads
 from .streaming.chunk_reader import Reader, chunks
 from .streaming.stream import chunk_bytes
 
@@ -52,7 +53,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     return plan
 
 
-def check_copies(plan: Plan, path: Path) -> None:
+def check_copies(plan: ArrayReads, path: Path) -> None:
     """Checks that copies equal their originals bit for bit; only the originals are loaded.
 
     Raises:

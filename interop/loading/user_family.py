@@ -19,17 +19,11 @@ and never because a checkpoint names it.
 """
 
 import dataclasses
-import runpy
-import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig, NumericsConfig, StackConfig, flatten, with_fields
-from jaxllm.errors import MissingCheckpointError, UserError
 from jaxllm.interop.families import Derived, Family, Fields, Layout, RuleTable
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import in_order
@@ -38,6 +32,7 @@ from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.tensor_files import FILE_TYPES
 from jaxllm.interop.rules.rule import Rule
+from jaxllm.interop.rules.rules_file import RulesError, RulesSource, naming_faults, read_rules
 
 Stored = Mapping[str, StoredTensor]
 
@@ -63,10 +58,6 @@ class UserFamily(Family):
         """Accepts any class of config: `write_config` rejects what the file cannot express."""
 
 
-class RulesError(UserError):
-    """A fault in a user's rules. The message begins with their file and, if known, the line."""
-
-
 # The source of each family given to this process, by name, and the family; None if there are
 # several of that name.
 GIVEN: dict[str, tuple[Any, UserFamily | None]] = {}
@@ -83,20 +74,10 @@ def resolve_family(rules: Any) -> UserFamily:
         CheckpointError: the file does not exist, or required attributes are missing.
         RulesError: the file raises an exception.
     """
-    if isinstance(rules, str | Path):
-        path = Path(rules).resolve()
-        if not path.is_file():
-            raise MissingCheckpointError(f"rules={str(rules)!r} is not a file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path} is not UTF-8 text: {error}") from None
-        source, family = path, _run(path, text)
-    else:
-        source, file = rules, getattr(rules, "__file__", None) or "rules"
-        family = _define(file, lambda attribute, default: getattr(rules, attribute, default))
-    before, _ = GIVEN.get(family.name, (source, None))
-    GIVEN[family.name] = source, family if before == source else None
+    source = read_rules(rules)
+    family = _define(source)
+    before, _ = GIVEN.get(family.name, (source.given, None))
+    GIVEN[family.name] = source.given, family if before == source.given else None
     return family
 
 
@@ -116,65 +97,11 @@ def known_family(name: str) -> UserFamily:
     return family
 
 
-@lru_cache
-def _run(path: Path, text: str) -> UserFamily:
-    """Runs a rules file with this text and returns its family.
-
-    Like a script, the file can import modules beside it.
-
-    Raises:
-        RulesError: the file raises an exception; the message gives its line.
-    """
-    with _importing_from(path.parent), _naming_faults(str(path), str(path)):
-        attributes = runpy.run_path(str(path), run_name=path.stem)
-    build: Any = attributes.get("reference")
-
-    def reference(fields: Json) -> Any:
-        with _importing_from(path.parent), _naming_faults(path.name, str(path)):
-            return build(fields)
-
-    if build is not None:
-        attributes["reference"] = reference
-    return _define(str(path), attributes.get)
-
-
-@contextmanager
-def _naming_faults(name: str, file: str) -> Iterator[None]:
-    """Within this context, any exception becomes a RulesError that names the rules and the line."""
-    try:
-        yield
-    except RulesError:
-        raise
-    except Exception as error:  # user code may raise anything
-        lines = list(_lines(file, error))
-        place = f"{name}, line {lines[-1]}" if lines else name
-        is_ours = type(error) is ValueError or isinstance(error, UserError)
-        kind = "" if is_ours else f"{type(error).__name__}: "
-        raise RulesError(f"{place}: {kind}{error}") from error
-
-
-def _lines(file: str, error: Exception) -> Iterator[int | None]:
-    """Yields the lines of a file that led to an error, the innermost last."""
-    frames = traceback.extract_tb(error.__traceback__)
-    yield from (frame.lineno for frame in frames if frame.filename == file)
-    if isinstance(error, SyntaxError) and error.filename == file:
-        yield error.lineno
-
-
-@contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _define(file: str, get: Callable[[str, Any], Any]) -> UserFamily:
-    name = Path(file).name
+def _define(source: RulesSource) -> UserFamily:
+    name, get = source.name, source.get
     if missing := [attribute for attribute in REQUIRED if get(attribute, None) is None]:
         raise CheckpointError(f"{name} does not define {' and '.join(missing)}")
-    own = _Definition(name, file, get)
+    own = _Definition(name, source.file, get)
     has_file = callable(get("config", None))
     return UserFamily(
         name=name,
@@ -213,7 +140,7 @@ class _Definition:
             RulesError: the function raises an exception.
         """
         defined = self.get(attribute, default)
-        with _naming_faults(self.name, self.file):
+        with naming_faults(self.name, self.file):
             found = defined(given) if callable(defined) else defined
             return list(found) if isinstance(found, Iterator) else found
 

@@ -14,7 +14,7 @@ from jaxllm.interop.formats.pytorch.torch_pickle import Placed
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
 from jaxllm.interop.loading.model_arrays import ModelArrays
-from jaxllm.interop.loading.plan import find_arrays
+from jaxllm.interop.loading.streaming.array_reads import find_arrays
 from jaxllm.interop.saving.export import Export, choose_family, export_tensors, plan_export
 from jaxllm.optimizer_state import AdamWState
 

@@ -20,7 +20,8 @@ from jaxllm.interop.formats.table import first_shard_prefix
 from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint
 from jaxllm.interop.loading.model_arrays import apply_rules, make_origin
-from jaxllm.interop.loading.plan import Plan, find_arrays, make_plan, split_fused
+from jaxllm.interop.loading.plan import Plan, make_plan, split_fused
+from jaxllm.interop.loading.streaming.array_reads import find_arrays
 from jaxllm.interop.loading.tied_tensors import check_copies
 from jaxllm.models import Model, build_abstract
 from jaxllm.optimizer_state import AdamWState

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +16,7 @@ from jaxllm.models import Model
 from jaxllm.numerics.significance import FALSE_ALARMS
 
 from .alignment.adapters import adapter_of
+from .alignment.function_model import FunctionModel, JaxFunction
 from .alignment.inputs import Inputs, output_config
 from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
@@ -44,7 +45,7 @@ TOLERANCE = {"false_alarms": FALSE_ALARMS, "draws": DRAWS}
 
 def compare(
     reference: Any,
-    model: Model,
+    model: Model | JaxFunction,
     inputs: np.ndarray | Inputs,
     *,
     levels: Sequence[str] | None = None,
@@ -56,6 +57,8 @@ def compare(
 ) -> Report:
     """Compares a JAX model with a PyTorch reference and reports where they first diverge.
 
+    The model may be any JAX function from parameters and tokens to logits, as a `JaxFunction`.
+
     Both run in one dtype, at the training and generation levels float32. Weights must be equal bit
     for bit and configs field by field. Everything else is judged by its distance from the reference
     in float64: it must be no larger than rounding may cause, which is measured by running the
@@ -66,7 +69,7 @@ def compare(
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a model of
             `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`. Not changed.
-        model: the JAX model, its layers stacked or not. Not changed.
+        model: the JAX model, its layers stacked or not, or a JAX function. Not changed.
         inputs: token ids, BT, or vectors, BTI; for an encoder-decoder `Inputs` with source and
             target. Some errors in positions show only beyond the first few hundred tokens. Padding
             is not compared.
@@ -81,7 +84,7 @@ def compare(
         rules: conversion rules of a custom reference, see docs/rules.md: a Python file, which is
             executed, or an object with the same attributes. Their `config` reads the config file
             that `model` was loaded with or, if it was loaded by other rules, the result of their
-            `fields` for the config of `model`.
+            `fields` for the config of `model`. A `JaxFunction` has rules of its own.
         recordings: an empty dict, filled so that later comparisons need not run the reference.
 
     Raises:
@@ -89,30 +92,46 @@ def compare(
         UserError: a level is unknown or does not exist in this dtype, the two sides have different
             dtypes, the reference's family has no rules, or the tokens are not in the vocabulary.
     """
+    given = Inputs.of(inputs)
+    compared, context = _prepare(reference, model, given, rules)
     comparison = Comparison(
         reference=reference,
-        model=model,
-        inputs=Inputs.of(inputs).with_labels(model),
-        levels=select_levels(levels, levels_of(model)),
+        model=compared,
+        inputs=given.with_labels(compared),
+        levels=select_levels(levels, levels_of(compared)),
         recipe=recipe or Recipe(),
         optimizer=optimizer,
         store=store,
         recordings=recordings,
     )
-    with nullcontext() if rules is None else with_rules(reference, model, rules):
-        _check(reference, model, comparison.inputs)
+    with context:
+        _check(reference, compared, comparison.inputs)
         return _compare(comparison)
+
+
+def _prepare(
+    reference: Any, model: Model | JaxFunction, inputs: Inputs, rules: Any
+) -> tuple[Any, AbstractContextManager[Any]]:
+    """Returns the model that the levels take, and the context in which the reference runs."""
+    if not isinstance(model, JaxFunction):
+        own = nullcontext() if rules is None else with_rules(reference, model, rules)
+        return model, own
+    if rules is not None:
+        raise UserError("rules= is for models of jaxllm: a JaxFunction has rules of its own")
+    found = FunctionModel(model, reference, inputs.target)
+    return found, found.calling(reference)
 
 
 def _compare(comparison: Comparison) -> Report:
     stages = stages_of(comparison.levels)
+    alone = levels_without_computation(levels_of(comparison.model))
     is_computed = any(stage.computes for stage in stages)
     if is_computed:  # weights and config are read in any case, for their digests
-        stages = stages_of([*levels_without_computation(), *comparison.levels])
+        stages = stages_of([*alone, *comparison.levels])
     if is_computed and shape_mismatches(
         comparison.reference, comparison.unstacked, comparison.table
     ):
-        stages = stages_of(levels_without_computation())
+        stages = stages_of(alone)
     with expecting(sum(stage.runs(comparison.levels) for stage in stages)):
         found = {stage.name: stage.compare(comparison) for stage in stages}
     name = type(comparison.reference).__name__

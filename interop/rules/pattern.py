@@ -103,6 +103,21 @@ class Side:
             index = dict(zip(self.name_axes, positions, strict=True))
             yield self.format_name(index, sizes), index
 
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        """Matches the names of this pattern, with a group for each placeholder."""
+        text, start = "", 0
+        for match in _PLACEHOLDER.finditer(self.name):
+            labels = r"\d+" if match[3] is None else "|".join(map(re.escape, match[3].split("|")))
+            text += f"{re.escape(self.name[start : match.start()])}({labels})"
+            start = match.end()
+        return re.compile(text + re.escape(self.name[start:]))
+
+    def find(self, name: str) -> tuple[str, ...] | None:
+        """Returns the text at each placeholder of a name; None if it is not of this pattern."""
+        match = self._regex.fullmatch(name)
+        return match and match.groups()
+
     def at(self, axis: str, positions: Sequence[int], sizes: Sizes) -> Self:
         """Returns the side with `axis`, a placeholder of the name, restricted to `positions`."""
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.errors import CheckpointArgumentError, CheckpointError, did_you_mean
@@ -26,8 +26,10 @@ from jaxllm.interop.formats.table import (
 from jaxllm.interop.loading.diagnostics import check_arrays
 from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
-from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
+from jaxllm.interop.loading.user_family import known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
+from jaxllm.interop.rules.rule import Stacks
+from jaxllm.interop.rules.rules_file import RulesError
 
 from .special_tokens import add_special_tokens, generation_config
 
@@ -204,7 +206,19 @@ def check_complete(model: ModelArrays, table: RuleTable) -> None:
         raise ValueError("; ".join(problems))
 
 
-def export_tensors(model: ModelArrays, table: RuleTable) -> Iterator[tuple[str, TensorSource]]:
+class NamedArrays(Protocol):
+    """Arrays by name, and how layers are stacked in them; see `rules.rule.Stacks`."""
+
+    @property
+    def stacks(self) -> Stacks:
+        """The layers under each label."""
+
+    @property
+    def arrays(self) -> Mapping[str, TensorSource]:
+        """The arrays, none of them read yet."""
+
+
+def export_tensors(model: NamedArrays, table: RuleTable) -> Iterator[tuple[str, TensorSource]]:
     """Yields every tensor to store, by name, as a source that reads from the model's arrays."""
     rules = table.bound(model.stacks)
     fused = fused_parts(rules)

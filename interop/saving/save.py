@@ -3,7 +3,7 @@
 import collections
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,21 @@ from typing import Any
 from jaxllm.checkpoint_origin import KEPT, copy_files
 from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
-from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
+from jaxllm.interop.formats.file_writer import (
+    PlannedFile,
+    check_space,
+    create,
+    fill,
+    finish,
+    sync,
+    write_files,
+)
+from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.table import model_format
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
 
-from .export import Export, plan_export, possible_families, write_texts
+from .export import plan_export, possible_families, write_texts
 from .multihost import fail_together, is_first_process, shared_name
 
 
@@ -63,38 +72,74 @@ def save_pretrained(
     else:
         shard = parse_size(max_shard)
         export = plan_export(arrays, families, model_parallel, shard, format)
-        write, texts = partial(_write_files, export, together), export.texts
+        write = partial(write_tensor_files, export.files, export.tensors, together)
+        texts = export.texts
+    inside = KEPT if own_format is not None else ""
+    write_checkpoint(
+        path, write, texts, partial(copy_files, model.origin), inside=inside, together=together
+    )
+
+
+def write_checkpoint(
+    path: Path,
+    write: Callable[[Path], None],
+    texts: Mapping[str, bytes],
+    copy: Callable[[Path], None] | None = None,
+    *,
+    inside: str = "",
+    together: bool,
+) -> None:
+    """Writes a checkpoint that appears under its name only when it is complete.
+
+    Args:
+        path: a folder that does not exist yet, or is empty.
+        write: writes the tensors into a folder.
+        texts: the small files to write after them, by name.
+        copy: copies files of another checkpoint into a folder.
+        inside: the folder within the checkpoint that `copy` gets.
+        together: whether all processes write one checkpoint.
+
+    Raises:
+        CheckpointError: the folder is not empty.
+    """
     with fail_together(together):
         check_is_free(path)
     with _complete_folder(path, together) as folder:
         write(folder)
         with fail_together(together):
             if is_first_process() or not together:
-                own = folder / KEPT if own_format is not None else folder
-                own.mkdir(exist_ok=True)
-                copy_files(model.origin, own)
+                (folder / inside).mkdir(exist_ok=True)
+                if copy is not None:
+                    copy(folder / inside)
                 write_texts(folder, texts)
 
 
-def _write_files(export: Export, together: bool, folder: Path) -> None:
+def write_tensor_files(
+    files: Sequence[PlannedFile],
+    tensors: Mapping[str, TensorSource],
+    together: bool,
+    folder: Path,
+) -> None:
     """Writes the tensor files, from one process or from all together."""
     if together:
-        _write_together(export, folder)
+        _write_together(files, tensors, folder)
     else:
-        write_files(folder, export.files, export.tensors)
+        write_files(folder, files, tensors)
 
 
-def _write_together(export: Export, folder: Path) -> None:
+def _write_together(
+    files: Sequence[PlannedFile], tensors: Mapping[str, TensorSource], folder: Path
+) -> None:
     """Writes the tensor files: all processes gather one tensor at a time, process 0 writes it."""
     with fail_together(True):
         if is_first_process():
-            check_space(folder, sum(file.size for file in export.files))
-            for file in export.files:
+            check_space(folder, sum(file.size for file in files))
+            for file in files:
                 create(folder, file)
     digests = {}
-    for file in export.files:
+    for file in files:
         for name in file.places:
-            tensor = export.tensors[name]
+            tensor = tensors[name]
             with fail_together(True):
                 if is_first_process():
                     digests[name] = fill(folder, file, name, tensor, chunk_bytes=tensor.nbytes)
@@ -102,7 +147,7 @@ def _write_together(export: Export, folder: Path) -> None:
                     collections.deque(tensor.payload(tensor.nbytes), maxlen=0)
     with fail_together(True):
         if is_first_process():
-            for file in export.files:
+            for file in files:
                 finish(folder, file, digests)
 
 

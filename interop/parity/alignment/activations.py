@@ -17,6 +17,7 @@ from flax import nnx
 from jaxllm.config import SequenceConfig
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
+from jaxllm.interop.parity.report.activation_rows import LOGITS
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import BoundRule, Rule
@@ -25,6 +26,7 @@ from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
 from jaxllm.params import stacked_layers
 
+from .function_model import FunctionModel
 from .inputs import Inputs, output_config
 
 # Inputs and output of attention: the name in the reference, the name in JAX, and the projection
@@ -49,7 +51,8 @@ class Tap:
     """One activation: a rule from the reference's output to the JAX model's, at given sizes."""
 
     def __init__(self, rule: Rule, sizes: Sizes, inputs: Inputs):
-        self.of_source = OF_SOURCE.match(rule.model.name) is not None
+        has_source = inputs.source is not None
+        self.of_source = has_source and OF_SOURCE.match(rule.model.name) is not None
         given = inputs.source if self.of_source else inputs.target
         assert given is not None, "a model with an encoder has a source"
         is_crossing = ".cross_attn." in rule.model.name
@@ -75,11 +78,15 @@ class Tap:
 def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:
     """Derives the taps of a model from the conversion rules of its weights.
 
+    The taps of a function are those that its user names.
+
     Args:
         table: conversion rules of the reference's family.
         model: the JAX model, its layers not stacked.
         inputs: the inputs, which give the sizes of the activations.
     """
+    if isinstance(model, FunctionModel):
+        return [Tap(rule, table.sizes, inputs) for rule in model.parts.function.taps]
     rules = table.bound(stacked_layers(model))
     modules = dict(_named_modules(model))
     modules.pop(output_path(model), None)  # compared as the output of the whole model
@@ -93,6 +100,8 @@ def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:
 
 def output_path(model: Model) -> str:
     """Returns the JAX path of what computes the outputs: a module or, if tied, `embed.attend`."""
+    if isinstance(model, FunctionModel):
+        return LOGITS
     config = output_config(model)
     stack = "" if config is model.config else "decoder."
     if isinstance(config, SequenceConfig):

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm.config import SequenceConfig
 from jaxllm.errors import UserError
-from jaxllm.models import Model, TokenModel
+from jaxllm.models import Model
 
 from .prompt import english_tokens, random_tokens, random_vectors, read_arrays
 
@@ -274,7 +274,8 @@ def output_config(model: Model) -> Any:
 def sequences_of(model: Model) -> dict[str, SequenceSpec]:
     """Returns the sequences that a model takes, by the names of `Inputs`."""
     config: Any = model.config
-    decoder, is_tokens = output_config(model), isinstance(model, TokenModel)
+    decoder = output_config(model)
+    is_tokens = not isinstance(decoder, SequenceConfig)
     size = decoder.vocab_size if is_tokens else decoder.input_dim
     target = SequenceSpec(size, is_tokens, decoder.max_len, decoder.longest)
     if decoder is config:

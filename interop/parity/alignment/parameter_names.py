@@ -8,12 +8,13 @@ import numpy as np
 from jaxllm.config import Config
 from jaxllm.interop.families import Fields, Layout, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
-from jaxllm.interop.loading.plan import find_arrays
+from jaxllm.interop.loading.streaming.array_reads import find_arrays
 from jaxllm.interop.rules import binding
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model
 
 from .adapters import adapter_of
+from .function_model import FunctionModel
 
 DECAYED = ("kernel", "embedding")
 
@@ -38,6 +39,8 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
 
 def table_of(reference: Any, model: Model) -> RuleTable:
     """Returns the conversion rules from the reference's tensors to the parameters of `model`."""
+    if isinstance(model, FunctionModel):
+        return model.parts.table
     return table_for(reference, model.config)
 
 
@@ -113,7 +116,17 @@ def our_names(rules: Sequence[BoundRule]) -> dict[str, list[str]]:
     return found
 
 
-def decayed(rules: Sequence[BoundRule]) -> set[str]:
-    """Returns the stored tensors that weight decay applies to: kernels and embeddings."""
+def is_decayed(model: Model, name: str) -> bool:
+    """Whether weight decay applies to a parameter: kernels and embeddings.
+
+    Of a function, these are the parameters with tensors of two or more dimensions.
+    """
+    if isinstance(model, FunctionModel):
+        return name in model.parts.decayed
+    return name.endswith(DECAYED)
+
+
+def decayed(rules: Sequence[BoundRule], model: Model) -> set[str]:
+    """Returns the stored tensors that weight decay applies to."""
     names = our_names(rules).items()
-    return {stored for stored, ours in names if ours[0].endswith(DECAYED)}
+    return {stored for stored, ours in names if is_decayed(model, ours[0])}

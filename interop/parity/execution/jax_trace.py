@@ -88,16 +88,18 @@ def _run(
     outputs: Outputs = {path: [] for path in paths}
 
     def listen(module_path: str, name: str, value: Any) -> Any:
-        path = module_path if name == OUTPUT else f"{module_path}.{name}"
+        path = module_path if name == OUTPUT else f"{module_path}.{name}".removeprefix(".")
         if path not in outputs:
             return value
         start = sum(x.shape[1] for x in outputs[path])  # of this block of queries
         outputs[path].append(store(_on_host(value)))
         if path not in given:
             return value
-        theirs = jnp.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
+        on_host = isinstance(value, np.ndarray)  # of a tap in a vmap, where JAX must not be used
+        numpy: Any = np if on_host else jnp
+        theirs = numpy.asarray(given[path][:, start : start + value.shape[1]], value.dtype)
         # A row of scores that are all minus infinity would make softmax return NaN.
-        return jnp.maximum(theirs, jnp.finfo(value.dtype).min)
+        return numpy.maximum(theirs, jnp.finfo(value.dtype).min)
 
     for path, module in nnx.iter_modules(model):
         setattr(module, HOOK, partial(listen, ".".join(map(str, path))))

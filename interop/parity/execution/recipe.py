@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxllm.interop.parity.alignment.parameter_names import DECAYED
+from jaxllm.interop.parity.alignment.parameter_names import is_decayed
 from jaxllm.params import map_parameters
 
 
@@ -46,7 +46,7 @@ class Recipe:
                 b2=self.b2,
                 eps=self.eps,
                 weight_decay=self.weight_decay,
-                mask=map_parameters(model, lambda name, _: name.endswith(DECAYED)),
+                mask=map_parameters(model, lambda name, _: is_decayed(model, name)),
             ),
         )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
+from jaxllm.interop.parity.alignment.function_model import FunctionModel
 from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.models import Model
@@ -27,12 +28,23 @@ def is_trained(model: Model) -> bool:
     return is_loaded(model) and output_config(model).numerics.dtype == FLOAT32.dtype
 
 
+def is_ours(model: Model) -> bool:
+    """Whether it is a model of jaxllm, which has a config and generates, and no function."""
+    return not isinstance(model, FunctionModel)
+
+
+def has_activations(model: Model) -> bool:
+    """Whether activations are known; those of a function are the ones that its user names."""
+    return not isinstance(model, FunctionModel) or bool(model.parts.function.taps)
+
+
 def generates(model: Model) -> bool:
     """Whether generated texts can be compared: in float32, elsewhere ties of tokens are common.
 
     Models that pool their sequences cannot generate.
     """
-    return is_trained(model) and not getattr(output_config(model), "pooled", False)
+    is_pooled = getattr(output_config(model), "pooled", False)
+    return is_ours(model) and is_trained(model) and not is_pooled
 
 
 LEVELS: dict[str, Level] = {
@@ -52,6 +64,7 @@ LEVELS: dict[str, Level] = {
             noun="fields",
             title="Config",
             caption="Fields that differ.",
+            exists_for=is_ours,
         ),
         Level(
             name="logits",
@@ -71,6 +84,7 @@ LEVELS: dict[str, Level] = {
             title="Activations that are wrong on their own",
             caption="These activations exceed their thresholds even when computed from the "
             "reference's inputs.",
+            exists_for=has_activations,
         ),
         Level(
             name="gradients",
@@ -136,9 +150,9 @@ def stages_of(levels: Iterable[str]) -> list[Stage]:
     return list({(stage := LEVELS[level].stage).name: stage for level in levels}.values())
 
 
-def levels_without_computation() -> list[str]:
-    """Returns the levels that only read both sides and compute nothing: weights and config."""
-    return [name for name, level in LEVELS.items() if not level.stage.computes]
+def levels_without_computation(known: Iterable[str] = tuple(LEVELS)) -> list[str]:
+    """Returns which of the levels only read both sides and compute nothing: weights, config."""
+    return [name for name in known if not LEVELS[name].stage.computes]
 
 
 def from_causes_to_effects() -> list[Level]:

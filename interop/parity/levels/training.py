@@ -152,7 +152,7 @@ def training_setup(comparison: Comparison) -> TrainingSetup:
 
 def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[TrainingRecord]:
     """Trains the reference in float64, in float32, and with simulated rounding, as draws."""
-    decays = decayed(comparison.rules)
+    decays = decayed(comparison.rules, comparison.model)
     roundings = {"in float64": FLOAT64, "in float32": FLOAT32}
     for seed in range(DRAWS):
         roundings[f"with simulated rounding, {seed + 1} of {DRAWS}"] = Rounding(seed=seed)
@@ -175,7 +175,8 @@ def with_jax_names(run: TrainingRecord, rules: Sequence[BoundRule]) -> TrainingR
 
 def perturbed_losses(comparison: Comparison, setup: TrainingSetup) -> list[tuple[float, ...]]:
     """Trains the reference from perturbed weights, if there are several steps."""
-    reference, recipe, decays = comparison.reference, comparison.recipe, decayed(comparison.rules)
+    reference, recipe = comparison.reference, comparison.recipe
+    decays = decayed(comparison.rules, comparison.model)
     found = []
     for seed in PERTURBATION_SEEDS if len(setup.batches) > 1 else ():
         announce(f"training: reference with perturbed weights, seed {seed}")

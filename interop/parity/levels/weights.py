@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxllm.config import with_fields
 from jaxllm.interop.families import RuleTable
+from jaxllm.interop.parity.alignment.function_model import FunctionModel
 from jaxllm.interop.parity.alignment.parameter_names import (
-    DECAYED,
     imported,
+    is_decayed,
     mismatches,
     our_names,
     sources_of,
@@ -61,8 +62,12 @@ def shape_mismatches(reference: Any, model: Model, table: RuleTable) -> list[str
     """
     rules = table.bound(stacked_layers(model))
     parts = split_fused(rules, tensors_of(reference))
-    kernels = (bound for bound in rules if bound.rule.model.name.endswith(DECAYED))
+    kernels = (bound for bound in rules if is_decayed(model, _first_array(bound)))
     return [problem for bound in kernels for problem in mismatches(bound, parts)]
+
+
+def _first_array(bound: BoundRule) -> str:
+    return next(bound.rule.model.names(bound.sizes))[0]
 
 
 def _rules(
@@ -105,6 +110,8 @@ def _copies(
 
 def _places(reference: Any, model: Model) -> dict[str, str]:
     """Returns the JAX parameter of each tensor in a model with the reference's own config."""
+    if isinstance(model, FunctionModel):
+        return {}
     config, _ = config_of(reference, model)
     if config is None:
         return {}

@@ -16,7 +16,8 @@ from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import from_stored
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
-from jaxllm.interop.loading.plan import analyze_checkpoint, find_arrays, make_plan, split_fused
+from jaxllm.interop.loading.plan import analyze_checkpoint, make_plan, split_fused
+from jaxllm.interop.loading.streaming.array_reads import find_arrays
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.rule import Rule

@@ -1,0 +1,215 @@
+"""Loads checkpoints into any JAX pytree: each device shard is read from the bytes that hold it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import jax
+import numpy as np
+
+from jaxllm.config import Dtype
+from jaxllm.errors import MissingCheckpointError, UserError
+from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
+from jaxllm.interop.formats.source_files import check_unchanged, identify
+from jaxllm.interop.formats.stored_tensor import DTYPE_NAMES, CheckpointError, StoredTensor
+from jaxllm.interop.formats.tensor_files import read_only_file
+from jaxllm.interop.loading.checkpoint_dir import open_tensors
+from jaxllm.interop.loading.diagnostics import check_count, check_tensors
+from jaxllm.interop.loading.plan import MAX_RAM, split_fused
+from jaxllm.interop.loading.streaming.array_reads import ArrayReads, plan_arrays, read_arrays
+from jaxllm.interop.loading.tied_tensors import check_copies
+
+from .fitting import Fit, fit_rules
+from .leaves import NamedLeaves, is_abstract
+from .placement import place_leaves
+from .tree_rules import TreeRules, read_tree_rules
+
+Tree = TypeVar("Tree")
+Tensors = Mapping[str, StoredTensor]
+TREE: Literal["tree"] = "tree"
+
+logger = logging.getLogger(__name__)
+
+
+def load_into(
+    tree: Tree,
+    source: str | Path,
+    rules: Any,
+    *,
+    shardings: Any = None,
+    dtype: Dtype | Literal["tree"] | None = None,
+    strict: bool = True,
+    max_ram: int | str = MAX_RAM,
+) -> Tree:
+    """Fills the leaves of any JAX pytree with the tensors of a checkpoint.
+
+    The right side of each rule names leaves: the keys of dicts, the names of fields and the
+    positions in lists on the way to the leaf, joined by dots, such as `layers.0.attn.wq.weight`
+    of an Equinox module or `params.Dense_0.kernel` of Linen variables. Every leaf that is an array
+    must be filled and every tensor used, or the rules must say why not.
+
+    Args:
+        tree: the tree. Its leaves may be arrays or `jax.ShapeDtypeStruct`s; only their shapes
+            count. Leaves that are no arrays of numbers are kept.
+        source: a folder or a file of tensors, in any format that `jaxllm inspect` reads.
+        rules: a list of `Rule`, or a Python file, which is run, or an object with the attribute
+            `rules` and, if needed, `sizes` of axes, `tied`, `ignored` and `derived` tensors, and
+            `kept`: patterns of leaves that no tensor fills, with the reason (docs/rules.md).
+        shardings: where the leaves go; each device loads only its own shards. One sharding for
+            all, a tree like `tree` with a sharding in place of each array, or a function of the
+            leaf's name and its `jax.ShapeDtypeStruct`. By default each leaf's own sharding or,
+            if it has none, the first device.
+        dtype: dtype of the leaves: "tree" for that of each leaf in `tree`, or one for all; by
+            default as stored, bit for bit. Finite numbers beyond its range become its largest; a
+            warning says how many in each tensor. Integers keep theirs.
+        strict: whether to reject tensors that no rule names. If False, they are logged as a
+            warning and ignored.
+        max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
+
+    Returns:
+        A tree of the same structure whose arrays are on devices.
+
+    Raises:
+        CheckpointError: tensors or leaves are missing, unexpected or of another shape, or copies
+            differ. Lists every problem.
+        UserError: an argument is not valid.
+
+    Example:
+        model = load_into(model, "Llama-3.2-1B", rules, shardings=NamedSharding(mesh, P("data")))
+    """
+    if dtype not in (None, TREE, *get_args(Dtype)):
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join([TREE, *get_args(Dtype)])}")
+    leaves, own, budget = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_ram)
+    path = Path(source)
+    tensors = read_tensors(path)
+    before = identify(tensor.path for tensor in tensors.values())
+    plan = plan_tree(
+        leaves,
+        own,
+        tensors,
+        shardings=shardings,
+        dtype=dtype,
+        strict=strict,
+        max_ram=budget,
+        place=path,
+    )
+    check_copies(plan, path)
+    arrays = read_arrays(plan)
+    check_unchanged(before)
+    return leaves.replaced(arrays)
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of a folder or a file by their plain names, from the headers alone.
+
+    Raises:
+        CheckpointError: there are no tensors, or a file is damaged.
+    """
+    if not path.exists():
+        raise MissingCheckpointError(f"{path} does not exist")
+    return strip_wrappers(open_tensors(path) if path.is_dir() else read_only_file(path))
+
+
+def plan_tree(
+    leaves: NamedLeaves,
+    rules: TreeRules,
+    tensors: Tensors,
+    *,
+    shardings: Any,
+    dtype: str | None,
+    strict: bool,
+    max_ram: int,
+    place: object,
+) -> ArrayReads:
+    """Plans the loading of a tree's leaves, and checks every leaf and every tensor.
+
+    Arguments beyond those of `load_into`: the named leaves, the stored tensors, and what messages
+    call the checkpoint (`place`).
+
+    Raises:
+        CheckpointError: something does not fit. Lists every problem.
+    """
+    fit = fit_rules(leaves, rules, {name: tensor.shape for name, tensor in tensors.items()})
+    problems = [*fit.problems, *_without_values(leaves, rules)]
+    stored, unexpected = _check_tensors(fit, tensors, problems)
+    if strict or not unexpected:
+        problems += unexpected
+    if problems:
+        raise CheckpointError(problems, place)
+    if unexpected:
+        logger.warning("%s: ignored (strict=False):\n  %s", place, "\n  ".join(unexpected))
+    named = {name for rule in fit.rules for name, _ in rule.rule.model.names(rule.sizes)}
+    arrays = plan_arrays(
+        fit.rules,
+        stored,
+        place_leaves(leaves, named, shardings),
+        _dtypes(leaves, dtype),
+    )
+    problems += [
+        f"{name} is {leaves.arrays[name].dtype} in the tree, but {array.stored} in the checkpoint, "
+        "and only floats are converted"
+        for name, array in arrays.items()
+        if dtype == TREE and array.dtype != np.dtype(leaves.arrays[name].dtype)
+    ]
+    if problems:
+        raise CheckpointError(problems, place)
+    return ArrayReads(fit.table, fit.rules, stored, arrays, max_ram)
+
+
+def _without_values(leaves: NamedLeaves, rules: TreeRules) -> list[str]:
+    return [
+        f"{name} is kept, but it is only a shape and a dtype: put an array there"
+        for name, leaf in leaves.arrays.items()
+        if rules.keeps(name) and is_abstract(leaf)
+    ]
+
+
+def _check_tensors(
+    fit: Fit, tensors: Tensors, problems: list[str]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Returns the tensors as the rules name them, and what is unexpected; adds other problems."""
+    try:
+        check_count(fit.table, tensors)
+    except ValueError as error:
+        problems.append(str(error).replace("the config asks", "the rules ask"))
+        return {}, []
+    known = [rule.stored.name.partition("#")[0] for rule in fit.unbound]
+    stored = split_fused(fit.rules, fit.table.with_originals(tensors))
+    findings = check_tensors(
+        fit.table,
+        fit.rules,
+        {name: tensor for name, tensor in stored.items() if not _is_of(name, fit, known)},
+        given_by="the tree",
+        supported=_dtypes_of_jax(),
+    )
+    problems += findings.problems
+    return stored, findings.unexpected
+
+
+def _is_of(name: str, fit: Fit, unbound: list[str]) -> bool:
+    """Whether a tensor belongs to a rule that could not be bound, which is a problem already."""
+    return any(
+        rule.stored.find(name) is not None or whole == name
+        for rule, whole in zip(fit.unbound, unbound, strict=True)
+    )
+
+
+def _dtypes_of_jax() -> list[str]:
+    """Returns the names of the dtypes that JAX holds in its present configuration."""
+    return [dtype.name for dtype in DTYPE_NAMES if jax.dtypes.canonicalize_dtype(dtype) == dtype]
+
+
+def _dtypes(leaves: NamedLeaves, dtype: str | None) -> Callable[[str, np.dtype], np.dtype]:
+    """Returns a function from the name of a leaf and the stored dtype to the dtype to load."""
+
+    def dtype_of(name: str, stored: np.dtype) -> np.dtype:
+        wanted = np.dtype(leaves.arrays[name].dtype if dtype == TREE else dtype or stored)
+        return wanted if _is_float(stored) and _is_float(wanted) else stored
+
+    return dtype_of
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return bool(jax.numpy.issubdtype(dtype, jax.numpy.floating))

@@ -1,0 +1,149 @@
+"""Saves the leaves of any JAX pytree as a checkpoint, with the files of another one beside it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from jaxllm.checkpoint_origin import CONFIGS, copy_files
+from jaxllm.config import Dtype
+from jaxllm.errors import UserError
+from jaxllm.interop.formats import safetensors_file, tensor_files
+from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.loading.checkpoint_dir import read_json
+from jaxllm.interop.loading.diagnostics import reason_to_ignore
+from jaxllm.interop.rules.rule import Stacks
+from jaxllm.interop.saving.export import export_tensors
+from jaxllm.interop.saving.save import write_checkpoint, write_tensor_files
+from jaxllm.sharding import spans_processes
+
+from .fitting import fit_rules
+from .leaves import NamedLeaves, is_abstract
+from .load_into import read_tensors
+from .tree_rules import read_tree_rules
+
+Tensors = Mapping[str, StoredTensor]
+
+DTYPE_FIELDS = ("dtype", "torch_dtype")  # of a config.json: what transformers loads weights as
+
+
+@dataclass(frozen=True)
+class LeafArrays:
+    """The arrays of a tree, none of them read yet, and how its layers are stacked."""
+
+    stacks: Stacks
+    arrays: Mapping[str, TensorSource]
+
+
+def save_from(
+    tree: Any,
+    path: str | Path,
+    rules: Any,
+    *,
+    like: str | Path | None = None,
+    dtype: Dtype | None = None,
+    max_shard: int | str = "5GB",
+) -> None:
+    """Writes the leaves of any JAX pytree as a checkpoint: the inverse of `load_into`.
+
+    The checkpoint appears under its name only when it is complete. Every process of a run on
+    several hosts must call this; process 0 writes.
+
+    Args:
+        tree: the tree; only its arrays are stored.
+        path: a folder that does not exist yet, or is empty.
+        rules: those of `load_into`.
+        like: a checkpoint whose config, tokenizer and other files go along and whose type of file
+            is used. The tensors must be those of `like` in names and shapes. By default only
+            `model.safetensors` is written, in shards if it is large.
+        dtype: dtype of the stored floats; by default that of each leaf, bit for bit.
+        max_shard: the most bytes of tensors in a safetensors shard, or a text like "5GB".
+
+    Raises:
+        CheckpointError: the folder is not empty, a leaf has no rule or no numbers, or the tensors
+            are not those of `like`. Lists every problem.
+        UserError: an argument is not valid.
+
+    Example:
+        save_from(model, "trained", rules, like="Llama-3.2-1B")
+    """
+    if dtype not in (None, *get_args(Dtype)):
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    model, own, shard = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_shard)
+    stored = {} if like is None else read_tensors(Path(like))
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    fit = fit_rules(model, own, shapes, _file_of(stored))
+    abstract = [name for name, leaf in model.arrays.items() if is_abstract(leaf)]
+    problems = [*fit.problems, *(f"{name} is only a shape and a dtype" for name in abstract)]
+    if problems:
+        raise CheckpointError(problems, "cannot save this tree")
+    sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in model.arrays.items()}
+    tensors = dict(export_tensors(LeafArrays(model.stacks, sources), fit.table))
+    if like is not None and (problems := _unlike(tensors, stored, fit.table)):
+        raise CheckpointError(problems, f"not like {like}")
+    files, index = tensor_files.lay_out(tensors, fit.table.file, shard)
+    folder = None if like is None else _folder(Path(like))
+    together = any(map(spans_processes, model.arrays.values()))
+    write_checkpoint(
+        Path(path).resolve(),
+        partial(write_tensor_files, files, tensors, together),
+        {**_configs(folder, tensors), **index},
+        (lambda to: copy_files(None, to, folder)) if folder is not None else None,
+        together=together,
+    )
+
+
+def _cast(source: TensorSource, dtype: str | None) -> TensorSource:
+    is_float = source.dtype.name in get_args(Dtype)
+    return source if dtype is None or not is_float else source.astype(np.dtype(dtype))
+
+
+def _folder(like: Path) -> Path:
+    return like if like.is_dir() else like.parent
+
+
+def _file_of(stored: Tensors) -> str:
+    """Returns the name of the file that holds these tensors, if it is one that can be written."""
+    files = {tensor.path.name for tensor in stored.values()}
+    name = files.pop() if len(files) == 1 else safetensors_file.SINGLE_NAME
+    return name if Path(name).suffix in tensor_files.FILE_TYPES else safetensors_file.SINGLE_NAME
+
+
+def _unlike(tensors: Mapping[str, TensorSource], stored: Tensors, table: Any) -> list[str]:
+    """Returns how the tensors differ from those of the checkpoint whose config they would have."""
+    expected = {n: x.shape for n, x in stored.items() if reason_to_ignore(table, n) is None}
+    return [
+        *(f"{name} is not in it" for name in tensors if name not in stored),
+        *(f"{name} is only in it" for name in expected if name not in tensors),
+        *(
+            f"{name} has shape {tensors[name].shape}, but {shape} in it"
+            for name, shape in expected.items()
+            if name in tensors and tensors[name].shape != shape
+        ),
+    ]
+
+
+def _configs(like: Path | None, tensors: Mapping[str, TensorSource]) -> dict[str, bytes]:
+    """Returns the config files of a folder, which name the dtype that is written now."""
+    found = {}
+    for name in CONFIGS if like is not None else ():
+        file = like / name  # type: ignore[operator] # not None here
+        if file.is_file():
+            found[name] = _with_dtype(file, tensors)
+    return found
+
+
+def _with_dtype(file: Path, tensors: Mapping[str, TensorSource]) -> bytes:
+    """Returns a config file, changed only if it says another dtype than the tensors have."""
+    fields, dtypes = read_json(file), {tensor.dtype.name for tensor in tensors.values()}
+    wrong = [name for name in DTYPE_FIELDS if fields.get(name) not in (None, *dtypes)]
+    if not wrong or len(dtypes) > 1:
+        return file.read_bytes()
+    fields |= dict.fromkeys(wrong, *dtypes)
+    return (json.dumps(fields, indent=2) + "\n").encode()
