@@ -79,10 +79,11 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "loading": {"rules", "formats", "families"},
         "saving": READING,
         "optimizer_state": {*READING, "saving", "reference"},
-        "inspection": {*READING, "saving"},
+        "inspection": {*READING, "saving", "pytrees"},
         "conversion": {*READING, "saving", "optimizer_state"},
         "in_memory": {*READING, "saving", "optimizer_state", "reference"},
-        "parity": {*READING, "saving", "reference"},
+        "pytrees": {*READING, "saving", "in_memory"},
+        "parity": {*READING, "saving", "reference", "pytrees"},
     },
     "jaxllm.interop.formats": {
         **{name: set() for name in ("byte_sizes", "stored_tensor")},
@@ -126,6 +127,13 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("checkpoint", "checkpoint_dir", "model_arrays", "plan", "streaming", "tied_tensors"),
             "user_family",
         },
+    },
+    "jaxllm.interop.pytrees": {
+        **{name: set() for name in ("leaves", "axis_sizes", "tree_rules")},
+        "placement": {"leaves"},
+        "fitting": {"axis_sizes", "leaves", "tree_rules"},
+        "load_into": {"fitting", "leaves", "placement", "tree_rules"},
+        "save_from": {"fitting", "leaves", "load_into", "tree_rules"},
     },
     "jaxllm.interop.parity": {
         "numerics": set(),
@@ -186,7 +194,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     },
 }
 # The maximum number of layers of components.
-MAX_LAYERS = {"jaxllm.interop": 8}
+MAX_LAYERS = {"jaxllm.interop": 9}
 # The module outside interop whose function may import transformers: for its tokenizers alone.
 READS_TOKENIZERS = "jaxllm.tokenization.converted"
 # Components of interop whose functions may run the reference models.

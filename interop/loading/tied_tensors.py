@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     return plan
 
 
-def check_copies(plan: ArrayReads, path: Path) -> None:
+def check_copies(plan: ArrayReads, place: object) -> None:
     """Checks that copies equal their originals bit for bit; only the originals are loaded.
 
     Raises:
@@ -65,7 +64,7 @@ def check_copies(plan: ArrayReads, path: Path) -> None:
         for copy, original in plan.copies()
         if not have_same_bits(plan.tensors[copy], plan.tensors[original], limit)
     ]:
-        raise CheckpointError(problems, path)
+        raise CheckpointError(problems, place)
 
 
 def have_same_bits(one: StoredTensor, other: StoredTensor, max_bytes: int) -> bool:

@@ -62,15 +62,19 @@ def _of_leaves(rule: Rule, leaves: Shapes, stacks: Stacks) -> Iterator[Product]:
     if rule.layered is None:
         yield from _of_side(rule.model, leaves)
         return
-    path, axis = rule.layered
-    for label, positions in stacks.get(path, {}).items():
-        if len(positions) == 1:
-            yield from _dims(rule.model, leaves)
-            continue
-        stacked = rule.model.stacked(axis, label)
-        for found in _dims(stacked, leaves):
-            if found.axes != (axis,):  # the layers of this array, which may be some of all
-                yield found
+    of_layers = (rule.layered[1],)  # the layers of one array, which may be some of all
+    for side in model_sides(rule, stacks):
+        yield from (found for found in _dims(side, leaves) if found.axes != of_layers)
+
+
+def model_sides(rule: Rule, stacks: Stacks) -> Iterator[Side]:
+    """Yields the right side of a rule, and as it is for each array of several stacked layers."""
+    yield rule.model
+    if rule.layered is not None:
+        path, axis = rule.layered
+        for label, positions in stacks.get(path, {}).items():
+            if len(positions) > 1:
+                yield rule.model.stacked(axis, label)
 
 
 def _of_side(side: Side, arrays: Shapes) -> Iterator[Product]:

@@ -7,9 +7,9 @@ from jaxllm.errors import did_you_mean, listed
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.loading.diagnostics import check_arrays
 from jaxllm.interop.rules.binding import bind
-from jaxllm.interop.rules.rule import BoundRule, Rule
+from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
-from .axis_sizes import solve_sizes
+from .axis_sizes import model_sides, solve_sizes
 from .leaves import NamedLeaves, Shape
 from .tree_rules import TreeRules
 
@@ -54,16 +54,22 @@ def fit_rules(
     except ValueError as error:
         problems += [f"{rules.name}: {problem}" for problem in str(error).split("; ")]
         return Fit(table, (), tuple(problems), rules.rules)
-    filled = {name for rule in bound for name, _ in rule.rule.model.names(rule.sizes)}
+    named = (name for rule in bound for name, _ in rule.rule.model.names(rule.sizes))
+    filled = dict.fromkeys(named)
     wanted = {
         name: shape
         for name, shape in shapes.items()
         if name in filled
-        or not (rules.keeps(name) or any(rule.model.find(name) is not None for rule in unbound))
+        or not (rules.keeps(name) or any(_is_named(name, rule, stacks) for rule in unbound))
     }
     problems += check_arrays(bound, wanted)
     problems += [f"{name} is kept, but a rule fills it" for name in filled if rules.keeps(name)]
     return Fit(table, bound, tuple(problems), tuple(unbound))
+
+
+def _is_named(leaf: str, rule: Rule, stacks: Stacks) -> bool:
+    """Whether a rule names a leaf."""
+    return any(side.find(leaf) is not None for side in model_sides(rule, stacks))
 
 
 def _why_unbound(rule: Rule, sizes: Mapping[str, int], leaves: NamedLeaves) -> str | None:
@@ -72,7 +78,7 @@ def _why_unbound(rule: Rule, sizes: Mapping[str, int], leaves: NamedLeaves) -> s
     if not missing:
         return None
     names = leaves.arrays
-    if any(rule.model.find(name) is not None for name in names) or rule.layered is not None:
+    if any(_is_named(name, rule, leaves.stacks) for name in names):
         unknown = " and ".join(missing)
         return f"{rule}: {unknown} has no size: give it in sizes"
     name = rule.model.name

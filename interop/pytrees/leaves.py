@@ -1,7 +1,8 @@
 """Leaves of any JAX pytree by dotted names, such as `layers.0.attn.q_proj.weight`.
 
 A name joins the keys of dicts, the names of fields and the positions in lists on the way to the
-leaf, as `jax.tree_util.keystr` does. The `value` of a Flax variable is not part of it.
+leaf, as `jax.tree_util.keystr` does. The `value` of a Flax variable, or of a Linen parameter with
+the names of its axes, is not part of it.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 import jax
 from flax import nnx
+from flax.core.meta import AxisMetadata
 
 from jaxllm.errors import CheckpointError
 from jaxllm.interop.formats.stored_tensor import DTYPE_NAMES
@@ -86,13 +88,13 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _variables(tree: Any) -> set[tuple[Any, ...]]:
-    """Returns the paths of the Flax variables of a tree."""
+    """Returns the paths of the Flax variables and of the boxed Linen parameters of a tree."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
     return {tuple(path) for path, node in found if _is_variable(node)}
 
 
 def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+    return isinstance(node, nnx.Variable | AxisMetadata)
 
 
 def _name(path: Iterable[Any], variables: set[tuple[Any, ...]]) -> str:

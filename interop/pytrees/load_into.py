@@ -15,6 +15,7 @@ from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.stored_tensor import DTYPE_NAMES, CheckpointError, StoredTensor
 from jaxllm.interop.formats.tensor_files import read_only_file
+from jaxllm.interop.in_memory.state_dict import STATE_DICT, read_state_dict
 from jaxllm.interop.loading.checkpoint_dir import open_tensors
 from jaxllm.interop.loading.diagnostics import check_count, check_tensors
 from jaxllm.interop.loading.plan import MAX_RAM, split_fused
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def load_into(
     tree: Tree,
-    source: str | Path,
+    source: str | Path | Mapping[str, Any],
     rules: Any,
     *,
     shardings: Any = None,
@@ -53,7 +54,8 @@ def load_into(
     Args:
         tree: the tree. Its leaves may be arrays or `jax.ShapeDtypeStruct`s; only their shapes
             count. Leaves that are no arrays of numbers are kept.
-        source: a folder or a file of tensors, in any format that `jaxllm inspect` reads.
+        source: a folder or a file of tensors, in any format that `jaxllm inspect` reads, or a
+            state dict in memory.
         rules: a list of `Rule`, or a Python file, which is run, or an object with the attribute
             `rules` and, if needed, `sizes` of axes, `tied`, `ignored` and `derived` tensors, and
             `kept`: patterns of leaves that no tensor fills, with the reason (docs/rules.md).
@@ -82,9 +84,10 @@ def load_into(
     if dtype not in (None, TREE, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join([TREE, *get_args(Dtype)])}")
     leaves, own, budget = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_ram)
-    path = Path(source)
-    tensors = read_tensors(path)
-    before = identify(tensor.path for tensor in tensors.values())
+    in_memory = isinstance(source, Mapping)
+    place = STATE_DICT if in_memory else Path(source)
+    tensors = read_state_dict(source) if in_memory else read_tensors(Path(source))
+    before = identify(() if in_memory else (tensor.path for tensor in tensors.values()))
     plan = plan_tree(
         leaves,
         own,
@@ -93,9 +96,9 @@ def load_into(
         dtype=dtype,
         strict=strict,
         max_ram=budget,
-        place=path,
+        place=place,
     )
-    check_copies(plan, path)
+    check_copies(plan, place)
     arrays = read_arrays(plan)
     check_unchanged(before)
     return leaves.replaced(arrays)

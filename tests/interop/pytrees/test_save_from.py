@@ -1,0 +1,146 @@
+"""Saving any pytree: the same bits, files and config as the checkpoint that it came from."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import any_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from jaxllm.errors import UserError
+from jaxllm.interop import CheckpointError, Rule, load_into, save_from
+
+KINDS = {"equinox": any_models.equinox_llama, "linen": any_models.linen_llama}
+RULES = [Rule("w#a : A B", "a : B A"), Rule("w#b : C B", "b : C B"), Rule("n : A", "n : A")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    any_models.torch_llama().save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def tree():
+    rng = np.random.default_rng(0)
+    drawn = {"a": (4, 3), "b": (5, 4), "n": (3,)}
+    return {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in drawn.items()}
+
+
+def bits(file):
+    return {name: (x.dtype, x.shape, x.tobytes()) for name, x in load_file(file).items()}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_bits_and_files_come_back(name, folder, tmp_path):
+    shapes, _, rules = KINDS[name]()
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec())
+
+    def place(name, leaf):
+        axes = [None] * leaf.shape.index(48) + ["x"]
+        return NamedSharding(mesh, PartitionSpec(*axes)) if "norm" not in name else split
+
+    model = load_into(shapes, folder, rules, shardings=place)
+    save_from(model, tmp_path / "out", rules, like=folder)
+    assert bits(tmp_path / "out" / "model.safetensors") == bits(folder / "model.safetensors")
+    names = {file.name for file in folder.iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_without_another_checkpoint_there_are_only_tensors(tmp_path):
+    given = tree()
+    save_from(given, tmp_path / "out", RULES)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(found["w"], np.concatenate([given["a"].T, given["b"]]))
+    again = load_into(given, tmp_path / "out", RULES)
+    assert all(np.array_equal(again[name], given[name]) for name in given)
+
+
+def test_the_type_of_file_is_that_of_the_other_checkpoint(tmp_path):
+    given, like = tree(), tmp_path / "like"
+    like.mkdir()
+    state = {"w": torch.zeros(8, 4), "n": torch.zeros(3), "copy": torch.zeros(3)}
+    torch.save(state, like / "mine.pt")
+    rules = SimpleNamespace(rules=RULES, tied={"copy": "n"})
+    for number, source in enumerate((like, like / "mine.pt")):
+        save_from(given, tmp_path / str(number), rules, like=source)
+        found = torch.load(tmp_path / str(number) / "mine.pt")
+        assert found.keys() == state.keys()
+        np.testing.assert_array_equal(found["copy"].numpy(), given["n"])
+
+
+def test_large_checkpoints_are_written_in_shards(tmp_path):
+    save_from(tree(), tmp_path / "out", RULES, max_shard=130)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "model.safetensors.index.json" in names
+    assert "model-00002-of-00002.safetensors" in names
+    again = load_into(tree(), tmp_path / "out", RULES)
+    assert all(np.array_equal(again[name], x) for name, x in tree().items())
+
+
+def test_a_dtype_is_cast_to_and_named_in_the_config(folder, tmp_path):
+    shapes, _, rules = any_models.linen_llama()
+    model = load_into(shapes, folder, rules)
+    save_from(model, tmp_path / "out", rules, like=folder, dtype="bfloat16")
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    before = json.loads((folder / "config.json").read_text())
+    assert before["dtype"] == "float32"
+    assert fields == {**before, "dtype": "bfloat16"}
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {x.dtype.name for x in found.values()} == {"bfloat16"}
+    with pytest.raises(UserError, match="dtype='int8' is not one of"):
+        save_from(model, tmp_path / "other", rules, dtype="int8")
+
+
+def test_derived_tensors_are_computed(tmp_path):
+    rules = SimpleNamespace(rules=RULES, derived={"ids": lambda: np.arange(4)})
+    save_from(tree(), tmp_path / "out", rules)
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "out" / "model.safetensors")["ids"], np.arange(4)
+    )
+
+
+def test_every_problem_is_listed_and_nothing_is_written(tmp_path):
+    given = {**tree(), "more": jnp.zeros(1), "n": jax.ShapeDtypeStruct((3,), np.float32)}
+    with pytest.raises(CheckpointError) as caught:
+        save_from(given, tmp_path / "out", RULES)
+    assert caught.value.problems == (
+        "no rule covers more of the model",
+        "n is only a shape and a dtype",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_the_config_beside_them_does_not_describe_are_refused(tmp_path):
+    like = tmp_path / "like"
+    like.mkdir()
+    rng = np.random.default_rng(1)
+    arrays = {"w": rng.standard_normal((9, 4)), "other": rng.standard_normal(2)}
+    save_file(arrays, like / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        save_from(tree(), tmp_path / "out", RULES, like=like)
+    assert set(caught.value.problems) == {
+        "n is not in it",
+        "other is only in it",
+        "w has shape (8, 4), but (9, 4) in it",
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(CheckpointError, match=re.escape("is not an empty folder")):
+        save_from(tree(), tmp_path, RULES)
+    assert (tmp_path / "x").read_text() == "mine"
