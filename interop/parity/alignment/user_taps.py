@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
 
 COUNTED = "{L}"  # in the name of a tap: the number of the call with this name, from 0
 
@@ -25,45 +25,47 @@ def tap(name: str, x: Array) -> Array:
             a scan over layers, "layers.{L}.mlp" has the number of the call in place of {L}.
         x: the activation, of any shape whose first dimensions are batch and position.
     """
-    run = _RUN.get()
-    return x if run is None else run.take(name, x)
+    if not _RUNS:
+        return x
+    if not isinstance(x, jax.core.Tracer):
+        return _take(name, x)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    # `broadcast_all` gives all examples of a vmap in one call.
+    return jax.pure_callback(partial(_take_on_host, name), shape, x, vmap_method="broadcast_all")
 
 
-class _Run:
-    """A run of a function whose taps go to a hook, which returns the values to continue with."""
+class _Run(NamedTuple):
+    """A run of a function: the hook that its taps go to, and their calls so far by name."""
 
-    def __init__(self, hook: Callable[[str, Any], Any]):
-        self._hook, self._calls = hook, Counter[str]()
-
-    def take(self, name: str, x: Array) -> Array:
-        """Takes a value from the function; one that is being traced, when it is computed."""
-        if not isinstance(x, jax.core.Tracer):
-            return self._take(name, x)
-        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        # `broadcast_all` gives all examples of a vmap in one call.
-        on_host = partial(self._take_on_host, name)
-        return jax.pure_callback(on_host, shape, x, vmap_method="broadcast_all")
-
-    def _take_on_host(self, name: str, x: Any) -> np.ndarray:
-        # An array of NumPy: a callback that computes in JAX may wait for itself.
-        return np.asarray(self._take(name, np.asarray(x)), x.dtype)
-
-    def _take(self, name: str, x: Any) -> Any:
-        number = self._calls[name]
-        self._calls[name] += 1
-        return self._hook(name.replace(COUNTED, str(number)), x)
+    hook: Callable[[str, Any], Any]
+    calls: Counter[str]
 
 
-_RUN: ContextVar[_Run | None] = ContextVar("run", default=None)
+_RUNS: list[_Run] = []  # the current one is last; XLA calls back from threads of its own
 
 
 @contextmanager
 def taps_to(hook: Callable[[str, Any], Any]) -> Iterator[None]:
     """Within this context, `tap` calls `hook(name, value)` and continues with what it returns."""
-    token = _RUN.set(_Run(hook))
+    _RUNS.append(_Run(hook, Counter()))
     try:
-        # Loops and jitted functions run step by step, so that taps see values, in order.
-        with jax.disable_jit():
+        # Loops and jitted functions run step by step, so that taps see values, in order. What JAX
+        # traces nevertheless, such as `jax.checkpoint`, it keeps apart by these metadata: a trace
+        # with taps is never used without a run, nor one without taps in a run.
+        with jax.disable_jit(), set_xla_metadata(jaxllm="taps"):
             yield
     finally:
-        _RUN.reset(token)
+        _RUNS.pop()
+
+
+def _take(name: str, x: Any) -> Any:
+    """Takes a value of the current run; returns the value to continue with."""
+    hook, calls = _RUNS[-1]
+    number = calls[name]
+    calls[name] += 1
+    return hook(name.replace(COUNTED, str(number)), x)
+
+
+def _take_on_host(name: str, x: Any) -> np.ndarray:
+    # An array of NumPy: a callback that computes in JAX may wait for itself.
+    return np.asarray(_take(name, np.asarray(x)), x.dtype)
