@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig
+from jaxllm.errors import UserError
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
@@ -18,6 +19,7 @@ from jaxllm.interop.rules.pattern import Side
 
 from .layout_search import Shape, Stored, choose_layout, is_flipped, make_rules
 from .matching import Matcher, Targets
+from .suggest_tree import suggest_tree
 from .suggestions import Suggested, Suggestions
 
 CLOSE = 0.8  # a swap with more than this fraction of the similarity is a real alternative
@@ -28,7 +30,11 @@ Layouts = Mapping[Stored, list[list[Dims]]]  # the possible layouts of each tens
 
 
 def suggest(
-    tensors: str | Path | Mapping[str, Any], config: Config | None = None, *, rules: Any = None
+    tensors: str | Path | Mapping[str, Any],
+    config: Config | None = None,
+    *,
+    rules: Any = None,
+    tree: Any = None,
 ) -> Suggestions:
     """Suggests rules for the tensors that have none, by comparing names and shapes.
 
@@ -42,10 +48,17 @@ def suggest(
         config: the config of the model; by default as read from the folder by `rules` or by a known
             family.
         rules: existing rules of your own; their tensors and arrays are left alone.
+        tree: any JAX pytree to suggest rules for, in place of a jaxllm model; its leaves may be
+            shapes. Letters then tell sizes apart and mean nothing else.
 
     Raises:
-        CheckpointError: there are no tensors, or there is no config of a decoder.
+        CheckpointError: there are no tensors, or there is neither a config of a decoder nor a tree.
+        UserError: both a config and a tree are given.
     """
+    if tree is not None:
+        if config is not None:
+            raise UserError("a tree needs no config: give one of the two")
+        return suggest_tree(tensors, tree, rules)
     table = None
     if isinstance(tensors, Mapping):
         shapes = {

@@ -84,10 +84,10 @@ def load_into(
     if dtype not in (None, TREE, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join([TREE, *get_args(Dtype)])}")
     leaves, own, budget = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_ram)
-    in_memory = isinstance(source, Mapping)
-    place = STATE_DICT if in_memory else Path(source)
-    tensors = read_state_dict(source) if in_memory else read_tensors(Path(source))
-    before = identify(() if in_memory else (tensor.path for tensor in tensors.values()))
+    place = STATE_DICT if isinstance(source, Mapping) else Path(source)
+    tensors = read_state_dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+    files = () if isinstance(source, Mapping) else {tensor.path for tensor in tensors.values()}
+    before = identify(files)
     plan = plan_tree(
         leaves,
         own,
