@@ -37,6 +37,14 @@ class Plan(ArrayReads):
     Attributes:
         config: the model's config.
         layout: how the checkpoint divides its tensors, such as the number of shards.
+        table: the family's table for this config.
+        rules: the table's rules, bound to the model.
+        tensors: the stored tensors as the rules name them, with fused ones split into parts.
+        arrays: the model's arrays by name.
+        max_ram: host memory to use in addition to the arrays, in bytes.
+        bytes_by_device: the bytes of parameters that each device will hold, by device.
+        window_bytes: peak host memory in addition to the arrays: the buffers of all threads.
+        dtype_changes: the stored and the loaded dtype of each array whose dtype changes.
         tolerated: the problems that were ignored because `strict` was False.
     """
 

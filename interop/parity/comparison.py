@@ -57,8 +57,6 @@ def compare(
 ) -> Report:
     """Compares a JAX model with a PyTorch reference and reports where they first diverge.
 
-    The model may be any JAX function from parameters and tokens to logits, as a `JaxFunction`.
-
     Both run in one dtype, at the training and generation levels float32. Weights must be equal bit
     for bit and configs field by field. Everything else is judged by its distance from the reference
     in float64: it must be no larger than rounding may cause, which is measured by running the
@@ -69,22 +67,20 @@ def compare(
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a model of
             `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`. Not changed.
-        model: the JAX model, its layers stacked or not, or a JAX function. Not changed.
-        inputs: token ids, BT, or vectors, BTI; for an encoder-decoder `Inputs` with source and
-            target. Some errors in positions show only beyond the first few hundred tokens. Padding
-            is not compared.
+        model: the JAX model, its layers stacked or not, or a `JaxFunction` of parameters and
+            tokens, which has rules of its own. Not changed.
+        inputs: token ids, BT, or vectors, BTI, or `Inputs` with source and target. Some errors in
+            positions show only beyond a few hundred tokens. Padding is not compared.
         levels: by default all that exist for the model. `weights`: every tensor, bit by bit;
             `config`: every field that affects the numbers; `logits`: the predictions; `layers`:
             every activation; `gradients`: of every parameter; `step`: of AdamW; `curve`: the losses
             of 20 steps; `generate`: greedy and beam search, or the continuation of vectors.
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
-        optimizer: replaces optax's AdamW on the JAX side by another implementation of the recipe;
-            it must be built for the parameters of `model`.
+        optimizer: another implementation of the recipe for the JAX side, for `model`'s parameters.
         store: the store for all activations.
-        rules: conversion rules of a custom reference, see docs/rules.md: a Python file, which is
-            executed, or an object with the same attributes. Their `config` reads the config file
-            that `model` was loaded with or, if it was loaded by other rules, the result of their
-            `fields` for the config of `model`. A `JaxFunction` has rules of its own.
+        rules: rules of a custom reference (docs/rules.md): a Python file, which is run, or an
+            object with the same attributes. Their `config` reads the config file that `model` was
+            loaded with or, if by other rules, the result of their `fields` for its config.
         recordings: an empty dict, filled so that later comparisons need not run the reference.
 
     Raises:

@@ -46,10 +46,9 @@ def load_into(
 ) -> Tree:
     """Fills the leaves of any JAX pytree with the tensors of a checkpoint.
 
-    The right side of each rule names leaves: the keys of dicts, the names of fields and the
-    positions in lists on the way to the leaf, joined by dots, such as `layers.0.attn.wq.weight`
-    of an Equinox module or `params.Dense_0.kernel` of Linen variables. Every leaf that is an array
-    must be filled and every tensor used, or the rules must say why not.
+    The right side of a rule names leaves by the keys, fields and positions on the way to them, such
+    as `layers.0.attn.wq.weight` of an Equinox module or `params.Dense_0.kernel` of Linen variables.
+    Every array must be filled and every tensor used, or the rules must say why not.
 
     Args:
         tree: the tree. Its leaves may be arrays or `jax.ShapeDtypeStruct`s; only their shapes
@@ -63,11 +62,10 @@ def load_into(
             all, a tree like `tree` with a sharding in place of each array, or a function of the
             leaf's name and its `jax.ShapeDtypeStruct`. By default each leaf's own sharding or,
             if it has none, the first device.
-        dtype: dtype of the leaves: "tree" for that of each leaf in `tree`, or one for all; by
-            default as stored, bit for bit. Finite numbers beyond its range become its largest; a
-            warning says how many in each tensor. Integers keep theirs.
-        strict: whether to reject tensors that no rule names. If False, they are logged as a
-            warning and ignored.
+        dtype: of floats: "tree" for that of each leaf in `tree`, or one for all; by default as
+            stored, bit for bit. Finite numbers beyond its range become its largest; a warning says
+            how many in each tensor.
+        strict: whether to reject tensors that no rule names. If False, a warning lists them.
         max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
 
     Returns:
@@ -84,24 +82,22 @@ def load_into(
     if dtype not in (None, TREE, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join([TREE, *get_args(Dtype)])}")
     leaves, own, budget = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_ram)
-    place = STATE_DICT if isinstance(source, Mapping) else Path(source)
-    tensors = read_state_dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
-    files = () if isinstance(source, Mapping) else {tensor.path for tensor in tensors.values()}
+    place, tensors, files = _open(source)
     before = identify(files)
-    plan = plan_tree(
-        leaves,
-        own,
-        tensors,
-        shardings=shardings,
-        dtype=dtype,
-        strict=strict,
-        max_ram=budget,
-        place=place,
-    )
+    options = {"shardings": shardings, "dtype": dtype, "strict": strict, "max_ram": budget}
+    plan = plan_tree(leaves, own, tensors, place, **options)
     check_copies(plan, place)
     arrays = read_arrays(plan)
     check_unchanged(before)
     return leaves.replaced(arrays)
+
+
+def _open(source: str | Path | Mapping[str, Any]) -> tuple[object, Tensors, set[Path]]:
+    """Returns what messages call a checkpoint, its tensors, and the files that they are in."""
+    if isinstance(source, Mapping):
+        return STATE_DICT, read_state_dict(source), set()
+    tensors = read_tensors(Path(source))
+    return Path(source), tensors, {tensor.path for tensor in tensors.values()}
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -119,12 +115,12 @@ def plan_tree(
     leaves: NamedLeaves,
     rules: TreeRules,
     tensors: Tensors,
+    place: object,
     *,
     shardings: Any,
     dtype: str | None,
     strict: bool,
     max_ram: int,
-    place: object,
 ) -> ArrayReads:
     """Plans the loading of a tree's leaves, and checks every leaf and every tensor.
 
