@@ -48,6 +48,11 @@ def fit_rules(
     table = rules.table(sizes, tensors, file)
     unbound = {rule: why for rule in rules.rules if (why := _why_unbound(rule, sizes, leaves))}
     problems = listed(list(unbound), unbound.__getitem__)
+    problems += [
+        f"{copy} is tied to {original}, which no rule names"
+        for copy, original in rules.tied.items()
+        if not any(rule.stored.find(original) is not None for rule in rules.rules)
+    ]
     bound: tuple[BoundRule, ...] = ()
     try:
         bound = bind([rule for rule in rules.rules if rule not in unbound], sizes, stacks)

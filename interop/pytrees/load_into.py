@@ -1,7 +1,8 @@
 """Loads checkpoints into any JAX pytree: each device shard is read from the bytes that hold it."""
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -132,7 +133,7 @@ def plan_tree(
     """
     fit = fit_rules(leaves, rules, {name: tensor.shape for name, tensor in tensors.items()})
     problems = [*fit.problems, *_without_values(leaves, rules)]
-    stored, unexpected = _check_tensors(fit, tensors, problems)
+    stored, unexpected = _check_tensors(fit, tensors, rules.ruled_copies, problems)
     if strict or not unexpected:
         problems += unexpected
     if problems:
@@ -166,7 +167,7 @@ def _without_values(leaves: NamedLeaves, rules: TreeRules) -> list[str]:
 
 
 def _check_tensors(
-    fit: Fit, tensors: Tensors, problems: list[str]
+    fit: Fit, tensors: Tensors, copies: Collection[str], problems: list[str]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
     """Returns the tensors as the rules name them, and what is unexpected; adds other problems."""
     try:
@@ -175,7 +176,11 @@ def _check_tensors(
         problems.append(str(error).replace("the config asks", "the rules ask"))
         return {}, []
     known = [rule.stored.name.partition("#")[0] for rule in fit.unbound]
-    stored = split_fused(fit.rules, fit.table.with_originals(tensors))
+    whole = fit.table.with_originals(tensors)
+    for copy in copies:
+        if copy not in whole and (original := whole.get(fit.table.tied[copy])) is not None:
+            whole[copy] = dataclasses.replace(original, name=copy)
+    stored = split_fused(fit.rules, whole)
     findings = check_tensors(
         fit.table,
         fit.rules,

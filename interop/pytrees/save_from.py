@@ -14,7 +14,8 @@ from jaxllm.config import Dtype
 from jaxllm.errors import UserError
 from jaxllm.interop.formats import safetensors_file, tensor_files
 from jaxllm.interop.formats.byte_sizes import parse_size
-from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax
+from jaxllm.interop.formats.file_writer import CHUNK_BYTES
+from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax, from_stored
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.loading.checkpoint_dir import read_json
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
@@ -26,7 +27,7 @@ from jaxllm.sharding import spans_processes
 from .fitting import fit_rules
 from .leaves import NamedLeaves, is_abstract
 from .load_into import read_tensors
-from .tree_rules import read_tree_rules
+from .tree_rules import TreeRules, read_tree_rules
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -59,9 +60,9 @@ def save_from(
         tree: the tree; only its arrays are stored.
         path: a folder that does not exist yet, or is empty.
         rules: those of `load_into`.
-        like: a checkpoint whose config, tokenizer and other files go along and whose type of file
-            is used. The tensors must be those of `like` in names and shapes. By default only
-            `model.safetensors` is written, in shards if it is large.
+        like: a checkpoint whose config, tokenizer, ignored tensors and other files go along and
+            whose type of file is used. The tensors must be those of `like` in names and shapes. By
+            default only `model.safetensors` is written, in shards if it is large.
         dtype: dtype of the stored floats; by default that of each leaf, bit for bit.
         max_shard: the most bytes of tensors in a safetensors shard, or a text like "5GB".
 
@@ -85,7 +86,10 @@ def save_from(
         raise CheckpointError(problems, "cannot save this tree")
     sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in model.arrays.items()}
     tensors = dict(export_tensors(LeafArrays(model.stacks, sources), fit.table))
-    if like is not None and (problems := _unlike(tensors, stored, fit.table)):
+    if problems := _drop_copies(tensors, own, stored):
+        raise CheckpointError(problems, "cannot save this tree")
+    tensors |= {n: from_stored(x) for n, x in stored.items() if reason_to_ignore(fit.table, n)}
+    if like is not None and (problems := _unlike(tensors, stored)):
         raise CheckpointError(problems, f"not like {like}")
     files, index = tensor_files.lay_out(tensors, fit.table.file, shard)
     folder = None if like is None else _folder(Path(like))
@@ -115,16 +119,37 @@ def _file_of(stored: Tensors) -> str:
     return name if Path(name).suffix in tensor_files.FILE_TYPES else safetensors_file.SINGLE_NAME
 
 
-def _unlike(tensors: Mapping[str, TensorSource], stored: Tensors, table: Any) -> list[str]:
+def _drop_copies(tensors: dict[str, TensorSource], rules: TreeRules, stored: Tensors) -> list[str]:
+    """Leaves out tied tensors that the other checkpoint does not store; returns those that differ.
+
+    Arrays that span processes are read by all of them, in the same order.
+    """
+    problems = []
+    for copy in rules.ruled_copies:
+        original = rules.tied[copy]
+        if not _have_same_bits(tensors[copy], tensors[original]):
+            problems.append(f"{copy} is tied to {original}, but their leaves differ: untie them")
+        elif stored and copy not in stored:
+            del tensors[copy]
+    return problems
+
+
+def _have_same_bits(one: TensorSource, other: TensorSource) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    pairs = zip(one.payload(CHUNK_BYTES), other.payload(CHUNK_BYTES), strict=True)
+    return all(a == b for a, b in pairs)
+
+
+def _unlike(tensors: Mapping[str, TensorSource], stored: Tensors) -> list[str]:
     """Returns how the tensors differ from those of the checkpoint whose config they would have."""
-    expected = {n: x.shape for n, x in stored.items() if reason_to_ignore(table, n) is None}
     return [
         *(f"{name} is not in it" for name in tensors if name not in stored),
-        *(f"{name} is only in it" for name in expected if name not in tensors),
+        *(f"{name} is only in it" for name in stored if name not in tensors),
         *(
-            f"{name} has shape {tensors[name].shape}, but {shape} in it"
-            for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
+            f"{name} has shape {tensors[name].shape}, but {tensor.shape} in it"
+            for name, tensor in stored.items()
+            if name in tensors and tensors[name].shape != tensor.shape
         ),
     ]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from jaxllm.interop.families import Derived, RuleTable
@@ -23,7 +24,8 @@ class TreeRules:
         name: what messages call them.
         rules: the rules.
         sizes: sizes of axes that neither the tree nor the tensors determine.
-        tied: stored copies, and the tensors that they are tied to.
+        tied: stored copies, and the tensors that they are tied to. A copy may have a rule of its
+            own: its leaf is then filled with the original where the copy is not stored.
         ignored: patterns of stored tensors to skip, with the reason.
         derived: stored tensors that are computed on export, by name.
         kept: patterns of leaves that no tensor fills, with the reason.
@@ -45,6 +47,15 @@ class TreeRules:
         """Whether no tensor fills a leaf."""
         return any(fnmatchcase(leaf, pattern) for pattern in self.kept)
 
+    @cached_property
+    def ruled_copies(self) -> tuple[str, ...]:
+        """The tied tensors that fill leaves of their own, as in a model whose head is not tied."""
+        return tuple(
+            copy
+            for copy in self.tied
+            if any(rule.stored.find(copy) is not None for rule in self.rules)
+        )
+
     def table(self, sizes: Mapping[str, int], stored: Collection[str], file: str) -> RuleTable:
         """Returns the table of rules.
 
@@ -59,7 +70,11 @@ class TreeRules:
             tied=self.tied,
             derived=tuple(Derived(name, compute) for name, compute in self.derived.items()),
             ignored=self.ignored,
-            copies=[copy for copy in self.tied if not stored or copy in stored],
+            copies=[
+                copy
+                for copy in self.tied
+                if copy not in self.ruled_copies and (not stored or copy in stored)
+            ],
             file=file,
         )
 

@@ -86,6 +86,7 @@ class FunctionModel(nnx.Module):
     """
 
     config: FunctionConfig
+    parts: "_Parts"
     origin: Origin | None = None
 
     def __init__(self, function: JaxFunction, reference: Any, tokens: Any):
@@ -135,6 +136,9 @@ class FunctionModel(nnx.Module):
         return attribute(reference, FAMILY_ATTRIBUTE, (rules, {}))
 
 
+RESERVED = {*FunctionModel.__annotations__, HOOK}  # names that no parameter can have
+
+
 class _Parts:
     """Parts of a function that are no arrays of the model: one attribute, equal only to itself."""
 
@@ -156,7 +160,7 @@ def _unusable(arrays: dict[str, Any]) -> Iterator[str]:
             yield f"{name} is only a shape and a dtype"
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             yield f"{name} is {array.dtype}, which is not trained: name it in kept"
-        elif not name.rpartition(".")[0] and hasattr(FunctionModel, name):
+        elif name in RESERVED or hasattr(FunctionModel, name):
             yield f"{name} is a reserved name: put the parameters into a dict"
 
 
@@ -173,8 +177,10 @@ def _numerics(arrays: dict[str, Any]) -> NumericsConfig:
 
 def _count_logits(function: JaxFunction, tokens: Any) -> int:
     """Returns the number of logits. Raises UserError if there are not some for every token."""
-    shape = jax.ShapeDtypeStruct(tokens.shape, jnp.int32)
-    logits = jax.eval_shape(lambda: function.apply(function.params, jnp.zeros(shape.shape, int)))
+    if tokens.ndim != 2:
+        raise UserError(f"a function takes tokens (B, T), but the inputs are {tokens.shape}")
+    given = jax.ShapeDtypeStruct(tokens.shape, jnp.int32)
+    logits = jax.eval_shape(lambda tokens_BT: function.apply(function.params, tokens_BT), given)
     if len(getattr(logits, "shape", ())) != 3 or logits.shape[:2] != tokens.shape:
         raise UserError(
             f"for tokens {tokens.shape} the function returns {logits}; it must return logits, "

@@ -63,6 +63,11 @@ def test_kept_leaves_need_no_rule_and_must_not_have_one():
     )
 
 
+def test_copies_of_what_no_rule_names_are_named():
+    (problem,) = fit(tree(), tied={"copy": "m", "other": "n"}).problems
+    assert problem == "copy is tied to m, which no rule names"
+
+
 def test_two_rules_for_one_leaf_are_named():
     (problem,) = fit(tree(), [*RULES, Rule("m : A", "norm : A")]).problems
     assert problem == "rules: norm is written twice, for n and for m"

@@ -21,7 +21,8 @@ from jaxllm.errors import MissingCheckpointError, UserError
 from jaxllm.interop import CheckpointError, Rule, load_into, load_pretrained, save_pretrained
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
-from jaxllm.interop.loading.streaming import device_buffers
+from jaxllm.interop.loading.streaming import chunk_reader, device_buffers
+from jaxllm.interop.loading.streaming.stream import chunk_bytes
 from jaxllm.interop.pytrees.leaves import NamedLeaves
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
@@ -170,6 +171,47 @@ def test_copies_must_equal_their_originals(tmp_path):
     assert problems(tree, file, rules) == {"copy should be a copy of n but differs from it"}
     save_file({"w": arrays["w"], "copy": arrays["n"]}, file)  # stored under the copy's name alone
     np.testing.assert_array_equal(load_into(tree, file, rules)["n"], arrays["n"])
+
+
+def test_a_leaf_of_a_copy_is_filled_with_the_original_where_only_that_is_stored(tmp_path):
+    arrays, tree, file = small(tmp_path)
+    rules = SimpleNamespace(rules=[*RULES, Rule("head : A", "head : A")], tied={"head": "n"})
+    found = load_into({**tree, "head": jnp.zeros(3)}, file, rules)
+    np.testing.assert_array_equal(found["head"], arrays["n"])
+    save_file({**arrays, "head": arrays["n"] + 1}, file)
+    assert problems({**tree, "head": jnp.zeros(3)}, file, rules) == {
+        "head should be a copy of n but differs from it"
+    }
+
+
+def test_chunks_are_as_small_as_the_memory_allows(tmp_path, monkeypatch):
+    arrays, tree, file = small(tmp_path, n=np.arange(5000, dtype=np.float32))
+    sizes = []
+    read = chunk_reader.Reader.read
+
+    def spy(self, tensor, box, *wanted):
+        found = read(self, tensor, box, *wanted)
+        sizes.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(chunk_reader.Reader, "read", spy)
+    rules = [Rule("w : B A", "w : A B"), Rule("n : C", "n : C")]
+    tree = {"w": jnp.zeros((2, 3)), "n": jnp.zeros(5000)}
+    found = load_into(tree, file, rules, max_ram="16KiB")
+    np.testing.assert_array_equal(found["n"], arrays["n"])
+    assert max(sizes) <= chunk_bytes(16 * 1024) < arrays["n"].nbytes
+    assert sum(sizes) == arrays["n"].nbytes + arrays["w"].nbytes
+
+
+def test_a_module_of_nnx_is_filled(tmp_path):
+    ours = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    theirs = torch.nn.Linear(2, 3)
+    rules = [Rule("weight : B A", "kernel : A B"), Rule("bias : B", "bias : B")]
+    x = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    found = load_into(ours, theirs.state_dict(), rules)
+    assert isinstance(found, nnx.Linear)
+    expected = theirs(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(found(x), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_dtypes_are_those_stored_or_asked_for(tmp_path):

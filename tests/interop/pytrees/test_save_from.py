@@ -12,10 +12,11 @@ import pytest
 import torch
 import transformers
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from jaxllm.errors import UserError
 from jaxllm.interop import CheckpointError, Rule, load_into, save_from
+from jaxllm.interop.formats.safetensors_file import read_header
 
 KINDS = {"equinox": any_models.equinox_llama, "linen": any_models.linen_llama}
 RULES = [Rule("w#a : A B", "a : B A"), Rule("w#b : C B", "b : C B"), Rule("n : A", "n : A")]
@@ -102,6 +103,57 @@ def test_a_dtype_is_cast_to_and_named_in_the_config(folder, tmp_path):
     assert {x.dtype.name for x in found.values()} == {"bfloat16"}
     with pytest.raises(UserError, match="dtype='int8' is not one of"):
         save_from(model, tmp_path / "other", rules, dtype="int8")
+
+
+DTYPES = ["float32", "bfloat16", "float16", "int8", "uint32", "float8_e4m3fn"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_bit_pattern_comes_back(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 4), "n": (3,)}
+    size = np.dtype(dtype).itemsize
+    stored = {
+        name: rng.integers(0, 256, (*shape, size), np.uint8).view(dtype)[..., 0]
+        for name, shape in shapes.items()
+    }
+    like = tmp_path / "like"
+    like.mkdir()
+    (like / "model.safetensors").write_bytes(save(stored))
+    loaded = load_into(tree(), like, RULES)
+    assert {x.dtype.name for x in loaded.values()} == {dtype}
+    save_from(loaded, tmp_path / "out", RULES, like=like)
+    found = read_header(tmp_path / "out" / "model.safetensors")
+    assert {name: x.read().tobytes() for name, x in found.items()} == {
+        name: x.tobytes() for name, x in stored.items()
+    }
+
+
+def test_ignored_tensors_are_taken_from_the_other_checkpoint(tmp_path):
+    like = tmp_path / "like"
+    like.mkdir()
+    stored = {"w": np.zeros((8, 4)), "n": np.zeros(3), "mask": np.arange(5)}
+    save_file(stored, like / "model.safetensors")
+    rules = SimpleNamespace(rules=RULES, ignored={"mask": "a constant"})
+    save_from(tree(), tmp_path / "out", rules, like=like)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(found["mask"], stored["mask"])
+    np.testing.assert_array_equal(found["n"], tree()["n"])
+
+
+def test_tied_leaves_must_be_equal_and_are_stored_as_in_the_other_checkpoint(tmp_path):
+    given = {**tree(), "head": tree()["n"]}
+    rules = SimpleNamespace(rules=[*RULES, Rule("head : A", "head : A")], tied={"head": "n"})
+    save_from(given, tmp_path / "both", rules)
+    assert set(load_file(tmp_path / "both" / "model.safetensors")) == {"w", "n", "head"}
+    save_from(tree(), tmp_path / "one", RULES)
+    save_from(given, tmp_path / "out", rules, like=tmp_path / "one")
+    assert bits(tmp_path / "out" / "model.safetensors") == bits(
+        tmp_path / "one" / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="head is tied to n, but their leaves differ"):
+        save_from({**given, "head": given["n"] + 1}, tmp_path / "other", rules)
+    assert not (tmp_path / "other").exists()
 
 
 def test_derived_tensors_are_computed(tmp_path):

@@ -211,6 +211,11 @@ def test_the_model_has_the_leaves_as_parameters():
             "the model computes in dtype='bfloat16', the reference in float32",
         ),
         ({"apply": lambda params, tokens: tokens}, UserError, "it must return logits"),
+        (
+            {"params": {**params_of(Net()), "config": jnp.ones(2), "hook": jnp.ones(2)}},
+            CheckpointError,
+            "config is a reserved name: put the parameters into a dict",
+        ),
         ({"taps": [Rule("out : B T Q", "out : B T Q")]}, UserError, "Q has no size"),
         ({"taps": [Rule("out : B T V", "logits : B T V")]}, UserError, "logits are compared in"),
         ({"taps": [Rule("out : B T V", "no : B T V")]}, UserError, "no activation at no"),
@@ -220,6 +225,14 @@ def test_the_model_has_the_leaves_as_parameters():
 def test_what_does_not_fit_is_named(changes, error, message):
     with pytest.raises(error, match=message):
         report(function(**changes), levels=["logits", "layers"])
+
+
+def test_only_tokens_are_taken():
+    vectors = np.zeros((2, 5, 3), np.float32)
+    with pytest.raises(UserError, match=r"takes tokens \(B, T\), but the inputs are \(2, 5, 3\)"):
+        compare(Net(), function(), vectors)
+    with pytest.raises(UserError, match="source is given, which a FunctionModel does not take"):
+        compare(Net(), function(), Inputs(TOKENS, source=TOKENS))
 
 
 def test_rules_are_given_once():
