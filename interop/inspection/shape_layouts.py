@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
@@ -36,7 +37,8 @@ class Layout(NamedTuple):
         return all(list(dim) == sorted(dim) for dim in (*places, *self.right))
 
 
-def list_layouts(left: Shape, right: Shape) -> list[Layout]:
+@lru_cache(1024)
+def list_layouts(left: Shape, right: Shape) -> tuple[Layout, ...]:
     """Lists the layouts with the fewest axes; merged axes keep their order.
 
     Dimensions of size 1 have no axes.
@@ -46,7 +48,7 @@ def list_layouts(left: Shape, right: Shape) -> list[Layout]:
         right: the shape of the array.
     """
     if math.prod(left) != math.prod(right) or max(len(left), len(right)) > MOST_DIMS:
-        return []
+        return ()
     wide = [dim for dim, size in enumerate(right) if size > 1]
     found: dict[Layout, None] = {}
     for order in itertools.permutations(wide):
@@ -54,7 +56,7 @@ def list_layouts(left: Shape, right: Shape) -> list[Layout]:
         if layout is not None and layout.keeps_order:
             found[layout] = None
     fewest = min((len(layout.atoms) for layout in found), default=0)
-    return [layout for layout in found if len(layout.atoms) == fewest]
+    return tuple(layout for layout in found if len(layout.atoms) == fewest)
 
 
 def _refine(left: Shape, right: Shape, order: Sequence[int]) -> Layout | None:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import jax
@@ -51,7 +52,7 @@ class NamedLeaves:
             raise CheckpointError(f"several leaves of the tree are named {', '.join(twice)}")
         return cls(names, tuple(leaf for _, leaf in found), treedef)
 
-    @property
+    @cached_property
     def arrays(self) -> dict[str, Any]:
         """The arrays of numbers, and the shapes that stand for such, by name.
 
@@ -60,12 +61,12 @@ class NamedLeaves:
         pairs = zip(self.names, self.values, strict=True)
         return {name: leaf for name, leaf in pairs if _is_array(leaf)}
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the arrays by name."""
         return {name: tuple(leaf.shape) for name, leaf in self.arrays.items()}
 
-    @property
+    @cached_property
     def stacks(self) -> Stacks:
         """The layers in each list named `layers`; see `rules.rule.Stacks`."""
         return stack_labels(self.arrays)

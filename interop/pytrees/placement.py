@@ -10,8 +10,6 @@ from jaxllm.errors import UserError, listed
 
 from .leaves import NamedLeaves
 
-OF_TREE = "give a sharding, a tree of shardings like the tree, or a function"
-
 
 def place_leaves(
     leaves: NamedLeaves, names: Collection[str], shardings: Any
@@ -50,13 +48,8 @@ def _by_name(leaves: NamedLeaves, shardings: Any) -> Callable[[str], Any]:
     if shardings is None:
         alone = SingleDeviceSharding(jax.local_devices()[0])
         return lambda name: getattr(leaves.arrays[name], "sharding", None) or alone
-    if callable(shardings) and not jax.tree_util.tree_leaves(shardings, is_leaf=_is_sharding)[1:]:
+    if callable(shardings) and jax.tree_util.all_leaves([shardings]):  # modules are callable, too
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in leaves.arrays.items()}
         return lambda name: shardings(name, shapes[name])
     tree = NamedLeaves.of(shardings)
-    by_name = dict(zip(tree.names, tree.values, strict=True))
-    return by_name.get
-
-
-def _is_sharding(node: Any) -> bool:
-    return isinstance(node, Sharding)
+    return dict(zip(tree.names, tree.values, strict=True)).get

@@ -80,8 +80,14 @@ def save_from(
     stored = {} if like is None else read_tensors(Path(like))
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     fit = fit_rules(model, own, shapes, _file_of(stored))
-    abstract = [name for name, leaf in model.arrays.items() if is_abstract(leaf)]
-    problems = [*fit.problems, *(f"{name} is only a shape and a dtype" for name in abstract)]
+    problems = [
+        *fit.problems,
+        *(
+            f"{name} is only a shape and a dtype"
+            for name, leaf in model.arrays.items()
+            if is_abstract(leaf) and not own.keeps(name)
+        ),
+    ]
     if problems:
         raise CheckpointError(problems, "cannot save this tree")
     sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in model.arrays.items()}

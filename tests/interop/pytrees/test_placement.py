@@ -1,5 +1,6 @@
 """Placement: one sharding, a tree, a function, the leaves' own; and what is wrong with them."""
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def test_a_tree_and_a_function_give_one_for_each(mesh):
         return rows if leaf.ndim == 2 else columns
 
     assert place(choose) == {"w": rows, "b": columns}
+
+
+def test_a_callable_module_is_a_tree(mesh):
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    norm = eqx.nn.RMSNorm(6, use_bias=False)
+    assert place(jax.tree.map(lambda _: everywhere, norm), norm) == {"weight": everywhere}
 
 
 def test_by_default_leaves_stay_where_they_are(mesh):

@@ -175,6 +175,12 @@ def test_every_problem_is_listed_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_kept_leaves_are_not_stored(tmp_path):
+    rules = SimpleNamespace(rules=RULES, kept={"more": "computed"})
+    save_from({**tree(), "more": jax.ShapeDtypeStruct((1,), np.float32)}, tmp_path / "out", rules)
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == {"w", "n"}
+
+
 def test_tensors_that_the_config_beside_them_does_not_describe_are_refused(tmp_path):
     like = tmp_path / "like"
     like.mkdir()

@@ -97,7 +97,7 @@ def report(given, module=None, **options):
     return compare(module or Net(), given, TOKENS, **options)
 
 
-def test_a_function_passes_all_its_levels():
+def test_a_function_passes_all_its_levels(tmp_path):
     module = Net()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     found = report(function(), module)
@@ -112,6 +112,8 @@ def test_a_function_passes_all_its_levels():
     assert "scale" not in rows  # a buffer is not trained
     assert all(torch.equal(before[n], x) for n, x in module.state_dict().items())
     assert not hasattr(module, "jaxllm_own")
+    found.write_html(tmp_path / "report.html")
+    assert "layers.1.linear" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
