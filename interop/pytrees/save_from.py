@@ -80,17 +80,12 @@ def save_from(
     stored = {} if like is None else read_tensors(Path(like))
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     fit = fit_rules(model, own, shapes, _file_of(stored))
-    problems = [
-        *fit.problems,
-        *(
-            f"{name} is only a shape and a dtype"
-            for name, leaf in model.arrays.items()
-            if is_abstract(leaf) and not own.keeps(name)
-        ),
-    ]
+    arrays = {name: leaf for name, leaf in model.arrays.items() if not own.keeps(name)}
+    abstract = [name for name, leaf in arrays.items() if is_abstract(leaf)]
+    problems = [*fit.problems, *(f"{name} is only a shape and a dtype" for name in abstract)]
     if problems:
         raise CheckpointError(problems, "cannot save this tree")
-    sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in model.arrays.items()}
+    sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in arrays.items()}
     tensors = dict(export_tensors(LeafArrays(model.stacks, sources), fit.table))
     if problems := _drop_copies(tensors, own, stored):
         raise CheckpointError(problems, "cannot save this tree")
@@ -99,7 +94,7 @@ def save_from(
         raise CheckpointError(problems, f"not like {like}")
     files, index = tensor_files.lay_out(tensors, fit.table.file, shard)
     folder = None if like is None else _folder(Path(like))
-    together = any(map(spans_processes, model.arrays.values()))
+    together = any(map(spans_processes, arrays.values()))
     write_checkpoint(
         Path(path).resolve(),
         partial(write_tensor_files, files, tensors, together),
