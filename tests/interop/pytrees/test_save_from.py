@@ -13,6 +13,7 @@ import torch
 import transformers
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save, save_file
+from together import run_together
 
 from jaxllm.errors import UserError
 from jaxllm.interop import CheckpointError, Rule, load_into, save_from
@@ -195,6 +196,41 @@ def test_tensors_that_the_config_beside_them_does_not_describe_are_refused(tmp_p
         "w has shape (8, 4), but (9, 4) in it",
     }
     assert not (tmp_path / "out").exists()
+
+
+PROCESS = """
+import os
+import sys
+import jax
+import numpy as np
+jax.distributed.initialize(num_processes=2, process_id=int(os.environ["JAX_PROCESS_ID"]))
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxllm.interop import Rule, load_into, save_from
+mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+split = NamedSharding(mesh, PartitionSpec("x"))
+names = {"a": (4, 4), "b": (8, 4), "head": (8, 4)}
+shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in names.items()}
+class rules:
+    rules = [Rule("a : A B", "a : B A"), Rule("b : C B", "b : C B"), Rule("h : C B", "head : C B")]
+    tied = {"h": "b"}
+source, destination = sys.argv[1:]
+tree = load_into(shapes, source, rules, shardings=split)
+assert len(tree["a"].addressable_shards) == 2
+save_from(tree, destination, rules, like=source)
+"""
+
+
+@pytest.mark.exhaustive
+def test_two_processes_load_their_shards_and_write_one_checkpoint(tmp_path):
+    like, rng = tmp_path / "like", np.random.default_rng(0)
+    like.mkdir()
+    arrays = {"a": rng.standard_normal((4, 4)), "b": rng.standard_normal((8, 4))}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    save_file(arrays, like / "model.safetensors")
+    command = ["-c", PROCESS, str(like), str(tmp_path / "out")]
+    run_together(command, command, devices=2)
+    assert bits(tmp_path / "out" / "model.safetensors") == bits(like / "model.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"like", "out"}
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
