@@ -31,9 +31,7 @@ class Fit:
     unbound: tuple[Rule, ...] = ()
 
 
-def fit_rules(
-    leaves: NamedLeaves, rules: TreeRules, tensors: Mapping[str, Shape] = {}, file: str = ""
-) -> Fit:
+def fit_rules(leaves: NamedLeaves, rules: TreeRules, tensors: Mapping[str, Shape] = {}) -> Fit:
     """Binds rules to the leaves of a tree.
 
     Args:
@@ -41,11 +39,10 @@ def fit_rules(
         rules: the rules.
         tensors: the shapes of the stored tensors by name, if there are any; they help to find the
             sizes of axes.
-        file: the file to write the tensors to.
     """
     shapes, stacks = leaves.shapes, leaves.stacks
     sizes = solve_sizes(rules.rules, rules.sizes, shapes, stacks, tensors)
-    table = rules.table(sizes, tensors, file)
+    table = rules.table(sizes, tensors)
     unbound = {rule: why for rule in rules.rules if (why := _why_unbound(rule, sizes, leaves))}
     problems = listed(list(unbound), unbound.__getitem__)
     problems += [

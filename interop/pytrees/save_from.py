@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllm.checkpoint_origin import CONFIGS, copy_files
 from jaxllm.config import Dtype
-from jaxllm.errors import UserError
+from jaxllm.config.numerics import check_dtype
 from jaxllm.interop.formats import safetensors_file, tensor_files
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES
@@ -74,27 +74,15 @@ def save_from(
     Example:
         save_from(model, "trained", rules, like="Llama-3.2-1B")
     """
-    if dtype not in (None, *get_args(Dtype)):
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
-    model, own, shard = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_shard)
+    check_dtype(dtype)
+    leaves, shard = NamedLeaves.of(tree), parse_size(max_shard)
     stored = {} if like is None else read_tensors(Path(like))
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    fit = fit_rules(model, own, shapes, _file_of(stored))
-    arrays = {name: leaf for name, leaf in model.arrays.items() if not own.keeps(name)}
-    abstract = [name for name, leaf in arrays.items() if is_abstract(leaf)]
-    problems = [*fit.problems, *(f"{name} is only a shape and a dtype" for name in abstract)]
-    if problems:
-        raise CheckpointError(problems, "cannot save this tree")
-    sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in arrays.items()}
-    tensors = dict(export_tensors(LeafArrays(model.stacks, sources), fit.table))
-    if problems := _drop_copies(tensors, own, stored):
-        raise CheckpointError(problems, "cannot save this tree")
-    tensors |= {n: from_stored(x) for n, x in stored.items() if reason_to_ignore(fit.table, n)}
+    tensors = plan_tensors(leaves, read_tree_rules(rules), stored, dtype)
     if like is not None and (problems := _unlike(tensors, stored)):
         raise CheckpointError(problems, f"not like {like}")
-    files, index = tensor_files.lay_out(tensors, fit.table.file, shard)
+    files, index = tensor_files.lay_out(tensors, _file_of(stored), shard)
     folder = None if like is None else _folder(Path(like))
-    together = any(map(spans_processes, arrays.values()))
+    together = any(map(spans_processes, leaves.arrays.values()))
     write_checkpoint(
         Path(path).resolve(),
         partial(write_tensor_files, files, tensors, together),
@@ -102,6 +90,34 @@ def save_from(
         (lambda to: copy_files(None, to, folder)) if folder is not None else None,
         together=together,
     )
+
+
+def plan_tensors(
+    leaves: NamedLeaves, rules: TreeRules, stored: Tensors, dtype: Dtype | None = None
+) -> dict[str, TensorSource]:
+    """Returns the tensors to store, none of them read yet.
+
+    Args:
+        leaves: the leaves of the tree.
+        rules: the rules.
+        stored: the tensors of the checkpoint that this one is to be like; empty if there is none.
+        dtype: dtype of the floats.
+
+    Raises:
+        CheckpointError: a leaf has no rule or no numbers, or tied leaves differ.
+    """
+    fit = fit_rules(leaves, rules, {name: tensor.shape for name, tensor in stored.items()})
+    arrays = {name: leaf for name, leaf in leaves.arrays.items() if not rules.keeps(name)}
+    abstract = [name for name, leaf in arrays.items() if is_abstract(leaf)]
+    problems = [*fit.problems, *(f"{name} is only a shape and a dtype" for name in abstract)]
+    if problems:
+        raise CheckpointError(problems, "cannot save this tree")
+    sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in arrays.items()}
+    tensors = dict(export_tensors(LeafArrays(leaves.stacks, sources), fit.table))
+    if problems := _drop_copies(tensors, rules, stored):
+        raise CheckpointError(problems, "cannot save this tree")
+    ignored = (name for name in stored if reason_to_ignore(fit.table, name) is not None)
+    return tensors | {name: from_stored(stored[name]) for name in ignored}
 
 
 def _cast(source: TensorSource, dtype: str | None) -> TensorSource:

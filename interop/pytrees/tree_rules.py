@@ -56,13 +56,12 @@ class TreeRules:
             if any(rule.stored.find(copy) is not None for rule in self.rules)
         )
 
-    def table(self, sizes: Mapping[str, int], stored: Collection[str], file: str) -> RuleTable:
+    def table(self, sizes: Mapping[str, int], stored: Collection[str]) -> RuleTable:
         """Returns the table of rules.
 
         Args:
             sizes: the sizes of all axes.
             stored: the names of a checkpoint's tensors; empty if there is none yet.
-            file: the file to write the tensors to.
         """
         return RuleTable(
             self.rules,
@@ -75,7 +74,6 @@ class TreeRules:
                 for copy in self.tied
                 if copy not in self.ruled_copies and (not stored or copy in stored)
             ],
-            file=file,
         )
 
 

@@ -32,8 +32,8 @@ def test_all_attributes_reach_the_table():
         kept={"rope.*": "computed"},
     )
     rules = read_tree_rules(given)
-    table = rules.table({"A": 2, "B": 3}, (), "x.pt")
-    assert (table.rules, table.sizes, table.file) == ((RULE,), {"A": 2, "B": 3}, "x.pt")
+    table = rules.table({"A": 2, "B": 3}, ())
+    assert (table.rules, table.sizes) == ((RULE,), {"A": 2, "B": 3})
     assert (table.tied, table.ignored) == (given.tied, given.ignored)
     assert [(one.name, list(one.compute())) for one in table.derived] == [("ids", [0, 1, 2])]
     assert rules.keeps("rope.angles")
@@ -42,9 +42,9 @@ def test_all_attributes_reach_the_table():
 
 def test_copies_are_stored_if_the_checkpoint_has_them_or_there_is_none():
     rules = read_tree_rules(SimpleNamespace(rules=[RULE], tied={"copy": "w"}))
-    assert rules.table({}, (), "").copies == ["copy"]
-    assert rules.table({}, ("w", "copy"), "").copies == ["copy"]
-    assert rules.table({}, ("w",), "").copies == []
+    assert rules.table({}, ()).copies == ["copy"]
+    assert rules.table({}, ("w", "copy")).copies == ["copy"]
+    assert rules.table({}, ("w",)).copies == []
 
 
 @pytest.mark.parametrize(
