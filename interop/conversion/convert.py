@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def convert(
     max_shard: int | str = "5GB",
     progress: Progress | None = None,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
     optimizer: OptimizerExport | None = None,
     workers: int = WORKERS,
 ) -> Conversion:
@@ -87,6 +89,8 @@ def convert(
         progress: called with the bytes done and the total, from several threads.
         rules: rules for a model of your own (docs/rules.md), to read the source with, which may
             then be a file, and to write with if `to` is "rules".
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
         workers: the number of threads, each of which writes one tensor at a time.
 
@@ -97,7 +101,7 @@ def convert(
     """
     source, destination = Path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    opened = open_model_arrays(source, step, rules)
+    opened = open_model_arrays(source, step, rules, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
+from jaxllm.interop.loading.allowances import suggest_allowances
 from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
@@ -40,11 +41,11 @@ class Inspection:
 
     path: str
     family: str | None
-    fields: Mapping[str, str]  # config fields: "read", "ignored" or "unknown"
+    fields: Mapping[str, str]  # config fields: "read", "ignored", "not used" or "unknown"
     tensors: tuple[TensorGroup, ...]
     problems: tuple[str, ...]
     plan: Plan | None = None  # for loading onto one device
-    notes: tuple[str, ...] = ()  # what is in the folder but is not loaded
+    notes: tuple[str, ...] = ()  # what is in the folder but is not loaded, or is loaded otherwise
 
     @property
     def ok(self) -> bool:
@@ -83,13 +84,17 @@ class Inspection:
         }
 
 
-def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
+def inspect(
+    path: str | Path, *, rules: Any = None, strict: bool = True, allow: Sequence[str] = ()
+) -> Inspection:
     """Lists the tensors of a folder, of a known family or not, from file headers only.
 
     Args:
         path: a folder of any known family, a native checkpoint, a run, or any folder of tensors;
             with `rules`, also a file.
         rules: rules of your own, as described in docs/rules.md.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: there is no folder, or the checkpoint cannot be opened with `rules`. All
@@ -101,13 +106,14 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
     if (form := model_format_of(path)) is not None:
         return _inspect_model(path, form)
     try:
-        checkpoint = open_checkpoint(path, rules)
+        checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     except CheckpointError as error:
         if rules is not None:
             raise
         return _inspect_unknown(path, error)
     account = analyze_checkpoint(checkpoint)
-    problems = [*account.problems, *account.unknown]
+    problems = [*account.problems, *(account.unknown if strict else ())]
+    problems += suggest_allowances(account.refused)
     plan = None
     if not problems:
         try:
@@ -123,7 +129,7 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
         tensors,
         tuple(problems),
         plan,
-        () if adapter is None else (f"{adapter} is not loaded",),
+        (*checkpoint.allowed, *([] if adapter is None else [f"{adapter} is not loaded"])),
     )
 
 

@@ -1,7 +1,7 @@
 """Suggests rules for tensors that have none, from their names and shapes: a start, not a proof."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,12 @@ Layouts = Mapping[Stored, list[list[Dims]]]  # the possible layouts of each tens
 
 
 def suggest(
-    tensors: str | Path | Mapping[str, Any], config: Config | None = None, *, rules: Any = None
+    tensors: str | Path | Mapping[str, Any],
+    config: Config | None = None,
+    *,
+    rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> Suggestions:
     """Suggests rules for the tensors that have none, by comparing names and shapes.
 
@@ -42,6 +47,8 @@ def suggest(
         config: the config of the model; by default as read from the folder by `rules` or by a known
             family.
         rules: existing rules of your own; their tensors and arrays are left alone.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: there are no tensors, or there is no config of a decoder.
@@ -56,7 +63,7 @@ def suggest(
         stored = strip_wrappers(read_only_file(Path(tensors)))
         shapes = {name: tensor.shape for name, tensor in stored.items()}
     else:
-        shapes, config, table = _open(Path(tensors), config, rules)
+        shapes, config, table = _open(Path(tensors), config, rules, strict, allow)
     if rules is not None and config is not None:
         table = resolve_family(rules).table(config, Layout())
     if not isinstance(config, DecoderConfig):
@@ -66,11 +73,11 @@ def suggest(
 
 
 def _open(
-    path: Path, config: Config | None, rules: Any
+    path: Path, config: Config | None, rules: Any, strict: bool, allow: Sequence[str]
 ) -> tuple[dict[str, Shape], Config, RuleTable | None]:
     """Reads the shapes and the rules of a checkpoint, and its config unless one is given."""
     try:
-        checkpoint = open_checkpoint(path, rules)
+        checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     except CheckpointError as error:
         if rules is not None or not path.exists():
             raise

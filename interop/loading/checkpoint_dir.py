@@ -37,14 +37,18 @@ class Checkpoint:
     Attributes:
         path: the folder.
         family: the family of the model.
-        config: the fields of the family's config file.
+        config: the fields of the family's config file, as the user allows them.
         tensors: the places of the tensors, by name.
+        strict: whether what is not understood is an error, even if it may not matter.
+        allowed: a line for each field that is read otherwise than the file says.
     """
 
     path: Path
     family: Family
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
+    strict: bool = True
+    allowed: tuple[str, ...] = ()
 
 
 def open_known_checkpoint(path: Path) -> Checkpoint:
@@ -118,13 +122,13 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
             continue
         config = read_json(config_file)
         if config.get("model_type") == family.model_type:
-            return family, _with_start_token(family, config, path)
+            return family, config
     if (path / CONFIG).is_file():
         raise CheckpointError(_unknown_model_type(path / CONFIG))
     raise CheckpointError(_no_config(path))
 
 
-def _with_start_token(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
+def with_start_token(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Adds the start token of targets that `generation_config.json` names, which comes first.
 
     transformers keeps settings of generation there, and this one is part of the model's function.

@@ -111,13 +111,22 @@ def arrays_of_native(form: ModelFormat, path: Path) -> ModelArrays:
     return ModelArrays(model.config, model.origin, stacked_layers(model), arrays, tuple(files))
 
 
-def open_model_arrays(path: Path, step: int | None = None, rules: Any = None) -> ModelArrays:
+def open_model_arrays(
+    path: Path,
+    step: int | None = None,
+    rules: Any = None,
+    *,
+    strict: bool = True,
+    allow: Sequence[str] = (),
+) -> ModelArrays:
     """Returns the model arrays of a checkpoint of any format. Only headers are read.
 
     Args:
         path: the folder; with rules it may be a file.
         step: the step of a run; by default the newest.
         rules: rules for a model of your own; see `load_pretrained`.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: the checkpoint is damaged or not understood, or has no such step. Lists
@@ -127,7 +136,7 @@ def open_model_arrays(path: Path, step: int | None = None, rules: Any = None) ->
         return arrays_of_native(form, form.find_step(path, step))
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
-    checkpoint = open_checkpoint(path, rules)
+    checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint)
     return arrays_of_checkpoint(checkpoint, plan)
 

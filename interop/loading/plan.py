@@ -15,7 +15,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.errors import UserError
-from jaxllm.interop.families import Fields, Layout, RuleTable
+from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.rules import binding
@@ -25,8 +25,9 @@ from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import build_abstract
 from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
+from .allowances import suggest_allowances
 from .checkpoint import open_checkpoint
-from .checkpoint_dir import Checkpoint
+from .checkpoint_dir import Checkpoint, with_start_token
 from .diagnostics import check_arrays, check_count, check_tensors
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
@@ -75,6 +76,7 @@ class Plan:
         arrays: the model's arrays by name.
         max_ram: host memory to use in addition to the arrays, in bytes.
         tolerated: the problems that were ignored because `strict` was False.
+        unused: the config fields that the original model does not read, as `Fields.unused`.
     """
 
     config: Config
@@ -85,6 +87,7 @@ class Plan:
     arrays: Mapping[str, PlannedArray]
     max_ram: int
     tolerated: tuple[str, ...] = ()
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def reads(self) -> Iterator[PlannedRead]:
         """Yields every stored tensor that is read; of several copies, the first."""
@@ -138,8 +141,10 @@ def plan(
     *,
     mesh: Mesh | None = None,
     dtype: Dtype | None = None,
+    strict: bool = True,
     max_ram: int | str = MAX_RAM,
     rules: Any = None,
+    allow: Sequence[str] = (),
 ) -> Plan:
     """Returns what `load_pretrained` would do with these arguments, from the headers alone.
 
@@ -148,7 +153,8 @@ def plan(
     Example:
         plan("Llama-3.2-1B", mesh=mesh).bytes_by_device
     """
-    return make_plan(open_checkpoint(Path(path), rules), mesh=mesh, dtype=dtype, max_ram=max_ram)
+    checkpoint = open_checkpoint(Path(path), rules, strict=strict, allow=allow)
+    return make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=max_ram)
 
 
 def make_plan(
@@ -157,7 +163,6 @@ def make_plan(
     mesh: Mesh | None = None,
     dtype: Dtype | None = None,
     max_ram: int | str = MAX_RAM,
-    strict: bool = True,
 ) -> Plan:
     """Plans the loading of a checkpoint and checks every config field and tensor.
 
@@ -171,10 +176,11 @@ def make_plan(
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
     analysis = analyze_checkpoint(checkpoint)
-    problems = analysis.problems + (analysis.unknown if strict else [])
+    problems = analysis.problems + (analysis.unknown if checkpoint.strict else [])
     config = analysis.config
     if problems or config is None:
-        raise CheckpointError(problems, checkpoint.path)
+        hints = suggest_allowances(analysis.refused)
+        raise CheckpointError([*problems, *hints], checkpoint.path)
     if dtype is not None:
         config = with_fields(config, dtype_fields(dtype))
     arrays = _plan_arrays(analysis, config, mesh, dtype)
@@ -187,6 +193,7 @@ def make_plan(
         arrays,
         parse_size(max_ram),
         tuple(analysis.unknown),
+        analysis.unused,
     )
 
 
@@ -198,8 +205,11 @@ class Analysis:
         config: the model's config; None if it cannot be read.
         fields: how each field of the config file is used.
         problems: errors that always prevent loading.
-        unknown: fields and tensors that are not understood and cannot change the numbers, which
-            `strict=False` tolerates.
+        unknown: tensors, and fields of a family of which nobody knows what it reads, that are not
+            understood; `strict=False` tolerates them.
+        unused: config fields that the original model does not read, with hints at others that may
+            be meant.
+        refused: config fields that are not implemented, with values that are; None: absence.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -210,15 +220,19 @@ class Analysis:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     unknown: list[str] = dataclasses.field(default_factory=list)
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    refused: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     """Checks every config field and every tensor; collects problems instead of raising."""
     family, analysis = checkpoint.family, Analysis(checkpoint.tensors)
-    fields, values = Fields(checkpoint.config), None
+    given = with_start_token(family, checkpoint.config, checkpoint.path)
+    fields, values, dtype = family.fields(given), None, _main_dtype(checkpoint.tensors)
     try:
-        values, analysis.layout = family.read_config(fields, checkpoint.tensors)
-        analysis.config = make_config(values, dtype_fields(_main_dtype(checkpoint.tensors)))
+        values, layout = family.read_config(fields, checkpoint.tensors)
+        analysis.layout = dataclasses.replace(layout, dtype=dtype)
+        analysis.config = make_config(values, dtype_fields(dtype))
         analysis.table = family.table(analysis.config, analysis.layout)
         check_count(analysis.table, checkpoint.tensors)
         model = build_abstract(analysis.config)
@@ -232,14 +246,16 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
             analysis.problems.append(str(error) if is_named else f"{family.defined_in}: {error}")
     # Fields that were not taken are unknown, unless an error kept them from being taken.
     unknown = fields.unknown() if values is not None or not fields.is_complete else {}
-    analysis.fields = fields.uses()
-    of_fields = list(fields.problems)
-    for name, problem in unknown.items():
-        if family.is_inert(name.rpartition(".")[2], fields.value(name)):
-            analysis.unknown.append(f"{family.config_file}: {problem}")
-        else:
-            of_fields.append(f"{problem}, and the original model reads it")
-    analysis.problems = [f"{family.config_file}: {p}" for p in of_fields] + analysis.problems
+    analysis.fields, analysis.unused = fields.uses(), fields.unused()
+    analysis.refused = fields.refused
+    of_fields = [f"{family.config_file}: {problem}" for problem in fields.problems]
+    left_over = [f"{family.config_file}: {problem}" for problem in unknown.values()]
+    if family.reads is None:  # it is unknown whether they change a number
+        analysis.unknown += left_over
+    else:
+        of_fields += left_over
+        analysis.refused |= dict.fromkeys(unknown)
+    analysis.problems = of_fields + analysis.problems
     if analysis.config is not None:
         stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)

@@ -18,7 +18,7 @@ from jaxllm.interop.formats.pytorch import dcp
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
-from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint
+from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint, with_allowances
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint
 from jaxllm.interop.loading.model_arrays import apply_rules, make_origin
 from jaxllm.interop.loading.plan import Plan, find_arrays, make_plan, split_fused
@@ -47,6 +47,8 @@ def load_training_state(
     names: str | Path | None = None,
     mesh: Mesh | None = None,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> tuple[Model, AdamWState]:
     """Loads the model at `path` and the state of PyTorch's AdamW, in float32.
 
@@ -57,6 +59,8 @@ def load_training_state(
             that numbers the parameters and does not store their names.
         mesh: the mesh to place the arrays on; by default the first device holds all of them.
         rules: rules of your own, as described in docs/rules.md.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Returns:
         The model and its AdamW state, placed alike.
@@ -72,7 +76,9 @@ def load_training_state(
         stored = optimizer_file.read_dcp(place, contents)
         checkpoint = _checkpoint_of(path, rules, contents, stored)
     else:
-        stored, checkpoint = optimizer_file.read(place), open_checkpoint(path, rules)
+        stored = optimizer_file.read(place)
+        checkpoint = open_checkpoint(path, rules)
+    checkpoint = with_allowances(checkpoint, strict=strict, allow=allow)
     plan = make_plan(checkpoint, mesh=mesh)
     _check_plan(checkpoint, plan)
     found = read_adamw(

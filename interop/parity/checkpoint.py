@@ -13,6 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
+from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.checkpoint_dir import check_is_folder, read_family
 from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.loading.load import load_pretrained
@@ -123,6 +124,8 @@ def check_checkpoint(
     rules: Any = None,
     scratch: str | Path | None = None,
     dtype: str = FLOAT32.dtype,
+    strict: bool = True,
+    allow: Sequence[str] = (),
     **prompt: Any,
 ) -> Report:
     """Compares what JAX and PyTorch compute from the same checkpoint.
@@ -143,6 +146,8 @@ def check_checkpoint(
             generation levels do not exist then.
         dtype: the dtype that both sides hold weights and compute in: float32, bfloat16 or float16.
             The training and generation levels exist in float32 alone.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`; transformers reads the config as the file says.
         prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of drawn
             inputs, and `random` for random tokens in place of text; see `InputOptions`.
 
@@ -162,7 +167,8 @@ def check_checkpoint(
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
     is_given = model is not None
-    reference, model = open_both(path, rules, model, store, dtype)
+    options: dict[str, Any] = {"strict": strict, "allow": allow}
+    reference, model = open_both(path, rules, model, store, dtype, **options)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
@@ -170,7 +176,7 @@ def check_checkpoint(
     seed = given.seed if given.are_drawn else None
     kind = given.kind(path, model)
     where = str(path.resolve())
-    notes = () if is_given else (SAME_FILES.format(where),)
+    notes = () if is_given else (SAME_FILES.format(where), *allowance_notes(allow))
     paths = {"reference": where} if is_given else {"model": where, "reference": where}
     return dataclasses.replace(
         report, subject=path.name, inputs=kind, seed=seed, notes=notes, paths=paths
@@ -183,6 +189,8 @@ def open_both(
     model: Model | None = None,
     store: ArrayStore = in_memory,
     dtype: str = FLOAT32.dtype,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> tuple[Any, Model]:
     """Loads a checkpoint as a PyTorch module and as a JAX model, unless `model` is given.
 
@@ -194,10 +202,10 @@ def open_both(
 
     if model is None:
         load = load_pretrained if store is in_memory else open_pretrained
-        model = load(path, dtype=dtype, rules=rules)
+        model = load(path, dtype=dtype, rules=rules, strict=strict, allow=allow)
     if family is not None and family.reference is None:
         return _load_reference(path, family, store, dtype), model
-    reference = load_plain(path, rules, store)
+    reference = load_plain(path, rules, store, strict=strict, allow=allow)
     for parameter in reference.parameters() if dtype != FLOAT32.dtype else ():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     return reference, model

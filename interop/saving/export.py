@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
 
+from .kept_fields import keep_fields
 from .special_tokens import add_special_tokens, generation_config
 
 
@@ -71,6 +72,7 @@ def plan_export(
     """
     family, config, table = choose_family(model, families, model_parallel)
     tensors = dict(export_tensors(model, table))
+    config = keep_original(model.origin, family, config, tensors)
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
         raise CheckpointArgumentError(
@@ -195,6 +197,16 @@ def choose_family(
         except ValueError as error:
             problems.append(f"{family.name}: {error}")
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
+
+
+def keep_original(
+    origin: Origin | None, family: Family, config: dict[str, Any], names: Collection[str]
+) -> dict[str, Any]:
+    """Returns a config to write as the origin has it, but for what the model changed."""
+    if origin is None or origin.family != family.name or family.format == USERS_FORMAT:
+        return config
+    base, layout = json.loads(origin.config), json.loads(origin.layout)
+    return keep_fields(family, config, base, origin, layout.get("dtype", ""), names)
 
 
 def check_complete(model: ModelArrays, table: RuleTable) -> None:

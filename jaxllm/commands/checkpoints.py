@@ -9,7 +9,15 @@ from jaxllm.errors import UserError
 from jaxllm.untrusted.printable import printable
 
 from .environment import print_rich
-from .options import AddCommand, add_json, add_max_ram, add_rules, add_step
+from .options import (
+    AddCommand,
+    add_allowances,
+    add_json,
+    add_max_ram,
+    add_rules,
+    add_step,
+    allowances,
+)
 
 if TYPE_CHECKING:
     from jaxllm.config import Config
@@ -32,6 +40,7 @@ def _add_inspect(add: AddCommand) -> None:
     inspect.add_argument("path", metavar="FOLDER", help="any folder of tensors")
     add_json(inspect, "the listing")
     add_rules(inspect)
+    add_allowances(inspect)
 
 
 def _add_verify(add: AddCommand) -> None:
@@ -51,6 +60,7 @@ def _add_verify(add: AddCommand) -> None:
     add_max_ram(verify)
     add_json(verify, "the findings")
     add_rules(verify)
+    add_allowances(verify)
 
 
 def _add_suggest(add: AddCommand) -> None:
@@ -65,6 +75,7 @@ def _add_suggest(add: AddCommand) -> None:
         "--config", metavar="YAML", help="the fields of the model's config, as jaxllm names them"
     )
     add_rules(suggest)
+    add_allowances(suggest)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -76,6 +87,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         manifest=arguments.manifest,
         max_ram=arguments.max_ram,
         rules=arguments.rules,
+        **allowances(arguments),
     )
     if arguments.json:
         print(json.dumps(found.to_json()))
@@ -89,7 +101,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import inspect
 
-    inspection = inspect(arguments.path, rules=arguments.rules)
+    inspection = inspect(arguments.path, rules=arguments.rules, **allowances(arguments))
     if arguments.json:
         print(json.dumps(inspection.to_json()))
     else:
@@ -103,7 +115,8 @@ def _suggest(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import suggest
 
     config = None if arguments.config is None else _read_config(Path(arguments.config))
-    print(printable(str(suggest(arguments.path, config, rules=arguments.rules))))
+    found = suggest(arguments.path, config, rules=arguments.rules, **allowances(arguments))
+    print(printable(str(found)))
     return 0
 
 

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .choices import FormatNames
-from .options import AddCommand, add_dtype, add_max_ram, add_rules, add_step, count
+from .options import (
+    AddCommand,
+    add_allowances,
+    add_dtype,
+    add_max_ram,
+    add_rules,
+    add_step,
+    allowances,
+    count,
+)
 
 
 def add_commands(add: AddCommand) -> None:
@@ -31,6 +40,7 @@ def add_commands(add: AddCommand) -> None:
     add_step(convert)
     add_max_ram(convert)
     add_rules(convert)
+    add_allowances(convert)
     _add_optimizer_options(convert)
     convert.epilog = f"After an interruption the same command resumes.\n\n{convert.epilog}"
 
@@ -84,6 +94,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             progress=progress,
             rules=arguments.rules,
             optimizer=optimizer,
+            **allowances(arguments),
         )
     seconds = time.perf_counter() - begun
     kept = f" ({format_size(done.num_bytes_kept)} already written)" if done.num_bytes_kept else ""

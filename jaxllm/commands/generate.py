@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import UserError
 
-from .options import AddCommand, add_dtype, add_json, add_seed, count, unicode_text
+from .options import (
+    AddCommand,
+    add_allowances,
+    add_dtype,
+    add_json,
+    add_seed,
+    allowances,
+    count,
+    unicode_text,
+)
 
 if TYPE_CHECKING:
     from jaxllm.generation import Sampling
@@ -66,6 +75,7 @@ def add_commands(add: AddCommand) -> None:
         "checkpoint's own; bytes if the vocabulary is theirs)",
     )
     add_json(generate, "each prompt, its text and its tokens")
+    add_allowances(generate)
     _add_sampling(generate)
 
 
@@ -100,7 +110,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from jaxllm.models import TokenModel
 
     _check(arguments)
-    model = load_pretrained(arguments.path, dtype=arguments.dtype)
+    model = load_pretrained(arguments.path, dtype=arguments.dtype, **allowances(arguments))
     if not isinstance(model, TokenModel):
         raise UserError(
             f"{arguments.path} is a {type(model).__name__}, which has no tokens to generate"

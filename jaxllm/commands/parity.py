@@ -13,11 +13,13 @@ from .choices import LevelNames
 from .environment import join_processes, log_to_stderr, print_rich, progress_bar
 from .options import (
     AddCommand,
+    add_allowances,
     add_dtype,
     add_json,
     add_output,
     add_random_tokens,
     add_rules,
+    allowances,
     count,
     mesh_axis,
     mesh_sizes,
@@ -79,6 +81,7 @@ def _add_parity_options(parity: CommandParser) -> None:
     add_dtype(parity, "float32", "of weights and activations on both sides")
     add_json(parity, "the report")
     add_rules(parity)
+    add_allowances(parity)
 
 
 def _add_record(parity: CommandParser) -> None:
@@ -101,6 +104,7 @@ def _add_record(parity: CommandParser) -> None:
     _add_text(record.add_mutually_exclusive_group())
     add_random_tokens(record)
     add_rules(record)
+    add_allowances(record)
 
 
 def _add_check(parity: CommandParser) -> None:
@@ -125,6 +129,7 @@ def _add_check(parity: CommandParser) -> None:
     add_output(check)
     add_json(check, "the report")
     add_rules(check)
+    add_allowances(check)
 
 
 def _add_mesh(parity: CommandParser) -> None:
@@ -172,6 +177,7 @@ def _against(arguments: argparse.Namespace) -> int:
             num_tokens=arguments.num_tokens,
             seed=arguments.seed,
             rules=arguments.rules,
+            **allowances(arguments),
         )
     return _finish(report, arguments)
 
@@ -194,6 +200,7 @@ def _parity(arguments: argparse.Namespace) -> int:
             rules=arguments.rules,
             scratch=arguments.scratch,
             dtype=arguments.dtype,
+            **allowances(arguments),
         )
     return _finish(report, arguments)
 
@@ -250,6 +257,7 @@ def _record(arguments: argparse.Namespace) -> int:
             num_tokens=arguments.num_tokens,
             seed=arguments.seed,
             rules=arguments.rules,
+            **allowances(arguments),
         )
     print(f"{arguments.output}: {format_size(num_bytes)}")
     return 0
@@ -268,6 +276,7 @@ def _check(arguments: argparse.Namespace) -> int:
         mesh=mesh,
         levels=arguments.levels,
         rules=arguments.rules,
+        **allowances(arguments),
     )
     return _finish(report, arguments)
 
@@ -281,7 +290,9 @@ def _mesh(arguments: argparse.Namespace) -> int:
     if config.init_from is not None:
         from jaxllm.interop import load_pretrained
 
-        model = load_pretrained(config.init_from, dtype="float32")
+        model = load_pretrained(
+            config.init_from, dtype="float32", strict=config.strict, allow=config.allow
+        )
     equality = compare_variants(config, model)
     if arguments.json:
         print(json.dumps(equality.to_json()))

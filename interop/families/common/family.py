@@ -12,7 +12,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
-from .config_fields import is_inert
+from .config_fields import ReadFields, fields_read
 from .fields import Fields, Json
 
 
@@ -25,6 +25,7 @@ class Layout:
     names: Sequence[str] = ()  # the alternative tensor names that this checkpoint uses
     experts: Literal["each", "fused"] = "each"  # one tensor per expert, or one for all
     file: str = ""  # the file that held the tensors, if the family does not fix its name
+    dtype: str = ""  # of most of its bytes, which need not be the one that its config names
 
     @property
     def written(self) -> Self:
@@ -93,13 +94,17 @@ class Family:
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
     base_prefix: str = ""  # of the tensors without a head, if files may lack it
-    # Whether a field that is not understood, with its value, cannot change what the model computes.
-    is_inert: Callable[[str, Any], bool] = lambda name, value: True
+    # Returns the fields of the config file that the original model reads; None if unknown.
+    reads: Callable[[], ReadFields] | None = None
 
     @property
     def defined_in(self) -> str:
         """The file to name in errors about the config: the config file, or a user's rules."""
         return self.config_file or self.name
+
+    def fields(self, config: Json) -> Fields:
+        """Returns the fields of a config file, to be read by `read_config`."""
+        return Fields(config, None if self.reads is None else self.reads())
 
     def find_field(
         self,
@@ -122,7 +127,7 @@ class Family:
         for name, value in config.items():
             if type(value) is not int or value != now:
                 continue
-            changed = Fields({**config, name: size})
+            changed = self.fields({**config, name: size})
             try:
                 values, layout = self.read_config(changed, tensors)
                 sizes = self.table(make_config(values), layout).sizes
@@ -176,5 +181,5 @@ def hf_family(
         table=partial(_with_leftovers, table),
         config_class=config_class,
         base_prefix=base_prefix,
-        is_inert=partial(is_inert, name),
+        reads=partial(fields_read, name),
     )

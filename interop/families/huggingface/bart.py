@@ -11,8 +11,6 @@ from jaxllm.interop.families.common.encoder_decoder import refuse_both
 from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
-    GENERATION_FIELDS,
-    IGNORED_FIELDS,
     layer_norm_rules,
     read_activation,
     write_activation,
@@ -44,19 +42,8 @@ FIXED: Json = {
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS)
-    # Fields for training and classification, and extra fields of the authors' configs.
-    fields.ignore("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")
-    fields.ignore("classif_dropout", "encoder_layerdrop", "decoder_layerdrop", "_num_labels")
-    fields.ignore("gradient_checkpointing", "num_hidden_layers", "output_past", "add_bias_logits")
     fields.require("is_encoder_decoder", True)
-    fields.require("is_decoder", False)
     fields.require("tie_word_embeddings", True)
-    fields.require("normalize_before", False)
-    fields.require("normalize_embedding", True)
-    fields.require("add_final_layer_norm", False)
-    fields.require("static_position_embeddings", False)
-    fields.require("extra_pos_embeddings", 2)
     width = fields.take("d_model", int, 1024)
     both = {
         **FIXED,

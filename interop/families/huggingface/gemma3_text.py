@@ -23,7 +23,6 @@ KINDS = {
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("attn_logit_softcapping", None)  # transformers reads it but applies no cap
-    fields.ignore("_sliding_window_pattern")  # a copy of the next field
     period = max(fields.take("sliding_window_pattern", int, 6), 1)
     config = {
         **read_gemma(

@@ -11,7 +11,6 @@ from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
-    IGNORED_FIELDS,
     layer_norm_rules,
     read_activation,
     write_activation,
@@ -34,15 +33,9 @@ SUPPORTED = (
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json`."""
-    fields.ignore(*IGNORED_FIELDS)
-    # Fields for training, other heads and generation. `n_ctx` repeats `n_positions`, and scores are
-    # always computed as `reorder_and_upcast_attn` requests.
-    fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing")
-    fields.ignore(*(name for name in fields.data if name.startswith("summary_")))
-    fields.ignore("task_specific_params", "n_ctx", "reorder_and_upcast_attn")
+    fields.ignore("reorder_and_upcast_attn")  # scores are always computed as it requests
     fields.require("scale_attn_by_inverse_layer_idx", False)
     fields.require("add_cross_attention", False)
-    fields.require("is_encoder_decoder", False)
     width, heads = fields.take("n_embd", int, 768), fields.take("n_head", int, 12)
     is_scaled = fields.take("scale_attn_weights", bool, True)
     config = {

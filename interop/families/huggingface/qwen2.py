@@ -18,7 +18,6 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=32, max_position_embeddings=32768),
         **read_rope(fields),
@@ -34,6 +33,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "rope.theta",
         "rope.scaling",
         "head.tied",
+        "mlp.activation",
         "attention.qkv_bias",
         "attention.window",
     )
@@ -52,7 +52,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "qwen2", "Qwen2ForCausalLM"),
         **write_rope(config),
         **write_qwen_windows(config),
-        "hidden_act": "silu",
     }
 
 

@@ -27,7 +27,6 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768),
         **read_rope(fields),
@@ -42,7 +41,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     """Writes a `config.json`. Raises ValueError for what the format does not support."""
     supported = (
         *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
-        "attention.qk_norm",
+        *("attention.qk_norm", "mlp.activation"),
     )
     refuse(
         "model_type 'qwen3'",
@@ -60,7 +59,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "qwen3", "Qwen3ForCausalLM"),
         **write_rope(config),
         **write_qwen_windows(config),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
     }
 

@@ -26,15 +26,12 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
-    *("mlp.bias", "attention.window", "pattern"),
+    *("mlp.bias", "mlp.activation", "attention.window", "pattern"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
-    # Released configs have it, but no version of transformers reads it.
-    fields.ignore("max_window_layers")
     decoder = read_decoder(
         fields,
         num_key_value_heads=4,
@@ -92,7 +89,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {
         **write_decoder(config, base, "smollm3", "SmolLM3ForCausalLM"),
         **write_rope(config),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
         "mlp_bias": config.mlp.bias,
         "no_rope_layers": write_nope_layers(config),

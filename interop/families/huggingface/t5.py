@@ -8,8 +8,6 @@ from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     ACTIVATIONS,
-    GENERATION_FIELDS,
-    IGNORED_FIELDS,
     read_activation,
 )
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
@@ -22,8 +20,6 @@ HEAD = "lm_head.weight"
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS, "output_past")
-    fields.ignore("dropout_rate", "classifier_dropout", "initializer_factor")
     fields.require("is_encoder_decoder", True)
     fields.require("is_decoder", False)
     width, heads = fields.take("d_model", int, 512), fields.take("num_heads", int, 8)
@@ -53,8 +49,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 32128),
         "head.scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
-        # transformers 5 declares every T5 tied, even if the checkpoint stores a separate head.
-        "head.tied": is_tied and (is_scaled or HEAD not in stored),
+        # transformers 5 takes every T5 as tied, unless the checkpoint stores a separate head.
+        "head.tied": HEAD not in stored or (is_tied and is_scaled),
     }
     start = fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0))
     config = {
