@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxllm.errors import MOST_LISTED, did_you_mean
+from jaxllm.errors import MOST_LISTED, did_you_mean, nearest
 
 from .config_fields import ReadFields
 
@@ -37,6 +37,8 @@ class Fields:
     def __init__(self, data: Json, reads: ReadFields | None = None):
         self.data = data if reads is None else reads.with_names(data)
         self.reads = reads
+        # transformers 4 left out the fields of nested configs that have the class's default.
+        self.is_part = False
         self.known: set[str] = set() if reads is None else {*reads.aliases}
         # The values that refused fields may have; None: they may be absent.
         self.refused: dict[str, Any] = {}
@@ -46,18 +48,17 @@ class Fields:
         self.is_complete = True  # False once a value is missing or invalid
 
     def take(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
-        """Returns the value, or the default if null or absent; accepts an int for a float.
-
-        By default that is the original model's default.
-        """
+        """Returns the value, or the default if null or absent; accepts an int for a float."""
         self.known.add(name)
         value = self.data.get(name)
-        if default is REQUIRED and value is None and self.reads is not None:
-            value = self.reads.default(name)
+        if default is REQUIRED and value is None and self.is_part:
+            value = self.default(name)
         if value is None:
             if default is not REQUIRED:
                 return default
-            self.problems.append(f"{name} is missing")
+            meant = nearest(name, self._left_over(), MISSPELT)
+            hint = f"; did you mean it by {meant!r}?" if meant else ""
+            self.problems.append(f"{name} is missing{hint}")
             self.is_complete = False
             return kind()
         if kind is float and type(value) is int:
@@ -67,6 +68,10 @@ class Fields:
             self.is_complete = False
             return kind() if default is REQUIRED else default
         return value
+
+    def default(self, name: str) -> Any:
+        """Returns what the original model takes for an absent field; None if that is unknown."""
+        return None if self.reads is None else self.reads.default(name)
 
     def take_nullable(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
         """As `take`, but an explicit null gives None instead of the default."""
@@ -104,6 +109,7 @@ class Fields:
     def part(self, name: str, reads: ReadFields | None = None) -> "Iterator[Fields]":
         """Reads a nested object; its problems are added to this one's."""
         inner = Fields(self.take(name, dict, {}), reads)
+        inner.is_part = True
         yield inner
         self.join(name, inner)
 

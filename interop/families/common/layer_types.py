@@ -99,7 +99,8 @@ def require_full_attention(fields: Fields) -> None:
     """
     require_layer_types(fields, "full_attention")
     window = fields.take_nullable("sliding_window", int, None)
-    if window is not None and window < fields.take("max_position_embeddings", int, window):
+    usual = fields.default("max_position_embeddings")
+    if window is not None and window < fields.take("max_position_embeddings", int, usual):
         fields.require("sliding_window", None)
 
 

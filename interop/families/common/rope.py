@@ -12,7 +12,7 @@ from types import MappingProxyType
 from jaxllm.config import ROPE_SCALINGS, DecoderConfig, RopeScaling
 from jaxllm.layers.attention.rope import attention_factor
 
-from .fields import Fields, Json
+from .fields import REQUIRED, Fields, Json
 
 SCALING, PARAMETERS = "rope_scaling", "rope_parameters"  # of versions 4 and 5
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
@@ -104,7 +104,8 @@ def _read_scaling(
         return None
     if kind == "linear":
         return rope.build(RopeScaling, kind=kind, factor=rope.take("factor", float))
-    longest = fields.take("max_position_embeddings", int)
+    usual = fields.default("max_position_embeddings") or REQUIRED
+    longest = fields.take("max_position_embeddings", int, usual)
     if kind == "dynamic":  # scales from max_position_embeddings on, whatever the original is
         values: Json = {"original_max_len": longest, "factor": rope.take("factor", float)}
     else:  # transformers prefers the number outside of the RoPE fields
