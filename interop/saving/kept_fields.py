@@ -1,6 +1,6 @@
 """Fields of the config that a model came from: an export keeps what the model has not changed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ def keep_fields(
         names: the names of the tensors to write.
     """
     stored: Any = dict.fromkeys(names)
-    folder = Path(origin.directory)
+    folder, written = Path(origin.directory), _with_other_names(family, base, written)
     before = _read(family, base, folder, stored, dtype or base.get(NEW_DTYPE) or base.get(DTYPE))
     after = _read(family, written, folder, stored)
     if before is None or after is None:
@@ -45,10 +45,11 @@ def keep_fields(
     kept = _with_other_names(family, base, _change(base, was, written))
     without_rope = {name: value for name, value in kept.items() if name != ROPE_PARAMETERS}
     respelled = without_rope | {name: written[name] for name in ROPE if name in written}
-    for config in (kept, respelled):
-        if _read(family, config, folder, stored) == after:
-            return config
-    return written
+    reads_the_same = lambda config: _read(family, config, folder, stored) == after  # noqa: E731
+    if reads_the_same(kept):
+        aliases = {} if family.reads is None else family.reads().aliases
+        return _without_idle_changes(kept, base, {*aliases.values()}, reads_the_same)
+    return respelled if reads_the_same(respelled) else written
 
 
 def _read(
@@ -80,6 +81,29 @@ def _change(kept: Json, was: Json, now: Json) -> Json:
         else:
             changed[name] = after
     return changed
+
+
+def _without_idle_changes(
+    kept: Json, base: Json, fixed: Collection[str], reads_the_same: Callable[[Json], bool]
+) -> Json:
+    """Undoes each change that makes no difference, such as of a window that is not enabled.
+
+    Args:
+        kept: the config.
+        base: the original config.
+        fixed: fields that stay as they are, besides the dtype and nested objects.
+        reads_the_same: whether another config reads as `kept` does.
+    """
+    for name, value in list(kept.items()):
+        if name in (DTYPE, NEW_DTYPE, *fixed) or isinstance(value, Mapping):
+            continue
+        if name in base and base[name] == value:
+            continue
+        without = {other: kept[other] for other in kept if other != name}
+        undone = {**kept, name: base[name]} if name in base else without
+        if reads_the_same(undone):
+            kept = undone
+    return kept
 
 
 def _with_other_names(family: Family, base: Json, changed: Json) -> Json:
