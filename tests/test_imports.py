@@ -109,13 +109,13 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "source_systems": {"common", "meta"},
     },
     "jaxllm.interop.loading": {
-        **{name: set() for name in ("name_folding", "checkpoint_dir", "streaming")},
+        **{name: set() for name in ("allowances", "name_folding", "checkpoint_dir", "streaming")},
         "generation_config": set(),
         "diagnostics": {"name_folding"},
         "user_family": set(),
-        "checkpoint": {"checkpoint_dir", "user_family"},
+        "checkpoint": {"allowances", "checkpoint_dir", "user_family"},
         "plan": {
-            *("checkpoint", "checkpoint_dir", "diagnostics", "streaming"),
+            *("allowances", "checkpoint", "checkpoint_dir", "diagnostics", "streaming"),
             "user_family",
         },
         "tied_tensors": {"checkpoint_dir", "diagnostics", "plan", "streaming"},

@@ -71,11 +71,9 @@ def convert(
 ) -> Conversion:
     """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
-    It succeeds as well if the destination already is what it would write.
-
     Until it is complete, the checkpoint is in `destination`.partial, with a journal of the tensors
     already written. A resumed conversion verifies those against the journal's hashes and rewrites
-    any that differ.
+    any that differ. It succeeds as well if the destination already is what it would write.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
@@ -89,8 +87,7 @@ def convert(
         progress: called with the bytes done and the total, from several threads.
         rules: rules for a model of your own (docs/rules.md), to read the source with, which may
             then be a file, and to write with if `to` is "rules".
-        strict: as for `load_pretrained`.
-        allow: as for `load_pretrained`.
+        strict, allow: as for `load_pretrained`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
         workers: the number of threads, each of which writes one tensor at a time.
 

@@ -3,13 +3,16 @@
 import math
 import os
 import reprlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import ml_dtypes
 import numpy as np
 
+from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointError
 from jaxllm.interop.rules.boxes import Box, box_shape
 
@@ -155,3 +158,12 @@ def contiguous_runs(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
         else:
             starts = np.add.outer(np.arange(low, high) * strides[dim], starts).ravel()
     return starts, row
+
+
+def main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
+    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        sizes[tensor.dtype.name] += tensor.nbytes
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    return max(known, key=sizes.__getitem__)

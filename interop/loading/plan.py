@@ -17,7 +17,7 @@ from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.errors import UserError
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, main_dtype
 from jaxllm.interop.rules import binding
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.pattern import Index, Side
@@ -169,8 +169,7 @@ def make_plan(
     Only the headers are read. Arguments beyond `checkpoint` are those of `load_pretrained`.
 
     Raises:
-        CheckpointError: fields or tensors are missing, unexpected, mis-shaped or not understood.
-            Lists every problem.
+        CheckpointError: lists all that is missing, unexpected, mis-shaped or not understood.
         UserError: `dtype` or `max_ram` is not valid.
     """
     if dtype not in (None, *get_args(Dtype)):
@@ -179,8 +178,7 @@ def make_plan(
     problems = analysis.problems + (analysis.unknown if checkpoint.strict else [])
     config = analysis.config
     if problems or config is None:
-        hints = suggest_allowances(analysis.refused)
-        raise CheckpointError([*problems, *hints], checkpoint.path)
+        raise CheckpointError([*problems, *suggest_allowances(analysis.refused)], checkpoint.path)
     if dtype is not None:
         config = with_fields(config, dtype_fields(dtype))
     arrays = _plan_arrays(analysis, config, mesh, dtype)
@@ -205,11 +203,8 @@ class Analysis:
         config: the model's config; None if it cannot be read.
         fields: how each field of the config file is used.
         problems: errors that always prevent loading.
-        unknown: tensors, and fields of a family of which nobody knows what it reads, that are not
-            understood; `strict=False` tolerates them.
-        unused: config fields that the original model does not read, with hints at others that may
-            be meant.
-        refused: config fields that are not implemented, with values that are; None: absence.
+        unknown: what is not understood but `strict=False` tolerates.
+        unused, refused: config fields, as those attributes of `Fields`.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -227,8 +222,8 @@ class Analysis:
 def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     """Checks every config field and every tensor; collects problems instead of raising."""
     family, analysis = checkpoint.family, Analysis(checkpoint.tensors)
-    given = with_start_token(family, checkpoint.config, checkpoint.path)
-    fields, values, dtype = family.fields(given), None, _main_dtype(checkpoint.tensors)
+    fields = family.fields(with_start_token(family, checkpoint.config, checkpoint.path))
+    values, dtype = None, main_dtype(checkpoint.tensors)
     try:
         values, layout = family.read_config(fields, checkpoint.tensors)
         analysis.layout = dataclasses.replace(layout, dtype=dtype)
@@ -248,14 +243,13 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     unknown = fields.unknown() if values is not None or not fields.is_complete else {}
     analysis.fields, analysis.unused = fields.uses(), fields.unused()
     analysis.refused = fields.refused
-    of_fields = [f"{family.config_file}: {problem}" for problem in fields.problems]
+    own = [f"{family.config_file}: {problem}" for problem in fields.problems]
     left_over = [f"{family.config_file}: {problem}" for problem in unknown.values()]
     if family.reads is None:  # it is unknown whether they change a number
-        analysis.unknown += left_over
+        analysis.unknown, left_over = left_over, []
     else:
-        of_fields += left_over
         analysis.refused |= dict.fromkeys(unknown)
-    analysis.problems = of_fields + analysis.problems
+    analysis.problems = own + left_over + analysis.problems
     if analysis.config is not None:
         stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)
@@ -280,15 +274,6 @@ def find_arrays(model: Side, index: Index, sizes: Sizes) -> Iterator[str]:
     choices = [(index[axis],) if axis in index else range(sizes[axis]) for axis in axes]
     for positions in itertools.product(*choices):
         yield model.format_name(dict(zip(axes, positions, strict=True)), sizes)
-
-
-def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
-    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
-    sizes = Counter[str]()
-    for tensor in tensors.values():
-        sizes[tensor.dtype.name] += tensor.nbytes
-    known: tuple[Dtype, ...] = get_args(Dtype)
-    return max(known, key=sizes.__getitem__)
 
 
 def _plan_arrays(

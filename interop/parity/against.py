@@ -83,19 +83,26 @@ def compare_checkpoints(
         outputs = (_outputs(models, inputs),)
     report = assemble(paths[0].name, inputs, [one for one in chosen if one != "logits"], found)
     rows = {**report.rows, **({"logits": outputs} if outputs else {})}
-    where = [str(one.resolve()) for one in paths]
     return dataclasses.replace(
         report,
-        subject=f"{paths[0].name} against {paths[1].name}",
         rows=rows,
         verdicts={level: all(row.ok for row in rows[level]) for level in chosen},
         tokens=inputs.num_tokens if outputs else 0,
         inputs="given inputs" if tokens is not None else "drawn inputs",
         seed=None if tokens is not None or not outputs else seed,
-        notes=(NOTE.format(*where), *allowance_notes(allow)),
-        headlines=("The checkpoints are equal", "The checkpoints differ"),
-        paths=dict(zip(("model", "reference"), where, strict=True)),
+        **_texts(paths, allow),
     )
+
+
+def _texts(paths: Sequence[Path], allow: Sequence[str]) -> dict[str, Any]:
+    """Returns what the report says about the two checkpoints."""
+    where = [str(one.resolve()) for one in paths]
+    return {
+        "subject": f"{paths[0].name} against {paths[1].name}",
+        "notes": (NOTE.format(*where), *allowance_notes(allow)),
+        "headlines": ("The checkpoints are equal", "The checkpoints differ"),
+        "paths": dict(zip(("model", "reference"), where, strict=True)),
+    }
 
 
 def _check_levels(chosen: Sequence[str]) -> None:

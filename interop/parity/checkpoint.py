@@ -167,20 +167,24 @@ def check_checkpoint(
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
     is_given = model is not None
-    options: dict[str, Any] = {"strict": strict, "allow": allow}
-    reference, model = open_both(path, rules, model, store, dtype, **options)
+    reference, model = open_both(path, rules, model, store, dtype, strict, allow)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
     report = compare(reference, model, inputs, levels=levels, store=store)
     seed = given.seed if given.are_drawn else None
     kind = given.kind(path, model)
+    own = _places(path, is_given, allow)
+    return dataclasses.replace(report, subject=path.name, inputs=kind, seed=seed, **own)
+
+
+def _places(path: Path, is_given: bool, allow: Sequence[str]) -> dict[str, Any]:
+    """Returns the report's paths, and notes on what both sides read from them."""
     where = str(path.resolve())
-    notes = () if is_given else (SAME_FILES.format(where), *allowance_notes(allow))
-    paths = {"reference": where} if is_given else {"model": where, "reference": where}
-    return dataclasses.replace(
-        report, subject=path.name, inputs=kind, seed=seed, notes=notes, paths=paths
-    )
+    if is_given:
+        return {"paths": {"reference": where}}
+    notes = (SAME_FILES.format(where), *allowance_notes(allow))
+    return {"paths": {"model": where, "reference": where}, "notes": notes}
 
 
 def open_both(

@@ -106,8 +106,7 @@ def check_pack(
         mesh: the devices to compute on; required if there are several processes.
         levels: some of the recorded levels; by default all of them.
         rules: conversion rules of a custom model, see docs/rules.md.
-        strict: as for `load_pretrained`.
-        allow: as for `load_pretrained`.
+        strict, allow: as for `load_pretrained`.
 
     Returns:
         The report, as from `check_checkpoint`.
@@ -133,9 +132,8 @@ def check_pack(
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
-        model = load_pretrained(
-            path, mesh=mesh, dtype="float32", rules=rules, strict=strict, allow=allow
-        )
+        options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
+        model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise UserError("; ".join(problems))
@@ -148,9 +146,13 @@ def check_pack(
             problem = f"its data cannot be compared: {type(error).__name__}: {error}"
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
     subject = f"{Path(path).name}, {data['subject']} as recorded"
-    paths = {"model": str(Path(path).resolve()), "reference": str(Path(pack).resolve())}
     notes = (*([SAMPLED] if _lacks_hints(report) else []), *allowance_notes(allow))
-    return dataclasses.replace(report, subject=subject, paths=paths, notes=notes)
+    return dataclasses.replace(report, subject=subject, paths=_paths(path, pack), notes=notes)
+
+
+def _paths(path: str | Path, pack: str | Path) -> dict[str, str]:
+    """Returns the report's paths."""
+    return {"model": str(Path(path).resolve()), "reference": str(Path(pack).resolve())}
 
 
 def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:

@@ -57,8 +57,8 @@ def _read(
 ) -> Config | None:
     """Reads a config that is complete, in float32 by default; None if it cannot be read."""
     chosen: Dtype = next((known for known in get_args(Dtype) if known == dtype), "float32")
-    fields = family.fields(with_start_token(family, config, folder))
     try:
+        fields = family.fields(with_start_token(family, config, folder))
         values, _ = family.read_config(fields, stored)
         return None if fields.finish() else make_config(values, dtype_fields(chosen))
     except (ValueError, ArithmeticError, TypeError):

@@ -11,10 +11,9 @@ from jaxllm.untrusted.printable import printable
 from .environment import print_rich
 from .options import (
     AddCommand,
-    add_allowances,
     add_json,
     add_max_ram,
-    add_rules,
+    add_reading,
     add_step,
     allowances,
 )
@@ -39,8 +38,7 @@ def _add_inspect(add: AddCommand) -> None:
     )
     inspect.add_argument("path", metavar="FOLDER", help="any folder of tensors")
     add_json(inspect, "the listing")
-    add_rules(inspect)
-    add_allowances(inspect)
+    add_reading(inspect)
 
 
 def _add_verify(add: AddCommand) -> None:
@@ -59,8 +57,7 @@ def _add_verify(add: AddCommand) -> None:
     )
     add_max_ram(verify)
     add_json(verify, "the findings")
-    add_rules(verify)
-    add_allowances(verify)
+    add_reading(verify)
 
 
 def _add_suggest(add: AddCommand) -> None:
@@ -74,8 +71,7 @@ def _add_suggest(add: AddCommand) -> None:
     suggest.add_argument(
         "--config", metavar="YAML", help="the fields of the model's config, as jaxllm names them"
     )
-    add_rules(suggest)
-    add_allowances(suggest)
+    add_reading(suggest)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from .choices import FormatNames
 from .options import (
     AddCommand,
-    add_allowances,
     add_dtype,
     add_max_ram,
-    add_rules,
+    add_reading,
     add_step,
     allowances,
     count,
@@ -39,8 +38,7 @@ def add_commands(add: AddCommand) -> None:
     )
     add_step(convert)
     add_max_ram(convert)
-    add_rules(convert)
-    add_allowances(convert)
+    add_reading(convert)
     _add_optimizer_options(convert)
     convert.epilog = f"After an interruption the same command resumes.\n\n{convert.epilog}"
 

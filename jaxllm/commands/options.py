@@ -39,6 +39,12 @@ def add_rules(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reading(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say how checkpoints are read."""
+    add_rules(command)
+    add_allowances(command)
+
+
 def add_allowances(command: argparse.ArgumentParser) -> None:
     """Adds the options for checkpoints with fields or tensors that are not understood."""
     group = command.add_argument_group("fields and tensors that are not understood")

@@ -13,12 +13,11 @@ from .choices import LevelNames
 from .environment import join_processes, log_to_stderr, print_rich, progress_bar
 from .options import (
     AddCommand,
-    add_allowances,
     add_dtype,
     add_json,
     add_output,
     add_random_tokens,
-    add_rules,
+    add_reading,
     allowances,
     count,
     mesh_axis,
@@ -80,8 +79,7 @@ def _add_parity_options(parity: CommandParser) -> None:
     )
     add_dtype(parity, "float32", "of weights and activations on both sides")
     add_json(parity, "the report")
-    add_rules(parity)
-    add_allowances(parity)
+    add_reading(parity)
 
 
 def _add_record(parity: CommandParser) -> None:
@@ -103,8 +101,7 @@ def _add_record(parity: CommandParser) -> None:
     )
     _add_text(record.add_mutually_exclusive_group())
     add_random_tokens(record)
-    add_rules(record)
-    add_allowances(record)
+    add_reading(record)
 
 
 def _add_check(parity: CommandParser) -> None:
@@ -128,8 +125,7 @@ def _add_check(parity: CommandParser) -> None:
     _add_levels(check, "levels to compare (default: all recorded)")
     add_output(check)
     add_json(check, "the report")
-    add_rules(check)
-    add_allowances(check)
+    add_reading(check)
 
 
 def _add_mesh(parity: CommandParser) -> None:

@@ -138,8 +138,10 @@ def test_a_run_reads_its_first_weights_as_its_config_allows(tmp_path, capsys):
         "init_from": str(tmp_path / "it"),
         "allow": ["is_causal"],
         "steps": 1,
-        "batch_size": 2,
+        "batch_size": 8,
+        "mesh": {"data": 8},
         "seq_len": 16,
+        "eval_batches": 1,
         "optimizer": {"warmup_steps": 0},
         "data": {"tokenizer": "bytes"},
     }
