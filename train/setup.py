@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files
 from jaxllm.checkpointing.orbax_layout import read_step
-from jaxllm.config import Config, StackConfig, TwoStackConfig, with_fields
+from jaxllm.config import Config, StackConfig, TwoStackConfig, check_has_head, with_fields
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
@@ -130,6 +130,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
             "with load_pretrained and give it as `model`"
         )
     _check_float32(model)
+    check_has_head(model.config, "train")
     return model
 
 

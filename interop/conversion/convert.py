@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.checkpoint_origin import Origin, copy_files
+from jaxllm.checkpoint_origin import KEPT, Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.interop.formats.byte_sizes import parse_size
@@ -20,6 +20,7 @@ from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_
 from jaxllm.interop.formats.lazy_tensor import find_overflows
 from jaxllm.interop.formats.source_files import SourceChangedError, check_unchanged, identify
 from jaxllm.interop.formats.table import CheckpointWriter, model_format
+from jaxllm.interop.loading.carried import keep_carried
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
 from jaxllm.interop.saving.export import plan_export, possible_families
@@ -203,6 +204,8 @@ class _Work:
         own = self.folder / self.writer.files_folder
         own.mkdir(exist_ok=True)
         copy_files(origin, own, source)
+        if self.writer.files_folder == KEPT:
+            keep_carried(origin, own)
         units = list(self.writer.units)
         digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
         self.writer.finish(self.folder, digests)

@@ -129,6 +129,22 @@ class StoredTensor:
             into, start = into[count:], start + count
 
 
+def main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
+    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        sizes[dtype_on_devices(tensor.dtype).name] += tensor.nbytes
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    return max(known, key=sizes.__getitem__)
+
+
+def dtype_on_devices(stored: np.dtype, dtype: Dtype | None = None) -> np.dtype:
+    """Returns the dtype of a stored tensor's array, by default as stored: float64 as float32."""
+    if dtype is not None:
+        return np.dtype(dtype)
+    return np.dtype(np.float32) if stored == np.float64 else stored
+
+
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:
     """Returns the shape that a file declares. Raises CheckpointError if no array can have it."""
     if not isinstance(shape, list | tuple) or not all(

@@ -180,6 +180,7 @@ def _stored_pairs(checkpoint: Checkpoint) -> tuple[str, dict[str, _Pair]]:
         plan = make_plan(checkpoint)  # bits of copies that differ are counted
     again = dict(export_tensors(arrays_of_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
+    again |= {name: from_stored(checkpoint.tensors[name]) for name in plan.carried}
     for derived in plan.table.derived:  # exports recompute it and may round differently
         again.pop(derived.name, None)
     return checkpoint.family.name, {

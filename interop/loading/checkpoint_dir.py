@@ -9,9 +9,10 @@ from typing import Any
 from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import MissingCheckpointError, did_you_mean
-from jaxllm.interop.families import FAMILIES, Family
+from jaxllm.interop.families import FAMILIES, Family, variant_of
+from jaxllm.interop.families.common.naming.heads import architecture_without_head
 from jaxllm.interop.formats import tensor_files
-from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, with_base_prefix
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.untrusted.json_objects import parse_json
@@ -21,6 +22,7 @@ Tensors = Mapping[str, StoredTensor]
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+SENTENCE_TRANSFORMERS = "modules.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
 MERGE = "merge it into the weights with peft (merge_and_unload) to have what it learned"
@@ -65,7 +67,7 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
             if (adapter := describe_adapter(path)) is not None:
                 logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
             tensors = strip_wrappers(_read_headers(path, row.read))
-            return Checkpoint(path, family, config, with_base_prefix(tensors, family.base_prefix))
+            return Checkpoint(path, variant_of(family, tensors), config, tensors)
     expected = " or ".join(pattern for row in rows for pattern in row.files)
     raise CheckpointError(
         f"{path} has the config of a {family.name} checkpoint but no weights: "
@@ -128,12 +130,17 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
     raise CheckpointError(_no_config(path))
 
 
-def with_start_token(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Adds the start token of targets that `generation_config.json` names, which comes first.
+def with_facts_beside(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Adds what other files of a Hugging Face folder say about the model's function.
 
-    transformers keeps settings of generation there, and this one is part of the model's function.
+    `generation_config.json` names the start token of targets, and comes first: transformers keeps
+    settings of generation there. `modules.json` says that Sentence Transformers embeds texts with
+    the hidden states, whatever architecture the config names.
     """
     name = "decoder_start_token_id"
+    if family.format == "hf" and (path / SENTENCE_TRANSFORMERS).is_file():
+        given = config.get("architectures") or [""]
+        config = {**config, "architectures": [architecture_without_head(str(given[0]) or "Model")]}
     if family.format != "hf" or family.config_class is not EncoderDecoderConfig:
         return config
     file = path / GENERATION_CONFIG

@@ -108,7 +108,7 @@ def _read_arrays(plan: Plan) -> dict[str, jax.Array]:
     stream(plan.reads(), buffers, plan.max_ram)
     if any(of_array.overflows for of_array in buffers.values()):
         read = {read.tensor.name: from_stored(read.tensor) for read in plan.reads()}
-        (dtype,) = {array.dtype for array in plan.arrays.values()}
+        (dtype,) = {a.dtype for a in plan.arrays.values() if a.dtype != a.stored}
         found = find_overflows(read, dtype, window_bytes(plan.max_ram))
         logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
     return {

@@ -148,4 +148,6 @@ def make_origin(checkpoint: Checkpoint, plan: Plan) -> Origin:
         config=json.dumps(checkpoint.config),
         layout=json.dumps(dataclasses.asdict(plan.layout)),
         directory=str(checkpoint.path.resolve()),
+        checkpoint=str(checkpoint.path.resolve()),
+        carried=json.dumps(plan.carried),
     )

@@ -17,7 +17,12 @@ from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.errors import UserError
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, main_dtype
+from jaxllm.interop.formats.stored_tensor import (
+    CheckpointError,
+    StoredTensor,
+    dtype_on_devices,
+    main_dtype,
+)
 from jaxllm.interop.rules import binding
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.pattern import Index, Side
@@ -27,8 +32,8 @@ from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
 from .allowances import suggest_allowances
 from .checkpoint import open_checkpoint
-from .checkpoint_dir import Checkpoint, with_start_token
-from .diagnostics import check_arrays, check_count, check_tensors
+from .checkpoint_dir import Checkpoint, with_facts_beside
+from .diagnostics import carried_names, check_arrays, check_count, check_tensors
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
 
@@ -77,6 +82,7 @@ class Plan:
         max_ram: host memory to use in addition to the arrays, in bytes.
         tolerated: the problems that were ignored because `strict` was False.
         unused: the config fields that the original model does not read, as `Fields.unused`.
+        carried: the stored tensors outside of the model that an export takes along.
     """
 
     config: Config
@@ -88,6 +94,7 @@ class Plan:
     max_ram: int
     tolerated: tuple[str, ...] = ()
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    carried: tuple[str, ...] = ()
 
     def reads(self) -> Iterator[PlannedRead]:
         """Yields every stored tensor that is read; of several copies, the first."""
@@ -192,6 +199,7 @@ def make_plan(
         parse_size(max_ram),
         tuple(analysis.unknown),
         analysis.unused,
+        tuple(carried_names(analysis.table, analysis.rules, checkpoint.tensors)),
     )
 
 
@@ -222,13 +230,14 @@ class Analysis:
 def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     """Checks every config field and every tensor; collects problems instead of raising."""
     family, analysis = checkpoint.family, Analysis(checkpoint.tensors)
-    fields = family.fields(with_start_token(family, checkpoint.config, checkpoint.path))
-    values, dtype = None, main_dtype(checkpoint.tensors)
+    given = with_facts_beside(family, checkpoint.config, checkpoint.path)
+    fields, values, dtype = family.fields(given), None, main_dtype(checkpoint.tensors)
     try:
         values, layout = family.read_config(fields, checkpoint.tensors)
-        analysis.layout = dataclasses.replace(layout, dtype=dtype)
         analysis.config = make_config(values, dtype_fields(dtype))
-        analysis.table = family.table(analysis.config, analysis.layout)
+        analysis.table, analysis.layout = family.table_of(
+            analysis.config, dataclasses.replace(layout, dtype=dtype), checkpoint.tensors
+        )
         check_count(analysis.table, checkpoint.tensors)
         model = build_abstract(analysis.config)
         analysis.rules = analysis.table.bound(stacked_layers(model))
@@ -287,7 +296,7 @@ def _plan_arrays(
     for rule, sizes in analysis.rules:
         for source, index in rule.stored.names(sizes):
             stored = analysis.tensors[source].dtype
-            kept = stored if dtype is None else np.dtype(dtype)
+            kept = dtype_on_devices(stored, dtype)
             for name in find_arrays(rule.model, index, sizes):
                 sharding = placed.get(name, alone)
                 array = PlannedArray(rule.model, sizes, stored, kept, sharding)

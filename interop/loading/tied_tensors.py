@@ -9,12 +9,13 @@ import numpy as np
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
+from .carried import in_short
 from .checkpoint_dir import Checkpoint
-from .diagnostics import is_other_head
 from .plan import Plan, make_plan
 from .streaming.chunk_reader import Reader, chunks
 from .streaming.stream import chunk_bytes
 
+WIDE = "float64"
 TIED = "tie_word_embeddings"
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     """Plans the loading of a checkpoint and checks that copies equal their originals bit for bit.
 
     A head that the config ties to the embedding but that differs from it is loaded as untied, with
-    a warning, as transformers 5 does. Another warning names heads for other tasks.
+    a warning, as transformers 5 does. Another warning names tensors outside of the model.
 
     Args:
         checkpoint: the checkpoint; only copies and their originals are read.
@@ -46,9 +47,16 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
             *(checkpoint.path, TIED),
         )
-    if others := [name for name in plan.tensors if is_other_head(plan.table, name)]:
-        found = ", ".join(others)
-        logger.warning("%s: not part of the model: %s (other heads)", checkpoint.path, found)
+    if wide := [into for stored, into in plan.dtype_changes.values() if stored == WIDE]:
+        logger.warning(
+            "%s: %d arrays are %s, which devices do not have: loaded as %s",
+            *(checkpoint.path, len(wide), WIDE, wide[0]),
+        )
+    if plan.carried:
+        logger.warning(
+            "%s: not part of the model: %s; kept as they are for the way back",
+            *(checkpoint.path, in_short(plan.carried)),
+        )
     return plan
 
 

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.config import EncoderDecoderConfig
+from jaxllm.config import EncoderDecoderConfig, has_head
 from jaxllm.errors import UserError
 from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.allowances import allowance_notes
-from jaxllm.interop.loading.checkpoint_dir import check_is_folder, read_family
+from jaxllm.interop.loading.checkpoint_dir import (
+    check_is_folder,
+    open_known_checkpoint,
+    read_family,
+)
 from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.reference.transformers_models import require_torch
@@ -208,7 +212,7 @@ def open_both(
         load = load_pretrained if store is in_memory else open_pretrained
         model = load(path, dtype=dtype, rules=rules, strict=strict, allow=allow)
     if family is not None and family.reference is None:
-        return _load_reference(path, family, store, dtype), model
+        return _load_reference(path, _class_of(family, model), store, dtype), model
     reference = load_plain(path, rules, store, strict=strict, allow=allow)
     for parameter in reference.parameters() if dtype != FLOAT32.dtype else ():
         parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -234,7 +238,9 @@ def _family_of(path: Path) -> Family:
     check_is_folder(path)
     if model_format_of(path) is None:
         family, _ = read_family(path)
-        if family.format == "hf" or family.reference is not None:
+        if family.format == "hf":
+            return open_known_checkpoint(path).family
+        if family.reference is not None:
             return family
     raise CheckpointError(
         f"{path} has no config.json of a model that PyTorch can run: "
@@ -242,13 +248,19 @@ def _family_of(path: Path) -> Family:
     )
 
 
-def _load_reference(path: Path, family: Family, store: ArrayStore, dtype: str) -> Any:
-    """Loads the model with transformers, its parameters kept in the array store `store`."""
+def _class_of(family: Family, model: Model) -> str:
+    """Returns the class of transformers whose outputs are those of the model."""
+    if family.auto_class or not has_head(model.config):
+        return family.auto_class or "AutoModel"
+    has_encoder = family.config_class is EncoderDecoderConfig
+    return "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
+
+
+def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any:
+    """Loads the model with a class of transformers, its parameters kept in the array store."""
     import torch
     import transformers
 
-    has_encoder = family.config_class is EncoderDecoderConfig
-    name = "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
     with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from jaxllm.interop.formats.table import (
     tensor_formats,
     writable_formats,
 )
+from jaxllm.interop.loading.carried import carried_by, find_carried, in_short
 from jaxllm.interop.loading.diagnostics import check_arrays
 from jaxllm.interop.loading.model_arrays import ModelArrays
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
@@ -31,6 +33,8 @@ from jaxllm.interop.rules.binding import fused_parts
 
 from .kept_fields import keep_fields
 from .special_tokens import add_special_tokens, generation_config
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ def plan_export(
             cannot be written.
     """
     family, config, table = choose_family(model, families, model_parallel)
-    tensors = dict(export_tensors(model, table))
+    tensors = dict(export_tensors(model, table)) | _carried(model, family)
     config = keep_original(model.origin, family, config, tensors)
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
@@ -84,6 +88,24 @@ def plan_export(
     texts = {family.config_file: text} if family.config_file else {}
     texts |= generation_config(config, family, model.origin)
     return Export(family, tensors, tuple(files), {**texts, **index})
+
+
+def _carried(model: ModelArrays, family: Family) -> dict[str, TensorSource]:
+    """Returns the tensors outside of the model to write too: those that its origin had.
+
+    Logs a warning that names those that cannot be written.
+    """
+    origin = model.origin
+    if origin is None or not carried_by(origin):
+        return {}
+    try:
+        if origin.family == family.name:
+            return find_carried(origin)
+        reason = f"{family.name} has no place for {in_short(carried_by(origin))}"
+    except CheckpointError as error:
+        reason = str(error)
+    logger.warning("%s: not written", reason)
+    return {}
 
 
 def possible_families(

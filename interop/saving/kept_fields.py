@@ -8,7 +8,7 @@ from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config, Dtype, dtype_fields, make_config
 from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
-from jaxllm.interop.loading.checkpoint_dir import with_start_token
+from jaxllm.interop.loading.checkpoint_dir import with_facts_beside
 
 DTYPE, NEW_DTYPE = "torch_dtype", "dtype"  # transformers 5 writes the second
 # All of RoPE, which transformers 5 writes into one field; and that field.
@@ -58,7 +58,7 @@ def _read(
     """Reads a config that is complete, in float32 by default; None if it cannot be read."""
     chosen: Dtype = next((known for known in get_args(Dtype) if known == dtype), "float32")
     try:
-        fields = family.fields(with_start_token(family, config, folder))
+        fields = family.fields(with_facts_beside(family, config, folder))
         values, _ = family.read_config(fields, stored)
         return None if fields.finish() else make_config(values, dtype_fields(chosen))
     except (ValueError, ArithmeticError, TypeError):

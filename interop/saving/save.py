@@ -14,6 +14,7 @@ from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
 from jaxllm.interop.formats.table import model_format
+from jaxllm.interop.loading.carried import keep_carried
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
 
@@ -73,6 +74,8 @@ def save_pretrained(
                 own = folder / KEPT if own_format is not None else folder
                 own.mkdir(exist_ok=True)
                 copy_files(model.origin, own)
+                if own_format is not None:
+                    keep_carried(model.origin, own)
                 write_texts(folder, texts)
 
 

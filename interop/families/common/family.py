@@ -3,17 +3,27 @@
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig, make_config
+from jaxllm.config import Config, DecoderConfig, has_head, make_config, with_head
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
 from .config_fields import ReadFields, fields_read
 from .fields import Fields, Json
+from .naming.heads import (
+    LEFTOVERS,
+    OTHER_HEADS,
+    architecture_without_head,
+    is_head,
+    lacks_head,
+    restore_head_fields,
+    without_head,
+)
+from .naming.prefixes import Prefixes, find_prefixes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +36,11 @@ class Layout:
     experts: Literal["each", "fused"] = "each"  # one tensor per expert, or one for all
     file: str = ""  # the file that held the tensors, if the family does not fix its name
     dtype: str = ""  # of most of its bytes, which need not be the one that its config names
+    # What the names have in place of the family's prefix (None: that prefix), and before the head.
+    base: str | None = None
+    outer: str = ""
+    copies: Sequence[str] = ()  # the stored tensors that equal another
+    lone: Sequence[str] = ()  # originals that are not stored themselves, only as a copy
 
     @property
     def written(self) -> Self:
@@ -50,16 +65,51 @@ class RuleTable:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copy: original
     derived: tuple[Derived, ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: reason
+    # Tensors that are not part of the model but are written back as they were; pattern: reason.
+    carried: Mapping[str, str] = dataclasses.field(default_factory=dict)
     copies: Collection[str] = ()  # the tied tensors that are stored nevertheless
     file: str = ""  # the file to write the tensors to, if the family does not fix its name
 
     def with_originals(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-        """Takes a copy for its original if only the copy is stored, such as T5's `embed_tokens`."""
+        """Takes a copy for its original if only the copy is stored."""
         found = dict(tensors)
         for copy, original in self.tied.items():
             if original not in found and copy in found:
                 found[original] = dataclasses.replace(found.pop(copy), name=original)
         return found
+
+    def renamed(self, rename: Callable[[str], str]) -> "RuleTable":
+        """Returns the table for a checkpoint that has other names, from the usual ones."""
+
+        def both(patterns: Mapping[str, str]) -> dict[str, str]:
+            return {**patterns, **{rename(one): why for one, why in patterns.items()}}
+
+        return dataclasses.replace(
+            self,
+            rules=tuple(rule.with_stored(rename(rule.stored.name)) for rule in self.rules),
+            tied={rename(copy): rename(original) for copy, original in self.tied.items()},
+            derived=tuple(dataclasses.replace(d, name=rename(d.name)) for d in self.derived),
+            ignored=both(self.ignored),
+            carried=both(self.carried),
+            copies=[rename(copy) for copy in self.copies],
+        )
+
+    def with_copies(self, copies: Sequence[str], lone: Sequence[str]) -> "RuleTable":
+        """Returns the table for a checkpoint that stores these copies, of `lone` nothing else.
+
+        The first copy then takes the place of its original.
+        """
+        first = {one: next(copy for copy in copies if self.tied[copy] == one) for one in lone}
+        rules = (
+            rule.with_stored(first.get(rule.stored.name, rule.stored.name)) for rule in self.rules
+        )
+        tied = {copy: first.get(original, original) for copy, original in self.tied.items()}
+        return dataclasses.replace(
+            self,
+            rules=tuple(rules),
+            tied={copy: original for copy, original in tied.items() if copy != original},
+            copies=[copy for copy in copies if copy not in first.values()],
+        )
 
     def bound(self, stacks: Stacks) -> tuple[BoundRule, ...]:
         """Returns the rules with their sizes for a model whose layers are stacked this way."""
@@ -93,7 +143,10 @@ class Family:
     # Arguments of the reference, from tensors by name: source, target and their masks.
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
-    base_prefix: str = ""  # of the tensors without a head, if files may lack it
+    auto_class: str = ""  # the class of transformers that reads its checkpoints, if it is another
+    # Whether a checkpoint with tensors of these names is of this family, if several families have
+    # the same model_type.
+    applies: Callable[[Collection[str]], bool] = lambda names: True
     # Returns the fields of the config file that the original model reads; None if unknown.
     reads: Callable[[], ReadFields] | None = None
 
@@ -105,6 +158,16 @@ class Family:
     def fields(self, config: Json) -> Fields:
         """Returns the fields of a config file, to be read by `read_config`."""
         return Fields(config, None if self.reads is None else self.reads())
+
+    def table_of(
+        self, config: Any, layout: Layout, names: Collection[str]
+    ) -> tuple[RuleTable, Layout]:
+        """Returns the table for a checkpoint, and its layout with the copies that it stores."""
+        tied = self.table(config, layout).tied
+        copies = [copy for copy in tied if copy in names]
+        lone = dict.fromkeys(tied[copy] for copy in copies if tied[copy] not in names)
+        layout = dataclasses.replace(layout, copies=copies, lone=list(lone))
+        return self.table(config, layout), layout
 
     def find_field(
         self,
@@ -144,42 +207,95 @@ class Family:
             raise ValueError(f"this family supports {ours}, but the model has a {given}")
 
 
-# Tensors of Hugging Face checkpoints beside those of the language model.
-LEFTOVERS = {
-    "*rotary_emb.inv_freq": "derived from the config",
-    "*coder.version": "the version of a file format",
-    "*.masked_bias": "a constant of the mask",
-}
-OTHER_HEADS = dict.fromkeys(
-    ("score.*", "v_head.*", "value_head.*", "reward_head.*", "classification_head.*"),
-    "a head for another task",
-)
+def _with_leftovers(found: RuleTable) -> RuleTable:
+    """Returns a table of rules that accounts for what Hugging Face checkpoints hold besides."""
+    return dataclasses.replace(
+        found,
+        ignored={**LEFTOVERS, **found.ignored},
+        carried={**OTHER_HEADS, **found.carried},
+    )
 
 
-def _with_leftovers(table: Callable[[Any, Layout], RuleTable], *given: Any) -> RuleTable:
-    """Returns a table of rules that ignores leftovers too."""
-    found = table(*given)
-    return dataclasses.replace(found, ignored={**LEFTOVERS, **OTHER_HEADS, **found.ignored})
+class _Reader(NamedTuple):
+    """Reads and writes configs, and names tensors, also of models without a head or wrapped."""
+
+    own_read: Callable[[Fields, Mapping[str, StoredTensor]], tuple[Json, Layout]]
+    own_write: Callable[[Any, Json], Json]
+    own_table: Callable[[Any, Layout], RuleTable]
+    prefix: str
+    embeddings: Sequence[str]
+    with_head: Collection[str]
+
+    def read_config(
+        self, fields: Fields, stored: Mapping[str, StoredTensor]
+    ) -> tuple[Json, Layout]:
+        """See `Family.read_config`."""
+        prefixes = find_prefixes(stored, self.prefix, self.embeddings)
+        usual = prefixes.usual(stored)
+        values, layout = self.own_read(fields, usual)
+        tied = values.get("decoder", values).get("head.tied", False)
+        bare = prefixes.base == "" and self.prefix != ""
+        names = fields.data.get("architectures")
+        architectures = None if names in [[name] for name in self.with_head] else names
+        if lacks_head(architectures, usual, tied=tied, bare=bare):
+            values = without_head(values)
+        if prefixes.are_usual:
+            return values, layout
+        return values, dataclasses.replace(layout, base=prefixes.base, outer=prefixes.outer)
+
+    def write_config(self, config: Any, base: Json) -> Json:
+        """See `Family.write_config`."""
+        if has_head(config):
+            return self.own_write(config, base)
+        written = self.own_write(with_head(config), base)
+        names = [architecture_without_head(name) for name in written["architectures"]]
+        return restore_head_fields(written, base, names)
+
+    def table(self, config: Any, layout: Layout) -> RuleTable:
+        """See `Family.table`."""
+        found = _with_leftovers(self.own_table(with_head(config), layout))
+        if not has_head(config):
+            tied = {copy: one for copy, one in found.tied.items() if not is_head(copy)}
+            found = dataclasses.replace(found, tied=tied)
+        if layout.base is not None:
+            found = found.renamed(Prefixes(self.prefix, layout.base, layout.outer).stored)
+        return found.with_copies(layout.copies, layout.lone) if layout.copies else found
 
 
 def hf_family(
-    name: str,
+    model_type: str,
     read_config: Callable[[Fields, Mapping[str, StoredTensor]], tuple[Json, Layout]],
     write_config: Callable[[Any, Json], Json],
     table: Callable[[Any, Layout], RuleTable],
     config_class: type[Config] = DecoderConfig,
-    base_prefix: str = "model.",
+    prefix: str = "model.",
+    embeddings: Sequence[str] = ("embed_tokens.weight",),
+    with_head: Collection[str] = (),
+    **others: Any,
 ) -> Family:
-    """Returns a Hugging Face family, named by its `model_type`."""
+    """Returns a Hugging Face family.
+
+    Args:
+        model_type: see `Family`; also the family's name, unless `others` give one.
+        read_config: see `Family`.
+        write_config: see `Family`.
+        table: see `Family`.
+        config_class: see `Family`.
+        prefix: of the names of the model without its head.
+        embeddings: names that the embedding may have after the prefix, the usual one first.
+        with_head: architectures whose checkpoints are language models in spite of their name.
+        others: other attributes of `Family`.
+    """
+    reader = _Reader(read_config, write_config, table, prefix, embeddings, with_head)
     return Family(
-        name=name,
+        name=others.pop("name", model_type),
         format="hf",
         config_file="config.json",
-        model_type=name,
-        read_config=read_config,
-        write_config=write_config,
-        table=partial(_with_leftovers, table),
+        model_type=model_type,
+        read_config=reader.read_config,
+        write_config=reader.write_config,
+        table=reader.table,
         config_class=config_class,
-        base_prefix=base_prefix,
-        reads=partial(fields_read, name),
+        reads=partial(fields_read, model_type),
+        **others,
     )

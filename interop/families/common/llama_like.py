@@ -3,7 +3,6 @@
 Reads configs as transformers 4 or 5 writes them; writes those of transformers 4, which 5 reads.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -210,15 +209,7 @@ def gated_mlp_rules(
 
 def with_prefix(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     """Adds a prefix to the stored names, for a model that is part of another."""
-    return [
-        Rule(
-            dataclasses.replace(rule.stored, name=prefix + rule.stored.name),
-            rule.model,
-            " ".join(rule.replicated),
-            rule.layers,
-        )
-        for rule in rules
-    ]
+    return [rule.with_stored(prefix + rule.stored.name) for rule in rules]
 
 
 def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> RuleTable:

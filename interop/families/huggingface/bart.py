@@ -1,7 +1,4 @@
-"""BART in the Hugging Face format (`model_type: bart`): post-norm, biases everywhere.
-
-Tensors are named `model.encoder...` with the generation head and `encoder...` without it.
-"""
+"""BART in the Hugging Face format (`model_type: bart`): post-norm, biases everywhere."""
 
 import math
 from collections.abc import Mapping
@@ -21,8 +18,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
-# Names with and without the prefix; the first is written unless the second was read.
-SHARED = ("model.shared.weight", "shared.weight")
+PREFIX, EMBEDDINGS = "model.", ("shared.weight", "encoder.embed_tokens.weight")
 LOGITS_BIAS = "final_logits_bias"
 # Settings of every BART, in both stacks.
 FIXED: Json = {
@@ -64,7 +60,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "decoder": {**both, **_read_sizes(fields, "decoder", width), **decoder},
         "start_token": fields.take("decoder_start_token_id", int, 2),
     }
-    return config, Layout(names=tuple(name for name in SHARED if name in stored))
+    return config, Layout()
 
 
 def _read_sizes(fields: Fields, stack: str, width: int) -> Json:
@@ -140,8 +136,7 @@ def _write_sizes(stack: str, config: StackConfig) -> Json:
 def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of BART."""
     encoder, decoder = config.encoder, config.decoder
-    shared = next(iter(layout.names), SHARED[0])
-    prefix = shared.removesuffix("shared.weight")
+    prefix, shared = PREFIX, PREFIX + EMBEDDINGS[0]
     rules = [
         Rule(f"{shared} : V D", "decoder.embed.embedding : V D"),
         *_stack_rules(prefix, "encoder", encoder),
@@ -188,4 +183,13 @@ def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
     return rules
 
 
-BART = hf_family("bart", read_config, write_config, table, EncoderDecoderConfig, base_prefix="")
+BART = hf_family(
+    "bart",
+    read_config,
+    write_config,
+    table,
+    EncoderDecoderConfig,
+    prefix=PREFIX,
+    embeddings=EMBEDDINGS,
+    with_head=("BartModel",),  # so the released bart-base and bart-large are named
+)

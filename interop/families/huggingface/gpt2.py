@@ -1,7 +1,6 @@
 """GPT-2 in the Hugging Face format: learned positions, LayerNorm, kernels stored as `Conv1D`.
 
-Tensors are named `transformer.h.0...` in a full model and `h.0...` in the released checkpoints,
-which have no head.
+Tensors are named `transformer.h.0...` in a full model and `h.0...` in the released checkpoints.
 """
 
 from collections.abc import Mapping
@@ -23,8 +22,7 @@ from jaxllm.interop.families.common.unsupported import (
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-# Names with and without the prefix; the first is written unless the second was read.
-EMBEDDINGS = ("transformer.wte.weight", "wte.weight")
+PREFIX, EMBEDDING = "transformer.", "wte.weight"
 SUPPORTED = (
     *("norms.kind", "positions.kind", "attention.qkv_bias", "attention.out_bias"),
     *("attention.scale", "mlp.activation", "mlp.gated", "mlp.bias", "head.tied"),
@@ -59,7 +57,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "head.tied": fields.take("tie_word_embeddings", bool, True),
         "init.std": fields.take("initializer_range", float, 0.02),
     }
-    return config, Layout(names=tuple(name for name in EMBEDDINGS if name in stored))
+    return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
@@ -104,8 +102,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor; P counts the fused queries, keys and values."""
-    embedding = next(iter(layout.names), EMBEDDINGS[0])
-    prefix = embedding.removesuffix("wte.weight")
+    prefix, embedding = PREFIX, PREFIX + EMBEDDING
     block, attn, mlp = prefix + "h.{L}.", "layers.{L}.attn.", "layers.{L}.mlp."
     rules = [
         Rule(embedding + " : V D", "embed.embedding : V D"),
@@ -124,13 +121,11 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     ]
     if not config.head.tied:
         rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
-    mask = "the causal mask, a constant"
     return RuleTable(
         tuple(rules),
         {**decoder_sizes(config), "P": 3, "M": config.max_len},
         tied={"lm_head.weight": embedding} if config.head.tied else {},
-        ignored={f"{prefix}h.*.attn.bias": mask, f"{prefix}h.*.attn.masked_bias": mask},
     )
 
 
-GPT2 = hf_family("gpt2", read_config, write_config, table, base_prefix="")
+GPT2 = hf_family("gpt2", read_config, write_config, table, prefix=PREFIX, embeddings=(EMBEDDING,))

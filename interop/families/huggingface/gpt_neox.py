@@ -149,4 +149,11 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-GPT_NEOX = hf_family("gpt_neox", read_config, write_config, table, base_prefix="gpt_neox.")
+GPT_NEOX = hf_family(
+    "gpt_neox",
+    read_config,
+    write_config,
+    table,
+    prefix="gpt_neox.",
+    embeddings=("embed_in.weight",),
+)

@@ -78,4 +78,4 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-LLAMA4 = hf_family("llama4", read_config, write_config, table, base_prefix="")
+LLAMA4 = hf_family("llama4", read_config, write_config, table, prefix="", embeddings=())
