@@ -81,6 +81,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "optimizer_state": {*READING, "saving", "reference"},
         "inspection": {*READING, "saving"},
         "conversion": {*READING, "saving", "optimizer_state"},
+        "in_memory": {*READING, "saving", "optimizer_state", "reference"},
         "parity": {*READING, "saving", "reference"},
     },
     "jaxllm.interop.formats": {
@@ -190,7 +191,7 @@ MAX_LAYERS = {"jaxllm.interop": 8}
 # The module outside interop whose function may import transformers: for its tokenizers alone.
 READS_TOKENIZERS = "jaxllm.tokenization.converted"
 # Components of interop whose functions may run the reference models.
-MAY_RUN_REFERENCES = ("families", "optimizer_state", "parity")
+MAY_RUN_REFERENCES = ("families", "in_memory", "optimizer_state", "parity")
 # The only third-party dependency of rules, so that they can be read and tested alone.
 RULES_NEED = {"numpy"}
 

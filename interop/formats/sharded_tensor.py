@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,8 @@ class Chunk(NamedTuple):
 class ShardedTensor:
     """A tensor in chunks that cover it and do not overlap.
 
-    It offers what `StoredTensor` does, except for an offset in a single file. `path` is the file
-    that lists the chunks.
+    It offers what `StoredTensor` does, but reads no bytes of a single file. `path` is the file that
+    lists the chunks.
     """
 
     name: str
@@ -40,10 +40,22 @@ class ShardedTensor:
     path: Path
     chunks: tuple[Chunk, ...]
 
+    offset: ClassVar[int] = 0
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in C order."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def element_strides(self) -> tuple[int, ...]:
+        """The stride of each dimension as the tensor is read: in C order."""
+        return tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether all processes must read the same boxes in the same order."""
+        return any(chunk.tensor.is_collective for chunk in self.chunks)
 
     def rows(self, name: str, start: int, count: int) -> "ShardedTensor":
         """Returns `count` rows from `start` on, as a tensor with a name of its own."""
@@ -69,6 +81,10 @@ class ShardedTensor:
                 part = chunk.tensor.read(relative(wanted, chunk.box))
                 out[slices(relative(wanted, box))] = part
         return out
+
+    def in_memory(self, box: Box) -> np.ndarray:
+        """Returns a box, see `read`."""
+        return self.read(box)
 
 
 def join(name: str, shape: tuple[int, ...], path: Path, chunks: Sequence[Chunk]) -> ShardedTensor:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar, get_args
 
 import ml_dtypes
 import numpy as np
@@ -64,6 +64,8 @@ class StoredTensor:
     path: Path
     offset: int
     strides: tuple[int, ...] | None = None
+    # Whether all processes must read the same boxes in the same order.
+    is_collective: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:
@@ -113,6 +115,10 @@ class StoredTensor:
         order = sorted(range(len(shape)), key=lambda dim: -strides[dim])  # as the runs lie
         ordered = memory.reshape(-1).view(self.dtype).reshape([shape[dim] for dim in order])
         return ordered.transpose([order.index(dim) for dim in range(len(shape))])
+
+    def in_memory(self, box: Box) -> np.ndarray | None:
+        """Returns a box of a tensor that is read without a file; None for one in a file."""
+        return None
 
     def fill(self, handle: int, into: memoryview, start: int) -> None:
         """Fills a buffer with the tensor's bytes from `start` on.

@@ -5,7 +5,7 @@ uncompressed.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -179,7 +179,7 @@ def _lay_out(
 
 
 def _read_state(path: Path, archive: Archive, state: Mapping[str, object]) -> Contents:
-    state = _unwrap(path, state)
+    state = unwrap(path, state, torch_pickle.is_tensor)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
     skipped: list[str] = []
@@ -198,19 +198,20 @@ def _read_state(path: Path, archive: Archive, state: Mapping[str, object]) -> Co
     return Contents(tensors, tuple(skipped))
 
 
-def _unwrap(path: Path, state: Mapping[str, object]) -> Mapping[str, object]:
+def unwrap(
+    path: Path, state: Mapping[str, Any], is_tensor: Callable[[object], bool]
+) -> Mapping[str, Any]:
     """Returns the state dict inside a trainer's dictionary, such as `{"model": ..., "step": 5}`.
 
     Logs a warning that names the entries beside it, which are not read.
     """
     for _ in range(MOST_NESTED):  # a dictionary may contain itself
         key = next((key for key in TRAINERS_KEYS if isinstance(state.get(key), dict)), None)
-        if key is None or any(map(torch_pickle.is_tensor, state.values())):
+        if key is None or any(map(is_tensor, state.values())):
             break
         if others := [str(name) for name in state if name != key]:
             logger.warning("%s: only the entry %r is read, not %s", path, key, ", ".join(others))
-        inner: Any = state[key]
-        state = inner
+        state = state[key]
     return state
 
 

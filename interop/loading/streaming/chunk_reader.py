@@ -42,6 +42,8 @@ class Reader:
     def read(self, tensor: StoredTensor, box: Box, wanted: Sequence[Box] = ()) -> np.ndarray:
         """Reads a box of a tensor into the buffer and returns a view of it.
 
+        A tensor in memory returns its own box, which needs no buffer.
+
         Args:
             tensor: the tensor.
             box: the box to read.
@@ -51,6 +53,8 @@ class Reader:
         Raises:
             CheckpointError: the file ends before the box does.
         """
+        if (held := tensor.in_memory(box)) is not None:
+            return held
         itemsize, strides = tensor.dtype.itemsize, tensor.element_strides
         shape = box_shape(box)
         nbytes = element_span(shape, strides) * itemsize

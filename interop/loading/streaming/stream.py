@@ -57,6 +57,8 @@ def stream(
     """
     in_order = sorted(reads, key=lambda read: (read.tensor.path, read.tensor.offset))
     limit = chunk_bytes(max_ram, threads)
+    if any(read.tensor.is_collective for read in in_order):
+        threads = 1  # several would read in another order in each process
     todo = ((read, box) for read in in_order for box in chunks(read.tensor, limit))
     lock, stop = threading.Lock(), threading.Event()
 
@@ -99,7 +101,7 @@ def _deliver(
     """Reads a chunk and writes it into every array that needs part of it."""
     stored, model = read.transfer.target, read.transfer.source
     wanted = list(_wanted_parts(read, box, arrays))
-    if not wanted:
+    if not wanted and not read.tensor.is_collective:
         return
     sizes = read.transfer.sizes
     boxes = [relative(find_box(stored.dims, ranges, sizes), box) for _, _, _, ranges in wanted]
