@@ -12,7 +12,7 @@ from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.naming.heads import architecture_without_head
 from jaxllm.interop.formats import tensor_files
-from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.untrusted.json_objects import parse_json
@@ -21,6 +21,7 @@ from jaxllm.untrusted.regular_files import read_bytes
 Tensors = Mapping[str, StoredTensor]
 
 CONFIG = "config.json"
+HF = "hf"  # the format of the families that have variants
 GENERATION_CONFIG = "generation_config.json"
 SENTENCE_TRANSFORMERS = "modules.json"
 SUPPORTED = "docs/families.md lists what is supported"
@@ -62,17 +63,27 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
     check_is_folder(path)
     family, config = read_family(path)
     rows = [row for row in tensor_formats() if row.family_format == family.format]
-    for row in rows:
-        if row.holds(path):
-            if (adapter := describe_adapter(path)) is not None:
-                logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
-            tensors = strip_wrappers(_read_headers(path, row.read))
-            return Checkpoint(path, variant_of(family, tensors), config, tensors)
+    read = next((row.read for row in rows if row.holds(path)), None)
+    if read is None and family.format == HF and tensor_files.find_model_file(path) is not None:
+        read = _read_model_file
+    if read is not None:
+        if (adapter := describe_adapter(path)) is not None:
+            logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
+        plain = strip_wrappers(_read_headers(path, read))
+        family = variant_of(family, plain)
+        return Checkpoint(path, family, config, without_prefix(plain, family.trainer_prefix(plain)))
     expected = " or ".join(pattern for row in rows for pattern in row.files)
     raise CheckpointError(
         f"{path} has the config of a {family.name} checkpoint but no weights: "
         f"expected {expected}; the folder has {file_names(path)}"
     )
+
+
+def _read_model_file(path: Path) -> Tensors:
+    """Locates the tensors of the only file in a folder that can be the model's."""
+    file = tensor_files.find_model_file(path)
+    assert file is not None, "checked by the caller"
+    return tensor_files.read_only_file(file)
 
 
 def open_tensors(path: Path) -> Tensors:

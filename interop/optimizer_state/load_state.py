@@ -15,6 +15,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxllm.interop.formats.lazy_tensor import TensorSource, boxes
 from jaxllm.interop.formats.pytorch import dcp
+from jaxllm.interop.formats.pytorch.saved import dcp_folder
 from jaxllm.interop.formats.sharded_tensor import ShardedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
@@ -31,11 +32,6 @@ from . import optimizer_file, parameter_order
 from .optimizer_file import OptimizerFile
 from .torch_adamw import TorchAdamW, read_adamw
 
-# Prefixes in a DCP folder that are not the model's; the model may have a prefix of its own.
-NOT_THE_MODEL = (
-    *("optimizer.", "optim.", "lr_scheduler.", "train_state.", "dataloader."),
-    *("state.", "param_groups."),
-)
 MODEL = "model."
 BOX_ELEMENTS = 1 << 21  # values compared at a time
 
@@ -91,7 +87,7 @@ def _checkpoint_of(
     path: Path, rules: Any, contents: dcp.Contents, stored: OptimizerFile
 ) -> Checkpoint:
     """Returns the model saved with the optimizer, or else the one in the folder."""
-    own = {n: t for n, t in contents.tensors.items() if not n.startswith(NOT_THE_MODEL)}
+    own = dcp_folder.weights(contents)
     if not own:
         return open_checkpoint(path, rules)
     trained = set(stored.state)

@@ -144,6 +144,8 @@ class Family:
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
     auto_class: str = ""  # the class of transformers that reads its checkpoints, if it is another
+    # Returns the prefix that a trainer has put before the names of all tensors, if there is one.
+    trainer_prefix: Callable[[Collection[str]], str] = lambda names: ""
     # Whether a checkpoint with tensors of these names is of this family, if several families have
     # the same model_type.
     applies: Callable[[Collection[str]], bool] = lambda names: True
@@ -226,6 +228,11 @@ class _Reader(NamedTuple):
     embeddings: Sequence[str]
     with_head: Collection[str]
 
+    def trainer_prefix(self, names: Collection[str]) -> str:
+        """See `Family.trainer_prefix`."""
+        outer = find_prefixes(names, self.prefix, self.embeddings).outer
+        return outer if all(name.startswith(outer) for name in names) else ""
+
     def read_config(
         self, fields: Fields, stored: Mapping[str, StoredTensor]
     ) -> tuple[Json, Layout]:
@@ -297,5 +304,6 @@ def hf_family(
         table=reader.table,
         config_class=config_class,
         reads=partial(fields_read, model_type),
+        trainer_prefix=reader.trainer_prefix,
         **others,
     )

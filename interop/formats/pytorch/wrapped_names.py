@@ -22,6 +22,14 @@ def strip_wrappers(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     return {short: dataclasses.replace(tensors[name], name=short) for short, name in plain.items()}
 
 
+def without_prefix(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
+    """Returns the tensors by their names without a prefix that all of them have."""
+    return {
+        (short := name.removeprefix(prefix)): dataclasses.replace(tensor, name=short)
+        for name, tensor in tensors.items()
+    }
+
+
 def plain_name(name: str) -> str:
     """Returns the name that a tensor had before the model was wrapped for training.
 

@@ -62,13 +62,7 @@ class Archive:
 
     def check_repeats(self, tensors: Iterable[StoredTensor]) -> None:
         """Raises CheckpointError if views make far more numbers of the records than these hold."""
-        stored = sum(info.file_size for info in self.records.values())
-        viewed = sum(tensor.nbytes for tensor in tensors)
-        if viewed > max(_MOST_REPEATS * stored, _SMALL):
-            raise CheckpointError(
-                f"the tensors have {viewed} bytes in all, but the file stores only {stored}: "
-                "they repeat the same numbers, as `expand` makes them"
-            )
+        check_repeats(tensors, sum(info.file_size for info in self.records.values()))
 
     def _data_start(self, info: zipfile.ZipInfo) -> int | None:
         """Returns where a record's local header ends, or None if there is no such header."""
@@ -88,6 +82,16 @@ class Archive:
         """Returns whether a record can end here: a cheap check that does not read the storage."""
         self.stream.seek(end)
         return self.stream.read(4) in _ZIP_SIGNATURES
+
+
+def check_repeats(tensors: Iterable[StoredTensor], stored: int) -> None:
+    """Raises CheckpointError if views make far more numbers than the bytes that are stored."""
+    viewed = sum(tensor.nbytes for tensor in tensors)
+    if viewed > max(_MOST_REPEATS * stored, _SMALL):
+        raise CheckpointError(
+            f"the tensors have {viewed} bytes in all, but the file stores only {stored}: "
+            "they repeat the same numbers, as `expand` makes them"
+        )
 
 
 def _check_is_zip(stream: IO[bytes]) -> None:
