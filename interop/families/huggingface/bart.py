@@ -39,7 +39,6 @@ FIXED: Json = {
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("is_encoder_decoder", True)
-    fields.require("tie_word_embeddings", True)
     width = fields.take("d_model", int, 1024)
     both = {
         **FIXED,
@@ -52,7 +51,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     decoder = {
         "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 50265),
-        "head.tied": True,
+        "head.tied": fields.take("tie_word_embeddings", bool, True),
         "head.bias": LOGITS_BIAS in stored,
     }
     config = {
@@ -101,7 +100,6 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
             **differing,
             **heads,
             f"embed_scale={decoder.embed_scale}": decoder.embed_scale not in (1.0, scale),
-            "head.tied=False": not decoder.head.tied,
             f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
         },
     )
@@ -120,7 +118,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         "scale_embedding": decoder.embed_scale != 1.0,
         "init_std": decoder.init.std,
         "decoder_start_token_id": config.start_token,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": True,  # also of the stacks' embeddings, which are always tied
         "torch_dtype": decoder.numerics.param_dtype,
     }
 
@@ -153,10 +151,12 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
             f"H_{name}": stack.head_dim,
             f"F_{name}": stack.mlp_dim,
         }
-    embeddings = (f"{prefix}{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
-    return RuleTable(
-        tuple(rules), sizes, tied=dict.fromkeys([*embeddings, "lm_head.weight"], shared)
-    )
+    copies = [f"{prefix}{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")]
+    if decoder.head.tied:
+        copies.append("lm_head.weight")
+    else:
+        rules += linear_rules("lm_head", "decoder.lm_head", "V", "D")
+    return RuleTable(tuple(rules), sizes, tied=dict.fromkeys(copies, shared))
 
 
 def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:

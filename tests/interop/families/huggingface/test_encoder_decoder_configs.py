@@ -138,7 +138,6 @@ def test_a_released_bart_config_is_read():
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
         ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj='gated-mish'"),
         ("t5", {"is_causal": False}, "is_causal=False is not implemented"),
-        ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
         ("bart", {"activation_function": "mish"}, "activation_function='mish'"),
     ],
 )
@@ -166,7 +165,6 @@ def test_unsupported_values_are_refused(family, changes, problem):
             {"attention.qkv_bias": True},
             "the encoder of model_type 't5' does not support attention.qkv_bias=True",
         ),
-        ("bart", "decoder", {"head.tied": False}, "head.tied=False"),
         ("bart", "encoder", {"norms.final": True}, "norms.final=True in the encoder"),
         ("bart", "decoder", {"norms.placement": "pre"}, "norms.placement='pre' in the decoder"),
         ("bart", "encoder", {"positions.offset": 0}, "positions.offset=0 in the encoder"),
