@@ -21,7 +21,7 @@ def place(path, array: np.ndarray) -> StoredTensor:
 @pytest.mark.parametrize("max_bytes", [1, 20, 1 << 20])
 def test_equality_is_bitwise(tmp_path, max_bytes):
     array = np.array([[np.nan, 0.0, 1.0], [np.inf, -0.0, 2.0]], np.float32)
-    one, other = place(tmp_path / "a", array), stored(tmp_path / "b", array)
+    one, other = place(tmp_path / "a", array), place(tmp_path / "b", array)
     assert have_same_bits(one, other, max_bytes)
     changed = array.copy()
     changed[1, 1] = 0.0  # equal in numbers, not in bits
