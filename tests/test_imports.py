@@ -119,8 +119,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("allowances", "checkpoint", "checkpoint_dir", "diagnostics", "streaming"),
             "user_family",
         },
-        "carried": {"checkpoint_dir", "name_folding"},
-        "tied_tensors": {"carried", "checkpoint_dir", "plan", "streaming"},
+        "tied_tensors": {"checkpoint_dir", "name_folding", "plan", "streaming"},
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
         "load": {

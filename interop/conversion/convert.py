@@ -20,9 +20,9 @@ from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_
 from jaxllm.interop.formats.lazy_tensor import find_overflows
 from jaxllm.interop.formats.source_files import SourceChangedError, check_unchanged, identify
 from jaxllm.interop.formats.table import CheckpointWriter, model_format
-from jaxllm.interop.loading.carried import keep_carried
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
+from jaxllm.interop.saving.carried import keep_carried
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
 

@@ -14,6 +14,7 @@ from .huggingface.llama4 import LLAMA4
 from .huggingface.llama4_text import LLAMA4_TEXT
 from .huggingface.mistral import MISTRAL
 from .huggingface.mixtral import MIXTRAL
+from .huggingface.multimodal import MULTIMODAL
 from .huggingface.olmo2 import OLMO2
 from .huggingface.phi3 import PHI3
 from .huggingface.qwen2 import QWEN2
@@ -52,6 +53,7 @@ FAMILIES = (
     T5,
     T5_ENCODER,
     BART,
+    *MULTIMODAL,
     META_LLAMA,
     TLAMA,
     LLM,

@@ -36,6 +36,7 @@ class ModelArrays:
         arrays: the arrays by name.
         files: the files that they are read from.
         span_processes: whether no single process has all of them.
+        cast_to: the dtype that they were cast to; None if they are as they were.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class ModelArrays:
     arrays: Mapping[str, TensorSource]
     files: tuple[Path, ...] = ()
     span_processes: bool = False
+    cast_to: np.dtype | None = None
 
     def astype(self, dtype: Dtype | None) -> Self:
         """Returns the arrays in another dtype, which becomes that of the activations too.
@@ -57,7 +59,7 @@ class ModelArrays:
             raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
         config = with_fields(self.config, dtype_fields(dtype))
         arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
-        return dataclasses.replace(self, config=config, arrays=arrays)
+        return dataclasses.replace(self, config=config, arrays=arrays, cast_to=np.dtype(dtype))
 
 
 def arrays_of_model(model: Model) -> ModelArrays:

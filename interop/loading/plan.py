@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.errors import UserError
@@ -34,38 +33,11 @@ from .allowances import suggest_allowances
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint, with_facts_beside
 from .diagnostics import carried_names, check_arrays, check_count, check_tensors
+from .streaming.planned_array import PlannedArray
 from .streaming.stream import PlannedRead, window_bytes
 from .user_family import RulesError
 
 MAX_RAM = "256MiB"
-
-
-class PlannedArray(NamedTuple):
-    """An array of the model, how it is stored and where it is placed.
-
-    Attributes:
-        side: its name and dimensions, as in its rule.
-        sizes: the sizes of the rule's axes.
-        stored: the dtype in the checkpoint.
-        dtype: the dtype on devices.
-        sharding: where the array is placed.
-    """
-
-    side: Side
-    sizes: Sizes
-    stored: np.dtype
-    dtype: np.dtype
-    sharding: Sharding
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole array."""
-        return self.side.shape(self.sizes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.config import Config, DecoderConfig, TwoStackConfig
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
-from .carried import in_short
-from .checkpoint_dir import Checkpoint
+from .checkpoint_dir import HF, Checkpoint
+from .name_folding import in_short
 from .plan import Plan, make_plan
 from .streaming.chunk_reader import Reader, chunks
 from .streaming.stream import chunk_bytes
@@ -38,10 +39,9 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     try:
         check_copies(plan, checkpoint.path)
     except CheckpointError:
-        if not checkpoint.config.get(TIED):
+        if checkpoint.family.format != HF or not _is_tied(plan.config):
             raise
-        untied = dataclasses.replace(checkpoint, config={**checkpoint.config, TIED: False})
-        plan = make_plan(untied, **options)
+        plan = make_plan(_untied(checkpoint), **options)
         check_copies(plan, checkpoint.path)
         logger.warning(
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
@@ -58,6 +58,19 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
             *(checkpoint.path, in_short(plan.carried)),
         )
     return plan
+
+
+def _is_tied(config: Config) -> bool:
+    last = config.decoder if isinstance(config, TwoStackConfig) else config
+    return isinstance(last, DecoderConfig) and last.head.tied
+
+
+def _untied(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint with a config that ties no head."""
+    config = {**checkpoint.config, TIED: False}
+    parts = {n: v for n, v in config.items() if isinstance(v, dict) and TIED in v}
+    config |= {name: {**part, TIED: False} for name, part in parts.items()}
+    return dataclasses.replace(checkpoint, config=config)
 
 
 def check_copies(plan: Plan, path: Path) -> None:

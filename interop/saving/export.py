@@ -24,13 +24,14 @@ from jaxllm.interop.formats.table import (
     tensor_formats,
     writable_formats,
 )
-from jaxllm.interop.loading.carried import carried_by, find_carried, in_short
 from jaxllm.interop.loading.diagnostics import check_arrays
 from jaxllm.interop.loading.model_arrays import ModelArrays
+from jaxllm.interop.loading.name_folding import in_short
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import RulesError, known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
 
+from .carried import carried_by, find_carried
 from .kept_fields import keep_fields
 from .special_tokens import add_special_tokens, generation_config
 
@@ -74,8 +75,16 @@ def plan_export(
         CheckpointError: no family can express the model; lists the reason of each. Or the format
             cannot be written.
     """
+    carried, reason = _find_carried(model)
+    if reason:  # the text of a multimodal model is then written as a model of its own
+        families = [family for family in families if not family.is_part]
     family, config, table = choose_family(model, families, model_parallel)
-    tensors = dict(export_tensors(model, table)) | _carried(model, family)
+    if carried and model.origin is not None and model.origin.family != family.name:
+        reason = f"{family.name} has no place for {in_short(list(carried))}"
+        carried = {}
+    if reason:
+        logger.warning("%s: written without, as %s", reason, family.name)
+    tensors = dict(export_tensors(model, table)) | carried
     config = keep_original(model.origin, family, config, tensors)
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
@@ -90,22 +99,19 @@ def plan_export(
     return Export(family, tensors, tuple(files), {**texts, **index})
 
 
-def _carried(model: ModelArrays, family: Family) -> dict[str, TensorSource]:
-    """Returns the tensors outside of the model to write too: those that its origin had.
-
-    Logs a warning that names those that cannot be written.
-    """
-    origin = model.origin
-    if origin is None or not carried_by(origin):
-        return {}
+def _find_carried(model: ModelArrays) -> tuple[dict[str, TensorSource], str]:
+    """Returns the tensors outside of the model to write too, and why they cannot be written."""
+    if model.origin is None or not carried_by(model.origin):
+        return {}, ""
     try:
-        if origin.family == family.name:
-            return find_carried(origin)
-        reason = f"{family.name} has no place for {in_short(carried_by(origin))}"
+        found = find_carried(model.origin)
     except CheckpointError as error:
-        reason = str(error)
-    logger.warning("%s: not written", reason)
-    return {}
+        return {}, str(error)
+    dtype = model.cast_to
+    return {
+        name: tensor if dtype is None or tensor.dtype.kind in "biu" else tensor.astype(dtype)
+        for name, tensor in found.items()
+    }, ""
 
 
 def possible_families(

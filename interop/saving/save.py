@@ -14,10 +14,10 @@ from jaxllm.errors import CheckpointArgumentError
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import check_space, create, fill, finish, sync, write_files
 from jaxllm.interop.formats.table import model_format
-from jaxllm.interop.loading.carried import keep_carried
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
 
+from .carried import keep_carried
 from .export import Export, plan_export, possible_families, write_texts
 from .multihost import fail_together, is_first_process, shared_name
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     layer_norm_rules,
     read_activation,
     write_activation,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.unsupported import (
     refuse,
     unsupported_by_equal_heads,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, TemperatureConfig
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     read_layer_types,
@@ -30,6 +30,7 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse, unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor

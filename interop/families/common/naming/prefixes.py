@@ -79,7 +79,7 @@ def _find_outer(names: Collection[str], base: str, family: str) -> str:
         for name in names:
             if _ends_with(name, head) and base.startswith(name.removesuffix(head)):
                 return name.removesuffix(head)
-    return base.removesuffix(family) if base.endswith(family) else ""
+    return base.removesuffix(family) if f".{base}".endswith(f".{family}") else ""
 
 
 def _ends_with(name: str, last: str) -> bool:

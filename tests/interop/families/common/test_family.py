@@ -3,7 +3,8 @@
 import pytest
 from tiny import TINY
 
-from jaxllm.interop.families.common.family import Layout, hf_family, in_order, without_type
+from jaxllm.interop.families.common.family import Layout, in_order, without_type
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 
 
 def test_hugging_face_families_are_named_by_their_model_type():

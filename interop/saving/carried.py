@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from jaxllm.checkpoint_origin import CARRIED, Origin
@@ -10,9 +9,8 @@ from jaxllm.errors import CheckpointError
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored
-
-from .checkpoint_dir import Tensors, open_known_checkpoint
-from .name_folding import fold
+from jaxllm.interop.loading.checkpoint_dir import Tensors, open_known_checkpoint
+from jaxllm.interop.loading.name_folding import in_short
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +44,6 @@ def _open(origin: Origin) -> Tensors:
         return open_known_checkpoint(Path(origin.checkpoint)).tensors
     except CheckpointError:
         return {}
-
-
-def in_short(names: Sequence[str]) -> str:
-    """Returns names for a message; those that differ only in their indices count as one."""
-    return ", ".join(group.name for group in fold(dict.fromkeys(names)))
 
 
 def keep_carried(origin: Origin | None, folder: Path) -> None:
