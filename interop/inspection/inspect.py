@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint_origin import describe_adapter
+from jaxllm.interop.families import variant_of
 from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.loading.allowances import suggest_allowances
 from jaxllm.interop.loading.checkpoint import open_checkpoint
-from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
+from jaxllm.interop.loading.checkpoint_dir import (
+    Checkpoint,
+    check_is_folder,
+    open_tensors,
+    read_family,
+)
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.loading.plan import Analysis, Plan, analyze_checkpoint, find_arrays, make_plan
@@ -90,8 +97,8 @@ def inspect(
     """Lists the tensors of a folder, of a known family or not, from file headers only.
 
     Args:
-        path: a folder of any known family, a native checkpoint, a run, or any folder of tensors;
-            with `rules`, also a file.
+        path: a folder of any known family, a native checkpoint, a run, any folder of tensors, or
+            one file of tensors, such as a shard.
         rules: rules of your own, as described in docs/rules.md.
         strict: as for `load_pretrained`.
         allow: as for `load_pretrained`.
@@ -101,6 +108,8 @@ def inspect(
             other problems are in `problems` of the result.
     """
     path = Path(path)
+    if rules is None and path.is_file():
+        return _inspect_file(path)
     if rules is None:
         check_is_folder(path)
     if (form := model_format_of(path)) is not None:
@@ -140,6 +149,26 @@ def _inspect_model(path: Path, form: ModelFormat) -> Inspection:
     except CheckpointError as error:
         return Inspection(str(path), form.name, {}, (), error.problems)
     return Inspection(str(step), form.name, {}, _group(arrays, dict.fromkeys(arrays, "itself")), ())
+
+
+def _inspect_file(path: Path) -> Inspection:
+    """Lists the tensors of one file; if a config is beside it, also what they become."""
+    try:
+        tensors = open_tensors(path)
+    except CheckpointError as error:
+        return Inspection(str(path), None, {}, (), error.problems)
+    family, uses = None, dict.fromkeys(tensors, "not known without a config beside the file")
+    try:
+        found, config = read_family(path.parent)
+    except CheckpointError:
+        config = None
+    if config is not None:
+        plain = strip_wrappers(tensors)
+        checkpoint = Checkpoint(path.parent, variant_of(found, plain), config, plain)
+        family = checkpoint.family.name
+        of_plain = _uses(checkpoint, analyze_checkpoint(checkpoint))
+        uses = {name: of_plain[plain_name(name)] for name in tensors}
+    return Inspection(str(path), family, {}, _group(tensors, uses), ())
 
 
 def _inspect_unknown(path: Path, error: CheckpointError) -> Inspection:

@@ -16,7 +16,8 @@ from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.untrusted.json_objects import parse_json
-from jaxllm.untrusted.regular_files import read_bytes
+from jaxllm.untrusted.regular_files import check_is_regular, read_bytes
+from jaxllm.untrusted.substitutes import check_is_content
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -87,14 +88,16 @@ def _read_model_file(path: Path) -> Tensors:
 
 
 def open_tensors(path: Path) -> Tensors:
-    """Locates the tensors of any folder, by name, also without a config.
+    """Locates the tensors of any folder or file, by name, also without a config.
 
-    Reads the files of the first known format that the folder has, else every file with the suffix
-    of a tensor file.
+    Of a folder it reads the files of the first known format that the folder has, else every file
+    with the suffix of a tensor file.
 
     Raises:
         CheckpointError: the folder has no tensors, or a file is damaged.
     """
+    if path.is_file():
+        return _read_headers(path, tensor_files.read_only_file)
     check_is_folder(path)
     read = next((row.read for row in tensor_formats() if row.holds(path)), None)
     return _read_headers(path, read or tensor_files.read_every_file)
@@ -118,6 +121,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file has no valid JSON object, or a key occurs twice.
     """
     try:
+        check_is_regular(path)
+        check_is_content(path)
         return parse_json(read_bytes(path))
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None

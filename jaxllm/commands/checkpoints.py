@@ -33,10 +33,10 @@ def _add_inspect(add: AddCommand) -> None:
     inspect = add(
         "inspect",
         _inspect,
-        "List a folder's tensors and check whether it would load.",
+        "List the tensors of a folder or file and check whether a folder would load.",
         "jaxllm inspect exported/llama",
     )
-    inspect.add_argument("path", metavar="FOLDER", help="any folder of tensors")
+    inspect.add_argument("path", metavar="PATH", help="any folder or file of tensors")
     add_json(inspect, "the listing")
     add_reading(inspect)
 

@@ -16,6 +16,7 @@ from jaxllm.interop.formats.pytorch.pickle_reader import PickleError
 from jaxllm.interop.formats.pytorch.storage_views import Storage
 from jaxllm.interop.formats.pytorch.zip_archive import check_repeats
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.untrusted.substitutes import cut_short
 
 # The pickled magic number and the version, by protocol 2.
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
@@ -107,7 +108,7 @@ def _places(stream: IO[bytes], storages: Iterable[Storage]) -> dict[str, tuple[i
         places[f"data/{storage.key}"] = at + _COUNT_BYTES, storage.nbytes
         at += _COUNT_BYTES + storage.nbytes
     if (size := stream.seek(0, io.SEEK_END)) < at:
-        raise CheckpointError(f"the file has {size} bytes, but its tensors end at {at}")
+        raise cut_short(size, at)
     return places
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from jaxllm.interop.formats.pytorch import torch_zip
-from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.untrusted.regular_files import check_is_regular
+from jaxllm.untrusted.substitutes import check_is_content
 
 from . import legacy_file
 
@@ -16,6 +17,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: see `torch_zip.read_contents`.
     """
     check_is_regular(path)
+    _check(path)
     reader = legacy_file if legacy_file.is_legacy(path) else torch_zip
     return reader.read_contents(path).tensors
 
@@ -26,6 +28,14 @@ def read_value(path: Path) -> object:
     Raises:
         CheckpointError: see `torch_zip.read_value`.
     """
+    _check(path)
     reader = legacy_file if legacy_file.is_legacy(path) else torch_zip
     with path.open("rb") as stream:
         return reader.read_value(stream, path)
+
+
+def _check(path: Path) -> None:
+    try:
+        check_is_content(path)
+    except CheckpointError as error:
+        raise CheckpointError(error.within(path)) from None
