@@ -18,7 +18,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
-    *("charts", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
+    *("charts", "hub", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
     *("compatibility", "tokenization", "untrusted"),
 }
 READING = {"rules", "formats", "families", "loading"}
@@ -27,10 +27,11 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
         "config": {"errors"},
-        "tokenization": {"config", "errors", "untrusted"},
+        "tokenization": {"config", "errors", "hub", "untrusted"},
         "checkpointing": {"errors", "sharding", "distributed", "untrusted"},
         "distributed": {"errors", "differences"},
         "untrusted": {"errors"},
+        "hub": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},

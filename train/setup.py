@@ -15,6 +15,7 @@ from jaxllm.config import Config, StackConfig, TwoStackConfig, check_has_head, w
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
+from jaxllm.hub import local_path
 from jaxllm.models import Model, build_abstract
 from jaxllm.models.stack import check_positions
 from jaxllm.params import (
@@ -91,7 +92,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
         return data
     if data.tokenizer is not None or config.init_from is None:
         return data
-    start = Path(config.init_from)
+    start = local_path(config.init_from)
     if (start / "config.yaml").is_file():
         earlier = load_stored(start / "config.yaml")
         own = with_tokenizer(earlier, model)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxllm.checkpoint_origin import KEPT, Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.lazy_tensor import find_overflows
@@ -97,7 +98,7 @@ def convert(
             express it, numbers overflow `dtype`, or another unfinished conversion is in the way.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
-    source, destination = Path(source).resolve(), Path(destination).resolve()
+    source, destination = local_path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)

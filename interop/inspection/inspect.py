@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint_origin import describe_adapter
+from jaxllm.hub import local_path
 from jaxllm.interop.families import variant_of
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, strip_wrappers
@@ -107,7 +108,7 @@ def inspect(
         CheckpointError: there is no folder, or the checkpoint cannot be opened with `rules`. All
             other problems are in `problems` of the result.
     """
-    path = Path(path)
+    path = local_path(path)
     if rules is None and path.is_file():
         return _inspect_file(path)
     if rules is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig
+from jaxllm.hub import local_path
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
@@ -60,10 +61,10 @@ def suggest(
             for name, value in tensors.items()
         }
     elif rules is None and config is not None:
-        stored = strip_wrappers(read_only_file(Path(tensors)))
+        stored = strip_wrappers(read_only_file(local_path(tensors)))
         shapes = {name: tensor.shape for name, tensor in stored.items()}
     else:
-        shapes, config, table = _open(Path(tensors), config, rules, strict, allow)
+        shapes, config, table = _open(local_path(tensors), config, rules, strict, allow)
     if rules is not None and config is not None:
         table = resolve_family(rules).table(config, Layout())
     if not isinstance(config, DecoderConfig):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.hub import local_path
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.byte_sizes import format_size, parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
@@ -146,7 +147,7 @@ def verify(
     Raises:
         CheckpointError: the folder is not a checkpoint, or the manifest is invalid.
     """
-    path, damage = Path(path), ()
+    path, damage = local_path(path), ()
     if (form := model_format_of(path)) is not None:
         folder = form.find_step(path, step)
         through, pairs = _native_pairs(arrays_of_native(form, folder), rules)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import Dtype, with_fields
+from jaxllm.hub import local_path
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 
@@ -44,7 +45,7 @@ def open_pretrained(
 
     Arguments and errors are those of `load_pretrained`. Native checkpoints are not supported.
     """
-    checkpoint = open_checkpoint(Path(path), rules, strict=strict, allow=allow)
+    checkpoint = open_checkpoint(local_path(path), rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint, dtype=dtype)
     model = build_abstract(with_fields(plan.config, scan_layers=False))
     arrays = apply_rules(plan.table.bound(stacked_layers(model)), plan.tensors)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.lazy_tensor import find_overflows, from_stored
 from jaxllm.interop.formats.source_files import check_unchanged, identify
@@ -73,7 +74,7 @@ def load_pretrained(
     """
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
-    path, budget = Path(path), parse_size(max_ram)
+    path, budget = local_path(path), parse_size(max_ram)
     if (model_format := model_format_of(path)) is not None:
         if rules is not None:
             resolve_family(rules)  # remembered, so that `save_pretrained` can use them

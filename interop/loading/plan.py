@@ -14,6 +14,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.stored_tensor import (
@@ -132,7 +133,7 @@ def plan(
     Example:
         plan("Llama-3.2-1B", mesh=mesh).bytes_by_device
     """
-    checkpoint = open_checkpoint(Path(path), rules, strict=strict, allow=allow)
+    checkpoint = open_checkpoint(local_path(path), rules, strict=strict, allow=allow)
     return make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=max_ram)
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.lazy_tensor import TensorSource, boxes
 from jaxllm.interop.formats.pytorch import dcp
 from jaxllm.interop.formats.pytorch.saved import dcp_folder
@@ -64,7 +65,7 @@ def load_training_state(
     Raises:
         CheckpointError: lists everything that is damaged, missing or not AdamW's.
     """
-    path = Path(path)
+    path = local_path(path)
     folder = path if path.is_dir() else path.parent
     place = Path(optimizer) if optimizer is not None else optimizer_file.find(folder)
     if dcp.is_dcp(place):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
@@ -67,7 +68,7 @@ def compare_checkpoints(
     """
     chosen = BY_DEFAULT if levels is None else tuple(levels)
     _check_levels(chosen)
-    paths = [Path(path), Path(other)]
+    paths = [local_path(path), local_path(other)]
     announce("reading both checkpoints")
     options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
     ours, theirs = (open_model_arrays(one, **options) for one in paths)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm.config import EncoderDecoderConfig, has_head
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
@@ -164,7 +165,7 @@ def check_checkpoint(
         UserError: `dtype` is unknown, `num_tokens` is too small for a verdict, tokens and text are
             both given, or a level is unknown or does not exist for the model.
     """
-    path, given = Path(path), InputOptions(**prompt)
+    path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
     if dtype not in PRECISIONS:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
@@ -66,7 +67,7 @@ def record_checkpoint(
     Returns:
         The size of the pack in bytes.
     """
-    path, given = Path(path), InputOptions(**prompt)
+    path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     reference, model = open_both(path, rules, strict=strict, allow=allow)
     inputs = given.inputs(path, reference, model).with_labels(model)
@@ -132,6 +133,7 @@ def check_pack(
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
+        path = local_path(path)
         options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
         model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])
@@ -145,7 +147,7 @@ def check_pack(
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             problem = f"its data cannot be compared: {type(error).__name__}: {error}"
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
-    subject = f"{Path(path).name}, {data['subject']} as recorded"
+    subject = f"{path.name}, {data['subject']} as recorded"
     notes = (*([SAMPLED] if _lacks_hints(report) else []), *allowance_notes(allow))
     return dataclasses.replace(report, subject=subject, paths=_paths(path, pack), notes=notes)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 
 from .options import (
     AddCommand,
@@ -110,6 +111,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from jaxllm.models import TokenModel
 
     _check(arguments)
+    arguments.path = str(local_path(arguments.path))
     model = load_pretrained(arguments.path, dtype=arguments.dtype, **allowances(arguments))
     if not isinstance(model, TokenModel):
         raise UserError(
