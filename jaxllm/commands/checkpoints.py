@@ -36,7 +36,9 @@ def _add_inspect(add: AddCommand) -> None:
         "List the tensors of a folder or file and check whether a folder would load.",
         "jaxllm inspect exported/llama",
     )
-    inspect.add_argument("path", metavar="PATH", help="any folder or file of tensors")
+    inspect.add_argument(
+        "path", metavar="PATH", help="any folder or file of tensors, or hf://ORG/NAME"
+    )
     add_json(inspect, "the listing")
     add_reading(inspect)
 
@@ -48,7 +50,9 @@ def _add_verify(add: AddCommand) -> None:
         "Prove that import and export keep every bit.",
         "jaxllm verify exported/llama --manifest llama.json",
     )
-    verify.add_argument("path", metavar="CHECKPOINT", help="of a known family, or a run")
+    verify.add_argument(
+        "path", metavar="CHECKPOINT", help="of a known family, a run, or hf://ORG/NAME"
+    )
     add_step(verify)
     verify.add_argument(
         "--manifest",

@@ -26,7 +26,9 @@ def add_commands(add: AddCommand) -> None:
         "jaxllm convert runs/tiny exported/llama --to hf",
     )
     convert.add_argument(
-        "source", metavar="SOURCE", help="a checkpoint of a known family, or a run"
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint of a known family, a run, or hf://ORG/NAME[@REVISION]",
     )
     convert.add_argument("destination", metavar="DESTINATION", help="a new folder")
     convert.add_argument(

@@ -38,7 +38,9 @@ def add_commands(add: AddCommand) -> None:
         "Continue prompts with a model.",
         'jaxllm generate runs/tiny --prompt "def " --temperature 0.8',
     )
-    generate.add_argument("path", metavar="MODEL", help="a checkpoint of a known family, or a run")
+    generate.add_argument(
+        "path", metavar="MODEL", help="a checkpoint of a known family, a run, or hf://ORG/NAME"
+    )
     generate.add_argument(
         "--prompt",
         action="append",

@@ -1,7 +1,7 @@
 """Configs of whole models: decoders, encoder-decoders, and models of continuous inputs."""
 
 import dataclasses
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxllm.errors import UserError
 
@@ -219,8 +219,9 @@ def check_has_head(config: Config, purpose: str) -> None:
 
 def with_head(config: AnyConfig) -> AnyConfig:
     """Returns the config with a head; one that is tied to the embedding if it has none."""
-    if has_head(config):
+    given: Any = config
+    if has_head(given):
         return config
-    if isinstance(config, EncoderDecoderConfig):
-        return dataclasses.replace(config, decoder=with_head(config.decoder))
-    return dataclasses.replace(config, head=HeadConfig(tied=True))
+    if isinstance(given, EncoderDecoderConfig):
+        return dataclasses.replace(given, decoder=with_head(given.decoder))
+    return dataclasses.replace(given, head=HeadConfig(tied=True))
