@@ -180,12 +180,3 @@ def contiguous_runs(box: Box, strides: Sequence[int]) -> tuple[np.ndarray, int]:
         else:
             starts = np.add.outer(np.arange(low, high) * strides[dim], starts).ravel()
     return starts, row
-
-
-def main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
-    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
-    sizes = Counter[str]()
-    for tensor in tensors.values():
-        sizes[tensor.dtype.name] += tensor.nbytes
-    known: tuple[Dtype, ...] = get_args(Dtype)
-    return max(known, key=sizes.__getitem__)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from hf_case import SIZES, randomize, stored
-from tiers import examples
+from tiers import examples, exhaustive
 from tiny import relative_l2
 
 from jaxllm.config import has_head
@@ -100,12 +100,13 @@ def test_an_embedding_model_of_sentence_transformers_gives_hidden_states(tmp_pat
         generate(model, [[1, 2]], 3)
 
 
-def test_the_encoder_of_t5_is_compared_with_its_own_class(tmp_path):
+@pytest.mark.parametrize("levels", [["weights", "config"], *exhaustive([None])])
+def test_the_encoder_of_t5_is_compared_with_its_own_class(levels, tmp_path):
     original = transformers.T5EncoderModel(transformers.T5Config(**T5))
     randomize(original).save_pretrained(tmp_path)
-    report = check_checkpoint(tmp_path, num_tokens=320)
+    report = check_checkpoint(tmp_path, levels=levels, num_tokens=320)
     assert report.ok, report
-    assert set(report.verdicts) == {"weights", "config", "logits", "layers"}
+    assert set(report.verdicts) == set(levels or ("weights", "config", "logits", "layers"))
 
 
 def test_an_untied_language_model_without_its_head_is_damaged(tmp_path):
