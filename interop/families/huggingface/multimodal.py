@@ -112,8 +112,13 @@ class _Row:
         return {**outer, **own}
 
     def table(self, config: DecoderConfig, layout: Layout) -> RuleTable:
-        """Returns the rules of the text part; all other tensors are carried along."""
-        family = next(one for one in _TEXTS.values() if one.name == layout.text)
+        """Returns the rules of the text part; all other tensors are carried along.
+
+        Raises ValueError if the layout is not that of a checkpoint with a text part.
+        """
+        family = next((one for one in _TEXTS.values() if one.name == layout.text), None)
+        if family is None:
+            raise ValueError(f"model_type {self.model_type!r} needs the type of its text part")
         plain = dataclasses.replace(layout, base=None, outer="", copies=(), lone=())
         why = f"outside of the text part of {self.model_type}"
         carried = {f"{prefix}{name}*": why for name in _OUTSIDE for prefix in ("", "*.")}
