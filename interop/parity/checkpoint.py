@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.config import EncoderDecoderConfig, has_head
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.interop.families import Family
@@ -213,7 +212,7 @@ def open_both(
         load = load_pretrained if store is in_memory else open_pretrained
         model = load(path, dtype=dtype, rules=rules, strict=strict, allow=allow)
     if family is not None and family.reference is None:
-        return _load_reference(path, _class_of(family, model), store, dtype), model
+        return _load_reference(path, family.class_of(model.config), store, dtype), model
     reference = load_plain(path, rules, store, strict=strict, allow=allow)
     for parameter in reference.parameters() if dtype != FLOAT32.dtype else ():
         parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -247,14 +246,6 @@ def _family_of(path: Path) -> Family:
         f"{path} has no config.json of a model that PyTorch can run: "
         f"`jaxllm convert {path} NEW --to hf` writes a folder that has one"
     )
-
-
-def _class_of(family: Family, model: Model) -> str:
-    """Returns the class of transformers whose outputs are those of the model."""
-    if family.auto_class or not has_head(model.config):
-        return family.auto_class or "AutoModel"
-    has_encoder = family.config_class is EncoderDecoderConfig
-    return "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
 
 
 def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any:

@@ -125,7 +125,7 @@ def check_pack(
             "of their devices"
         )
     with fail_together(is_multi_host):
-        data = read_pack(Path(pack))
+        path, data = local_path(path), read_pack(Path(pack))
         if problems := [*_pack_problems(data)]:
             raise CheckpointError([*problems, OTHER_VERSION], pack)
     try:
@@ -133,7 +133,6 @@ def check_pack(
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
-        path = local_path(path)
         options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
         model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])

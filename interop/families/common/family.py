@@ -6,7 +6,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig, make_config
+from jaxllm.config import (
+    Config,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    has_head,
+    make_config,
+)
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
@@ -192,6 +198,13 @@ class Family:
             if not changed.problems and sizes.get(axis) == size:
                 return name
         return None
+
+    def class_of(self, config: Config) -> str:
+        """Returns the class of transformers whose outputs are those of a model of this config."""
+        if self.auto_class or not has_head(config):
+            return self.auto_class or "AutoModel"
+        has_encoder = isinstance(config, EncoderDecoderConfig)
+        return "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
 
     def check_class(self, config: Config) -> None:
         """Raises ValueError if the config is not of the class that this family supports."""

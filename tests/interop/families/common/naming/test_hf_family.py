@@ -52,6 +52,7 @@ def test_a_model_without_a_head_has_no_rule_for_one():
     assert HEAD not in names(table)
     assert HEAD not in table.tied
     assert LLAMA.write_config(config, {})["architectures"] == ["LlamaModel"]
+    assert (LLAMA.class_of(config), LLAMA.class_of(TINY)) == ("AutoModel", "AutoModelForCausalLM")
 
 
 @pytest.mark.parametrize(
