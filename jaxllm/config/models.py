@@ -219,9 +219,11 @@ def check_has_head(config: Config, purpose: str) -> None:
 
 def with_head(config: AnyConfig) -> AnyConfig:
     """Returns the config with a head; one that is tied to the embedding if it has none."""
-    given: Any = config
-    if has_head(given):
+    changed: Any = config
+    if has_head(changed):
         return config
-    if isinstance(given, EncoderDecoderConfig):
-        return dataclasses.replace(given, decoder=with_head(given.decoder))
-    return dataclasses.replace(given, head=HeadConfig(tied=True))
+    if isinstance(changed, EncoderDecoderConfig):
+        changed = dataclasses.replace(changed, decoder=with_head(changed.decoder))
+    else:
+        changed = dataclasses.replace(changed, head=HeadConfig(tied=True))
+    return changed

@@ -2,11 +2,11 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hub_server import SHA, TOKEN, serve
 from huggingface_hub import constants
@@ -32,7 +32,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(folder, tmp_path, monkeypatch):
-    repositories = dict.fromkeys(("org/tiny", "org/secret", "org/gated"), folder)
+    of_page = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-Embedding-0.6B")
+    repositories = dict.fromkeys(("org/tiny", "org/secret", "org/gated", *of_page), folder)
     with serve(repositories, private={"org/secret"}, gated={"org/gated"}) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -124,14 +125,22 @@ def test_one_format_of_the_weights_is_chosen(names, weights):
     assert needed_files([*names, "config.json"]) == [*names[:weights], "config.json"]
 
 
-def test_commands_take_addresses_and_the_environment_of_the_package(hub, tmp_path):
+def test_the_commands_of_the_page_run(hub, tmp_path):
     """HF_ENDPOINT and HF_HOME are read when the package is imported."""
+    page = (Path(__file__).parents[2] / "docs" / "import_export.md").read_text()
+    block = page.partition("## Checkpoints on the Hugging Face hub")[2].partition("```sh\n")[2]
+    commands = block.partition("```")[0].splitlines()
+    assert len(commands) == 2
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "jaxllm", "inspect"]
-    done = subprocess.run(
-        [*command, "hf://org/tiny"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "model.embed_tokens.weight" in done.stdout
-    assert str(tmp_path / "cache") == huggingface_hub.constants.HF_HUB_CACHE
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(command)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert verify(tmp_path / "embedder").ok
