@@ -108,6 +108,11 @@ def page(rows: dict[str, Measured]) -> str:
         "error of at most 1e-5, and zeros in the last two columns.",
         "`python benchmarks/families.py` writes this page.",
         "",
+        "The text part of multimodal models is read by the family of its text config, and",
+        "its logits for text alone are compared in the tests: `gemma3`, `mistral3`, `llava`,",
+        "`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`. Models without a head and the encoder of a T5",
+        "alone are in [import and export](import_export.md#models-without-a-head).",
+        "",
         "| family / case | tensors | relative L2 | max abs d / rms | differing bits | not loaded |",
         "|---|---|---|---|---|---|",
     ]

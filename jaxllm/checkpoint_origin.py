@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 KEPT = "origin"  # the folder of a run or a native checkpoint that holds its origin's files
+CARRIED = "carried.safetensors"  # in that folder: the checkpoint's tensors outside of the model
 CONFIGS = ("config.json", "params.json")  # a folder with one of them is a checkpoint
 ADAPTER = "adapter_config.json"
 # Files to copy from a folder that is no checkpoint, which may hold anything.
@@ -19,7 +20,7 @@ TOKENIZER_FILES = (
 )
 # Written anew by every export, so that nobody misses them.
 REPLACED = (
-    *CONFIGS,
+    *(*CONFIGS, CARRIED),
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json"),
     *("consolidated.[0-9]*.pth", "state_dict.pth"),
@@ -47,6 +48,8 @@ class Origin:
     config: str  # text of its config file, for the fields that do not affect the numbers
     layout: str  # how its tensors were split into files
     directory: str  # holds the tokenizer and generation files; "" if the model came from memory
+    checkpoint: str = ""  # the folder that it was read from, also if `directory` is a copy
+    carried: str = "[]"  # text of a list: tensors outside of the model that exports take along
 
     @property
     def folders(self) -> list[Path]:

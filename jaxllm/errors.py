@@ -78,12 +78,18 @@ class NonFiniteError(UserError, FloatingPointError):
     exit_status = 1
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that `name` probably misspells, or None; long ones are left out."""
+def nearest(name: str, known: Iterable[str], likeness: float = 0.7) -> str | None:
+    """Returns the known name that `name` probably misspells, or None; long ones are left out.
+
+    Args:
+        name: the name.
+        known: the known names.
+        likeness: the least share of letters that the two must have in common, up to 1.
+    """
     if len(name) > _MOST_LETTERS:
         return None
     short = [one for one in islice(known, _MOST_KNOWN) if len(one) <= _MOST_LETTERS]
-    return next(iter(difflib.get_close_matches(name, short, n=1, cutoff=0.7)), None)
+    return next(iter(difflib.get_close_matches(name, short, n=1, cutoff=likeness)), None)
 
 
 def listed(items: Sequence[Item], describe: Callable[[Item], str]) -> list[str]:
@@ -93,7 +99,7 @@ def listed(items: Sequence[Item], describe: Callable[[Item], str]) -> list[str]:
     return [*lines, f"and {more:,} more of this kind"] if more > 0 else lines
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns a clause that suggests the nearest known name, or an empty string."""
-    meant = nearest(name, known)
+def did_you_mean(name: str, known: Iterable[str], likeness: float = 0.7) -> str:
+    """Returns a clause that suggests the nearest known name, or an empty string; see `nearest`."""
+    meant = nearest(name, known, likeness)
     return f"; did you mean {meant!r}?" if meant else ""

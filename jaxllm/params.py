@@ -247,8 +247,13 @@ def _origin_problems(description: Mapping[str, Any]) -> Iterator[str]:
     if "origin" not in description:
         yield "origin is missing"
         return
-    origin, known = description["origin"], {field.name for field in dataclasses.fields(Origin)}
-    is_valid = isinstance(origin, dict) and origin.keys() == known
+    origin, known = (
+        description["origin"],
+        {field.name: field for field in dataclasses.fields(Origin)},
+    )
+    # Fields with a default are absent from what earlier versions wrote.
+    needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    is_valid = isinstance(origin, dict) and needed <= origin.keys() <= known.keys()
     if origin is not None and not (is_valid and all(isinstance(x, str) for x in origin.values())):
         yield f"origin is {reprlib.repr(origin)}; it must be null or the texts {sorted(known)}"
 

@@ -139,8 +139,17 @@ class DecoderFamily:
 
     def test_configs_of_both_transformers_versions_are_read(self, case, tmp_path):
         """transformers 5 writes `rope_parameters` and `dtype`; jaxllm writes the fields of 4."""
-        folder, model = case.folder, case.model
-        save_pretrained(model, tmp_path / "four")
+        model = load_pretrained(case.folder)
+        model.origin = None
+        save_pretrained(model, tmp_path / "four", format="hf")
         written = json.loads((tmp_path / "four" / "config.json").read_text())
         assert "rope_parameters" not in written
-        assert load_pretrained(tmp_path / "four").config == load_pretrained(Path(folder)).config
+        assert load_pretrained(tmp_path / "four").config == model.config
+
+    def test_an_unchanged_config_is_exported_field_for_field(self, case, tmp_path):
+        save_pretrained(case.model, tmp_path / "out")
+        written, original = (
+            json.loads((folder / "config.json").read_text())
+            for folder in (tmp_path / "out", case.folder)
+        )
+        assert written == original

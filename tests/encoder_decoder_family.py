@@ -172,9 +172,18 @@ class EncoderDecoderFamily:
 
     def test_configs_of_both_transformers_versions_are_read(self, case, tmp_path):
         """transformers 5 writes `dtype`; jaxllm writes the `torch_dtype` of 4."""
-        model = case[-1]
-        save_pretrained(model, tmp_path / "four")
+        model = load_pretrained(case[-2])
+        model.origin = None
+        save_pretrained(model, tmp_path / "four", format="hf")
         written = json.loads((tmp_path / "four" / "config.json").read_text())
         assert "dtype" not in written
         assert written["torch_dtype"] == "float32"
         assert load_pretrained(tmp_path / "four").config == model.config
+
+    def test_an_unchanged_config_is_exported_field_for_field(self, case, tmp_path):
+        save_pretrained(case[-1], tmp_path / "out")
+        written, original = (
+            json.loads((folder / "config.json").read_text())
+            for folder in (tmp_path / "out", case[-2])
+        )
+        assert written == original

@@ -18,7 +18,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
-    *("charts", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
+    *("charts", "hub", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
     *("compatibility", "tokenization", "untrusted"),
 }
 READING = {"rules", "formats", "families", "loading"}
@@ -27,10 +27,11 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
         "config": {"errors"},
-        "tokenization": {"config", "errors", "untrusted"},
+        "tokenization": {"config", "errors", "hub", "untrusted"},
         "checkpointing": {"errors", "sharding", "distributed", "untrusted"},
         "distributed": {"errors", "differences"},
         "untrusted": {"errors"},
+        "hub": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},
@@ -111,16 +112,16 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "source_systems": {"common", "meta"},
     },
     "jaxllm.interop.loading": {
-        **{name: set() for name in ("name_folding", "checkpoint_dir", "streaming")},
+        **{name: set() for name in ("allowances", "name_folding", "checkpoint_dir", "streaming")},
         "generation_config": set(),
         "diagnostics": {"name_folding"},
         "user_family": set(),
-        "checkpoint": {"checkpoint_dir", "user_family"},
+        "checkpoint": {"allowances", "checkpoint_dir", "user_family"},
         "plan": {
-            *("checkpoint", "checkpoint_dir", "diagnostics", "streaming"),
+            *("allowances", "checkpoint", "checkpoint_dir", "diagnostics", "streaming"),
             "user_family",
         },
-        "tied_tensors": {"checkpoint_dir", "diagnostics", "plan", "streaming"},
+        "tied_tensors": {"checkpoint_dir", "name_folding", "plan", "streaming"},
         "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
         "load": {

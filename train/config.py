@@ -50,6 +50,8 @@ class TrainConfig:
     seq_len: int  # tokens or vectors per sequence; also the length of each source
     model: Config | None = None  # architecture to initialize (or give init_from)
     init_from: str | None = None  # checkpoint to start from (or give model)
+    strict: bool = True  # whether to reject what is not understood in that checkpoint
+    allow: tuple[str, ...] = ()  # its config fields to read as absent (NAME) or as NAME=VALUE
     data: Data = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -87,7 +89,7 @@ class TrainConfig:
 # Fields that a resumed run may change: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
     *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
-    *("tensorboard", "wandb", "init_from"),
+    *("tensorboard", "wandb", "init_from", "strict", "allow"),
 )
 
 

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files
 from jaxllm.checkpointing.orbax_layout import read_step
-from jaxllm.config import Config, StackConfig, TwoStackConfig, with_fields
+from jaxllm.config import Config, StackConfig, TwoStackConfig, check_has_head, with_fields
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
+from jaxllm.hub import local_path
 from jaxllm.models import Model, build_abstract
 from jaxllm.models.stack import check_positions
 from jaxllm.params import (
@@ -91,7 +92,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
         return data
     if data.tokenizer is not None or config.init_from is None:
         return data
-    start = Path(config.init_from)
+    start = local_path(config.init_from)
     if (start / "config.yaml").is_file():
         earlier = load_stored(start / "config.yaml")
         own = with_tokenizer(earlier, model)
@@ -130,6 +131,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
             "with load_pretrained and give it as `model`"
         )
     _check_float32(model)
+    check_has_head(model.config, "train")
     return model
 
 

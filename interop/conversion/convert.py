@@ -5,16 +5,17 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxllm.checkpoint_origin import Origin, copy_files
+from jaxllm.checkpoint_origin import KEPT, Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.lazy_tensor import find_overflows
@@ -22,6 +23,7 @@ from jaxllm.interop.formats.source_files import SourceChangedError, check_unchan
 from jaxllm.interop.formats.table import CheckpointWriter, model_format
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_training_export
+from jaxllm.interop.saving.carried import keep_carried
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
 
@@ -64,16 +66,16 @@ def convert(
     max_shard: int | str = "5GB",
     progress: Progress | None = None,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
     optimizer: OptimizerExport | None = None,
     workers: int = WORKERS,
 ) -> Conversion:
     """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
-    It succeeds as well if the destination already is what it would write.
-
     Until it is complete, the checkpoint is in `destination`.partial, with a journal of the tensors
     already written. A resumed conversion verifies those against the journal's hashes and rewrites
-    any that differ.
+    any that differ. It succeeds as well if the destination already is what it would write.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
@@ -87,6 +89,7 @@ def convert(
         progress: called with the bytes done and the total, from several threads.
         rules: rules for a model of your own (docs/rules.md), to read the source with, which may
             then be a file, and to write with if `to` is "rules".
+        strict, allow: as for `load_pretrained`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
         workers: the number of threads, each of which writes one tensor at a time.
 
@@ -95,9 +98,9 @@ def convert(
             express it, numbers overflow `dtype`, or another unfinished conversion is in the way.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
-    source, destination = Path(source).resolve(), Path(destination).resolve()
+    source, destination = local_path(source).resolve(), Path(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    opened = open_model_arrays(source, step, rules)
+    opened = open_model_arrays(source, step, rules, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
@@ -202,6 +205,8 @@ class _Work:
         own = self.folder / self.writer.files_folder
         own.mkdir(exist_ok=True)
         copy_files(origin, own, source)
+        if self.writer.files_folder == KEPT:
+            keep_carried(origin, own)
         units = list(self.writer.units)
         digests = dict(zip(units, in_threads(self._write, units, self.workers), strict=True))
         self.writer.finish(self.folder, digests)

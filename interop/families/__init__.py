@@ -1,6 +1,8 @@
 """Checkpoint families: one module per model family, with its config format and tensor rules."""
 
-from .common.family import OTHER_HEADS, Derived, Family, Layout, RuleTable
+from collections.abc import Collection
+
+from .common.family import Derived, Family, Layout, RuleTable
 from .common.fields import Fields
 from .huggingface.bart import BART
 from .huggingface.gemma2 import GEMMA2
@@ -12,6 +14,7 @@ from .huggingface.llama4 import LLAMA4
 from .huggingface.llama4_text import LLAMA4_TEXT
 from .huggingface.mistral import MISTRAL
 from .huggingface.mixtral import MIXTRAL
+from .huggingface.multimodal import MULTIMODAL
 from .huggingface.olmo2 import OLMO2
 from .huggingface.phi3 import PHI3
 from .huggingface.qwen2 import QWEN2
@@ -19,6 +22,7 @@ from .huggingface.qwen3 import QWEN3
 from .huggingface.qwen3_moe import QWEN3_MOE
 from .huggingface.smollm3 import SMOLLM3
 from .huggingface.t5 import T5
+from .huggingface.t5_encoder import T5_ENCODER
 from .meta.llama import META_LLAMA
 from .source_systems.components_encoder_decoder import COMPONENTS_ENCODER_DECODER
 from .source_systems.components_sequence import COMPONENTS_AUTOREGRESSIVE, COMPONENTS_REGRESSION
@@ -27,7 +31,7 @@ from .source_systems.nima_gpt import NIMA_GPT
 from .source_systems.nima_transformer import NIMA_TRANSFORMER
 from .source_systems.tlama import TLAMA
 
-__all__ = ["FAMILIES", "OTHER_HEADS", "Derived", "Family", "Fields", "Layout", "RuleTable"]
+__all__ = ["FAMILIES", "Derived", "Family", "Fields", "Layout", "RuleTable", "variant_of"]
 
 # If several families support a model, the first one is written.
 FAMILIES = (
@@ -47,7 +51,9 @@ FAMILIES = (
     LLAMA4_TEXT,
     LLAMA4,
     T5,
+    T5_ENCODER,
     BART,
+    *MULTIMODAL,
     META_LLAMA,
     TLAMA,
     LLM,
@@ -57,3 +63,14 @@ FAMILIES = (
     COMPONENTS_AUTOREGRESSIVE,
     COMPONENTS_ENCODER_DECODER,
 )
+
+
+def variant_of(family: Family, names: Collection[str]) -> Family:
+    """Returns the family of a checkpoint: of those with one `model_type`, that of its tensors.
+
+    Args:
+        family: the first family with the checkpoint's `model_type`.
+        names: of the checkpoint's tensors.
+    """
+    same = (one for one in FAMILIES if one.model_type == family.model_type and one.applies(names))
+    return next(same, family) if family.model_type is not None else family

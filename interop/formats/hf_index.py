@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxllm.untrusted.json_objects import parse_json
 from jaxllm.untrusted.regular_files import read_bytes
+from jaxllm.untrusted.substitutes import check_is_content
 
 from .stored_tensor import CheckpointError, StoredTensor
 
@@ -88,6 +89,7 @@ def read_indexed(index: Path, read_header: ReadHeader) -> dict[str, StoredTensor
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
+        check_is_content(path)
         places = parse_json(read_bytes(path)).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
             raise CheckpointError("weight_map does not map tensor names to file names")

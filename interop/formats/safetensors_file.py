@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxllm.untrusted.json_objects import parse_json
 from jaxllm.untrusted.regular_files import check_is_regular
+from jaxllm.untrusted.substitutes import check_is_content, cut_short
 
 from .file_writer import PlannedFile
 from .hf_index import read_single_or_indexed
@@ -117,11 +118,15 @@ def lay_out_checkpoint(
 
 def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
     check_is_regular(path)
+    check_is_content(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8:
             raise CheckpointError(f"{size} bytes, too short for a safetensors file")
+        if size - 8 < length <= MAX_HEADER_BYTES and stream.read(1) == b"{":
+            raise cut_short(size)  # the header would tell the whole size
+        stream.seek(8)
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(
                 f"header of {length} bytes, but {size - 8} bytes follow and "
@@ -149,6 +154,9 @@ def _stored_tensors(path: Path, header: dict[str, Any], start: int) -> dict[str,
                 )
         except CheckpointError as error:
             problems += error.within(f"tensor {name!r}")
+    end = max((end for _, end, _ in spans), default=0)
+    if not problems and start + end > (size := path.stat().st_size) and _are_dense(spans):
+        raise cut_short(size, start + end)
     if len(spans) == len(header):  # a tensor in an unknown place would look like a hole
         problems += _coverage_problems(spans, path.stat().st_size - start)
     if problems:
@@ -191,6 +199,16 @@ def _coverage_problems(spans: list[tuple[int, int, str]], length: int) -> list[s
     if position < length:
         problems.append(f"no tensor covers bytes {position} to {length} of the data")
     return problems
+
+
+def _are_dense(spans: list[tuple[int, int, str]]) -> bool:
+    """Whether spans follow each other without holes and overlaps, as every writer places them."""
+    position = 0
+    for begin, end, _ in sorted(spans):
+        if begin != position:
+            return False
+        position = end
+    return True
 
 
 def _split(

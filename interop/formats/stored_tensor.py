@@ -3,14 +3,16 @@
 import math
 import os
 import reprlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import ml_dtypes
 import numpy as np
 
+from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointError
 from jaxllm.interop.rules.boxes import Box, box_shape
 
@@ -131,6 +133,22 @@ class StoredTensor:
                     f"{self.path}: tensor {self.name!r}: the file ends {len(into)} bytes early"
                 )
             into, start = into[count:], start + count
+
+
+def main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
+    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        sizes[dtype_on_devices(tensor.dtype).name] += tensor.nbytes
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    return max(known, key=sizes.__getitem__)
+
+
+def dtype_on_devices(stored: np.dtype, dtype: Dtype | None = None) -> np.dtype:
+    """Returns the dtype of a stored tensor's array, by default as stored: float64 as float32."""
+    if dtype is not None:
+        return np.dtype(dtype)
+    return np.dtype(np.float32) if stored == np.float64 else stored
 
 
 def checked_shape(shape: object, dtype: np.dtype) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config
@@ -19,9 +19,9 @@ from .file_writer import Digest, PlannedFile, Progress
 from .lazy_tensor import TensorSource
 from .orbax_writer import OrbaxWriter
 from .pytorch import bin_folder, consolidated, torch_zip
-from .stored_tensor import StoredTensor
+from .pytorch.saved import dcp_folder, torch_file
 
-Tensors = Mapping[str, StoredTensor]
+Tensors = Mapping[str, Any]
 Sources = Mapping[str, TensorSource]
 Planned = tuple[list[PlannedFile], dict[str, bytes]]
 
@@ -128,7 +128,7 @@ def _state_dict(name: str) -> TensorFormat:
     return TensorFormat(
         name,
         files=(STATE_DICT,),
-        read=lambda path: torch_zip.read_header(path / STATE_DICT),
+        read=lambda path: torch_file.read_header(path / STATE_DICT),
         lay_out=lambda tensors, _, __: ([torch_zip.lay_out(STATE_DICT, tensors)], {}),
     )
 
@@ -146,6 +146,12 @@ _ROWS: tuple[CheckpointFormat, ...] = (
         "bin",
         files=(bin_folder.INDEX_NAME, bin_folder.SINGLE_NAME),
         read=bin_folder.read_checkpoint,
+        variant_of="hf",
+    ),
+    TensorFormat(
+        "dcp",
+        files=(dcp_folder.METADATA,),
+        read=dcp_folder.read_weights,
         variant_of="hf",
     ),
     TensorFormat(

@@ -1,6 +1,7 @@
 """Single tensor files, read and written in the format that their suffix names."""
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from . import safetensors_file
 from .file_writer import PlannedFile
 from .lazy_tensor import TensorSource
 from .pytorch import bin_folder, torch_zip
+from .pytorch.saved import torch_file
 from .stored_tensor import CheckpointError, StoredTensor
 
 Tensors = dict[str, StoredTensor]
@@ -20,11 +22,13 @@ class FileType(NamedTuple):
     lay_out: Callable[[str, Mapping[str, TensorSource]], PlannedFile]
 
 
-TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 FILE_TYPES: dict[str, FileType] = {
     ".safetensors": FileType(safetensors_file.read_header, safetensors_file.lay_out),
-    **dict.fromkeys(TORCH_SUFFIXES, FileType(torch_zip.read_header, torch_zip.lay_out)),
+    **dict.fromkeys(TORCH_SUFFIXES, FileType(torch_file.read_header, torch_zip.lay_out)),
 }
+# Files of trainers beside the weights.
+_OF_TRAINING = ("training_args.bin", "optim*", "scheduler.*", "scaler.*", "rng_state*", "adapter_*")
 # Files that identify a folder as one checkpoint, possibly in several shards.
 _FOLDERS = (
     (safetensors_file.INDEX_NAME, safetensors_file.read_checkpoint),
@@ -84,6 +88,16 @@ def lay_out(
     if file == safetensors_file.SINGLE_NAME:
         return safetensors_file.lay_out_checkpoint(tensors, max_shard)
     return [_file_type(Path(file)).lay_out(file, tensors)], {}
+
+
+def find_model_file(folder: Path) -> Path | None:
+    """Returns the only tensor file of a folder, not counting the state of a training, or None."""
+    files = [
+        file
+        for file in _files_of_tensors(folder)
+        if not any(fnmatchcase(file.name, pattern) for pattern in _OF_TRAINING)
+    ]
+    return files[0] if len(files) == 1 else None
 
 
 def _files_of_tensors(folder: Path) -> list[Path]:

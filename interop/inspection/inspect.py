@@ -3,16 +3,25 @@
 import dataclasses
 import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoint_origin import describe_adapter
+from jaxllm.hub import local_path
+from jaxllm.interop.families import variant_of
 from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
+from jaxllm.interop.loading.allowances import suggest_allowances
 from jaxllm.interop.loading.checkpoint import open_checkpoint
-from jaxllm.interop.loading.checkpoint_dir import Checkpoint, check_is_folder, open_tensors
+from jaxllm.interop.loading.checkpoint_dir import (
+    Checkpoint,
+    check_is_folder,
+    open_tensors,
+    read_family,
+)
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.loading.plan import Analysis, Plan, analyze_checkpoint, make_plan
@@ -41,11 +50,11 @@ class Inspection:
 
     path: str
     family: str | None
-    fields: Mapping[str, str]  # config fields: "read", "ignored" or "unknown"
+    fields: Mapping[str, str]  # config fields: "read", "ignored", "not used" or "unknown"
     tensors: tuple[TensorGroup, ...]
     problems: tuple[str, ...]
     plan: Plan | None = None  # for loading onto one device
-    notes: tuple[str, ...] = ()  # what is in the folder but is not loaded
+    notes: tuple[str, ...] = ()  # what is in the folder but is not loaded, or is loaded otherwise
 
     @property
     def ok(self) -> bool:
@@ -84,31 +93,38 @@ class Inspection:
         }
 
 
-def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
+def inspect(
+    path: str | Path, *, rules: Any = None, strict: bool = True, allow: Sequence[str] = ()
+) -> Inspection:
     """Lists the tensors of a folder, of a known family or not, from file headers only.
 
     Args:
-        path: a folder of any known family, a native checkpoint, a run, or any folder of tensors;
-            with `rules`, also a file.
+        path: a folder of any known family, a native checkpoint, a run, any folder of tensors, or
+            one file of tensors, such as a shard.
         rules: rules of your own, as described in docs/rules.md.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: there is no folder, or the checkpoint cannot be opened with `rules`. All
             other problems are in `problems` of the result.
     """
-    path = Path(path)
+    path = local_path(path)
+    if rules is None and path.is_file():
+        return _inspect_file(path)
     if rules is None:
         check_is_folder(path)
     if (form := model_format_of(path)) is not None:
         return _inspect_model(path, form)
     try:
-        checkpoint = open_checkpoint(path, rules)
+        checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     except CheckpointError as error:
         if rules is not None:
             raise
         return _inspect_unknown(path, error)
     account = analyze_checkpoint(checkpoint)
-    problems = [*account.problems, *account.unknown]
+    problems = [*account.problems, *(account.unknown if strict else ())]
+    problems += suggest_allowances(account.refused)
     plan = None
     if not problems:
         try:
@@ -124,7 +140,7 @@ def inspect(path: str | Path, *, rules: Any = None) -> Inspection:
         tensors,
         tuple(problems),
         plan,
-        () if adapter is None else (f"{adapter} is not loaded",),
+        (*checkpoint.allowed, *([] if adapter is None else [f"{adapter} is not loaded"])),
     )
 
 
@@ -135,6 +151,26 @@ def _inspect_model(path: Path, form: ModelFormat) -> Inspection:
     except CheckpointError as error:
         return Inspection(str(path), form.name, {}, (), error.problems)
     return Inspection(str(step), form.name, {}, _group(arrays, dict.fromkeys(arrays, "itself")), ())
+
+
+def _inspect_file(path: Path) -> Inspection:
+    """Lists the tensors of one file; if a config is beside it, also what they become."""
+    try:
+        tensors = open_tensors(path)
+    except CheckpointError as error:
+        return Inspection(str(path), None, {}, (), error.problems)
+    family, uses = None, dict.fromkeys(tensors, "not known without a config beside the file")
+    try:
+        found, config = read_family(path.parent)
+    except CheckpointError:
+        config = None
+    if config is not None:
+        plain = strip_wrappers(tensors)
+        checkpoint = Checkpoint(path.parent, variant_of(found, plain), config, plain)
+        family = checkpoint.family.name
+        of_plain = _uses(checkpoint, analyze_checkpoint(checkpoint))
+        uses = {name: of_plain[plain_name(name)] for name in tensors}
+    return Inspection(str(path), family, {}, _group(tensors, uses), ())
 
 
 def _inspect_unknown(path: Path, error: CheckpointError) -> Inspection:

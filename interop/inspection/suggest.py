@@ -1,12 +1,13 @@
 """Suggests rules for tensors that have none, from their names and shapes: a start, not a proof."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Config, DecoderConfig
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
@@ -35,6 +36,8 @@ def suggest(
     *,
     rules: Any = None,
     tree: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> Suggestions:
     """Suggests rules for the tensors that have none, by comparing names and shapes.
 
@@ -50,6 +53,8 @@ def suggest(
         rules: existing rules of your own; their tensors and arrays are left alone.
         tree: any JAX pytree to suggest rules for, in place of a jaxllm model; its leaves may be
             shapes. Letters then tell sizes apart and mean nothing else.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: there are no tensors, or there is neither a config of a decoder nor a tree.
@@ -66,10 +71,10 @@ def suggest(
             for name, value in tensors.items()
         }
     elif rules is None and config is not None:
-        stored = strip_wrappers(read_only_file(Path(tensors)))
+        stored = strip_wrappers(read_only_file(local_path(tensors)))
         shapes = {name: tensor.shape for name, tensor in stored.items()}
     else:
-        shapes, config, table = _open(Path(tensors), config, rules)
+        shapes, config, table = _open(local_path(tensors), config, rules, strict, allow)
     if rules is not None and config is not None:
         table = resolve_family(rules).table(config, Layout())
     if not isinstance(config, DecoderConfig):
@@ -79,11 +84,11 @@ def suggest(
 
 
 def _open(
-    path: Path, config: Config | None, rules: Any
+    path: Path, config: Config | None, rules: Any, strict: bool, allow: Sequence[str]
 ) -> tuple[dict[str, Shape], Config, RuleTable | None]:
     """Reads the shapes and the rules of a checkpoint, and its config unless one is given."""
     try:
-        checkpoint = open_checkpoint(path, rules)
+        checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     except CheckpointError as error:
         if rules is not None or not path.exists():
             raise

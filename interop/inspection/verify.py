@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxllm.hub import local_path
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.byte_sizes import format_size, parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, in_threads
@@ -18,7 +19,7 @@ from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored, transf
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.checkpoint import open_checkpoint
-from jaxllm.interop.loading.checkpoint_dir import read_json
+from jaxllm.interop.loading.checkpoint_dir import Checkpoint, read_json
 from jaxllm.interop.loading.model_arrays import ModelArrays, arrays_of_checkpoint, arrays_of_native
 from jaxllm.interop.loading.plan import make_plan
 from jaxllm.interop.loading.tied_tensors import make_checked_plan
@@ -125,6 +126,8 @@ def verify(
     manifest: str | Path | None = None,
     max_ram: int | str = "256MiB",
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> Verification:
     """Maps every tensor to the model's arrays and back by the rules, and counts differing bits.
 
@@ -138,11 +141,13 @@ def verify(
         manifest: a JSON file of the tensors' sha256: compared if it exists, else written.
         max_ram: host memory for tensors in flight, in bytes or as a string like "256MiB".
         rules: rules of your own, as described in docs/rules.md; `path` may then be a file.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or the manifest is invalid.
     """
-    path, damage = Path(path), ()
+    path, damage = local_path(path), ()
     if (form := model_format_of(path)) is not None:
         folder = form.find_step(path, step)
         through, pairs = _native_pairs(arrays_of_native(form, folder), rules)
@@ -150,7 +155,7 @@ def verify(
     elif step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     else:
-        through, pairs = _stored_pairs(path, rules)
+        through, pairs = _stored_pairs(open_checkpoint(path, rules, strict=strict, allow=allow))
     chunk_bytes = max(min(parse_size(max_ram) // (WORKERS * COPIES), CHUNK_BYTES), 1)
     tensors = in_threads(lambda name: _compare(name, pairs[name], chunk_bytes), list(pairs))
     result = Verification(str(path), through, tuple(tensors), damage=damage)
@@ -168,15 +173,15 @@ class _Pair:
     remark: str = ""
 
 
-def _stored_pairs(path: Path, rules: Any) -> tuple[str, dict[str, _Pair]]:
+def _stored_pairs(checkpoint: Checkpoint) -> tuple[str, dict[str, _Pair]]:
     """Pairs every stored tensor with its round trip, including copies and ignored tensors."""
-    checkpoint = open_checkpoint(path, rules)
     try:
         plan = make_checked_plan(checkpoint)
     except CheckpointError:
         plan = make_plan(checkpoint)  # bits of copies that differ are counted
     again = dict(export_tensors(arrays_of_checkpoint(checkpoint, plan), plan.table))
     again |= {copy: again[original] for copy, original in plan.table.tied.items()}
+    again |= {name: from_stored(checkpoint.tensors[name]) for name in plan.carried}
     for derived in plan.table.derived:  # exports recompute it and may round differently
         again.pop(derived.name, None)
     return checkpoint.family.name, {

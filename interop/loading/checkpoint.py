@@ -1,5 +1,8 @@
 """Opens checkpoints of known families, and of models that a user's rules describe."""
 
+import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
 
+from .allowances import apply_allowances
 from .checkpoint_dir import (
     Checkpoint,
     check_is_folder,
@@ -19,18 +23,36 @@ from .checkpoint_dir import (
 )
 from .user_family import resolve_family
 
+logger = logging.getLogger(__name__)
 
-def open_checkpoint(path: Path, rules: Any = None) -> Checkpoint:
+
+def open_checkpoint(
+    path: Path, rules: Any = None, *, strict: bool = True, allow: Sequence[str] = ()
+) -> Checkpoint:
     """Reads the headers of a checkpoint of a known family, or of one that `rules` describe.
+
+    Arguments and errors are those of `load_pretrained`. What is allowed is logged.
 
     Raises:
         CheckpointError: the path is not a checkpoint, or is damaged.
     """
     if rules is None:
-        return open_known_checkpoint(path)
-    family, fields = identify_family(path, rules)
-    folder = path if path.is_dir() else path.parent
-    return Checkpoint(folder, family, fields, strip_wrappers(read_only_file(path)))
+        found = open_known_checkpoint(path)
+    else:
+        family, fields = identify_family(path, rules)
+        folder = path if path.is_dir() else path.parent
+        found = Checkpoint(folder, family, fields, strip_wrappers(read_only_file(path)))
+    return with_allowances(found, strict=strict, allow=allow)
+
+
+def with_allowances(
+    checkpoint: Checkpoint, *, strict: bool = True, allow: Sequence[str] = ()
+) -> Checkpoint:
+    """Returns a checkpoint whose config is read as the user allows, and logs what differs."""
+    config, allowed = apply_allowances(checkpoint.config, allow)
+    for line in allowed:
+        logger.warning("%s: %s", checkpoint.path / checkpoint.family.config_file, line)
+    return dataclasses.replace(checkpoint, config=config, strict=strict, allowed=allowed)
 
 
 def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:

@@ -9,18 +9,22 @@ from typing import Any
 from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import MissingCheckpointError, did_you_mean
-from jaxllm.interop.families import FAMILIES, Family
+from jaxllm.interop.families import FAMILIES, Family, variant_of
+from jaxllm.interop.families.common.naming.heads import architecture_without_head
 from jaxllm.interop.formats import tensor_files
-from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, with_base_prefix
+from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.untrusted.json_objects import parse_json
-from jaxllm.untrusted.regular_files import read_bytes
+from jaxllm.untrusted.regular_files import check_is_regular, read_bytes
+from jaxllm.untrusted.substitutes import check_is_content
 
 Tensors = Mapping[str, StoredTensor]
 
 CONFIG = "config.json"
+HF = "hf"  # the format of the families that have variants
 GENERATION_CONFIG = "generation_config.json"
+SENTENCE_TRANSFORMERS = "modules.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
 MERGE = "merge it into the weights with peft (merge_and_unload) to have what it learned"
@@ -37,14 +41,18 @@ class Checkpoint:
     Attributes:
         path: the folder.
         family: the family of the model.
-        config: the fields of the family's config file.
+        config: the fields of the family's config file, as the user allows them.
         tensors: the places of the tensors, by name.
+        strict: whether what is not understood is an error, even if it may not matter.
+        allowed: a line for each field that is read otherwise than the file says.
     """
 
     path: Path
     family: Family
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
+    strict: bool = True
+    allowed: tuple[str, ...] = ()
 
 
 def open_known_checkpoint(path: Path) -> Checkpoint:
@@ -56,12 +64,15 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
     check_is_folder(path)
     family, config = read_family(path)
     rows = [row for row in tensor_formats() if row.family_format == family.format]
-    for row in rows:
-        if row.holds(path):
-            if (adapter := describe_adapter(path)) is not None:
-                logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
-            tensors = strip_wrappers(_read_headers(path, row.read))
-            return Checkpoint(path, family, config, with_base_prefix(tensors, family.base_prefix))
+    read = next((row.read for row in rows if row.holds(path)), None)
+    if read is None and family.format == HF and tensor_files.find_model_file(path) is not None:
+        read = _read_model_file
+    if read is not None:
+        if (adapter := describe_adapter(path)) is not None:
+            logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
+        plain = strip_wrappers(_read_headers(path, read))
+        family = variant_of(family, plain)
+        return Checkpoint(path, family, config, without_prefix(plain, family.trainer_prefix(plain)))
     expected = " or ".join(pattern for row in rows for pattern in row.files)
     raise CheckpointError(
         f"{path} has the config of a {family.name} checkpoint but no weights: "
@@ -69,15 +80,24 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def open_tensors(path: Path) -> Tensors:
-    """Locates the tensors of any folder, by name, also without a config.
+def _read_model_file(path: Path) -> Tensors:
+    """Locates the tensors of the only file in a folder that can be the model's."""
+    file = tensor_files.find_model_file(path)
+    assert file is not None, "checked by the caller"
+    return tensor_files.read_only_file(file)
 
-    Reads the files of the first known format that the folder has, else every file with the suffix
-    of a tensor file.
+
+def open_tensors(path: Path) -> Tensors:
+    """Locates the tensors of any folder or file, by name, also without a config.
+
+    Of a folder it reads the files of the first known format that the folder has, else every file
+    with the suffix of a tensor file.
 
     Raises:
         CheckpointError: the folder has no tensors, or a file is damaged.
     """
+    if path.is_file():
+        return _read_headers(path, tensor_files.read_only_file)
     check_is_folder(path)
     read = next((row.read for row in tensor_formats() if row.holds(path)), None)
     return _read_headers(path, read or tensor_files.read_every_file)
@@ -101,6 +121,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file has no valid JSON object, or a key occurs twice.
     """
     try:
+        check_is_regular(path)
+        check_is_content(path)
         return parse_json(read_bytes(path))
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None
@@ -118,9 +140,7 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
             continue
         config = read_json(config_file)
         if config.get("model_type") == family.model_type:
-            file = path / GENERATION_CONFIG
-            generation = read_json(file) if file.is_file() and has_start_token(family) else {}
-            return family, with_start_token(family, config, generation)
+            return family, config
     if (path / CONFIG).is_file():
         given = read_json(path / CONFIG).get("model_type")
         raise CheckpointError(unknown_model_type(path / CONFIG, given))
@@ -129,7 +149,21 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
 
 def has_start_token(family: Family) -> bool:
     """Whether `generation_config.json` may name the start token of the family's targets."""
-    return family.format == "hf" and family.config_class is EncoderDecoderConfig
+    return family.format == HF and family.config_class is EncoderDecoderConfig
+
+
+def with_facts_beside(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Adds what other files of a Hugging Face folder say about the model's function.
+
+    `modules.json` says that Sentence Transformers embeds texts with the hidden states, whatever
+    architecture the config names. For `generation_config.json`, see `with_start_token`.
+    """
+    if family.format == HF and (path / SENTENCE_TRANSFORMERS).is_file():
+        given = config.get("architectures") or [""]
+        config = {**config, "architectures": [architecture_without_head(str(given[0]) or "Model")]}
+    file = path / GENERATION_CONFIG
+    generation = read_json(file) if file.is_file() and has_start_token(family) else {}
+    return with_start_token(family, config, generation)
 
 
 def with_start_token(
@@ -137,7 +171,10 @@ def with_start_token(
 ) -> dict[str, Any]:
     """Adds the start token of targets that the generation config names, which comes first.
 
-    transformers keeps settings of generation there, and this one is part of the model's function.
+
+    `generation_config.json` names the start token of targets, and comes first: transformers keeps
+    settings of generation there. `modules.json` says that Sentence Transformers embeds texts with
+    the hidden states, whatever architecture the config names.
     """
     name = "decoder_start_token_id"
     given = generation.get(name) if has_start_token(family) else None

@@ -2,12 +2,12 @@
 
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from jaxllm.config import Dtype
 from jaxllm.errors import did_you_mean, listed
-from jaxllm.interop.families import OTHER_HEADS, RuleTable
+from jaxllm.interop.families import RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.binding import fused_parts
@@ -50,7 +50,7 @@ def check_tensors(
     name_field: Callable[[str, int], str | None] = lambda axis, size: None,
     *,
     given_by: str = "the config",
-    supported: Collection[str] = get_args(Dtype),
+    supported: Collection[str] = (*get_args(Dtype), "float64"),
 ) -> Findings:
     """Finds tensors that are missing, unexpected, mis-shaped or of an unsupported dtype.
 
@@ -204,15 +204,28 @@ def _format_rows(part: str, bound: BoundRule) -> str:
 
 
 def reason_to_ignore(table: RuleTable, name: str) -> str | None:
-    """Returns the table's reason to ignore a stored tensor, or None."""
-    matching = (why for pattern, why in table.ignored.items() if fnmatch.fnmatchcase(name, pattern))
+    """Returns the table's reason why a stored tensor is not part of the model, or None."""
+    reasons = {**table.ignored, **table.carried}
+    matching = (why for pattern, why in reasons.items() if fnmatch.fnmatchcase(name, pattern))
     return next(matching, None)
 
 
-def is_other_head(table: RuleTable, name: str) -> bool:
-    """Whether a stored tensor that the table ignores is a head for another task."""
-    matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in OTHER_HEADS)
-    return matches and reason_to_ignore(table, name) is not None
+def carried_names(table: RuleTable, rules: Sequence[BoundRule], names: Iterable[str]) -> list[str]:
+    """Returns the stored tensors outside of the model that an export takes along.
+
+    Args:
+        table: the family's table for the config.
+        rules: the table's rules, bound to the model.
+        names: all stored tensors.
+    """
+    own = {name.partition("#")[0] for bound in rules for name, _ in bound.stored()}
+    return [
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in table.carried)
+        and name not in own
+        and name not in table.tied
+    ]
 
 
 def _solve(expected: Mapping[str, BoundRule], tensors: Tensors) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxllm.errors import UserError
 from jaxllm.generation import TokenRules
+from jaxllm.hub import local_path
 from jaxllm.tokenization.special_tokens import (
     GENERATION_CONFIG,
     MODEL_CONFIG,
@@ -96,7 +97,7 @@ def read_generation_config(
     Raises:
         UserError: a token id is outside the vocabulary or not an integer, or a number is not valid.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     file = folder / GENERATION_CONFIG
     is_own = file.is_file()
     file = file if is_own else folder / MODEL_CONFIG

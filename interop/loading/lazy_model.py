@@ -1,6 +1,6 @@
 """Models whose weights stay in their files: each weight is read whenever it is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.config import Dtype, with_fields
+from jaxllm.hub import local_path
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 
@@ -29,7 +30,14 @@ class StoredParam(nnx.Param):
         return value if index is ... else value[index]
 
 
-def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any = None) -> Model:
+def open_pretrained(
+    path: str | Path,
+    *,
+    dtype: Dtype | None = None,
+    rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
+) -> Model:
     """Opens a checkpoint as a model with unstacked layers and no weights in memory.
 
     This runs a model that is larger than memory, op by op. Do not jit it: a jitted function would
@@ -37,7 +45,7 @@ def open_pretrained(path: str | Path, *, dtype: Dtype | None = None, rules: Any 
 
     Arguments and errors are those of `load_pretrained`. Native checkpoints are not supported.
     """
-    checkpoint = open_checkpoint(Path(path), rules)
+    checkpoint = open_checkpoint(local_path(path), rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint, dtype=dtype)
     model = build_abstract(with_fields(plan.config, scan_layers=False))
     arrays = apply_rules(plan.table.bound(stacked_layers(model)), plan.tensors)

@@ -1,7 +1,7 @@
 """Loads checkpoints into models: each device shard is read directly from the bytes that hold it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
 from jaxllm.config.numerics import check_dtype
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.table import model_format_of
@@ -35,6 +36,7 @@ def load_pretrained(
     strict: bool = True,
     max_ram: int | str = MAX_RAM,
     rules: Any = None,
+    allow: Sequence[str] = (),
 ) -> Model:
     """Loads the model stored at `path`: a checkpoint of a known family, or a native one.
 
@@ -47,13 +49,16 @@ def load_pretrained(
             default all parameters go to the first device.
         dtype: dtype of the parameters and the activations; by default as stored. Finite numbers
             beyond its range become its largest; a warning says how many in each tensor.
-        strict: whether to reject tensors and config fields that are not understood. If False, they
-            are logged as a warning and ignored, except for fields that the original model reads.
-            Missing, mis-shaped or unsupported ones are always an error.
+        strict: whether to reject tensors that are not understood, and config fields if it is
+            unknown which of them matter (not for Hugging Face's). If False, they are logged as a
+            warning and ignored. Missing, mis-shaped or unsupported ones are always an error.
         max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
             It does not limit Orbax, which reads native checkpoints one array at a time.
         rules: rules for a model of your own (docs/rules.md): a Python file, which is run, or an
             object with the same attributes.
+        allow: config fields to read otherwise than the file says, as a list: `"NAME"` takes a field
+            as absent, `"NAME=VALUE"` as having that value. Each is logged as a warning, since the
+            numbers may then differ from the original model's.
 
     Returns:
         The model, on devices.
@@ -66,15 +71,15 @@ def load_pretrained(
     Example:
         model = load_pretrained("Llama-3.2-1B", mesh=make_mesh(fsdp=4, tensor=2))
     """
-    path, budget = Path(path), parse_size(max_ram)
+    path, budget = local_path(path), parse_size(max_ram)
     check_dtype(dtype)
     if (model_format := model_format_of(path)) is not None:
         if rules is not None:
             resolve_family(rules)  # remembered, so that `save_pretrained` can use them
         return model_format.load(path, mesh=mesh, dtype=dtype)
-    checkpoint = open_checkpoint(path, rules)
+    checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     before = identify(tensor.path for tensor in checkpoint.tensors.values())
-    plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
+    plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget)
     model = read_model(checkpoint, plan)
     check_unchanged(before)
     return model
@@ -83,7 +88,7 @@ def load_pretrained(
 def read_model(
     checkpoint: Checkpoint, plan: Plan, given: Mapping[str, jax.Array] = NOTHING
 ) -> Model:
-    """Reads the model of a plan onto its devices; a warning lists what the plan ignores.
+    """Reads the model of a plan onto its devices; logs what the plan ignores or does not use.
 
     Args:
         checkpoint: the checkpoint.
@@ -93,6 +98,16 @@ def read_model(
     if plan.tolerated:
         ignored = "\n  ".join(plan.tolerated)
         logger.warning("%s: ignored (strict=False):\n  %s", checkpoint.path, ignored)
+    _log_unused(checkpoint.path / checkpoint.family.config_file, plan.unused)
     model = with_arrays(build_abstract(plan.config), read_arrays(plan, given))
     model.origin = make_origin(checkpoint, plan)
     return model
+
+
+def _log_unused(config_file: Path, unused: Mapping[str, str]) -> None:
+    """Logs which config fields are not used, with a warning for those that may be misspelt."""
+    if unused:
+        logger.info("%s: fields that are not used: %s", config_file, ", ".join(unused))
+    for name, hint in unused.items():
+        if hint:
+            logger.warning("%s: %s is not used%s", config_file, name, hint)

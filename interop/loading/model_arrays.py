@@ -36,6 +36,7 @@ class ModelArrays:
         arrays: the arrays by name.
         files: the files that they are read from.
         span_processes: whether no single process has all of them.
+        cast_to: the dtype that they were cast to; None if they are as they were.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class ModelArrays:
     arrays: Mapping[str, TensorSource]
     files: tuple[Path, ...] = ()
     span_processes: bool = False
+    cast_to: np.dtype | None = None
 
     def astype(self, dtype: Dtype | None) -> Self:
         """Returns the arrays in another dtype, which becomes that of the activations too.
@@ -56,7 +58,7 @@ class ModelArrays:
         check_dtype(dtype)
         config = with_fields(self.config, dtype_fields(dtype))
         arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
-        return dataclasses.replace(self, config=config, arrays=arrays)
+        return dataclasses.replace(self, config=config, arrays=arrays, cast_to=np.dtype(dtype))
 
 
 def arrays_of_model(model: Model) -> ModelArrays:
@@ -110,13 +112,22 @@ def arrays_of_native(form: ModelFormat, path: Path) -> ModelArrays:
     return ModelArrays(model.config, model.origin, stacked_layers(model), arrays, tuple(files))
 
 
-def open_model_arrays(path: Path, step: int | None = None, rules: Any = None) -> ModelArrays:
+def open_model_arrays(
+    path: Path,
+    step: int | None = None,
+    rules: Any = None,
+    *,
+    strict: bool = True,
+    allow: Sequence[str] = (),
+) -> ModelArrays:
     """Returns the model arrays of a checkpoint of any format. Only headers are read.
 
     Args:
         path: the folder; with rules it may be a file.
         step: the step of a run; by default the newest.
         rules: rules for a model of your own; see `load_pretrained`.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: the checkpoint is damaged or not understood, or has no such step. Lists
@@ -126,7 +137,7 @@ def open_model_arrays(path: Path, step: int | None = None, rules: Any = None) ->
         return arrays_of_native(form, form.find_step(path, step))
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
-    checkpoint = open_checkpoint(path, rules)
+    checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint)
     return arrays_of_checkpoint(checkpoint, plan)
 
@@ -138,4 +149,6 @@ def make_origin(checkpoint: Checkpoint, plan: Plan) -> Origin:
         config=json.dumps(checkpoint.config),
         layout=json.dumps(dataclasses.asdict(plan.layout)),
         directory=str(checkpoint.path.resolve()),
+        checkpoint=str(checkpoint.path.resolve()),
+        carried=json.dumps(plan.carried),
     )

@@ -14,6 +14,9 @@ class Folded(NamedTuple):
     members: tuple[str, ...]
 
 
+MOST_NAMED = 6  # groups of names in a message
+
+
 def fold(items: Mapping[str, Hashable]) -> list[Folded]:
     """Collapses names of the same kind that differ only in their indices.
 
@@ -79,3 +82,15 @@ def _format_numbers(numbers: Sequence[str]) -> str:
         else:
             ranges.append([text])
     return "{" + ",".join("..".join(ends) for ends in ranges) + "}"
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Returns names for a message: those that differ only in their indices count as one.
+
+    Of many names, only their number and the modules that hold them are told.
+    """
+    groups = fold(dict.fromkeys(names))
+    if len(groups) <= MOST_NAMED:
+        return ", ".join(group.name for group in groups)
+    modules = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in names)
+    return f"{len(names):,} tensors of {', '.join(modules)}"

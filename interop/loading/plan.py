@@ -1,30 +1,35 @@
 """Import planning: maps stored tensors to arrays and collects every error before data is read."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxllm.config import Config, Dtype, dtype_fields, make_config, with_fields
 from jaxllm.config.numerics import check_dtype
-from jaxllm.interop.families import Fields, Layout, RuleTable
+from jaxllm.hub import local_path
+from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.stored_tensor import (
+    CheckpointError,
+    StoredTensor,
+    dtype_on_devices,
+    main_dtype,
+)
 from jaxllm.interop.rules import binding
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.interop.rules.rules_file import RulesError
 from jaxllm.models import build_abstract
 from jaxllm.params import parameter_shapes, parameter_shardings, stacked_layers
 
+from .allowances import suggest_allowances
 from .checkpoint import open_checkpoint
-from .checkpoint_dir import Checkpoint
-from .diagnostics import check_arrays, check_count, check_tensors
+from .checkpoint_dir import Checkpoint, with_facts_beside
+from .diagnostics import carried_names, check_arrays, check_count, check_tensors
 from .streaming.array_reads import ArrayReads, plan_arrays
 
 MAX_RAM = "256MiB"
@@ -46,11 +51,15 @@ class Plan(ArrayReads):
         window_bytes: peak host memory in addition to the arrays: the buffers of all threads.
         dtype_changes: the stored and the loaded dtype of each array whose dtype changes.
         tolerated: the problems that were ignored because `strict` was False.
+        unused: the config fields that the original model does not read, as `Fields.unused`.
+        carried: the stored tensors outside of the model that an export takes along.
     """
 
     config: Config
     layout: Layout
     tolerated: tuple[str, ...] = ()
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    carried: tuple[str, ...] = ()
 
 
 def plan(
@@ -58,8 +67,10 @@ def plan(
     *,
     mesh: Mesh | None = None,
     dtype: Dtype | None = None,
+    strict: bool = True,
     max_ram: int | str = MAX_RAM,
     rules: Any = None,
+    allow: Sequence[str] = (),
 ) -> Plan:
     """Returns what `load_pretrained` would do with these arguments, from the headers alone.
 
@@ -68,7 +79,8 @@ def plan(
     Example:
         plan("Llama-3.2-1B", mesh=mesh).bytes_by_device
     """
-    return make_plan(open_checkpoint(Path(path), rules), mesh=mesh, dtype=dtype, max_ram=max_ram)
+    checkpoint = open_checkpoint(local_path(path), rules, strict=strict, allow=allow)
+    return make_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=max_ram)
 
 
 def make_plan(
@@ -77,23 +89,21 @@ def make_plan(
     mesh: Mesh | None = None,
     dtype: Dtype | None = None,
     max_ram: int | str = MAX_RAM,
-    strict: bool = True,
 ) -> Plan:
     """Plans the loading of a checkpoint and checks every config field and tensor.
 
     Only the headers are read. Arguments beyond `checkpoint` are those of `load_pretrained`.
 
     Raises:
-        CheckpointError: fields or tensors are missing, unexpected, mis-shaped or not understood.
-            Lists every problem.
+        CheckpointError: lists all that is missing, unexpected, mis-shaped or not understood.
         UserError: `dtype` or `max_ram` is not valid.
     """
     check_dtype(dtype)
     analysis = analyze_checkpoint(checkpoint)
-    problems = analysis.problems + (analysis.unknown if strict else [])
+    problems = analysis.problems + (analysis.unknown if checkpoint.strict else [])
     config = analysis.config
     if problems or config is None:
-        raise CheckpointError(problems, checkpoint.path)
+        raise CheckpointError([*problems, *suggest_allowances(analysis.refused)], checkpoint.path)
     if dtype is not None:
         config = with_fields(config, dtype_fields(dtype))
     placed = {} if mesh is None else parameter_shardings(build_abstract(config), mesh)
@@ -102,7 +112,7 @@ def make_plan(
         analysis.rules,
         analysis.tensors,
         lambda name: placed.get(name, alone),
-        lambda name, stored: stored if dtype is None else np.dtype(dtype),
+        lambda name, stored: dtype_on_devices(stored, dtype),
     )
     return Plan(
         analysis.table,
@@ -113,6 +123,8 @@ def make_plan(
         config=config,
         layout=analysis.layout,
         tolerated=tuple(analysis.unknown),
+        unused=analysis.unused,
+        carried=tuple(carried_names(analysis.table, analysis.rules, checkpoint.tensors)),
     )
 
 
@@ -124,8 +136,8 @@ class Analysis:
         config: the model's config; None if it cannot be read.
         fields: how each field of the config file is used.
         problems: errors that always prevent loading.
-        unknown: fields and tensors that are not understood and cannot change the numbers, which
-            `strict=False` tolerates.
+        unknown: what is not understood but `strict=False` tolerates.
+        unused, refused: config fields, as those attributes of `Fields`.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -136,16 +148,21 @@ class Analysis:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     unknown: list[str] = dataclasses.field(default_factory=list)
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    refused: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
     """Checks every config field and every tensor; collects problems instead of raising."""
     family, analysis = checkpoint.family, Analysis(checkpoint.tensors)
-    fields, values = Fields(checkpoint.config), None
+    given = with_facts_beside(family, checkpoint.config, checkpoint.path)
+    fields, values, dtype = family.fields(given), None, main_dtype(checkpoint.tensors)
     try:
-        values, analysis.layout = family.read_config(fields, checkpoint.tensors)
-        analysis.config = make_config(values, dtype_fields(_main_dtype(checkpoint.tensors)))
-        analysis.table = family.table(analysis.config, analysis.layout)
+        values, layout = family.read_config(fields, checkpoint.tensors)
+        analysis.config = make_config(values, dtype_fields(dtype))
+        analysis.table, analysis.layout = family.table_of(
+            analysis.config, dataclasses.replace(layout, dtype=dtype), checkpoint.tensors
+        )
         check_count(analysis.table, checkpoint.tensors)
         model = build_abstract(analysis.config)
         analysis.rules = analysis.table.bound(stacked_layers(model))
@@ -158,14 +175,15 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
             analysis.problems.append(str(error) if is_named else f"{family.defined_in}: {error}")
     # Fields that were not taken are unknown, unless an error kept them from being taken.
     unknown = fields.unknown() if values is not None or not fields.is_complete else {}
-    analysis.fields = fields.uses()
-    of_fields = list(fields.problems)
-    for name, problem in unknown.items():
-        if family.is_inert(name.rpartition(".")[2], fields.value(name)):
-            analysis.unknown.append(f"{family.config_file}: {problem}")
-        else:
-            of_fields.append(f"{problem}, and the original model reads it")
-    analysis.problems = [f"{family.config_file}: {p}" for p in of_fields] + analysis.problems
+    analysis.fields, analysis.unused = fields.uses(), fields.unused()
+    analysis.refused = fields.refused
+    own = [f"{family.config_file}: {problem}" for problem in fields.problems]
+    left_over = [f"{family.config_file}: {problem}" for problem in unknown.values()]
+    if family.reads is None:  # it is unknown whether they change a number
+        analysis.unknown, left_over = left_over, []
+    else:
+        analysis.refused |= dict.fromkeys(unknown)
+    analysis.problems = own + left_over + analysis.problems
     if analysis.config is not None:
         stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)
@@ -182,12 +200,3 @@ def split_fused(
     """Replaces each fused tensor by its parts, unless its rows differ from the parts' sum."""
     # Not `StoredTensor.rows`, which would ignore the method of a subclass.
     return binding.split_fused(rules, tensors, lambda whole, *part: whole.rows(*part))
-
-
-def _main_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
-    """Returns the dtype with the most bytes, taken as the dtype that the model was saved in."""
-    sizes = Counter[str]()
-    for tensor in tensors.values():
-        sizes[tensor.dtype.name] += tensor.nbytes
-    known: tuple[Dtype, ...] = get_args(Dtype)
-    return max(known, key=sizes.__getitem__)

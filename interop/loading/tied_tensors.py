@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.config import Config, DecoderConfig, TwoStackConfig
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
-from .checkpoint_dir import Checkpoint
-from .diagnostics import is_other_head
+from .checkpoint_dir import HF, Checkpoint
+from .name_folding import in_short
 from .plan import Plan, make_plan
 from .streaming.array_reads import ArrayReads
 from .streaming.chunk_reader import Reader, chunks
 from .streaming.stream import chunk_bytes
 
+WIDE = "float64"
 TIED = "tie_word_embeddings"
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     """Plans the loading of a checkpoint and checks that copies equal their originals bit for bit.
 
     A head that the config ties to the embedding but that differs from it is loaded as untied, with
-    a warning, as transformers 5 does. Another warning names heads for other tasks.
+    a warning, as transformers 5 does. Another warning names tensors outside of the model.
 
     Args:
         checkpoint: the checkpoint; only copies and their originals are read.
@@ -37,19 +39,38 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     try:
         check_copies(plan, checkpoint.path)
     except CheckpointError:
-        if not checkpoint.config.get(TIED):
+        if checkpoint.family.format != HF or not _is_tied(plan.config):
             raise
-        untied = dataclasses.replace(checkpoint, config={**checkpoint.config, TIED: False})
-        plan = make_plan(untied, **options)
+        plan = make_plan(_untied(checkpoint), **options)
         check_copies(plan, checkpoint.path)
         logger.warning(
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
             *(checkpoint.path, TIED),
         )
-    if others := [name for name in plan.tensors if is_other_head(plan.table, name)]:
-        found = ", ".join(others)
-        logger.warning("%s: not part of the model: %s (other heads)", checkpoint.path, found)
+    if wide := [into for stored, into in plan.dtype_changes.values() if stored == WIDE]:
+        logger.warning(
+            "%s: %d arrays are %s, which devices do not have: loaded as %s",
+            *(checkpoint.path, len(wide), WIDE, wide[0]),
+        )
+    if plan.carried:
+        logger.warning(
+            "%s: not part of the model: %s; kept as they are for the way back",
+            *(checkpoint.path, in_short(plan.carried)),
+        )
     return plan
+
+
+def _is_tied(config: Config) -> bool:
+    last = config.decoder if isinstance(config, TwoStackConfig) else config
+    return isinstance(last, DecoderConfig) and last.head.tied
+
+
+def _untied(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint with a config that ties no head."""
+    config = {**checkpoint.config, TIED: False}
+    parts = {n: v for n, v in config.items() if isinstance(v, dict) and TIED in v}
+    config |= {name: {**part, TIED: False} for name, part in parts.items()}
+    return dataclasses.replace(checkpoint, config=config)
 
 
 def check_copies(plan: ArrayReads, place: object) -> None:

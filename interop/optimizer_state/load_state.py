@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch import dcp
+from jaxllm.interop.formats.pytorch.saved import dcp_folder
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
-from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint
+from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint, with_allowances
 from jaxllm.interop.loading.checkpoint_dir import Checkpoint
 from jaxllm.interop.loading.model_arrays import apply_rules, make_origin
 from jaxllm.interop.loading.plan import Plan, make_plan, split_fused
@@ -31,11 +33,6 @@ from . import optimizer_file, parameter_order
 from .optimizer_file import OptimizerFile
 from .torch_adamw import TorchAdamW, read_adamw
 
-# Prefixes in a DCP folder that are not the model's; the model may have a prefix of its own.
-NOT_THE_MODEL = (
-    *("optimizer.", "optim.", "lr_scheduler.", "train_state.", "dataloader."),
-    *("state.", "param_groups."),
-)
 MODEL = "model."
 
 
@@ -46,6 +43,8 @@ def load_training_state(
     names: str | Path | None = None,
     mesh: Mesh | None = None,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> tuple[Model, AdamWState]:
     """Loads the model at `path` and the state of PyTorch's AdamW, in float32.
 
@@ -56,6 +55,8 @@ def load_training_state(
             that numbers the parameters and does not store their names.
         mesh: the mesh to place the arrays on; by default the first device holds all of them.
         rules: rules of your own, as described in docs/rules.md.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Returns:
         The model and its AdamW state, placed alike.
@@ -63,7 +64,7 @@ def load_training_state(
     Raises:
         CheckpointError: lists everything that is damaged, missing or not AdamW's.
     """
-    path = Path(path)
+    path = local_path(path)
     folder = path if path.is_dir() else path.parent
     place = Path(optimizer) if optimizer is not None else optimizer_file.find(folder)
     if dcp.is_dcp(place):
@@ -71,7 +72,9 @@ def load_training_state(
         stored = optimizer_file.read_dcp(place, contents)
         checkpoint = _checkpoint_of(path, rules, contents, stored)
     else:
-        stored, checkpoint = optimizer_file.read(place), open_checkpoint(path, rules)
+        stored = optimizer_file.read(place)
+        checkpoint = open_checkpoint(path, rules)
+    checkpoint = with_allowances(checkpoint, strict=strict, allow=allow)
     plan = make_plan(checkpoint, mesh=mesh)
     check_resumable(checkpoint, plan)
     check_copies(plan, checkpoint.path)
@@ -85,7 +88,7 @@ def _checkpoint_of(
     path: Path, rules: Any, contents: dcp.Contents, stored: OptimizerFile
 ) -> Checkpoint:
     """Returns the model saved with the optimizer, or else the one in the folder."""
-    own = {n: t for n, t in contents.tensors.items() if not n.startswith(NOT_THE_MODEL)}
+    own = dcp_folder.weights(contents)
     if not own:
         return open_checkpoint(path, rules)
     trained = set(stored.state)

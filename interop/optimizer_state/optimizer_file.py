@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxllm.interop.formats.pytorch import dcp, torch_zip
+from jaxllm.interop.formats.pytorch import dcp
+from jaxllm.interop.formats.pytorch.saved import torch_file
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 NAMES = ("optimizer.pt", "optimizer.pth", "optim.pt", "optim.pth")
@@ -69,8 +70,7 @@ def read(path: Path) -> OptimizerFile:
 
 def _load(path: Path) -> Any:
     try:
-        with path.open("rb") as stream:
-            return torch_zip.read_value(stream, path)
+        return torch_file.read_value(path)
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.lazy_tensor import TensorSource
+from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.loading.model_arrays import ModelArrays, open_model_arrays
 from jaxllm.models import Model
@@ -40,6 +42,8 @@ def compare_checkpoints(
     num_tokens: int = 320,
     seed: int = 0,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> Report:
     """Compares two checkpoints of any formats: configs, weights bit by bit, and outputs.
 
@@ -52,6 +56,8 @@ def compare_checkpoints(
         num_tokens: length of each row of drawn inputs.
         seed: seed of drawn inputs.
         rules: conversion rules of a custom model, see docs/rules.md.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Returns:
         The report. There is no tolerance: `report.ok` says whether nothing at all differs.
@@ -62,9 +68,10 @@ def compare_checkpoints(
     """
     chosen = BY_DEFAULT if levels is None else tuple(levels)
     _check_levels(chosen)
-    paths = [Path(path), Path(other)]
+    paths = [local_path(path), local_path(other)]
     announce("reading both checkpoints")
-    ours, theirs = (open_model_arrays(one, rules=rules) for one in paths)
+    options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
+    ours, theirs = (open_model_arrays(one, **options) for one in paths)
     found: dict[str, Any] = {
         CONFIG.name: compare_configs(ours.config, theirs.config),
         WEIGHTS.name: list(_weights(_by_layer(ours), _by_layer(theirs))),
@@ -72,24 +79,31 @@ def compare_checkpoints(
     outputs: tuple[OutputResult, ...] = ()
     inputs = Inputs.of(np.zeros((1, 1), np.int32))  # stands for none
     if "logits" in chosen:
-        models = [load_pretrained(one, dtype="float32", rules=rules) for one in paths]
+        models = [load_pretrained(one, dtype="float32", **options) for one in paths]
         inputs = _inputs(models, paths[0], tokens, num_tokens, seed)
         outputs = (_outputs(models, inputs),)
     report = assemble(paths[0].name, inputs, [one for one in chosen if one != "logits"], found)
     rows = {**report.rows, **({"logits": outputs} if outputs else {})}
-    where = [str(one.resolve()) for one in paths]
     return dataclasses.replace(
         report,
-        subject=f"{paths[0].name} against {paths[1].name}",
         rows=rows,
         verdicts={level: all(row.ok for row in rows[level]) for level in chosen},
         tokens=inputs.num_tokens if outputs else 0,
         inputs="given inputs" if tokens is not None else "drawn inputs",
         seed=None if tokens is not None or not outputs else seed,
-        notes=(NOTE.format(*where),),
-        headlines=("The checkpoints are equal", "The checkpoints differ"),
-        paths=dict(zip(("model", "reference"), where, strict=True)),
+        **_texts(paths, allow),
     )
+
+
+def _texts(paths: Sequence[Path], allow: Sequence[str]) -> dict[str, Any]:
+    """Returns what the report says about the two checkpoints."""
+    where = [str(one.resolve()) for one in paths]
+    return {
+        "subject": f"{paths[0].name} against {paths[1].name}",
+        "notes": (NOTE.format(*where), *allowance_notes(allow)),
+        "headlines": ("The checkpoints are equal", "The checkpoints differ"),
+        "paths": dict(zip(("model", "reference"), where, strict=True)),
+    }
 
 
 def _check_levels(chosen: Sequence[str]) -> None:

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
-from jaxllm.interop.loading.checkpoint_dir import check_is_folder, read_family
+from jaxllm.interop.loading.allowances import allowance_notes
+from jaxllm.interop.loading.checkpoint_dir import (
+    check_is_folder,
+    open_known_checkpoint,
+    read_family,
+)
 from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.reference.transformers_models import require_torch
@@ -123,6 +128,8 @@ def check_checkpoint(
     rules: Any = None,
     scratch: str | Path | None = None,
     dtype: str = FLOAT32.dtype,
+    strict: bool = True,
+    allow: Sequence[str] = (),
     **prompt: Any,
 ) -> Report:
     """Compares what JAX and PyTorch compute from the same checkpoint.
@@ -143,6 +150,8 @@ def check_checkpoint(
             generation levels do not exist then.
         dtype: the dtype that both sides hold weights and compute in: float32, bfloat16 or float16.
             The training and generation levels exist in float32 alone.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`; transformers reads the config as the file says.
         prompt: the inputs: `tokens`, or `text`, or `num_tokens`, `batch_size` and `seed` of drawn
             inputs, and `random` for random tokens in place of text; see `InputOptions`.
 
@@ -155,26 +164,31 @@ def check_checkpoint(
         UserError: `dtype` is unknown, `num_tokens` is too small for a verdict, tokens and text are
             both given, or a level is unknown or does not exist for the model.
     """
-    path, given = Path(path), InputOptions(**prompt)
+    path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
     if dtype not in PRECISIONS:
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
     is_given = model is not None
-    reference, model = open_both(path, rules, model, store, dtype)
+    reference, model = open_both(path, rules, model, store, dtype, strict, allow)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
     levels = usual if levels is None else levels
     report = compare(reference, model, inputs, levels=levels, store=store)
     seed = given.seed if given.are_drawn else None
     kind = given.kind(path, model)
+    own = _places(path, is_given, allow)
+    return dataclasses.replace(report, subject=path.name, inputs=kind, seed=seed, **own)
+
+
+def _places(path: Path, is_given: bool, allow: Sequence[str]) -> dict[str, Any]:
+    """Returns the report's paths, and notes on what both sides read from them."""
     where = str(path.resolve())
-    notes = () if is_given else (SAME_FILES.format(where),)
-    paths = {"reference": where} if is_given else {"model": where, "reference": where}
-    return dataclasses.replace(
-        report, subject=path.name, inputs=kind, seed=seed, notes=notes, paths=paths
-    )
+    if is_given:
+        return {"paths": {"reference": where}}
+    notes = (SAME_FILES.format(where), *allowance_notes(allow))
+    return {"paths": {"model": where, "reference": where}, "notes": notes}
 
 
 def open_both(
@@ -183,6 +197,8 @@ def open_both(
     model: Model | None = None,
     store: ArrayStore = in_memory,
     dtype: str = FLOAT32.dtype,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> tuple[Any, Model]:
     """Loads a checkpoint as a PyTorch module and as a JAX model, unless `model` is given.
 
@@ -194,10 +210,10 @@ def open_both(
 
     if model is None:
         load = load_pretrained if store is in_memory else open_pretrained
-        model = load(path, dtype=dtype, rules=rules)
+        model = load(path, dtype=dtype, rules=rules, strict=strict, allow=allow)
     if family is not None and family.reference is None:
-        return _load_reference(path, family, store, dtype), model
-    reference = load_plain(path, rules, store)
+        return _load_reference(path, family.class_of(model.config), store, dtype), model
+    reference = load_plain(path, rules, store, strict=strict, allow=allow)
     for parameter in reference.parameters() if dtype != FLOAT32.dtype else ():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     return reference, model
@@ -222,7 +238,9 @@ def _family_of(path: Path) -> Family:
     check_is_folder(path)
     if model_format_of(path) is None:
         family, _ = read_family(path)
-        if family.format == "hf" or family.reference is not None:
+        if family.format == "hf":
+            return open_known_checkpoint(path).family
+        if family.reference is not None:
             return family
     raise CheckpointError(
         f"{path} has no config.json of a model that PyTorch can run: "
@@ -230,13 +248,11 @@ def _family_of(path: Path) -> Family:
     )
 
 
-def _load_reference(path: Path, family: Family, store: ArrayStore, dtype: str) -> Any:
-    """Loads the model with transformers, its parameters kept in the array store `store`."""
+def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any:
+    """Loads the model with a class of transformers, its parameters kept in the array store."""
     import torch
     import transformers
 
-    has_encoder = family.config_class is EncoderDecoderConfig
-    name = "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
     with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path,

@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
+from jaxllm.hub import local_path
+from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 
@@ -43,6 +45,8 @@ def record_checkpoint(
     levels: Sequence[str] | None = None,
     recipe: Recipe | None = None,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
     **prompt: Any,
 ) -> int:
     """Records what PyTorch computes from a checkpoint as a pack, a new folder.
@@ -56,14 +60,16 @@ def record_checkpoint(
         levels: some of the levels of `compare`; by default all that exist for the model.
         recipe: the training recipe; by default 20 steps of AdamW.
         rules: conversion rules of a custom model, see docs/rules.md.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
         prompt: the inputs, as for `check_checkpoint`.
 
     Returns:
         The size of the pack in bytes.
     """
-    path, given = Path(path), InputOptions(**prompt)
+    path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
-    reference, model = open_both(path, rules)
+    reference, model = open_both(path, rules, strict=strict, allow=allow)
     inputs = given.inputs(path, reference, model).with_labels(model)
     levels = select_levels(levels, levels_of(model))
     length = inputs.target.shape[1]
@@ -90,6 +96,8 @@ def check_pack(
     mesh: Mesh | None = None,
     levels: Sequence[str] | None = None,
     rules: Any = None,
+    strict: bool = True,
+    allow: Sequence[str] = (),
 ) -> Report:
     """Compares a checkpoint with a pack recorded in PyTorch. Needs no PyTorch.
 
@@ -99,6 +107,7 @@ def check_pack(
         mesh: the devices to compute on; required if there are several processes.
         levels: some of the recorded levels; by default all of them.
         rules: conversion rules of a custom model, see docs/rules.md.
+        strict, allow: as for `load_pretrained`.
 
     Returns:
         The report, as from `check_checkpoint`.
@@ -116,7 +125,7 @@ def check_pack(
             "of their devices"
         )
     with fail_together(is_multi_host):
-        data = read_pack(Path(pack))
+        path, data = local_path(path), read_pack(Path(pack))
         if problems := [*_pack_problems(data)]:
             raise CheckpointError([*problems, OTHER_VERSION], pack)
     try:
@@ -124,7 +133,8 @@ def check_pack(
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
-        model = load_pretrained(path, mesh=mesh, dtype="float32", rules=rules)
+        options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
+        model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
         raise UserError("; ".join(problems))
@@ -136,10 +146,14 @@ def check_pack(
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             problem = f"its data cannot be compared: {type(error).__name__}: {error}"
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
-    subject = f"{Path(path).name}, {data['subject']} as recorded"
-    paths = {"model": str(Path(path).resolve()), "reference": str(Path(pack).resolve())}
-    notes = (SAMPLED,) if _lacks_hints(report) else ()
-    return dataclasses.replace(report, subject=subject, paths=paths, notes=notes)
+    subject = f"{path.name}, {data['subject']} as recorded"
+    notes = (*([SAMPLED] if _lacks_hints(report) else []), *allowance_notes(allow))
+    return dataclasses.replace(report, subject=subject, paths=_paths(path, pack), notes=notes)
+
+
+def _paths(path: str | Path, pack: str | Path) -> dict[str, str]:
+    """Returns the report's paths."""
+    return {"model": str(Path(path).resolve()), "reference": str(Path(pack).resolve())}
 
 
 def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:

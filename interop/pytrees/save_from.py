@@ -87,7 +87,7 @@ def save_from(
         Path(path).resolve(),
         partial(write_tensor_files, files, tensors, together),
         {**_configs(folder, tensors), **index},
-        (lambda to: copy_files(None, to, folder)) if folder is not None else None,
+        [] if folder is None else [lambda to: copy_files(None, to, folder)],
         together=together,
     )
 

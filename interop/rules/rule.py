@@ -130,6 +130,11 @@ class Rule:
         match = re.match(r"((?:\w+\.)*layers)\.\{(\w+)\}\.", self.model.name)
         return match and (match[1], match[2])
 
+    def with_stored(self, name: str) -> "Rule":
+        """Returns the rule of a checkpoint that has another name on the left side."""
+        stored = dataclasses.replace(self.stored, name=name)
+        return Rule(stored, self.model, " ".join(self.replicated), self.layers)
+
     def importing(self, sizes: Sizes) -> Transfer:
         """Returns the direction from stored tensors to model arrays."""
         return Transfer(self.stored, self.model, sizes)

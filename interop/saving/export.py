@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +26,18 @@ from jaxllm.interop.formats.table import (
 )
 from jaxllm.interop.loading.diagnostics import check_arrays
 from jaxllm.interop.loading.model_arrays import ModelArrays
+from jaxllm.interop.loading.name_folding import in_short
 from jaxllm.interop.loading.user_family import FORMAT as USERS_FORMAT
 from jaxllm.interop.loading.user_family import known_family, resolve_family
 from jaxllm.interop.rules.binding import fused_parts
 from jaxllm.interop.rules.rule import Stacks
 from jaxllm.interop.rules.rules_file import RulesError
 
+from .carried import carried_by, find_carried
+from .kept_fields import keep_fields
 from .special_tokens import add_special_tokens, generation_config
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +77,17 @@ def plan_export(
         CheckpointError: no family can express the model; lists the reason of each. Or the format
             cannot be written.
     """
+    carried, reason = _find_carried(model)
+    if reason:  # the text of a multimodal model is then written as a model of its own
+        families = [family for family in families if not family.is_part]
     family, config, table = choose_family(model, families, model_parallel)
-    tensors = dict(export_tensors(model, table))
+    if carried and model.origin is not None and model.origin.family != family.name:
+        reason = f"{family.name} has no place for {in_short(list(carried))}"
+        carried = {}
+    if reason:
+        logger.warning("%s: written without, as %s", reason, family.name)
+    tensors = dict(export_tensors(model, table)) | carried
+    config = keep_original(model.origin, family, config, tensors)
     row = FORMATS[chosen or family.format]
     if not isinstance(row, TensorFormat) or row.lay_out is None:
         raise CheckpointArgumentError(
@@ -84,6 +99,21 @@ def plan_export(
     texts = {family.config_file: text} if family.config_file else {}
     texts |= generation_config(config, family, model.origin)
     return Export(family, tensors, tuple(files), {**texts, **index})
+
+
+def _find_carried(model: ModelArrays) -> tuple[dict[str, TensorSource], str]:
+    """Returns the tensors outside of the model to write too, and why they cannot be written."""
+    if model.origin is None or not carried_by(model.origin):
+        return {}, ""
+    try:
+        found = find_carried(model.origin)
+    except CheckpointError as error:
+        return {}, str(error)
+    dtype = model.cast_to
+    return {
+        name: tensor if dtype is None or tensor.dtype.kind in "biu" else tensor.astype(dtype)
+        for name, tensor in found.items()
+    }, ""
 
 
 def possible_families(
@@ -197,6 +227,16 @@ def choose_family(
         except ValueError as error:
             problems.append(f"{family.name}: {error}")
     raise CheckpointError(problems, f"cannot write this model as {families[0].format!r}")
+
+
+def keep_original(
+    origin: Origin | None, family: Family, config: dict[str, Any], names: Collection[str]
+) -> dict[str, Any]:
+    """Returns a config to write as the origin has it, but for what the model changed."""
+    if origin is None or origin.family != family.name or family.format == USERS_FORMAT:
+        return config
+    base, layout = json.loads(origin.config), json.loads(origin.layout)
+    return keep_fields(family, config, base, origin, layout.get("dtype", ""), names)
 
 
 def check_complete(model: ModelArrays, table: RuleTable) -> None:

@@ -26,6 +26,7 @@ from jaxllm.interop.formats.table import model_format
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
 
+from .carried import keep_carried
 from .export import plan_export, possible_families, write_texts
 from .multihost import fail_together, is_first_process, shared_name
 
@@ -74,17 +75,18 @@ def save_pretrained(
         export = plan_export(arrays, families, model_parallel, shard, format)
         write = partial(write_tensor_files, export.files, export.tensors, together)
         texts = export.texts
+    copies = [partial(copy_files, model.origin)]
+    if own_format is not None:
+        copies.append(partial(keep_carried, model.origin))
     inside = KEPT if own_format is not None else ""
-    write_checkpoint(
-        path, write, texts, partial(copy_files, model.origin), inside=inside, together=together
-    )
+    write_checkpoint(path, write, texts, copies, inside=inside, together=together)
 
 
 def write_checkpoint(
     path: Path,
     write: Callable[[Path], None],
     texts: Mapping[str, bytes],
-    copy: Callable[[Path], None] | None = None,
+    copies: Sequence[Callable[[Path], None]] = (),
     *,
     inside: str = "",
     together: bool,
@@ -95,8 +97,8 @@ def write_checkpoint(
         path: a folder that does not exist yet, or is empty.
         write: writes the tensors into a folder.
         texts: the small files to write after them, by name.
-        copy: copies files of another checkpoint into a folder.
-        inside: the folder within the checkpoint that `copy` gets.
+        copies: copy files of another checkpoint into a folder.
+        inside: the folder within the checkpoint that `copies` get.
         together: whether all processes write one checkpoint.
 
     Raises:
@@ -109,7 +111,7 @@ def write_checkpoint(
         with fail_together(together):
             if is_first_process() or not together:
                 (folder / inside).mkdir(exist_ok=True)
-                if copy is not None:
+                for copy in copies:
                     copy(folder / inside)
                 write_texts(folder, texts)
 

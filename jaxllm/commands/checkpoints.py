@@ -9,7 +9,14 @@ from jaxllm.errors import UserError
 from jaxllm.untrusted.printable import printable
 
 from .environment import print_rich
-from .options import AddCommand, add_json, add_max_ram, add_rules, add_step
+from .options import (
+    AddCommand,
+    add_json,
+    add_max_ram,
+    add_reading,
+    add_step,
+    allowances,
+)
 
 if TYPE_CHECKING:
     from jaxllm.config import Config
@@ -26,12 +33,14 @@ def _add_inspect(add: AddCommand) -> None:
     inspect = add(
         "inspect",
         _inspect,
-        "List a folder's tensors and check whether it would load.",
+        "List the tensors of a folder or file and check whether a folder would load.",
         "jaxllm inspect exported/llama",
     )
-    inspect.add_argument("path", metavar="FOLDER", help="any folder of tensors")
+    inspect.add_argument(
+        "path", metavar="PATH", help="any folder or file of tensors, or hf://ORG/NAME"
+    )
     add_json(inspect, "the listing")
-    add_rules(inspect)
+    add_reading(inspect)
 
 
 def _add_verify(add: AddCommand) -> None:
@@ -41,7 +50,9 @@ def _add_verify(add: AddCommand) -> None:
         "Prove that import and export keep every bit.",
         "jaxllm verify exported/llama --manifest llama.json",
     )
-    verify.add_argument("path", metavar="CHECKPOINT", help="of a known family, or a run")
+    verify.add_argument(
+        "path", metavar="CHECKPOINT", help="of a known family, a run, or hf://ORG/NAME"
+    )
     add_step(verify)
     verify.add_argument(
         "--manifest",
@@ -50,7 +61,7 @@ def _add_verify(add: AddCommand) -> None:
     )
     add_max_ram(verify)
     add_json(verify, "the findings")
-    add_rules(verify)
+    add_reading(verify)
 
 
 def _add_suggest(add: AddCommand) -> None:
@@ -64,7 +75,7 @@ def _add_suggest(add: AddCommand) -> None:
     suggest.add_argument(
         "--config", metavar="YAML", help="the fields of the model's config, as jaxllm names them"
     )
-    add_rules(suggest)
+    add_reading(suggest)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -76,6 +87,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         manifest=arguments.manifest,
         max_ram=arguments.max_ram,
         rules=arguments.rules,
+        **allowances(arguments),
     )
     if arguments.json:
         print(json.dumps(found.to_json()))
@@ -89,7 +101,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import inspect
 
-    inspection = inspect(arguments.path, rules=arguments.rules)
+    inspection = inspect(arguments.path, rules=arguments.rules, **allowances(arguments))
     if arguments.json:
         print(json.dumps(inspection.to_json()))
     else:
@@ -103,7 +115,8 @@ def _suggest(arguments: argparse.Namespace) -> int:
     from jaxllm.interop import suggest
 
     config = None if arguments.config is None else _read_config(Path(arguments.config))
-    print(printable(str(suggest(arguments.path, config, rules=arguments.rules))))
+    found = suggest(arguments.path, config, rules=arguments.rules, **allowances(arguments))
+    print(printable(str(found)))
     return 0
 
 

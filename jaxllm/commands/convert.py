@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .choices import FormatNames
-from .options import AddCommand, add_dtype, add_max_ram, add_rules, add_step, count
+from .options import (
+    AddCommand,
+    add_dtype,
+    add_max_ram,
+    add_reading,
+    add_step,
+    allowances,
+    count,
+)
 
 
 def add_commands(add: AddCommand) -> None:
@@ -18,7 +26,9 @@ def add_commands(add: AddCommand) -> None:
         "jaxllm convert runs/tiny exported/llama --to hf",
     )
     convert.add_argument(
-        "source", metavar="SOURCE", help="a checkpoint of a known family, or a run"
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint of a known family, a run, or hf://ORG/NAME[@REVISION]",
     )
     convert.add_argument("destination", metavar="DESTINATION", help="a new folder")
     convert.add_argument(
@@ -30,7 +40,7 @@ def add_commands(add: AddCommand) -> None:
     )
     add_step(convert)
     add_max_ram(convert)
-    add_rules(convert)
+    add_reading(convert)
     _add_optimizer_options(convert)
     convert.epilog = f"After an interruption the same command resumes.\n\n{convert.epilog}"
 
@@ -84,6 +94,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             progress=progress,
             rules=arguments.rules,
             optimizer=optimizer,
+            **allowances(arguments),
         )
     seconds = time.perf_counter() - begun
     kept = f" ({format_size(done.num_bytes_kept)} already written)" if done.num_bytes_kept else ""

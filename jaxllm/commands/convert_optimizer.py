@@ -11,6 +11,8 @@ from jaxllm.interop.formats import orbax
 from jaxllm.interop.optimizer_state import parameter_order
 from jaxllm.train import load_config, make_mesh, read_state, write_run
 
+from .options import allowances
+
 # Options that do not apply when a run is the source or the result, and those of optimizers only.
 NOT_FROM_RUN = ("config", "optimizer", "dtype", "model_parallel")
 NOT_INTO_RUN = ("optimizer_format", "step", "dtype", "model_parallel")
@@ -81,6 +83,7 @@ def into_run(arguments: argparse.Namespace) -> int:
         names=arguments.parameter_names,
         mesh=make_mesh(**dataclasses.asdict(config.mesh)),
         rules=arguments.rules,
+        **allowances(arguments),
     )
     write_run(config, model, state)
     print(

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 
-from .options import AddCommand, add_dtype, add_json, add_seed, count, unicode_text
+from .options import (
+    AddCommand,
+    add_allowances,
+    add_dtype,
+    add_json,
+    add_seed,
+    allowances,
+    count,
+    unicode_text,
+)
 
 if TYPE_CHECKING:
     from jaxllm.generation import Sampling
@@ -28,7 +38,9 @@ def add_commands(add: AddCommand) -> None:
         "Continue prompts with a model.",
         'jaxllm generate runs/tiny --prompt "def " --temperature 0.8',
     )
-    generate.add_argument("path", metavar="MODEL", help="a checkpoint of a known family, or a run")
+    generate.add_argument(
+        "path", metavar="MODEL", help="a checkpoint of a known family, a run, or hf://ORG/NAME"
+    )
     generate.add_argument(
         "--prompt",
         action="append",
@@ -66,6 +78,7 @@ def add_commands(add: AddCommand) -> None:
         "checkpoint's own; bytes if the vocabulary is theirs)",
     )
     add_json(generate, "each prompt, its text and its tokens")
+    add_allowances(generate)
     _add_sampling(generate)
 
 
@@ -100,7 +113,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from jaxllm.models import TokenModel
 
     _check(arguments)
-    model = load_pretrained(arguments.path, dtype=arguments.dtype)
+    arguments.path = str(local_path(arguments.path))
+    model = load_pretrained(arguments.path, dtype=arguments.dtype, **allowances(arguments))
     if not isinstance(model, TokenModel):
         raise UserError(
             f"{arguments.path} is a {type(model).__name__}, which has no tokens to generate"

@@ -3,7 +3,7 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 from jaxllm.config import Dtype
 from jaxllm.config.checks import MAX_INT, MAX_SEED
@@ -37,6 +37,36 @@ def add_rules(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a Python file that describes your own PyTorch model; it is executed (docs/rules.md)",
     )
+
+
+def add_reading(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say how checkpoints are read."""
+    add_rules(command)
+    add_allowances(command)
+
+
+def add_allowances(command: argparse.ArgumentParser) -> None:
+    """Adds the options for checkpoints with fields or tensors that are not understood."""
+    group = command.add_argument_group("fields and tensors that are not understood")
+    group.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FIELD[=VALUE]",
+        help="read a config field as absent, or as having this value; the numbers may then differ "
+        "from the original model's; repeatable",
+    )
+    group.add_argument(
+        "--no-strict",
+        dest="strict",
+        action="store_false",
+        help="ignore tensors that belong to no part of the model",
+    )
+
+
+def allowances(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of `add_allowances` as arguments of `load_pretrained`."""
+    return {"strict": arguments.strict, "allow": arguments.allow}
 
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:

@@ -17,7 +17,8 @@ from .options import (
     add_json,
     add_output,
     add_random_tokens,
-    add_rules,
+    add_reading,
+    allowances,
     count,
     mesh_axis,
     mesh_sizes,
@@ -78,7 +79,7 @@ def _add_parity_options(parity: CommandParser) -> None:
     )
     add_dtype(parity, "float32", "of weights and activations on both sides")
     add_json(parity, "the report")
-    add_rules(parity)
+    add_reading(parity)
 
 
 def _add_record(parity: CommandParser) -> None:
@@ -100,7 +101,7 @@ def _add_record(parity: CommandParser) -> None:
     )
     _add_text(record.add_mutually_exclusive_group())
     add_random_tokens(record)
-    add_rules(record)
+    add_reading(record)
 
 
 def _add_check(parity: CommandParser) -> None:
@@ -124,7 +125,7 @@ def _add_check(parity: CommandParser) -> None:
     _add_levels(check, "levels to compare (default: all recorded)")
     add_output(check)
     add_json(check, "the report")
-    add_rules(check)
+    add_reading(check)
 
 
 def _add_mesh(parity: CommandParser) -> None:
@@ -172,6 +173,7 @@ def _against(arguments: argparse.Namespace) -> int:
             num_tokens=arguments.num_tokens,
             seed=arguments.seed,
             rules=arguments.rules,
+            **allowances(arguments),
         )
     return _finish(report, arguments)
 
@@ -194,6 +196,7 @@ def _parity(arguments: argparse.Namespace) -> int:
             rules=arguments.rules,
             scratch=arguments.scratch,
             dtype=arguments.dtype,
+            **allowances(arguments),
         )
     return _finish(report, arguments)
 
@@ -250,6 +253,7 @@ def _record(arguments: argparse.Namespace) -> int:
             num_tokens=arguments.num_tokens,
             seed=arguments.seed,
             rules=arguments.rules,
+            **allowances(arguments),
         )
     print(f"{arguments.output}: {format_size(num_bytes)}")
     return 0
@@ -268,6 +272,7 @@ def _check(arguments: argparse.Namespace) -> int:
         mesh=mesh,
         levels=arguments.levels,
         rules=arguments.rules,
+        **allowances(arguments),
     )
     return _finish(report, arguments)
 
@@ -281,7 +286,9 @@ def _mesh(arguments: argparse.Namespace) -> int:
     if config.init_from is not None:
         from jaxllm.interop import load_pretrained
 
-        model = load_pretrained(config.init_from, dtype="float32")
+        model = load_pretrained(
+            config.init_from, dtype="float32", strict=config.strict, allow=config.allow
+        )
     equality = compare_variants(config, model)
     if arguments.json:
         print(json.dumps(equality.to_json()))

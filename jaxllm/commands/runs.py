@@ -181,7 +181,9 @@ def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None"
     if start is None:
         return None
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    return load_pretrained(start, mesh=mesh, dtype="float32")
+    return load_pretrained(
+        start, mesh=mesh, dtype="float32", strict=config.strict, allow=config.allow
+    )
 
 
 def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":

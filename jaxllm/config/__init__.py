@@ -20,6 +20,9 @@ from .models import (
     SequenceConfig,
     SequenceToSequenceConfig,
     TwoStackConfig,
+    check_has_head,
+    has_head,
+    with_head,
 )
 from .moved import MOVED, is_moved, upgrade_name
 from .norms import NormConfig, NormKind, NormPlacement
@@ -71,15 +74,18 @@ __all__ = [
     "TwoStackConfig",
     "VisionConfig",
     "Waves",
+    "check_has_head",
     "config_class",
     "defaults",
     "dtype_fields",
     "flatten",
     "from_dict",
+    "has_head",
     "is_moved",
     "make_config",
     "to_dict",
     "upgrade_name",
     "upgraded",
     "with_fields",
+    "with_head",
 ]

@@ -1,7 +1,9 @@
 """Configs of whole models: decoders, encoder-decoders, and models of continuous inputs."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+from jaxllm.errors import UserError
 
 from .checks import check_counts, check_fields, check_positive
 from .stack import StackConfig
@@ -14,6 +16,7 @@ class HeadConfig:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    kind: Literal["linear", "none"] = "linear"  # "none": the model returns its hidden states
     tied: bool = False  # whether the head shares its weights with the embedding
     bias: bool = False  # whether a learned bias per token is added to the logits
     scale: float = 1.0  # factor of the logits, before the bias
@@ -22,6 +25,18 @@ class HeadConfig:
     def __post_init__(self) -> None:
         check_fields(self, "head.")
         check_positive(self, "scale", "softcap", prefix="head.")
+        if self.kind == "none":
+            self._check_unset()
+
+    def _check_unset(self) -> None:
+        """Raises ValueError if a setting differs from its default."""
+        given = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        if others := [
+            f"head.{name}={value!r}"
+            for name, (value, default) in given.items()
+            if name != "kind" and value != default
+        ]:
+            raise ValueError(f"head.kind='none' excludes {' and '.join(others)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,3 +199,31 @@ def _check_two_stacks(encoder: StackConfig, decoder: StackConfig) -> None:
 TwoStackConfig = EncoderDecoderConfig | SequenceToSequenceConfig
 # Configs of all models.
 Config = DecoderConfig | SequenceConfig | TwoStackConfig
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def has_head(config: Config) -> bool:
+    """Whether a model has an output head; without one it returns its hidden states."""
+    last = config.decoder if isinstance(config, TwoStackConfig) else config
+    return not isinstance(last, DecoderConfig) or last.head.kind != "none"
+
+
+def check_has_head(config: Config, purpose: str) -> None:
+    """Raises UserError if a model lacks the head that it needs to "generate" or to "train"."""
+    if not has_head(config):
+        raise UserError(
+            f"this model has no head (head.kind='none'), so it cannot {purpose}: it returns the "
+            "hidden states of its tokens. Load a checkpoint with a head, or use it for embeddings"
+        )
+
+
+def with_head(config: AnyConfig) -> AnyConfig:
+    """Returns the config with a head; one that is tied to the embedding if it has none."""
+    changed: Any = config
+    if has_head(changed):
+        return config
+    if isinstance(changed, EncoderDecoderConfig):
+        changed = dataclasses.replace(changed, decoder=with_head(changed.decoder))
+    else:
+        changed = dataclasses.replace(changed, head=HeadConfig(tied=True))
+    return changed

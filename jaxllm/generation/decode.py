@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import EncoderDecoderConfig
+from jaxllm.config import EncoderDecoderConfig, check_has_head
 from jaxllm.config.checks import check_seed, show
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
@@ -155,12 +155,13 @@ def cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
 
 
 def check_token_model(model: Model) -> TokenModel:
-    """Returns the model. Raises UserError if its inputs are continuous: it has no vocabulary."""
+    """Returns the model. Raises UserError if it has no vocabulary, or no head to choose from it."""
     if not isinstance(model, TokenModel):
         raise UserError(
             f"a {type(model).__name__} has no vocabulary to generate from: call the model with "
             "vectors instead"
         )
+    check_has_head(model.config, "generate")
     return model
 
 

@@ -22,7 +22,10 @@ from .stack import Stack
 
 
 class Decoder(Stack):
-    """Maps tokens to logits: embedding, a stack of transformer blocks, and the output head."""
+    """Maps tokens to logits: embedding, a stack of transformer blocks, and the output head.
+
+    With `config.head.kind="none"` it returns the hidden states in place of logits.
+    """
 
     config: DecoderConfig
 
@@ -37,7 +40,8 @@ class Decoder(Stack):
             image_proj = Linear("BTF,FD->BTD", (F, D), config=config, rngs=rngs)
         self.vision, self.image_proj = nnx.data(vision), nnx.data(image_proj)
         head = partial(Linear, "BTD,DV->BTV", (D, V), config=config, rngs=rngs)
-        self.lm_head = nnx.data(None if config.head.tied else head())
+        has_own = config.head.kind == "linear" and not config.head.tied
+        self.lm_head = nnx.data(head() if has_own else None)
         bias = nnx.Param(jnp.zeros((V,), config.numerics.param_dtype), dims="V")
         self.head_bias = nnx.data(bias if config.head.bias else None)
 
@@ -63,7 +67,8 @@ class Decoder(Stack):
             dropout_key: a `jax.random.key`, a new one for each training step. Default: no dropout.
 
         Returns:
-            Output with logits BTV that predict the token after each position.
+            Output with logits BTV that predict the token after each position; without a head, the
+            hidden states BTD of each position.
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
         x_BTD, cache, loss = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
@@ -111,7 +116,9 @@ class Decoder(Stack):
         return x_BTD
 
     def unembed(self, x_BTD: Array) -> Array:
-        """Maps hidden states to logits, BTV, in float32."""
+        """Maps hidden states to logits, BTV, in float32; without a head, returns them as BTD."""
+        if self.config.head.kind == "none":
+            return constrain(x_BTD.astype(jnp.float32), "BTD")
         head = self.embed.attend if self.lm_head is None else self.lm_head.accumulate
         logits_BTV, scale, cap = head(x_BTD), self.config.head.scale, self.config.head.softcap
         if scale != 1.0:

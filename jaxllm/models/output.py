@@ -10,6 +10,8 @@ from jaxllm.layers.attention.cache import Caches
 class Output(NamedTuple):
     """The output of a model's call."""
 
-    logits: Array  # BTV, float32; with continuous inputs, BTO or, if pooled, BO
+    # BTV, float32; without a head, the hidden states BTD; with continuous inputs, BTO or, if
+    # pooled, BO.
+    logits: Array
     cache: Caches | None  # with the call's tokens added; None if none was given
     aux_loss: Array  # scalar, to add to the training loss

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxllm.config import Config
 from jaxllm.errors import MissingFileError, UserError
+from jaxllm.hub import local_path
 
 from .converted import is_other_tokenizer, read_other_tokenizer
 from .file_tokenizer import FILE, FileTokenizer
@@ -28,7 +29,7 @@ def load_tokenizer(path: str | Path | None, *, eos: str | None = None) -> Tokeni
     """
     if path is None or str(path) == BYTES:
         return ByteTokenizer()
-    place = Path(path)
+    place = local_path(path)
     if not place.exists():
         raise MissingFileError(f"the tokenizer file {place} does not exist")
     if place.is_file() and place.suffix != ".json":  # such as tokenizer.model

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from jaxllm.errors import UserError
+from jaxllm.errors import CheckpointError, UserError
 
 from .regular_files import read_bytes
+from .substitutes import check_is_content
 
 MAX_GROWTH = 200  # characters that a normalizer or a decoder may make of one; NFKC makes 18
 MAX_ADDED = 10_000  # tokens and characters added to any text
@@ -37,6 +38,10 @@ def read_tokenizer(file: Path) -> tokenizers.Tokenizer:
         OSError: the file cannot be read.
     """
     content = read_bytes(file)
+    try:
+        check_is_content(file)
+    except CheckpointError as error:
+        raise UserError(*error.within(file)) from None
     tokenizer = _guarded(
         lambda: tokenizers.Tokenizer.from_buffer(content), f"{file} is not a tokenizer.json"
     )

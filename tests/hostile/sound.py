@@ -28,6 +28,10 @@ def write_all(root: Path) -> None:
     (root / "bin").mkdir()
     shutil.copy(root / "hf" / "config.json", root / "bin")
     torch.save(tensors, root / "bin" / "pytorch_model.bin")
+    (root / "legacy").mkdir()
+    shutil.copy(root / "hf" / "config.json", root / "legacy")
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save(tensors, root / "legacy" / "pytorch_model.bin", **old)
     _write_dcp(root / "dcp", tensors)
     shutil.copy(root / "hf" / "config.json", root / "dcp")
     _write_runs(root)

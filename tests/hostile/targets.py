@@ -27,6 +27,7 @@ TARGETS = (
     ),
     *(Target("shards", "model.safetensors.index.json", INSPECT),),
     *(Target("bin", "pytorch_model.bin", INSPECT), Target("bin", "pytorch_model.bin", VERIFY)),
+    *(Target("legacy", "pytorch_model.bin", VERIFY), Target("dcp", "__0_0.distcp", VERIFY)),
     *(Target("meta", "consolidated.00.pth", INSPECT), Target("meta", "params.json", INSPECT)),
     *(Target("tlama", "state_dict.pth", INSPECT),),
     *(Target("native", "checkpoints/0/_CHECKPOINT_METADATA", INSPECT),),

@@ -12,8 +12,8 @@ from tiny import TINY, random_model
 from tokenizer_kinds import save_tokenizer
 
 from jaxllm.checkpoint_origin import KEPT, Origin
-from jaxllm.config import NumericsConfig
-from jaxllm.errors import CheckpointError
+from jaxllm.config import HeadConfig, NumericsConfig
+from jaxllm.errors import CheckpointError, UserError
 from jaxllm.models import Decoder
 from jaxllm.params import named_parameters
 from jaxllm.train import ConfigError, TrainConfig
@@ -188,3 +188,9 @@ def test_a_run_of_an_earlier_version_keeps_its_windows(with_text):
     assert from_stored(stored, "config.yaml").data.bos is False
     changes = find_changes(stored, with_text, 0)
     assert "data.packing: 'joined' in the checkpoint, 'separate' now" in changes
+
+
+def test_a_model_without_a_head_cannot_be_trained():
+    finetune = dataclasses.replace(RUN, model=None, init_from="embedder")
+    with pytest.raises(UserError, match=r"head.kind='none'\), so it cannot train"):
+        model_to_train(finetune, random_model(head=HeadConfig(kind="none")))

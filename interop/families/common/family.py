@@ -2,17 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig, make_config
+from jaxllm.config import (
+    Config,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    has_head,
+    make_config,
+)
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.rule import BoundRule, Rule, Stacks
 
-from .config_fields import is_inert
+from .config_fields import ReadFields
 from .fields import Fields, Json
 
 
@@ -26,6 +31,13 @@ class Layout:
     experts: Literal["each", "fused"] = "each"  # one tensor per expert, or one for all
     head: str = ""  # the head's name in modules of transformers, if files name it differently
     file: str = ""  # the file that held the tensors, if the family does not fix its name
+    dtype: str = ""  # of most of its bytes, which need not be the one that its config names
+    # What the names have in place of the family's prefix (None: that prefix), and before the head.
+    base: str | None = None
+    outer: str = ""
+    text: str = ""  # of a multimodal model: the family of its text part
+    copies: Sequence[str] = ()  # the stored tensors that equal another
+    lone: Sequence[str] = ()  # originals that are not stored themselves, only as a copy
 
     @property
     def written(self) -> Self:
@@ -50,16 +62,51 @@ class RuleTable:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)  # copy: original
     derived: tuple[Derived, ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: reason
+    # Tensors that are not part of the model but are written back as they were; pattern: reason.
+    carried: Mapping[str, str] = dataclasses.field(default_factory=dict)
     copies: Collection[str] = ()  # the tied tensors that are stored nevertheless
     file: str = ""  # the file to write the tensors to, if the family does not fix its name
 
     def with_originals(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-        """Takes a copy for its original if only the copy is stored, such as T5's `embed_tokens`."""
+        """Takes a copy for its original if only the copy is stored."""
         found = dict(tensors)
         for copy, original in self.tied.items():
             if original not in found and copy in found:
                 found[original] = dataclasses.replace(found.pop(copy), name=original)
         return found
+
+    def renamed(self, rename: Callable[[str], str]) -> "RuleTable":
+        """Returns the table for a checkpoint that has other names, from the usual ones."""
+
+        def both(patterns: Mapping[str, str]) -> dict[str, str]:
+            return {**patterns, **{rename(one): why for one, why in patterns.items()}}
+
+        return dataclasses.replace(
+            self,
+            rules=tuple(rule.with_stored(rename(rule.stored.name)) for rule in self.rules),
+            tied={rename(copy): rename(original) for copy, original in self.tied.items()},
+            derived=tuple(dataclasses.replace(d, name=rename(d.name)) for d in self.derived),
+            ignored=both(self.ignored),
+            carried=both(self.carried),
+            copies=[rename(copy) for copy in self.copies],
+        )
+
+    def with_copies(self, copies: Sequence[str], lone: Sequence[str]) -> "RuleTable":
+        """Returns the table for a checkpoint that stores these copies, of `lone` nothing else.
+
+        The first copy then takes the place of its original.
+        """
+        first = {one: next(copy for copy in copies if self.tied[copy] == one) for one in lone}
+        rules = (
+            rule.with_stored(first.get(rule.stored.name, rule.stored.name)) for rule in self.rules
+        )
+        tied = {copy: first.get(original, original) for copy, original in self.tied.items()}
+        return dataclasses.replace(
+            self,
+            rules=tuple(rules),
+            tied={copy: original for copy, original in tied.items() if copy != original},
+            copies=[copy for copy in copies if copy not in first.values()],
+        )
 
     def bound(self, stacks: Stacks) -> tuple[BoundRule, ...]:
         """Returns the rules with their sizes for a model whose layers are stacked this way."""
@@ -93,14 +140,34 @@ class Family:
     # Arguments of the reference, from tensors by name: source, target and their masks.
     arguments: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] = in_order
     masks: Collection[str] = ()  # the masks that the reference accepts
-    base_prefix: str = ""  # of the tensors without a head, if files may lack it
-    # Whether a field that is not understood, with its value, cannot change what the model computes.
-    is_inert: Callable[[str, Any], bool] = lambda name, value: True
+    is_part: bool = False  # whether a model needs the tensors that are carried along
+    auto_class: str = ""  # the class of transformers that reads its checkpoints, if it is another
+    # Returns the prefix that a trainer has put before the names of all tensors, if there is one.
+    trainer_prefix: Callable[[Collection[str]], str] = lambda names: ""
+    # Whether a checkpoint with tensors of these names is of this family, if several families have
+    # the same model_type.
+    applies: Callable[[Collection[str]], bool] = lambda names: True
+    # Returns the fields of the config file that the original model reads; None if unknown.
+    reads: Callable[[], ReadFields] | None = None
 
     @property
     def defined_in(self) -> str:
         """The file to name in errors about the config: the config file, or a user's rules."""
         return self.config_file or self.name
+
+    def fields(self, config: Json) -> Fields:
+        """Returns the fields of a config file, to be read by `read_config`."""
+        return Fields(config, None if self.reads is None else self.reads())
+
+    def table_of(
+        self, config: Any, layout: Layout, names: Collection[str]
+    ) -> tuple[RuleTable, Layout]:
+        """Returns the table for a checkpoint, and its layout with the copies that it stores."""
+        tied = self.table(config, layout).tied
+        copies = [copy for copy in tied if copy in names]
+        lone = dict.fromkeys(tied[copy] for copy in copies if tied[copy] not in names)
+        layout = dataclasses.replace(layout, copies=copies, lone=list(lone))
+        return self.table(config, layout), layout
 
     def find_field(
         self,
@@ -123,7 +190,7 @@ class Family:
         for name, value in config.items():
             if type(value) is not int or value != now:
                 continue
-            changed = Fields({**config, name: size})
+            changed = self.fields({**config, name: size})
             try:
                 values, layout = self.read_config(changed, tensors)
                 sizes = self.table(make_config(values), layout).sizes
@@ -133,49 +200,15 @@ class Family:
                 return name
         return None
 
+    def class_of(self, config: Config) -> str:
+        """Returns the class of transformers whose outputs are those of a model of this config."""
+        if self.auto_class or not has_head(config):
+            return self.auto_class or "AutoModel"
+        has_encoder = isinstance(config, EncoderDecoderConfig)
+        return "AutoModelForSeq2SeqLM" if has_encoder else "AutoModelForCausalLM"
+
     def check_class(self, config: Config) -> None:
         """Raises ValueError if the config is not of the class that this family supports."""
         if not isinstance(config, self.config_class):
             ours, given = self.config_class.__name__, type(config).__name__
             raise ValueError(f"this family supports {ours}, but the model has a {given}")
-
-
-# Tensors of Hugging Face checkpoints beside those of the language model.
-LEFTOVERS = {
-    "*rotary_emb.inv_freq": "derived from the config",
-    "*coder.version": "the version of a file format",
-    "*.masked_bias": "a constant of the mask",
-}
-OTHER_HEADS = dict.fromkeys(
-    ("score.*", "v_head.*", "value_head.*", "reward_head.*", "classification_head.*"),
-    "a head for another task",
-)
-
-
-def _with_leftovers(table: Callable[[Any, Layout], RuleTable], *given: Any) -> RuleTable:
-    """Returns a table of rules that ignores leftovers too."""
-    found = table(*given)
-    return dataclasses.replace(found, ignored={**LEFTOVERS, **OTHER_HEADS, **found.ignored})
-
-
-def hf_family(
-    name: str,
-    read_config: Callable[[Fields, Mapping[str, StoredTensor]], tuple[Json, Layout]],
-    write_config: Callable[[Any, Json], Json],
-    table: Callable[[Any, Layout], RuleTable],
-    config_class: type[Config] = DecoderConfig,
-    base_prefix: str = "model.",
-) -> Family:
-    """Returns a Hugging Face family, named by its `model_type`."""
-    return Family(
-        name=name,
-        format="hf",
-        config_file="config.json",
-        model_type=name,
-        read_config=read_config,
-        write_config=write_config,
-        table=partial(_with_leftovers, table),
-        config_class=config_class,
-        base_prefix=base_prefix,
-        is_inert=partial(is_inert, name),
-    )

@@ -1,4 +1,4 @@
-"""Reads a config file: every field must be taken or explicitly ignored."""
+"""Reads a config file: every field must be taken, explicitly ignored or known to change nothing."""
 
 import reprlib
 from collections.abc import Callable, Iterator
@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxllm.errors import MOST_LISTED, did_you_mean
+from jaxllm.errors import MOST_LISTED, did_you_mean, nearest
+
+from .config_fields import ReadFields
 
 Json = dict[str, Any]
 REQUIRED: Any = object()
@@ -16,18 +18,30 @@ REQUIRED: Any = object()
 MAX_INT = 2**31 - 1
 MAX_COUNT = 10_000  # layers, experts
 MAX_FLOAT = float(np.finfo(np.float32).max)
+# Likeness of a field that nothing reads with one that is: names of fields are often similar.
+MISSPELT = 0.9
 Part = TypeVar("Part")
 
 
 class Fields:
-    """A config file being read: every field must be taken or explicitly ignored.
+    """A config file being read: a field that may change a number must be taken.
 
     Problems are collected rather than raised, so that all are reported at once.
+
+    Args:
+        data: the fields of the file.
+        reads: what the original model reads of them; None if that is unknown, so that every field
+            must be taken or ignored.
     """
 
-    def __init__(self, data: Json):
-        self.data = data
-        self.known: set[str] = set()
+    def __init__(self, data: Json, reads: ReadFields | None = None):
+        self.data = data if reads is None else reads.with_names(data)
+        self.reads = reads
+        # transformers 4 left out the fields of nested configs that have the class's default.
+        self.is_part = False
+        self.known: set[str] = set() if reads is None else {*reads.aliases}
+        # The values that refused fields may have; None: they may be absent.
+        self.refused: dict[str, Any] = {}
         self.ignored: set[str] = set()
         self.parts: dict[str, Fields] = {}
         self.problems: list[str] = []
@@ -37,10 +51,14 @@ class Fields:
         """Returns the value, or the default if null or absent; accepts an int for a float."""
         self.known.add(name)
         value = self.data.get(name)
+        if default is REQUIRED and value is None and self.is_part:
+            value = self.default(name)
         if value is None:
             if default is not REQUIRED:
                 return default
-            self.problems.append(f"{name} is missing")
+            meant = nearest(name, self._left_over(), MISSPELT)
+            hint = f"; did you mean it by {meant!r}?" if meant else ""
+            self.problems.append(f"{name} is missing{hint}")
             self.is_complete = False
             return kind()
         if kind is float and type(value) is int:
@@ -50,6 +68,10 @@ class Fields:
             self.is_complete = False
             return kind() if default is REQUIRED else default
         return value
+
+    def default(self, name: str) -> Any:
+        """Returns what the original model takes for an absent field; None if that is unknown."""
+        return None if self.reads is None else self.reads.default(name)
 
     def take_nullable(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
         """As `take`, but an explicit null gives None instead of the default."""
@@ -66,6 +88,7 @@ class Fields:
             self.problems.append(
                 f"{name}={reprlib.repr(self.data[name])} is not supported, only {choices}"
             )
+            self.refused[name] = allowed[0]
 
     def ignore(self, *names: str) -> None:
         """Declares fields that do not affect the computed numbers."""
@@ -83,25 +106,28 @@ class Fields:
         return None
 
     @contextmanager
-    def part(self, name: str) -> "Iterator[Fields]":
+    def part(self, name: str, reads: ReadFields | None = None) -> "Iterator[Fields]":
         """Reads a nested object; its problems are added to this one's."""
-        inner = Fields(self.take(name, dict, {}))
+        inner = Fields(self.take(name, dict, {}), reads)
+        inner.is_part = True
         yield inner
+        self.join(name, inner)
+
+    def join(self, name: str, inner: "Fields") -> None:
+        """Adds a nested object that has been read, by its name: its problems are this one's."""
         self.is_complete &= inner.is_complete
         self.problems += [f"{name}: {problem}" for problem in inner.problems]
+        self.refused |= {f"{name}.{field}": usual for field, usual in inner.refused.items()}
         self.parts[name] = inner
 
     def unknown(self) -> dict[str, str]:
-        """Returns a message for each field that was neither taken nor ignored, by dotted name.
+        """Returns a message for each field that may change a number but was not taken.
 
-        Only the first of many have a suggestion, each of which takes a search.
+        The keys are dotted names. Only the first of many have a suggestion, each of which takes a
+        search.
         """
-        strange = [name for name in self.data if name not in self.known]
-        own = {
-            name: f"{name:.200}={reprlib.repr(self.data[name])} is not a field known to this family"
-            + (did_you_mean(name, self.known) if number < MOST_LISTED else "")
-            for number, name in enumerate(strange)
-        }
+        strange = [name for name in self._left_over() if not self._is_inert(name)]
+        own = {name: self._describe(name, number) for number, name in enumerate(strange)}
         inner = {
             f"{part}.{name}": f"{part}: {text}"
             for part, fields in self.parts.items()
@@ -109,19 +135,55 @@ class Fields:
         }
         return own | inner
 
-    def value(self, name: str) -> Any:
-        """Returns the value of a field by its dotted name, as `unknown` gives it."""
-        part, _, inner = name.partition(".")
-        return self.parts[part].value(inner) if part in self.parts and inner else self.data[name]
+    def unused(self) -> dict[str, str]:
+        """Returns a hint for each field that the original model does not read either.
+
+        The keys are dotted names; a hint suggests a name that may be meant, or is empty.
+        """
+        inert = [name for name in self._left_over() if self._is_inert(name)]
+        own = dict.fromkeys(inert, "")
+        own |= {
+            name: did_you_mean(name, self.known, MISSPELT)
+            for name in inert[:MOST_LISTED]
+            if not name.startswith("_")
+        }
+        inner = {
+            f"{part}.{name}": hint
+            for part, fields in self.parts.items()
+            for name, hint in fields.unused().items()
+        }
+        return own | inner
+
+    def _left_over(self) -> list[str]:
+        """Returns the names of the fields that were neither taken nor ignored."""
+        return [name for name in self.data if name not in self.known]
+
+    def _is_inert(self, name: str) -> bool:
+        return self.reads is not None and self.reads.is_inert(name, self.data[name])
+
+    def _describe(self, name: str, number: int) -> str:
+        given = f"{name:.200}={reprlib.repr(self.data[name])}"
+        if self.reads is not None:
+            return f"{given} is not implemented, and transformers reads it"
+        hint = did_you_mean(name, self.known) if number < MOST_LISTED else ""
+        return f"{given} is not a field known to this family{hint}"
 
     def finish(self) -> list[str]:
-        """Returns all problems of the file, including unknown fields."""
+        """Returns all problems of the file, including fields that are unknown."""
         return self.problems + list(self.unknown().values())
 
     def uses(self) -> dict[str, str]:
-        """Maps each field of the file to "read", "ignored" or "unknown"."""
-        fates = {**dict.fromkeys(self.known, "read"), **dict.fromkeys(self.ignored, "ignored")}
-        return {name: fates.get(name, "unknown") for name in self.data}
+        """Maps each field of the file to "read", "ignored", "not used" or "unknown".
+
+        Fields of nested objects are named only if they are not used.
+        """
+        fates = {
+            **dict.fromkeys(self.known, "read"),
+            **dict.fromkeys(self.ignored, "ignored"),
+            **dict.fromkeys(self.unused(), "not used"),
+        }
+        nested = (name for name in fates if "." in name)
+        return {name: fates.get(name, "unknown") for name in (*self.data, *nested)}
 
 
 def _type_problem(name: str, value: Any, kind: type) -> str | None:

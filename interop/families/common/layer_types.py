@@ -76,10 +76,37 @@ def write_layer_types(config: DecoderConfig) -> list[str]:
     return [names[kind.attention] for kind in config.kinds]
 
 
-def uniform_window(window: int | None, mlp: Literal["dense", "experts"] = "dense") -> Json:
-    """Returns the pattern and window of a model whose layers all have this window, or none has."""
+def read_uniform_window(
+    fields: Fields, default: int | None = None, mlp: Literal["dense", "experts"] = "dense"
+) -> Json:
+    """Reads the sliding window of all layers, or null; caches of transformers read `layer_types`.
+
+    Args:
+        fields: the config file.
+        default: the window if the field is absent.
+        mlp: the kind of MLP that every layer has.
+    """
+    window = fields.take_nullable("sliding_window", int, default)
+    require_layer_types(fields, "full_attention" if window is None else "sliding_attention")
     kind = LayerKind(attention="full" if window is None else "window", mlp=mlp)
     return {"attention.window": window, "pattern": (kind,)}
+
+
+def require_full_attention(fields: Fields) -> None:
+    """Checks the fields that the caches of transformers read although the model has no windows.
+
+    A window that holds the longest context is none.
+    """
+    require_layer_types(fields, "full_attention")
+    window = fields.take_nullable("sliding_window", int, None)
+    usual = fields.default("max_position_embeddings")
+    if window is not None and window < fields.take("max_position_embeddings", int, usual):
+        fields.require("sliding_window", None)
+
+
+def require_layer_types(fields: Fields, name: str) -> None:
+    """Checks that `layer_types`, if given, has this name for every layer."""
+    fields.require("layer_types", None, [name] * fields.take("num_hidden_layers", int))
 
 
 def unsupported_by_one_window(config: DecoderConfig) -> dict[str, bool]:

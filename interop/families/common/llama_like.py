@@ -3,8 +3,8 @@
 Reads configs as transformers 4 or 5 writes them; writes those of transformers 4, which 5 reads.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jaxllm.config import Activation, DecoderConfig
 from jaxllm.interop.rules.rule import Rule
@@ -13,43 +13,30 @@ from .decoder_axes import decoder_sizes, head_pairs
 from .family import Layout, RuleTable
 from .fields import Fields, Json
 
-# Bookkeeping, token ids and generation settings, which do not affect a forward pass.
-IGNORED_FIELDS = (
-    *("_name_or_path", "architectures", "model_type", "transformers_version", "use_cache"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "pretraining_tp"),
-    *("output_attentions", "output_hidden_states", "return_dict", "problem_type"),
-    *("id2label", "label2id", "chunk_size_feed_forward"),
-    *("_attn_implementation_autoset", "transformers.js_config"),
-)
-# Generation settings, which transformers 4 stored in the model's config.
-GENERATION_FIELDS = (
-    *("forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated", "prefix"),
-    *("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "do_sample"),
-    *("no_repeat_ngram_size", "repetition_penalty", "temperature", "top_k", "top_p"),
-    *("task_specific_params", "num_return_sequences", "bad_words_ids", "diversity_penalty"),
-)
 # By their names in transformers; of synonyms, the one that transformers writes comes first.
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "sigmoid": "sigmoid",
 }
 IGNORED_TENSORS = {"model.layers.*.self_attn.rotary_emb.inv_freq": "derived from the config"}
 
 
-def read_decoder(fields: Fields, **defaults: object) -> Json:
+def read_decoder(fields: Fields, activation: str = "hidden_act", **defaults: Any) -> Json:
     """Reads the fields that Llama-like decoders share, except RoPE.
 
-    `defaults` are the defaults of the family's config class that differ from Llama's, by the names
-    of its fields.
+    Args:
+        fields: the config file.
+        activation: the name of the field with the activation.
+        defaults: the defaults of the family's config class that differ from Llama's, by the names
+            of its fields.
     """
-    fields.ignore(*IGNORED_FIELDS)
-    fields.require("attention_dropout", 0.0)
-    fields.require("is_encoder_decoder", False)
 
     def take(name: str, kind: type, default: object) -> object:
         return fields.take(name, kind, defaults.get(name, default))
@@ -68,6 +55,7 @@ def read_decoder(fields: Fields, **defaults: object) -> Json:
         "head_dim": take("head_dim", int, width // max(heads, 1)),
         "mlp_dim": fields.take("intermediate_size", int),
         "max_len": take("max_position_embeddings", int, 2048),
+        "mlp.activation": read_activation(fields, activation, defaults.get(activation, "silu")),
         "norms.eps": take("rms_norm_eps", float, 1e-6),
         "head.tied": take("tie_word_embeddings", bool, False),
         "init.std": take("initializer_range", float, 0.02),
@@ -80,7 +68,13 @@ def read_attention_bias(fields: Fields, default: bool = False) -> Json:
     return {"attention.qkv_bias": bias, "attention.out_bias": bias}
 
 
-def write_decoder(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
+def write_decoder(
+    config: DecoderConfig,
+    base: Json,
+    model_type: str,
+    architecture: str,
+    activation: str = "hidden_act",
+) -> Json:
     """Writes the fields of `read_decoder` over `base`, without those only transformers 5 has."""
     outdated = ("rope_parameters", "original_max_position_embeddings", "dtype")
     kept = {name: value for name, value in base.items() if name not in outdated}
@@ -96,6 +90,7 @@ def write_decoder(config: DecoderConfig, base: Json, model_type: str, architectu
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.mlp_dim,
+        **write_activation(config, activation, base),
         "max_position_embeddings": config.max_len,
         "rms_norm_eps": config.norms.eps,
         "tie_word_embeddings": config.head.tied,
@@ -110,6 +105,7 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
     if given not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         fields.problems.append(f"{name}={given!r} is not supported, only {known}")
+        fields.refused[name] = default
         return ACTIVATIONS[default]
     return ACTIVATIONS[given]
 
@@ -213,15 +209,7 @@ def gated_mlp_rules(
 
 def with_prefix(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     """Adds a prefix to the stored names, for a model that is part of another."""
-    return [
-        Rule(
-            dataclasses.replace(rule.stored, name=prefix + rule.stored.name),
-            rule.model,
-            " ".join(rule.replicated),
-            rule.layers,
-        )
-        for rule in rules
-    ]
+    return [rule.with_stored(prefix + rule.stored.name) for rule in rules]
 
 
 def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> RuleTable:

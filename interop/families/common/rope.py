@@ -12,8 +12,9 @@ from types import MappingProxyType
 from jaxllm.config import ROPE_SCALINGS, DecoderConfig, RopeScaling
 from jaxllm.layers.attention.rope import attention_factor
 
-from .fields import Fields, Json
+from .fields import REQUIRED, Fields, Json
 
+SCALING, PARAMETERS = "rope_scaling", "rope_parameters"  # of versions 4 and 5
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -35,10 +36,9 @@ def read_rope(
             `max_position_embeddings`.
         aliases: maps old names of scaling kinds to new ones.
     """
-    old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
-    if old and new and old != new:
-        fields.problems.append(f"rope_scaling={old!r} and rope_parameters={new!r} differ")
-    return _read_parameters(fields, new or old, default_theta, fraction, original, aliases)
+    new, old = fields.take("rope_parameters", dict, {}), fields.take("rope_scaling", dict, {})
+    name = SCALING if old else PARAMETERS  # transformers prefers the older one
+    return _read_parameters(fields, name, old or new, default_theta, fraction, original, aliases)
 
 
 def read_rope_by_layer(fields: Fields, default_theta: float, default_local_theta: float) -> Json:
@@ -46,44 +46,54 @@ def read_rope_by_layer(fields: Fields, default_theta: float, default_local_theta
 
     `rope_parameters` then holds one object for each of the `layer_types`.
     """
-    by_layer = Fields(fields.take("rope_parameters", dict, {}))
-    full = by_layer.take("full_attention", dict, {})
+    by_layer = Fields(fields.take(PARAMETERS, dict, {}))
+    full, name = by_layer.take("full_attention", dict, {}), f"{PARAMETERS}.full_attention"
     local = Fields(by_layer.take("sliding_attention", dict, {}))
+    local.reads = fields.reads and fields.reads.of_rope("default")
     if by_layer.data:
-        fields.require("rope_scaling", None)
+        fields.require(SCALING, None)
     else:
-        full = fields.take("rope_scaling", dict, {})
-    config = _read_parameters(fields, full, default_theta)
+        full, name = fields.take(SCALING, dict, {}), SCALING
+    # transformers looks for `truncate` one level above, where it never is.
+    full = {name: value for name, value in full.items() if name != "truncate"}
+    config = _read_parameters(fields, name, full, default_theta)
     local_theta = fields.take("rope_local_base_freq", float, default_local_theta)
     config["rope.local_theta"] = local.take("rope_theta", float, local_theta)
     local.require("rope_type", "default")
-    local.require("partial_rotary_factor", 1.0)
-    if full.get("truncate", True) is not True:  # transformers ignores it there
-        local.problems.append(f"truncate={full['truncate']!r} is not supported, only True")
-    fields.problems += [f"RoPE: {problem}" for problem in by_layer.finish() + local.finish()]
+    by_layer.join("sliding_attention", local)
+    fields.join(PARAMETERS, by_layer)
     return config
 
 
 def _read_parameters(
     fields: Fields,
+    name: str,
     parameters: Json,
     default_theta: float,
     fraction: float | None = None,
     original: int | None = None,
     aliases: Mapping[str, str] = NO_ALIASES,
 ) -> Json:
+    """Reads the RoPE parameters in the field `name`."""
     rope = Fields(parameters)
     theta = fields.take("rope_theta", float, default_theta)
     config: Json = {"rope.theta": rope.take("rope_theta", float, theta)}
-    if fraction is None:
-        rope.require("partial_rotary_factor", 1.0)
-    else:
-        fraction = fields.take("partial_rotary_factor", float, fraction)
-        config["rope.fraction"] = rope.take("partial_rotary_factor", float, fraction)
+    given = fields.take("partial_rotary_factor", float, fraction)
     kind = rope.take("rope_type", str, rope.take("type", str, "default"))
+    kind = aliases.get(kind, kind)
+    rope.reads = fields.reads and fields.reads.of_rope(kind)
+    if fraction is not None:
+        config["rope.fraction"] = rope.take("partial_rotary_factor", float, given)
+    elif rope.reads and not rope.reads.is_inert("partial_rotary_factor", given or 1.0):
+        fields.require("partial_rotary_factor", None, 1.0)
     original = fields.take("original_max_position_embeddings", int, original)
-    config["rope.scaling"] = _read_scaling(fields, rope, aliases.get(kind, kind), original)
-    fields.problems += [f"RoPE: {problem}" for problem in rope.finish()]
+    if kind not in ("default", *ROPE_SCALINGS):
+        known = ", ".join(("default", *ROPE_SCALINGS))
+        fields.problems.append(f"{name}: rope_type={kind!r} is not supported, only {known}")
+        fields.refused[name] = None
+    else:
+        config["rope.scaling"] = _read_scaling(fields, rope, kind, original)
+    fields.join(name, rope)
     return config
 
 
@@ -92,30 +102,18 @@ def _read_scaling(
 ) -> RopeScaling | None:
     if kind == "default":
         return None
-    if kind not in ROPE_SCALINGS:
-        known = ", ".join(("default", *ROPE_SCALINGS))
-        rope.problems.append(f"rope_type={kind!r} is not supported, only {known}")
-        return None
     if kind == "linear":
         return rope.build(RopeScaling, kind=kind, factor=rope.take("factor", float))
-    longest = fields.take("max_position_embeddings", int)
-    original = rope.take("original_max_position_embeddings", int, outer_original or longest)
-    if outer_original not in (None, original):
-        rope.problems.append(
-            f"original_max_position_embeddings={original}, but {outer_original} outside of the "
-            "RoPE fields"
-        )
-    values = {"original_max_len": original, **_READERS[kind](rope, original, longest)}
+    usual = fields.default("max_position_embeddings") or REQUIRED
+    longest = fields.take("max_position_embeddings", int, usual)
+    if kind == "dynamic":  # scales from max_position_embeddings on, whatever the original is
+        values: Json = {"original_max_len": longest, "factor": rope.take("factor", float)}
+    else:  # transformers prefers the number outside of the RoPE fields
+        inner = rope.take("original_max_position_embeddings", int, longest)
+        original = inner if outer_original is None else outer_original
+        values = {"original_max_len": original, **_READERS[kind](rope, original, longest)}
     scaling = rope.build(RopeScaling, kind=kind, **values)
     return None if scaling is None else _without_default_factor(scaling)
-
-
-def _read_dynamic(rope: Fields, original: int, longest: int) -> Json:
-    if original != longest:  # transformers scales from max_position_embeddings on
-        rope.problems.append(
-            f"original_max_position_embeddings={original} is not max_position_embeddings={longest}"
-        )
-    return {"factor": rope.take("factor", float)}
 
 
 def _read_llama3(rope: Fields, original: int, longest: int) -> Json:
@@ -149,7 +147,6 @@ def _read_longrope(rope: Fields, original: int, longest: int) -> Json:
 
 
 _READERS = {
-    "dynamic": _read_dynamic,
     "llama3": _read_llama3,
     "yarn": _read_yarn,
     "longrope": _read_longrope,

@@ -1,30 +1,25 @@
-"""BART in the Hugging Face format (`model_type: bart`): post-norm, biases everywhere.
-
-Tensors are named `model.encoder...` with the generation head and `encoder...` without it.
-"""
+"""BART in the Hugging Face format (`model_type: bart`): post-norm, biases everywhere."""
 
 import math
 from collections.abc import Mapping
 
 from jaxllm.config import EncoderDecoderConfig, StackConfig
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
-    GENERATION_FIELDS,
-    IGNORED_FIELDS,
     layer_norm_rules,
     read_activation,
     write_activation,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
 from jaxllm.interop.families.common.unsupported import unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
-# Names with and without the prefix; the first is written unless the second was read.
-SHARED = ("model.shared.weight", "shared.weight")
+PREFIX, EMBEDDINGS = "model.", ("shared.weight", "encoder.embed_tokens.weight")
 LOGITS_BIAS = "final_logits_bias"
 # Settings of every BART, in both stacks.
 FIXED: Json = {
@@ -44,19 +39,7 @@ FIXED: Json = {
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS)
-    # Fields for training and classification, and extra fields of the authors' configs.
-    fields.ignore("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")
-    fields.ignore("classif_dropout", "encoder_layerdrop", "decoder_layerdrop", "_num_labels")
-    fields.ignore("gradient_checkpointing", "num_hidden_layers", "output_past", "add_bias_logits")
     fields.require("is_encoder_decoder", True)
-    fields.require("is_decoder", False)
-    fields.require("tie_word_embeddings", True)
-    fields.require("normalize_before", False)
-    fields.require("normalize_embedding", True)
-    fields.require("add_final_layer_norm", False)
-    fields.require("static_position_embeddings", False)
-    fields.require("extra_pos_embeddings", 2)
     width = fields.take("d_model", int, 1024)
     both = {
         **FIXED,
@@ -69,7 +52,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     decoder = {
         "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 50265),
-        "head.tied": True,
+        "head.tied": fields.take("tie_word_embeddings", bool, True),
         "head.bias": LOGITS_BIAS in stored,
     }
     config = {
@@ -77,7 +60,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "decoder": {**both, **_read_sizes(fields, "decoder", width), **decoder},
         "start_token": fields.take("decoder_start_token_id", int, 2),
     }
-    return config, Layout(names=tuple(name for name in SHARED if name in stored))
+    return config, Layout()
 
 
 def _read_sizes(fields: Fields, stack: str, width: int) -> Json:
@@ -118,7 +101,6 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
             **differing,
             **heads,
             f"embed_scale={decoder.embed_scale}": decoder.embed_scale not in (1.0, scale),
-            "head.tied=False": not decoder.head.tied,
             f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
         },
     )
@@ -137,7 +119,7 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
         "scale_embedding": decoder.embed_scale != 1.0,
         "init_std": decoder.init.std,
         "decoder_start_token_id": config.start_token,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": True,  # also of the stacks' embeddings, which are always tied
         "torch_dtype": decoder.numerics.param_dtype,
     }
 
@@ -153,8 +135,7 @@ def _write_sizes(stack: str, config: StackConfig) -> Json:
 def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of BART."""
     encoder, decoder = config.encoder, config.decoder
-    shared = next(iter(layout.names), SHARED[0])
-    prefix = shared.removesuffix("shared.weight")
+    prefix, shared = PREFIX, PREFIX + EMBEDDINGS[0]
     rules = [
         Rule(f"{shared} : V D", "decoder.embed.embedding : V D"),
         *_stack_rules(prefix, "encoder", encoder),
@@ -171,10 +152,12 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
             f"H_{name}": stack.head_dim,
             f"F_{name}": stack.mlp_dim,
         }
-    embeddings = (f"{prefix}{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
-    return RuleTable(
-        tuple(rules), sizes, tied=dict.fromkeys([*embeddings, "lm_head.weight"], shared)
-    )
+    copies = [f"{prefix}{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")]
+    if decoder.head.tied:
+        copies.append("lm_head.weight")
+    else:
+        rules += linear_rules("lm_head", "decoder.lm_head", "V", "D")
+    return RuleTable(tuple(rules), sizes, tied=dict.fromkeys(copies, shared))
 
 
 def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
@@ -201,4 +184,13 @@ def _stack_rules(prefix: str, stack: str, config: StackConfig) -> list[Rule]:
     return rules
 
 
-BART = hf_family("bart", read_config, write_config, table, EncoderDecoderConfig, base_prefix="")
+BART = hf_family(
+    "bart",
+    read_config,
+    write_config,
+    table,
+    EncoderDecoderConfig,
+    prefix=PREFIX,
+    embeddings=EMBEDDINGS,
+    with_head=("BartModel",),  # so the released bart-base and bart-large are named
+)

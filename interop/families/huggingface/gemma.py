@@ -1,6 +1,7 @@
 """Config fields and tensor rules shared by Gemma 2 and 3 in the Hugging Face format."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.family import Layout, RuleTable
@@ -17,10 +18,8 @@ from jaxllm.interop.families.common.llama_like import (
     gated_mlp_rules,
     norm_rules,
     outer_rules,
-    read_activation,
     read_attention_bias,
     read_decoder,
-    write_activation,
     write_decoder,
 )
 from jaxllm.interop.families.common.unsupported import (
@@ -43,7 +42,7 @@ def read_gemma(
     fields: Fields,
     is_full: Callable[[int], bool],
     kinds: Mapping[str, LayerKind] = KINDS,
-    **defaults: object,
+    **defaults: Any,
 ) -> Json:
     """Reads all fields except RoPE and the soft caps.
 
@@ -53,11 +52,15 @@ def read_gemma(
         kinds: the layer kinds by their names in `layer_types`.
         defaults: as for `read_decoder`.
     """
-    # A cache setting, and a field that transformers itself does not read.
-    fields.ignore("cache_implementation", "hidden_act")
     fields.require("use_bidirectional_attention", None, False)
     decoder = read_decoder(
-        fields, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True, **defaults
+        fields,
+        activation="hidden_activation",
+        hidden_activation="gelu_pytorch_tanh",
+        num_key_value_heads=4,
+        head_dim=256,
+        tie_word_embeddings=True,
+        **defaults,
     )
     return {
         **decoder,
@@ -65,7 +68,6 @@ def read_gemma(
         "norms.kind": "rms_plus_one",
         "norms.placement": "sandwich",
         "embed_scale": decoder["embed_dim"] ** 0.5,
-        "mlp.activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         "attention.scale": fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
         **read_attention_bias(fields),
     }
@@ -131,8 +133,7 @@ def _pre_attn_scalar(config: DecoderConfig) -> int | None:
 def write_gemma(config: DecoderConfig, base: Json, model_type: str, architecture: str) -> Json:
     """Writes the fields of `read_gemma`."""
     return {
-        **write_decoder(config, base, model_type, architecture),
-        **write_activation(config, "hidden_activation", base),
+        **write_decoder(config, base, model_type, architecture, activation="hidden_activation"),
         "query_pre_attn_scalar": _pre_attn_scalar(config),
         "final_logit_softcapping": config.head.softcap,
         "attn_logit_softcapping": config.attention.softcap,

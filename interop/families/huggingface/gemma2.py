@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 

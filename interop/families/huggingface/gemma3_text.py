@@ -6,8 +6,9 @@ The sliding-window layers, five of six, have their own RoPE base.
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig, LayerKind
-from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope_by_layer, write_rope
 from jaxllm.interop.families.common.unsupported import unsupported_values
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -23,7 +24,6 @@ KINDS = {
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("attn_logit_softcapping", None)  # transformers reads it but applies no cap
-    fields.ignore("_sliding_window_pattern")  # a copy of the next field
     period = max(fields.take("sliding_window_pattern", int, 6), 1)
     config = {
         **read_gemma(

@@ -1,21 +1,20 @@
 """GPT-2 in the Hugging Face format: learned positions, LayerNorm, kernels stored as `Conv1D`.
 
-Tensors are named `transformer.h.0...` in a full model and `h.0...` in the released checkpoints,
-which have no head.
+Tensors are named `transformer.h.0...` in a full model and `h.0...` in the released checkpoints.
 """
 
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
-    IGNORED_FIELDS,
     layer_norm_rules,
     read_activation,
     write_activation,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.unsupported import (
     refuse,
     unsupported_by_equal_heads,
@@ -24,8 +23,7 @@ from jaxllm.interop.families.common.unsupported import (
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-# Names with and without the prefix; the first is written unless the second was read.
-EMBEDDINGS = ("transformer.wte.weight", "wte.weight")
+PREFIX, EMBEDDING = "transformer.", "wte.weight"
 SUPPORTED = (
     *("norms.kind", "positions.kind", "attention.qkv_bias", "attention.out_bias"),
     *("attention.scale", "mlp.activation", "mlp.gated", "mlp.bias", "head.tied"),
@@ -34,15 +32,9 @@ SUPPORTED = (
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json`."""
-    fields.ignore(*IGNORED_FIELDS)
-    # Fields for training, other heads and generation. `n_ctx` repeats `n_positions`, and scores are
-    # always computed as `reorder_and_upcast_attn` requests.
-    fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing")
-    fields.ignore(*(name for name in fields.data if name.startswith("summary_")))
-    fields.ignore("task_specific_params", "n_ctx", "reorder_and_upcast_attn")
+    fields.ignore("reorder_and_upcast_attn")  # scores are always computed as it requests
     fields.require("scale_attn_by_inverse_layer_idx", False)
     fields.require("add_cross_attention", False)
-    fields.require("is_encoder_decoder", False)
     width, heads = fields.take("n_embd", int, 768), fields.take("n_head", int, 12)
     is_scaled = fields.take("scale_attn_weights", bool, True)
     config = {
@@ -66,7 +58,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "head.tied": fields.take("tie_word_embeddings", bool, True),
         "init.std": fields.take("initializer_range", float, 0.02),
     }
-    return config, Layout(names=tuple(name for name in EMBEDDINGS if name in stored))
+    return config, Layout()
 
 
 def write_config(config: DecoderConfig, base: Json) -> Json:
@@ -111,8 +103,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor; P counts the fused queries, keys and values."""
-    embedding = next(iter(layout.names), EMBEDDINGS[0])
-    prefix = embedding.removesuffix("wte.weight")
+    prefix, embedding = PREFIX, PREFIX + EMBEDDING
     block, attn, mlp = prefix + "h.{L}.", "layers.{L}.attn.", "layers.{L}.mlp."
     rules = [
         Rule(embedding + " : V D", "embed.embedding : V D"),
@@ -131,13 +122,11 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     ]
     if not config.head.tied:
         rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
-    mask = "the causal mask, a constant"
     return RuleTable(
         tuple(rules),
         {**decoder_sizes(config), "P": 3, "M": config.max_len},
         tied={"lm_head.weight": embedding} if config.head.tied else {},
-        ignored={f"{prefix}h.*.attn.bias": mask, f"{prefix}h.*.attn.masked_bias": mask},
     )
 
 
-GPT2 = hf_family("gpt2", read_config, write_config, table, base_prefix="")
+GPT2 = hf_family("gpt2", read_config, write_config, table, prefix=PREFIX, embeddings=(EMBEDDING,))

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.layer_types import require_full_attention
 from jaxllm.interop.families.common.llama_like import (
-    IGNORED_FIELDS,
     layer_norm_rules,
     read_activation,
     read_attention_bias,
     write_activation,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import (
     refuse,
@@ -34,12 +35,9 @@ HEAD, IN_MEMORY = "embed_out.weight", "lm_head.weight"  # in files, and in modul
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore(*IGNORED_FIELDS)
-    # Fields for training and other heads.
-    fields.ignore("attention_dropout", "hidden_dropout", "classifier_dropout")
-    fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder")
-    fields.require("is_encoder_decoder", False)
+    require_full_attention(fields)
     width, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
+    fields.require("head_dim", None, width // max(heads, 1))
     is_parallel = fields.take("use_parallel_residual", bool, True)
     config = {
         "vocab_size": fields.take("vocab_size", int),
@@ -155,4 +153,11 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-GPT_NEOX = hf_family("gpt_neox", read_config, write_config, table, base_prefix="gpt_neox.")
+GPT_NEOX = hf_family(
+    "gpt_neox",
+    read_config,
+    write_config,
+    table,
+    prefix="gpt_neox.",
+    embeddings=("embed_in.weight",),
+)

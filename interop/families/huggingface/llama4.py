@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
+from jaxllm.interop.families.common.config_fields import fields_read
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
-    IGNORED_FIELDS,
     IGNORED_TENSORS,
     tied_head,
     with_prefix,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
@@ -33,12 +34,10 @@ TEXT = "language_model."
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore(*IGNORED_FIELDS, "boi_token_index", "eoi_token_index")
-    fields.require("is_encoder_decoder", False)
     image_token = fields.take("image_token_index", int, IMAGE_TOKEN)
-    with fields.part("text_config") as text:
+    with fields.part("text_config", fields_read("llama4_text")) as text:
         config = read_text(text)
-    with fields.part("vision_config") as vision:
+    with fields.part("vision_config", fields_read("llama4_vision_model")) as vision:
         config["vision"] = read_hf_vision(vision, image_token)
     # Only the text config's field ties the head.
     fields.require("tie_word_embeddings", False, config["head.tied"])
@@ -80,4 +79,4 @@ def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-LLAMA4 = hf_family("llama4", read_config, write_config, table, base_prefix="")
+LLAMA4 = hf_family("llama4", read_config, write_config, table, prefix="", embeddings=())

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, TemperatureConfig
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     read_layer_types,
@@ -30,6 +30,7 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse, unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -38,6 +39,7 @@ from jaxllm.interop.rules.rule import Rule
 SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
     *("attention.qk_norm", "attention.temperature", "attention.chunk", "pattern", "experts"),
+    "mlp.activation",
 )
 
 
@@ -48,10 +50,6 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def read_text(fields: Fields) -> Json:
     """Reads the config of the text model."""
-    fields.require("hidden_act", "silu")
-    # No version of transformers uses the router's loss and noise fields for this model.
-    fields.ignore("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
-    fields.ignore("for_llm_compressor", "cache_implementation")
     decoder = read_decoder(
         fields,
         num_key_value_heads=8,
@@ -183,7 +181,6 @@ def write_text(config: DecoderConfig, base: Json) -> Json:
     json = {
         **write_decoder(config, base, "llama4_text", "Llama4ForCausalLM"),
         **write_rope(config),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
         "intermediate_size": config.mlp_dim if experts is None else experts.mlp_dim,
         "intermediate_size_mlp": config.mlp_dim,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from jaxllm.config import DecoderConfig, VisionConfig
 from jaxllm.interop.families.common.fairscale import SHARD
 from jaxllm.interop.families.common.fields import Fields, Json
-from jaxllm.interop.families.common.llama_like import IGNORED_FIELDS
 from jaxllm.interop.families.common.rope import read_rope
 from jaxllm.interop.rules.rule import Rule
 
@@ -119,12 +118,6 @@ def vision_sizes(vision: VisionConfig) -> dict[str, int]:
 
 def read_hf_vision(fields: Fields, image_token: int) -> VisionConfig | None:
     """Reads the encoder from a `vision_config`."""
-    fields.ignore(*IGNORED_FIELDS, "norm_eps", "initializer_range", "is_encoder_decoder")
-    fields.ignore("vision_feature_layer", "vision_feature_select_strategy")
-    fields.require("hidden_act", "gelu")
-    fields.require("attention_dropout", 0.0)
-    fields.require("projector_dropout", 0.0)
-    fields.require("multi_modal_projector_bias", False)
     width, output = (
         fields.take("hidden_size", int, 768),
         fields.take("vision_output_dim", int, 7680),

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
-    uniform_window,
+    read_uniform_window,
     unsupported_by_one_window,
     unsupported_layers,
 )
 from jaxllm.interop.families.common.llama_like import llama_table, read_decoder, write_decoder
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -18,11 +19,10 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=8, max_position_embeddings=131072),
         **read_rope(fields),
-        **uniform_window(fields.take_nullable("sliding_window", int, 4096)),
+        **read_uniform_window(fields, 4096),
     }
     return config, Layout()
 
@@ -32,7 +32,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "model_type 'mistral'",
         config,
-        ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern"),
+        (
+            *("rope.theta", "rope.scaling", "head.tied", "mlp.activation"),
+            *("attention.window", "pattern"),
+        ),
         {
             **unsupported_layers(
                 config, attention=("full", "window"), rope=("global",), mlp=("dense",)
@@ -43,7 +46,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {
         **write_decoder(config, base, "mistral", "MistralForCausalLM"),
         **write_rope(config),
-        "hidden_act": "silu",
         "sliding_window": config.attention.window,
     }
 

@@ -11,10 +11,10 @@ from jaxllm.interop.families.common.experts import (
     unsupported_by_softmax_experts,
     write_balance,
 )
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
-    uniform_window,
+    read_uniform_window,
     unsupported_by_one_window,
     unsupported_layers,
 )
@@ -26,6 +26,7 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -33,8 +34,6 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
-    fields.require("router_jitter_noise", 0.0)
     decoder = read_decoder(
         fields, num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5
     )
@@ -49,7 +48,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
     config = {
         **decoder,
         **read_rope(fields, default_theta=1000000.0),
-        **uniform_window(fields.take_nullable("sliding_window", int, None), mlp="experts"),
+        **read_uniform_window(fields, mlp="experts"),
         "experts": experts,
     }
     return config, read_expert_layout(stored)
@@ -61,7 +60,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     refuse(
         "model_type 'mixtral'",
         config,
-        ("rope.theta", "rope.scaling", "head.tied", "attention.window", "pattern", "experts"),
+        (
+            *("rope.theta", "rope.scaling", "head.tied", "mlp.activation"),
+            *("attention.window", "pattern", "experts"),
+        ),
         {
             **unsupported_layers(
                 config, attention=("full", "window"), rope=("global",), mlp=("experts",)
@@ -76,7 +78,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "mixtral", "MixtralForCausalLM"),
         **write_rope(config),
         **write_balance(experts, base),
-        "hidden_act": "silu",
         "intermediate_size": experts.mlp_dim,
         "num_local_experts": experts.num_experts,
         "num_experts_per_tok": experts.top_k,

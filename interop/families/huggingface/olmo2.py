@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
+from jaxllm.interop.families.common.layer_types import require_full_attention
 from jaxllm.interop.families.common.llama_like import (
     attention_rules,
     decoder_table,
@@ -15,6 +16,7 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import (
     refuse,
@@ -28,7 +30,7 @@ FIXED = {"norms.kind": "rms_float32", "norms.placement": "output", "attention.qk
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
+    require_full_attention(fields)
     config = {
         **read_decoder(fields, rms_norm_eps=1e-5),
         **read_rope(fields),
@@ -44,6 +46,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "rope.theta",
         "rope.scaling",
         "head.tied",
+        "mlp.activation",
         "attention.qkv_bias",
         "attention.out_bias",
     )
@@ -59,7 +62,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {
         **write_decoder(config, base, "olmo2", "Olmo2ForCausalLM"),
         **write_rope(config),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
     }
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.decoder_axes import head_pairs
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
-    uniform_window,
+    read_uniform_window,
     unsupported_by_one_window,
     unsupported_layers,
 )
@@ -15,11 +15,10 @@ from jaxllm.interop.families.common.llama_like import (
     decoder_table,
     norm_rules,
     outer_rules,
-    read_activation,
     read_decoder,
-    write_activation,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -33,20 +32,14 @@ SUPPORTED = (
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore("resid_pdrop", "embd_pdrop", "auto_map")
-    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
-        fields.require(name, False)
-    for name in ("full_attn_mod", "interpolate_factor"):  # fields of Phi-4-mini's own code
-        fields.require(name, 1)
     config = {
         **read_decoder(fields, max_position_embeddings=4096, rms_norm_eps=1e-5),
         **read_rope(
             fields, fraction=1.0, original=4096, aliases={"su": "longrope", "yarn": "longrope"}
         ),
-        **uniform_window(fields.take_nullable("sliding_window", int, None)),
-        "mlp.activation": read_activation(fields, "hidden_act", "silu"),
+        **read_uniform_window(fields),
     }
-    scaling = config["rope.scaling"]
+    scaling = config.get("rope.scaling")
     if scaling is not None and scaling.kind != "longrope":
         fields.problems.append(f"{scaling.kind} RoPE scaling is not supported, only longrope")
     return config, Layout()
@@ -77,7 +70,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {
         **write_decoder(config, base, "phi3", "Phi3ForCausalLM"),
         **write_rope(config),
-        **write_activation(config, "hidden_act", base),
         "partial_rotary_factor": config.rope.fraction,
         "sliding_window": config.attention.window,
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     read_qwen_windows,
@@ -11,6 +11,7 @@ from jaxllm.interop.families.common.layer_types import (
     write_qwen_windows,
 )
 from jaxllm.interop.families.common.llama_like import llama_table, read_decoder, write_decoder
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse
 from jaxllm.interop.formats.stored_tensor import StoredTensor
@@ -18,7 +19,6 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=32, max_position_embeddings=32768),
         **read_rope(fields),
@@ -34,6 +34,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "rope.theta",
         "rope.scaling",
         "head.tied",
+        "mlp.activation",
         "attention.qkv_bias",
         "attention.window",
     )
@@ -52,7 +53,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "qwen2", "Qwen2ForCausalLM"),
         **write_rope(config),
         **write_qwen_windows(config),
-        "hidden_act": "silu",
     }
 
 

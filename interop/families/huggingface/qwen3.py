@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig
-from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     read_qwen_windows,
@@ -16,6 +16,7 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import (
     refuse,
@@ -27,7 +28,6 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768),
         **read_rope(fields),
@@ -42,7 +42,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     """Writes a `config.json`. Raises ValueError for what the format does not support."""
     supported = (
         *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
-        "attention.qk_norm",
+        *("attention.qk_norm", "mlp.activation"),
     )
     refuse(
         "model_type 'qwen3'",
@@ -60,7 +60,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_decoder(config, base, "qwen3", "Qwen3ForCausalLM"),
         **write_rope(config),
         **write_qwen_windows(config),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
     }
 

@@ -11,9 +11,10 @@ from jaxllm.interop.families.common.experts import (
     unsupported_by_softmax_experts,
     write_balance,
 )
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
+    require_layer_types,
     shortest_pattern,
     unsupported_by_one_window,
     unsupported_layers,
@@ -29,6 +30,7 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import (
     refuse,
@@ -39,13 +41,12 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
-    *("attention.qk_norm", "attention.window", "pattern", "experts"),
+    *("attention.qk_norm", "attention.window", "pattern", "experts", "mlp.activation"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
     config = {
         **read_decoder(fields, num_key_value_heads=4, max_position_embeddings=32768),
         **read_rope(fields),
@@ -77,11 +78,8 @@ def _read_layers(fields: Fields) -> Json:
 def _read_window(fields: Fields) -> int | None:
     """Returns the sliding window of every layer, or None."""
     window = fields.take_nullable("sliding_window", int, 4096)
-    if not fields.take("use_sliding_window", bool, False) or window is None:
-        fields.ignore("max_window_layers")
-        return None
-    # Up to 4.51, transformers gave the layers below this one full attention; later it ignores it.
-    fields.require("max_window_layers", 0)
+    window = window if fields.take("use_sliding_window", bool, False) else None
+    require_layer_types(fields, "full_attention" if window is None else "sliding_attention")
     return window
 
 
@@ -126,7 +124,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         **write_rope(config),
         **_write_experts(config.experts),
         **write_balance(config.experts, base),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
         "decoder_sparse_step": 1,
         "mlp_only_layers": layers_with_mlp(config, "dense"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxllm.config import DecoderConfig, LayerKind
-from jaxllm.interop.families.common.family import Layout, hf_family
+from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import (
     ATTENTION,
@@ -20,21 +20,19 @@ from jaxllm.interop.families.common.llama_like import (
     read_decoder,
     write_decoder,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.rope import read_rope, write_rope
 from jaxllm.interop.families.common.unsupported import refuse, unsupported_by_one_bias
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 SUPPORTED = (
     *("rope.theta", "rope.scaling", "head.tied", "attention.qkv_bias", "attention.out_bias"),
-    *("mlp.bias", "attention.window", "pattern"),
+    *("mlp.bias", "mlp.activation", "attention.window", "pattern"),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.require("hidden_act", "silu")
-    # Released configs have it, but no version of transformers reads it.
-    fields.ignore("max_window_layers")
     decoder = read_decoder(
         fields,
         num_key_value_heads=4,
@@ -92,7 +90,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
     return {
         **write_decoder(config, base, "smollm3", "SmolLM3ForCausalLM"),
         **write_rope(config),
-        "hidden_act": "silu",
         "attention_bias": config.attention.qkv_bias,
         "mlp_bias": config.mlp.bias,
         "no_rope_layers": write_nope_layers(config),

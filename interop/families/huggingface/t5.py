@@ -1,30 +1,38 @@
 """T5 in the Hugging Face format (`model_type: t5`): the original, v1.1 and Flan."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
-from jaxllm.interop.families.common.family import Layout, RuleTable, hf_family
+from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.llama_like import (
     ACTIVATIONS,
-    GENERATION_FIELDS,
-    IGNORED_FIELDS,
     read_activation,
 )
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 from jaxllm.interop.families.common.torch_modules import attention_rules, linear_rules
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
 NAMES = ("q", "k", "v", "o")
 HEAD = "lm_head.weight"
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
-    fields.ignore(*IGNORED_FIELDS, *GENERATION_FIELDS, "output_past")
-    fields.ignore("dropout_rate", "classifier_dropout", "initializer_factor")
     fields.require("is_encoder_decoder", True)
+    return read_stacks(fields, HEAD in stored), Layout()
+
+
+def read_stacks(fields: Fields, has_own_head: bool) -> Json:
+    """Reads all fields of both stacks.
+
+    Args:
+        fields: the config file.
+        has_own_head: whether a head is stored.
+    """
     fields.require("is_decoder", False)
     width, heads = fields.take("d_model", int, 512), fields.take("num_heads", int, 8)
     is_tied = fields.take("tie_word_embeddings", bool, True)
@@ -53,16 +61,15 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "attention.cross": True,
         "vocab_size": fields.take("vocab_size", int, 32128),
         "head.scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
-        # transformers 5 declares every T5 tied, even if the checkpoint stores a separate head.
-        "head.tied": is_tied and (is_scaled or HEAD not in stored),
+        # transformers 5 takes every T5 as tied, unless the checkpoint stores a separate head.
+        "head.tied": not has_own_head or (is_tied and is_scaled),
     }
     start = fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0))
-    config = {
+    return {
         "encoder": {**both, "num_layers": layers, "attention.causal": False},
         "decoder": {**both, **decoder},
         "start_token": start,
     }
-    return config, Layout()
 
 
 def _read_feed_forward(fields: Fields) -> Json:
@@ -100,30 +107,37 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
             f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
         },
     )
-    buckets = encoder.positions.relative
-    assert buckets is not None, "since positions are relative"
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "pad_token_id": 0,
         **{name: value for name, value in base.items() if name != "dtype"},
-        "model_type": "t5",
         "is_encoder_decoder": True,
         "vocab_size": decoder.vocab_size,
+        **write_encoder(encoder),
+        "num_decoder_layers": decoder.num_layers,
+        "tie_word_embeddings": decoder.head.tied,
+        "scale_decoder_outputs": decoder.head.scale != 1.0,
+        "decoder_start_token_id": config.start_token,
+        "torch_dtype": decoder.numerics.param_dtype,
+    }
+
+
+def write_encoder(encoder: StackConfig) -> Json:
+    """Writes the fields of the encoder."""
+    buckets = encoder.positions.relative
+    assert buckets is not None, "since positions are relative"
+    return {
+        "model_type": "t5",
         "d_model": encoder.embed_dim,
         "d_kv": encoder.head_dim,
         "d_ff": encoder.mlp_dim,
         "num_layers": encoder.num_layers,
-        "num_decoder_layers": decoder.num_layers,
         "num_heads": encoder.num_heads,
         "n_positions": encoder.max_len,
         "relative_attention_num_buckets": buckets.count,
         "relative_attention_max_distance": buckets.max_distance,
         "layer_norm_epsilon": encoder.norms.eps,
         **_write_feed_forward(encoder),
-        "tie_word_embeddings": decoder.head.tied,
-        "scale_decoder_outputs": decoder.head.scale != 1.0,
-        "decoder_start_token_id": config.start_token,
-        "torch_dtype": decoder.numerics.param_dtype,
     }
 
 
@@ -143,8 +157,8 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     buckets = encoder.positions.relative
     rules = [
         Rule("shared.weight : V D", "decoder.embed.embedding : V D"),
-        *_stack_rules("encoder", encoder),
-        *_stack_rules("decoder", decoder),
+        *stack_rules("encoder", encoder),
+        *stack_rules("decoder", decoder),
     ]
     copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     if decoder.head.tied:
@@ -169,10 +183,10 @@ def table(config: EncoderDecoderConfig, layout: Layout) -> RuleTable:
     )
 
 
-def _stack_rules(stack: str, config: StackConfig) -> list[Rule]:
-    """Rules for the stack of this name."""
-    L = f"{{L_{stack}}}"
-    theirs, ours = f"{stack}.block.{L}.layer.", f"{stack}.layers.{L}."
+def stack_rules(stack: str, config: StackConfig, prefix: str | None = None) -> list[Rule]:
+    """Rules for the stack of this name, whose names in the model begin with `prefix`."""
+    L, own = f"{{L_{stack}}}", f"{stack}." if prefix is None else prefix
+    theirs, ours = f"{stack}.block.{L}.layer.", f"{own}layers.{L}."
     last = 2 if config.attention.cross else 1
     ffn = f"{theirs}{last}.DenseReluDense."
     rules = [
@@ -180,10 +194,10 @@ def _stack_rules(stack: str, config: StackConfig) -> list[Rule]:
         _norm_rule(theirs + "0.layer_norm", ours + "attn_norm"),
         *linear_rules(ffn + "wo", ours + "mlp.down_proj", "D", "F"),
         _norm_rule(f"{theirs}{last}.layer_norm", ours + "mlp_norm"),
-        _norm_rule(f"{stack}.final_layer_norm", f"{stack}.final_norm"),
+        _norm_rule(f"{stack}.final_layer_norm", f"{own}final_norm"),
         Rule(
             f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight : U N",
-            f"{stack}.position_bias.embedding : U N",
+            f"{own}position_bias.embedding : U N",
         ),
     ]
     if config.attention.cross:
@@ -201,4 +215,19 @@ def _norm_rule(theirs: str, ours: str) -> Rule:
     return Rule(f"{theirs}.weight : D", f"{ours}.scale : D")
 
 
-T5 = hf_family("t5", read_config, write_config, table, EncoderDecoderConfig, base_prefix="")
+def is_encoder_alone(names: Collection[str]) -> bool:
+    """Whether tensors of these names include no decoder."""
+    parts = {part for name in names for part in name.split(".")}
+    return "encoder" in parts and "decoder" not in parts
+
+
+T5 = hf_family(
+    "t5",
+    read_config,
+    write_config,
+    table,
+    EncoderDecoderConfig,
+    prefix="",
+    embeddings=EMBEDDINGS,
+    applies=lambda names: not is_encoder_alone(names),
+)

@@ -5,7 +5,7 @@ from pathlib import Path
 from jaxllm.interop.formats.hf_index import read_single_or_indexed
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
-from . import torch_zip
+from .saved import torch_file
 
 SINGLE_NAME = "pytorch_model.bin"
 INDEX_NAME = "pytorch_model.bin.index.json"
@@ -17,4 +17,4 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the index file or a shard is damaged. Lists every problem.
     """
-    return read_single_or_indexed(path, SINGLE_NAME, INDEX_NAME, torch_zip.read_header)
+    return read_single_or_indexed(path, SINGLE_NAME, INDEX_NAME, torch_file.read_header)

@@ -12,6 +12,7 @@ from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 from . import torch_zip
+from .saved import torch_file
 
 FILES = "consolidated.[0-9]*.pth"
 FIRST_SHARD = "00/"
@@ -30,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     return {
         f"{rank:02}/{name}": tensor
         for rank, file in sorted(files.items())
-        for name, tensor in torch_zip.read_header(file).items()
+        for name, tensor in torch_file.read_header(file).items()
     }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxllm.interop.formats.sharded_tensor import Chunk, ShardedTensor, join
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor, checked_shape
+from jaxllm.untrusted.substitutes import check_is_content
 
 from . import torch_zip
 from .pickle_reader import Record
@@ -101,6 +102,7 @@ def read(folder: Path) -> Contents:
             problem.
     """
     try:
+        check_is_content(folder / METADATA)
         metadata = parse_value((folder / METADATA).read_bytes(), _KNOWN)
         return _Reader(folder, metadata).read()
     except CheckpointError as error:

@@ -5,7 +5,7 @@ Reading turns everything that a pickle names into records and imports nothing; `
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from jaxllm.interop.formats.lazy_tensor import TensorSource
@@ -32,19 +32,28 @@ def parse(data: bytes) -> dict[str, object]:
     Raises:
         CheckpointError: the pickle is not a state dict, or `parse_value` rejects it.
     """
-    state = parse_value(data)
+    return as_state_dict(parse_value(data))
+
+
+def as_state_dict(state: object) -> dict[str, object]:
+    """Returns a parsed value as a state dict. Raises CheckpointError if it is none."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("the pickle is not a state dict, which maps names to tensors")
     return dict(state)
 
 
-def parse_value(data: bytes, known: Mapping[tuple[str, str], object] | None = None) -> object:
+def parse_value(
+    data: bytes,
+    known: Mapping[tuple[str, str], object] | None = None,
+    find_storage: Callable[[object], Storage] | None = None,
+) -> object:
     """Parses a pickle into dictionaries, lists, numbers, strings and records.
 
     Args:
         data: the pickle.
         known: classes and functions to accept beyond those that tensors need, by module and name,
             each with the `Record` class or the constant that stands for it.
+        find_storage: returns the storage that a persistent id describes, by default as in zips.
 
     Raises:
         CheckpointError: the pickle is damaged, or it names another class or function. None is
@@ -61,7 +70,7 @@ def parse_value(data: bytes, known: Mapping[tuple[str, str], object] | None = No
     value: object = None
     failure = ""
     try:
-        value = pickle_reader.read(data, find, _find_storage)
+        value = pickle_reader.read(data, find, find_storage or as_storage)
     except ValueError as error:
         failure = f"damaged pickle: {error}"
     if forbidden:
@@ -184,8 +193,8 @@ _GLOBALS: dict[tuple[str, str], object] = {
 }
 
 
-def _find_storage(persistent_id: object) -> Storage:
-    """Returns the storage that a persistent id describes."""
+def as_storage(persistent_id: object) -> Storage:
+    """Returns the storage that a persistent id describes. Raises PickleError if it is none."""
     match persistent_id:
         case ("storage", str(kind), str(key), _, int(size)) if kind in STORAGES:
             return Storage(STORAGES[kind], key, size)

@@ -5,9 +5,9 @@ uncompressed.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import TensorSource
@@ -24,6 +24,22 @@ TRAINERS_KEYS = ("state_dict", "model_state_dict", "model", "module")
 _MOST_LETTERS = 300  # of a name in a message
 
 logger = logging.getLogger(__name__)
+
+
+class Storages(Protocol):
+    """The storages of a file that PyTorch wrote.
+
+    Attributes:
+        start: where the stream that holds them begins in its file.
+    """
+
+    start: int
+
+    def locate(self, name: str) -> tuple[int, int]:
+        """Returns the first byte of the record `data/KEY` in the stream, and its size."""
+
+    def check_repeats(self, tensors: Iterable[StoredTensor]) -> None:
+        """Raises CheckpointError if views make far more numbers of the storages than are stored."""
 
 
 class Contents(NamedTuple):
@@ -49,7 +65,7 @@ def read_contents(path: Path) -> Contents:
     with path.open("rb") as stream:
         try:
             archive = Archive(stream)
-            return _read_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))
+            return locate_state(path, archive, torch_pickle.parse(archive.read("data.pkl")))
         except CheckpointError as error:
             raise CheckpointError(error.within(path)) from None
 
@@ -67,9 +83,14 @@ def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
             every such tensor.
     """
     archive = Archive(stream, start)
+    return locate_value(path, archive, torch_pickle.parse_value(archive.read("data.pkl")))
+
+
+def locate_value(path: Path, archive: Storages, value: object) -> object:
+    """Returns a parsed value with the place of each tensor. Raises CheckpointError; see above."""
     locator = _TensorLocator(path, archive)
     try:
-        located = locator.replace(torch_pickle.parse_value(archive.read("data.pkl")), "")
+        located = locator.replace(value, "")
     except RecursionError:
         raise CheckpointError("the pickle is nested too deeply") from None
     if locator.problems:
@@ -81,7 +102,7 @@ def read_value(stream: IO[bytes], path: Path, start: int = 0) -> object:
 class _TensorLocator:
     """Replaces tensor records in a value by stored tensors; a shared object is replaced once."""
 
-    def __init__(self, path: Path, archive: Archive):
+    def __init__(self, path: Path, archive: Storages):
         self.path, self.archive = path, archive
         self.problems: list[str] = []
         self.located: list[StoredTensor] = []
@@ -178,7 +199,8 @@ def _lay_out(
     )
 
 
-def _read_state(path: Path, archive: Archive, state: Mapping[str, object]) -> Contents:
+def locate_state(path: Path, archive: Storages, state: Mapping[str, object]) -> Contents:
+    """Locates the tensors of a parsed state dict. Raises CheckpointError; see `read_contents`."""
     state = unwrap(path, state, torch_pickle.is_tensor)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
@@ -216,7 +238,7 @@ def unwrap(
 
 
 def _stored_tensor(
-    path: Path, archive: Archive, name: str, view: storage_views.View
+    path: Path, archive: Storages, name: str, view: storage_views.View
 ) -> StoredTensor:
     start, nbytes = archive.locate(f"data/{view.storage.key}")
     if nbytes != view.storage.nbytes:

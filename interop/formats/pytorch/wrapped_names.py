@@ -5,9 +5,6 @@ from collections.abc import Mapping
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
-# Names outside of the model without its head.
-HEADS = ("lm_head.", "score.", "v_head.", "embed_out.")
-LAYERS = "layers."  # of a model without its head
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
@@ -25,6 +22,14 @@ def strip_wrappers(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     return {short: dataclasses.replace(tensors[name], name=short) for short, name in plain.items()}
 
 
+def without_prefix(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
+    """Returns the tensors by their names without a prefix that all of them have."""
+    return {
+        (short := name.removeprefix(prefix)): dataclasses.replace(tensor, name=short)
+        for name, tensor in tensors.items()
+    }
+
+
 def plain_name(name: str) -> str:
     """Returns the name that a tensor had before the model was wrapped for training.
 
@@ -36,26 +41,3 @@ def plain_name(name: str) -> str:
     while len(parts) > 1 and parts[0] == "module":
         parts.pop(0)
     return ".".join(parts)
-
-
-def with_base_prefix(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
-    """Returns the tensors by the names that a model with a head has.
-
-    Adds the prefix of the model without its head, if all names lack it, and removes it once if a
-    trainer such as Lightning has put it before all names, the head's among them.
-
-    Args:
-        tensors: the tensors by name.
-        prefix: such as `model.`; "" if the names do not depend on it.
-    """
-    without = [name.removeprefix(prefix) for name in tensors]
-    renamed = {}
-    if prefix and all(name.startswith(prefix) for name in tensors):
-        if any(name.startswith((prefix, *HEADS)) for name in without):
-            renamed = dict(zip(tensors, without, strict=True))
-    elif prefix and without == list(tensors) and any(n.startswith(LAYERS) for n in without):
-        renamed = {name: prefix + name for name in tensors if not name.startswith(HEADS)}
-    return {
-        new: dataclasses.replace(tensor, name=new)
-        for new, tensor in ((renamed.get(name, name), tensors[name]) for name in tensors)
-    }

@@ -1,5 +1,6 @@
 """Zip archives that PyTorch writes: finds their records, which are stored without compression."""
 
+import os
 import struct
 import zipfile
 import zlib
@@ -7,11 +8,13 @@ from collections.abc import Iterable
 from typing import IO
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.untrusted.substitutes import cut_short
 
 _LOCAL_HEADER = b"PK\3\4"
 # What may follow a record: a local header, the directory, or a data descriptor.
 _ZIP_SIGNATURES = (_LOCAL_HEADER, b"PK\1\2", b"PK\7\x08")
 _LOCAL_HEADER_BYTES = 30
+_MOST_END_BYTES = 22 + 0xFFFF  # of the last record, with its comment
 # Views may repeat the numbers of a storage: tied weights do so once, and small masks often.
 _MOST_REPEATS, _SMALL = 2, 64 << 20
 
@@ -24,6 +27,8 @@ class Archive:
         try:
             infos = zipfile.ZipFile(stream).infolist()
         except Exception as error:  # a damaged directory raises nearly anything
+            if (size := stream.seek(0, os.SEEK_END)) > 0 and not _has_end(stream, size):
+                raise cut_short(size) from None
             raise CheckpointError(f"truncated or damaged zip: {error}") from None
         self.stream, self.start = stream, start  # `start`: where the stream begins in its file
         self.records = {info.filename.partition("/")[2]: info for info in infos}
@@ -62,13 +67,7 @@ class Archive:
 
     def check_repeats(self, tensors: Iterable[StoredTensor]) -> None:
         """Raises CheckpointError if views make far more numbers of the records than these hold."""
-        stored = sum(info.file_size for info in self.records.values())
-        viewed = sum(tensor.nbytes for tensor in tensors)
-        if viewed > max(_MOST_REPEATS * stored, _SMALL):
-            raise CheckpointError(
-                f"the tensors have {viewed} bytes in all, but the file stores only {stored}: "
-                "they repeat the same numbers, as `expand` makes them"
-            )
+        check_repeats(tensors, sum(info.file_size for info in self.records.values()))
 
     def _data_start(self, info: zipfile.ZipInfo) -> int | None:
         """Returns where a record's local header ends, or None if there is no such header."""
@@ -88,6 +87,22 @@ class Archive:
         """Returns whether a record can end here: a cheap check that does not read the storage."""
         self.stream.seek(end)
         return self.stream.read(4) in _ZIP_SIGNATURES
+
+
+def check_repeats(tensors: Iterable[StoredTensor], stored: int) -> None:
+    """Raises CheckpointError if views make far more numbers than the bytes that are stored."""
+    viewed = sum(tensor.nbytes for tensor in tensors)
+    if viewed > max(_MOST_REPEATS * stored, _SMALL):
+        raise CheckpointError(
+            f"the tensors have {viewed} bytes in all, but the file stores only {stored}: "
+            "they repeat the same numbers, as `expand` makes them"
+        )
+
+
+def _has_end(stream: IO[bytes], size: int) -> bool:
+    """Whether a zip has its last record, which a file that was cut short lacks."""
+    stream.seek(max(size - _MOST_END_BYTES, 0))
+    return b"PK\5\6" in stream.read()
 
 
 def _check_is_zip(stream: IO[bytes]) -> None:

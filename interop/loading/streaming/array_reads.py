@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,39 +21,12 @@ from jaxllm.interop.rules.pattern import Index, Side
 from jaxllm.interop.rules.rule import BoundRule
 
 from .device_buffers import ShardBuffers, make_shard_buffers
+from .planned_array import PlannedArray
 from .stream import PlannedRead, stream, window_bytes
 
 NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 
 logger = logging.getLogger(__name__)
-
-
-class PlannedArray(NamedTuple):
-    """An array of the model, how it is stored and where it is placed.
-
-    Attributes:
-        side: its name and dimensions, as in its rule.
-        sizes: the sizes of the rule's axes.
-        stored: the dtype in the checkpoint.
-        dtype: the dtype on devices.
-        sharding: where the array is placed.
-    """
-
-    side: Side
-    sizes: Sizes
-    stored: np.dtype
-    dtype: np.dtype
-    sharding: Sharding
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole array."""
-        return self.side.shape(self.sizes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from flax import nnx
 
-from jaxllm.config import SequenceConfig
+from jaxllm.config import SequenceConfig, has_head
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
 from jaxllm.interop.parity.report.activation_rows import LOGITS
@@ -99,13 +99,18 @@ def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:
 
 
 def output_path(model: Model) -> str:
-    """Returns the JAX path of what computes the outputs: a module or, if tied, `embed.attend`."""
+    """Returns the JAX path of what computes the outputs: a module or, if tied, `embed.attend`.
+
+    Without a head that is the final norm, or what would be there.
+    """
     if isinstance(model, FunctionModel):
         return LOGITS
     config = output_config(model)
     stack = "" if config is model.config else "decoder."
     if isinstance(config, SequenceConfig):
         return f"{stack}output_proj"
+    if not has_head(config):
+        return f"{stack}final_norm"
     return stack + ("embed.attend" if config.head.tied else "lm_head")
 
 

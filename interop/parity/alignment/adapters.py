@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxllm.errors import UserError
-from jaxllm.interop.families import FAMILIES, Family
+from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.fields import Json
 
 from .inputs import Inputs
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEADS = ("query", "key", "value")
+OUTPUTS = ("logits", "last_hidden_state")  # of models of transformers with and without a head
 # Records an activation under a name and returns the value that the forward pass continues with.
 Recorder = Callable[[str, Any], Any]
 # Attribute of a user's module that holds its family and config fields; see `plain_modules`.
@@ -72,17 +73,19 @@ def outputs_of(
     given = {n: x if x.is_floating_point() else x.long() for n, x in given.items()}
     arguments, options = adapter_of(reference).arguments(reference, given)
     out = torch.func.functional_call(reference, dict(params or {}), arguments, options)
-    return out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
+    if isinstance(out, tuple):
+        return out[0]
+    return next((getattr(out, name) for name in OUTPUTS if hasattr(out, name)), out)
 
 
 class _Transformers:
-    """Causal language models and encoder-decoders of transformers."""
+    """Models of transformers: language models, and models without a head."""
 
     def fields(self, module: Any) -> Json:
-        return module.config.to_dict()
+        return {**module.config.to_dict(), "architectures": [type(module).__name__]}
 
     def family(self, module: Any) -> Family:
-        return _known(module.config.model_type)
+        return variant_of(_known(module.config.model_type), module.state_dict())
 
     def masks(self, module: Any) -> Collection[str]:
         return "source_mask", "target_mask"
@@ -187,7 +190,10 @@ _TRANSFORMERS, _PLAIN = _Transformers(), _Plain()
 
 def _known(model_type: Any) -> Family:
     """Returns the family of this `model_type`. Raises UserError if there is none."""
-    known = {family.model_type: family for family in FAMILIES if family.model_type is not None}
+    known: dict[str, Family] = {}
+    for family in FAMILIES:
+        if family.model_type is not None:
+            known.setdefault(family.model_type, family)
     if model_type not in known:
         raise UserError(
             f"model_type={model_type!r} of the reference is not a known family; known are "

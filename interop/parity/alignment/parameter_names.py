@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import Config
-from jaxllm.interop.families import Fields, Layout, RuleTable
+from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_array, transfer_tensor
 from jaxllm.interop.loading.streaming.array_reads import find_arrays
 from jaxllm.interop.rules import binding
@@ -27,11 +27,14 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
         understood.
     """
     adapter = adapter_of(reference)
-    fields = Fields(adapter.fields(reference))
+    family = adapter.family(reference)
+    fields = family.fields(adapter.fields(reference))
     try:
-        # The families look only at the names of the tensors.
-        names: Any = dict.fromkeys(reference.state_dict())
-        values, layout = adapter.family(reference).read_config(fields, names)
+        # The families look only at the names of the tensors; a tied one is stored once.
+        state = reference.state_dict()
+        first = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+        names: Any = dict.fromkeys(sorted(first.values(), key=list(state).index))
+        values, layout = family.read_config(fields, names)
     except ValueError as error:
         return {}, Layout(), [*fields.finish(), str(error)]
     return values, layout, fields.finish()

@@ -1,6 +1,7 @@
 """Plain PyTorch references: a user's own model, and the models of the source systems."""
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,22 @@ from .adapters import FAMILY_ATTRIBUTE
 from .overrides import attribute
 
 
-def load_plain(path: Path, rules: Any = None, store: ArrayStore = in_memory) -> Any:
+def load_plain(
+    path: Path,
+    rules: Any = None,
+    store: ArrayStore = in_memory,
+    *,
+    strict: bool = True,
+    allow: Sequence[str] = (),
+) -> Any:
     """Builds the family's PyTorch model in float32 and loads the checkpoint at `path` into it.
 
     Args:
         path: the checkpoint.
         rules: conversion rules of a custom model, see docs/rules.md.
         store: the store for the parameters.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Raises:
         CheckpointError: the family defines no reference, or the reference's state dict does not
@@ -36,7 +46,7 @@ def load_plain(path: Path, rules: Any = None, store: ArrayStore = in_memory) -> 
     """
     import torch
 
-    checkpoint = open_checkpoint(path, rules)
+    checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     family, fields = checkpoint.family, dict(checkpoint.config)
     if family.reference is None:
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from jaxllm.config import has_head
 from jaxllm.errors import UserError
 from jaxllm.interop.loading.lazy_model import is_stored
 from jaxllm.interop.parity.alignment.function_model import FunctionModel
@@ -24,8 +25,9 @@ def is_loaded(model: Model) -> bool:
 
 
 def is_trained(model: Model) -> bool:
-    """Whether training steps can be compared: in float32, as weights are trained."""
-    return is_loaded(model) and output_config(model).numerics.dtype == FLOAT32.dtype
+    """Whether training steps can be compared: in float32, as weights are trained, with a head."""
+    is_float32 = output_config(model).numerics.dtype == FLOAT32.dtype
+    return is_loaded(model) and is_float32 and has_head(model.config)
 
 
 def is_ours(model: Model) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxllm.config import with_fields
 from jaxllm.interop.families import RuleTable
+from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.parity.alignment.function_model import FunctionModel
 from jaxllm.interop.parity.alignment.parameter_names import (
     imported,
@@ -45,9 +45,7 @@ def compare_weights(reference: Any, model: Model, table: RuleTable) -> list[Weig
     rows += _copies(table, rules, tensors)
     accounted = {*our_names(rules), *table.tied, *(derived.name for derived in table.derived)}
     unexpected = [
-        name
-        for name in tensors
-        if name not in accounted and not any(fnmatchcase(name, p) for p in table.ignored)
+        name for name in tensors if name not in accounted and reason_to_ignore(table, name) is None
     ]
     if unexpected:
         places = _places(reference, model)

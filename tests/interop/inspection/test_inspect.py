@@ -101,12 +101,12 @@ def test_ignored_tensors_and_copies_state_the_reason(folders, tmp_path):
     assert inspect(folder).ok
 
 
-def test_fields_are_read_ignored_or_unknown(llama):
-    edit_config(llama, bos_token_id=1, sliding_windw=8)
+def test_fields_are_read_not_used_or_unknown(llama):
+    edit_config(llama, bos_token_id=1, is_causal=False)
     found = inspect(llama)
     assert found.fields["hidden_size"] == "read"
-    assert found.fields["bos_token_id"] == "ignored"
-    assert found.fields["sliding_windw"] == "unknown"
+    assert found.fields["bos_token_id"] == "not used"
+    assert found.fields["is_causal"] == "unknown"
     assert not found.ok
 
 

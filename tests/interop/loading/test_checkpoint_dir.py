@@ -115,8 +115,19 @@ def test_missing_weights_are_reported(tmp_path):
     assert message(tmp_path) == (
         f"{tmp_path} has the config of a llama checkpoint but no weights: expected "
         "model.safetensors.index.json or model.safetensors or pytorch_model.bin.index.json or "
-        "pytorch_model.bin; the folder has config.json"
+        "pytorch_model.bin or .metadata; the folder has config.json"
     )
+
+
+def test_a_single_file_of_any_name_is_the_model(tmp_path):
+    config(tmp_path, model_type="llama")
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        write(tmp_path / name, torch_zip.lay_out, "state")
+    assert "but no weights" in message(tmp_path)
+    write(tmp_path / "epoch=3.ckpt", torch_zip.lay_out, "a")
+    assert list(open_known_checkpoint(tmp_path).tensors) == ["a"]
+    write(tmp_path / "other.pth", torch_zip.lay_out, "b")
+    assert "but no weights" in message(tmp_path)
 
 
 def test_unreadable_file_is_a_checkpoint_error(tmp_path):

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.interop.loading.name_folding import fold
+from jaxllm.interop.loading.name_folding import fold, in_short
 
 
 def names(*texts: str) -> list[str]:
@@ -78,3 +78,9 @@ def test_collapsed_names_stand_for_exactly_the_given_names(items):
     for folded in found:
         assert unfold(folded.name) == set(folded.members)
         assert len({items[name] for name in folded.members}) == 1
+
+
+def test_many_names_are_told_by_their_modules():
+    assert in_short(["a.0.w", "a.1.w", "b"]) == "a.{0..1}.w, b"
+    many = [f"model.vision.{letter}.w" for letter in "abcdefg"]
+    assert in_short([*many, "proj.w"]) == "8 tensors of vision, proj"

@@ -16,7 +16,7 @@ from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import from_stored
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
-from jaxllm.interop.loading.plan import analyze_checkpoint, make_plan, split_fused
+from jaxllm.interop.loading.plan import analyze_checkpoint, split_fused
 from jaxllm.interop.loading.streaming.array_reads import find_arrays
 from jaxllm.interop.rules.binding import bind
 from jaxllm.interop.rules.pattern import Side
@@ -101,30 +101,43 @@ def test_plan_counts_bytes_and_dtype_changes(saved):
 
 
 def test_one_error_lists_every_problem(llama):
-    edit_config(llama, new_thing=7)
+    edit_config(llama, is_causal=False)
     rename_tensors(llama, model__norm__weight="model.nrom.weight")
     with pytest.raises(CheckpointError) as error:
         plan(llama)
-    assert {problem.partition(";")[0] for problem in error.value.problems} == {
-        "config.json: new_thing=7 is not a field known to this family",
+    *found, hint = error.value.problems
+    assert hint.startswith("--allow is_causal ")
+    assert {problem.partition(";")[0] for problem in found} == {
+        "config.json: is_causal=False is not implemented, and transformers reads it",
         "model.norm.weight is missing",
         "model.nrom.weight is unexpected",
     }
 
 
 def test_analysis_collects_problems_without_raising(llama):
-    edit_config(llama, new_thing=7, hidden_act="cosine")
+    edit_config(llama, new_thing=7, hidden_act="cosine", is_causal=False)
     analysis = analyze_checkpoint(open_known_checkpoint(llama))
     assert any("cosine" in problem for problem in analysis.problems)
-    assert any("new_thing=7" in problem for problem in analysis.unknown)
+    assert any("is_causal=False" in problem for problem in analysis.problems)
+    assert analysis.refused == {"hidden_act": "silu", "is_causal": None}
+    assert analysis.unused.keys() >= {"new_thing"}
     assert {"new_thing", "hidden_act", "vocab_size"} <= analysis.fields.keys()
 
 
-def test_unknown_fields_are_tolerated_unless_strict(llama):
-    edit_config(llama, new_thing=7)
-    planned = make_plan(open_known_checkpoint(llama), strict=False)
+def test_unknown_fields_are_tolerated_unless_strict_where_nobody_knows_what_is_read(tmp_path):
+    save_pretrained(random_model(head_dim=8), tmp_path / "meta", format="meta")
+    params = tmp_path / "meta" / "params.json"
+    params.write_text(json.dumps(json.loads(params.read_text()) | {"new_thing": 7}))
+    with pytest.raises(CheckpointError, match="new_thing=7 is not a field known"):
+        plan(tmp_path / "meta")
+    planned = plan(tmp_path / "meta", strict=False)
     assert len(planned.tolerated) == 1
     assert "new_thing=7" in planned.tolerated[0]
+
+
+def test_fields_that_transformers_does_not_read_are_listed(llama):
+    edit_config(llama, new_thing=7)
+    assert plan(llama).unused["new_thing"] == ""
 
 
 @pytest.mark.parametrize(

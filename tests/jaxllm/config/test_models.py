@@ -6,7 +6,8 @@ import pytest
 from kinds import CONFIGS
 from tiny import TINY
 
-from jaxllm.config import HeadConfig, with_fields
+from jaxllm.config import HeadConfig, check_has_head, has_head, with_fields, with_head
+from jaxllm.errors import UserError
 
 PAIR = CONFIGS["encoder-decoder"]
 
@@ -50,3 +51,18 @@ def test_decoder_must_match_its_encoder(changes, message):
     else:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(PAIR, decoder=decoder)
+
+
+def test_a_model_without_a_head_has_no_other_setting_of_one():
+    bare = with_fields(TINY, {"head.kind": "none"})
+    assert (has_head(TINY), has_head(bare)) == (True, False)
+    assert with_head(TINY) is TINY
+    assert with_head(bare) == with_fields(TINY, {"head.tied": True})
+    for purpose in ("generate", "train"):
+        check_has_head(TINY, purpose)
+        with pytest.raises(
+            UserError, match=rf"no head \(head.kind='none'\), so it cannot {purpose}"
+        ):
+            check_has_head(bare, purpose)
+    with pytest.raises(ValueError, match=r"excludes head.tied=True and head.scale=2.0"):
+        HeadConfig(kind="none", tied=True, scale=2.0)

@@ -260,3 +260,13 @@ def test_every_parameter_matters(model):
 def test_arrays_of_wrong_shape_or_type_are_rejected(model, tokens, options, complaint):
     with pytest.raises(AssertionError, match=complaint):
         model(tokens, **options)
+
+
+def test_without_a_head_the_output_is_the_hidden_states():
+    model = random_model(head=HeadConfig(kind="none"))
+    tokens = jnp.arange(12)[None]
+    hidden, _, _ = model.hidden(tokens)
+    np.testing.assert_array_equal(model(tokens).logits, hidden)
+    assert not [name for name in named_parameters(model) if "head" in name]
+    half = with_fields(model.config, {"numerics.dtype": "bfloat16"})
+    assert build(half, rngs=nnx.Rngs(0))(tokens).logits.dtype == jnp.float32

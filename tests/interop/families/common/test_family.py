@@ -3,13 +3,8 @@
 import pytest
 from tiny import TINY
 
-from jaxllm.interop.families.common.family import Layout, hf_family, in_order, without_type
-
-
-def test_hugging_face_families_are_named_by_their_model_type():
-    family = hf_family("x", lambda fields, tensors: ({}, Layout()), lambda c, j: j, table=None)
-    assert (family.name, family.model_type, family.format) == ("x", "x", "hf")
-    assert family.config_file == "config.json"
+from jaxllm.interop.families.common.family import Layout, in_order, without_type
+from jaxllm.interop.families.common.naming.hf_family import hf_family
 
 
 def test_a_config_of_another_class_is_refused():

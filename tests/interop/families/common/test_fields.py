@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxllm.interop.families.common.config_fields import ReadFields
 from jaxllm.interop.families.common.fields import Fields
 
 
@@ -66,5 +67,48 @@ def test_problems_of_a_part_are_reported_with_its_name():
     assert fields.problems == ["rope: theta='x' is not of type float"]
     ((name, message),) = fields.unknown().items()
     assert message.startswith("rope: factro=2 is not a field")
-    assert (name, fields.value(name)) == ("rope.factro", 2)
+    assert name == "rope.factro"
     assert not fields.is_complete
+
+
+def test_a_field_that_the_original_does_not_read_is_not_used():
+    reads = ReadFields({"width": [4], "causal": [True], "mask": []}, aliases={"wide": "width"})
+    fields = Fields({"causal": True, "masc": 1, "mask": 1, "_mask": 2, "wide": 5}, reads)
+    assert fields.take("width", int) == 5
+    fields.take("mask", int)
+    assert fields.unused() == {"causal": "", "masc": "", "_mask": ""}
+    assert fields.uses()["wide"] == "read"
+    fields = Fields({"causal": False, "width_": 4}, reads)
+    fields.take("width", int, 1)
+    assert fields.unused() == {"width_": "; did you mean 'width'?"}
+    assert fields.finish() == ["causal=False is not implemented, and transformers reads it"]
+
+
+def test_a_refused_field_says_what_it_may_be():
+    fields = Fields({"act": "mish", "part": {"scale": 2, "bias": True}})
+    fields.require("act", "silu", "swish")
+    with fields.part("part") as part:
+        part.require("scale", None, 1)
+        part.require("bias", False)
+    assert fields.refused == {"act": "silu", "part.scale": None, "part.bias": False}
+
+
+def test_a_nested_object_has_the_defaults_of_its_class():
+    reads = ReadFields({"width": [4], "depth": [None]})
+    fields = Fields({"part": {}})
+    with fields.part("part", reads) as part:
+        assert part.take("width", int) == 4
+        part.take("depth", int)
+    assert fields.problems == ["part: depth is missing"]
+    fields = Fields({}, reads)
+    fields.take("width", int)
+    assert fields.problems == ["width is missing"]
+    assert fields.default("width") == 4
+
+
+def test_a_missing_field_may_be_misspelt():
+    fields = Fields({"num_atention_heads": 6})
+    fields.take("num_attention_heads", int)
+    assert fields.problems == [
+        "num_attention_heads is missing; did you mean it by 'num_atention_heads'?"
+    ]

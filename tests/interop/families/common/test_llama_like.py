@@ -8,6 +8,7 @@ from stored_shapes import shapes_in_model, shapes_in_rules
 from tiny import TINY
 
 from jaxllm.config import ExpertsConfig, LayerKind, with_fields
+from jaxllm.interop.families.common.config_fields import fields_read
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes
 from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields
@@ -61,12 +62,13 @@ def test_a_family_has_defaults_of_its_own_where_the_file_is_silent():
     assert (found["num_kv_heads"], found["head_dim"]) == (4, 8)
 
 
-def test_what_bears_on_no_number_is_ignored_and_what_does_is_refused():
-    fields = Fields({**BARE, "bos_token_id": 1, "use_cache": True, "attention_dropout": 0.1})
+def test_what_bears_on_no_number_is_not_used_and_what_does_is_refused():
+    harmless = {"bos_token_id": 1, "use_cache": True, "attention_dropout": 0.1}
+    fields = Fields({**BARE, **harmless, "is_causal": False}, fields_read("llama"))
     read_decoder(fields)
-    assert fields.uses()["bos_token_id"] == fields.uses()["use_cache"] == "ignored"
+    assert {fields.uses()[name] for name in harmless} == {"not used"}
     [problem] = fields.finish()
-    assert "attention_dropout=0.1" in problem
+    assert "is_causal=False" in problem
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -90,7 +92,7 @@ def test_what_is_written_reads_the_same():
     assert found == {
         **{"vocab_size": 96, "embed_dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2},
         **{"head_dim": 16, "mlp_dim": 56, "max_len": 512},
-        **{"norms.eps": 1e-5, "head.tied": True, "init.std": 0.03},
+        **{"norms.eps": 1e-5, "head.tied": True, "init.std": 0.03, "mlp.activation": "silu"},
     }
 
 

@@ -228,19 +228,19 @@ def test_fields_of_released_configs_are_read_and_kept(written, model, tmp_path):
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [
-        ("text_config", {"hidden_act": "gelu"}, "text_config: hidden_act='gelu'"),
+        ("text_config", {"hidden_act": "mish"}, "text_config: hidden_act='mish'"),
         ("text_config", {"floor_scale": 0}, "floor_scale=0.0 is not positive"),
         ("text_config", {"no_rope_layers": [1, 0]}, "text_config: no_rope_layers=[1, 0]"),
         ("text_config", {"moe_layers": ["0"]}, "moe_layers holds ['0']"),
         ("text_config", {"num_experts_per_tok": 9}, "top_k=9 is above num_experts=5"),
         ("text_config", {"layer_types": ["sliding_attention"] * 4}, "sliding_attention"),
-        ("text_config", {"n_layers": 4}, "text_config: n_layers=4 is not a field"),
+        ("text_config", {"is_causal": False}, "text_config: is_causal=False is not implemented"),
         ("vision_config", {"pixel_shuffle_ratio": 0.4}, "pixel_shuffle_ratio=0.4"),
         ("vision_config", {"projector_output_dim": 48}, "projector_output_dim=48"),
         ("vision_config", {"intermediate_size": 64}, "intermediate_size=64"),
         ("vision_config", {"image_size": 20}, "image_size=20 is not a multiple of patch_size=4"),
         ("vision_config", {"num_attention_heads": 3}, "multiple of 4 times num_heads=3"),
-        ("vision_config", {"depth": 2}, "vision_config: depth=2 is not a field"),
+        ("vision_config", {"is_causal": False}, "vision_config: is_causal=False is not"),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ from stored_shapes import shapes_in_model, shapes_in_rules
 from tiny import TINY
 
 from jaxllm.config import DecoderConfig, VisionConfig
+from jaxllm.interop.families.common.config_fields import fields_read
 from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
 from jaxllm.interop.families.common.fields import Fields
 from jaxllm.interop.families.huggingface.llama4_vision import (
@@ -41,6 +42,7 @@ META = {
     **{"dim": 32, "n_layers": 3, "n_heads": 2, "mlp_ratio": 4.0, "output_dim": 40},
     "pixel_shuffle_ratio": 0.5,
 }
+READS = fields_read("llama4_vision_model")
 
 
 def read_meta(args: dict, vocab_size: int = 96) -> tuple[VisionConfig | None, list[str]]:
@@ -56,7 +58,7 @@ def as_hugging_face(vision: VisionConfig = VISION) -> dict:
 
 def test_a_config_that_says_little_is_as_in_transformers():
     """But for the width, which does not fit the other defaults there: Scout's is 1408."""
-    fields = Fields({"hidden_size": 1408})
+    fields = Fields({"hidden_size": 1408}, READS)
     found, theirs = read_hf_vision(fields, 7), transformers.Llama4VisionConfig(hidden_size=1408)
     assert fields.finish() == []
     assert found == VisionConfig(
@@ -75,7 +77,7 @@ def test_a_config_that_says_little_is_as_in_transformers():
 
 
 def test_hugging_face_s_config_comes_back():
-    fields = Fields(as_hugging_face())
+    fields = Fields(as_hugging_face(), READS)
     assert read_hf_vision(fields, 90) == VISION
     assert fields.finish() == []
     again = transformers.Llama4VisionConfig(**as_hugging_face())
@@ -88,17 +90,16 @@ def test_hugging_face_s_config_comes_back():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"intermediate_size": 64}, "intermediate_size=64"),
         ({"pixel_shuffle_ratio": 0.4}, "pixel_shuffle_ratio=0.4"),
         ({"projector_input_dim": 48}, "projector_input_dim=48"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
-        ({"depth": 3}, "depth=3"),
+        ({"is_causal": False}, "is_causal=False"),
     ],
     ids=str,
 )
 def test_what_hugging_face_s_config_may_not_say(changes, words):
-    fields = Fields(as_hugging_face() | changes)
+    fields = Fields(as_hugging_face() | changes, READS)
     read_hf_vision(fields, 90)
     assert any(words in problem for problem in fields.finish())
 

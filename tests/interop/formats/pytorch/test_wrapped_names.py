@@ -6,7 +6,6 @@ import pytest
 from jaxllm.interop.formats.pytorch.wrapped_names import (
     plain_name,
     strip_wrappers,
-    with_base_prefix,
 )
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
@@ -31,23 +30,3 @@ def test_tensors_get_their_plain_names(tmp_path):
     assert strip_wrappers({"module.w": tensor})["w"].name == "w"
     with pytest.raises(CheckpointError, match=r"w and module\.w are both w"):
         strip_wrappers({"w": tensor, "module.w": tensor})
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["model.layers.0.w", "lm_head.weight"], ["model.layers.0.w", "lm_head.weight"]),
-        (["layers.0.w", "norm.weight"], ["model.layers.0.w", "model.norm.weight"]),
-        (["layers.0.w", "score.weight"], ["model.layers.0.w", "score.weight"]),
-        (
-            ["model.model.layers.0.w", "model.lm_head.weight"],
-            ["model.layers.0.w", "lm_head.weight"],
-        ),
-        (["model.layers.0.w"], ["model.layers.0.w"]),
-        (["a", "b"], ["a", "b"]),
-    ],
-)
-def test_names_have_the_prefix_of_a_model_with_a_head(given, expected, tmp_path):
-    tensors = {n: StoredTensor(n, np.dtype(float), (2,), tmp_path, 0) for n in given}
-    assert list(with_base_prefix(tensors, "model.")) == expected
-    assert list(with_base_prefix(tensors, "")) == given

@@ -1,0 +1,1 @@
+"""What PyTorch saved: files old and new, and the model's part of a distributed checkpoint."""

@@ -1,0 +1,147 @@
+"""Checkpoints on the Hugging Face hub: `hf://org/name@revision` wherever a path is taken.
+
+The package huggingface_hub downloads what is needed into its cache, goes on where a download was
+interrupted, and takes its token and address from its own settings.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import CheckpointError, MissingPackageError, UserError
+
+# `Path` turns the two slashes into one.
+_ADDRESS = re.compile(r"hf:/{1,2}([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?/?")
+_SCHEME = re.compile(r"hf:/")
+# Weights by preference: of several formats of the same numbers, only one is downloaded.
+_WEIGHTS: Sequence[tuple[str, ...]] = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin",),
+    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+    ("consolidated.[0-9]*.pth",),
+    ("*.safetensors",),
+    ("*.pth", "*.pt"),
+)
+# Configs, tokenizers and chat templates; the last part of each pattern is matched in its folder.
+_OTHERS = (
+    *("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*/config.json"),
+    "additional_chat_templates/*.jinja",
+)
+_NOT_NEEDED = ("*.index.json", "trainer_state.json", "adapter_*", "onnx/*", "openvino/*")
+
+logger = logging.getLogger(__name__)
+
+
+def local_path(path: str | Path) -> Path:
+    """Returns a path; of an address `hf://org/name[@revision]`, the folder it is downloaded to.
+
+    Raises:
+        UserError: the address is malformed.
+        MissingPackageError: huggingface_hub is not installed.
+        CheckpointError: there is no such model or revision, it is private, or the hub cannot be
+            reached and the model is not in the cache.
+    """
+    text = os.fspath(path)
+    if _SCHEME.match(text) is None:
+        return Path(path)
+    address = _ADDRESS.fullmatch(text)
+    if address is None:
+        raise UserError(f"{text} is not an address on the hub: write hf://ORG/NAME[@REVISION]")
+    return _download(address[1], address[2])
+
+
+def needed_files(names: Sequence[str]) -> list[str]:
+    """Returns the files of a repository to download: one format of the weights, and small files."""
+    weights = next((found for kind in _WEIGHTS if (found := _matching(names, kind))), [])
+    others = [name for name in _matching(names, _OTHERS) if not _matching([name], _NOT_NEEDED)]
+    return list(dict.fromkeys([*weights, *others]))
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        for pattern in patterns
+        if fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+    ]
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """Downloads what is needed of a repository, or finds it in the cache; returns the folder."""
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError:
+        raise MissingPackageError(
+            f"hf://{repository} needs huggingface_hub: pip install 'jaxllm[hub]'"
+        ) from None
+
+    def fetch() -> str:
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
+        names = needed_files([str(PurePosixPath(one.rfilename)) for one in info.siblings or ()])
+        return huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=names or ["config.json"]
+        )
+
+    def find() -> str:
+        return huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=["config.json"], local_files_only=True
+        )
+
+    return Path(_explained(fetch, find, repository, revision))
+
+
+def _explained(
+    fetch: Callable[[], str], find: Callable[[], str], repository: str, revision: str | None
+) -> str:
+    """Returns what `fetch` or, without a connection, `find` returns.
+
+    Raises CheckpointError with what to do, in one line.
+    """
+    from huggingface_hub import constants, errors
+
+    name = f"hf://{repository}" + (f"@{revision}" if revision else "")
+    try:
+        return fetch()
+    except errors.HFValidationError:
+        raise UserError(f"{name} is not a name of a model: write hf://ORG/NAME") from None
+    except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{repository}"
+        reason = f"is gated: accept its terms at {page}, then log in with `hf auth login`"
+    except errors.RevisionNotFoundError:
+        reason = f"does not exist: the model has no revision {revision!r}"
+    except errors.RepositoryNotFoundError:
+        reason = (
+            f"does not exist on {constants.ENDPOINT}, or is private: check the name; for a private "
+            "model log in with `hf auth login`, or set HF_TOKEN"
+        )
+    except Exception as error:
+        if not _is_of_network(error):
+            raise
+        return _find_in_cache(find, name, error, constants.ENDPOINT)
+    raise CheckpointError(f"{name} {reason}")
+
+
+def _find_in_cache(find: Callable[[], str], name: str, error: Exception, endpoint: Any) -> str:
+    from huggingface_hub import errors
+
+    cause = (str(error).splitlines() or [""])[0] or type(error).__name__
+    try:
+        found = find()
+    except errors.LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{name} is not in the cache, and {endpoint} cannot be reached ({cause:.200}): check "
+            "the connection, or give a folder with the files"
+        ) from None
+    logger.warning("%s: taken from the cache, since %s cannot be reached", name, endpoint)
+    return found
+
+
+def _is_of_network(error: Exception) -> bool:
+    """Whether an error says that the hub cannot be reached, or does not answer as it should."""
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or package in ("httpx", "httpx2", "requests")

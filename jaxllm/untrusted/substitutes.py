@@ -1,0 +1,42 @@
+"""What stands in place of a file that was not downloaded: a pointer, a web page, a part of it."""
+
+import re
+from pathlib import Path
+
+from jaxllm.errors import CheckpointError
+
+_FIRST_BYTES = 512
+_LFS = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d+)")
+_PAGE = re.compile(
+    rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|\?xml)", re.IGNORECASE | re.DOTALL
+)
+_SMALL = 10_000  # bytes; browsers show sizes of larger downloads in kB
+_AGAIN = "download it again"
+
+
+def check_is_content(path: Path) -> None:
+    """Raises CheckpointError if a file is only a stand-in for what its name promises.
+
+    Git leaves a pointer in place of a large file, and browsers save a page that was shown in place
+    of a file. The message has no path.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(_FIRST_BYTES)
+    if pointer := _LFS.match(start):
+        size = f"{int(pointer[1][:18]) / 1000:,.0f} kB"
+        raise CheckpointError(
+            f"a Git LFS pointer to {size}, not the file itself: run `git lfs pull`, or {_AGAIN}"
+        )
+    if _PAGE.match(start):
+        raise CheckpointError(
+            f"a web page, not the file itself: {_AGAIN}, from the address that serves the file "
+            "(on the Hugging Face hub /resolve/ in place of /blob/)"
+        )
+
+
+def cut_short(size: int, whole: int | None = None) -> CheckpointError:
+    """Returns the error for a file of which only the first `size` bytes are there, of `whole`."""
+    unit, name = (1, "bytes") if (whole or size) < _SMALL else (1000, "kB")
+    here = f"{size / unit:,.0f}"
+    there = f"only its first {here}" if whole is None else f"{here} of {whole / unit:,.0f}"
+    return CheckpointError(f"cut short: {there} {name} are there; {_AGAIN}")
