@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from .tokenization.gguf_companions import companion_folder
+
 KEPT = "origin"  # the folder of a run or a native checkpoint that holds its origin's files
 CARRIED = "carried.safetensors"  # in that folder: the checkpoint's tensors outside of the model
 CONFIGS = ("config.json", "params.json")  # a folder with one of them is a checkpoint
@@ -62,14 +64,14 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
         destination: an existing folder; nothing in it is replaced by a file of `origin`.
         others: further folders, whose files take precedence.
     """
-    folders = [] if origin is None else [Path(origin.directory)]
+    folders = [] if origin is None else [companion_folder(Path(origin.directory))]
     if origin is not None and not folders[0].is_dir() and not any(map(has_tokenizer, others)):
         logger.warning(
             "%s, which the model came from, does not exist: its tokenizer and other files are not "
             "copied",
             origin.directory,
         )
-    for folder in dict.fromkeys([*folders, *others]):
+    for folder in dict.fromkeys([*folders, *map(companion_folder, others)]):
         left_out = []
         for name, reason in sort_files(folder):
             if reason is not None:
@@ -112,6 +114,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 def describe_adapter(folder: Path) -> str | None:
     """Returns what a folder says about a PEFT adapter in it, or None if there is none."""
+    if not folder.is_dir():  # but a file that holds all
+        return None
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     files = [name for name in names if _matches(name, (ADAPTER, "adapter_model.*"))]
     if not files:

@@ -84,7 +84,7 @@ def load_pretrained(
     plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget)
     if plan.tolerated:
         logger.warning("%s: ignored (strict=False):\n  %s", path, "\n  ".join(plan.tolerated))
-    _log_unused(checkpoint.path / checkpoint.family.config_file, plan.unused)
+    _log_unused(checkpoint.config_path, plan.unused)
     model = with_arrays(build_abstract(plan.config), _read_arrays(plan))
     check_unchanged(before)
     model.origin = make_origin(checkpoint, plan)

@@ -248,8 +248,10 @@ def _continue(
 
 def own_folders(path: str, model: "TokenModel") -> list[Path]:
     """Returns the folders with the files of a checkpoint or run: its own, then its origin's."""
+    from jaxllm.tokenization.gguf_companions import companion_folder
+
     origin = [] if model.origin is None else [Path(model.origin.directory)]
-    return [Path(path), *origin]
+    return [companion_folder(place) for place in (Path(path), *origin)]
 
 
 def _tokenizer(
