@@ -60,7 +60,11 @@ class Architecture:
             if target is None or suffix not in ("weight", "bias"):
                 problems.append(f"tensor {name} has no place in a {self.model_type} model")
                 continue
-            changed = self._in_layout(pattern, tensor, config)
+            try:
+                changed = self._in_layout(pattern, tensor, config)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
             for number in numbers:
                 target = re.sub("[#@]", str(number), target, count=1)
             if "@" not in target:
@@ -68,14 +72,20 @@ class Architecture:
                     changed, name=f"{target}.{suffix}"
                 )
                 continue
-            for expert in range(tensor.shape[0]):
+            for expert in range(tensor.shape[0] if len(tensor.shape) > 1 else 0):
                 one = f"{target.replace('@', str(expert))}.{suffix}"
                 found[one] = changed.part(one, expert)
         return found
 
     def _in_layout(self, pattern: str, tensor: QuantizedTensor, config: Json) -> QuantizedTensor:
         if pattern in self.interleaved:
-            heads = config[self.interleaved[pattern]]
+            # Files of models whose heads all have their own keys may leave out the number of those.
+            heads = config.get(self.interleaved[pattern], config.get("num_attention_heads", 0))
+            if not tensor.shape or heads < 1 or tensor.shape[0] % (2 * heads):
+                raise ValueError(
+                    f"tensor {tensor.name} of shape {list(tensor.shape)} is not divisible into "
+                    f"{heads} heads of pairs"
+                )
             return dataclasses.replace(tensor, head_dim=tensor.shape[0] // heads)
         if pattern.endswith(self.shifted or ("\0",)):
             return dataclasses.replace(tensor, added=1.0)

@@ -23,11 +23,11 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 END_OF_TURN = "eot_token_id"
 SPECIAL = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id"}
 SPECIAL |= {"padding_token_id": "pad_token_id"}
-# The size of a head, from which others follow.
-KEY_LENGTH, VALUE_LENGTH, ROTATED = (
-    "attention.key_length",
-    "attention.value_length",
-    "rope.dimension_count",
+VALUE_LENGTH, ROTATED = "attention.value_length", "rope.dimension_count"
+# Fields that others are computed from.
+SIZES = (
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", VALUE_LENGTH),
+    *("block_count", "embedding_length", "expert_count", ROTATED),
 )
 
 
@@ -60,9 +60,10 @@ def read_gguf(path: Path) -> tuple[Family, Json, dict[str, QuantizedTensor]]:
         for key, value in header.fields.items()
         if key.startswith(f"{name}.")
     }
+    wrong = [size for size in SIZES if not _is_size(given.get(size, 1))]
+    problems = [f"field {size}={given.pop(size)!r} is not a size" for size in wrong]
     if given.get("expert_count", 0) and architecture.model_type == "llama":
         architecture = MIXTRAL
-    problems: list[str] = []
     config, renamed = _translate(architecture, given, tensors, problems)
     config |= _special_tokens(header)
     if problems:
@@ -100,7 +101,7 @@ def _translate(
     head_dim = _head_dim(config)
     if value_length not in (None, head_dim):
         problems.append(f"{VALUE_LENGTH}={value_length} differs from the {head_dim} of keys")
-    if rotated not in (None, head_dim):
+    if rotated not in (None, head_dim) and head_dim:
         config["partial_rotary_factor"] = rotated / head_dim
     config |= read_scaling(given, tensors, config, problems)
     problems += [f"field {name}={value!r} is not understood" for name, value in given.items()]
@@ -124,6 +125,10 @@ def _special_tokens(header: Header) -> Json:
     if turn is not None and turn != found.get("eos_token_id", turn):
         return {**found, "eos_token_id": [found["eos_token_id"], int(turn)]}
     return found
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _plain(value: Any) -> Any:

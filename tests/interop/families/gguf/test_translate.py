@@ -171,6 +171,8 @@ def test_an_exported_config_names_what_the_file_leaves_out(tmp_path):
     ("change", "message"),
     [
         ({"attention.value_length": 8}, "attention.value_length=8 differs from the 16 of keys"),
+        ({"attention.head_count": "many"}, "field attention.head_count='many' is not a size"),
+        ({"attention.head_count_kv": 5}, "not divisible into 5 heads of pairs"),
         ({"attention.alibi": 5}, "field attention.alibi=5 is not understood"),
         ({"rope.scaling.type": "magic"}, "rope.scaling.type='magic' is not supported"),
     ],
