@@ -1,5 +1,6 @@
 """GGUF files of Hugging Face models, written as llama.cpp writes them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ DECODED_ONLY = (KINDS.Q2_K, KINDS.Q3_K, KINDS.Q4_K, KINDS.Q5_K, KINDS.Q6_K)
 
 
 def write_gguf(
-    path: Path, model: Any, name: str, fields: dict[str, Any], kind: Any = KINDS.F32
+    path: Path,
+    model: Any,
+    name: str,
+    fields: dict[str, Any],
+    kind: Any = KINDS.F32,
+    add_tokenizer: Callable[[Any], None] = lambda writer: None,
 ) -> None:
     """Writes a model of transformers as a GGUF file.
 
@@ -24,11 +30,13 @@ def write_gguf(
         name: the architecture's name in the file.
         fields: the fields of the architecture, without its name.
         kind: the type of the blocks of all matrices.
+        add_tokenizer: adds the fields of a tokenizer to the writer.
     """
     writer = gguf.GGUFWriter(path, name)
     for key, value in fields.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](f"{name}.{key}", value)
+    add_tokenizer(writer)
     for target, array in tensors_of(model, name).items():
         is_matrix = array.ndim > 1 and not target.endswith("ffn_gate_inp.weight")
         data = blocks_of(array, kind) if is_matrix else array
