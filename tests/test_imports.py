@@ -27,6 +27,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm": {
         **{name: set() for name in CORE},
         "config": {"errors"},
+        "checkpoint_origin": {"errors", "tokenization"},
         "tokenization": {"config", "errors", "hub", "untrusted"},
         "checkpointing": {"errors", "sharding", "distributed", "untrusted"},
         "distributed": {"errors", "differences"},
@@ -70,7 +71,8 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "chat": {"special_tokens"},
         "file_tokenizer": {"tokenizer", "special_tokens"},
         "converted": {"tokenizer", "special_tokens", "file_tokenizer"},
-        "finding": {"tokenizer", "file_tokenizer", "converted"},
+        "gguf_companions": {"special_tokens"},
+        "finding": {"tokenizer", "file_tokenizer", "converted", "gguf_companions"},
     },
     "jaxllm.interop": {
         "rules": set(),
@@ -97,8 +99,10 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "orbax_writer": {"stored_tensor", "lazy_tensor", "file_writer", "orbax"},
         "safetensors_file": {"stored_tensor", "hf_index", "lazy_tensor", "file_writer"},
         "pytorch": {"stored_tensor", "sharded_tensor", "hf_index", "lazy_tensor", "file_writer"},
+        "gguf": {"stored_tensor"},
         "tensor_files": {
             *("stored_tensor", "lazy_tensor", "file_writer", "safetensors_file", "pytorch"),
+            "gguf",
         },
         "table": {
             *("stored_tensor", "lazy_tensor", "file_writer", "orbax", "orbax_writer"),
@@ -108,6 +112,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm.interop.families": {
         "common": set(),
         "huggingface": {"common"},
+        "gguf": {"common"},
         "meta": {"common", "huggingface"},
         "source_systems": {"common", "meta"},
     },
@@ -196,8 +201,8 @@ TABLE: dict[str, dict[str, set[str]]] = {
 }
 # The maximum number of layers of components.
 MAX_LAYERS = {"jaxllm.interop": 9}
-# The module outside interop whose function may import transformers: for its tokenizers alone.
-READS_TOKENIZERS = "jaxllm.tokenization.converted"
+# Modules outside interop whose functions may import transformers: for its tokenizers alone.
+READ_TOKENIZERS = ("jaxllm.tokenization.converted", "jaxllm.tokenization.gguf_companions")
 # Components of interop whose functions may run the reference models.
 MAY_RUN_REFERENCES = ("families", "in_memory", "optimizer_state", "parity")
 # The only third-party dependency of rules, so that they can be read and tested alone.
@@ -257,7 +262,7 @@ def wrong_packages(module: str, names: list[str], tree: ast.Module) -> Iterator[
         top = name.split(".")[0]
         if top in ("interop", "train"):
             yield f"{module} imports {name}, which is installed as jaxllm.{name}"
-        is_tokenizer = module == READS_TOKENIZERS and name == "transformers.AutoTokenizer"
+        is_tokenizer = module in READ_TOKENIZERS and name == "transformers.AutoTokenizer"
         if top in ("torch", "transformers") and not in_interop and not is_tokenizer:
             yield f"{module} imports {name}"
         is_stranger = in_interop and inner not in {"reference", *MAY_RUN_REFERENCES}

@@ -5,8 +5,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxllm.errors import CheckpointArgumentError
+
 from . import safetensors_file
 from .file_writer import PlannedFile
+from .gguf.header import read_header
+from .gguf.quantized_tensor import list_tensors
 from .lazy_tensor import TensorSource
 from .pytorch import bin_folder, torch_zip
 from .pytorch.saved import torch_file
@@ -16,15 +20,16 @@ Tensors = dict[str, StoredTensor]
 
 
 class FileType(NamedTuple):
-    """The functions that read and write one type of file."""
+    """The functions that read and write one type of file; some types can only be read."""
 
     read_header: Callable[[Path], Tensors]
-    lay_out: Callable[[str, Mapping[str, TensorSource]], PlannedFile]
+    lay_out: Callable[[str, Mapping[str, TensorSource]], PlannedFile] | None
 
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 FILE_TYPES: dict[str, FileType] = {
     ".safetensors": FileType(safetensors_file.read_header, safetensors_file.lay_out),
+    ".gguf": FileType(lambda path: dict(list_tensors(path, read_header(path))), None),
     **dict.fromkeys(TORCH_SUFFIXES, FileType(torch_file.read_header, torch_zip.lay_out)),
 }
 # Files of trainers beside the weights.
@@ -87,7 +92,10 @@ def lay_out(
     """
     if file == safetensors_file.SINGLE_NAME:
         return safetensors_file.lay_out_checkpoint(tensors, max_shard)
-    return [_file_type(Path(file)).lay_out(file, tensors)], {}
+    write = _file_type(Path(file)).lay_out
+    if write is None:
+        raise CheckpointArgumentError(f"{file}: files of this type cannot be written")
+    return [write(file, tensors)], {}
 
 
 def find_model_file(folder: Path) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 from jaxllm.checkpoint_origin import describe_adapter
 from jaxllm.hub import local_path
 from jaxllm.interop.families import variant_of
+from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -110,9 +111,9 @@ def inspect(
             other problems are in `problems` of the result.
     """
     path = local_path(path)
-    if rules is None and path.is_file():
+    if rules is None and path.is_file() and not is_gguf(path):
         return _inspect_file(path)
-    if rules is None:
+    if rules is None and not is_gguf(path):
         check_is_folder(path)
     if (form := model_format_of(path)) is not None:
         return _inspect_model(path, form)

@@ -9,6 +9,7 @@ from typing import Any
 from jaxllm.errors import MissingCheckpointError
 from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
+from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
@@ -51,7 +52,7 @@ def with_allowances(
     """Returns a checkpoint whose config is read as the user allows, and logs what differs."""
     config, allowed = apply_allowances(checkpoint.config, allow)
     for line in allowed:
-        logger.warning("%s: %s", checkpoint.path / checkpoint.family.config_file, line)
+        logger.warning("%s: %s", checkpoint.config_path, line)
     return dataclasses.replace(checkpoint, config=config, strict=strict, allowed=allowed)
 
 
@@ -62,7 +63,8 @@ def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
         CheckpointError: the checkpoint is not of a known family, or lacks the rules' config file.
     """
     if rules is None:
-        check_is_folder(path)
+        if not is_gguf(path):
+            check_is_folder(path)
         return read_family(path)
     family = resolve_family(rules)
     if not path.exists():

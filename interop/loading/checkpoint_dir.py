@@ -11,6 +11,7 @@ from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.naming.heads import architecture_without_head
+from jaxllm.interop.families.gguf.translate import is_gguf, read_gguf
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -39,7 +40,7 @@ class Checkpoint:
     """A checkpoint folder whose headers, but no tensors, have been read.
 
     Attributes:
-        path: the folder.
+        path: the folder, or the GGUF file.
         family: the family of the model.
         config: the fields of the family's config file, as the user allows them.
         tensors: the places of the tensors, by name.
@@ -54,13 +55,20 @@ class Checkpoint:
     strict: bool = True
     allowed: tuple[str, ...] = ()
 
+    @property
+    def config_path(self) -> Path:
+        """The file that holds the config: one in the folder, or the GGUF file itself."""
+        return self.path if is_gguf(self.path) else self.path / self.family.config_file
+
 
 def open_known_checkpoint(path: Path) -> Checkpoint:
-    """Reads the config and the headers of a folder.
+    """Reads the config and the headers of a folder, or of a GGUF file.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint of a known family, or is damaged.
+        CheckpointError: it is not a checkpoint of a known family, or is damaged.
     """
+    if is_gguf(path):
+        return Checkpoint(path, *read_gguf(path))
     check_is_folder(path)
     family, config = read_family(path)
     rows = [row for row in tensor_formats() if row.family_format == family.format]
@@ -134,6 +142,8 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
     Raises:
         CheckpointError: there is no such file. The message says what is missing and what to do.
     """
+    if is_gguf(path):
+        return read_gguf(path)[:2]
     for family in FAMILIES:
         config_file = path / family.config_file
         if not config_file.is_file():

@@ -98,7 +98,7 @@ def read_model(
     if plan.tolerated:
         ignored = "\n  ".join(plan.tolerated)
         logger.warning("%s: ignored (strict=False):\n  %s", checkpoint.path, ignored)
-    _log_unused(checkpoint.path / checkpoint.family.config_file, plan.unused)
+    _log_unused(checkpoint.config_path, plan.unused)
     model = with_arrays(build_abstract(plan.config), read_arrays(plan, given))
     model.origin = make_origin(checkpoint, plan)
     return model

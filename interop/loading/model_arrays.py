@@ -80,10 +80,9 @@ def arrays_of_model(model: Model) -> ModelArrays:
 
 def arrays_of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> ModelArrays:
     """Returns the model arrays of a PyTorch checkpoint; rules convert them when they are read."""
-    family = checkpoint.family
     files = {tensor.path for tensor in checkpoint.tensors.values()}
-    if family.config_file:
-        files.add(checkpoint.path / family.config_file)
+    if checkpoint.family.config_file:
+        files.add(checkpoint.config_path)
     return ModelArrays(
         plan.config,
         make_origin(checkpoint, plan),

@@ -11,6 +11,7 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.interop.families import Family
+from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.allowances import allowance_notes
@@ -235,7 +236,8 @@ def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
 
 def _family_of(path: Path) -> Family:
     """Returns the family of a checkpoint folder; rejects folders that PyTorch cannot run."""
-    check_is_folder(path)
+    if not is_gguf(path):
+        check_is_folder(path)
     if model_format_of(path) is None:
         family, _ = read_family(path)
         if family.format == "hf":
@@ -255,7 +257,8 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
 
     with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
-            path,
+            path.parent if is_gguf(path) else path,
+            **({"gguf_file": path.name} if is_gguf(path) else {}),
             dtype=getattr(torch, dtype),
             attn_implementation="eager",
             local_files_only=True,

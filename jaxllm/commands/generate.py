@@ -248,7 +248,10 @@ def _continue(
 
 def own_folders(path: str, model: "TokenModel") -> list[Path]:
     """Returns the folders with the files of a checkpoint or run: its own, then its origin's."""
-    return [Path(path), *([] if model.origin is None else model.origin.folders)]
+    from jaxllm.tokenization.gguf_companions import companion_folder
+
+    origin = [] if model.origin is None else model.origin.folders
+    return [companion_folder(Path(path)), *origin]
 
 
 def _tokenizer(

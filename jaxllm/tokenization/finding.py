@@ -9,6 +9,7 @@ from jaxllm.hub import local_path
 
 from .converted import is_other_tokenizer, read_other_tokenizer
 from .file_tokenizer import FILE, FileTokenizer
+from .gguf_companions import SUFFIX, companion_folder
 from .tokenizer import ByteTokenizer, Tokenizer
 
 BYTES = "bytes"  # the name of the byte tokenizer
@@ -18,8 +19,8 @@ def load_tokenizer(path: str | Path | None, *, eos: str | None = None) -> Tokeni
     """Loads a tokenizer.
 
     Args:
-        path: a `tokenizer.json`, a folder that has one or other files of a tokenizer, or "bytes".
-            None is the same as "bytes".
+        path: a `tokenizer.json`, a folder that has one or other files of a tokenizer, a GGUF file,
+            or "bytes". None is the same as "bytes".
         eos: the text of the end-of-sequence token, if its folder does not name it.
 
     Raises:
@@ -29,7 +30,7 @@ def load_tokenizer(path: str | Path | None, *, eos: str | None = None) -> Tokeni
     """
     if path is None or str(path) == BYTES:
         return ByteTokenizer()
-    place = local_path(path)
+    place = companion_folder(local_path(path))
     if not place.exists():
         raise MissingFileError(f"the tokenizer file {place} does not exist")
     if place.is_file() and place.suffix != ".json":  # such as tokenizer.model
@@ -40,15 +41,14 @@ def load_tokenizer(path: str | Path | None, *, eos: str | None = None) -> Tokeni
 
 
 def find_tokenizer(folders: Iterable[Path]) -> Path | None:
-    """Returns the first of the folders that has files of a tokenizer, or None."""
-    return next(
-        (
-            folder
-            for folder in folders
-            if folder.is_dir() and ((folder / FILE).is_file() or is_other_tokenizer(folder))
-        ),
-        None,
-    )
+    """Returns the first of the folders or GGUF files that has a tokenizer, or None."""
+    return next(filter(_has_tokenizer, folders), None)
+
+
+def _has_tokenizer(place: Path) -> bool:
+    if not place.is_dir():
+        return place.suffix == SUFFIX and place.is_file()
+    return (place / FILE).is_file() or is_other_tokenizer(place)
 
 
 def check_tokens(tokenizer: Tokenizer, config: Config, *, is_chosen: bool, option: str) -> None:

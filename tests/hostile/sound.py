@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 import yaml
+from gguf_files import KINDS, write_gguf
 from safetensors.torch import load_file
 from tiny import random_model
 from torch.distributed import checkpoint as distributed
@@ -34,7 +36,19 @@ def write_all(root: Path) -> None:
     torch.save(tensors, root / "legacy" / "pytorch_model.bin", **old)
     _write_dcp(root / "dcp", tensors)
     shutil.copy(root / "hf" / "config.json", root / "dcp")
+    _write_gguf(root / "gguf")
     _write_runs(root)
+
+
+def _write_gguf(folder: Path) -> None:
+    folder.mkdir()
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 1, "num_key_value_heads": 1, "vocab_size": 40}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    fields = {"embedding_length": 32, "feed_forward_length": 32, "attention.head_count": 2}
+    fields |= {"block_count": 1, "attention.head_count_kv": 1, "context_length": 64}
+    fields |= {"attention.layer_norm_rms_epsilon": 1e-5}
+    write_gguf(folder / "model.gguf", model, "llama", fields, KINDS.Q8_0)
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -12,6 +12,8 @@ class Target(NamedTuple):
 
 
 INSPECT, VERIFY = ("inspect", "{}"), ("verify", "{}")
+GGUF = ("inspect", "{}/model.gguf")
+GGUF_WEIGHTS = ("convert", "{}/model.gguf", "{}/new", "--to", "meta")
 PLAN = ("plan", "{}/run.yaml")
 ARRAYS = ("train", "{}/run.yaml", "--output", "{}/out")
 RESUME = ("convert", "{}/source", "{}/new", "--to", "meta")
@@ -29,6 +31,7 @@ TARGETS = (
     *(Target("bin", "pytorch_model.bin", INSPECT), Target("bin", "pytorch_model.bin", VERIFY)),
     *(Target("legacy", "pytorch_model.bin", VERIFY), Target("dcp", "__0_0.distcp", VERIFY)),
     *(Target("meta", "consolidated.00.pth", INSPECT), Target("meta", "params.json", INSPECT)),
+    *(Target("gguf", "model.gguf", GGUF), Target("gguf", "model.gguf", GGUF_WEIGHTS)),
     *(Target("tlama", "state_dict.pth", INSPECT),),
     *(Target("native", "checkpoints/0/_CHECKPOINT_METADATA", INSPECT),),
     *(Target("native", "checkpoints/0/model/_METADATA", INSPECT),),

@@ -1,20 +1,13 @@
 """The command `quickstart`: PyTorch to JAX, training on a mesh, and back, each step verified."""
 
 import logging
-import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.table import Table
 
 from jaxllm.config import DecoderConfig
-from jaxllm.errors import UserError
 from jaxllm.generation import Sampling, generate
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families.huggingface.llama import write_config
@@ -34,6 +27,8 @@ from jaxllm.train.mesh import MeshConfig, use_virtual_devices
 from jaxllm.train.monitoring.metrics import read_metrics
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
+from .checks import Check, clear, greedy_check, load_check, parity_check, run_checks
+
 log = logging.getLogger("jaxllm")
 
 LLAMA = DecoderConfig(
@@ -52,15 +47,6 @@ PROMPTS = ("import os\n\n\ndef ", "class Queue:\n    def __init__(self", "for i 
 NEW_TOKENS = 64
 
 
-class Check(NamedTuple):
-    """One verification and its result."""
-
-    name: str
-    measured: str
-    required: str
-    ok: bool
-
-
 def quickstart(folder: Path, steps: int) -> bool:
     """Runs the whole loop in `folder`, prints its measurements and returns whether all checks pass.
 
@@ -73,28 +59,10 @@ def quickstart(folder: Path, steps: int) -> bool:
         MissingPackageError: PyTorch or transformers is not installed.
     """
     require_torch()
-    _clear(folder)
+    clear(folder, MADE, "quickstart")
     use_virtual_devices(MESH.fsdp * MESH.tensor)
     jax.config.update("jax_default_matmul_precision", "highest")
-    begun = time.monotonic()
-    checks: list[Check] = []
-    for check in _loop(folder, steps):
-        checks.append(check)
-        log.info("%s %s: %s", "ok  " if check.ok else "FAIL", check.name, check.measured)
-    _summarize(folder, checks, time.monotonic() - begun)
-    return all(check.ok for check in checks)
-
-
-def _clear(folder: Path) -> None:
-    """Removes the files of an earlier quickstart. Raises UserError if there are any others."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if foreign := sorted({path.name for path in folder.iterdir()} - set(MADE)):
-        raise UserError(
-            f"{folder} holds {', '.join(foreign)}, which quickstart did not write: give another "
-            "--output"
-        )
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return run_checks(folder, _loop(folder, steps))
 
 
 def _loop(folder: Path, steps: int) -> Iterator[Check]:
@@ -108,7 +76,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     log.info("\n2. Into JAX, onto a mesh of %d x %d virtual devices", MESH.fsdp, MESH.tensor)
     model = load_pretrained(source, mesh=mesh)
     log.info("%s parameters", f"{count_parameters(model):,}")
-    yield _parity_check("import parity", _compare(source, model), folder, "import")
+    yield parity_check("import parity", _compare(source, model), folder, "import")
 
     log.info("\n3. Trained on the text of Python's own standard library")
     config = run_config(folder, source, steps)
@@ -125,19 +93,17 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     log.info("\n4. Back to PyTorch: %s", exported)
     save_pretrained(model, exported)
     reloaded, complaints = open_exported(exported)
-    found = ", ".join(f"{len(keys)} {kind.split('_')[0]}" for kind, keys in complaints.items())
-    loads = not any(complaints.values())
-    yield Check("from_pretrained", found, "0 and 0", loads)
+    yield load_check(complaints)
     corpus = load_corpus(config.data)
     tokenizer = corpus.tokenizer
     held_out = corpus.held_out.tokens[:4096]
     text = tokenizer.decode(held_out[held_out != tokenizer.eos_id])
     report = _compare(exported, model, text=text)
-    yield _parity_check("export parity", report, folder, "export")
+    yield parity_check("export parity", report, folder, "export")
 
     prompts = [tokenizer.encode_input(prompt, model.config) for prompt in PROMPTS]
     theirs = generate_greedily(reloaded, prompts, NEW_TOKENS)
-    yield _greedy_check(model, mesh, prompts, theirs)
+    yield greedy_check(model, mesh, prompts, theirs)
     _show_sample(model, mesh, tokenizer)
 
 
@@ -163,24 +129,6 @@ def _compare(path: Path, model: Decoder, text: str | None = None) -> Report:
     return check_checkpoint(path, model=model, text=text, levels=("logits", "layers"))
 
 
-def _parity_check(name: str, report: Report, folder: Path, stage: str) -> Check:
-    """Writes a parity report as HTML and returns its verdict."""
-    report.write_html(folder / f"parity_{stage}.html")
-    assert report.logits is not None, "_compare requests this level"
-    error = report.logits.relative_l2
-    measured = f"relative L2 {error:.1e}, {report.tokens} tokens"
-    return Check(name, measured, "<= 1e-5", report.ok and error <= 1e-5)
-
-
-def _greedy_check(
-    model: Decoder, mesh: Mesh, prompts: Sequence[list[int]], theirs: list[list[int]]
-) -> Check:
-    with jax.set_mesh(mesh):
-        ours = generate(model, prompts, NEW_TOKENS)
-    equal = int(np.sum(np.equal(ours, theirs)))
-    return Check("greedy tokens", f"{equal} of {np.size(ours)} equal", "all", ours == theirs)
-
-
 def _show_sample(model: Decoder, mesh: Mesh, tokenizer: Tokenizer) -> None:
     text = PROMPTS[0]
     prompt = tokenizer.encode_input(text, model.config)
@@ -188,17 +136,3 @@ def _show_sample(model: Decoder, mesh: Mesh, tokenizer: Tokenizer) -> None:
     with jax.set_mesh(mesh):
         [tokens] = generate(model, [prompt], 240, sampling=sampling)
     log.info("\n5. A sample of its Python\n\n%s%s", text, tokenizer.decode(tokens))
-
-
-def _summarize(folder: Path, checks: Sequence[Check], seconds: float) -> None:
-    table = Table(title=f"\nMeasured in this run, in {seconds:.0f} s", title_justify="left")
-    for column in ("", "check", "measured", "required"):
-        table.add_column(column)
-    for check in checks:
-        table.add_row("ok" if check.ok else "FAIL", check.name, check.measured, check.required)
-    console = Console()
-    console.print(table)
-    for path in sorted(folder.iterdir()):
-        files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-        size = sum(file.stat().st_size for file in files) / 1e3
-        console.print(f"  {path}{'/' if path.is_dir() else ''}  {size:,.0f} kB", highlight=False)

@@ -1,0 +1,171 @@
+"""The architectures of GGUF files that can be read, by the name in the file."""
+
+from typing import Any
+
+from jaxllm.interop.families.common.fields import Json
+
+from .architecture import Architecture
+
+_LAYER = "model.layers.#"
+_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+_EXPERTS = {"expert_used_count": "num_experts_per_tok"}
+_ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_ATTENTION = {
+    "blk.#.attn_q": f"{_LAYER}.self_attn.q_proj",
+    "blk.#.attn_k": f"{_LAYER}.self_attn.k_proj",
+    "blk.#.attn_v": f"{_LAYER}.self_attn.v_proj",
+    "blk.#.attn_output": f"{_LAYER}.self_attn.o_proj",
+}
+_NORMS = {
+    "blk.#.attn_norm": f"{_LAYER}.input_layernorm",
+    "blk.#.ffn_norm": f"{_LAYER}.post_attention_layernorm",
+}
+_QK_NORMS = {
+    "blk.#.attn_q_norm": f"{_LAYER}.self_attn.q_norm",
+    "blk.#.attn_k_norm": f"{_LAYER}.self_attn.k_norm",
+}
+_MLP = {
+    "blk.#.ffn_gate": f"{_LAYER}.mlp.gate_proj",
+    "blk.#.ffn_up": f"{_LAYER}.mlp.up_proj",
+    "blk.#.ffn_down": f"{_LAYER}.mlp.down_proj",
+}
+_LLAMA: dict[str, str] = {**_ENDS, **_ATTENTION, **_NORMS, **_MLP}
+_INTERLEAVED = {
+    "blk.#.attn_q": "num_attention_heads",
+    "blk.#.attn_k": "num_key_value_heads",
+}
+_MIXTRAL_EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
+_GEMMA: dict[str, Any] = {
+    "fields": {**_FIELDS, "attention.sliding_window": "sliding_window"},
+    "shifted": ("norm",),
+}
+_GEMMA_NORMS = {
+    **_NORMS,
+    "blk.#.post_attention_norm": f"{_LAYER}.post_attention_layernorm",
+    "blk.#.ffn_norm": f"{_LAYER}.pre_feedforward_layernorm",
+    "blk.#.post_ffw_norm": f"{_LAYER}.post_feedforward_layernorm",
+}
+# Gemma's largest models scale queries by the width of a head as if all heads filled the model's.
+_WIDE_GEMMA = {"gemma2": 46, "gemma3": 62}  # their numbers of layers
+
+
+def _query_scale(name: str) -> Any:
+    """Returns what completes the config of a Gemma: the files do not hold the queries' scale."""
+
+    def complete(config: Json) -> Json:
+        head_dim = config.get("head_dim", 256)
+        if config.get("num_hidden_layers") == _WIDE_GEMMA[name]:
+            head_dim = config["hidden_size"] // config["num_attention_heads"]
+        return {"query_pre_attn_scalar": head_dim}
+
+    return complete
+
+
+MIXTRAL = Architecture(
+    model_type="mixtral",
+    fields={**_FIELDS, **_EXPERTS, "expert_count": "num_local_experts"},
+    names={
+        **_ENDS,
+        **_ATTENTION,
+        **_NORMS,
+        "blk.#.ffn_gate_inp": f"{_LAYER}.block_sparse_moe.gate",
+        **{
+            f"blk.#.ffn_{ours}{end}": f"{_LAYER}.block_sparse_moe.experts.@.{theirs}"
+            for ours, theirs in _MIXTRAL_EXPERTS.items()
+            for end in ("_exps", ".@")  # old files have a tensor for each expert
+        },
+    },
+    interleaved=_INTERLEAVED,
+)
+
+ARCHITECTURES = {
+    "llama": Architecture(
+        model_type="llama", fields=_FIELDS, names=_LLAMA, interleaved=_INTERLEAVED
+    ),
+    "qwen2": Architecture(model_type="qwen2", fields=_FIELDS, names=_LLAMA),
+    "qwen3": Architecture(model_type="qwen3", fields=_FIELDS, names=_LLAMA | _QK_NORMS),
+    "qwen3moe": Architecture(
+        model_type="qwen3_moe",
+        fields={
+            **_FIELDS,
+            **_EXPERTS,
+            "expert_count": "num_experts",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        names={
+            **_ENDS,
+            **_ATTENTION,
+            **_NORMS,
+            **_QK_NORMS,
+            "blk.#.ffn_gate_inp": f"{_LAYER}.mlp.gate",
+            **{
+                f"blk.#.ffn_{name}_exps": f"{_LAYER}.mlp.experts.@.{name}_proj"
+                for name in ("gate", "up", "down")
+            },
+        },
+        constants={"norm_topk_prob": True},
+    ),
+    "phi3": Architecture(
+        model_type="phi3",
+        fields={**_FIELDS, "attention.sliding_window": "sliding_window"},
+        names={
+            **_ENDS,
+            **_NORMS,
+            "blk.#.attn_qkv": f"{_LAYER}.self_attn.qkv_proj",
+            "blk.#.attn_output": f"{_LAYER}.self_attn.o_proj",
+            "blk.#.ffn_up": f"{_LAYER}.mlp.gate_up_proj",
+            "blk.#.ffn_down": f"{_LAYER}.mlp.down_proj",
+        },
+    ),
+    "gemma2": Architecture(
+        model_type="gemma2",
+        fields={
+            **_GEMMA["fields"],
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        names={**_ENDS, **_ATTENTION, **_GEMMA_NORMS, **_MLP},
+        shifted=_GEMMA["shifted"],
+        complete=_query_scale("gemma2"),
+    ),
+    "gemma3": Architecture(
+        model_type="gemma3_text",
+        names={**_ENDS, **_ATTENTION, **_GEMMA_NORMS, **_QK_NORMS, **_MLP},
+        complete=_query_scale("gemma3"),
+        **_GEMMA,
+    ),
+    "gpt2": Architecture(
+        model_type="gpt2",
+        fields={
+            "block_count": "n_layer",
+            "context_length": "n_positions",
+            "embedding_length": "n_embd",
+            "feed_forward_length": "n_inner",
+            "attention.head_count": "n_head",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        },
+        names={
+            "token_embd": "transformer.wte",
+            "position_embd": "transformer.wpe",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+            "blk.#.attn_norm": "transformer.h.#.ln_1",
+            "blk.#.attn_qkv": "transformer.h.#.attn.c_attn",
+            "blk.#.attn_output": "transformer.h.#.attn.c_proj",
+            "blk.#.ffn_norm": "transformer.h.#.ln_2",
+            "blk.#.ffn_up": "transformer.h.#.mlp.c_fc",
+            "blk.#.ffn_down": "transformer.h.#.mlp.c_proj",
+        },
+        transposed=("blk.#.attn_qkv", "blk.#.attn_output", "blk.#.ffn_up", "blk.#.ffn_down"),
+    ),
+}

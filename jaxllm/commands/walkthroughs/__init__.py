@@ -1,0 +1,1 @@
+"""Walkthroughs: commands that go through the whole loop on this machine and verify each step."""
