@@ -99,12 +99,14 @@ def from_torch(
     """
     budget = parse_size(max_ram)
     opened = open_in_memory(module_or_state_dict, config, rules)
-    checkpoint = opened.checkpoint
-    plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget, strict=strict)
+    checkpoint = dataclasses.replace(opened.checkpoint, strict=strict)
+    plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget)
     if optimizer is not None:
         check_resumable(checkpoint, plan)
     state = None if optimizer is None else read_optimizer(optimizer, opened, plan)
     model = read_model(checkpoint, plan, adopt(plan) if share else {})
     assert model.origin is not None
-    model.origin = dataclasses.replace(model.origin, directory=opened.folder)
+    model.origin = dataclasses.replace(
+        model.origin, directory=opened.folder, checkpoint=opened.folder
+    )
     return model if state is None else (model, state)

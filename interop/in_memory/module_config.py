@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm.errors import UserError
-from jaxllm.interop.families import FAMILIES, Family
+from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.fields import Json
-from jaxllm.interop.formats.pytorch.wrapped_names import WRAPPERS, with_base_prefix
+from jaxllm.interop.formats.pytorch.wrapped_names import WRAPPERS, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
 from jaxllm.interop.loading.checkpoint import identify_family
@@ -69,7 +69,8 @@ def open_in_memory(given: Any, config: Any = None, rules: Any = None) -> InMemor
             prefix + name: dataclasses.replace(tensor, name=prefix + name)
             for name, tensor in tensors.items()
         }
-    tensors = with_base_prefix(tensors, family.base_prefix)
+    family = variant_of(family, tensors)
+    tensors = without_prefix(tensors, family.trainer_prefix(tensors))
     return InMemory(Checkpoint(Path(place), family, fields, tensors), module, folder)
 
 

@@ -12,7 +12,7 @@ from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.pytorch.wrapped_names import (
     plain_name,
     strip_wrappers,
-    with_base_prefix,
+    without_prefix,
 )
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import first_shard_prefix
@@ -106,7 +106,7 @@ def find_target(model: ModelArrays, into: Any, rules: Any, chosen: str | None) -
     problems: Sequence[str] = ()
     if module is not None:
         described = strip_wrappers(describe(module.state_dict(), Path(type(module).__name__)))
-        tensors = with_base_prefix(described, family.base_prefix)
+        tensors = without_prefix(described, family.trainer_prefix(described))
         named: Any = {prefix + name: tensor for name, tensor in tensors.items()}
         table = family.table(model.config, family.read_config(Fields(fields), named)[1])
         theirs = None if into is None else _own_fields(family, unwrap_module(into))

@@ -11,7 +11,7 @@ from hf_cases import CASES, LENGTH
 from tiny import relative_l2
 
 from jaxllm.errors import UserError
-from jaxllm.interop import CheckpointError, from_torch, load_pretrained, save_pretrained
+from jaxllm.interop import CheckpointError, from_torch, load_pretrained, save_pretrained, to_torch
 from jaxllm.params import named_parameters, parameter_shardings
 from jaxllm.train import make_mesh
 
@@ -110,12 +110,12 @@ def test_every_problem_is_listed_at_once(make_llama):
     state["model.layers.0.mlp.up_projection.weight"] = state.pop(
         "model.layers.0.mlp.up_proj.weight"
     )
-    config = module.config.to_dict() | {"hidden_act": "tanh", "qk_norm": True}
+    config = module.config.to_dict() | {"hidden_act": "tanh", "rope_interleaved": True}
     with pytest.raises(CheckpointError) as raised:
         from_torch(state, config=config)
     text = str(raised.value)
     assert text.startswith("state dict:\n  config.json: ")
-    for part in ("hidden_act", "qk_norm"):
+    for part in ("hidden_act", "rope_interleaved"):
         assert part in text
     with pytest.raises(CheckpointError) as raised:
         from_torch(state, config=module.config)
@@ -128,6 +128,20 @@ def test_every_problem_is_listed_at_once(make_llama):
         state["model.layers.0.mlp.up_projection.weight"].shape
     )
     from_torch(state, config=module.config, strict=False)
+
+
+def test_a_base_model_gives_hidden_states(make_llama):
+    module = make_llama(tie_word_embeddings=True)
+    model = from_torch(module.model)
+    assert model.config.head.kind == "none"
+    tokens = np.arange(20)[None]
+    with torch.no_grad():
+        expected = module.model(torch.tensor(tokens)).last_hidden_state.numpy()
+    assert relative_l2(model(tokens).logits, expected) < 1e-5
+    again = to_torch(model)
+    state = module.model.state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
 
 
 def test_a_meta_module_is_refused_by_name(make_llama):

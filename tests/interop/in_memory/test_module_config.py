@@ -70,6 +70,6 @@ def test_a_tied_module_has_each_tensor_once(make_llama):
     assert untied.keys() - tied.keys() == {"lm_head.weight"}
 
 
-def test_a_base_model_gets_the_names_of_one_with_a_head(make_llama):
+def test_a_base_model_keeps_its_names(make_llama):
     opened = open_in_memory(make_llama(tie_word_embeddings=True).model)
-    assert opened.checkpoint.tensors["model.norm.weight"].name == "model.norm.weight"
+    assert opened.checkpoint.tensors["norm.weight"].name == "norm.weight"
