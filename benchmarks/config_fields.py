@@ -228,6 +228,7 @@ def describe(kind: str) -> dict[str, Any]:
         "aliases": {a: name for a, name in aliases.items() if not HARMLESS.fullmatch(name)},
         "fields": _with_inert_values(config_class, fields, declared),
         "rope": _rope_fields(*default_rope),
+        "unread": sorted({*declared, "model_type", "torch_dtype"} - fields.keys()),
     }
 
 
