@@ -220,7 +220,7 @@ def describe(kind: str) -> dict[str, Any]:
     for alias, name in config_class.attribute_map.items():
         fields.setdefault(name, []).extend(fields.get(alias, []))
     if declared.get("is_encoder_decoder"):
-        # `PreTrainedConfig.get_text_config`, whose result caches read, renames the fields of a side.
+        # Caches read what `get_text_config` returns, which renames the fields of a side.
         of_sides = {f"{side}_{n}" for side in SIDES for n in (*fields, *config_class.attribute_map)}
         fields.update((name, [[]]) for name in of_sides - fields.keys())
     default_rope = [
