@@ -51,6 +51,7 @@ ALWAYS: dict[str, list[Any]] = {
 # Model types that are only parts of others, and their classes.
 PARTS = {"llama4_vision_model": "Llama4VisionModel"}
 TARGET = Path(__file__).parents[1] / "interop/families/huggingface/config_fields.json"
+SIDES = ("encoder", "decoder")
 UNDECLARED = object()
 Found = dict[str, list[list[Any]]]  # for each name that is read, the default of each reading
 
@@ -218,6 +219,10 @@ def describe(kind: str) -> dict[str, Any]:
     aliases = {a: name for a, name in config_class.attribute_map.items() if a not in declared}
     for alias, name in config_class.attribute_map.items():
         fields.setdefault(name, []).extend(fields.get(alias, []))
+    if declared.get("is_encoder_decoder"):
+        # Caches read what `get_text_config` returns, which renames the fields of a side.
+        of_sides = {f"{side}_{n}" for side in SIDES for n in (*fields, *config_class.attribute_map)}
+        fields.update((name, [[]]) for name in of_sides - fields.keys())
     default_rope = [
         inner
         for node in own
@@ -228,6 +233,7 @@ def describe(kind: str) -> dict[str, Any]:
         "aliases": {a: name for a, name in aliases.items() if not HARMLESS.fullmatch(name)},
         "fields": _with_inert_values(config_class, fields, declared),
         "rope": _rope_fields(*default_rope),
+        "unread": sorted({*declared, "model_type", "torch_dtype"} - fields.keys()),
     }
 
 

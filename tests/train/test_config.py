@@ -654,6 +654,8 @@ def test_changes_of_where_and_how_a_run_runs_are_allowed():
         "keep": 9,
         "tensorboard": True,
         "wandb": "project",
+        "strict": False,
+        "allow": ("is_causal",),
     }
     assert find_changes(plain(RUN), dataclasses.replace(RUN, **free), 0) == []
     assert set(free) | {"init_from"} == set(FREE_ON_RESUME)

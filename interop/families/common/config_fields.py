@@ -5,7 +5,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, Self
@@ -19,11 +19,13 @@ class ReadFields:
         fields: for each field the values that mean the same as its absence.
         aliases: other names of fields. If a config has both, the value of the alias is taken.
         default_rope: as `fields`, for RoPE parameters without scaling.
+        unread: the other fields that every config of this kind has, such as token ids.
     """
 
     fields: Mapping[str, list[Any]]
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_rope: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
+    unread: Collection[str] = ()
 
     def is_inert(self, name: str, value: Any) -> bool:
         """Whether a field with this value cannot change what transformers computes."""
@@ -52,7 +54,7 @@ class ReadFields:
 def fields_read(model_type: str) -> ReadFields:
     """Returns the fields that transformers reads of a config of this model type."""
     found = _read_catalogue()[model_type]
-    return ReadFields(found["fields"], found["aliases"], found["rope"])
+    return ReadFields(found["fields"], found["aliases"], found["rope"], found["unread"])
 
 
 @cache

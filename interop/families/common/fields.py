@@ -136,11 +136,12 @@ class Fields:
         return own | inner
 
     def unused(self) -> dict[str, str]:
-        """Returns a hint for each field that the original model does not read either.
+        """Returns a hint for each field that changes no number, but for those of every config.
 
         The keys are dotted names; a hint suggests a name that may be meant, or is empty.
         """
-        inert = [name for name in self._left_over() if self._is_inert(name)]
+        usual = () if self.reads is None else self.reads.unread
+        inert = [n for n in self._left_over() if self._is_inert(n) and n not in usual]
         own = dict.fromkeys(inert, "")
         own |= {
             name: did_you_mean(name, self.known, MISSPELT)
@@ -180,6 +181,7 @@ class Fields:
         fates = {
             **dict.fromkeys(self.known, "read"),
             **dict.fromkeys(self.ignored, "ignored"),
+            **{name: "not used" for name in self._left_over() if self._is_inert(name)},
             **dict.fromkeys(self.unused(), "not used"),
         }
         nested = (name for name in fates if "." in name)

@@ -28,8 +28,9 @@ def test_a_module_gives_the_model_of_its_files(dtype, make_llama, tmp_path):
     loaded, model = load_pretrained(tmp_path / "saved"), from_torch(module)
     assert model.config == loaded.config
     assert bits_of(model) == bits_of(loaded)
-    assert dataclasses.replace(model.origin, directory="", config="") == dataclasses.replace(
-        loaded.origin, directory="", config=""
+    nowhere = {"directory": "", "checkpoint": "", "config": ""}
+    assert dataclasses.replace(model.origin, **nowhere) == dataclasses.replace(
+        loaded.origin, **nowhere
     )
 
 
@@ -110,12 +111,12 @@ def test_every_problem_is_listed_at_once(make_llama):
     state["model.layers.0.mlp.up_projection.weight"] = state.pop(
         "model.layers.0.mlp.up_proj.weight"
     )
-    config = module.config.to_dict() | {"hidden_act": "tanh", "rope_interleaved": True}
+    config = module.config.to_dict() | {"hidden_act": "tanh", "mlp_bias": "yes"}
     with pytest.raises(CheckpointError) as raised:
         from_torch(state, config=config)
     text = str(raised.value)
     assert text.startswith("state dict:\n  config.json: ")
-    for part in ("hidden_act", "rope_interleaved"):
+    for part in ("hidden_act", "mlp_bias"):
         assert part in text
     with pytest.raises(CheckpointError) as raised:
         from_torch(state, config=module.config)
