@@ -106,7 +106,6 @@ def from_torch(
     state = None if optimizer is None else read_optimizer(optimizer, opened, plan)
     model = read_model(checkpoint, plan, adopt(plan) if share else {})
     assert model.origin is not None
-    model.origin = dataclasses.replace(
-        model.origin, directory=opened.folder, checkpoint=opened.folder
-    )
+    home = opened.folder
+    model.origin = dataclasses.replace(model.origin, directory=home, checkpoint=home)
     return model if state is None else (model, state)
