@@ -49,14 +49,6 @@ class ComponentsFamily(SourceFamily):
             name = name.replace("router", "up_proj")
         return super().scale_like(name, fields)
 
-    def keeps(self, written, fields):
-        """The sizes of its feed-forward network are written whether they were given or not."""
-        ffn = written["ffn_config"]
-        return (
-            fields.items() <= {**written, "ffn_config": fields.get("ffn_config")}.items()
-            and fields.get("ffn_config", {}).items() <= ffn.items()
-        )
-
     def test_experts_have_a_loss_and_networks_have_none(self, case):
         _, loss = run(load_pretrained(case.folder), *self.inputs(case.fields))
         assert (float(loss) > 0) == case.fields.get("ffn_config", {}).get("use_moe", False)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -230,13 +230,13 @@ def choose_family(
 
 
 def keep_original(
-    origin: Origin | None, family: Family, config: dict[str, Any], names: Collection[str]
+    origin: Origin | None, family: Family, config: dict[str, Any], tensors: Any
 ) -> dict[str, Any]:
     """Returns a config to write as the origin has it, but for what the model changed."""
     if origin is None or origin.family != family.name or family.format == USERS_FORMAT:
         return config
     base, layout = json.loads(origin.config), json.loads(origin.layout)
-    return keep_fields(family, config, base, origin, layout.get("dtype", ""), names)
+    return keep_fields(family, config, base, origin, layout.get("dtype", ""), tensors)
 
 
 def check_complete(model: ModelArrays, table: RuleTable) -> None:

@@ -20,7 +20,7 @@ ROPE_PARAMETERS = "rope_parameters"
 
 
 def keep_fields(
-    family: Family, written: Json, base: Json, origin: Origin, dtype: str, names: Collection[str]
+    family: Family, written: Json, base: Json, origin: Origin, dtype: str, tensors: Any
 ) -> Json:
     """Returns the config to write: the original one, with the fields that the model has changed.
 
@@ -30,12 +30,11 @@ def keep_fields(
         base: the config that the model came from.
         origin: where that is.
         dtype: the dtype that most of the original tensors were stored in; "" if unknown.
-        names: the names of the tensors to write.
+        tensors: the tensors to write, by name, with dtypes and shapes.
     """
-    stored: Any = dict.fromkeys(names)
     folder, written = Path(origin.directory), _with_other_names(family, base, written)
-    before = _read(family, base, folder, stored, dtype or base.get(NEW_DTYPE) or base.get(DTYPE))
-    after = _read(family, written, folder, stored)
+    before = _read(family, base, folder, tensors, dtype or base.get(NEW_DTYPE) or base.get(DTYPE))
+    after = _read(family, written, folder, tensors)
     if before is None or after is None:
         return written
     try:
@@ -45,7 +44,7 @@ def keep_fields(
     kept = _with_other_names(family, base, _change(base, was, written))
     without_rope = {name: value for name, value in kept.items() if name != ROPE_PARAMETERS}
     respelled = without_rope | {name: written[name] for name in ROPE if name in written}
-    reads_the_same = lambda config: _read(family, config, folder, stored) == after  # noqa: E731
+    reads_the_same = lambda config: _read(family, config, folder, tensors) == after  # noqa: E731
     if reads_the_same(kept):
         aliases = {} if family.reads is None else family.reads().aliases
         return _without_idle_changes(kept, base, {*aliases.values()}, reads_the_same)

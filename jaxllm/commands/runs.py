@@ -53,7 +53,7 @@ def _add_demo(add: AddCommand) -> None:
     demo = add(
         "demo",
         _demo,
-        "Import a trained chat model from a GGUF file, compare, chat, fine-tune and export it.",
+        "Import a chat model from GGUF, compare, chat, fine-tune and export it.",
         "jaxllm demo --steps 4",
     )
     demo.add_argument(

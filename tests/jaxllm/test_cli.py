@@ -134,7 +134,7 @@ def test_python_m_jaxllm_runs_the_command(tmp_path):
 def broken(monkeypatch, tmp_path):
     """Plants a bug in `jaxllm inspect`; its traceback files go to `tmp_path`."""
 
-    def inspect(path: str, rules: str | None) -> None:
+    def inspect(path: str, **options: object) -> None:
         raise ValueError("axes do not match")
 
     monkeypatch.setattr(interop, "inspect", inspect)

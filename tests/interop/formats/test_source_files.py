@@ -21,7 +21,7 @@ from jaxllm.interop.formats.source_files import (
     identify,
     sample,
 )
-from jaxllm.interop.loading import load
+from jaxllm.interop.loading.streaming import array_reads
 
 SIZE = 2 * HEADER_BYTES + 500
 
@@ -116,7 +116,7 @@ def test_a_source_that_is_truncated_is_an_error(llama, tmp_path, monkeypatch):
 
 
 def test_a_source_that_is_overwritten_is_not_loaded(llama, monkeypatch):
-    monkeypatch.setattr(load, "stream", after(load.stream, lambda: overwrite(llama)))
+    monkeypatch.setattr(array_reads, "stream", after(array_reads.stream, lambda: overwrite(llama)))
     with pytest.raises(SourceChangedError):
         load_pretrained(llama)
     load_pretrained(llama)

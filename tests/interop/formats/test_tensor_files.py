@@ -45,7 +45,7 @@ def test_shards_with_an_index_count_as_one_file(tmp_path):
 
 
 def test_tensors_of_several_files_are_prefixed_with_the_file_name(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no tensor file \(\*\.safetensors, \*\.bin"):
+    with pytest.raises(CheckpointError, match=r"has no tensor file \(\*\.safetensors, \*\.gguf,"):
         tensor_files.read_every_file(tmp_path)
     write(tmp_path, "w.pt")
     assert set(tensor_files.read_every_file(tmp_path)) == {"a", "b"}

@@ -34,7 +34,17 @@ def refused(*command: str, capsys) -> str:
 
 
 def test_all_commands_are_listed():
-    names = {"quickstart", "train", "plan", "diff", "generate", "convert", "inspect", "verify"}
+    names = {
+        "quickstart",
+        "demo",
+        "train",
+        "plan",
+        "diff",
+        "generate",
+        "convert",
+        "inspect",
+        "verify",
+    }
     names |= {"suggest", "parity", "parity record", "parity check", "parity mesh"}
     assert set(COMMANDS) == {f"jaxllm {name}" for name in names}
 
@@ -83,7 +93,7 @@ def test_only_the_first_argument_can_name_a_subcommand():
         (["generate", "a", "--prompt", "b", "--dtype", "float33"], "did you mean 'float32'?"),
         (["train", "c.yaml", "--resmue"], "unrecognized arguments: --resmue; did you mean --resum"),
         (["parity", "mesh", "c.yaml", "--jsno"], "did you mean --json?"),
-        (["sing"], "choose from quickstart, train"),
+        (["sing"], "choose from quickstart, demo"),
     ],
 )
 def test_unknown_name_gets_a_suggestion(command, meant, capsys):

@@ -353,7 +353,7 @@ def test_fields_of_the_released_params_are_kept(tmp_path):
     folder = write(tmp_path / "meta", CASES["llama3"], 1)
     save_pretrained(load_pretrained(folder), tmp_path / "out")
     exported = json.loads((tmp_path / "out" / "params.json").read_text())
-    assert exported == CASES["llama3"].params | {"use_scaled_rope": False}
+    assert exported == CASES["llama3"].params
 
 
 def test_a_transformers_model_is_converted_to_meta(tmp_path):
