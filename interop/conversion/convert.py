@@ -89,7 +89,8 @@ def convert(
         progress: called with the bytes done and the total, from several threads.
         rules: rules for a model of your own (docs/rules.md), to read the source with, which may
             then be a file, and to write with if `to` is "rules".
-        strict, allow: as for `load_pretrained`.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
         workers: the number of threads, each of which writes one tensor at a time.
 
