@@ -87,8 +87,7 @@ def convert(
         max_ram: host memory for tensors in flight: bytes, or a text like "256MiB".
         max_shard: the most bytes of tensors in a safetensors shard.
         progress: called with the bytes done and the total, from several threads.
-        rules: rules for a model of your own (docs/rules.md), to read the source with, which may
-            then be a file, and to write with if `to` is "rules".
+        rules: rules of your own (docs/rules.md), for the source and for `to="rules"`.
         strict: as for `load_pretrained`.
         allow: as for `load_pretrained`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
