@@ -73,9 +73,8 @@ def convert(
 ) -> Conversion:
     """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
-    Until it is complete, the checkpoint is in `destination`.partial, with a journal of the tensors
-    already written. A resumed conversion verifies those against the journal's hashes and rewrites
-    any that differ. It succeeds as well if the destination already is what it would write.
+    Until then the checkpoint is in `destination`.partial, with a journal of the tensors' hashes,
+    which are verified. It succeeds as well if the destination already is what it would write.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
@@ -95,7 +94,7 @@ def convert(
 
     Raises:
         CheckpointError: the source is not a checkpoint or changed meanwhile, the format cannot
-            express it, numbers overflow `dtype`, or another unfinished conversion is in the way.
+            express it, numbers overflow `dtype`, or another conversion is in the way.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = local_path(source).resolve(), Path(destination).resolve()
@@ -110,6 +109,7 @@ def convert(
     plan = {**arguments, **_describe(source, before, writer)}
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
+        workers = min(workers, max(parse_size(max_ram) // max(writer.most_held, 1), 1))
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
         work.complete(destination, source, opened.origin, before)
         shutil.rmtree(partial)

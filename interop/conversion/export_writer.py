@@ -25,6 +25,7 @@ class ExportWriter:
     """Writes a PyTorch checkpoint. A unit is a tensor; see `formats.table.CheckpointWriter`."""
 
     files_folder = "."
+    most_held = 0
 
     def __init__(self, export: Export):
         self._export = export

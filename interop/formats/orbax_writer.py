@@ -65,6 +65,8 @@ class OrbaxWriter:
             unit: math.prod(box_shape(box)) * self.arrays[name].dtype.itemsize
             for unit, (name, box) in self._places.items()
         }
+        # A whole unit, and a part of it in another layout or compressed.
+        self.most_held = max(self.units.values(), default=0) * 5 // 4
 
     def plan(self) -> str:
         """See `table.CheckpointWriter`."""

@@ -70,11 +70,13 @@ class CheckpointWriter(Protocol):
         format_name: the family's name, or the format's if it needs no family.
         units: the bytes of each unit, such as a tensor, that is written in one step.
         files_folder: where the files of the model's origin go, relative to the checkpoint.
+        most_held: the most bytes that writing a unit holds, if that is not up to `chunk_bytes`.
     """
 
     format_name: str
     units: Mapping[str, int]
     files_folder: str
+    most_held: int
 
     def plan(self) -> str:
         """Returns everything that will be written except the tensors' data, as text."""

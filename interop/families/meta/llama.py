@@ -70,7 +70,8 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def implied_scaling(params: Json) -> RopeScaling | None:
     """Returns the scaling that `use_scaled_rope` means in a released model, else None."""
-    factor = RELEASED_FACTORS.get(params.get("ffn_dim_multiplier"))
+    multiplier = params.get("ffn_dim_multiplier")
+    factor = RELEASED_FACTORS.get(multiplier) if isinstance(multiplier, int | float) else None
     return None if factor is None else RopeScaling(kind="llama3", factor=factor)
 
 

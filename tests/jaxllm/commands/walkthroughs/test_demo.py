@@ -34,7 +34,7 @@ def test_a_missing_model_is_named(tmp_path, monkeypatch, capsys):
 def tiny_chat_model(file: Path) -> None:
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "lo"]
     config = transformers.LlamaConfig(
-        vocab_size=len(alphabet) + 2,
+        vocab_size=len(alphabet) + 3,  # transformers adds a token of its own
         hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
