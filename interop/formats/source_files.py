@@ -38,17 +38,17 @@ def identify(files: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def sample(folder: Path) -> dict[str, str]:
-    """Returns the size and a digest of samples of each file in a folder, by its relative name.
+def sample(paths: Iterable[Path], folder: Path) -> dict[str, str]:
+    """Returns the size and a digest of samples of each file, by its name relative to a folder.
 
-    Copies of a folder have the same. Checkpoints with other weights do not, unless what differs
+    Copies of files have the same. Checkpoints with other weights do not, unless what differs
     lies between the samples.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     found = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(path for path in paths if path.is_file()):
         digest = hashlib.sha256()
         try:
             with file.open("rb") as stream:

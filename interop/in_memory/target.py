@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a model's state dict is for.
+    """The module that a model's state dict is loaded into, and the names that it uses.
 
     Attributes:
         family: the family whose names are used.

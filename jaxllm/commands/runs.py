@@ -193,15 +193,18 @@ def _sample_weights(start: str | None) -> dict[str, str]:
     """Returns samples of the files that a run starts from, by which processes compare theirs."""
     import jax
 
+    from jaxllm.hub import local_path
     from jaxllm.interop.formats.source_files import sample
     from jaxllm.interop.formats.table import model_format_of
 
-    if start is None or jax.process_count() == 1 or not Path(start).is_dir():
+    if start is None or jax.process_count() == 1:
         return {}
-    model_format = model_format_of(Path(start))
-    return sample(
-        Path(start) if model_format is None else model_format.find_step(Path(start), None)
-    )
+    place = local_path(start)
+    if place.is_file():  # such as a GGUF file, which may lie beside others
+        return sample([place], place.parent)
+    model_format = model_format_of(place) if place.is_dir() else None
+    folder = place if model_format is None else model_format.find_step(place, None)
+    return sample(folder.rglob("*"), folder)
 
 
 def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None":

@@ -1,4 +1,4 @@
-"""What a GGUF file holds besides weights, as files: its tokenizer, chat template and end tokens."""
+"""The tokenizer, the chat template and the end token of a GGUF file, written as files."""
 
 import atexit
 import contextlib

@@ -1,4 +1,4 @@
-"""What stands in place of a file that was not downloaded: a pointer, a web page, a part of it."""
+"""Substitutes for files that were not downloaded: a pointer, a web page, a part of the file."""
 
 import re
 from pathlib import Path

@@ -65,7 +65,7 @@ def _query_scale(name: str) -> Any:
     def complete(config: Json) -> Json:
         head_dim = config.get("head_dim", 256)
         if config.get("num_hidden_layers") == _WIDE_GEMMA[name]:
-            head_dim = config["hidden_size"] // config["num_attention_heads"]
+            head_dim = config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
         return {"query_pre_attn_scalar": head_dim}
 
     return complete

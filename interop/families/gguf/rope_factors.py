@@ -33,7 +33,7 @@ def read_scaling(
     scaling = {name.removeprefix(prefix): given.pop(name) for name in list(given) if prefix in name}
     scaling.pop("finetuned", None)  # whether the model was trained with it
     linear = given.pop("rope.scale_linear", 1.0)  # of old files
-    kind = scaling.pop("type", "linear" if linear != 1 else "none")
+    kind = scaling.pop("type", "linear")  # the default of llama.cpp
     factor = scaling.pop("factor", linear)
     original = scaling.pop("original_context_length", None)
     long, short, factors = (tensors.pop(name, None) for name in (LONG, SHORT, FACTORS))

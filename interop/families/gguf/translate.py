@@ -117,13 +117,13 @@ def _head_dim(config: Json) -> int:
 def _special_tokens(header: Header) -> Json:
     """Returns the ids of the beginning, the end and padding; there may be two ends."""
     found = {
-        ours: int(header.fields[f"tokenizer.ggml.{theirs}"])
+        ours: token
         for theirs, ours in SPECIAL.items()
-        if f"tokenizer.ggml.{theirs}" in header.fields
+        if _is_size(token := header.fields.get(f"tokenizer.ggml.{theirs}"))
     }
     turn = header.fields.get(f"tokenizer.ggml.{END_OF_TURN}")
-    if turn is not None and turn != found.get("eos_token_id", turn):
-        return {**found, "eos_token_id": [found["eos_token_id"], int(turn)]}
+    if _is_size(turn) and turn != found.get("eos_token_id", turn):
+        return {**found, "eos_token_id": [found["eos_token_id"], turn]}
     return found
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ArrayReads:
-    """What is read into which arrays.
+    """The stored tensors to read, and the arrays that each of them fills.
 
     Attributes:
         table: the table of rules.

@@ -57,7 +57,7 @@ class JaxFunction:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionConfig:
-    """What is known about a function without running it.
+    """The config of a function: its vocabulary and dtype, found without running it.
 
     Attributes:
         vocab_size: the number of logits, and of tokens to draw.

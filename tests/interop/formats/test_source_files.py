@@ -129,13 +129,17 @@ def test_samples_of_copies_are_the_same_and_see_every_change_in_them(tmp_path):
         (tmp_path / name / "config.json").write_text("{}")
         with (tmp_path / name / "part" / "weights").open("wb") as stream:
             stream.truncate(size)
-    expected = sample(tmp_path / "a")
+
+    def sample_all(name):
+        return sample((tmp_path / name).rglob("*"), tmp_path / name)
+
+    expected = sample_all("a")
     assert sorted(expected) == ["config.json", "part/weights"]
-    assert sample(tmp_path / "b") == expected
+    assert sample_all("b") == expected
     changed = tmp_path / "b" / "part" / "weights"
     for place in (0, SAMPLE_EVERY, 2 * SAMPLE_EVERY + SAMPLE_BYTES - 1, size - 1):
         put(changed, place)
-        found = sample(tmp_path / "b")
+        found = sample_all("b")
         assert found["part/weights"] != expected["part/weights"]
         assert found["config.json"] == expected["config.json"]
         expected = found

@@ -10,7 +10,7 @@ Stored = TypeVar("Stored")
 
 
 class Prefixes(NamedTuple):
-    """What stands in front of the names of a checkpoint, in place of its family's prefix.
+    """The prefixes of a checkpoint's tensor names, in place of its family's prefix.
 
     A Llama has `model.` and no outer prefix; saved without its head it has neither, by Lightning
     `model.model.` and `model.`, inside a multimodal model `language_model.model.` and

@@ -1,1 +1,1 @@
-"""What PyTorch saved: files old and new, and the model's part of a distributed checkpoint."""
+"""Files that PyTorch saved, old and new, and the model within a distributed checkpoint."""

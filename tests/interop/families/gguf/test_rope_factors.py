@@ -34,6 +34,7 @@ def read(given, tensors=(), config=()):
             {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
             {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         ),
+        ({"rope.scaling.factor": 2.0}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         ({"rope.scale_linear": 4.0}, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         (
             {

@@ -104,7 +104,7 @@ def test_unused_fields_change_no_bit_and_are_kept(built, seed, tmp_path):
 
 
 def test_transformers_is_as_indifferent_to_each_of_them(built, tmp_path):
-    """Of the fields that it accepts at all with such a value."""
+    """Checked for those fields that transformers accepts with such a value."""
     given = json.loads((built.folder / "config.json").read_text())
     fields = draw_unused(fields_read(built.model_type), given, seed=0)
     fields = {name: value for name, value in fields.items() if not HARMLESS.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""Of a distributed checkpoint, the weights are read and the state of the training is left out."""
+"""Distributed checkpoints: the weights are read, and the state of the training is left out."""
 
 import numpy as np
 import pytest
