@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,13 +90,28 @@ class Checkpoints:
             if self._unfinished is None:
                 raise
             step, needed = self._unfinished
-            unfinished = self._folder.glob(f"{step}.orbax-checkpoint-tmp*")
-            for leftover in unfinished if jax.process_index() == 0 else ():
-                shutil.rmtree(leftover, ignore_errors=True)  # it may be what fills the disk
+            if jax.process_index() == 0:
+                self._remove_unfinished(step)  # it may be what fills the disk
             raise UserError(
                 f"{self._folder / str(step)}: the checkpoint of {needed:,} bytes cannot be "
                 f"written: {_reason(error)}; {self._free()}"
             ) from error
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Removes what was written of a step, until nothing new has come for 0.3 s.
+
+        Orbax writes the items of a step in threads of their own, and reports that one failed while
+        others still write.
+        """
+        quiet = 0
+        for _ in range(50):
+            leftovers = list(self._folder.glob(f"{step}.orbax-checkpoint-tmp*"))
+            for leftover in leftovers:
+                shutil.rmtree(leftover, ignore_errors=True)
+            quiet = 0 if leftovers else quiet + 1
+            if quiet == 3:
+                break
+            time.sleep(0.1)
 
     def _check_folder(self) -> None:
         """Raises FileNotFoundError if the folder is no longer the one that was opened.
