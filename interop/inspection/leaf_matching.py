@@ -108,9 +108,14 @@ class LeafMatcher:
         self._aliases = aliases
 
     @cached_property
+    def _wanted(self) -> dict[Group, frozenset[str]]:
+        """The words of each leaf's name."""
+        return {group: _words(group) for group in self.leaves}
+
+    @cached_property
     def _known(self) -> dict[Group, list[frozenset[str]]]:
-        """The words of each group's name and, of stored tensors, of their other names."""
-        known = {group: [_words(group)] for group in (*self.leaves, *self.stored)}
+        """The words of each stored tensor's name, and of its other name if there is one."""
+        known = {group: [_words(group)] for group in self.stored}
         for group in self.stored:
             alias = self._aliases.get(re.sub(GAP, "0", group.name))
             known[group] += [] if alias is None else [words(re.sub(r"\d+", ".", alias))]
@@ -118,12 +123,12 @@ class LeafMatcher:
 
     @cached_property
     def _weights(self) -> dict[str, float]:
-        used = Counter(word for group in self.leaves for word in self._known[group][0])
+        used = Counter(word for wanted in self._wanted.values() for word in wanted)
         return {word: math.log(1 + len(self.leaves) / count) for word, count in used.items()}
 
     def likeness(self, stored: Group, leaf: Group) -> float:
         """Returns the similarity of two names, from 0 to 1."""
-        (wanted,) = self._known[leaf]
+        wanted = self._wanted[leaf]
         return max(
             self._sum(given & wanted) / max(self._sum(given | wanted), EPSILON)
             for given in self._known.get(stored, [_words(stored)])
@@ -164,7 +169,7 @@ class LeafMatcher:
     def _parts(
         self, stored: Group, names: Sequence[str], leaves: Sequence[Group]
     ) -> list[Part] | None:
-        """Returns the leaves of these words that may be the rows of a tensor; None if one lacks."""
+        """Returns the leaves of these words that may be the rows of a tensor, if all exist."""
         found = []
         for name in names:
             parts = (self._part(stored, name, leaf) for leaf in leaves)

@@ -71,6 +71,12 @@ def test_other_names_of_tensors_help():
     }
 
 
+def test_a_leaf_may_have_the_name_of_a_tensor_with_other_names():
+    shapes = {"input": (4,), "post": (4,)}
+    aliases = {"input": "layers.0.attn_norm.scale", "post": "layers.0.mlp_norm.scale"}
+    assert named(matcher(shapes, shapes, aliases).pairs()) == {"input": "input", "post": "post"}
+
+
 def test_shapes_rule_pairs_out():
     one = matcher({"q.weight": (4, 5)}, {"q": (4, 4)})
     assert one.fit(one.stored[0], one.leaves[0]) == 0
