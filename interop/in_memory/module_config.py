@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.pytorch.wrapped_names import WRAPPERS, without_prefix
@@ -96,7 +97,7 @@ def unwrap_module(module: Any) -> Any:
 def find_config(module: Any, config: Any, rules: Any) -> tuple[Family, Json, str]:
     """Returns the family, the fields of its config file, and the folder of the config or ""."""
     if isinstance(config, str | Path):
-        return _read_path(Path(config), rules)
+        return _read_path(local_path(config), rules)
     given = config if config is not None else own_config(module)
     family = None if rules is None else resolve_family(rules)
     if family is not None and not family.config_file:

@@ -20,7 +20,7 @@ from jaxllm.interop.rules.pattern import Side
 
 from .layout_search import Shape, Stored, choose_layout, is_flipped, make_rules
 from .matching import Matcher, Targets
-from .suggest_tree import suggest_tree
+from .suggest_tree import shapes_of, suggest_tree
 from .suggestions import Suggested, Suggestions
 
 CLOSE = 0.8  # a swap with more than this fraction of the similarity is a real alternative
@@ -60,21 +60,18 @@ def suggest(
         CheckpointError: there are no tensors, or there is neither a config of a decoder nor a tree.
         UserError: both a config and a tree are given.
     """
+    if tree is not None and config is not None:
+        raise UserError("a tree needs no config: give one of the two")
+    given = tensors if isinstance(tensors, Mapping) else local_path(tensors)
     if tree is not None:
-        if config is not None:
-            raise UserError("a tree needs no config: give one of the two")
-        return suggest_tree(tensors, tree, rules)
+        return suggest_tree(given, tree, rules)
     table = None
-    if isinstance(tensors, Mapping):
-        shapes = {
-            name: tuple(value.shape if hasattr(value, "shape") else value)
-            for name, value in tensors.items()
-        }
+    if isinstance(given, Mapping):
+        shapes = shapes_of(given)
     elif rules is None and config is not None:
-        stored = strip_wrappers(read_only_file(local_path(tensors)))
-        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        shapes = shapes_of(strip_wrappers(read_only_file(given)))
     else:
-        shapes, config, table = _open(local_path(tensors), config, rules, strict, allow)
+        shapes, config, table = _open(given, config, rules, strict, allow)
     if rules is not None and config is not None:
         table = resolve_family(rules).table(config, Layout())
     if not isinstance(config, DecoderConfig):

@@ -26,7 +26,7 @@ LETTERS = "DFVKQHNABCGMPRSUWXYZ"  # for the sizes of dimensions, the commonest f
 OF_NAMES = "LEIJ"  # for the numbers in names, by their counts
 
 
-def suggest_tree(tensors: Any, tree: Any, rules: Any = None) -> Suggestions:
+def suggest_tree(tensors: Path | Mapping[str, Any], tree: Any, rules: Any = None) -> Suggestions:
     """Suggests rules for the tensors and leaves that have none.
 
     Args:
@@ -36,7 +36,11 @@ def suggest_tree(tensors: Any, tree: Any, rules: Any = None) -> Suggestions:
     """
     leaves = NamedLeaves.of(tree)
     own = TreeRules("rules", ()) if rules is None else read_tree_rules(rules)
-    shapes, aliases = _shapes(tensors), _aliases(tensors)
+    aliases: dict[str, str] = {}
+    if isinstance(tensors, Mapping):
+        shapes = shapes_of(tensors)
+    else:
+        shapes, aliases = shapes_of(read_tensors(tensors)), _aliases(tensors)
     used = {n for n in shapes if any(r.stored.find(n) is not None for r in _whole(own.rules))}
     used |= own.tied.keys()
     filled = {
@@ -59,21 +63,18 @@ def suggest_tree(tensors: Any, tree: Any, rules: Any = None) -> Suggestions:
     return Suggestions(found.rules, found.tied, unknown, found.unmatched, found.unfilled)
 
 
-def _shapes(tensors: Any) -> dict[str, Shape]:
-    if isinstance(tensors, Mapping):
-        return {
-            name: tuple(value.shape if hasattr(value, "shape") else value)
-            for name, value in tensors.items()
-        }
-    return {name: tensor.shape for name, tensor in read_tensors(Path(tensors)).items()}
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, Shape]:
+    """Returns the shapes of tensors, or of what already is a shape, by name."""
+    return {
+        name: tuple(value.shape if hasattr(value, "shape") else value)
+        for name, value in tensors.items()
+    }
 
 
-def _aliases(tensors: Any) -> dict[str, str]:
+def _aliases(path: Path) -> dict[str, str]:
     """Returns the names that jaxllm's own model has for the tensors of a known family."""
-    if isinstance(tensors, Mapping):
-        return {}
     try:
-        analysis = analyze_checkpoint(open_checkpoint(Path(tensors)))
+        analysis = analyze_checkpoint(open_checkpoint(path))
     except CheckpointError:  # it is of no known family
         return {}
     return {

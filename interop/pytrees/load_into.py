@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxllm.config import Dtype
 from jaxllm.errors import MissingCheckpointError, UserError
+from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.stored_tensor import DTYPE_NAMES, CheckpointError, StoredTensor
-from jaxllm.interop.formats.tensor_files import read_only_file
 from jaxllm.interop.in_memory.state_dict import STATE_DICT, read_state_dict
 from jaxllm.interop.loading.checkpoint_dir import open_tensors
 from jaxllm.interop.loading.diagnostics import check_count, check_tensors
@@ -54,8 +54,8 @@ def load_into(
     Args:
         tree: the tree. Its leaves may be arrays or `jax.ShapeDtypeStruct`s; only their shapes
             count. Leaves that are no arrays of numbers are kept.
-        source: a folder or a file of tensors, in any format that `jaxllm inspect` reads, or a
-            state dict in memory.
+        source: a folder or a file of tensors, in any format that `jaxllm inspect` reads, an address
+            `hf://ORG/NAME`, or a state dict in memory.
         rules: a list of `Rule`, or a Python file, which is run, or an object with the attribute
             `rules` and, if needed, `sizes` of axes, `tied`, `ignored` and `derived` tensors, and
             `kept`: patterns of leaves that no tensor fills, with the reason (docs/rules.md).
@@ -97,8 +97,9 @@ def _open(source: str | Path | Mapping[str, Any]) -> tuple[object, Tensors, set[
     """Returns what messages call a checkpoint, its tensors, and the files that they are in."""
     if isinstance(source, Mapping):
         return STATE_DICT, read_state_dict(source), set()
-    tensors = read_tensors(Path(source))
-    return Path(source), tensors, {tensor.path for tensor in tensors.values()}
+    path = local_path(source)
+    tensors = read_tensors(path)
+    return path, tensors, {tensor.path for tensor in tensors.values()}
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -109,7 +110,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     if not path.exists():
         raise MissingCheckpointError(f"{path} does not exist")
-    return strip_wrappers(open_tensors(path) if path.is_dir() else read_only_file(path))
+    return strip_wrappers(open_tensors(path))
 
 
 def plan_tree(

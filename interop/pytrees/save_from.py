@@ -12,6 +12,7 @@ import numpy as np
 from jaxllm.checkpoint_origin import CONFIGS, copy_files
 from jaxllm.config import Dtype
 from jaxllm.config.numerics import check_dtype
+from jaxllm.hub import local_path
 from jaxllm.interop.formats import safetensors_file, tensor_files
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES
@@ -60,9 +61,10 @@ def save_from(
         tree: the tree; only its arrays are stored.
         path: a folder that does not exist yet, or is empty.
         rules: those of `load_into`.
-        like: a checkpoint whose config, tokenizer, ignored tensors and other files go along and
-            whose type of file is used. The tensors must be those of `like` in names and shapes. By
-            default only `model.safetensors` is written, in shards if it is large.
+        like: a checkpoint, also at `hf://ORG/NAME`, whose config, tokenizer, ignored tensors and
+            other files go along and whose type of file is used. The tensors must be those of `like`
+            in names and shapes. By default only `model.safetensors` is written, in shards if it is
+            large.
         dtype: dtype of the stored floats; by default that of each leaf, bit for bit.
         max_shard: the most bytes of tensors in a safetensors shard, or a text like "5GB".
 
@@ -76,17 +78,18 @@ def save_from(
     """
     check_dtype(dtype)
     leaves, shard = NamedLeaves.of(tree), parse_size(max_shard)
-    stored = {} if like is None else read_tensors(Path(like))
+    other = None if like is None else local_path(like)
+    stored = {} if other is None else read_tensors(other)
     tensors = plan_tensors(leaves, read_tree_rules(rules), stored, dtype)
     if like is not None and (problems := _unlike(tensors, stored)):
-        raise CheckpointError(problems, f"not like {like}")
+        raise CheckpointError(problems, f"the tree does not give the tensors of {like}")
     files, index = tensor_files.lay_out(tensors, _file_of(stored), shard)
-    folder = None if like is None else _folder(Path(like))
+    folder = None if other is None else _folder(other)
     together = any(map(spans_processes, leaves.arrays.values()))
     write_checkpoint(
         Path(path).resolve(),
         partial(write_tensor_files, files, tensors, together),
-        {**_configs(folder, tensors), **index},
+        {**({} if folder is None else _configs(folder, tensors)), **index},
         [] if folder is None else [lambda to: copy_files(None, to, folder)],
         together=together,
     )
@@ -161,24 +164,20 @@ def _have_same_bits(one: TensorSource, other: TensorSource) -> bool:
 def _unlike(tensors: Mapping[str, TensorSource], stored: Tensors) -> list[str]:
     """Returns how the tensors differ from those of the checkpoint whose config they would have."""
     return [
-        *(f"{name} is not in it" for name in tensors if name not in stored),
-        *(f"{name} is only in it" for name in stored if name not in tensors),
+        *(f"{name} is not in the checkpoint" for name in tensors if name not in stored),
+        *(f"{name} is only in the checkpoint" for name in stored if name not in tensors),
         *(
-            f"{name} has shape {tensors[name].shape}, but {tensor.shape} in it"
+            f"{name} has shape {tensors[name].shape}, but {tensor.shape} in the checkpoint"
             for name, tensor in stored.items()
             if name in tensors and tensors[name].shape != tensor.shape
         ),
     ]
 
 
-def _configs(like: Path | None, tensors: Mapping[str, TensorSource]) -> dict[str, bytes]:
-    """Returns the config files of a folder, which name the dtype that is written now."""
-    found = {}
-    for name in CONFIGS if like is not None else ():
-        file = like / name  # type: ignore[operator] # not None here
-        if file.is_file():
-            found[name] = _with_dtype(file, tensors)
-    return found
+def _configs(folder: Path, tensors: Mapping[str, TensorSource]) -> dict[str, bytes]:
+    """Returns the config files of a folder, with the dtype that is written now."""
+    files = (folder / name for name in CONFIGS)
+    return {file.name: _with_dtype(file, tensors) for file in files if file.is_file()}
 
 
 def _with_dtype(file: Path, tensors: Mapping[str, TensorSource]) -> bytes:

@@ -7,14 +7,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
+import jax
 import pytest
 from hub_server import SHA, TOKEN, serve
 from huggingface_hub import constants
+from safetensors.numpy import load_file
 from tiny import random_model
 
 from jaxllm.errors import CheckpointError, MissingPackageError, UserError
 from jaxllm.hub import local_path, needed_files
-from jaxllm.interop import load_pretrained, save_pretrained, verify
+from jaxllm.interop import (
+    Rule,
+    from_torch,
+    load_into,
+    load_pretrained,
+    save_from,
+    save_pretrained,
+    suggest,
+    verify,
+)
 
 EXTRA = ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "onnx/model.onnx", "README.md")
 SMALL = ("tokenizer_config.json", "1_Pooling/config.json", "vocab.txt")
@@ -109,6 +121,21 @@ def test_the_package_may_be_missing(monkeypatch):
     with pytest.raises(MissingPackageError, match=r"pip install 'jaxllm\[hub\]'"):
         local_path("hf://org/tiny")
     assert local_path("a/b") == Path("a/b")
+
+
+def test_functions_for_other_trees_and_state_dicts_take_addresses_too(hub, folder, tmp_path):
+    address, arrays = "hf://org/tiny", load_file(folder / "model.safetensors")
+    rules = [
+        Rule(*2 * [f"{name} : " + " ".join(f"A{number}{dim}" for dim in range(array.ndim))])
+        for number, (name, array) in enumerate(arrays.items())
+    ]
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+    tree = load_into(shapes, address, rules)
+    chex.assert_trees_all_equal(tree, arrays)
+    save_from(tree, tmp_path / "again", rules, like=address)
+    assert (tmp_path / "again" / "config.json").is_file()
+    assert len(suggest(address, tree=shapes).rules) > 0
+    assert from_torch(arrays, config=address).config == load_pretrained(folder).config
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,9 @@ def test_tensors_that_the_config_beside_them_does_not_describe_are_refused(tmp_p
     with pytest.raises(CheckpointError) as caught:
         save_from(tree(), tmp_path / "out", RULES, like=like)
     assert set(caught.value.problems) == {
-        "n is not in it",
-        "other is only in it",
-        "w has shape (8, 4), but (9, 4) in it",
+        "n is not in the checkpoint",
+        "other is only in the checkpoint",
+        "w has shape (8, 4), but (9, 4) in the checkpoint",
     }
     assert not (tmp_path / "out").exists()
 
