@@ -1,12 +1,14 @@
 """Takes models over from PyTorch in memory: modules and state dicts, with their AdamW."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, overload
 
 from jax.sharding import Mesh
 
 from jaxllm.config import Dtype
 from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.loading.checkpoint import with_allowances
 from jaxllm.interop.loading.load import read_model
 from jaxllm.interop.loading.plan import MAX_RAM
 from jaxllm.interop.loading.tied_tensors import make_checked_plan
@@ -16,7 +18,7 @@ from jaxllm.optimizer_state import AdamWState
 
 from .module_config import open_in_memory
 from .optimizer import read_optimizer
-from .shared_memory import adopt
+from .shared_memory import share_arrays
 
 
 @overload
@@ -28,6 +30,7 @@ def from_torch(
     rules: Any = None,
     dtype: Dtype | None = None,
     strict: bool = True,
+    allow: Sequence[str] = (),
     max_ram: int | str = MAX_RAM,
     share: bool = False,
     optimizer: None = None,
@@ -43,6 +46,7 @@ def from_torch(
     rules: Any = None,
     dtype: Dtype | None = None,
     strict: bool = True,
+    allow: Sequence[str] = (),
     max_ram: int | str = MAX_RAM,
     share: bool = False,
     optimizer: object,
@@ -57,6 +61,7 @@ def from_torch(
     rules: Any = None,
     dtype: Dtype | None = None,
     strict: bool = True,
+    allow: Sequence[str] = (),
     max_ram: int | str = MAX_RAM,
     share: bool = False,
     optimizer: Any = None,
@@ -76,8 +81,8 @@ def from_torch(
             all parameters go to the first device.
         rules: rules for a model of your own (docs/rules.md).
         dtype: dtype of the parameters and the activations; see `load_pretrained`.
-        strict: whether to reject tensors and config fields that are not understood; see
-            `load_pretrained`.
+        strict: as for `load_pretrained`.
+        allow: config fields to read otherwise than the config says; as for `load_pretrained`.
         max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
         share: whether an array may share the memory of a tensor of the same layout, dtype and
             device (through DLPack), such as an embedding. Changing such a tensor in place, as a
@@ -89,9 +94,8 @@ def from_torch(
         The model, on devices; with `optimizer`, the model and the state of AdamW, placed alike.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, mis-shaped or without numbers, a field of
-            the config is not understood, or the optimizer is not AdamW in float32. Lists every
-            problem.
+        CheckpointError: tensors or config fields do not fit or are not understood, or the optimizer
+            is not AdamW in float32. Lists every problem.
         UserError: `dtype` or `max_ram` is not valid, or no config is known.
 
     Example:
@@ -99,12 +103,12 @@ def from_torch(
     """
     budget = parse_size(max_ram)
     opened = open_in_memory(module_or_state_dict, config, rules)
-    checkpoint = dataclasses.replace(opened.checkpoint, strict=strict)
+    checkpoint = with_allowances(opened.checkpoint, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint, mesh=mesh, dtype=dtype, max_ram=budget)
     if optimizer is not None:
         check_resumable(checkpoint, plan)
     state = None if optimizer is None else read_optimizer(optimizer, opened, plan)
-    model = read_model(checkpoint, plan, adopt(plan) if share else {})
+    model = read_model(checkpoint, plan, share_arrays(plan) if share else {})
     assert model.origin is not None
     home = opened.folder
     model.origin = dataclasses.replace(model.origin, directory=home, checkpoint=home)

@@ -12,10 +12,10 @@ from .state_dict import HeldTensor
 from .torch_tensors import is_tensor
 
 
-def adopt(plan: Plan) -> dict[str, jax.Array]:
-    """Returns the arrays that can be tensors as they are, sharing their memory, by name.
+def share_arrays(plan: Plan) -> dict[str, jax.Array]:
+    """Returns arrays that use the memory of their tensors, by name; those that cannot are left out.
 
-    That needs a tensor on the array's only device, with the array's layout and dtype.
+    An array can if it lies on one device, and a tensor there has its layout and dtype.
     """
     found = {}
     for name, tensor in _equal_layouts(plan):

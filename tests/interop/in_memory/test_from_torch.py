@@ -72,6 +72,16 @@ def test_wrapped_modules_and_paths_of_configs_are_read(make_llama, tmp_path):
     assert from_torch(module).origin.directory == ""
 
 
+def test_a_refused_field_can_be_allowed_as_the_error_says(make_llama, caplog):
+    module = make_llama()
+    config = module.config.to_dict() | {"hidden_act": "mish"}
+    with pytest.raises(CheckpointError, match=r"allow=\['hidden_act=silu'\]"):
+        from_torch(module.state_dict(), config=config)
+    model = from_torch(module.state_dict(), config=config, allow=["hidden_act=silu"])
+    assert bits_of(model) == bits_of(from_torch(module))
+    assert "hidden_act='mish' is taken as 'silu', as allowed" in caplog.text
+
+
 def test_each_device_gets_only_its_shards(make_llama):
     module, mesh = make_llama(), make_mesh(fsdp=2, tensor=2, data=2)
     model = from_torch(module, mesh=mesh, max_ram="4KiB")
