@@ -31,7 +31,6 @@ OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
 MERGE = "merge it into the weights with peft (merge_and_unload) to have what it learned"
 MOST_NAMES = 8  # how many files of a folder a message lists
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -179,12 +178,9 @@ def with_facts_beside(family: Family, config: dict[str, Any], path: Path) -> dic
 def with_start_token(
     family: Family, config: dict[str, Any], generation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Adds the start token of targets that the generation config names, which comes first.
+    """Takes the start token of targets from the generation config, if that names one.
 
-
-    `generation_config.json` names the start token of targets, and comes first: transformers keeps
-    settings of generation there. `modules.json` says that Sentence Transformers embeds texts with
-    the hidden states, whatever architecture the config names.
+    It precedes the config's own: transformers keeps settings of generation there.
     """
     name = "decoder_start_token_id"
     given = generation.get(name) if has_start_token(family) else None
@@ -220,7 +216,7 @@ def _no_config(path: Path) -> str:
         return f"{path} holds {adapter}, but no model; {MERGE}"
     others = sorted({family.config_file for family in FAMILIES} - {CONFIG})
     missing = f"{CONFIG} is missing ({' or '.join(others)} would do)"
-    inside = next((file for file in sorted(path.glob(f"*/{CONFIG}"))), None)
+    inside = next(iter(sorted(path.glob(f"*/{CONFIG}"))), None)
     meant = f"; did you mean {inside.parent}?" if inside is not None else ""
     return (
         f"{path} is not a checkpoint: {missing}{meant}; the folder has {file_names(path)}; "

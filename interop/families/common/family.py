@@ -68,7 +68,7 @@ class RuleTable:
     file: str = ""  # the file to write the tensors to, if the family does not fix its name
 
     def with_originals(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-        """Takes a copy for its original if only the copy is stored."""
+        """Renames each copy to its original where only the copy is stored."""
         found = dict(tensors)
         for copy, original in self.tied.items():
             if original not in found and copy in found:
@@ -76,7 +76,7 @@ class RuleTable:
         return found
 
     def renamed(self, rename: Callable[[str], str]) -> "RuleTable":
-        """Returns the table for a checkpoint that has other names, from the usual ones."""
+        """Returns the table with other names of the tensors; patterns are kept and renamed, too."""
 
         def both(patterns: Mapping[str, str]) -> dict[str, str]:
             return {**patterns, **{rename(one): why for one, why in patterns.items()}}
@@ -92,9 +92,11 @@ class RuleTable:
         )
 
     def with_copies(self, copies: Sequence[str], lone: Sequence[str]) -> "RuleTable":
-        """Returns the table for a checkpoint that stores these copies, of `lone` nothing else.
+        """Returns the table for a checkpoint that stores copies of tied tensors.
 
-        The first copy then takes the place of its original.
+        Args:
+            copies: the stored copies.
+            lone: the originals that are not stored; the first copy of each takes its place.
         """
         first = {one: next(copy for copy in copies if self.tied[copy] == one) for one in lone}
         rules = (

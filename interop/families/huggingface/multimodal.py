@@ -70,7 +70,7 @@ class _Row:
     def read_config(
         self, fields: Fields, stored: Mapping[str, StoredTensor]
     ) -> tuple[Json, Layout]:
-        """Reads the text part of a `config.json`; the other fields count for nothing.
+        """Reads the text part of a `config.json`; the other fields are ignored.
 
         Raises ValueError if there is no text part of a supported type.
         """

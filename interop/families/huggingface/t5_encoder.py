@@ -17,7 +17,7 @@ FIXED: Json = {"positions.kind": "relative", "attention.scale": 1.0, "attention.
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
-    """Reads a `config.json`, whose fields about the decoder count for nothing."""
+    """Reads a `config.json`, whose fields about the decoder are ignored."""
     fields.require("is_encoder_decoder", True, False)
     both = read_stacks(fields, has_own_head=False)
     vocab_size = both["decoder"]["vocab_size"]

@@ -5,10 +5,11 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-Json = dict[str, Any]
+from jaxllm.interop.families.common.fields import Json
 
 # Tensors that make logits of a language model.
-HEADS = ("lm_head.weight", "embed_out.weight", "final_logits_bias")
+HEAD_WEIGHTS = ("lm_head.weight", "embed_out.weight")
+HEADS = (*HEAD_WEIGHTS, "final_logits_bias")
 # Tensors of Hugging Face checkpoints that belong to no model and are not written back.
 LEFTOVERS = {
     "*rotary_emb.inv_freq": "derived from the config",
@@ -21,14 +22,8 @@ LEFTOVERS = {
 }
 _TASKS = (
     *("score", "classifier", "classification_head", "qa_outputs", "regression_head", "reward_head"),
-    *(
-        "v_head",
-        "value_head",
-        "rm_head",
-        "critic_head",
-        "multiple_choice_head",
-        "reward_model_head",
-    ),
+    *("v_head", "value_head", "rm_head", "critic_head", "multiple_choice_head"),
+    "reward_model_head",
 )
 # Tensors of heads for other tasks, which are carried along as they are.
 OTHER_HEADS = dict.fromkeys((f"{name}.*" for name in _TASKS), "a head for another task")
@@ -55,14 +50,11 @@ def lacks_head(architectures: Any, names: Collection[str], *, tied: bool, bare: 
         tied: whether the config ties the head to the embedding.
         bare: whether the names lack the prefix that a model with a head puts before them.
     """
-    if not HEADS_OF_WEIGHTS.isdisjoint(names):
+    if any(name in names for name in HEAD_WEIGHTS):  # a bias alone is beside a tied head
         return False
     if is_without_head(architectures):
         return True
     return not tied and (bare or any(map(is_head, names)))
-
-
-HEADS_OF_WEIGHTS = frozenset(HEADS[:2])  # a bias alone is beside a tied head
 
 
 def is_without_head(architectures: Any) -> bool:
@@ -88,7 +80,7 @@ def without_head(values: Json) -> Json:
 
 
 def restore_head_fields(written: Json, base: Json, default: Sequence[str] | None = None) -> Json:
-    """Returns a written config of a model without a head: with what its original says of the head.
+    """Restores what the original config of a model without a head says about the head.
 
     Args:
         written: as if the model had a head.

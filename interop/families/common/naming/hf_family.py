@@ -24,7 +24,7 @@ from .prefixes import Prefixes, find_prefixes
 
 
 def _with_leftovers(found: RuleTable) -> RuleTable:
-    """Returns a table of rules that accounts for what Hugging Face checkpoints hold besides."""
+    """Adds the tensors outside of the model that Hugging Face checkpoints of any family hold."""
     return dataclasses.replace(
         found,
         ignored={**LEFTOVERS, **found.ignored},
@@ -33,7 +33,16 @@ def _with_leftovers(found: RuleTable) -> RuleTable:
 
 
 class _Reader(NamedTuple):
-    """Reads and writes configs, and names tensors, also of models without a head or wrapped."""
+    """The functions of a `Family`, extended to models without a head and to other prefixes.
+
+    Attributes:
+        own_read: `Family.read_config` of a model with a head, under the usual names.
+        own_write: likewise `Family.write_config`.
+        own_table: likewise `Family.table`.
+        prefix: see `hf_family`.
+        embeddings: see `hf_family`.
+        with_head: see `hf_family`.
+    """
 
     own_read: Callable[[Fields, Mapping[str, StoredTensor]], tuple[Json, Layout]]
     own_write: Callable[[Any, Json], Json]
