@@ -41,7 +41,7 @@ class Measured(NamedTuple):
     relative_l2: float  # relative L2 error of the logits against transformers
     largest: float  # largest difference of logits, divided by their root mean square
     differing_bits: int  # after import and export
-    not_loaded: int  # keys that `from_pretrained` found missing, unexpected or mis-shaped
+    not_loaded: int  # keys that `from_pretrained` found missing, unexpected or of the wrong shape
 
 
 def measure(case: hf_cases.Case | encoder_decoder_cases.Case) -> Measured:

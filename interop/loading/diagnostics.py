@@ -26,10 +26,15 @@ class Findings(NamedTuple):
     unexpected: list[str]  # tensors that neither the rules nor the table mention
 
 
-def check_count(table: RuleTable, tensors: Tensors) -> None:
+def check_count(table: RuleTable, tensors: Tensors, *, given_by: str = "the config") -> None:
     """Raises ValueError if the config asks for far more tensors than there are.
 
     A config of a few bytes may ask for any number, and laying out a model takes time for each.
+
+    Args:
+        table: the rules, with the sizes of their axes.
+        tensors: the stored tensors.
+        given_by: what the sizes of the axes come from, in messages.
     """
     wanted = 0
     for rule in table.rules:
@@ -39,7 +44,7 @@ def check_count(table: RuleTable, tensors: Tensors) -> None:
         wanted += math.prod(sizes.get(axis, 1) for axis in rule.stored.name_axes)
     if wanted > MOST_ABSENT + 2 * len(tensors):
         raise ValueError(
-            f"the config asks for {wanted:,} tensors, but there are only {len(tensors):,}"
+            f"{given_by} asks for {wanted:,} tensors, but there are only {len(tensors):,}"
         )
 
 
@@ -52,7 +57,7 @@ def check_tensors(
     given_by: str = "the config",
     supported: Collection[str] = (*get_args(Dtype), "float64"),
 ) -> Findings:
-    """Finds tensors that are missing, unexpected, mis-shaped or of an unsupported dtype.
+    """Finds tensors that are missing, unexpected, of the wrong shape or of an unsupported dtype.
 
     Messages suggest the name that may have been meant, and name the axis whose size is wrong.
 

@@ -51,7 +51,7 @@ def load_pretrained(
             beyond its range become its largest; a warning says how many in each tensor.
         strict: whether to reject tensors that are not understood, and config fields if it is
             unknown which of them matter (not for Hugging Face's). If False, they are logged as a
-            warning and ignored. Missing, mis-shaped or unsupported ones are always an error.
+            warning and ignored. Missing tensors and wrong shapes or dtypes are always an error.
         max_ram: host memory to use in addition to the arrays: bytes, or a text like "256MiB".
             It does not limit Orbax, which reads native checkpoints one array at a time.
         rules: rules for a model of your own (docs/rules.md): a Python file, which is run, or an
@@ -64,8 +64,8 @@ def load_pretrained(
         The model, on devices.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, a tensor is missing, unexpected or
-            mis-shaped, or a field of the config is not understood. Lists every problem.
+        CheckpointError: the folder is not a checkpoint, a tensor is missing, unexpected or of
+            the wrong shape, or a field of the config is not understood. Lists every problem.
         UserError: `dtype` or `max_ram` is not valid.
 
     Example:

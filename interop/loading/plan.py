@@ -95,7 +95,7 @@ def make_plan(
     Only the headers are read. Arguments beyond `checkpoint` are those of `load_pretrained`.
 
     Raises:
-        CheckpointError: lists all that is missing, unexpected, mis-shaped or not understood.
+        CheckpointError: lists what is missing, unexpected, of a wrong shape or not understood.
         UserError: `dtype` or `max_ram` is not valid.
     """
     check_dtype(dtype)

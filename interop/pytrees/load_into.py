@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -18,10 +18,11 @@ from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.stored_tensor import DTYPE_NAMES, CheckpointError, StoredTensor
 from jaxllm.interop.in_memory.state_dict import STATE_DICT, read_state_dict
 from jaxllm.interop.loading.checkpoint_dir import open_tensors
-from jaxllm.interop.loading.diagnostics import check_count, check_tensors
+from jaxllm.interop.loading.diagnostics import Findings, check_count, check_tensors
 from jaxllm.interop.loading.plan import MAX_RAM, split_fused
 from jaxllm.interop.loading.streaming.array_reads import ArrayReads, plan_arrays, read_arrays
 from jaxllm.interop.loading.tied_tensors import check_copies
+from jaxllm.interop.rules.rule import Rule
 
 from .fitting import Fit, fit_rules
 from .leaves import NamedLeaves, is_abstract
@@ -126,21 +127,28 @@ def plan_tree(
 ) -> ArrayReads:
     """Plans the loading of a tree's leaves, and checks every leaf and every tensor.
 
-    Arguments beyond those of `load_into`: the named leaves, the stored tensors, and what messages
-    call the checkpoint (`place`).
+    Args:
+        leaves: the leaves of the tree.
+        rules: the rules.
+        tensors: the stored tensors.
+        place: what messages call the checkpoint.
+        shardings: as for `load_into`.
+        dtype: as for `load_into`.
+        strict: as for `load_into`.
+        max_ram: as for `load_into`, in bytes.
 
     Raises:
         CheckpointError: something does not fit. Lists every problem.
     """
     fit = fit_rules(leaves, rules, {name: tensor.shape for name, tensor in tensors.items()})
-    problems = [*fit.problems, *_without_values(leaves, rules)]
-    stored, unexpected = _check_tensors(fit, tensors, rules.ruled_copies, problems)
-    if strict or not unexpected:
-        problems += unexpected
+    stored, found = _check_tensors(fit, tensors, rules.ruled_copies)
+    problems = [*fit.problems, *_without_values(leaves, rules), *found.problems]
+    if strict:
+        problems += found.unexpected
     if problems:
         raise CheckpointError(problems, place)
-    if unexpected:
-        logger.warning("%s: ignored (strict=False):\n  %s", place, "\n  ".join(unexpected))
+    if found.unexpected:
+        logger.warning("%s: ignored (strict=False):\n  %s", place, "\n  ".join(found.unexpected))
     named = {name for rule in fit.rules for name, _ in rule.rule.model.names(rule.sizes)}
     arrays = plan_arrays(
         fit.rules,
@@ -148,7 +156,7 @@ def plan_tree(
         place_leaves(leaves, named, shardings),
         _dtypes(leaves, dtype),
     )
-    problems += [
+    problems = [
         f"{name} is {leaves.arrays[name].dtype} in the tree, but {array.stored} in the checkpoint, "
         "and only floats are converted"
         for name, array in arrays.items()
@@ -168,36 +176,34 @@ def _without_values(leaves: NamedLeaves, rules: TreeRules) -> list[str]:
 
 
 def _check_tensors(
-    fit: Fit, tensors: Tensors, copies: Collection[str], problems: list[str]
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Returns the tensors as the rules name them, and what is unexpected; adds other problems."""
+    fit: Fit, tensors: Tensors, copies: Collection[str]
+) -> tuple[dict[str, StoredTensor], Findings]:
+    """Returns the tensors as the rules name them, and which of them do not fit."""
     try:
-        check_count(fit.table, tensors)
+        check_count(fit.table, tensors, given_by="the tree")
     except ValueError as error:
-        problems.append(str(error).replace("the config asks", "the rules ask"))
-        return {}, []
-    known = [rule.stored.name.partition("#")[0] for rule in fit.unbound]
+        return {}, Findings([str(error)], [])
     whole = fit.table.with_originals(tensors)
     for copy in copies:
         if copy not in whole and (original := whole.get(fit.table.tied[copy])) is not None:
             whole[copy] = dataclasses.replace(original, name=copy)
     stored = split_fused(fit.rules, whole)
-    findings = check_tensors(
+    found = check_tensors(
         fit.table,
         fit.rules,
-        {name: tensor for name, tensor in stored.items() if not _is_of(name, fit, known)},
+        # What rules that could not be bound name is among the problems already.
+        {name: tensor for name, tensor in stored.items() if not _is_named(name, fit.unbound)},
         given_by="the tree",
         supported=_dtypes_of_jax(),
     )
-    problems += findings.problems
-    return stored, findings.unexpected
+    return stored, found
 
 
-def _is_of(name: str, fit: Fit, unbound: list[str]) -> bool:
-    """Whether a tensor belongs to a rule that could not be bound, which is a problem already."""
+def _is_named(tensor: str, rules: Sequence[Rule]) -> bool:
+    """Whether one of the rules names a tensor, or a part of it."""
     return any(
-        rule.stored.find(name) is not None or whole == name
-        for rule, whole in zip(fit.unbound, unbound, strict=True)
+        rule.stored.find(tensor) is not None or rule.stored.name.partition("#")[0] == tensor
+        for rule in rules
     )
 
 
