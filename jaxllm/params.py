@@ -247,10 +247,8 @@ def _origin_problems(description: Mapping[str, Any]) -> Iterator[str]:
     if "origin" not in description:
         yield "origin is missing"
         return
-    origin, known = (
-        description["origin"],
-        {field.name: field for field in dataclasses.fields(Origin)},
-    )
+    origin = description["origin"]
+    known = {field.name: field for field in dataclasses.fields(Origin)}
     # Fields with a default are absent from what earlier versions wrote.
     needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
     is_valid = isinstance(origin, dict) and needed <= origin.keys() <= known.keys()

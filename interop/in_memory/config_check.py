@@ -1,4 +1,4 @@
-"""Whether a module's config computes the same as the model that is to fill it."""
+"""Compares the config of a PyTorch module with the model that is to fill it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _ENDINGS = tuple(f".{name}" for name in FREE)
 def differing_fields(
     family: Family, ours: Json, theirs: Json, tensors: Mapping[str, StoredTensor]
 ) -> list[str]:
-    """Returns a message for each field by which a module computes something else than the model.
+    """Returns a message for each field that makes a module compute something else than the model.
 
     Args:
         family: the family of both.

@@ -24,6 +24,9 @@ _CLASSES = (
     ("torch.distributed.tensor", "DTensor"),
     ("torch.distributed._shard.sharded_tensor", "ShardedTensor"),
 )
+Shape = tuple[int, ...]
+# The shape of each tensor, and the offsets and shapes of its shards, by name.
+Places = Mapping[str, tuple[Shape, list[tuple[Shape, Shape]]]]
 
 
 class LocalShard(NamedTuple):
@@ -137,9 +140,6 @@ def gather_shards(tensors: Mapping[str, Any], path: Path) -> dict[str, ShardedTe
         name: _join(name, path, tensors[name], own[name], [theirs[name] for theirs in listed])
         for name in tensors
     }
-
-
-Places = Mapping[str, tuple[tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...]]]]]
 
 
 def _exchange(value: Any) -> list[Any]:

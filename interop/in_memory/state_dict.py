@@ -72,8 +72,8 @@ def read_state_dict(state: Mapping[str, Any], place: str = STATE_DICT) -> dict[s
     path = Path(place)
     entries = unwrap(path, state, _is_array)
     if not any(map(_is_array, entries.values())):
-        found = ", ".join(map(str, entries)) or "nothing"
-        raise CheckpointError(f"it has no tensors, but {found:.300}", path)
+        found = ", ".join(map(str, entries)) or "none"
+        raise CheckpointError(f"it has no tensors; its entries: {found:.300}", path)
     return strip_wrappers(hold_tensors(entries, path))
 
 
@@ -101,10 +101,7 @@ def hold_tensors(entries: Mapping[Any, Any], path: Path) -> dict[str, StoredTens
 
 
 def without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a state dict without the tensors that are others under a second name.
-
-    So transformers saves a module; the first name stays.
-    """
+    """Returns a state dict with each tensor under its first name only, as transformers saves it."""
     first: dict[object, str] = {}
     for name, value in state.items():
         first.setdefault(_memory_of(value) or name, name)
@@ -134,7 +131,7 @@ def _why_refused(name: object, value: Any) -> str | None:
 
 
 def describe(values: Mapping[str, Any], path: Path) -> dict[str, StoredTensor]:
-    """Returns tensors and arrays that this process has whole, without a check of their numbers."""
+    """Returns tensors and arrays that this process has whole; they may lie on the meta device."""
     found: dict[str, StoredTensor] = {}
     for number, (name, value) in enumerate(values.items()):
         is_numpy = isinstance(value, np.ndarray)

@@ -58,7 +58,7 @@ def to_numpy(tensor: "Tensor") -> np.ndarray:
     dtype = numpy_dtype(held)
     if dtype.name in _SHARED:
         return held.numpy()
-    return held.view(_integer(dtype)).numpy().view(dtype)
+    return held.view(torch_dtype(_integers(dtype))).numpy().view(dtype)
 
 
 def from_numpy(array: np.ndarray) -> "Tensor":
@@ -67,7 +67,7 @@ def from_numpy(array: np.ndarray) -> "Tensor":
 
     if array.dtype.name in _SHARED:
         return torch.from_numpy(array)
-    bits = array.view(np.dtype(f"i{array.dtype.itemsize}"))
+    bits = array.view(_integers(array.dtype))
     return torch.from_numpy(bits).view(torch_dtype(array.dtype))
 
 
@@ -75,7 +75,6 @@ def _name_of(tensor: "Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _integer(dtype: np.dtype) -> Any:
-    import torch
-
-    return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+def _integers(dtype: np.dtype) -> np.dtype:
+    """Returns the dtype of integers of the same size."""
+    return np.dtype(f"i{dtype.itemsize}")

@@ -8,6 +8,7 @@ from typing import Any
 from jaxllm.errors import CheckpointError
 
 MAX_DEPTH = 100
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
@@ -33,9 +34,6 @@ def parse_json(text: bytes) -> dict[str, Any]:
         raise CheckpointError("the JSON is not an object")
     check_depth(parsed)
     return parsed
-
-
-_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 def check_depth(value: object) -> None:

@@ -51,7 +51,7 @@ class Architecture:
         return config | self.complete(config)
 
     def rename(self, tensors: Tensors, config: Json, problems: list[str]) -> Tensors:
-        """Returns the tensors as Hugging Face has them: by their names, in their layout."""
+        """Returns the tensors with the names and the layout of Hugging Face; collects problems."""
         found: Tensors = {}
         for name, tensor in tensors.items():
             stem, _, suffix = name.rpartition(".")
@@ -87,7 +87,7 @@ class Architecture:
                     f"{heads} heads of pairs"
                 )
             return dataclasses.replace(tensor, head_dim=tensor.shape[0] // heads)
-        if pattern.endswith(self.shifted or ("\0",)):
+        if pattern.endswith(self.shifted):
             return dataclasses.replace(tensor, added=1.0)
         if pattern in self.transposed and len(tensor.shape) == 2:
             return tensor.transposed()

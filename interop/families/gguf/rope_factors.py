@@ -30,7 +30,8 @@ def read_scaling(
         problems: gets what is not understood.
     """
     prefix = "rope.scaling."
-    scaling = {name.removeprefix(prefix): given.pop(name) for name in list(given) if prefix in name}
+    names = [name for name in given if name.startswith(prefix)]
+    scaling = {name.removeprefix(prefix): given.pop(name) for name in names}
     scaling.pop("finetuned", None)  # whether the model was trained with it
     linear = given.pop("rope.scale_linear", 1.0)  # of old files
     kind = scaling.pop("type", "linear")  # the default of llama.cpp

@@ -21,8 +21,12 @@ SUFFIX = ".gguf"
 ARCHITECTURE = "general.architecture"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 END_OF_TURN = "eot_token_id"
-SPECIAL = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id"}
-SPECIAL |= {"padding_token_id": "pad_token_id"}
+# Names in `config.json` by names in the file.
+SPECIAL = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "padding_token_id": "pad_token_id",
+}
 VALUE_LENGTH, ROTATED = "attention.value_length", "rope.dimension_count"
 # Fields that others are computed from.
 SIZES = (
@@ -77,7 +81,7 @@ def read_gguf(path: Path) -> tuple[Family, Json, dict[str, QuantizedTensor]]:
 
 
 def _completed(family: Family, config: Json, tensors: dict[str, QuantizedTensor]) -> Json:
-    """Adds the fields that `config.json` has, such as `architectures`, and such a file lacks."""
+    """Adds the fields of a `config.json` that a GGUF file lacks, such as `architectures`."""
     try:
         values, _ = family.read_config(Fields(config), tensors)
         return {**family.write_config(make_config(values), {}), **config}
@@ -115,7 +119,7 @@ def _head_dim(config: Json) -> int:
 
 
 def _special_tokens(header: Header) -> Json:
-    """Returns the ids of the beginning, the end and padding; there may be two ends."""
+    """Returns the ids of special tokens; the end of a turn is an end of texts as well."""
     found = {
         ours: token
         for theirs, ours in SPECIAL.items()
