@@ -66,11 +66,11 @@ FAMILIES = (
 
 
 def variant_of(family: Family, names: Collection[str]) -> Family:
-    """Returns the family of a checkpoint: of those with one `model_type`, that of its tensors.
+    """Returns the family with the checkpoint's `model_type` that its tensors belong to.
 
     Args:
-        family: the first family with the checkpoint's `model_type`.
-        names: of the checkpoint's tensors.
+        family: the first family with that `model_type`.
+        names: the names of the checkpoint's tensors.
     """
     same = (one for one in FAMILIES if one.model_type == family.model_type and one.applies(names))
     return next(same, family) if family.model_type is not None else family

@@ -105,7 +105,7 @@ def read_model(
 
 
 def _log_unused(config_file: Path, unused: Mapping[str, str]) -> None:
-    """Logs which config fields are not used, with a warning for those that may be misspelt."""
+    """Logs which config fields are not used, with a warning for those that may be misspelled."""
     if unused:
         logger.info("%s: fields that are not used: %s", config_file, ", ".join(unused))
     for name, hint in unused.items():

@@ -145,10 +145,8 @@ def _order(
         return parameter_order.read_names(Path(names))
     if stored.is_named:
         return None
-    prefix, (shapes, _) = (
-        first_shard_prefix(checkpoint.family.format),
-        expected_parameters(checkpoint, plan),
-    )
+    prefix = first_shard_prefix(checkpoint.family.format)
+    shapes, _ = expected_parameters(checkpoint, plan)
     found = parameter_order.find_order(checkpoint.family, checkpoint.config, checkpoint.tensors)
     return [name for name in (n.removeprefix(prefix) for n in found) if name in shapes]
 

@@ -1,7 +1,6 @@
 """Distances between arrays: L2 norms of differences, absolute and relative to a reference."""
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,11 +21,6 @@ def relative(distance: float, size: float) -> float:
 def max_abs(ours: ArrayLike, reference: ArrayLike) -> float:
     """Returns the largest absolute difference of two elements."""
     return float(np.max(np.abs(difference(ours, reference))))
-
-
-def joint_norm(arrays: Iterable[np.ndarray]) -> float:
-    """Returns the L2 norm of several arrays taken together."""
-    return math.hypot(*map(norm, arrays))
 
 
 def norm(x: ArrayLike) -> float:

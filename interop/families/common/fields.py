@@ -19,7 +19,7 @@ MAX_INT = 2**31 - 1
 MAX_COUNT = 10_000  # layers, experts
 MAX_FLOAT = float(np.finfo(np.float32).max)
 # Likeness of a field that nothing reads with one that is: names of fields are often similar.
-MISSPELT = 0.9
+MISSPELLED = 0.9
 Part = TypeVar("Part")
 
 
@@ -56,7 +56,7 @@ class Fields:
         if value is None:
             if default is not REQUIRED:
                 return default
-            meant = nearest(name, self._left_over(), MISSPELT)
+            meant = nearest(name, self._left_over(), MISSPELLED)
             hint = f"; did you mean it by {meant!r}?" if meant else ""
             self.problems.append(f"{name} is missing{hint}")
             self.is_complete = False
@@ -144,7 +144,7 @@ class Fields:
         inert = [n for n in self._left_over() if self._is_inert(n) and n not in usual]
         own = dict.fromkeys(inert, "")
         own |= {
-            name: did_you_mean(name, self.known, MISSPELT)
+            name: did_you_mean(name, self.known, MISSPELLED)
             for name in inert[:MOST_LISTED]
             if not name.startswith("_")
         }

@@ -123,11 +123,6 @@ def list_tensors(path: Path, header: Header) -> dict[str, QuantizedTensor]:
     }
 
 
-def kind_name(kind: int) -> str:
-    """Returns the name of a type of blocks, such as "Q4_K"."""
-    return str(import_gguf().GGMLQuantizationType(kind).name)
-
-
 def import_gguf() -> Any:
     """Imports the package `gguf`. Raises MissingPackageError if it is not installed."""
     try:

@@ -106,7 +106,7 @@ def test_a_nested_object_has_the_defaults_of_its_class():
     assert fields.default("width") == 4
 
 
-def test_a_missing_field_may_be_misspelt():
+def test_a_missing_field_may_be_misspelled():
     fields = Fields({"num_atention_heads": 6})
     fields.take("num_attention_heads", int)
     assert fields.problems == [

@@ -397,7 +397,7 @@ def test_a_field_of_another_library_is_as_little_read_as_in_transformers(llama):
     assert inspect(llama).fields["rope_interleaved"] == "not used"
 
 
-def test_a_field_that_may_be_misspelt_is_a_warning(llama, caplog):
+def test_a_field_that_may_be_misspelled_is_a_warning(llama, caplog):
     edit_config(llama, rope_tehta=20000.0)
     load_pretrained(llama)
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
