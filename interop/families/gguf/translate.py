@@ -27,6 +27,7 @@ SPECIAL = {
     "eos_token_id": "eos_token_id",
     "padding_token_id": "pad_token_id",
 }
+INSTEAD = "load the checkpoint that this file was converted from instead"
 VALUE_LENGTH, ROTATED = "attention.value_length", "rope.dimension_count"
 # Fields that others are computed from.
 SIZES = (
@@ -71,7 +72,7 @@ def read_gguf(path: Path) -> tuple[Family, Json, dict[str, QuantizedTensor]]:
     config, renamed = _translate(architecture, given, tensors, problems)
     config |= _special_tokens(header)
     if problems:
-        raise CheckpointError(problems, path)
+        raise CheckpointError([*problems, INSTEAD], path)
     (family,) = (
         family
         for family in FAMILIES

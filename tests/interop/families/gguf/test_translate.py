@@ -180,8 +180,9 @@ def test_an_exported_config_names_what_the_file_leaves_out(tmp_path):
 def test_what_is_not_understood_is_named(tmp_path, change, message):
     file = tmp_path / "model.gguf"
     write_gguf(file, original("llama"), "llama", {**fields_of("llama"), **change})
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as error:
         load_pretrained(file)
+    assert error.value.problems[-1].startswith("load the checkpoint that this file was converted")
 
 
 def test_unknown_architectures_and_tensors_are_named(tmp_path):
