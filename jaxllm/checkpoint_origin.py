@@ -21,7 +21,7 @@ TOKENIZER_FILES = (
     *("chat_template*", "generation_config.json", "*processor_config.json", "tekken.json"),
     *("*.tiktoken", "spiece.model", "sentencepiece*.model"),
 )
-# Written anew by every export, so that nobody misses them.
+# Every export writes its own, so these are neither copied nor listed as left out.
 REPLACED = (
     *(*CONFIGS, CARRIED),
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
@@ -56,7 +56,7 @@ class Origin:
 
     @property
     def folders(self) -> list[Path]:
-        """The folder with the files of what the model came from, if there is one."""
+        """The folder with the checkpoint's files that are not weights; none if it was in memory."""
         return [companion_folder(Path(self.directory))] if self.directory else []
 
 

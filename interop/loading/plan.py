@@ -137,7 +137,8 @@ class Analysis:
         fields: how each field of the config file is used.
         problems: errors that always prevent loading.
         unknown: what is not understood but `strict=False` tolerates.
-        unused, refused: config fields, as those attributes of `Fields`.
+        unused: the config fields that change no number, as from `Fields.unused`.
+        refused: the config fields that are refused, as in `Fields.refused`.
     """
 
     tensors: Mapping[str, StoredTensor]

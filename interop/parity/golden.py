@@ -107,7 +107,8 @@ def check_pack(
         mesh: the devices to compute on; required if there are several processes.
         levels: some of the recorded levels; by default all of them.
         rules: conversion rules of a custom model, see docs/rules.md.
-        strict, allow: as for `load_pretrained`.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
 
     Returns:
         The report, as from `check_checkpoint`.
@@ -119,11 +120,8 @@ def check_pack(
             are several processes and no mesh.
     """
     is_multi_host = jax.process_count() > 1
-    if is_multi_host and mesh is None:
-        raise UserError(
-            f"there are {jax.process_count()} processes and no mesh: give mesh=, a mesh over all "
-            "of their devices"
-        )
+    if mesh is None:
+        _check_is_alone()
     with fail_together(is_multi_host):
         path, data = local_path(path), read_pack(Path(pack))
         if problems := [*_pack_problems(data)]:
@@ -149,6 +147,14 @@ def check_pack(
     subject = f"{path.name}, {data['subject']} as recorded"
     notes = (*([SAMPLED] if _lacks_hints(report) else []), *allowance_notes(allow))
     return dataclasses.replace(report, subject=subject, paths=_paths(path, pack), notes=notes)
+
+
+def _check_is_alone() -> None:
+    """Raises UserError if there are several processes, which need a mesh."""
+    if (count := jax.process_count()) > 1:
+        raise UserError(
+            f"there are {count} processes and no mesh: give mesh=, a mesh over all of their devices"
+        )
 
 
 def _paths(path: str | Path, pack: str | Path) -> dict[str, str]:

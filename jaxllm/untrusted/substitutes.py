@@ -1,4 +1,4 @@
-"""Substitutes for files that were not downloaded: a pointer, a web page, a part of the file."""
+"""Files in place of ones that were not downloaded: a pointer, a web page, a part of the file."""
 
 import re
 from pathlib import Path
