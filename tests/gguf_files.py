@@ -83,7 +83,7 @@ def tensors_of(model: Any, name: str) -> dict[str, np.ndarray]:
             heads = getattr(config, architecture.interleaved[pattern])
             halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
             array = halves.swapaxes(1, 2).reshape(array.shape)
-        if pattern.endswith(architecture.shifted or ("\0",)):
+        if pattern.endswith(architecture.shifted):
             array = array + np.float32(1)
         if pattern in architecture.transposed and array.ndim == 2:
             array = array.T

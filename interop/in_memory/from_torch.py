@@ -76,7 +76,7 @@ def from_torch(
         module_or_state_dict: a module, wrapped for training or not, its state dict, or a dict with
             NumPy arrays.
         config: the config of a bare state dict: a config of transformers, the fields of its config
-            file as a dict, or the path of that file or its folder. By default the module's own.
+            file as a dict, or the path of a checkpoint or its file. By default the module's own.
         mesh: the mesh to place the parameters on; each device gets only its own shards. By default
             all parameters go to the first device.
         rules: rules for a model of your own (docs/rules.md).

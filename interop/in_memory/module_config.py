@@ -10,6 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.fields import Json
+from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.pytorch.wrapped_names import WRAPPERS, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
@@ -27,8 +28,8 @@ from .state_dict import STATE_DICT, read_state_dict, without_copies
 
 _WRAPPERS = ("module", *WRAPPERS)  # attributes in which wrappers hold the module
 CONFIG_FORMS = (
-    "a config of transformers, the fields of its config file, or the path of that file or of its "
-    "folder"
+    "a config of transformers, the fields of its config file, or the path of that file, of its "
+    "folder or of a GGUF file"
 )
 
 
@@ -38,7 +39,7 @@ class InMemory(NamedTuple):
     Attributes:
         checkpoint: its family, config and tensors; the path is what messages call it.
         module: the module without wrappers; None for a bare state dict.
-        folder: where its tokenizer may lie; "" if that is not known.
+        folder: where its tokenizer may lie, a folder or a GGUF file; "" if that is not known.
     """
 
     checkpoint: Checkpoint
@@ -151,9 +152,10 @@ def own_config(module: Any) -> Any:
 
 
 def _read_path(path: Path, rules: Any) -> tuple[Family, Json, str]:
-    """Reads a config file, or the one in a folder."""
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() or rules is not None:
+    """Reads a config file, or that of a checkpoint: a folder, or a GGUF file."""
+    is_checkpoint = path.is_dir() or is_gguf(path)
+    folder = path if is_checkpoint else path.parent
+    if is_checkpoint or rules is not None:
         return *identify_family(path, rules), str(folder.resolve())
     fields = read_json(path)
     return family_of(fields, path), fields, str(folder.resolve())

@@ -16,6 +16,15 @@ from jaxllm.interop.in_memory.module_config import (
     unwrap_module,
 )
 
+# Fields of a GGUF file, and of a config of transformers.
+LLAMA_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+}
+
 
 def test_a_module_has_the_fields_of_its_config_file(make_llama, tmp_path):
     module = make_llama()
@@ -55,6 +64,20 @@ def test_a_config_may_be_a_dataclass_or_a_mapping():
     assert config_fields(Config()) == config_fields({"width": 3}) == {"width": 3}
     with pytest.raises(UserError, match="is not a config of transformers, the fields of its"):
         config_fields(Config)
+
+
+def test_a_config_may_be_that_of_a_gguf_file(make_llama, tmp_path):
+    pytest.importorskip("gguf")
+    from gguf_files import write_gguf
+
+    module, file = make_llama(), tmp_path / "model.gguf"
+    sizes = {name: getattr(module.config, target) for name, target in LLAMA_FIELDS.items()}
+    write_gguf(file, module, "llama", sizes)
+    family, fields, place = find_config(None, str(file), None)
+    assert (family.name, place) == ("llama", str(file))
+    assert {target: fields[target] for target in LLAMA_FIELDS.values()} == {
+        target: getattr(module.config, target) for target in LLAMA_FIELDS.values()
+    }
 
 
 def test_families_are_found_by_their_model_type():
