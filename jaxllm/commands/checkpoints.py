@@ -10,6 +10,7 @@ from jaxllm.untrusted.printable import printable
 
 from .environment import print_rich
 from .options import (
+    CHECKPOINT,
     AddCommand,
     add_json,
     add_max_ram,
@@ -50,9 +51,7 @@ def _add_verify(add: AddCommand) -> None:
         "Prove that import and export keep every bit.",
         "jaxllm verify exported/llama --manifest llama.json",
     )
-    verify.add_argument(
-        "path", metavar="CHECKPOINT", help="of a known family, a run, or hf://ORG/NAME"
-    )
+    verify.add_argument("path", metavar="CHECKPOINT", help=CHECKPOINT)
     add_step(verify)
     verify.add_argument(
         "--manifest",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from .choices import FormatNames
 from .options import (
+    CHECKPOINT,
     AddCommand,
     add_dtype,
     add_max_ram,
@@ -25,11 +26,7 @@ def add_commands(add: AddCommand) -> None:
         "Write a checkpoint in another format.",
         "jaxllm convert runs/tiny exported/llama --to hf",
     )
-    convert.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a checkpoint of a known family, a run, or hf://ORG/NAME[@REVISION]",
-    )
+    convert.add_argument("source", metavar="SOURCE", help=CHECKPOINT)
     convert.add_argument("destination", metavar="DESTINATION", help="a new folder")
     convert.add_argument(
         "--to", metavar="FORMAT", choices=FormatNames(), help="%(choices)s (default: hf)"

@@ -11,6 +11,7 @@ from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 
 from .options import (
+    CHECKPOINT,
     AddCommand,
     add_allowances,
     add_dtype,
@@ -38,9 +39,7 @@ def add_commands(add: AddCommand) -> None:
         "Continue prompts with a model.",
         'jaxllm generate runs/tiny --prompt "def " --temperature 0.8',
     )
-    generate.add_argument(
-        "path", metavar="MODEL", help="a checkpoint of a known family, a run, or hf://ORG/NAME"
-    )
+    generate.add_argument("path", metavar="MODEL", help=CHECKPOINT)
     generate.add_argument(
         "--prompt",
         action="append",
@@ -58,7 +57,7 @@ def add_commands(add: AddCommand) -> None:
     generate.add_argument(
         "--untrusted",
         action="store_true",
-        help="read special tokens in prompts as ordinary characters: for prompts of others",
+        help="read special tokens in prompts as ordinary characters: for prompts from others",
     )
     generate.add_argument(
         "--max-new-tokens",

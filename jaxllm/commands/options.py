@@ -14,6 +14,8 @@ from .choices import LevelNames
 from .parser import CommandParser, Run
 
 DTYPES = get_args(Dtype)
+# The help of an argument that names a checkpoint to read.
+CHECKPOINT = "a checkpoint of a known family, a GGUF file, a run, or hf://ORG/NAME[@REVISION]"
 
 
 class AddCommand(Protocol):
@@ -100,7 +102,7 @@ def add_dtype(
         choices=DTYPES,
         default=default,
         metavar="DTYPE",
-        help=f"{purpose} %(choices)s (default: {default or 'as stored'})".strip(),
+        help=f"{purpose}%(choices)s (default: {default or 'as stored'})",
     )
 
 

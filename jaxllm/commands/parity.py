@@ -51,7 +51,7 @@ def add_commands(add: AddCommand) -> None:
 def _add_parity_options(parity: CommandParser) -> None:
     parity.usage = "%(prog)s [options] CHECKPOINT\n       %(prog)s {record,check,mesh} ..."
     parity.add_argument(
-        "path", metavar="CHECKPOINT", help="a Hugging Face folder, or one of a source system"
+        "path", metavar="CHECKPOINT", help="of Hugging Face or a source system, or a GGUF file"
     )
     parity.add_argument(
         "--against",
@@ -77,7 +77,7 @@ def _add_parity_options(parity: CommandParser) -> None:
         metavar="FOLDER",
         help="for a model larger than memory: an existing folder for weights and activations",
     )
-    add_dtype(parity, "float32", "of weights and activations on both sides")
+    add_dtype(parity, "float32", "of weights and activations on both sides: ")
     add_json(parity, "the report")
     add_reading(parity)
 
