@@ -94,8 +94,16 @@ def lay_out(
         return safetensors_file.lay_out_checkpoint(tensors, max_shard)
     write = _file_type(Path(file)).lay_out
     if write is None:
-        raise CheckpointArgumentError(f"{file}: files of this type cannot be written")
+        raise CheckpointArgumentError(
+            f"{file}: files of this type are only read: write another format, such as hf"
+        )
     return [write(file, tensors)], {}
+
+
+def is_writable(path: Path) -> bool:
+    """Whether files with this suffix can be written; other types are only read."""
+    kind = FILE_TYPES.get(path.suffix)
+    return kind is not None and kind.lay_out is not None
 
 
 def find_model_file(folder: Path) -> Path | None:

@@ -30,7 +30,7 @@ from jaxllm.interop.families.common.family import in_order
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
-from jaxllm.interop.formats.tensor_files import FILE_TYPES
+from jaxllm.interop.formats.tensor_files import is_writable
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.interop.rules.rules_file import RulesError, RulesSource, naming_faults, read_rules
 
@@ -156,7 +156,7 @@ class _Definition:
     def read_config(self, fields: Fields, stored: Stored) -> tuple[Json, Layout]:
         """Returns the fields of the config, and the layout: the file and its tensors' names."""
         paths = [tensor.path for tensor in stored.values() if tensor is not None]
-        files = {path.name for path in paths if path.suffix in FILE_TYPES}
+        files = {path.name for path in paths if is_writable(path)}
         file = files.pop() if len(files) == 1 else HOME
         return _values(self.config(fields)), Layout(file=file, names=tuple(stored))
 

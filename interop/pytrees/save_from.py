@@ -136,7 +136,7 @@ def _file_of(stored: Tensors) -> str:
     """Returns the name of the file that holds these tensors, if it is one that can be written."""
     files = {tensor.path.name for tensor in stored.values()}
     name = files.pop() if len(files) == 1 else safetensors_file.SINGLE_NAME
-    return name if Path(name).suffix in tensor_files.FILE_TYPES else safetensors_file.SINGLE_NAME
+    return name if tensor_files.is_writable(Path(name)) else safetensors_file.SINGLE_NAME
 
 
 def _drop_copies(tensors: dict[str, TensorSource], rules: TreeRules, stored: Tensors) -> list[str]:

@@ -52,3 +52,15 @@ def test_tensors_of_several_files_are_prefixed_with_the_file_name(tmp_path):
     write(tmp_path, "x.safetensors")
     names = {"w.pt/a", "w.pt/b", "x.safetensors/a", "x.safetensors/b"}
     assert set(tensor_files.read_every_file(tmp_path)) == names
+
+
+def test_gguf_files_and_unknown_ones_are_not_written(tmp_path):
+    names = ["a.safetensors", "a.pth", "a.gguf", "a.txt"]
+    assert [tensor_files.is_writable(tmp_path / name) for name in names] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(CheckpointError, match=r"a.gguf: files of this type are only read: write"):
+        tensor_files.lay_out({}, "a.gguf", 1)

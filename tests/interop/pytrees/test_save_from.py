@@ -130,6 +130,23 @@ def test_every_bit_pattern_comes_back(dtype, tmp_path):
     }
 
 
+def test_a_type_of_file_that_is_only_read_becomes_safetensors(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    stored = {"w": np.arange(32, dtype=np.float32).reshape(8, 4), "n": np.ones(3, np.float32)}
+    file = tmp_path / "like.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    for name, array in stored.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_from(load_into(tree(), file, RULES), tmp_path / "out", RULES, like=file)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == stored.keys()
+    assert all(np.array_equal(found[name], stored[name]) for name in stored)
+
+
 def test_ignored_tensors_are_taken_from_the_other_checkpoint(tmp_path):
     like = tmp_path / "like"
     like.mkdir()
