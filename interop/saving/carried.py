@@ -56,6 +56,6 @@ def keep_carried(origin: Origin | None, folder: Path) -> None:
     try:
         carried = find_carried(origin)
     except CheckpointError as error:
-        logger.warning("%s: they are not kept", error)
+        logger.warning("%s: written without them", error)
         return
     write_files(folder, [safetensors_file.lay_out(CARRIED, carried)], carried)

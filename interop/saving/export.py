@@ -85,7 +85,7 @@ def plan_export(
         reason = f"{family.name} has no place for {in_short(list(carried))}"
         carried = {}
     if reason:
-        logger.warning("%s: written without, as %s", reason, family.name)
+        logger.warning("%s: written without them, as %s", reason, family.name)
     tensors = dict(export_tensors(model, table)) | carried
     config = keep_original(model.origin, family, config, tensors)
     row = FORMATS[chosen or family.format]

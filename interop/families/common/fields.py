@@ -57,7 +57,7 @@ class Fields:
             if default is not REQUIRED:
                 return default
             meant = nearest(name, self._left_over(), MISSPELLED)
-            hint = f"; did you mean it by {meant!r}?" if meant else ""
+            hint = f"; is {meant!r} a misspelling of it?" if meant else ""
             self.problems.append(f"{name} is missing{hint}")
             self.is_complete = False
             return kind()

@@ -128,7 +128,7 @@ class _Cursor:
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
-            raise CheckpointError(f"there is no type {kind} of fields")
+            raise CheckpointError(f"a field has the unknown type {kind}")
         of = self.number(UINT32)
         if of == STRING:
             return [self.text() for _ in range(self.count(8))]

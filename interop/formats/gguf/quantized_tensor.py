@@ -146,7 +146,8 @@ def _stored_bytes(info: TensorInfo) -> int:
         block, nbytes = _block_of(info.kind)
     except (ValueError, KeyError):
         raise CheckpointError(
-            f"tensor {info.name!r} has type {info.kind}, which this version of gguf does not know"
+            f"tensor {info.name!r} has type {info.kind}, which the installed gguf does not know: "
+            "pip install --upgrade gguf"
         ) from None
     row = info.shape[-1] if info.shape else 1
     if row % block:

@@ -195,6 +195,6 @@ def _check_taps(taps: Sequence[Rule], table: RuleTable) -> None:
         if unknown := [a for a in rule.stored.axes if a not in {*OF_INPUTS, *table.sizes}]:
             problems.append(f"{rule}: {' and '.join(unknown)} has no size: give it in sizes")
         if rule.model.name == LOGITS:
-            problems.append(f"{rule}: {LOGITS} are compared in any case")
+            problems.append(f"{rule}: {LOGITS} are always compared: remove this tap")
     if problems:
         raise UserError("\n".join(["taps:", *problems]))

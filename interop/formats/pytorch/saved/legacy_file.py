@@ -86,7 +86,7 @@ def _open(stream: IO[bytes]) -> tuple[_Storages, object]:
     value = torch_pickle.parse_value(_next_pickle(stream), find_storage=find_storage)
     keys = torch_pickle.parse_value(_next_pickle(stream))
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(used):
-        raise CheckpointError("the list of storages is not that of the tensors")
+        raise CheckpointError("the tensors use other storages than the file lists")
     return _Storages(_places(stream, [used[key] for key in keys])), value
 
 

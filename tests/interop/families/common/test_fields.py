@@ -110,5 +110,5 @@ def test_a_missing_field_may_be_misspelled():
     fields = Fields({"num_atention_heads": 6})
     fields.take("num_attention_heads", int)
     assert fields.problems == [
-        "num_attention_heads is missing; did you mean it by 'num_atention_heads'?"
+        "num_attention_heads is missing; is 'num_atention_heads' a misspelling of it?"
     ]

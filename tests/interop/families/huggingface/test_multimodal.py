@@ -202,7 +202,7 @@ def test_without_its_image_encoder_the_text_is_a_model_of_its_own(tmp_path, capl
     expected = logits_of(original, TEXT_TOKENS)
     shutil.rmtree(tmp_path / "original")
     save_pretrained(model, tmp_path / "out")
-    assert "written without, as gemma3_text" in caplog.text
+    assert "written without them, as gemma3_text" in caplog.text
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(alone).__name__ == "Gemma3ForCausalLM"
     assert relative_l2(logits_of(alone, TEXT_TOKENS), expected) <= 1e-6

@@ -77,7 +77,10 @@ def text(value: str) -> bytes:
         (header_of(tensors=2**60), r"1,152,921,504,606,846,976 elements do not fit into 24 bytes"),
         (header_of(fields=2**60), "elements do not fit"),
         (header_of(struct.pack("<Q", 2**62), bytes(99), fields=1), "elements do not fit"),
-        (header_of(text("a"), struct.pack("<I", 99), bytes(9), fields=1), "no type 99 of fields"),
+        (
+            header_of(text("a"), struct.pack("<I", 99), bytes(9), fields=1),
+            "has the unknown type 99",
+        ),
         (
             header_of(text("a"), struct.pack("<IIQ", 9, 4, 2**61), bytes(99), fields=1),
             "elements do not fit",

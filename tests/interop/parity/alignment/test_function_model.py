@@ -219,7 +219,11 @@ def test_the_model_has_the_leaves_as_parameters():
             "config is a reserved name: put the parameters into a dict",
         ),
         ({"taps": [Rule("out : B T Q", "out : B T Q")]}, UserError, "Q has no size"),
-        ({"taps": [Rule("out : B T V", "logits : B T V")]}, UserError, "logits are compared in"),
+        (
+            {"taps": [Rule("out : B T V", "logits : B T V")]},
+            UserError,
+            "logits are always compared",
+        ),
         ({"taps": [Rule("out : B T V", "no : B T V")]}, UserError, "no activation at no"),
         ({"taps": [Rule("no : B T V", "layers.0.linear : B T V")]}, UserError, "has no no"),
     ],
