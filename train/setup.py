@@ -82,7 +82,8 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     """Returns the data of a run with its tokenizer: by default the one that its model came with.
 
     That is the one of the run or of the checkpoint that `init_from` names, or of the checkpoint
-    that the model was first loaded from.
+    that the model was first loaded from. If the data name the tokenizer of that checkpoint, which
+    is no longer there, it is the run's copy.
 
     Raises:
         UserError: the model came with none, and its vocabulary is not that of bytes.
@@ -91,7 +92,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     if not isinstance(data, DataConfig | PairsConfig):
         return data
     if data.tokenizer is not None or config.init_from is None:
-        return data
+        return _with_kept_tokenizer(data, config, model)
     start = local_path(config.init_from)
     if (start / "config.yaml").is_file():
         earlier = load_stored(start / "config.yaml")
@@ -100,13 +101,37 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
             return dataclasses.replace(data, tokenizer=own.tokenizer, eos=data.eos or own.eos)
         if earlier.model is not None:
             return dataclasses.replace(data, tokenizer=BYTES)
-    folders = [start] if model.origin is None else [start, *model.origin.folders]
-    found = find_tokenizer(folders)
+    found = find_tokenizer([start, *_origin_folders(config, model)])
     if found is not None:
         return dataclasses.replace(data, tokenizer=str(found))
     if isinstance(model, data.trains):  # otherwise loading the data says so
         check_tokens(ByteTokenizer(), model.config, is_chosen=False, option="data.tokenizer")
     return data
+
+
+def _with_kept_tokenizer(
+    data: DataConfig | PairsConfig, config: TrainConfig, model: Model
+) -> DataConfig | PairsConfig:
+    """Returns the data with the run's copy of a tokenizer that came with its first weights.
+
+    A run that was moved to another machine has that copy only.
+    """
+    if data.tokenizer in (None, BYTES) or model.origin is None:
+        return data
+    named, origin = Path(data.tokenizer), model.origin
+    if named.exists():
+        return data
+    starts = {Path(start) for start in (config.init_from, origin.checkpoint) if start}
+    if not starts & {named, named.parent}:
+        return data
+    kept = [folder for folder in _origin_folders(config, model) if folder.name == KEPT]
+    found = find_tokenizer(kept)
+    return data if found is None else dataclasses.replace(data, tokenizer=str(found))
+
+
+def _origin_folders(config: TrainConfig, model: Model) -> list[Path]:
+    """Returns the folder that the model came from, and the copy of its files in the run."""
+    return [] if model.origin is None else [*model.origin.folders, Path(config.output) / KEPT]
 
 
 def model_to_train(config: TrainConfig, model: Model | None) -> Model:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -33,6 +34,8 @@ from .journal import NAME, Journal
 # At most this many copies of a chunk per thread, among them: as read, in the model's layout, in the
 # checkpoint's layout, in C order.
 COPIES = 5
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # takes the bytes done and the total
 
@@ -75,6 +78,7 @@ def convert(
 
     Until then the checkpoint is in `destination`.partial, with a journal of the tensors' hashes,
     which are verified. It succeeds as well if the destination already is what it would write.
+    Logs a warning on numbers that become zero in a narrower `dtype`.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
@@ -113,6 +117,8 @@ def convert(
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
         work.complete(destination, source, opened.origin, before)
         shutil.rmtree(partial)
+    if model.zeroed is not None and (warning := model.zeroed.describe()):
+        logger.warning("%s%s", warning, "\n  (in what this attempt wrote)" if work.kept else "")
     return _conversion(writer, work.kept)
 
 

@@ -18,6 +18,7 @@ from jaxllm.interop.rules.boxes import Box, box_shape, boxes, intersect, relativ
 from jaxllm.interop.rules.pattern import Index
 from jaxllm.interop.rules.strided_copy import copy_bits
 from jaxllm.interop.rules.transfer import Transfer
+from jaxllm.numerics.narrowing import Zeroed, clamp
 from jaxllm.sharding import spans_processes
 
 from .sharded_tensor import ShardedTensor
@@ -76,43 +77,45 @@ class TensorSource:
                 )
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
-    def astype(self, dtype: np.dtype) -> "TensorSource":
-        """Returns the array cast to another dtype; see `cast`."""
+    def astype(
+        self, dtype: np.dtype, zeroed: Zeroed | None = None, name: str = ""
+    ) -> "TensorSource":
+        """Returns the array cast to another dtype; see `cast`.
+
+        Args:
+            dtype: the dtype.
+            zeroed: counts the numbers that become zero.
+            name: the name of the array there.
+        """
         if dtype == self.dtype:
             return self
-        return TensorSource(dtype, self.shape, lambda box: cast(self.read(box), dtype))
+
+        def read(box: Box) -> np.ndarray:
+            narrow, count = cast(self.read(box), dtype)
+            if zeroed is not None:
+                zeroed.add(name, self.shape, count, tuple(map(tuple, box)))
+            return narrow
+
+        return TensorSource(dtype, self.shape, read)
 
 
-def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Casts an array, rounded to nearest.
+def cast(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """Casts an array, rounded to nearest; returns how many numbers became zero as well.
 
     Raises:
         NarrowingError: finite numbers would become infinite.
     """
-    narrow, count = clamp(array, dtype)
+    narrow, count, zeroed = clamp(array, dtype)
     if count:
         raise NarrowingError(f"overflow: {count:,} beyond the largest number of {dtype}")
-    return narrow
-
-
-def clamp(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
-    """Casts an array, rounded to nearest; finite numbers beyond the range become its limits.
-
-    Returns:
-        The array in the new dtype, and the number of elements that were beyond its range.
-    """
-    with np.errstate(over="ignore"):
-        narrow = array.astype(dtype)
-    beyond = np.isinf(narrow)
-    if beyond.any():
-        beyond &= np.isfinite(array)
-        limit = np.array(ml_dtypes.finfo(dtype).max, dtype)
-        narrow[beyond] = np.copysign(limit, narrow[beyond])
-    return narrow, int(np.count_nonzero(beyond))
+    return narrow, zeroed
 
 
 def find_overflows(
-    sources: Mapping[str, TensorSource], dtype: np.dtype, chunk_bytes: int
+    sources: Mapping[str, TensorSource],
+    dtype: np.dtype,
+    chunk_bytes: int,
+    zeroed: Zeroed | None = None,
 ) -> list[str]:
     """Returns a message on numbers beyond a dtype's range, and one for each array that has some.
 
@@ -120,13 +123,17 @@ def find_overflows(
         sources: the arrays by name; all of them are read.
         dtype: the dtype to which they are cast.
         chunk_bytes: the most bytes to read at a time.
+        zeroed: counts the numbers that become zero.
     """
     found, total = [], 0
     for name, source in sources.items():
         count, largest = 0, 0.0
         for box in boxes(source.shape, max(chunk_bytes // source.dtype.itemsize, 1)):
             array = source.read(box)
-            if (here := clamp(array, dtype)[1]) > 0:
+            _, here, lost = clamp(array, dtype)
+            if zeroed is not None:
+                zeroed.add(name, source.shape, lost, tuple(box))
+            if here:
                 finite = np.abs(array[np.isfinite(array)]).astype(np.float64)
                 count, largest = count + here, max(largest, finite.max())
         if count:

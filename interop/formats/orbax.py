@@ -32,6 +32,7 @@ from jaxllm.config import Dtype, dtype_fields
 from jaxllm.errors import CheckpointArgumentError, CheckpointError
 from jaxllm.layers.norm import saturate
 from jaxllm.models import Model
+from jaxllm.numerics.narrowing import Zeroed
 from jaxllm.params import describe, map_parameters, parameter_shardings, read_model, split
 
 from .lazy_tensor import TensorSource, find_overflows
@@ -61,7 +62,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
         path: the checkpoint or the run.
         mesh: where to put the parameters; by default on the first local device.
         dtype: of the parameters and the activations; by default as stored. Finite numbers beyond
-            its range become its largest, with a warning.
+            its range become its largest, with a warning, as on numbers that become zero.
 
     Raises:
         CheckpointError: see `read_model`.
@@ -82,30 +83,39 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
         return bind(params)
     leaves, structure = jax.tree.flatten(params)
     narrowed = [_narrow(array, dtype) for array in leaves]
-    if any(overflowed for _, overflowed in narrowed):
-        first, *others = find_overflows(open_step(path)[1], np.dtype(dtype), _CACHE_BYTES)
-        logger.warning("%s; clamped to it:\n  %s", first, "\n  ".join(others))
-    return bind(jax.tree.unflatten(structure, [array for array, _ in narrowed]))
+    if any(overflowed or zeroed for _, overflowed, zeroed in narrowed):
+        _warn(path, np.dtype(dtype))
+    return bind(jax.tree.unflatten(structure, [array for array, _, _ in narrowed]))
 
 
-def _narrow(array: jax.Array, dtype: Dtype) -> tuple[jax.Array, bool]:
-    """Casts an array and frees the original; returns whether numbers were clamped."""
+def _warn(path: Path, dtype: np.dtype) -> None:
+    """Logs which arrays of a step have numbers that overflow or become zero in `dtype`."""
+    zeroed = Zeroed(dtype)
+    if found := find_overflows(open_step(path)[1], dtype, _CACHE_BYTES, zeroed):
+        logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
+    if warning := zeroed.describe():
+        logger.warning("%s", warning)
+
+
+def _narrow(array: jax.Array, dtype: Dtype) -> tuple[jax.Array, bool, bool]:
+    """Casts an array and frees the original; returns whether numbers were clamped or zeroed."""
     if array.dtype == np.dtype(dtype):
-        return array, False
-    narrow, overflowed = _clamp(array, dtype)
+        return array, False, False
+    narrow, overflowed, zeroed = _clamp(array, dtype)
     array.delete()
-    return narrow, bool(overflowed)
+    return narrow, bool(overflowed), bool(zeroed)
 
 
 @partial(jax.jit, static_argnums=1)
-def _clamp(array: jax.Array, dtype: Dtype) -> tuple[jax.Array, jax.Array]:
+def _clamp(array: jax.Array, dtype: Dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Casts an array; finite numbers beyond the range of `dtype` become its limits.
 
-    Returns the array, and whether there were such numbers.
+    Returns the array, whether there were such numbers, and whether some became zero.
     """
     cast = array.astype(dtype)
     overflowed = jnp.any(jnp.isfinite(array) & ~jnp.isfinite(cast))
-    return jnp.where(jnp.isinf(array), cast, saturate(array, dtype)), overflowed
+    zeroed = jnp.any((array != 0) & (cast == 0))
+    return jnp.where(jnp.isinf(array), cast, saturate(array, dtype)), overflowed, zeroed
 
 
 def find_step(path: Path, step: int | None = None) -> Path:

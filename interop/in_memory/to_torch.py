@@ -1,5 +1,6 @@
 """Hands models over to PyTorch in memory: as a state dict, or into a module, with their AdamW."""
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +18,7 @@ from jaxllm.interop.optimizer_state.export_state import check_resumable
 from jaxllm.interop.rules.boxes import Box, boxes, intersect, relative, slices
 from jaxllm.interop.saving.export import export_tensors
 from jaxllm.models import Model
+from jaxllm.numerics.narrowing import Zeroed
 from jaxllm.optimizer_state import AdamWState
 
 from .optimizer import write_optimizer
@@ -25,6 +27,8 @@ from .target import Target, check_target, find_target
 from .torch_tensors import from_numpy
 
 Sources = Mapping[str, TensorSource]
+
+logger = logging.getLogger(__name__)
 
 
 def to_torch(
@@ -138,13 +142,20 @@ def _fill_module(target: Target, sources: Sources, limit: int, threads: int) -> 
 
 
 def _check_range(sources: Sources, wanted: Sources, limit: int, target: Target) -> None:
-    """Raises CheckpointError if numbers are beyond the range of the module's dtypes."""
-    problems = []
+    """Raises CheckpointError if numbers are beyond the range of the module's dtypes.
+
+    Logs a warning on numbers that become zero in them.
+    """
+    problems, warnings = [], []
     for dtype in {source.dtype for source in wanted.values()}:
         changed = {n: sources[n] for n in wanted if wanted[n].dtype == dtype != sources[n].dtype}
-        problems += find_overflows(changed, dtype, limit)
+        zeroed = Zeroed(dtype)
+        problems += find_overflows(changed, dtype, limit, zeroed)
+        warnings.append(zeroed.describe())
     if problems:
         raise CheckpointError(problems, type(target.module).__name__)
+    for warning in filter(None, warnings):
+        logger.warning("%s", warning)
 
 
 def _shards(tensor: Any) -> list[LocalShard]:

@@ -16,6 +16,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.rules.rule import BoundRule, Stacks
 from jaxllm.models import Model, build_abstract
+from jaxllm.numerics.narrowing import Zeroed
 from jaxllm.params import check_parameters, named_parameters, stacked_layers
 from jaxllm.sharding import spans_processes
 
@@ -37,6 +38,7 @@ class ModelArrays:
         files: the files that they are read from.
         span_processes: whether no single process has all of them.
         cast_to: the dtype that they were cast to; None if they are as they were.
+        zeroed: counts the numbers that become zero by that cast, when they are read.
     """
 
     config: Config
@@ -46,6 +48,7 @@ class ModelArrays:
     files: tuple[Path, ...] = ()
     span_processes: bool = False
     cast_to: np.dtype | None = None
+    zeroed: Zeroed | None = None
 
     def astype(self, dtype: Dtype | None) -> Self:
         """Returns the arrays in another dtype, which becomes that of the activations too.
@@ -57,8 +60,9 @@ class ModelArrays:
             return self
         check_dtype(dtype)
         config = with_fields(self.config, dtype_fields(dtype))
-        arrays = {name: array.astype(np.dtype(dtype)) for name, array in self.arrays.items()}
-        return dataclasses.replace(self, config=config, arrays=arrays, cast_to=np.dtype(dtype))
+        to, zeroed = np.dtype(dtype), Zeroed(np.dtype(dtype))
+        arrays = {name: array.astype(to, zeroed, name) for name, array in self.arrays.items()}
+        return dataclasses.replace(self, config=config, arrays=arrays, cast_to=to, zeroed=zeroed)
 
 
 def arrays_of_model(model: Model) -> ModelArrays:

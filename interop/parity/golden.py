@@ -32,8 +32,9 @@ from .rendered_report import Report
 POSITIONS = 24  # kept of each row
 FEATURES = 4096  # kept of each position
 SAMPLED = (
-    "The pack has a sample of the positions, from which no cause can be told: record it with "
-    "`jaxllm parity record --positions all` for hints and for each activation's own error."
+    "The pack has a sample of the positions, in which some causes do not show, such as those of "
+    "RoPE and masks: record it with `jaxllm parity record --positions all` to look for all of them "
+    "and for each activation's own error."
 )
 
 

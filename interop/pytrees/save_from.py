@@ -1,6 +1,7 @@
 """Saves the leaves of any JAX pytree as a checkpoint, with the files of another one beside it."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.rules.rule import Stacks
 from jaxllm.interop.saving.export import export_tensors
 from jaxllm.interop.saving.save import write_checkpoint, write_tensor_files
+from jaxllm.numerics.narrowing import Zeroed
 from jaxllm.sharding import spans_processes
 
 from .fitting import fit_rules
@@ -31,6 +33,8 @@ from .load_into import read_tensors
 from .tree_rules import TreeRules, read_tree_rules
 
 Tensors = Mapping[str, StoredTensor]
+
+logger = logging.getLogger(__name__)
 
 DTYPE_FIELDS = ("dtype", "torch_dtype")  # of a config.json: what transformers loads weights as
 
@@ -65,7 +69,8 @@ def save_from(
             other files go along and whose type of file is used. The tensors must be those of `like`
             in names and shapes. By default only `model.safetensors` is written, in shards if it is
             large.
-        dtype: dtype of the stored floats; by default that of each leaf, bit for bit.
+        dtype: dtype of the stored floats; by default that of each leaf, bit for bit. Logs a warning
+            on numbers that become zero in it.
         max_shard: the most bytes of tensors in a safetensors shard, or a text like "5GB".
 
     Raises:
@@ -80,7 +85,8 @@ def save_from(
     leaves, shard = NamedLeaves.of(tree), parse_size(max_shard)
     other = None if like is None else local_path(like)
     stored = {} if other is None else read_tensors(other)
-    tensors = plan_tensors(leaves, read_tree_rules(rules), stored, dtype)
+    zeroed = None if dtype is None else Zeroed(np.dtype(dtype))
+    tensors = plan_tensors(leaves, read_tree_rules(rules), stored, zeroed)
     if like is not None and (problems := _unlike(tensors, stored)):
         raise CheckpointError(problems, f"the tree does not give the tensors of {like}")
     files, index = tensor_files.lay_out(tensors, _file_of(stored), shard)
@@ -93,10 +99,12 @@ def save_from(
         [] if folder is None else [lambda to: copy_files(None, to, folder)],
         together=together,
     )
+    if zeroed is not None and (warning := zeroed.describe()):
+        logger.warning("%s", warning)
 
 
 def plan_tensors(
-    leaves: NamedLeaves, rules: TreeRules, stored: Tensors, dtype: Dtype | None = None
+    leaves: NamedLeaves, rules: TreeRules, stored: Tensors, zeroed: Zeroed | None = None
 ) -> dict[str, TensorSource]:
     """Returns the tensors to store, none of them read yet.
 
@@ -104,7 +112,7 @@ def plan_tensors(
         leaves: the leaves of the tree.
         rules: the rules.
         stored: the tensors of the checkpoint that this one is to be like; empty if there is none.
-        dtype: dtype of the floats.
+        zeroed: the dtype of the floats, and what counts the numbers that become zero in it.
 
     Raises:
         CheckpointError: a leaf has no rule or no numbers, or tied leaves differ.
@@ -115,7 +123,7 @@ def plan_tensors(
     problems = [*fit.problems, *(f"{name} is only a shape and a dtype" for name in abstract)]
     if problems:
         raise CheckpointError(problems, "cannot save this tree")
-    sources = {name: _cast(from_jax(leaf), dtype) for name, leaf in arrays.items()}
+    sources = {name: _cast(from_jax(leaf), zeroed, name) for name, leaf in arrays.items()}
     tensors = dict(export_tensors(LeafArrays(leaves.stacks, sources), fit.table))
     if problems := _drop_copies(tensors, rules, stored):
         raise CheckpointError(problems, "cannot save this tree")
@@ -123,9 +131,9 @@ def plan_tensors(
     return tensors | {name: from_stored(stored[name]) for name in ignored}
 
 
-def _cast(source: TensorSource, dtype: str | None) -> TensorSource:
+def _cast(source: TensorSource, zeroed: Zeroed | None, name: str) -> TensorSource:
     is_float = source.dtype.name in get_args(Dtype)
-    return source if dtype is None or not is_float else source.astype(np.dtype(dtype))
+    return source if zeroed is None or not is_float else source.astype(zeroed.dtype, zeroed, name)
 
 
 def _folder(like: Path) -> Path:

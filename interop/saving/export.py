@@ -111,7 +111,9 @@ def _find_carried(model: ModelArrays) -> tuple[dict[str, TensorSource], str]:
         return {}, str(error)
     dtype = model.cast_to
     return {
-        name: tensor if dtype is None or tensor.dtype.kind in "biu" else tensor.astype(dtype)
+        name: tensor
+        if dtype is None or tensor.dtype.kind in "biu"
+        else tensor.astype(dtype, model.zeroed, name)
         for name, tensor in found.items()
     }, ""
 

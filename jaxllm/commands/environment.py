@@ -125,6 +125,7 @@ def join_processes() -> None:
     """
     if not _is_in_a_job():
         return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of a lost process, one line says enough
     import jax
 
     if jax.distributed.is_initialized():

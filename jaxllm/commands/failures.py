@@ -53,6 +53,8 @@ def _explain(error: BaseException, *, debug: bool) -> tuple[str, int]:
         return str(error), error.exit_status
     if _is_of_the_machine(error):
         return str(error) or type(error).__name__, WRONG_USE
+    if (broken := _broken_connection(error)) is not None:
+        return broken, WRONG_USE
     if (problem := _device_problem()) is not None:
         return problem, WRONG_USE
     lines = [f"internal error: {type(error).__name__}: {error}"]
@@ -66,6 +68,13 @@ def _end_job(error: BaseException) -> None:
     """If several processes work together, reports the error and ends all of them."""
     if (failing := sys.modules.get("jaxllm.distributed.failing")) is not None:
         failing.fail(error)
+
+
+def _broken_connection(error: BaseException) -> str | None:
+    """Returns a line about an error that comes from the end of another process, or None."""
+    if (lost := sys.modules.get("jaxllm.distributed.lost_process")) is None:
+        return None
+    return lost.describe_broken_collective(error)
 
 
 def closed_pipe() -> int:

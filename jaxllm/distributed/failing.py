@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from .lost_process import watch_stderr
+
 FAILURE, ENDING = "jaxllm/failure", "jaxllm/ending/"  # the keys of the message and of who ends
 WAIT_S = 10  # for the other processes to read the message before the coordinator ends
 POLL_S = 1.0
@@ -22,10 +24,11 @@ POLL_S = 1.0
 Report = Callable[[BaseException], tuple[str, int]]  # prints an error; returns it, and the status
 
 _reports: list[Report] = []  # how this process reports its failure, once it has joined a job
+_ending = threading.Lock()  # taken by the thread that says why this process ends
 
 
 def watch(report: Report) -> None:
-    """Ends this process if another one fails; from now on `fail` ends the others.
+    """Ends this process if another one fails or is lost; from now on `fail` ends the others.
 
     Args:
         report: prints an error of this process and returns its text and its exit status.
@@ -34,13 +37,17 @@ def watch(report: Report) -> None:
     left = threading.Event()
     thread = threading.Thread(target=_wait_for_failure, args=(left,), daemon=True)
     thread.start()
-    atexit.register(_leave, left, thread)
+    atexit.register(watch_stderr(_state().process_id, _ending))
+    atexit.register(_leave, left, thread)  # first, as functions run in reverse order
 
 
 def fail(error: BaseException) -> None:
     """Reports an error and ends all processes; returns if this process runs alone."""
     if not _reports:
         return
+    if (other := _failure_of_another()) is not None:  # which may be why this process fails
+        _end_with(other)
+    _begin_to_end()
     text, status = _reports[0](error)
     try:
         message = f"{jax.process_index()}\n{status}\n{text}"
@@ -77,13 +84,37 @@ def _wait_for_failure(left: threading.Event) -> None:
         except Exception as error:
             if "NOT_FOUND" in str(error):
                 continue
-            return  # the job has ended; if it broke, jax says so
-        rank, status, text = message.split("\n", 2)
-        if int(rank) != jax.process_index():
-            for line in text.splitlines():
-                print(f"jaxllm: process {rank} failed: {line}", file=sys.stderr)
-            _end(int(status))
+            return  # the job has ended, or it broke, which `lost_process` notices
+        if not _is_own(message):
+            _end_with(message)
         return
+
+
+def _failure_of_another() -> str | None:
+    """Returns the message of a process that has failed before this one, or None."""
+    try:
+        message = _client().key_value_try_get(FAILURE)
+    except Exception:  # nothing has failed, or the coordinator is gone
+        return None
+    return None if _is_own(message) else message
+
+
+def _is_own(message: str) -> bool:
+    return message.startswith(f"{jax.process_index()}\n")
+
+
+def _end_with(message: str) -> None:
+    """Ends this process as another one does, whose message and status are repeated."""
+    _begin_to_end()
+    rank, status, text = message.split("\n", 2)
+    for line in text.splitlines():
+        print(f"jaxllm: process {rank} failed: {line}", file=sys.stderr)
+    _end(int(status))
+
+
+def _begin_to_end() -> None:
+    """Returns to the first thread that ends this process; the others wait for that end."""
+    _ending.acquire()
 
 
 def _end(status: int) -> None:
@@ -106,6 +137,10 @@ def _end(status: int) -> None:
 
 
 def _client() -> Any:
+    return _state().client
+
+
+def _state() -> Any:
     from jax._src import distributed  # jax exports no name for its key-value store
 
-    return distributed.global_state.client
+    return distributed.global_state

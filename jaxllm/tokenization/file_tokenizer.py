@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Encoding
 from jaxllm.errors import MissingFileError, UserError
 from jaxllm.untrusted.tokenizer_files import decode, encode, read_tokenizer
 
-from .special_tokens import find_eos_ids, named_texts
+from .special_tokens import find_eos_ids, is_unicode, named_texts
 from .tokenizer import Tokenizer
 
 FILE = "tokenizer.json"
@@ -127,7 +127,7 @@ class FileTokenizer(Tokenizer):
         """The token that the user or a file names; see the base class."""
         if self._eos is None:
             return next(iter(find_eos_ids(self._folder, self.vocab_size)), None)
-        token = self._backend.token_to_id(self._eos)
+        token = self._backend.token_to_id(self._eos) if is_unicode(self._eos) else None
         if token is None:
             raise UserError(
                 f"{self._place}: it has no token {self._eos!r} to end a sequence; {self._listed}"

@@ -28,7 +28,7 @@ def named_texts(folder: Path) -> dict[str, str]:
         for role in ROLES:
             given = content.get(f"{role}_token")
             text = given.get("content") if isinstance(given, dict) else given  # or an AddedToken
-            if given is not None and not isinstance(text, str):
+            if given is not None and not is_unicode(text):
                 raise UserError(
                     f"{file}: {role}_token is {given!r}; it must be a text, or an object with a "
                     "text as its content"
@@ -36,6 +36,13 @@ def named_texts(folder: Path) -> dict[str, str]:
             if text is not None:
                 found.setdefault(role, text)
     return found
+
+
+def is_unicode(text: object) -> bool:
+    """Whether this is a text without lone surrogates, which no tokenizer takes."""
+    return isinstance(text, str) and not any(
+        "\ud800" <= character <= "\udfff" for character in text
+    )
 
 
 def find_eos_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:

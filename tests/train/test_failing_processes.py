@@ -1,6 +1,8 @@
 """Processes that do not belong together, and jobs of which one process fails: all end, soon."""
 
 import dataclasses
+import re
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,7 +13,8 @@ from tiers import examples
 from tiny import random_of
 from together import cluster, free_port, start
 
-from jaxllm.config import DecoderConfig
+from jaxllm.checkpointing.orbax_layout import list_steps
+from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind
 from jaxllm.interop import save_pretrained
 from jaxllm.train import TrainConfig
 from jaxllm.train.config import save_config
@@ -27,7 +30,8 @@ MODEL = DecoderConfig(
     head_dim=8,
     mlp_dim=32,
 )
-SOON = 30  # seconds from the failure of one process to the end of all
+START = 240  # seconds until a process has failed, at most
+SOON = 30  # seconds from the end of one process to the end of the others, at most
 
 # A version that differs, as another installation on one of the hosts would have.
 OTHER_VERSION = """
@@ -40,7 +44,7 @@ sys.exit(main(sys.argv[1:]))
 """
 # Fails after step 2 of the training, in the middle of collective work.
 FAILING = """
-import sys, time
+import sys
 from jaxllm.cli import main
 from jaxllm.train.data.batches import Batches
 train = Batches.train
@@ -49,7 +53,6 @@ def failing(self, step=0):
     batches = train(self, step)
     for number in range(2):
         yield next(batches)
-    print("FAILING", time.time(), file=sys.stderr, flush=True)
     raise OSError(5, "Input/output error", "shard_17.npz")
 
 Batches.train = failing
@@ -81,14 +84,28 @@ def saved(config: TrainConfig, file: Path) -> str:
     return str(file)
 
 
-def end(processes: Sequence[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
-    """Returns the exit statuses and what the processes printed on stderr."""
+def end(processes: Sequence[subprocess.Popen[str]], first: int = 0) -> tuple[list[int], list[str]]:
+    """Waits for the end of one process, then for that of the others, which must be soon.
+
+    Returns the exit statuses and what the processes printed on stderr.
+    """
     try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
+        errors = {first: processes[first].communicate(timeout=START)[1]}
+        for rank, process in enumerate(processes):
+            if rank != first:
+                errors[rank] = process.communicate(timeout=SOON)[1]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], errors
+    return [process.returncode for process in processes], [errors[i] for i in sorted(errors)]
+
+
+def wait_for_steps(config: TrainConfig, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Waits until a run has logged a step."""
+    metrics = Path(config.output, "metrics.jsonl")
+    while not metrics.is_file() or not metrics.read_text():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("what", examples(["seed", "steps", "data", "version"], "seed"))
@@ -173,13 +190,58 @@ def test_one_failing_process_ends_all_with_its_message(config, tmp_path, failing
         start(*program, *command, devices=1, **shared, JAX_PROCESS_ID=str(rank))
         for rank, program in enumerate(programs)
     ]
-    statuses, errors = end(processes)
-    began = float(errors[failing].partition("FAILING ")[2].split()[0])
-    assert time.time() - began < SOON
+    statuses, errors = end(processes, first=failing)
     assert statuses == [2, 2], errors
     assert "jaxllm: [Errno 5] Input/output error: 'shard_17.npz'" in errors[failing]
     assert f"process {failing} failed: [Errno 5] Input/output" in errors[1 - failing]
     assert not any("Traceback" in error for error in errors)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_all_with_one_line(config, tmp_path, killed):
+    config = dataclasses.replace(config, steps=10**6)
+    command = ["-m", "jaxllm", "train", saved(config, tmp_path / "a.yaml")]
+    shared = cluster(2)
+    processes = [start(*command, devices=1, **shared, JAX_PROCESS_ID=rank) for rank in ("0", "1")]
+    wait_for_steps(config, processes)
+    processes[killed].kill()
+    statuses, errors = end(processes, first=killed)
+    assert statuses[killed] == -signal.SIGKILL
+    assert statuses[1 - killed] == 2, errors
+    lines = [line for line in errors[1 - killed].splitlines() if line.startswith("jaxllm: ")]
+    assert len(lines) == 1, errors
+    lost = f"jaxllm: process {killed} was lost: ", "jaxllm: the connection to another process broke"
+    assert lines[0].startswith(lost)
+    assert "Traceback" not in errors[1 - killed]
+    assert "stack trace" not in errors[1 - killed]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2), MeshConfig(fsdp=2, expert=4)])
+def test_sigterm_to_any_process_saves_the_run_in_all(config, tmp_path, mesh, signalled):
+    experts = ExpertsConfig(num_experts=4, top_k=2, mlp_dim=16)
+    model = dataclasses.replace(MODEL, pattern=(LayerKind(mlp="experts"),), experts=experts)
+    config = dataclasses.replace(config, steps=10**6, model=model, mesh=mesh, batch_size=8)
+    command = ["-m", "jaxllm", "train", saved(config, tmp_path / "a.yaml")]
+    shared, devices = cluster(2), mesh.fsdp * mesh.expert // 2
+    processes = [
+        start(*command, devices=devices, **shared, JAX_PROCESS_ID=rank) for rank in ("0", "1")
+    ]
+    try:
+        wait_for_steps(config, processes)
+        processes[signalled].terminate()
+        outputs = [process.communicate(timeout=START) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    stopped = re.search(r"stopped by SIGTERM after step (\d+) of", outputs[0][0])
+    assert stopped is not None, outputs
+    assert f"continue with jaxllm train {config.output}/config.yaml --resume" in outputs[0][0]
+    [saved_step] = list_steps(Path(config.output))
+    assert saved_step == int(stopped[1])
 
 
 @pytest.mark.exhaustive

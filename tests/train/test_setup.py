@@ -146,6 +146,25 @@ def test_the_tokenizer_beside_the_start_is_used_without_being_named(fine_tuned, 
         assert with_tokenizer(again, model).tokenizer == config.init_from
 
 
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_a_run_that_was_moved_has_its_tokenizer(fine_tuned, with_text, tmp_path, name):
+    config, model = fine_tuned
+    start, run = Path(config.init_from), tmp_path / "moved"
+    data = dataclasses.replace(config.data, tokenizer=str(start / name))
+    config = dataclasses.replace(config, data=data)
+    keep_origin(model, run)
+    resumed = dataclasses.replace(config, output=str(run))  # which knows only the old place
+    unnamed = dataclasses.replace(resumed, data=with_text.data)
+    assert with_tokenizer(resumed, model).tokenizer == str(start / name)
+    start.rename(tmp_path / "elsewhere")
+    for each in (resumed, unnamed):
+        assert with_tokenizer(each, model).tokenizer == str(run / KEPT)
+    model.origin = dataclasses.replace(model.origin, directory=str(run / KEPT))
+    assert with_tokenizer(config, model).tokenizer == str(run / KEPT)
+    other = dataclasses.replace(config, data=dataclasses.replace(data, tokenizer="other"))
+    assert with_tokenizer(other, model).tokenizer == "other"  # of which the run has no copy
+
+
 def test_a_run_of_a_new_model_was_trained_on_bytes_and_goes_on_with_them(with_text, tmp_path):
     Path(with_text.output).mkdir()
     large = dataclasses.replace(with_text, model=dataclasses.replace(MODEL, vocab_size=300))

@@ -19,6 +19,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.rules.axis_ranges import Sizes
 from jaxllm.interop.rules.pattern import Index, Side
 from jaxllm.interop.rules.rule import BoundRule
+from jaxllm.numerics.narrowing import Zeroed
 
 from .device_buffers import ShardBuffers, make_shard_buffers
 from .planned_array import PlannedArray
@@ -136,7 +137,8 @@ def plan_arrays(
 def read_arrays(plan: ArrayReads, given: Mapping[str, jax.Array] = NOTHING) -> dict[str, jax.Array]:
     """Reads the arrays onto their devices, by name, but for those that are given.
 
-    Logs a warning on finite numbers beyond the range of a dtype, which become its largest.
+    Logs a warning on finite numbers beyond the range of a dtype, which become its largest, and on
+    numbers that become zero in it (of the parts that this process reads).
     """
     buffers = {
         name: make_shard_buffers(array.side, array.sizes, array.dtype, array.sharding)
@@ -148,6 +150,7 @@ def read_arrays(plan: ArrayReads, given: Mapping[str, jax.Array] = NOTHING) -> d
         read = {one.tensor.name: from_stored(one.tensor) for one in _into(plan, dtype)}
         found = find_overflows(read, dtype, window_bytes(plan.max_ram))
         logger.warning("%s; clamped to it:\n  %s", found[0], "\n  ".join(found[1:]))
+    _warn_of_zeros(plan, buffers)
     return {
         name: given[name]
         if name in given
@@ -156,6 +159,17 @@ def read_arrays(plan: ArrayReads, given: Mapping[str, jax.Array] = NOTHING) -> d
         )
         for name, array in plan.arrays.items()
     }
+
+
+def _warn_of_zeros(plan: ArrayReads, buffers: Mapping[str, ShardBuffers]) -> None:
+    """Logs a warning for each dtype in which numbers became zero."""
+    found: dict[np.dtype, Zeroed] = {}
+    for name, buffer in buffers.items():
+        array = plan.arrays[name]
+        zeroed = found.setdefault(array.dtype, Zeroed(array.dtype))
+        zeroed.add(name, array.shape, buffer.zeroed)
+    for warning in filter(None, (zeroed.describe() for zeroed in found.values())):
+        logger.warning("%s", warning)
 
 
 def _clamped(plan: ArrayReads, buffers: Mapping[str, ShardBuffers]) -> list[np.dtype]:

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from jaxllm.interop.formats.lazy_tensor import clamp
 from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, select_ranges
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.strided_copy import copy_bits
+from jaxllm.numerics.narrowing import clamp
 
 from .device_shards import Shard, list_shards
 
@@ -36,10 +36,12 @@ class ShardBuffers(Protocol):
     Attributes:
         shards: the shards.
         overflows: positive if finite numbers were beyond the range of the dtype and were clamped.
+        zeroed: how many numbers became zero in the dtype.
     """
 
     shards: Sequence[Shard]
     overflows: int
+    zeroed: int
 
     def write(self, parts: Sequence[Part]) -> None:
         """Copies parts into the shards; several threads may call it at once."""
@@ -53,7 +55,8 @@ class HostShardBuffers:
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
         self.shards, self.dtype = shards, dtype
-        self.overflows = 0
+        self.overflows = self.zeroed = 0
+        self.lock = threading.Lock()
         self.memory = [_aligned(shard.shape, dtype) for shard in shards]
 
     def write(self, parts: Sequence[Part]) -> None:
@@ -65,8 +68,9 @@ class HostShardBuffers:
             if part.numbers.dtype == self.dtype:
                 copy_bits(part.numbers, into)
             else:
-                into[...], count = clamp(_copy(part.numbers), self.dtype)
-                self.overflows += count
+                into[...], count, zeroed = clamp(_copy(part.numbers), self.dtype)
+                with self.lock:
+                    self.overflows, self.zeroed = self.overflows + count, self.zeroed + zeroed
 
     def arrays(self) -> list[jax.Array]:
         """See `ShardBuffers`."""
@@ -82,7 +86,8 @@ class DeviceShardBuffers:
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype):
         self.shards, self.dtype = shards, dtype
-        self.overflows = 0
+        self.overflows = self.zeroed = 0
+        self.lock = threading.Lock()
         self.values: dict[jax.Device, jax.Array] = {}
         self.locks = [threading.Lock() for _ in shards]
 
@@ -92,9 +97,11 @@ class DeviceShardBuffers:
             shard = self.shards[part.shard]
             numbers = _copy(part.numbers)  # jax may still use the buffer after the call returns
             if numbers.dtype != self.dtype:
-                clamped, count = clamp(numbers, self.dtype)
+                clamped, count, zeroed = clamp(numbers, self.dtype)
                 # Without overflow the device casts by itself, which is faster.
-                numbers, self.overflows = (clamped if count else numbers), self.overflows + count
+                numbers = clamped if count else numbers
+                with self.lock:
+                    self.overflows, self.zeroed = self.overflows + count, self.zeroed + zeroed
             for ranges in shard.contiguous(part.ranges):
                 place = shard.locate(ranges)
                 inner = select_ranges(numbers, part.axes, part.ranges, ranges, part.axes)

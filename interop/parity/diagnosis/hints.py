@@ -30,6 +30,25 @@ TABLE: tuple[Explain, ...] = (
 )
 
 
+# Explanations that hold at each position by itself.
+BY_POSITION: tuple[Explain, ...] = (
+    *(*PROJECTIONS, *NORMS),
+    *(offset, scaled, capped, rounded, scaled_by_token),
+)
+
+
+def hint_of_sample(evidence: Evidence) -> str | None:
+    """Returns what `hint_of` returns, from the activations at some positions.
+
+    Mistakes that show only in neighboring positions, such as those of RoPE, are not tried.
+    """
+    if np.isnan(evidence.ours).any() and not np.isnan(evidence.theirs).any():
+        return "Numbers of the model are NaN"
+    if evidence.path.endswith((".scores", ".probs")):
+        return None
+    return first_true(evidence, BY_POSITION)
+
+
 def _of_experts(evidence: Evidence) -> str | None:
     """Returns which expert's tokens differ, for a mixture of experts whose router agrees."""
     router = evidence.reference.get(f"{evidence.path}.router")

@@ -11,7 +11,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import derive_taps, output_path
 from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.diagnosis.evidence import Evidence, Rows
-from jaxllm.interop.parity.diagnosis.hints import hint_of
+from jaxllm.interop.parity.diagnosis.hints import hint_of, hint_of_sample
 from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR, Arrays
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
@@ -21,6 +21,7 @@ from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.recording import Recording, record
+from jaxllm.interop.parity.recording.sampled_rows import ModelRows, ReferenceRows
 from jaxllm.interop.parity.report.activation_rows import (
     LOGITS,
     Error,
@@ -118,6 +119,8 @@ def judge(
     taps = tuple(_undecided_after(found_flips, taps))
     if forced is not None:
         taps = _with_hint(taps, forced, recording, model)
+    elif recording.sample is not None:
+        taps = _with_hint_from_sample(taps, ours, recording, model)
     details: dict[str, Any] = {"flips": found_flips, "versions": recording.versions}
     if recording.sample is not None:
         details["tokens"] = len(recording.arrays[LOGITS])
@@ -179,6 +182,23 @@ def _with_hint(
     own = first.forced
     threshold = own.threshold if own.whole_threshold is None else own.whole_threshold
     hint = hint_of(_evidence(first, threshold, forced, recording, model))
+    return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
+
+
+def _with_hint_from_sample(
+    taps: tuple[TapResult, ...], ours: Arrays, recording: Recording, model: Model
+) -> tuple[TapResult, ...]:
+    """Adds a hint to the first divergence of a sampled recording.
+
+    All activations before it agree, so the model computed it from the reference's inputs.
+    """
+    first, found = first_wrong(taps), ModelRows(recording, ours)
+    path = "" if first is None else LOGITS if first.is_output else first.path
+    if first is None or path not in found:
+        return taps
+    theirs, threshold = ReferenceRows(recording, ours), first.cumulative.threshold
+    around = theirs, found, LazyWeights(model)
+    hint = hint_of_sample(Evidence(first.path, found[path], theirs[path], threshold, *around))
     return tuple(dataclasses.replace(tap, hint=hint) if tap is first else tap for tap in taps)
 
 

@@ -101,6 +101,22 @@ def test_overflow_is_refused_and_counted_in_every_tensor(to, llama, tmp_path):
     convert(source, tmp_path / "out", to=to, dtype="bfloat16")
 
 
+@pytest.mark.parametrize("to", ["hf", "native"])
+def test_numbers_that_become_zero_are_counted_in_every_tensor(to, llama, tmp_path, caplog):
+    source = shutil.copytree(llama, tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"][3], weights["lm_head.weight"][5, :2] = 1e-9, -1e-8
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    convert(source, tmp_path / "out", to=to, dtype="float16")
+    assert caplog.messages == [
+        "underflow: 3 become zero in float16, up to 2.98e-08 in magnitude\n"
+        "  final_norm.scale: 1 of 32\n  lm_head.kernel: 2 of 3,072"
+    ]
+    caplog.clear()
+    convert(source, tmp_path / "wide", to=to, dtype="bfloat16")
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_meta_is_written_with_any_number_of_shards(shards, folders, tmp_path):
     convert(folders["hf"], tmp_path / "out", to="meta", model_parallel=shards)

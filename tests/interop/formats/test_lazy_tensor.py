@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiers import examples
 
@@ -13,7 +12,6 @@ from jaxllm.interop.formats import lazy_tensor
 from jaxllm.interop.formats.lazy_tensor import (
     TensorSource,
     cast,
-    clamp,
     concatenate_rows,
     find_overflows,
     from_array,
@@ -23,6 +21,7 @@ from jaxllm.interop.formats.lazy_tensor import (
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.rules.boxes import box_shape, slices
 from jaxllm.interop.rules.rule import Rule
+from jaxllm.numerics.narrowing import Zeroed
 from jaxllm.sharding import spans_processes
 
 ARRAY = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
@@ -109,19 +108,20 @@ def test_transferred_tensor_reads_boxes_through_its_rule():
     assert narrow.tobytes() == ARRAY[0, 1:3, 2:5].astype(jnp.bfloat16).tobytes()
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_only_what_overflows_is_clamped(stored):
-    given = np.array([1.5, 65504, -7e4, 65519, np.inf, -np.inf, np.nan, 1e-9, 1e38])
-    given = given.astype(np.dtype(stored))
-    narrow, count = clamp(given, np.dtype(np.float16))
-    torch_like = torch.from_numpy(given.astype(np.float32)).half().numpy()
-    beyond = np.isinf(torch_like) & np.isfinite(given)
-    limits = np.copysign(np.float16(65504), torch_like)
-    np.testing.assert_array_equal(narrow, np.where(beyond, limits, torch_like))
-    assert count == beyond.sum() >= 2
-    with pytest.raises(NarrowingError, match=f"overflow: {count} beyond"):
+def test_numbers_that_become_zero_are_counted_once_a_box():
+    small = np.array([[1e-9, 0, 1], [-1e-8, 2, 1e-7]], np.float32)
+    zeroed = Zeroed(np.dtype(np.float16))
+    source = from_array(small).astype(zeroed.dtype, zeroed, "w")
+    for max_bytes in (12, 12):  # as a conversion that verifies what it wrote
+        list(source.payload(max_bytes))
+    assert zeroed.describe().endswith("\n  w: 2 of 6")
+
+
+def test_a_cast_that_overflows_is_refused():
+    given = np.array([1.5, -7e4, 1e38], np.float32)
+    with pytest.raises(NarrowingError, match="overflow: 2 beyond"):
         cast(given, np.dtype(np.float16))
-    np.testing.assert_array_equal(cast(given[:1], np.dtype(np.float16)), [1.5])
+    np.testing.assert_array_equal(cast(given[:1], np.dtype(np.float16))[0], [1.5])
 
 
 @pytest.mark.parametrize("chunk_bytes", [4, 1 << 20])

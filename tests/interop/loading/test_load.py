@@ -363,6 +363,23 @@ def test_numbers_beyond_the_dtype_are_clamped_and_counted(llama, tmp_path, caplo
     assert not caplog.text
 
 
+@pytest.mark.parametrize("form", ["hf", "native"])
+def test_numbers_that_become_zero_are_counted(llama, tmp_path, caplog, form):
+    def shrink(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][3], tensors["lm_head.weight"][5, :2] = 1e-9, -1e-8
+
+    edit_tensors(llama, shrink)
+    folder = llama
+    if form == "native":
+        save_pretrained(load_pretrained(llama), tmp_path / "native", format="native")
+        folder = tmp_path / "native"
+    load_pretrained(folder, dtype="float16", mesh=mesh())
+    assert caplog.messages == [
+        "underflow: 3 become zero in float16, up to 2.98e-08 in magnitude\n"
+        "  final_norm.scale: 1 of 32\n  lm_head.kernel: 2 of 3,072"
+    ]
+
+
 def test_parts_of_several_dtypes_load_with_a_cast(saved, llama):
     name = "model.layers.1.self_attn.k_proj.weight"
     edit_tensors(llama, lambda tensors: tensors.update({name: tensors[name].half()}))

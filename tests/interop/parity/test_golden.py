@@ -207,13 +207,14 @@ def test_full_recordings_give_each_activation_its_own_error(whole, llama):
 
 
 @pytest.mark.exhaustive
-def test_full_recordings_give_hints_and_others_say_what_is_needed_for_them(pack, whole, copy):
+def test_recordings_give_hints_and_sampled_ones_say_what_gives_more(pack, whole, copy):
     change_config(copy, lambda config: config.update(rms_norm_eps=3e-2))
     report = check_pack(whole, copy, levels=("layers",))
     assert not report.ok
     assert "eps" in hint(report)
     sampled = check_pack(pack, copy, levels=("layers",))
     assert not sampled.ok
+    assert "eps" in hint(sampled)
     assert any("--positions all" in note for note in notes(sampled))
 
 

@@ -43,6 +43,7 @@ def coordinator(monkeypatch) -> Coordinator:
     monkeypatch.setattr(failing.os, "_exit", end)
     monkeypatch.setattr(failing.jax, "process_count", lambda: 2)
     monkeypatch.setattr(failing, "POLL_S", 0)
+    monkeypatch.setattr(failing, "_ending", threading.Lock())
     monkeypatch.setattr(failing, "_reports", [lambda error: (f"it was {error}", 2)])
     return found
 
@@ -63,11 +64,13 @@ def test_a_failure_is_told_and_the_others_are_waited_for(coordinator):
     }
 
 
-def test_only_the_first_failure_is_told(coordinator):
+def test_only_the_first_failure_is_told(coordinator, capsys):
+    """The failure of another process may be why this one fails, such as at a closed connection."""
     coordinator.values |= {FAILURE: "1\n70\nanother", f"{ENDING}1": ""}
-    with pytest.raises(Ended, match="2"):
-        failing.fail(OSError("the disk"))
+    with pytest.raises(Ended, match="70"):
+        failing.fail(OSError("the connection"))
     assert coordinator.values[FAILURE].endswith("another")
+    assert capsys.readouterr().err == "jaxllm: process 1 failed: another\n"
 
 
 def test_the_failure_of_another_process_ends_this_one(coordinator, capsys):

@@ -138,7 +138,7 @@ def test_a_lone_surrogate_is_shown(tokenizer_json):
                 encode("a\udcffb")
 
 
-@pytest.mark.parametrize("given", [{}, [], ["<|end|>"], {"content": 1}, 1])
+@pytest.mark.parametrize("given", [{}, [], ["<|end|>"], {"content": 1}, 1, "\ud800<|end|>"])
 def test_an_eos_token_that_is_no_text_is_refused(tokenizer_json, tmp_path, given):
     in_new_folder(tokenizer_json, tmp_path, tokenizer_config={"eos_token": given})
     with pytest.raises(UserError) as error:
@@ -153,6 +153,11 @@ def test_an_eos_token_id_that_is_no_token_is_refused(tokenizer_json, tmp_path, g
         load_tokenizer(tmp_path).encode_document("the cat")
     assert f"generation_config.json: eos_token_id is {given!r}; it must be a" in str(error.value)
     assert "from 0 to " in str(error.value)
+
+
+def test_an_eos_option_with_a_lone_surrogate_is_refused(tokenizer_json):
+    with pytest.raises(UserError, match=r"it has no token '\\udcff' to end a sequence"):
+        load_tokenizer(tokenizer_json, eos="\udcff").encode_document("the cat")
 
 
 def test_an_empty_vocabulary_is_refused(tmp_path):

@@ -50,6 +50,20 @@ def test_a_wrong_activation_is_the_only_one_with_a_hint(sides, recording):
     assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_sample_of_positions_gives_a_hint(sides, tokens, padded):
+    mask_BT = np.ones((2, 64), np.int32)
+    mask_BT[1, 24:] = 0
+    inputs = Inputs(tokens[:, :64], target_mask=mask_BT if padded else None)
+    sample = Sample((0, 9, 31, 63), 4096)
+    recording = record_forward(dataclasses.replace(sides, inputs=inputs, sample=sample))
+    other = changed(sides.unstacked, "layers.1.mlp_norm.scale", lambda scale: scale + 1)
+    hints = {tap.path: tap.hint for tap in judge(recording, other, BOTH).taps if tap.hint}
+    assert hints.keys() == {"layers.1.mlp_norm"}
+    assert "the reference scales by one less" in hints["layers.1.mlp_norm"]
+    assert not any(tap.hint for tap in judge(recording, sides.unstacked, BOTH).taps)
+
+
 @pytest.mark.exhaustive
 def test_a_hint_looks_only_at_rows_without_padding(sides, pair, tokens):
     mask_BT = np.ones((2, 64), np.int32)

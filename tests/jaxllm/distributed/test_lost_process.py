@@ -1,0 +1,74 @@
+"""Lost processes: jax's fatal message as one line and a status, instead of an abort."""
+
+import subprocess
+import sys
+
+from jaxllm.distributed.lost_process import STATUS, describe_broken_collective, explain
+
+# What jax 0.10.2 prints about a process without heartbeats, and when the coordinator is gone.
+FATAL = """F1130 16:46:35.022611   28502 client.h:80] Terminating process because the JAX \
+distributed service detected fatal errors. This most likely indicates that another task died. \
+absl::Status: UNAVAILABLE: """
+SILENT = """The following tasks are unhealthy (stopped sending heartbeats):
+{}
+The tasks have crashed. Check the task logs for an earlier error.
+*** Check failure stack trace: ***
+    @     0x7f4c42a40634  absl::log_internal::LogMessage::SendToLog()
+"""
+COORDINATOR = """Failed to send RPC to coordination service. Either the leader task died.
+*** Check failure stack trace: ***
+"""
+# Prints from C, as jax does, then aborts.
+ABORTING = """
+import ctypes, os, sys, threading
+from jaxllm.distributed.lost_process import watch_stderr
+leave = watch_stderr({process}, threading.Lock())
+print("of Python", file=sys.stderr)
+os.write(2, b"of C++\\n")
+if {fatal!r}:
+    os.write(2, {fatal!r}.encode())
+    ctypes.CDLL(None).abort()
+leave()
+os.write(2, b"later\\n")
+"""
+
+
+def run(process: int, fatal: str) -> subprocess.CompletedProcess[str]:
+    code = ABORTING.format(process=process, fatal=fatal)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_fatal_message_becomes_one_line_and_a_status():
+    done = run(1, FATAL + SILENT.format(3))
+    assert done.returncode == STATUS
+    lines = done.stderr.splitlines()
+    assert sorted(lines[:2]) == ["of C++", "of Python"]
+    assert lines[2].startswith("jaxllm: process 3 was lost: killed, out of memory")
+    assert len(lines) == 3
+
+
+def test_other_output_is_passed_on_and_the_watch_ends():
+    done = run(0, "")
+    assert done.returncode == 0
+    assert sorted(done.stderr.splitlines()) == ["later", "of C++", "of Python"]
+
+
+def test_the_lost_processes_are_named():
+    assert explain(FATAL + SILENT.format("2, 5")).startswith("processes 2, 5 were lost: ")
+    assert explain(FATAL + COORDINATOR).startswith("process 0 was lost: ")
+    other = explain(FATAL + "INTERNAL: a new\nkind of error\n")
+    assert other == "the job of this process broke: UNAVAILABLE: INTERNAL: a new kind of error"
+
+
+def test_errors_of_broken_connections_are_told_from_others():
+    class JaxRuntimeError(RuntimeError):
+        pass
+
+    text = "UNKNOWN: Gloo all-reduce failed: Read error:\nConnection reset by peer"
+    line = describe_broken_collective(JaxRuntimeError(text))
+    assert line is not None
+    assert line.startswith("the connection to another process broke: ")
+    assert "\n" not in line
+    assert describe_broken_collective(JaxRuntimeError("INVALID_ARGUMENT: shapes")) is None
+    assert describe_broken_collective(RuntimeError(text)) is None
