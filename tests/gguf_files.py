@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from jaxllm.interop.families.gguf.architectures import ARCHITECTURES, MIXTRAL
+from jaxllm.interop.families.gguf.architectures import ARCHITECTURES, VARIANTS
 
 KINDS = gguf.GGMLQuantizationType
 # Those whose blocks `gguf` can only decode; any bytes are valid blocks.
@@ -61,12 +61,15 @@ def tensors_of(model: Any, name: str) -> dict[str, np.ndarray]:
     config = model.config
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    architecture = MIXTRAL if config.model_type == "mixtral" else ARCHITECTURES[name]
+    known = [ARCHITECTURES[name], *VARIANTS.values()]
+    architecture = next(one for one in known if one.model_type == config.model_type)
     found: dict[str, np.ndarray] = {}
     for full, parameter in model.state_dict().items():
         stem, _, suffix = full.rpartition(".")
         array = parameter.float().numpy()
         if config.tie_word_embeddings and stem == "lm_head":
+            continue
+        if stem.endswith("coder.embed_tokens"):  # T5 has its only embedding as `shared` too
             continue
         if stem.endswith("experts"):  # transformers 5 fuses experts: E (G I) D
             layer, parts = stem.split(".")[2], {"down": array}

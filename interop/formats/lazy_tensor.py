@@ -4,7 +4,7 @@ A box is one range per dimension. Reading a box brings only that box to the host
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -26,6 +26,7 @@ from .stored_tensor import CheckpointError, StoredTensor
 
 Read = Callable[[Box], np.ndarray]
 Fill = Callable[[Box, np.ndarray], None]
+Views = Callable[[Box], Iterator[tuple[Box, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class TensorSource:
         shape: its shape.
         read: returns a box.
         into: copies a box into an array in C order; None if that takes a `read` first.
+        views: yields the boxes that make up a box, each with its numbers, none of them assembled;
+            None if only `read` gives numbers.
     """
 
     dtype: np.dtype
     shape: tuple[int, ...]
     read: Read
     into: Fill | None = None
+    views: Views | None = None
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +64,10 @@ class TensorSource:
             copy_bits(np.asarray(self.read(box)), out)
         else:
             self.into(box, out)
+
+    def parts(self, box: Box) -> Iterable[tuple[Box, np.ndarray]]:
+        """Returns the boxes that make up a box, each with its numbers."""
+        return [(box, self.read(box))] if self.views is None else self.views(box)
 
     def payload(self, max_bytes: int) -> Iterator[memoryview]:
         """Yields the bytes of the array in C order, at most `max_bytes` at a time.
@@ -163,31 +171,38 @@ def from_jax(array: jax.Array | np.ndarray) -> TensorSource:
     """
     if isinstance(array, np.ndarray):
         return from_array(array)
-    read = partial(_gather, array) if spans_processes(array) else _shard_reader(array)
-    return TensorSource(np.dtype(array.dtype), array.shape, read)
+    dtype = np.dtype(array.dtype)
+    if spans_processes(array):
+        return TensorSource(dtype, array.shape, partial(_gather, array))
+    views = _shard_views(array)
+    return TensorSource(dtype, array.shape, partial(_assemble, views, dtype), views=views)
 
 
-def _shard_reader(array: jax.Array) -> Read:
-    """Returns a reader of boxes from this process's shards; replicas are read once."""
+def _shard_views(array: jax.Array) -> Views:
+    """Returns a function that finds boxes in this process's shards; replicas are read once."""
     shards = {}
     for shard in array.addressable_shards:
         parts = zip(shard.index, array.shape, strict=True)
         shards[tuple(part.indices(size)[:2] for part, size in parts)] = shard.data
 
-    def read(box: Box) -> np.ndarray:
-        out = None
+    def views(box: Box) -> Iterator[tuple[Box, np.ndarray]]:
         for held, data in shards.items():
-            if (wanted := intersect(box, held)) is None:
-                continue
-            part = _on_host(data, relative(wanted, held))
-            if wanted == tuple(box):
-                return part
-            if out is None:
-                out = np.empty(box_shape(box), part.dtype)
-            out[slices(relative(wanted, box))] = part
-        return np.empty(box_shape(box), array.dtype) if out is None else out
+            if (wanted := intersect(box, held)) is not None:
+                yield wanted, _on_host(data, relative(wanted, held))
 
-    return read
+    return views
+
+
+def _assemble(views: Views, dtype: np.dtype, box: Box) -> np.ndarray:
+    """Returns a box; a copy only if it is in several parts."""
+    out = None
+    for place, part in views(box):
+        if tuple(place) == tuple(box):
+            return part
+        if out is None:
+            out = np.empty(box_shape(box), dtype)
+        out[slices(relative(place, box))] = part
+    return np.empty(box_shape(box), dtype) if out is None else out
 
 
 def _on_host(data: jax.Array, box: Box) -> np.ndarray:
@@ -239,14 +254,14 @@ def transfer_tensor(
     named = {axis: index.get(axis, 0) for axis in transfer.source.name_axes}
     dtype = sources[transfer.source.format_name(named, transfer.sizes)].dtype
 
-    def read_part(name: str, part: Box) -> np.ndarray:
-        return sources[name].read(part)
+    def parts(name: str, part: Box) -> Iterable[tuple[Box, np.ndarray]]:
+        return sources[name].parts(part)
 
     return TensorSource(
         dtype,
         shape,
-        lambda box: transfer.read(index, box, read_part, dtype),
-        lambda box, out: transfer.fill(index, box, read_part, out),
+        lambda box: transfer.read(index, box, parts, dtype),
+        lambda box, out: transfer.fill(index, box, parts, out),
     )
 
 

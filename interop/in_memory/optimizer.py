@@ -11,14 +11,14 @@ from jaxllm.interop.formats.pytorch.wrapped_names import plain_name
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import first_shard_prefix
 from jaxllm.interop.loading.model_arrays import ModelArrays
-from jaxllm.interop.loading.plan import Plan, split_fused
+from jaxllm.interop.loading.plan import Plan
 from jaxllm.interop.loading.streaming.array_reads import read_arrays
 from jaxllm.interop.optimizer_state.export_state import (
     by_torch_names,
     optimizer_state_dict,
     state_tensors,
 )
-from jaxllm.interop.optimizer_state.load_state import by_our_names, expected_parameters
+from jaxllm.interop.optimizer_state.load_state import by_our_parameters, expected_parameters
 from jaxllm.interop.optimizer_state.optimizer_file import OptimizerFile
 from jaxllm.interop.optimizer_state.torch_adamw import read_adamw
 from jaxllm.optimizer_state import AdamWState
@@ -42,26 +42,15 @@ def read_optimizer(optimizer: Any, opened: InMemory, plan: Plan) -> AdamWState:
         CheckpointError: lists everything that is missing, not AdamW's or not of these parameters.
         UserError: it is neither an optimizer nor a state dict of one.
     """
-    checkpoint, prefix = opened.checkpoint, first_shard_prefix(opened.checkpoint.family.format)
-    shapes, copies = expected_parameters(checkpoint, plan)
+    shapes, copies = expected_parameters(opened.checkpoint, plan)
     stored = _open(optimizer, opened)
     order = [name for name in _parameter_names(opened) if name in shapes]
     found = read_adamw(stored, shapes, copies, order)
 
-    def moments(tensors: Mapping[str, Any]) -> dict[str, Any]:
-        named = {prefix + name: tensor for name, tensor in tensors.items()}
-        return read_arrays(dataclasses.replace(plan, tensors=split_fused(plan.rules, named)))
+    def read(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return read_arrays(dataclasses.replace(plan, tensors=tensors))
 
-    return AdamWState(
-        step=found.step,
-        mu=moments(found.exp_avg),
-        nu=moments(found.exp_avg_sq),
-        learning_rate=found.learning_rate,
-        b1=found.betas[0],
-        b2=found.betas[1],
-        eps=found.eps,
-        weight_decay=by_our_names(plan, {prefix + n: v for n, v in found.weight_decay.items()}),
-    )
+    return by_our_parameters(found, opened.checkpoint.family, plan, read)
 
 
 def write_optimizer(

@@ -5,7 +5,7 @@ weights. Since a rule is a bijection of positions, the rule of a weight also app
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxllm.hub import local_path
+from jaxllm.interop.families import Family
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch import dcp
 from jaxllm.interop.formats.pytorch.saved import dcp_folder
@@ -155,7 +156,7 @@ def _on_devices(
     checkpoint: Checkpoint, plan: Plan, found: TorchAdamW, mesh: Mesh | None
 ) -> tuple[Model, AdamWState]:
     """Reads the model and the moments onto their devices."""
-    abstract, prefix = build_abstract(plan.config), first_shard_prefix(checkpoint.family.format)
+    abstract = build_abstract(plan.config)
     placed = {} if mesh is None else parameter_shardings(abstract, mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
 
@@ -163,24 +164,43 @@ def _on_devices(
         sources = apply_rules(plan.rules, tensors)
         return {name: _array(source, placed.get(name, alone)) for name, source in sources.items()}
 
-    def moments(tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
-        stored = {prefix + name: tensor for name, tensor in tensors.items()}
-        return read(split_fused(plan.rules, stored))
-
-    decay = by_our_names(plan, {prefix + n: value for n, value in found.weight_decay.items()})
     model = with_arrays(abstract, read(plan.tensors))
     model.origin = make_origin(checkpoint, plan)
-    state = AdamWState(
+    return model, by_our_parameters(found, checkpoint.family, plan, read)
+
+
+def by_our_parameters(
+    found: TorchAdamW,
+    family: Family,
+    plan: Plan,
+    read: Callable[[Mapping[str, Any]], Mapping[str, jax.Array]],
+) -> AdamWState:
+    """Converts the state to the names and the layout of our parameters.
+
+    Args:
+        found: the state by PyTorch's names.
+        family: the family of the parameters.
+        plan: the plan for loading them.
+        read: returns the arrays that the rules of the plan make of stored tensors.
+
+    Raises:
+        CheckpointError: the tensors of one array decay differently.
+    """
+    prefix = first_shard_prefix(family.format)
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {prefix + name: value for name, value in values.items()}
+
+    return AdamWState(
         step=found.step,
-        mu=moments(found.exp_avg),
-        nu=moments(found.exp_avg_sq),
+        mu=read(split_fused(plan.rules, named(found.exp_avg))),
+        nu=read(split_fused(plan.rules, named(found.exp_avg_sq))),
         learning_rate=found.learning_rate,
         b1=found.betas[0],
         b2=found.betas[1],
         eps=found.eps,
-        weight_decay=decay,
+        weight_decay=_by_our_names(plan, named(found.weight_decay)),
     )
-    return model, state
 
 
 def _array(source: TensorSource, sharding: Sharding) -> jax.Array:
@@ -193,7 +213,7 @@ def _array(source: TensorSource, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(source.shape, sharding, part)
 
 
-def by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
+def _by_our_names(plan: Plan, values: Mapping[str, float]) -> dict[str, float]:
     """Maps values per stored tensor to the model's arrays.
 
     Raises CheckpointError if the tensors of one array have different values.

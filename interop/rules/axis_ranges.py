@@ -24,6 +24,18 @@ def regions(dims: Dims, box: Box, sizes: Sizes) -> Iterator[Ranges]:
         yield dict(zip(axes, itertools.chain.from_iterable(factors), strict=True))
 
 
+def overlap(region: Ranges, ranges: Ranges) -> Ranges | None:
+    """Returns the intersection of a region with other ranges, which may have more axes, or None.
+
+    Axes that the region does not have keep their ranges.
+    """
+    common = {
+        axis: (max(low, ranges[axis][0]), min(high, ranges[axis][1]))
+        for axis, (low, high) in region.items()
+    }
+    return {**ranges, **common} if all(low < high for low, high in common.values()) else None
+
+
 def find_box(dims: Dims, ranges: Ranges, sizes: Sizes) -> tuple[Range, ...]:
     """Returns the box that `ranges`, contiguous in every dimension, occupy in an array."""
     return tuple(_interval(dim, ranges, sizes) for dim in dims)

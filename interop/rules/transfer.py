@@ -2,15 +2,18 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from .axis_ranges import Ranges, Sizes, find_box, hull, regions, select_ranges
+from .axis_ranges import Ranges, Sizes, find_box, hull, overlap, regions, select_ranges
 from .boxes import Box, Range, box_shape, relative, slices
 from .pattern import Index, Side
 from .strided_copy import copy_bits
+
+# Boxes that make up a box of the tensor of a given name, each with its numbers.
+Parts = Callable[[str, Box], Iterable[tuple[Box, np.ndarray]]]
 
 
 class Piece(NamedTuple):
@@ -56,32 +59,21 @@ class Transfer:
                 needed = find_box(source.dims, held, sizes)
                 yield Piece(source.format_name(at, sizes), wanted, place, region, needed, held)
 
-    def read(
-        self,
-        index: Index,
-        box: Box,
-        read: Callable[[str, Box], np.ndarray],
-        dtype: np.dtype,
-    ) -> np.ndarray:
+    def read(self, index: Index, box: Box, parts: Parts, dtype: np.dtype) -> np.ndarray:
         """Returns a box of a target tensor.
 
         Args:
             index: the positions of the axes in the target tensor's name.
             box: the requested box of the target tensor.
-            read: returns a box of the source tensor of a given name.
+            parts: returns the boxes that make up a box of the source tensor of a given name, each
+                with its numbers.
             dtype: of the source tensors and of the result.
         """
         out = np.empty(box_shape(box), dtype)
-        self.fill(index, box, read, out)
+        self.fill(index, box, parts, out)
         return out
 
-    def fill(
-        self,
-        index: Index,
-        box: Box,
-        read: Callable[[str, Box], np.ndarray],
-        out: np.ndarray,
-    ) -> None:
+    def fill(self, index: Index, box: Box, parts: Parts, out: np.ndarray) -> None:
         """Copies a box of a target tensor into an array; see `read`.
 
         Raises:
@@ -90,17 +82,23 @@ class Transfer:
         if not out.flags.c_contiguous:
             raise ValueError("only arrays in C order can be filled")
         for piece in self.pieces(index, box):
-            self.copy_part(piece, read(piece.name, piece.box), out)
+            for held, part in parts(piece.name, piece.box):
+                for region in regions(self.source.dims, held, self.sizes):
+                    if (common := overlap(region, piece.ranges)) is not None:
+                        place = relative(find_box(self.source.dims, region, self.sizes), held)
+                        self._copy_ranges(piece, part[slices(place)], region, common, out)
 
     def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
         """Copies a piece of the whole source tensor to its place in `out`, the requested box."""
-        self.copy_part(piece, tensor[slices(piece.box)], out)
+        self._copy_ranges(piece, tensor[slices(piece.box)], piece.held, piece.ranges, out)
 
-    def copy_part(self, piece: Piece, part: np.ndarray, out: np.ndarray) -> None:
-        """Copies a piece to its place in `out`; `part` is the source tensor at `piece.box`."""
+    def _copy_ranges(
+        self, piece: Piece, part: np.ndarray, held: Ranges, ranges: Ranges, out: np.ndarray
+    ) -> None:
+        """Copies these ranges of a piece to their place in `out` from a part that holds `held`."""
         source, target = self.source.array_axes, self.target.array_axes
         shared = [axis for axis in target if axis in source]
         order = [axis for axis in source if axis in shared]
-        from_view = select_ranges(part, source, piece.held, piece.ranges, shared)
-        into_view = select_ranges(out[piece.place], target, piece.region, piece.ranges, shared)
+        from_view = select_ranges(part, source, held, ranges, shared)
+        into_view = select_ranges(out[piece.place], target, piece.region, ranges, shared)
         copy_bits(from_view.transpose([order.index(axis) for axis in shared]), into_view)

@@ -10,6 +10,8 @@ from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.loading.checkpoint_dir import with_facts_beside
 
+from .special_tokens import TEXT_PART
+
 DTYPE, NEW_DTYPE = "torch_dtype", "dtype"  # transformers 5 writes the second
 # All of RoPE, which transformers 5 writes into one field; and that field.
 ROPE = (
@@ -17,6 +19,7 @@ ROPE = (
     *("rope_local_base_freq", "rotary_emb_base", "rotary_pct"),
 )
 ROPE_PARAMETERS = "rope_parameters"
+LOCAL = "sliding_attention"
 
 
 def keep_fields(
@@ -42,13 +45,41 @@ def keep_fields(
     except ValueError:
         return written
     kept = _with_other_names(family, base, _change(base, was, written))
-    without_rope = {name: value for name, value in kept.items() if name != ROPE_PARAMETERS}
-    respelled = without_rope | {name: written[name] for name in ROPE if name in written}
     reads_the_same = lambda config: _read(family, config, folder, tensors) == after  # noqa: E731
     if reads_the_same(kept):
         aliases = {} if family.reads is None else family.reads().aliases
         return _without_idle_changes(kept, base, {*aliases.values()}, reads_the_same)
-    return respelled if reads_the_same(respelled) else written
+    spellings = (respell(base, kept, written) for respell in (_with_rope_of_5, _with_rope_of_4))
+    return next(filter(reads_the_same, spellings), written)
+
+
+def _with_rope_of_4(base: Json, kept: Json, written: Json) -> Json:
+    """Returns the config with RoPE as it is written: in several fields."""
+    without_rope = {name: value for name, value in kept.items() if name != ROPE_PARAMETERS}
+    return without_rope | {name: written[name] for name in ROPE if name in written}
+
+
+def _with_rope_of_5(base: Json, kept: Json, written: Json) -> Json:
+    """Returns the config with RoPE as it is written, in one field, if the original has it so."""
+    if isinstance(text := base.get(TEXT_PART), Mapping):
+        return kept | {TEXT_PART: _with_rope_of_5(text, kept[TEXT_PART], written[TEXT_PART])}
+    if not (given := base.get(ROPE_PARAMETERS)):
+        return kept
+    scaling = dict(written.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    theta = written.get("rope_theta", written.get("rotary_emb_base"))
+    fraction = written.get("partial_rotary_factor", written.get("rotary_pct"))
+    rope = {"rope_theta": theta, "rope_type": kind, **scaling}
+    if fraction is not None:
+        rope["partial_rotary_factor"] = fraction
+    if LOCAL in given:  # the base of sliding layers; an object for each type of layer
+        local = {"rope_theta": written["rope_local_base_freq"], "rope_type": "default"}
+        rope = {"full_attention": rope, LOCAL: local}
+    elif kind == given.get("rope_type"):
+        rope = given | rope  # with what is not understood there, such as axes of images
+    several = {name: written.get(name, base[name]) for name in ROPE if name in base}
+    others = {name: value for name, value in kept.items() if name not in ROPE}
+    return others | several | {ROPE_PARAMETERS: rope}
 
 
 def _read(

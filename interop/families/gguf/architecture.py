@@ -29,6 +29,7 @@ class Architecture:
         shifted: ends of names of the norm scales that are stored with 1 added.
         transposed: names of the matrices that Hugging Face stores transposed.
         complete: adds fields of `config.json` that follow from others.
+        marker: name of a tensor that tells a variant from the usual models of its architecture.
     """
 
     model_type: str
@@ -39,6 +40,7 @@ class Architecture:
     shifted: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     complete: Callable[[Json], Json] = lambda config: {}
+    marker: str = ""
 
     def read_fields(self, given: Json) -> Json:
         """Returns the fields of `config.json`; `given` loses those that are understood."""

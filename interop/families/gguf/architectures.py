@@ -1,5 +1,7 @@
 """The architectures of GGUF files that can be read, by the name in the file."""
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from jaxllm.interop.families.common.fields import Json
@@ -71,6 +73,64 @@ def _query_scale(name: str) -> Any:
     return complete
 
 
+def _t5_stack(stack: str, file: str, feed_forward: int) -> dict[str, str]:
+    """Returns names of a stack of T5; a block has its feed-forward part under this number."""
+    block, ours = f"{file}.blk.#", f"{stack}.block.#.layer"
+    dense = f"{ours}.{feed_forward}.DenseReluDense"
+    return {
+        **{f"{block}.attn_{name}": f"{ours}.0.SelfAttention.{name}" for name in "qkvo"},
+        f"{block}.attn_norm": f"{ours}.0.layer_norm",
+        f"{block}.attn_rel_b": f"{ours}.0.SelfAttention.relative_attention_bias",
+        f"{block}.ffn_norm": f"{ours}.{feed_forward}.layer_norm",
+        f"{block}.ffn_gate": f"{dense}.wi_0",
+        f"{block}.ffn_up": f"{dense}.wi",
+        f"{block}.ffn_down": f"{dense}.wo",
+        f"{file}.output_norm": f"{stack}.final_layer_norm",
+    }
+
+
+_T5_ENCODER = {"token_embd": "shared", **_t5_stack("encoder", "enc", 1)}
+_T5_DECODER = {
+    **_t5_stack("decoder", "dec", 2),
+    **{
+        f"dec.blk.#.cross_attn_{name}": f"decoder.block.#.layer.1.EncDecAttention.{name}"
+        for name in "qkvo"
+    },
+    "dec.blk.#.cross_attn_norm": "decoder.block.#.layer.1.layer_norm",
+    "output": "lm_head",
+}
+T5 = Architecture(  # the original, whose feed-forward layers have no gate
+    model_type="t5",
+    fields={
+        "block_count": "num_layers",
+        "decoder_block_count": "num_decoder_layers",
+        "context_length": "n_positions",
+        "embedding_length": "d_model",
+        "feed_forward_length": "d_ff",
+        "attention.head_count": "num_heads",
+        "attention.key_length": "d_kv",
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+        "attention.relative_buckets_count": "relative_attention_num_buckets",
+        "decoder_start_token_id": "decoder_start_token_id",
+    },
+    names={**_T5_ENCODER, **_T5_DECODER},
+    constants={"feed_forward_proj": "relu"},
+)
+T5_ENCODER = dataclasses.replace(T5, names=_T5_ENCODER)
+
+
+def _gated(t5: Architecture) -> Architecture:
+    """Returns T5 v1.1, with a gate in the feed-forward layers."""
+    first = t5.names.items()
+    return dataclasses.replace(
+        t5,
+        names={name: f"{ours}_1" if name.endswith("ffn_up") else ours for name, ours in first},
+        constants={"feed_forward_proj": "gated-gelu"},
+        marker="enc.blk.0.ffn_gate.weight",
+    )
+
+
 MIXTRAL = Architecture(
     model_type="mixtral",
     fields={**_FIELDS, **_EXPERTS, "expert_count": "num_local_experts"},
@@ -86,6 +146,7 @@ MIXTRAL = Architecture(
         },
     },
     interleaved=_INTERLEAVED,
+    marker="blk.0.ffn_gate_inp.weight",
 )
 
 ARCHITECTURES = {
@@ -114,6 +175,21 @@ ARCHITECTURES = {
             },
         },
         constants={"norm_topk_prob": True},
+    ),
+    "smollm3": Architecture(
+        model_type="smollm3", fields=_FIELDS, names=_LLAMA, interleaved=_INTERLEAVED
+    ),
+    "olmo2": Architecture(
+        model_type="olmo2",
+        fields=_FIELDS,
+        names={
+            **_ENDS,
+            **_ATTENTION,
+            **_QK_NORMS,
+            **_MLP,
+            "blk.#.post_attention_norm": f"{_LAYER}.post_attention_layernorm",
+            "blk.#.post_ffw_norm": f"{_LAYER}.post_feedforward_layernorm",
+        },
     ),
     "phi3": Architecture(
         model_type="phi3",
@@ -168,4 +244,17 @@ ARCHITECTURES = {
         },
         transposed=("blk.#.attn_qkv", "blk.#.attn_output", "blk.#.ffn_up", "blk.#.ffn_down"),
     ),
+    "t5": T5,
+    "t5encoder": T5_ENCODER,
 }
+VARIANTS = {"llama": MIXTRAL, "t5": _gated(T5), "t5encoder": _gated(T5_ENCODER)}
+
+
+def find_architecture(name: object, tensors: Collection[str]) -> Architecture | None:
+    """Returns the architecture of a file by its name and the names of its tensors, or None."""
+    if not isinstance(name, str):
+        return None
+    variant = VARIANTS.get(name)
+    if variant is not None and variant.marker in tensors:
+        return variant
+    return ARCHITECTURES.get(name)

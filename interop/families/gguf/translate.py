@@ -7,14 +7,14 @@ import numpy as np
 
 from jaxllm.config import make_config
 from jaxllm.errors import did_you_mean
-from jaxllm.interop.families import FAMILIES, Family, Fields
+from jaxllm.interop.families import FAMILIES, Family, Fields, variant_of
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.gguf.header import Header, read_header
 from jaxllm.interop.formats.gguf.quantized_tensor import QuantizedTensor, list_tensors
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 
 from .architecture import Architecture
-from .architectures import ARCHITECTURES, MIXTRAL
+from .architectures import ARCHITECTURES, find_architecture
 from .rope_factors import read_scaling
 
 SUFFIX = ".gguf"
@@ -55,7 +55,7 @@ def read_gguf(path: Path) -> tuple[Family, Json, dict[str, QuantizedTensor]]:
     header = read_header(path)
     tensors = list_tensors(path, header)
     name = header.fields.get(ARCHITECTURE)
-    architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    architecture = find_architecture(name, tensors)
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
         meant = did_you_mean(str(name), [*ARCHITECTURES])
@@ -67,17 +67,16 @@ def read_gguf(path: Path) -> tuple[Family, Json, dict[str, QuantizedTensor]]:
     }
     wrong = [size for size in SIZES if not _is_size(given.get(size, 1))]
     problems = [f"field {size}={given.pop(size)!r} is not a size" for size in wrong]
-    if given.get("expert_count", 0) and architecture.model_type == "llama":
-        architecture = MIXTRAL
     config, renamed = _translate(architecture, given, tensors, problems)
     config |= _special_tokens(header)
     if problems:
         raise CheckpointError([*problems, INSTEAD], path)
-    (family,) = (
+    family = next(
         family
         for family in FAMILIES
         if family.format == "hf" and family.model_type == architecture.model_type
     )
+    family = variant_of(family, renamed)
     return family, _completed(family, config, renamed), renamed
 
 
@@ -98,12 +97,12 @@ def _translate(
 ) -> tuple[Json, dict[str, QuantizedTensor]]:
     """Returns the fields of `config.json` and the renamed tensors; collects problems."""
     value_length, rotated = given.pop(VALUE_LENGTH, None), given.pop(ROTATED, None)
+    head_dim = _head_dim(given)
     config = architecture.read_fields(given)
     config["model_type"] = architecture.model_type
     if EMBEDDING in tensors:
         config["vocab_size"] = tensors[EMBEDDING].shape[0]
     config["tie_word_embeddings"] = HEAD not in tensors
-    head_dim = _head_dim(config)
     if value_length not in (None, head_dim):
         problems.append(f"{VALUE_LENGTH}={value_length} differs from the {head_dim} of keys")
     if rotated not in (None, head_dim) and head_dim:
@@ -113,10 +112,9 @@ def _translate(
     return config, architecture.rename(tensors, config, problems)
 
 
-def _head_dim(config: Json) -> int:
-    heads = config.get("num_attention_heads") or config.get("n_head") or 1
-    width = config.get("hidden_size") or config.get("n_embd") or 0
-    return int(config.get("head_dim") or width // heads)
+def _head_dim(given: Json) -> int:
+    width, heads = given.get("embedding_length", 0), given.get("attention.head_count") or 1
+    return int(given.get("attention.key_length") or width // heads)
 
 
 def _special_tokens(header: Header) -> Json:

@@ -7,7 +7,7 @@ from functools import cached_property
 import jax
 from jax.sharding import Sharding
 
-from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, find_box, regions
+from jaxllm.interop.rules.axis_ranges import Ranges, Sizes, find_box, overlap, regions
 from jaxllm.interop.rules.boxes import Box, Range, box_shape, relative, slices
 from jaxllm.interop.rules.pattern import Side
 
@@ -34,11 +34,7 @@ class Shard:
     def overlaps(self, ranges: Ranges) -> Iterator[tuple[Ranges, Ranges]]:
         """Yields each region that intersects `ranges`, and the intersection."""
         for region in self.regions:
-            common = {
-                axis: (max(low, ranges[axis][0]), min(high, ranges[axis][1]))
-                for axis, (low, high) in region.items()
-            }
-            if all(low < high for low, high in common.values()):
+            if (common := overlap(region, ranges)) is not None:
                 yield region, common
 
     def locate(self, ranges: Ranges) -> tuple[slice, ...]:

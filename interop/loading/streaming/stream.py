@@ -127,4 +127,4 @@ def _wanted_parts(
         if piece.name in arrays:
             for number, shard in enumerate(arrays[piece.name].shards):
                 for region, common in shard.overlaps(piece.ranges):
-                    yield piece, number, region, {**piece.ranges, **common}
+                    yield piece, number, region, common

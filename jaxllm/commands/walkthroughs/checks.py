@@ -17,6 +17,8 @@ from jaxllm.errors import UserError
 from jaxllm.generation import generate
 from jaxllm.interop.parity import Report
 from jaxllm.models.decoder import Decoder
+from jaxllm.train.mesh import use_virtual_devices
+from jaxllm.train.monitoring.metrics import read_metrics
 
 log = logging.getLogger("jaxllm")
 
@@ -56,6 +58,26 @@ def clear(folder: Path, made: Sequence[str], command: str) -> None:
         )
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def prepare(folder: Path, made: Sequence[str], command: str, devices: int) -> None:
+    """Clears the folder, and sets up virtual devices and exact products for this process.
+
+    Raises:
+        UserError: the folder holds what `command` did not make.
+    """
+    clear(folder, made, command)
+    use_virtual_devices(devices)
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def held_out_losses(folder: Path) -> list[float]:
+    """Returns the held-out losses that the run in this folder measured, in order."""
+    return [
+        record["held_out_loss"]
+        for record in read_metrics(folder / "metrics.jsonl")
+        if "held_out_loss" in record
+    ]
 
 
 def parity_check(name: str, report: Report, folder: Path, stage: str) -> Check:

@@ -21,11 +21,18 @@ from jaxllm.params import count_parameters
 from jaxllm.tokenization import load_tokenizer
 from jaxllm.tokenization.chat import render_chat
 from jaxllm.train import TrainConfig, make_mesh, train
-from jaxllm.train.mesh import MeshConfig, use_virtual_devices
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
-from .checks import Check, clear, greedy_check, load_check, parity_check, run_checks
+from .checks import (
+    Check,
+    greedy_check,
+    held_out_losses,
+    load_check,
+    parity_check,
+    prepare,
+    run_checks,
+)
 
 log = logging.getLogger("jaxllm")
 
@@ -50,9 +57,7 @@ def demo(folder: Path, steps: int, given: str | None = None) -> bool:
     """
     require_torch()
     file = find_model(given)
-    clear(folder, MADE, "demo")
-    use_virtual_devices(MESH.fsdp * MESH.tensor)
-    jax.config.update("jax_default_matmul_precision", "highest")
+    prepare(folder, MADE, "demo", MESH.fsdp * MESH.tensor)
     return run_checks(folder, _loop(file, folder, steps))
 
 
@@ -105,11 +110,7 @@ def _loop(file: Path, folder: Path, steps: int) -> Iterator[Check]:
     log.info("\n4. Fine-tuned on the text of Python's own standard library")
     config = run_config(folder, imported, steps)
     model = train(config, model).model
-    losses = [
-        record["held_out_loss"]
-        for record in read_metrics(folder / "run" / "metrics.jsonl")
-        if "held_out_loss" in record
-    ]
+    losses = held_out_losses(folder / "run")
     measured = f"{losses[0]:.3f} to {losses[-1]:.3f} nats per token"
     fell = math.isfinite(losses[-1]) and losses[-1] < losses[0]
     yield Check("held-out loss", measured, "falls", fell)

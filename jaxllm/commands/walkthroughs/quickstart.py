@@ -23,11 +23,18 @@ from jaxllm.params import count_parameters
 from jaxllm.tokenization import Tokenizer
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data.documents import load_corpus
-from jaxllm.train.mesh import MeshConfig, use_virtual_devices
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
-from .checks import Check, clear, greedy_check, load_check, parity_check, run_checks
+from .checks import (
+    Check,
+    greedy_check,
+    held_out_losses,
+    load_check,
+    parity_check,
+    prepare,
+    run_checks,
+)
 
 log = logging.getLogger("jaxllm")
 
@@ -59,9 +66,7 @@ def quickstart(folder: Path, steps: int) -> bool:
         MissingPackageError: PyTorch or transformers is not installed.
     """
     require_torch()
-    clear(folder, MADE, "quickstart")
-    use_virtual_devices(MESH.fsdp * MESH.tensor)
-    jax.config.update("jax_default_matmul_precision", "highest")
+    prepare(folder, MADE, "quickstart", MESH.fsdp * MESH.tensor)
     return run_checks(folder, _loop(folder, steps))
 
 
@@ -81,11 +86,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     log.info("\n3. Trained on the text of Python's own standard library")
     config = run_config(folder, source, steps)
     model = train(config, model).model
-    losses = [
-        record["held_out_loss"]
-        for record in read_metrics(folder / "run" / "metrics.jsonl")
-        if "held_out_loss" in record
-    ]
+    losses = held_out_losses(folder / "run")
     measured = f"{losses[0]:.3f} to {losses[-1]:.3f} nats per byte"
     learned = losses[0] > 5 and losses[-1] < 2.6
     yield Check("held-out loss", measured, "above 5, below 2.6", learned)

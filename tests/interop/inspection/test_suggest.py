@@ -18,6 +18,7 @@ from jaxllm.interop import CheckpointError, load_pretrained, suggest
 from jaxllm.interop.families import FAMILIES, Fields, Layout, RuleTable
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.plan import split_fused
+from jaxllm.interop.rules.boxes import slices
 from jaxllm.models import build_abstract
 from jaxllm.params import stacked_layers
 
@@ -148,7 +149,7 @@ def arrays(table: RuleTable, config, numbers: dict[str, np.ndarray]) -> dict[str
         for name, index in transfer.target.names(sizes):
             box = [(0, size) for size in transfer.target.shape(sizes)]
             found[name] = transfer.read(
-                index, box, lambda n, b: parts[n][tuple(slice(*r) for r in b)], np.dtype(np.int64)
+                index, box, lambda n, b: [(b, parts[n][slices(b)])], np.dtype(np.int64)
             )
     return found
 

@@ -1,12 +1,14 @@
 """Any box of a target tensor is assembled from boxes of the source tensors."""
 
+import itertools
+
 import chex
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.interop.rules.boxes import slices
+from jaxllm.interop.rules.boxes import intersect, slices
 from jaxllm.interop.rules.pattern import Side
 from jaxllm.interop.rules.transfer import Transfer
 
@@ -39,8 +41,28 @@ def test_any_box_equals_that_part_of_the_whole_array(data):
         low = data.draw(st.integers(0, size - 1))
         box.append((low, data.draw(st.integers(low + 1, size))))
     found = Transfer(SOURCE, TARGET, SIZES).read(
-        {}, box, lambda name, inner: tensors[name][slices(inner)], np.dtype(float)
+        {}, box, lambda name, inner: [(inner, tensors[name][slices(inner)])], np.dtype(float)
     )
+    chex.assert_trees_all_equal(found, whole(tensors)[slices(box)])
+
+
+@given(st.data())
+def test_a_source_tensor_may_come_in_any_parts(data):
+    """Shards may end anywhere, also within merged axes."""
+    tensors = stored()
+    cuts = [data.draw(st.integers(0, 12)), data.draw(st.integers(0, 5))]
+
+    def parts(name, box):
+        """The box cut at a row and at a column, each part a view."""
+        whole_parts = itertools.product(
+            *([(0, c), (c, n)] for c, n in zip(cuts, (12, 5), strict=True))
+        )
+        for part in whole_parts:
+            if (common := intersect(box, part)) is not None:
+                yield common, tensors[name][slices(common)]
+
+    box = [(0, 2), (1, 5), (1, 4), (0, 6)]
+    found = Transfer(SOURCE, TARGET, SIZES).read({}, box, parts, np.dtype(float))
     chex.assert_trees_all_equal(found, whole(tensors)[slices(box)])
 
 
@@ -49,14 +71,16 @@ def test_opposite_direction_returns_every_tensor():
     array = whole(tensors)
     back = Transfer(TARGET, SOURCE, SIZES)
     for name, index in SOURCE.names(SIZES):
-        read = back.read(index, [(0, 12), (0, 5)], lambda _, box: array[slices(box)], array.dtype)
+        read = back.read(
+            index, [(0, 12), (0, 5)], lambda _, box: [(box, array[slices(box)])], array.dtype
+        )
         chex.assert_trees_all_equal(read, tensors[name])
 
 
 def test_an_array_whose_merged_axes_cannot_be_split_is_not_filled():
     """Its reshape would be a copy, and the numbers would be lost."""
     with pytest.raises(ValueError, match="C order"):
-        Transfer(SOURCE, TARGET, SIZES).fill({}, [], lambda *_: np.zeros(1), np.zeros((2, 3)).T)
+        Transfer(SOURCE, TARGET, SIZES).fill({}, [], lambda *_: [], np.zeros((2, 3)).T)
 
 
 def test_first_of_several_copies_is_read():

@@ -110,18 +110,36 @@ def test_an_untied_head_is_said_in_one_field(tmp_path):
     assert found == {"tie_word_embeddings": False}
 
 
-def test_rope_of_version_5_is_written_anew_if_it_changed(tmp_path):
-    config = save_case(CASES["llama/llama3"], tmp_path / "in", unsloth_version="1")
-    assert "rope_parameters" in config
-    model = changed(tmp_path / "in", {"rope.theta": 7e5})
+@pytest.mark.parametrize(
+    ("case", "changes", "expected"),
+    [
+        ("llama/llama3", {"rope.theta": 7e5}, {"rope_theta": 7e5}),
+        ("llama/llama3", {"rope.scaling.factor": 3.0}, {"factor": 3.0}),
+        ("gpt_neox", {"rope.fraction": 0.75}, {"partial_rotary_factor": 0.75}),
+        ("gemma3_text", {"rope.local_theta": 5e3}, {"sliding_attention": {"rope_theta": 5e3}}),
+    ],
+    ids=str,
+)
+def test_rope_of_version_5_keeps_its_spelling_if_it_changed(case, changes, expected, tmp_path):
+    config = save_case(CASES[case], tmp_path / "in", unsloth_version="1")
+    model = changed(tmp_path / "in", changes)
     save_pretrained(model, tmp_path / "out")
-    written = config_of(tmp_path / "out")
-    assert written["unsloth_version"] == "1"
-    assert "rope_parameters" not in written
-    assert written["rope_theta"] == 7e5
-    kept = config.keys() - {"rope_parameters"}
-    assert {name: written[name] for name in kept} == {name: config[name] for name in kept}
+    found = differences(config, config_of(tmp_path / "out"))
+    assert found.keys() == {"rope_parameters"}
+    before, after = config["rope_parameters"], found["rope_parameters"]
+    inner = [name for name in expected if isinstance(expected[name], dict)]
+    nested = {name: before[name] | expected[name] for name in inner}
+    assert after == before | expected | nested
     assert load_pretrained(tmp_path / "out").config == model.config
+
+
+def test_another_kind_of_rope_is_written_as_version_5_does(tmp_path):
+    save_case(CASES["llama/llama3"], tmp_path / "in")
+    model = changed(tmp_path / "in", {"rope.scaling": None})
+    save_pretrained(model, tmp_path / "out")
+    after, theta = config_of(tmp_path / "out"), model.config.rope.theta
+    assert after["rope_parameters"] == {"rope_theta": theta, "rope_type": "default"}
+    assert "rope_theta" not in after
 
 
 def test_another_name_of_a_field_changes_with_it(tmp_path):

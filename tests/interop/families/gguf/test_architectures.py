@@ -5,7 +5,12 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 from jaxllm.interop.families import FAMILIES
-from jaxllm.interop.families.gguf.architectures import ARCHITECTURES, MIXTRAL
+from jaxllm.interop.families.gguf.architectures import (
+    ARCHITECTURES,
+    MIXTRAL,
+    VARIANTS,
+    find_architecture,
+)
 
 OLD = {"blk.#.ffn_gate.@", "blk.#.ffn_down.@", "blk.#.ffn_up.@"}  # of Mixtral's first files
 
@@ -27,7 +32,22 @@ def test_a_llama_with_experts_is_a_mixtral():
 
 def test_every_architecture_is_a_hugging_face_family():
     types = {family.model_type for family in FAMILIES if family.format == "hf"}
-    assert {one.model_type for one in (*ARCHITECTURES.values(), MIXTRAL)} <= types
+    assert {one.model_type for one in (*ARCHITECTURES.values(), *VARIANTS.values())} <= types
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "expected"),
+    [
+        ("llama", "blk.0.ffn_gate.weight", ARCHITECTURES["llama"]),
+        ("llama", "blk.0.ffn_gate_inp.weight", MIXTRAL),
+        ("t5", "enc.blk.0.ffn_up.weight", ARCHITECTURES["t5"]),
+        ("t5encoder", "enc.blk.0.ffn_gate.weight", VARIANTS["t5encoder"]),
+        ("bert", "blk.0.ffn_gate.weight", None),
+        (3, "blk.0.ffn_gate.weight", None),
+    ],
+)
+def test_tensors_tell_the_variants_of_an_architecture(name, tensor, expected):
+    assert find_architecture(name, {tensor}) is expected
 
 
 @pytest.mark.parametrize(

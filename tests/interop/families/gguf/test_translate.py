@@ -16,6 +16,7 @@ from tiny import relative_l2
 from jaxllm.cli import main
 from jaxllm.interop import CheckpointError, inspect, load_pretrained
 from jaxllm.interop.families.gguf.translate import is_gguf, read_gguf
+from jaxllm.params import named_parameters
 
 VOCAB, WIDTH, HEADS, GROUPS, HIDDEN, LAYERS = 96, 64, 4, 2, 96, 2
 SIZES = {
@@ -64,6 +65,8 @@ CASES = {
     ),
     "gemma3": ("gemma3", "Gemma3TextConfig", GEMMA_CONFIG, GEMMA),
     "gpt2": ("gpt2", "GPT2Config", {}, {}),
+    "olmo2": ("olmo2", "Olmo2Config", {}, {}),
+    "smollm3": ("smollm3", "SmolLM3Config", {"num_hidden_layers": 5}, {"block_count": 5}),
 }
 GPT2_FIELDS = ("block_count", "context_length", "embedding_length", "feed_forward_length")
 TOKENS = np.random.default_rng(3).integers(1, VOCAB, (1, 300))
@@ -82,14 +85,8 @@ def original(case: str):
         config |= {"n_positions": 512, "n_inner": HIDDEN, "layer_norm_epsilon": 2.0**-10}
         config |= {"activation_function": "gelu_new", "attn_implementation": "eager"}
     made = getattr(transformers, config_class)(**{**config, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            drawn = torch.randn(parameter.shape, generator=generator)
-            is_norm = parameter.ndim == 1 and name.endswith("weight")
-            parameter.copy_(1 + 0.3 * drawn if is_norm else 0.15 * drawn)
-    return model
+    model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    return randomized(model.eval())
 
 
 def fields_of(case: str) -> dict:
@@ -98,6 +95,55 @@ def fields_of(case: str) -> dict:
         fields = {name: FIELDS[name] for name in (*GPT2_FIELDS, "attention.head_count")}
         fields["attention.layer_norm_epsilon"] = 2.0**-10
     return fields
+
+
+def original_t5(cls: str, feed_forward: str, is_tied: bool):
+    """T5 with random numbers in every tensor."""
+    config = transformers.T5Config(
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        d_kv=24,
+        d_ff=HIDDEN,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=HEADS,
+        relative_attention_num_buckets=16,
+        layer_norm_epsilon=2.0**-10,
+        feed_forward_proj=feed_forward,
+        tie_word_embeddings=is_tied,
+        decoder_start_token_id=3,
+    )
+    model = getattr(transformers, cls)(config)
+    if not is_tied:  # transformers 5 builds every T5 tied and only loads other heads
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, WIDTH))
+        config.tie_word_embeddings = False
+    return randomized(model.eval())
+
+
+T5_FIELDS = {
+    "block_count": 3,
+    "decoder_block_count": 2,
+    "context_length": 512,
+    "embedding_length": WIDTH,
+    "feed_forward_length": HIDDEN,
+    "attention.head_count": HEADS,
+    "attention.key_length": 24,
+    "attention.value_length": 24,
+    "attention.layer_norm_epsilon": 2.0**-10,
+    "attention.layer_norm_rms_epsilon": 2.0**-10,
+    "attention.relative_buckets_count": 16,
+    "decoder_start_token_id": 3,
+}
+
+
+def randomized(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            is_norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * drawn if is_norm else 0.15 * drawn)
+    return model
 
 
 def logits_of(model) -> np.ndarray:
@@ -111,6 +157,26 @@ def test_logits_are_those_of_the_model_that_was_written(case, tmp_path):
     write_gguf(file, model, CASES[case][0], fields_of(case))
     ours = load_pretrained(file)
     assert relative_l2(ours(TOKENS).logits, logits_of(model)) < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "feed_forward", "is_tied"),
+    [
+        ("t5", "T5ForConditionalGeneration", "relu", True),
+        ("t5", "T5ForConditionalGeneration", "gated-gelu", False),
+        ("t5encoder", "T5EncoderModel", "gated-gelu", True),
+    ],
+)
+def test_t5_is_the_model_that_transformers_saves(name, cls, feed_forward, is_tied, tmp_path):
+    model, file = original_t5(cls, feed_forward, is_tied), tmp_path / "model.gguf"
+    write_gguf(file, model, name, T5_FIELDS)
+    model.save_pretrained(tmp_path / "saved")
+    ours, expected = load_pretrained(file), load_pretrained(tmp_path / "saved")
+    assert ours.config == expected.config
+    arrays = named_parameters(ours)
+    for each, variable in named_parameters(expected).items():
+        assert np.array_equal(arrays.pop(each).get_value(), variable.get_value())
+    assert not arrays
 
 
 @pytest.mark.parametrize("case", examples(CASES, "llama", "gpt2"))
