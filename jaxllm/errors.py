@@ -73,7 +73,7 @@ class MissingPackageError(UserError, ModuleNotFoundError):
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """The loss or the gradients of a training run are no longer finite."""
+    """The loss or the gradients of a training run, or logits to choose a token from, are NaN."""
 
     exit_status = 1
 

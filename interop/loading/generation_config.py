@@ -8,6 +8,7 @@ from typing import Any
 from jaxllm.errors import UserError
 from jaxllm.generation import TokenRules
 from jaxllm.hub import local_path
+from jaxllm.tokenization import ByteTokenizer
 from jaxllm.tokenization.special_tokens import (
     GENERATION_CONFIG,
     MODEL_CONFIG,
@@ -113,7 +114,7 @@ def read_generation_config(
     return GenerationConfig(
         eos_ids=find_eos_ids(folder, vocab_size) if with_eos else (),
         rules=rules,
-        not_followed=tuple(_not_followed(fields) if is_own else ()),
+        not_followed=tuple(_not_followed(fields, with_eos=with_eos) if is_own else ()),
         **{name: numbers[name] for name in ("repetition_penalty", "length_penalty")},
         max_new_tokens=numbers["max_new_tokens"] if is_own else None,
     )
@@ -130,9 +131,11 @@ def _number(file: Path, fields: Mapping[str, Any], name: str) -> Any:
     return kind(given)
 
 
-def _not_followed(fields: Mapping[str, Any]) -> list[str]:
+def _not_followed(fields: Mapping[str, Any], *, with_eos: bool) -> list[str]:
     """Describes the fields that would change which tokens are chosen and that are not followed."""
-    found = []
+    found, eos = [], fields.get("eos_token_id")
+    if not with_eos and eos not in (None, ByteTokenizer.eos_id, [ByteTokenizer.eos_id]):
+        found.append(f"eos_token_id={eos!r} (a text of bytes ends with {ByteTokenizer.eos_id})")
     known = OPTIONS | (SAMPLING if fields.get("do_sample") is True else {})
     followed = {*NUMBERS, *RULES_OF_IDS.values(), *WITHOUT_EFFECT}
     for name, value in fields.items():

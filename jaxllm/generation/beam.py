@@ -18,6 +18,7 @@ from jaxllm.sharding import to_host
 from .decode import (
     NO_RULES,
     bucket_size,
+    check_finite,
     check_prompts,
     check_token_model,
     cut_at_end,
@@ -67,6 +68,7 @@ def beam_search(
             unknown token, fewer than one new token or beam, a vocabulary too small for the
             candidates of a step, a penalty that is not positive, more tokens than the model has
             positions for, or a model without tokens.
+        NonFiniteError: logits are NaN, so that no token can be chosen.
     """
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
@@ -89,7 +91,9 @@ def beam_search(
             eos_ids=np.array(sorted(set(eos_ids)), np.int32),
         ),
     )
-    return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in to_host(out)]
+    tokens_BR, is_finite_B = map(to_host, out)
+    check_finite(is_finite_B)
+    return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in tokens_BR]
 
 
 def _count_candidates(num_beams: int, num_eos: int, vocab_size: int) -> int:
@@ -160,8 +164,8 @@ def _search(
     tokens_BT: Array,
     lengths_B: Array,
     settings: SearchSettings,
-) -> Array:
-    """Returns the best continuation of each row, BR.
+) -> tuple[Array, Array]:
+    """Returns the best continuation of each row, BR, and whether no logits were NaN, B.
 
     `sizes` are the number of beams W, the number of candidates per step, and R, the tokens that
     each beam has room for.
@@ -202,7 +206,9 @@ def _search(
         start.seen_tokens(),
         start.cache,
     )
-    return jax.lax.while_loop(is_running, step, carry)[1].done_BWR[:, 0]
+    beams = jax.lax.while_loop(is_running, step, carry)[1]
+    is_nan_BW = jnp.isnan(beams.done_score_BW) | jnp.isnan(beams.live_score_BW)
+    return beams.done_BWR[:, 0], ~is_nan_BW.any(1)
 
 
 def _extend(

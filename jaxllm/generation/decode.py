@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxllm.config import EncoderDecoderConfig, check_has_head
 from jaxllm.config.checks import check_seed, show
-from jaxllm.errors import UserError
+from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.models import Decoder, Model, TokenModel, with_scanned_layers
 from jaxllm.models.stack import check_positions
 from jaxllm.sharding import to_host
@@ -24,6 +24,7 @@ from .sampling import Sampling
 GREEDY = Sampling()
 NO_RULES = TokenRules()
 EXPECTED = "give a list of prompts, each a list of token ids, as in [[1, 2], [3]]"
+NOT_FINITE = -1  # in place of a token where the logits are NaN
 MAX_TOKENS = 2**30  # places in the cache are int32, and their number is rounded up
 
 
@@ -64,6 +65,7 @@ def generate(
             unknown token, fewer than one new token, an encoder-decoder without
             `config.start_token`, more tokens than the model has positions for, a seed that is not
             in [0, 2**32), or a model without tokens.
+        NonFiniteError: logits are NaN, so that no token can be chosen.
     """
     model = check_token_model(model)
     check_seed(seed)
@@ -82,7 +84,9 @@ def generate(
         np.array(sorted(eos_ids), np.int32),
         jax.random.key(seed),
     )
-    return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in to_host(out)]
+    out_BR = to_host(out)[:, :max_new_tokens]
+    check_finite((out_BR != NOT_FINITE).all(1))
+    return [cut_at_end(row.tolist(), set(eos_ids)) for row in out_BR]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -112,6 +116,7 @@ def _decode(
         written = Written(start.tokens_BT, start.lengths_B, out_BR, i)
         logits_BV = rules(logits_BV, written, limit=limit, eos_ids=eos_ids)
         token_B = sampling(logits_BV, keys_B, seen_BV)
+        token_B = jnp.where(jnp.isnan(logits_BV).any(-1), NOT_FINITE, token_B)
         return token_B, None if seen_BV is None else seen_BV.at[rows, token_B].set(True)
 
     seen_BV = start.seen_tokens() if sampling.repetition_penalty != 1 else None
@@ -146,6 +151,16 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 def bucket_size(size: int) -> int:
     """Returns the next power of two, at least 16, so that few array sizes need compiling."""
     return max(16, 1 << (int(size) - 1).bit_length())
+
+
+def check_finite(ok_B: np.ndarray) -> None:
+    """Raises NonFiniteError for the first row that is not `ok`."""
+    if not ok_B.all():
+        raise NonFiniteError(
+            f"the logits after prompt {int(np.argmin(ok_B))} are NaN, so no token can be chosen: "
+            "a weight is not finite (`jaxllm verify` counts these), or activations overflow, as "
+            "they may in float16"
+        )
 
 
 def cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:

@@ -15,6 +15,16 @@ def read(folder, **fields: object) -> GenerationConfig:
     return read_generation_config(folder, 50)
 
 
+@pytest.mark.parametrize(("eos", "named"), [(2, True), ([0, 2], True), (0, False), (None, False)])
+def test_end_tokens_that_bytes_do_not_follow_are_named(tmp_path, eos, named):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    found = read_generation_config(tmp_path, 256, with_eos=False)
+    assert found.eos_ids == ()
+    text = f"eos_token_id={eos!r} (a text of bytes ends with 0)"
+    assert found.not_followed == ((text,) if named else ())
+    assert read_generation_config(tmp_path, 256).not_followed == ()
+
+
 def test_everything_that_is_followed(tmp_path):
     found = read(
         tmp_path,

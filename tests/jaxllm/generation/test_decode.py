@@ -12,7 +12,7 @@ from tiers import examples
 from tiny import random_model
 
 from jaxllm.config import ExpertsConfig, LayerKind, RopeConfig
-from jaxllm.errors import UserError
+from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.generation import Sampling, TokenRules, beam_search, generate
 from jaxllm.generation.decode import _decode
 from jaxllm.models import with_scanned_layers
@@ -187,6 +187,18 @@ def test_decoding_loop_runs_on_the_device():
     num_layers = model.config.num_layers
     assert body.count("custom_vjp_call[") >= 7 * num_layers
     assert body.count(" scatter[") >= 2 * num_layers
+
+
+@pytest.mark.parametrize("form", [{}, {"sampling": Sampling(temperature=1.0)}])
+def test_logits_that_are_nan_are_refused(form):
+    model = random_model(num_layers=1)
+    table = model.embed.embedding
+    table.set_value(table.get_value().at[7].set(jnp.nan))
+    assert generate(model, [[1, 2]], 2, **form)
+    with pytest.raises(NonFiniteError, match="the logits after prompt 1 are NaN"):
+        generate(model, [[1, 2], [7, 3]], 2, **form)
+    with pytest.raises(NonFiniteError, match="the logits after prompt 1 are NaN"):
+        beam_search(model, [[1, 2], [7, 3]], 2, num_beams=2)
 
 
 def test_experts_with_a_capacity_are_refused_since_rows_would_change_each_other():
