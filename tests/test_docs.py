@@ -1,4 +1,4 @@
-"""Generated pages: docs/families.md is complete and its figures meet the tolerances."""
+"""Generated pages are complete, and their figures meet the tolerances."""
 
 from pathlib import Path
 
@@ -12,9 +12,12 @@ CASES = {**hf_cases.CASES, **encoder_decoder_cases.CASES}
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
-def rows(table: int = 0) -> dict[str, list[str]]:
-    """The cells of one of the page's tables, keyed by the first column."""
-    part = PAGE.read_text().split("\n## ")[table]
+RELEASED = PAGE.with_name("released_configs.md")
+
+
+def rows(table: int = 0, page: Path = PAGE) -> dict[str, list[str]]:
+    """The cells of one of a page's tables, keyed by the first column."""
+    part = page.read_text().split("\n## ")[table]
     lines = [line for line in part.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
     return {first: rest for first, *rest in cells}
@@ -48,3 +51,15 @@ def test_the_level_figures_meet_their_tolerances():
         assert max(layers, logits) <= 1e-5, name
         assert max(gradients, step, curve) <= 1e-4, name
         assert generated.startswith("0 of ") or generated == "none" or float(generated) <= 1e-5
+
+
+def test_released_configs_are_read_with_logits_of_transformers_or_refused_with_a_reason():
+    types = {family.model_type: family for family in FAMILIES if family.format == "hf"}
+    for name, (model_type, result, error) in rows(page=RELEASED).items():
+        if result.startswith("refused: "):
+            assert result.removeprefix("refused: "), name
+        elif types[model_type].is_part:
+            assert (result, error) == ("read", "text part"), name
+        else:
+            assert result == "read", name
+            assert float(error) <= 1e-5, name

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from jaxllm import THREADS_PER_DEVICE
@@ -109,6 +109,15 @@ def progress_bar() -> Iterator["Callable[[str, int | None], None] | None"]:
             bar.update(task, description=step, total=total, advance=int(known))
 
         yield show
+
+
+@contextmanager
+def comparison_progress() -> Iterator[None]:
+    """Shows the runs of a comparison on stderr while the context lasts, if that is a terminal."""
+    from jaxllm.interop.parity.progress import following
+
+    with progress_bar() as show, nullcontext() if show is None else following(show):
+        yield
 
 
 def join_processes() -> None:

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxllm.errors import UserError
 
 from .choices import LevelNames
-from .environment import join_processes, log_to_stderr, print_rich, progress_bar
+from .environment import comparison_progress, join_processes, log_to_stderr, print_rich
 from .options import (
     AddCommand,
     add_dtype,
@@ -51,7 +49,9 @@ def add_commands(add: AddCommand) -> None:
 def _add_parity_options(parity: CommandParser) -> None:
     parity.usage = "%(prog)s [options] CHECKPOINT\n       %(prog)s {record,check,mesh} ..."
     parity.add_argument(
-        "path", metavar="CHECKPOINT", help="of Hugging Face or a source system, or a GGUF file"
+        "path",
+        metavar="CHECKPOINT",
+        help="a Hugging Face folder, a GGUF file, or a folder of a source system",
     )
     parity.add_argument(
         "--against",
@@ -77,7 +77,7 @@ def _add_parity_options(parity: CommandParser) -> None:
         metavar="FOLDER",
         help="for a model larger than memory: an existing folder for weights and activations",
     )
-    add_dtype(parity, "float32", "of weights and activations on both sides: ")
+    add_dtype(parity, "float32", "of weights and activations on both sides")
     add_json(parity, "the report")
     add_reading(parity)
 
@@ -164,7 +164,7 @@ def _against(arguments: argparse.Namespace) -> int:
     given = {"--text": arguments.text, "--scratch": arguments.scratch}
     if wrong := [name for name, value in given.items() if value is not None]:
         raise UserError(f"{' and '.join(wrong)} cannot be combined with --against")
-    with _shown_progress():
+    with comparison_progress():
         report = compare_checkpoints(
             arguments.path,
             arguments.against,
@@ -184,7 +184,7 @@ def _parity(arguments: argparse.Namespace) -> int:
     from jaxllm.interop.parity import Inputs, check_checkpoint
 
     text = None if arguments.text is None else read_text(arguments.text)
-    with _shown_progress():
+    with comparison_progress():
         report = check_checkpoint(
             arguments.path,
             text=text,
@@ -199,15 +199,6 @@ def _parity(arguments: argparse.Namespace) -> int:
             **allowances(arguments),
         )
     return _finish(report, arguments)
-
-
-@contextmanager
-def _shown_progress() -> Iterator[None]:
-    """Shows the runs of a comparison while the context lasts."""
-    from jaxllm.interop.parity.progress import following
-
-    with progress_bar() as show, nullcontext() if show is None else following(show):
-        yield
 
 
 def _finish(report: "Report", arguments: argparse.Namespace) -> int:
@@ -242,7 +233,7 @@ def _record(arguments: argparse.Namespace) -> int:
     from jaxllm.interop.parity.golden import record_checkpoint
 
     text = None if arguments.text is None else read_text(arguments.text)
-    with _shown_progress():
+    with comparison_progress():
         num_bytes = record_checkpoint(
             arguments.path,
             arguments.output,

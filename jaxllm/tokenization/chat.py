@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 
+from .gguf_companions import companion_folder
 from .special_tokens import TOKENIZER_CONFIG, named_texts, read_json
 
 TEMPLATE = "chat_template.jinja"
 MOST_CHARACTERS = 1_000_000  # of a template
 
 
-def render_chat(folder: str | Path, messages: Sequence[Mapping[str, str]]) -> str:
-    """Applies the chat template of a folder to messages; the model's answer comes next.
+def render_chat(path: str | Path, messages: Sequence[Mapping[str, str]]) -> str:
+    """Applies the chat template of a model to messages; the model's answer comes next.
 
     Templates run in Jinja's sandbox: they can compute texts, and nothing else.
 
     Args:
-        folder: has a tokenizer with a chat template.
+        path: a folder that has a tokenizer with a chat template, or a GGUF file.
         messages: with a `role`, such as "user", and a `content`.
 
     Returns:
@@ -28,11 +30,12 @@ def render_chat(folder: str | Path, messages: Sequence[Mapping[str, str]]) -> st
 
     Raises:
         UserError: there is no template, or it fails.
+        MissingPackageError: a package that reads the GGUF file is not installed.
     """
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    folder = Path(folder)
+    folder = companion_folder(local_path(path))
     template = _find_template(folder)
 
     def fail(message: str) -> None:
@@ -53,7 +56,7 @@ def render_chat(folder: str | Path, messages: Sequence[Mapping[str, str]]) -> st
             messages=given, tools=None, documents=None, add_generation_prompt=True, **special
         )
     except Exception as error:  # a template may fail with any error of Python
-        raise UserError(f"{folder}: the chat template fails: {error}") from None
+        raise UserError(f"{path}: the chat template fails: {error}") from None
 
 
 def _find_template(folder: Path) -> str:

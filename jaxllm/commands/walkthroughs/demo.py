@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from jaxllm.commands.environment import comparison_progress
 from jaxllm.errors import MissingFileError, MissingPackageError
 from jaxllm.generation import generate
 from jaxllm.interop import load_pretrained, save_pretrained
@@ -89,7 +90,8 @@ def _loop(file: Path, folder: Path, steps: int) -> Iterator[Check]:
     save_pretrained(model, imported)
 
     log.info("\n2. Every level of parity with transformers, on English text")
-    report = check_checkpoint(imported, model=model)
+    with comparison_progress():
+        report = check_checkpoint(imported, model=model, batch_size=1)  # of 320 tokens
     yield parity_check("import parity", report, folder, "import")
     counts = [rows for rows in report.rows.values() for rows in rows]
     measured = f"{len(counts)} rows, {sum(not row.ok for row in counts)} differ"
