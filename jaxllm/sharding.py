@@ -86,6 +86,13 @@ def named_sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding
     return NamedSharding(mesh, partition_spec(dims, shape, mesh.shape))
 
 
+def spec_axes(*parts: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Lists the mesh axes that parts of a `PartitionSpec` name."""
+    return tuple(
+        axis for part in parts for axis in ((part,) if isinstance(part, str) else part or ())
+    )
+
+
 def constrain(x: jax.Array, dims: str) -> jax.Array:
     """Constrains the sharding of an activation by its letters; a no-op outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()

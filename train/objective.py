@@ -9,7 +9,7 @@ from jax import Array
 from jaxllm.layers.context import Context
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 
-from .loss import chunked_cross_entropy, squared_error
+from .loss import CrossEntropy, chunked_cross_entropy, squared_error
 
 Batch = dict[str, Array]  # one row per example; `mask` says which targets count
 
@@ -17,8 +17,8 @@ Batch = dict[str, Array]  # one row per example; `mask` says which targets count
 class Objective(NamedTuple):
     """A loss function and the unit of its result.
 
-    The loss takes the model, a batch, `TrainConfig.loss_chunk` and a key for dropout. It returns
-    the loss summed over the targets that count, and the model's auxiliary loss, which is a mean.
+    The loss takes the model, a batch, the options of the cross-entropy and a key for dropout. It
+    returns the loss summed over the targets that count, and the model's auxiliary loss, which is a mean.
     """
 
     loss: Callable[..., tuple[Array, Array]]
@@ -26,7 +26,7 @@ class Objective(NamedTuple):
 
 
 def next_token_loss(
-    model: Decoder, batch: Batch, chunk: int, dropout_key: Array | None = None
+    model: Decoder, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
     """Cross-entropy of each next token, given the tokens before it and the row's image, if any.
 
@@ -36,7 +36,7 @@ def next_token_loss(
             `mask` (B, T); optionally `segment_ids` and `positions` (B, T) of packed documents,
             which see only themselves; optionally `images` (batch, channels, height, width), one
             per row, whose embeddings replace the image tokens.
-        chunk: see `chunked_cross_entropy`.
+        options: see `CrossEntropy`.
         dropout_key: None disables dropout.
 
     Returns:
@@ -49,12 +49,12 @@ def next_token_loss(
     segments, positions = batch.get("segment_ids"), batch.get("positions")
     context = Context(segments, positions, dropout_key=dropout_key)
     x_BTD, _, aux_loss = model.hidden(inputs, context, image_embedding=image)
-    total = chunked_cross_entropy(model.unembed, x_BTD, tokens[:, 1:], batch["mask"], chunk)
+    total = chunked_cross_entropy(model.head(), x_BTD, tokens[:, 1:], batch["mask"], options)
     return total, aux_loss
 
 
 def next_target_token_loss(
-    model: EncoderDecoder, batch: Batch, chunk: int, dropout_key: Array | None = None
+    model: EncoderDecoder, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
     """Cross-entropy of each target token, given the source and the target tokens before it.
 
@@ -62,7 +62,7 @@ def next_target_token_loss(
         model: an encoder-decoder.
         batch: `source` and `source_mask` (B, S), where the mask is False at padding; `tokens`
             (B, T+1), the start token and then the target; `mask` (B, T).
-        chunk: see `chunked_cross_entropy`.
+        options: see `CrossEntropy`.
         dropout_key: None disables dropout.
 
     Returns:
@@ -75,13 +75,13 @@ def next_target_token_loss(
         src_segment_ids=batch["source_mask"].astype(jnp.int32),
         dropout_key=dropout_key,
     )
-    unembed = model.decoder.unembed
-    total = chunked_cross_entropy(unembed, x_BTD, tokens[:, 1:], batch["mask"], chunk)
+    head = model.decoder.head()
+    total = chunked_cross_entropy(head, x_BTD, tokens[:, 1:], batch["mask"], options)
     return total, aux_loss
 
 
 def vector_loss(
-    model: SequenceModel, batch: Batch, chunk: int, dropout_key: Array | None = None
+    model: SequenceModel, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
     """Squared error of the output vector at each position, or of each sequence if pooled.
 
@@ -89,7 +89,7 @@ def vector_loss(
         model: a sequence model.
         batch: `inputs` (B, T, I), `targets` (B, T, O) and `mask` (B, T); for a pooled model
             `targets` (B, O) and `mask` (B,).
-        chunk: unused.
+        options: unused.
         dropout_key: None disables dropout.
 
     Returns:
@@ -100,7 +100,7 @@ def vector_loss(
 
 
 def next_target_vector_loss(
-    model: SequenceToSequence, batch: Batch, chunk: int, dropout_key: Array | None = None
+    model: SequenceToSequence, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
 ) -> tuple[Array, Array]:
     """Squared error of each target vector, given the source and the target vectors before it.
 
@@ -109,7 +109,7 @@ def next_target_vector_loss(
     Args:
         model: a sequence-to-sequence model.
         batch: `inputs` (B, S, I), `targets` (B, T, O) and `mask` (B, T).
-        chunk: unused.
+        options: unused.
         dropout_key: None disables dropout.
 
     Returns:

@@ -14,6 +14,7 @@ from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
+from .loss import CrossEntropy
 from .objective import Batch, get_objective
 from .optimizers.adamw import make_optimizer, optimizer_shardings
 from .optimizers.schedule import make_schedule
@@ -55,11 +56,10 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         param_shardings, optimizer_shardings(optimizer, params, param_shardings, mesh), replicated
     )
 
-    def losses(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
-        return objective.loss(bind(params), batch, config.loss_chunk, key)
+    options = CrossEntropy(config.loss_chunk_tokens, config.z_loss)
 
     def loss(params: Params, batch: Batch, key: Array | None) -> Array:
-        total, aux_loss = losses(params, batch, key)
+        total, aux_loss = objective.loss(bind(params), batch, options, key)
         return total + aux_loss * jnp.sum(batch["mask"])
 
     def init(params: Params) -> TrainState:
@@ -83,7 +83,8 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         return TrainState(params, moments, state.step + 1), metrics
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return losses(params, batch)[0], jnp.sum(batch["mask"])
+        plain = options._replace(z_loss=0.0)
+        return objective.loss(bind(params), batch, plain, None)[0], jnp.sum(batch["mask"])
 
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),

@@ -154,8 +154,7 @@ def project(equation: str, x: Array, kernel: Array) -> Array:
     """Computes `einsum(equation, x, kernel)` in the dtype of `x`, accumulated in float32.
 
     The result is float32. The kernel's gradient has the kernel's own dtype and is not first rounded
-    to that of `x`. Its product is arranged for speed on CPU: XLA's fast path needs the contracted
-    dimensions last in memory, and a barrier keeps XLA from folding the transposition back in.
+    to that of `x`.
     """
     return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -166,17 +165,32 @@ def _project_forward(equation: str, x: Array, kernel: Array) -> tuple[Array, tup
 
 def _project_backward(equation: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
     dy = dy.astype(x.dtype)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dx = einsum(f"{y_dims},{kernel_dims}->{x_dims}", dy, kernel.astype(x.dtype))
+    dx, dkernel = input_gradient(equation, dy, kernel), kernel_gradient(equation, x, dy)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def input_gradient(equation: str, dy: Array, kernel: Array) -> Array:
+    """Returns the gradient of a projection's input, in float32; `dy` has the input's dtype."""
+    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
+    backward = f"{y_dims},{kernel_dims}->{x_dims}"
+    return jnp.einsum(backward, dy, kernel.astype(dy.dtype), preferred_element_type=jnp.float32)
+
+
+def kernel_gradient(equation: str, x: Array, dy: Array) -> Array:
+    """Returns the gradient of a projection's kernel, in float32.
+
+    The product is arranged for speed on CPU: XLA's fast path needs the contracted dimensions last
+    in memory, and a barrier keeps XLA from folding the transposition back in.
+    """
+    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
     flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # summed dimensions (B, T) last
     x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)
     x_flipped = jax.lax.platform_dependent(
         x_flipped, cpu=jax.lax.optimization_barrier, default=lambda same: same
     )
-    dkernel = einsum(f"{flipped},{y_dims}->{kernel_dims}", x_flipped, dy)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
-
-
-project.defvjp(_project_forward, _project_backward)
+    forward = f"{flipped},{y_dims}->{kernel_dims}"
+    return jnp.einsum(forward, x_flipped, dy, preferred_element_type=jnp.float32)
