@@ -19,7 +19,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "T": (),  # query length
     "S": (),  # key length
     "C": (),  # cache slots
-    "D": ("fsdp",),  # embed_dim
+    "D": ("fsdp", "expert"),  # embed_dim; experts have used `expert` for E
     "N": ("tensor",),  # query heads
     "K": ("tensor",),  # key/value heads
     "G": (),  # query heads per key/value head

@@ -18,7 +18,7 @@ class Objective(NamedTuple):
     """A loss function and the unit of its result.
 
     The loss takes the model, a batch, the options of the cross-entropy and a key for dropout. It
-    returns the loss summed over the targets that count, and the model's auxiliary loss, which is a mean.
+    returns the loss summed over the targets that count, and the auxiliary loss, which is a mean.
     """
 
     loss: Callable[..., tuple[Array, Array]]

@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxllm.layers.hooks import without_hooks
-from jaxllm.sharding import DIMS, partition_spec
+from jaxllm.sharding import DIMS, partition_spec, spec_axes
 
 # Maps (rows sorted by group, number of rows per group, group of each row) to the new rows.
 ApplyGroups = Callable[[Array, Array, Array], Array]
@@ -67,10 +68,10 @@ def map_over_devices(
     is_sum = any("tensor" in part for part in specs)
     axes = tuple(axis for axis in DIMS["B"] if mesh.shape.get(axis, 1) > 1)  # split the tokens
     varying = (*axes, "tensor") if is_sum else axes
-    S, split = x_SD.shape[0], PartitionSpec(axes)
+    S, split, dtype = x_SD.shape[0], PartitionSpec(axes), x_SD.dtype
 
     def local(arrays: list[Array], *tokens: Array) -> Array:
-        own = [_prepare(*each, varying) for each in zip(arrays, dims, specs, strict=True)]
+        own = [_prepare(*each, varying, dtype) for each in zip(arrays, dims, specs, strict=True)]
         merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, own))
         out_SD = apply(merged, *(_vary(x, split, varying) for x in tokens))
         return jax.lax.psum(out_SD, "tensor") if is_sum else out_SD
@@ -82,15 +83,35 @@ def map_over_devices(
     return run(arrays, fill(x_SD, 0), fill(weights_Sk, 0), fill(expert_Sk, NO_EXPERT))[:S]
 
 
-def _prepare(array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...]) -> Array:
-    """Gathers a device's part of a parameter over `fsdp`, so that only E and F remain sharded."""
-    for place, axes in enumerate(part):
-        if axes == "fsdp":  # the gradient of all_gather is a reduce-scatter
-            array = jax.lax.all_gather(array, axes, axis=place, tiled=True)
+def _prepare(
+    array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...], dtype: DTypeLike
+) -> Array:
+    """Gathers a device's part of a parameter along D, so that only E and F remain sharded."""
     array = _vary(array, part, varying)
+    for place, (letter, axes) in enumerate(zip(dims, part, strict=True)):
+        if letter == "D" and axes:
+            array = gather_rounded(array, spec_axes(axes), place, dtype)
     if "tensor" in varying and "F" not in dims:  # an output bias, which the sum must add once
         array = jnp.where(jax.lax.axis_index("tensor") == 0, array, 0)
     return array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gather_rounded(x: Array, axes: tuple[str, ...], place: int, dtype: DTypeLike) -> Array:
+    """Gathers an array along dimension `place`, rounded to a dtype that devices compute in.
+
+    The result has the array's own dtype, and so has its gradient, which is summed unrounded.
+    """
+    rounded = jax.lax.all_gather(x.astype(dtype), axes, axis=place, tiled=True)
+    return rounded.astype(x.dtype)
+
+
+gather_rounded.defvjp(
+    lambda x, *how: (gather_rounded(x, *how), None),
+    lambda axes, place, dtype, _, dx: (
+        jax.lax.psum_scatter(dx, axes, scatter_dimension=place, tiled=True),
+    ),
+)
 
 
 def _vary(x: Array, part: PartitionSpec, axes: tuple[str, ...]) -> Array:
