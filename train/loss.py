@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -78,7 +78,7 @@ class Layout(NamedTuple):
 
 def _on_devices(
     options: CrossEntropy, head: Head, *tokens: Array, with_gradient: bool
-) -> tuple[Array, Head | None, Array | None]:
+) -> tuple[Array, Any, Any]:
     """Returns the loss and, if wanted, its gradients by the head and by the hidden states."""
     run = functools.partial(_on_device, options, with_gradient)
     mesh = jax.sharding.get_abstract_mesh()
@@ -110,7 +110,7 @@ def _on_device(
     x_BTD: Array,
     targets_BT: Array,
     mask_BT: Array,
-) -> tuple[Array, Head | None, Array | None]:
+) -> tuple[Array, Any, Any]:
     """Does what `_on_devices` does, on one device with its part of the head and of the tokens."""
     S, D = targets_BT.size, x_BTD.shape[-1]
     num_chunks = -(-S // options.chunk)
@@ -120,7 +120,7 @@ def _on_device(
     kernel = _gather(head.kernel.astype(x_BTD.dtype), head.dims.index("D"), layout.D)
     equation = f"SD,{head.dims}->SV"
 
-    def step(sums: tuple, chunk: tuple[Array, Array, Array]) -> tuple[tuple, Array | None]:
+    def step(sums: tuple, chunk: tuple[Array, Array, Array]) -> tuple[tuple, Any]:
         x_SD, targets_S, mask_S = chunk
         product = jnp.einsum(equation, x_SD, kernel, preferred_element_type=jnp.float32)
         logits_SV, transposed = jax.vjp(head.transform, product, head.bias_V)
@@ -144,7 +144,7 @@ def _on_device(
     (loss, dkernel, dbias_V), dx = lax.scan(step, sums, chunks)
     dx_BTD = _sum(dx, layout.V).reshape(-1, D)[:S].reshape(x_BTD.shape).astype(x_BTD.dtype)
     dkernel = _scatter_sum(dkernel, head.dims.index("D"), layout)
-    dbias_V = _sum(dbias_V, layout.tokens)
+    dbias_V = None if dbias_V is None else _sum(dbias_V, layout.tokens)
     dhead = dataclasses.replace(head, kernel=dkernel, bias_V=dbias_V)
     dhead = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dhead, head)
     return _sum(loss, layout.tokens), dhead, dx_BTD
@@ -162,15 +162,15 @@ def token_losses(
     total_S = _sum(jnp.exp(logits_SV - largest_S[:, None]).sum(1), axes)
     log_total_S = largest_S + jnp.log(total_S)
     loss_S = log_total_S - _sum(jnp.where(is_target_SV, logits_SV, 0).sum(1), axes)
-    factor_S = 1.0
-    if z_loss:
-        loss_S, factor_S = loss_S + z_loss * log_total_S**2, 1 + 2 * z_loss * log_total_S
     probs_SV = jnp.exp(logits_SV - log_total_S[:, None])
-    return loss_S, probs_SV * jnp.reshape(factor_S, (-1, 1)) - is_target_SV
+    if z_loss:
+        loss_S += z_loss * log_total_S**2
+        probs_SV *= 1 + 2 * z_loss * log_total_S[:, None]
+    return loss_S, probs_SV - is_target_SV
 
 
-def _sum(x: Array | None, axes: tuple[str, ...]) -> Array | None:
-    return lax.psum(x, axes) if axes and x is not None else x
+def _sum(x: Array, axes: tuple[str, ...]) -> Array:
+    return lax.psum(x, axes) if axes else x
 
 
 def _gather(x: Array, place: int, axes: tuple[str, ...]) -> Array:

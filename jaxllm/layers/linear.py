@@ -17,6 +17,7 @@ from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
+ATTENDED = "attended"  # of attention outputs, which remat="attention" saves
 
 
 class Linear(nnx.Module):

@@ -72,7 +72,7 @@ def test_a_dcn_that_fits_no_slices_is_reported():
         UserError, match="needs 2 slices of 4 devices, but there are 8 devices in 1"
     ):
         make_mesh(data=2, fsdp=4, dcn={"data": 2})
-    with pytest.raises(ValueError, match="mesh.dcn.fsdp=0 is less than 1"):
+    with pytest.raises(ValueError, match=r"mesh\.dcn\.fsdp=0 is less than 1"):
         SlicesConfig(fsdp=0)
 
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import LayerKind, StackConfig, TemperatureConfig
 from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.hooks import apply_hook, has_hook
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.linear import ATTENDED, Linear
 from jaxllm.layers.norm import Norm, normalize
 from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
             mask_BTS = mask_spec.mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
             out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
-        (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
+        (out_BTNH,) = apply_hook(self, mixed=checkpoint_name(out_BTNH, ATTENDED))
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:

@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 from jaxllm.layers.hooks import without_hooks
 from jaxllm.sharding import DIMS, partition_spec, spec_axes
 
-# Maps (rows sorted by group, number of rows per group, group of each row) to the new rows.
-ApplyGroups = Callable[[Array, Array, Array], Array]
+# Maps (arrays of rows sorted by group, number of rows per group) to the new rows.
+ApplyGroups = Callable[[tuple[Array, ...], Array], Array]
 NO_EXPERT = np.iinfo(np.int32).max  # choice of the padding that fills up devices
 
 
@@ -146,17 +146,16 @@ def exchange_rows(run: ApplyGroups, room: int) -> ApplyGroups:
         room: the most rows that one device may send to another.
     """
 
-    def exchanged(rows_MD: Array, counts: Array, _: Array) -> Array:
+    def exchanged(rows: tuple[Array, ...], counts: Array) -> Array:
         counts_RG = counts.reshape(jax.lax.axis_size("expert"), -1)
         given_RG = _all_to_all(counts_RG)
-        sizes_R, lengths = counts_RG.sum(1), (rows_MD.shape[0], room)
-        came = send_rows(rows_MD, sizes_R, lengths)
+        sizes_R, lengths = counts_RG.sum(1), (rows[0].shape[0], room)
+        came = [send_rows(x, sizes_R, lengths) for x in rows]
         ends_RG = jnp.cumsum(given_RG, axis=1)  # ends of each device's groups within its room
         place = jnp.arange(room)
         group = jax.vmap(lambda ends: jnp.searchsorted(ends, place, side="right"))(ends_RG)
-        group = group.reshape(-1)
-        order = jnp.argsort(group)
-        done = run(came[order], given_RG.sum(0), group[order])
+        order = jnp.argsort(group.reshape(-1))
+        done = run(tuple(x[order] for x in came), given_RG.sum(0))
         done = jnp.zeros_like(done).at[order].set(done, unique_indices=True)
         return return_rows(done, sizes_R, lengths)
 
