@@ -12,6 +12,7 @@ from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import DecoderConfig
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context
+from jaxllm.layers.experts.balance import Balance
 from jaxllm.layers.head import Head
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.stack import restack
@@ -72,8 +73,9 @@ class Decoder(Stack):
             hidden states BTD of each position.
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
-        x_BTD, cache, loss = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
-        return Output(self.unembed(x_BTD), cache, loss)
+        hidden = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
+        x_BTD, cache, balance = hidden
+        return Output(self.unembed(x_BTD), cache, balance.aux_loss)
 
     def hidden(
         self,
@@ -82,8 +84,8 @@ class Decoder(Stack):
         cache: Caches | None = None,
         *,
         image_embedding: MaskedEmbedding | None = None,
-    ) -> tuple[Array, Caches | None, Array]:
-        """Returns the last layer's hidden states, BTD, the cache and the auxiliary loss."""
+    ) -> tuple[Array, Caches | None, Balance]:
+        """Returns the last layer's hidden states, BTD, the cache and the balance of experts."""
         return self.transform(self.embed_tokens(tokens_BT, image_embedding), context, cache)
 
     def embed_images(self, images_ICHW: Array, tokens_BT: Array) -> MaskedEmbedding:
