@@ -19,7 +19,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "T": (),  # query length
     "S": (),  # key length
     "C": (),  # cache slots
-    "D": ("fsdp",),  # embed_dim
+    "D": ("fsdp", "expert"),  # embed_dim; experts have used `expert` for E
     "N": ("tensor",),  # query heads
     "K": ("tensor",),  # key/value heads
     "G": (),  # query heads per key/value head
@@ -84,6 +84,13 @@ def _claims(
 def named_sharding(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array on a mesh, by the letters of its dimensions."""
     return NamedSharding(mesh, partition_spec(dims, shape, mesh.shape))
+
+
+def spec_axes(*parts: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Lists the mesh axes that parts of a `PartitionSpec` name."""
+    return tuple(
+        axis for part in parts for axis in ((part,) if isinstance(part, str) else part or ())
+    )
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:

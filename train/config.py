@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxllm.config import Config, Dtype, Remat, config_class, upgraded
-from jaxllm.config.checks import check_counts, check_fields, check_seed, show
+from jaxllm.config.checks import check_counts, check_fields, check_not_negative, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
 from jaxllm.errors import UserError
@@ -43,6 +43,9 @@ class TrainConfig:
     """A training run: everything needed to reproduce it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+    RENAMED: ClassVar = {
+        "loss_chunk": "loss_chunk_tokens, which counts tokens per device, not per sequence"
+    }
 
     output: str  # folder for the config, metrics, loss plot and checkpoints
     steps: int
@@ -58,7 +61,8 @@ class TrainConfig:
     accumulate: int = 1  # microbatches per optimizer step: the same update, less memory
     dtype: Dtype | None = None  # activation dtype; None: the model's. Parameters stay float32
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
-    loss_chunk: int = 512  # tokens per sequence whose logits are in memory at a time
+    loss_chunk_tokens: int = 2048  # tokens per device whose logits are in memory at a time
+    z_loss: float = 0.0  # factor of the squared log of the softmax's denominator, per target
     seed: int = 0  # for the initial weights and dropout
     log_every: int = 10  # steps between progress lines, if the output is not a terminal
     eval_every: int = 100
@@ -73,8 +77,9 @@ class TrainConfig:
         check_seed(self.seed)
         if (self.model is None) == (self.init_from is None):
             raise ValueError("give either model or init_from")
-        counts = ("steps", "batch_size", "seq_len", "accumulate", "loss_chunk", "log_every")
-        check_counts(self, *counts, "eval_every", "eval_batches", "save_every", "keep")
+        counts = ("steps", "batch_size", "seq_len", "accumulate", "log_every", "eval_every")
+        check_counts(self, *counts, "loss_chunk_tokens", "eval_batches", "save_every", "keep")
+        check_not_negative(self, "z_loss")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
@@ -88,7 +93,16 @@ class TrainConfig:
 
 # Fields that a resumed run may change: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
-    *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
+    *(
+        "output",
+        "mesh",
+        "loss_chunk_tokens",
+        "log_every",
+        "eval_every",
+        "eval_batches",
+        "save_every",
+        "keep",
+    ),
     *("tensorboard", "wandb", "init_from", "strict", "allow"),
 )
 
@@ -219,6 +233,7 @@ def _upgraded(run: Any, place: str = "the checkpoint") -> Any:
     """
     if not isinstance(run, dict):
         return run
+    run = {name: value for name, value in run.items() if name not in TrainConfig.RENAMED}
     data, model = run.get("data"), run.get("model")
     if isinstance(data, dict) and "text_key" in data and "packing" not in data:
         bos = None if data.get("tokenizer") is None else False

@@ -80,6 +80,8 @@ def estimate_cost(config: TrainConfig) -> RunCost:
     is_text = isinstance(config.model, DecoderConfig | EncoderDecoderConfig)
     optimum = optimal_parameters(operations) if is_text else None
     mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+    if free := [axis for axis, size in mesh.items() if size == -1]:
+        raise UserError(f"mesh.{free[0]}=-1 depends on the number of devices; give its size")
     return RunCost(
         parameters,
         tokens,

@@ -1,51 +1,189 @@
 """Losses: chunked cross-entropy, which never holds all logits, and squared error."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from jaxllm.layers.head import Head
+from jaxllm.layers.linear import input_gradient, kernel_gradient
+from jaxllm.sharding import partition_spec, spec_axes
+
+
+class CrossEntropy(NamedTuple):
+    """Options of the cross-entropy.
+
+    Args:
+        chunk: number of tokens per device whose logits are in memory at a time.
+        z_loss: factor of the squared log of the softmax's denominator, which is added to each
+            target's loss and keeps logits near 0 (Chowdhery et al., 2022, section 5).
+    """
+
+    chunk: int
+    z_loss: float = 0.0
 
 
 def chunked_cross_entropy(
-    unembed: Callable[[Array], Array], x_BTD: Array, targets_BT: Array, mask_BT: Array, chunk: int
+    head: Head, x_BTD: Array, targets_BT: Array, mask_BT: Array, options: CrossEntropy
 ) -> Array:
     """Returns the negative log-likelihood in nats, summed over the targets that count.
 
+    On a mesh, every device works through its own tokens. It gathers the head once, in the dtype of
+    the hidden states, and adds the head's gradient up in float32 over its chunks; devices sum that
+    once. The gradients are computed together with the loss (Hsu et al., 2024), so that no logits
+    are computed twice.
+
     Args:
-        unembed: maps hidden states (B, T, D) to logits (B, T, V).
+        head: maps hidden states to logits.
         x_BTD: final hidden states.
         targets_BT: token ids to predict.
         mask_BT: which targets count.
-        chunk: the number of tokens per sequence whose logits are in memory at a time. With more
-            than one chunk, logits are recomputed in the backward pass.
+        options: see `CrossEntropy`.
     """
     chex.assert_equal_shape_prefix([x_BTD, targets_BT, mask_BT], 2)
+    return _cross_entropy(options, head, x_BTD, targets_BT, mask_BT.astype(jnp.float32))
 
-    def chunk_loss(x_BTD: Array, targets_BT: Array, mask_BT: Array) -> Array:
-        return jnp.sum(cross_entropy(unembed(x_BTD), targets_BT) * mask_BT)
 
-    length = targets_BT.shape[1]
-    if length <= chunk:
-        return chunk_loss(x_BTD, targets_BT, mask_BT)
-    # Chunks along T, so that the batch stays sharded as it is.
-    num_chunks = -(-length // chunk)
-    chunks = [_cut(x, num_chunks, chunk) for x in (x_BTD, targets_BT, mask_BT)]
-    total, _ = lax.scan(
-        lambda total, xs: (total + jax.checkpoint(chunk_loss)(*xs), None),
-        jnp.zeros((), jnp.float32),
-        tuple(chunks),
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(options: CrossEntropy, head: Head, *tokens: Array) -> Array:
+    return _on_devices(options, head, *tokens, with_gradient=False)[0]
+
+
+def _forward(options: CrossEntropy, head: Head, *tokens: Array) -> tuple[Array, tuple]:
+    loss, dhead, dx_BTD = _on_devices(options, head, *tokens, with_gradient=True)
+    return loss, (dhead, dx_BTD)
+
+
+def _backward(_: CrossEntropy, saved: tuple[Head, Array], dloss: Array) -> tuple:
+    dhead, dx_BTD = jax.tree.map(lambda x: (x * dloss).astype(x.dtype), saved)
+    return dhead, dx_BTD, None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+class Layout(NamedTuple):
+    """The mesh axes that split the tokens, and the D and V of the head's kernel."""
+
+    tokens: tuple[str, ...] = ()
+    D: tuple[str, ...] = ()
+    V: tuple[str, ...] = ()
+
+
+def _on_devices(
+    options: CrossEntropy, head: Head, *tokens: Array, with_gradient: bool
+) -> tuple[Array, Any, Any]:
+    """Returns the loss and, if wanted, its gradients by the head and by the hidden states."""
+    run = functools.partial(_on_device, options, with_gradient)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run(Layout(), head, *tokens)
+    x_BTD, rows = tokens[0], partition_spec("BT", tokens[1].shape, mesh.shape)
+    kernel = partition_spec(head.dims, head.kernel.shape, mesh.shape)
+    by_letter = {letter: spec_axes(axes) for letter, axes in zip(head.dims, kernel, strict=True)}
+    layout = Layout(spec_axes(*rows), **by_letter)
+    bias_V = PartitionSpec(layout.V or None)
+    head_specs = jax.tree.unflatten(
+        jax.tree.structure(head), [kernel] if head.bias_V is None else [kernel, bias_V]
     )
-    return total
+    specs = (head_specs, PartitionSpec(*rows, *(None,) * (x_BTD.ndim - 2)), rows, rows)
+    gradient_specs = (head_specs, specs[1]) if with_gradient else (None, None)
+    return jax.shard_map(
+        functools.partial(run, layout),
+        in_specs=specs,
+        out_specs=(PartitionSpec(), *gradient_specs),
+        check_vma=False,
+    )(head, *tokens)
 
 
-def cross_entropy(logits_BTV: Array, targets_BT: Array) -> Array:
-    """Returns `-log softmax(logits)[target]` in nats, (B, T)."""
-    # Compares instead of gathering, because V may be sharded.
-    is_target = lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
-    picked_BT = jnp.sum(jnp.where(is_target, logits_BTV, 0), axis=-1)
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+def _on_device(
+    options: CrossEntropy,
+    with_gradient: bool,
+    layout: Layout,
+    head: Head,
+    x_BTD: Array,
+    targets_BT: Array,
+    mask_BT: Array,
+) -> tuple[Array, Any, Any]:
+    """Does what `_on_devices` does, on one device with its part of the head and of the tokens."""
+    S, D = targets_BT.size, x_BTD.shape[-1]
+    num_chunks = -(-S // options.chunk)
+    size = -(-S // num_chunks)
+    cut = lambda x: _cut(x.reshape(S, *x.shape[2:]), num_chunks, size)  # noqa: E731
+    chunks = cut(x_BTD), cut(targets_BT), cut(mask_BT)
+    kernel = _gather(head.kernel.astype(x_BTD.dtype), head.dims.index("D"), layout.D)
+    equation = f"SD,{head.dims}->SV"
+
+    def step(sums: tuple, chunk: tuple[Array, Array, Array]) -> tuple[tuple, Any]:
+        x_SD, targets_S, mask_S = chunk
+        product = jnp.einsum(equation, x_SD, kernel, preferred_element_type=jnp.float32)
+        logits_SV, transposed = jax.vjp(head.transform, product, head.bias_V)
+        nll_S, dlogits_SV = token_losses(logits_SV, targets_S, options.z_loss, layout.V)
+        loss = jnp.sum(nll_S * mask_S)
+        if not with_gradient:
+            return (sums[0] + loss,), None
+        dproduct_SV, dbias_V = transposed(dlogits_SV * mask_S[:, None])
+        dproduct_SV = dproduct_SV.astype(x_SD.dtype)
+        dhead = kernel_gradient(equation, x_SD, dproduct_SV), dbias_V
+        dx_SD = input_gradient(equation, dproduct_SV, kernel)
+        dx_SD = dx_SD if layout.V else dx_SD.astype(x_SD.dtype)  # otherwise not summed yet
+        return jax.tree.map(jnp.add, sums, (loss, *dhead)), dx_SD
+
+    zero = jnp.zeros((), jnp.float32)
+    if not with_gradient:
+        (loss,), _ = lax.scan(step, (zero,), chunks)
+        return _sum(loss, layout.tokens), None, None
+    bias_V = None if head.bias_V is None else jnp.zeros_like(head.bias_V, jnp.float32)
+    sums = zero, jnp.zeros_like(kernel, jnp.float32), bias_V
+    (loss, dkernel, dbias_V), dx = lax.scan(step, sums, chunks)
+    dx_BTD = _sum(dx, layout.V).reshape(-1, D)[:S].reshape(x_BTD.shape).astype(x_BTD.dtype)
+    dkernel = _scatter_sum(dkernel, head.dims.index("D"), layout)
+    dbias_V = None if dbias_V is None else _sum(dbias_V, layout.tokens)
+    dhead = dataclasses.replace(head, kernel=dkernel, bias_V=dbias_V)
+    dhead = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dhead, head)
+    return _sum(loss, layout.tokens), dhead, dx_BTD
+
+
+def token_losses(
+    logits_SV: Array, targets_S: Array, z_loss: float, axes: tuple[str, ...]
+) -> tuple[Array, Array]:
+    """Returns each token's loss, S, and its gradient by the logits, SV, split over `axes`."""
+    V = logits_SV.shape[1]
+    first = lax.axis_index(axes) * V if axes else 0
+    is_target_SV = lax.broadcasted_iota(jnp.int32, logits_SV.shape, 1) + first == targets_S[:, None]
+    largest_S = logits_SV.max(1)
+    largest_S = lax.pmax(largest_S, axes) if axes else largest_S
+    total_S = _sum(jnp.exp(logits_SV - largest_S[:, None]).sum(1), axes)
+    log_total_S = largest_S + jnp.log(total_S)
+    loss_S = log_total_S - _sum(jnp.where(is_target_SV, logits_SV, 0).sum(1), axes)
+    probs_SV = jnp.exp(logits_SV - log_total_S[:, None])
+    if z_loss:
+        loss_S += z_loss * log_total_S**2
+        probs_SV *= 1 + 2 * z_loss * log_total_S[:, None]
+    return loss_S, probs_SV - is_target_SV
+
+
+def _sum(x: Array, axes: tuple[str, ...]) -> Array:
+    return lax.psum(x, axes) if axes else x
+
+
+def _gather(x: Array, place: int, axes: tuple[str, ...]) -> Array:
+    return lax.all_gather(x, axes, axis=place, tiled=True) if axes else x
+
+
+def _scatter_sum(dkernel: Array, place: int, layout: Layout) -> Array:
+    """Returns a device's part of the head's gradient, summed over all tokens."""
+    if layout.D:
+        # Devices that have the same tokens have equal terms.
+        copies = math.prod(lax.axis_size(axis) for axis in layout.D if axis not in layout.tokens)
+        dkernel = lax.psum_scatter(dkernel / copies, layout.D, scatter_dimension=place, tiled=True)
+    return _sum(dkernel, tuple(axis for axis in layout.tokens if axis not in layout.D))
 
 
 def squared_error(x_BTO: Array, targets_BTO: Array, mask_BT: Array) -> Array:
@@ -61,8 +199,7 @@ def squared_error(x_BTO: Array, targets_BTO: Array, mask_BT: Array) -> Array:
     return jnp.sum(jnp.mean(jnp.square(x_BTO - targets_BTO), axis=-1) * mask_BT)
 
 
-def _cut(x: Array, num_chunks: int, chunk: int) -> Array:
-    """Zero-pads (B, T, ...) along T and reshapes it to (num_chunks, B, chunk, ...)."""
-    padding = [(0, 0), (0, num_chunks * chunk - x.shape[1]), *((0, 0),) * (x.ndim - 2)]
-    padded = jnp.pad(x, padding)
-    return padded.reshape(x.shape[0], num_chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+def _cut(x: Array, num_chunks: int, size: int) -> Array:
+    """Zero-pads (S, ...) and reshapes it to (num_chunks, size, ...)."""
+    padding = [(0, num_chunks * size - x.shape[0]), *((0, 0),) * (x.ndim - 1)]
+    return jnp.pad(x, padding).reshape(num_chunks, size, *x.shape[1:])

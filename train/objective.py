@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxllm.layers.context import Context
+from jaxllm.layers.experts.balance import Balance
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 
-from .loss import chunked_cross_entropy, squared_error
+from .loss import CrossEntropy, chunked_cross_entropy, squared_error
 
 Batch = dict[str, Array]  # one row per example; `mask` says which targets count
 
@@ -17,17 +18,17 @@ Batch = dict[str, Array]  # one row per example; `mask` says which targets count
 class Objective(NamedTuple):
     """A loss function and the unit of its result.
 
-    The loss takes the model, a batch, `TrainConfig.loss_chunk` and a key for dropout. It returns
-    the loss summed over the targets that count, and the model's auxiliary loss, which is a mean.
+    The loss takes the model, a batch, the options of the cross-entropy and a key for dropout. It
+    returns the loss summed over the targets that count, and the balance of experts.
     """
 
-    loss: Callable[..., tuple[Array, Array]]
+    loss: Callable[..., tuple[Array, Balance]]
     unit: str  # of the loss per target
 
 
 def next_token_loss(
-    model: Decoder, batch: Batch, chunk: int, dropout_key: Array | None = None
-) -> tuple[Array, Array]:
+    model: Decoder, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+) -> tuple[Array, Balance]:
     """Cross-entropy of each next token, given the tokens before it and the row's image, if any.
 
     Args:
@@ -36,11 +37,11 @@ def next_token_loss(
             `mask` (B, T); optionally `segment_ids` and `positions` (B, T) of packed documents,
             which see only themselves; optionally `images` (batch, channels, height, width), one
             per row, whose embeddings replace the image tokens.
-        chunk: see `chunked_cross_entropy`.
+        options: see `CrossEntropy`.
         dropout_key: None disables dropout.
 
     Returns:
-        The summed loss and the auxiliary loss.
+        The summed loss and the balance of experts.
     """
     tokens = batch["tokens"]
     inputs, image = tokens[:, :-1], None
@@ -48,60 +49,60 @@ def next_token_loss(
         image = model.embed_images(batch["images"], inputs)
     segments, positions = batch.get("segment_ids"), batch.get("positions")
     context = Context(segments, positions, dropout_key=dropout_key)
-    x_BTD, _, aux_loss = model.hidden(inputs, context, image_embedding=image)
-    total = chunked_cross_entropy(model.unembed, x_BTD, tokens[:, 1:], batch["mask"], chunk)
-    return total, aux_loss
+    x_BTD, _, balance = model.hidden(inputs, context, image_embedding=image)
+    total = chunked_cross_entropy(model.head(), x_BTD, tokens[:, 1:], batch["mask"], options)
+    return total, balance
 
 
 def next_target_token_loss(
-    model: EncoderDecoder, batch: Batch, chunk: int, dropout_key: Array | None = None
-) -> tuple[Array, Array]:
+    model: EncoderDecoder, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+) -> tuple[Array, Balance]:
     """Cross-entropy of each target token, given the source and the target tokens before it.
 
     Args:
         model: an encoder-decoder.
         batch: `source` and `source_mask` (B, S), where the mask is False at padding; `tokens`
             (B, T+1), the start token and then the target; `mask` (B, T).
-        chunk: see `chunked_cross_entropy`.
+        options: see `CrossEntropy`.
         dropout_key: None disables dropout.
 
     Returns:
-        The summed loss and the auxiliary loss.
+        The summed loss and the balance of experts.
     """
     tokens = batch["tokens"]
-    x_BTD, aux_loss = model.hidden(
+    x_BTD, balance = model.hidden(
         batch["source"],
         tokens[:, :-1],
         src_segment_ids=batch["source_mask"].astype(jnp.int32),
         dropout_key=dropout_key,
     )
-    unembed = model.decoder.unembed
-    total = chunked_cross_entropy(unembed, x_BTD, tokens[:, 1:], batch["mask"], chunk)
-    return total, aux_loss
+    head = model.decoder.head()
+    total = chunked_cross_entropy(head, x_BTD, tokens[:, 1:], batch["mask"], options)
+    return total, balance
 
 
 def vector_loss(
-    model: SequenceModel, batch: Batch, chunk: int, dropout_key: Array | None = None
-) -> tuple[Array, Array]:
+    model: SequenceModel, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+) -> tuple[Array, Balance]:
     """Squared error of the output vector at each position, or of each sequence if pooled.
 
     Args:
         model: a sequence model.
         batch: `inputs` (B, T, I), `targets` (B, T, O) and `mask` (B, T); for a pooled model
             `targets` (B, O) and `mask` (B,).
-        chunk: unused.
+        options: unused.
         dropout_key: None disables dropout.
 
     Returns:
-        The summed loss and the auxiliary loss.
+        The summed loss and the balance of experts.
     """
     out = model(batch["inputs"], dropout_key=dropout_key)
-    return squared_error(out.logits, batch["targets"], batch["mask"]), out.aux_loss
+    return squared_error(out.logits, batch["targets"], batch["mask"]), Balance(out.aux_loss)
 
 
 def next_target_vector_loss(
-    model: SequenceToSequence, batch: Batch, chunk: int, dropout_key: Array | None = None
-) -> tuple[Array, Array]:
+    model: SequenceToSequence, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+) -> tuple[Array, Balance]:
     """Squared error of each target vector, given the source and the target vectors before it.
 
     The decoder's inputs are the targets shifted by one position, starting with a zero vector.
@@ -109,15 +110,15 @@ def next_target_vector_loss(
     Args:
         model: a sequence-to-sequence model.
         batch: `inputs` (B, S, I), `targets` (B, T, O) and `mask` (B, T).
-        chunk: unused.
+        options: unused.
         dropout_key: None disables dropout.
 
     Returns:
-        The summed loss and the auxiliary loss.
+        The summed loss and the balance of experts.
     """
     shifted_BTO = jnp.pad(batch["targets"][:, :-1], ((0, 0), (1, 0), (0, 0)))
     out = model(batch["inputs"], shifted_BTO, dropout_key=dropout_key)
-    return squared_error(out.logits, batch["targets"], batch["mask"]), out.aux_loss
+    return squared_error(out.logits, batch["targets"], batch["mask"]), Balance(out.aux_loss)
 
 
 def get_objective(model: Model) -> Objective:

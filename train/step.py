@@ -14,6 +14,7 @@ from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
+from .loss import CrossEntropy
 from .objective import Batch, get_objective
 from .optimizers.adamw import make_optimizer, optimizer_shardings
 from .optimizers.schedule import make_schedule
@@ -55,20 +56,19 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         param_shardings, optimizer_shardings(optimizer, params, param_shardings, mesh), replicated
     )
 
-    def losses(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
-        return objective.loss(bind(params), batch, config.loss_chunk, key)
+    options = CrossEntropy(config.loss_chunk_tokens, config.z_loss)
 
-    def loss(params: Params, batch: Batch, key: Array | None) -> Array:
-        total, aux_loss = losses(params, batch, key)
-        return total + aux_loss * jnp.sum(batch["mask"])
+    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
+        total, balance = objective.loss(bind(params), batch, options, key)
+        return total + balance.aux_loss * jnp.sum(batch["mask"]), balance.fullest
 
     def init(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        total, grads = accumulate(
-            jax.value_and_grad(loss),
+        (total, fullest), grads = accumulate(
+            jax.value_and_grad(loss, has_aux=True),
             *(state.params, batch, config.accumulate, key),
         )
         targets = jnp.maximum(jnp.sum(batch["mask"]), 1)
@@ -79,11 +79,14 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
+        if fullest is not None:
+            metrics["expert_load"] = fullest / config.accumulate
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, moments, state.step + 1), metrics
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return losses(params, batch)[0], jnp.sum(batch["mask"])
+        plain = options._replace(z_loss=0.0)
+        return objective.loss(bind(params), batch, plain, None)[0], jnp.sum(batch["mask"])
 
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
@@ -98,19 +101,20 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
 
 
 def accumulate(
-    value_and_grad: Callable[[Params, Batch, Array | None], tuple[Array, Params]],
+    value_and_grad: Callable[[Params, Batch, Array | None], tuple[Any, Params]],
     params: Params,
     batch: Batch,
     microbatches: int,
     key: Array | None = None,
-) -> tuple[Array, Params]:
+) -> tuple[Any, Params]:
     """Computes the summed loss and its gradient by gradient accumulation, in float32.
 
     Losses are summed, not averaged, so that every target has the same weight however many targets
     of each microbatch count. Each microbatch has its own dropout key.
 
     Args:
-        value_and_grad: returns a summed loss and its gradient for params, batch and key.
+        value_and_grad: returns a summed loss, or a tree of sums, and the gradient for params, batch
+            and key.
         params: the parameters.
         batch: arrays (B, ...); B must be divisible by `microbatches`.
         microbatches: the number of parts; 1 calls `value_and_grad` on the whole batch.
@@ -127,11 +131,13 @@ def accumulate(
     }
 
     def add(
-        sums: tuple[Array, Params], microbatch: tuple[Batch, Array | None]
-    ) -> tuple[tuple[Array, Params], None]:
+        sums: tuple[Any, Params], microbatch: tuple[Batch, Array | None]
+    ) -> tuple[tuple[Any, Params], None]:
         return jax.tree.map(jnp.add, sums, value_and_grad(params, *microbatch)), None
 
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
     keys = None if key is None else jax.random.split(key, microbatches)
-    sums, _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), (split_batch, keys))
+    first = jax.tree.map(lambda x: x[0], (split_batch, keys))
+    shapes = jax.eval_shape(value_and_grad, params, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    sums, _ = lax.scan(add, zeros, (split_batch, keys))
     return sums

@@ -9,8 +9,9 @@ from .checks import check_fields, check_not_negative
 
 # Of parameters and of activations.
 Dtype = Literal["float32", "bfloat16", "float16"]
-# What the backward pass recomputes: nothing, everything but matmul outputs, or everything.
-Remat = Literal["none", "dots", "full"]
+# What the backward pass recomputes: nothing, all but outputs of matmuls or of attention, all, or
+# all with the layers' inputs kept in the memory of the host.
+Remat = Literal["none", "dots", "attention", "full", "offload"]
 # Initialization of kernels: normal with `std`, or uniform within sqrt(6 / (fan in + fan out))
 # (Glorot and Bengio, 2010). Embeddings are always normal, biases 0, norms 1.
 Init = Literal["normal", "xavier"]

@@ -107,6 +107,8 @@ def _explain_unknown(
             correction = find_correction(place, inside, value, lambda new: prefix + new)  # noqa: B023
             if correction:
                 return f"{name} {correction}"
+    if change := getattr(path[-1], "RENAMED", {}).get(field):
+        return f"{name} is now {change}"
     group, dot, inner = field.partition(".")
     if dot and _has_field(path[-1], field):
         return f"unknown field {name!r}; write it nested, as in {{{group}: {{{inner}: ...}}}}"

@@ -13,7 +13,8 @@ from .attention.cross_attention import CrossAttention
 from .attention.distance_bias import DistanceBias
 from .context import Context
 from .dropout import dropout, subkeys
-from .experts.moe import Load, MoE
+from .experts.balance import Load
+from .experts.moe import MoE
 from .mlp import MLP
 from .norm import Norm, saturate
 

@@ -17,6 +17,7 @@ from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
+ATTENDED = "attended"  # of attention outputs, which remat="attention" saves
 
 
 class Linear(nnx.Module):
@@ -104,17 +105,45 @@ class Embedding(nnx.Module):
         chex.assert_rank(tokens_BT, 2)
         chex.assert_type(tokens_BT, int)
         check_vocabulary(tokens_BT, self.embedding.shape[0])
-        # A lookup in a table that is sharded over D would reshard the whole table, so D is
-        # gathered first.
-        table_VD = constrain(self.embedding[...], "V.")
-        found = table_VD.at[jnp.asarray(tokens_BT)]
-        x_BTD = found.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        x_BTD = x_BTD.astype(self.dtype)
+        x_BTD = look_up(self.dtype, self.embedding[...], jnp.asarray(tokens_BT))
         return x_BTD if self.scale == 1.0 else x_BTD * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x_BTD: Array) -> Array:
         """Returns the logits of a tied head, BTV, in float32."""
         return project("BTD,VD->BTV", x_BTD, self.embedding[...])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def look_up(dtype: Dtype, table_VD: Array, tokens_BT: Array) -> Array:
+    """Returns the rows of a table, BTD, in this dtype, or NaN outside it.
+
+    A lookup in a table that is sharded over D would reshard the whole table, so D is gathered
+    first, in this dtype. The table's gradient is added up in float32.
+    """
+    whole_VD = constrain(table_VD.astype(dtype), "V.")
+    found = whole_VD.at[tokens_BT]
+    return found.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def _look_up_forward(
+    dtype: Dtype, table_VD: Array, tokens_BT: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    like_V0 = jnp.zeros_like(table_VD, shape=(table_VD.shape[0], 0))
+    return look_up(dtype, table_VD, tokens_BT), (like_V0, tokens_BT)
+
+
+def _look_up_backward(
+    dtype: Dtype, saved: tuple[Array, Array], dx_BTD: Array
+) -> tuple[Array, None]:
+    like_V0, tokens_BT = saved
+    zero_VD = jnp.zeros((like_V0.shape[0], dx_BTD.shape[-1]), jnp.float32)
+    summed_VD = zero_VD.at[tokens_BT].add(
+        dx_BTD.astype(jnp.float32), mode="drop", wrap_negative_indices=False
+    )
+    return constrain(summed_VD, "VD").astype(like_V0.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def check_vocabulary(tokens_BT: Array, vocab_size: int) -> None:
@@ -154,8 +183,7 @@ def project(equation: str, x: Array, kernel: Array) -> Array:
     """Computes `einsum(equation, x, kernel)` in the dtype of `x`, accumulated in float32.
 
     The result is float32. The kernel's gradient has the kernel's own dtype and is not first rounded
-    to that of `x`. Its product is arranged for speed on CPU: XLA's fast path needs the contracted
-    dimensions last in memory, and a barrier keeps XLA from folding the transposition back in.
+    to that of `x`.
     """
     return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -166,17 +194,32 @@ def _project_forward(equation: str, x: Array, kernel: Array) -> tuple[Array, tup
 
 def _project_backward(equation: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
     dy = dy.astype(x.dtype)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dx = einsum(f"{y_dims},{kernel_dims}->{x_dims}", dy, kernel.astype(x.dtype))
+    dx, dkernel = input_gradient(equation, dy, kernel), kernel_gradient(equation, x, dy)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def input_gradient(equation: str, dy: Array, kernel: Array) -> Array:
+    """Returns the gradient of a projection's input, in float32; `dy` has the input's dtype."""
+    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
+    backward = f"{y_dims},{kernel_dims}->{x_dims}"
+    return jnp.einsum(backward, dy, kernel.astype(dy.dtype), preferred_element_type=jnp.float32)
+
+
+def kernel_gradient(equation: str, x: Array, dy: Array) -> Array:
+    """Returns the gradient of a projection's kernel, in float32.
+
+    The product is arranged for speed on CPU: XLA's fast path needs the contracted dimensions last
+    in memory, and a barrier keeps XLA from folding the transposition back in.
+    """
+    x_dims, kernel_dims, y_dims = re.split(",|->", equation)
     flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # summed dimensions (B, T) last
     x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)
     x_flipped = jax.lax.platform_dependent(
         x_flipped, cpu=jax.lax.optimization_barrier, default=lambda same: same
     )
-    dkernel = einsum(f"{flipped},{y_dims}->{kernel_dims}", x_flipped, dy)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
-
-
-project.defvjp(_project_forward, _project_backward)
+    forward = f"{flipped},{y_dims}->{kernel_dims}"
+    return jnp.einsum(forward, x_flipped, dy, preferred_element_type=jnp.float32)

@@ -10,6 +10,7 @@ from jaxllm.config import Activation, StackConfig
 from jaxllm.sharding import constrain
 
 from .linear import Linear
+from .together import project_together
 
 
 class MLP(nnx.Module):
@@ -31,8 +32,8 @@ class MLP(nnx.Module):
         if self.gate_proj is None:
             up_BTF = constrain(self.up_proj(x_BTD), "BTF")
             return self.down_proj(activate(self.activation, up_BTF))
-        gate_BTF = constrain(self.gate_proj(x_BTD), "BTF")
-        up_BTF = constrain(self.up_proj(x_BTD), "BTF")
+        gate_BTF, up_BTF = project_together((self.gate_proj, self.up_proj), x_BTD)
+        gate_BTF, up_BTF = constrain(gate_BTF, "BTF"), constrain(up_BTF, "BTF")
         return self.down_proj(activate(self.activation, gate_BTF) * up_BTF)
 
 

@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import Remat
 
-from .linear import PROJECTION
+from .linear import ATTENDED, PROJECTION
+
+STREAM = "stream"  # checkpoint name of the layers' inputs, which remat="offload" moves to the host
+
 
 Kind = TypeVar("Kind", bound=Hashable)
 # (layer, x, its cache and other inputs) -> (x, its new cache, other outputs)
@@ -20,6 +24,13 @@ Step = Callable[[Any, Array, Any], tuple[Array, Any, Any]]
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[STREAM],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -146,13 +157,18 @@ def _apply_period(
     step: Step, remat: Remat, is_scanned: bool, x_BTD: Array, period: tuple
 ) -> tuple[Array, tuple[tuple, tuple]]:
     """Runs the layers of one period in order."""
+    run = step
     if remat != "none":
         # The body of a scan is compiled separately, so CSE cannot undo the rematerialization there.
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=not is_scanned)
+        run = jax.checkpoint(
+            lambda block, x_BTD, given: step(block, checkpoint_name(x_BTD, STREAM), given),
+            policy=REMAT_POLICIES[remat],
+            prevent_cse=not is_scanned,
+        )
     blocks, given = period
     written, others = [], []
     for i, block in enumerate(blocks):
-        x_BTD, cache, other = step(block, x_BTD, None if given is None else given[i])
+        x_BTD, cache, other = run(block, x_BTD, None if given is None else given[i])
         written.append(cache)
         others.append(other)
     return x_BTD, (tuple(written), tuple(others))

@@ -12,6 +12,8 @@ from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import DecoderConfig
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context
+from jaxllm.layers.experts.balance import Balance
+from jaxllm.layers.head import Head
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.layers.stack import restack
 from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, scatter_rows
@@ -71,8 +73,9 @@ class Decoder(Stack):
             hidden states BTD of each position.
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
-        x_BTD, cache, loss = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
-        return Output(self.unembed(x_BTD), cache, loss)
+        hidden = self.hidden(tokens_BT, context, cache, image_embedding=image_embedding)
+        x_BTD, cache, balance = hidden
+        return Output(self.unembed(x_BTD), cache, balance.aux_loss)
 
     def hidden(
         self,
@@ -81,8 +84,8 @@ class Decoder(Stack):
         cache: Caches | None = None,
         *,
         image_embedding: MaskedEmbedding | None = None,
-    ) -> tuple[Array, Caches | None, Array]:
-        """Returns the last layer's hidden states, BTD, the cache and the auxiliary loss."""
+    ) -> tuple[Array, Caches | None, Balance]:
+        """Returns the last layer's hidden states, BTD, the cache and the balance of experts."""
         return self.transform(self.embed_tokens(tokens_BT, image_embedding), context, cache)
 
     def embed_images(self, images_ICHW: Array, tokens_BT: Array) -> MaskedEmbedding:
@@ -119,15 +122,20 @@ class Decoder(Stack):
         """Maps hidden states to logits, BTV, in float32; without a head, returns them as BTD."""
         if self.config.head.kind == "none":
             return constrain(x_BTD.astype(jnp.float32), "BTD")
-        head = self.embed.attend if self.lm_head is None else self.lm_head.accumulate
-        logits_BTV, scale, cap = head(x_BTD), self.config.head.scale, self.config.head.softcap
-        if scale != 1.0:
-            logits_BTV = logits_BTV * scale
-        if self.head_bias is not None:
-            logits_BTV += self.head_bias[...].astype(jnp.float32)
-        if cap is not None:
-            logits_BTV = cap * jnp.tanh(logits_BTV / cap)
-        return constrain(logits_BTV, "BTV")
+        products = self.embed.attend if self.lm_head is None else self.lm_head.accumulate
+        head = self.head()
+        return constrain(head.transform(products(x_BTD), head.bias_V), "BTV")
+
+    def head(self) -> Head:
+        """Returns the arrays and numbers of the output head."""
+        kernel = self.embed.embedding if self.lm_head is None else self.lm_head.kernel
+        return Head(
+            kernel=kernel[...],
+            bias_V=None if self.head_bias is None else self.head_bias[...],
+            dims="VD" if self.lm_head is None else "DV",
+            scale=self.config.head.scale,
+            softcap=self.config.head.softcap,
+        )
 
     def restacked(self, scan: bool) -> Self:
         """Returns the same model and weights, with layers stacked for a scan or kept one by one."""

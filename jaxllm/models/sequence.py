@@ -11,6 +11,7 @@ from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import SequenceConfig
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context, Source
+from jaxllm.layers.experts.balance import Balance
 from jaxllm.layers.linear import Linear
 from jaxllm.sharding import constrain
 
@@ -57,16 +58,16 @@ class SequenceModel(Stack):
             Output whose `logits` are BTO or, if pooled, BO.
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
-        x_BTD, cache, loss = self.hidden(x_BTI, context, cache)
+        x_BTD, cache, balance = self.hidden(x_BTI, context, cache)
         if self.config.pooled:
             mean_BD = mean_of_tokens(x_BTD, segment_ids)
-            return Output(self.unembed(mean_BD[:, None])[:, 0], cache, loss)
-        return Output(self.unembed(x_BTD), cache, loss)
+            return Output(self.unembed(mean_BD[:, None])[:, 0], cache, balance.aux_loss)
+        return Output(self.unembed(x_BTD), cache, balance.aux_loss)
 
     def hidden(
         self, x_BTI: Array, context: Context = Context(), cache: Caches | None = None
-    ) -> tuple[Array, Caches | None, Array]:
-        """Returns the last layer's hidden states, BTD, the cache and the auxiliary loss."""
+    ) -> tuple[Array, Caches | None, Balance]:
+        """Returns the last layer's hidden states, BTD, the cache and the balance of experts."""
         chex.assert_shape(x_BTI, (None, None, self.config.input_dim))
         return self.transform(constrain(self.input_proj(x_BTI), "BTD"), context, cache)
 

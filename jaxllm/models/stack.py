@@ -18,7 +18,7 @@ from jaxllm.layers.attention.sinusoids import sinusoids
 from jaxllm.layers.block import Block
 from jaxllm.layers.context import Context, Source
 from jaxllm.layers.dropout import dropout, layer_keys, subkeys
-from jaxllm.layers.experts.moe import Load, aux_loss
+from jaxllm.layers.experts.balance import Balance, Load, balance_of
 from jaxllm.layers.linear import PositionTable
 from jaxllm.layers.norm import Norm, saturate
 from jaxllm.layers.stack import apply_layers, layer_labels, layer_range, make_layers, restack
@@ -49,7 +49,7 @@ class Stack(nnx.Module):
 
     def transform(
         self, x_BTD: Array, context: Context, cache: Caches | None = None
-    ) -> tuple[Array, Caches | None, Array]:
+    ) -> tuple[Array, Caches | None, Balance]:
         """Runs embedded tokens through all layers.
 
         Args:
@@ -59,7 +59,7 @@ class Stack(nnx.Module):
 
         Returns:
             The hidden states after the final norm, BTD, the cache with these tokens added (None if
-            none was given), and the auxiliary loss.
+            none was given), and the balance of its experts.
 
         Raises:
             ValueError: segments are given with a cache, cross-attention has no source, or there
@@ -94,8 +94,8 @@ class Stack(nnx.Module):
         x_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         if self.config.numerics.wide_residual:
             x_BTD = saturate(x_BTD, self.config.numerics.dtype)
-        loss = aux_loss(self.config.experts, loads.values())
-        return x_BTD, None if cache is None else written, loss
+        balance = balance_of(self.config.experts, loads.values())
+        return x_BTD, None if cache is None else written, balance
 
     def _check(self, x_BTD: Array, context: Context, cache: Caches | None) -> None:
         for array in (context.segment_ids_BT, context.positions_BT):

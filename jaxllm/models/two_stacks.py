@@ -10,6 +10,7 @@ from jaxllm.config import TwoStackConfig, with_fields
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context, Source
 from jaxllm.layers.dropout import subkeys
+from jaxllm.layers.experts.balance import Balance
 
 from .decoder import Decoder
 from .output import Output
@@ -50,14 +51,14 @@ class TwoStacks(nnx.Module):
         Returns:
             Output with logits for each token of the target: BTV, or BTO for vectors.
         """
-        x_BTD, loss = self.hidden(
+        x_BTD, balance = self.hidden(
             src_BS,
             tgt_BT,
             src_segment_ids=src_segment_ids,
             segment_ids=segment_ids,
             dropout_key=dropout_key,
         )
-        return Output(self.decoder.unembed(x_BTD), None, loss)
+        return Output(self.decoder.unembed(x_BTD), None, balance.aux_loss)
 
     def hidden(
         self,
@@ -67,16 +68,16 @@ class TwoStacks(nnx.Module):
         src_segment_ids: Array | None = None,
         segment_ids: Array | None = None,
         dropout_key: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """Returns the decoder's last hidden states, BTD, and the auxiliary loss of both stacks.
+    ) -> tuple[Array, Balance]:
+        """Returns the decoder's last hidden states, BTD, and the balance of both stacks' experts.
 
         The arguments are those of `__call__`.
         """
         src_key, tgt_key = subkeys(dropout_key, 2)
-        source, encoder_loss = self.encode(src_BS, segment_ids=src_segment_ids, dropout_key=src_key)
+        source, first = self.encode(src_BS, segment_ids=src_segment_ids, dropout_key=src_key)
         context = Context(segment_ids, source=source, dropout_key=tgt_key)
-        x_BTD, _, loss = self.decoder.hidden(tgt_BT, context)
-        return x_BTD, encoder_loss + loss
+        x_BTD, _, balance = self.decoder.hidden(tgt_BT, context)
+        return x_BTD, first.joined_with(balance)
 
     def encode(
         self,
@@ -84,13 +85,13 @@ class TwoStacks(nnx.Module):
         *,
         segment_ids: Array | None = None,
         dropout_key: Array | None = None,
-    ) -> tuple[Source, Array]:
-        """Runs the encoder: returns the source for the decoder and the encoder's auxiliary loss."""
+    ) -> tuple[Source, Balance]:
+        """Runs the encoder: returns the source for the decoder and the balance of its experts."""
         context = Context(segment_ids, dropout_key=dropout_key)
-        x_BSD, _, loss = self.encoder.transform(self.embed_source(src_BS), context)
+        x_BSD, _, balance = self.encoder.transform(self.embed_source(src_BS), context)
         if segment_ids is None:
             segment_ids = jnp.ones(x_BSD.shape[:2], jnp.int32)
-        return Source(x_BSD, jnp.asarray(segment_ids, jnp.int32)), loss
+        return Source(x_BSD, jnp.asarray(segment_ids, jnp.int32)), balance
 
     def decode(
         self,
@@ -111,8 +112,8 @@ class TwoStacks(nnx.Module):
             cache: from `init_cache` or the previous call.
         """
         context = Context(segment_ids, positions, source)
-        x_BTD, cache, loss = self.decoder.hidden(tgt_BT, context, cache)
-        return Output(self.decoder.unembed(x_BTD), cache, loss)
+        x_BTD, cache, balance = self.decoder.hidden(tgt_BT, context, cache)
+        return Output(self.decoder.unembed(x_BTD), cache, balance.aux_loss)
 
     def init_cache(self, source: Source, length: int) -> Caches:
         """Returns a cache for targets of up to `length` tokens, with the source's keys and values.

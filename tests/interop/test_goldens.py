@@ -16,7 +16,7 @@ from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES, Layout
-from jaxllm.layers.experts.moe import aux_loss
+from jaxllm.layers.experts.balance import balance_of
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, split, stacked_layers
 
@@ -169,7 +169,7 @@ if "comp_armoe" in GOLDENS:
         moe = with_scanned_layers(model, False).layers["0"].mlp
         out, load = moe(io["moe_in"])
         assert relative_l2(out, io["moe_out"]) <= TOLERANCE
-        loss = float(aux_loss(moe.experts, [load]))
+        loss = float(balance_of(moe.experts, [load]).aux_loss)
         assert loss == pytest.approx(float(io["moe_aux"][0]), rel=TOLERANCE)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from tiny import TINY
 
-from jaxllm.config import with_fields
+from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import dim_letters, named_parameters, parameter_shardings
 from jaxllm.sharding import (
@@ -189,3 +189,15 @@ def test_abstract_model_has_letters_in_tree_mode():
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         names = named_parameters(build_abstract(TINY))
     assert dim_letters(names["layers.0:3.attn.q_proj.kernel"]) == "LDNH"
+
+
+@pytest.mark.parametrize("mesh", [{"expert": 8}, {"fsdp": 2, "expert": 4}])
+def test_what_is_no_expert_is_split_over_the_axis_of_experts(mesh):
+    """No device holds more than 5 % above an even share."""
+    experts = ExpertsConfig(num_experts=8, top_k=1, mlp_dim=16, shared_mlp_dim=40)
+    model = build_abstract(with_fields(EVEN, experts=experts, pattern=(LayerKind(mlp="experts"),)))
+    named = named_parameters(model)
+    places = parameter_shardings(model, mesh_of(**mesh))
+    shapes = {name: variable.get_value().shape for name, variable in named.items()}
+    held = sum(math.prod(places[name].shard_shape(shape)) for name, shape in shapes.items())
+    assert 8 * held < 1.05 * sum(map(math.prod, shapes.values()))

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from collectives import collectives
 from flax import nnx
 from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import HeadConfig
-from jaxllm.params import split
-from jaxllm.train.loss import cross_entropy
+from jaxllm.params import map_parameters, parameter_shardings, split
+from jaxllm.train import make_mesh
+from jaxllm.train.data.placement import on_mesh
+from jaxllm.train.loss import CrossEntropy, token_losses
 from jaxllm.train.objective import next_token_loss
 
 TOLERANCE = 1e-5  # relative, float32
@@ -34,13 +37,15 @@ def batch():
 
 @functools.partial(jax.jit, static_argnums=3)
 def loss_of(model, tokens, mask_BT, chunk):
-    return next_token_loss(model, {"tokens": tokens, "mask": mask_BT}, chunk)[0]
+    return next_token_loss(model, {"tokens": tokens, "mask": mask_BT}, CrossEntropy(chunk))[0]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def value_and_gradient(params, bind, tokens, mask_BT, chunk):
     batch = {"tokens": tokens, "mask": mask_BT}
-    return jax.value_and_grad(lambda p: next_token_loss(bind(p), batch, chunk)[0])(params)
+    return jax.value_and_grad(lambda p: next_token_loss(bind(p), batch, CrossEntropy(chunk))[0])(
+        params
+    )
 
 
 def test_loss_is_the_masked_sum_of_torch_cross_entropy(model, batch):
@@ -92,11 +97,13 @@ def test_losses_over_disjoint_masks_add_up(model, batch):
 
 
 def test_cross_entropy_of_large_logits_is_finite():
-    logits = jnp.array([[[1e4, -1e4, 0.0], [-1e30, 1e30, 0.0]]])
-    targets = jnp.array([[0, 1]])
-    np.testing.assert_array_equal(cross_entropy(logits, targets), [[0, 0]])
-    np.testing.assert_allclose(cross_entropy(logits, 1 - targets), [[2e4, 2e30]], rtol=1e-6)
-    gradient = jax.grad(lambda logits: cross_entropy(logits, targets).sum())(logits)
+    logits = jnp.array([[1e4, -1e4, 0.0], [-1e30, 1e30, 0.0]])
+    targets = jnp.array([0, 1])
+    losses, gradient = token_losses(logits, targets, 0.0, ())
+    np.testing.assert_array_equal(losses, [0, 0])
+    chex.assert_tree_all_finite(gradient)
+    losses, gradient = token_losses(logits, 1 - targets, 0.0, ())
+    np.testing.assert_allclose(losses, [2e4, 2e30], rtol=1e-6)
     chex.assert_tree_all_finite(gradient)
 
 
@@ -109,18 +116,96 @@ def test_a_uniform_prediction_has_loss_log_vocab_size():
 
 
 def test_chunking_saves_the_memory_of_the_logits():
-    """With 128 tokens and a vocabulary of 8192, all logits take 4 MiB and a chunk's 0.25 MiB."""
-    model = random_model(vocab_size=8192, num_layers=1)
+    """With 512 tokens and a vocabulary of 8192, all logits take 16 MiB and a chunk's 0.25 MiB."""
+    model = random_model(vocab_size=8192, num_layers=1, max_len=1024)
     graphdef, state = nnx.split(model)
-    tokens = jax.ShapeDtypeStruct((1, 129), jnp.int32)
-    mask_BT = jax.ShapeDtypeStruct((1, 128), bool)
+    tokens = jax.ShapeDtypeStruct((1, 513), jnp.int32)
+    mask_BT = jax.ShapeDtypeStruct((1, 512), bool)
 
     def temporary_bytes(chunk: int) -> int:
         def loss(state, tokens, mask_BT):
             batch = {"tokens": tokens, "mask": mask_BT}
-            return next_token_loss(nnx.merge(graphdef, state), batch, chunk)[0]
+            return next_token_loss(nnx.merge(graphdef, state), batch, CrossEntropy(chunk))[0]
 
         compiled = jax.jit(jax.grad(loss)).lower(state, tokens, mask_BT).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(128) - temporary_bytes(8) > 4 * 2**20
+    assert temporary_bytes(512) - temporary_bytes(8) > 14 * 2**20
+
+
+HEADS = {
+    "own": {},
+    "tied": {"head": HeadConfig(tied=True)},
+    "capped": {"head": HeadConfig(softcap=2.0, scale=0.5, bias=True)},
+}
+MESHES = {
+    "fsdp x tensor": {"fsdp": 4, "tensor": 2},
+    "data x fsdp x expert": {"data": 2, "fsdp": 2, "expert": 2},
+}
+
+
+def by_hand(params, bind, tokens, mask_BT, z_loss):
+    """The loss of all logits at once, whose gradient JAX derives."""
+    logits_BTV = bind(params)(tokens[:, :-1]).logits
+    nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), tokens[:, 1:, None], 2)[..., 0]
+    z_BT = z_loss * jax.nn.logsumexp(logits_BTV, -1) ** 2
+    return jnp.sum((nll_BT + z_BT) * mask_BT)
+
+
+@pytest.mark.parametrize(
+    ("head", "mesh", "rows", "z_loss"),
+    [
+        ("own", "fsdp x tensor", 8, 0.0),
+        ("tied", "data x fsdp x expert", 4, 0.1),  # too few rows for all devices
+        ("capped", "fsdp x tensor", 8, 0.1),
+    ],
+)
+def test_on_a_mesh_loss_and_gradients_are_those_of_all_logits_at_once(head, mesh, rows, z_loss):
+    model = random_model(num_layers=1, **HEADS[head])
+    bind, params = split(model)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, TINY.vocab_size, (rows, T + 1))
+    mask_BT = rng.random((rows, T)) < 0.6
+    expected = jax.jit(jax.value_and_grad(by_hand), static_argnums=1)
+    expected = expected(params, bind, tokens, mask_BT, z_loss)
+    mesh = make_mesh(**MESHES[mesh])
+
+    def loss(params, batch):
+        return next_token_loss(bind(params), batch, CrossEntropy(5, z_loss))[0]
+
+    with jax.set_mesh(mesh):
+        places = map_parameters(model, lambda name, _: parameter_shardings(model, mesh)[name])
+        batch = on_mesh({"tokens": tokens, "mask": mask_BT}, mesh, rows)
+        found = jax.jit(jax.value_and_grad(loss))(jax.device_put(params, places), batch)
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=TOLERANCE)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+        assert relative_l2(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_gathered_once_and_its_gradient_reduced_once(tied):
+    """With one layer of few parameters, whatever the number of chunks."""
+    V, D, rows = 768, 96, 8
+    model = random_model(num_layers=1, vocab_size=V, embed_dim=D, head=HeadConfig(tied=tied))
+    bind, params = split(model)
+    mesh = make_mesh(fsdp=8)
+
+    def loss(params, batch):
+        return next_token_loss(bind(params), batch, CrossEntropy(4))[0]
+
+    with jax.set_mesh(mesh):
+        places = map_parameters(model, lambda name, _: parameter_shardings(model, mesh)[name])
+        params = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, places
+        )
+        batch = {"tokens": np.zeros((rows, 33), np.int32), "mask": np.ones((rows, 32), bool)}
+        compiled = jax.jit(jax.grad(loss)).lower(params, on_mesh(batch, mesh, rows)).compile()
+    kernel = sorted([V, D])
+    whole = [one for one in collectives(compiled) if sorted(one.shapes[-1]) == kernel]
+    part = [one for one in collectives(compiled) if sorted(one.shapes[-1]) == sorted([V, D // 8])]
+    gathers = sum(one.runs for one in whole if one.kind == "all-gather")
+    reductions = sum(one.runs for one in part if one.kind == "reduce-scatter")
+    # The embedding, of the same shape, is gathered as well, and its gradient is summed by XLA.
+    assert gathers == 2
+    assert reductions == 1
+    assert sum(one.runs for one in whole if one.kind == "all-reduce") <= 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.train.mesh import MeshConfig, make_mesh, use_virtual_devices
+from jaxllm.train.mesh import MeshConfig, SlicesConfig, make_mesh, use_virtual_devices
 
 
 def test_unnamed_axes_have_size_1():
@@ -34,6 +34,46 @@ def test_a_small_mesh_uses_the_first_of_the_given_devices():
 def test_devices_may_be_an_array():
     found = make_mesh(devices=np.array(jax.devices()).reshape(2, 4), fsdp=4, tensor=2)
     assert [device.id for device in found.devices.flat] == [*range(8)]
+
+
+def test_one_axis_may_take_the_devices_that_remain():
+    assert dict(make_mesh(fsdp=-1, tensor=2).shape)["fsdp"] == 4
+    assert MeshConfig(fsdp=-1).fsdp == -1
+    with pytest.raises(UserError, match="8 devices are not divisible by the 3 of the other axes"):
+        make_mesh(data=3, fsdp=-1)
+    with pytest.raises(UserError, match="data and fsdp are -1; only one axis may be"):
+        make_mesh(data=-1, fsdp=-1)
+    with pytest.raises(ValueError, match="more than one axis of mesh is -1"):
+        MeshConfig(data=-1, fsdp=-1)
+
+
+class Chip:
+    """A device of a slice, as far as a mesh asks."""
+
+    platform = device_kind = "cpu"
+
+    def __init__(self, id_: int):
+        self.id, self.process_index, self.slice_index = id_, id_, id_ % 2
+
+
+def test_the_axes_in_dcn_lie_between_slices():
+    chips = [Chip(i) for i in range(8)]
+    found = make_mesh(devices=chips, data=2, fsdp=4, dcn={"data": 2}).devices
+    by_data = found.reshape(2, 4)
+    assert [{chip.slice_index for chip in row} for row in by_data] == [{0}, {1}]
+    found = make_mesh(devices=chips, fsdp=4, tensor=2, dcn={"fsdp": 2}).devices.reshape(4, 2)
+    assert [{chip.slice_index for chip in row} for row in found] == [{0}, {0}, {1}, {1}]
+
+
+def test_a_dcn_that_fits_no_slices_is_reported():
+    with pytest.raises(UserError, match=r"data=3 is not divisible by dcn.data=2 slices"):
+        make_mesh(devices=jax.devices(), data=3, dcn={"data": 2})
+    with pytest.raises(
+        UserError, match="needs 2 slices of 4 devices, but there are 8 devices in 1"
+    ):
+        make_mesh(data=2, fsdp=4, dcn={"data": 2})
+    with pytest.raises(ValueError, match=r"mesh\.dcn\.fsdp=0 is less than 1"):
+        SlicesConfig(fsdp=0)
 
 
 @pytest.mark.parametrize("devices", [None, jax.devices()])

@@ -9,10 +9,11 @@ import pytest
 from kinds import CONFIGS, batch_of
 from tiny import TINY, random_model, random_of
 
-from jaxllm.config import Config, PositionConfig, with_fields
+from jaxllm.config import Config, ExpertsConfig, LayerKind, PositionConfig, with_fields
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.loss import CrossEntropy
 from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.step import accumulate, make_steps
@@ -53,7 +54,8 @@ def run(
         state = steps.init(jax.device_put(split(model)[1], places))
         held_out, targets = steps.evaluate(state.params, batch)
         _, metrics = steps.train(state._replace(step=jnp.int32(start)), batch)
-    return {"held out": float(held_out / targets), "loss": float(metrics["loss"])}
+    found = {name: float(metrics[name]) for name in ("loss", "expert_load") if name in metrics}
+    return {"held out": float(held_out / targets), **found}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_every_microbatch_has_its_own_dropout_key():
     rows = {name: np.repeat(x[:1], 2, axis=0) for name, x in BATCH.items()}
 
     def loss(params, batch, key):
-        return next_token_loss(bind(params), batch, 512, key)[0]
+        return next_token_loss(bind(params), batch, CrossEntropy(512), key)[0]
 
     both = jax.jit(lambda key: accumulate(jax.value_and_grad(loss), params, rows, 2, key)[0])
     alone = jax.jit(loss)
@@ -106,6 +108,13 @@ def test_every_microbatch_has_its_own_dropout_key():
 def test_a_sequence_longer_than_the_learned_positions_is_rejected():
     model = random_model(positions=PositionConfig(kind="learned"), max_len=8)
     with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_len=8"):
-        next_token_loss(model, BATCH, 512)
+        next_token_loss(model, BATCH, CrossEntropy(512))
     longer = random_model(positions=PositionConfig(kind="learned"), max_len=9)
-    next_token_loss(longer, BATCH, 512)
+    next_token_loss(longer, BATCH, CrossEntropy(512))
+
+
+def test_the_load_of_the_fullest_expert_is_a_metric(plain):
+    experts = ExpertsConfig(num_experts=4, top_k=1, mlp_dim=16, router_bias=True)
+    model = with_fields(TINY, experts=experts, pattern=(LayerKind(mlp="experts"),), num_layers=1)
+    assert 1 < run(0.0, model=model, microbatches=2)["expert_load"] <= 4
+    assert "expert_load" not in plain

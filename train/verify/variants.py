@@ -33,7 +33,7 @@ class Variant:
     remat: Remat = "none"
     scan_layers: bool = True
     accumulate: int = 1  # number of microbatches
-    loss_chunk: int | None = None  # tokens per chunk; None: all logits of a sequence at once
+    loss_chunk: int | None = None  # tokens per device in a chunk; None: all logits at once
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
         *({"remat": remat} for remat in get_args(Remat) if remat != "none"),
         {"scan_layers": False},
         *({"accumulate": count} for count in _microbatch_counts(config)),
-        {"loss_chunk": min(config.loss_chunk, config.seq_len // 3 + 1)},
+        {"loss_chunk": min(config.loss_chunk_tokens, config.seq_len // 3 + 1)},
     ]
     places = [(), mixed] if mixed else [()]
     return [
@@ -118,8 +118,8 @@ class Program:
     def __init__(self, config: TrainConfig, variant: Variant):
         assert config.model is not None, "the caller fills in the model"
         overrides = {"remat": variant.remat, "scan_layers": variant.scan_layers}
-        chunk = variant.loss_chunk or config.seq_len
-        run = dataclasses.replace(config, accumulate=variant.accumulate, loss_chunk=chunk)
+        chunk = variant.loss_chunk or config.seq_len * config.batch_size
+        run = dataclasses.replace(config, accumulate=variant.accumulate, loss_chunk_tokens=chunk)
         self._model = build_abstract(with_fields(config.model, **overrides))
         self._batch_size = config.batch_size
         self._mesh = make_mesh(devices=jax.devices(), **dict(variant.mesh))

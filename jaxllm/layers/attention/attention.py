@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import LayerKind, StackConfig, TemperatureConfig
 from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.hooks import apply_hook, has_hook
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.linear import ATTENDED, Linear
 from jaxllm.layers.norm import Norm, normalize
+from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
 from .cache import Cache
@@ -62,11 +64,13 @@ class Attention(nnx.Module):
             cache: the layer's own.
         """
         positions_BT = context.resolve_positions(x_BTD.shape[1])
-        q_BTNH = self.normalize_and_rotate(self.q_proj(x_BTD), self.q_norm, positions_BT)
-        k_BTKH = self.normalize_and_rotate(self.k_proj(x_BTD), self.k_norm, positions_BT)
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q_BTNH, k_BTKH, v_BTKH = project_together(projections, x_BTD)
+        q_BTNH = self.normalize_and_rotate(q_BTNH, self.q_norm, positions_BT)
+        k_BTKH = self.normalize_and_rotate(k_BTKH, self.k_norm, positions_BT)
         q_BTNH = constrain(self.scale_by_temperature(q_BTNH, positions_BT), "BTNH")
         k_BTKH = constrain(k_BTKH, "BTKH")
-        v_BTKH = constrain(self.v_proj(x_BTD), "BTKH")
+        v_BTKH = constrain(v_BTKH, "BTKH")
         q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
         config, mask_spec = self.config, MaskSpec.from_config(self.config, self.kind)
         attend = partial(attention, scale=config.attention.scale, softcap=config.attention.softcap)
@@ -83,7 +87,7 @@ class Attention(nnx.Module):
             mask_BTS = mask_spec.mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
             out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
-        (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
+        (out_BTNH,) = apply_hook(self, mixed=checkpoint_name(out_BTNH, ATTENDED))
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:

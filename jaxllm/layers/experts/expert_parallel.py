@@ -15,12 +15,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxllm.layers.hooks import without_hooks
-from jaxllm.sharding import DIMS, partition_spec
+from jaxllm.sharding import DIMS, partition_spec, spec_axes
 
-# Maps (rows sorted by group, number of rows per group, group of each row) to the new rows.
-ApplyGroups = Callable[[Array, Array, Array], Array]
+# Maps (arrays of rows sorted by group, number of rows per group) to the new rows.
+ApplyGroups = Callable[[tuple[Array, ...], Array], Array]
 NO_EXPERT = np.iinfo(np.int32).max  # choice of the padding that fills up devices
 
 
@@ -67,10 +68,10 @@ def map_over_devices(
     is_sum = any("tensor" in part for part in specs)
     axes = tuple(axis for axis in DIMS["B"] if mesh.shape.get(axis, 1) > 1)  # split the tokens
     varying = (*axes, "tensor") if is_sum else axes
-    S, split = x_SD.shape[0], PartitionSpec(axes)
+    S, split, dtype = x_SD.shape[0], PartitionSpec(axes), x_SD.dtype
 
     def local(arrays: list[Array], *tokens: Array) -> Array:
-        own = [_prepare(*each, varying) for each in zip(arrays, dims, specs, strict=True)]
+        own = [_prepare(*each, varying, dtype) for each in zip(arrays, dims, specs, strict=True)]
         merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, own))
         out_SD = apply(merged, *(_vary(x, split, varying) for x in tokens))
         return jax.lax.psum(out_SD, "tensor") if is_sum else out_SD
@@ -82,15 +83,35 @@ def map_over_devices(
     return run(arrays, fill(x_SD, 0), fill(weights_Sk, 0), fill(expert_Sk, NO_EXPERT))[:S]
 
 
-def _prepare(array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...]) -> Array:
-    """Gathers a device's part of a parameter over `fsdp`, so that only E and F remain sharded."""
-    for place, axes in enumerate(part):
-        if axes == "fsdp":  # the gradient of all_gather is a reduce-scatter
-            array = jax.lax.all_gather(array, axes, axis=place, tiled=True)
+def _prepare(
+    array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...], dtype: DTypeLike
+) -> Array:
+    """Gathers a device's part of a parameter along D, so that only E and F remain sharded."""
     array = _vary(array, part, varying)
+    for place, (letter, axes) in enumerate(zip(dims, part, strict=True)):
+        if letter == "D" and axes:
+            array = gather_rounded(array, spec_axes(axes), place, dtype)
     if "tensor" in varying and "F" not in dims:  # an output bias, which the sum must add once
         array = jnp.where(jax.lax.axis_index("tensor") == 0, array, 0)
     return array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gather_rounded(x: Array, axes: tuple[str, ...], place: int, dtype: DTypeLike) -> Array:
+    """Gathers an array along dimension `place`, rounded to a dtype that devices compute in.
+
+    The result has the array's own dtype, and so has its gradient, which is summed unrounded.
+    """
+    rounded = jax.lax.all_gather(x.astype(dtype), axes, axis=place, tiled=True)
+    return rounded.astype(x.dtype)
+
+
+gather_rounded.defvjp(
+    lambda x, *how: (gather_rounded(x, *how), None),
+    lambda axes, place, dtype, _, dx: (
+        jax.lax.psum_scatter(dx, axes, scatter_dimension=place, tiled=True),
+    ),
+)
 
 
 def _vary(x: Array, part: PartitionSpec, axes: tuple[str, ...]) -> Array:
@@ -125,17 +146,16 @@ def exchange_rows(run: ApplyGroups, room: int) -> ApplyGroups:
         room: the most rows that one device may send to another.
     """
 
-    def exchanged(rows_MD: Array, counts: Array, _: Array) -> Array:
+    def exchanged(rows: tuple[Array, ...], counts: Array) -> Array:
         counts_RG = counts.reshape(jax.lax.axis_size("expert"), -1)
         given_RG = _all_to_all(counts_RG)
-        sizes_R, lengths = counts_RG.sum(1), (rows_MD.shape[0], room)
-        came = send_rows(rows_MD, sizes_R, lengths)
+        sizes_R, lengths = counts_RG.sum(1), (rows[0].shape[0], room)
+        came = [send_rows(x, sizes_R, lengths) for x in rows]
         ends_RG = jnp.cumsum(given_RG, axis=1)  # ends of each device's groups within its room
         place = jnp.arange(room)
         group = jax.vmap(lambda ends: jnp.searchsorted(ends, place, side="right"))(ends_RG)
-        group = group.reshape(-1)
-        order = jnp.argsort(group)
-        done = run(came[order], given_RG.sum(0), group[order])
+        order = jnp.argsort(group.reshape(-1))
+        done = run(tuple(x[order] for x in came), given_RG.sum(0))
         done = jnp.zeros_like(done).at[order].set(done, unique_indices=True)
         return return_rows(done, sizes_R, lengths)
 

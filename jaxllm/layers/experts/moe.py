@@ -1,20 +1,20 @@
 """Mixture of experts (MoE): a router sends each token to a few of many expert MLPs."""
 
-from collections.abc import Iterable
+import dataclasses
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.config import ExpertsConfig, StackConfig
-from jaxllm.layers.linear import PROJECTION, Linear, init_kernel
+from jaxllm.config import Activation, Dtype, StackConfig
+from jaxllm.layers.linear import Linear, init_kernel, project
 from jaxllm.layers.mlp import MLP, activate
 from jaxllm.sharding import constrain
 
+from .balance import Load
 from .expert_parallel import (
     ApplyGroups,
     exchange_rows,
@@ -23,36 +23,11 @@ from .expert_parallel import (
     multi_device_mesh,
     shards_experts,
 )
-from .grouped_matmul import project_groups
+from .grouped_rows import block_size, map_groups
 
 Parts = dict[str, Any]  # the experts' projections by name: of one device, or of all
-
-
-class Load(NamedTuple):
-    """Load of a layer's experts; for several layers, stacked along a leading L."""
-
-    tokens: Array  # number of tokens, without padding
-    chosen_E: Array  # number of tokens that chose each expert
-    probs_E: Array  # sum of the tokens' router probabilities of each expert
-    weights_E: Array  # sum of the tokens' weights of each expert, without those it had no room for
-
-    @classmethod
-    def from_routing(
-        cls, probs_BTE: Array, weights_BTk: Array, chosen_BTk: Array, is_token_BT: Array | None
-    ) -> Self:
-        """Computes the load from router probabilities, the choices and their weights.
-
-        `is_token_BT` masks padding; None: there is none.
-        """
-        shape = probs_BTE.shape[:2]
-        counts_BT = (
-            jnp.ones(shape) if is_token_BT is None else jnp.asarray(is_token_BT, jnp.float32)
-        )
-        is_chosen = jax.nn.one_hot(chosen_BTk, probs_BTE.shape[-1])
-        weights_BTE = jnp.einsum("BTk,BTkE->BTE", weights_BTk, is_chosen)
-        each = (is_chosen.sum(-2), probs_BTE, weights_BTE)
-        sums = (jnp.einsum("BT,BTE->E", counts_BT, x) for x in each)
-        return cls(jnp.broadcast_to(counts_BT, shape).sum(), *sums)
+Kernel = tuple[Array, Array | None]  # and its bias
+Kernels = dict[str, Kernel]  # by the name of the projection
 
 
 class MoE(nnx.Module):
@@ -143,7 +118,8 @@ class MoE(nnx.Module):
         Choices beyond the experts and the overflow expert contribute nothing.
         """
         count = self.experts.num_experts + (self.overflow is not None)
-        return self.combine(partial(self.apply_mlp, parts), count, x_SD, weights_Sk, expert_Sk)
+        run = self.row_function(parts, expert_Sk.size, count)
+        return self.combine(run, count, x_SD, weights_Sk, expert_Sk)
 
     def apply_sharded(
         self, parts: Parts, x_SD: Array, weights_Sk: Array, expert_Sk: Array
@@ -157,7 +133,8 @@ class MoE(nnx.Module):
         group_Sk = group_by_device(expert_Sk, num_own, has_overflow=has_overflow)
         # A token's experts are distinct, but several of its choices may go to the overflow expert.
         most = self.experts.top_k if has_overflow else min(self.experts.top_k, num_own)
-        run = exchange_rows(partial(self.apply_mlp, parts), room=most * x_SD.shape[0])
+        run = self.row_function(parts, expert_Sk.size, num_own + has_overflow)
+        run = exchange_rows(run, room=most * x_SD.shape[0])
         count = devices * (num_own + has_overflow)
         return self.combine(run, count, x_SD, weights_Sk, group_Sk)
 
@@ -168,29 +145,57 @@ class MoE(nnx.Module):
 
         Choices of groups from `count` on contribute nothing.
         """
-        weight, group = weights_Sk.reshape(-1, 1).astype(x_SD.dtype), group_Sk.reshape(-1)
+        weight_M1, group = weights_Sk.reshape(-1, 1).astype(x_SD.dtype), group_Sk.reshape(-1)
         order = jnp.argsort(group)  # stable
-        rows = x_SD[order // group_Sk.shape[1]]
-        if self.experts.scale == "input":
-            rows = rows * weight[order]
-        rows = run(rows, jnp.bincount(group, length=count), group[order])
-        out = jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
-        if self.experts.scale == "output":
-            out = out * weight
+        rows_MD, weight_M1 = x_SD[order // group_Sk.shape[1]], weight_M1[order]
+        is_output = self.experts.scale == "output"
+        rows = (rows_MD, weight_M1) if is_output else (rows_MD * weight_M1,)
+        sorted_MD = run(rows, jnp.bincount(group, length=count))
+        out = jnp.zeros_like(sorted_MD).at[order].set(sorted_MD, unique_indices=True)
         return out.reshape(*group_Sk.shape, -1).sum(1)
 
-    def apply_mlp(self, parts: Parts, rows: Array, counts_E: Array, expert: Array) -> Array:
-        """Runs the experts on rows of width D, sorted by expert, the overflow expert last."""
+    def row_function(self, parts: Parts, rows: int, groups: int) -> ApplyGroups:
+        """Returns the function that runs experts on rows sorted by expert, the overflow last.
 
-        def of(name: str, rows: Array) -> Array:
-            last = None if parts["overflow"] is None else getattr(parts["overflow"], name)
-            return parts[name](rows, counts_E, expert, last)
+        Args:
+            parts: the experts.
+            rows: how many rows are expected.
+            groups: the number of experts, with the overflow expert.
+        """
+        names = [name for name in ("gate_proj", "up_proj", "down_proj") if parts[name] is not None]
+        overflow = parts["overflow"]
+        last = {name: None if overflow is None else getattr(overflow, name) for name in names}
+        params = {name: parts[name].stacked_with(last[name]) for name in names}
+        function = ExpertMLP(self.config.mlp.activation, self.config.numerics.dtype)
+        return partial(map_groups, function, block_size(rows, groups), params)
 
-        up = of("up_proj", rows)
-        if parts["gate_proj"] is None:
-            return of("down_proj", activate(self.config.mlp.activation, up))
-        gate = of("gate_proj", rows)
-        return of("down_proj", activate(self.config.mlp.activation, gate) * up)
+
+@dataclasses.dataclass(frozen=True)
+class ExpertMLP:
+    """One expert's MLP, `down(act(gate(x)) * up(x))`, or without a gate; times a weight if given.
+
+    Kept as plain data, so that equal layers are compiled once.
+    """
+
+    activation: Activation
+    dtype: Dtype
+
+    def __call__(self, params: Kernels, rows_MD: Array, weight_M1: Array | None = None) -> Array:
+        """Returns the output of each row, MD."""
+        up_MF = self.project(params["up_proj"], rows_MD)
+        if "gate_proj" in params:
+            gate_MF = activate(self.activation, self.project(params["gate_proj"], rows_MD))
+            hidden_MF = gate_MF * up_MF
+        else:
+            hidden_MF = activate(self.activation, up_MF)
+        out_MD = self.project(params["down_proj"], hidden_MF)
+        return out_MD if weight_M1 is None else out_MD * weight_M1
+
+    def project(self, params: Kernel, rows: Array) -> Array:
+        """Multiplies rows by a kernel and adds its bias, if it has one."""
+        kernel, bias = params
+        y = project("MD,DF->MF", rows, kernel)
+        return (y if bias is None else y + bias.astype(jnp.float32)).astype(self.dtype)
 
 
 def assign_overflow(expert: Array, count: int, capacity: int) -> Array:
@@ -204,7 +209,7 @@ def assign_overflow(expert: Array, count: int, capacity: int) -> Array:
 
 
 class Projections(nnx.Module):
-    """One projection per expert, applied to rows that are sorted by expert."""
+    """One projection per expert."""
 
     def __init__(
         self, equation: str, shape: tuple[int, int, int], config: StackConfig, rngs: nnx.Rngs
@@ -212,63 +217,15 @@ class Projections(nnx.Module):
         _, dims, bias_dims = equation.replace("->", ",").split(",")
         kernel = init_kernel(equation, shape, config, rngs)
         bias = jnp.zeros((shape[0], shape[2]), config.numerics.param_dtype)
-        self.dtype = config.numerics.dtype
         self.kernel = nnx.Param(kernel, dims=dims)
         self.bias = nnx.data(nnx.Param(bias, dims=bias_dims) if config.mlp.bias else None)
 
-    def __call__(
-        self, rows: Array, counts_E: Array, expert: Array, last: Linear | None = None
-    ) -> Array:
-        """Returns `row @ kernel[expert] + bias[expert]` for each row.
-
-        Args:
-            rows: sorted by expert.
-            counts_E: number of rows of each expert.
-            expert: the expert of each row.
-            last: the projection of one more expert, after all others.
-        """
+    def stacked_with(self, last: Linear | None) -> Kernel:
+        """Returns the kernels and biases of all experts, and of one more after them if given."""
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
-        if last is not None:
-            kernel = jnp.concatenate([kernel, last.kernel[...][None]])
-            if bias is not None and last.bias is not None:
-                bias = jnp.concatenate([bias, last.bias[...][None]])
-        y = project_groups(rows, kernel, counts_E)
-        if bias is not None:
-            y += bias.astype(jnp.float32).at[expert].get(mode="fill", fill_value=0)
-        return checkpoint_name(y.astype(self.dtype), PROJECTION)
-
-
-def load_balance(loads: Load, balance: Literal["layer", "model", "sum", "kept"]) -> Array:
-    """Returns the load-balancing loss, `E * sum over e of f_e p_e`.
-
-    f_e is the number of choices of expert e per token, p_e its mean probability. Equal shares give
-    top_k. The variants of `balance`:
-
-        layer: the mean of the layers' losses (Fedus et al., 2022).
-        model: the loss over the tokens of all layers together, as in transformers.
-        sum: the sum of the layers' losses, without the factor E.
-        kept: the sum of the layers' losses over only the choices whose expert was not full, with
-            their mean weight as p_e; the product f_e p_e is then their weight per token.
-    """
-    if balance == "model":
-        loads = jax.tree.map(lambda x: x.sum(0, keepdims=True), loads)
-    tokens_L1 = jnp.maximum(loads.tokens, 1)[:, None]
-    if balance == "kept":
-        return loads.weights_E.shape[-1] * (loads.weights_E / tokens_L1).sum()
-    products_LE = (loads.chosen_E / tokens_L1) * (loads.probs_E / tokens_L1)
-    if balance == "sum":
-        return products_LE.sum()
-    return products_LE.shape[-1] * products_LE.sum(-1).mean()
-
-
-def aux_loss(experts: ExpertsConfig | None, loads: Iterable[Load | None]) -> Array:
-    """Returns the auxiliary loss of a model's layers: the weighted load-balancing loss.
-
-    `loads` may be of single layers or stacked; None stands for a layer without experts.
-    """
-    given = [load for load in loads if load is not None]
-    if experts is None or not given:
-        return jnp.zeros((), jnp.float32)
-    rows = [Load(x.tokens.reshape(-1), *(y.reshape(-1, y.shape[-1]) for y in x[1:])) for x in given]
-    stacked = jax.tree.map(lambda *xs: jnp.concatenate(xs), *rows)
-    return experts.aux_weight * load_balance(stacked, experts.balance)
+        if last is None:
+            return kernel, bias
+        kernel = jnp.concatenate([kernel, last.kernel[...][None]])
+        if bias is not None and last.bias is not None:
+            bias = jnp.concatenate([bias, last.bias[...][None]])
+        return kernel, bias

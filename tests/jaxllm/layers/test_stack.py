@@ -2,7 +2,9 @@
 
 import dataclasses
 from functools import partial
+from typing import get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from flax import nnx
 from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import AttentionConfig, ExpertsConfig, LayerKind, RopeConfig
+from jaxllm.config import AttentionConfig, ExpertsConfig, LayerKind, Remat, RopeConfig
 from jaxllm.layers.stack import (
     Run,
     apply_layers,
@@ -22,7 +24,7 @@ from jaxllm.layers.stack import (
     restack,
 )
 from jaxllm.models import with_scanned_layers
-from jaxllm.params import named_parameters
+from jaxllm.params import named_parameters, split
 
 TOLERANCE = 2e-6  # relative L2, float32
 
@@ -204,3 +206,29 @@ def test_kind_of_every_layer_matters():
             if other != kinds[i]:
                 changed = (*kinds[:i], other, *kinds[i + 1 :])
                 assert relative_l2(logits(changed), expected) > 1e-3, (i, other)
+
+
+def test_what_is_recomputed_changes_memory_but_not_a_bit_of_the_gradients():
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 128))
+    memory, gradients = {}, {}
+    for remat in get_args(Remat):
+        bind, params = split(random_model(num_layers=4, remat=remat))
+        gradient = jax.jit(jax.grad(lambda p, bind=bind: bind(p)(tokens).logits.std()))
+        compiled = gradient.lower(params).compile()
+        memory[remat] = compiled.memory_analysis().temp_size_in_bytes
+        gradients[remat] = compiled(params)
+    assert memory["full"] < memory["attention"] < memory["dots"] < memory["none"]
+    for ours in gradients.values():
+        chex.assert_trees_all_close(ours, gradients["none"], rtol=1e-5, atol=1e-7)
+
+
+def test_offload_keeps_only_the_inputs_of_layers_on_the_host():
+    """The scan over layers returns them, stacked, in the memory of the host, and nothing else."""
+    L, B, T = 4, 2, 8
+    bind, params = split(random_model(num_layers=L, remat="offload"))
+    tokens = np.zeros((B, T), np.int32)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: bind(p)(tokens).logits.std()))(params)
+    scans = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
+    saved = [out.aval for out in scans[0].outvars if out.aval.ndim == 4]
+    assert [x.shape for x in saved] == [(L, B, T, TINY.embed_dim)]
+    assert saved[0].memory_space == jax.memory.Space.Host

@@ -16,7 +16,8 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from jaxllm.config import ExpertsConfig, LayerKind, MlpConfig, NumericsConfig, with_fields
 from jaxllm.layers.context import Context
-from jaxllm.layers.experts.moe import Load, MoE, assign_overflow, load_balance
+from jaxllm.layers.experts.balance import Load, load_balance
+from jaxllm.layers.experts.moe import MoE, assign_overflow
 from jaxllm.layers.stack import restack
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -253,14 +254,6 @@ def test_load_weights_leave_out_overflow_and_padding():
                 taken[e] += 1
     assert 0 < taken.sum() < 2 * (~PADDING).sum()
     np.testing.assert_allclose(load.weights_E, sums, rtol=1e-6)
-
-
-def test_model_balance_lets_layers_balance_each_other():
-    """Two layers each send all tokens to a single expert, but to different ones."""
-    chosen, none = jnp.asarray([[8.0, 0.0], [0.0, 8.0]]), jnp.asarray([8.0, 8.0])
-    loads = Load(tokens=none, chosen_E=chosen, probs_E=chosen, weights_E=chosen)
-    assert load_balance(loads, "model") == 1
-    assert load_balance(loads, "layer") == 2
 
 
 @pytest.mark.exhaustive

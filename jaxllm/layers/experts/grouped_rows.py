@@ -1,0 +1,164 @@
+"""Functions of rows that are sorted by group, with parameters for each group, block by block.
+
+A kernel that multiplies each group by its own matrix has to store what lies between two products
+for as many rows as a device may receive, which is several times what it does receive. Here one loop
+takes a block of rows through all products, and its number of steps is that of the blocks that there
+are: other rows cost neither time nor, between the products, memory.
+"""
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+SMALLEST, LARGEST = 32, 1024  # rows of a block: smaller ones are slow, larger ones save little
+
+Rows = tuple[Array, ...]  # arrays with the same rows
+
+
+class RowFunction(Hashable, Protocol):
+    """Maps a group's parameters and some of its rows to one result per row."""
+
+    __call__: Callable[..., Array]
+
+
+def block_size(rows: int, groups: int) -> int:
+    """Returns how many rows a block should have, a power of two.
+
+    The last block of a group is half empty on average. If the groups are large enough, no more than
+    an eighth of the rows that are computed are not there.
+
+    Args:
+        rows: expected number of rows of all groups.
+        groups: their number.
+    """
+    even = max(rows // groups // 4, 1)
+    return min(max(1 << (even.bit_length() - 1), SMALLEST), LARGEST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def map_groups(function: RowFunction, size: int, params: Any, rows: Rows, counts: Array) -> Array:
+    """Returns `function(params[g], *rows)` of the rows of each group g; others give zeros.
+
+    The first `counts[0]` rows are of group 0, the next `counts[1]` of group 1, and so on. Matrices
+    of `params` are rounded to the dtype of the rows, and their gradients are added up in float32.
+    The backward pass computes the function again.
+
+    Args:
+        function: each of its results depends on one row.
+        size: number of rows of a block; see `block_size`.
+        params: a pytree of arrays with a leading dimension for the groups.
+        rows: arrays of M rows.
+        counts: rows of each group.
+    """
+    return _map(function, min(size, rows[0].shape[0]), params, rows, counts)
+
+
+def _forward(
+    function: RowFunction, size: int, params: Any, rows: Rows, counts: Array
+) -> tuple[Array, tuple[Any, Rows, Array]]:
+    return map_groups(function, size, params, rows, counts), (params, rows, counts)
+
+
+def _backward(
+    function: RowFunction, size: int, saved: tuple[Any, Rows, Array], dout: Array
+) -> tuple[Any, Rows, None]:
+    params, rows, counts = saved
+    size = min(size, rows[0].shape[0])
+    return *_transpose(function, size, params, rows, counts, dout), None
+
+
+map_groups.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once even if layers run op by op
+def _map(function: RowFunction, size: int, params: Any, rows: Rows, counts: Array) -> Array:
+    M, rounded = rows[0].shape[0], _rounded(params, rows)
+    blocks = Blocks(counts, M, size)
+    padded = blocks.pad(rows)
+    shapes = jax.eval_shape(function, blocks.params(0, rounded, params), *blocks.take(0, padded))
+
+    def one(i: Array, out: Array) -> Array:
+        y = function(blocks.params(i, rounded, params), *blocks.take(i, padded))
+        return blocks.put(i, y, out)
+
+    out = jnp.zeros_like(rows[0], shapes.dtype, shape=(M + size, *shapes.shape[1:]))
+    return blocks.cut(jax.lax.fori_loop(0, blocks.count, one, out))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _transpose(
+    function: RowFunction, size: int, params: Any, rows: Rows, counts: Array, dout: Array
+) -> tuple[Any, Rows]:
+    """Returns the gradients of the parameters and of the rows."""
+    rounded = _rounded(params, rows)
+    blocks = Blocks(counts, rows[0].shape[0], size)
+    padded, padded_dout = blocks.pad(rows), blocks.pad((dout,))
+
+    def one(i: Array, sums: tuple[Any, Rows]) -> tuple[Any, Rows]:
+        own = blocks.params(i, rounded, params)
+        _, transposed = jax.vjp(function, own, *blocks.take(i, padded))
+        dparams, *drows = transposed(*blocks.take(i, padded_dout))
+        return (
+            jax.tree.map(lambda total, one: total.at[blocks.groups[i]].add(one), sums[0], dparams),
+            tuple(blocks.put(i, one, total) for total, one in zip(sums[1], drows, strict=True)),
+        )
+
+    zero = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params), blocks.zeros(rows)
+    dparams, drows = jax.lax.fori_loop(0, blocks.count, one, zero)
+    dparams = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dparams, params)
+    return dparams, tuple(blocks.cut(dx) for dx in drows)
+
+
+def _rounded(params: Any, rows: Rows) -> Any:
+    """Rounds each group's matrices to the dtype of the rows; biases stay as they are."""
+    return jax.tree.map(lambda x: x.astype(rows[0].dtype) if x.ndim > 2 else x, params)
+
+
+class Blocks:
+    """Division of groups into blocks of up to `size` rows.
+
+    There are at most `length // size` full blocks, and one partial block per group.
+    """
+
+    def __init__(self, counts: Array, length: int, size: int):
+        each = -(-counts // size)
+        ends = jnp.cumsum(each)
+        block = jnp.arange(length // size + counts.size)
+        group = jnp.searchsorted(ends, block, side="right")
+        self.groups = jnp.minimum(group, counts.size - 1)
+        before = (block - (ends - each)[self.groups]) * size
+        self.starts = (jnp.cumsum(counts) - counts)[self.groups] + before
+        self.lengths = jnp.minimum(counts[self.groups] - before, size)
+        self.count = ends[-1]  # of the blocks that there are
+        self.total, self.size = counts.sum(), size
+
+    def params(self, i: Array | int, rounded: Any, params: Any) -> Any:
+        """Returns the parameters of a block's group, in the dtypes that they came in."""
+        return jax.tree.map(lambda x, given: x[self.groups[i]].astype(given.dtype), rounded, params)
+
+    def take(self, i: Array | int, padded: Rows) -> Rows:
+        """Returns the rows of a block; those of the next group are zeros."""
+        is_own = (jnp.arange(self.size) < self.lengths[i])[:, None]
+        taken = (jax.lax.dynamic_slice_in_dim(x, self.starts[i], self.size) for x in padded)
+        return tuple(jnp.where(is_own, x, 0) for x in taken)
+
+    def put(self, i: Array, y: Array, out: Array) -> Array:
+        """Writes a block's results. Those past the group's end are replaced by the next block's."""
+        return jax.lax.dynamic_update_slice_in_dim(out, y, self.starts[i], 0)
+
+    def pad(self, rows: Rows) -> Rows:
+        """Adds rows of zeros, for a block that begins with the last row."""
+        return tuple(jnp.pad(x, ((0, self.size), (0, 0))) for x in rows)
+
+    def zeros(self, rows: Rows) -> Rows:
+        """Returns zeros of the shape that `pad` returns."""
+        return tuple(jnp.zeros_like(x, shape=(x.shape[0] + self.size, *x.shape[1:])) for x in rows)
+
+    def cut(self, out: Array) -> Array:
+        """Undoes `pad`; rows of no group become zeros."""
+        out = out[: -self.size]
+        return jnp.where((jnp.arange(out.shape[0]) < self.total)[:, None], out, 0)

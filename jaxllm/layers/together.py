@@ -1,0 +1,53 @@
+"""Projections of one input, whose gradients devices sum together rather than one by one."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from jaxllm.sharding import partition_spec
+
+from .hooks import without_hooks
+from .linear import Linear
+
+AXIS = "tensor"
+
+
+def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
+    """Returns `linear(x)` for each of the projections.
+
+    Where tensor parallelism splits their outputs, every device has a part of the input's gradient
+    from each. XLA would sum each over the devices by itself; here a device adds its parts first.
+
+    Args:
+        linears: projections whose equations have the same input.
+        x: their input.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape[AXIS]
+    graphdef, state = nnx.split([without_hooks(linear) for linear in linears] if ways > 1 else [])
+    variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    specs = [partition_spec(v.dims, v.get_value().shape, {AXIS: ways}) for v in variables]
+    if not all(AXIS in spec for spec in specs) or not specs:
+        return tuple(linear(x) for linear in linears)
+
+    def local(arrays: list[Array], x: Array) -> tuple[Array, ...]:
+        own = nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), arrays))
+        x = jax.lax.pcast(x, AXIS, to="varying")  # the gradient of this is the one sum
+        return tuple(linear(x) for linear in own)
+
+    outputs = tuple(_output_spec(linear, ways) for linear in linears)
+    run = jax.shard_map(
+        local, in_specs=(specs, PartitionSpec()), out_specs=outputs, axis_names={AXIS}
+    )
+    return run([variable.get_value() for variable in variables], x)
+
+
+def _output_spec(linear: Linear, ways: int) -> PartitionSpec:
+    """Returns how an output is split over the axis: as the kernel is."""
+    _, dims, output = linear.equation.replace("->", ",").split(",")
+    spec = partition_spec(dims, linear.kernel.shape, {AXIS: ways})
+    letters = dict(zip(dims, spec, strict=True))
+    return PartitionSpec(*(letters.get(letter) for letter in output))

@@ -1,0 +1,52 @@
+"""Tensor parallelism sums a layer's activations five times a step, and computes the same."""
+
+import jax
+import numpy as np
+import pytest
+from collectives import collectives
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.params import map_parameters, parameter_shardings, split
+from jaxllm.train import make_mesh
+from jaxllm.train.data.placement import on_mesh
+from jaxllm.train.loss import CrossEntropy
+from jaxllm.train.objective import next_token_loss
+
+ROWS, T, L = 8, 13, 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention.qkv_bias": True, "mlp.bias": True},
+        {"num_kv_heads": 1},  # fewer than devices: k and v are not split
+    ],
+)
+def test_gradients_of_one_input_are_summed_together(changes):
+    """The outputs of attention and MLP, once more in the backward pass; then both inputs'."""
+    model = random_model(changes, num_layers=L, remat="full")
+    bind, params = split(model)
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": rng.integers(0, TINY.vocab_size, (ROWS, T + 1)),
+        "mask": rng.random((ROWS, T)) < 0.6,
+    }
+    mesh = make_mesh(fsdp=4, tensor=2)
+
+    def loss(params, batch):
+        return next_token_loss(bind(params), batch, CrossEntropy(512))[0]
+
+    expected = jax.jit(jax.value_and_grad(loss))(params, batch)
+    with jax.set_mesh(mesh):
+        shardings = parameter_shardings(model, mesh)
+        places = map_parameters(model, lambda name, _: shardings[name])
+        given = jax.device_put(params, places), on_mesh(batch, mesh, ROWS)
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(*given).compile()
+        found = compiled(*given)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert relative_l2(ours, theirs) < 1e-5
+    if "num_kv_heads" not in changes:
+        stream = (ROWS // 4, T, TINY.embed_dim)
+        sums = [one for one in collectives(compiled) if one.kind == "all-reduce"]
+        assert sum(one.runs for one in sums if stream in one.shapes and one.runs == L) == 5 * L
