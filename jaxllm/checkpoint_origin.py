@@ -45,7 +45,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads these fields."""
+    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads these fields.
+
+    A model that was trained from the start on a tokenizer comes from that: it has no family.
+    """
 
     family: str
     config: str  # text of its config file, for the fields that do not affect the numbers
@@ -92,6 +95,17 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             shutil.copy2(folder / name, destination / name)
         if left_out:
             logger.warning("not copied from %s: %s", folder, ", ".join(left_out))
+
+
+def copy_tokenizer(path: Path, destination: Path) -> None:
+    """Copies the files of a tokenizer, which may be a folder, a GGUF file or a JSON file."""
+    place = companion_folder(path)
+    folder = place if place.is_dir() else place.parent
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and _matches(file.name, TOKENIZER_FILES):
+            shutil.copy2(file, destination / file.name)
+    if place.is_file() and place.suffix == ".json":
+        shutil.copy2(place, destination / "tokenizer.json")
 
 
 def sort_files(folder: Path) -> Iterator[tuple[str, str | None]]:
