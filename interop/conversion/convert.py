@@ -107,9 +107,8 @@ def convert(
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
-    form = None if optimizer is None else optimizer.form
-    arguments = {"to": to, "dtype": dtype, "model_parallel": model_parallel, "optimizer": form}
-    plan = {**arguments, **_describe(source, before, writer)}
+    plan = {"to": to, "dtype": dtype, "model_parallel": model_parallel}
+    plan |= {"optimizer": optimizer and optimizer.form, **_describe(source, before, writer)}
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
         workers = min(workers, max(parse_size(max_ram) // max(writer.most_held, 1), 1))
