@@ -31,6 +31,7 @@ REPLACED = (
 WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.distcp", "*.gguf", "*.ggml", "*.h5"),
     *("*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.npz", "*.index.json"),
+    *("*.ocdbt", "_CHECKPOINT_METADATA"),  # of Orbax, as in native checkpoints
 )
 # Other files that stay behind, and why.
 LEFT_OUT = (
@@ -86,8 +87,10 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             folders[0],
         )
     for folder in dict.fromkeys([*folders, *others]):
-        left_out = []
+        left_out, own = [], _first_part(destination.resolve(), folder.resolve())
         for name, reason in sort_files(folder):
+            if Path(name).parts[0] == own:
+                continue
             if reason is not None:
                 left_out.append(f"{name} ({reason})")
                 continue
@@ -95,6 +98,11 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             shutil.copy2(folder / name, destination / name)
         if left_out:
             logger.warning("not copied from %s: %s", folder, ", ".join(left_out))
+
+
+def _first_part(inside: Path, folder: Path) -> str | None:
+    """Returns the name in `folder` that leads to `inside`; None if that is somewhere else."""
+    return inside.relative_to(folder).parts[0] if folder in inside.parents else None
 
 
 def copy_tokenizer(path: Path, destination: Path) -> None:
