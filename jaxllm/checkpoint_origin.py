@@ -31,6 +31,7 @@ REPLACED = (
 WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.distcp", "*.gguf", "*.ggml", "*.h5"),
     *("*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.npz", "*.index.json"),
+    *("*.ocdbt", "_CHECKPOINT_METADATA"),  # of Orbax, as in native checkpoints
 )
 # Other files that stay behind, and why.
 LEFT_OUT = (
@@ -45,7 +46,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads these fields."""
+    """The checkpoint that a model was loaded from. Only `jaxllm.interop` reads these fields.
+
+    A model that was trained from the start on a tokenizer comes from that: it has no family.
+    """
 
     family: str
     config: str  # text of its config file, for the fields that do not affect the numbers
@@ -83,8 +87,10 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             folders[0],
         )
     for folder in dict.fromkeys([*folders, *others]):
-        left_out = []
+        left_out, own = [], _first_part(destination.resolve(), folder.resolve())
         for name, reason in sort_files(folder):
+            if Path(name).parts[0] == own:
+                continue
             if reason is not None:
                 left_out.append(f"{name} ({reason})")
                 continue
@@ -92,6 +98,22 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             shutil.copy2(folder / name, destination / name)
         if left_out:
             logger.warning("not copied from %s: %s", folder, ", ".join(left_out))
+
+
+def _first_part(inside: Path, folder: Path) -> str | None:
+    """Returns the name in `folder` that leads to `inside`; None if that is somewhere else."""
+    return inside.relative_to(folder).parts[0] if folder in inside.parents else None
+
+
+def copy_tokenizer(path: Path, destination: Path) -> None:
+    """Copies the files of a tokenizer, which may be a folder, a GGUF file or a JSON file."""
+    place = companion_folder(path)
+    folder = place if place.is_dir() else place.parent
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and _matches(file.name, TOKENIZER_FILES):
+            shutil.copy2(file, destination / file.name)
+    if place.is_file() and place.suffix == ".json":
+        shutil.copy2(place, destination / "tokenizer.json")
 
 
 def sort_files(folder: Path) -> Iterator[tuple[str, str | None]]:

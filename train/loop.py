@@ -80,7 +80,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(locked(folder))
         run = _prepare(config, model, mesh, resume, resume_from)
-        keep_origin(run.model, folder)
+        keep_origin(run.model, folder, config.data)
         start = int(run.state.step)
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
         stack.enter_context(failing_together())

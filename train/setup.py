@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm.checkpoint_origin import KEPT, copy_files
+from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
 from jaxllm.checkpointing.orbax_layout import read_step
 from jaxllm.config import Config, StackConfig, TwoStackConfig, check_has_head, with_fields
 from jaxllm.distributed.agreement import check_agreement
@@ -112,17 +112,15 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
 def _with_kept_tokenizer(
     data: DataConfig | PairsConfig, config: TrainConfig, model: Model
 ) -> DataConfig | PairsConfig:
-    """Returns the data with the run's copy of a tokenizer that came with its first weights.
+    """Returns the data with the run's copy of a tokenizer: that of a new model, or of its weights.
 
     A run that was moved to another machine has that copy only.
     """
-    if data.tokenizer in (None, BYTES) or model.origin is None:
+    if data.tokenizer in (None, BYTES) or (named := Path(data.tokenizer)).exists():
         return data
-    named, origin = Path(data.tokenizer), model.origin
-    if named.exists():
-        return data
-    starts = {Path(start) for start in (config.init_from, origin.checkpoint) if start}
-    if not starts & {named, named.parent}:
+    origin = "" if model.origin is None else model.origin.checkpoint
+    starts = {Path(start) for start in (config.init_from, origin) if start}
+    if config.model is None and not starts & {named, named.parent}:
         return data
     kept = [folder for folder in _origin_folders(config, model) if folder.name == KEPT]
     found = find_tokenizer(kept)
@@ -131,7 +129,8 @@ def _with_kept_tokenizer(
 
 def _origin_folders(config: TrainConfig, model: Model) -> list[Path]:
     """Returns the folder that the model came from, and the copy of its files in the run."""
-    return [] if model.origin is None else [*model.origin.folders, Path(config.output) / KEPT]
+    folders = [] if model.origin is None else model.origin.folders
+    return [*folders, Path(config.output) / KEPT]
 
 
 def model_to_train(config: TrainConfig, model: Model | None) -> Model:
@@ -160,16 +159,22 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     return model
 
 
-def keep_origin(model: Model, run: Path) -> None:
+def keep_origin(model: Model, run: Path, data: Data | None = None) -> None:
     """Copies the tokenizer and other files of the model's origin into the run, which exports them.
 
-    Process 0 does, unless the run has them already.
+    Process 0 does, unless the run has them already. Of a new model, it is the tokenizer of `data`.
     """
-    kept = run / KEPT
-    if jax.process_index() == 0 and model.origin is not None and not kept.is_dir():
+    kept, named = run / KEPT, None
+    if isinstance(data, DataConfig | PairsConfig) and data.tokenizer != BYTES:
+        named = data.tokenizer
+    is_none = model.origin is None and named is None
+    if jax.process_index() == 0 and not is_none and not kept.is_dir():
         partial = kept.with_name(f"{KEPT}.partial")
         partial.mkdir(parents=True, exist_ok=True)
-        copy_files(model.origin, partial)
+        if model.origin is None:
+            copy_tokenizer(local_path(str(named)), partial)
+        else:
+            copy_files(model.origin, partial)
         partial.replace(kept)
 
 

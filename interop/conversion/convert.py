@@ -78,13 +78,12 @@ def convert(
 
     Until then the checkpoint is in `destination`.partial, with a journal of the tensors' hashes,
     which are verified. It succeeds as well if the destination already is what it would write.
-    Logs a warning on numbers that become zero in a narrower `dtype`.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
         destination: a folder that does not exist yet, or is empty.
         to: one of `formats.table.FORMATS`, such as "hf", "meta" or "native".
-        dtype: dtype of all tensors; by default each as stored.
+        dtype: dtype of all tensors; by default as stored. Warns of numbers that become zero.
         model_parallel: the number of shards to write, for "meta".
         step: the step of a run; by default the newest.
         max_ram: host memory for tensors in flight: bytes, or a text like "256MiB".
@@ -108,18 +107,22 @@ def convert(
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
-    arguments = {"to": to, "dtype": dtype, "model_parallel": model_parallel}
-    arguments["optimizer"] = None if optimizer is None else optimizer.form
-    plan = {**arguments, **_describe(source, before, writer)}
+    plan = {"to": to, "dtype": dtype, "model_parallel": model_parallel}
+    plan |= {"optimizer": optimizer and optimizer.form, **_describe(source, before, writer)}
     partial = _partial_folder(destination)
     with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
         workers = min(workers, max(parse_size(max_ram) // max(writer.most_held, 1), 1))
         work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
         work.complete(destination, source, opened.origin, before)
         shutil.rmtree(partial)
-    if model.zeroed is not None and (warning := model.zeroed.describe()):
-        logger.warning("%s%s", warning, "\n  (in what this attempt wrote)" if work.kept else "")
+    _warn_of_zeros(model, work.kept)
     return _conversion(writer, work.kept)
+
+
+def _warn_of_zeros(model: ModelArrays, kept: int) -> None:
+    """Logs a warning on numbers that became zero; of an earlier attempt, nothing is known."""
+    if model.zeroed is not None and (warning := model.zeroed.describe()):
+        logger.warning("%s%s", warning, "\n  (in what this attempt wrote)" if kept else "")
 
 
 def _conversion(writer: CheckpointWriter, kept: int) -> Conversion:

@@ -161,7 +161,10 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
 def _own_origin(step: Path, origin: Origin | None) -> Origin | None:
     """Returns the origin with its files in the copy that the run or native checkpoint keeps."""
     kept = step.parent.parent / KEPT
-    return replace(origin, directory=str(kept)) if origin and kept.is_dir() else origin
+    if not kept.is_dir() or (origin is None and not any(kept.iterdir())):
+        return origin
+    own = Origin(family="", config="{}", layout="{}", directory="") if origin is None else origin
+    return replace(own, directory=str(kept))
 
 
 def find_damage(path: Path) -> list[str]:

@@ -119,7 +119,8 @@ def find_target(model: ModelArrays, into: Any, rules: Any, chosen: str | None) -
 
 def _families(model: ModelArrays, into: Any, rules: Any, chosen: str | None) -> Sequence[Family]:
     origin = model.origin
-    is_users = origin is not None and all(origin.family != family.name for family in FAMILIES)
+    own = "" if origin is None else origin.family
+    is_users = own and all(own != family.name for family in FAMILIES)
     if into is not None and rules is None and not is_users:
         return [find_config(unwrap_module(into), None, None)[0]]
     families = possible_families(origin, chosen, None, rules)

@@ -181,8 +181,9 @@ def _users_family(origin: Origin | None, chosen: str | None, rules: Any) -> Fami
     """
     if rules is not None:
         return resolve_family(rules)
-    if origin is not None and origin.family not in (family.name for family in FAMILIES):
-        return known_family(origin.family)
+    own = "" if origin is None else origin.family
+    if own and own not in (family.name for family in FAMILIES):
+        return known_family(own)
     if chosen == USERS_FORMAT:
         raise CheckpointArgumentError(
             f"format={chosen!r} needs the rules of your own model: give rules (--rules)"

@@ -18,10 +18,9 @@ from jaxllm.sharding import to_host
 from .decode import (
     NO_RULES,
     bucket_size,
-    check_finite,
     check_prompts,
     check_token_model,
-    cut_at_end,
+    cut_rows,
     pad_prompts,
 )
 from .incremental import decode_step, prefill
@@ -60,14 +59,12 @@ def beam_search(
         eos_ids: end-of-sequence tokens.
 
     Returns:
-        The best continuation found for each prompt, up to and including the first end-of-sequence
-        token.
+        The best continuation of each prompt, up to and including its first end-of-sequence token.
 
     Raises:
-        UserError: `prompts` is not a list of lists of token ids, no prompts, an empty prompt, an
-            unknown token, fewer than one new token or beam, a vocabulary too small for the
-            candidates of a step, a penalty that is not positive, more tokens than the model has
-            positions for, or a model without tokens.
+        UserError: `prompts` is no list of lists of token ids, no prompts, an empty one, an unknown
+            token, fewer than one new token or beam, a vocabulary too small for the candidates of a
+            step, a penalty that is not positive, too many positions, or a model without tokens.
         NonFiniteError: logits are NaN, so that no token can be chosen.
     """
     model = check_token_model(model)
@@ -92,8 +89,7 @@ def beam_search(
         ),
     )
     tokens_BR, is_finite_B = map(to_host, out)
-    check_finite(is_finite_B)
-    return [cut_at_end(row[:max_new_tokens].tolist(), set(eos_ids)) for row in tokens_BR]
+    return cut_rows(tokens_BR[:, :max_new_tokens], is_finite_B, set(eos_ids))
 
 
 def _count_candidates(num_beams: int, num_eos: int, vocab_size: int) -> int:

@@ -85,8 +85,7 @@ def generate(
         jax.random.key(seed),
     )
     out_BR = to_host(out)[:, :max_new_tokens]
-    check_finite((out_BR != NOT_FINITE).all(1))
-    return [cut_at_end(row.tolist(), set(eos_ids)) for row in out_BR]
+    return cut_rows(out_BR, (out_BR != NOT_FINITE).all(1), set(eos_ids))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -153,18 +152,21 @@ def bucket_size(size: int) -> int:
     return max(16, 1 << (int(size) - 1).bit_length())
 
 
-def check_finite(ok_B: np.ndarray) -> None:
-    """Raises NonFiniteError for the first row that is not `ok`."""
-    if not ok_B.all():
+def cut_rows(tokens_BR: np.ndarray, is_finite_B: np.ndarray, eos_ids: set[int]) -> list[list[int]]:
+    """Returns each row's tokens up to and including its first end-of-sequence token.
+
+    Raises NonFiniteError if the logits of a row were NaN.
+    """
+    if not is_finite_B.all():
         raise NonFiniteError(
-            f"the logits after prompt {int(np.argmin(ok_B))} are NaN, so no token can be chosen: "
-            "a weight is not finite (`jaxllm verify` counts these), or activations overflow, as "
-            "they may in float16"
+            f"the logits after prompt {int(np.argmin(is_finite_B))} are NaN, so no token can be "
+            "chosen: a weight is not finite (`jaxllm verify` counts these), or activations "
+            "overflow, as they may in float16"
         )
+    return [_cut_at_end(row.tolist(), eos_ids) for row in tokens_BR]
 
 
-def cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
-    """Returns the tokens up to and including the first end-of-sequence token."""
+def _cut_at_end(tokens: list[int], eos_ids: set[int]) -> list[int]:
     ends = (place + 1 for place, token in enumerate(tokens) if token in eos_ids)
     return tokens[: next(ends, len(tokens))]
 

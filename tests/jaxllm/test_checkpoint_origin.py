@@ -99,6 +99,19 @@ def test_every_kept_file_is_copied_and_other_folders_take_precedence(tmp_path, o
     assert (out / "tokenizer.json").read_text() == "run: tokenizer.json"
 
 
+def test_a_checkpoint_that_is_written_inside_its_origin_is_not_copied(tmp_path, caplog):
+    """Nor is an earlier native checkpoint there: it holds other weights."""
+    base = fill(tmp_path / "base", "config.json", "tokenizer.json", "chat/rag.jinja")
+    fill(base, "new.partial/journal.jsonl", "new.partial/checkpoint/checkpoints/0/model/d/0123")
+    fill(base, "old/checkpoints/0/_CHECKPOINT_METADATA", "old/checkpoints/0/model/d/0123")
+    inside = base / "new.partial" / "checkpoint"
+    copied = inside / KEPT
+    copied.mkdir()
+    copy_files(origin_at(base), copied, base)
+    assert files_of(copied) == {"tokenizer.json", "chat/rag.jinja"}
+    assert caplog.messages == [f"not copied from {base}: old/ (a folder with other weights)"]
+
+
 def test_an_origin_that_is_gone_is_said(tmp_path, out, caplog):
     copy_files(origin_at(tmp_path / "gone"), out)
     (message,) = caplog.messages

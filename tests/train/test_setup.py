@@ -1,6 +1,7 @@
 """Setup of a run: what does not fit the config is refused before anything is trained."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import chex
@@ -16,6 +17,7 @@ from jaxllm.config import HeadConfig, NumericsConfig
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.models import Decoder
 from jaxllm.params import named_parameters
+from jaxllm.tokenization import load_tokenizer
 from jaxllm.train import ConfigError, TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
 from jaxllm.train.config import find_changes, from_stored, save_config, to_dict
@@ -163,6 +165,24 @@ def test_a_run_that_was_moved_has_its_tokenizer(fine_tuned, with_text, tmp_path,
     assert with_tokenizer(config, model).tokenizer == str(run / KEPT)
     other = dataclasses.replace(config, data=dataclasses.replace(data, tokenizer="other"))
     assert with_tokenizer(other, model).tokenizer == "other"  # of which the run has no copy
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json", "other.json"])
+def test_a_new_model_s_run_keeps_the_tokenizer_that_its_data_name(with_text, tmp_path, name):
+    tok = save_tokenizer("words, end", tmp_path / "tok")
+    if name == "other.json":
+        (tok / "tokenizer.json").rename(tok / name)
+    model = random_model(vocab_size=11)
+    data = dataclasses.replace(with_text.data, tokenizer=str(tok / name))
+    config = dataclasses.replace(with_text, output=str(tmp_path / "moved"), data=data)
+    keep_origin(model, Path(config.output), data)
+    assert with_tokenizer(config, model).tokenizer == str(tok / name)
+    shutil.rmtree(tok)
+    found = with_tokenizer(config, model).tokenizer
+    assert found == str(tmp_path / "moved" / KEPT)
+    assert load_tokenizer(found).eos_id is not None
+    keep_origin(model, tmp_path / "of bytes", with_text.data)
+    assert not (tmp_path / "of bytes").exists()
 
 
 def test_a_run_of_a_new_model_was_trained_on_bytes_and_goes_on_with_them(with_text, tmp_path):

@@ -20,8 +20,9 @@ class ModelRows(Mapping[str, np.ndarray]):
         self._recording, self._ours = recording, ours
 
     def __getitem__(self, path: str) -> np.ndarray:
-        shape_BT, whole = self.shape_of(path), self.rows_of(path)
-        return self._ours[path][whole][:, self._positions(shape_BT[1])]
+        if path not in self:
+            raise KeyError(path)
+        return self._rows(path)
 
     def __iter__(self) -> Iterator[str]:
         return (path for path in self._recording.arrays if path in self)
@@ -50,6 +51,10 @@ class ModelRows(Mapping[str, np.ndarray]):
             return np.ones(self.shape_of(path)[0], bool)
         return (mask_BT != 0).all(1)
 
+    def _rows(self, path: str) -> np.ndarray:
+        positions = self._positions(self.shape_of(path)[1])
+        return self._ours[path][self.rows_of(path)][:, positions]
+
     def _positions(self, length: int) -> list[int]:
         sample = self._recording.sample
         assert sample is not None
@@ -59,7 +64,7 @@ class ModelRows(Mapping[str, np.ndarray]):
 class ReferenceRows(ModelRows):
     """The reference's activations, likewise."""
 
-    def __getitem__(self, path: str) -> np.ndarray:
+    def _rows(self, path: str) -> np.ndarray:
         shape_BT, whole = self.shape_of(path), self.rows_of(path)
         positions, mask_BT = self._positions(shape_BT[1]), self._recording.mask_of(path)
         is_kept_BT = np.zeros(shape_BT, bool)

@@ -159,6 +159,16 @@ def test_numbers_beyond_the_range_of_the_module_are_all_named(make_llama):
     assert differing(module.state_dict(), before) == []
 
 
+def test_numbers_that_become_zero_in_the_module_are_counted(make_llama, caplog):
+    source, module = make_llama(), make_llama(seed=5).half()
+    with torch.no_grad():
+        source.model.norm.weight[:3] = 1e-9
+    to_torch(from_torch(source), into=module)
+    assert "underflow: " in caplog.text
+    assert "become zero in float16" in caplog.text
+    assert "model.norm.weight: 3 of 48" in caplog.text
+
+
 def test_a_meta_module_cannot_be_filled(make_llama):
     with torch.device("meta"):
         module = type(make_llama())(make_llama().config)

@@ -109,6 +109,14 @@ def test_a_dtype_is_cast_to_and_named_in_the_config(folder, tmp_path):
 DTYPES = ["float32", "bfloat16", "float16", "int8", "uint32", "float8_e4m3fn"]
 
 
+def test_numbers_that_become_zero_are_counted(tmp_path, caplog):
+    small = tree() | {"n": jnp.asarray([1e-9, 1.0, -1e-8])}
+    save_from(small, tmp_path / "out", RULES, dtype="float16")
+    assert caplog.messages == [
+        "underflow: 2 become zero in float16, up to 2.98e-08 in magnitude\n  n: 2 of 3"
+    ]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_bit_pattern_comes_back(dtype, tmp_path):
     rng = np.random.default_rng(0)

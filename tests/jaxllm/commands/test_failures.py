@@ -52,6 +52,15 @@ def test_operating_system_and_device_errors_are_not_bugs(error, said, capsys):
     assert said in line
 
 
+def test_the_end_of_another_process_is_not_a_bug(capsys):
+    from jaxllm.distributed import failing  # noqa: F401 - as in a job of several processes
+
+    error = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    assert report(error, debug=False) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("jaxllm: the connection to another process broke")
+
+
 @pytest.mark.parametrize(
     "cause", [RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()]
 )

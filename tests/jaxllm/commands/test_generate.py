@@ -13,7 +13,8 @@ from tokenizer_kinds import save_tokenizer
 
 from jaxllm.cli import main
 from jaxllm.generation import TokenRules
-from jaxllm.interop import save_pretrained
+from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.tokenization import load_tokenizer
 
 
 def test_generate_prints_the_prompt_and_its_continuation(byte_model, capsys):
@@ -186,6 +187,37 @@ def test_a_run_is_prompted_as_it_was_trained(chat_model, given, tmp_path, capsys
     assert main(["train", str(tmp_path / "run.yaml")]) == 0
     run(tmp_path / "again")
     assert given[-1]["prompts"] == [[6, 1, 10, 1]]
+
+
+def test_a_run_of_a_new_model_takes_its_tokenizer_along(given, tmp_path):
+    """Its data named the tokenizer, which was moved since; exports have it and its ids."""
+    tokenizer = save_tokenizer("words, end", tmp_path / "tokenizer")
+    (tmp_path / "text.txt").write_text("the cat a b x " * 20)
+    config = {
+        "output": str(tmp_path / "run"),
+        "model": {
+            **{"vocab_size": 11, "embed_dim": 8, "num_layers": 1, "num_heads": 1},
+            **{"num_kv_heads": 1, "head_dim": 8, "mlp_dim": 8},
+        },
+        **{"steps": 1, "batch_size": 8, "seq_len": 8, "mesh": {"fsdp": 8}},
+        "optimizer": {"warmup_steps": 0},
+        "data": {
+            **{"text": [str(tmp_path / "text.txt")], "held_out": 0},
+            "tokenizer": str(tokenizer),
+        },
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    tokenizer.rename(tmp_path / "elsewhere")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    run(moved)
+    assert given[-1]["prompts"] == [[6, 1, 10, 1]]
+    assert main(["convert", str(moved), str(tmp_path / "hf")]) == 0
+    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+    end = json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"]
+    assert end == load_tokenizer(tmp_path / "elsewhere").eos_id
+    save_pretrained(load_pretrained(moved), tmp_path / "saved", format="hf")
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
 
 
 def test_an_encoder_reads_a_source_with_its_end_token(given, tmp_path):
