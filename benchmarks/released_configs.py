@@ -136,8 +136,9 @@ def _save(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
     (folder / "config.json").write_text(json.dumps(config))
     read = transformers.AutoConfig.from_pretrained(folder)
     kind = CLASSES[read.is_encoder_decoder]
-    if (config.get("architectures") or [""])[0].endswith("Model"):
-        kind = transformers.AutoModel
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture.endswith("Model") and not architecture.endswith("LMHeadModel"):
+        kind = transformers.AutoModel  # without a head
     randomize(kind.from_config(read, **options)).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").unlink(missing_ok=True)
