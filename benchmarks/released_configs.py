@@ -34,12 +34,15 @@ from tiny import relative_l2  # noqa: E402
 
 PAGE = ROOT / "docs" / "released_configs.md"
 TOLERANCE = 1e-5  # relative L2 of logits
-LENGTH, VOCAB, HEADS, LAYERS, WINDOW, ORIGINAL = 320, 96, 4, 7, 100, 128
+LENGTH, VOCAB, HEADS, WINDOW, ORIGINAL = 320, 96, 4, 100, 128
+# Few layers: in deep models with random numbers, rounding alone reaches 1e-3. Patterns need more.
+LAYERS, PATTERNED = 3, 7
 # Sizes of the small models; of what a config has, only these change, and what depends on them.
 SIZES = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 64),
     **dict.fromkeys(("intermediate_size", "d_ff", "moe_intermediate_size"), 56),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"), LAYERS),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), LAYERS),
+    **dict.fromkeys(("num_layers", "num_decoder_layers"), LAYERS - 1),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), HEADS),
     **dict.fromkeys(("num_experts", "num_local_experts"), 4),
     **dict.fromkeys(("n_ctx", "n_positions"), 512),
@@ -47,6 +50,7 @@ SIZES = {
     **dict.fromkeys(("head_dim", "query_pre_attn_scalar"), 24),
     **{"vocab_size": VOCAB, "d_kv": 16, "num_experts_per_tok": 2},
 }
+PATTERNS = ("sliding_window_pattern", "layer_types", "no_rope_layers")
 LONGEST, TRAINED = "max_position_embeddings", "original_max_position_embeddings"
 CLASSES = {
     True: transformers.AutoModelForSeq2SeqLM,
@@ -136,8 +140,9 @@ def _save(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
     (folder / "config.json").write_text(json.dumps(config))
     read = transformers.AutoConfig.from_pretrained(folder)
     kind = CLASSES[read.is_encoder_decoder]
-    if (config.get("architectures") or [""])[0].endswith("Model"):
-        kind = transformers.AutoModel
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture.endswith("Model") and not architecture.endswith("LMHeadModel"):
+        kind = transformers.AutoModel  # without a head
     randomize(kind.from_config(read, **options)).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").unlink(missing_ok=True)
@@ -150,12 +155,14 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
         name: SIZES[name] if name in SIZES and _is_size(value) else value
         for name, value in config.items()
     }
+    if any(name.endswith(PATTERNS) for name in config):
+        small["num_hidden_layers"] = PATTERNED
     heads = config.get("num_attention_heads")
     if groups := config.get("num_key_value_heads"):
         small["num_key_value_heads"] = {heads: HEADS, 1: 1}.get(groups, HEADS // 2)
     for name in ("layer_types", "no_rope_layers"):
         if isinstance(config.get(name), list):
-            small[name] = config[name][:LAYERS]
+            small[name] = config[name][: small["num_hidden_layers"]]
     for name, value in config.items():
         if name.endswith("token_id"):
             several = isinstance(value, list)

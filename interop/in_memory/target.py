@@ -64,11 +64,12 @@ class Target:
             for name, tensor in self.tensors.items()
             if isinstance(tensor, HeldTensor)
             and (self.is_given or not tensor.data.is_meta)
-            and (self.prefix + name in derived or self._reason(name))
+            and (self.prefix + name in derived or self.is_outside(name))
         }
 
-    def _reason(self, name: str) -> str | None:
-        return reason_to_ignore(self.table, self.prefix + name)
+    def is_outside(self, name: str) -> bool:
+        """Whether a tensor of the module is no part of the model, such as a classifier's head."""
+        return reason_to_ignore(self.table, self.prefix + name) is not None
 
     @property
     def parameters(self) -> list[str]:
@@ -166,7 +167,12 @@ def check_target(target: Target, shapes: Mapping[str, tuple[int, ...]]) -> None:
         *target.problems,
         *_folded(
             [name for name in expected if name not in present],
-            lambda name: "is in the module, but not in the model",
+            lambda name: (
+                "is in the module, but not part of the model: give the module as into=, where it "
+                "stays as it is"
+                if target.is_outside(name)
+                else "is in the module, but not in the model"
+            ),
         ),
         *_folded(
             [name for name in shapes if name not in expected],

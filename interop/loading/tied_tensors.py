@@ -54,7 +54,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
         )
     if plan.carried:
         logger.warning(
-            "%s: not part of the model: %s; kept as they are for the way back",
+            "%s: not part of the model: %s; the way back takes them from there",
             *(checkpoint.path, in_short(plan.carried)),
         )
     return plan

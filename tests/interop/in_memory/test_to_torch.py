@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import source_cases
 import torch
+import transformers
 from hf_cases import randomize
 from tiers import examples
 from tiny import random_model
@@ -181,3 +182,15 @@ def test_a_class_that_ties_what_the_model_does_not_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         to_torch(from_torch(build("t5/v1.1")))
     assert "lm_head.weight are one tensor in the module, but not in the model" in caplog.text
+
+
+def test_a_classifiers_head_stays_in_its_module():
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, pad_token_id=0)
+    module, other = (transformers.LlamaForSequenceClassification(config) for _ in range(2))
+    model, head = from_torch(module), other.score.weight.clone()
+    with pytest.raises(CheckpointError, match=r"score\.weight .* give the module as into="):
+        to_torch(model)
+    assert to_torch(model, into=other) is other
+    expected = module.state_dict() | {"score.weight": head}
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in other.state_dict().items())

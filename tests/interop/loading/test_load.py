@@ -280,7 +280,7 @@ def test_leftovers_are_left_out_and_other_heads_named(saved, llama, caplog):
     edit_tensors(llama, lambda tensors: tensors.update(extra))
     assert bits(load_pretrained(llama)) == bits(load_pretrained(saved("untied")))
     assert caplog.messages == [
-        f"{llama}: not part of the model: {', '.join(heads)}; kept as they are for the way back"
+        f"{llama}: not part of the model: {', '.join(heads)}; the way back takes them from there"
     ]
 
 

@@ -58,9 +58,9 @@ def test_the_template_and_the_end_token_are_files_too(file):
     folder = companion_folder(path)
     assert companion_folder(path) == folder
     assert find_eos_ids(folder, size) == (size - 1,)
-    messages = [{"role": "user", "content": PLAIN}]
-    assert render_chat(path, messages) == render_chat(folder, messages) == f"<|start|>{TEXT}"
-    assert render_chat(folder, [{"role": "user", "content": "low"}]) == "<|start|>low<|end|>"
+    for place in (path, folder):
+        text = render_chat(place, [{"role": "user", "content": "low"}])
+        assert text == "<|start|>low<|end|>"
 
 
 def test_other_paths_are_their_own_companions(tmp_path):
