@@ -127,7 +127,7 @@ def test_experts_are_sharded_over_expert_fsdp_and_tensor():
     assert placed["gate_proj.kernel"] == placed["up_proj.kernel"] == up
     assert placed["down_proj.kernel"] == down
     assert placed["up_proj.bias"] == PartitionSpec(None, "expert", "tensor")
-    assert placed["router.kernel"] == PartitionSpec(None, ("fsdp", "expert"))
+    assert placed["router.kernel"] == PartitionSpec(None, ("fsdp", "expert"), None)
 
 
 INVOLUNTARY = "nvoluntary full rematerialization"
