@@ -16,6 +16,8 @@ from jaxllm.config import Dtype, StackConfig
 from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
+from .lookup import look_up
+
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
 ATTENDED = "attended"  # of attention outputs, which remat="attention" saves
 
@@ -105,45 +107,12 @@ class Embedding(nnx.Module):
         chex.assert_rank(tokens_BT, 2)
         chex.assert_type(tokens_BT, int)
         check_vocabulary(tokens_BT, self.embedding.shape[0])
-        x_BTD = look_up(self.dtype, self.embedding[...], jnp.asarray(tokens_BT))
+        x_BTD = look_up(self.embedding[...], jnp.asarray(tokens_BT), self.dtype)
         return x_BTD if self.scale == 1.0 else x_BTD * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x_BTD: Array) -> Array:
         """Returns the logits of a tied head, BTV, in float32."""
         return project("BTD,VD->BTV", x_BTD, self.embedding[...])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def look_up(dtype: Dtype, table_VD: Array, tokens_BT: Array) -> Array:
-    """Returns the rows of a table, BTD, in this dtype, or NaN outside it.
-
-    A lookup in a table that is sharded over D would reshard the whole table, so D is gathered
-    first, in this dtype. The table's gradient is added up in float32.
-    """
-    whole_VD = constrain(table_VD.astype(dtype), "V.")
-    found = whole_VD.at[tokens_BT]
-    return found.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-
-
-def _look_up_forward(
-    dtype: Dtype, table_VD: Array, tokens_BT: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    like_V0 = jnp.zeros_like(table_VD, shape=(table_VD.shape[0], 0))
-    return look_up(dtype, table_VD, tokens_BT), (like_V0, tokens_BT)
-
-
-def _look_up_backward(
-    dtype: Dtype, saved: tuple[Array, Array], dx_BTD: Array
-) -> tuple[Array, None]:
-    like_V0, tokens_BT = saved
-    zero_VD = jnp.zeros((like_V0.shape[0], dx_BTD.shape[-1]), jnp.float32)
-    summed_VD = zero_VD.at[tokens_BT].add(
-        dx_BTD.astype(jnp.float32), mode="drop", wrap_negative_indices=False
-    )
-    return constrain(summed_VD, "VD").astype(like_V0.dtype), None
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def check_vocabulary(tokens_BT: Array, vocab_size: int) -> None:

@@ -1,7 +1,5 @@
 """Projections and embeddings: values, gradients, initialization, precision and sharding."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from jax.sharding import AxisType
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import ExpertsConfig, LayerKind, NumericsConfig, with_fields
-from jaxllm.layers.linear import Embedding, Linear, look_up
+from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.sharding import named_sharding
 
 TOLERANCE = 2e-6  # relative L2, float32
@@ -239,19 +237,3 @@ def test_only_what_sees_an_unknown_token_is_nan(fields):
         np.testing.assert_array_equal(is_nan, sees)
     assert not (is_nan & ~sees).any()
     np.testing.assert_array_equal(found[~is_nan], right[~is_nan])
-
-
-def test_the_embedding_is_cast_before_it_is_gathered():
-    model = random_model({"numerics.dtype": "bfloat16"})
-    with jax.set_mesh(jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))):
-        text = str(jax.make_jaxpr(model.embed)(jnp.zeros((8, 4), jnp.int32)))
-    (constrained,) = re.findall(r"(\w+)\[\S+\] = sharding_constraint", text)
-    assert constrained == "bf16"
-
-
-def test_the_gradient_of_the_embedding_is_added_up_in_float32():
-    """In bfloat16, 256 + 1 is 256."""
-    table = jnp.ones((3, 2))
-    tokens = jnp.array([[1] * 1000 + [0, 7]])  # the last is outside the table
-    gradient = jax.grad(lambda table: look_up("bfloat16", table, tokens).astype(float).sum())(table)
-    np.testing.assert_array_equal(gradient, [[1, 1], [1000, 1000], [0, 0]])

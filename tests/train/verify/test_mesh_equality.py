@@ -49,6 +49,7 @@ VARIANTS = {
         on({}, scan_layers=False),
         on(MIXED, scan_layers=False),
         on(MIXED, remat="full"),
+        on(MIXED, remat="offload"),
     ],
 }
 
@@ -126,7 +127,7 @@ def test_experts_are_sharded_over_expert_fsdp_and_tensor():
     assert placed["gate_proj.kernel"] == placed["up_proj.kernel"] == up
     assert placed["down_proj.kernel"] == down
     assert placed["up_proj.bias"] == PartitionSpec(None, "expert", "tensor")
-    assert placed["router.kernel"] == PartitionSpec(None, "fsdp", "expert")
+    assert placed["router.kernel"] == PartitionSpec(None, ("fsdp", "expert"), None)
 
 
 INVOLUNTARY = "nvoluntary full rematerialization"
@@ -155,7 +156,7 @@ def test_the_compiler_reports_no_involuntary_rematerialization(
         seq_len=T,
         model=TINY,
         accumulate=microbatches,
-        loss_chunk=7,
+        loss_chunk_tokens=7,
     )
     model = random_model(**SPARSE if "expert" in sizes else CHANGES)
     with jax.set_mesh(mesh):
