@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import Config, Dtype, Remat, config_class, upgraded
+from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
@@ -58,6 +58,7 @@ class TrainConfig:
     accumulate: int = 1  # microbatches per optimizer step: the same update, less memory
     dtype: Dtype | None = None  # activation dtype; None: the model's. Parameters stay float32
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
+    attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
     loss_chunk: int = 512  # tokens per sequence whose logits are in memory at a time
     seed: int = 0  # for the initial weights and dropout
     log_every: int = 10  # steps between progress lines, if the output is not a terminal

@@ -13,14 +13,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.config import ExpertsConfig, StackConfig
 from jaxllm.layers.linear import PROJECTION, Linear, init_kernel
 from jaxllm.layers.mlp import MLP, activate
-from jaxllm.sharding import constrain
+from jaxllm.sharding import constrain, multi_device_mesh
 
 from .expert_parallel import (
     ApplyGroups,
     exchange_rows,
     group_by_device,
     map_over_devices,
-    multi_device_mesh,
     shards_experts,
 )
 from .grouped_matmul import project_groups
