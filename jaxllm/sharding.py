@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor", "expert")  # of every mesh, in this order
+MESH_AXES = ("data", "fsdp", "sequence", "tensor", "expert")  # of every mesh, in this order
 
 # The mesh axes that split a dimension of each letter.
 DIMS: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp", "expert"),  # batch
-    "T": (),  # query length
+    "T": ("sequence",),  # query length
     "S": (),  # key length
     "C": (),  # cache slots
-    "D": ("fsdp", "expert"),  # embed_dim; experts have used `expert` for E
+    "D": ("fsdp", "sequence", "expert"),  # embed_dim; experts have used `expert` for E
     "N": ("tensor",),  # query heads
     "K": ("tensor",),  # key/value heads
     "G": (),  # query heads per key/value head
@@ -99,6 +99,18 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(dims, x.shape, mesh.shape))
+
+
+def multi_device_mesh() -> AbstractMesh | None:
+    """Returns the mesh in use, or None if there is none or it has one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def platform() -> str:
+    """Returns the platform that programs run on, of the mesh in use if there is one: "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def spans_processes(x: jax.Array | np.ndarray) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import Config, Dtype, Remat, config_class, upgraded
+from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_not_negative, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
@@ -63,6 +63,7 @@ class TrainConfig:
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
     loss_chunk_tokens: int = 2048  # tokens per device whose logits are in memory at a time
     z_loss: float = 0.0  # factor of the squared log of the softmax's denominator, per target
+    attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
     seed: int = 0  # for the initial weights and dropout
     log_every: int = 10  # steps between progress lines, if the output is not a terminal
     eval_every: int = 100

@@ -50,6 +50,7 @@ class MeshConfig:
 
     data: int = 1  # data parallelism: model replicas, each with a share of the batch
     fsdp: int = 1  # shards of every parameter, and of the batch
+    sequence: int = 1  # shards of each sequence, and of every parameter
     tensor: int = 1  # shards of the heads, the MLP and the vocabulary
     expert: int = 1  # shards of the experts, and of the batch where it is divisible
     dcn: SlicesConfig = SlicesConfig()  # the part of each axis that lies between slices

@@ -139,7 +139,11 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     Raises ConfigError if `model` is missing, unexpected or not float32; CheckpointError if its
     parameters are not those of its config, so that the run could not be resumed.
     """
-    overrides: dict[str, Any] = {"numerics.dtype": config.dtype, "remat": config.remat}
+    overrides: dict[str, Any] = {
+        "numerics.dtype": config.dtype,
+        "remat": config.remat,
+        "attention.kernel": config.attention_kernel,
+    }
     given = {name: value for name, value in overrides.items() if value is not None}
     if config.model is not None and model is not None:
         raise ConfigError("both weights and a new model are given; set init_from, not model")

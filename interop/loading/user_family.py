@@ -42,7 +42,12 @@ MASKS = ("source_mask", "target_mask")
 HOME = safetensors_file.SINGLE_NAME  # the file to write if the tensors came in several files
 DTYPES = ("numerics.param_dtype", "numerics.dtype")  # config fields that follow from the tensors
 # Fixes the fields that do not change what a model computes, so that configs can be compared.
-ANY_RUN = {"numerics": NumericsConfig(), "scan_layers": True, "remat": "none"}
+ANY_RUN = {
+    "numerics": NumericsConfig(),
+    "scan_layers": True,
+    "remat": "none",
+    "attention.kernel": "auto",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Model architectures as frozen, hashable dataclasses. A config fully determines a model."""
 
-from .attention import AttentionConfig, QKNorm, TemperatureConfig
+from .attention import AttentionConfig, AttentionKernel, QKNorm, TemperatureConfig
 from .fields import (
     config_class,
     defaults,
@@ -45,6 +45,7 @@ __all__ = [
     "ROPE_SCALINGS",
     "Activation",
     "AttentionConfig",
+    "AttentionKernel",
     "Config",
     "DecoderConfig",
     "Dtype",

@@ -9,6 +9,10 @@ from .checks import check_fields, check_positive
 # token together, before RoPE. "after_rope": per head and without a learned scale, after RoPE, on
 # layers with RoPE only.
 QKNorm = Literal["none", "head", "full", "after_rope"]
+# How self-attention is computed. "blocks": by matmuls, in blocks of queries. "splash": the kernel
+# for TPUs. "triton": the kernel for GPUs. "auto": the kernel of the devices, if they have one that
+# computes what the model asks for.
+AttentionKernel = Literal["auto", "blocks", "splash", "triton"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ class AttentionConfig:
     window: int | None = None
     # Tokens per chunk on layers of kind attention="chunk"; a query attends to its own chunk.
     chunk: int | None = None
+    kernel: AttentionKernel = "auto"  # how self-attention is computed, without a cache
 
     def __post_init__(self) -> None:
         check_fields(self, "attention.")

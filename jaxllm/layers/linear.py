@@ -19,7 +19,7 @@ from jaxllm.sharding import constrain
 from .lookup import look_up
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
-ATTENDED = "attended"  # of attention outputs, which remat="attention" saves
+ATTENDED = "attended"  # of attention outputs and their log sums, which remat="attention" saves
 
 
 class Linear(nnx.Module):

@@ -15,7 +15,7 @@ from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
 
 RUN = TrainConfig(output="runs/x", steps=100, batch_size=8, seq_len=64, model=TINY)
-SIZES = {"data": 1, "fsdp": 2, "tensor": 4, "expert": 1}
+SIZES = {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 4, "expert": 1}
 
 
 def test_parameter_token_and_operation_counts():

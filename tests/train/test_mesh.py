@@ -15,6 +15,7 @@ def test_unnamed_axes_have_size_1():
     assert dict(make_mesh(fsdp=4, tensor=2).shape) == {
         "data": 1,
         "fsdp": 4,
+        "sequence": 1,
         "tensor": 2,
         "expert": 1,
     }
@@ -23,7 +24,7 @@ def test_unnamed_axes_have_size_1():
 def test_a_small_mesh_uses_the_first_of_the_given_devices():
     assert make_mesh(devices=jax.devices()).size == 1
     found = make_mesh(devices=jax.devices()[4:], fsdp=2)
-    assert dict(found.shape) == {"data": 1, "fsdp": 2, "tensor": 1, "expert": 1}
+    assert dict(found.shape) == {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 1, "expert": 1}
     assert [device.id for device in found.devices.flat] == [4, 5]
     with pytest.raises(UserError, match=r"fsdp=4 needs 4 devices, but there are 2$"):
         make_mesh(devices=jax.devices()[:2], fsdp=4)

@@ -59,7 +59,9 @@ def compare_variants(
     if model is None:
         model = initialize(config.model, make_mesh(devices=jax.devices()), config.seed)
     exact = with_fields(model.config, numerics=NumericsConfig(), dropout=0.0)
-    config = dataclasses.replace(config, model=exact, init_from=None, dtype=None, remat=None)
+    config = dataclasses.replace(
+        config, model=exact, init_from=None, dtype=None, remat=None, attention_kernel=None
+    )
     if chosen is None:
         chosen = variants(config, jax.device_count())
     _check(config, chosen)

@@ -12,10 +12,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxllm.config import Config, ExpertsConfig, Remat, TwoStackConfig, with_fields
+from jaxllm.config import AttentionKernel, Config, ExpertsConfig, Remat, TwoStackConfig, with_fields
+from jaxllm.layers.attention.kernels.choice import KERNELS
 from jaxllm.models import build_abstract
 from jaxllm.params import Params, map_parameters, unstack_name
-from jaxllm.sharding import MESH_AXES
+from jaxllm.sharding import MESH_AXES, platform
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.data.placement import on_mesh
 from jaxllm.train.mesh import make_mesh
@@ -31,6 +32,7 @@ class Variant:
 
     mesh: tuple[tuple[str, int], ...] = ()  # (axis, size) pairs
     remat: Remat = "none"
+    kernel: AttentionKernel = "auto"  # of attention; with float32 activations this is none
     scan_layers: bool = True
     accumulate: int = 1  # number of microbatches
     loss_chunk: int | None = None  # tokens per device in a chunk; None: all logits at once
@@ -41,6 +43,8 @@ class Variant:
         parts = [" x ".join(f"{axis}={size}" for axis, size in self.mesh) or "one device"]
         if self.remat != "none":
             parts.append(f"remat {self.remat}")
+        if self.kernel != "auto":
+            parts.append(f"attention by {self.kernel}")
         if not self.scan_layers:
             parts.append("layers one by one")
         if self.accumulate > 1:
@@ -67,6 +71,7 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
     mixed = configured if configured in meshes else max(meshes, key=len, default=())
     changes: list[dict[str, Any]] = [
         *({"remat": remat} for remat in get_args(Remat) if remat != "none"),
+        *({"kernel": kernel} for kernel in _kernels(config.model)),
         {"scan_layers": False},
         *({"accumulate": count} for count in _microbatch_counts(config)),
         {"loss_chunk": min(config.loss_chunk_tokens, config.seq_len // 3 + 1)},
@@ -87,6 +92,15 @@ def layouts(axes: list[str], num_devices: int) -> Iterator[tuple[tuple[str, int]
         if math.prod(sizes) == num_devices
     ]
     yield from sorted(found, key=len)
+
+
+def _kernels(config: Config) -> list[AttentionKernel]:
+    """The kernels of attention that compute this model on these devices; on CPUs interpreted."""
+    stacks = [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
+    if any(stack.positions.kind in ("alibi", "relative", "distance") for stack in stacks):
+        return []  # kernels have no bias of the scores
+    here = platform()
+    return [name for name, kernel in KERNELS.items() if here in (kernel.platform, "cpu")]
 
 
 def _microbatch_counts(config: TrainConfig) -> list[int]:
@@ -117,10 +131,11 @@ class Program:
 
     def __init__(self, config: TrainConfig, variant: Variant):
         assert config.model is not None, "the caller fills in the model"
+        changes = {"attention.kernel": variant.kernel}
         overrides = {"remat": variant.remat, "scan_layers": variant.scan_layers}
         chunk = variant.loss_chunk or config.seq_len * config.batch_size
         run = dataclasses.replace(config, accumulate=variant.accumulate, loss_chunk_tokens=chunk)
-        self._model = build_abstract(with_fields(config.model, **overrides))
+        self._model = build_abstract(with_fields(config.model, changes, **overrides))
         self._batch_size = config.batch_size
         self._mesh = make_mesh(devices=jax.devices(), **dict(variant.mesh))
         with jax.set_mesh(self._mesh):

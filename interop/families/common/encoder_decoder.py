@@ -9,7 +9,7 @@ from .unsupported import refuse
 # Fields that distinguish the encoder from the decoder.
 _ROLES = ("attention.causal", "attention.cross")
 # Fields about training, initialization and execution, which do not change the function computed.
-_RUN = ("dropout", "init.kind", "init.std", "scan_layers", "remat")
+_RUN = ("dropout", "init.kind", "init.std", "scan_layers", "remat", "attention.kernel")
 
 
 def refuse_both(

@@ -26,6 +26,7 @@ FREE = {
     "numerics.wide_residual",
     "scan_layers",
     "remat",
+    "attention.kernel",
 }
 
 # Fields that early recordings lack, with the value that their references have.

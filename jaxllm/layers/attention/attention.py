@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
 from .cache import Cache
+from .kernels.call import Call
+from .kernels.choice import choose_kernel
+from .kernels.devices import in_blocks, on_devices, splits_sequences
 from .mask import MaskSpec, same_segment
 from .rope import Rotation, apply_rope
 
@@ -72,23 +76,42 @@ class Attention(nnx.Module):
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(v_BTKH, "BTKH")
         q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
-        config, mask_spec = self.config, MaskSpec.from_config(self.config, self.kind)
-        attend = partial(attention, scale=config.attention.scale, softcap=config.attention.softcap)
         if cache is None:
-            out_BTNH = self_attention(
-                *(q_BTNH, k_BTKH, v_BTKH, positions_BT, context.segment_ids_BT),
-                mask_spec=mask_spec,
-                bias=context.bias,
-                attend=attend,
-                hooked_module=self if has_hook(self) else None,
-            )
+            out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
         else:
             cache, (k_BSKH, v_BSKH, keys_BS) = cache.extend(k_BTKH, v_BTKH, positions_BT)
-            mask_BTS = mask_spec.mask(positions_BT, keys_BS)
+            mask_BTS = MaskSpec.from_config(self.config, self.kind).mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
-            out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
+            out_BTNH = self.masked_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
         (out_BTNH,) = apply_hook(self, mixed=checkpoint_name(out_BTNH, ATTENDED))
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
+
+    def attend(
+        self, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, context: Context, positions_BT: Array
+    ) -> Array:
+        """Attends from each token to the tokens of its segment, BTNH, by a kernel or in blocks."""
+        config, mask_spec = self.config.attention, MaskSpec.from_config(self.config, self.kind)
+        kernel, has_bias, segments_BT = None, context.bias is not None, context.segment_ids_BT
+        if not has_hook(self):  # a hook gets the scores, which kernels never hold all at once
+            kernel = choose_kernel(config.kernel, q_BTNH.dtype, has_bias=has_bias)
+            if kernel is None and not has_bias and splits_sequences(q_BTNH):
+                kernel = partial(in_blocks, attend=attention, cut=query_blocks)
+        if kernel is not None:
+            scale = config.scale or self.config.head_dim**-0.5
+            call = Call(mask_spec, positions_BT, segments_BT, scale, config.softcap)
+            return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)
+        return self_attention(
+            *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT),
+            mask_spec=mask_spec,
+            bias=context.bias,
+            attend=self.masked_attention,
+            hooked_module=self if has_hook(self) else None,
+        )
+
+    def masked_attention(self, *args: Any, **options: Any) -> Array:
+        """Calls `attention` with the scale and the soft cap of the config."""
+        config = self.config.attention
+        return attention(*args, scale=config.scale, softcap=config.softcap, **options)
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
         """Applies QK norm and RoPE, if the config has them, to queries or keys."""
@@ -126,6 +149,7 @@ def attention(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks_N: Array | None = None,
     hook: Hook = lambda name, x_BKGTS: x_BKGTS,
 ) -> Array:
     """Computes `softmax(scale * q k + bias) v` over the keys where the mask is True.
@@ -142,6 +166,7 @@ def attention(
         bias_BNTS: added to the scores; B may be 1.
         scale: factor of the scores. Default: 1 / sqrt(H).
         softcap: replaces scores by `softcap * tanh(scores / softcap)`, before the bias.
+        sinks_N: the score of one more key for each head, whose value is zero.
         hook: replaces scores and probabilities.
 
     Returns:
@@ -159,7 +184,11 @@ def attention(
     if bias_BNTS is not None:
         scores_BKGTS += bias_BNTS.reshape(-1, K, N // K, *bias_BNTS.shape[2:])
     scores_BKGTS = hook("scores", jnp.where(mask_BTS[:, None, None], scores_BKGTS, LOWEST))
-    probs_BKGTS = hook("probs", jax.nn.softmax(scores_BKGTS, axis=-1)).astype(v_BSKH.dtype)
+    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
+    if sinks_N is not None:
+        sums_BKGT1 = jax.nn.logsumexp(scores_BKGTS, axis=-1, keepdims=True)
+        probs_BKGTS *= jax.nn.sigmoid(sums_BKGT1 - sinks_N.reshape(K, -1, 1, 1))
+    probs_BKGTS = hook("probs", probs_BKGTS).astype(v_BSKH.dtype)
     out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
     return out_BTKGH.reshape(B, T, N, H)
 

@@ -26,13 +26,16 @@ class MaskSpec(NamedTuple):
 
     def mask(self, queries_BT: Array, keys_BS: Array) -> Array:
         """Returns whether the query at each position sees the key at each, BTS. B may be 1."""
-        q_BT1, k_B1S = queries_BT[:, :, None], keys_BS[:, None, :]
-        mask_BTS = (q_BT1 >= k_B1S) if self.causal else jnp.ones((1, 1, 1), bool)
+        return self.sees(queries_BT[:, :, None], keys_BS[:, None, :])
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        """Returns whether queries see keys, element by element; sizes of 1 are repeated."""
+        mask = (queries >= keys) if self.causal else jnp.ones((1,) * queries.ndim, bool)
         if self.window is not None:
-            mask_BTS &= q_BT1 - k_B1S < self.window
+            mask &= queries - keys < self.window
         if self.chunk is not None:
-            mask_BTS &= q_BT1 // self.chunk == k_B1S // self.chunk
-        return mask_BTS
+            mask &= queries // self.chunk == keys // self.chunk
+        return mask
 
     @property
     def lookback(self) -> int | None:

@@ -25,12 +25,6 @@ ApplyGroups = Callable[[tuple[Array, ...], Array], Array]
 NO_EXPERT = np.iinfo(np.int32).max  # choice of the padding that fills up devices
 
 
-def multi_device_mesh() -> AbstractMesh | None:
-    """Returns the mesh in use, or None if there is none or it has one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else mesh
-
-
 def shards_experts(mesh: AbstractMesh, num_experts: int) -> bool:
     """Whether the mesh splits this many experts; otherwise every device has all of them."""
     return partition_spec("E", (num_experts,), mesh.shape)[0] is not None
@@ -66,7 +60,8 @@ def map_over_devices(
     dims = [variable.dims for variable in variables]
     specs = [partition_spec(v.dims, v.get_value().shape, mesh.shape) for v in variables]
     is_sum = any("tensor" in part for part in specs)
-    axes = tuple(axis for axis in DIMS["B"] if mesh.shape.get(axis, 1) > 1)  # split the tokens
+    split_by = (*DIMS["B"], *DIMS["T"])
+    axes = tuple(axis for axis in split_by if mesh.shape.get(axis, 1) > 1)  # split the tokens
     varying = (*axes, "tensor") if is_sum else axes
     S, split, dtype = x_SD.shape[0], PartitionSpec(axes), x_SD.dtype
 

@@ -12,7 +12,7 @@ from jax import Array
 from jaxllm.config import Activation, Dtype, StackConfig
 from jaxllm.layers.linear import Linear, init_kernel, project
 from jaxllm.layers.mlp import MLP, activate
-from jaxllm.sharding import constrain
+from jaxllm.sharding import constrain, multi_device_mesh
 
 from .balance import Load
 from .expert_parallel import (
@@ -20,7 +20,6 @@ from .expert_parallel import (
     exchange_rows,
     group_by_device,
     map_over_devices,
-    multi_device_mesh,
     shards_experts,
 )
 from .grouped_rows import block_size, map_groups

@@ -1,5 +1,7 @@
 """Layout equality: meshes, accumulation, loss chunks, scan and remat match a single device."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,38 @@ def test_tied_weights_sum_both_their_gradients(text):
     assert_equal(text, [on(MIXED, loss_chunk=7)], head=HeadConfig(tied=True), num_layers=1)
 
 
+# Documents of 5 to 21 tokens, packed into sequences; layers with windows, chunks, and neither.
+PACKED = {
+    "num_layers": 3,
+    "num_kv_heads": 2,
+    "pattern": (LayerKind(attention="window"), LayerKind(), LayerKind(attention="chunk")),
+    "attention": AttentionConfig(window=5, chunk=7, softcap=3.0),
+}
+SEQUENCES = {
+    "sequence=8": on({"sequence": 8}),  # parts of 3 tokens, too short to balance
+    "sequence=4 x tensor=2": on({"sequence": 4, "tensor": 2}, loss_chunk=7),
+    "fsdp=2 x sequence=4": on({"fsdp": 2, "sequence": 4}, remat="full"),
+    "fsdp=2 x sequence=2 x tensor=2": on({"fsdp": 2, "sequence": 2, "tensor": 2}, accumulate=2),
+    "data=2 x sequence=4, splash": on({"data": 2, "sequence": 4}, kernel="splash"),
+    "sequence=2 x tensor=4, triton": on({"sequence": 2, "tensor": 4}, kernel="triton"),
+    "splash": on({}, kernel="splash"),
+    "triton": on(MIXED, kernel="triton"),
+}
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("documents") / "documents.jsonl"
+    texts = ("".join(chr(33 + (i * j) % 91) for j in range(5 + i % 17)) for i in range(200))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", examples(SEQUENCES, "fsdp=2 x sequence=2 x tensor=2"))
+def test_split_sequences_and_kernels_match_a_single_device(documents, name):
+    assert_equal(documents, [SEQUENCES[name]], **PACKED)
+
+
 # Every other layer has 4 experts, which are not divisible by expert=8: there they stay unsharded.
 SPARSE = {
     "num_layers": 4,
@@ -105,11 +139,14 @@ EXPERT_MESHES = {
     "data=4 x expert=2": {"data": 4, "expert": 2},
     "fsdp=2 x tensor=2 x expert=2": {"fsdp": 2, "tensor": 2, "expert": 2},
     "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "sequence=2 x tensor=2 x expert=2": {"sequence": 2, "tensor": 2, "expert": 2},
 }
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["expert=8", "fsdp=2 x tensor=2 x expert=2"])
+@pytest.mark.parametrize(
+    "name", ["expert=8", "fsdp=2 x tensor=2 x expert=2", "sequence=2 x tensor=2 x expert=2"]
+)
 def test_experts_on_a_mesh_match_a_single_device(text, really_compiling, name):
     assert_equal(text, [on(EXPERT_MESHES[name])], **SPARSE)
 

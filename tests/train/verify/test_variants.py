@@ -15,13 +15,13 @@ RUN = TrainConfig(output="nowhere", steps=10, batch_size=8, seq_len=16, model=TI
 def test_every_mesh_layout_is_a_variant():
     dense = variants(RUN, 8)
     meshes = {variant.mesh for variant in dense}
-    assert len(meshes - {()}) == 10  # 8 = 2 * 2 * 2 over three axes
+    assert len(meshes - {()}) == 20  # 8 = 2 * 2 * 2 over four axes
     assert (("data", 2), ("fsdp", 2), ("tensor", 2)) in meshes
     names = [variant.name for variant in dense]
     assert len(names) == len(set(names))
-    for change in ("remat dots", "remat full", "layers one by one", "accumulate 2"):
+    for change in ("remat dots", "remat full", "attention by splash", "layers one by one"):
         places = {name.removesuffix(f", {change}") for name in names if name.endswith(change)}
-        assert places == {"one device", "data=2 x fsdp=2 x tensor=2"}
+        assert places == {"one device", "fsdp=2 x sequence=2 x tensor=2"}
     assert set(layouts(["data", "expert"], 4)) == {
         (("data", 4),),
         (("expert", 4),),

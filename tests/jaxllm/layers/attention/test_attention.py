@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from attention_cases import CASES, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY, random_model, relative_l2
@@ -72,6 +73,20 @@ def test_gradients_match_torch():
     torch.sum(torch_attention(*tensors, is_causal=True) * torch.tensor(weight)).backward()
     for found, tensor in zip(ours, tensors, strict=True):
         assert relative_l2(found, tensor.grad) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_match_the_definition(name):
+    """The same cases as the kernels; those with sinks by the function that blocks call."""
+
+    def in_blocks(q, k, v, call):
+        attend = functools.partial(
+            attention, scale=call.scale, softcap=call.softcap, sinks_N=call.sinks_N
+        )
+        tokens = call.positions_BS, call.segment_ids_BS
+        return self_attention(q, k, v, *tokens, mask_spec=call.mask_spec, attend=attend)
+
+    check(CASES[name], in_blocks)
 
 
 def test_each_key_value_head_serves_consecutive_query_heads():

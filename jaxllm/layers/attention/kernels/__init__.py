@@ -1,0 +1,1 @@
+"""Fused self-attention: kernels of accelerators, the choice between them, and meshes."""

@@ -1,0 +1,55 @@
+"""The arguments that all attention kernels share besides queries, keys and values."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxllm.layers.attention.mask import MaskSpec
+
+
+class Call(NamedTuple):
+    """Which keys a query sees, and how scores are computed.
+
+    Args:
+        mask_spec: the rules by position.
+        positions_BS: of all keys; B may be 1. They increase within a segment.
+        segment_ids_BS: of all keys; tokens see only tokens with the same id. None: one segment.
+        scale: factor of the scores.
+        softcap: replaces scores by `softcap * tanh(scores / softcap)`. None: leaves them.
+        sinks_N: the score of one more key for each head, whose value is zero. None: no such key.
+        order: row i has the indices, among all keys, of the queries of shard i.
+        shard: the row of `order` with this call's queries.
+    """
+
+    mask_spec: MaskSpec
+    positions_BS: Array
+    segment_ids_BS: Array | None
+    scale: float
+    softcap: float | None = None
+    sinks_N: Array | None = None
+    order: np.ndarray = np.zeros((1, 0), int)
+    shard: Array | int = 0
+
+    @property
+    def indices(self) -> Array:
+        """The index of each query among the keys, T."""
+        return jnp.asarray(self.order)[self.shard]
+
+    @property
+    def segments(self) -> Array:
+        """The segment ids of all keys, BS; B may be 1."""
+        if self.segment_ids_BS is None:
+            return jnp.zeros((1, self.order.size), jnp.int32)
+        return self.segment_ids_BS
+
+
+Apply = Callable[[Array, Array, Array, Call], Array]  # of queries, keys and values
+
+
+def padded(x: Array, length: int, value: int = 0) -> Array:
+    """Pads axis 1 at its end to a length."""
+    beside = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, beside, constant_values=value)
