@@ -174,19 +174,27 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm.train": {
         **{
             name: set()
-            for name in ("data", "optimizers", "mesh", "loss", "checkpoint_arrays", "overrides")
+            for name in (
+                "data",
+                "optimizers",
+                "mesh",
+                "loss",
+                "checkpoint_arrays",
+                "overrides",
+                "speed",
+            )
         },
-        "config": {"data", "mesh", "optimizers", "overrides"},
+        "config": {"data", "mesh", "optimizers", "overrides", "speed"},
         "objective": {"loss"},
-        "monitoring": {"config", "optimizers"},
-        "cost": {"config", "data"},
+        "monitoring": {"config", "optimizers", "speed"},
+        "cost": {"config", "data", "speed"},
         "step": {"config", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
         "restarts": {"config"},
         "setup": {"checkpoint", "config", "data", "mesh", "optimizers", "step"},
         "loop": {
             *("checkpoint", "config", "data", "monitoring", "objective", "restarts", "setup"),
-            "step",
+            *("speed", "step"),
         },
         "cross_framework": {
             "checkpoint",

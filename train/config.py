@@ -21,6 +21,7 @@ from .data.vectors import VectorsConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
+from .speed.options import SpeedConfig
 
 Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
 
@@ -67,6 +68,7 @@ class TrainConfig:
     keep: int = 2  # number of newest checkpoints to keep
     tensorboard: bool | None = None  # None: log to TensorBoard if tensorboardX is installed
     wandb: str | None = None  # Weights & Biases project to log to
+    speed: SpeedConfig = SpeedConfig()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -89,7 +91,7 @@ class TrainConfig:
 # Fields that a resumed run may change: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
     *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
-    *("tensorboard", "wandb", "init_from", "strict", "allow"),
+    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow"),
 )
 
 

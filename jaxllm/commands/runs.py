@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jaxllm.errors import MissingFileError
 
 from .environment import join_processes, log_to_stderr, print_rich
-from .options import AddCommand, add_json, count
+from .options import AddCommand, add_json, add_processes, count
 
 if TYPE_CHECKING:
     from jaxllm.models import Model
@@ -94,6 +94,7 @@ def _add_train(add: AddCommand) -> None:
         metavar="STEP",
         help="continue from the checkpoint of this step",
     )
+    add_processes(train)
     train.epilog = f"{OVERRIDES}\n`jaxllm train CONFIG --help` lists them.\n\n{train.epilog}"
 
 
@@ -155,7 +156,7 @@ def _train(arguments: argparse.Namespace) -> int:
             arguments.parser.error("the following arguments are required: CONFIG")
         arguments.parser.print_help()
         return 0
-    join_processes()
+    join_processes(arguments)
     import jax
 
     from jaxllm.distributed.agreement import check_agreement

@@ -13,10 +13,13 @@ from jaxllm.numerics.distance import relative_l2
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, open_step
 from jaxllm.train.config import ConfigError, load_stored, to_dict
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_results
 
 # Config fields that change no number of a run, but where it is written and what is logged.
-HARMLESS = ("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb")
+HARMLESS = (
+    *("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb"),
+    "speed",
+)
 
 AnyArray = StoredArray | StoredLayer
 Records = dict[int, dict[str, float]]  # step -> metric name -> value
@@ -133,7 +136,7 @@ def _problems(folder: Path) -> Iterator[str]:
 def _records(path: Path) -> Records:
     """Reads a log and merges the lines of a step; the held-out loss has a line of its own."""
     found: Records = {}
-    for record in read_metrics(path):
+    for record in read_results(path):
         numbers = {name: value for name, value in record.items() if name != "step"}
         found.setdefault(int(record["step"]), {}).update(numbers)
     return found

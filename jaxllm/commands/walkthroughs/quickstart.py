@@ -24,7 +24,7 @@ from jaxllm.tokenization import Tokenizer
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig, use_virtual_devices
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_results
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 
 from .checks import Check, clear, greedy_check, load_check, parity_check, run_checks
@@ -83,7 +83,7 @@ def _loop(folder: Path, steps: int) -> Iterator[Check]:
     model = train(config, model).model
     losses = [
         record["held_out_loss"]
-        for record in read_metrics(folder / "run" / "metrics.jsonl")
+        for record in read_results(folder / "run" / "metrics.jsonl")
         if "held_out_loss" in record
     ]
     measured = f"{losses[0]:.3f} to {losses[-1]:.3f} nats per byte"
