@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import checkpoints, convert, doctor, failures, generate, parity, runs
+from .commands import checkpoints, convert, doctor, failures, generate, parity, runs, watching
 from .commands.environment import open_streams, set_environment
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
@@ -65,6 +65,6 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    for module in (runs, generate, convert, checkpoints, parity, doctor):
+    for module in (runs, generate, convert, checkpoints, parity, doctor, watching):
         module.add_commands(add_command)
     return parser

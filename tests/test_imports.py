@@ -186,7 +186,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         },
         "config": {"data", "mesh", "optimizers", "overrides", "speed"},
         "objective": {"loss"},
-        "monitoring": {"config", "optimizers", "speed"},
+        "monitoring": {"config", "optimizers", "restarts", "speed"},
         "cost": {"config", "data", "speed"},
         "step": {"config", "objective", "optimizers"},
         "checkpoint": {"config", "step"},

@@ -119,8 +119,8 @@ class _Place(NamedTuple):
     """Where the processes of a job meet, how many there are and which one this is, as texts."""
 
     coordinator: str
-    count: str
-    own: str
+    size: str
+    rank: str
 
     def number(self, name: str, text: str) -> int | None:
         """Returns a number, or None if it is not given. Raises UserError for another text."""

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 HEIGHT = 7 / 1.2  # inches, for files of 1200 x 700 pixels
 MARGIN = 0.25
 RAW = 0.3  # opacity of what a smoothed line is drawn over
+FEW_VALUES = 40  # of a curve, each of which gets a dot
+# Metrics of which runs are compared, in this order.
+TITLES = {
+    "loss": "Training loss",
+    "held_out_loss": "Held-out loss",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "speed/tokens_per_s": "Tokens per second",
+    "speed/mfu": "Model FLOPs utilization",
+    "speed/step_s": "Seconds per step",
+    "memory/peak_gib": "Peak device memory in GiB",
+}
+SMOOTHED = ("loss", "grad_norm")
 
 
 def plot_losses(metrics_jsonl: str | Path, path: str | Path, unit: str, name: str = "") -> None:
@@ -62,24 +75,26 @@ def plot_losses(metrics_jsonl: str | Path, path: str | Path, unit: str, name: st
     unfinished.replace(whole)
 
 
-def compare_losses(runs: Mapping[str, list[Record]], metric: str = "loss") -> "Figure":
-    """Returns a chart of one metric of several runs, a color each: smoothed over the raw line.
+def compare_curves(runs: Mapping[str, list[Record]], metric: str = "loss") -> "Figure":
+    """Returns a chart of one metric of several runs, a color each.
+
+    What is noisy is drawn smoothed over the raw line, what is rare with a dot for each value.
 
     Args:
         runs: the records of each run by its name; each has the metric.
-        metric: the name of a metric, such as "loss" or "held_out_loss".
+        metric: one of `TITLES`.
     """
     figure, [axes] = new_chart(HEIGHT, margin=MARGIN)
     curves = {name: curve(records, metric) for name, records in runs.items()}
-    for color, (name, raw) in zip(_colors(len(curves)), curves.items(), strict=True):
-        is_dense = raw.steps.size > 50
-        if is_dense:
+    for index, (name, raw) in enumerate(curves.items()):
+        color = SERIES[index % len(SERIES)]
+        if metric in SMOOTHED:
             axes.plot(*raw, color=color, linewidth=0.7, alpha=RAW)
-        line = smoothed(raw) if is_dense else raw
-        axes.plot(*line, "-" if is_dense else "o-", color=color, linewidth=1.8, markersize=4.5,
-                  label=name)  # fmt: skip
+        line = smoothed(raw) if metric in SMOOTHED else raw
+        style = "o-" if raw.steps.size <= FEW_VALUES and metric not in SMOOTHED else "-"
+        axes.plot(*line, style, color=color, linewidth=1.8, markersize=4, label=name)
     _limit(axes, list(curves.values()))
-    set_title(axes, metric.replace("_", " ").capitalize())
+    set_title(axes, TITLES[metric])
     axes.set(xlabel="step")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     return figure
@@ -96,11 +111,6 @@ def plot_schedule(config: ScheduleConfig, steps: int, path: str | Path) -> None:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     save_chart(figure, path)
-
-
-def _colors(count: int) -> list[str]:
-    """Returns a color for each run; many runs repeat them."""
-    return [SERIES[index % len(SERIES)] for index in range(count)]
 
 
 def _limit(axes: "Axes", curves: list[Curve]) -> None:
