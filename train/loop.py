@@ -3,7 +3,6 @@
 import logging
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from .data.placement import on_mesh
 from .data.tasks import TaskConfig
 from .monitoring.run_logger import RunLogger
 from .objective import get_objective
-from .restarts.folder_lock import locked
+from .restarts.folder_lock import locked, run_folder
 from .restarts.sound_step import find_steps, load_chosen, load_newest
 from .restarts.stopping import ShouldStop, interruption, stopping_on_sigterm
 from .setup import Run, begin_run, keep_origin, make_run_mesh, resume_run
@@ -78,7 +77,7 @@ def train(
         Interrupted: Ctrl-C, a KeyboardInterrupt.
     """
     mesh = make_run_mesh(config)
-    folder = Path(config.output).resolve()
+    folder = run_folder(config.output)
     chosen = {"resume": resume, "resume_from": resume_from}
     check_agreement({"config": to_dict(config), "options": chosen})
     with ExitStack() as stack:
@@ -94,7 +93,7 @@ def train(
         _announce(config, run.model, mesh, run.batches, start)
         unit, rate = get_objective(run.model).unit, _rate(config, run.model, mesh)
         logger = stack.enter_context(RunLogger(config, folder, start or None, unit, rate))
-        profile = stack.enter_context(Profile(config.speed.profiled, folder / "profile"))
+        profile = stack.enter_context(Profile(config.speed.profiled, logger.folder / "profile"))
         return _train_steps(config, run, mesh, checkpoints, logger, profile, should_stop)
 
 
@@ -111,7 +110,7 @@ def _prepare(
     config: TrainConfig, model: Model | None, mesh: Mesh, resume: bool, resume_from: int | None
 ) -> Run:
     """Begins the run, or loads the checkpoint to continue from."""
-    folder = Path(config.output).resolve()
+    folder = run_folder(config.output)
     load = partial(resume_run, config, mesh)
     if resume_from is not None:
         return load_chosen(folder, resume_from, load)
@@ -161,6 +160,7 @@ def _train_steps(
                 logger.held_out(step, held_out_loss)
             if step % config.save_every == 0 or is_last or stopped:
                 with logger.paused("checkpoint"):
+                    logger.copy()  # what a checkpoint continues is kept with it
                     checkpoints.save(state, config, model, batches.fingerprint())
         checkpoints.wait()
     except KeyboardInterrupt:

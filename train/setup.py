@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from jaxllm.params import (
     read_model,
     split,
 )
+from jaxllm.storage.mirror import copy_folder
+from jaxllm.storage.paths import is_remote
 from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
 
@@ -135,13 +138,19 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     return model
 
 
-def keep_origin(model: Model, run: Path) -> None:
+def keep_origin(model: Model, run: Any) -> None:
     """Copies the tokenizer and other files of the model's origin into the run, which exports them.
 
     Process 0 does, unless the run has them already.
     """
     kept = run / KEPT
-    if jax.process_index() == 0 and model.origin is not None and not kept.is_dir():
+    if jax.process_index() > 0 or model.origin is None or kept.is_dir():
+        return
+    if is_remote(run):
+        with tempfile.TemporaryDirectory(prefix="jaxllm-") as local:
+            copy_files(model.origin, Path(local))
+            copy_folder(Path(local), kept)
+    else:
         partial = kept.with_name(f"{KEPT}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         copy_files(model.origin, partial)

@@ -133,18 +133,22 @@ def _sees_folder(config: "TrainConfig") -> bool | None:
     import jax
 
     from jaxllm.distributed.host_facts import probe_name, sees_folder
+    from jaxllm.storage.download import first_line
+    from jaxllm.storage.paths import is_remote
+    from jaxllm.train.restarts.folder_lock import run_folder
 
-    folder, made = Path(config.output).absolute(), []
+    folder, made = run_folder(config.output), []
     nonce = secrets.token_hex(8)
     probe = folder / probe_name(nonce)
     if jax.process_index() == 0:
-        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        if not is_remote(folder):  # an object store has no folders
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.write_text(nonce)
-        except OSError as error:
-            nonce = ""
-            raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+        except Exception as error:  # of any class on an object store
+            nonce, reason = "", getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"{folder} cannot be written: {reason}") from None
         finally:
             shared = _share_nonce(nonce)
     else:

@@ -183,11 +183,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _resumes(config: "TrainConfig", arguments: argparse.Namespace) -> bool:
     """Whether a run continues from a checkpoint of its own."""
+    from jaxllm.train.restarts.folder_lock import run_folder
     from jaxllm.train.restarts.sound_step import find_steps
 
     if arguments.resume_from is not None:
         return True
-    return arguments.resume and bool(find_steps(Path(config.output)))
+    return arguments.resume and bool(find_steps(run_folder(config.output)))
 
 
 def _sample_weights(start: str | None) -> dict[str, str]:
@@ -227,9 +228,10 @@ def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
     Raises:
         MissingFileError: the file does not exist, perhaps because an override stands before it.
     """
+    from jaxllm.storage.paths import open_path
     from jaxllm.train import load_config
 
-    if arguments.overrides and not Path(arguments.config).exists():
+    if arguments.overrides and not open_path(arguments.config).exists():
         raise MissingFileError(
             f"{arguments.config}: No such file or directory; CONFIG comes before the options that "
             "set its fields"

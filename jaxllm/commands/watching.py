@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .environment import print_rich
@@ -54,9 +53,10 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
+    from jaxllm.storage.paths import check_output
     from jaxllm.train.monitoring.compared_runs import compare_runs
 
-    png, page = compare_runs(arguments.runs, Path(arguments.output))
+    png, page = compare_runs(arguments.runs, check_output(arguments.output))
     print(f"wrote {png}  {page}")
     return 0
 

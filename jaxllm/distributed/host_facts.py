@@ -92,7 +92,7 @@ def _shared_memory() -> int | None:
         return None
 
 
-def sees_folder(folder: Path, nonce: str) -> bool:
+def sees_folder(folder: Any, nonce: str) -> bool:
     """Whether a file that process 0 has written into a folder is there with its content."""
     try:
         return (folder / probe_name(nonce)).read_text() == nonce

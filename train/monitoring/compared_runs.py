@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxllm.charts import SERIES, save_chart, to_svg
 from jaxllm.differences import differences
 from jaxllm.errors import MissingFileError, UserError
+from jaxllm.storage.paths import absolute_path, open_path
 from jaxllm.train.config import load_stored, to_dict
 
 from .metrics import Record, read_metrics
@@ -122,7 +123,9 @@ def _read(folders: Sequence[str]) -> list[LoggedRun]:
     wrong = [
         folder
         for folder in folders
-        if not all((Path(folder) / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
+        if not all(
+            (open_path(folder) / name).is_file() for name in ("config.yaml", "metrics.jsonl")
+        )
     ]
     if wrong:
         lines = [f"{folder} is not the folder of a run: it has no config.yaml and metrics.jsonl"
@@ -131,8 +134,8 @@ def _read(folders: Sequence[str]) -> list[LoggedRun]:
     return [
         LoggedRun(
             name,
-            to_dict(load_stored(Path(folder) / "config.yaml")),
-            read_metrics(Path(folder) / "metrics.jsonl"),
+            to_dict(load_stored(open_path(folder) / "config.yaml")),
+            read_metrics(open_path(folder) / "metrics.jsonl"),
         )
         for name, folder in zip(_short_names(folders), folders, strict=True)
     ]
@@ -140,7 +143,7 @@ def _read(folders: Sequence[str]) -> list[LoggedRun]:
 
 def _short_names(folders: Sequence[str]) -> list[str]:
     """Returns the last parts of the paths: as many as tell the runs apart."""
-    parts = [Path(folder).resolve().parts for folder in folders]
+    parts = [absolute_path(folder).parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-count:]) for each in parts]
         if len(set(names)) == len(names):

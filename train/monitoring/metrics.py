@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, Self, SupportsFloat
 
 from jaxllm.errors import MissingPackageError, UserError
+from jaxllm.storage.paths import open_path
 
 Record = dict[str, float]  # "step" and the metrics of that step
 # Names of metrics that depend on the machine begin so; those of a step depend on the run alone.
@@ -24,7 +25,7 @@ def read_metrics(path: str | Path) -> list[Record]:
         UserError: another line is not a JSON object with a step and numbers; names the file and
             line.
     """
-    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    lines = open_path(path).read_bytes().split(b"\n")[:-1]
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxllm.checkpointing.file_lock import is_claimed
 from jaxllm.errors import MissingFileError
+from jaxllm.storage.paths import is_remote, open_path
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.config import ConfigError, load_stored
 from jaxllm.train.restarts import folder_lock
@@ -44,23 +44,23 @@ def list_runs(folder: str | Path) -> list[RunState]:
     Raises:
         MissingFileError: there is no such folder.
     """
-    root = Path(folder)
+    root = open_path(folder)
     if not root.is_dir():
         raise MissingFileError(f"{folder} is not a folder; runs are where `output` says")
     found = [run for place in _find(root, MOST_DEPTH) if (run := _read(place, root)) is not None]
     return sorted(found, key=lambda run: -run.seconds_ago)
 
 
-def _find(folder: Path, depth: int) -> Iterator[Path]:
+def _find(folder: Any, depth: int) -> Iterator[Any]:
     if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
         yield folder
     elif depth:
         for inner in sorted(folder.iterdir()):
-            if inner.is_dir() and not inner.is_symlink():
+            if inner.is_dir() and (is_remote(inner) or not inner.is_symlink()):
                 yield from _find(inner, depth - 1)
 
 
-def _read(run: Path, root: Path) -> RunState | None:
+def _read(run: Any, root: Any) -> RunState | None:
     """Returns the state of a run; None if its config is not one of a run."""
     try:
         steps = load_stored(run / "config.yaml").steps
@@ -79,16 +79,21 @@ def _read(run: Path, root: Path) -> RunState | None:
         held_out_loss=_last(records, "held_out_loss"),
         tokens_per_s=_last(records, "speed/tokens_per_s"),
         mfu=_last(records, "speed/mfu"),
-        seconds_ago=max(time.time() - (run / "metrics.jsonl").stat().st_mtime, 0.0),
+        seconds_ago=max(time.time() - _written(run / "metrics.jsonl"), 0.0),
     )
 
 
-def _state(run: Path, step: int, steps: int, loss: float | None) -> State:
-    if is_claimed(run / folder_lock.NAME):
+def _state(run: Any, step: int, steps: int, loss: float | None) -> State:
+    if folder_lock.is_running(run):
         return "running"
     if loss is not None and not math.isfinite(loss):
         return "failed"
     return "finished" if step >= steps else "stopped"
+
+
+def _written(file: Any) -> float:
+    """When a file was written, in seconds since 1970."""
+    return file.stat().mtime if is_remote(file) else file.stat().st_mtime
 
 
 def _last(records: Sequence[Record], name: str) -> float | None:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -12,6 +11,8 @@ import jax
 from jax import Array
 
 from jaxllm.errors import NonFiniteError, UserError
+from jaxllm.storage.mirror import Mirror
+from jaxllm.storage.paths import is_remote
 from jaxllm.train.config import TrainConfig, save_config
 from jaxllm.train.speed.stopwatch import Rate, Stopwatch, memory_in_use
 
@@ -19,6 +20,9 @@ from .live_plot import LivePlot
 from .metrics import MEMORY, SPEED, MetricLog, read_metrics
 from .plot import plot_losses
 from .progress import Progress
+
+# Of a run on an object store, what its log continues.
+FETCHED = ("config.yaml", "metrics*.jsonl", "wandb_id")
 
 
 class RunLogger:
@@ -29,15 +33,20 @@ class RunLogger:
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, resume_at: int | None, unit: str, rate: Rate
+        self, config: TrainConfig, folder: Any, resume_at: int | None, unit: str, rate: Rate
     ):
         self._pending: tuple[int, dict[str, Array]] | None = None
         self._stack = ExitStack()
         self._log: MetricLog | None = None
         self._stopwatch = Stopwatch(rate)
-        self._config, self._folder, self._unit = config, folder, unit
+        self._config, self._unit, self._name = config, unit, folder.name
+        self._mirror: Mirror | None = None
+        self.folder = folder  # of this machine, also if the run is on an object store
         if jax.process_index() > 0:
             return
+        if is_remote(folder):
+            self._mirror = self._stack.enter_context(Mirror(folder, FETCHED))
+            self.folder = folder = self._mirror.local
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
         self._log = self._stack.enter_context(
@@ -97,6 +106,11 @@ class RunLogger:
             self._log.write(step, {"held_out_loss": loss})
             self._progress.held_out(step, loss)
 
+    def copy(self) -> None:
+        """Copies the log of a run on an object store, which otherwise happens now and then."""
+        if self._mirror is not None:
+            self._mirror.copy()
+
     def flush(self) -> None:
         """Writes the queued metrics. Raises NonFiniteError if one of them is not finite."""
         if self._pending is None:
@@ -127,16 +141,15 @@ class RunLogger:
             return
         losses = (row.get("loss", math.nan) for row in read_metrics(self._log.path))
         if any(map(math.isfinite, losses)):
-            name = self._folder.resolve().name
-            plot_losses(self._log.path, self._folder / "loss.png", self._unit, name)
+            plot_losses(self._log.path, self.folder / "loss.png", self._unit, self._name)
 
     def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         # After an error, such as a full disk, another one would hide it.
-        with nullcontext() if kind is None else suppress(OSError, UserError):
-            self._stack.close()
+        hiding = nullcontext() if kind is None else suppress(OSError, UserError)
+        with hiding, self._stack:
             if self._log is not None:
                 self._plot.close()
 

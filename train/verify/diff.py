@@ -10,6 +10,7 @@ from jaxllm.checkpointing.orbax_layout import list_steps, read_step
 from jaxllm.checkpointing.stored_array import StoredArray, StoredLayer
 from jaxllm.differences import differences
 from jaxllm.numerics.distance import relative_l2
+from jaxllm.storage.paths import open_path
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, open_step
 from jaxllm.train.config import ConfigError, load_stored, to_dict
@@ -100,7 +101,7 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
         CheckpointError: this version of jaxllm cannot read a checkpoint.
         OSError: a file cannot be read.
     """
-    folders = Path(a), Path(b)
+    folders = open_path(a), open_path(b)
     if problems := [problem for folder in folders for problem in _problems(folder)]:
         raise ConfigError("\n".join(problems))
     one, other = (to_dict(load_stored(folder / "config.yaml")) for folder in folders)
