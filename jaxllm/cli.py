@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import checkpoints, convert, doctor, failures, generate, parity, runs, watching
+from .commands import checkpoints, convert, failures, generate, parity, runs
 from .commands.environment import open_streams, set_environment
+from .commands.operations import doctor, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
 

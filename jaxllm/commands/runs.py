@@ -94,6 +94,11 @@ def _add_train(add: AddCommand) -> None:
         metavar="STEP",
         help="continue from the checkpoint of this step",
     )
+    train.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="profile these steps, such as 10:15, for xprof or TensorBoard",
+    )
     add_processes(train)
     train.epilog = f"{OVERRIDES}\n`jaxllm train CONFIG --help` lists them.\n\n{train.epilog}"
 
@@ -165,6 +170,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from jaxllm.train.restarts.stopping import resume_command
 
     log_to_stderr()
+    if arguments.profile is not None:
+        arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
     start = None if _resumes(config, arguments) else config.init_from

@@ -4,8 +4,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from .environment import print_rich
-from .options import AddCommand, add_json
+from jaxllm.commands.environment import print_rich
+from jaxllm.commands.options import AddCommand, add_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxllm.cli import main
-from jaxllm.commands.watching import _ago
+from jaxllm.commands.operations.watching import _ago
 
 CONFIG = """
 output: {output}

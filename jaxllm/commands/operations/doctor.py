@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich
+from jaxllm.commands.failures import complain
+from jaxllm.commands.options import AddCommand, add_json, add_processes, count
 from jaxllm.errors import UserError
-
-from .environment import join_processes, log_to_stderr, print_rich
-from .failures import complain
-from .options import AddCommand, add_json, add_processes, count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,7 +99,7 @@ def _examine(arguments: argparse.Namespace) -> "HostFacts":
 
 
 def _examine_run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from .runs import read_run_config
+    from jaxllm.commands.runs import read_run_config
 
     problem, rows, files = "", [], {}
     folder: bool | None = None
