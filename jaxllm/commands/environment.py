@@ -220,7 +220,9 @@ def _is_in_a_job(place: _Place) -> bool:
     from jaxllm.distributed.schedulers import find_job, is_known_to_jax
 
     job = find_job()
-    if is_known_to_jax() and (job is not None or place.size):
+    if job is None and not place.size:
+        return False
+    if is_known_to_jax():
         return True
     if job is not None:
         raise UserError(
@@ -229,9 +231,7 @@ def _is_in_a_job(place: _Place) -> bool:
             f"set {COORDINATOR}=HOST:PORT, {COUNT} and {ID} (docs/pods.md), or {COUNT}=1 to run "
             "each process alone"
         )
-    if place.size:
-        raise UserError(
-            f"{COUNT}={place.size}, but nothing says where the processes meet: set "
-            f"{COORDINATOR}=HOST:PORT, or give --coordinator"
-        )
-    return False
+    raise UserError(
+        f"{COUNT}={place.size}, but nothing says where the processes meet: set "
+        f"{COORDINATOR}=HOST:PORT, or give --coordinator"
+    )

@@ -343,6 +343,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_begins_again(
         at_step(patch, 2, interrupt)
         with pytest.raises(Interrupted, match="after step 3; nothing is saved yet; continue with"):
             train(config)
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     result = train(config, resume=True)
     assert bits(result.model) == bits(straight[1].model)
     assert (tmp_path / "run" / "metrics.old.1.jsonl").exists()

@@ -23,7 +23,9 @@ EXPERTS = DecoderConfig(
 )
 
 
-def run(output: Path, mesh: MeshConfig, processes: int, model: DecoderConfig = DENSE) -> list[dict]:
+def run(
+    output: Path, mesh: MeshConfig, processes: int, model: DecoderConfig = DENSE, **variables: str
+) -> list[dict]:
     """Runs over eight devices and returns the metrics; only process 0 may print."""
     text = output.with_suffix(".txt")
     text.write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
@@ -41,7 +43,7 @@ def run(output: Path, mesh: MeshConfig, processes: int, model: DecoderConfig = D
     )
     save_config(config, output.with_suffix(".yaml"))
     command = ["-m", "jaxllm", "train", str(output.with_suffix(".yaml"))]
-    outputs = run_together(*[command] * processes, devices=8 // processes)
+    outputs = run_together(*[command] * processes, devices=8 // processes, **variables)
     assert ["metrics.jsonl" in out for out, _ in outputs] == [True] + [False] * (processes - 1)
     return read_results(output / "metrics.jsonl")
 
@@ -75,11 +77,12 @@ def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, name):
 def test_two_processes_train_experts_as_one_does(tmp_path):
     """On fsdp x expert, where tokens go from the devices of one process to those of the other."""
     mesh = MeshConfig(fsdp=2, expert=4)
-    one = run(tmp_path / "one", mesh, 1, EXPERTS)
-    check_equal(run(tmp_path / "two", mesh, 2, EXPERTS), one)
+    # With jaxlib 0.10.2, a cached program with an all_to_all over CPU devices may hang.
+    compiling = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    one = run(tmp_path / "one", mesh, 1, EXPERTS, **compiling)
+    check_equal(run(tmp_path / "two", mesh, 2, EXPERTS, **compiling), one)
     assert "grad_norm/router" in one[1]
-    alone = run(tmp_path / "alone", MeshConfig(fsdp=8), 1, EXPERTS)
-    check_equal(one, alone)
+    check_equal(one, run(tmp_path / "alone", MeshConfig(fsdp=8), 1, EXPERTS))
 
 
 def check_equal(together: list[dict], alone: list[dict]) -> None:
