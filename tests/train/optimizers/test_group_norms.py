@@ -30,3 +30,17 @@ def test_the_squares_of_the_groups_add_up():
     assert np.sqrt(sum(float(x) ** 2 for x in norms.values())) == pytest.approx(whole, rel=1e-6)
     router = gradients["layers"]["0:2"]["mlp"]["router"]["kernel"]
     assert float(norms["grad_norm/router"]) == pytest.approx(float(np.linalg.norm(router)))
+
+
+@pytest.mark.pinned
+def test_groups_cost_no_further_pass_over_the_gradients():
+    """XLA computes each sum of squares once, for the whole norm and for the groups."""
+    gradients = split(random_of(CONFIGS["each vector"]))[1]
+
+    def both(gradients):
+        return {"whole": optax.tree.norm(gradients), **group_norms(gradients)}
+
+    alone, together = (
+        jax.jit(each).lower(gradients).compile().as_text() for each in (optax.tree.norm, both)
+    )
+    assert alone.count(" reduce(") == together.count(" reduce(") > 0
