@@ -18,6 +18,9 @@ PNG_DPI = 120
 
 INK, SOFT, LINE = "#221c26", "#6d6673", "#e4e0e6"
 BLUE, GRAY, GREEN, RED = "#4f78b5", "#a79fae", "#2c7a4b", "#b3261e"
+# Colors of runs that are compared: told apart also by those who see red and green alike
+# (Okabe and Ito, 2008).
+SERIES = ("#4f78b5", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4a8a", "#8c8c8c")
 # A page can recolor the charts, for dark mode say, by defining these CSS variables.
 CSS_VARIABLES = {
     INK: "--ink",
@@ -32,14 +35,15 @@ _COLOR = re.compile("|".join(CSS_VARIABLES))
 
 
 def new_chart(
-    height: float, columns: int = 1, margin: float = 0.04
+    height: float, columns: int = 1, margin: float = 0.04, row_heights: Sequence[float] = (1,)
 ) -> tuple["Figure", Sequence["Axes"]]:
-    """Returns an empty figure and its axes from left to right.
+    """Returns an empty figure and its axes from left to right, and then from top to bottom.
 
     Args:
       height: height of the figure, in inches.
       columns: number of axes, side by side.
       margin: space around each of the axes and its labels, in inches.
+      row_heights: relative heights of the rows of axes, below each other.
     """
     # Not pyplot: a bare figure needs no display and leaves no global state behind.
     from matplotlib.figure import Figure
@@ -47,10 +51,13 @@ def new_chart(
 
     layout = ConstrainedLayoutEngine(w_pad=margin, h_pad=margin)
     figure = Figure(figsize=(WIDTH, height), layout=layout)
-    row = figure.subplots(1, columns, squeeze=False)[0]
-    for axes in row:
+    rows = figure.subplots(
+        len(row_heights), columns, squeeze=False, gridspec_kw={"height_ratios": row_heights}
+    )
+    every = [axes for row in rows for axes in row]
+    for axes in every:
         _apply_style(axes)
-    return figure, row
+    return figure, every
 
 
 def set_title(axes: "Axes", title: str) -> None:

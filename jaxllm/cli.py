@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .commands import checkpoints, convert, failures, generate, parity, runs
 from .commands.environment import open_streams, set_environment
+from .commands.operations import doctor, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
 
@@ -65,6 +66,6 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    for module in (runs, generate, convert, checkpoints, parity):
+    for module in (runs, generate, convert, checkpoints, parity, doctor, watching):
         module.add_commands(add_command)
     return parser

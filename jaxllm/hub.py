@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import CheckpointError, MissingPackageError, UserError
+from .storage.download import download
+from .storage.paths import is_remote
 
 # `Path` turns the two slashes into one.
 _ADDRESS = re.compile(r"hf:/{1,2}([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?/?")
@@ -38,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 def local_path(path: str | Path) -> Path:
-    """Returns a path; of an address `hf://org/name[@revision]`, the folder it is downloaded to.
+    """Returns a path; of an address, the folder it is downloaded to.
+
+    Addresses are `hf://org/name[@revision]`, and `gs://` and `s3://` with a bucket.
 
     Raises:
         UserError: the address is malformed.
@@ -48,7 +52,7 @@ def local_path(path: str | Path) -> Path:
     """
     text = os.fspath(path)
     if _SCHEME.match(text) is None:
-        return Path(path)
+        return download(path) if is_remote(text) else Path(path)
     address = _ADDRESS.fullmatch(text)
     if address is None:
         raise UserError(f"{text} is not an address on the hub: write hf://ORG/NAME[@REVISION]")

@@ -26,7 +26,7 @@ from jaxllm.train import TrainConfig, load_config, read_state
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_results
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
 from jaxllm.train.setup import make_batches, make_run_mesh
@@ -167,7 +167,7 @@ def handover(request, make, tmp_path_factory) -> Handover:
 
 def losses_of(run: Path) -> list[float]:
     """The losses of the steps after the handover."""
-    rows = read_metrics(run / "metrics.jsonl")
+    rows = read_results(run / "metrics.jsonl")
     return [row["loss"] for row in rows if "loss" in row and row["step"] > BEFORE]
 
 

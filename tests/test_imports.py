@@ -19,7 +19,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 CORE = {
     *("errors", "config", "sharding", "checkpoint_origin", "optimizer_state"),
     *("charts", "hub", "numerics", "strict_json", "checkpointing", "distributed", "differences"),
-    *("compatibility", "tokenization", "untrusted"),
+    *("compatibility", "storage", "tokenization", "untrusted"),
 }
 READING = {"rules", "formats", "families", "loading"}
 
@@ -29,10 +29,11 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "config": {"errors"},
         "checkpoint_origin": {"errors", "tokenization"},
         "tokenization": {"config", "errors", "hub", "untrusted"},
-        "checkpointing": {"errors", "sharding", "distributed", "untrusted"},
+        "checkpointing": {"errors", "sharding", "distributed", "storage", "untrusted"},
         "distributed": {"errors", "differences"},
         "untrusted": {"errors"},
-        "hub": {"errors"},
+        "hub": {"errors", "storage"},
+        "storage": {"errors"},
         "layers": {"config", "errors", "sharding"},
         "presets": {"config", "errors"},
         "models": {"config", "errors", "sharding", "checkpoint_origin", "layers"},
@@ -174,19 +175,27 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm.train": {
         **{
             name: set()
-            for name in ("data", "optimizers", "mesh", "loss", "checkpoint_arrays", "overrides")
+            for name in (
+                "data",
+                "optimizers",
+                "mesh",
+                "loss",
+                "checkpoint_arrays",
+                "overrides",
+                "speed",
+            )
         },
-        "config": {"data", "mesh", "optimizers", "overrides"},
+        "config": {"data", "mesh", "optimizers", "overrides", "speed"},
         "objective": {"loss"},
-        "monitoring": {"config", "optimizers"},
-        "cost": {"config", "data"},
+        "monitoring": {"config", "optimizers", "restarts", "speed"},
+        "cost": {"config", "data", "speed"},
         "step": {"config", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
         "restarts": {"config"},
         "setup": {"checkpoint", "config", "data", "mesh", "optimizers", "step"},
         "loop": {
             *("checkpoint", "config", "data", "monitoring", "objective", "restarts", "setup"),
-            "step",
+            *("speed", "step"),
         },
         "cross_framework": {
             "checkpoint",

@@ -18,6 +18,7 @@ from jaxllm.checkpointing.restore import digest_items, restore
 from jaxllm.errors import UserError
 from jaxllm.models import Model
 from jaxllm.params import describe
+from jaxllm.storage.paths import is_remote
 
 from .config import TrainConfig, to_dict
 from .step import TrainState
@@ -26,10 +27,11 @@ from .step import TrainState
 class Checkpoints:
     """Saves the checkpoints of one run. Create it with `open_checkpoints`."""
 
-    def __init__(self, folder: Path, checkpointer: ocp.training.Checkpointer):
+    def __init__(self, folder: Any, checkpointer: ocp.training.Checkpointer):
         self._folder = folder
         self._checkpointer = checkpointer
-        self._created = folder.stat()
+        # An object store has no folders, which could be replaced.
+        self._created = None if is_remote(folder) else folder.stat()
         self._unfinished: tuple[int, int] | None = None  # step and bytes of what is being written
 
     @property
@@ -103,6 +105,8 @@ class Checkpoints:
         Orbax writes the items of a step in threads of their own, and reports that one failed while
         others still write.
         """
+        if self._created is None:  # a step without its last file is none
+            return
         quiet = 0
         for _ in range(50):
             leftovers = list(self._folder.glob(f"{step}.orbax-checkpoint-tmp*"))
@@ -118,11 +122,13 @@ class Checkpoints:
 
         Orbax would create it anew, without the checkpoints that it held.
         """
+        if self._created is None:
+            return
         if not self._folder.is_dir() or not os.path.samestat(self._folder.stat(), self._created):
             raise FileNotFoundError("the folder was removed or replaced during the run")
 
     def _free(self) -> str:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             return f"{shutil.disk_usage(self._folder).free:,} bytes are free there"
         return "complete checkpoints, if there are any, are kept"
 
@@ -139,7 +145,7 @@ def load_state(step: Path, abstract: TrainState) -> TrainState:
 
 
 @contextmanager
-def open_checkpoints(folder: Path, keep: int) -> Iterator[Checkpoints]:
+def open_checkpoints(folder: Any, keep: int) -> Iterator[Checkpoints]:
     """Opens the checkpoints in `folder`; on exit, waits until the last one is written.
 
     Args:

@@ -7,6 +7,7 @@ from jaxllm.checkpointing.stored_array import StoredArray, StoredLayer
 from jaxllm.checkpointing.stored_array import open_arrays as open_stored
 from jaxllm.errors import CheckpointError
 from jaxllm.params import unstack_name
+from jaxllm.storage.paths import absolute_path
 
 PARAMETER, FIRST_MOMENT, SECOND_MOMENT = "parameter", "first moment", "second moment"
 MOMENTS = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}  # keyed by Optax's field names
@@ -20,7 +21,7 @@ def open_arrays(step: Path, item: str) -> dict[Key, StoredArray]:
     Raises:
         CheckpointError: jaxllm did not write the checkpoint, or it has no such item.
     """
-    step = step.resolve()
+    step = absolute_path(step)
     about, items = read_step(step)
     if item not in items:
         raise CheckpointError(f"it has no {item}", step)

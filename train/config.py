@@ -11,6 +11,8 @@ from jaxllm.config.checks import check_counts, check_fields, check_not_negative,
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
+from jaxllm.storage.paths import absolute_path, is_remote
 from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
@@ -21,6 +23,7 @@ from .data.vectors import VectorsConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
+from .speed.options import SpeedConfig
 
 Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
 
@@ -72,6 +75,7 @@ class TrainConfig:
     keep: int = 2  # number of newest checkpoints to keep
     tensorboard: bool | None = None  # None: log to TensorBoard if tensorboardX is installed
     wandb: str | None = None  # Weights & Biases project to log to
+    speed: SpeedConfig = SpeedConfig()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,7 +108,7 @@ FREE_ON_RESUME = (
         "save_every",
         "keep",
     ),
-    *("tensorboard", "wandb", "init_from", "strict", "allow"),
+    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow"),
 )
 
 
@@ -162,13 +166,15 @@ def load_stored(path: str | Path) -> TrainConfig:
 def _is_stored(path: str | Path, data: Any) -> bool:
     """Whether a file with these data is the copy of the config in the run's own folder."""
     output = data.get("output") if isinstance(data, dict) else None
-    return isinstance(output, str) and Path(path).resolve() == Path(output, "config.yaml").resolve()
+    if not isinstance(output, str) or is_remote(path) != is_remote(output):
+        return False
+    return absolute_path(path) == absolute_path(output) / "config.yaml"
 
 
 def read_yaml(path: str | Path) -> Any:
     """Returns the content of a YAML file. Raises ConfigError if it cannot be read or parsed."""
     try:
-        return parse_yaml(read_bytes(Path(path), MAX_BYTES).decode("utf-8"))
+        return parse_yaml(read_bytes(local_path(path), MAX_BYTES).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

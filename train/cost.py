@@ -1,12 +1,12 @@
 """Cost of a run, estimated before it starts: parameters, tokens, FLOPs and memory."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig, TwoStackConfig
+from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig
 from jaxllm.errors import UserError
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, dim_letters, named_parameters
@@ -14,6 +14,7 @@ from jaxllm.sharding import MESH_AXES, partition_spec
 
 from .config import TrainConfig
 from .data.tasks import TaskConfig
+from .speed.model_flops import active_size
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al., 2022, table 3)
 BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments
@@ -95,22 +96,12 @@ def estimate_cost(config: TrainConfig) -> RunCost:
 def _parameter_uses(config: TrainConfig, model: Config) -> int:
     """Counts the pairs of a parameter and a token or patch that it processes, for one example."""
     named = named_parameters(build_abstract(model))
-    sizes = {name: _active(model, name, variable) for name, variable in named.items()}
+    sizes = {name: active_size(model, name, variable) for name, variable in named.items()}
     vision_size = sum(size for name, size in sizes.items() if name.startswith("vision."))
     vision = model.vision if isinstance(model, DecoderConfig) else None
     has_images = isinstance(config.data, TaskConfig)  # text has none
     patches = vision.num_patches if vision is not None and has_images else 0
     return (sum(sizes.values()) - vision_size) * config.seq_len + vision_size * patches
-
-
-def _active(model: Config, name: str, variable: Any) -> int:
-    """Returns how many elements of a parameter a token is processed by."""
-    size = variable.get_value().size
-    stack = model.decoder if isinstance(model, TwoStackConfig) else model
-    is_chosen = "E" in variable.dims and ".router." not in name
-    if stack.experts is None or not is_chosen:
-        return size
-    return size * stack.experts.top_k // stack.experts.num_experts
 
 
 def optimal_parameters(operations: float) -> float:

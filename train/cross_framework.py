@@ -14,6 +14,7 @@ from jaxllm.checkpointing.orbax_layout import read_step
 from jaxllm.models import Model
 from jaxllm.optimizer_state import AdamWState
 from jaxllm.params import map_parameters, named_parameters, read_model, split
+from jaxllm.storage.paths import check_output
 
 from .checkpoint import open_checkpoints
 from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays
@@ -41,7 +42,7 @@ def write_run(config: TrainConfig, model: Model, state: AdamWState) -> None:
     if problems := list(_state_mismatches(config, state)):
         raise ConfigError("\n".join(problems))
     mesh = make_run_mesh(config)
-    folder = Path(config.output).resolve()
+    folder = check_output(config.output).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{config.output} exists and is not an empty folder; choose a new one")
     folder.parent.mkdir(parents=True, exist_ok=True)

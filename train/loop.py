@@ -1,9 +1,8 @@
 """Training loop: optimizer steps, with periodic logging, evaluation and checkpoints."""
 
 import logging
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,12 +19,17 @@ from .checkpoint import Checkpoints, open_checkpoints
 from .config import ConfigError, TrainConfig, to_dict
 from .data.batches import Batches
 from .data.placement import on_mesh
+from .data.tasks import TaskConfig
 from .monitoring.run_logger import RunLogger
 from .objective import get_objective
-from .restarts.folder_lock import locked
+from .restarts.folder_lock import locked, run_folder
 from .restarts.sound_step import find_steps, load_chosen, load_newest
 from .restarts.stopping import ShouldStop, interruption, stopping_on_sigterm
 from .setup import Run, begin_run, keep_origin, make_run_mesh, resume_run
+from .speed.device_peaks import peak_flops
+from .speed.model_flops import flops_per_example
+from .speed.profile import Profile
+from .speed.stopwatch import Rate
 from .step import Steps, TrainState
 
 log = logging.getLogger("jaxllm")
@@ -73,12 +77,13 @@ def train(
         Interrupted: Ctrl-C, a KeyboardInterrupt.
     """
     mesh = make_run_mesh(config)
-    folder = Path(config.output).resolve()
+    folder = run_folder(config.output)
     chosen = {"resume": resume, "resume_from": resume_from}
     check_agreement({"config": to_dict(config), "options": chosen})
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(locked(folder))
+        log.info("loading the data and the %s", "checkpoint" if resume else "model")
         run = _prepare(config, model, mesh, resume, resume_from)
         keep_origin(run.model, folder, config.data)
         start = int(run.state.step)
@@ -86,16 +91,26 @@ def train(
         stack.enter_context(failing_together())
         should_stop = stack.enter_context(stopping_on_sigterm())
         _announce(config, run.model, mesh, run.batches, start)
-        unit = get_objective(run.model).unit
-        logger = stack.enter_context(RunLogger(config, folder, start or None, unit))
-        return _train_steps(config, run, mesh, checkpoints, logger, should_stop)
+        unit, rate = get_objective(run.model).unit, _rate(config, run.model, mesh)
+        logger = stack.enter_context(RunLogger(config, folder, start or None, unit, rate))
+        profile = stack.enter_context(Profile(config.speed.profiled, logger.folder / "profile"))
+        return _train_steps(config, run, mesh, checkpoints, logger, profile, should_stop)
+
+
+def _rate(config: TrainConfig, model: Model, mesh: Mesh) -> Rate:
+    """Returns what turns the time of a step into tokens per second and MFU."""
+    with_image = isinstance(config.data, TaskConfig)  # text has none
+    flops = flops_per_example(model, config.seq_len, with_image=with_image)
+    peak = peak_flops(mesh.devices.flat[0], config.speed.peak_tflops)
+    tokens = config.batch_size * config.seq_len
+    return Rate(tokens, config.batch_size * flops, mesh.size, peak)
 
 
 def _prepare(
     config: TrainConfig, model: Model | None, mesh: Mesh, resume: bool, resume_from: int | None
 ) -> Run:
     """Begins the run, or loads the checkpoint to continue from."""
-    folder = Path(config.output).resolve()
+    folder = run_folder(config.output)
     load = partial(resume_run, config, mesh)
     if resume_from is not None:
         return load_chosen(folder, resume_from, load)
@@ -117,11 +132,13 @@ def _train_steps(
     mesh: Mesh,
     checkpoints: Checkpoints,
     logger: RunLogger,
+    profile: Profile,
     should_stop: ShouldStop,
 ) -> TrainResult:
     """Takes the steps that are left, or those until the run is asked to stop."""
     model, batches, steps, state = run
     step, stopped, held_out_loss = int(state.step), False, None
+    first = step
     if step in (0, config.steps):
         held_out_loss = _evaluate(steps, state, batches, mesh, config)
     if step == 0:
@@ -129,16 +146,21 @@ def _train_steps(
     data = batches.train(step)
     try:
         while step < config.steps and not stopped:
-            state, metrics = steps.train(state, on_mesh(next(data), mesh, config.batch_size))
+            with logger.waiting_for_data():
+                batch = on_mesh(next(data), mesh, config.batch_size)
+            with logger.compiling() if step == first else nullcontext(), profile.step(step + 1):
+                state, metrics = steps.train(state, batch)
             step += 1
+            profile.finish(step, metrics)
             logger.add(step, metrics)
             stopped, is_last = should_stop(step), step == config.steps
             if step % config.eval_every == 0 or is_last:
-                with logger.paused():
+                with logger.paused("evaluation"):
                     held_out_loss = _evaluate(steps, state, batches, mesh, config)
                 logger.held_out(step, held_out_loss)
             if step % config.save_every == 0 or is_last or stopped:
-                with logger.paused():
+                with logger.paused("checkpoint"):
+                    logger.copy()  # what a checkpoint continues is kept with it
                     checkpoints.save(state, config, model, batches.fingerprint())
         checkpoints.wait()
     except KeyboardInterrupt:

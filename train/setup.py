@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from jaxllm.params import (
     read_model,
     split,
 )
+from jaxllm.storage.mirror import copy_folder
+from jaxllm.storage.paths import is_remote
 from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
 
@@ -163,7 +166,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     return model
 
 
-def keep_origin(model: Model, run: Path, data: Data | None = None) -> None:
+def keep_origin(model: Model, run: Any, data: Data | None = None) -> None:
     """Copies the tokenizer and other files of the model's origin into the run, which exports them.
 
     Process 0 does, unless the run has them already. Of a new model, it is the tokenizer of `data`.
@@ -172,13 +175,23 @@ def keep_origin(model: Model, run: Path, data: Data | None = None) -> None:
     if isinstance(data, DataConfig | PairsConfig) and data.tokenizer != BYTES:
         named = data.tokenizer
     is_none = model.origin is None and named is None
-    if jax.process_index() == 0 and not is_none and not kept.is_dir():
+    if jax.process_index() > 0 or is_none or kept.is_dir():
+        return
+
+    def copy(to: Path) -> None:
+        if model.origin is None:
+            copy_tokenizer(local_path(str(named)), to)
+        else:
+            copy_files(model.origin, to)
+
+    if is_remote(run):
+        with tempfile.TemporaryDirectory(prefix="jaxllm-") as local:
+            copy(Path(local))
+            copy_folder(Path(local), kept)
+    else:
         partial = kept.with_name(f"{KEPT}.partial")
         partial.mkdir(parents=True, exist_ok=True)
-        if model.origin is None:
-            copy_tokenizer(local_path(str(named)), partial)
-        else:
-            copy_files(model.origin, partial)
+        copy(partial)
         partial.replace(kept)
 
 

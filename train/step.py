@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .loss import CrossEntropy
 from .objective import Batch, get_objective
 from .optimizers.adamw import make_optimizer, optimizer_shardings
+from .optimizers.group_norms import group_norms
 from .optimizers.schedule import make_schedule
 
 
@@ -77,6 +78,7 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         metrics = {
             "loss": total / targets,
             "grad_norm": optax.tree.norm(grads),
+            **group_norms(grads),
             "learning_rate": schedule(state.step),
         }
         if fullest is not None:

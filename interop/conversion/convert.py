@@ -27,6 +27,7 @@ from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_tr
 from jaxllm.interop.saving.carried import keep_carried
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
+from jaxllm.storage.paths import check_output
 
 from .export_writer import ExportWriter
 from .journal import NAME, Journal
@@ -100,7 +101,7 @@ def convert(
             express it, numbers overflow `dtype`, or another conversion is in the way.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
-    source, destination = local_path(source).resolve(), Path(destination).resolve()
+    source, destination = local_path(source).resolve(), check_output(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)

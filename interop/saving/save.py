@@ -25,6 +25,7 @@ from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.table import model_format
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.models import Model
+from jaxllm.storage.paths import check_output
 
 from .carried import keep_carried
 from .export import plan_export, possible_families, write_texts
@@ -62,7 +63,7 @@ def save_pretrained(
     Example:
         save_pretrained(model, "out", format="hf")
     """
-    path = Path(path).resolve()
+    path = check_output(path).resolve()
     families = possible_families(model.origin, format, model_parallel, rules)
     arrays = arrays_of_model(model)
     together = arrays.span_processes

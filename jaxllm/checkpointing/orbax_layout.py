@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import tensorstore
 
 from jaxllm.errors import OTHER_VERSION, CheckpointError
+from jaxllm.storage.download import COMMITTED
+from jaxllm.storage.paths import is_remote, kvstore
 
 from .digests import digest_json
 
@@ -23,7 +25,9 @@ DIFFERS = "its digest is not the one that was written with it"
 
 def is_step(path: Path) -> bool:
     """Whether a folder holds a complete step."""
-    return (path / METADATA_FILE).is_file()
+    # On an object store, a step is written in place, and this file comes last.
+    is_whole = not is_remote(path) or (path / COMMITTED).is_file()
+    return is_whole and (path / METADATA_FILE).is_file()
 
 
 def list_steps(run: Path) -> dict[int, Path]:
@@ -161,7 +165,7 @@ def array_spec(step: Path, item: str, name: str) -> dict[str, Any]:
         item: the item within the step, such as `model`.
         name: the array's dotted name, such as `embed.embedding`.
     """
-    base = {"driver": "file", "path": f"{step / item}/"}
+    base = kvstore(step / item)
     return {"driver": "auto", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
 
 

@@ -1,23 +1,27 @@
 """Process setup for commands: environment variables, logging, terminal output, multi-host."""
 
+import argparse
 import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm import THREADS_PER_DEVICE
 from jaxllm.errors import UserError
 from jaxllm.untrusted.printable import printable
 
-from .failures import report_failure
+from .failures import WRONG_USE, complain, report_failure
 from .options import is_whole_number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+JOIN_S = 300  # for all processes to have started
+GRACE_S = 60  # after which jax aborts a process that still waits
 HEARTBEAT_S = 20  # without a sign of life, a process is taken for dead
 COORDINATOR, COUNT, ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 VIRTUAL_DEVICES = "JAX_NUM_CPU_DEVICES"
@@ -120,7 +124,21 @@ def comparison_progress() -> Iterator[None]:
         yield
 
 
-def join_processes() -> None:
+class _Place(NamedTuple):
+    """Where the processes of a job meet, how many there are and which one this is, as texts."""
+
+    coordinator: str
+    size: str
+    rank: str
+
+    def number(self, name: str, text: str) -> int | None:
+        """Returns a number, or None if it is not given. Raises UserError for another text."""
+        if text and not is_whole_number(text, 0):
+            raise UserError(f"{name}={text!r}: must be a whole number")
+        return int(text) if text else None
+
+
+def join_processes(arguments: argparse.Namespace | None = None, timeout_s: int = JOIN_S) -> None:
     """Joins a multi-host job, if there is one; then a process that fails ends all of them.
 
     `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say where the processes
@@ -128,52 +146,102 @@ def join_processes() -> None:
     (Slurm, Open MPI, Kubernetes, Cloud TPU). `JAX_NUM_PROCESSES=1` runs this process alone. Call
     this before any device is used.
 
+    Args:
+        arguments: the options of `add_processes`, which count before the variables.
+        timeout_s: seconds to wait for the other processes.
+
     Raises:
         UserError: a variable is not a whole number, or this process cannot join; or it is one of
             several, as its environment says, that nothing tells where to meet.
     """
-    if not _is_in_a_job():
+    place = _find_place(arguments)
+    if not _is_in_a_job(place):
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of a lost process, one line says enough
     import jax
 
     if jax.distributed.is_initialized():
         return
-    given = {name: os.environ[name] for name in (COUNT, ID) if os.environ.get(name)}
-    wrong = [f"{name}={text!r}" for name, text in given.items() if not is_whole_number(text, 0)]
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: must be a whole number")
-    count, own = (int(given[name]) if name in given else None for name in (COUNT, ID))
+    count, own = place.number(COUNT, place.size), place.number(ID, place.rank)
     try:
-        jax.distributed.initialize(
-            num_processes=count, process_id=own, heartbeat_timeout_seconds=HEARTBEAT_S
-        )
+        with _ending_after(timeout_s, place):
+            jax.distributed.initialize(
+                place.coordinator or None,
+                num_processes=count,
+                process_id=own,
+                initialization_timeout=timeout_s + GRACE_S,
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+            )
     except (ValueError, RuntimeError, LookupError, OSError) as error:  # for missing settings
-        raise UserError(f"this process cannot join the others of its job: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"this process cannot join the others of its job: {reason}") from error
     from jaxllm.distributed.failing import watch
 
     watch(lambda error: report_failure(error, debug="--debug" in sys.argv))
 
 
-def _is_in_a_job() -> bool:
+def _find_place(arguments: argparse.Namespace | None) -> _Place:
+    """Returns the options of a command and, where they are not given, the variables."""
+    given = (
+        getattr(arguments, name, None) for name in ("coordinator", "num_processes", "process_id")
+    )
+    return _Place(
+        *(
+            os.environ.get(variable, "") if value is None else str(value)
+            for variable, value in zip((COORDINATOR, COUNT, ID), given, strict=True)
+        )
+    )
+
+
+@contextmanager
+def _ending_after(timeout_s: int, place: _Place) -> Iterator[None]:
+    """Ends this process with one line if the context lasts longer; jax itself would abort.
+
+    Whatever waits in the context cannot be interrupted.
+    """
+
+    def end() -> None:
+        complain(
+            f"process {place.rank or '?'} of {place.size or '?'} has waited {timeout_s} s at "
+            f"{place.coordinator or 'the address that the scheduler gives'} for the others: start "
+            "all of them, with the same address and a number of their own; its port must be open "
+            "between the hosts"
+        )
+        os._exit(WRONG_USE)
+
+    timer = threading.Timer(timeout_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _is_in_a_job(place: _Place) -> bool:
     """Whether this process is one of several.
 
     Raises UserError if it is, but neither the user nor jax knows where they meet.
     """
-    if os.environ.get(COORDINATOR):  # jax itself reads the address
+    if place.coordinator:
         return True
-    if os.environ.get(COUNT) == "1":
+    if place.size == "1":
         return False
     from jaxllm.distributed.schedulers import find_job, is_known_to_jax
 
     job = find_job()
-    if job is None:
+    if job is None and not place.size:
         return False
-    if not is_known_to_jax():
+    if is_known_to_jax():
+        return True
+    if job is not None:
         raise UserError(
             f"{job.launcher} has started this process as one of several "
             f"({', '.join(job.variables)}), but jax does not know where they meet: "
             f"set {COORDINATOR}=HOST:PORT, {COUNT} and {ID} (docs/pods.md), or {COUNT}=1 to run "
             "each process alone"
         )
-    return True
+    raise UserError(
+        f"{COUNT}={place.size}, but nothing says where the processes meet: set "
+        f"{COORDINATOR}=HOST:PORT, or give --coordinator"
+    )

@@ -42,7 +42,7 @@ def report_failure(error: BaseException, *, debug: bool) -> tuple[str, int]:
     if debug:
         traceback.print_exception(error)
     text, status = _explain(error, debug=debug)
-    _complain(text)
+    complain(text)
     return text, status
 
 
@@ -105,8 +105,9 @@ def _device_problem() -> str | None:
     return None
 
 
-def _complain(text: str) -> None:
-    for line in text.split("\n"):
+def complain(text: str) -> None:
+    """Prints lines on stderr; nothing if there are none."""
+    for line in text.split("\n") if text else ():
         print(f"jaxllm: {printable(line)}", file=sys.stderr)
 
 

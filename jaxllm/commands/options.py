@@ -76,6 +76,16 @@ def add_json(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
+def add_processes(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say where the processes of a job meet, which one this is, and so on."""
+    group = command.add_argument_group(
+        "several processes (docs/pods.md; by default as the environment or the scheduler says)"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where the processes meet")
+    group.add_argument("--num-processes", type=count, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=seed, metavar="I", help="which one this is, from 0")
+
+
 def add_max_ram(command: argparse.ArgumentParser) -> None:
     """Adds the option that bounds host memory."""
     command.add_argument(

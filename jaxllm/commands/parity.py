@@ -217,7 +217,9 @@ def _finish(report: "Report", arguments: argparse.Namespace) -> int:
 
 
 def _show(report: "Report", arguments: argparse.Namespace) -> None:
-    folder = Path(arguments.output)
+    from jaxllm.storage.paths import check_output
+
+    folder = check_output(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
     report.write_html(folder / "parity.html")

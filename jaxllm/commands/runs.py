@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jaxllm.errors import MissingFileError
 
 from .environment import join_processes, log_to_stderr, print_rich
-from .options import AddCommand, add_json, count
+from .options import AddCommand, add_json, add_processes, count
 
 if TYPE_CHECKING:
     from jaxllm.models import Model
@@ -94,6 +94,12 @@ def _add_train(add: AddCommand) -> None:
         metavar="STEP",
         help="continue from the checkpoint of this step",
     )
+    train.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="profile these steps, such as 10:15, for xprof or TensorBoard",
+    )
+    add_processes(train)
     train.epilog = f"{OVERRIDES}\n`jaxllm train CONFIG --help` lists them.\n\n{train.epilog}"
 
 
@@ -155,7 +161,7 @@ def _train(arguments: argparse.Namespace) -> int:
             arguments.parser.error("the following arguments are required: CONFIG")
         arguments.parser.print_help()
         return 0
-    join_processes()
+    join_processes(arguments)
     import jax
 
     from jaxllm.distributed.agreement import check_agreement
@@ -164,6 +170,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from jaxllm.train.restarts.stopping import resume_command
 
     log_to_stderr()
+    if arguments.profile is not None:
+        arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
     start = None if _resumes(config, arguments) else config.init_from
@@ -182,11 +190,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _resumes(config: "TrainConfig", arguments: argparse.Namespace) -> bool:
     """Whether a run continues from a checkpoint of its own."""
+    from jaxllm.train.restarts.folder_lock import run_folder
     from jaxllm.train.restarts.sound_step import find_steps
 
     if arguments.resume_from is not None:
         return True
-    return arguments.resume and bool(find_steps(Path(config.output)))
+    return arguments.resume and bool(find_steps(run_folder(config.output)))
 
 
 def _sample_weights(start: str | None) -> dict[str, str]:
@@ -226,9 +235,10 @@ def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
     Raises:
         MissingFileError: the file does not exist, perhaps because an override stands before it.
     """
+    from jaxllm.storage.paths import open_path
     from jaxllm.train import load_config
 
-    if arguments.overrides and not Path(arguments.config).exists():
+    if arguments.overrides and not open_path(arguments.config).exists():
         raise MissingFileError(
             f"{arguments.config}: No such file or directory; CONFIG comes before the options that "
             "set its fields"

@@ -32,6 +32,16 @@ def find_job() -> Job | None:
             return _job(launcher, names)
     if all(os.environ.get(name) for name in _KUBERNETES):
         return _job("Kubernetes", _KUBERNETES)
+    return _find_tpu_job()
+
+
+def _find_tpu_job() -> Job | None:
+    """Returns the job of the hosts of a TPU slice, or of several, that this host is one of."""
+    from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster  # jax exports no name for it
+
+    for environment in BaseTpuCluster.__subclasses__():
+        if environment.is_env_present() and (hosts := environment.get_process_count()) > 1:
+            return Job("Cloud TPU", (f"{hosts} hosts",))
     return None
 
 

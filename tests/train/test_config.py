@@ -31,6 +31,7 @@ from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.optimizers.schedule import PhaseConfig
+from jaxllm.train.speed.options import SpeedConfig
 
 RUN = TrainConfig(
     output="runs/tiny",
@@ -654,6 +655,7 @@ def test_changes_of_where_and_how_a_run_runs_are_allowed():
         "keep": 9,
         "tensorboard": True,
         "wandb": "project",
+        "speed": SpeedConfig(profile="1:2"),
         "strict": False,
         "allow": ("is_causal",),
     }

@@ -22,7 +22,7 @@ from jaxllm.models import build_abstract
 from jaxllm.train import load_config, train
 from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_results
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [
@@ -81,7 +81,7 @@ def train_configs(names: list[str], folder: Path) -> Path:
 
 def held_out(run: Path) -> list[float]:
     """The held-out losses, from before the first step to the last step."""
-    records = read_metrics(run / "metrics.jsonl")
+    records = read_results(run / "metrics.jsonl")
     return [record["held_out_loss"] for record in records if "held_out_loss" in record]
 
 

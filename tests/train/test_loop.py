@@ -34,7 +34,7 @@ from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.windows import Windows
 from jaxllm.train.loss import CrossEntropy
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.monitoring.metrics import MetricLog, read_metrics
+from jaxllm.train.monitoring.metrics import MetricLog, read_metrics, read_results
 from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
@@ -135,7 +135,7 @@ def interrupted(killed, tmp_path) -> Path:
 
 
 def steps_in(metrics: Path) -> list[int]:
-    return [record["step"] for record in read_metrics(metrics)] if metrics.exists() else []
+    return [record["step"] for record in read_results(metrics)] if metrics.exists() else []
 
 
 def values(model) -> dict[str, np.ndarray]:
@@ -183,12 +183,15 @@ def test_a_run_writes_config_metrics_loss_plot_and_checkpoints(straight):
     assert load_config(folder / "config.yaml") == config
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert saved_steps(folder) == [8, 10]  # the newest two
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_results(folder / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
     assert [record["step"] for record in trained] == list(range(1, STEPS + 1))
-    assert all(
-        record.keys() == {"step", "loss", "grad_norm", "learning_rate"} for record in trained
-    )
+    groups = ("attention", "embeddings", "head", "mlp", "norms")
+    names = {"step", "loss", "grad_norm", "learning_rate", *(f"grad_norm/{g}" for g in groups)}
+    assert all(record.keys() == names for record in trained)
+    speeds = [r for r in read_metrics(folder / "metrics.jsonl") if "speed/tokens_per_s" in r]
+    assert [record["step"] for record in speeds] == [10]
+    assert 0 < speeds[0]["speed/goodput"] < 1
     assert [record["learning_rate"] for record in trained[:2]] == pytest.approx([0.005, 0.01])
     held_out = {r["step"]: r["held_out_loss"] for r in records if "held_out_loss" in r}
     assert {5, 10} <= held_out.keys()
@@ -239,7 +242,7 @@ def test_a_killed_and_resumed_run_is_bitwise_identical(straight, interrupted, ma
     moments = saved_optimizer(interrupted)
     assert moments == saved_optimizer(config.output)
     assert len(moments) > 2 * len(values(result.model))
-    ours, theirs = (read_metrics(Path(f) / "metrics.jsonl") for f in (interrupted, config.output))
+    ours, theirs = (read_results(Path(f) / "metrics.jsonl") for f in (interrupted, config.output))
     assert ours == theirs
     assert (interrupted / "loss.png").exists()
 
@@ -272,7 +275,7 @@ def test_a_resumed_encoder_decoder_run_is_bitwise_identical(tmp_path):
     assert bits(load_pretrained(copy)) == bits(straight.model)
     assert resumed.held_out_loss == straight.held_out_loss
     assert (resumed.unit, type(resumed.model)) == ("nats per token", EncoderDecoder)
-    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (copy, tmp_path / "run"))
+    ours, theirs = (read_results(folder / "metrics.jsonl") for folder in (copy, tmp_path / "run"))
     assert ours == theirs
     other = dataclasses.replace(config, output=str(copy), data=TaskConfig(task="copy", seed=1))
     with pytest.raises(ConfigError, match=r"data\.seed: 0 in the checkpoint, 1 now") as caught:
@@ -288,7 +291,7 @@ def test_resuming_on_another_mesh_stays_within_tolerance(straight, interrupted, 
     for name, ours in values(resumed.model).items():
         assert relative_l2(ours, theirs[name]) < 1e-5, name
     losses = [
-        [record["loss"] for record in read_metrics(Path(f) / "metrics.jsonl") if "loss" in record]
+        [record["loss"] for record in read_results(Path(f) / "metrics.jsonl") if "loss" in record]
         for f in (interrupted, config.output)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -300,7 +303,7 @@ def test_resuming_a_complete_run_changes_nothing(straight, tmp_path, make):
     folder = Path(shutil.copytree(config.output, tmp_path / "run"))
     again = train(make(folder), resume=True)
     assert bits(again.model) == bits(result.model)
-    assert read_metrics(folder / "metrics.jsonl") == read_metrics(
+    assert read_results(folder / "metrics.jsonl") == read_results(
         Path(config.output) / "metrics.jsonl"
     )
 
@@ -326,7 +329,7 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(straight, make, tmp_pat
     resumed = train(config, resume=True)
     assert resumed.step == STEPS
     assert bits(resumed.model) == bits(straight[1].model)
-    ours, theirs = (read_metrics(Path(f.output) / "metrics.jsonl") for f in (config, straight[0]))
+    ours, theirs = (read_results(Path(f.output) / "metrics.jsonl") for f in (config, straight[0]))
     assert ours == theirs
 
 
@@ -341,6 +344,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_begins_again(
         at_step(patch, 2, interrupt)
         with pytest.raises(Interrupted, match="after step 3; nothing is saved yet; continue with"):
             train(config)
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     result = train(config, resume=True)
     assert bits(result.model) == bits(straight[1].model)
     assert (tmp_path / "run" / "metrics.old.1.jsonl").exists()
@@ -372,7 +376,7 @@ def test_a_finished_run_is_extended_by_the_longer_schedule(straight, make, tmp_p
     longer = make(folder, steps=STEPS + 2)
     with caplog.at_level(logging.INFO, "jaxllm"):
         assert train(longer, resume=True).step == STEPS + 2
-    rates = [r["learning_rate"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
+    rates = [r["learning_rate"] for r in read_results(folder / "metrics.jsonl") if "loss" in r]
     schedule = make_schedule(longer.optimizer, STEPS + 2)
     expected = [float(schedule(step)) for step in (STEPS, STEPS + 1)]
     assert rates[STEPS:] == pytest.approx(expected, rel=1e-5)  # in float32
@@ -436,7 +440,7 @@ def test_a_nonfinite_loss_stops_the_run(tmp_path, make):
     config = make(tmp_path / "run", model=None, init_from="somewhere", save_every=1)
     with pytest.raises(FloatingPointError, match=r"step 1 has non-finite metrics .*loss.*nan"):
         train(config, model)
-    trained = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    trained = [r for r in read_results(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert [record["step"] for record in trained] == [1]
     assert math.isnan(trained[0]["loss"])
     assert saved_steps(tmp_path / "run") == []

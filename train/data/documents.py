@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import ClassVar, Literal
 from uuid import uuid4
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model
+from jaxllm.storage.paths import check_output
 from jaxllm.tokenization import Tokenizer, check_tokens, load_tokenizer
 
 from .batches import Examples, digest
@@ -130,7 +130,7 @@ def token_stream(
     digest = blake2b(f"{tokenizer.fingerprint} {bos}".encode(), digest_size=16)
     for text in documents:
         digest.update(b"%d " % len(text) + text.encode())
-    file = Path(cache) / f"{digest.hexdigest()}.npy"
+    file = check_output(cache) / f"{digest.hexdigest()}.npy"
     starts = file.with_suffix(".starts.npy")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxllm.errors import MissingFileError, UserError
+from jaxllm.storage.download import download_matching
+from jaxllm.storage.paths import is_remote
 
 from .held_out import split_held_out
 
@@ -93,10 +95,13 @@ def _files(patterns: Iterable[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    if Path(pattern).is_file():  # its name may contain glob characters
-        return [Path(pattern)]
-    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    files = [file for file in files if file.is_file()]
+    if is_remote(pattern):
+        files = download_matching(pattern)
+    elif Path(pattern).is_file():  # its name may contain glob characters
+        files = [Path(pattern)]
+    else:
+        names = sorted(glob.glob(pattern, recursive=True))
+        files = [file for file in map(Path, names) if file.is_file()]
     if not files:
         raise MissingFileError(f"no text file matches {pattern!r}")
     return files

@@ -1,7 +1,6 @@
 """Vector data: input sequences and their targets from an .npz file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 from zipfile import BadZipFile
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from jaxllm.config import SequenceConfig, SequenceToSequenceConfig
 from jaxllm.errors import UserError
+from jaxllm.hub import local_path
 from jaxllm.models import Model, SequenceModel, SequenceToSequence
 from jaxllm.untrusted.array_files import check_archive
 from jaxllm.untrusted.regular_files import check_is_regular
@@ -79,8 +79,9 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     """
     try:
         # Opened explicitly, because NumPy does not close a file that it cannot read.
-        check_is_regular(Path(path))
-        with open(path, "rb") as opened:
+        place = local_path(path)
+        check_is_regular(place)
+        with place.open("rb") as opened:
             check_archive(opened)
             with np.load(opened, allow_pickle=False) as file:
                 found = {name: np.asarray(file[name]) for name in file.files}

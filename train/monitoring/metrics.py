@@ -1,26 +1,21 @@
-"""Metric logging: a JSON Lines file, a progress line and, optionally, TensorBoard and W&B."""
+"""Metric logging: a JSON Lines file and, optionally, TensorBoard and W&B."""
 
 import json
-import math
 import secrets
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Mapping
 from importlib import import_module
 from itertools import count
 from numbers import Integral
 from pathlib import Path
-from time import monotonic
 from types import ModuleType
-from typing import Any, Self, SupportsFloat, TextIO
-
-import rich.progress
-from rich.console import Console
+from typing import Any, Self, SupportsFloat
 
 from jaxllm.errors import MissingPackageError, UserError
+from jaxllm.storage.paths import open_path
 
 Record = dict[str, float]  # "step" and the metrics of that step
+# Names of metrics that depend on the machine begin so; those of a step depend on the run alone.
+SPEED, MEMORY = "speed/", "memory/"
 
 
 def read_metrics(path: str | Path) -> list[Record]:
@@ -30,8 +25,17 @@ def read_metrics(path: str | Path) -> list[Record]:
         UserError: another line is not a JSON object with a step and numbers; names the file and
             line.
     """
-    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    lines = open_path(path).read_bytes().split(b"\n")[:-1]
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_results(path: str | Path) -> list[Record]:
+    """Reads a `metrics.jsonl` without records of speed and memory: what equal runs have equal."""
+    return [
+        record
+        for record in read_metrics(path)
+        if not any(name.startswith((SPEED, MEMORY)) for name in record)
+    ]
 
 
 def _parse(line: bytes, where: str) -> Record:
@@ -117,97 +121,6 @@ class MetricLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Progress:
-    """Progress of a run: a live line on a terminal, otherwise a line every `log_every` steps.
-
-    The speed is the mean of the last 1000 steps. It counts neither the first step of this process,
-    which includes compilation, nor the time spent `paused`.
-
-    Args:
-        steps: the steps of the whole run.
-        start: the step that a resumed run starts from.
-        tokens_per_step: for the speed in tokens per second.
-        log_every: steps between lines if `stream` is not a terminal.
-        stream: where to write; by default stderr.
-    """
-
-    def __init__(
-        self,
-        steps: int,
-        *,
-        start: int = 0,
-        tokens_per_step: int,
-        log_every: int = 10,
-        stream: TextIO | None = None,
-    ):
-        self._paused = 0.0  # seconds
-        self._pause_began: float | None = None
-        self._stream = sys.stderr if stream is None else stream
-        self._steps, self._tokens, self._every = steps, tokens_per_step, log_every
-        console = Console(file=self._stream)
-        # The display also measures the speed for plain lines, for which it is never started.
-        is_capable = console.is_terminal and not console.is_dumb_terminal
-        self._live = self._stream.isatty() and is_capable
-        self._display = rich.progress.Progress(
-            "step {task.completed}/{task.total}",
-            rich.progress.BarColumn(),
-            "{task.description}",
-            rich.progress.TimeRemainingColumn(),
-            console=console,
-            get_time=self._time,
-            # By default rich forgets steps after 30 s, and has no speed if they take longer.
-            speed_estimate_period=math.inf,
-        )
-        self._task = self._display.add_task("", total=steps, completed=start)
-
-    def update(self, step: int, loss: float) -> None:
-        """Reports that `step` steps are complete, and the loss per target of the last one."""
-        self._display.update(self._task, completed=step)
-        task = self._display.tasks[0]
-        speed = "" if task.speed is None else f"  {task.speed * self._tokens:,.0f} tokens/s"
-        text = f"loss {loss:.4f}{speed}"
-        if self._live:
-            self._display.update(self._task, description=text)
-        elif step % self._every == 0 or step == self._steps:
-            seconds = task.time_remaining
-            left = "" if not seconds else f"  {timedelta(seconds=round(seconds))} left"
-            self._stream.write(f"step {step}/{self._steps}  {text}{left}\n")
-            self._stream.flush()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count the time inside, as of an evaluation, for the speed."""
-        self._pause_began = monotonic()
-        try:
-            yield
-        finally:
-            self._paused += monotonic() - self._pause_began
-            self._pause_began = None
-
-    def _time(self) -> float:
-        """The clock of the speed, which stands still while paused."""
-        began = self._pause_began
-        return (monotonic() if began is None else began) - self._paused
-
-    def held_out(self, step: int, loss: float) -> None:
-        """Reports the loss per held-out target after `step` steps, on a line of its own."""
-        line = f"step {step}/{self._steps}  held-out loss {loss:.4f}"
-        if self._live:
-            self._display.console.print(line, highlight=False)
-        else:
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._display.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:  # otherwise rich would print an empty line
-            self._display.stop()
 
 
 def _number(value: SupportsFloat) -> float:

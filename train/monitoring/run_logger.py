@@ -4,49 +4,68 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
-from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import jax
 from jax import Array
 
 from jaxllm.errors import NonFiniteError, UserError
+from jaxllm.storage.mirror import Mirror
+from jaxllm.storage.paths import is_remote
 from jaxllm.train.config import TrainConfig, save_config
+from jaxllm.train.speed.stopwatch import Rate, Stopwatch, memory_in_use
 
-from .metrics import MetricLog, Progress, read_metrics
+from .live_plot import LivePlot
+from .metrics import MEMORY, SPEED, MetricLog, read_metrics
 from .plot import plot_losses
+from .progress import Progress
+
+# Of a run on an object store, what its log continues.
+FETCHED = ("config.yaml", "metrics*.jsonl", "wandb_id")
 
 
 class RunLogger:
-    """Writes a run's metrics to its log and progress line, and its loss plot on exit.
+    """Writes a run's metrics to its log and progress line, and its loss plot now and on exit.
 
     Only process 0 writes. A step's metrics are fetched after the next step has been dispatched, so
     that no device waits.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, resume_at: int | None, unit: str):
+    def __init__(
+        self, config: TrainConfig, folder: Any, resume_at: int | None, unit: str, rate: Rate
+    ):
         self._pending: tuple[int, dict[str, Array]] | None = None
         self._stack = ExitStack()
         self._log: MetricLog | None = None
-        self._folder, self._unit = folder, unit
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, folder / "config.yaml")
-            self._log = self._stack.enter_context(
-                MetricLog(
-                    folder,
-                    resume_at=resume_at,
-                    tensorboard=_wants_tensorboard(config),
-                    wandb=config.wandb,
-                )
+        self._stopwatch = Stopwatch(rate)
+        self._config, self._unit, self._name = config, unit, folder.name
+        self._mirror: Mirror | None = None
+        self.folder = folder  # of this machine, also if the run is on an object store
+        if jax.process_index() > 0:
+            return
+        if is_remote(folder):
+            self._mirror = self._stack.enter_context(Mirror(folder, FETCHED))
+            self.folder = folder = self._mirror.local
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder / "config.yaml")
+        self._log = self._stack.enter_context(
+            MetricLog(
+                folder,
+                resume_at=resume_at,
+                tensorboard=_wants_tensorboard(config),
+                wandb=config.wandb,
             )
-            tokens = config.batch_size * config.seq_len
-            progress = Progress(
-                config.steps,
-                start=resume_at or 0,
-                tokens_per_step=tokens,
-                log_every=config.log_every,
-            )
-            self._progress = self._stack.enter_context(progress)
+        )
+        progress = Progress(
+            config.steps,
+            start=resume_at or 0,
+            tokens_per_step=rate.tokens_per_step,
+            mfu_of=rate.mfu,
+            log_every=config.log_every,
+        )
+        self._progress = self._stack.enter_context(progress)
+        self._plot = LivePlot(self._draw)
 
     def add(self, step: int, metrics: dict[str, Array]) -> None:
         """Queues a step's metrics and writes those of the previous step."""
@@ -54,11 +73,31 @@ class RunLogger:
         self._pending = step, metrics
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Writes the queued metrics; does not count the time inside for the speed."""
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data, unless the devices had a step to compute."""
+        start = monotonic()
+        yield
+        if self._pending is None or all(map(_is_ready, self._pending[1].values())):
+            self._stopwatch.add("data_wait", monotonic() - start)
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Says that the training step is compiled, and how long it took."""
+        start = monotonic()
+        if self._log is not None:
+            self._progress.show("compiling the training step")
+        yield
+        if self._log is not None:
+            self._progress.say(f"compiled the training step in {monotonic() - start:.1f} s")
+
+    @contextmanager
+    def paused(self, part: str) -> Iterator[None]:
+        """Writes the queued metrics; counts the time inside as this part, not for the speed."""
         self.flush()
+        start = monotonic()
         with nullcontext() if self._log is None else self._progress.paused():
             yield
+        self._stopwatch.add(part, monotonic() - start)
 
     def held_out(self, step: int, loss: float | None) -> None:
         """Writes the held-out loss, after the metrics of its step; None is not written."""
@@ -67,28 +106,57 @@ class RunLogger:
             self._log.write(step, {"held_out_loss": loss})
             self._progress.held_out(step, loss)
 
+    def copy(self) -> None:
+        """Copies the log of a run on an object store, which otherwise happens now and then."""
+        if self._mirror is not None:
+            self._mirror.copy()
+
     def flush(self) -> None:
         """Writes the queued metrics. Raises NonFiniteError if one of them is not finite."""
         if self._pending is None:
             return
         step, pending = self._pending
         self._pending = None
-        metrics = {name: float(value) for name, value in pending.items()}
+        values = jax.device_get([*pending.values()])  # all at once
+        metrics = dict(zip(pending, map(float, values), strict=True))
+        self._stopwatch.step()
         if self._log is not None:
             self._log.write(step, metrics)
             self._progress.update(step, metrics["loss"])
+            if step % self._config.log_every == 0 or step == self._config.steps:
+                self._write_speed(step)
+            self._plot.update()
         if not all(map(math.isfinite, metrics.values())):
             raise NonFiniteError(f"step {step} has non-finite metrics and is not saved: {metrics}")
+
+    def _write_speed(self, step: int) -> None:
+        """Writes the speed since the last such record, and the memory, as a record of their own."""
+        found = {f"{SPEED}{name}": value for name, value in self._stopwatch.report().items()}
+        if self._log is not None and found:
+            memory = {f"{MEMORY}{name}": value for name, value in memory_in_use().items()}
+            self._log.write(step, found | memory)
+
+    def _draw(self) -> None:
+        if self._log is None:
+            return
+        losses = (row.get("loss", math.nan) for row in read_metrics(self._log.path))
+        if any(map(math.isfinite, losses)):
+            plot_losses(self._log.path, self.folder / "loss.png", self._unit, self._name)
 
     def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         # After an error, such as a full disk, another one would hide it.
-        with nullcontext() if kind is None else suppress(OSError, UserError):
-            self._stack.close()
-            if self._log is not None and any("loss" in row for row in read_metrics(self._log.path)):
-                plot_losses(self._log.path, self._folder / "loss.png", self._unit)
+        hiding = nullcontext() if kind is None else suppress(OSError, UserError)
+        with hiding, self._stack:
+            if self._log is not None:
+                self._plot.close()
+
+
+def _is_ready(x: Any) -> bool:
+    """Whether an array is computed; does not wait."""
+    return x.is_ready()
 
 
 def _wants_tensorboard(config: TrainConfig) -> bool:

@@ -5,17 +5,42 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from jaxllm.checkpointing.file_lock import claim
+from jaxllm.checkpointing.file_lock import claim, is_claimed
+from jaxllm.storage.lease import LeaseHeldError, is_alive, leased
+from jaxllm.storage.paths import absolute_path, is_remote, to_address
 from jaxllm.train.config import ConfigError
 
 NAME = ".lock"  # in the folder of a run while it runs; its text says who runs
 
 
+def run_folder(output: str) -> Any:
+    """Returns the folder of a run, on this machine or on an object store.
+
+    Raises:
+        ConfigError: Orbax cannot write checkpoints to this kind of store.
+        MissingPackageError: the package for it is not installed.
+    """
+    if is_remote(output) and not (address := to_address(output)).startswith("gs://"):
+        raise ConfigError(
+            f"output={address}: Orbax writes checkpoints to gs:// and to file systems only; mount "
+            "the bucket with a file system that can rename, such as FSx for Lustre, or write to a "
+            "disk and `aws s3 sync` it. Data and init_from may be on s3://"
+        )
+    return absolute_path(output)
+
+
+def is_running(folder: Any) -> bool:
+    """Whether a run uses the folder; on an object store this may take half a minute."""
+    file = folder / NAME
+    return is_alive(file) if is_remote(folder) else is_claimed(file)
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Any) -> Iterator[None]:
     """Context in which no other run can use the folder, which is created if there is none.
 
     In a multi-host run, process 0 holds the lock for all.
@@ -26,6 +51,13 @@ def locked(folder: Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
+    if is_remote(folder):
+        try:
+            with leased(folder / NAME, _holder_text()):
+                yield
+        except LeaseHeldError as error:
+            raise ConfigError(f"{folder} is in use by another run ({error})") from None
+        return
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / NAME
     stream = file.open("a+", encoding="utf-8")
@@ -33,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
         if not claim(stream) or not _is_still(file, stream.fileno()):
             raise ConfigError(f"{folder} is in use by another run ({_holder(file)})")
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.write(_holder_text())
         stream.flush()
         try:
             yield
@@ -44,6 +76,10 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # a full disk, which was reported when it mattered
             stream.close()
+
+
+def _holder_text() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _is_still(file: Path, handle: int) -> bool:

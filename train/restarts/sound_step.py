@@ -11,6 +11,7 @@ import jax
 from jaxllm.checkpointing.orbax_layout import METADATA_FILE, is_step
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError
+from jaxllm.storage.paths import open_path
 from jaxllm.train.config import ConfigError
 
 log = logging.getLogger("jaxllm")
@@ -24,7 +25,7 @@ def find_steps(run: Path) -> dict[int, Path]:
 
     All processes of a multi-host run must call this, and get what process 0 finds.
     """
-    folder = run / "checkpoints"
+    folder = open_path(run / "checkpoints")
     found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     names = json.loads(gather_texts(json.dumps(found))[0])
     steps = sorted(int(name) for name in names if name.isdecimal())
@@ -91,7 +92,7 @@ def _load(path: Path, load: Callable[[Path], Resumed]) -> Resumed:
 
 def _move_aside(step: Path) -> Path:
     """Moves a checkpoint out of the way of Orbax; returns where it is."""
-    folder = step.parents[1] / ASIDE
+    folder = step.parent.parent / ASIDE
     names = (step.name, *(f"{step.name}.{number}" for number in range(2, 1000)))
     kept = next(folder / name for name in names if not (folder / name).exists())
     gather_texts("")  # all have chosen the name before process 0 takes it

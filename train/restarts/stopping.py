@@ -4,12 +4,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
 from jaxllm.checkpointing.orbax_layout import list_steps
+from jaxllm.storage.paths import open_path
 from jaxllm.train.config import TrainConfig
 
 ShouldStop = Callable[[int], bool]  # takes the step that was just done
@@ -21,12 +21,12 @@ class Interrupted(KeyboardInterrupt):
 
 def resume_command(config: TrainConfig) -> str:
     """Returns the command that continues a run."""
-    return f"jaxllm train {Path(config.output) / 'config.yaml'} --resume"
+    return f"jaxllm train {open_path(config.output) / 'config.yaml'} --resume"
 
 
 def interruption(config: TrainConfig, step: int) -> Interrupted:
     """Returns what to raise for a run that was interrupted after `step` steps."""
-    saved = list(list_steps(Path(config.output)))
+    saved = list(list_steps(open_path(config.output)))
     newest = f"the newest checkpoint is of step {saved[-1]}" if saved else "nothing is saved yet"
     return Interrupted(
         f"interrupted after step {step}; {newest}; continue with {resume_command(config)}"

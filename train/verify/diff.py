@@ -10,13 +10,17 @@ from jaxllm.checkpointing.orbax_layout import list_steps, read_step
 from jaxllm.checkpointing.stored_array import StoredArray, StoredLayer
 from jaxllm.differences import differences
 from jaxllm.numerics.distance import relative_l2
+from jaxllm.storage.paths import open_path
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import Key, open_step
 from jaxllm.train.config import ConfigError, load_stored, to_dict
-from jaxllm.train.monitoring.metrics import read_metrics
+from jaxllm.train.monitoring.metrics import read_results
 
 # Config fields that change no number of a run, but where it is written and what is logged.
-HARMLESS = ("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb")
+HARMLESS = (
+    *("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb"),
+    "speed",
+)
 
 AnyArray = StoredArray | StoredLayer
 Records = dict[int, dict[str, float]]  # step -> metric name -> value
@@ -97,7 +101,7 @@ def diff_runs(a: str | Path, b: str | Path) -> Diff:
         CheckpointError: this version of jaxllm cannot read a checkpoint.
         OSError: a file cannot be read.
     """
-    folders = Path(a), Path(b)
+    folders = open_path(a), open_path(b)
     if problems := [problem for folder in folders for problem in _problems(folder)]:
         raise ConfigError("\n".join(problems))
     one, other = (to_dict(load_stored(folder / "config.yaml")) for folder in folders)
@@ -133,7 +137,7 @@ def _problems(folder: Path) -> Iterator[str]:
 def _records(path: Path) -> Records:
     """Reads a log and merges the lines of a step; the held-out loss has a line of its own."""
     found: Records = {}
-    for record in read_metrics(path):
+    for record in read_results(path):
         numbers = {name: value for name, value in record.items() if name != "step"}
         found.setdefault(int(record["step"]), {}).update(numbers)
     return found

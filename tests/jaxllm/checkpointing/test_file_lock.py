@@ -1,6 +1,6 @@
 """A locked file is free again when its holder closes it."""
 
-from jaxllm.checkpointing.file_lock import claim
+from jaxllm.checkpointing.file_lock import claim, is_claimed
 
 
 def test_only_one_can_claim_a_file(tmp_path):
@@ -11,3 +11,13 @@ def test_only_one_can_claim_a_file(tmp_path):
             assert not claim(second)
     with file.open("a") as third:
         assert claim(third)
+
+
+def test_looking_at_a_lock_does_not_take_it(tmp_path):
+    file = tmp_path / "lock"
+    assert not is_claimed(file)
+    with file.open("a") as holder:
+        assert not is_claimed(file)
+        assert claim(holder)
+        assert is_claimed(file)
+    assert not is_claimed(file)

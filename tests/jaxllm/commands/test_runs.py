@@ -35,6 +35,14 @@ def test_config_after_an_override_and_a_wrong_override_are_explained(command, ca
     assert "".join(f"run jaxllm {' '.join(command)} {config} --help".split()) in shown
 
 
+def test_steps_to_profile_are_checked_before_the_run(tmp_path, capsys):
+    config = str(ROOT / "configs" / "tiny.yaml")
+    assert main(["train", config, "--output", str(tmp_path / "run"), "--profile", "9"]) == 2
+    error = capsys.readouterr().err
+    assert "speed.profile='9' is not FIRST:LAST, such as 10:15" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
     """Trains from a checkpoint, resumes, exports and generates through the command line."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
@@ -43,7 +51,8 @@ def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
         f"data:\n  text: [{tmp_path}/text.txt]\n  held_out: 0.2\nmesh: {{fsdp: 4, tensor: 2}}\n"
     )
     config = str(tmp_path / "run.yaml")
-    assert main(["train", config, "--save-every", "2"]) == 0
+    assert main(["train", config, "--save-every", "2", "--profile", "2:3"]) == 0
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     out = capsys.readouterr()
     assert "held-out loss" in out.out
     assert main(["train", config]) == 2

@@ -1,6 +1,7 @@
 """Jobs of several processes are recognized by the variables of schedulers and launchers."""
 
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from jaxllm.cli import main
 from jaxllm.distributed.schedulers import Job, find_job, is_known_to_jax
@@ -42,6 +43,17 @@ def given(monkeypatch):
 def test_jobs_are_recognized(given, variables, job):
     given(variables)
     assert find_job() == job
+
+
+@pytest.mark.parametrize(("hosts", "slices", "total"), [("a,b", "1", 2), ("a,b", "2", 4)])
+def test_hosts_of_a_tpu_slice_on_kubernetes_are_one_job(given, monkeypatch, hosts, slices, total):
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    given({"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "1"})
+    assert find_job() is None  # a slice of one host
+    given({"TPU_WORKER_HOSTNAMES": hosts, "MEGASCALE_NUM_SLICES": slices})
+    assert find_job() == Job("Cloud TPU", (f"{total} hosts",))
+    assert is_known_to_jax()
 
 
 def test_jax_knows_where_the_tasks_of_a_slurm_step_meet(given):

@@ -3,9 +3,12 @@
 import os
 
 import pytest
+from memory_store import memory_store
 
+from jaxllm.storage import lease
+from jaxllm.storage.paths import open_path
 from jaxllm.train.config import ConfigError
-from jaxllm.train.restarts.folder_lock import NAME, locked
+from jaxllm.train.restarts.folder_lock import NAME, is_running, locked
 
 
 def test_a_second_run_is_refused_and_told_who_runs(tmp_path):
@@ -42,3 +45,22 @@ def test_a_lock_that_its_holder_removes_meanwhile_is_not_taken(tmp_path, monkeyp
     monkeypatch.setattr("jaxllm.train.restarts.folder_lock.claim", claim)
     with pytest.raises(ConfigError, match=r"in use by another run \(ending\)"), locked(tmp_path):
         pass
+
+
+def test_a_folder_in_a_bucket_is_locked_too(monkeypatch):
+    for name, seconds in {"BEAT_S": 0.05, "LEAST_WAIT_S": 1.0, "SETTLE_S": 0.05}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    with memory_store():
+        folder = open_path("gs://bucket/run")
+        with locked(folder):
+            assert is_running(folder)
+            holder = f"gs://bucket/run is in use by another run .process {os.getpid()} on "
+            with pytest.raises(ConfigError, match=holder), locked(folder):
+                pass
+        assert not is_running(folder)
+
+
+def test_a_run_that_is_running_is_seen(tmp_path):
+    with locked(tmp_path):
+        assert is_running(tmp_path)
+    assert not is_running(tmp_path)

@@ -1,0 +1,1 @@
+"""Commands for those who operate runs: hosts before a run, and runs while they train."""

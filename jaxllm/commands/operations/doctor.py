@@ -1,0 +1,260 @@
+"""The command `doctor`: whether the processes of a job fit together, before a run needs them."""
+
+import argparse
+import dataclasses
+import glob
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich
+from jaxllm.commands.failures import complain
+from jaxllm.commands.options import AddCommand, add_json, add_processes, count
+from jaxllm.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jaxllm.distributed.collective import Timed
+    from jaxllm.distributed.host_facts import HostFacts
+    from jaxllm.train import TrainConfig
+
+MIB, GIB = 2**20, 2**30
+
+
+def add_commands(add: AddCommand) -> None:
+    """Adds `doctor` to the command line."""
+    doctor = add(
+        "doctor",
+        _doctor,
+        "Check hosts before a run: devices, versions, memory, clocks, the run's folder.",
+        "srun jaxllm doctor run.yaml",
+    )
+    doctor.set_defaults(takes_overrides=True)
+    doctor.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="the run to check the mesh, folder and data of"
+    )
+    add_processes(doctor)
+    doctor.add_argument(
+        "--timeout",
+        type=count,
+        default=60,
+        metavar="S",
+        help="seconds to wait for the other processes (default: %(default)s)",
+    )
+    doctor.add_argument(
+        "--size",
+        type=count,
+        default=16,
+        metavar="MIB",
+        help="size of the timed all-reduce (default: %(default)s)",
+    )
+    add_json(doctor, "the facts")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    log_to_stderr()
+    join_processes(arguments, timeout_s=arguments.timeout)
+    import jax
+
+    from jaxllm.distributed.diagnosis import find_problems
+    from jaxllm.distributed.host_facts import HostFacts
+
+    own = _examine(arguments)
+    found = [HostFacts(**json.loads(text)) for text in _exchange("facts", own)]
+    problems = find_problems(found)
+    fits = not any("number of devices differs" in problem for problem in problems)
+    timed = _time_collective(arguments.size) if fits else None
+    if jax.process_index() == 0:
+        if arguments.json:
+            print(json.dumps(_to_json(found, problems, timed)))
+        else:
+            _print(found, timed)
+            complain("\n".join(problems) if problems else "")
+    return 1 if problems else 0
+
+
+def _exchange(name: str, facts: "HostFacts") -> list[str]:
+    from jaxllm.distributed.store import exchange_texts
+
+    try:
+        return exchange_texts(name, json.dumps(dataclasses.asdict(facts)))
+    except TimeoutError as error:
+        raise UserError(f"{error}; see the log of that process") from None
+
+
+def _examine(arguments: argparse.Namespace) -> "HostFacts":
+    """Returns the facts about this process, for the run in the config if one is given."""
+    from jaxllm.distributed.host_facts import collect_facts, coordinator_address
+
+    about: dict[str, Any] = {"coordinator": coordinator_address()}
+    if arguments.config is not None:
+        about |= _examine_run(arguments)
+    elif arguments.overrides:
+        raise UserError(f"{arguments.overrides[0]} sets a field of CONFIG, but none is given")
+    _wait_for_all("clock")  # so that the clocks are read at the same time
+    return collect_facts(**about)
+
+
+def _examine_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from jaxllm.commands.runs import read_run_config
+
+    problem, rows, files = "", [], {}
+    folder: bool | None = None
+    try:
+        config = read_run_config(arguments)
+        folder = _sees_folder(config)
+        files = dict(_data_files(config))
+        rows = _own_rows(config)
+    except (UserError, OSError) as error:
+        problem = str(error)
+        if folder is None:
+            _share_nonce("")  # the others exchange it
+    return {
+        "rows": rows,
+        "sees_folder": folder,
+        "files": files,
+        "problem": problem or None,
+    }
+
+
+def _own_rows(config: "TrainConfig") -> list[int]:
+    from jaxllm.train.data.placement import own_rows
+    from jaxllm.train.setup import make_run_mesh
+
+    return own_rows(make_run_mesh(config), config.batch_size).tolist()
+
+
+def _sees_folder(config: "TrainConfig") -> bool | None:
+    """Whether this process sees the file that process 0 writes into the run's folder."""
+    import jax
+
+    from jaxllm.distributed.host_facts import probe_name, sees_folder
+    from jaxllm.storage.download import first_line
+    from jaxllm.storage.paths import is_remote
+    from jaxllm.train.restarts.folder_lock import run_folder
+
+    folder, made = run_folder(config.output), []
+    nonce = secrets.token_hex(8)
+    probe = folder / probe_name(nonce)
+    if jax.process_index() == 0:
+        if not is_remote(folder):  # an object store has no folders
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_text(nonce)
+        except Exception as error:  # of any class on an object store
+            nonce, reason = "", getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"{folder} cannot be written: {reason}") from None
+        finally:
+            shared = _share_nonce(nonce)
+    else:
+        shared = _share_nonce("")
+    seen = bool(shared) and sees_folder(folder, shared)
+    _wait_for_all("folder")
+    if jax.process_index() == 0:
+        probe.unlink(missing_ok=True)
+        for each in made:
+            each.rmdir()
+    return seen if shared else None
+
+
+def _share_nonce(nonce: str) -> str:
+    """Returns what process 0 gives, once it has written the file."""
+    from jaxllm.distributed.store import exchange_texts
+
+    return exchange_texts("nonce", nonce)[0]
+
+
+def _wait_for_all(what: str) -> None:
+    from jaxllm.distributed.store import exchange_texts
+
+    exchange_texts(f"wait/{what}", "")
+
+
+def _data_files(config: "TrainConfig") -> Iterator[tuple[str, int]]:
+    """Yields the files that the data of a run name, and their sizes."""
+    given = (getattr(config.data, name, None) for name in ("text", "pairs", "vectors"))
+    for patterns in given:
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns or ():
+            for path in sorted(glob.glob(pattern, recursive=True)) or [pattern]:
+                if Path(path).is_file():
+                    yield path, Path(path).stat().st_size
+
+
+def _time_collective(size: int) -> "Timed":
+    from jaxllm.distributed.collective import time_all_reduce
+
+    return time_all_reduce(size * MIB)
+
+
+def _print(facts: "Sequence[HostFacts]", timed: "Timed | None") -> None:
+    """Prints a table with a row for each process, and lines about all of them."""
+    first = facts[0]
+    print_rich(_table(facts))
+    versions = {name: first.versions.get(name) for name in _SHOWN if name in first.versions}
+    lines = {
+        "coordinator": first.coordinator or "none: one process",
+        "versions": "  ".join(f"{name} {found}" for name, found in versions.items()),
+        "clocks": f"within {max(f.clock for f in facts) - min(f.clock for f in facts):.2f} s",
+    }
+    if first.sees_folder is not None:
+        lines["folder"] = f"seen by {sum(bool(f.sees_folder) for f in facts)} of {len(facts)}"
+    if timed is not None and timed.num_devices > 1:
+        lines["all-reduce"] = (
+            f"{timed.num_bytes / MIB:.0f} MiB over {timed.num_devices} devices in "
+            f"{timed.seconds * 1e3:.2f} ms: {timed.bus_bandwidth / 1e9:.2f} GB/s per device"
+        )
+    for name, text in lines.items():
+        print(f"{name:<13}{text}")
+
+
+_SHOWN = ("python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jaxllm")
+
+
+def _table(facts: "Sequence[HostFacts]") -> "Table":
+    from rich.table import Table
+
+    columns: dict[str, Callable[[HostFacts], str]] = {
+        "process": lambda each: str(each.process),
+        "host": lambda each: each.host,
+        "devices": lambda each: f"{each.num_devices} x {each.device_kind}",
+    }
+    if any(each.device_bytes for each in facts):  # a CPU does not tell
+        columns["device memory"] = lambda each: _gib(each.device_bytes)
+    columns["host memory"] = lambda each: _gib(each.host_bytes)
+    columns["free"] = lambda each: _gib(each.host_free_bytes)
+    if any(each.rows for each in facts):
+        columns["rows of a batch"] = lambda each: _ranges(each.rows)
+    table = Table(*columns)
+    for each in facts:
+        table.add_row(*(cell(each) for cell in columns.values()))
+    return table
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / GIB:.1f} GiB"
+
+
+def _ranges(rows: Sequence[int]) -> str:
+    """Returns numbers in order as ranges, such as `0-3, 8-11`."""
+    found: list[list[int]] = []
+    for row in rows:
+        if found and row == found[-1][1] + 1:
+            found[-1][1] = row
+        else:
+            found.append([row, row])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+
+
+def _to_json(
+    facts: "Sequence[HostFacts]", problems: Sequence[str], timed: "Timed | None"
+) -> dict[str, Any]:
+    collective = None if timed is None else timed._asdict() | {"bus": timed.bus_bandwidth}
+    return {
+        "processes": [dataclasses.asdict(each) for each in facts],
+        "problems": problems,
+        "all_reduce": collective,
+    }

@@ -1,0 +1,144 @@
+"""Downloads from object stores into a cache on this machine, for whoever reads local files."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+from jaxllm.errors import MissingFileError, UserError
+
+from .paths import file_system, to_address
+
+CACHE = "JAXLLM_CACHE"  # the variable that names the folder; by default ~/.cache/jaxllm
+COMMITTED = "commit_success.txt"  # Orbax writes it into a step on an object store at its end
+THREADS = 16
+# Of a run, what is not downloaded: what was set aside, and logs.
+_NOT_OF_A_RUN = ("aside", "tensorboard", "profile", "wandb")
+_SMALL = ("_METADATA", "_sharding")  # what is downloaded of the optimizer's state
+
+
+def download(path: str | os.PathLike[str]) -> Path:
+    """Downloads a file or a folder, unless it is in the cache as it is now; returns where it is.
+
+    Of a run, its newest whole checkpoint is downloaded, without the state of the optimizer.
+
+    Raises:
+        MissingFileError: nothing is there.
+        UserError: the store cannot be read.
+    """
+    address = to_address(path).rstrip("/")
+    files, names = _listed(address)
+    if not files:
+        raise MissingFileError(f"{address}: nothing is there")
+    return _fetch(address, {name: files[name] for name in names})
+
+
+def download_matching(pattern: str) -> list[Path]:
+    """Downloads the files that match a pattern, in the order of their names."""
+    address = to_address(pattern)
+    system, kind = file_system(address), address.partition("://")[0]
+    found = sorted(_reading(address, lambda: system.glob(address)))
+    names = [
+        f"{kind}://{name.lstrip('/')}"
+        for name in found
+        if not _reading(address, system.isdir, name)
+    ]
+    return [download(name) for name in names]
+
+
+def needed_of_run(names: Sequence[str]) -> list[str]:
+    """Returns the files to download of a folder; all of them, if it is no run.
+
+    Args:
+        names: the files, relative to the folder.
+    """
+    steps = {
+        int(name.split("/")[1])
+        for name in names
+        if name.endswith(f"/{COMMITTED}")
+        and name.count("/") == 2
+        and name.split("/")[1].isdecimal()
+    }
+    if "config.yaml" not in names or not steps:
+        return list(names)
+    newest = f"checkpoints/{max(steps)}/"
+    return [
+        name
+        for name in names
+        if (name.startswith(newest) if name.startswith("checkpoints/") else True)
+        and name.partition("/")[0] not in _NOT_OF_A_RUN
+        and (f"{newest}optimizer/" not in name or PurePosixPath(name).name in _SMALL)
+    ]
+
+
+def _listed(address: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns what is under an address by relative name, and the names to download."""
+    system = file_system(address)
+    system.invalidate_cache()
+    found = _reading(address, lambda: system.find(address, detail=True))
+    root = address.partition("://")[2]
+    files = {
+        os.path.relpath(name.lstrip("/"), root): about
+        for name, about in found.items()
+        if about.get("type") == "file" and not name.endswith("/")
+    }
+    return files, needed_of_run(sorted(files))
+
+
+def _fetch(address: str, files: dict[str, Any]) -> Path:
+    """Downloads files under an address to a folder that is named by their versions."""
+    version = {name: _identity(about) for name, about in files.items()}
+    text = json.dumps([address, version], sort_keys=True)
+    digest = blake2b(text.encode(), digest_size=12).hexdigest()
+    base = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "jaxllm")
+    folder = base / "downloads" / digest
+    name = address.rpartition("/")[2]
+    if not folder.is_dir():
+        unfinished = folder.with_name(f"{digest}.{uuid4().hex}")
+        try:
+            _copy(address, [*files], unfinished / name)
+            unfinished.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder / name
+
+
+def _copy(address: str, names: Sequence[str], target: Path) -> None:
+    system = file_system(address)
+
+    def copy(name: str) -> None:
+        source, file = (address, target) if name == "." else (f"{address}/{name}", target / name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _reading(source, lambda: system.get_file(source, str(file)))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(copy, names))
+
+
+def _identity(about: dict[str, Any]) -> str:
+    """Returns what changes when an object is written again."""
+    fields = ("generation", "etag", "ETag", "md5Hash", "LastModified", "created", "mtime", "size")
+    return " ".join(str(about[field]) for field in fields if field in about)
+
+
+def _reading(address: str, read: Any, *arguments: Any) -> Any:
+    """Returns what `read` returns; turns any error of a store into one line."""
+    try:
+        return read(*arguments)
+    except FileNotFoundError:
+        raise MissingFileError(f"{address}: nothing is there") from None
+    except Exception as error:
+        raise UserError(f"{address} cannot be read: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error of a store, or the name of its class."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,44 @@
+"""The plot that is redrawn while a run trains: seldom, one at a time, and once at the end."""
+
+import threading
+
+from jaxllm.errors import UserError
+from jaxllm.train.monitoring import live_plot
+from jaxllm.train.monitoring.live_plot import LEAST_S, LivePlot
+
+
+def test_drawings_are_rare_and_never_two_at_a_time(monkeypatch):
+    now, drawn, may_end = 0.0, [], threading.Event()
+    monkeypatch.setattr(live_plot, "monotonic", lambda: now)
+
+    def draw() -> None:
+        drawn.append(now)
+        may_end.wait(10)
+
+    plot = LivePlot(draw)
+    plot.update()
+    assert drawn == []
+    now = LEAST_S
+    plot.update()
+    now = 3 * LEAST_S
+    plot.update()  # the first is not done
+    may_end.set()
+    plot._thread.join()
+    plot.update()  # it took 60 s, so the next is due after 50 times as long
+    assert drawn == [LEAST_S]
+    now = 3 * LEAST_S + 50 * 60
+    plot.update()
+    plot.close()
+    assert drawn == [LEAST_S, now, now]
+
+
+def test_an_error_while_training_does_not_end_the_run(monkeypatch):
+    monkeypatch.setattr(live_plot, "LEAST_S", 0.0)
+
+    def draw() -> None:
+        raise UserError("no loss yet")
+
+    plot = LivePlot(draw)
+    plot._due = 0.0
+    plot.update()
+    plot._thread.join()

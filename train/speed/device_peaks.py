@@ -1,0 +1,49 @@
+"""Peak arithmetic of accelerators, by the name that JAX gives them: dense bfloat16, per device.
+
+From the makers' data sheets. A TPU v2 or v3 chip has two devices; all others are one each. Sparse
+peaks, which some sheets print larger, do not apply.
+"""
+
+import jax
+
+# TFLOP/s by the beginning of `device_kind`; the first that matches counts.
+PEAK_TFLOPS = {
+    "TPU7x": 1153.5,  # a chip of 2307 has two devices
+    "TPU v6": 918.0,  # Trillium, "TPU v6 lite"
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5": 459.0,  # v5p
+    "TPU v4 lite": 138.0,
+    "TPU v4": 275.0,
+    "TPU v3": 61.5,
+    "TPU v2": 23.0,
+    "NVIDIA GB200": 2500.0,
+    "NVIDIA B200": 2250.0,
+    "NVIDIA GH200": 989.4,
+    "NVIDIA H200": 989.4,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H100": 989.4,
+    "NVIDIA H800": 989.4,
+    "NVIDIA A100": 312.0,
+    "NVIDIA A800": 312.0,
+    "NVIDIA L40S": 362.0,
+    "NVIDIA L4": 121.0,
+    "NVIDIA A10G": 70.0,
+    "AMD Instinct MI300X": 1307.4,
+    "AMD Instinct MI325X": 1307.4,
+}
+
+
+def peak_flops(device: jax.Device, given_tflops: float | None = None) -> float | None:
+    """Returns the peak of a device in FLOP/s; None if it is not known, as of a CPU.
+
+    Args:
+        device: any device of the run.
+        given_tflops: what the user says, in TFLOP/s; it counts before the table.
+    """
+    if given_tflops is not None:
+        return given_tflops * 1e12
+    kind = device.device_kind
+    found = next((peak for name, peak in PEAK_TFLOPS.items() if kind.startswith(name)), None)
+    return None if found is None else found * 1e12
