@@ -34,7 +34,10 @@ def total_by_kind(collectives: Iterable[Collective]) -> list[Collective]:
         entry = sums[one.kind, one.axes, one.dtype]
         entry[0] += one.runs
         entry[1] += one.moved
-    totals = [Collective(*key, int(runs), moved) for key, (runs, moved) in sums.items()]
+    totals = [
+        Collective(kind, axes, dtype, int(runs), moved)
+        for (kind, axes, dtype), (runs, moved) in sums.items()
+    ]
     return sorted(totals, key=lambda one: -one.moved)
 
 

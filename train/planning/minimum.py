@@ -69,9 +69,11 @@ def _add_activations(
     rows = partition_spec("B", (config.batch_size // config.accumulate,), sizes)
     ways = math.prod(sizes[axis] for axis in _names(rows[0]))
     stream = config.batch_size / ways * config.seq_len * stack.embed_dim * width
-    layers = len(model.encoder.kinds) + len(model.decoder.kinds) if isinstance(
-        model, TwoStackConfig
-    ) else stack.num_layers
+    layers = (
+        len(model.encoder.kinds) + len(model.decoder.kinds)
+        if isinstance(model, TwoStackConfig)
+        else stack.num_layers
+    )
     if "tensor" in sizes:
         found["tensor",] += 4 * layers * stream * share("all-reduce", sizes["tensor"])
     experts = stack.experts
@@ -96,4 +98,3 @@ def _only_looked_up(model: Config) -> set[str]:
     has_head = any(name.endswith("lm_head.kernel") for name in named)
     tables = {name for name in named if name.endswith(".embedding")}
     return tables if has_head else {name for name in tables if not name.endswith("embed.embedding")}
-

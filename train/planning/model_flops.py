@@ -51,4 +51,3 @@ def visible_pairs(stack: StackConfig, attention: str, length: int) -> int:
         return reach * (reach + 1) // 2 + (length - reach) * reach
     whole, rest = divmod(length, reach)
     return whole * (reach * (reach + 1) // 2) + rest * (rest + 1) // 2
-

@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     minimum: dict[tuple[str, ...], float]  # bytes that a device must receive, by mesh axes
     model_flops: float  # of a step, without what is recomputed, over all devices
     executed_flops: float  # the same with it
+    matmul_seconds: float  # of one device, at its peaks
     traffic: float  # bytes of HBM beside matmuls
     step_tokens: int
     largest: tuple[tuple[str, float], ...]  # arrays and their bytes
@@ -53,9 +54,8 @@ class Plan(NamedTuple):
 
     @property
     def compute_seconds(self) -> float:
-        """Matmuls at the peak of bfloat16, then the rest at the bandwidth of HBM."""
-        device = self.topology.device
-        return self.executed_flops / self.topology.size / device.flops + self.traffic / device.hbm
+        """Matmuls at the peaks of the device, then the rest at the bandwidth of HBM."""
+        return self.matmul_seconds + self.traffic / self.topology.device.hbm
 
     @property
     def network_seconds(self) -> float:
@@ -101,6 +101,7 @@ class Plan(NamedTuple):
             "minimum": {" x ".join(axes): size for axes, size in self.minimum.items()},
             "model_flops": self.model_flops,
             "executed_flops": self.executed_flops,
+            "matmul_seconds": self.matmul_seconds,
             "traffic": self.traffic,
             "step_seconds": {"overlapped": self.step_seconds, "serial": self.serial_seconds},
             "tokens_per_second": self.step_tokens / self.step_seconds,
@@ -129,7 +130,7 @@ def make_plan(config: TrainConfig, topology: Topology, compiled: Compiled | None
     assert config.model is not None, "estimate_cost checks this"
     check_fits_topology(config, topology)
     shape = mesh_shape(config)
-    priced = price_step(config, topology.device.platform)
+    priced = price_step(config, topology.device)
     peak, collectives, traffic = priced.peak, priced.collectives, priced.traffic
     largest: tuple[tuple[str, float], ...] = priced.arrays
     if compiled is not None:
@@ -148,6 +149,7 @@ def make_plan(config: TrainConfig, topology: Topology, compiled: Compiled | None
         minimum=minimum_bytes(config, config.model, shape),
         model_flops=step_flops(config, config.model),
         executed_flops=priced.flops * topology.size,
+        matmul_seconds=priced.matmul_seconds,
         traffic=traffic,
         step_tokens=config.batch_size * config.seq_len,
         largest=largest,

@@ -20,7 +20,7 @@ from .topology import Topology
 log = logging.getLogger("jaxllm")
 
 MOST_MESHES = 6  # meshes that are traced: those that must exchange the least
-REMATS = sorted(get_args(Remat), key=lambda name: name == "full")  # "full" recomputes the most
+REMATS = sorted(get_args(Remat), key=lambda name: name != "full")  # "full" needs the least memory
 
 
 class Candidate(NamedTuple):
@@ -51,8 +51,8 @@ def search(config: TrainConfig, topology: Topology) -> list[Candidate]:
     meshes = find_meshes(config, topology)
     if not meshes:
         raise UserError(
-            f"no mesh over {topology} divides batch_size={config.batch_size} and holds the state of "
-            "the model; use more devices, or a batch that they divide"
+            f"no mesh over {topology} divides batch_size={config.batch_size} and holds the state "
+            "of the model; use more devices, or a batch that they divide"
         )
     found: list[Candidate] = []
     for number, mesh in enumerate(meshes, 1):
@@ -74,7 +74,11 @@ def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]
     for pairs in layouts(axes, topology.size):
         mesh = {**dict.fromkeys(MESH_AXES, 1), **dict(pairs)}
         tensor = mesh["tensor"]
-        if experts % mesh["expert"] or stack.num_heads % tensor or tensor > 2 * _few(topology):
+        if (
+            experts % mesh["expert"]
+            or stack.num_heads % tensor
+            or tensor > topology.device.per_host
+        ):
             continue
         try:
             check_rows(dataclasses.replace(config, accumulate=1), mesh)
@@ -90,15 +94,10 @@ def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]
     return [mesh for _, _, mesh in ranked[:MOST_MESHES]]
 
 
-def _few(topology: Topology) -> int:
-    """The devices over which activations are exchanged quickly."""
-    return topology.device.per_host
-
-
 def _try_settings(config: TrainConfig, topology: Topology) -> Iterator[Candidate]:
     """Yields what fits on one mesh: for each remat, the fewest microbatches."""
+    accumulate = 1
     for remat in REMATS:
-        accumulate = 1
         while config.batch_size % accumulate == 0 and accumulate <= 64:
             tried = dataclasses.replace(config, remat=remat, accumulate=accumulate)
             try:

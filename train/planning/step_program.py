@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 from jaxllm.sharding import MESH_AXES, named_sharding
@@ -22,6 +22,7 @@ from jaxllm.train.step import Steps, make_steps
 from .topology import Topology
 
 Batch = dict[str, jax.ShapeDtypeStruct]
+Rows = dict[str, tuple[tuple[int, ...], Any]]  # shape and dtype of each array of one example
 
 
 def mesh_shape(config: TrainConfig) -> dict[str, int]:
@@ -48,11 +49,11 @@ def check_fits_topology(config: TrainConfig, topology: Topology) -> None:
     check_rows(config, shape)
 
 
-def make_step_program(config: TrainConfig, mesh: Mesh | AbstractMesh) -> tuple[Steps, Batch]:
+def make_step_program(config: TrainConfig, mesh: Any) -> tuple[Steps, Batch]:
     """Returns the jitted functions of a run and the shapes of a batch, both on a mesh."""
     with _quiet():
         model = model_to_train(config, None)
-    steps = make_steps(config, model, mesh)  # type: ignore[arg-type] # an abstract mesh will do
+    steps = make_steps(config, model, mesh)
     return steps, abstract_batch(config, model, mesh)
 
 
@@ -60,20 +61,20 @@ def trace_step(config: TrainConfig, mesh: AbstractMesh) -> tuple[Any, Steps, Bat
     """Traces the step of a run; returns its jaxpr, the functions and the batch."""
     steps, batch = make_step_program(config, mesh)
     with _quiet(), jax.sharding.use_abstract_mesh(mesh):
-        return steps.train.trace(steps.abstract_state, batch).jaxpr, steps, batch  # type: ignore[attr-defined]
+        return steps.train.trace(steps.abstract_state, batch).jaxpr, steps, batch
 
 
-def abstract_batch(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh) -> Batch:
+def abstract_batch(config: TrainConfig, model: Model, mesh: Any) -> Batch:
     """Returns the arrays of a batch of the run's data, without reading them."""
     B = config.batch_size
-    placed = named_sharding("B", (B,), mesh)  # type: ignore[arg-type]
+    placed = named_sharding("B", (B,), mesh)
     return {
         name: jax.ShapeDtypeStruct((B, *shape), dtype, sharding=placed)
         for name, (shape, dtype) in _rows(config, model).items()
     }
 
 
-def _rows(config: TrainConfig, model: Model) -> dict[str, tuple[tuple[int, ...], Any]]:
+def _rows(config: TrainConfig, model: Model) -> Rows:
     """Returns the shape and dtype of each array of one example."""
     T = config.seq_len
     if isinstance(config.data, TaskConfig):
@@ -86,13 +87,13 @@ def _rows(config: TrainConfig, model: Model) -> dict[str, tuple[tuple[int, ...],
             "targets": (targets, np.float32),
             "mask": (targets[:-1], np.bool_),
         }
-    text = {"tokens": ((T + 1,), np.int32), "mask": ((T,), np.bool_)}
+    text: Rows = {"tokens": ((T + 1,), np.int32), "mask": ((T,), np.bool_)}
     if isinstance(model, EncoderDecoder):
-        return text | {"source": ((T,), np.int32), "source_mask": ((T,), np.bool_)}
+        return {**text, "source": ((T,), np.int32), "source_mask": ((T,), np.bool_)}
     assert isinstance(model, Decoder), "the only other model of tokens"
     is_packed = isinstance(config.data, DataConfig) and config.data.packing == "separate"
-    packed = {name: ((T,), np.int32) for name in ("segment_ids", "positions")}
-    return text | (packed if is_packed else {})
+    packed: Rows = dict.fromkeys(("segment_ids", "positions"), ((T,), np.int32))
+    return {**text, **packed} if is_packed else text
 
 
 @contextlib.contextmanager

@@ -6,18 +6,18 @@ over (or reduced otherwise); a dimension without a label must be whole on each d
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .program import Op, Value
 
-Labels = list[object | None]
+Labels = list[Any]  # a label, or None
 
 
 class DimLabels(NamedTuple):
     """A label, or None, for each dimension of each input and output."""
 
-    inputs: list[Labels]
-    outputs: list[Labels]
+    inputs: Sequence[Labels]
+    outputs: Sequence[Labels]
 
 
 def dim_labels(op: Op) -> DimLabels:
@@ -42,7 +42,10 @@ def _elementwise(op: Op) -> DimLabels:
 def _dot(op: Op) -> DimLabels:
     (left_sum, right_sum), (left_batch, right_batch) = op.params["dimension_numbers"]
     left, right = _own(op.inputs[0], "l"), _own(op.inputs[1], "r")
-    for i, j in (*zip(left_sum, right_sum, strict=True), *zip(left_batch, right_batch, strict=True)):
+    for i, j in (
+        *zip(left_sum, right_sum, strict=True),
+        *zip(left_batch, right_batch, strict=True),
+    ):
         right[j] = left[i]
     out = [left[i] for i in left_batch]
     out += [x for i, x in enumerate(left) if i not in (*left_sum, *left_batch)]
@@ -149,19 +152,15 @@ def _gather(op: Op) -> DimLabels:
     """Labels whole slices and the dimensions of the indices. What is looked up is summed over."""
     numbers, sizes = op.params["dimension_numbers"], op.params["slice_sizes"]
     table, indices = op.inputs[:2]
+    rows: Labels = [("row", i) for i in range(len(indices.shape) - 1)]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     kept = [i for i in range(len(table.shape)) if i not in gone]
     labels: Labels = [
         ("table", i) if sizes[i] == table.shape[i] or i in gone else None
         for i in range(len(table.shape))
     ]
-    rows = [("row", i) for i in range(len(indices.shape) - 1)]
-    out: Labels = [None] * len(op.outputs[0].shape)
-    for place, i in zip(numbers.offset_dims, kept, strict=True):
-        out[place] = labels[i]
-    places = [i for i in range(len(out)) if i not in numbers.offset_dims]
-    for place, row in zip(places, rows, strict=True):
-        out[place] = row
+    _pair(labels, rows, numbers.operand_batching_dims, numbers.start_indices_batching_dims)
+    out = _spread(len(op.outputs[0].shape), numbers.offset_dims, [labels[i] for i in kept], rows)
     return DimLabels([labels, [*rows, None], *([] for _ in op.inputs[2:])], [out])
 
 
@@ -169,18 +168,30 @@ def _scatter(op: Op) -> DimLabels:
     """Labels whole windows of the updates. Their other dimensions are summed over."""
     numbers = op.params["dimension_numbers"]
     table, indices, updates = op.inputs[:3]
+    rows: Labels = [("row", i) for i in range(len(indices.shape) - 1)]
     gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     kept = [i for i in range(len(table.shape)) if i not in gone]
     labels: Labels = [None] * len(table.shape)
-    rows = [("row", i) for i in range(len(indices.shape) - 1)]
-    ups: Labels = [None] * len(updates.shape)
     for place, i in zip(numbers.update_window_dims, kept, strict=True):
         if updates.shape[place] == table.shape[i]:
-            labels[i] = ups[place] = ("table", i)
-    places = [i for i in range(len(ups)) if i not in numbers.update_window_dims]
-    for place, row in zip(places, rows, strict=True):
-        ups[place] = row
+            labels[i] = ("table", i)
+    _pair(labels, rows, numbers.operand_batching_dims, numbers.scatter_indices_batching_dims)
+    ups = _spread(len(updates.shape), numbers.update_window_dims, [labels[i] for i in kept], rows)
     return DimLabels([labels, [*rows, None], ups], [labels])
+
+
+def _pair(labels: Labels, rows: Labels, dims: Sequence[int], of_indices: Sequence[int]) -> None:
+    """Labels the batch dimensions of a table as those of the indices."""
+    for i, j in zip(dims, of_indices, strict=True):
+        labels[i] = rows[j]
+
+
+def _spread(ndim: int, windows: Sequence[int], kept: Labels, rows: Labels) -> Labels:
+    """Returns labels of looked-up rows: those of windows in their places, of indices in others."""
+    labels, inner, outer = [None] * ndim, iter(kept), iter(rows)
+    for place in range(ndim):
+        labels[place] = next(inner if place in windows else outer)
+    return labels
 
 
 def _ragged_dot(op: Op) -> DimLabels:

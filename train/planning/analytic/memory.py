@@ -5,11 +5,10 @@ kept where a matmul, a collective, a loop or another operation that is not fused
 them. Operations run in the order of the traced program.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from .program import Op, Region, Value, local_bytes, local_shape
+from .program import Op, Region, Value, local_bytes
 
 # What a compiler does not fuse with its neighbours.
 UNFUSED = {
@@ -152,24 +151,3 @@ def vector_traffic(region: Region, mesh_shape: Mapping[str, int]) -> float:
             users = {region.ops[i].name for i in kept.consumers[id(value)]}
             total += size * bool(users - UNFUSED - LOCAL)
     return total
-
-
-def flops(op: Op, mesh_shape: Mapping[str, int]) -> float:
-    """Returns the multiplications and additions of one matmul on one device; 0 for the rest."""
-    sizes = dict(mesh_shape)
-    if op.name == "dot_general":
-        (summed, _), _ = op.params["dimension_numbers"]
-        left = local_shape(op.inputs[0], sizes)
-        out = math.prod(local_shape(op.outputs[0], sizes))
-        return 2.0 * out * math.prod(left[i] for i in summed)
-    if op.name in ("ragged_dot_general", "ragged_dot"):
-        rows, width = op.inputs[0].shape
-        other = op.inputs[1].shape[-1]
-        return 2.0 * rows * width * other
-    if op.name == "conv_general_dilated":
-        kernel = op.inputs[1].shape
-        out = op.params["dimension_numbers"].rhs_spec[0]
-        return 2.0 * math.prod(local_shape(op.outputs[0], sizes)) * math.prod(kernel) / kernel[out]
-    if estimate := op.params.get("cost_estimate"):
-        return float(estimate.flops)
-    return 0.0

@@ -1,4 +1,4 @@
-"""A traced step as a flat program: calls are inlined, loops keep their bodies, dead code is gone."""
+"""A traced step as a flat program: calls are inlined, loops keep bodies, dead code is gone."""
 
 import dataclasses
 import math
@@ -24,6 +24,7 @@ class Value:
     is_free: bool = False  # a constant, which any device can make in any part
     root: "Value | None" = None  # what it is a view of
     needed: bool = False
+    branch: int | None = None  # the platform's branch, of what chooses one
 
     @property
     def source(self) -> "Value":
@@ -60,7 +61,7 @@ class Region:
 
 def flatten(closed: Any, platform: str) -> Region:
     """Returns the program of a closed jaxpr, as a platform ("tpu" or "cuda") runs it."""
-    region = _Flattener(platform).region(closed.jaxpr, closed.consts)
+    region = _Flattener(platform).region(closed.jaxpr)
     drop_dead_code(region)
     return region
 
@@ -76,12 +77,14 @@ class _Flattener:
     def __init__(self, platform: str):
         self.platform = platform
 
-    def region(self, jaxpr: Any, consts: Sequence[Any]) -> Region:
-        """Converts a jaxpr to a region of its own."""
+    def region(self, jaxpr: Any, given: Sequence[Value] = ()) -> Region:
+        """Converts a jaxpr to a region of its own, with the branches that `given` inputs choose."""
         env: dict[Any, Value] = {}
         for var in jaxpr.constvars:
             env[var] = _value(var.aval, is_free=True)
         inputs = [env.setdefault(var, _value(var.aval)) for var in jaxpr.invars]
+        for value, outer in zip(inputs, given, strict=False):
+            value.branch = outer.branch
         ops: list[Op] = []
         self.inline(jaxpr, env, ops)
         return Region(inputs, ops, [self.read(env, var) for var in jaxpr.outvars])
@@ -97,27 +100,35 @@ class _Flattener:
             name, params = eqn.primitive.name, eqn.params
             if name == "platform_index":
                 env[eqn.outvars[0]] = value = _value(eqn.outvars[0].aval, is_free=True)
-                self.choices[id(value)] = self._branch(params["platforms"])
+                value.branch = self._branch(params["platforms"])
             elif name == "cond":
-                chosen = self.choices.get(id(inputs[0]), len(params["branches"]) - 1)
+                chosen = inputs[0].branch
+                if chosen is None:  # the last branch stands for all
+                    chosen = len(params["branches"]) - 1
                 self._call(params["branches"][chosen], inputs[1:], eqn.outvars, env, ops)
             elif name == "shard_map":
                 self._shard_map(eqn, inputs, env, ops)
             elif name in ("scan", "while"):
-                body = params["jaxpr" if name == "scan" else "body_jaxpr"]
-                outputs = [env.setdefault(var, _value(var.aval)) for var in eqn.outvars]
-                kept = {**params, "length": params.get("length", 1)}
-                if name == "while":
-                    kept |= {"num_consts": params["body_nconsts"], "num_carry": len(outputs)}
-                    inputs = inputs[params["cond_nconsts"] :]
-                ops.append(Op("scan", inputs, outputs, kept, self.region(body.jaxpr, body.consts)))
+                ops.append(self._loop(eqn, inputs, env))
             elif (inner := _called(params)) is not None and name != "pallas_call":
                 self._call(inner, inputs, eqn.outvars, env, ops)
             else:
                 outputs = [env.setdefault(var, _value(var.aval)) for var in eqn.outvars]
                 ops.append(Op(name, inputs, outputs, params))
+                for value in inputs:  # an index is clamped and converted before it is used
+                    if value.branch is not None and len(outputs) == 1:
+                        outputs[0].branch = value.branch
 
-    choices: dict[int, int] = {}
+    def _loop(self, eqn: Any, inputs: list[Value], env: dict[Any, Value]) -> Op:
+        """Returns a scan, or a while loop, whose trips are unknown, as a scan of one trip."""
+        params = eqn.params
+        body = params["jaxpr" if eqn.primitive.name == "scan" else "body_jaxpr"]
+        outputs = [env.setdefault(var, _value(var.aval)) for var in eqn.outvars]
+        kept = {**params, "length": params.get("length", 1)}
+        if eqn.primitive.name == "while":
+            kept |= {"num_consts": params["body_nconsts"], "num_carry": len(outputs)}
+            inputs = inputs[params["cond_nconsts"] :]
+        return Op("scan", inputs, outputs, kept, self.region(body.jaxpr, inputs))
 
     def _branch(self, platforms: Sequence[Any]) -> int:
         """Returns the branch of this platform, or that of all others."""

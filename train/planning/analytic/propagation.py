@@ -8,19 +8,15 @@ that a gradient belongs to, is split by the same axes.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax.sharding import NamedSharding, PartitionSpec
-
 from jaxllm.train.planning.collectives import Collective, share, total_by_kind
 
+from .destinations import Destinations
 from .dims import DimLabels, dim_labels
+from .placement import Axes, Shape, active, spec_axes
 from .program import VIEWS, Op, Region, Value, local_bytes
-
-Axes = tuple[tuple[str, ...], ...]
-Shape = tuple[int, ...]
 
 # Collectives that a program states itself, inside shard_map.
 STATED = {
@@ -31,23 +27,13 @@ STATED = {
     "ragged_all_to_all": "ragged-all-to-all",
     **dict.fromkeys(("ppermute", "collective_permute"), "collective-permute"),
 }
-HLO_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "s32", "bool": "pred"}
-
-
-def spec_axes(spec: PartitionSpec, ndim: int) -> Axes:
-    """Returns the mesh axes of each dimension."""
-    parts = [*spec, *(None,) * (ndim - len(spec))]
-    return tuple(
-        () if part in (None, PartitionSpec.UNCONSTRAINED)
-        else (part,) if isinstance(part, str) else tuple(part)
-        for part in parts
-    )
-
-
-def place_inputs(region: Region, shardings: Sequence[NamedSharding]) -> None:
-    """Splits the inputs of a program by their shardings."""
-    for value, sharding in zip(region.inputs, shardings, strict=True):
-        value.axes = spec_axes(sharding.spec, len(value.shape))
+HLO_DTYPES = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int32": "s32",
+    "bool": "pred",
+}
 
 
 class Propagation:
@@ -83,11 +69,7 @@ class _Pass:
         self.plan, self.region = plan, region
         self.ops: list[Op] = []
         self.memo: dict[Any, Value] = {}
-        self.consumers: dict[int, list[Op]] = defaultdict(list)
-        for op in region.ops:
-            for value in op.inputs:
-                self.consumers[id(value)].append(op)
-        self.outputs = {id(value) for value in region.outputs}
+        self.ahead = Destinations(region, plan.mesh_shape, plan.param_axes)
 
     def run(self) -> Region:
         for op in self.region.ops:
@@ -107,10 +89,7 @@ class _Pass:
         return Region(self.region.inputs, self.ops, self.region.outputs)
 
     def active(self, axes: Axes) -> Axes:
-        """Leaves out mesh axes of one device."""
-        return tuple(
-            tuple(axis for axis in part if self.plan.mesh_shape[axis] > 1) for part in axes
-        )
+        return active(axes, self.plan.mesh_shape)
 
     def alias(self, output: Value, value: Value, op: Op) -> None:
         """Makes an output the same array as a value."""
@@ -177,14 +156,20 @@ class _Pass:
         result = Value(value.shape, value.dtype, target, root=value)
         gone = [axis for axis in self.plan.mesh_shape if axis in before - after]
         shifted = [
-            axis for axis in self.plan.mesh_shape if axis in before & after
+            axis
+            for axis in self.plan.mesh_shape
+            if axis in before & after
             and any((axis in a) != (axis in b) for a, b in zip(value.axes, target, strict=True))
         ]
         if shifted:
-            self.collective("all-to-all", shifted, value, result, local_bytes(value, self.plan.mesh_shape))
+            self.collective(
+                "all-to-all", shifted, value, result, local_bytes(value, self.plan.mesh_shape)
+            )
         elif gone:
             result.root = None if id(value.source) not in self.plan.params else value
-            self.collective("all-gather", gone, value, result, local_bytes(result, self.plan.mesh_shape))
+            self.collective(
+                "all-gather", gone, value, result, local_bytes(result, self.plan.mesh_shape)
+            )
         else:
             self.ops.append(Op("alias", [value], [result], {}))
         self.memo[key] = result
@@ -192,9 +177,9 @@ class _Pass:
 
     def reduce(self, part: Value, value: Value, summed: list[str]) -> None:
         """Adds up the partial sums of devices, into parts where the result will be split."""
-        target = self.destination(value)
+        target = self.ahead.axes(value)
         size = local_bytes(part, self.plan.mesh_shape)
-        dtype = self.narrowed(value)
+        dtype = self.ahead.dtype(value)
         size = size * dtype.itemsize / part.dtype.itemsize
         if target is not None:
             taken = {axis for axes in value.axes for axis in axes}
@@ -207,65 +192,36 @@ class _Pass:
                 value.axes = scattered
                 left = [axis for axis in summed if axis not in over]
                 if left:
-                    self.collective("all-reduce", left, part, value, size / self.plan.size(over), dtype)
+                    self.collective(
+                        "all-reduce", left, part, value, size / self.plan.size(over), dtype
+                    )
                 self.collective("reduce-scatter", over, part, value, size, dtype)
                 return
         self.collective("all-reduce", summed, part, value, size, dtype)
 
-    def narrowed(self, value: Value) -> Any:
-        """Returns the dtype of the only conversion that follows, which a compiler moves ahead."""
-        users = self.consumers[id(value)]
-        if len(users) == 1 and users[0].name == "convert_element_type":
-            return min(value.dtype, users[0].outputs[0].dtype, key=lambda dtype: dtype.itemsize)
-        return value.dtype
-
-    def destination(self, value: Value) -> Axes | None:
-        """Returns the split that a sum is headed for: of a constraint, or of its parameter."""
-        order = list(range(len(value.shape)))  # place in the value of each dimension now
-        for _ in range(12):
-            users = self.consumers[id(value)]
-            if id(value) in self.outputs or not users:
-                axes = self.plan.param_axes.get(value.shape)
-                break
-            user = users[0]
-            if user.name == "sharding_constraint":
-                axes = self.active(spec_axes(user.params["sharding"].spec, len(value.shape)))
-                break
-            if user.name == "transpose":
-                order = [order[i] for i in user.params["permutation"]]
-            elif start := self.carried(user):  # partitioners keep the split of what it starts as
-                axes = start.axes
-                break
-            elif user.outputs[0].shape != value.shape or user.name in ("scan", "dot_general"):
-                axes = self.plan.param_axes.get(value.shape)
-                break
-            value = user.outputs[0]
-        else:
-            return None
-        if axes is None:
-            return None
-        places = [order.index(i) for i in range(len(order))]
-        return tuple(axes[place] for place in places)
-
-    def carried(self, user: Op) -> Value | None:
-        """Returns what a loop carries, if a sum is added to it."""
-        if user.name not in ("add", "add_any"):
-            return None
-        inputs = {id(value) for value in self.region.inputs}
-        return next((value for value in user.inputs if id(value) in inputs), None)
-
     def collective(
-        self, kind: str, axes: Sequence[str], value: Value, result: Value, size: float, dtype: Any = None
+        self,
+        kind: str,
+        axes: Sequence[str],
+        value: Value,
+        result: Value,
+        size: float,
+        dtype: Any = None,
     ) -> None:
         moved = size * share(kind, self.plan.size(axes))
         name = (dtype or value.dtype).name
-        params = {"kind": kind, "axes": tuple(axes), "moved": moved, "dtype": HLO_DTYPES.get(name, name)}
+        params = {
+            "kind": kind,
+            "axes": tuple(axes),
+            "moved": moved,
+            "dtype": HLO_DTYPES.get(name, name),
+        }
         self.ops.append(Op("collective", [value], [result], params))
 
     def stated(self, op: Op) -> None:
         """Keeps a collective that the program states itself."""
-        names = op.params.get("axes", op.params.get("axis_name"))
-        names = (names,) if isinstance(names, str) else names
+        given = op.params.get("axes", op.params.get("axis_name"))
+        names = (given,) if isinstance(given, str) else tuple(given or ())
         axes = [axis for axis in names if self.plan.mesh_shape.get(axis, 1) > 1]
         for value in op.outputs:
             value.axes = tuple(() for _ in value.shape)
@@ -292,7 +248,7 @@ class _Pass:
             self.ops.append(Op("alias", [value], [outer], {}))
 
     def loop(self, op: Op) -> None:
-        """Splits a loop: what it carries keeps the split of the first trip, or that of its start."""
+        """Splits a loop: what it carries keeps the split of its start, or of the first trip."""
         body, consts, carried = op.body, op.params["num_consts"], op.params["num_carry"]
         assert body is not None
         for i, (value, inner) in enumerate(zip(op.inputs, body.inputs, strict=True)):
@@ -302,7 +258,10 @@ class _Pass:
                 self.plan.params.add(id(inner))
         done = self.plan.run(body)
         starts = body.inputs[consts : consts + carried]
-        if any(inner.is_free and not out.is_free for inner, out in zip(starts, body.outputs, strict=False)):
+        if any(
+            inner.is_free and not out.is_free
+            for inner, out in zip(starts, body.outputs, strict=False)
+        ):
             for inner, out in zip(starts, body.outputs, strict=False):
                 if inner.is_free:
                     inner.axes, inner.is_free = out.axes, out.is_free

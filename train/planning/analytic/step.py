@@ -5,13 +5,21 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxllm.distributed.devices import Device
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.planning.collectives import Collective
-from jaxllm.train.planning.step_program import abstract_mesh, mesh_shape, trace_step
+from jaxllm.train.planning.step_program import (
+    abstract_mesh,
+    make_step_program,
+    mesh_shape,
+    trace_step,
+)
 
-from .memory import Liveness, flops, vector_traffic
+from .matmuls import matmul_flops, matmul_seconds
+from .memory import Liveness, vector_traffic
+from .placement import place_inputs
 from .program import flatten, local_bytes
-from .propagation import Propagation, list_collectives, place_inputs
+from .propagation import Propagation, list_collectives
 
 
 class Priced(NamedTuple):
@@ -22,19 +30,20 @@ class Priced(NamedTuple):
     arrays: tuple[tuple[str, int], ...]  # the largest temporaries at that moment, in bytes
     collectives: tuple[Collective, ...]
     flops: float  # of matmuls, recomputed ones included
+    matmul_seconds: float  # at the peaks of the device
     traffic: float  # bytes of HBM that are read and written beside matmuls
 
 
-def price_step(config: TrainConfig, platform: str) -> Priced:
+def price_step(config: TrainConfig, device: Device) -> Priced:
     """Prices the step of a run.
 
     Args:
         config: the run.
-        platform: "tpu" or "cuda", for operations that differ.
+        device: one of those that it runs on.
     """
     shape = mesh_shape(config)
     jaxpr, steps, batch = trace_step(config, abstract_mesh(shape))
-    region = flatten(jaxpr, platform)
+    region = flatten(jaxpr, device.platform)
     leaves = jax.tree.leaves((steps.abstract_state, batch))
     place_inputs(region, [leaf.sharding for leaf in leaves])
     count = len(jax.tree.leaves(steps.abstract_state.params))
@@ -46,15 +55,14 @@ def price_step(config: TrainConfig, platform: str) -> Priced:
         state + temporaries,
         tuple(arrays.most_common(8)),
         tuple(list_collectives(split)),
-        sum(flops(op, shape) * times for op, times in split.walk()),
+        matmul_flops(split, shape),
+        matmul_seconds(split, shape, device),
         vector_traffic(split, shape),
     )
 
 
 def state_bytes(config: TrainConfig) -> dict[str, int]:
     """Returns the bytes of parameters, gradients, optimizer state and batch on each device."""
-    from jaxllm.train.planning.step_program import make_step_program
-
     steps, batch = make_step_program(config, abstract_mesh(mesh_shape(config)))
     state = steps.abstract_state
 

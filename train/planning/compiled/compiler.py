@@ -77,7 +77,9 @@ def compile_plan(config: TrainConfig, topology: Topology, hlo: Path | None = Non
         asked = {"run": to_dict(config), "topology": str(topology), "hlo": hlo and str(hlo)}
         request.write_text(json.dumps(asked))
         with open(Path(folder, "log"), "w+") as output:
-            status = _run([sys.executable, "-m", _WORKER, str(request), str(result)], topology, output)
+            status = _run(
+                [sys.executable, "-m", _WORKER, str(request), str(result)], topology, output
+            )
             output.seek(0)
             if status or not result.exists():
                 last = [line for line in output.read().splitlines() if line.strip()][-12:]
@@ -91,7 +93,9 @@ def _run(command: list[str], topology: Topology, output: IO[str]) -> int:
     """Runs the worker, and logs every half minute that it does; returns its exit status."""
     log.info("compiling for %s: this takes minutes", topology)
     start = time.monotonic()
-    with subprocess.Popen(command, env=environment(topology), stdout=output, stderr=output) as child:
+    with subprocess.Popen(
+        command, env=environment(topology), stdout=output, stderr=output
+    ) as child:
         try:
             while True:
                 try:
@@ -129,9 +133,7 @@ def read_result(found: dict[str, Any]) -> Compiled:
     peak += memory["output_size"] - memory["alias_size"]
     return Compiled(
         peak,
-        tuple(
-            Collective(**{**one, "axes": tuple(one["axes"])}) for one in found["collectives"]
-        ),
+        tuple(Collective(**{**one, "axes": tuple(one["axes"])}) for one in found["collectives"]),
         found["traffic"],
         tuple((text, size, scope) for text, size, scope in found["largest_arrays"]),
         found["seconds"],

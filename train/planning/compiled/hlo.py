@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 _BYTES = {
     "pred": 1.0,
-    **{name: 0.5 for name in ("s4", "u4", "f4e2m1fn")},
-    **{name: 1.0 for name in ("s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3", "f8e8m0fnu")},
-    **{name: 2.0 for name in ("s16", "u16", "bf16", "f16")},
-    **{name: 4.0 for name in ("s32", "u32", "f32")},
-    **{name: 8.0 for name in ("s64", "u64", "f64", "c64")},
+    **dict.fromkeys(("s4", "u4", "f4e2m1fn"), 0.5),
+    **dict.fromkeys(("s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3", "f8e8m0fnu"), 1.0),
+    **dict.fromkeys(("s16", "u16", "bf16", "f16"), 2.0),
+    **dict.fromkeys(("s32", "u32", "f32"), 4.0),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 8.0),
 }
 _SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([0-9,]*)\]")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*")

@@ -33,16 +33,21 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
         module: the compiled program.
         mesh_shape: the size of each mesh axis; devices are numbered row by row.
     """
-    found, seen = [], set()
+    found: list[Collective] = []
+    seen: set[tuple[str, str, str, str]] = set()
+    fused = {
+        name for _, one, _ in module.instructions() if one.op == "fusion" for name in one.called
+    }
     for computation, one, runs in module.instructions():
         kind = one.op.removesuffix("-start")
         if kind not in KINDS:
             continue
-        # TPUs spread one collective over several fusions, with the same channel.
         channel = re.search(r"channel_id=(\d+)", one.rest)
-        if channel and (kind, channel[1]) in seen:
-            continue
-        seen.add((kind, channel[1] if channel else one.name))
+        if channel and computation in fused:  # TPUs spread one collective over several fusions
+            key = kind, channel[1], one.shape, one.scope
+            if key in seen:
+                continue
+            seen.add(key)
         groups = device_groups(one.rest, math.prod(mesh_shape.values()))
         moved = _results(one, kind)
         size, total = len(groups[0]), sum(shape.size for shape in moved)
@@ -60,7 +65,7 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
 def _results(one: Instruction, kind: str) -> list[Shape]:
     """Returns the arrays that arrive. An asynchronous start returns its operands as well."""
     arrays = one.outputs
-    if not one.op.endswith("-start") or kind == "all-reduce" and not one.shape.startswith("(("):
+    if not one.op.endswith("-start") or (kind == "all-reduce" and not one.shape.startswith("((")):
         return arrays
     if kind == "collective-permute":
         return arrays[1:2]
@@ -94,8 +99,8 @@ def _mesh_groups(
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
     chosen = re.findall(r"'(\w+)'", used)
     ids = np.arange(math.prod(sizes.values()))
-    if dims and reshaped:
-        ids = ids.reshape(_numbers(reshaped))
+    if dims:
+        ids = ids.reshape(_numbers(reshaped or dims))
         if order:
             ids = ids.transpose(_numbers(order))
     ids = ids.reshape([*sizes.values()])

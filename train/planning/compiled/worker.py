@@ -5,8 +5,10 @@ by environment variables, and libtpu takes a lock.
 """
 
 import json
+import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ _GPUS: dict[str, dict[str, Any]] = {
 
 def main(request: Path, result: Path) -> None:
     """Reads a request, compiles, and writes the result or the compiler's error as JSON."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     jax.config.update("jax_platforms", "cpu")
     asked = json.loads(request.read_text())
     config, topology = from_stored(asked["run"], str(request)), parse_topology(asked["topology"])
@@ -73,7 +76,7 @@ def compile_step(config: TrainConfig, topology: Topology, hlo: str | None) -> di
     steps, batch = make_step_program(config, mesh)
     start = time.monotonic()
     with jax.set_mesh(mesh):
-        lowered = steps.train.lower(steps.abstract_state, batch)  # type: ignore[attr-defined]
+        lowered = steps.train.lower(steps.abstract_state, batch)
         _say(f"lowered in {time.monotonic() - start:.0f} s, compiling")
         compiled = lowered.compile()
     _say(f"compiled in {time.monotonic() - start:.0f} s")
@@ -113,6 +116,13 @@ def make_topology_mesh(topology: Topology, shape: dict[str, int]) -> Mesh:
     sizes = [shape[axis] for axis in MESH_AXES]
     devices = topologies.make_mesh(described, sizes, MESH_AXES).devices
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent, which may be killed while the compiler works."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _say(text: str) -> None:
