@@ -38,9 +38,8 @@ def vector_traffic(module: Module) -> float:
             reads = [sizes.get(name, 0.0) for name in one.operands]
             moved = sizes[one.name] + sum(reads)
             if "dynamic-update-slice" in f"{one.op} {one.name}" or one.op == "dynamic-slice":
-                moved = 2 * min(
-                    size for size in (sizes[one.name], *reads) if size > 64 or not reads
-                )
+                changed = [size for size in (sizes[one.name], *reads) if size > 64]
+                moved = 2 * min(changed, default=0.0)  # offsets are no part of it
             total += moved * module.runs[computation]
     return total
 
