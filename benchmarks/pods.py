@@ -55,7 +55,15 @@ class Case(NamedTuple):
         return config, parse_topology(self.topology)
 
 
+# A small Llama with one block of queries, whose compilation takes a minute.
+SMALL = (
+    *("--model.embed-dim", "1024", "--model.num-heads", "8", "--model.num-kv-heads", "4"),
+    *("--model.mlp-dim", "3584", "--model.num-layers", "8", "--model.vocab-size", "32768"),
+    *("--seq-len", "128", "--batch-size", "512"),
+)
 CASES = {
+    "small_v5p": Case("llama3_8b_v5p.yaml", "v5p:2x2x4", SMALL),
+    "small_h100": Case("llama3_8b_h100.yaml", "h100:8", SMALL),
     "llama3_8b_v5p": Case("llama3_8b_v5p.yaml", "v5p:2x2x4"),
     "llama3_8b_h100": Case("llama3_8b_h100.yaml", "h100:8"),
     "llama3_70b_v5p": Case("llama3_70b_v5p.yaml", "v5p:4x4x4"),
