@@ -1,6 +1,6 @@
 """The training step on pods: compiled without devices, recorded, and tabled in docs/pods.md.
 
-    python benchmarks/pods.py record CASE...   # compiles and adds to pods.json; needs `jaxllm[plan]`
+    python benchmarks/pods.py record CASE...   # compiles, adds to pods.json; needs `jaxllm[plan]`
     python benchmarks/pods.py table            # rewrites the table in docs/pods.md
     python benchmarks/pods.py heads            # rewrites the plans at the heads of configs/
 
@@ -22,7 +22,7 @@ import jax
 
 from jaxllm.train import TrainConfig, load_config
 from jaxllm.train.planning.collectives import Collective
-from jaxllm.train.planning.compiled.compiler import PLUGINS, Compiled, compile_plan
+from jaxllm.train.planning.compiled.compiler import Compiled, compile_plan
 from jaxllm.train.planning.plan import Plan, make_plan
 from jaxllm.train.planning.render import fits, render
 from jaxllm.train.planning.topology import Topology, parse_topology

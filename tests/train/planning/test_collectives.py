@@ -23,7 +23,12 @@ def test_sums_are_by_kind_axes_and_dtype_and_by_axes():
 
 @pytest.mark.parametrize(
     ("kind", "moved"),
-    [("all-gather", 3 / 4), ("reduce-scatter", 3 / 4), ("all-reduce", 6 / 4), ("all-to-all", 3 / 4)],
+    [
+        ("all-gather", 3 / 4),
+        ("reduce-scatter", 3 / 4),
+        ("all-reduce", 6 / 4),
+        ("all-to-all", 3 / 4),
+    ],
 )
 def test_a_device_receives_all_but_its_own_part(kind, moved):
     assert share(kind, 4) == moved

@@ -46,7 +46,9 @@ def test_experts_exchange_rows_and_are_not_gathered_over_their_axis():
     found = _minimum(run(EXPERTS, fsdp=2, expert=4))
     rows = 16 / 8 * 64 * 32 * 4 * 2  # two experts for each token
     others = sum(
-        value for axes, value in _minimum(run(EXPERTS, fsdp=2, expert=4)).items() if axes != ("expert",)
+        value
+        for axes, value in _minimum(run(EXPERTS, fsdp=2, expert=4)).items()
+        if axes != ("expert",)
     )
     assert found["expert",] >= 4 * 3 * rows * 3 / 4
     assert others > 0

@@ -9,7 +9,15 @@ from jaxllm.train.planning.render import fits, render
 def test_every_figure_has_a_line():
     text = render(make_plan(run(fsdp=4, tensor=2), TPU))
     assert text.startswith("v5p:2x2x2, fsdp 4 x tensor 2, by the analytic model: fits: ")
-    for name in ("memory, GiB", "received", "  fsdp ", "  tensor ", "compute per step", "step ", "MFU"):
+    for name in (
+        "memory, GiB",
+        "received",
+        "  fsdp ",
+        "  tensor ",
+        "compute per step",
+        "step ",
+        "MFU",
+    ):
         assert f"\n{name}" in text
     assert "x of the minimum" in text
     assert "compute-optimal" in text

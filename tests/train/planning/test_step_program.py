@@ -37,9 +37,7 @@ def test_a_batch_of_text_has_what_windows_have(packing):
 
 def test_a_batch_of_a_task_has_what_the_task_draws():
     model = build_abstract(CONFIGS["sees images"])
-    config = dataclasses.replace(
-        run(model.config, seq_len=4), data=TaskConfig(task="colour")
-    )
+    config = dataclasses.replace(run(model.config, seq_len=4), data=TaskConfig(task="colour"))
     assert {"images", "tokens", "mask"} <= abstract_batch(config, model, MESH).keys()
 
 
@@ -53,7 +51,9 @@ def test_batches_of_vectors_have_their_widths(kind):
 
 def test_a_bad_mesh_is_one_line():
     check_fits_topology(run(fsdp=8), TPU)
-    with pytest.raises(ConfigError, match="the mesh fsdp=4 needs 4 devices, but v5p:2x2x2 has 8") as error:
+    with pytest.raises(
+        ConfigError, match="the mesh fsdp=4 needs 4 devices, but v5p:2x2x2 has 8"
+    ) as error:
         check_fits_topology(run(fsdp=4), TPU)
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="= 12 sequences is not divisible by data x fsdp = 8"):

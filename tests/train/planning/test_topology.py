@@ -37,7 +37,9 @@ def test_axes_of_a_torus_share_its_links():
     topology = parse_topology("v5p:4x4x4")
     both = topology.bandwidth(("fsdp", "tensor"), MESH)
     assert both == pytest.approx(topology.device.link)
-    assert topology.bandwidth(("tensor",), MESH) == pytest.approx(both / 3)  # one dimension of three
+    assert topology.bandwidth(("tensor",), MESH) == pytest.approx(
+        both / 3
+    )  # one dimension of three
     assert topology.bandwidth(("data",), MESH) == math.inf
 
 

@@ -91,7 +91,9 @@ def test_lookups_keep_rows_and_windows_and_sum_over_the_table():
     table, rows = jnp.zeros((9, 4)), jnp.zeros((2, 3), jnp.int32)
     op = next(
         op
-        for op in flatten(jax.make_jaxpr(lambda t, r: t.at[r].get(mode="fill"))(table, rows), "tpu").ops
+        for op in flatten(
+            jax.make_jaxpr(lambda t, r: t.at[r].get(mode="fill"))(table, rows), "tpu"
+        ).ops
         if op.name == "gather"
     )
     of_table, of_rows = dim_labels(op).inputs[:2]

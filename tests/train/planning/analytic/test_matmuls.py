@@ -42,7 +42,10 @@ def test_grouped_rows_meet_one_matrix_each():
 
 
 def test_a_matmul_takes_its_arithmetic_or_its_bytes_whichever_is_longer():
-    large, thin = _region(jnp.matmul, (8192, 8192), (8192, 8192)), _region(jnp.matmul, (1, 64), (64, 64))
+    large, thin = (
+        _region(jnp.matmul, (8192, 8192), (8192, 8192)),
+        _region(jnp.matmul, (1, 64), (64, 64)),
+    )
     assert matmul_seconds(large, SIZES, DEVICE) == pytest.approx(2 * 8192**3 / DEVICE.flops)
     moved = 4 * (64 + 64 * 64 + 64)
     assert matmul_seconds(thin, SIZES, DEVICE) == pytest.approx(moved / DEVICE.hbm)

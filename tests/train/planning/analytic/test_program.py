@@ -37,9 +37,10 @@ def test_a_platform_has_its_own_branch():
     def function(x):
         return jax.lax.platform_dependent(x, tpu=jnp.sin, cuda=jnp.cos, default=jnp.tan)
 
-    found = {platform: _names(function, jnp.ones(3), platform=platform)[0] for platform in (
-        "tpu", "cuda", "cpu"
-    )}
+    found = {
+        platform: _names(function, jnp.ones(3), platform=platform)[0]
+        for platform in ("tpu", "cuda", "cpu")
+    }
     for platform, name in {"tpu": "sin", "cuda": "cos", "cpu": "tan"}.items():
         assert found[platform][-1] == name
 

@@ -58,15 +58,13 @@ def test_a_sum_over_a_split_dimension_is_reduced_or_scattered_by_what_follows():
     shapes, specs = [(32, 16), (16, 8)], [("fsdp", "tensor"), ("tensor",)]
     part = 32 / 4 * 8 * 4
     assert _collectives(jnp.matmul, specs, shapes) == [("all-reduce", ("tensor",), part)]
-    scattered = _collectives(
-        lambda x, w: _constrained(x @ w, "fsdp", "tensor"), specs, shapes
-    )
+    scattered = _collectives(lambda x, w: _constrained(x @ w, "fsdp", "tensor"), specs, shapes)
     assert scattered == [("reduce-scatter", ("tensor",), part / 2)]
 
 
 def test_a_constraint_gathers_slices_and_exchanges():
     shape, whole = [(16, 8)], 16 * 8 * 4
-    assert _collectives(lambda x: _constrained(x), [("fsdp",)], shape) == [
+    assert _collectives(_constrained, [("fsdp",)], shape) == [
         ("all-gather", ("fsdp",), whole * 3 / 4)
     ]
     assert _collectives(lambda x: _constrained(x, "fsdp"), [()], shape) == []
@@ -79,9 +77,7 @@ def test_loops_count_every_trip_and_keep_the_split_of_what_they_carry():
     def function(w, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-    found = _collectives(
-        function, [(None, "fsdp"), ("fsdp",)], [(5, 16, 16), (32, 16)], params=1
-    )
+    found = _collectives(function, [(None, "fsdp"), ("fsdp",)], [(5, 16, 16), (32, 16)], params=1)
     assert found == [("all-gather", ("fsdp",), 5 * 16 * 16 * 4 * 3 / 4)]
 
 

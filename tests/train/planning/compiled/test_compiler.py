@@ -24,7 +24,7 @@ TPU, GPU = parse_topology("v5p:2x2x2"), parse_topology("h100:8")
     [
         ("Ran out of memory in memory space hbm. Used 120.5G of 95.74G hbm.", int(120.5 * 2**30)),
         (
-            "the total memory required for HLO temporaries (160.00G) exceeds available HBM (31.25G)",
+            "total memory required for HLO temporaries (160.00G) exceeds available HBM (31.25G)",
             160 * 2**30,
         ),
     ],
@@ -79,7 +79,9 @@ def test_requests_and_results_pass_through_files(monkeypatch):
     run = compiler._run
     monkeypatch.setattr(compiler, "is_installed", lambda platform: True)
     monkeypatch.setattr(
-        compiler, "_run", lambda command, *rest: run([sys.executable, "-c", script, *command[3:]], *rest)
+        compiler,
+        "_run",
+        lambda command, *rest: run([sys.executable, "-c", script, *command[3:]], *rest),
     )
     with pytest.raises(UserError, match="the compiler failed: v5p:2x2x2 8"):
         compiler.compile_plan(RUN, TPU)
