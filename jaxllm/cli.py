@@ -9,6 +9,7 @@ from .commands.environment import open_streams, set_environment
 from .commands.operations import doctor, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
+from .commands.walkthroughs import commands as walkthroughs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +67,6 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    for module in (runs, generate, convert, checkpoints, parity, doctor, watching):
+    for module in (walkthroughs, runs, generate, convert, checkpoints, parity, doctor, watching):
         module.add_commands(add_command)
     return parser

@@ -1,9 +1,10 @@
 """Device meshes: axis sizes, construction, and virtual CPU devices."""
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -189,3 +190,14 @@ def _over_slices(
             f"mesh.dcn needs {math.prod(slices)} slices of {math.prod(inner)} devices, but there "
             f"are {len(devices)} devices in {found} {what}"
         ) from error
+
+
+def layouts(axes: Sequence[str], num_devices: int) -> Iterator[tuple[tuple[str, int], ...]]:
+    """Yields every factorization of the devices over the axes, those with fewest axes first."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    found = [
+        tuple((axis, n) for axis, n in zip(axes, sizes, strict=True) if n > 1)
+        for sizes in itertools.product(divisors, repeat=len(axes))
+        if math.prod(sizes) == num_devices
+    ]
+    yield from sorted(found, key=len)
