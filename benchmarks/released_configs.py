@@ -134,7 +134,7 @@ def compare_small(config: dict[str, Any]) -> float:
     return relative_l2(found, expected)
 
 
-def _save(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
+def _save(folder: Path, config: dict[str, Any]) -> Any:
     """Saves transformers' model with random numbers beside the config as it stands."""
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -151,7 +151,7 @@ def _save(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
 
 def shrink(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config with small sizes, each under the name that it has in the original."""
-    small = {
+    small: dict[str, Any] = {
         name: SIZES[name] if name in SIZES and _is_size(value) else value
         for name, value in config.items()
     }
@@ -169,7 +169,7 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
             small[name] = [each % VOCAB for each in value] if several else _below(value)
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(config.get(name), dict):
-            _shrink_rope(small, small[name] | {}, name, config)
+            _shrink_rope(small, dict(config[name]), name, config)
     return small
 
 

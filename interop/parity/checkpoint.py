@@ -265,6 +265,8 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
             output_loading_info=True,
         )
     reference, loading = loaded
+    if is_gguf(path):  # its tensors are decoded by now, which the level of weights checks
+        reference.config.quantization_config = None
     # transformers initializes missing tensors at random and only warns.
     if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
         raise CheckpointError(

@@ -16,6 +16,7 @@ from tiny import relative_l2
 from jaxllm.cli import main
 from jaxllm.interop import CheckpointError, inspect, load_pretrained
 from jaxllm.interop.families.gguf.translate import is_gguf, read_gguf
+from jaxllm.interop.parity import check_checkpoint
 from jaxllm.params import named_parameters
 
 VOCAB, WIDTH, HEADS, GROUPS, HIDDEN, LAYERS = 96, 64, 4, 2, 96, 2
@@ -209,6 +210,15 @@ def test_weights_are_those_of_transformers_bit_for_bit(kind, tmp_path):
     assert tensors.keys() == theirs.state_dict().keys()
     for name, parameter in theirs.state_dict().items():
         assert tensors[name].read().tobytes() == parameter.numpy().tobytes()
+
+
+def test_parity_takes_the_file_of_a_quantized_model(tmp_path):
+    """transformers leaves what the file was in its config, although it decodes all tensors."""
+    file, sizes = tmp_path / "model.gguf", {"rope.dimension_count": 16, "vocab_size": VOCAB}
+    write_gguf(file, original("llama"), "llama", FIELDS | sizes, KINDS.Q8_0)
+    report = check_checkpoint(file, levels=("weights", "config"), random=True)
+    assert report.ok, report.table()
+    assert all(row.ok for row in report.rows["config"])
 
 
 def test_a_file_is_inspected_and_converted(tmp_path, capsys):
