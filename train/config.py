@@ -98,17 +98,8 @@ class TrainConfig:
 
 # Fields that a resumed run may change: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
-    *(
-        "output",
-        "mesh",
-        "loss_chunk_tokens",
-        "log_every",
-        "eval_every",
-        "eval_batches",
-        "save_every",
-        "keep",
-    ),
-    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow"),
+    *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
+    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow", "loss_chunk_tokens"),
 )
 
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from jaxllm.layers.head import Head
-from jaxllm.layers.linear import input_gradient, kernel_gradient
+from jaxllm.layers.linear import Head, input_gradient, kernel_gradient
 from jaxllm.sharding import partition_spec, spec_axes
 
 

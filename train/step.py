@@ -81,8 +81,7 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
             **group_norms(grads),
             "learning_rate": schedule(state.step),
         }
-        if fullest is not None:
-            metrics["expert_load"] = fullest / config.accumulate
+        metrics |= {} if fullest is None else {"expert_load": fullest / config.accumulate}
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, moments, state.step + 1), metrics
 

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import Remat
 
+from .gather import gather_kernels
 from .linear import ATTENDED, PROJECTION
 
 STREAM = "stream"  # checkpoint name of the layers' inputs, which remat="offload" moves to the host
@@ -161,7 +162,9 @@ def _apply_period(
     if remat != "none":
         # The body of a scan is compiled separately, so CSE cannot undo the rematerialization there.
         run = jax.checkpoint(
-            lambda block, x_BTD, given: step(block, checkpoint_name(x_BTD, STREAM), given),
+            lambda block, x_BTD, given: step(
+                gather_kernels(block, x_BTD.dtype), checkpoint_name(x_BTD, STREAM), given
+            ),
             policy=REMAT_POLICIES[remat],
             prevent_cse=not is_scanned,
         )

@@ -13,8 +13,7 @@ from jaxllm.config import DecoderConfig
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context
 from jaxllm.layers.experts.balance import Balance
-from jaxllm.layers.head import Head
-from jaxllm.layers.linear import Embedding, Linear
+from jaxllm.layers.linear import Embedding, Head, Linear
 from jaxllm.layers.stack import restack
 from jaxllm.layers.vision import MaskedEmbedding, VisionEncoder, scatter_rows
 from jaxllm.sharding import constrain

@@ -657,6 +657,7 @@ def test_changes_of_where_and_how_a_run_runs_are_allowed():
         "wandb": "project",
         "speed": SpeedConfig(profile="1:2"),
         "strict": False,
+        "loss_chunk_tokens": 5,
         "allow": ("is_causal",),
     }
     assert find_changes(plain(RUN), dataclasses.replace(RUN, **free), 0) == []
@@ -688,3 +689,12 @@ def test_only_a_finished_run_may_be_extended():
     )
     [shorter] = find_changes(plain(longer), dataclasses.replace(longer, steps=39), 40)
     assert shorter == "steps: 40 in the checkpoint, 39 now"
+
+
+def test_the_old_key_of_the_loss_names_the_new_one_and_stored_runs_are_read():
+    given = {"output": "x", "steps": 1, "batch_size": 1, "seq_len": 4, "init_from": "y"}
+    with pytest.raises(ConfigError, match="loss_chunk is now loss_chunk_tokens, which counts"):
+        from_dict({**given, "loss_chunk": 512}, "a.yaml")
+    assert from_stored({**given, "loss_chunk": 7}, "a run").loss_chunk_tokens == 2048
+    with pytest.raises(ConfigError, match=r"z_loss=-1\.0 is negative"):
+        from_dict({**given, "z_loss": -1.0}, "a.yaml")

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import ExpertsConfig, LayerKind, NumericsConfig, with_fields
+from jaxllm.config import ExpertsConfig, HeadConfig, LayerKind, NumericsConfig, with_fields
 from jaxllm.layers.linear import Embedding, Linear
 from jaxllm.sharding import named_sharding
 
@@ -237,3 +237,17 @@ def test_only_what_sees_an_unknown_token_is_nan(fields):
         np.testing.assert_array_equal(is_nan, sees)
     assert not (is_nan & ~sees).any()
     np.testing.assert_array_equal(found[~is_nan], right[~is_nan])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_the_capped_scaled_products_with_bias(tied):
+    model = random_model(head=HeadConfig(tied=tied, scale=0.5, softcap=3.0, bias=True))
+    head = model.head()
+    assert head.dims == ("VD" if tied else "DV")
+    x_BTD = np.random.default_rng(0).standard_normal((2, 3, TINY.embed_dim)).astype(np.float32)
+    kernel = np.asarray(head.kernel).T if tied else np.asarray(head.kernel)
+    products = x_BTD @ kernel
+    expected = 3 * np.tanh((0.5 * products + np.asarray(head.bias_V)) / 3)
+    np.testing.assert_allclose(model.unembed(x_BTD), expected, rtol=1e-4, atol=1e-5)
+    part = head.transform(jnp.asarray(products[..., 8:24]), head.bias_V[8:24])
+    np.testing.assert_allclose(part, expected[..., 8:24], rtol=1e-4, atol=1e-5)
