@@ -68,11 +68,8 @@ def estimate_cost(config: TrainConfig) -> RunCost:
     Raises:
         UserError: `config.model` is None.
     """
-    if config.model is None:
-        raise UserError(
-            f"init_from={config.init_from!r} does not give the model's sizes; to estimate the "
-            "cost, set model in the config"
-        )
+    check_has_model(config)
+    assert config.model is not None, "just checked"
     parameters = count_parameters(build_abstract(config.model))
     examples = config.steps * config.batch_size
     tokens = examples * config.seq_len
@@ -90,10 +87,19 @@ def estimate_cost(config: TrainConfig) -> RunCost:
     )
 
 
+def check_has_model(config: TrainConfig) -> None:
+    """Raises UserError if a run starts from a checkpoint, so that its config has no sizes."""
+    if config.model is None:
+        raise UserError(
+            f"init_from={config.init_from!r} does not give the model's sizes; to estimate the "
+            "cost, set model in the config"
+        )
+
+
 def _parameter_uses(config: TrainConfig, model: Config) -> int:
     """Counts the pairs of a parameter and a token or patch that it processes, for one example."""
     named = named_parameters(build_abstract(model))
-    sizes = {name: _active(model, name, variable) for name, variable in named.items()}
+    sizes = {name: active_size(model, name, variable) for name, variable in named.items()}
     vision_size = sum(size for name, size in sizes.items() if name.startswith("vision."))
     vision = model.vision if isinstance(model, DecoderConfig) else None
     has_images = isinstance(config.data, TaskConfig)  # text has none
@@ -101,8 +107,8 @@ def _parameter_uses(config: TrainConfig, model: Config) -> int:
     return (sum(sizes.values()) - vision_size) * config.seq_len + vision_size * patches
 
 
-def _active(model: Config, name: str, variable: Any) -> int:
-    """Returns how many elements of a parameter a token is processed by."""
+def active_size(model: Config, name: str, variable: Any) -> int:
+    """Returns how many elements of the parameter of this name a token is processed by."""
     size = variable.get_value().size
     stack = model.decoder if isinstance(model, TwoStackConfig) else model
     is_chosen = "E" in variable.dims and ".router." not in name

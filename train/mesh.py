@@ -1,9 +1,10 @@
 """Device meshes: axis sizes, construction, and virtual CPU devices."""
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import jax
@@ -98,3 +99,14 @@ def make_mesh(*, devices: Sequence[jax.Device] | None = None, **sizes: int) -> M
         raise UserError(f"the mesh {named} needs {needed} devices, but there are {found}{hint}")
     types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=given and given[:needed])
+
+
+def layouts(axes: Sequence[str], num_devices: int) -> Iterator[tuple[tuple[str, int], ...]]:
+    """Yields every factorization of the devices over the axes, those with fewest axes first."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    found = [
+        tuple((axis, n) for axis, n in zip(axes, sizes, strict=True) if n > 1)
+        for sizes in itertools.product(divisors, repeat=len(axes))
+        if math.prod(sizes) == num_devices
+    ]
+    yield from sorted(found, key=len)

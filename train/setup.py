@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,18 @@ def make_run_mesh(config: TrainConfig) -> Mesh:
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
     except UserError as error:
         raise ConfigError(str(error)) from error
-    rows, ways = config.batch_size // config.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
+    check_rows(config, mesh.shape)
+    return mesh
+
+
+def check_rows(config: TrainConfig, mesh_shape: Mapping[str, int]) -> None:
+    """Raises ConfigError if the sequences of a microbatch cannot be divided among the devices."""
+    rows, ways = config.batch_size // config.accumulate, mesh_shape["data"] * mesh_shape["fsdp"]
     if rows % ways:
         raise ConfigError(
             f"batch_size / accumulate = {rows} sequences is not divisible by "
             f"data x fsdp = {ways} devices"
         )
-    return mesh
 
 
 def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:

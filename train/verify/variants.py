@@ -1,9 +1,7 @@
 """Variants of a training step: meshes, rematerialization, unscanned layers, microbatches."""
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -18,7 +16,7 @@ from jaxllm.params import Params, map_parameters, unstack_name
 from jaxllm.sharding import MESH_AXES
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.data.placement import on_mesh
-from jaxllm.train.mesh import make_mesh
+from jaxllm.train.mesh import layouts, make_mesh
 from jaxllm.train.step import make_steps
 
 Arrays = dict[str, np.ndarray]  # by parameter name, layers unstacked
@@ -76,17 +74,6 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
         *(Variant(mesh=mesh) for mesh in meshes),
         *(Variant(mesh=mesh, **change) for mesh in places for change in changes),
     ]
-
-
-def layouts(axes: list[str], num_devices: int) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Yields every factorization of the devices over the axes, those with fewest axes first."""
-    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
-    found = [
-        tuple((axis, n) for axis, n in zip(axes, sizes, strict=True) if n > 1)
-        for sizes in itertools.product(divisors, repeat=len(axes))
-        if math.prod(sizes) == num_devices
-    ]
-    yield from sorted(found, key=len)
 
 
 def _microbatch_counts(config: TrainConfig) -> list[int]:
