@@ -8,6 +8,7 @@ from .commands import checkpoints, convert, failures, generate, parity, runs
 from .commands.environment import open_streams, set_environment
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
+from .commands.walkthroughs import commands as walkthroughs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +66,6 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    for module in (runs, generate, convert, checkpoints, parity):
+    for module in (walkthroughs, runs, generate, convert, checkpoints, parity):
         module.add_commands(add_command)
     return parser

