@@ -82,6 +82,6 @@ def _line(one: Candidate) -> str:
     plan = one.plan
     by = "" if plan.source == "analytic model" else f", by the {plan.source}, {fits(plan)}"
     return (
-        f"{plan.step_seconds:7.3f} s  MFU {plan.mfu(plan.step_seconds):.0%}  "
+        f"{plan.step_seconds:9.3g} s  MFU {plan.mfu(plan.step_seconds):.0%}  "
         f"{plan.peak / 2**30:6.1f} GiB  {plan.moved / 1e9:6.1f} GB  {one.options}{by}"
     )

@@ -60,7 +60,7 @@ def search(config: TrainConfig, topology: Topology) -> list[Candidate]:
         log.info("%d of %d meshes: %s", number, len(meshes), named or "one device")
         sized = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh))
         found += _try_settings(sized, topology)
-    return sorted(found, key=lambda one: one.plan.step_seconds)
+    return sorted(found, key=lambda one: (one.plan.step_seconds, one.plan.serial_seconds))
 
 
 def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]:

@@ -20,13 +20,7 @@ def vector_traffic(module: Module) -> float:
     Counts operands and results of each instruction outside fusions; an update in place counts
     what it changes.
     """
-    fused = {
-        name
-        for instructions in module.computations.values()
-        for one in instructions
-        if one.op not in ("while", "conditional", "call")
-        for name in one.called
-    }
+    fused = _fused(module)
     total = 0.0
     for computation, instructions in module.computations.items():
         if computation in fused or not module.runs[computation]:
@@ -42,6 +36,17 @@ def vector_traffic(module: Module) -> float:
                 moved = 2 * min(changed, default=0.0)  # offsets are no part of it
             total += moved * module.runs[computation]
     return total
+
+
+def _fused(module: Module) -> set[str]:
+    """Returns the computations whose instructions are part of others, such as fusions."""
+    return {
+        name
+        for instructions in module.computations.values()
+        for one in instructions
+        if one.op not in ("while", "conditional", "call")
+        for name in one.called
+    }
 
 
 def _is_counted(one: Instruction) -> bool:
@@ -67,8 +72,9 @@ def is_matmul(module: Module, one: Instruction) -> bool:
 def largest_arrays(module: Module, most: int = 8) -> list[tuple[str, float, str]]:
     """Returns the largest arrays that instructions make: shape, bytes and where they come from."""
     found: dict[tuple[str, str], float] = {}
-    for _, one, _ in module.instructions():
-        if one.op in _FREE or one.shape.startswith("("):
+    fused = _fused(module)
+    for computation, one, _ in module.instructions():
+        if computation in fused or one.op in _FREE or one.shape.startswith("("):
             continue
         for shape in one.outputs[:1]:
             text = f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
