@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
-from jaxllm.config.checks import check_counts, check_fields, check_not_negative, check_seed, show
+from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
 from jaxllm.errors import UserError
@@ -20,6 +20,7 @@ from .data.documents import DataConfig
 from .data.pairs import PairsConfig
 from .data.tasks import TaskConfig
 from .data.vectors import VectorsConfig
+from .loss import LossConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
@@ -46,9 +47,7 @@ class TrainConfig:
     """A training run: everything needed to reproduce it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-    RENAMED: ClassVar = {
-        "loss_chunk": "loss_chunk_tokens, which counts tokens per device, not per sequence"
-    }
+    RENAMED: ClassVar = {"loss_chunk": "loss.chunk_tokens, which counts tokens per device"}
 
     output: str  # folder for the config, metrics, loss plot and checkpoints
     steps: int
@@ -64,8 +63,7 @@ class TrainConfig:
     accumulate: int = 1  # microbatches per optimizer step: the same update, less memory
     dtype: Dtype | None = None  # activation dtype; None: the model's. Parameters stay float32
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
-    loss_chunk_tokens: int = 2048  # tokens per device whose logits are in memory at a time
-    z_loss: float = 0.0  # factor of the squared log of the softmax's denominator, per target
+    loss: LossConfig = LossConfig()
     attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
     seed: int = 0  # for the initial weights and dropout
     log_every: int = 10  # steps between progress lines, if the output is not a terminal
@@ -83,8 +81,7 @@ class TrainConfig:
         if (self.model is None) == (self.init_from is None):
             raise ValueError("give either model or init_from")
         counts = ("steps", "batch_size", "seq_len", "accumulate", "log_every", "eval_every")
-        check_counts(self, *counts, "loss_chunk_tokens", "eval_batches", "save_every", "keep")
-        check_not_negative(self, "z_loss")
+        check_counts(self, *counts, "eval_batches", "save_every", "keep")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
@@ -99,7 +96,7 @@ class TrainConfig:
 # Fields that a resumed run may change: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
     *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
-    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow", "loss_chunk_tokens"),
+    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow", "loss.chunk_tokens"),
 )
 
 
@@ -274,11 +271,9 @@ def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[
 
     A run that is finished at `step` may be extended: by more steps and phases of its schedule.
     """
-    changes = [
-        change
-        for change in differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
-        if change[0].partition(".")[0] not in FREE_ON_RESUME
-    ]
+    changes = differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
+    free = set(FREE_ON_RESUME)
+    changes = [one for one in changes if not {one[0], one[0].partition(".")[0]} & free]
     if saved.get("steps") == step < config.steps:
         changes = [change for change in changes if not _extends(*change)]
     return [

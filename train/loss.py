@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -11,25 +11,30 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
+from jaxllm.config.checks import check_counts, check_fields, check_not_negative
 from jaxllm.layers.linear import Head, input_gradient, kernel_gradient
 from jaxllm.sharding import partition_spec, spec_axes
 
 
-class CrossEntropy(NamedTuple):
-    """Options of the cross-entropy.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How the cross-entropy is computed; squared errors have no options."""
 
-    Args:
-        chunk: number of tokens per device whose logits are in memory at a time.
-        z_loss: factor of the squared log of the softmax's denominator, which is added to each
-            target's loss and keeps logits near 0 (Chowdhery et al., 2022, section 5).
-    """
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    chunk: int
+    chunk_tokens: int = 2048  # tokens per device whose logits are in memory at a time
+    # Factor of the squared log of the softmax's denominator, which is added to the loss of each
+    # target and keeps logits near 0 (Chowdhery et al., 2022, section 5).
     z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss.")
+        check_counts(self, "chunk_tokens", prefix="loss.")
+        check_not_negative(self, "z_loss", prefix="loss.")
 
 
 def chunked_cross_entropy(
-    head: Head, x_BTD: Array, targets_BT: Array, mask_BT: Array, options: CrossEntropy
+    head: Head, x_BTD: Array, targets_BT: Array, mask_BT: Array, options: LossConfig
 ) -> Array:
     """Returns the negative log-likelihood in nats, summed over the targets that count.
 
@@ -43,23 +48,23 @@ def chunked_cross_entropy(
         x_BTD: final hidden states.
         targets_BT: token ids to predict.
         mask_BT: which targets count.
-        options: see `CrossEntropy`.
+        options: see `LossConfig`.
     """
     chex.assert_equal_shape_prefix([x_BTD, targets_BT, mask_BT], 2)
     return _cross_entropy(options, head, x_BTD, targets_BT, mask_BT.astype(jnp.float32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(options: CrossEntropy, head: Head, *tokens: Array) -> Array:
+def _cross_entropy(options: LossConfig, head: Head, *tokens: Array) -> Array:
     return _on_devices(options, head, *tokens, with_gradient=False)[0]
 
 
-def _forward(options: CrossEntropy, head: Head, *tokens: Array) -> tuple[Array, tuple]:
+def _forward(options: LossConfig, head: Head, *tokens: Array) -> tuple[Array, tuple]:
     loss, dhead, dx_BTD = _on_devices(options, head, *tokens, with_gradient=True)
     return loss, (dhead, dx_BTD)
 
 
-def _backward(_: CrossEntropy, saved: tuple[Head, Array], dloss: Array) -> tuple:
+def _backward(_: LossConfig, saved: tuple[Head, Array], dloss: Array) -> tuple:
     dhead, dx_BTD = jax.tree.map(lambda x: (x * dloss).astype(x.dtype), saved)
     return dhead, dx_BTD, None, None
 
@@ -76,7 +81,7 @@ class Layout(NamedTuple):
 
 
 def _on_devices(
-    options: CrossEntropy, head: Head, *tokens: Array, with_gradient: bool
+    options: LossConfig, head: Head, *tokens: Array, with_gradient: bool
 ) -> tuple[Array, Any, Any]:
     """Returns the loss and, if wanted, its gradients by the head and by the hidden states."""
     run = functools.partial(_on_device, options, with_gradient)
@@ -102,7 +107,7 @@ def _on_devices(
 
 
 def _on_device(
-    options: CrossEntropy,
+    options: LossConfig,
     with_gradient: bool,
     layout: Layout,
     head: Head,
@@ -112,7 +117,7 @@ def _on_device(
 ) -> tuple[Array, Any, Any]:
     """Does what `_on_devices` does, on one device with its part of the head and of the tokens."""
     S, D = targets_BT.size, x_BTD.shape[-1]
-    num_chunks = -(-S // options.chunk)
+    num_chunks = -(-S // options.chunk_tokens)
     size = -(-S // num_chunks)
     cut = lambda x: _cut(x.reshape(S, *x.shape[2:]), num_chunks, size)  # noqa: E731
     chunks = cut(x_BTD), cut(targets_BT), cut(mask_BT)

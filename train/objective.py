@@ -10,7 +10,7 @@ from jaxllm.layers.context import Context
 from jaxllm.layers.experts.balance import Balance
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 
-from .loss import CrossEntropy, chunked_cross_entropy, squared_error
+from .loss import LossConfig, chunked_cross_entropy, squared_error
 
 Batch = dict[str, Array]  # one row per example; `mask` says which targets count
 
@@ -27,7 +27,7 @@ class Objective(NamedTuple):
 
 
 def next_token_loss(
-    model: Decoder, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+    model: Decoder, batch: Batch, options: LossConfig, dropout_key: Array | None = None
 ) -> tuple[Array, Balance]:
     """Cross-entropy of each next token, given the tokens before it and the row's image, if any.
 
@@ -37,7 +37,7 @@ def next_token_loss(
             `mask` (B, T); optionally `segment_ids` and `positions` (B, T) of packed documents,
             which see only themselves; optionally `images` (batch, channels, height, width), one
             per row, whose embeddings replace the image tokens.
-        options: see `CrossEntropy`.
+        options: see `LossConfig`.
         dropout_key: None disables dropout.
 
     Returns:
@@ -55,7 +55,7 @@ def next_token_loss(
 
 
 def next_target_token_loss(
-    model: EncoderDecoder, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+    model: EncoderDecoder, batch: Batch, options: LossConfig, dropout_key: Array | None = None
 ) -> tuple[Array, Balance]:
     """Cross-entropy of each target token, given the source and the target tokens before it.
 
@@ -63,7 +63,7 @@ def next_target_token_loss(
         model: an encoder-decoder.
         batch: `source` and `source_mask` (B, S), where the mask is False at padding; `tokens`
             (B, T+1), the start token and then the target; `mask` (B, T).
-        options: see `CrossEntropy`.
+        options: see `LossConfig`.
         dropout_key: None disables dropout.
 
     Returns:
@@ -82,7 +82,7 @@ def next_target_token_loss(
 
 
 def vector_loss(
-    model: SequenceModel, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+    model: SequenceModel, batch: Batch, options: LossConfig, dropout_key: Array | None = None
 ) -> tuple[Array, Balance]:
     """Squared error of the output vector at each position, or of each sequence if pooled.
 
@@ -101,7 +101,7 @@ def vector_loss(
 
 
 def next_target_vector_loss(
-    model: SequenceToSequence, batch: Batch, options: CrossEntropy, dropout_key: Array | None = None
+    model: SequenceToSequence, batch: Batch, options: LossConfig, dropout_key: Array | None = None
 ) -> tuple[Array, Balance]:
     """Squared error of each target vector, given the source and the target vectors before it.
 

@@ -1,5 +1,6 @@
 """Optimizer steps: jitted functions from state and batch to new state and metrics."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
-from .loss import CrossEntropy
 from .objective import Batch, get_objective
 from .optimizers.adamw import make_optimizer, optimizer_shardings
 from .optimizers.group_norms import group_norms
@@ -57,10 +57,8 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         param_shardings, optimizer_shardings(optimizer, params, param_shardings, mesh), replicated
     )
 
-    options = CrossEntropy(config.loss_chunk_tokens, config.z_loss)
-
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
-        total, balance = objective.loss(bind(params), batch, options, key)
+        total, balance = objective.loss(bind(params), batch, config.loss, key)
         return total + balance.aux_loss * jnp.sum(batch["mask"]), balance.fullest
 
     def init(params: Params) -> TrainState:
@@ -86,7 +84,7 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         return TrainState(params, moments, state.step + 1), metrics
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
-        plain = options._replace(z_loss=0.0)
+        plain = dataclasses.replace(config.loss, z_loss=0.0)
         return objective.loss(bind(params), batch, plain, None)[0], jnp.sum(batch["mask"])
 
     return Steps(

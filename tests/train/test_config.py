@@ -28,6 +28,7 @@ from jaxllm.train.config import (
 )
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.tasks import TaskConfig
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.optimizers.schedule import PhaseConfig
@@ -657,11 +658,11 @@ def test_changes_of_where_and_how_a_run_runs_are_allowed():
         "wandb": "project",
         "speed": SpeedConfig(profile="1:2"),
         "strict": False,
-        "loss_chunk_tokens": 5,
+        "loss": LossConfig(chunk_tokens=5),
         "allow": ("is_causal",),
     }
     assert find_changes(plain(RUN), dataclasses.replace(RUN, **free), 0) == []
-    assert set(free) | {"init_from"} == set(FREE_ON_RESUME)
+    assert set(free) - {"loss"} | {"init_from", "loss.chunk_tokens"} == set(FREE_ON_RESUME)
 
 
 def test_every_change_is_reported():
@@ -693,8 +694,8 @@ def test_only_a_finished_run_may_be_extended():
 
 def test_the_old_key_of_the_loss_names_the_new_one_and_stored_runs_are_read():
     given = {"output": "x", "steps": 1, "batch_size": 1, "seq_len": 4, "init_from": "y"}
-    with pytest.raises(ConfigError, match="loss_chunk is now loss_chunk_tokens, which counts"):
+    with pytest.raises(ConfigError, match=r"loss_chunk is now loss\.chunk_tokens, which counts"):
         from_dict({**given, "loss_chunk": 512}, "a.yaml")
-    assert from_stored({**given, "loss_chunk": 7}, "a run").loss_chunk_tokens == 2048
-    with pytest.raises(ConfigError, match=r"z_loss=-1\.0 is negative"):
-        from_dict({**given, "z_loss": -1.0}, "a.yaml")
+    assert from_stored({**given, "loss_chunk": 7}, "a run").loss.chunk_tokens == 2048
+    with pytest.raises(ConfigError, match=r"loss\.z_loss=-1\.0 is negative"):
+        from_dict({**given, "loss": {"z_loss": -1.0}}, "a.yaml")

@@ -32,7 +32,7 @@ from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig, load_corpus
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.windows import Windows
-from jaxllm.train.loss import CrossEntropy
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import MetricLog, read_metrics, read_results
 from jaxllm.train.objective import next_token_loss
@@ -163,7 +163,9 @@ def saved_optimizer(output: str | Path) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded)]
 
 
-whole_loss = jax.jit(lambda model, batch: next_token_loss(model, batch, CrossEntropy(512))[0])
+whole_loss = jax.jit(
+    lambda model, batch: next_token_loss(model, batch, LossConfig(chunk_tokens=512))[0]
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

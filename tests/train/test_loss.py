@@ -17,7 +17,7 @@ from jaxllm.config import HeadConfig
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import make_mesh
 from jaxllm.train.data.placement import on_mesh
-from jaxllm.train.loss import CrossEntropy, token_losses
+from jaxllm.train.loss import LossConfig, token_losses
 from jaxllm.train.objective import next_token_loss
 
 TOLERANCE = 1e-5  # relative, float32
@@ -37,15 +37,17 @@ def batch():
 
 @functools.partial(jax.jit, static_argnums=3)
 def loss_of(model, tokens, mask_BT, chunk):
-    return next_token_loss(model, {"tokens": tokens, "mask": mask_BT}, CrossEntropy(chunk))[0]
+    return next_token_loss(
+        model, {"tokens": tokens, "mask": mask_BT}, LossConfig(chunk_tokens=chunk)
+    )[0]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def value_and_gradient(params, bind, tokens, mask_BT, chunk):
     batch = {"tokens": tokens, "mask": mask_BT}
-    return jax.value_and_grad(lambda p: next_token_loss(bind(p), batch, CrossEntropy(chunk))[0])(
-        params
-    )
+    return jax.value_and_grad(
+        lambda p: next_token_loss(bind(p), batch, LossConfig(chunk_tokens=chunk))[0]
+    )(params)
 
 
 def test_loss_is_the_masked_sum_of_torch_cross_entropy(model, batch):
@@ -125,7 +127,9 @@ def test_chunking_saves_the_memory_of_the_logits():
     def temporary_bytes(chunk: int) -> int:
         def loss(state, tokens, mask_BT):
             batch = {"tokens": tokens, "mask": mask_BT}
-            return next_token_loss(nnx.merge(graphdef, state), batch, CrossEntropy(chunk))[0]
+            return next_token_loss(
+                nnx.merge(graphdef, state), batch, LossConfig(chunk_tokens=chunk)
+            )[0]
 
         compiled = jax.jit(jax.grad(loss)).lower(state, tokens, mask_BT).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -171,7 +175,7 @@ def test_on_a_mesh_loss_and_gradients_are_those_of_all_logits_at_once(head, mesh
     mesh = make_mesh(**MESHES[mesh])
 
     def loss(params, batch):
-        return next_token_loss(bind(params), batch, CrossEntropy(5, z_loss))[0]
+        return next_token_loss(bind(params), batch, LossConfig(chunk_tokens=5, z_loss=z_loss))[0]
 
     with jax.set_mesh(mesh):
         places = map_parameters(model, lambda name, _: parameter_shardings(model, mesh)[name])
@@ -191,7 +195,7 @@ def test_the_head_is_gathered_once_and_its_gradient_reduced_once(tied):
     mesh = make_mesh(fsdp=8)
 
     def loss(params, batch):
-        return next_token_loss(bind(params), batch, CrossEntropy(4))[0]
+        return next_token_loss(bind(params), batch, LossConfig(chunk_tokens=4))[0]
 
     with jax.set_mesh(mesh):
         places = map_parameters(model, lambda name, _: parameter_shardings(model, mesh)[name])

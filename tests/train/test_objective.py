@@ -13,7 +13,7 @@ from tiny import random_of, relative_l2
 
 from jaxllm.config import with_fields
 from jaxllm.params import split
-from jaxllm.train.loss import CrossEntropy
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import get_objective
 
 TOLERANCE = 1e-5  # relative, float32
@@ -85,7 +85,9 @@ def test_loss_and_gradient_match_torch(kind):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_masked_targets_do_not_count(kind):
     model, batch = random_of(CONFIGS[kind]), batch_of(kind)
-    loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, CrossEntropy(512))[0])
+    loss = jax.jit(
+        lambda batch: get_objective(model).loss(model, batch, LossConfig(chunk_tokens=512))[0]
+    )
     parts = [
         {
             **batch,
@@ -119,7 +121,9 @@ def test_experts_add_an_auxiliary_loss_in_each_stack():
 
 def test_source_padding_has_no_effect():
     model, batch = random_of(CONFIGS["encoder-decoder"]), batch_of("encoder-decoder")
-    loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, CrossEntropy(512))[0])
+    loss = jax.jit(
+        lambda batch: get_objective(model).loss(model, batch, LossConfig(chunk_tokens=512))[0]
+    )
     other = np.where(batch["source_mask"], batch["source"], 7)
     assert float(loss({**batch, "source": other})) == float(loss(batch))
     read = {**batch, "source_mask": np.ones_like(batch["source_mask"])}
@@ -129,7 +133,9 @@ def test_source_padding_has_no_effect():
 def test_an_image_affects_only_its_own_row():
     """The images of other rows do not change its loss."""
     model, batch = random_of(CONFIGS["sees images"]), batch_of("sees images")
-    loss = jax.jit(lambda batch: get_objective(model).loss(model, batch, CrossEntropy(512))[0])
+    loss = jax.jit(
+        lambda batch: get_objective(model).loss(model, batch, LossConfig(chunk_tokens=512))[0]
+    )
     first = {**batch, "mask": batch["mask"] & (np.arange(B) == 0)[:, None]}
     images = np.array(batch["images"])
     images[1:] += 1

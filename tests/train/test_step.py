@@ -13,7 +13,7 @@ from jaxllm.config import Config, ExpertsConfig, LayerKind, PositionConfig, with
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data.documents import DataConfig
-from jaxllm.train.loss import CrossEntropy
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.step import accumulate, make_steps
@@ -94,7 +94,7 @@ def test_every_microbatch_has_its_own_dropout_key():
     rows = {name: np.repeat(x[:1], 2, axis=0) for name, x in BATCH.items()}
 
     def loss(params, batch, key):
-        return next_token_loss(bind(params), batch, CrossEntropy(512), key)[0]
+        return next_token_loss(bind(params), batch, LossConfig(chunk_tokens=512), key)[0]
 
     both = jax.jit(lambda key: accumulate(jax.value_and_grad(loss), params, rows, 2, key)[0])
     alone = jax.jit(loss)
@@ -108,9 +108,9 @@ def test_every_microbatch_has_its_own_dropout_key():
 def test_a_sequence_longer_than_the_learned_positions_is_rejected():
     model = random_model(positions=PositionConfig(kind="learned"), max_len=8)
     with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_len=8"):
-        next_token_loss(model, BATCH, CrossEntropy(512))
+        next_token_loss(model, BATCH, LossConfig(chunk_tokens=512))
     longer = random_model(positions=PositionConfig(kind="learned"), max_len=9)
-    next_token_loss(longer, BATCH, CrossEntropy(512))
+    next_token_loss(longer, BATCH, LossConfig(chunk_tokens=512))
 
 
 def test_the_load_of_the_fullest_expert_is_a_metric(plain):

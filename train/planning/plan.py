@@ -3,14 +3,16 @@
 import math
 from typing import Any, NamedTuple
 
+from jaxllm.config import Config
+from jaxllm.models import build_abstract
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.cost import RunCost, estimate_cost
+from jaxllm.train.speed.model_flops import flops_per_example
 
 from .analytic.step import price_step, state_bytes
 from .collectives import Collective, moved_by_axes
 from .compiled.compiler import Compiled
 from .minimum import minimum_bytes
-from .model_flops import step_flops
 from .step_program import check_fits_topology, mesh_shape
 from .topology import Topology
 
@@ -147,10 +149,14 @@ def make_plan(config: TrainConfig, topology: Topology, compiled: Compiled | None
         peak=math.ceil(peak),
         collectives=collectives,
         minimum=minimum_bytes(config, config.model, shape),
-        model_flops=step_flops(config, config.model),
+        model_flops=_step_flops(config, config.model),
         executed_flops=priced.flops * topology.size,
         matmul_seconds=priced.matmul_seconds,
         traffic=traffic,
         step_tokens=config.batch_size * config.seq_len,
         largest=largest,
     )
+
+
+def _step_flops(config: TrainConfig, model: Config) -> float:
+    return config.batch_size * flops_per_example(build_abstract(model), config.seq_len)

@@ -72,7 +72,7 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
         *({"kernel": kernel} for kernel in _kernels(config.model)),
         {"scan_layers": False},
         *({"accumulate": count} for count in _microbatch_counts(config)),
-        {"loss_chunk": min(config.loss_chunk_tokens, config.seq_len // 3 + 1)},
+        {"loss_chunk": min(config.loss.chunk_tokens, config.seq_len // 3 + 1)},
     ]
     places = [(), mixed] if mixed else [()]
     return [
@@ -121,7 +121,11 @@ class Program:
         changes = {"attention.kernel": variant.kernel}
         overrides = {"remat": variant.remat, "scan_layers": variant.scan_layers}
         chunk = variant.loss_chunk or config.seq_len * config.batch_size
-        run = dataclasses.replace(config, accumulate=variant.accumulate, loss_chunk_tokens=chunk)
+        run = dataclasses.replace(
+            config,
+            accumulate=variant.accumulate,
+            loss=dataclasses.replace(config.loss, chunk_tokens=chunk),
+        )
         self._model = build_abstract(with_fields(config.model, changes, **overrides))
         self._batch_size = config.batch_size
         self._mesh = make_mesh(devices=jax.devices(), **dict(variant.mesh))

@@ -1,8 +1,7 @@
 """The architectures of GGUF files that can be read, by the name in the file."""
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
 
 from jaxllm.interop.families.common.fields import Json
 
@@ -20,6 +19,7 @@ _FIELDS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+_WINDOWED = {**_FIELDS, "attention.sliding_window": "sliding_window"}
 _EXPERTS = {"expert_used_count": "num_experts_per_tok"}
 _ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _ATTENTION = {
@@ -47,26 +47,25 @@ _INTERLEAVED = {
     "blk.#.attn_k": "num_key_value_heads",
 }
 _MIXTRAL_EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
-_GEMMA: dict[str, Any] = {
-    "fields": {**_FIELDS, "attention.sliding_window": "sliding_window"},
-    "shifted": ("norm",),
-}
 _GEMMA_NORMS = {
     **_NORMS,
     "blk.#.post_attention_norm": f"{_LAYER}.post_attention_layernorm",
     "blk.#.ffn_norm": f"{_LAYER}.pre_feedforward_layernorm",
     "blk.#.post_ffw_norm": f"{_LAYER}.post_feedforward_layernorm",
 }
-# Gemma's largest models scale queries by the width of a head as if all heads filled the model's.
-_WIDE_GEMMA = {"gemma2": 46, "gemma3": 62}  # their numbers of layers
 
 
-def _query_scale(name: str) -> Any:
-    """Returns what completes the config of a Gemma: the files do not hold the queries' scale."""
+def _query_scale(layers_of_largest: int) -> Callable[[Json], Json]:
+    """Returns a function that adds the scale of queries, which files of Gemma do not hold.
+
+    Args:
+        layers_of_largest: the number of layers of the largest model, which scales queries by the
+            width of the model divided by its heads; others by the width of a head.
+    """
 
     def complete(config: Json) -> Json:
         head_dim = config.get("head_dim", 256)
-        if config.get("num_hidden_layers") == _WIDE_GEMMA[name]:
+        if config.get("num_hidden_layers") == layers_of_largest:
             head_dim = config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
         return {"query_pre_attn_scalar": head_dim}
 
@@ -193,7 +192,7 @@ ARCHITECTURES = {
     ),
     "phi3": Architecture(
         model_type="phi3",
-        fields={**_FIELDS, "attention.sliding_window": "sliding_window"},
+        fields=_WINDOWED,
         names={
             **_ENDS,
             **_NORMS,
@@ -206,19 +205,20 @@ ARCHITECTURES = {
     "gemma2": Architecture(
         model_type="gemma2",
         fields={
-            **_GEMMA["fields"],
+            **_WINDOWED,
             "attn_logit_softcapping": "attn_logit_softcapping",
             "final_logit_softcapping": "final_logit_softcapping",
         },
         names={**_ENDS, **_ATTENTION, **_GEMMA_NORMS, **_MLP},
-        shifted=_GEMMA["shifted"],
-        complete=_query_scale("gemma2"),
+        shifted=("norm",),
+        complete=_query_scale(46),
     ),
     "gemma3": Architecture(
         model_type="gemma3_text",
+        fields=_WINDOWED,
         names={**_ENDS, **_ATTENTION, **_GEMMA_NORMS, **_QK_NORMS, **_MLP},
-        complete=_query_scale("gemma3"),
-        **_GEMMA,
+        shifted=("norm",),
+        complete=_query_scale(62),
     ),
     "gpt2": Architecture(
         model_type="gpt2",

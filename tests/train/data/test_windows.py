@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import random_model, relative_l2
 
 from jaxllm.train.data.windows import Windows
-from jaxllm.train.loss import CrossEntropy
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import next_token_loss
 
 
@@ -67,7 +67,7 @@ def test_a_row_of_packed_documents_has_the_loss_of_each_document_alone():
 
         @jax.jit
         def loss(batch, model=model):
-            return next_token_loss(model, batch, CrossEntropy(8))[0]
+            return next_token_loss(model, batch, LossConfig(chunk_tokens=8))[0]
 
         packed = loss(Windows(joined, 24, starts).take([0]))
         alone = sum(loss(Windows(text, 24, np.array([0])).take([0])) for text in documents)

@@ -16,6 +16,7 @@ from jaxllm.sharding import partition_spec
 from jaxllm.train import TrainConfig
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.placement import on_mesh
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import make_mesh
 from jaxllm.train.step import make_steps
 from jaxllm.train.verify.equality import compare_variants
@@ -193,7 +194,7 @@ def test_the_compiler_reports_no_involuntary_rematerialization(
         seq_len=T,
         model=TINY,
         accumulate=microbatches,
-        loss_chunk_tokens=7,
+        loss=LossConfig(chunk_tokens=7),
     )
     model = random_model(**SPARSE if "expert" in sizes else CHANGES)
     with jax.set_mesh(mesh):
