@@ -271,9 +271,9 @@ def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[
 
     A run that is finished at `step` may be extended: by more steps and phases of its schedule.
     """
-    changes = differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
+    found = differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
     free = set(FREE_ON_RESUME)
-    changes = [one for one in changes if not {one[0], one[0].partition(".")[0]} & free]
+    changes = [one for one in found if not {one[0], one[0].partition(".")[0]} & free]
     if saved.get("steps") == step < config.steps:
         changes = [change for change in changes if not _extends(*change)]
     return [

@@ -72,8 +72,11 @@ class Shuffle:
     def _permute(
         self, name: str, x: np.ndarray, indices: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
+        # The image encoder reshapes its dimensions, and image_proj's F is one of them.
+        letters = "" if name.startswith("vision.") else self._letters
+        letters = letters.replace("F", "") if name.startswith("image_proj.") else letters
         for axis, letter in enumerate(self._dims[name]):
-            if letter in self._letters:
+            if letter in letters:
                 key = letter, x.shape[axis]
                 if key not in self._orders:
                     self._orders[key] = self._rng.permutation(key[1])

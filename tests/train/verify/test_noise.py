@@ -5,12 +5,15 @@ import dataclasses
 import chex
 import numpy as np
 import pytest
-from tiny import TINY
+from kinds import CONFIGS, B, T, batch_of
+from tiny import TINY, random_of
 
 from jaxllm.config import PositionConfig
 from jaxllm.models import build_abstract
-from jaxllm.params import named_parameters, unstack_name
+from jaxllm.params import named_parameters, split, unstack_name
+from jaxllm.train import TrainConfig
 from jaxllm.train.verify.noise import Shuffle
+from jaxllm.train.verify.variants import Program, Variant, by_name
 
 
 def weights_of(config) -> dict[str, np.ndarray]:
@@ -69,3 +72,15 @@ def test_sinusoidal_positions_fix_the_embedding_order(positions):
     shuffled = Shuffle(config, np.random.default_rng(1)).apply(weights)
     stays = np.array_equal(shuffled["embed.embedding"], weights["embed.embedding"])
     assert stays == (positions == "sinusoidal")
+
+
+def test_a_shuffled_model_of_images_is_the_same_model():
+    """The image encoder reshapes its dimensions, so that their order is part of the model."""
+    model = random_of(CONFIGS["sees images"])
+    weights = {name: np.array(x) for name, x in by_name(split(model)[1]).items()}
+    run = {"output": "x", "steps": 1, "batch_size": B, "seq_len": T}
+    program = Program(TrainConfig(**run, model=model.config), Variant())
+    shuffle = Shuffle(model.config, np.random.default_rng(1))
+    batch = batch_of("sees images")
+    steps = program(weights, batch), program(shuffle.apply(weights), batch)
+    np.testing.assert_allclose(steps[1].grad_norm, steps[0].grad_norm, rtol=1e-5)
