@@ -69,11 +69,8 @@ def estimate_cost(config: TrainConfig) -> RunCost:
     Raises:
         UserError: `config.model` is None.
     """
-    if config.model is None:
-        raise UserError(
-            f"init_from={config.init_from!r} does not give the model's sizes; to estimate the "
-            "cost, set model in the config"
-        )
+    check_has_model(config)
+    assert config.model is not None, "just checked"
     parameters = count_parameters(build_abstract(config.model))
     examples = config.steps * config.batch_size
     tokens = examples * config.seq_len
@@ -91,6 +88,15 @@ def estimate_cost(config: TrainConfig) -> RunCost:
         None if optimum is None else TOKENS_PER_PARAMETER * optimum,
         parameters_per_device(config.model, mesh) * BYTES_PER_PARAMETER,
     )
+
+
+def check_has_model(config: TrainConfig) -> None:
+    """Raises UserError if a run starts from a checkpoint, so that its config has no sizes."""
+    if config.model is None:
+        raise UserError(
+            f"init_from={config.init_from!r} does not give the model's sizes; to estimate the "
+            "cost, set model in the config"
+        )
 
 
 def _parameter_uses(config: TrainConfig, model: Config) -> int:

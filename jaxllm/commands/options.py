@@ -79,7 +79,7 @@ def add_json(command: argparse.ArgumentParser, what: str) -> None:
 def add_processes(command: argparse.ArgumentParser) -> None:
     """Adds the options that say where the processes of a job meet, which one this is, and so on."""
     group = command.add_argument_group(
-        "several processes (docs/pods.md; by default as the environment or the scheduler says)"
+        "several processes (docs/pods.md; default: as the environment says)"
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where the processes meet")
     group.add_argument("--num-processes", type=count, metavar="N", help="how many there are")

@@ -63,7 +63,7 @@ def _add_plan(add: AddCommand) -> None:
     plan = add(
         "plan",
         _plan,
-        "Say what a run needs: parameters, FLOPs, memory, communication, time; search a layout.",
+        "Say what a run needs: FLOPs, memory, communication, time; search a layout.",
         "jaxllm plan configs/llama3_8b_v5p.yaml --topology v5p:2x2x4",
     )
     plan.set_defaults(takes_overrides=True)

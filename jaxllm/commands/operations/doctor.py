@@ -30,7 +30,7 @@ def add_commands(add: AddCommand) -> None:
         "doctor",
         _doctor,
         "Check hosts before a run: devices, versions, memory, clocks, the run's folder.",
-        "srun jaxllm doctor run.yaml",
+        "jaxllm doctor run.yaml",
     )
     doctor.set_defaults(takes_overrides=True)
     doctor.add_argument(
