@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from side_by_side import Comparison, compare
 
-from jaxllm.layers.experts.grouped_rows import block_size, map_groups
+from jaxllm.layers.experts.grouped_rows import blocking, map_groups
 from jaxllm.layers.linear import project
 
 ROWS, D, F = 1024, 256, 512
@@ -27,8 +27,8 @@ def one_product(kernel: jax.Array, rows: jax.Array) -> jax.Array:
 
 def by_blocks(rows: jax.Array, kernel: jax.Array, counts: jax.Array) -> jax.Array:
     """The products of rows with their experts' kernels."""
-    size = block_size(ROWS, kernel.shape[0])
-    return map_groups(one_product, size, kernel, (rows,), counts)
+    blocks = blocking(ROWS, kernel.shape[0])
+    return map_groups(one_product, blocks, kernel, (rows,), counts)
 
 
 def _compare(num_experts: int, rounds: int) -> Comparison:

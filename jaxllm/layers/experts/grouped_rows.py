@@ -7,8 +7,9 @@ are: other rows cost neither time nor, between the products, memory.
 """
 
 import functools
+import re
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,29 @@ class RowFunction(Hashable, Protocol):
     __call__: Callable[..., Array]
 
 
-def block_size(rows: int, groups: int) -> int:
-    """Returns how many rows a block should have, a power of two.
+class Blocking(NamedTuple):
+    """How rows are divided into blocks.
+
+    How many blocks there are is data. A plan of a run, which has none, reads from the loop's name
+    how many are expected: see `expected_times`.
+    """
+
+    size: int  # rows of a block
+    expected: int  # number of blocks
+
+    def name(self) -> str:
+        """The name of a loop over the blocks."""
+        return f"about_{self.expected}_times"
+
+
+def expected_times(name: str) -> int | None:
+    """Returns how often the loop of this name, or of this stack of names, is expected to run."""
+    found = re.search(r"about_([0-9]+)_times", name)
+    return None if found is None else int(found[1])
+
+
+def blocking(rows: int, groups: int) -> Blocking:
+    """Returns how rows should be divided, into blocks of a power of two.
 
     The last block of a group is half empty on average. If the groups are large enough, no more than
     an eighth of the rows that are computed are not there.
@@ -36,11 +58,14 @@ def block_size(rows: int, groups: int) -> int:
         groups: their number.
     """
     even = max(rows // groups // 4, 1)
-    return min(max(1 << (even.bit_length() - 1), SMALLEST), LARGEST)
+    size = min(max(1 << (even.bit_length() - 1), SMALLEST), LARGEST)
+    return Blocking(size, -(-rows // size) + groups // 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def map_groups(function: RowFunction, size: int, params: Any, rows: Rows, counts: Array) -> Array:
+def map_groups(
+    function: RowFunction, blocking: Blocking, params: Any, rows: Rows, counts: Array
+) -> Array:
     """Returns `function(params[g], *rows)` of the rows of each group g; others give zeros.
 
     The first `counts[0]` rows are of group 0, the next `counts[1]` of group 1, and so on. Matrices
@@ -49,34 +74,39 @@ def map_groups(function: RowFunction, size: int, params: Any, rows: Rows, counts
 
     Args:
         function: each of its results depends on one row.
-        size: number of rows of a block; see `block_size`.
+        blocking: see the function `blocking`.
         params: a pytree of arrays with a leading dimension for the groups.
         rows: arrays of M rows.
         counts: rows of each group.
     """
-    return _map(function, min(size, rows[0].shape[0]), params, rows, counts)
+    return _map(function, _within(blocking, rows), params, rows, counts)
 
 
 def _forward(
-    function: RowFunction, size: int, params: Any, rows: Rows, counts: Array
+    function: RowFunction, blocking: Blocking, params: Any, rows: Rows, counts: Array
 ) -> tuple[Array, tuple[Any, Rows, Array]]:
-    return map_groups(function, size, params, rows, counts), (params, rows, counts)
+    return map_groups(function, blocking, params, rows, counts), (params, rows, counts)
 
 
 def _backward(
-    function: RowFunction, size: int, saved: tuple[Any, Rows, Array], dout: Array
+    function: RowFunction, blocking: Blocking, saved: tuple[Any, Rows, Array], dout: Array
 ) -> tuple[Any, Rows, None]:
     params, rows, counts = saved
-    size = min(size, rows[0].shape[0])
-    return *_transpose(function, size, params, rows, counts, dout), None
+    return *_transpose(function, _within(blocking, rows), params, rows, counts, dout), None
 
 
 map_groups.defvjp(_forward, _backward)
 
 
+def _within(blocking: Blocking, rows: Rows) -> Blocking:
+    return blocking._replace(size=min(blocking.size, rows[0].shape[0]))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once even if layers run op by op
-def _map(function: RowFunction, size: int, params: Any, rows: Rows, counts: Array) -> Array:
-    M, rounded = rows[0].shape[0], _rounded(params, rows)
+def _map(
+    function: RowFunction, blocking: Blocking, params: Any, rows: Rows, counts: Array
+) -> Array:
+    M, rounded, size = rows[0].shape[0], _rounded(params, rows), blocking.size
     blocks = Blocks(counts, M, size)
     padded = blocks.pad(rows)
     shapes = jax.eval_shape(function, blocks.params(0, rounded, params), *blocks.take(0, padded))
@@ -86,16 +116,22 @@ def _map(function: RowFunction, size: int, params: Any, rows: Rows, counts: Arra
         return blocks.put(i, y, out)
 
     out = jnp.zeros_like(rows[0], shapes.dtype, shape=(M + size, *shapes.shape[1:]))
-    return blocks.cut(jax.lax.fori_loop(0, blocks.count, one, out))
+    with jax.named_scope(blocking.name()):
+        return blocks.cut(jax.lax.fori_loop(0, blocks.count, one, out))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _transpose(
-    function: RowFunction, size: int, params: Any, rows: Rows, counts: Array, dout: Array
+    function: RowFunction,
+    blocking: Blocking,
+    params: Any,
+    rows: Rows,
+    counts: Array,
+    dout: Array,
 ) -> tuple[Any, Rows]:
     """Returns the gradients of the parameters and of the rows."""
     rounded = _rounded(params, rows)
-    blocks = Blocks(counts, rows[0].shape[0], size)
+    blocks = Blocks(counts, rows[0].shape[0], blocking.size)
     padded, padded_dout = blocks.pad(rows), blocks.pad((dout,))
 
     def one(i: Array, sums: tuple[Any, Rows]) -> tuple[Any, Rows]:
@@ -108,7 +144,8 @@ def _transpose(
         )
 
     zero = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params), blocks.zeros(rows)
-    dparams, drows = jax.lax.fori_loop(0, blocks.count, one, zero)
+    with jax.named_scope(blocking.name()):
+        dparams, drows = jax.lax.fori_loop(0, blocks.count, one, zero)
     dparams = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dparams, params)
     return dparams, tuple(blocks.cut(dx) for dx in drows)
 

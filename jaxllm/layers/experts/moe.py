@@ -22,7 +22,7 @@ from .expert_parallel import (
     map_over_devices,
     shards_experts,
 )
-from .grouped_rows import block_size, map_groups
+from .grouped_rows import blocking, map_groups
 
 Parts = dict[str, Any]  # the experts' projections by name: of one device, or of all
 Kernel = tuple[Array, Array | None]  # and its bias
@@ -166,7 +166,7 @@ class MoE(nnx.Module):
         last = {name: None if overflow is None else getattr(overflow, name) for name in names}
         params = {name: parts[name].stacked_with(last[name]) for name in names}
         function = ExpertMLP(self.config.mlp.activation, self.config.numerics.dtype)
-        return partial(map_groups, function, block_size(rows, groups), params)
+        return partial(map_groups, function, blocking(rows, groups), params)
 
 
 @dataclasses.dataclass(frozen=True)

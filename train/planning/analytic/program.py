@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.layers.experts.grouped_rows import expected_times
+
 # What a compiler merges with a value, so that both are one array in another dtype or order.
 VIEWS = {
     *("convert_element_type", "transpose", "reshape", "copy", "copy_p", "name", "squeeze"),
@@ -120,11 +122,12 @@ class _Flattener:
                         outputs[0].branch = value.branch
 
     def _loop(self, eqn: Any, inputs: list[Value], env: dict[Any, Value]) -> Op:
-        """Returns a scan, or a while loop, whose trips are unknown, as a scan of one trip."""
+        """Returns a scan, or a while loop as a scan of the trips that its name expects, or one."""
         params = eqn.params
         body = params["jaxpr" if eqn.primitive.name == "scan" else "body_jaxpr"]
         outputs = [env.setdefault(var, _value(var.aval)) for var in eqn.outvars]
-        kept = {**params, "length": params.get("length", 1)}
+        expected = expected_times(str(eqn.source_info.name_stack)) or 1
+        kept = {**params, "length": params.get("length", expected)}
         if eqn.primitive.name == "while":
             kept |= {"num_consts": params["body_nconsts"], "num_carry": len(outputs)}
             inputs = inputs[params["cond_nconsts"] :]

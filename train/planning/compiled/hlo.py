@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxllm.layers.experts.grouped_rows import expected_times
+
 _BYTES = {
     "pred": 1.0,
     **dict.fromkeys(("s4", "u4", "f4e2m1fn"), 0.5),
@@ -133,12 +135,14 @@ def _count_runs(
 
 
 def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """Returns how often a loop runs: as XLA notes it, or the constant that its condition compares.
+    """Returns how often a loop runs: as XLA notes it, its name expects, or its condition compares.
 
     A windowed einsum of the partitioner advances by two where its body has the constant 2.
     """
     if known := _TRIPS.search(loop.rest):
         return int(known[1])
+    if expected := expected_times(loop.rest):
+        return expected
     parts = dict(_LOOP.findall(loop.rest))
     condition = list(computations.get(parts.get("condition", ""), ()))
     for one in tuple(condition):  # the constant may be fused into the comparison

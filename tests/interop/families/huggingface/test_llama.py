@@ -452,7 +452,7 @@ def test_every_problem_of_a_config_is_in_one_error(llama):
     ("changes", "said"),
     [
         ({"hidden_size": ...}, "hidden_size is missing"),
-        ({"num_atention_heads": 6, "num_attention_heads": ...}, "did you mean"),
+        ({"num_atention_heads": 6, "num_attention_heads": ...}, "a misspelling of it"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_parameters": LINEAR | {"factor": 0.5}}, "factor=0.5"),
         ({"rope_parameters": LLAMA3 | {"low_freq_factor": ...}}, "low_freq_factor is missing"),
