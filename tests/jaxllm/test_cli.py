@@ -175,7 +175,7 @@ INTERRUPTED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from jaxllm.commands import runs
-runs.read_run_config = lambda arguments: signal.raise_signal(signal.SIGINT)
+runs.read_run_config = lambda *given: signal.raise_signal(signal.SIGINT)
 from jaxllm.cli import main
 sys.exit(main(sys.argv[1:]))
 """

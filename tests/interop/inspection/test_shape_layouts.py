@@ -26,7 +26,7 @@ CASES = [
 
 
 def count(shape, name, box):
-    return np.arange(math.prod(shape)).reshape(shape)
+    return [(box, np.arange(math.prod(shape)).reshape(shape))]
 
 
 @pytest.mark.parametrize(("left", "right", "number"), CASES)

@@ -94,7 +94,7 @@ def test_any_rule_fills_any_sharding_through_any_chunk_size(tmp_path_factory, da
 
     for name, index in rule.model.names(SIZES):
         box = [(0, size) for size in whole]
-        expected = importing.read(index, box, lambda n, b: arrays[n][slices(b)], BFLOAT16)
+        expected = importing.read(index, box, lambda n, b: [(b, arrays[n][slices(b)])], BFLOAT16)
         parts = made[name].arrays()
         array = jax.make_array_from_single_device_arrays(whole, sharding, parts)
         assert array.dtype == dtype
