@@ -64,15 +64,19 @@ def search(config: TrainConfig, topology: Topology) -> list[Candidate]:
 
 
 def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]:
-    """Returns meshes that can hold the state of a run, those that must exchange the least first."""
+    """Returns meshes that can hold the state of a run, those that must exchange the least first.
+
+    Their axis `sequence` is that of the run: what splitting sequences moves is not in the least.
+    """
     model = config.model
     assert model is not None, "checked by the caller"
     stack = main_stack(model)
     experts = 1 if stack.experts is None else stack.experts.num_experts
-    axes = [axis for axis in MESH_AXES if axis != "expert" or experts > 1]
-    ranked = []
-    for pairs in layouts(axes, topology.size):
-        mesh = {**dict.fromkeys(MESH_AXES, 1), **dict(pairs)}
+    fixed = {"sequence"} if experts > 1 else {"sequence", "expert"}
+    axes = [axis for axis in MESH_AXES if axis not in fixed]
+    ranked, sequence = [], config.mesh.sequence
+    for pairs in layouts(axes, topology.size // sequence):
+        mesh = {**dict.fromkeys(MESH_AXES, 1), **dict(pairs), "sequence": sequence}
         tensor = mesh["tensor"]
         if (
             experts % mesh["expert"]

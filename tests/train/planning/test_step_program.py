@@ -61,4 +61,6 @@ def test_a_bad_mesh_is_one_line():
 
 
 def test_mesh_sizes_are_in_the_order_of_the_axes():
-    assert list(mesh_shape(run(tensor=2, fsdp=4)).items())[1:3] == [("fsdp", 4), ("tensor", 2)]
+    assert list(mesh_shape(run(tensor=2, fsdp=4)).items())[1:4] == [
+        *(("fsdp", 4), ("sequence", 1), ("tensor", 2))
+    ]

@@ -158,16 +158,19 @@ class _Flattener:
     def _shard_map(
         self, eqn: Any, inputs: list[Value], env: dict[Any, Value], ops: list[Op]
     ) -> None:
-        """Inlines a shard_map: its values have the shapes of one device, and no axes."""
+        """Inlines a shard_map: along its own axes, values inside have the shapes of one device."""
         jaxpr, params = eqn.params["jaxpr"], eqn.params
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         local = [_value(var.aval) for var in jaxpr.invars]
-        ops.append(Op("shard_map_enter", inputs, local, {"specs": params["in_specs"]}))
+        own = params["newly_manual_axes"]
+        given = {"specs": params["in_specs"], "own": own}
+        ops.append(Op("shard_map_enter", inputs, local, given))
         inside = dict(zip(jaxpr.invars, local, strict=True))
         self.inline(jaxpr, inside, ops)
         results = [self.read(inside, var) for var in jaxpr.outvars]
         outputs = [env.setdefault(var, _value(var.aval)) for var in eqn.outvars]
-        ops.append(Op("shard_map_exit", results, outputs, {"specs": params["out_specs"]}))
+        returned = {"specs": params["out_specs"], "own": own}
+        ops.append(Op("shard_map_exit", results, outputs, returned))
 
 
 def _called(params: dict[str, Any]) -> Any:

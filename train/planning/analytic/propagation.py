@@ -8,7 +8,7 @@ that a gradient belongs to, is split by the same axes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxllm.train.planning.collectives import Collective, share, total_by_kind
@@ -223,29 +223,36 @@ class _Pass:
         given = op.params.get("axes", op.params.get("axis_name"))
         names = (given,) if isinstance(given, str) else tuple(given or ())
         axes = [axis for axis in names if self.plan.mesh_shape.get(axis, 1) > 1]
-        for value in op.outputs:
-            value.axes = tuple(() for _ in value.shape)
+        for value, out in zip(op.inputs, op.outputs, strict=False):
+            is_same = value.shape == out.shape  # axes that are not the shard_map's may split it
+            out.axes = value.axes if is_same else tuple(() for _ in out.shape)
         if not axes:
             self.ops.append(Op("alias", op.inputs[:1], op.outputs, {}))
             return
         kind = STATED[op.name]
         for value, out in zip(op.inputs, op.outputs, strict=False):
-            sizes = [math.prod(each.shape) * each.dtype.itemsize for each in (value, out)]
+            sizes = [local_bytes(each, self.plan.mesh_shape) for each in (value, out)]
             # Of the two sides of a ragged exchange, one has room for the worst case.
             size = {"all-gather": sizes[1], "ragged-all-to-all": min(sizes)}.get(kind, sizes[0])
             self.collective(kind, axes, value, out, size)
 
     def enter(self, op: Op) -> None:
         for value, inner, spec in zip(op.inputs, op.outputs, op.params["specs"], strict=True):
-            outer = self.reshard(value, self.active(spec_axes(spec, len(value.shape))))
-            inner.axes, inner.root = tuple(() for _ in inner.shape), outer
+            others = _without(value.axes, op.params["own"])
+            outer = self.reshard(value, self._with_spec(others, spec))
+            inner.axes, inner.root = others, outer
             self.ops.append(Op("alias", [outer], [inner], {}))
 
     def leave(self, op: Op) -> None:
         for value, outer, spec in zip(op.inputs, op.outputs, op.params["specs"], strict=True):
-            outer.axes = self.active(spec_axes(spec, len(outer.shape)))
+            outer.axes = self._with_spec(_without(value.axes, op.params["own"]), spec)
             outer.root = value
             self.ops.append(Op("alias", [value], [outer], {}))
+
+    def _with_spec(self, others: Axes, spec: Any) -> Axes:
+        """Returns the axes of a value outside a shard_map: those of its spec, and others."""
+        own = self.active(spec_axes(spec, len(others)))
+        return tuple((*rest, *mine) for rest, mine in zip(others, own, strict=True))
 
     def loop(self, op: Op) -> None:
         """Splits a loop: what it carries keeps the split of its start, or of the first trip."""
@@ -278,6 +285,10 @@ class _Pass:
         for i, (value, inner) in enumerate(zip(op.outputs, outputs, strict=True)):
             value.axes = inner.axes if i < carried else ((), *inner.axes)
         self.ops.append(Op("scan", inputs, op.outputs, op.params, done))
+
+
+def _without(axes: Axes, dropped: Collection[str]) -> Axes:
+    return tuple(tuple(axis for axis in each if axis not in dropped) for each in axes)
 
 
 def list_collectives(region: Region) -> list[Collective]:
