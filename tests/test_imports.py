@@ -220,7 +220,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("analytic", "collectives", "compiled", "minimum", "step_program", "topology"),
         },
         "render": {"collectives", "plan"},
-        "search": {"minimum", "plan", "topology"},
+        "search": {"minimum", "plan", "step_program", "topology"},
         "report": {"compiled", "plan", "render", "search", "step_program", "topology"},
     },
 }

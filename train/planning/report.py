@@ -1,17 +1,19 @@
 """What `jaxllm plan` says of a run on devices: one plan, or the layouts that a search found."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.cost import check_has_model
+from jaxllm.train.mesh import fill_sizes
 
 from .compiled.compiler import check_installed, compile_plan, is_installed
 from .plan import Plan, make_plan
 from .render import fits, render
 from .search import Candidate, search
-from .step_program import check_fits_topology
+from .step_program import check_fits_topology, mesh_shape
 from .topology import Topology
 
 log = logging.getLogger("jaxllm")
@@ -44,6 +46,8 @@ def report(config: TrainConfig, topology: Topology, options: Options) -> Report:
         ConfigError: the mesh or the batch does not fit the devices.
     """
     check_has_model(config)
+    sizes = fill_sizes(mesh_shape(config), topology.size)
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
     if options.search:
         return _report_search(config, topology, options)
     check_fits_topology(config, topology)  # before minutes of compiling

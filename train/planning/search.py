@@ -15,6 +15,7 @@ from jaxllm.train.setup import check_rows
 
 from .minimum import main_stack, minimum_bytes
 from .plan import Plan, make_plan
+from .step_program import mesh_shape
 from .topology import Topology
 
 log = logging.getLogger("jaxllm")
@@ -32,8 +33,8 @@ class Candidate(NamedTuple):
     @property
     def options(self) -> str:
         """The overrides that choose this layout."""
-        sizes = dataclasses.asdict(self.config.mesh)
-        mesh = (f"--mesh.{axis} {sizes[axis]}" for axis in MESH_AXES)
+        sizes = mesh_shape(self.config)
+        mesh = (f"--mesh.{axis} {size}" for axis, size in sizes.items())
         return " ".join(
             [*mesh, f"--remat {self.config.remat}", f"--accumulate {self.config.accumulate}"]
         )

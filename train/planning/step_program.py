@@ -1,7 +1,6 @@
 """The training step of a run with shapes in place of arrays, for devices that may not be there."""
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,8 +26,7 @@ Rows = dict[str, tuple[tuple[int, ...], Any]]  # shape and dtype of each array o
 
 def mesh_shape(config: TrainConfig) -> dict[str, int]:
     """Returns the size of each mesh axis of a run."""
-    sizes = dataclasses.asdict(config.mesh)
-    return {axis: sizes[axis] for axis in MESH_AXES}
+    return {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
 
 
 def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:

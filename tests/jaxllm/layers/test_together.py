@@ -9,7 +9,7 @@ from tiny import TINY, random_model, relative_l2
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import make_mesh
 from jaxllm.train.data.placement import on_mesh
-from jaxllm.train.loss import CrossEntropy
+from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import next_token_loss
 
 ROWS, T, L = 8, 13, 3
@@ -35,7 +35,7 @@ def test_gradients_of_one_input_are_summed_together(changes):
     mesh = make_mesh(fsdp=4, tensor=2)
 
     def loss(params, batch):
-        return next_token_loss(bind(params), batch, CrossEntropy(512))[0]
+        return next_token_loss(bind(params), batch, LossConfig(chunk_tokens=512))[0]
 
     expected = jax.jit(jax.value_and_grad(loss))(params, batch)
     with jax.set_mesh(mesh):

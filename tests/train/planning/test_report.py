@@ -20,6 +20,14 @@ def test_without_a_compiler_the_model_plans(monkeypatch):
     assert found.data["source"] == "analytic model"
 
 
+def test_an_axis_takes_the_devices_that_remain(monkeypatch):
+    monkeypatch.setattr(module, "is_installed", lambda platform: False)
+    found = report(run(fsdp=-1, tensor=2), TPU, Options())
+    assert found.data == report(run(fsdp=4, tensor=2), TPU, Options()).data
+    with pytest.raises(UserError, match="8 devices are not divisible by the 3 of the other axes"):
+        report(run(fsdp=-1, tensor=3), TPU, Options())
+
+
 def test_an_installed_compiler_plans_unless_declined(monkeypatch):
     monkeypatch.setattr(module, "is_installed", lambda platform: True)
     monkeypatch.setattr(module, "compile_plan", lambda config, topology, hlo=None: COMPILED)
