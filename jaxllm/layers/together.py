@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.sharding import partition_spec
 
-from .hooks import without_hooks
+from .hooks import has_hook, without_hooks
 from .linear import Linear
 
 AXIS = "tensor"
@@ -26,7 +26,8 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
         x: their input.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape[AXIS]
+    is_watched = any(map(has_hook, linears))  # values inside a shard_map cannot be recorded
+    ways = 1 if mesh.empty or is_watched else mesh.shape[AXIS]
     graphdef, state = nnx.split([without_hooks(linear) for linear in linears] if ways > 1 else [])
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     specs = [partition_spec(v.dims, v.get_value().shape, {AXIS: ways}) for v in variables]

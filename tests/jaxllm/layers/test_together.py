@@ -1,11 +1,15 @@
 """Tensor parallelism sums a layer's activations five times a step, and computes the same."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import collectives
+from flax import nnx
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.together import project_together
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import make_mesh
 from jaxllm.train.data.placement import on_mesh
@@ -50,3 +54,22 @@ def test_gradients_of_one_input_are_summed_together(changes):
         stream = (ROWS // 4, T, TINY.embed_dim)
         sums = [one for one in collectives(compiled) if one.kind == "all-reduce"]
         assert sum(one.runs for one in sums if stream in one.shapes and one.runs == L) == 5 * L
+
+
+def test_projections_with_hooks_are_called_one_by_one():
+    """Inside a shard_map hooks would get nothing, and parity would compare no projection."""
+    equations = "BTD,DNH->BTNH", "BTD,DKH->BTKH"
+    shapes = (TINY.embed_dim, TINY.num_heads, TINY.head_dim), (TINY.embed_dim, 2, TINY.head_dim)
+    q_proj, k_proj = (
+        Linear(*each, config=TINY, rngs=nnx.Rngs(0)) for each in zip(equations, shapes, strict=True)
+    )
+    x_BTD = jnp.zeros((2, T, TINY.embed_dim))
+
+    def is_mapped():
+        run = jax.make_jaxpr(lambda x_BTD: project_together((q_proj, k_proj), x_BTD))
+        return "shard_map" in str(run(x_BTD))
+
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        assert is_mapped()
+        k_proj.hook = lambda name, value: value
+        assert not is_mapped()

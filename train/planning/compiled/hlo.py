@@ -102,7 +102,7 @@ def parse(text: str) -> Module:
         if head := _HEAD.fullmatch(line):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # attributes of kernels span lines, which may begin with "}}"
             current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
             current.append(Instruction(*found.groups()))

@@ -51,6 +51,10 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
         groups = device_groups(one.rest, math.prod(mesh_shape.values()))
         moved = _results(one, kind)
         size, total = len(groups[0]), sum(shape.size for shape in moved)
+        if kind == "ragged-all-to-all":  # one of its two sides has room for the worst case
+            total = min(
+                sum(shape.size for shape in given) for given in _sides(module, computation, one)
+            )
         # A fusion of this name holds an all-reduce of which each device keeps its part.
         if kind == "all-reduce" and re.search("all.reduce.scatter", computation):
             kind = "reduce-scatter"
@@ -60,6 +64,14 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
         axes = axes_of(groups, mesh_shape)
         found.append(Collective(kind, axes, dtypes, runs, runs * total * share(kind, size)))
     return total_by_kind(found)
+
+
+def _sides(module: Module, computation: str, one: Instruction) -> list[list[Shape]]:
+    """Returns the arrays of the exchanged rows before and after an exchange."""
+    by_name = {other.name: other.outputs for other in module.computations[computation]}
+    before = by_name.get(one.operands[0]) if one.operands else None
+    after = [shape for shape in one.outputs if shape.dtype[0] in "bf"]
+    return [after[:1]] if before is None else [before[:1], after[:1]]
 
 
 def _results(one: Instruction, kind: str) -> list[Shape]:

@@ -67,3 +67,12 @@ def test_instructions_have_shapes_operands_and_scopes():
 def test_text_that_is_no_program_is_rejected():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse("HloModule x")
+
+
+def test_attributes_that_span_lines_do_not_end_a_computation():
+    """As libtpu prints those of Pallas kernels."""
+    kernel = (
+        '  %k = f32[4]{0} custom-call(%state), frontend_attributes={kernel_metadata={\n"a": 1\n}}\n'
+    )
+    text = TEXT.replace("  ROOT %next", f"{kernel}  ROOT %next").replace("{KNOWN}", "")
+    assert [one.name for one in parse(text).computations["body"]] == ["state", "fused", "k", "next"]
