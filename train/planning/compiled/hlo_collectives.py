@@ -67,11 +67,12 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
 
 
 def _sides(module: Module, computation: str, one: Instruction) -> list[list[Shape]]:
-    """Returns the arrays of the exchanged rows before and after an exchange."""
+    """Returns the rows before and after a ragged exchange, without the integers that say where."""
+    rows = [shape for shape in one.outputs if shape.dtype[0] in "bf"]
+    if one.op.endswith("-start"):  # returns its operands as well
+        return [rows[:1], rows[1:2]]
     by_name = {other.name: other.outputs for other in module.computations[computation]}
-    before = by_name.get(one.operands[0]) if one.operands else None
-    after = [shape for shape in one.outputs if shape.dtype[0] in "bf"]
-    return [after[:1]] if before is None else [before[:1], after[:1]]
+    return [rows[:1], by_name.get(one.operands[0], rows)[:1]]
 
 
 def _results(one: Instruction, kind: str) -> list[Shape]:

@@ -41,10 +41,19 @@ def test_groups_are_read_in_every_notation(text, groups):
         ("(f32[8], f32[8]) all-reduce-start(%a, %a)", "all-reduce", 64 * 6 / 4),
         ("f32[16] all-to-all(%a)", "all-to-all", 64 * 3 / 4),
         ("(f32[16], f32[16], u32[], u32[]) collective-permute-start(%a)", "collective-permute", 64),
+        # One side has room for the worst case.
+        ("f32[32] ragged-all-to-all(%a, %b, %c)", "ragged-all-to-all", 16 * 3 / 4),
+        (
+            "((f32[64], f32[16], s64[8]), f32[16]) ragged-all-to-all-start(%a, %b, %c)",
+            *("ragged-all-to-all", 64 * 3 / 4),
+        ),
     ],
 )
 def test_bytes_are_those_that_a_device_receives(line, kind, moved):
-    text = f"ENTRY %main (a: f32[4]) -> f32[4] {{\n  %c = {line}, replica_groups=[2,4]<=[8]\n}}\n"
+    text = (
+        "ENTRY %main (a: f32[4]) -> f32[4] {\n  %a = f32[4] parameter(0)\n"
+        f"  %c = {line}, replica_groups=[2,4]<=[8]\n}}\n"
+    )
     (found,) = read_collectives(parse(text), MESH)
     assert (found.kind, found.axes, found.moved) == (kind, ("fsdp",), moved)
 
