@@ -223,9 +223,8 @@ class _Pass:
         given = op.params.get("axes", op.params.get("axis_name"))
         names = (given,) if isinstance(given, str) else tuple(given or ())
         axes = [axis for axis in names if self.plan.mesh_shape.get(axis, 1) > 1]
-        for value, out in zip(op.inputs, op.outputs, strict=False):
-            is_same = value.shape == out.shape  # axes that are not the shard_map's may split it
-            out.axes = value.axes if is_same else tuple(() for _ in out.shape)
+        for value, out in zip(op.inputs, op.outputs, strict=False):  # others' axes may split it
+            out.axes = value.axes if value.shape == out.shape else ((),) * len(out.shape)
         if not axes:
             self.ops.append(Op("alias", op.inputs[:1], op.outputs, {}))
             return
