@@ -128,6 +128,9 @@ class _Flattener:
         outputs = [env.setdefault(var, _value(var.aval)) for var in eqn.outvars]
         expected = expected_times(str(eqn.source_info.name_stack)) or 1
         kept = {**params, "length": params.get("length", expected)}
+        if "ft_in" in params:  # of newer jax: what is constant, what is carried, and the rest
+            sizes = [len(list(part)) for part in params["ft_in"].unpack()]
+            kept |= {"num_consts": sizes[0], "num_carry": sizes[1]}
         if eqn.primitive.name == "while":
             kept |= {"num_consts": params["body_nconsts"], "num_carry": len(outputs)}
             inputs = inputs[params["cond_nconsts"] :]
