@@ -73,7 +73,9 @@ def test_loss_and_gradient_match_torch(kind):
 
     @jax.jit
     def both(params):
-        return jax.value_and_grad(lambda p: loss(bind(p), batch, 4)[0])(params)
+        return jax.value_and_grad(lambda p: loss(bind(p), batch, LossConfig(chunk_tokens=4))[0])(
+            params
+        )
 
     found, ours = both(params)
     assert float(found) == pytest.approx(total, rel=TOLERANCE)
@@ -113,9 +115,11 @@ def test_experts_add_an_auxiliary_loss_in_each_stack():
         for weight in (0.0, 0.3, 0.6):
             experts = dataclasses.replace(config.experts, aux_weight=weight)
             changed = random_of(with_fields(CONFIGS[kind], **sparse | {"experts": experts}))
-            losses[weight] = jax.jit(get_objective(model).loss, static_argnums=2)(changed, batch, 4)
-        assert float(losses[0.0][1]) == 0 < float(losses[0.3][1])
-        assert float(losses[0.6][1]) == pytest.approx(2 * float(losses[0.3][1]))
+            losses[weight] = jax.jit(get_objective(model).loss, static_argnums=2)(
+                changed, batch, LossConfig(chunk_tokens=4)
+            )
+        assert float(losses[0.0][1].aux_loss) == 0 < float(losses[0.3][1].aux_loss)
+        assert float(losses[0.6][1].aux_loss) == pytest.approx(2 * float(losses[0.3][1].aux_loss))
         assert float(losses[0.0][0]) == float(losses[0.3][0])
 
 
