@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from jaxllm.sharding import partition_spec
+from jaxllm.sharding import partition_spec, platform
 
 from .hooks import has_hook, without_hooks
 from .linear import Linear
@@ -36,7 +37,10 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
 
     def local(arrays: list[Array], x: Array) -> tuple[Array, ...]:
         own = nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), arrays))
-        x = jax.lax.pcast(x, AXIS, to="varying")  # the gradient of this is the one sum
+        # The gradient of this is the one sum. XLA for CPUs adds bfloat16 up in float32 anyway, but
+        # ends the process where the sum is inside a shard_map over some of the axes.
+        summed_in = jnp.float32 if platform() == "cpu" else x.dtype
+        x = jax.lax.pcast(x.astype(summed_in), AXIS, to="varying").astype(x.dtype)
         return tuple(linear(x) for linear in own)
 
     outputs = tuple(_output_spec(linear, ways) for linear in linears)

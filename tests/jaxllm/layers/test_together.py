@@ -25,6 +25,7 @@ ROWS, T, L = 8, 13, 3
         {},
         {"attention.qkv_bias": True, "mlp.bias": True},
         {"num_kv_heads": 1},  # fewer than devices: k and v are not split
+        {"numerics.dtype": "bfloat16"},  # XLA for CPUs cannot sum it inside the shard_map
     ],
 )
 def test_gradients_of_one_input_are_summed_together(changes):
@@ -49,7 +50,7 @@ def test_gradients_of_one_input_are_summed_together(changes):
         compiled = jax.jit(jax.value_and_grad(loss)).lower(*given).compile()
         found = compiled(*given)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert relative_l2(ours, theirs) < 1e-5
+        assert relative_l2(ours, theirs) < (5e-2 if "numerics.dtype" in changes else 1e-5)
     if "num_kv_heads" not in changes:
         stream = (ROWS // 4, T, TINY.embed_dim)
         sums = [one for one in collectives(compiled) if one.kind == "all-reduce"]
