@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxllm.errors import MissingFileError
+from jaxllm.errors import MissingFileError, UserError
 
 from .environment import join_processes, log_to_stderr, print_rich
 from .options import AddCommand, add_json, add_processes, count
@@ -230,11 +230,13 @@ def _plan(arguments: argparse.Namespace) -> int:
         config = read_run_config(arguments, path)
     if arguments.plot:
         plot_schedule(config.optimizer, config.steps, arguments.plot)
+    chosen = {name: getattr(arguments, name) for name in Options._fields}
     if topology is None:
+        if given := [f"--{name}" for name, value in chosen.items() if value]:
+            raise UserError(f"{', '.join(given)}: only with --topology")
         cost = estimate_cost(config)
         print(json.dumps(cost._asdict()) if arguments.json else cost)
         return 0
-    chosen = {name: getattr(arguments, name) for name in Options._fields}
     found = report(config, topology, Options(**chosen))
     print(json.dumps(found.data) if arguments.json else found.text)
     return 0 if found.fits else 1

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Collective(NamedTuple):
@@ -13,6 +13,11 @@ class Collective(NamedTuple):
     dtype: str  # as HLO writes it
     runs: int  # in one step
     moved: float  # bytes that one device receives in one step
+
+
+def collectives_from_json(found: Iterable[dict[str, Any]]) -> tuple[Collective, ...]:
+    """Returns collectives that were written as JSON, which has lists in place of tuples."""
+    return tuple(Collective(**{**one, "axes": tuple(one["axes"])}) for one in found)
 
 
 def share(kind: str, size: int) -> float:

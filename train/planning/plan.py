@@ -18,7 +18,7 @@ from .topology import Topology
 
 
 class Plan(NamedTuple):
-    """What one step of a run holds, moves and computes on each device of a topology."""
+    """Memory, collectives, FLOPs and time of one step, for each device of a topology."""
 
     cost: RunCost
     topology: Topology
@@ -135,16 +135,18 @@ def make_plan(config: TrainConfig, topology: Topology, compiled: Compiled | None
     priced = price_step(config, topology.device)
     peak, collectives, traffic = priced.peak, priced.collectives, priced.traffic
     largest: tuple[tuple[str, float], ...] = priced.arrays
+    source = "analytic model"
     if compiled is not None:
-        peak = compiled.peak
+        peak, source = compiled.peak, "compiler (memory only)"
         largest = tuple((text, size) for text, size, _ in compiled.largest_arrays)
         if compiled.collectives:  # a program that does not fit is not compiled to its end
             collectives, traffic = compiled.collectives, compiled.traffic
+            source = "compiler"
     return Plan(
         cost,
         topology,
         shape,
-        "analytic model" if compiled is None else "compiler",
+        source,
         **state_bytes(config),
         peak=math.ceil(peak),
         collectives=collectives,

@@ -1,10 +1,11 @@
-"""What `jaxllm plan` says of a run on devices: one plan, or the layouts that a search found."""
+"""The output of `jaxllm plan --topology`: one plan, or the layouts that a search found."""
 
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxllm.errors import UserError
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.cost import check_has_model
 from jaxllm.train.mesh import fill_sizes
@@ -42,9 +43,11 @@ def report(config: TrainConfig, topology: Topology, options: Options) -> Report:
     """Plans a run on a topology, by the compiler if it is installed and not declined.
 
     Raises:
-        UserError: the config has no model, the compiler fails, or no layout fits.
+        UserError: options exclude each other, the config has no model, the compiler fails, or no
+            layout fits.
         ConfigError: the mesh or the batch does not fit the devices.
     """
+    _check_options(options, topology)
     check_has_model(config)
     sizes = fill_sizes(mesh_shape(config), topology.size)
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
@@ -57,6 +60,16 @@ def report(config: TrainConfig, topology: Topology, options: Options) -> Report:
     else:
         plan = _compiled_plan(config, topology, options.hlo)
     return Report(render(plan), plan.to_json(), plan.spare >= 0)
+
+
+def _check_options(options: Options, topology: Topology) -> None:
+    """Raises UserError for an option that would have no effect."""
+    if options.compile is not None and (options.analytic or not options.search):
+        raise UserError("--compile checks the layouts of --search, and excludes --analytic")
+    if options.hlo is not None:
+        if options.analytic or options.search:
+            raise UserError("--hlo needs the compiler's program; leave out --analytic and --search")
+        check_installed(topology.device.platform)
 
 
 def _compiled_plan(config: TrainConfig, topology: Topology, hlo: str | None = None) -> Plan:

@@ -35,7 +35,7 @@ def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
 
 
 def check_fits_topology(config: TrainConfig, topology: Topology) -> None:
-    """Raises ConfigError, in one line, if the mesh or the batch of a run does not fit devices."""
+    """Raises ConfigError, in one line, if the mesh or the batch does not fit the devices."""
     shape = mesh_shape(config)
     needed = int(np.prod([*shape.values()]))
     if needed != topology.size:
@@ -43,6 +43,11 @@ def check_fits_topology(config: TrainConfig, topology: Topology) -> None:
         raise ConfigError(
             f"the mesh {named or 'of one device'} needs {needed} devices, but {topology} has "
             f"{topology.size}; set --mesh.AXIS, or --search"
+        )
+    if any(getattr(config.mesh.dcn, axis) > 1 for axis in MESH_AXES):
+        raise ConfigError(
+            "mesh.dcn: a topology is one slice; plan the mesh of one slice, with its share of "
+            "batch_size"
         )
     check_rows(config, shape)
 

@@ -29,7 +29,7 @@ def flops_per_example(model: Model, seq_len: int, *, with_image: bool = False) -
         size = active_size(config, name, variable)
         if name.startswith("vision."):
             vision += size
-        elif not _is_looked_up(config, name):
+        elif not is_looked_up(config, name):
             text += size
     attended = sum(_attention(stack, seq_len) for stack in _stacks(config))
     total = seq_len * (6.0 * text + attended)
@@ -49,13 +49,17 @@ def active_size(config: Config, name: str, variable: Any) -> int:
     return size * stack.experts.top_k // stack.experts.num_experts
 
 
-def _is_looked_up(config: Any, name: str) -> bool:
+def is_looked_up(config: Any, name: str) -> bool:
     """Whether a parameter is a table of which tokens take rows, without a product of matrices."""
-    if not name.endswith(".embedding"):
-        return False
+    return name.endswith(".embedding") and not is_head(config, name)
+
+
+def is_head(config: Any, name: str) -> bool:
+    """Whether a parameter is the kernel of the output head, perhaps tied to the embedding."""
     last = config.decoder if isinstance(config, TwoStackConfig) else config
-    is_head = isinstance(last, DecoderConfig) and last.head.tied
-    return not (is_head and name in ("embed.embedding", "decoder.embed.embedding"))
+    is_tied = isinstance(last, DecoderConfig) and last.head.tied
+    own = ("embed.embedding", "decoder.embed.embedding") if is_tied else ()
+    return name.endswith("lm_head.kernel") or name in own
 
 
 def _stacks(config: Any) -> list[StackConfig]:

@@ -139,7 +139,7 @@ def _transpose(
         _, transposed = jax.vjp(function, own, *blocks.take(i, padded))
         dparams, *drows = transposed(*blocks.take(i, padded_dout))
         return (
-            jax.tree.map(lambda total, one: total.at[blocks.groups[i]].add(one), sums[0], dparams),
+            jax.tree.map(functools.partial(_add_at, blocks.groups[i]), sums[0], dparams),
             tuple(blocks.put(i, one, total) for total, one in zip(sums[1], drows, strict=True)),
         )
 
@@ -148,6 +148,12 @@ def _transpose(
         dparams, drows = jax.lax.fori_loop(0, blocks.count, one, zero)
     dparams = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dparams, params)
     return dparams, tuple(blocks.cut(dx) for dx in drows)
+
+
+def _add_at(i: Array, total: Array, one: Array) -> Array:
+    """Adds to one group's sum in place; of `total.at[i].add` XLA makes copies of the whole sum."""
+    own = jax.lax.dynamic_index_in_dim(total, i, 0, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(total, own + one, i, 0)
 
 
 def _rounded(params: Any, rows: Rows) -> Any:

@@ -108,6 +108,11 @@ def test_plan_prints_the_cost_of_a_run(tmp_path, capsys):
     assert "none.yaml" in capsys.readouterr().err
 
 
+def test_plan_options_of_a_topology_are_refused_without_one(capsys):
+    assert main(["plan", str(ROOT / "configs" / "tiny.yaml"), "--search", "--analytic"]) == 2
+    assert "--search, --analytic: only with --topology" in capsys.readouterr().err
+
+
 def test_plan_applies_overrides(capsys):
     tokens = []
     for steps in ("40", "80"):

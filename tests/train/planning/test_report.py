@@ -1,4 +1,4 @@
-"""What the command `plan` says of a run on devices."""
+"""The report of `jaxllm plan --topology`."""
 
 import pytest
 from planned_runs import TPU, run
@@ -33,7 +33,7 @@ def test_an_installed_compiler_plans_unless_declined(monkeypatch):
     monkeypatch.setattr(module, "compile_plan", lambda config, topology, hlo=None: COMPILED)
     found = report(run(fsdp=8), TPU, Options())
     assert not found.fits
-    assert "by the compiler: does not fit: 104.3 GiB more" in found.text
+    assert "by the compiler (memory only): does not fit: 104.3 GiB more" in found.text
     assert "analytic" in report(run(fsdp=8), TPU, Options(analytic=True)).text
 
 
@@ -53,5 +53,20 @@ def test_a_search_lists_layouts_and_lets_the_compiler_check_the_best(monkeypatch
     assert found.text.splitlines()[0] == "v5p:2x2x2: layouts that fit, the fastest first"
     assert "--remat full" in found.data["layouts"][0]["options"]
     checked = report(run(), TPU, Options(search=True, compile=1))
-    assert "by the compiler, does not fit" in checked.text
+    assert "by the compiler (memory only), does not fit" in checked.text
     assert not checked.fits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(compile=2), "--compile checks the layouts of --search"),
+        (Options(compile=2, search=True, analytic=True), "excludes --analytic"),
+        (Options(hlo="x", search=True), "--hlo needs the compiler's program"),
+        (Options(hlo="x"), "compiler for tpu is not installed"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(options, message, monkeypatch):
+    monkeypatch.setattr("jaxllm.train.planning.compiled.compiler.is_installed", lambda _: False)
+    with pytest.raises(UserError, match=message):
+        report(run(fsdp=8), TPU, options)

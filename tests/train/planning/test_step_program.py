@@ -13,6 +13,7 @@ from jaxllm.train.config import ConfigError
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.windows import Windows
+from jaxllm.train.mesh import MeshConfig, SlicesConfig
 from jaxllm.train.planning.step_program import (
     abstract_batch,
     abstract_mesh,
@@ -56,6 +57,9 @@ def test_a_bad_mesh_is_one_line():
     ) as error:
         check_fits_topology(run(fsdp=4), TPU)
     assert "\n" not in str(error.value)
+    sliced = dataclasses.replace(run(fsdp=8), mesh=MeshConfig(fsdp=8, dcn=SlicesConfig(fsdp=2)))
+    with pytest.raises(ConfigError, match=r"mesh\.dcn: a topology is one slice"):
+        check_fits_topology(sliced, TPU)
     with pytest.raises(ConfigError, match="= 12 sequences is not divisible by data x fsdp = 8"):
         check_fits_topology(run(fsdp=8, batch_size=12), TPU)
 

@@ -1,10 +1,10 @@
-"""What becomes of a sum over devices: the split and the dtype that it is headed for."""
+"""Destinations of sums over devices: the sharding and dtype that each result is converted to."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from .placement import Axes, Shape, active, spec_axes
+from .placement import Axes, Shape, active, axes_by_dim
 from .program import Op, Region, Value
 
 _MOST_STEPS = 12  # operations between a sum and what decides its split
@@ -46,7 +46,7 @@ class Destinations:
             if user is None or not _keeps_shape(user, value):
                 return _reordered(self.param_axes.get(value.shape), order)
             if user.name == "sharding_constraint":
-                target = spec_axes(user.params["sharding"].spec, len(value.shape))
+                target = axes_by_dim(user.params["sharding"].spec, len(value.shape))
                 return _reordered(active(target, self.mesh_shape), order)
             if (start := self._carried(user)) is not None:  # which keeps the split of its start
                 return _reordered(start.axes, order)

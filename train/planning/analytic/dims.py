@@ -124,8 +124,7 @@ def _resized(op: Op) -> DimLabels:
 def _update(op: Op) -> DimLabels:
     value, update = op.inputs[:2]
     ins = [i if value.shape[i] == size else None for i, size in enumerate(update.shape)]
-    whole = [x if x is not None else None for x in ins]
-    return DimLabels([whole, ins, *([] for _ in op.inputs[2:])], [whole])
+    return DimLabels([ins, ins, *([] for _ in op.inputs[2:])], [ins])
 
 
 def _along(op: Op) -> DimLabels:

@@ -10,14 +10,18 @@ from collections.abc import Mapping
 
 from .program import Op, Region, Value, local_bytes
 
-# What a compiler does not fuse with its neighbours.
+# Operations that compilers do not fuse with their neighbours.
 UNFUSED = {
     *("dot_general", "ragged_dot_general", "ragged_dot", "collective", "scan", "sort", "top_k"),
     *("conv_general_dilated", "scatter", "scatter-add", "scatter_add", "cumsum", "pallas_call"),
     *("dot_product_attention_fwd", "dot_product_attention_bwd", "custom_call", "ffi_call"),
     *("gather", "concatenate"),
 }
-LOCAL = {"alias", "convert_element_type", "transpose", "reshape", "squeeze", "copy", "name"}
+# The operand that has the update of operations that change a part of an array in place.
+IN_PLACE = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2, "scatter_add": 2}
+VIEWS_AND_CASTS = {
+    *("alias", "convert_element_type", "transpose", "reshape", "squeeze", "copy", "name"),
+}
 
 
 class Liveness:
@@ -55,7 +59,7 @@ class Liveness:
                         to = users[0].outputs[0].dtype.itemsize
                         size *= min(1.0, to / value.dtype.itemsize)
                     sizes[id(value)] = size
-                elif op.name in LOCAL and self._is_kept_elsewhere(op, sizes):
+                elif op.name in VIEWS_AND_CASTS and self._is_kept_elsewhere(op, sizes):
                     continue
                 elif id(value) in self.outputs or any(user.name in UNFUSED for user in users):
                     sizes[id(value)] = size
@@ -112,7 +116,7 @@ class Liveness:
         return peak, found
 
     def _reused(self, op: Op, i: int, held: dict[int, tuple[float, str]]) -> float:
-        """Frees what a loop carries on, or an all-reduce sums, in place; returns its bytes."""
+        """Frees what a loop or an all-reduce updates in place; returns its bytes."""
         if op.name == "scan":
             first = op.params["num_consts"]
             taken = op.inputs[first : first + op.params["num_carry"]]
@@ -136,8 +140,8 @@ def describe(op: Op, value: Value) -> str:
 def vector_traffic(region: Region, mesh_shape: Mapping[str, int]) -> float:
     """Returns the bytes that one run reads and writes in HBM, matmuls and collectives aside.
 
-    Each kept array is written once, unless a matmul or a collective makes it, and read once by
-    what is fused with each of its uses.
+    Each kept array is written once, unless an operation that is not fused makes it, and read once
+    by what is fused with each of its uses. Of an update in place, the update is read and written.
     """
     kept = Liveness(region, mesh_shape, is_donated=False)
     total = 0.0
@@ -145,9 +149,11 @@ def vector_traffic(region: Region, mesh_shape: Mapping[str, int]) -> float:
         if op.body is not None:
             total += op.params.get("length", 1) * vector_traffic(op.body, mesh_shape)
             continue
+        if op.name in IN_PLACE:
+            total += 2 * local_bytes(op.inputs[IN_PLACE[op.name]], dict(mesh_shape))
         for value in op.outputs:
             size = kept.sizes.get(id(value), 0.0)
-            total += size * (op.name not in UNFUSED)
+            total += size * (op.name not in UNFUSED and op.name not in IN_PLACE)
             users = {region.ops[i].name for i in kept.consumers[id(value)]}
-            total += size * bool(users - UNFUSED - LOCAL)
+            total += size * bool(users - UNFUSED - VIEWS_AND_CASTS)
     return total

@@ -4,29 +4,24 @@ from collections.abc import Mapping, Sequence
 
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.sharding import spec_axes
+
 from .program import Region
 
 Axes = tuple[tuple[str, ...], ...]
 Shape = tuple[int, ...]
 
 
-def spec_axes(spec: PartitionSpec, ndim: int) -> Axes:
-    """Returns the mesh axes of each dimension."""
+def axes_by_dim(spec: PartitionSpec, ndim: int) -> Axes:
+    """Returns the mesh axes that split each dimension."""
     parts = [*spec, *(None,) * (ndim - len(spec))]
-    return tuple(
-        ()
-        if part in (None, PartitionSpec.UNCONSTRAINED)
-        else (part,)
-        if isinstance(part, str)
-        else tuple(part)
-        for part in parts
-    )
+    return tuple(() if part is PartitionSpec.UNCONSTRAINED else spec_axes(part) for part in parts)
 
 
 def place_inputs(region: Region, shardings: Sequence[NamedSharding]) -> None:
     """Splits the inputs of a program by their shardings."""
     for value, sharding in zip(region.inputs, shardings, strict=True):
-        value.axes = spec_axes(sharding.spec, len(value.shape))
+        value.axes = axes_by_dim(sharding.spec, len(value.shape))
 
 
 def active(axes: Axes, mesh_shape: Mapping[str, int]) -> Axes:

@@ -15,7 +15,7 @@ from jaxllm.train.planning.collectives import Collective, share, total_by_kind
 
 from .destinations import Destinations
 from .dims import DimLabels, dim_labels
-from .placement import Axes, Shape, active, spec_axes
+from .placement import Axes, Shape, active, axes_by_dim
 from .program import VIEWS, Op, Region, Value, local_bytes
 
 # Collectives that a program states itself, inside shard_map.
@@ -74,7 +74,7 @@ class _Pass:
     def run(self) -> Region:
         for op in self.region.ops:
             if op.name == "sharding_constraint":
-                target = spec_axes(op.params["sharding"].spec, len(op.inputs[0].shape))
+                target = axes_by_dim(op.params["sharding"].spec, len(op.inputs[0].shape))
                 self.alias(op.outputs[0], self.reshard(op.inputs[0], self.active(target)), op)
             elif op.name == "shard_map_enter":
                 self.enter(op)
@@ -250,7 +250,7 @@ class _Pass:
 
     def _with_spec(self, others: Axes, spec: Any) -> Axes:
         """Returns the axes of a value outside a shard_map: those of its spec, and others."""
-        own = self.active(spec_axes(spec, len(others)))
+        own = self.active(axes_by_dim(spec, len(others)))
         return tuple((*rest, *mine) for rest, mine in zip(others, own, strict=True))
 
     def loop(self, op: Op) -> None:

@@ -23,7 +23,7 @@ from .propagation import Propagation, list_collectives
 
 
 class Priced(NamedTuple):
-    """What a step holds, moves and computes on each device."""
+    """Memory, collectives, FLOPs and HBM traffic of a step on one device."""
 
     state: float  # bytes of parameters, optimizer state and the batch
     peak: float  # bytes at the fullest moment, the state included

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from jaxllm.errors import UserError
 from jaxllm.train.config import TrainConfig, to_dict
-from jaxllm.train.planning.collectives import Collective
+from jaxllm.train.planning.collectives import Collective, collectives_from_json
 from jaxllm.train.planning.topology import Topology
 
 log = logging.getLogger("jaxllm")
@@ -31,7 +31,7 @@ _NEEDS = (
 
 
 class Compiled(NamedTuple):
-    """What a compiled step holds and moves on each device."""
+    """Memory, collectives and HBM traffic of a compiled step, for each device."""
 
     peak: int  # bytes: arguments, results and temporaries
     collectives: tuple[Collective, ...]  # empty if the program does not fit
@@ -53,8 +53,8 @@ def check_installed(platform: str) -> None:
     if not is_installed(platform):
         raise UserError(
             f"the compiler for {platform} is not installed ({PLUGINS[platform]} is missing); "
-            "install the extra with pip install 'jaxllm[plan]', or leave out --compile for the "
-            "analytic plan"
+            "install the extra with pip install 'jaxllm[plan]', or use --analytic, without "
+            "--compile and --hlo"
         )
 
 
@@ -128,12 +128,18 @@ def read_result(found: dict[str, Any]) -> Compiled:
     """Returns what a worker wrote. Raises UserError for an error other than too little memory."""
     if "error" in found:
         return Compiled(_needed_bytes(found["error"]), (), 0.0, (), 0.0)
+    if unknown := found["unknown_loops"]:
+        log.warning(
+            "%d loops of the program are counted once, since their lengths are unknown: it moves "
+            "more than is said here",
+            unknown,
+        )
     memory = found["memory"]
     peak = memory["argument_size"] + memory["temp_size"]
     peak += memory["output_size"] - memory["alias_size"]
     return Compiled(
         peak,
-        tuple(Collective(**{**one, "axes": tuple(one["axes"])}) for one in found["collectives"]),
+        collectives_from_json(found["collectives"]),
         found["traffic"],
         tuple((text, size, scope) for text, size, scope in found["largest_arrays"]),
         found["seconds"],

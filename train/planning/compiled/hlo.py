@@ -21,7 +21,7 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _CALLED = re.compile(
     r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)"
-    r"=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)\}?"
+    r"=(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 _LOOP = re.compile(r"(body|condition)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)')
@@ -60,8 +60,8 @@ class Instruction(NamedTuple):
     @property
     def called(self) -> list[str]:
         """The names of the computations that it calls, those of a loop aside."""
-        found = _CALLED.findall(self.rest)
-        return [name.lstrip(" %") for names in found for name in names.split(",")]
+        found = ("".join(groups) for groups in _CALLED.findall(self.rest))  # several, or one
+        return [name.strip(" %") for names in found for name in names.split(",")]
 
     @property
     def scope(self) -> str:

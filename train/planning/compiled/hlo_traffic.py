@@ -17,24 +17,63 @@ _FREE = {
 def vector_traffic(module: Module) -> float:
     """Returns the bytes that one run reads and writes in HBM, matmuls and collectives aside.
 
-    Counts operands and results of each instruction outside fusions; an update in place counts
-    what it changes.
+    Counts operands and results of each instruction outside fusions. Of an array that is only sliced
+    or updated in place, that part counts.
     """
     fused = _fused(module)
     total = 0.0
     for computation, instructions in module.computations.items():
         if computation in fused or not module.runs[computation]:
             continue
-        sizes = {one.name: sum(shape.size for shape in one.outputs) for one in instructions}
+        sizes = {one.name: _size(one) for one in instructions}
         for one in instructions:
             if not _is_counted(one) or is_matmul(module, one):
                 continue
-            reads = [sizes.get(name, 0.0) for name in one.operands]
-            moved = sizes[one.name] + sum(reads)
-            if "dynamic-update-slice" in f"{one.op} {one.name}" or one.op == "dynamic-slice":
-                changed = [size for size in (sizes[one.name], *reads) if size > 64]
-                moved = 2 * min(changed, default=0.0)  # offsets are no part of it
-            total += moved * module.runs[computation]
+            total += _moved(module, one, sizes) * module.runs[computation]
+    return total
+
+
+def _size(one: Instruction) -> float:
+    return sum(shape.size for shape in one.outputs)
+
+
+def _moved(module: Module, one: Instruction, sizes: dict[str, float]) -> float:
+    """Returns the bytes that an instruction reads and writes."""
+    reads, written = [sizes.get(name, 0.0) for name in one.operands], sizes[one.name]
+    if one.op in ("dynamic-slice", "slice"):
+        return 2 * written
+    if one.op == "dynamic-update-slice":
+        return 2 * reads[1]
+    if one.op != "fusion":
+        return written + sum(reads)
+    body = module.computations[one.called[0]]
+    inner = {each.name: _size(each) for each in body}
+    for each in body:
+        if each.op == "parameter" and (part := _used_part(body, each.name)) is not None:
+            place = int(each.rest.split(")")[0])
+            reads[place] = min(reads[place], part)
+        if each.op == "dynamic-update-slice" and inner[each.name] <= written:
+            written -= inner[each.name] - inner.get(each.operands[1], 0.0)
+    return written + sum(reads)
+
+
+def _used_part(body: list[Instruction], name: str) -> float | None:
+    """Returns the bytes read of an array that is only sliced or updated in place; None: of all."""
+    total = 0.0
+    for user in body:
+        if name not in user.operands:
+            continue
+        is_first = user.operands[0] == name
+        part: float | None = None
+        if user.op in ("bitcast", "reshape"):
+            part = _used_part(body, user.name)
+        elif user.op in ("dynamic-slice", "slice", "gather") and is_first:
+            part = _size(user)
+        elif user.op == "dynamic-update-slice" and is_first:
+            part = 0.0
+        if part is None:
+            return None
+        total += part
     return total
 
 

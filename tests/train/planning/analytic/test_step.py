@@ -6,35 +6,17 @@ from collections import Counter
 
 import jax
 import pytest
+from planned_runs import EXPERTS, run
 from tiny import TINY
 
-from jaxllm.config import ExpertsConfig, LayerKind, with_fields
 from jaxllm.distributed.devices import DEVICES
-from jaxllm.train import TrainConfig, make_mesh
-from jaxllm.train.mesh import MeshConfig
+from jaxllm.train import make_mesh
 from jaxllm.train.planning.analytic.step import price_step, state_bytes
 from jaxllm.train.planning.compiled.hlo import parse
 from jaxllm.train.planning.compiled.hlo_collectives import read_collectives
 from jaxllm.train.planning.step_program import make_step_program, mesh_shape
 
-EXPERTS = with_fields(
-    TINY,
-    pattern=(LayerKind(mlp="experts"),),
-    experts=ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24),
-)
 CPU = DEVICES["v5p"]._replace(platform="cpu")
-
-
-def _run(model, mesh):
-    return TrainConfig(
-        output="runs/x",
-        steps=10,
-        batch_size=16,
-        seq_len=64,
-        model=model,
-        mesh=MeshConfig(**mesh),
-        remat="full",
-    )
 
 
 def _by_axes(collectives):
@@ -57,12 +39,12 @@ def _by_axes(collectives):
     ids=str,
 )
 def test_collectives_are_those_of_xla_on_cpu(model, mesh):
-    run = _run(model, mesh)
-    steps, batch = make_step_program(run, make_mesh(**mesh))
+    config = run(model, **mesh)
+    steps, batch = make_step_program(config, make_mesh(**mesh))
     with jax.set_mesh(make_mesh(**mesh)):
         text = steps.train.lower(steps.abstract_state, batch).compile().as_text()
-    found = _by_axes(read_collectives(parse(text), mesh_shape(run)))
-    ours = _by_axes(price_step(run, CPU).collectives)
+    found = _by_axes(read_collectives(parse(text), mesh_shape(config)))
+    ours = _by_axes(price_step(config, CPU).collectives)
     largest = max(found.values())
     for key, moved in found.items():
         # On CPU, XLA gathers the router's logits for top_k, which are small in real models.
@@ -74,13 +56,13 @@ def test_collectives_are_those_of_xla_on_cpu(model, mesh):
 
 
 def test_state_bytes_are_those_of_the_shards():
-    run = _run(TINY, {"fsdp": 4, "tensor": 2})
-    held = state_bytes(run)
-    steps, _ = make_step_program(run, make_mesh(fsdp=4, tensor=2))
+    config = run(fsdp=4, tensor=2)
+    held = state_bytes(config)
+    steps, _ = make_step_program(config, make_mesh(fsdp=4, tensor=2))
     expected = sum(4 * _size(leaf) for leaf in jax.tree.leaves(steps.abstract_state.params))
     assert held["parameters"] == held["gradients"] == expected
     assert held["optimizer"] == pytest.approx(2 * expected, abs=64)  # and counts of steps
-    assert price_step(run, CPU).state == pytest.approx(sum(held.values()) - expected, abs=64)
+    assert price_step(config, CPU).state == pytest.approx(sum(held.values()) - expected, abs=64)
 
 
 def _size(leaf):
@@ -88,8 +70,8 @@ def _size(leaf):
 
 
 def test_rematerialization_trades_memory_for_arithmetic():
-    run = _run(TINY, {"fsdp": 8})
-    full = price_step(run, CPU)
-    none = price_step(dataclasses.replace(run, remat="none"), CPU)
+    config = run(fsdp=8)
+    full = price_step(config, CPU)
+    none = price_step(dataclasses.replace(config, remat="none"), CPU)
     assert none.flops < full.flops
     assert none.peak > full.peak

@@ -39,12 +39,12 @@ def test_other_errors_are_reported():
         compiler.read_result({"error": "INTERNAL: no"})
 
 
-def test_results_count_arguments_temporaries_and_new_outputs():
+def test_results_count_arguments_temporaries_and_new_outputs(caplog):
     memory = {"argument_size": 100, "temp_size": 30, "output_size": 90, "alias_size": 80}
     one = {"kind": "all-gather", "axes": ["fsdp"], "dtype": "bf16", "runs": 2, "moved": 5.0}
-    found = compiler.read_result(
-        {"memory": memory, "collectives": [one], "traffic": 7.0, "largest_arrays": [], "seconds": 1}
-    )
+    rest = {"traffic": 7.0, "largest_arrays": [], "seconds": 1, "unknown_loops": 2}
+    found = compiler.read_result({"memory": memory, "collectives": [one], **rest})
+    assert "2 loops of the program are counted once" in caplog.text
     assert (found.peak, found.traffic) == (140, 7.0)
     assert found.collectives[0].axes == ("fsdp",)
 

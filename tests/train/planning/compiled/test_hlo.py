@@ -59,7 +59,10 @@ def test_instructions_have_shapes_operands_and_scopes():
     out = module.computations["main"][-1]
     assert (out.op, out.operands, out.scope) == ("get-tuple-element", ["loop"], "jit(step)/out")
     assert out.outputs == [Shape("f32", (4,))]
-    assert module.computations["body"][1].called == ["inner"]
+    fused = module.computations["body"][1]
+    assert fused.called == ["inner"]
+    followed = fused._replace(rest=f'{fused.rest}, metadata={{op_name="x"}}, to_apply={{%a, %b}}')
+    assert followed.called == ["inner", "a", "b"]
     assert shapes("(bf16[8,4], s4[2])") == [Shape("bf16", (8, 4)), Shape("s4", (2,))]
     assert [shape.size for shape in shapes("(bf16[8,4], s4[2])")] == [64, 1]
 

@@ -50,4 +50,4 @@ def test_an_error_of_the_compiler_is_a_result(tmp_path, monkeypatch):
 def test_every_gpu_has_a_description(name):
     text = worker._GPU.format(name=name, memory=1, bandwidth=2, **worker._GPUS[name])
     assert "{" in text
-    assert "core_count: 1" in text
+    assert f"core_count: {worker._GPUS[name]['cores']} " in text
