@@ -65,6 +65,14 @@ CASES = {
     "small_v5p": Case("llama3_8b_v5p.yaml", "v5p:2x2x4", SMALL),
     "small_h100": Case("llama3_8b_h100.yaml", "h100:8", SMALL),
     "llama3_8b_v5p": Case("llama3_8b_v5p.yaml", "v5p:2x2x4"),
+    "llama3_8b_v5p_long": Case(
+        "llama3_8b_v5p.yaml",
+        "v5p:2x2x4",
+        (
+            *("--mesh.fsdp", "2", "--mesh.sequence", "8", "--seq-len", "131072"),
+            *("--batch-size", "2", "--model.max-len", "131072"),
+        ),
+    ),
     "llama3_8b_h100": Case("llama3_8b_h100.yaml", "h100:8"),
     "llama3_70b_v5p": Case("llama3_70b_v5p.yaml", "v5p:4x4x4"),
     "llama3_70b_v5p_tensor": Case(

@@ -13,7 +13,11 @@ from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
 from jaxllm.checkpointing.orbax_layout import read_step
-from jaxllm.config import Config, StackConfig, TwoStackConfig, check_has_head, with_fields
+from jaxllm.config import (
+    check_has_head,
+    stacks_of,
+    with_fields,
+)
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
@@ -70,7 +74,7 @@ def check_rows(config: TrainConfig, mesh_shape: Mapping[str, int]) -> None:
 def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
     """Loads the data as batches. Raises ConfigError if they do not fit the config or the model."""
     try:
-        for stack in _stacks(model.config):
+        for stack in stacks_of(model.config):
             check_positions(config.seq_len, stack)
         return Batches(
             with_tokenizer(config, model).load(model, config.seq_len),
@@ -80,11 +84,6 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
         )
     except (UserError, OSError) as error:
         raise ConfigError(str(error)) from error
-
-
-def _stacks(config: Config) -> list[StackConfig]:
-    """Returns the configs of a model's stacks, each of which reads sequences of `seq_len`."""
-    return [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
 
 
 def with_tokenizer(config: TrainConfig, model: Model) -> Data:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.config import Config, DecoderConfig, TwoStackConfig
+from jaxllm.config import Config, DecoderConfig, stacks_of
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 
 from .checkpoint_dir import HF, Checkpoint
@@ -61,7 +61,7 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
 
 
 def _is_tied(config: Config) -> bool:
-    last = config.decoder if isinstance(config, TwoStackConfig) else config
+    last = stacks_of(config)[-1]
     return isinstance(last, DecoderConfig) and last.head.tied
 
 

@@ -22,6 +22,7 @@ from .models import (
     TwoStackConfig,
     check_has_head,
     has_head,
+    stacks_of,
     with_head,
 )
 from .moved import MOVED, is_moved, upgrade_name
@@ -84,6 +85,7 @@ __all__ = [
     "has_head",
     "is_moved",
     "make_config",
+    "stacks_of",
     "to_dict",
     "upgrade_name",
     "upgraded",

@@ -202,9 +202,14 @@ Config = DecoderConfig | SequenceConfig | TwoStackConfig
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
+def stacks_of(config: Config) -> tuple[StackConfig, ...]:
+    """Returns the configs of a model's stacks: of its encoder, if it has one, and its decoder."""
+    return (config.encoder, config.decoder) if isinstance(config, TwoStackConfig) else (config,)
+
+
 def has_head(config: Config) -> bool:
     """Whether a model has an output head; without one it returns its hidden states."""
-    last = config.decoder if isinstance(config, TwoStackConfig) else config
+    last = stacks_of(config)[-1]
     return not isinstance(last, DecoderConfig) or last.head.kind != "none"
 
 

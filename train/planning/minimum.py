@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from jaxllm.config import Config, StackConfig, TwoStackConfig
+from jaxllm.config import Config, TwoStackConfig, stacks_of
 from jaxllm.models import build_abstract
 from jaxllm.params import dim_letters, named_parameters
 from jaxllm.sharding import DIMS, partition_spec, spec_axes
@@ -32,7 +32,7 @@ def minimum_bytes(
       layer, in the forward and in the backward pass.
     """
     sizes = {axis: size for axis, size in mesh_shape.items() if size > 1}
-    width = jnp.dtype(config.dtype or main_stack(model).numerics.dtype).itemsize
+    width = jnp.dtype(config.dtype or stacks_of(model)[-1].numerics.dtype).itemsize
     found: dict[tuple[str, ...], float] = defaultdict(float)
     named = named_parameters(build_abstract(model))
     stream = _stream_bytes(config, model, sizes, width)
@@ -66,7 +66,7 @@ def _add_activations(
     found: dict[tuple[str, ...], float], model: Config, sizes: Mapping[str, int], stream: float
 ) -> None:
     """Adds the sums over `tensor` and the rows that experts exchange."""
-    stack = main_stack(model)
+    stack = stacks_of(model)[-1]
     layers = (
         len(model.encoder.kinds) + len(model.decoder.kinds)
         if isinstance(model, TwoStackConfig)
@@ -87,9 +87,4 @@ def _stream_bytes(
     """Returns the bytes of the residual stream of a device's tokens in a step."""
     rows = partition_spec("B", (config.batch_size // config.accumulate,), sizes)
     ways = math.prod(sizes[axis] for axis in spec_axes(rows[0]))
-    return config.batch_size / ways * config.seq_len * main_stack(model).embed_dim * width
-
-
-def main_stack(model: Config) -> StackConfig:
-    """Returns the config of a model's stack, or of the decoder of two."""
-    return model.decoder if isinstance(model, TwoStackConfig) else model
+    return config.batch_size / ways * config.seq_len * stacks_of(model)[-1].embed_dim * width

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-from jaxllm.config import Remat
+from jaxllm.config import Remat, stacks_of
 from jaxllm.errors import UserError
 from jaxllm.sharding import MESH_AXES
 from jaxllm.train.config import ConfigError, TrainConfig
@@ -13,7 +13,7 @@ from jaxllm.train.cost import BYTES_PER_PARAMETER, parameters_per_device
 from jaxllm.train.mesh import layouts
 from jaxllm.train.setup import check_rows
 
-from .minimum import main_stack, minimum_bytes
+from .minimum import minimum_bytes
 from .plan import Plan, make_plan
 from .step_program import mesh_shape
 from .topology import Topology
@@ -71,7 +71,7 @@ def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]
     """
     model = config.model
     assert model is not None, "checked by the caller"
-    stack = main_stack(model)
+    stack = stacks_of(model)[-1]
     experts = 1 if stack.experts is None else stack.experts.num_experts
     fixed = {"sequence"} if experts > 1 else {"sequence", "expert"}
     axes = [axis for axis in MESH_AXES if axis not in fixed]

@@ -7,7 +7,13 @@ backward pass does not count, and causal attention counts as if every token saw 
 
 from typing import Any
 
-from jaxllm.config import Config, DecoderConfig, StackConfig, TwoStackConfig, VisionConfig
+from jaxllm.config import (
+    Config,
+    DecoderConfig,
+    StackConfig,
+    VisionConfig,
+    stacks_of,
+)
 from jaxllm.models import Model
 from jaxllm.params import named_parameters
 
@@ -31,7 +37,7 @@ def flops_per_example(model: Model, seq_len: int, *, with_image: bool = False) -
             vision += size
         elif not is_looked_up(config, name):
             text += size
-    attended = sum(_attention(stack, seq_len) for stack in _stacks(config))
+    attended = sum(_attention(stack, seq_len) for stack in stacks_of(config))
     total = seq_len * (6.0 * text + attended)
     images = config.vision if isinstance(config, DecoderConfig) and with_image else None
     if images is not None:
@@ -42,7 +48,7 @@ def flops_per_example(model: Model, seq_len: int, *, with_image: bool = False) -
 def active_size(config: Config, name: str, variable: Any) -> int:
     """Returns how many elements of a parameter a token is processed by."""
     size = variable.get_value().size
-    stack = config.decoder if isinstance(config, TwoStackConfig) else config
+    stack = stacks_of(config)[-1]
     is_chosen = "E" in variable.dims and ".router." not in name
     if stack.experts is None or not is_chosen:
         return size
@@ -56,14 +62,10 @@ def is_looked_up(config: Any, name: str) -> bool:
 
 def is_head(config: Any, name: str) -> bool:
     """Whether a parameter is the kernel of the output head, perhaps tied to the embedding."""
-    last = config.decoder if isinstance(config, TwoStackConfig) else config
+    last = stacks_of(config)[-1]
     is_tied = isinstance(last, DecoderConfig) and last.head.tied
     own = ("embed.embedding", "decoder.embed.embedding") if is_tied else ()
     return name.endswith("lm_head.kernel") or name in own
-
-
-def _stacks(config: Any) -> list[StackConfig]:
-    return [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
 
 
 def _attention(stack: StackConfig, seq_len: int) -> float:

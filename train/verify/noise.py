@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.config import Config, TwoStackConfig
+from jaxllm.config import Config, stacks_of
 from jaxllm.models import build_abstract
 from jaxllm.params import named_parameters, unstack_name
 
@@ -85,5 +85,4 @@ class Shuffle:
 
 
 def _position_kinds(config: Config) -> set[str]:
-    stacks = [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
-    return {stack.positions.kind for stack in stacks}
+    return {stack.positions.kind for stack in stacks_of(config)}

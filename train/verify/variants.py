@@ -10,7 +10,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxllm.config import AttentionKernel, Config, ExpertsConfig, Remat, TwoStackConfig, with_fields
+from jaxllm.config import (
+    AttentionKernel,
+    Config,
+    ExpertsConfig,
+    Remat,
+    stacks_of,
+    with_fields,
+)
 from jaxllm.layers.attention.kernels.choice import KERNELS
 from jaxllm.models import build_abstract
 from jaxllm.params import Params, map_parameters, unstack_name
@@ -83,7 +90,7 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
 
 def _kernels(config: Config) -> list[AttentionKernel]:
     """The kernels of attention that compute this model on these devices; on CPUs interpreted."""
-    stacks = [config.encoder, config.decoder] if isinstance(config, TwoStackConfig) else [config]
+    stacks = stacks_of(config)
     if any(stack.positions.kind in ("alibi", "relative", "distance") for stack in stacks):
         return []  # kernels have no bias of the scores
     here = platform()
@@ -98,8 +105,7 @@ def _microbatch_counts(config: TrainConfig) -> list[int]:
 
 def find_experts(config: Config) -> ExpertsConfig | None:
     """Returns the experts config of a model, which is the same for both stacks, or None."""
-    stack = config.decoder if isinstance(config, TwoStackConfig) else config
-    return stack.experts
+    return stacks_of(config)[-1].experts
 
 
 class Step(NamedTuple):
