@@ -83,7 +83,7 @@ class Attention(nnx.Module):
             mask_BTS = MaskSpec.from_config(self.config, self.kind).mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
             out_BTNH = self.masked_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
-        (out_BTNH,) = apply_hook(self, mixed=checkpoint_name(out_BTNH, ATTENDED))
+        (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def attend(
@@ -99,14 +99,15 @@ class Attention(nnx.Module):
         if kernel is not None:
             scale = config.scale or self.config.head_dim**-0.5
             call = Call(mask_spec, positions_BT, segments_BT, scale, config.softcap)
-            return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)
-        return self_attention(
+            return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)  # kernels name their output
+        out_BTNH = self_attention(
             *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT),
             mask_spec=mask_spec,
             bias=context.bias,
             attend=self.masked_attention,
             hooked_module=self if has_hook(self) else None,
         )
+        return checkpoint_name(out_BTNH, ATTENDED)
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
         """Calls `attention` with the scale and the soft cap of the config."""

@@ -25,6 +25,7 @@ from jaxllm.layers.stack import (
 )
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, split
+from jaxllm.train import make_mesh
 
 TOLERANCE = 2e-6  # relative L2, float32
 
@@ -232,3 +233,21 @@ def test_offload_keeps_only_the_inputs_of_layers_on_the_host():
     saved = [out.aval for out in scans[0].outvars if out.aval.ndim == 4]
     assert [x.shape for x in saved] == [(L, B, T, TINY.embed_dim)]
     assert saved[0].memory_space == jax.memory.Space.Host
+
+
+@pytest.mark.parametrize("kernel", ["blocks", "blocks of a split sequence", "splash", "triton"])
+def test_each_attention_output_is_saved_once(kernel):
+    """Kernels name theirs, which their gradients need: named again, it would be saved again."""
+    L, B, T, N, H = 3, 2, 128, 4, 16
+    shape = {"num_layers": L, "num_heads": N, "num_kv_heads": 2, "head_dim": H}
+    name, *is_split = kernel.split(" of ")
+    model = random_model({"attention.kernel": name}, **shape, max_len=T, remat="attention")
+    bind, params = split(model)
+    tokens = np.zeros((B, T), np.int32)
+    mesh = make_mesh(sequence=2 if is_split else 1, devices=jax.devices())
+    with jax.set_mesh(mesh):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: bind(p)(tokens).logits.std()))(params)
+    scan = next(e for e in jaxpr.eqns if e.primitive.name == "scan")
+    saved = [out.aval.size for out in scan.outvars]
+    assert TINY.embed_dim != N * H
+    assert saved.count(L * B * T * N * H) == 1

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.layers.attention.mask import same_segment
+from jaxllm.layers.linear import ATTENDED
 from jaxllm.sharding import multi_device_mesh, partition_spec
 
 from .call import Apply, Call
@@ -101,7 +103,7 @@ def in_blocks(
         mask_BTS = call.mask_spec.mask(at_BS[:, index], at_BS)
         mask_BTS &= same_segment(ids_BS[:, index], ids_BS)
         outs.append(attend(q_BTNH[:, own], k_BSKH, v_BSKH, mask_BTS))
-    return jnp.concatenate(outs, axis=1)
+    return checkpoint_name(jnp.concatenate(outs, axis=1), ATTENDED)
 
 
 def _split_evenly(x_BTKH: Array, ways: int) -> Array:
