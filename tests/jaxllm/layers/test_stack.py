@@ -148,9 +148,9 @@ def test_layers_apply_in_order_stacked_or_not(kinds, remat):
             else jnp.full((1, 3), layer_range(label)[0])
             for label in layer_labels(layers)
         }
-        out, written, others = jax.jit(partial(apply_layers, step=step, remat=remat))(
-            layers, x_BTD=x, caches=caches
-        )
+        out, written, others = jax.jit(
+            partial(apply_layers, step=step, remat=remat, dtype="float32")
+        )(layers, x_BTD=x, caches=caches)
         np.testing.assert_allclose(out, expected, rtol=1e-6)
         assert set(written) == set(others) == set(layer_labels(layers))
         for label, rest in others.items():
