@@ -87,6 +87,8 @@ def in_blocks(
 ) -> Array:
     """Computes self-attention, BTNH, by matmuls: what `on_devices` runs where there is no kernel.
 
+    Each block attends to all keys: the order of queries is data, so none are known to be unseen.
+
     Args:
         q_BTNH: queries.
         k_BSKH: keys.
