@@ -194,14 +194,6 @@ def attention(
     return out_BTKGH.reshape(B, T, N, H)
 
 
-def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
-    """Repeats each key/value head for its `n_rep` consecutive query heads, BSNH.
-
-    For attention functions without grouped heads; `attention` needs no copies.
-    """
-    return jnp.repeat(kv_BSKH, n_rep, axis=2)
-
-
 def self_attention(
     q_BTNH: Array,
     k_BTKH: Array,
