@@ -1,4 +1,4 @@
-"""Self-attention with grouped queries (Ainslie et al., 2023), computed in blocks of queries."""
+"""Grouped-query self-attention (Ainslie et al., 2023), by a kernel or in blocks of queries."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
