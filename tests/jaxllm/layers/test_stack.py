@@ -209,7 +209,7 @@ def test_kind_of_every_layer_matters():
                 assert relative_l2(logits(changed), expected) > 1e-3, (i, other)
 
 
-def test_what_is_recomputed_changes_memory_but_not_a_bit_of_the_gradients():
+def test_what_is_recomputed_changes_memory_but_not_the_gradients():
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 128))
     memory, gradients = {}, {}
     for remat in get_args(Remat):
