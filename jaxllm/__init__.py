@@ -10,8 +10,9 @@ equations (`"BTD,DNH->BTNH"`), sharding (`constrain(q_BTNH, "BTNH")`) and checkp
     G query heads per key/value head (N = K G)
     I input_dim and O output_dim, for models of continuous inputs
 
-Two places have letters of their own: images are `images_ICHW` (images, channels, pixels), and
-inside a mixture of experts S counts the tokens of all rows (`x_SD`).
+Some places have letters of their own: images are `images_ICHW` (images, channels, pixels); where
+rows are flattened (experts, the loss, lookups) S counts the tokens of a device or of all rows
+(`x_SD`), and M the rows that experts get; in the tiles of attention kernels R and C number tiles.
 """
 
 from .compatibility.moved_modules import install

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.config.checks import check_counts, check_fields, check_not_negative
 from jaxllm.layers.linear import Head, input_gradient, kernel_gradient
-from jaxllm.sharding import partition_spec, spec_axes
+from jaxllm.sharding import multi_device_mesh, partition_spec, spec_axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ def _on_devices(
 ) -> tuple[Array, Any, Any]:
     """Returns the loss and, if wanted, its gradients by the head and by the hidden states."""
     run = functools.partial(_on_device, options, with_gradient)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = multi_device_mesh()
+    if mesh is None:
         return run(Layout(), head, *tokens)
     x_BTD, rows = tokens[0], partition_spec("BT", tokens[1].shape, mesh.shape)
     kernel = partition_spec(head.dims, head.kernel.shape, mesh.shape)

@@ -6,7 +6,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxllm.sharding import constrain, partition_spec, spec_axes
+from jaxllm.sharding import constrain, multi_device_mesh, partition_spec, spec_axes
 
 Axes = tuple[str, ...]
 
@@ -18,8 +18,8 @@ def look_up(table_VD: Array, tokens_BT: Array, dtype: DTypeLike) -> Array:
     tokens of all of them, and they exchange those parts: a few activations move, and not the table.
     The gradient takes the same way back, and is added up in float32.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = multi_device_mesh()
+    if mesh is None:
         return _find(table_VD, tokens_BT, ()).astype(dtype)
     table, rows = (
         partition_spec(dims, x.shape, mesh.shape)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from jaxllm.config import Remat
 
@@ -124,7 +125,12 @@ def make_layers(
 
 
 def apply_layers(
-    layers: nnx.Dict, step: Step, x_BTD: Array, caches: Mapping[str, Any] | None, remat: Remat
+    layers: nnx.Dict,
+    step: Step,
+    x_BTD: Array,
+    caches: Mapping[str, Any] | None,
+    remat: Remat,
+    dtype: DTypeLike,
 ) -> tuple[Array, dict[str, Any] | None, dict[str, Any]]:
     """Runs `step` over the layers in order.
 
@@ -134,6 +140,7 @@ def apply_layers(
         x_BTD: the first layer's input.
         caches: the cache and other inputs of each layer, by label; None if there are none.
         remat: what the backward pass recomputes.
+        dtype: of activations, in which kernels are gathered; `x_BTD` may be wider.
 
     Returns:
         The last layer's x, the new caches by label (None if no `caches` were given), and the
@@ -144,7 +151,7 @@ def apply_layers(
     for run in _runs_of(layers):
         blocks = tuple(layers[label] for label in run.labels)
         given = None if caches is None else tuple(caches[label] for label in run.labels)
-        apply = partial(_apply_period, step, remat, run.repeats > 1)
+        apply = partial(_apply_period, step, remat, dtype, run.repeats > 1)
         if run.repeats > 1:
             x_BTD, (own, other) = jax.lax.scan(apply, x_BTD, (blocks, given))
         else:
@@ -155,7 +162,7 @@ def apply_layers(
 
 
 def _apply_period(
-    step: Step, remat: Remat, is_scanned: bool, x_BTD: Array, period: tuple
+    step: Step, remat: Remat, dtype: DTypeLike, is_scanned: bool, x_BTD: Array, period: tuple
 ) -> tuple[Array, tuple[tuple, tuple]]:
     """Runs the layers of one period in order."""
     run = step
@@ -163,7 +170,7 @@ def _apply_period(
         # The body of a scan is compiled separately, so CSE cannot undo the rematerialization there.
         run = jax.checkpoint(
             lambda block, x_BTD, given: step(
-                gather_kernels(block, x_BTD.dtype), checkpoint_name(x_BTD, STREAM), given
+                gather_kernels(block, dtype), checkpoint_name(x_BTD, STREAM), given
             ),
             policy=REMAT_POLICIES[remat],
             prevent_cse=not is_scanned,

@@ -28,7 +28,7 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
     """
     mesh = jax.sharding.get_abstract_mesh()
     is_watched = any(map(has_hook, linears))  # values inside a shard_map cannot be recorded
-    ways = 1 if mesh.empty or is_watched else mesh.shape[AXIS]
+    ways = 1 if mesh.empty or is_watched else mesh.shape.get(AXIS, 1)
     graphdef, state = nnx.split([without_hooks(linear) for linear in linears] if ways > 1 else [])
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     specs = [partition_spec(v.dims, v.get_value().shape, {AXIS: ways}) for v in variables]

@@ -81,6 +81,7 @@ class VisionEncoder(nnx.Module):
             constrain(x_BTD, "BTD"),
             None,
             self.remat,
+            dtype,
         )
         x_BTD = shuffle_pixels(self.final_norm(x_BTD)[:, :-1], vision.shuffle)
         h_BTF = constrain(activate("gelu", self.adapter_in(x_BTD)), "BTF")

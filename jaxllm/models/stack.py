@@ -90,6 +90,7 @@ class Stack(nnx.Module):
                 for label in layer_labels(self.layers)
             },
             self.config.remat,
+            self.config.numerics.dtype,
         )
         x_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         if self.config.numerics.wide_residual:

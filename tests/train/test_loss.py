@@ -145,6 +145,7 @@ HEADS = {
 MESHES = {
     "fsdp x tensor": {"fsdp": 4, "tensor": 2},
     "data x fsdp x expert": {"data": 2, "fsdp": 2, "expert": 2},
+    "fsdp x sequence": {"fsdp": 4, "sequence": 2},
 }
 
 
@@ -157,19 +158,22 @@ def by_hand(params, bind, tokens, mask_BT, z_loss):
 
 
 @pytest.mark.parametrize(
-    ("head", "mesh", "rows", "z_loss"),
+    ("head", "mesh", "shape", "z_loss"),
     [
-        ("own", "fsdp x tensor", 8, 0.0),
-        ("tied", "data x fsdp x expert", 4, 0.1),  # too few rows for all devices
-        ("capped", "fsdp x tensor", 8, 0.1),
+        ("own", "fsdp x tensor", (8, T), 0.0),
+        ("tied", "data x fsdp x expert", (4, T), 0.1),  # too few rows for all devices
+        ("capped", "fsdp x tensor", (8, T), 0.1),
+        ("own", "fsdp x sequence", (8, 12), 0.0),
+        ("tied", "fsdp x sequence", (8, 13), 0.1),  # `sequence` splits D but not the tokens
     ],
 )
-def test_on_a_mesh_loss_and_gradients_are_those_of_all_logits_at_once(head, mesh, rows, z_loss):
+def test_on_a_mesh_loss_and_gradients_are_those_of_all_logits_at_once(head, mesh, shape, z_loss):
     model = random_model(num_layers=1, **HEADS[head])
     bind, params = split(model)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, TINY.vocab_size, (rows, T + 1))
-    mask_BT = rng.random((rows, T)) < 0.6
+    rows, length = shape
+    tokens = rng.integers(0, TINY.vocab_size, (rows, length + 1))
+    mask_BT = rng.random(shape) < 0.6
     expected = jax.jit(jax.value_and_grad(by_hand), static_argnums=1)
     expected = expected(params, bind, tokens, mask_BT, z_loss)
     mesh = make_mesh(**MESHES[mesh])

@@ -1,4 +1,4 @@
-"""Self-attention with grouped queries (Ainslie et al., 2023), computed in blocks of queries."""
+"""Grouped-query self-attention (Ainslie et al., 2023), by a kernel or in blocks of queries."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -83,7 +83,7 @@ class Attention(nnx.Module):
             mask_BTS = MaskSpec.from_config(self.config, self.kind).mask(positions_BT, keys_BS)
             bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
             out_BTNH = self.masked_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
-        (out_BTNH,) = apply_hook(self, mixed=checkpoint_name(out_BTNH, ATTENDED))
+        (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def attend(
@@ -99,14 +99,15 @@ class Attention(nnx.Module):
         if kernel is not None:
             scale = config.scale or self.config.head_dim**-0.5
             call = Call(mask_spec, positions_BT, segments_BT, scale, config.softcap)
-            return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)
-        return self_attention(
+            return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)  # kernels name their output
+        out_BTNH = self_attention(
             *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT),
             mask_spec=mask_spec,
             bias=context.bias,
             attend=self.masked_attention,
             hooked_module=self if has_hook(self) else None,
         )
+        return checkpoint_name(out_BTNH, ATTENDED)
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
         """Calls `attention` with the scale and the soft cap of the config."""
@@ -191,14 +192,6 @@ def attention(
     probs_BKGTS = hook("probs", probs_BKGTS).astype(v_BSKH.dtype)
     out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
     return out_BTKGH.reshape(B, T, N, H)
-
-
-def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
-    """Repeats each key/value head for its `n_rep` consecutive query heads, BSNH.
-
-    For attention functions without grouped heads; `attention` needs no copies.
-    """
-    return jnp.repeat(kv_BSKH, n_rep, axis=2)
 
 
 def self_attention(

@@ -1,1 +1,1 @@
-"""Mixtures of experts: routing, grouped matmuls and expert parallelism."""
+"""Mixtures of experts: routing, grouped rows and expert parallelism."""

@@ -50,8 +50,8 @@ def expected_times(name: str) -> int | None:
 def blocking(rows: int, groups: int) -> Blocking:
     """Returns how rows should be divided, into blocks of a power of two.
 
-    The last block of a group is half empty on average. If the groups are large enough, no more than
-    an eighth of the rows that are computed are not there.
+    The last block of a group is half empty on average. If the groups are large enough, about an
+    eighth of the rows that are computed, or less, are not there.
 
     Args:
         rows: expected number of rows of all groups.

@@ -38,7 +38,7 @@ def apply(layers, x_BTD, segment_ids=None, caches=None, remat="none"):
     def step(block, x, cache):
         return block(x, Context(segment_ids, positions_BT), cache)
 
-    return apply_layers(layers, step, x_BTD, caches, remat)[:2]
+    return apply_layers(layers, step, x_BTD, caches, remat, "float32")[:2]
 
 
 @functools.partial(jax.jit, static_argnames="remat")

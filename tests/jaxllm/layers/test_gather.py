@@ -1,5 +1,7 @@
 """A layer that is recomputed gathers each kernel once in each direction, with equal gradients."""
 
+import re
+
 import jax
 import numpy as np
 from collectives import collectives
@@ -34,3 +36,13 @@ def test_each_kernel_is_gathered_twice_a_step():
     D, F = TINY.embed_dim, TINY.mlp_dim
     kernels = [one for one in gathers if {D, F} <= {*one.shapes[0]}]
     assert len(kernels) == 2 * 3  # gate, up and down, forward and backward
+
+
+def test_kernels_travel_in_the_compute_dtype_whatever_that_of_the_residual_stream():
+    numerics = {"numerics.dtype": "float16", "numerics.wide_residual": True}
+    bind, params = split(random_model(numerics, num_layers=L, remat="full"))
+    tokens = np.zeros((ROWS, T), np.int32)
+    with jax.set_mesh(make_mesh(fsdp=8)):
+        program = jax.jit(lambda params: bind(params)(tokens).logits).lower(params).as_text()
+    constraint = rf"sharding_constraint %.* : tensor<{TINY.embed_dim}x{TINY.mlp_dim}x(\w+)>"
+    assert {*re.findall(constraint, program)} == {"f16"}

@@ -25,6 +25,7 @@ from jaxllm.layers.stack import (
 )
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, split
+from jaxllm.train import make_mesh
 
 TOLERANCE = 2e-6  # relative L2, float32
 
@@ -147,9 +148,9 @@ def test_layers_apply_in_order_stacked_or_not(kinds, remat):
             else jnp.full((1, 3), layer_range(label)[0])
             for label in layer_labels(layers)
         }
-        out, written, others = jax.jit(partial(apply_layers, step=step, remat=remat))(
-            layers, x_BTD=x, caches=caches
-        )
+        out, written, others = jax.jit(
+            partial(apply_layers, step=step, remat=remat, dtype="float32")
+        )(layers, x_BTD=x, caches=caches)
         np.testing.assert_allclose(out, expected, rtol=1e-6)
         assert set(written) == set(others) == set(layer_labels(layers))
         for label, rest in others.items():
@@ -208,7 +209,7 @@ def test_kind_of_every_layer_matters():
                 assert relative_l2(logits(changed), expected) > 1e-3, (i, other)
 
 
-def test_what_is_recomputed_changes_memory_but_not_a_bit_of_the_gradients():
+def test_what_is_recomputed_changes_memory_but_not_the_gradients():
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 128))
     memory, gradients = {}, {}
     for remat in get_args(Remat):
@@ -232,3 +233,21 @@ def test_offload_keeps_only_the_inputs_of_layers_on_the_host():
     saved = [out.aval for out in scans[0].outvars if out.aval.ndim == 4]
     assert [x.shape for x in saved] == [(L, B, T, TINY.embed_dim)]
     assert saved[0].memory_space == jax.memory.Space.Host
+
+
+@pytest.mark.parametrize("kernel", ["blocks", "blocks of a split sequence", "splash", "triton"])
+def test_each_attention_output_is_saved_once(kernel):
+    """Kernels name theirs, which their gradients need: named again, it would be saved again."""
+    L, B, T, N, H = 3, 2, 128, 4, 16
+    shape = {"num_layers": L, "num_heads": N, "num_kv_heads": 2, "head_dim": H}
+    name, *is_split = kernel.split(" of ")
+    model = random_model({"attention.kernel": name}, **shape, max_len=T, remat="attention")
+    bind, params = split(model)
+    tokens = np.zeros((B, T), np.int32)
+    mesh = make_mesh(sequence=2 if is_split else 1, devices=jax.devices())
+    with jax.set_mesh(mesh):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: bind(p)(tokens).logits.std()))(params)
+    scan = next(e for e in jaxpr.eqns if e.primitive.name == "scan")
+    saved = [out.aval.size for out in scan.outvars]
+    assert TINY.embed_dim != N * H
+    assert saved.count(L * B * T * N * H) == 1

@@ -74,3 +74,11 @@ def test_projections_with_hooks_are_called_one_by_one():
         assert is_mapped()
         k_proj.hook = lambda name, value: value
         assert not is_mapped()
+
+
+def test_a_mesh_may_lack_the_axis():
+    linear = Linear("BTD,DF->BTF", (8, 16), config=TINY, rngs=nnx.Rngs(0))
+    x_BTD = jnp.ones((4, 2, 8))
+    with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+        (found,) = project_together((linear,), x_BTD)
+    np.testing.assert_array_equal(found, linear(x_BTD))

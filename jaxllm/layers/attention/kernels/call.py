@@ -1,4 +1,4 @@
-"""The arguments that all attention kernels share besides queries, keys and values."""
+"""The arguments that all attention kernels share, and how arrays are made to fit them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +8,8 @@ import numpy as np
 from jax import Array
 
 from jaxllm.layers.attention.mask import MaskSpec
+
+PADDING = np.iinfo(np.int32).max  # segment id that fills up the last tile; it sees only itself
 
 
 class Call(NamedTuple):
@@ -49,7 +51,20 @@ class Call(NamedTuple):
 Apply = Callable[[Array, Array, Array, Call], Array]  # of queries, keys and values
 
 
+def whole(length: int, tile: int) -> int:
+    """Returns the length in whole tiles."""
+    return -(-length // tile) * tile
+
+
 def padded(x: Array, length: int, value: int = 0) -> Array:
     """Pads axis 1 at its end to a length."""
     beside = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
     return jnp.pad(x, beside, constant_values=value)
+
+
+def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
+    """Repeats each key/value head for its `n_rep` consecutive query heads, BSNH.
+
+    For attention functions without grouped heads; `attention` needs no copies.
+    """
+    return jnp.repeat(kv_BSKH, n_rep, axis=2)

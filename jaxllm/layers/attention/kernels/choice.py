@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -66,15 +66,15 @@ def choose_kernel(
         if found is None:
             return None
         missing = _missing(has_bias=has_bias)
-        if jax.numpy.dtype(dtype).itemsize > 2:
-            missing = [*missing, "float32 products"]
+        if missing is None and jax.numpy.dtype(dtype).itemsize > 2:
+            missing = "float32 products"
         if missing:
-            _say_once(f"attention in blocks of queries: kernel {found} lacks {missing[0]}")
+            _say_once(f"attention in blocks of queries: kernel {found} lacks {missing}")
             return None
         kernel = found
     elif missing := _missing(has_bias=has_bias):
         raise UserError(
-            f"attention.kernel={kernel!r} lacks {missing[0]}; set it to 'auto' or 'blocks'"
+            f"attention.kernel={kernel!r} lacks {missing}; set it to 'auto' or 'blocks'"
         )
     if here not in (KERNELS[kernel].platform, "cpu"):
         raise UserError(
@@ -84,14 +84,10 @@ def choose_kernel(
     return partial(KERNELS[kernel].load(), interpret=here == "cpu")
 
 
-def _missing(*, has_bias: bool) -> list[str]:
-    return ["a bias of the scores"] if has_bias else []
+def _missing(*, has_bias: bool) -> str | None:
+    return "a bias of the scores" if has_bias else None
 
 
+@cache
 def _say_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
-        log.info("%s", message)
-
-
-_said: set[str] = set()
+    log.info("%s", message)

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.layers.attention.mask import same_segment
+from jaxllm.layers.linear import ATTENDED
 from jaxllm.sharding import multi_device_mesh, partition_spec
 
-from .call import Apply, Call
+from .call import Apply, Call, repeat_kv
 
 AXIS = "sequence"
 
@@ -42,7 +44,9 @@ def on_devices(kernel: Apply, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, call:
     q_spec = partition_spec("BTNH", q_BTNH.shape, mesh.shape)
     own_shape = NamedSharding(mesh, q_spec).shard_shape(q_BTNH.shape)
     ways, shards = (q_BTNH.shape[axis] // own_shape[axis] for axis in (2, 1))
-    k_BTKH, v_BTKH = (_split_evenly(x, ways) for x in (k_BTKH, v_BTKH))
+    # So often that devices with other query heads have key/value heads of theirs.
+    n_rep = math.lcm(k_BTKH.shape[2], ways) // k_BTKH.shape[2]
+    k_BTKH, v_BTKH = repeat_kv(k_BTKH, n_rep), repeat_kv(v_BTKH, n_rep)
     k_spec = partition_spec("BTKH", k_BTKH.shape, mesh.shape)
     order = orders(call, q_BTNH.shape[1], shards)
     given = call.positions_BS, call.segment_ids_BS, call.sinks_N
@@ -85,6 +89,8 @@ def in_blocks(
 ) -> Array:
     """Computes self-attention, BTNH, by matmuls: what `on_devices` runs where there is no kernel.
 
+    Each block attends to all keys: the order of queries is data, so none are known to be unseen.
+
     Args:
         q_BTNH: queries.
         k_BSKH: keys.
@@ -101,13 +107,7 @@ def in_blocks(
         mask_BTS = call.mask_spec.mask(at_BS[:, index], at_BS)
         mask_BTS &= same_segment(ids_BS[:, index], ids_BS)
         outs.append(attend(q_BTNH[:, own], k_BSKH, v_BSKH, mask_BTS))
-    return jnp.concatenate(outs, axis=1)
-
-
-def _split_evenly(x_BTKH: Array, ways: int) -> Array:
-    """Repeats key/value heads so often that devices with other query heads have heads of theirs."""
-    K = x_BTKH.shape[2]
-    return jnp.repeat(x_BTKH, math.lcm(K, ways) // K, axis=2)
+    return checkpoint_name(jnp.concatenate(outs, axis=1), ATTENDED)
 
 
 def orders(call: Call, T: int, shards: int) -> np.ndarray:

@@ -13,10 +13,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxllm.layers.attention.mask import MaskSpec
 from jaxllm.layers.linear import ATTENDED
 
-from .call import Call, padded
+from .call import PADDING, Call, padded, whole
 
 LANES, TILE = 128, 512  # tokens: the least of a tile, and of the tiles of long sequences
-PADDING = np.iinfo(np.int32).max  # segment id that fills up the last tile; it sees only itself
 CHUNKS = 1 << 12  # chunks per segment that fit beside the segment's id in one number
 
 
@@ -30,7 +29,7 @@ def splash_attention(
     one, and chunks, of which a segment may have 4096: otherwise the output is NaN.
     """
     (B, T, N, _), S = q_BTNH.shape, k_BSKH.shape[1]
-    rows, columns = _whole(T), _whole(S)
+    rows, columns = (whole(n, LANES if n <= TILE else TILE) for n in (T, S))
     ids_BS, is_right = _segments(call)
     segments = None
     if call.segment_ids_BS is not None or call.mask_spec.chunk or (rows, columns) != (T, S):
@@ -42,11 +41,6 @@ def splash_attention(
     run = jax.vmap(kernel, in_axes=(0, 0, 0, None if segments is None else 0, None))
     out_BNTH = run(*(x.swapaxes(1, 2) for x in arrays), segments, call.sinks_N)
     return jnp.where(is_right, out_BNTH.swapaxes(1, 2)[:, :T].astype(q_BTNH.dtype), jnp.nan)
-
-
-def _whole(length: int) -> int:
-    tile = LANES if length <= TILE else TILE
-    return -(-length // tile) * tile
 
 
 def _segments(call: Call) -> tuple[Array, Array]:

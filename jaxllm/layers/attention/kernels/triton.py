@@ -18,12 +18,11 @@ from jax.experimental.pallas import triton as plgpu
 
 from jaxllm.layers.linear import ATTENDED
 
-from .call import Call, padded
+from .call import PADDING, Call, padded, whole
 from .tiles import Tokens, tile_ranges, visible_tiles
 from .triton_tiles import LOG2E, Places, Rules, backward_keys, backward_queries, forward
 
 KEYS = 64  # per tile
-PADDING = np.iinfo(np.int32).max  # segment id that fills up the last tile; it sees only itself
 
 
 class Operands(NamedTuple):
@@ -45,10 +44,10 @@ def triton_attention(
     size = _queries_per_tile(H)
 
     def fit(x: Array, tile: int) -> Array:
-        whole = padded(x, _whole(x.shape[1], tile))
-        return jnp.pad(whole, [(0, 0)] * 3 + [(0, pl.next_power_of_2(H) - H)])
+        x = padded(x, whole(x.shape[1], tile))
+        return jnp.pad(x, [(0, 0)] * 3 + [(0, pl.next_power_of_2(H) - H)])
 
-    queries, keys = _tokens(call, B, _whole(T, size), _whole(k_BSKH.shape[1], KEYS))
+    queries, keys = _tokens(call, B, whole(T, size), whole(k_BSKH.shape[1], KEYS))
     arrays = fit(q_BTNH, size), fit(k_BSKH, KEYS), fit(v_BSKH, KEYS)
     rules = Rules(call.mask_spec, call.scale, call.softcap)
     out_BTNH = _attend(Operands(*arrays, queries, keys, call.sinks_N), rules, interpret)
@@ -57,10 +56,6 @@ def triton_attention(
 
 def _queries_per_tile(H: int) -> int:
     return 128 if H <= 128 else 64  # a tile of wider heads does not fit the registers
-
-
-def _whole(length: int, tile: int) -> int:
-    return -(-length // tile) * tile
 
 
 def _tokens(call: Call, B: int, T: int, S: int) -> tuple[Tokens, Tokens]:

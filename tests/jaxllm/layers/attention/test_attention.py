@@ -14,8 +14,9 @@ from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import scaled_dot_product_attention
 
 from jaxllm.config import AttentionConfig
-from jaxllm.layers.attention.attention import attention, repeat_kv, self_attention
+from jaxllm.layers.attention.attention import attention, self_attention
 from jaxllm.layers.attention.cache import KVCache
+from jaxllm.layers.attention.kernels.call import repeat_kv
 from jaxllm.layers.attention.mask import MaskSpec
 from jaxllm.layers.context import Context
 

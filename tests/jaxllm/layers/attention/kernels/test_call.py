@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.layers.attention.kernels.call import Call, padded
+from jaxllm.layers.attention.kernels.call import Call, padded, whole
 from jaxllm.layers.attention.mask import MaskSpec
 
 
@@ -16,3 +16,7 @@ def test_a_call_knows_its_queries_and_segments():
 
 def test_padding_is_at_the_end_of_axis_1():
     np.testing.assert_array_equal(padded(jnp.ones((1, 2, 1)), 3, 7)[0, :, 0], [1, 1, 7])
+
+
+def test_lengths_are_rounded_up_to_whole_tiles():
+    assert [whole(length, 64) for length in (1, 64, 65)] == [64, 64, 128]

@@ -25,7 +25,7 @@ def on_platform(monkeypatch):
 
     def choose(platform: str) -> None:
         monkeypatch.setattr(choice, "platform", lambda: platform)
-        monkeypatch.setattr(choice, "_said", set())
+        choice._say_once.cache_clear()
 
     return choose
 
@@ -70,7 +70,8 @@ def test_the_platform_is_that_of_the_mesh():
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         kernel = choose_kernel("auto", "bfloat16", has_bias=False)
-    assert kernel is not None
+    assert kernel.func is KERNELS["splash"].load()
+    assert kernel.keywords == {"interpret": False}
 
 
 def test_the_config_reaches_the_kernel(monkeypatch):
