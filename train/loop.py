@@ -1,6 +1,7 @@
 """Training loop: optimizer steps, with periodic logging, evaluation and checkpoints."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def train(
     check_agreement({"config": to_dict(config), "options": chosen})
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(locked(folder))
+        check_lock = stack.enter_context(locked(folder))
         log.info("loading the data and the %s", "checkpoint" if resume else "model")
         run = _prepare(config, model, mesh, resume, resume_from)
         keep_origin(run.model, folder, config.data)
@@ -94,7 +95,9 @@ def train(
         unit, rate = get_objective(run.model).unit, _rate(config, run.model, mesh)
         logger = stack.enter_context(RunLogger(config, folder, start or None, unit, rate))
         profile = stack.enter_context(Profile(config.speed.profiled, logger.folder / "profile"))
-        return _train_steps(config, run, mesh, checkpoints, logger, profile, should_stop)
+        return _train_steps(
+            config, run, mesh, checkpoints, logger, profile, should_stop, check_lock
+        )
 
 
 def _rate(config: TrainConfig, model: Model, mesh: Mesh) -> Rate:
@@ -134,6 +137,7 @@ def _train_steps(
     logger: RunLogger,
     profile: Profile,
     should_stop: ShouldStop,
+    check_lock: Callable[[], None],
 ) -> TrainResult:
     """Takes the steps that are left, or those until the run is asked to stop."""
     model, batches, steps, state = run
@@ -150,6 +154,7 @@ def _train_steps(
                 batch = on_mesh(next(data), mesh, config.batch_size)
             with logger.compiling() if step == first else nullcontext(), profile.step(step + 1):
                 state, metrics = steps.train(state, batch)
+            check_lock()
             step += 1
             profile.finish(step, metrics)
             logger.add(step, metrics)

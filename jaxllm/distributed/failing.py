@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -20,11 +20,13 @@ from .lost_process import watch_stderr
 FAILURE, ENDING = "jaxllm/failure", "jaxllm/ending/"  # the keys of the message and of who ends
 WAIT_S = 10  # for the other processes to read the message before the coordinator ends
 POLL_S = 1.0
+UNREPORTED = 70  # the status where the report of an error fails
 
 Report = Callable[[BaseException], tuple[str, int]]  # prints an error; returns it, and the status
 
 _reports: list[Report] = []  # how this process reports its failure, once it has joined a job
-_ending = threading.Lock()  # taken by the thread that says why this process ends
+_flushes: list[Callable[[], None]] = []  # what this process does before it ends
+_ending = threading.RLock()  # taken by the thread that says why this process ends
 
 
 def watch(report: Report) -> None:
@@ -37,7 +39,8 @@ def watch(report: Report) -> None:
     left = threading.Event()
     thread = threading.Thread(target=_wait_for_failure, args=(left,), daemon=True)
     thread.start()
-    atexit.register(watch_stderr(_state().process_id, _ending))
+    _flushes[:] = [watch_stderr(_state().process_id, _ending)]
+    atexit.register(_flushes[0])
     atexit.register(_leave, left, thread)  # first, as functions run in reverse order
 
 
@@ -48,7 +51,10 @@ def fail(error: BaseException) -> None:
     if (other := _failure_of_another()) is not None:  # which may be why this process fails
         _end_with(other)
     _begin_to_end()
-    text, status = _reports[0](error)
+    try:
+        text, status = _reports[0](error)
+    except BaseException:  # such as stderr that cannot be written, or Ctrl-C
+        text, status = f"{type(error).__name__}: {error}", UNREPORTED
     try:
         message = f"{jax.process_index()}\n{status}\n{text}"
         _client().key_value_set(FAILURE, message)
@@ -79,36 +85,26 @@ def _leave(left: threading.Event, thread: threading.Thread) -> None:
 
 def _wait_for_failure(left: threading.Event) -> None:
     while not left.wait(POLL_S):
-        try:
-            message = _client().key_value_try_get(FAILURE)
-        except Exception as error:
-            if "NOT_FOUND" in str(error):
-                continue
-            return  # the job has ended, or it broke, which `lost_process` notices
-        if not _is_own(message):
+        if (message := _failure_of_another()) is not None:
             _end_with(message)
-        return
 
 
 def _failure_of_another() -> str | None:
     """Returns the message of a process that has failed before this one, or None."""
     try:
         message = _client().key_value_try_get(FAILURE)
-    except Exception:  # nothing has failed, or the coordinator is gone
+    except Exception:  # nothing has failed, or the coordinator does not answer
         return None
-    return None if _is_own(message) else message
-
-
-def _is_own(message: str) -> bool:
-    return message.startswith(f"{jax.process_index()}\n")
+    return None if message.startswith(f"{jax.process_index()}\n") else message
 
 
 def _end_with(message: str) -> None:
     """Ends this process as another one does, whose message and status are repeated."""
     _begin_to_end()
     rank, status, text = message.split("\n", 2)
-    for line in text.splitlines():
-        print(f"jaxllm: process {rank} failed: {line}", file=sys.stderr)
+    with suppress(OSError):
+        for line in text.splitlines():
+            print(f"jaxllm: process {rank} failed: {line}", file=sys.stderr)
     _end(int(status))
 
 
@@ -131,9 +127,12 @@ def _end(status: int) -> None:
             time.sleep(0.1)
     except Exception:  # the coordinator is gone
         pass
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)
+    try:
+        for flush in (*_flushes, sys.stdout.flush, sys.stderr.flush):
+            with suppress(OSError, ValueError):  # closed, or on a full disk
+                flush()
+    finally:
+        os._exit(status)
 
 
 def _client() -> Any:

@@ -14,26 +14,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 FATAL = b"JAX distributed service detected fatal errors"
 END_OF_MESSAGE = b"*** Check failure"  # jax's message has several lines; a stack trace follows
-COLLECTIVE = "Gloo|NCCL|RCCL|[Cc]oordination ?[Ss]ervice"  # in errors of work between processes
+COLLECTIVE = "gloo|nccl|rccl|coordination ?service"  # in errors of work between processes
+BROKEN = (  # in those of them that another process has caused by its end
+    "connection (was )?(closed|reset|refused|aborted|lost)|by peer|broken pipe|socket closed|"
+    "remote process exited|network error|time(d )?out|unavailable|heartbeat"
+)
 WAIT_S = 1.0  # for the rest of a message
 COORDINATOR_WAIT_S = 3.0  # for the other processes to be told who was lost, by the coordinator
 STATUS = 2
 
 
-def watch_stderr(process: int, ending: threading.Lock) -> Callable[[], None]:
+def watch_stderr(process: int, ending: "threading.RLock") -> Callable[[], None]:
     """Ends this process if jax finds another one of its job lost.
 
     `sys.stderr` goes on to where stderr went before.
 
     Args:
         process: the number of this process.
-        ending: taken by whatever ends this process; if it is taken, nothing more is printed.
+        ending: taken by whatever ends this process; if it is taken, that end is not disturbed.
 
     Returns:
-        A function that ends the watch.
+        A function that ends the watch, once what was printed before is copied.
     """
     try:
         shown = os.dup(2)
@@ -74,12 +79,14 @@ def explain(message: str) -> str:
 def describe_broken_collective(error: BaseException) -> str | None:
     """Returns a line about an error of jax that comes from a broken connection, or None."""
     text = " ".join(str(error).split())
-    if type(error).__name__ != "JaxRuntimeError" or not re.search(COLLECTIVE, text):
+    if type(error).__name__ != "JaxRuntimeError":
+        return None
+    if not all(re.search(words, text, re.IGNORECASE) for words in (COLLECTIVE, BROKEN)):
         return None
     return f"the connection to another process broke: it has ended or was killed ({text})"
 
 
-def _copy(reading: int, shown: int, process: int, ending: threading.Lock) -> None:
+def _copy(reading: int, shown: int, process: int, ending: "threading.RLock") -> None:
     """Copies stderr; ends this process at the fatal message."""
     end = b""  # of what was read before, in case the message arrives in two parts
     while chunk := os.read(reading, 1 << 16):
@@ -88,14 +95,22 @@ def _copy(reading: int, shown: int, process: int, ending: threading.Lock) -> Non
             while END_OF_MESSAGE not in message and select.select([reading], [], [], WAIT_S)[0]:
                 message += os.read(reading, 1 << 16)
             text = message.partition(END_OF_MESSAGE)[0].decode(errors="replace")
-            os.write(shown, before[len(end) : before.rfind(b"\n") + 1])
-            if ending.acquire(blocking=False):
-                os.write(shown, f"jaxllm: {explain(text)}\n".encode())
+            _show(shown, before[len(end) : before.rfind(b"\n") + 1])
+            if not ending.acquire(blocking=False):
+                return  # this process is ending with a message and a status of its own
+            _show(shown, f"jaxllm: {explain(text)}\n".encode())
             if process == 0:
                 time.sleep(COORDINATOR_WAIT_S)
             os._exit(STATUS)
-        os.write(shown, chunk)
-        end = chunk[-len(FATAL) :]
+        _show(shown, chunk)
+        end = (end + chunk)[-(len(FATAL) - 1) :]
+
+
+def _show(shown: int, text: bytes) -> None:
+    """Writes all of a text; drops what cannot be written, as the run must not wait for it."""
+    with suppress(OSError):
+        while text:
+            text = text[os.write(shown, text) :]
 
 
 def _delay_abort() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,9 @@ from .paths import file_system, to_address
 CACHE = "JAXLLM_CACHE"  # the variable that names the folder; by default ~/.cache/jaxllm
 COMMITTED = "commit_success.txt"  # Orbax writes it into a step on an object store at its end
 THREADS = 16
-# Of a run, what is not downloaded: what was set aside, and logs.
+# Folders of a run that are not downloaded.
 _NOT_OF_A_RUN = ("aside", "tensorboard", "profile", "wandb")
-_SMALL = ("_METADATA", "_sharding")  # what is downloaded of the optimizer's state
+_SMALL = ("_METADATA", "_sharding")  # files of the optimizer's state that are downloaded
 
 
 def download(path: str | os.PathLike[str]) -> Path:
@@ -57,13 +58,8 @@ def needed_of_run(names: Sequence[str]) -> list[str]:
     Args:
         names: the files, relative to the folder.
     """
-    steps = {
-        int(name.split("/")[1])
-        for name in names
-        if name.endswith(f"/{COMMITTED}")
-        and name.count("/") == 2
-        and name.split("/")[1].isdecimal()
-    }
+    committed = [re.fullmatch(rf"checkpoints/(\d+)/{COMMITTED}", name) for name in names]
+    steps = [int(found[1]) for found in committed if found]
     if "config.yaml" not in names or not steps:
         return list(names)
     newest = f"checkpoints/{max(steps)}/"
@@ -82,11 +78,17 @@ def _listed(address: str) -> tuple[dict[str, Any], list[str]]:
     system.invalidate_cache()
     found = _reading(address, lambda: system.find(address, detail=True))
     root = address.partition("://")[2]
-    files = {
-        os.path.relpath(name.lstrip("/"), root): about
+    objects = {
+        name.lstrip("/"): about
         for name, about in found.items()
         if about.get("type") == "file" and not name.endswith("/")
     }
+    for name in objects:
+        if ".." in name.split("/"):
+            raise UserError(
+                f"{address}: an object's name has a part '..', which is refused: {name}"
+            )
+    files = {os.path.relpath(name, root): about for name, about in objects.items()}
     return files, needed_of_run(sorted(files))
 
 

@@ -1,12 +1,14 @@
 """A lease: the lock of a folder on an object store, where no lock ends with its process.
 
-The holder rewrites an object every few seconds. Who finds one waits whether it changes: clocks of
-different machines are not compared.
+The holder rewrites an object every few seconds. A process that finds one waits to see whether it
+changes, since clocks of different machines cannot be compared. A holder that was silent for so long
+that another one took its lease, such as one that was suspended, notices it at its next beat.
 """
 
+import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from jaxllm.errors import UserError
 
 from .download import first_line
+from .paths import file_system
 
 BEAT_S = 10.0  # between two signs of life of the holder
 LEAST_WAIT_S = 3 * BEAT_S  # without one, after which the holder is taken for dead
@@ -25,8 +28,11 @@ class LeaseHeldError(UserError):
 
 
 @contextmanager
-def leased(file: Any, holder: str) -> Iterator[None]:
+def leased(file: Any, holder: str) -> Iterator[Callable[[], None]]:
     """Holds a lease while the context lasts.
+
+    Yields:
+        A function that raises UserError once the last beat has found the lease lost.
 
     Args:
         file: the object, an `epath.Path`.
@@ -36,33 +42,41 @@ def leased(file: Any, holder: str) -> Iterator[None]:
         LeaseHeldError: another process holds it, and is alive.
         UserError: the object cannot be written.
     """
-    _wait_for_death(file)
-    own = secrets.token_hex(8)
-    try:
-        file.write_text(f"{holder}\n{own}\n0")
-    except Exception as error:
-        raise UserError(f"{file.parent} cannot be written: {first_line(error)}") from error
+    _remove_dead(file)
+    own = f"{holder}\n{secrets.token_hex(8)}\n"
+    _create(file, f"{own}0")
     sleep(SETTLE_S)
-    if (found := _read(file)).split("\n")[1:2] != [own]:
+    if not (found := _read(file)).startswith(own):
         raise LeaseHeldError(found.partition("\n")[0] or "starting")
-    ended = threading.Event()
+    ended, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
         number = 0
-        while not ended.wait(BEAT_S):
+        while not ended.wait(BEAT_S) and not lost.is_set():
             number += 1
             with suppress(Exception):  # perhaps the next one succeeds
-                file.write_text(f"{holder}\n{own}\n{number}")
+                if _read(file).startswith(own):
+                    file.write_text(f"{own}{number}")
+                else:
+                    lost.set()
+
+    def check() -> None:
+        if lost.is_set():
+            raise UserError(
+                f"{file} is not this process's any more: it was removed, or another run took it "
+                f"after {LEAST_WAIT_S:.0f} s without a sign of life of this one"
+            )
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield check
     finally:
         ended.set()
         thread.join()
         with suppress(Exception):
-            file.unlink(missing_ok=True)
+            if _read(file).startswith(own):
+                file.unlink(missing_ok=True)
 
 
 def is_alive(file: Any) -> bool:
@@ -75,10 +89,27 @@ def is_alive(file: Any) -> bool:
     return False
 
 
-def _wait_for_death(file: Any) -> None:
-    holder = _read(file).partition("\n")[0]
-    if holder and is_alive(file):
-        raise LeaseHeldError(holder)
+def _remove_dead(file: Any) -> None:
+    """Removes the object of a dead holder; raises LeaseHeldError if the holder is alive."""
+    found = _read(file)
+    if not found:
+        return
+    if is_alive(file):
+        raise LeaseHeldError(found.partition("\n")[0])
+    with suppress(FileNotFoundError):
+        if _read(file) == found:  # otherwise another process was faster
+            file.unlink()
+
+
+def _create(file: Any, text: str) -> None:
+    """Writes an object where none is; of several writers one succeeds."""
+    try:
+        address = os.fspath(file)
+        file_system(address).pipe_file(address, text.encode(), mode="create")
+    except FileExistsError:
+        pass  # which may be its own, where a request was repeated
+    except Exception as error:
+        raise UserError(f"{file.parent} cannot be written: {first_line(error)}") from error
 
 
 def _read(file: Any) -> str:

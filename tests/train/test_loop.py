@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -333,6 +334,16 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(straight, make, tmp_pat
     assert bits(resumed.model) == bits(straight[1].model)
     ours, theirs = (read_results(Path(f.output) / "metrics.jsonl") for f in (config, straight[0]))
     assert ours == theirs
+
+
+def test_a_run_that_lost_its_lock_saves_nothing(make, tmp_path, monkeypatch):
+    def check() -> None:
+        raise UserError("another run took it")
+
+    monkeypatch.setattr("jaxllm.train.loop.locked", lambda folder: nullcontext(check))
+    with pytest.raises(UserError, match="another run took it"):
+        train(make(tmp_path / "run"))
+    assert saved_steps(str(tmp_path / "run")) == []
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_begins_again(

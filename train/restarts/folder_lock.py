@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,21 +40,25 @@ def is_running(folder: Any) -> bool:
 
 
 @contextmanager
-def locked(folder: Any) -> Iterator[None]:
+def locked(folder: Any) -> Iterator[Callable[[], None]]:
     """Context in which no other run can use the folder, which is created if there is none.
 
-    In a multi-host run, process 0 holds the lock for all.
+    In a multi-host run, process 0 holds the lock for all. On an object store another run may take
+    the lock of one that was silent for half a minute.
+
+    Yields:
+        A function that raises UserError once this process has found that it lost the lock.
 
     Raises:
         ConfigError: another run uses the folder.
     """
     if jax.process_index() > 0:
-        yield
+        yield lambda: None
         return
     if is_remote(folder):
         try:
-            with leased(folder / NAME, _holder_text()):
-                yield
+            with leased(folder / NAME, _holder_text()) as check:
+                yield check
         except LeaseHeldError as error:
             raise ConfigError(f"{folder} is in use by another run ({error})") from None
         return
@@ -68,7 +72,7 @@ def locked(folder: Any) -> Iterator[None]:
         stream.write(_holder_text())
         stream.flush()
         try:
-            yield
+            yield lambda: None
         finally:
             file.unlink(missing_ok=True)
             with suppress(OSError):  # the run was refused before it wrote anything

@@ -43,7 +43,7 @@ def coordinator(monkeypatch) -> Coordinator:
     monkeypatch.setattr(failing.os, "_exit", end)
     monkeypatch.setattr(failing.jax, "process_count", lambda: 2)
     monkeypatch.setattr(failing, "POLL_S", 0)
-    monkeypatch.setattr(failing, "_ending", threading.Lock())
+    monkeypatch.setattr(failing, "_ending", threading.RLock())
     monkeypatch.setattr(failing, "_reports", [lambda error: (f"it was {error}", 2)])
     return found
 
@@ -79,6 +79,60 @@ def test_the_failure_of_another_process_ends_this_one(coordinator, capsys):
         failing._wait_for_failure(threading.Event())
     lines = [f"jaxllm: process 1 failed: {line}\n" for line in ("two", "lines")]
     assert capsys.readouterr().err == "".join(lines)
+
+
+def test_an_error_of_the_coordinator_does_not_end_the_watch(coordinator, monkeypatch):
+    coordinator.values |= {FAILURE: "1\n70\nanother", f"{ENDING}1": ""}
+    errors = [RuntimeError("UNAVAILABLE: for a moment")]
+    get = coordinator.key_value_try_get
+
+    def get_later(key: str) -> str:
+        if errors:
+            raise errors.pop()
+        return get(key)
+
+    monkeypatch.setattr(coordinator, "key_value_try_get", get_later)
+    with pytest.raises(Ended, match="70"):
+        failing._wait_for_failure(threading.Event())
+
+
+def test_a_report_that_fails_ends_all_the_same(coordinator, monkeypatch):
+    def report(error: BaseException) -> tuple[str, int]:
+        raise BrokenPipeError
+
+    coordinator.values[f"{ENDING}1"] = ""
+    monkeypatch.setattr(failing, "_reports", [report])
+    with pytest.raises(Ended, match="70"):
+        failing.fail(OSError("the disk"))
+    assert coordinator.values[FAILURE] == "0\n70\nOSError: the disk"
+
+
+def test_a_second_failure_in_one_thread_does_not_wait_for_the_first(coordinator):
+    coordinator.values[f"{ENDING}1"] = ""
+    failed = []
+
+    def fail_twice() -> None:
+        for _ in range(2):
+            with pytest.raises(Ended):
+                failing.fail(OSError("the disk"))
+            failed.append(True)
+
+    thread = threading.Thread(target=fail_twice, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert failed == [True, True]
+
+
+def test_an_end_flushes_what_it_can(coordinator, monkeypatch):
+    def refuse() -> None:
+        raise OSError("no space left")
+
+    flushed = []
+    coordinator.values[f"{ENDING}1"] = ""
+    monkeypatch.setattr(failing, "_flushes", [refuse, lambda: flushed.append(True)])
+    with pytest.raises(Ended, match="2"):
+        failing.fail(OSError("the disk"))
+    assert flushed == [True]
 
 
 def test_a_process_that_has_left_waits_no_longer(coordinator):

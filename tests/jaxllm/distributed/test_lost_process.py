@@ -1,9 +1,13 @@
 """Lost processes: jax's fatal message as one line and a status, instead of an abort."""
 
+import os
 import subprocess
 import sys
+import threading
+import time
 
-from jaxllm.distributed.lost_process import STATUS, describe_broken_collective, explain
+from jaxllm.distributed import lost_process
+from jaxllm.distributed.lost_process import STATUS, _copy, describe_broken_collective, explain
 
 # What jax 0.10.2 prints about a process without heartbeats, and when the coordinator is gone.
 FATAL = """F1130 16:46:35.022611   28502 client.h:80] Terminating process because the JAX \
@@ -22,7 +26,7 @@ COORDINATOR = """Failed to send RPC to coordination service. Either the leader t
 ABORTING = """
 import ctypes, os, sys, threading
 from jaxllm.distributed.lost_process import watch_stderr
-leave = watch_stderr({process}, threading.Lock())
+leave = watch_stderr({process}, threading.RLock())
 print("of Python", file=sys.stderr)
 os.write(2, b"of C++\\n")
 if {fatal!r}:
@@ -54,6 +58,45 @@ def test_other_output_is_passed_on_and_the_watch_ends():
     assert sorted(done.stderr.splitlines()) == ["later", "of C++", "of Python"]
 
 
+def copied(*chunks: bytes, shown: int, ending: threading.RLock) -> None:
+    """Copies chunks that arrive one after the other."""
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=_copy, args=(reading, shown, 1, ending), daemon=True)
+    thread.start()
+    for chunk in chunks:
+        os.write(writing, chunk)
+        time.sleep(0.05)  # so that it is read alone
+    os.close(writing)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_message_in_many_parts_is_found(monkeypatch, tmp_path):
+    ended: list[int] = []
+    monkeypatch.setattr(lost_process.os, "_exit", ended.append)
+    text = FATAL.encode()
+    parts = [text[:20], *(text[at : at + 10] for at in range(20, 160, 10)), text[160:]]
+    with (tmp_path / "shown").open("wb") as shown:
+        copied(*parts, SILENT.format(3).encode(), shown=shown.fileno(), ending=threading.RLock())
+    assert ended[:1] == [STATUS]
+
+
+def test_another_end_in_progress_keeps_its_status(monkeypatch, tmp_path):
+    ended: list[int] = []
+    monkeypatch.setattr(lost_process.os, "_exit", ended.append)
+    ending = threading.RLock()
+    text = (FATAL + SILENT.format(3)).encode()
+    with ending, (tmp_path / "shown").open("wb") as shown:
+        copied(b"before\n", text, shown=shown.fileno(), ending=ending)
+    assert ended == []
+    assert (tmp_path / "shown").read_bytes() == b"before\n"
+
+
+def test_what_cannot_be_written_is_dropped():
+    with open("/dev/full", "wb") as full:
+        copied(b"one\n", b"two\n", shown=full.fileno(), ending=threading.RLock())
+
+
 def test_the_lost_processes_are_named():
     assert explain(FATAL + SILENT.format("2, 5")).startswith("processes 2, 5 were lost: ")
     assert explain(FATAL + COORDINATOR).startswith("process 0 was lost: ")
@@ -70,5 +113,9 @@ def test_errors_of_broken_connections_are_told_from_others():
     assert line is not None
     assert line.startswith("the connection to another process broke: ")
     assert "\n" not in line
+    other = "INTERNAL: NCCL operation ncclCommInitRank failed: CUDA failure: out of memory"
+    assert describe_broken_collective(JaxRuntimeError(other)) is None
+    lost = "NCCL operation failed: remote process exited or there was a network error"
+    assert describe_broken_collective(JaxRuntimeError(lost)) is not None
     assert describe_broken_collective(JaxRuntimeError("INVALID_ARGUMENT: shapes")) is None
     assert describe_broken_collective(RuntimeError(text)) is None

@@ -45,6 +45,14 @@ def test_patterns_match_files_in_order(store):
     assert download_matching("gs://bucket/*.none") == []
 
 
+def test_an_object_is_never_written_outside_the_cache(store, tmp_path):
+    store.pipe("gs://bucket/model/config.json", b"{}")
+    store.store["/bucket/model/../../../outside"] = store.store["/bucket/model/config.json"]
+    with pytest.raises(UserError, match=r"which is refused: bucket/model/\.\./\.\./\.\./outside"):
+        download("gs://bucket/model")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_errors_are_one_line(store, monkeypatch):
     with pytest.raises(MissingFileError, match="gs://bucket/none: nothing is there"):
         download("gs://bucket/none")
@@ -62,7 +70,8 @@ def test_of_a_run_the_newest_whole_checkpoint_is_needed():
         names = ("_CHECKPOINT_METADATA", "model/d/x", "optimizer/d/y", "optimizer/_METADATA", *more)
         return [f"checkpoints/{number}/{name}" for name in names]
 
-    names = ["config.yaml", "metrics.jsonl", "origin/tokenizer.json", "aside/3/model/d/x"]
+    names = ["config.yaml", "metrics.jsonl", "origin/tokenizer.json"]
+    names += ["aside/700/model/d/x", "aside/700/commit_success.txt"]
     run = [*names, *step(4, "commit_success.txt"), *step(8, "commit_success.txt"), *step(12)]
     assert needed_of_run(run) == [
         *names[:3],
