@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST_OPTIONS := -n 2 --dist worksteal --durations 10
-QUICK := not exhaustive and not real_model
+QUICK := not exhaustive and not campaign and not real_model
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 # test-newest uses the first of these that runs. pyenv's versions are not on PATH.
 NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
@@ -12,11 +12,14 @@ NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
 # Most of a test run is compiling, which is faster without LLVM's optimizations and, in the pinned
 # jaxlib, with the older code generator of fusions. XLA's own optimizations, such as fusion, stay. The
 # README's quick blocks run with the defaults; `make test XLA_FLAGS=` runs all so.
-test test-exhaustive test-real-model test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0 $(OLDER)
-test test-exhaustive test-real-model: OLDER := \
+PINNED := test test-exhaustive test-campaigns test-real-model
+$(PINNED) test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0 $(OLDER)
+$(PINNED): OLDER := \
   --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+# Bytecode is kept, so that the second run of the tests does not compile their assertions again.
+$(PINNED) test-newest: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart demo test test-exhaustive test-real-model test-newest test-all lint docs bench clean
+.PHONY: quickstart demo $(PINNED) test-newest test-all lint docs bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
@@ -34,7 +37,11 @@ test: $(INSTALLED)
 # Everything that `test` omits: all families at all levels, all mutations, long-running commands,
 # multi-process runs.
 test-exhaustive: $(INSTALLED)
-	$(PYTEST) -m exhaustive
+	$(PYTEST) -m "exhaustive and not campaign"
+
+# Many trials, and long runs, of what `test-exhaustive` tries in a few.
+test-campaigns: $(INSTALLED)
+	$(PYTEST) -m campaign
 
 # What takes trained weights, with the model of `demo`.
 test-real-model: $(INSTALLED)

@@ -1,5 +1,6 @@
 """Test environment: eight CPU devices, exact float32, no network, persistent compilation cache."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import jax
 import pytest
+import tiers
 import torch_needed
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -35,12 +37,16 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return torch_needed.needs_torch(file) or None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests marked `torch` or `real_model` if it is not installed, and `pinned` with
-    other versions.
+    """Divides the tests between tiers, and deselects those that cannot run here.
+
+    These are marked `torch` or `real_model` where it is not installed, or `pinned` with other
+    versions.
 
     The tests of whole pages come first.
     """
+    tiers.divide_cases(items)
     absent = {
         *(() if torch_needed.IS_INSTALLED else ("torch",)),
         *(() if is_pinned() else ("pinned",)),
@@ -51,6 +57,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
     # The longest tests first: at the end, one of them would run alone.
     items.sort(key=lambda item: "test_all_blocks_of_a_page" not in item.name)
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector pass over what was imported, and run less often: a tenth of the
+    time of a test run is its."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 def is_pinned() -> bool:

@@ -20,6 +20,7 @@ SYSTEMS = {
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_builds_abstractly(path):
     config = load_config(path)

@@ -1,6 +1,12 @@
-"""Tiers of tests: `make test` runs examples of each kind, `make test-exhaustive` the rest."""
+"""Tiers of tests: `make test` runs examples of each kind, `make test-exhaustive` more of them, and
+`make test-campaigns` all the others.
 
-from collections.abc import Iterable
+A test is of the first tier unless it is marked: `exhaustive` for the second, `campaign` for the
+third.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -26,3 +32,31 @@ def exhaustive(values: Iterable[Any]) -> list[Any]:
         )
         for value in values
     ]
+
+
+def divide_cases(items: Sequence[pytest.Item]) -> None:
+    """Divides the cases of each parametrized test marked `cases` between the tiers.
+
+    `@pytest.mark.cases(3)` leaves 3 cases in `make test` and marks the others exhaustive;
+    `exhaustive=5` leaves 5 of these and marks the rest as campaigns. Cases are taken evenly spread.
+    """
+    functions = defaultdict(list)
+    for item in items:
+        if (marker := item.get_closest_marker("cases")) is not None:
+            functions[item.nodeid.partition("[")[0]].append((item, marker))
+    for cases in functions.values():
+        own, marker = [item for item, _ in cases], cases[0][1]
+        quick = [item for item in own if item.get_closest_marker("exhaustive") is None]
+        for item in _others(quick, *marker.args):
+            item.add_marker("exhaustive")
+        later = [item for item in own if item.get_closest_marker("exhaustive") is not None]
+        for item in _others(later, marker.kwargs.get("exhaustive", len(later))):
+            item.add_marker("campaign")
+
+
+def _others(items: Sequence[pytest.Item], count: int | None = None) -> list[pytest.Item]:
+    """Returns all but `count` items, which are evenly spread; none if no number is given."""
+    if count is None or count >= len(items):
+        return []
+    kept = {at * len(items) // count for at in range(count)}
+    return [item for at, item in enumerate(items) if at not in kept]

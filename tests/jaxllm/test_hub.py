@@ -152,6 +152,7 @@ def test_one_format_of_the_weights_is_chosen(names, weights):
     assert needed_files([*names, "config.json"]) == [*names[:weights], "config.json"]
 
 
+@pytest.mark.exhaustive
 def test_the_commands_of_the_page_run(hub, tmp_path):
     """HF_ENDPOINT and HF_HOME are read when the package is imported."""
     page = (Path(__file__).parents[2] / "docs" / "import_export.md").read_text()

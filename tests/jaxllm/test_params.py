@@ -122,6 +122,7 @@ def unsharded():
     return values(bind(create()))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("shape", MESH_SHAPES)
 def test_initialization_does_not_depend_on_the_mesh(shape, unsharded):
     mesh = mesh_of(shape)

@@ -91,6 +91,7 @@ def stated(name: str) -> float:
     return float(re.search(r"held-out loss below ([\d.]+\d)", header)[1])
 
 
+@pytest.mark.cases(1, exhaustive=0)
 @pytest.mark.parametrize("name", examples(NAMES, QUICK))
 def test_training_reaches_the_stated_held_out_loss(name, request):
     folder = request.getfixturevalue("quick_folder" if name == QUICK else "folder")
@@ -121,7 +122,7 @@ def test_wave_loss_is_below_that_of_repeating_the_last_vector():
     assert stated("components_autoregressive") < error / 3
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 def test_colours_of_held_out_images_are_predicted(folder):
     rows = rows_of("llm", 256)
     model = load_pretrained(folder / "runs" / "llm")
@@ -142,7 +143,7 @@ def test_colours_of_held_out_images_are_predicted(folder):
     assert np.mean(predict(other) == colours) < 0.3
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 def test_held_out_tokens_are_copied(folder):
     rows = rows_of("nima_transformer", 128)
     model = load_pretrained(folder / "runs" / "nima_transformer")
@@ -151,7 +152,7 @@ def test_held_out_tokens_are_copied(folder):
     assert np.mean(predict(rows["source"], tokens[:, :-1]) == tokens[:, 1:]) > 0.95
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 def test_generate_rejects_a_run_that_was_not_trained_on_text(folder, capsys):
     assert main(["generate", str(folder / "runs" / "llm"), "--prompt", "red"]) == 2
     assert (

@@ -108,6 +108,7 @@ def wait_for_steps(config: TrainConfig, processes: Sequence[subprocess.Popen[str
         time.sleep(0.2)
 
 
+@pytest.mark.cases(1, exhaustive=1)
 @pytest.mark.parametrize("what", examples(["seed", "steps", "data", "version"], "seed"))
 def test_processes_that_differ_end_before_the_first_step(config, tmp_path, what):
     other, program = config, ["-m", "jaxllm"]
@@ -179,6 +180,7 @@ def test_processes_that_start_from_other_weights_end_before_the_first_step(confi
         assert "config" not in error.replace("same config", "")
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_failing_process_ends_all_with_its_message(config, tmp_path, failing):
@@ -197,6 +199,7 @@ def test_one_failing_process_ends_all_with_its_message(config, tmp_path, failing
     assert not any("Traceback" in error for error in errors)
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_all_with_one_line(config, tmp_path, killed):
@@ -217,6 +220,7 @@ def test_a_killed_process_ends_all_with_one_line(config, tmp_path, killed):
     assert "stack trace" not in errors[1 - killed]
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("signalled", [0, 1])
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2), MeshConfig(fsdp=2, expert=4)])

@@ -79,6 +79,7 @@ def is_detected(read: Reader, step: Path, expected: Any) -> bool:
     return False
 
 
+@pytest.mark.cases(2, exhaustive=1)
 @pytest.mark.parametrize("flips", examples([6, 200], 6))
 @pytest.mark.parametrize("reader", ["resume", "load", "stream", "handover"])
 def test_no_flipped_bit_is_silent(step, readers, reader, flips):

@@ -29,6 +29,7 @@ KINDS = {
 }
 
 
+@pytest.mark.cases(0, exhaustive=2)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_mesh_matches_a_single_device(kind):

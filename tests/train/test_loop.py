@@ -323,6 +323,7 @@ def at_step(monkeypatch, step: int, action) -> None:
     monkeypatch.setattr(MetricLog, "write", write_and_act)
 
 
+@pytest.mark.exhaustive
 def test_sigterm_saves_and_the_run_continues_bit_for_bit(straight, make, tmp_path, monkeypatch):
     config = make(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -346,6 +347,7 @@ def test_a_run_that_lost_its_lock_saves_nothing(make, tmp_path, monkeypatch):
     assert saved_steps(str(tmp_path / "run")) == []
 
 
+@pytest.mark.exhaustive
 def test_a_run_interrupted_before_its_first_checkpoint_begins_again(
     straight, make, tmp_path, monkeypatch
 ):
@@ -397,6 +399,7 @@ def test_a_finished_run_is_extended_by_the_longer_schedule(straight, make, tmp_p
     assert f"it ended at {rates[STEPS - 1]:.3g}, is {rates[STEPS]:.3g} in the next step" in line
 
 
+@pytest.mark.exhaustive
 def test_a_folder_that_is_removed_ends_the_run_with_its_name(make, tmp_path, monkeypatch):
     config = make(tmp_path / "run")
     at_step(monkeypatch, 2, lambda: shutil.rmtree(config.output))

@@ -62,6 +62,7 @@ def test_loss_is_the_masked_sum_of_torch_cross_entropy(model, batch):
     )
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("chunk", "tied"), examples([(1, False), (4, False), (4, True), (12, False)], (4, True))
 )
@@ -157,6 +158,7 @@ def by_hand(params, bind, tokens, mask_BT, z_loss):
     return jnp.sum((nll_BT + z_BT) * mask_BT)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("head", "mesh", "shape", "z_loss"),
     [

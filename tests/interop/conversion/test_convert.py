@@ -67,6 +67,7 @@ def folders(llama, tmp_path_factory) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("to", ["hf", "meta", "tlama", "native"])
 @pytest.mark.parametrize("source", ["hf", "meta", "tlama", "native"])
 def test_every_format_converts_to_every_other(source, to, folders, tmp_path):
@@ -125,6 +126,7 @@ def test_meta_is_written_with_any_number_of_shards(shards, folders, tmp_path):
     assert content(tmp_path / "out") == content(tmp_path / "saved")
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("to", ["hf", "native"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_conversion_to_a_dtype_equals_loading_in_it(to, dtype, folders, tmp_path):
@@ -272,6 +274,7 @@ def unit_bytes(folder: Path, to: str) -> dict[str, int]:
     }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("to", "where"), examples(POINTS, *POINTS[::12]))
 def test_killed_conversion_resumes(to, where, folders, tmp_path):
     source = folders["meta" if to == "hf" else "hf"]
@@ -470,6 +473,7 @@ def large(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("to", "budget"), examples([("hf", 64), ("meta", 64), ("native", 128)], ("hf", 64))
 )

@@ -89,6 +89,7 @@ def test_a_refused_field_can_be_allowed(plain, refused, tmp_path, caplog):
     assert "is_causal" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "command",
     [
@@ -113,6 +114,7 @@ def test_every_command_takes_allowances(command, tmp_path, capsys):
     assert main([*given, "--allow", "is_causal"]) == 0
 
 
+@pytest.mark.exhaustive
 def test_parity_notes_what_was_allowed_and_compares_with_the_file(refused):
     report = check_checkpoint(refused, levels=("config", "logits"), allow=["is_causal"])
     assert not report.ok
@@ -129,6 +131,7 @@ def test_unexpected_tensors_are_ignored_without_strict(plain, tmp_path, capsys):
     assert main(["inspect", str(plain), "--no-strict"]) == 0
 
 
+@pytest.mark.exhaustive
 def test_a_run_reads_its_first_weights_as_its_config_allows(tmp_path, capsys):
     save_pretrained(random_model(vocab_size=257, head_dim=8), tmp_path / "it")
     file = tmp_path / "it" / "config.json"

@@ -323,6 +323,7 @@ def test_invalid_max_ram_is_rejected(llama, wrong):
         load_pretrained(llama, max_ram=wrong)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("max_ram", [1, 4000, "64KiB", "1MB", "2GB", "256MiB"])
 def test_any_max_ram_gives_the_same_bits(saved, llama, max_ram):
     assert bits(load_pretrained(llama, max_ram=max_ram, mesh=mesh())) == bits(
@@ -330,6 +331,7 @@ def test_any_max_ram_gives_the_same_bits(saved, llama, max_ram):
     )
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("max_ram", [4000, "256MiB"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("case", ["untied", "bfloat16"])

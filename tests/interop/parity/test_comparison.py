@@ -73,6 +73,7 @@ def test_a_correct_model_in_the_other_rope_layout_passes(make_llama, convert, to
     assert report.ok, report.first_divergence
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("std", [0.02, 0.3])
 @pytest.mark.parametrize("seed", examples(range(4), 0))
 def test_no_false_alarms(make_llama, convert, tokens, seed, std):
@@ -157,6 +158,7 @@ def test_wrong_frequencies_barely_show_at_the_first_tokens(pair, tokens):
     assert buckets[0].kl_max < buckets[1].kl_max / 10 < buckets[-1].kl_max / 10
 
 
+@pytest.mark.exhaustive
 def test_activations_before_a_bug_agree(pair, tokens):
     llama, model = pair
     bug = swap("layers.1.mlp.gate_proj.kernel", "layers.1.mlp.up_proj.kernel")
@@ -225,6 +227,7 @@ def test_invalid_levels_inputs_and_dtypes_are_rejected(make_llama, convert, toke
         compare(make_llama().double(), model, tokens)
 
 
+@pytest.mark.exhaustive
 def test_only_the_wrong_activations_fail_on_their_own(pair, tokens):
     """Activations after a bug have a large cumulative error but a small error of their own."""
     llama, model = pair
@@ -284,6 +287,7 @@ def test_different_sizes_are_reported_without_computing_anything(make_llama, pai
     assert alone == ("layers", False)
 
 
+@pytest.mark.exhaustive
 def test_a_reference_is_recorded_once_for_several_models(pair, tokens):
     llama, model = pair
     recordings, runs = {}, []

@@ -96,6 +96,7 @@ def test_the_recorded_checkpoint_passes_every_level(pack, llama):
     assert max(row.measured for row in report.curve) > 0
 
 
+@pytest.mark.exhaustive
 def test_a_pack_has_an_entry_for_each_stage(pack, whole):
     always = {"version", "subject", "levels", "inputs", "config", "weights"}
     data = read_pack(pack)
@@ -200,6 +201,7 @@ def test_a_model_of_other_sizes_is_reported(pack, tmp_path):
     assert remarks["layers.0.attn.q_proj"] == ""
 
 
+@pytest.mark.exhaustive
 def test_full_recordings_give_each_activation_its_own_error(whole, llama):
     report = check_pack(whole, llama)
     assert report.ok, report.first_divergence
@@ -274,6 +276,7 @@ def test_a_pack_of_another_version_is_refused_with_every_problem(llama, tmp_path
         assert problem.startswith(start)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("missing", ["subject", "levels", "inputs", "config", "weights", "forward"])
 def test_a_pack_without_an_entry_is_refused(whole, llama, tmp_path, missing):
     data = read_pack(whole)

@@ -171,6 +171,7 @@ def test_a_bug_in_the_output_module_is_named_by_its_path(kinds, name, parameter)
     assert report.first_divergence.path == OUTPUTS[name]
 
 
+@pytest.mark.exhaustive
 def test_tokens_at_padding_do_not_affect_the_figures(kinds):
     reference, model, inputs = kinds("bart")
     other = np.where(inputs.target_mask == 1, inputs.target, 17)

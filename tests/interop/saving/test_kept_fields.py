@@ -71,6 +71,7 @@ def test_what_a_model_does_not_use_is_kept(qwen, tmp_path):
     assert config_of(tmp_path / "out") == config_of(qwen)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -110,6 +111,7 @@ def test_an_untied_head_is_said_in_one_field(tmp_path):
     assert found == {"tie_word_embeddings": False}
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("case", "changes", "expected"),
     [

@@ -265,6 +265,7 @@ def save_together(source: Path, destination: Path, form: str) -> list[tuple[int,
     return [(process.returncode, text) for process, text in zip(started, outputs, strict=True)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("form", examples(["hf", "meta", "native"], "hf"))
 def test_two_processes_write_the_same_as_one(form, saved, tmp_path):
     together = save_together(saved, tmp_path / "together", form)

@@ -111,6 +111,7 @@ def forecaster(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.cases(1, exhaustive=2)
 @pytest.mark.parametrize(
     ("model", "name", "rows", "compared"),
     [
@@ -147,6 +148,7 @@ def test_parity_compares_on_the_tokens_of_a_file(
     assert report["verdicts"] == {"logits": True}
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize(
     ("model", "name", "rows", "said"),
     [

@@ -56,6 +56,7 @@ def test_tokens_match_transformers(model, original, num_beams, length_penalty, e
     assert ours == [by_transformers(original, p, 12, ends, **options) for p in PROMPTS]
 
 
+@pytest.mark.exhaustive
 def test_tokens_with_repetition_penalty_match_transformers(model, original):
     """Beam search penalizes log-probabilities; greedy decoding penalizes logits."""
     ends = list(range(0, 96, 7))
@@ -68,6 +69,7 @@ def test_tokens_with_repetition_penalty_match_transformers(model, original):
     assert greedy == [by_transformers(original, p, 12, ends, **penalty) for p in PROMPTS]
 
 
+@pytest.mark.exhaustive
 def test_one_beam_is_greedy_decoding(model):
     assert beam_search(model, PROMPTS, 10, num_beams=1) == generate(model, PROMPTS, 10)
 

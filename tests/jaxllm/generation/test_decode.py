@@ -33,6 +33,7 @@ def greedy_by_hand(model, prompt: list[int], new: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("scan_layers", "rope_layout"),
     examples(
@@ -161,6 +162,7 @@ def test_invalid_prompts_are_rejected(prompts, new, message):
         generate(random_model(), prompts, new)
 
 
+@pytest.mark.exhaustive
 def test_prompts_may_be_arrays():
     model, prompts = random_model(), [[5, 6, 7], [8, 9, 10]]
     expected = generate(model, prompts, 2)
@@ -189,6 +191,7 @@ def test_decoding_loop_runs_on_the_device():
     assert body.count(" scatter[") >= 2 * num_layers
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("form", [{}, {"sampling": Sampling(temperature=1.0)}])
 def test_logits_that_are_nan_are_refused(form):
     model = random_model(num_layers=1)

@@ -63,6 +63,7 @@ def by_transformers(original, prompt: list[int], **options) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
+@pytest.mark.exhaustive
 def test_greedy_tokens_match_transformers(model, original):
     expected = [by_transformers(original, prompt) for prompt in PROMPTS]
     assert generate(model, PROMPTS, NEW) == expected

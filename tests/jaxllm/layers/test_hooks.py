@@ -70,6 +70,7 @@ def test_without_a_hook_no_array_spans_all_queries_and_keys(layer):
     assert not any(shape[-2:] == (T, T) for shape in shapes)
 
 
+@pytest.mark.cases(1)
 def test_hook_gets_the_computed_values(layer):
     attn, given = layer
     out_BTD, values = shown(attn, given)

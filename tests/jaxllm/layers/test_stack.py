@@ -126,6 +126,7 @@ def test_restacking_to_the_same_form_returns_the_same_object():
     assert restack(stacked, "ababa", True) is stacked
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("kinds", examples(CUTS, *list(CUTS)[1::3]))
 def test_layers_apply_in_order_stacked_or_not(kinds, remat):
@@ -173,6 +174,7 @@ PATTERN = (
 )
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("num_layers", examples([4, 6, 8, 11], 8))
 def test_model_of_many_layer_kinds_is_the_same_scanned_or_not(num_layers):
     model = random_model(
@@ -192,6 +194,7 @@ def test_model_of_many_layer_kinds_is_the_same_scanned_or_not(num_layers):
         np.testing.assert_array_equal(again[name].get_value(), variable.get_value())
 
 
+@pytest.mark.exhaustive
 def test_kind_of_every_layer_matters():
     """Changing the kind of any one layer changes the logits."""
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, 12))

@@ -126,6 +126,7 @@ def test_rope_beyond_training_is_warned_of_once_with_the_numbers(model, warnings
     assert all("a sequence of 25 tokens is longer than max_len=24" in each for each in said)
 
 
+@pytest.mark.exhaustive
 def test_generation_and_positions_beyond_training_are_warned_of(warnings):
     model = random_model(max_len=24)
     generate(model, [TOKENS[0, :20].tolist()], 5)

@@ -50,6 +50,7 @@ def step(model, x_BTI, positions, cache):
     return out.logits, out.cache
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("pooled", examples([True, False], True))
 @pytest.mark.parametrize("experts", examples([None, EXPERTS], None))
@@ -71,6 +72,7 @@ def test_pooled_output_is_from_the_mean_hidden_state():
     assert relative_l2(run(pooled, X_BTI), run(single, X_BTI).mean(axis=1)) < TOLERANCE
 
 
+@pytest.mark.cases(1, exhaustive=4)
 @pytest.mark.parametrize("attention", examples(KV_HEADS, "gqa"))
 @pytest.mark.parametrize("window", examples([None, WINDOW], WINDOW))
 @pytest.mark.parametrize("firsts", examples([range(1, T + 1), (1, T // 2)], (1, T // 2)), ids=len)

@@ -40,6 +40,7 @@ def test_a_source_is_projected():
         model.embed_source(SOURCE_BSI[..., :-1])
 
 
+@pytest.mark.exhaustive
 def test_pairs_of_ragged_rows_are_as_one_by_one():
     model = random_of(PAIR)
     together = run(

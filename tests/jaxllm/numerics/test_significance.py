@@ -33,6 +33,7 @@ def in_directions(count, scale=0.0):
     return lambda rng: rng.standard_normal(count) @ basis + scale * rng.standard_normal(300)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "draw",
     [
@@ -146,6 +147,7 @@ def test_a_sketch_sees_errors_that_are_equal_everywhere(size):
     assert np.linalg.norm(error.sketch) == pytest.approx(error.length, rel=0.2)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("parts", [1, 3, 500])
 def test_equivalent_evaluations_differ_as_rarely_as_promised(parts):
     rng, beyond = np.random.default_rng(0), 0

@@ -32,6 +32,7 @@ def test_what_fits_is_listed_the_fastest_first(monkeypatch):
     assert "--mesh.fsdp" in found[0].options
 
 
+@pytest.mark.exhaustive
 def test_microbatches_are_tried_until_the_step_fits(monkeypatch):
     monkeypatch.setattr(module, "MOST_MESHES", 1)
     monkeypatch.setattr(module, "REMATS", ["full"])
@@ -49,6 +50,7 @@ def test_a_state_that_no_mesh_can_hold_is_an_error():
         search(run(), tight)
 
 
+@pytest.mark.exhaustive
 def test_the_options_are_overrides_of_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_MESHES", 1)
     best = search(run(), TPU)[0]

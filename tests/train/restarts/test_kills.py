@@ -12,7 +12,7 @@ import pytest
 from jaxllm.interop import load_pretrained
 from jaxllm.params import split
 
-KILLS = 30
+FEW_OR_MANY = [pytest.param(2, id="few"), pytest.param(15, marks=pytest.mark.campaign, id="many")]
 CONFIG = """
 output: {output}
 steps: 12
@@ -74,39 +74,42 @@ def train_command(work: Path, name: str) -> list[str]:
 
 
 @pytest.mark.exhaustive
-def test_training_goes_on_to_the_same_bits(work, monkeypatch):
+@pytest.mark.parametrize("kills", FEW_OR_MANY)
+def test_training_goes_on_to_the_same_bits(work, kills, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    events = run(-1, work / "whole", *train_command(work, "whole"))
-    rng, killed, name = random.Random(0), 0, "run 0"
-    while killed < KILLS // 2:
+    whole = work / f"whole {kills}"
+    events = run(-1, whole, *train_command(work, whole.name))
+    rng, killed, name = random.Random(0), 0, f"run {kills} 0"
+    while killed < kills:
         command = train_command(work, name)
         if run(rng.randrange(1, events), work / name, *command) is None:
             killed += 1
             continue
-        assert bits(work / name) == bits(work / "whole")
-        name = f"run {killed}"
+        assert bits(work / name) == bits(whole)
+        name = f"run {kills} {killed}"
     run(-1, work / name, *train_command(work, name))
-    assert bits(work / name) == bits(work / "whole")
+    assert bits(work / name) == bits(whole)
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("kills", FEW_OR_MANY)
 @pytest.mark.parametrize("to", ["hf", "native"])
-def test_conversions_go_on_to_the_same_bits(work, to, monkeypatch):
+def test_conversions_go_on_to_the_same_bits(work, to, kills, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     source = work / "source"
     if not source.exists():
         run(-1, source, *train_command(work, "source"))
-    command = ["convert", str(source), str(work / f"{to} whole"), "--to", to]
-    events, rng = run(-1, work / f"{to} whole", *command), random.Random(1)
-    killed, out = 0, work / f"{to} 0"
-    while killed < KILLS // 4 + 1:
+    command = ["convert", str(source), str(work / f"{to} {kills} whole"), "--to", to]
+    events, rng = run(-1, work / f"{to} {kills} whole", *command), random.Random(1)
+    killed, out = 0, work / f"{to} {kills} 0"
+    while killed < kills // 2 + 1:
         command[2] = str(out)
         if run(rng.randrange(1, events + 2), out, *command) is None:
             killed += 1
             continue
-        out = work / f"{to} {killed}"
+        out = work / f"{to} {kills} {killed}"
     assert run(-1, out, *command[:2], str(out), *command[3:]) is not None
-    for path in work.glob(f"{to} *"):
+    for path in work.glob(f"{to} {kills} *"):
         assert path.suffix != ".partial"
         assert bits(path) == bits(source)
         assert run(-1, path, *command[:2], str(path), *command[3:]) is not None  # again

@@ -79,6 +79,7 @@ def runs(tmp_path_factory) -> Runs:
     return Runs(folder, base, changes)
 
 
+@pytest.mark.exhaustive
 def test_a_repeated_run_has_no_differences(runs):
     found = diff_runs(runs["base"], runs["again"])
     assert found.same

@@ -83,6 +83,7 @@ def assert_equal(text: str, chosen: list[Variant], **changes: object) -> None:
         assert max(d.measured for d in except_updates) < TOLERANCE, outcome.variant
 
 
+@pytest.mark.cases(0, exhaustive=4)
 @pytest.mark.parametrize("chosen", exhaustive(VARIANTS))
 def test_loss_gradients_and_update_match_a_single_device(text, chosen):
     assert_equal(text, VARIANTS[chosen], **CHANGES)
@@ -120,6 +121,7 @@ def documents(tmp_path_factory) -> str:
     return str(file)
 
 
+@pytest.mark.cases(1, exhaustive=2)
 @pytest.mark.parametrize("name", examples(SEQUENCES, "fsdp=2 x sequence=2 x tensor=2"))
 def test_split_sequences_and_kernels_match_a_single_device(documents, name):
     assert_equal(documents, [SEQUENCES[name]], **PACKED)
@@ -144,6 +146,7 @@ EXPERT_MESHES = {
 }
 
 
+@pytest.mark.cases(0, exhaustive=2)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", ["expert=8", "fsdp=2 x tensor=2 x expert=2", "sequence=2 x tensor=2 x expert=2"]
@@ -171,6 +174,7 @@ def test_experts_are_sharded_over_expert_fsdp_and_tensor():
 INVOLUNTARY = "nvoluntary full rematerialization"
 
 
+@pytest.mark.cases(1, exhaustive=4)
 @pytest.mark.parametrize(
     ("mesh_name", "microbatches"),
     examples(

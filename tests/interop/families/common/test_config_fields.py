@@ -27,6 +27,7 @@ BOOKKEEPING = {
 CASES = {name: case for name, case in {**DECODERS, **PAIRS}.items() if "/" not in name}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.pinned
 def test_the_catalogue_is_that_of_the_installed_transformers():
     stored = files("jaxllm.interop.families.huggingface") / "config_fields.json"

@@ -152,6 +152,7 @@ def logits_of(model) -> np.ndarray:
         return model(torch.tensor(TOKENS)).logits.numpy()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("case", examples(CASES, "llama", "gemma2"))
 def test_logits_are_those_of_the_model_that_was_written(case, tmp_path):
     model, file = original(case), tmp_path / "model.gguf"

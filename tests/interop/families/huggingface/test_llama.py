@@ -194,6 +194,7 @@ def their_logits(model: LlamaForCausalLM) -> np.ndarray:
 logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("case", CONFIGS)
 def test_logits_equal_transformers(case, saved):
     """Compared in float32, whatever dtype the weights were saved in."""

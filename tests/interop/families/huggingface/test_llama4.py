@@ -225,6 +225,7 @@ def test_fields_of_released_configs_are_read_and_kept(written, model, tmp_path):
     assert exported["vision_config"]["vision_feature_layer"] == -1
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [
@@ -261,6 +262,7 @@ def test_a_model_with_an_image_encoder_is_not_written_without_it(model, tmp_path
     assert "llama4_text: model_type 'llama4_text' does not support vision=VisionConfig(" in message
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -110,6 +110,7 @@ def test_every_row_has_a_case():
     assert {name.partition(",")[0] for name in CASES} == {family.name for family in MULTIMODAL}
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", examples(CASES, *QUICK))
 def test_logits_of_text_match_and_everything_goes_back(name, tmp_path):
     original, folder = build(name), tmp_path / "original"
@@ -145,6 +146,7 @@ def test_parity_compares_the_text_part(name, levels, tmp_path):
     assert report.ok, report
 
 
+@pytest.mark.exhaustive
 def test_sizes_that_are_left_out_are_those_of_the_class(tmp_path):
     """The config of Gemma 3 names hardly any size of its text part."""
     text = {"hidden_size": 64, "intermediate_size": 56, "num_hidden_layers": 1, "vocab_size": 96}

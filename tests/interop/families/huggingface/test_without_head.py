@@ -53,6 +53,7 @@ def case(request, tmp_path):
     return original, tmp_path / "original", carried
 
 
+@pytest.mark.cases(2)
 def test_hidden_states_match_transformers_and_tensors_go_back(case, tmp_path, caplog):
     original, folder, carried = case
     model = load_pretrained(folder)
@@ -85,6 +86,7 @@ def test_hidden_states_match_transformers_and_tensors_go_back(case, tmp_path, ca
         assert again.config == model.config
 
 
+@pytest.mark.exhaustive
 def test_an_embedding_model_of_sentence_transformers_gives_hidden_states(tmp_path):
     """Qwen3-Embedding names a causal language model as its architecture."""
     config = transformers.Qwen3Config(**LAYERS, tie_word_embeddings=True)

@@ -230,6 +230,7 @@ def draw_tokens() -> np.ndarray:
 logits_of = jax.jit(lambda model, tokens: model(tokens).logits)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("name", CASES)
 def test_any_number_of_shards_is_loaded_and_exported_to_transformers(name, shards, tmp_path):

@@ -230,6 +230,7 @@ def without_statistics(tensors: dict) -> dict:
     return {key: value for key, value in tensors.items() if not key[1].endswith(DROPPED[1:])}
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("naming", examples(NAMINGS, *list(NAMINGS)[::4]))
 def test_an_llm_is_read_and_written_in_every_format(naming, original, tokens, expected, tmp_path):
     folder = write_llm(tmp_path / "in", original, naming)
@@ -268,6 +269,7 @@ def test_the_shards_of_these_tests_load_in_the_original(shards, original, tokens
     np.testing.assert_array_equal(their_logits(merged, tokens), expected)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("naming", ["modules", "released"])
 def test_resharding_is_bit_exact(naming, original, tmp_path):
     model = load_pretrained(write_meta(tmp_path / "two", original, 2, naming))
@@ -310,6 +312,7 @@ def test_the_original_computes_the_same_from_another_format(
     np.testing.assert_array_equal(their_logits(rebuilt, tokens), expected)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("mlp_dim", [111, 96, 40])
 @pytest.mark.parametrize("expert_dim", [39, 111, 150])
 def test_any_widths_can_be_written(mlp_dim, expert_dim, original, tmp_path):

@@ -90,6 +90,7 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("form", examples(["titan", "nested"], "titan"))
 def test_checkpoint_of_several_processes_equals_the_gathered_one(saved, form):
     assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in (saved / form).iterdir()}
@@ -156,6 +157,7 @@ def copied(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved / "titan", tmp_path / "copy"))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "__1_0.distcp"])
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -267,6 +269,7 @@ DOUBLED = ")" + "2\x86" * 40  # a tuple of a pair of a pair ...: 2 ** 40 values 
 DEEP = ")" + "\x85" * 200_000
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("value", [DOUBLED, DEEP], ids=["doubled", "deep"])
 @pytest.mark.parametrize("place", ["fqn", "offset", "name", "size"])
 def test_nested_tuples_in_the_metadata_are_rejected(tmp_path, place, value):

@@ -79,6 +79,7 @@ DOUBLED = b")" + b"2\x86" * 40  # a tuple of a pair of a pair ...: 2 ** 40 value
 DEEP = b")" + b"\x85" * 200_000
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("tuples", [DOUBLED, DEEP], ids=["doubled", "deep"])
 @pytest.mark.parametrize(
     "use",

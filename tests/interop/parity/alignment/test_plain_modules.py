@@ -69,6 +69,7 @@ def test_training_and_generation_levels_pass(mine):
     assert check(mine, levels).verdicts == dict.fromkeys(levels, True)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     examples(
@@ -107,6 +108,7 @@ def write_biased(folder):
     torch.save(module.state_dict(), folder / "mine" / "weights.pt")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [

@@ -1,6 +1,7 @@
 """Generation level: both sides generate the same tokens, except at ties."""
 
 import numpy as np
+import pytest
 from tiny import random_model
 
 from jaxllm.generation import generate
@@ -41,6 +42,7 @@ def test_prompts_have_different_lengths(tokens):
     ]
 
 
+@pytest.mark.exhaustive
 def test_forced_logits_are_the_logits_that_generation_uses():
     model = with_scanned_layers(random_model(), False)
     prompts = [[5, 17, 3], [60]]

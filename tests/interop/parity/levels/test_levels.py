@@ -46,6 +46,7 @@ def test_every_family_passes(name, tmp_path):
         assert {row.parameter for row in report.gradients} >= {"kernel", "scale"}
 
 
+@pytest.mark.exhaustive
 def test_the_first_divergence_is_at_the_level_of_the_cause(pair, short):
     llama, model = pair
     broken = changed(model, "final_norm.scale", lambda scale: scale + 0.1)

@@ -47,6 +47,7 @@ def torch_attention(q_BTNH, k_BSKH, v_BSKH, **options) -> torch.Tensor:
     return scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(("T", "N", "K"), SHAPES)
 def test_causal_attention_matches_torch(T, N, K):
     q, k, v = qkv(T, T, N, K)
@@ -76,6 +77,7 @@ def test_gradients_match_torch():
         assert relative_l2(found, tensor.grad) < TOLERANCE
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_match_the_definition(name):
     """The same cases as the kernels; those with sinks by the function that blocks call."""

@@ -34,6 +34,7 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize("step", examples([1, 2, 3], 3))
 def test_cached_equals_uncached_at_every_split_of_ragged_rows(attention, step):

@@ -195,6 +195,7 @@ def test_longrope_matches_transformers(changes):
             assert ulps(ours, expected.numpy()) <= 1, (head_dim, theta, length)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", examples(DYNAMIC, "dynamic"))
 def test_dynamic_matches_transformers(kind):
     """The growth, its power and the product are each rounded, on the device and in PyTorch.

@@ -89,6 +89,7 @@ def assert_equal_on_a_mesh(moe, x_BTD: np.ndarray, sizes: dict[str, int]) -> Non
         assert error <= TOLERANCE * np.linalg.norm(theirs), jax.tree_util.keystr(path)
 
 
+@pytest.mark.cases(1, exhaustive=4)
 @pytest.mark.parametrize("mesh", examples(MESHES, list(MESHES)[-1]))
 @pytest.mark.parametrize("case", examples(CASES, list(CASES)[-1]))
 def test_layer_on_a_mesh_equals_one_device(mesh, case):

@@ -102,6 +102,7 @@ def check_against_torch(moe, x: np.ndarray) -> None:
         assert relative_l2(found, weights[name].grad) < TOLERANCE, name
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("case", examples(CASES, "normalized", "sigmoid of the input", "shared"))
 def test_values_and_gradients_equal_running_every_expert(case):
     check_against_torch(moe_of(dataclasses.replace(EXPERTS, **CASES[case])), X_BTD)
@@ -112,6 +113,7 @@ def test_experts_follow_the_mlp_config(changes):
     check_against_torch(moe_of(**changes), X_BTD)
 
 
+@pytest.mark.exhaustive
 def test_expert_without_tokens():
     moe = moe_of()
     moe.router.kernel[...] = moe.router.kernel[...].at[:, 3].set(-1.0)

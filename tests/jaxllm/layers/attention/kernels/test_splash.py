@@ -13,6 +13,7 @@ from jaxllm.layers.attention.kernels.splash import OrderedMask, splash_attention
 from jaxllm.layers.attention.mask import MaskSpec
 
 
+@pytest.mark.cases(1, exhaustive=4)
 @pytest.mark.parametrize("name", examples(CASES, "everything"))
 def test_kernel_matches_the_definition(name):
     check(CASES[name], functools.partial(splash_attention, interpret=True))
