@@ -79,6 +79,7 @@ class DecoderFamily:
             expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits.numpy()
         assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
 
+    @pytest.mark.exhaustive
     @once
     def test_unscanned_layers_compute_the_same(self, case):
         original, model = case.original, case.model

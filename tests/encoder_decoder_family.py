@@ -60,12 +60,14 @@ class EncoderDecoderFamily:
         expected = logits_of_original(original, inputs)[inputs.is_tgt_BT == 1]
         assert relative_l2(logits_of(model, inputs), expected) <= TOLERANCE
 
+    @pytest.mark.exhaustive
     def test_unscanned_layers_compute_the_same(self, case, inputs):
         model = case[-1]
         listed = with_scanned_layers(model, False)
         assert not listed.config.encoder.scan_layers
         assert relative_l2(logits_of(listed, inputs), logits_of(model, inputs)) <= TOLERANCE
 
+    @pytest.mark.exhaustive
     def test_a_sharded_model_computes_the_same(self, case, inputs):
         _, _, folder, model = case
         mesh = make_mesh(fsdp=4, tensor=2)
@@ -146,6 +148,7 @@ class EncoderDecoderFamily:
             logits.append(out.logits)
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("num_beams", examples([1, 3], 3))
     def test_generation_matches_transformers(self, case, inputs, num_beams):
         _, original, _, model = case

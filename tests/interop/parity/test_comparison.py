@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiers import examples
+from tiers import examples, exhaustive
 
 from jaxllm.config import with_fields
 from jaxllm.interop import load_pretrained
@@ -47,7 +47,7 @@ def pair(make_llama, tmp_path_factory):
     return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
 
 
-@pytest.mark.parametrize("name", examples(CORRECT, "grouped-query"))
+@pytest.mark.parametrize("name", exhaustive(CORRECT))
 def test_correct_models_pass(make_llama, convert, tokens, name):
     llama = make_llama(**CORRECT[name])
     report = compare(llama, convert(llama), tokens)
@@ -168,6 +168,7 @@ def test_activations_before_a_bug_agree(pair, tokens):
     assert not any(tap.ok for tap in taps[at:] if "norm" not in tap.path)
 
 
+@pytest.mark.exhaustive
 def test_rows_are_in_execution_order(pair, tokens):
     llama, model = pair
     paths = [tap.path for tap in compare(llama, model, tokens).taps]

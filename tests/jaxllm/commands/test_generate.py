@@ -59,6 +59,7 @@ def test_error_names_the_damaged_tensor(damage, byte_model, tmp_path, capsys):
     assert said[damage] in err
 
 
+@pytest.mark.exhaustive
 def test_beams_replace_sampling(byte_model, capsys):
     command = ["generate", str(byte_model), "--prompt", "ab", "--max-new-tokens", "4"]
     assert main([*command, "--beams", "3"]) == 0

@@ -81,6 +81,7 @@ def test_prompt_gives_the_same_tokens_alone_and_in_a_batch(model):
     assert together == alone
 
 
+@pytest.mark.exhaustive
 def test_enough_beams_find_the_optimum():
     small = random_model(vocab_size=5)
     prompt, new = [1, 2, 3], 3

@@ -13,6 +13,7 @@ from jaxllm.train.planning import search as module
 from jaxllm.train.planning.search import find_meshes, search
 
 
+@pytest.mark.exhaustive
 def test_meshes_use_all_devices_and_divide_the_batch_and_the_heads():
     meshes = find_meshes(run(batch_size=4), TPU)
     assert meshes

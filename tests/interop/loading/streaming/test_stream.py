@@ -71,7 +71,7 @@ def sharding_of(shape: Sequence[int], spec: Sequence[object]) -> NamedSharding:
     return NamedSharding(mesh(), PartitionSpec(*kept))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_any_rule_fills_any_sharding_through_any_chunk_size(tmp_path_factory, data):
     rule = Rule(*data.draw(st.sampled_from(RULES)))

@@ -69,6 +69,7 @@ def _size(leaf):
     return math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
+@pytest.mark.exhaustive
 def test_rematerialization_trades_memory_for_arithmetic():
     config = run(fsdp=8)
     full = price_step(config, CPU)
