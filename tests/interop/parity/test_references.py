@@ -79,6 +79,7 @@ def kinds(tmp_path_factory):
     return get
 
 
+@pytest.mark.cases(1, exhaustive=5)
 @pytest.mark.parametrize("name", examples(KINDS, "nima-gpt"))
 def test_every_kind_passes_all_its_levels(kinds, name):
     reference, model, inputs = kinds(name)

@@ -91,7 +91,7 @@ def with_fields(built: Built, folder: Path, fields: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(1, exhaustive=12)
 @pytest.mark.parametrize("seed", range(3))
 def test_unused_fields_change_no_bit_and_are_kept(built, seed, tmp_path):
     given = json.loads((built.folder / "config.json").read_text())
@@ -104,6 +104,7 @@ def test_unused_fields_change_no_bit_and_are_kept(built, seed, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {**given, **fields}
 
 
+@pytest.mark.cases(1, exhaustive=6)
 def test_transformers_is_as_indifferent_to_each_of_them(built, tmp_path):
     """Checked for those fields that transformers accepts with such a value."""
     given = json.loads((built.folder / "config.json").read_text())

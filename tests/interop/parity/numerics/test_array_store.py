@@ -109,6 +109,7 @@ def checkpoint(request, tmp_path):
     return folder
 
 
+@pytest.mark.cases(0, exhaustive=2)
 @pytest.mark.exhaustive
 def test_the_report_is_the_same_as_in_memory(checkpoint, scratch):
     report = check_checkpoint(checkpoint, scratch=scratch, num_tokens=320, batch_size=1)
