@@ -47,6 +47,7 @@ def pair(make_llama, tmp_path_factory):
     return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
 
 
+@pytest.mark.cases(0, exhaustive=4)
 @pytest.mark.parametrize("name", exhaustive(CORRECT))
 def test_correct_models_pass(make_llama, convert, tokens, name):
     llama = make_llama(**CORRECT[name])
@@ -73,7 +74,7 @@ def test_a_correct_model_in_the_other_rope_layout_passes(make_llama, convert, to
     assert report.ok, report.first_divergence
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(1, exhaustive=2)
 @pytest.mark.parametrize("std", [0.02, 0.3])
 @pytest.mark.parametrize("seed", examples(range(4), 0))
 def test_no_false_alarms(make_llama, convert, tokens, seed, std):

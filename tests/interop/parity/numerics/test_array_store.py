@@ -163,6 +163,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path, scratch):
     folders = [tmp_path / "shallow", tmp_path / "deep"]
