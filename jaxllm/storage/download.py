@@ -39,17 +39,17 @@ def download(path: str | os.PathLike[str]) -> Path:
     return _fetch(address, {name: files[name] for name in names})
 
 
-def download_matching(pattern: str) -> list[Path]:
-    """Downloads the files that match a pattern, in the order of their names."""
+def find_matching(pattern: str) -> dict[str, int]:
+    """Returns the addresses of the files that match a pattern, in order, and their sizes."""
     address = to_address(pattern)
     system, kind = file_system(address), address.partition("://")[0]
-    found = sorted(_reading(address, lambda: system.glob(address)))
-    names = [
-        f"{kind}://{name.lstrip('/')}"
-        for name in found
-        if not _reading(address, system.isdir, name)
-    ]
-    return [download(name) for name in names]
+    system.invalidate_cache()
+    found = _reading(address, lambda: system.glob(address, detail=True))
+    return {
+        f"{kind}://{name.lstrip('/')}": about["size"]
+        for name, about in sorted(found.items())
+        if about["type"] == "file"
+    }
 
 
 def needed_of_run(names: Sequence[str]) -> list[str]:
