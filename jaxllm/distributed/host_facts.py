@@ -1,4 +1,4 @@
-"""Facts about this process that decide whether a job of several works: what `doctor` compares."""
+"""Facts about this process that `doctor` compares across a job."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ class HostFacts:
     coordinator: str | None = None
     rows: tuple[int, ...] = ()  # of each batch, that this process reads
     sees_folder: bool | None = None  # whether it sees the run's folder as process 0 does
-    files: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of the data, by path
+    files: dict[str, int] | None = None  # bytes of the data, by path; None: it has read no config
     problem: str | None = None  # what it found wrong by itself
 
     @property
@@ -96,7 +96,7 @@ def sees_folder(folder: Any, nonce: str) -> bool:
     """Whether a file that process 0 has written into a folder is there with its content."""
     try:
         return (folder / probe_name(nonce)).read_text() == nonce
-    except OSError:
+    except Exception:  # of any class on an object store
         return False
 
 

@@ -7,7 +7,7 @@ import jax
 WAIT_S = 60  # for the other processes
 
 
-def exchange_texts(name: str, text: str) -> list[str]:
+def exchange_texts(name: str, text: str, timeout_s: int = WAIT_S) -> list[str]:
     """Returns the text of every process, in their order; all must call this with the same name.
 
     Unlike `gather_texts` it needs no device, so processes with other devices can say so.
@@ -15,9 +15,10 @@ def exchange_texts(name: str, text: str) -> list[str]:
     Args:
         name: used once in the life of a job.
         text: of this process.
+        timeout_s: seconds to wait for each of the others.
 
     Raises:
-        TimeoutError: a process has not called this within a minute; names it.
+        TimeoutError: a process has not called this in time; names it.
     """
     if jax.process_count() == 1:
         return [text]
@@ -27,11 +28,11 @@ def exchange_texts(name: str, text: str) -> list[str]:
     for rank in range(jax.process_count()):
         try:
             key = f"jaxllm/exchange/{name}/{rank}"
-            found.append(client.blocking_key_value_get(key, WAIT_S * 1000))
+            found.append(client.blocking_key_value_get(key, timeout_s * 1000))
         except Exception as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-            raise TimeoutError(f"process {rank} has not answered within {WAIT_S} s") from None
+            raise TimeoutError(f"process {rank} has not answered within {timeout_s} s") from None
     return found
 
 

@@ -37,5 +37,5 @@ def test_a_process_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     client = Client(answers=False)
     monkeypatch.setattr(store, "_client", lambda: client)
-    with pytest.raises(TimeoutError, match="process 1 has not answered within 60 s"):
-        exchange_texts("x", "mine")
+    with pytest.raises(TimeoutError, match="process 1 has not answered within 7 s"):
+        exchange_texts("x", "mine", timeout_s=7)
