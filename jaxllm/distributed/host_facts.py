@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from .agreement import versions
+from .coordinator import joined_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,6 @@ def probe_name(nonce: str) -> str:
 
 def coordinator_address() -> str | None:
     """Returns where the processes of this job meet; None if this process is alone."""
-    from jax._src import distributed  # jax exports no name for it
-
-    address = distributed.global_state.coordinator_address
-    return address or os.environ.get("JAX_COORDINATOR_ADDRESS") if jax.process_count() > 1 else None
+    job = joined_job()
+    address = job.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    return address if job.num_processes > 1 else None

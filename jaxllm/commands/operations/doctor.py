@@ -61,6 +61,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from jaxllm.distributed.diagnosis import find_problems
     from jaxllm.distributed.host_facts import HostFacts
 
+    jax.devices()  # finds those of all processes, so each must look before it may wait for another
     own = json.dumps(dataclasses.asdict(_examine(arguments)))
     found = [HostFacts(**json.loads(text)) for text in _exchange("facts", own, arguments)]
     problems = find_problems(found)
@@ -77,7 +78,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _exchange(name: str, text: str, arguments: argparse.Namespace) -> list[str]:
     """Returns the text of every process; each must call this, whatever has failed in it."""
-    from jaxllm.distributed.store import exchange_texts
+    from jaxllm.distributed.coordinator import exchange_texts
 
     try:
         return exchange_texts(f"doctor/{name}", text, arguments.timeout)

@@ -133,7 +133,7 @@ def test_each_exchange_is_done_once_whatever_has_failed(
         exchanged.append((name, timeout_s))
         return [text]
 
-    monkeypatch.setattr("jaxllm.distributed.store.exchange_texts", exchange)
+    monkeypatch.setattr("jaxllm.distributed.coordinator.exchange_texts", exchange)
     if change is not None:
         change(folder)
     with memory_store() as store:
