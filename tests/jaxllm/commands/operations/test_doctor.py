@@ -66,7 +66,11 @@ def test_without_a_config_only_the_hosts_are_examined(capsys):
 def test_several_processes_need_a_place_to_meet(capsys, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")  # which the option replaces
     assert main(["doctor", "--num-processes", "2", "--process-id", "0"]) == 2
-    assert "nothing says where the processes meet" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "NUM_PROCESSES=2 and JAX_PROCESS_ID=0, but nothing says where the processes" in error
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    assert main(["doctor", "--process-id", "3"]) == 2
+    assert "JAX_PROCESS_ID=3, but nothing says where the processes" in capsys.readouterr().err
 
 
 def test_a_process_that_waits_in_vain_ends_with_one_line():
