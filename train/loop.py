@@ -200,6 +200,8 @@ def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, s
     if start:
         done = "" if start < config.steps else "  nothing left to train"
         log.info("step %d/%d  resumed%s", start, config.steps, done)
+        if config.speed.profiled and config.speed.profiled[0] <= start:
+            log.info("profile %s  without the steps up to %d", config.speed.profile, start)
     for name, variable in named_parameters(model).items():
         whole = unsharded_dims(dim_letters(variable), variable.get_value().shape, mesh.shape)
         for axis, letter, size in whole:
