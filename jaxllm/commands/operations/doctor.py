@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich
 from jaxllm.commands.failures import complain
-from jaxllm.commands.options import AddCommand, add_json, add_processes, count
+from jaxllm.commands.options import AddCommand, add_count, add_json, add_processes
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,20 +36,8 @@ def add_commands(add: AddCommand) -> None:
         "config", nargs="?", metavar="CONFIG", help="the run to check the mesh, folder and data of"
     )
     add_processes(doctor)
-    doctor.add_argument(
-        "--timeout",
-        type=count,
-        default=60,
-        metavar="S",
-        help="seconds to wait for the other processes (default: %(default)s)",
-    )
-    doctor.add_argument(
-        "--size",
-        type=count,
-        default=16,
-        metavar="MIB",
-        help="size of the timed all-reduce (default: %(default)s)",
-    )
+    add_count(doctor, "--timeout", 60, "seconds to wait for the other processes", "S")
+    add_count(doctor, "--size", 16, "size of the timed all-reduce", "MIB")
     add_json(doctor, "the facts")
 
 
