@@ -101,7 +101,7 @@ def train(
 
 
 def _rate(config: TrainConfig, model: Model, mesh: Mesh) -> Rate:
-    """Returns what turns the time of a step into tokens per second and MFU."""
+    """Returns the sizes of a step that convert steps per second into tokens per second and MFU."""
     with_image = isinstance(config.data, TaskConfig)  # text has none
     flops = flops_per_example(model, config.seq_len, with_image=with_image)
     peak = peak_flops(mesh.devices.flat[0], config.speed.peak_tflops)

@@ -21,9 +21,9 @@ def find_problems(facts: Sequence[HostFacts]) -> list[str]:
 
 
 def _own(facts: Sequence[HostFacts]) -> Iterator[str]:
-    """Problems that processes found by themselves, such as a mesh that does not fit.
+    """Yields the problems that processes found by themselves, such as a mesh that does not fit.
 
-    Each is listed once.
+    A problem of several processes is one line, which names them unless all have it.
     """
     problems: dict[str, list[HostFacts]] = {}
     for each in facts:

@@ -1,4 +1,4 @@
-"""Settings of how a run's speed is measured: the peak that MFU refers to, and steps to profile."""
+"""Settings for measuring a run's speed: the device peak behind MFU, and the steps to profile."""
 
 import dataclasses
 import re
