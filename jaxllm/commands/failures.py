@@ -1,14 +1,18 @@
 """Error reporting of commands: messages on stderr and exit statuses."""
 
 import os
+import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 
 from jaxllm.errors import UserError
 from jaxllm.untrusted.printable import printable
 
 WRONG_USE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
+
+_broken: list[str] = []  # parts of the command's arguments that have line breaks, longest first
 
 EXIT_STATUSES = """exit status:
   0    success
@@ -105,8 +109,17 @@ def _device_problem() -> str | None:
     return None
 
 
+def note_arguments(arguments: Sequence[str]) -> None:
+    """Keeps the arguments of the command, of which messages may have parts, such as a path."""
+    parts = {part for argument in arguments for part in re.split("[/=]", argument)}
+    broken = {part for part in parts if "\n" in part and part.strip()}
+    _broken[:] = sorted(broken, key=len, reverse=True)
+
+
 def complain(text: str) -> None:
-    """Prints lines on stderr; nothing if there are none."""
+    """Prints lines on stderr; nothing if there are none. A line break in an argument is no line."""
+    for part in _broken:
+        text = text.replace(part, part.replace("\n", "\\n"))
     for line in text.split("\n") if text else ():
         print(f"jaxllm: {printable(line)}", file=sys.stderr)
 

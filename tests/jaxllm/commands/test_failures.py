@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxllm.cli import main
 from jaxllm.commands.failures import EXIT_STATUSES, INTERNAL, report
 from jaxllm.errors import (
     CheckpointArgumentError,
@@ -35,6 +36,21 @@ from jaxllm.train import ConfigError
 def test_user_error_prints_only_its_message(error, status, capsys):
     assert report(error, debug=False) == status
     assert capsys.readouterr().err == "".join(f"jaxllm: {x}\n" for x in str(error).splitlines())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["inspect", "a\nb/c\nd"],
+        ["plot", "a\nb", "--output=c\nd/e"],
+        ["runs", "a\nb/c\n"],
+    ],
+)
+def test_a_line_break_in_a_path_is_shown_on_the_line_of_the_problem(argv, capsys, tmp_path):
+    argv[1] = str(tmp_path / argv[1])
+    assert main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/a\\nb" in line
 
 
 @pytest.mark.parametrize(
