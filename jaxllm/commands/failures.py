@@ -42,12 +42,12 @@ def interrupted(error: KeyboardInterrupt) -> int:
 
 
 def report_failure(error: BaseException, *, debug: bool) -> tuple[str, int]:
-    """Prints an error on stderr; returns its text and the exit status. See `report`."""
+    """Prints an error on stderr; returns the text as shown and the exit status. See `report`."""
     if debug:
         traceback.print_exception(error)
     text, status = _explain(error, debug=debug)
     complain(text)
-    return text, status
+    return _shown(text), status
 
 
 def _explain(error: BaseException, *, debug: bool) -> tuple[str, int]:
@@ -117,11 +117,16 @@ def note_arguments(arguments: Sequence[str]) -> None:
 
 
 def complain(text: str) -> None:
-    """Prints lines on stderr; nothing if there are none. A line break in an argument is no line."""
+    """Prints lines on stderr; nothing if there are none."""
+    for line in _shown(text).split("\n") if text else ():
+        print(f"jaxllm: {line}", file=sys.stderr)
+
+
+def _shown(text: str) -> str:
+    """Returns a text as it may be shown, in which a line break in an argument begins no line."""
     for part in _broken:
         text = text.replace(part, part.replace("\n", "\\n"))
-    for line in text.split("\n") if text else ():
-        print(f"jaxllm: {printable(line)}", file=sys.stderr)
+    return printable(text)
 
 
 def _keep_traceback(error: BaseException) -> str:

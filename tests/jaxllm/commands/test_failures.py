@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxllm.cli import main
-from jaxllm.commands.failures import EXIT_STATUSES, INTERNAL, report
+from jaxllm.commands.failures import EXIT_STATUSES, INTERNAL, report, report_failure
 from jaxllm.errors import (
     CheckpointArgumentError,
     MissingCheckpointError,
@@ -75,6 +75,12 @@ def test_the_end_of_another_process_is_not_a_bug(capsys):
     assert report(error, debug=False) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("jaxllm: the connection to another process broke")
+
+
+def test_what_other_processes_print_cannot_act_on_a_terminal(capsys):
+    text, status = report_failure(UserError("the tensor a\x1b[2J\nb"), debug=False)
+    assert (text, status) == ("the tensor a\\x1b[2J\nb", 2)
+    assert capsys.readouterr().err == "jaxllm: the tensor a\\x1b[2J\njaxllm: b\n"
 
 
 @pytest.mark.parametrize(
