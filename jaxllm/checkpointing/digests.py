@@ -73,17 +73,27 @@ def part_sums(part: np.ndarray, box: Box, shape: Sequence[int]) -> Sums:
     words, starts = np.atleast_1d(words), [*starts, *[0] * (words.ndim - len(starts))] or [0]
     strides = [math.prod(shape[dim + 1 :]) for dim in range(words.ndim)]
     total = zero_sums()
-    rows = max(BLOCK_WORDS // max(math.prod(words.shape[1:]), 1), 1)
-    for first in range(0, len(words), rows):
-        block = words[first : first + rows]
-        offsets = [starts[0] + first, *starts[1:]]
-        position = np.zeros((1,) * block.ndim, np.uint32)
-        for dim, size in enumerate(block.shape):
-            along = (np.arange(size, dtype=np.uint64) + offsets[dim]) * strides[dim]
-            spread = (-1, *(1,) * (block.ndim - 1 - dim))
-            position = position + along.astype(np.uint32).reshape(spread)
-        total += np.stack([np.sum(mixed, dtype=np.uint32) for mixed in _mix(block, position)])
+    for block in _blocks(words.shape):
+        position = np.zeros((1,) * len(block), np.uint32)
+        for dim, along in enumerate(block):
+            index = np.arange(along.start, along.stop, dtype=np.uint64) + starts[dim]
+            spread = (-1, *(1,) * (len(block) - 1 - dim))
+            position = position + (index * strides[dim]).astype(np.uint32).reshape(spread)
+        mixed = _mix(words[block].astype(np.uint32), position)
+        total += np.stack([np.sum(each, dtype=np.uint32) for each in mixed])
     return total
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Yields the blocks of an array, each of at most BLOCK_WORDS elements."""
+    # The first dimension whose slices fit is cut into ranges; those before it, into single indices.
+    cut = next(dim for dim in range(len(shape)) if math.prod(shape[dim + 1 :]) <= BLOCK_WORDS)
+    step = BLOCK_WORDS // max(math.prod(shape[cut + 1 :]), 1)
+    for index in np.ndindex(*shape[:cut]):
+        for start in range(0, shape[cut], step):
+            rows = slice(start, min(start + step, shape[cut]))
+            whole = (slice(0, size) for size in shape[cut + 1 :])
+            yield *(slice(i, i + 1) for i in index), rows, *whole
 
 
 def zero_sums() -> Sums:
@@ -135,7 +145,7 @@ def _device_words(x: Array) -> Array:
 
 
 def _host_words(x: np.ndarray) -> np.ndarray:
-    """Returns the same words as `_device_words`."""
+    """Returns the same words as `_device_words`, narrow ones not yet as 32 bits."""
     size = x.dtype.itemsize
     words = np.ascontiguousarray(x).reshape(-1).view(np.dtype(f"<u{min(size, 4)}"))
-    return words.reshape((*x.shape, size // 4)[: None if size > 4 else x.ndim]).astype(np.uint32)
+    return words.reshape((*x.shape, size // 4)[: None if size > 4 else x.ndim])

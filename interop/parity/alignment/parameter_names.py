@@ -28,13 +28,17 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
     """
     adapter = adapter_of(reference)
     family = adapter.family(reference)
-    fields = family.fields(adapter.fields(reference))
+    given = adapter.fields(reference)
+    fields = family.fields(given)
+    # Families look only at the names of the tensors: at the originals to tell whether the head is
+    # tied, and at all of them for what modules name otherwise than files.
+    state = reference.state_dict()
+    first = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+    originals: Any = {name: None for name in state if name in first.values()}
+    every: Any = dict.fromkeys(state)
     try:
-        # The families look only at the names of the tensors; a tied one is stored once.
-        state = reference.state_dict()
-        first = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-        names: Any = dict.fromkeys(sorted(first.values(), key=list(state).index))
-        values, layout = family.read_config(fields, names)
+        values, _ = family.read_config(fields, originals)
+        _, layout = family.read_config(family.fields(given), every)
     except ValueError as error:
         return {}, Layout(), [*fields.finish(), str(error)]
     return values, layout, fields.finish()

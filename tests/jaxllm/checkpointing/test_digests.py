@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxllm.checkpointing import digests
 from jaxllm.checkpointing.digests import (
     _device_sums,
     digest_arrays,
@@ -64,11 +65,13 @@ def test_parts_add_up_in_any_order():
     assert to_text(np.sum(parts, axis=0, dtype=np.uint32)) == digest_of(array)
 
 
-def test_a_large_array_is_digested_in_blocks(monkeypatch):
+@pytest.mark.parametrize("size", [50, 25, 7, 1])  # of one dimension, two, three, or each element
+def test_a_large_array_is_digested_in_blocks(size, monkeypatch):
     array = random_array()
     expected = digest_of(array)
-    monkeypatch.setattr("jaxllm.checkpointing.digests.BLOCK_WORDS", 50)
+    monkeypatch.setattr(digests, "BLOCK_WORDS", size)
     assert digest_of(array) == expected
+    assert max(array[block].size for block in digests._blocks(array.shape)) <= size
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
