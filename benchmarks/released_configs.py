@@ -1,8 +1,9 @@
 """`python benchmarks/released_configs.py FILE`: reads configs as released, writes their table.
 
-FILE is a JSON object: for each name a `config`, spelled as it was released. Those of a supported
-type are read whole, then in small with random weights in float32, and the logits are compared with
-transformers' logits. The table goes to docs/released_configs.md.
+FILE has a JSON object that maps each name to an object with its `config`, spelled as it was
+released. Each config of a supported type is read in full. A small model with the same settings and
+random float32 weights is then compared with transformers by its logits. The table is written to
+docs/released_configs.md.
 """
 
 import argparse

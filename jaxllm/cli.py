@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = argparse.Namespace(debug="--debug" in argv)
+    failures.note_arguments(argv)
     try:
         set_environment()
         arguments, rest = make_parser().parse_known_args(argv)

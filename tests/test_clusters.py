@@ -45,6 +45,13 @@ def test_shell_is_valid(name):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_job_may_restart_all_its_pods_ten_times():
+    """Where one process fails, the others end as well, and each pod counts."""
+    manifests = yaml.safe_load_all(FILES["job-gpu.yaml"])
+    [job] = [manifest["spec"] for manifest in manifests if manifest["kind"] == "Job"]
+    assert job["backoffLimit"] == 10 * job["completions"]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_commands_exist_and_a_restart_resumes(name):
     run = "run.yaml --mesh.fsdp 32"

@@ -1,5 +1,7 @@
-"""Generated pages are complete, and their figures meet the tolerances."""
+"""Pages with tables are complete, and their figures meet the tolerances."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import encoder_decoder_cases
@@ -63,3 +65,14 @@ def test_released_configs_are_read_with_logits_of_transformers_or_refused_with_a
         else:
             assert result == "read", name
             assert float(error) <= 1e-5, name
+
+
+def test_the_page_on_installing_names_every_extra():
+    project = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    described = rows(table=1, page=PAGE.with_name("install.md"))
+    assert set(described) == {f"`{name}`" for name in extras}
+    for name, requirements in extras.items():
+        included = re.findall(r"jaxllm\[(.*)\]", " ".join(requirements))
+        for other in ",".join(included).split(",") if included else ():
+            assert f"`{other}`" in described[f"`{name}`"][0], name

@@ -130,7 +130,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
             "user_family",
         },
         "tied_tensors": {"checkpoint_dir", "name_folding", "plan", "streaming"},
-        "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "tied_tensors"},
+        "model_arrays": {"checkpoint", "checkpoint_dir", "plan", "streaming", "tied_tensors"},
         "lazy_model": {"checkpoint", "model_arrays", "plan", "tied_tensors"},
         "load": {
             *("checkpoint", "checkpoint_dir", "model_arrays", "plan", "streaming", "tied_tensors"),

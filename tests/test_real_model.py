@@ -1,4 +1,4 @@
-"""What takes trained weights: SmolLM2-135M-Instruct from a GGUF file, beside transformers."""
+"""Checks that need trained weights: SmolLM2-135M-Instruct from a GGUF file, and transformers."""
 
 import json
 from pathlib import Path

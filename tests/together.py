@@ -21,8 +21,10 @@ def run_together(
     Returns:
         stdout and stderr of each process.
     """
-    shared = cluster(len(commands)) if len(commands) > 1 else {}
-    ranks = [{**shared, "JAX_PROCESS_ID": str(rank)} for rank in range(len(commands))]
+    ranks: list[dict[str, str]] = [{}]
+    if len(commands) > 1:
+        shared = cluster(len(commands))
+        ranks = [{**shared, "JAX_PROCESS_ID": str(rank)} for rank in range(len(commands))]
     started = [
         start(*command, devices=devices, **{**variables, **environment})
         for command, variables in zip(commands, ranks, strict=True)

@@ -91,6 +91,7 @@ class TrainConfig:
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is not less than "
                 f"steps={self.steps}"
             )
+        self.speed.check_steps(self.steps)
 
 
 # Fields that a resumed run may change: where and how it runs, not what it computes.

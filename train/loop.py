@@ -101,7 +101,7 @@ def train(
 
 
 def _rate(config: TrainConfig, model: Model, mesh: Mesh) -> Rate:
-    """Returns what turns the time of a step into tokens per second and MFU."""
+    """Returns the sizes of a step that convert steps per second into tokens per second and MFU."""
     with_image = isinstance(config.data, TaskConfig)  # text has none
     flops = flops_per_example(model, config.seq_len, with_image=with_image)
     peak = peak_flops(mesh.devices.flat[0], config.speed.peak_tflops)
@@ -200,6 +200,8 @@ def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, s
     if start:
         done = "" if start < config.steps else "  nothing left to train"
         log.info("step %d/%d  resumed%s", start, config.steps, done)
+        if config.speed.profiled and config.speed.profiled[0] <= start:
+            log.info("profile %s  without the steps up to %d", config.speed.profile, start)
     for name, variable in named_parameters(model).items():
         whole = unsharded_dims(dim_letters(variable), variable.get_value().shape, mesh.shape)
         for axis, letter, size in whole:

@@ -89,9 +89,9 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
 def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     """Returns the data of a run with its tokenizer: by default the one that its model came with.
 
-    That is the one of the run or of the checkpoint that `init_from` names, or of the checkpoint
-    that the model was first loaded from. If the data name the tokenizer of that checkpoint, which
-    is no longer there, it is the run's copy.
+    A model comes with the tokenizer of the run or checkpoint that `init_from` names, or else of
+    the checkpoint that it was first loaded from. A run keeps a copy of its tokenizer, which is used
+    where the original is no longer there.
 
     Raises:
         UserError: the model came with none, and its vocabulary is not that of bytes.

@@ -103,7 +103,7 @@ def convert(
     """
     source, destination = local_path(source).resolve(), check_output(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    opened = open_model_arrays(source, step, rules, strict=strict, allow=allow)
+    opened = open_model_arrays(source, step, rules, dtype=dtype, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):

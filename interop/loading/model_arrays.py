@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,7 @@ from jaxllm.sharding import spans_processes
 from .checkpoint import open_checkpoint
 from .checkpoint_dir import Checkpoint
 from .plan import Plan
+from .streaming.array_reads import find_arrays
 from .tied_tensors import make_checked_plan
 
 
@@ -99,13 +101,28 @@ def arrays_of_checkpoint(checkpoint: Checkpoint, plan: Plan) -> ModelArrays:
 def apply_rules(
     rules: Sequence[BoundRule], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, TensorSource]:
-    """Returns the model arrays that rules make of stored tensors; no tensor is read yet."""
+    """Returns the model arrays that rules make of stored tensors; no tensor is read yet.
+
+    An array of tensors that are stored in several dtypes has one that holds all their numbers.
+    """
     stored, arrays = {name: from_stored(tensor) for name, tensor in tensors.items()}, {}
     for rule, sizes in rules:
-        transfer = rule.importing(sizes)
+        transfer, parts = rule.importing(sizes), defaultdict[str, dict[str, TensorSource]](dict)
+        for source, index in rule.stored.names(sizes):
+            for name in find_arrays(rule.model, index, sizes):
+                parts[name][source] = stored[source]
         for name, index in transfer.target.names(sizes):
-            arrays[name] = transfer_tensor(transfer, index, stored)
+            arrays[name] = transfer_tensor(transfer, index, _in_one_dtype(parts[name]))
     return arrays
+
+
+def _in_one_dtype(sources: Mapping[str, TensorSource]) -> Mapping[str, TensorSource]:
+    dtypes = {source.dtype for source in sources.values()}
+    if len(dtypes) == 1:
+        return sources
+    is_small = all(dtype.itemsize < 4 or dtype == np.float32 for dtype in dtypes)
+    wide = np.dtype(np.float32 if is_small else np.float64)
+    return {name: source.astype(wide) for name, source in sources.items()}
 
 
 def arrays_of_native(form: ModelFormat, path: Path) -> ModelArrays:
@@ -120,6 +137,7 @@ def open_model_arrays(
     step: int | None = None,
     rules: Any = None,
     *,
+    dtype: Dtype | None = None,
     strict: bool = True,
     allow: Sequence[str] = (),
 ) -> ModelArrays:
@@ -129,6 +147,7 @@ def open_model_arrays(
         path: the folder; with rules it may be a file.
         step: the step of a run; by default the newest.
         rules: rules for a model of your own; see `load_pretrained`.
+        dtype: what the caller casts the arrays to; needed if layers are stored in several dtypes.
         strict: as for `load_pretrained`.
         allow: as for `load_pretrained`.
 
@@ -141,7 +160,7 @@ def open_model_arrays(
     if step is not None:
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
-    plan = make_checked_plan(checkpoint)
+    plan = make_checked_plan(checkpoint, dtype=dtype)
     return arrays_of_checkpoint(checkpoint, plan)
 
 

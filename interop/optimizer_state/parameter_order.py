@@ -16,17 +16,20 @@ from jaxllm.untrusted.regular_files import check_is_regular
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-MAX_STATES = 1000  # states followed at a time
+MAX_STATES = 1000  # ways to take parameters from the groups that are followed at a time
+MOST_SHOWN = 3  # parameters in a message
 GIVE = (
     "give a file of the names, as `for name, _ in model.named_parameters(): print(name)` prints "
     "them"
+)
+GIVE_NAMED = (
+    "give the state with names, as `get_optimizer_state_dict(model, optimizer)` of "
+    "torch.distributed.checkpoint.state_dict returns it"
 )
 
 
 def named_groups(groups: Sequence[Sequence[Shape]], names: Shapes) -> list[list[str]]:
     """Assigns the names to groups by shape, in the order of `names` within each group.
-
-    Raises CheckpointError unless there is exactly one way to assign them.
 
     Args:
         groups: the shapes of each group's parameters, in order.
@@ -34,34 +37,56 @@ def named_groups(groups: Sequence[Sequence[Shape]], names: Shapes) -> list[list[
 
     Returns:
         The names of each group's parameters.
+
+    Raises:
+        CheckpointError: no way to assign them fits, or several do; names the groups and the first
+            parameters that may be in several.
     """
-    start = (0,) * len(groups)
-    before: list[dict[tuple[int, ...], list[int]]] = []  # for each state, the groups that led to it
-    ways = {start: 1}
-    for shape in names.values():
-        came: dict[tuple[int, ...], list[int]] = {}
-        after: dict[tuple[int, ...], int] = {}
-        for taken, count in ways.items():
-            for number, group in enumerate(groups):
-                if taken[number] < len(group) and group[taken[number]] == shape:
-                    state = _step(taken, number, 1)
-                    after[state] = after.get(state, 0) + count
-                    came.setdefault(state, []).append(number)
-        before.append(came)
-        ways = after if len(after) <= MAX_STATES else {}
-    end = tuple(map(len, groups))
-    if ways.get(end, 0) != 1:
-        counts = " and ".join(str(len(group)) for group in groups)
+    possible = _possible_groups(groups, names)
+    sizes = [f"group {number} has {len(group)}" for number, group in enumerate(groups)]
+    given = f"no parameter names are stored ({', '.join(sizes) or 'there is no group'})"
+    fit = f"the model's {len(names)} parameters, in their order, fit the groups by shape"
+    if sum(map(len, groups)) != len(names) or not all(possible.values()):
+        raise CheckpointError(f"{given}, and {fit} in no way: {GIVE_NAMED}; or {GIVE}")
+    if unclear := {name: numbers for name, numbers in possible.items() if len(numbers) > 1}:
+        first = list(unclear)[:MOST_SHOWN]
+        either = ", ".join(f"{name} in {' or '.join(map(str, unclear[name]))}" for name in first)
+        more = f" and {len(unclear) - len(first)} more" if len(unclear) > len(first) else ""
         raise CheckpointError(
-            f"no parameter names are stored, and shapes do not determine which of the model's "
-            f"{len(names)} parameters are in which of the groups of {counts}: {GIVE}"
+            f"{given}, and {fit} in several ways, such as {either}{more}: {GIVE_NAMED}"
         )
     assigned: list[list[str]] = [[] for _ in groups]
-    for name, came in zip(reversed(list(names)), reversed(before), strict=True):
-        (number,) = (n for n in came[end])
-        assigned[number].insert(0, name)
-        end = _step(end, number, -1)
+    for name, (number,) in possible.items():
+        assigned[number].append(name)
     return assigned
+
+
+def _possible_groups(
+    groups: Sequence[Sequence[Shape]], names: Shapes
+) -> dict[str, tuple[int, ...]]:
+    """Returns the numbers of the groups that each parameter may be in; none if no way fits."""
+    ends = {(0,) * len(groups)}  # how many parameters of each group are taken, in every way
+    came: list[dict[tuple[int, ...], list[int]]] = []  # for each end, the groups that led to it
+    for shape in names.values():
+        after: dict[tuple[int, ...], list[int]] = {}
+        for taken in ends:
+            for number, group in enumerate(groups):
+                if taken[number] < len(group) and group[taken[number]] == shape:
+                    after.setdefault(_step(taken, number, 1), []).append(number)
+        ends = set(after)
+        came.append(after)
+        if len(ends) > MAX_STATES:  # too many to follow
+            return {
+                name: tuple(number for number, group in enumerate(groups) if shape in group)
+                for name, shape in names.items()
+            }
+    ends &= {tuple(map(len, groups))}
+    possible: dict[str, tuple[int, ...]] = {}
+    for name, after in zip(reversed(list(names)), reversed(came), strict=True):
+        steps = [(end, number) for end in ends for number in after[end]]
+        possible[name] = tuple(sorted({number for _, number in steps}))
+        ends = {_step(end, number, -1) for end, number in steps}
+    return {name: possible[name] for name in names}
 
 
 def _step(taken: tuple[int, ...], number: int, by: int) -> tuple[int, ...]:

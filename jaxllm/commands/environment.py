@@ -230,7 +230,7 @@ def _is_in_a_job(place: _Place) -> bool:
     from jaxllm.distributed.schedulers import find_job, is_known_to_jax
 
     job = find_job()
-    if job is None and not place.size:
+    if job is None and not place.size and not place.rank:
         return False
     if is_known_to_jax():
         return True
@@ -241,7 +241,9 @@ def _is_in_a_job(place: _Place) -> bool:
             f"set {COORDINATOR}=HOST:PORT, {COUNT} and {ID} (docs/pods.md), or {COUNT}=1 to run "
             "each process alone"
         )
+    numbers = {COUNT: place.size, ID: place.rank}
+    given = " and ".join(f"{name}={text}" for name, text in numbers.items() if text)
     raise UserError(
-        f"{COUNT}={place.size}, but nothing says where the processes meet: set "
-        f"{COORDINATOR}=HOST:PORT, or give --coordinator"
+        f"{given}, but nothing says where the processes meet: set {COORDINATOR}=HOST:PORT, or give "
+        f"--coordinator; {COUNT}=1 runs this process alone"
     )

@@ -116,6 +116,19 @@ def add_dtype(
     )
 
 
+def add_count(
+    command: argparse.ArgumentParser, name: str, default: int, purpose: str, metavar: str = "N"
+) -> None:
+    """Adds an option that takes a whole number of at least 1."""
+    command.add_argument(
+        name,
+        type=count,
+        default=default,
+        metavar=metavar,
+        help=f"{purpose} (default: %(default)s)",
+    )
+
+
 def add_seed(command: argparse._ActionsContainer, purpose: str) -> None:
     """Adds the option for a random seed."""
     command.add_argument(
@@ -194,13 +207,7 @@ def mesh_sizes(axes: list[tuple[str, int]]) -> dict[str, int]:
 
 def add_random_tokens(command: argparse.ArgumentParser) -> None:
     """Adds the options of drawn inputs."""
-    command.add_argument(
-        "--num-tokens",
-        type=count,
-        default=320,
-        metavar="N",
-        help="tokens per row (default: %(default)s)",
-    )
+    add_count(command, "--num-tokens", 320, "tokens per row")
     add_seed(command, "seed of the text or the random tokens")
 
 

@@ -1,5 +1,6 @@
 """Accelerators: memory, arithmetic and bandwidths of one device, as their vendors publish them."""
 
+import re
 from typing import NamedTuple
 
 from jaxllm.errors import UserError, did_you_mean
@@ -12,7 +13,7 @@ class Device(NamedTuple):
 
     name: str  # as in `--topology v5p:4x4x4`
     platform: str  # of jax: "tpu" or "cuda"
-    kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
+    kinds: tuple[str, ...]  # the first words of `jax.Device.device_kind`
     memory: int  # bytes of HBM that programs may use
     flops: float  # bfloat16 additions and multiplications per second, without sparsity
     hbm: float  # bytes per second
@@ -128,6 +129,11 @@ def device_of_kind(kind: str) -> Device | None:
         (len(prefix), device)
         for device in _ROWS
         for prefix in device.kinds
-        if kind.startswith(prefix)
+        if begins_with(kind, prefix)
     ]
     return max(matches, key=lambda match: match[0])[1] if matches else None
+
+
+def begins_with(kind: str, words: str) -> bool:
+    """Whether a `device_kind` begins with these words: "NVIDIA L40" does not with "NVIDIA L4"."""
+    return re.match(rf"{re.escape(words)}(?![0-9A-Za-z])", kind) is not None

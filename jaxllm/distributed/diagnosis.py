@@ -21,7 +21,10 @@ def find_problems(facts: Sequence[HostFacts]) -> list[str]:
 
 
 def _own(facts: Sequence[HostFacts]) -> Iterator[str]:
-    """What processes found by themselves, such as a mesh that does not fit; said once."""
+    """Yields the problems that processes found by themselves, such as a mesh that does not fit.
+
+    A problem of several processes is one line, which names them unless all have it.
+    """
     problems: dict[str, list[HostFacts]] = {}
     for each in facts:
         for line in (each.problem or "").splitlines():
@@ -81,10 +84,17 @@ def _folder(facts: Sequence[HostFacts]) -> Iterator[str]:
 
 
 def _files(facts: Sequence[HostFacts]) -> Iterator[str]:
-    for path in dict.fromkeys(path for each in facts for path in each.files):
-        if differing := _differing(facts, lambda each: each.files.get(path)):  # noqa: B023
-            shown = differing.replace("None", "missing")
-            yield f"the data differ: {path} has {shown} bytes; every host needs the same data"
+    """Compares the data of the processes that could read their config."""
+    found = {each.process: each.files for each in facts if each.files is not None}
+    those = [each for each in facts if each.process in found]
+    for path in dict.fromkeys(path for files in found.values() for path in files):
+
+        def size(each: HostFacts) -> str:
+            files = found[each.process]
+            return f"{files[path]:,} bytes" if path in files else "missing"  # noqa: B023
+
+        if differing := _differing(those, size):
+            yield f"the data differ: {path}: {differing}; every host needs the same data"
 
 
 def _differing(facts: Sequence[HostFacts], value: Callable[[HostFacts], Any]) -> str:

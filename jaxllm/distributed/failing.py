@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import jax
 
+from .coordinator import joined_job
 from .lost_process import watch_stderr
 
 FAILURE, ENDING = "jaxllm/failure", "jaxllm/ending/"  # the keys of the message and of who ends
@@ -39,7 +39,7 @@ def watch(report: Report) -> None:
     left = threading.Event()
     thread = threading.Thread(target=_wait_for_failure, args=(left,), daemon=True)
     thread.start()
-    _flushes[:] = [watch_stderr(_state().process_id, _ending)]
+    _flushes[:] = [watch_stderr(joined_job().process_id, _ending)]
     atexit.register(_flushes[0])
     atexit.register(_leave, left, thread)  # first, as functions run in reverse order
 
@@ -55,11 +55,9 @@ def fail(error: BaseException) -> None:
         text, status = _reports[0](error)
     except BaseException:  # such as stderr that cannot be written, or Ctrl-C
         text, status = f"{type(error).__name__}: {error}", UNREPORTED
-    try:
-        message = f"{jax.process_index()}\n{status}\n{text}"
-        _client().key_value_set(FAILURE, message)
-    except Exception:  # another process has failed first, or the coordinator is gone
-        pass
+    job = joined_job()
+    with suppress(Exception):  # another process has failed first, or the coordinator is gone
+        job.client.key_value_set(FAILURE, f"{job.process_id}\n{status}\n{text}")
     _end(status)
 
 
@@ -91,11 +89,12 @@ def _wait_for_failure(left: threading.Event) -> None:
 
 def _failure_of_another() -> str | None:
     """Returns the message of a process that has failed before this one, or None."""
+    job = joined_job()
     try:
-        message = _client().key_value_try_get(FAILURE)
+        message: str = job.client.key_value_try_get(FAILURE)
     except Exception:  # nothing has failed, or the coordinator does not answer
         return None
-    return None if message.startswith(f"{jax.process_index()}\n") else message
+    return None if message.startswith(f"{job.process_id}\n") else message
 
 
 def _end_with(message: str) -> None:
@@ -114,32 +113,24 @@ def _begin_to_end() -> None:
 
 
 def _end(status: int) -> None:
-    """Ends this process without waiting for the others, as leaving Python would.
-
-    Process 0 hosts the coordinator, so it ends after the others have read the message.
-    """
+    """Ends this process without waiting for the others, as leaving Python would."""
     try:
-        _client().key_value_set(f"{ENDING}{jax.process_index()}", "", allow_overwrite=True)
-        deadline = time.monotonic() + WAIT_S
-        while jax.process_index() == 0 and time.monotonic() < deadline:
-            if len(_client().key_value_dir_get(ENDING)) == jax.process_count():
+        _wait_for_others()
+    finally:  # also after Ctrl-C
+        try:
+            for flush in (*_flushes, sys.stdout.flush, sys.stderr.flush):
+                with suppress(OSError, ValueError):  # closed, or on a full disk
+                    flush()
+        finally:
+            os._exit(status)
+
+
+def _wait_for_others() -> None:
+    """In process 0, which hosts the coordinator, waits until the others have read the message."""
+    job, deadline = joined_job(), time.monotonic() + WAIT_S
+    with suppress(Exception):  # the coordinator is gone
+        job.client.key_value_set(f"{ENDING}{job.process_id}", "", allow_overwrite=True)
+        while job.process_id == 0 and time.monotonic() < deadline:
+            if len(job.client.key_value_dir_get(ENDING)) == job.num_processes:
                 break
             time.sleep(0.1)
-    except Exception:  # the coordinator is gone
-        pass
-    try:
-        for flush in (*_flushes, sys.stdout.flush, sys.stderr.flush):
-            with suppress(OSError, ValueError):  # closed, or on a full disk
-                flush()
-    finally:
-        os._exit(status)
-
-
-def _client() -> Any:
-    return _state().client
-
-
-def _state() -> Any:
-    from jax._src import distributed  # jax exports no name for its key-value store
-
-    return distributed.global_state

@@ -1,4 +1,4 @@
-"""Facts about this process that decide whether a job of several works: what `doctor` compares."""
+"""Facts about this process that `doctor` compares across a job."""
 
 import dataclasses
 import os
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from .agreement import versions
+from .coordinator import joined_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class HostFacts:
     coordinator: str | None = None
     rows: tuple[int, ...] = ()  # of each batch, that this process reads
     sees_folder: bool | None = None  # whether it sees the run's folder as process 0 does
-    files: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of the data, by path
+    files: dict[str, int] | None = None  # bytes of the data, by path; None: it has read no config
     problem: str | None = None  # what it found wrong by itself
 
     @property
@@ -96,7 +97,7 @@ def sees_folder(folder: Any, nonce: str) -> bool:
     """Whether a file that process 0 has written into a folder is there with its content."""
     try:
         return (folder / probe_name(nonce)).read_text() == nonce
-    except OSError:
+    except Exception:  # of any class on an object store
         return False
 
 
@@ -107,7 +108,6 @@ def probe_name(nonce: str) -> str:
 
 def coordinator_address() -> str | None:
     """Returns where the processes of this job meet; None if this process is alone."""
-    from jax._src import distributed  # jax exports no name for it
-
-    address = distributed.global_state.coordinator_address
-    return address or os.environ.get("JAX_COORDINATOR_ADDRESS") if jax.process_count() > 1 else None
+    job = joined_job()
+    address = job.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    return address if job.num_processes > 1 else None

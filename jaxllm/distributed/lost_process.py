@@ -23,7 +23,8 @@ BROKEN = (  # in those of them that another process has caused by its end
     "connection (was )?(closed|reset|refused|aborted|lost)|by peer|broken pipe|socket closed|"
     "remote process exited|network error|time(d )?out|unavailable|heartbeat"
 )
-WAIT_S = 1.0  # for the rest of a message
+CHUNK = 1 << 16  # bytes that are read at once
+WAIT_S = 1.0  # for the rest of a message, and for a full pipe to be read
 COORDINATOR_WAIT_S = 3.0  # for the other processes to be told who was lost, by the coordinator
 STATUS = 2
 
@@ -88,29 +89,38 @@ def describe_broken_collective(error: BaseException) -> str | None:
 
 def _copy(reading: int, shown: int, process: int, ending: "threading.RLock") -> None:
     """Copies stderr; ends this process at the fatal message."""
-    end = b""  # of what was read before, in case the message arrives in two parts
-    while chunk := os.read(reading, 1 << 16):
+    end = b""  # of what was read before, in case the message arrives in several parts
+    while chunk := os.read(reading, CHUNK):
         before, fatal, message = (end + chunk).partition(FATAL)
         if fatal:
-            while END_OF_MESSAGE not in message and select.select([reading], [], [], WAIT_S)[0]:
-                message += os.read(reading, 1 << 16)
-            text = message.partition(END_OF_MESSAGE)[0].decode(errors="replace")
+            text = _rest_of_message(reading, message).decode(errors="replace")
             _show(shown, before[len(end) : before.rfind(b"\n") + 1])
             if not ending.acquire(blocking=False):
-                return  # this process is ending with a message and a status of its own
+                break  # this process is ending with a message and a status of its own
             _show(shown, f"jaxllm: {explain(text)}\n".encode())
             if process == 0:
                 time.sleep(COORDINATOR_WAIT_S)
             os._exit(STATUS)
         _show(shown, chunk)
         end = (end + chunk)[-(len(FATAL) - 1) :]
+    while os.read(reading, CHUNK):  # so that nothing waits for a full pipe
+        pass
+
+
+def _rest_of_message(reading: int, message: bytes) -> bytes:
+    """Returns the fatal message from here to the stack trace, or as much of it as arrives."""
+    while END_OF_MESSAGE not in message and select.select([reading], [], [], WAIT_S)[0]:
+        if not (more := os.read(reading, CHUNK)):  # the other end is closed
+            break
+        message += more
+    return message.partition(END_OF_MESSAGE)[0]
 
 
 def _show(shown: int, text: bytes) -> None:
-    """Writes all of a text; drops what cannot be written, as the run must not wait for it."""
+    """Writes a text; drops what cannot be written soon, as the watch must not wait for it."""
     with suppress(OSError):
-        while text:
-            text = text[os.write(shown, text) :]
+        while text and select.select([], [shown], [], WAIT_S)[1]:
+            text = text[os.write(shown, text[: select.PIPE_BUF]) :]  # so much does not wait
 
 
 def _delay_abort() -> None:

@@ -1,4 +1,4 @@
-"""Downloads from object stores into a cache on this machine, for whoever reads local files."""
+"""Downloads from object stores into a cache on this machine, for code that reads local files."""
 
 import json
 import os
@@ -24,9 +24,9 @@ _SMALL = ("_METADATA", "_sharding")  # files of the optimizer's state that are d
 
 
 def download(path: str | os.PathLike[str]) -> Path:
-    """Downloads a file or a folder, unless it is in the cache as it is now; returns where it is.
+    """Downloads a file or a folder, unless the cached copy is current; returns its path.
 
-    Of a run, its newest whole checkpoint is downloaded, without the state of the optimizer.
+    Of a run, only the newest complete checkpoint is downloaded, without the optimizer's state.
 
     Raises:
         MissingFileError: nothing is there.
@@ -39,21 +39,21 @@ def download(path: str | os.PathLike[str]) -> Path:
     return _fetch(address, {name: files[name] for name in names})
 
 
-def download_matching(pattern: str) -> list[Path]:
-    """Downloads the files that match a pattern, in the order of their names."""
+def find_matching(pattern: str) -> dict[str, int]:
+    """Returns the addresses of the files that match a pattern, in order, and their sizes."""
     address = to_address(pattern)
     system, kind = file_system(address), address.partition("://")[0]
-    found = sorted(_reading(address, lambda: system.glob(address)))
-    names = [
-        f"{kind}://{name.lstrip('/')}"
-        for name in found
-        if not _reading(address, system.isdir, name)
-    ]
-    return [download(name) for name in names]
+    system.invalidate_cache()
+    found = _reading(address, lambda: system.glob(address, detail=True))
+    return {
+        f"{kind}://{name.lstrip('/')}": about["size"]
+        for name, about in sorted(found.items())
+        if about["type"] == "file"
+    }
 
 
 def needed_of_run(names: Sequence[str]) -> list[str]:
-    """Returns the files to download of a folder; all of them, if it is no run.
+    """Returns the files of a folder to download: of a run those that are needed, otherwise all.
 
     Args:
         names: the files, relative to the folder.
@@ -93,7 +93,7 @@ def _listed(address: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _fetch(address: str, files: dict[str, Any]) -> Path:
-    """Downloads files under an address to a folder that is named by their versions."""
+    """Downloads files under an address to a folder whose name is a digest of their versions."""
     version = {name: _identity(about) for name, about in files.items()}
     text = json.dumps([address, version], sort_keys=True)
     digest = blake2b(text.encode(), digest_size=12).hexdigest()
@@ -126,13 +126,13 @@ def _copy(address: str, names: Sequence[str], target: Path) -> None:
 
 
 def _identity(about: dict[str, Any]) -> str:
-    """Returns what changes when an object is written again."""
+    """Returns a text that changes whenever an object is overwritten."""
     fields = ("generation", "etag", "ETag", "md5Hash", "LastModified", "created", "mtime", "size")
     return " ".join(str(about[field]) for field in fields if field in about)
 
 
 def _reading(address: str, read: Any, *arguments: Any) -> Any:
-    """Returns what `read` returns; turns any error of a store into one line."""
+    """Calls `read` and returns its result; raises a store's error as a UserError of one line."""
     try:
         return read(*arguments)
     except FileNotFoundError:

@@ -1,8 +1,9 @@
 """A lease: the lock of a folder on an object store, where no lock ends with its process.
 
-The holder rewrites an object every few seconds. A process that finds one waits to see whether it
-changes, since clocks of different machines cannot be compared. A holder that was silent for so long
-that another one took its lease, such as one that was suspended, notices it at its next beat.
+The holder rewrites an object every few seconds. Another process watches the object for a while: if
+it does not change, its holder is taken for dead. (A timestamp would not do, since the clocks of two
+machines may differ.) A holder that was only suspended, and lost its lease meanwhile, finds out at
+its next beat.
 """
 
 import os

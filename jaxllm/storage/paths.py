@@ -41,7 +41,7 @@ def open_path(path: str | os.PathLike[str]) -> Any:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> Any:
-    """Returns `open_path` without links and relative parts, which an address has not."""
+    """Returns `open_path(path)`, made absolute; on this machine, links are resolved as well."""
     found = open_path(path)
     return found if is_remote(path) else found.resolve()
 

@@ -72,7 +72,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the comparison found; all fields are empty if the bug was missed."""
+    """The findings of a comparison; all fields are empty if it missed the bug."""
 
     level: str = ""
     named: str = ""  # the path that the report names

@@ -424,6 +424,7 @@ def test_an_unknown_field_of_rope_scaling_is_reported(tmp_path):
         ({"mesh": {"fsdp": 10**400}}, ["mesh.fsdp=1000", "exceeds the limit"]),
         ({"accumulate": 3}, ["batch_size=8", "accumulate=3"]),
         ({"optimizer": {"warmup_steps": 20}}, ["warmup_steps=20", "steps=20"]),
+        ({"speed": {"profile": "10:21"}}, ["speed.profile='10:21'", "steps=20"]),
         ({"optimizer": {"clip_norm": 0.0}}, ["clip_norm=0.0"]),
         ({"mesh": {"fsdp": 0}}, ["fsdp=0"]),
         ({"data": {"held_out": 1.0}}, ["held_out=1.0"]),

@@ -523,7 +523,7 @@ def test_unsuitable_weights_are_rejected(tmp_path, make):
     [
         ({"mesh": MeshConfig(fsdp=4)}, r"fsdp=4.* needs 4 devices, but there are 8"),
         ({"accumulate": 4}, r"2 sequences is not divisible .* 4 devices"),
-        ({"data": DataConfig(text=("nothing.txt",))}, r"no text file matches 'nothing\.txt'"),
+        ({"data": DataConfig(text=("nothing.txt",))}, r"no file matches 'nothing\.txt'"),
         ({"seq_len": 10000}, r"batch_size=8, but there are only 1 training examples"),
         ({"data": DataConfig(tokenizer="nowhere")}, r"nowhere"),
     ],

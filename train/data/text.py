@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxllm.errors import MissingFileError, UserError
-from jaxllm.storage.download import download_matching
+from jaxllm.hub import local_path
+from jaxllm.storage.download import find_matching
 from jaxllm.storage.paths import is_remote
 
 from .held_out import split_held_out
@@ -56,6 +57,15 @@ def text_pairs(patterns: Iterable[str], keys: tuple[str, str]) -> list[tuple[str
     return pairs
 
 
+def find_files(patterns: Iterable[str]) -> dict[str, int]:
+    """Returns the files that patterns match and their sizes in bytes, and downloads none.
+
+    Raises:
+        MissingFileError: a pattern matches no file.
+    """
+    return {name: size for pattern in patterns for name, size in _matches(pattern).items()}
+
+
 def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
     """Splits documents into training and held-out ones, keeping their order.
 
@@ -91,20 +101,20 @@ def _source_text(file: Path) -> str | None:
 
 
 def _files(patterns: Iterable[str]) -> list[Path]:
-    return list(dict.fromkeys(file for pattern in patterns for file in _matches(pattern)))
+    return [local_path(name) for name in find_files(patterns)]
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str) -> dict[str, int]:
     if is_remote(pattern):
-        files = download_matching(pattern)
-    elif Path(pattern).is_file():  # its name may contain glob characters
-        files = [Path(pattern)]
-    else:
-        names = sorted(glob.glob(pattern, recursive=True))
+        found = find_matching(pattern)
+    else:  # the name of a file may contain glob characters
+        is_file = Path(pattern).is_file()
+        names = [pattern] if is_file else sorted(glob.glob(pattern, recursive=True))
         files = [file for file in map(Path, names) if file.is_file()]
-    if not files:
-        raise MissingFileError(f"no text file matches {pattern!r}")
-    return files
+        found = {str(file): file.stat().st_size for file in files}
+    if not found:
+        raise MissingFileError(f"no file matches {pattern!r}")
+    return found
 
 
 def _file_documents(file: Path, key: str) -> Iterator[str]:

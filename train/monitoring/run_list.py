@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxllm.errors import MissingFileError
+from jaxllm.errors import MissingFileError, UserError
 from jaxllm.storage.paths import is_remote, open_path
 from jaxllm.strict_json import replace_nonfinite
-from jaxllm.train.config import ConfigError, load_stored
+from jaxllm.train.config import load_stored
 from jaxllm.train.restarts import folder_lock
 
 from .metrics import Record, read_metrics
 
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["running", "finished", "stopped", "failed", "damaged"]
 MOST_DEPTH = 3  # folders below the one that is listed
 
 
@@ -24,14 +24,15 @@ class RunState:
     """One run as its folder shows it."""
 
     name: str  # relative to the folder that was listed
-    state: State  # failed: the last step has a loss that is not finite
+    state: State  # failed: the last step has a loss that is not finite; damaged: see `problem`
     step: int  # the last that was logged
-    steps: int  # of the whole run
+    steps: int | None  # of the whole run; None: its config cannot be read
     loss: float | None  # of the last step
     held_out_loss: float | None  # the last one
     tokens_per_s: float | None
     mfu: float | None
     seconds_ago: float  # since the log was written to
+    problem: str | None  # why the config or the log cannot be read
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data; numbers that are not finite become null."""
@@ -47,7 +48,7 @@ def list_runs(folder: str | Path) -> list[RunState]:
     root = open_path(folder)
     if not root.is_dir():
         raise MissingFileError(f"{folder} is not a folder; runs are where `output` says")
-    found = [run for place in _find(root, MOST_DEPTH) if (run := _read(place, root)) is not None]
+    found = (_read(place, root) for place in _find(root, MOST_DEPTH))
     return sorted(found, key=lambda run: -run.seconds_ago)
 
 
@@ -60,19 +61,20 @@ def _find(folder: Any, depth: int) -> Iterator[Any]:
                 yield from _find(inner, depth - 1)
 
 
-def _read(run: Any, root: Any) -> RunState | None:
-    """Returns the state of a run; None if its config is not one of a run."""
+def _read(run: Any, root: Any) -> RunState:
+    """Returns the state of a run, as far as it can be read."""
+    steps, records, problem = None, [], None
     try:
         steps = load_stored(run / "config.yaml").steps
         records = read_metrics(run / "metrics.jsonl")
-    except (ConfigError, ValueError):
-        return None
+    except (UserError, OSError) as error:
+        problem = str(error)
     trained = [record for record in records if "loss" in record]
     step = int(trained[-1]["step"]) if trained else 0
     loss = _last(trained, "loss")
     return RunState(
         name=str(run.relative_to(root)) if run != root else run.resolve().name,
-        state=_state(run, step, steps, loss),
+        state="damaged" if steps is None or problem else _state(run, step, steps, loss),
         step=step,
         steps=steps,
         loss=loss,
@@ -80,6 +82,7 @@ def _read(run: Any, root: Any) -> RunState | None:
         tokens_per_s=_last(records, "speed/tokens_per_s"),
         mfu=_last(records, "speed/mfu"),
         seconds_ago=max(time.time() - _written(run / "metrics.jsonl"), 0.0),
+        problem=problem,
     )
 
 

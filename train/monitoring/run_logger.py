@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxllm.errors import NonFiniteError, UserError
+from jaxllm.errors import NonFiniteError
 from jaxllm.storage.mirror import Mirror
 from jaxllm.storage.paths import is_remote
 from jaxllm.train.config import TrainConfig, save_config
@@ -148,7 +148,7 @@ class RunLogger:
 
     def __exit__(self, kind: object, *_: object) -> None:
         # After an error, such as a full disk, another one would hide it.
-        hiding = nullcontext() if kind is None else suppress(OSError, UserError)
+        hiding = nullcontext() if kind is None else suppress(Exception)
         with hiding, self._stack:
             if self._log is not None:
                 self._plot.close()

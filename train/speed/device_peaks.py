@@ -6,10 +6,10 @@ peaks, which some sheets print larger, do not apply.
 
 import jax
 
-from jaxllm.distributed.devices import device_of_kind
+from jaxllm.distributed.devices import begins_with, device_of_kind
 
-# TFLOP/s by the beginning of `device_kind`, of what `jaxllm plan` does not know, and of what has a
-# name that begins like one of its own; the first that matches counts.
+# TFLOP/s by the first words of `device_kind`: of devices that `jaxllm plan` does not know, and of
+# those whose name begins with one that it knows. The first that matches counts.
 PEAK_TFLOPS = {
     "TPU7x": 1153.5,  # a chip of 2307 has two devices
     "TPU v4 lite": 138.0,
@@ -24,6 +24,7 @@ PEAK_TFLOPS = {
     "NVIDIA H800": 989.4,
     "NVIDIA A800": 312.0,
     "NVIDIA L40S": 362.0,
+    "NVIDIA L40": 181.0,
     "NVIDIA L4": 121.0,
     "NVIDIA A10G": 70.0,
     "AMD Instinct MI300X": 1307.4,
@@ -41,7 +42,7 @@ def peak_flops(device: jax.Device, given_tflops: float | None = None) -> float |
     if given_tflops is not None:
         return given_tflops * 1e12
     kind = device.device_kind
-    found = next((peak for name, peak in PEAK_TFLOPS.items() if kind.startswith(name)), None)
+    found = next((peak for name, peak in PEAK_TFLOPS.items() if begins_with(kind, name)), None)
     if found is not None:
         return found * 1e12
     known = device_of_kind(kind)

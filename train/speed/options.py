@@ -1,4 +1,4 @@
-"""What is measured of a run's speed: the peak that MFU refers to, and the steps to profile."""
+"""Settings for measuring a run's speed: the device peak behind MFU, and the steps to profile."""
 
 import dataclasses
 import re
@@ -37,3 +37,10 @@ class SpeedConfig:
                 "profile, from 1 on"
             )
         return range(first, last + 1)
+
+    def check_steps(self, steps: int) -> None:
+        """Raises ValueError if a step to profile comes after the last of the run's steps."""
+        if self.profiled and self.profiled[-1] > steps:
+            raise ValueError(
+                f"speed.profile={self.profile!r} has steps after the last one: steps={steps}"
+            )

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: steps, waiting for data, checkpoints, evaluations and the rest."""
+"""Accounts for a run's time: steps, waiting for data, checkpoints, evaluations and the rest."""
 
 from time import monotonic
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 
 
 class Rate(NamedTuple):
-    """What turns seconds per step into speeds."""
+    """The sizes of a step that convert steps per second into tokens per second, FLOP/s and MFU."""
 
     tokens_per_step: int
     flops_per_step: float  # of the model, over all devices

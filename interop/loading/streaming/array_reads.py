@@ -126,9 +126,9 @@ def plan_arrays(
                 kept = dtype_of(name, stored)
                 array = PlannedArray(rule.model, sizes, stored, kept, placed(name))
                 if arrays.setdefault(name, array).dtype != kept:
-                    both = sorted([stored.name, arrays[name].stored.name])
-                    partly = " and ".join(both)
-                    mixed[name] = f"{name} is stored partly as {partly}: choose one with dtype="
+                    both = " and ".join(sorted([stored.name, arrays[name].stored.name]))
+                    choose = "choose one with dtype= (--dtype)"
+                    mixed[name] = f"{name} is stored partly as {both}: {choose}"
     if mixed:
         raise CheckpointError(list(mixed.values()))
     return arrays

@@ -2,16 +2,15 @@
 
 import argparse
 import dataclasses
-import glob
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich
 from jaxllm.commands.failures import complain
-from jaxllm.commands.options import AddCommand, add_json, add_processes, count
+from jaxllm.commands.options import AddCommand, add_count, add_json, add_processes
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,20 +36,8 @@ def add_commands(add: AddCommand) -> None:
         "config", nargs="?", metavar="CONFIG", help="the run to check the mesh, folder and data of"
     )
     add_processes(doctor)
-    doctor.add_argument(
-        "--timeout",
-        type=count,
-        default=60,
-        metavar="S",
-        help="seconds to wait for the other processes (default: %(default)s)",
-    )
-    doctor.add_argument(
-        "--size",
-        type=count,
-        default=16,
-        metavar="MIB",
-        help="size of the timed all-reduce (default: %(default)s)",
-    )
+    add_count(doctor, "--timeout", 60, "seconds to wait for the other processes", "S")
+    add_count(doctor, "--size", 16, "size of the timed all-reduce", "MIB")
     add_json(doctor, "the facts")
 
 
@@ -62,10 +49,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from jaxllm.distributed.diagnosis import find_problems
     from jaxllm.distributed.host_facts import HostFacts
 
-    own = _examine(arguments)
-    found = [HostFacts(**json.loads(text)) for text in _exchange("facts", own)]
+    jax.devices()  # finds those of all processes, so each must look before it may wait for another
+    own = json.dumps(dataclasses.asdict(_examine(arguments)))
+    found = [HostFacts(**json.loads(text)) for text in _exchange("facts", own, arguments)]
     problems = find_problems(found)
-    fits = not any("number of devices differs" in problem for problem in problems)
+    fits = len({each.num_devices for each in found}) == 1
     timed = _time_collective(arguments.size) if fits else None
     if jax.process_index() == 0:
         if arguments.json:
@@ -76,48 +64,49 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _exchange(name: str, facts: "HostFacts") -> list[str]:
-    from jaxllm.distributed.store import exchange_texts
+def _exchange(name: str, text: str, arguments: argparse.Namespace) -> list[str]:
+    """Returns the text of every process; each must call this, whatever has failed in it."""
+    from jaxllm.distributed.coordinator import exchange_texts
 
     try:
-        return exchange_texts(name, json.dumps(dataclasses.asdict(facts)))
+        return exchange_texts(f"doctor/{name}", text, arguments.timeout)
     except TimeoutError as error:
         raise UserError(f"{error}; see the log of that process") from None
 
 
 def _examine(arguments: argparse.Namespace) -> "HostFacts":
     """Returns the facts about this process, for the run in the config if one is given."""
+    from jaxllm.commands.runs import read_run_config
     from jaxllm.distributed.host_facts import collect_facts, coordinator_address
 
-    about: dict[str, Any] = {"coordinator": coordinator_address()}
-    if arguments.config is not None:
-        about |= _examine_run(arguments)
-    elif arguments.overrides:
+    if arguments.config is None and arguments.overrides:
         raise UserError(f"{arguments.overrides[0]} sets a field of CONFIG, but none is given")
-    _wait_for_all("clock")  # so that the clocks are read at the same time
-    return collect_facts(**about)
+    problems: list[str] = []
+    config, files, rows = None, None, []
+    with _noting(problems):
+        config = None if arguments.config is None else read_run_config(arguments)
+    seen = _sees_folder(config, problems, arguments)
+    if config is not None:
+        files = _data_files(config, problems)
+        with _noting(problems):
+            rows = _own_rows(config)
+    _exchange("clock", "", arguments)  # so that the clocks are read at the same time
+    return collect_facts(
+        coordinator=coordinator_address(),
+        rows=rows,
+        sees_folder=seen,
+        files=files,
+        problem="\n".join(problems) or None,
+    )
 
 
-def _examine_run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from jaxllm.commands.runs import read_run_config
-
-    problem, rows, files = "", [], {}
-    folder: bool | None = None
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Context whose error becomes one of the problems."""
     try:
-        config = read_run_config(arguments)
-        folder = _sees_folder(config)
-        files = dict(_data_files(config))
-        rows = _own_rows(config)
+        yield
     except (UserError, OSError) as error:
-        problem = str(error)
-        if folder is None:
-            _share_nonce("")  # the others exchange it
-    return {
-        "rows": rows,
-        "sees_folder": folder,
-        "files": files,
-        "problem": problem or None,
-    }
+        problems.append(str(error))
 
 
 def _own_rows(config: "TrainConfig") -> list[int]:
@@ -127,61 +116,73 @@ def _own_rows(config: "TrainConfig") -> list[int]:
     return own_rows(make_run_mesh(config), config.batch_size).tolist()
 
 
-def _sees_folder(config: "TrainConfig") -> bool | None:
+def _sees_folder(
+    config: "TrainConfig | None", problems: list[str], arguments: argparse.Namespace
+) -> bool | None:
     """Whether this process sees the file that process 0 writes into the run's folder."""
     import jax
 
-    from jaxllm.distributed.host_facts import probe_name, sees_folder
-    from jaxllm.storage.download import first_line
-    from jaxllm.storage.paths import is_remote
+    from jaxllm.distributed.host_facts import sees_folder
     from jaxllm.train.restarts.folder_lock import run_folder
 
-    folder, made = run_folder(config.output), []
+    folder, nonce, made = None, "", []
+    with _noting(problems):
+        folder = None if config is None else run_folder(config.output)
+    if folder is not None and jax.process_index() == 0:
+        with _noting(problems):
+            made = _missing_folders(folder)
+            nonce = _write_probe(folder)
+    shared = _exchange("nonce", nonce, arguments)[0]
+    seen = sees_folder(folder, shared) if folder is not None and shared else None
+    _exchange("folder", "", arguments)
+    if made or nonce:
+        _remove_probe(folder, nonce, made)
+    return seen
+
+
+def _missing_folders(folder: Any) -> list[Any]:
+    """Returns the folders that are created with this one, the innermost first."""
+    from jaxllm.storage.paths import is_remote
+
+    if is_remote(folder):  # an object store has no folders
+        return []
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def _write_probe(folder: Any) -> str:
+    """Writes a file into the run's folder; returns what is in it."""
+    from jaxllm.distributed.host_facts import probe_name
+    from jaxllm.storage.download import first_line
+
     nonce = secrets.token_hex(8)
-    probe = folder / probe_name(nonce)
-    if jax.process_index() == 0:
-        if not is_remote(folder):  # an object store has no folders
-            made = [each for each in (folder, *folder.parents) if not each.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text(nonce)
-        except Exception as error:  # of any class on an object store
-            nonce, reason = "", getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"{folder} cannot be written: {reason}") from None
-        finally:
-            shared = _share_nonce(nonce)
-    else:
-        shared = _share_nonce("")
-    seen = bool(shared) and sees_folder(folder, shared)
-    _wait_for_all("folder")
-    if jax.process_index() == 0:
-        probe.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / probe_name(nonce)).write_text(nonce)
+    except Exception as error:  # of any class on an object store
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{folder} cannot be written: {reason}") from None
+    return nonce
+
+
+def _remove_probe(folder: Any, nonce: str, made: Sequence[Any]) -> None:
+    from jaxllm.distributed.host_facts import probe_name
+
+    with suppress(Exception):  # nothing was written; of any class on an object store
+        (folder / probe_name(nonce)).unlink(missing_ok=True)
         for each in made:
             each.rmdir()
-    return seen if shared else None
 
 
-def _share_nonce(nonce: str) -> str:
-    """Returns what process 0 gives, once it has written the file."""
-    from jaxllm.distributed.store import exchange_texts
+def _data_files(config: "TrainConfig", problems: list[str]) -> dict[str, int]:
+    """Returns the files that the data of a run name, and their sizes in bytes."""
+    from jaxllm.train.data.text import find_files
 
-    return exchange_texts("nonce", nonce)[0]
-
-
-def _wait_for_all(what: str) -> None:
-    from jaxllm.distributed.store import exchange_texts
-
-    exchange_texts(f"wait/{what}", "")
-
-
-def _data_files(config: "TrainConfig") -> Iterator[tuple[str, int]]:
-    """Yields the files that the data of a run name, and their sizes."""
-    given = (getattr(config.data, name, None) for name in ("text", "pairs", "vectors"))
-    for patterns in given:
-        for pattern in (patterns,) if isinstance(patterns, str) else patterns or ():
-            for path in sorted(glob.glob(pattern, recursive=True)) or [pattern]:
-                if Path(path).is_file():
-                    yield path, Path(path).stat().st_size
+    files: dict[str, int] = {}
+    for given in (getattr(config.data, name, None) for name in ("text", "pairs", "vectors")):
+        for pattern in [given] if isinstance(given, str) else given or ():
+            with _noting(problems):
+                files |= find_files([pattern])
+    return files
 
 
 def _time_collective(size: int) -> "Timed":

@@ -5,7 +5,9 @@ import json
 from typing import TYPE_CHECKING
 
 from jaxllm.commands.environment import print_rich
+from jaxllm.commands.failures import complain
 from jaxllm.commands.options import AddCommand, add_json
+from jaxllm.untrusted.printable import literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,7 @@ def _runs(arguments: argparse.Namespace) -> int:
         print(json.dumps([run.to_json() for run in found]))
     elif found:
         print_rich(_table(found))
+        complain("\n".join(run.problem for run in found if run.problem))
     else:
         print(f"no runs in {arguments.folder}")
     return 0
@@ -65,15 +68,15 @@ def _table(runs: "Sequence[RunState]") -> "Table":
     """A row for each run, the one that was written to last at the end."""
     from rich.table import Table
 
-    colors = {"running": "green", "finished": "blue", "stopped": "yellow", "failed": "red"}
+    colors = {"running": "green", "finished": "blue", "stopped": "yellow"}
     table = Table("run", "state", "step", "loss", "held out", "tokens/s", "MFU", "last written")
     for column in table.columns[2:7]:
         column.justify = "right"
     for run in runs:
         table.add_row(
-            run.name,
-            f"[{colors[run.state]}]{run.state}",
-            f"{run.step:,}/{run.steps:,}",
+            literal(run.name),
+            f"[{colors.get(run.state, 'red')}]{run.state}",
+            f"{run.step:,}/{'?' if run.steps is None else f'{run.steps:,}'}",
             "" if run.loss is None else f"{run.loss:.4f}",
             "" if run.held_out_loss is None else f"{run.held_out_loss:.4f}",
             "" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",

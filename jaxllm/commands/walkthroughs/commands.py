@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxllm.commands.environment import log_to_stderr
-from jaxllm.commands.options import AddCommand, count
+from jaxllm.commands.options import AddCommand, add_count
 
 
 def add_commands(add: AddCommand) -> None:
@@ -26,13 +26,7 @@ def _add_quickstart(add: AddCommand) -> None:
         metavar="FOLDER",
         help="folder to write to (default: %(default)s)",
     )
-    quickstart.add_argument(
-        "--steps",
-        type=count,
-        default=150,
-        metavar="N",
-        help="training steps (default: %(default)s)",
-    )
+    add_count(quickstart, "--steps", 150, "training steps")
 
 
 def _add_demo(add: AddCommand) -> None:
@@ -48,9 +42,7 @@ def _add_demo(add: AddCommand) -> None:
         metavar="FOLDER",
         help="folder to write to (default: %(default)s)",
     )
-    demo.add_argument(
-        "--steps", type=count, default=6, metavar="N", help="training steps (default: %(default)s)"
-    )
+    add_count(demo, "--steps", 6, "training steps")
     demo.add_argument(
         "--model",
         metavar="FILE",

@@ -136,6 +136,27 @@ def test_conversion_to_a_dtype_equals_loading_in_it(to, dtype, folders, tmp_path
     assert load_pretrained(tmp_path / "out").config.numerics.param_dtype == dtype
 
 
+@pytest.mark.parametrize(("to", "dtype"), [("hf", "float32"), ("native", "float16")])
+def test_layers_stored_in_several_dtypes_are_converted_to_the_one_that_is_given(
+    to, dtype, llama, tmp_path
+):
+    weights = load_file(llama / "model.safetensors")
+    for name in weights:
+        if ".layers.0." in name:
+            weights[name] = weights[name].bfloat16()
+        elif "k_proj" in name or "norm" in name:
+            weights[name] = weights[name].half()
+    for folder, stored_as in (("mixed", lambda x: x), ("wide", lambda x: x.float())):
+        shutil.copytree(llama, tmp_path / folder)
+        converted = {name: stored_as(x) for name, x in weights.items()}
+        save_file(converted, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"is stored partly as .*: choose one with dtype="):
+        convert(tmp_path / "mixed", tmp_path / "out", to=to)
+    for folder in ("mixed", "wide"):
+        convert(tmp_path / folder, tmp_path / f"{folder}_out", to=to, dtype=dtype)
+    assert bits(tmp_path / "mixed_out") == bits(tmp_path / "wide_out")
+
+
 @pytest.mark.parametrize("max_ram", examples([64, 10_000, "256MiB"], 10_000))
 def test_any_max_ram_gives_the_same_files(max_ram, folders, tmp_path):
     convert(folders["meta"], tmp_path / "out", max_ram=max_ram)

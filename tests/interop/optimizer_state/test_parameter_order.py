@@ -25,11 +25,38 @@ def test_names_are_assigned_to_groups_by_shape():
 
 
 @pytest.mark.parametrize(
-    "groups", [[[(4,)], [(4,)]], [[(4,), (5,)]], [[(4,)]], [[(4,), (4,), (4,)]]]
+    ("groups", "given"),
+    [
+        ([[(4,), (5,)]], "group 0 has 2"),
+        ([[(4,)]], "group 0 has 1"),
+        ([[(4,), (4,)], [(4,)]], "group 0 has 2, group 1 has 1"),
+        ([], "there is no group"),
+    ],
 )
-def test_ambiguous_and_impossible_shapes_are_refused(groups):
-    with pytest.raises(CheckpointError, match="shapes do not determine"):
+def test_groups_that_do_not_fit_are_named_with_what_to_do(groups, given):
+    with pytest.raises(CheckpointError) as error:
         named_groups(groups, {"a": (4,), "b": (4,)})
+    message = str(error.value)
+    assert f"({given}), and the model's 2 parameters, in their order, fit the groups" in message
+    assert "by shape in no way: give the state with names, as `get_optimizer_state" in message
+    assert "; or give a file of the names" in message
+
+
+def test_the_parameters_that_may_be_in_several_groups_are_named():
+    names = {"w": (4, 4), **dict.fromkeys("abcde", (4,)), "head": (9, 4)}
+    with pytest.raises(CheckpointError) as error:
+        named_groups([[(4, 4), (4,), (9, 4)], [(4,)] * 4], names)
+    message = str(error.value)
+    assert "(group 0 has 3, group 1 has 4), and the model's 7 parameters" in message
+    assert "in several ways, such as a in 0 or 1, b in 0 or 1, c in 0 or 1 and 2 more: " in message
+    assert "give the state with names" in message
+    assert "file" not in message  # which tells their order, but not their groups
+
+
+def test_a_parameter_is_only_named_if_it_may_be_in_several_groups_at_the_end():
+    """At first `a` may be in either group, but only one leaves the right places to the others."""
+    names = {"a": (4,), "b": (5,), "c": (4,)}
+    assert named_groups([[(4,), (5,)], [(4,)]], names) == [["a", "b"], ["c"]]
 
 
 def test_names_are_read_from_a_file(tmp_path):

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxllm.commands.failures import EXIT_STATUSES, INTERNAL, report
+from jaxllm.cli import main
+from jaxllm.commands.failures import EXIT_STATUSES, INTERNAL, report, report_failure
 from jaxllm.errors import (
     CheckpointArgumentError,
     MissingCheckpointError,
@@ -38,6 +39,21 @@ def test_user_error_prints_only_its_message(error, status, capsys):
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        ["inspect", "a\nb/c\nd"],
+        ["plot", "a\nb", "--output=c\nd/e"],
+        ["runs", "a\nb/c\n"],
+    ],
+)
+def test_a_line_break_in_a_path_is_shown_on_the_line_of_the_problem(argv, capsys, tmp_path):
+    argv[1] = str(tmp_path / argv[1])
+    assert main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/a\\nb" in line
+
+
+@pytest.mark.parametrize(
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
@@ -59,6 +75,12 @@ def test_the_end_of_another_process_is_not_a_bug(capsys):
     assert report(error, debug=False) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("jaxllm: the connection to another process broke")
+
+
+def test_what_other_processes_print_cannot_act_on_a_terminal(capsys):
+    text, status = report_failure(UserError("the tensor a\x1b[2J\nb"), debug=False)
+    assert (text, status) == ("the tensor a\\x1b[2J\nb", 2)
+    assert capsys.readouterr().err == "jaxllm: the tensor a\\x1b[2J\njaxllm: b\n"
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,17 @@ def test_config_after_an_override_and_a_wrong_override_are_explained(command, ca
     assert "".join(f"run jaxllm {' '.join(command)} {config} --help".split()) in shown
 
 
-def test_steps_to_profile_are_checked_before_the_run(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("9", "speed.profile='9' is not FIRST:LAST, such as 10:15"),
+        ("10:1000000", "speed.profile='10:1000000' has steps after the last one: steps="),
+    ],
+)
+def test_steps_to_profile_are_checked_before_the_run(tmp_path, capsys, steps, message):
     config = str(ROOT / "configs" / "tiny.yaml")
-    assert main(["train", config, "--output", str(tmp_path / "run"), "--profile", "9"]) == 2
-    error = capsys.readouterr().err
-    assert "speed.profile='9' is not FIRST:LAST, such as 10:15" in error
+    assert main(["train", config, "--output", str(tmp_path / "run"), "--profile", steps]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -59,7 +65,8 @@ def test_train_override_resume_and_export(tmp_path, byte_model, capsys):
     assert "already holds a run of 4 steps; use --resume to continue it" in capsys.readouterr().err
     assert main(["train", config, "--resume", "--optimizer.learning-rate", "1.0"]) == 2
     assert "optimizer.learning_rate: 0.0003 in the checkpoint, 1.0 now" in capsys.readouterr().err
-    assert main(["train", config, "--resume"]) == 0
+    assert main(["train", config, "--resume", "--profile", "2:3"]) == 0
+    assert "profile 2:3  without the steps up to 4" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
     assert (
         main(["generate", str(tmp_path / "run"), "--prompt", "the ", "--max-new-tokens", "4"]) == 0

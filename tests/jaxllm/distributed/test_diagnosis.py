@@ -47,8 +47,8 @@ def test_a_sound_job_has_no_problem():
         ({"shm_bytes": 64 * 2**20}, "process 1 (node1): /dev/shm has 64 MiB, and NCCL needs 1"),
         ({"clock": 1009.0}, "the clocks differ by 9.0 s: process 1 (node1) is ahead of process 0"),
         ({"sees_folder": False}, "process 1 (node1): the run's folder is not the one of process 0"),
-        ({"files": {}}, "the data differ: a.txt has 7 in process 0 (node0), missing in process 1"),
-        ({"files": {"a.txt": 8}}, "the data differ: a.txt has 7 in process 0 (node0), 8 in"),
+        ({"files": {}}, "the data differ: a.txt: 7 bytes in process 0 (node0), missing in"),
+        ({"files": {"a.txt": 8}}, "the data differ: a.txt: 7 bytes in process 0 (node0), 8"),
         ({"problem": "no space"}, "process 1 (node1): no space"),
     ],
 )
@@ -64,6 +64,11 @@ def test_what_all_found_is_said_once_and_many_processes_are_counted():
     many = [facts(i, clock=0.0, sees_folder=i == 0) for i in range(12)]
     [found] = find_problems(many)
     assert found.startswith("processes 1, 2, 3, 4, 5, 6, 7, 8 and 3 more: the run's folder")
+
+
+def test_data_are_not_compared_with_those_of_a_process_without_a_config():
+    [found] = find_problems([facts(0), facts(1, files=None, problem="run.yaml is missing")])
+    assert found == "process 1 (node1): run.yaml is missing"
 
 
 def test_shared_memory_does_not_matter_without_several_gpus():

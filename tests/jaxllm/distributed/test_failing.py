@@ -1,7 +1,9 @@
 """Failing together: what a process tells the others, and what it does when another one fails."""
 
 import threading
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from jaxllm.distributed import failing
@@ -39,9 +41,9 @@ def coordinator(monkeypatch) -> Coordinator:
     def end(status: int) -> None:
         raise Ended(status)
 
-    monkeypatch.setattr(failing, "_client", lambda: found)
+    job = SimpleNamespace(client=found, process_id=0, num_processes=2)
+    monkeypatch.setattr(failing, "joined_job", lambda: job)
     monkeypatch.setattr(failing.os, "_exit", end)
-    monkeypatch.setattr(failing.jax, "process_count", lambda: 2)
     monkeypatch.setattr(failing, "POLL_S", 0)
     monkeypatch.setattr(failing, "_ending", threading.RLock())
     monkeypatch.setattr(failing, "_reports", [lambda error: (f"it was {error}", 2)])
@@ -62,6 +64,22 @@ def test_a_failure_is_told_and_the_others_are_waited_for(coordinator):
         f"{ENDING}0": "",
         f"{ENDING}1": "",
     }
+
+
+def test_a_failure_needs_no_devices(coordinator, monkeypatch):
+    """Those of a job are only found once all of its processes look for theirs."""
+    for name in ("devices", "process_index", "process_count"):
+        monkeypatch.setattr(jax, name, lambda: pytest.fail("waits for the other processes"))
+    test_a_failure_is_told_and_the_others_are_waited_for(coordinator)
+
+
+def test_ctrl_c_while_the_others_are_waited_for_keeps_the_status(coordinator, monkeypatch):
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(failing.time, "sleep", interrupt)
+    with pytest.raises(Ended, match="2"):
+        failing.fail(OSError("the disk"))
 
 
 def test_only_the_first_failure_is_told(coordinator, capsys):

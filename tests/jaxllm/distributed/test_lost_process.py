@@ -1,6 +1,7 @@
 """Lost processes: jax's fatal message as one line and a status, instead of an abort."""
 
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -58,14 +59,19 @@ def test_other_output_is_passed_on_and_the_watch_ends():
     assert sorted(done.stderr.splitlines()) == ["later", "of C++", "of Python"]
 
 
-def copied(*chunks: bytes, shown: int, ending: threading.RLock) -> None:
+def copied(
+    *chunks: bytes, shown: int, ending: "threading.RLock | None" = None, wait_s: float = 0.05
+) -> None:
     """Copies chunks that arrive one after the other."""
     reading, writing = os.pipe()
+    ending = threading.RLock() if ending is None else ending
     thread = threading.Thread(target=_copy, args=(reading, shown, 1, ending), daemon=True)
     thread.start()
     for chunk in chunks:
-        os.write(writing, chunk)
-        time.sleep(0.05)  # so that it is read alone
+        for at in range(0, len(chunk), select.PIPE_BUF):
+            assert select.select([], [writing], [], 5)[1], "nobody reads what is copied"
+            os.write(writing, chunk[at : at + select.PIPE_BUF])
+        time.sleep(wait_s)  # so that it is read alone
     os.close(writing)
     thread.join(5)
     assert not thread.is_alive()
@@ -77,7 +83,7 @@ def test_a_message_in_many_parts_is_found(monkeypatch, tmp_path):
     text = FATAL.encode()
     parts = [text[:20], *(text[at : at + 10] for at in range(20, 160, 10)), text[160:]]
     with (tmp_path / "shown").open("wb") as shown:
-        copied(*parts, SILENT.format(3).encode(), shown=shown.fileno(), ending=threading.RLock())
+        copied(*parts, SILENT.format(3).encode(), shown=shown.fileno())
     assert ended[:1] == [STATUS]
 
 
@@ -94,7 +100,33 @@ def test_another_end_in_progress_keeps_its_status(monkeypatch, tmp_path):
 
 def test_what_cannot_be_written_is_dropped():
     with open("/dev/full", "wb") as full:
-        copied(b"one\n", b"two\n", shown=full.fileno(), ending=threading.RLock())
+        copied(b"one\n", b"two\n", shown=full.fileno())
+
+
+def test_a_message_is_found_while_nobody_reads_stderr(monkeypatch):
+    ended: list[int] = []
+    monkeypatch.setattr(lost_process.os, "_exit", ended.append)
+    monkeypatch.setattr(lost_process, "WAIT_S", 0.1)
+    reading, shown = os.pipe()  # which takes 64 KiB
+    rest = (FATAL + SILENT.format(3)).encode()
+    copied(*[b"x" * 30_000] * 4, rest, shown=shown, wait_s=0)
+    assert ended[:1] == [STATUS]
+    os.close(reading)
+
+
+def test_a_message_whose_end_never_arrives_is_taken_as_it_is(monkeypatch, tmp_path):
+    ended: list[int] = []
+    monkeypatch.setattr(lost_process.os, "_exit", ended.append)
+    with (tmp_path / "shown").open("wb") as shown:
+        copied(FATAL.encode(), shown=shown.fileno(), wait_s=0)
+    assert ended[:1] == [STATUS]
+
+
+def test_nothing_waits_for_the_pipe_of_a_process_that_ends(tmp_path):
+    ending = threading.RLock()
+    text = (FATAL + SILENT.format(3)).encode()
+    with ending, (tmp_path / "shown").open("wb") as shown:
+        copied(text, *[b"x" * 30_000] * 4, shown=shown.fileno(), ending=ending)
 
 
 def test_the_lost_processes_are_named():

@@ -5,7 +5,7 @@ from memory_store import memory_store
 
 from jaxllm.errors import MissingFileError, UserError
 from jaxllm.hub import local_path
-from jaxllm.storage.download import CACHE, download, download_matching, needed_of_run
+from jaxllm.storage.download import CACHE, download, find_matching, needed_of_run
 
 
 @pytest.fixture
@@ -40,9 +40,8 @@ def test_a_file_keeps_its_name(store):
 def test_patterns_match_files_in_order(store):
     for name in ("b.txt", "a.txt", "c.bin", "d.txt/e"):
         store.pipe(f"gs://bucket/{name}", name.encode())
-    found = download_matching("gs://bucket/*.txt")
-    assert [path.read_text() for path in found] == ["a.txt", "b.txt"]
-    assert download_matching("gs://bucket/*.none") == []
+    assert find_matching("gs://bucket/*.txt") == {"gs://bucket/a.txt": 5, "gs://bucket/b.txt": 5}
+    assert find_matching("gs://bucket/*.none") == {}
 
 
 def test_an_object_is_never_written_outside_the_cache(store, tmp_path):

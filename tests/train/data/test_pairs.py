@@ -96,5 +96,5 @@ def test_unsuitable_pairs_are_reported(tmp_path):
     (tmp_path / "pairs.txt").write_text("a\tb")
     with pytest.raises(ValueError, match=r"pairs are read from \.jsonl files, not '\.txt'"):
         PairsConfig(pairs=(str(tmp_path / "*.txt"),)).load(model, 8)
-    with pytest.raises(FileNotFoundError, match=r"no text file matches 'nowhere\.jsonl'"):
+    with pytest.raises(FileNotFoundError, match=r"no file matches 'nowhere\.jsonl'"):
         PairsConfig(pairs=("nowhere.jsonl",)).load(model, 8)

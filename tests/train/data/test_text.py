@@ -54,7 +54,7 @@ def test_an_invalid_line_is_reported_with_its_content(tmp_path, line):
 
 
 def test_unreadable_files_are_reported(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no text file matches '.*nothing\*\.txt'"):
+    with pytest.raises(FileNotFoundError, match=r"no file matches '.*nothing\*\.txt'"):
         text_documents([f"{tmp_path}/nothing*.txt"])
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(ValueError, match=r"a\.csv: .* not '\.csv'"):

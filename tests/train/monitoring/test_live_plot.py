@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from jaxllm.errors import UserError
 from jaxllm.train.monitoring import live_plot
 from jaxllm.train.monitoring.live_plot import LEAST_S, LivePlot
@@ -32,13 +34,20 @@ def test_drawings_are_rare_and_never_two_at_a_time(monkeypatch):
     assert drawn == [LEAST_S, now, now]
 
 
-def test_an_error_while_training_does_not_end_the_run(monkeypatch):
-    monkeypatch.setattr(live_plot, "LEAST_S", 0.0)
+@pytest.mark.parametrize("error", [UserError("no loss yet"), RuntimeError("of the font")])
+def test_an_error_while_training_does_not_end_the_run_and_is_not_repeated_at_each_step(error):
+    drawn = []
 
     def draw() -> None:
-        raise UserError("no loss yet")
+        drawn.append(True)
+        raise error
 
     plot = LivePlot(draw)
     plot._due = 0.0
     plot.update()
     plot._thread.join()
+    plot.update()
+    plot._thread.join()
+    assert drawn == [True]
+    with pytest.raises(type(error)):
+        plot.close()

@@ -32,9 +32,6 @@ def test_states_follow_from_lock_step_and_loss(tmp_path):
     logged(tmp_path / "broken", [4.0, math.nan])
     logged(tmp_path / "new", [])
     logged(tmp_path / "busy", [4.0])
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.yaml").write_text("a: 1")
-    (tmp_path / "other" / "metrics.jsonl").write_text("")
     with folder_lock.locked(tmp_path / "busy"):
         found = {run.name: run for run in list_runs(tmp_path)}
         assert found["busy"].state == "running"
@@ -50,6 +47,24 @@ def test_states_follow_from_lock_step_and_loss(tmp_path):
     assert found["done"].held_out_loss == 2.0
     assert json.loads(json.dumps(found["broken"].to_json()))["loss"] is None
     assert found["new"].loss is None
+
+
+def test_damaged_runs_are_listed_with_what_is_wrong(tmp_path):
+    logged(tmp_path / "config", [4.0, 3.0])
+    (tmp_path / "config" / "config.yaml").write_text("output: [")
+    logged(tmp_path / "log", [4.0, 3.0])
+    (tmp_path / "log" / "metrics.jsonl").write_text("half a line\n")
+    logged(tmp_path / "sound", [4.0, 3.0])
+    found = {run.name: run for run in list_runs(tmp_path)}
+    states = {name: (run.state, run.step, run.steps, run.loss) for name, run in found.items()}
+    assert states == {
+        "config": ("damaged", 0, None, None),
+        "log": ("damaged", 0, 4, None),
+        "sound": ("stopped", 2, 4, 3.0),
+    }
+    assert f"{tmp_path / 'config' / 'config.yaml'}: invalid YAML" in found["config"].problem
+    assert f"{tmp_path / 'log' / 'metrics.jsonl'}, line 1: " in found["log"].problem
+    assert found["sound"].problem is None
 
 
 def test_a_folder_may_be_a_run_itself_or_missing(tmp_path):

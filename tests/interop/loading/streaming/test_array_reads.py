@@ -63,7 +63,7 @@ def test_copies_are_listed_with_their_originals_and_not_read(tmp_path):
 
 
 def test_an_array_of_tensors_of_two_dtypes_is_refused(tmp_path):
-    message = "w is stored partly as float16 and float32: choose one with dtype="
+    message = "w is stored partly as float16 and float32: choose one with dtype= (--dtype)"
     save_file({"0.w": draw(3, 4), "1.w": draw(3, 4, dtype=np.float16)}, tmp_path / "x.safetensors")
     tensors = read_header(tmp_path / "x.safetensors")
     bound = RuleTable(RULES[:1], SIZES).bound({})

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from memory_store import memory_store
 from together import cluster, free_port, start
 
 from jaxllm.cli import main
@@ -65,7 +66,11 @@ def test_without_a_config_only_the_hosts_are_examined(capsys):
 def test_several_processes_need_a_place_to_meet(capsys, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")  # which the option replaces
     assert main(["doctor", "--num-processes", "2", "--process-id", "0"]) == 2
-    assert "nothing says where the processes meet" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "NUM_PROCESSES=2 and JAX_PROCESS_ID=0, but nothing says where the processes" in error
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    assert main(["doctor", "--process-id", "3"]) == 2
+    assert "JAX_PROCESS_ID=3, but nothing says where the processes" in capsys.readouterr().err
 
 
 def test_a_process_that_waits_in_vain_ends_with_one_line():
@@ -100,6 +105,61 @@ def test_two_processes_of_slurm_are_sound(folder):
     assert "processes" not in other
 
 
+def break_config(folder):
+    (folder / "run.yaml").write_text("output: [")
+
+
+def break_output(folder):
+    (folder / "run").write_text("a file where the run's folder should be")
+
+
+def break_data(folder):
+    (folder / "mine.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        (None, []),
+        (break_config, ["run.yaml"]),
+        (break_output, ["run cannot be written: "]),
+        (break_data, ["no file matches 'mine.txt'", "no file matches 'gs://bucket/no*.txt'"]),
+    ],
+)
+def test_each_exchange_is_done_once_whatever_has_failed(
+    folder, capsys, monkeypatch, change, problems
+):
+    """Otherwise the other processes would wait for it, and the coordinator refuse a second one."""
+    name = "no*.txt" if change is break_data else "mine.txt"
+    exchanged: list[tuple[str, int]] = []
+
+    def exchange(name: str, text: str, timeout_s: int) -> list[str]:
+        exchanged.append((name, timeout_s))
+        return [text]
+
+    monkeypatch.setattr("jaxllm.distributed.coordinator.exchange_texts", exchange)
+    if change is not None:
+        change(folder)
+    with memory_store() as store:
+        store.pipe("gs://bucket/mine.txt", b"to be")
+        data = ["--data.text", "mine.txt", f"gs://bucket/{name}"]
+        arguments = [*data, "--mesh.fsdp", "3", "--timeout", "7", "--size", "1"]
+        assert main(["doctor", "run.yaml", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert [problem for problem in problems if problem not in error] == [], error
+    assert ("the mesh data=1 x fsdp=3" in error) == (change is not break_config)
+    assert exchanged == [(f"doctor/{name}", 7) for name in ("nonce", "folder", "clock", "facts")]
+
+
+def test_data_in_a_bucket_are_listed(folder, capsys):
+    with memory_store() as store:
+        store.pipe("gs://bucket/mine.txt", b"to be")
+        arguments = ["--data.text", "gs://bucket/*.txt", "--mesh.fsdp", "8", "--size", "1"]
+        assert main(["doctor", "run.yaml", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["processes"][0]["files"] == {"gs://bucket/mine.txt": 5}
+
+
 @pytest.mark.exhaustive
 def test_the_classic_mistakes_are_all_named(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
@@ -116,10 +176,35 @@ def test_the_classic_mistakes_are_all_named(folder, tmp_path_factory):
         "optax differs: 0.2.8 in process 0",
         "the number of devices differs: 2 in process 0",
         "the run's folder is not the one of process 0",
-        "the data differ: mine.txt has 18 in process 0",
+        "the data differ: mine.txt: 18 bytes in process 0",
     ):
         assert problem in error
     assert "Traceback" not in error
+
+
+@pytest.mark.exhaustive
+def test_what_fails_in_one_process_is_a_problem_of_that_one(folder):
+    break_output(folder)
+    (folder / "malformed.yaml").write_text("output: [")
+    shared = cluster(2)
+    started = [
+        start(
+            *("-m", "jaxllm", "doctor", config, "--mesh.fsdp", "3", "--size", "1"),
+            devices=1,
+            JAX_PROCESS_ID=str(rank),
+            **shared,
+        )
+        for rank, config in enumerate(("run.yaml", "malformed.yaml"))
+    ]
+    outputs = [process.communicate(timeout=240) for process in started]
+    assert [process.returncode for process in started] == [1, 1], outputs
+    error = outputs[0][1]
+    lines = [line.partition("): ") for line in error.splitlines()]
+    assert [of.startswith("jaxllm: process 0 (") for of, _, _ in lines] == [True, True, False]
+    assert "run cannot be written: " in lines[0][2]
+    assert lines[1][2].startswith("the mesh data=1 x fsdp=3")
+    assert lines[2][2].startswith("malformed.yaml")
+    assert lines[2][0].startswith("jaxllm: process 1 (")
 
 
 @pytest.mark.exhaustive

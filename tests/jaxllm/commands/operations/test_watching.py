@@ -35,6 +35,12 @@ def test_runs_are_listed_as_a_table_and_as_json(run, capsys):
     assert main(["runs", str(run.parent), "--json"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert (found["name"], found["step"], found["held_out_loss"]) == ("one", 2, None)
+    (run / "config.yaml").write_text("steps: 4")
+    assert main(["runs", str(run.parent)]) == 0
+    captured = capsys.readouterr()
+    assert "damaged" in captured.out
+    assert "0/?" in captured.out
+    assert f"jaxllm: {run / 'config.yaml'}" in captured.err
     (run / "empty").mkdir()
     assert main(["runs", str(run / "empty")]) == 0
     assert "no runs in" in capsys.readouterr().out

@@ -1,10 +1,11 @@
 """Texts through the coordinator: alone here; tests of `doctor` have two processes."""
 
-import jax
+from types import SimpleNamespace
+
 import pytest
 
-from jaxllm.distributed import store
-from jaxllm.distributed.store import exchange_texts
+from jaxllm.distributed import coordinator
+from jaxllm.distributed.coordinator import exchange_texts
 
 
 class Client:
@@ -26,16 +27,17 @@ def test_a_process_alone_has_its_own():
     assert exchange_texts("x", "mine") == ["mine"]
 
 
+def join(monkeypatch, answers: bool) -> None:
+    job = SimpleNamespace(client=Client(answers), process_id=0, num_processes=2)
+    monkeypatch.setattr(coordinator, "joined_job", lambda: job)
+
+
 def test_texts_are_in_the_order_of_the_processes(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    client = Client(answers=True)
-    monkeypatch.setattr(store, "_client", lambda: client)
+    join(monkeypatch, answers=True)
     assert exchange_texts("x", "mine") == ["mine", "theirs"]
 
 
 def test_a_process_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    client = Client(answers=False)
-    monkeypatch.setattr(store, "_client", lambda: client)
-    with pytest.raises(TimeoutError, match="process 1 has not answered within 60 s"):
-        exchange_texts("x", "mine")
+    join(monkeypatch, answers=False)
+    with pytest.raises(TimeoutError, match="process 1 has not answered within 7 s"):
+        exchange_texts("x", "mine", timeout_s=7)
