@@ -21,6 +21,7 @@ END_OF_MESSAGE = b"*** Check failure"  # jax's message has several lines; a stac
 COLLECTIVE = "gloo|nccl|rccl|coordination ?service"  # in errors of work between processes
 BROKEN = (  # in those of them that another process has caused by its end
     "connection (was )?(closed|reset|refused|aborted|lost)|by peer|broken pipe|socket closed|"
+    "not connected|"
     "remote process exited|network error|time(d )?out|unavailable|heartbeat"
 )
 CHUNK = 1 << 16  # bytes that are read at once

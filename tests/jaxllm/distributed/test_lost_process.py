@@ -147,7 +147,11 @@ def test_errors_of_broken_connections_are_told_from_others():
     assert "\n" not in line
     other = "INTERNAL: NCCL operation ncclCommInitRank failed: CUDA failure: out of memory"
     assert describe_broken_collective(JaxRuntimeError(other)) is None
-    lost = "NCCL operation failed: remote process exited or there was a network error"
-    assert describe_broken_collective(JaxRuntimeError(lost)) is not None
+    for lost in (
+        "NCCL operation failed: remote process exited or there was a network error",
+        "UNKNOWN: Gloo all-reduce failed: [external/gloo/pair.cc:547] Pair is not connected (5)",
+        "UNKNOWN: Gloo AllGather failed: Application timeout caused pair closure",
+    ):
+        assert describe_broken_collective(JaxRuntimeError(lost)) is not None
     assert describe_broken_collective(JaxRuntimeError("INVALID_ARGUMENT: shapes")) is None
     assert describe_broken_collective(RuntimeError(text)) is None
