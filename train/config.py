@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
+from jaxllm.config import (
+    AttentionKernel,
+    Config,
+    Dtype,
+    ReduceDtype,
+    Remat,
+    config_class,
+    upgraded,
+)
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
@@ -16,26 +24,12 @@ from jaxllm.storage.paths import absolute_path, is_remote
 from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
-from .data.documents import DataConfig
-from .data.pairs import PairsConfig
-from .data.tasks import TaskConfig
-from .data.vectors import VectorsConfig
+from .data import Data, DataConfig, find_data_class
 from .loss import LossConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
 from .speed.options import SpeedConfig
-
-Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
-
-
-def find_data_class(values: Mapping[str, Any]) -> type[Data]:
-    """Returns the data config class that these field names select; DataConfig by default.
-
-    Every field of DataConfig is optional; each other class has a required field of its own.
-    """
-    by_field = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
-    return next((cls for field, cls in by_field.items() if field in values), DataConfig)
 
 
 class ConfigError(UserError):
@@ -65,6 +59,7 @@ class TrainConfig:
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
     loss: LossConfig = LossConfig()
     attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
+    reduce_dtype: ReduceDtype | None = None  # None: the model's numerics.reduce_dtype
     seed: int = 0  # for the initial weights and dropout
     log_every: int = 10  # steps between progress lines, if the output is not a terminal
     eval_every: int = 100

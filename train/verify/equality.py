@@ -59,9 +59,8 @@ def compare_variants(
     if model is None:
         model = initialize(config.model, make_mesh(devices=jax.devices()), config.seed)
     exact = with_fields(model.config, numerics=NumericsConfig(), dropout=0.0)
-    config = dataclasses.replace(
-        config, model=exact, init_from=None, dtype=None, remat=None, attention_kernel=None
-    )
+    given = dict.fromkeys(("init_from", "dtype", "remat", "attention_kernel", "reduce_dtype"))
+    config = dataclasses.replace(config, model=exact, **given)
     if chosen is None:
         chosen = variants(config, jax.device_count())
     _check(config, chosen)
