@@ -6,15 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxllm.config import (
-    AttentionKernel,
-    Config,
-    Dtype,
-    ReduceDtype,
-    Remat,
-    config_class,
-    upgraded,
-)
+from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
@@ -59,7 +51,6 @@ class TrainConfig:
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
     loss: LossConfig = LossConfig()
     attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
-    reduce_dtype: ReduceDtype | None = None  # None: the model's numerics.reduce_dtype
     seed: int = 0  # for the initial weights and dropout
     log_every: int = 10  # steps between progress lines, if the output is not a terminal
     eval_every: int = 100

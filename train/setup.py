@@ -152,7 +152,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
         "numerics.dtype": config.dtype,
         "remat": config.remat,
         "attention.kernel": config.attention_kernel,
-        "numerics.reduce_dtype": config.reduce_dtype,
+        "numerics.reduce_dtype": config.optimizer.reduce_dtype,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
     if config.model is not None and model is not None:

@@ -9,6 +9,7 @@ from .checks import check_fields, check_not_negative
 
 # Of parameters and of activations.
 Dtype = Literal["float32", "bfloat16", "float16"]
+# In which devices sum gradients.
 ReduceDtype = Literal["float32", "bfloat16"]
 # What the backward pass recomputes: nothing, all but outputs of matmuls or of attention, all, or
 # all with the layers' inputs kept in the memory of the host.
@@ -40,7 +41,7 @@ class NumericsConfig:
     def __post_init__(self) -> None:
         check_fields(self, "numerics.")
         if self.reduce_dtype == "bfloat16" != self.dtype:
-            raise ValueError(
+            raise UserError(
                 f"numerics.reduce_dtype='bfloat16' needs numerics.dtype='bfloat16', not "
                 f"{self.dtype!r}: gradients of wider activations are summed in float32"
             )

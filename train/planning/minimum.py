@@ -26,7 +26,7 @@ def minimum_bytes(
     - Parameters that are split over axes of the batch: gathered for the forward and for the
       backward pass of each microbatch, in the dtype of activations; the head once. Tables that
       are only looked up are not gathered: rows are exchanged, and their gradients.
-    - Gradients: reduced once per step; those of kernels in `reduce_dtype`, others in float32.
+    - Gradients: reduced once per step; of kernels in `optimizer.reduce_dtype`, others in float32.
     - Experts that are split: each token's row goes to its experts and back, and its gradient too.
     - The axis `tensor`: the residual stream is summed after attention and after the MLP of each
       layer, in the forward and in the backward pass.
@@ -36,7 +36,7 @@ def minimum_bytes(
     sizes = {axis: size for axis, size in mesh_shape.items() if size > 1}
     numerics = stacks_of(model)[-1].numerics
     width = jnp.dtype(config.dtype or numerics.dtype).itemsize
-    reduced = jnp.dtype(config.reduce_dtype or numerics.reduce_dtype).itemsize
+    reduced = jnp.dtype(config.optimizer.reduce_dtype or numerics.reduce_dtype).itemsize
     found: dict[tuple[str, ...], float] = defaultdict(float)
     named = named_parameters(build_abstract(model))
     stream = _tokens(config, sizes) * stacks_of(model)[-1].embed_dim * width

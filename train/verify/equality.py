@@ -59,8 +59,12 @@ def compare_variants(
     if model is None:
         model = initialize(config.model, make_mesh(devices=jax.devices()), config.seed)
     exact = with_fields(model.config, numerics=NumericsConfig(), dropout=0.0)
-    given = dict.fromkeys(("init_from", "dtype", "remat", "attention_kernel", "reduce_dtype"))
-    config = dataclasses.replace(config, model=exact, **given)
+    config = dataclasses.replace(
+        config,
+        model=exact,
+        optimizer=dataclasses.replace(config.optimizer, reduce_dtype=None),
+        **dict.fromkeys(("init_from", "dtype", "remat", "attention_kernel")),
+    )
     if chosen is None:
         chosen = variants(config, jax.device_count())
     _check(config, chosen)

@@ -9,6 +9,7 @@ from tiny import TINY
 from jaxllm.config import with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.planning.minimum import minimum_bytes
 from jaxllm.train.planning.step_program import mesh_shape
 
@@ -64,7 +65,7 @@ def test_context_parallelism_gathers_keys_and_values_and_reduces_their_gradients
 
 def test_kernels_gradients_are_reduced_in_the_dtype_of_reduction():
     config = dataclasses.replace(run(fsdp=4, data=2), dtype="bfloat16")
-    halved = dataclasses.replace(config, reduce_dtype="bfloat16")
+    halved = dataclasses.replace(config, optimizer=OptimizerConfig(reduce_dtype="bfloat16"))
     norms = (3 * 2 + 1) * 32
     kernels = count_parameters(build_abstract(TINY)) - TABLE - norms
     saved = {axis: _minimum(config)[axis] - _minimum(halved)[axis] for axis in _minimum(config)}
