@@ -35,7 +35,10 @@ def test_layers_of_several_kinds_count_each():
     assert mean_keys_seen(mixed, T) == (in_window + (T + 1) / 2) / 2
 
 
-@pytest.mark.parametrize("topology", [TPU, GPU], ids=["tpu", "gpu"])
+@pytest.mark.parametrize(
+    "topology",
+    [pytest.param(TPU, id="tpu"), pytest.param(GPU, id="gpu", marks=pytest.mark.exhaustive)],
+)
 def test_kernels_compute_nine_products_of_a_layer(topology):
     config = dataclasses.replace(run(seq_len=T, fsdp=8), dtype="bfloat16", remat="none")
     platform = topology.device.platform
