@@ -11,11 +11,20 @@ FOUND = pods.read_recorded(pods.RECORDED.read_text()) if pods.RECORDED.exists() 
 # The trace of a large model takes seconds.
 MOST = [pytest.param(name, marks=pytest.mark.exhaustive) for name in FOUND]
 # What the analytic model may miss the compilers' figures by, where it misses more: memory, since it
-# does not know in which order a compiler works, and bytes, since on a small model libtpu sums the
-# head's gradient by an all-reduce of which each device keeps its part.
+# does not know in which order a compiler works, and bytes, since libtpu writes some gathers and
+# reductions as all-reduces, of which each device keeps its part: on 2x2x4 that of the head's
+# gradient and those of keys and values, on 4x4x4 all of those of 64 chips.
 MISSED = {
+    ("llama3_70b_v5p", "peak"): 0.26,
+    ("llama3_70b_v5p", "moved"): 0.50,
+    ("llama3_70b_v5p_tensor", "peak"): 0.21,
+    ("llama3_70b_v5p_tensor", "moved"): 0.12,
+    ("llama4_scout_v5p", "peak"): 0.32,
+    ("llama4_scout_v5p", "moved"): 0.43,
     ("llama3_8b_h100", "peak"): 0.09,
     ("llama3_8b_v5p", "peak"): 0.19,
+    ("llama3_8b_v5p_long", "peak"): 0.31,
+    ("llama3_8b_v5p_long", "moved"): 0.14,
     ("qwen3_30b_a3b_h100", "peak"): 0.20,
     ("small_v5p", "peak"): 0.11,
     ("small_v5p", "moved"): 0.15,

@@ -16,26 +16,12 @@ from jaxllm.storage.paths import absolute_path, is_remote
 from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
-from .data.documents import DataConfig
-from .data.pairs import PairsConfig
-from .data.tasks import TaskConfig
-from .data.vectors import VectorsConfig
+from .data import Data, DataConfig, find_data_class
 from .loss import LossConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
 from .speed.options import SpeedConfig
-
-Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
-
-
-def find_data_class(values: Mapping[str, Any]) -> type[Data]:
-    """Returns the data config class that these field names select; DataConfig by default.
-
-    Every field of DataConfig is optional; each other class has a required field of its own.
-    """
-    by_field = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
-    return next((cls for field, cls in by_field.items() if field in values), DataConfig)
 
 
 class ConfigError(UserError):

@@ -147,7 +147,7 @@ def _on_device(
     sums = zero, jnp.zeros_like(kernel, jnp.float32), bias_V
     (loss, dkernel, dbias_V), dx = lax.scan(step, sums, chunks)
     dx_BTD = _sum(dx, layout.V).reshape(-1, D)[:S].reshape(x_BTD.shape).astype(x_BTD.dtype)
-    dkernel = _scatter_sum(dkernel, head.dims.index("D"), layout)
+    dkernel = _scatter_sum(dkernel, head, layout)
     dbias_V = None if dbias_V is None else _sum(dbias_V, layout.tokens)
     dhead = dataclasses.replace(head, kernel=dkernel, bias_V=dbias_V)
     dhead = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dhead, head)
@@ -181,12 +181,13 @@ def _gather(x: Array, place: int, axes: tuple[str, ...]) -> Array:
     return lax.all_gather(x, axes, axis=place, tiled=True) if axes else x
 
 
-def _scatter_sum(dkernel: Array, place: int, layout: Layout) -> Array:
+def _scatter_sum(dkernel: Array, head: Head, layout: Layout) -> Array:
     """Returns a device's part of the head's gradient, summed over all tokens."""
+    # Devices that have the same tokens have equal terms.
+    copies = math.prod(lax.axis_size(axis) for axis in layout.D if axis not in layout.tokens)
+    dkernel, place = (dkernel / copies).astype(head.reduce_dtype), head.dims.index("D")
     if layout.D:
-        # Devices that have the same tokens have equal terms.
-        copies = math.prod(lax.axis_size(axis) for axis in layout.D if axis not in layout.tokens)
-        dkernel = lax.psum_scatter(dkernel / copies, layout.D, scatter_dimension=place, tiled=True)
+        dkernel = lax.psum_scatter(dkernel, layout.D, scatter_dimension=place, tiled=True)
     return _sum(dkernel, tuple(axis for axis in layout.tokens if axis not in layout.D))
 
 

@@ -96,8 +96,8 @@ def vector_loss(
     Returns:
         The summed loss and the balance of experts.
     """
-    out = model(batch["inputs"], dropout_key=dropout_key)
-    return squared_error(out.logits, batch["targets"], batch["mask"]), Balance(out.aux_loss)
+    x_BTD, _, balance = model.hidden(batch["inputs"], Context(dropout_key=dropout_key))
+    return squared_error(model.outputs(x_BTD), batch["targets"], batch["mask"]), balance
 
 
 def next_target_vector_loss(
@@ -117,8 +117,9 @@ def next_target_vector_loss(
         The summed loss and the balance of experts.
     """
     shifted_BTO = jnp.pad(batch["targets"][:, :-1], ((0, 0), (1, 0), (0, 0)))
-    out = model(batch["inputs"], shifted_BTO, dropout_key=dropout_key)
-    return squared_error(out.logits, batch["targets"], batch["mask"]), Balance(out.aux_loss)
+    x_BTD, balance = model.hidden(batch["inputs"], shifted_BTO, dropout_key=dropout_key)
+    outputs_BTO = model.decoder.unembed(x_BTD)
+    return squared_error(outputs_BTO, batch["targets"], batch["mask"]), balance
 
 
 def get_objective(model: Model) -> Objective:

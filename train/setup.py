@@ -39,7 +39,8 @@ from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
 
 from .checkpoint import load_state
-from .config import ConfigError, Data, TrainConfig, find_changes, from_stored, load_stored
+from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
+from .data import Data
 from .data.batches import Batches
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
@@ -151,6 +152,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
         "numerics.dtype": config.dtype,
         "remat": config.remat,
         "attention.kernel": config.attention_kernel,
+        "numerics.reduce_dtype": config.optimizer.reduce_dtype,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
     if config.model is not None and model is not None:

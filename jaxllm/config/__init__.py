@@ -27,7 +27,7 @@ from .models import (
 )
 from .moved import MOVED, is_moved, upgrade_name
 from .norms import NormConfig, NormKind, NormPlacement
-from .numerics import Dtype, Init, InitConfig, NumericsConfig, Remat, dtype_fields
+from .numerics import Dtype, Init, InitConfig, NumericsConfig, ReduceDtype, Remat, dtype_fields
 from .positions import (
     ROPE_SCALINGS,
     PositionConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "PositionConfig",
     "Positions",
     "QKNorm",
+    "ReduceDtype",
     "RelativeBuckets",
     "Remat",
     "RopeConfig",

@@ -9,6 +9,8 @@ from .checks import check_fields, check_not_negative
 
 # Of parameters and of activations.
 Dtype = Literal["float32", "bfloat16", "float16"]
+# In which devices sum gradients.
+ReduceDtype = Literal["float32", "bfloat16"]
 # What the backward pass recomputes: nothing, all but outputs of matmuls or of attention, all, or
 # all with the layers' inputs kept in the memory of the host.
 Remat = Literal["none", "dots", "attention", "full", "offload"]
@@ -25,6 +27,9 @@ class NumericsConfig:
 
     param_dtype: Dtype = "float32"
     dtype: Dtype = "float32"  # of activations
+    # In which devices sum the gradients of kernels; PyTorch's FSDP calls it so too. bfloat16 moves
+    # half the bytes, and rounds what each device has before it is summed.
+    reduce_dtype: ReduceDtype = "float32"
     # Whether float16 activations are added up in float32, in which their sum has no limit.
     wide_residual: bool = False
 
@@ -35,6 +40,11 @@ class NumericsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "numerics.")
+        if self.reduce_dtype == "bfloat16" != self.dtype:
+            raise UserError(
+                f"numerics.reduce_dtype='bfloat16' needs numerics.dtype='bfloat16', not "
+                f"{self.dtype!r}: gradients of wider activations are summed in float32"
+            )
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.config import Dtype, StackConfig
+from jaxllm.config import Dtype, ReduceDtype, StackConfig
 from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
@@ -53,6 +53,7 @@ class Linear(nnx.Module):
         bias = jnp.zeros([*sizes.values()], config.numerics.param_dtype)
         self.equation = equation
         self.dtype = dtype or config.numerics.dtype
+        self.reduce_dtype = config.numerics.reduce_dtype
         self.kernel = nnx.Param(kernel, dims=dims)
         self.bias = nnx.data(nnx.Param(bias, dims="".join(sizes)) if use_bias else None)
 
@@ -62,7 +63,7 @@ class Linear(nnx.Module):
 
     def accumulate(self, x: Array) -> Array:
         """Returns the projection in float32, not rounded to the dtype of the output: for logits."""
-        y = project(self.equation, x, self.kernel[...])
+        y = project(self.equation, x, self.kernel[...], self.reduce_dtype)
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
@@ -96,6 +97,7 @@ class Embedding(nnx.Module):
         shape = (vocab_size, config.embed_dim)
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
         self.dtype, self.scale = config.numerics.dtype, config.embed_scale
+        self.reduce_dtype = config.numerics.reduce_dtype
         self.embedding = nnx.Param(table, dims="VD")
 
     def __call__(self, tokens_BT: Array) -> Array:
@@ -113,7 +115,7 @@ class Embedding(nnx.Module):
 
     def attend(self, x_BTD: Array) -> Array:
         """Returns the logits of a tied head, BTV, in float32."""
-        return project("BTD,VD->BTV", x_BTD, self.embedding[...])
+        return project("BTD,VD->BTV", x_BTD, self.embedding[...], self.reduce_dtype)
 
 
 def check_vocabulary(tokens_BT: Array, vocab_size: int) -> None:
@@ -135,7 +137,7 @@ def check_vocabulary(tokens_BT: Array, vocab_size: int) -> None:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("kernel", "bias_V"),
-    meta_fields=("dims", "scale", "softcap"),
+    meta_fields=("dims", "scale", "softcap", "reduce_dtype"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
@@ -146,6 +148,7 @@ class Head:
     dims: str  # the kernel's letters: DV, or VD if it is the embedding's
     scale: float
     softcap: float | None
+    reduce_dtype: ReduceDtype = "float32"  # in which devices sum the kernel's gradient
 
     def transform(self, products: Array, bias_V: Array | None) -> Array:
         """Maps products of hidden states and kernel, (..., V), to logits, in float32.
@@ -174,24 +177,29 @@ class PositionTable(nnx.Module):
         return table.at[rows_BT].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def project(equation: str, x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def project(equation: str, x: Array, kernel: Array, reduce_dtype: ReduceDtype = "float32") -> Array:
     """Computes `einsum(equation, x, kernel)` in the dtype of `x`, accumulated in float32.
 
     The result is float32. The kernel's gradient has the kernel's own dtype and is not first rounded
-    to that of `x`.
+    to that of `x`; devices that have parts of it sum them in `reduce_dtype`.
     """
     return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _project_forward(equation: str, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return project(equation, x, kernel), (x, kernel)
+def _project_forward(
+    equation: str, x: Array, kernel: Array, reduce_dtype: ReduceDtype
+) -> tuple[Array, tuple[Array, Array]]:
+    return project(equation, x, kernel, reduce_dtype), (x, kernel)
 
 
-def _project_backward(equation: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _project_backward(
+    equation: str, reduce_dtype: ReduceDtype, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
     dy = dy.astype(x.dtype)
-    dx, dkernel = input_gradient(equation, dy, kernel), kernel_gradient(equation, x, dy)
+    dx = input_gradient(equation, dy, kernel)
+    dkernel = kernel_gradient(equation, x, dy, reduce_dtype)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
@@ -205,8 +213,10 @@ def input_gradient(equation: str, dy: Array, kernel: Array) -> Array:
     return jnp.einsum(backward, dy, kernel.astype(dy.dtype), preferred_element_type=jnp.float32)
 
 
-def kernel_gradient(equation: str, x: Array, dy: Array) -> Array:
-    """Returns the gradient of a projection's kernel, in float32.
+def kernel_gradient(equation: str, x: Array, dy: Array, dtype: ReduceDtype = "float32") -> Array:
+    """Returns the gradient of a projection's kernel, summed in float32 on each device.
+
+    XLA's partitioner sums over devices in the dtype of the result.
 
     The product is arranged for speed on CPU: XLA's fast path needs the contracted dimensions last
     in memory, and a barrier keeps XLA from folding the transposition back in.
@@ -218,4 +228,4 @@ def kernel_gradient(equation: str, x: Array, dy: Array) -> Array:
         x_flipped, cpu=jax.lax.optimization_barrier, default=lambda same: same
     )
     forward = f"{flipped},{y_dims}->{kernel_dims}"
-    return jnp.einsum(forward, x_flipped, dy, preferred_element_type=jnp.float32)
+    return jnp.einsum(forward, x_flipped, dy, preferred_element_type=dtype)

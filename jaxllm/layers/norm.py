@@ -41,9 +41,25 @@ class Norm(nnx.Module):
             return (h * scale + self.bias[...]).astype(x.dtype)
         h = normalize(h, self.eps, axes)
         if self.kind == "rms":
-            return h.astype(x.dtype) * scale.astype(x.dtype)
+            return _scale(h.astype(x.dtype), scale)
         offset = 1.0 if self.kind == "rms_plus_one" else 0.0
         return (h * (offset + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _scale(x: Array, scale: Array) -> Array:
+    """Returns `x` times a scale that is rounded to its dtype; the scale's gradient is not."""
+    return x * scale.astype(x.dtype)
+
+
+def _scale_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, scale = saved
+    each = dy.astype(jnp.float32) * x.astype(jnp.float32)
+    total = jnp.sum(each, tuple(range(x.ndim - scale.ndim)))
+    return dy * scale.astype(x.dtype), total.astype(scale.dtype)
+
+
+_scale.defvjp(lambda x, scale: (_scale(x, scale), (x, scale)), _scale_backward)
 
 
 def saturate(x: Array, dtype: Dtype) -> Array:

@@ -134,6 +134,7 @@ class Decoder(Stack):
             dims="VD" if self.lm_head is None else "DV",
             scale=self.config.head.scale,
             softcap=self.config.head.softcap,
+            reduce_dtype=self.config.numerics.reduce_dtype,
         )
 
     def restacked(self, scan: bool) -> Self:

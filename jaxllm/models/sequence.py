@@ -59,10 +59,7 @@ class SequenceModel(Stack):
         """
         context = Context(segment_ids, positions, dropout_key=dropout_key)
         x_BTD, cache, balance = self.hidden(x_BTI, context, cache)
-        if self.config.pooled:
-            mean_BD = mean_of_tokens(x_BTD, segment_ids)
-            return Output(self.unembed(mean_BD[:, None])[:, 0], cache, balance.aux_loss)
-        return Output(self.unembed(x_BTD), cache, balance.aux_loss)
+        return Output(self.outputs(x_BTD, segment_ids), cache, balance.aux_loss)
 
     def hidden(
         self, x_BTI: Array, context: Context = Context(), cache: Caches | None = None
@@ -74,6 +71,12 @@ class SequenceModel(Stack):
     def unembed(self, x_BTD: Array) -> Array:
         """Maps hidden states to outputs, BTO, in float32."""
         return self.output_proj.accumulate(x_BTD)
+
+    def outputs(self, x_BTD: Array, segment_ids: Array | None = None) -> Array:
+        """Maps hidden states to the outputs of a call, BTO or, if pooled, BO."""
+        if not self.config.pooled:
+            return self.unembed(x_BTD)
+        return self.unembed(mean_of_tokens(x_BTD, segment_ids)[:, None])[:, 0]
 
     def generate_next_token(self, x_BTI: Array, *, segment_ids: Array | None = None) -> Array:
         """Returns the output at the last token of each row, (B, 1, O).

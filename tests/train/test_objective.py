@@ -85,11 +85,14 @@ def test_loss_and_gradient_match_torch(kind):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_masked_targets_do_not_count(kind):
+def test_masked_targets_do_not_count_and_experts_report_their_load(kind):
     model, batch = random_of(CONFIGS[kind]), batch_of(kind)
-    loss = jax.jit(
-        lambda batch: get_objective(model).loss(model, batch, LossConfig(chunk_tokens=512))[0]
+    both = jax.jit(
+        lambda batch: get_objective(model).loss(model, batch, LossConfig(chunk_tokens=512))
     )
+    loss = lambda batch: both(batch)[0]  # noqa: E731
+    fullest = both(batch)[1].fullest
+    assert 1 < fullest <= 4 if kind == "each vector" else fullest is None
     parts = [
         {
             **batch,
@@ -121,6 +124,7 @@ def test_experts_add_an_auxiliary_loss_in_each_stack():
         assert float(losses[0.0][1].aux_loss) == 0 < float(losses[0.3][1].aux_loss)
         assert float(losses[0.6][1].aux_loss) == pytest.approx(2 * float(losses[0.3][1].aux_loss))
         assert float(losses[0.0][0]) == float(losses[0.3][0])
+        assert 1 < float(losses[0.3][1].fullest) <= 4
 
 
 def test_source_padding_has_no_effect():

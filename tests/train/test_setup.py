@@ -24,6 +24,7 @@ from jaxllm.train.checkpoint import open_checkpoints
 from jaxllm.train.config import find_changes, from_stored, save_config, to_dict
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.setup import (
     begin_run,
     keep_origin,
@@ -82,6 +83,16 @@ def test_the_model_is_abstract_unless_weights_are_given():
     theirs = named_parameters(given)
     for name, variable in named_parameters(kept).items():
         np.testing.assert_array_equal(variable.get_value(), theirs[name].get_value())
+
+
+def test_a_run_chooses_the_dtypes_that_its_model_computes_and_reduces_in():
+    optimizer = OptimizerConfig(reduce_dtype="bfloat16")
+    config = dataclasses.replace(RUN, dtype="bfloat16", optimizer=optimizer)
+    finetune = dataclasses.replace(config, model=None, init_from="x")
+    for model in (model_to_train(config, None), model_to_train(finetune, random_model())):
+        assert model.config.numerics == NumericsConfig(dtype="bfloat16", reduce_dtype="bfloat16")
+    with pytest.raises(UserError, match=r"needs numerics.dtype='bfloat16'"):
+        model_to_train(dataclasses.replace(config, dtype=None), None)
 
 
 def test_a_model_beyond_its_config_could_not_be_resumed():

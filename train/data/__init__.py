@@ -1,5 +1,22 @@
 """Training data: text, text pairs, arrays of vectors and synthetic tasks, as seeded batches."""
 
-from .documents import DataConfig, load_corpus
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["DataConfig", "load_corpus"]
+from .documents import DataConfig, load_corpus
+from .pairs import PairsConfig
+from .tasks import TaskConfig
+from .vectors import VectorsConfig
+
+__all__ = ["Data", "DataConfig", "find_data_class", "load_corpus"]
+
+Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
+
+
+def find_data_class(values: Mapping[str, Any]) -> type[Data]:
+    """Returns the data config class that these field names select; DataConfig by default.
+
+    Every field of DataConfig is optional; each other class has a required field of its own.
+    """
+    by_field = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
+    return next((cls for field, cls in by_field.items() if field in values), DataConfig)

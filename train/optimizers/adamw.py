@@ -7,6 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxllm.config import ReduceDtype
 from jaxllm.config.checks import check_not_negative, check_positive
 from jaxllm.models import Model
 from jaxllm.params import Params, map_parameters
@@ -26,6 +27,8 @@ class OptimizerConfig(ScheduleConfig):
     weight_decay: float = 0.1
     decay_all: bool = False  # also norms and biases, like PyTorch with a single parameter group
     clip_norm: float = 1.0  # maximum global gradient norm
+    # In which devices sum the gradients of kernels; None: the model's numerics.reduce_dtype.
+    reduce_dtype: ReduceDtype | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

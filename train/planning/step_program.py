@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 from jaxllm.sharding import MESH_AXES, named_sharding
@@ -29,9 +29,12 @@ def mesh_shape(config: TrainConfig) -> dict[str, int]:
     return {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
 
 
-def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
-    """Returns a mesh without devices."""
-    return AbstractMesh(tuple(shape.values()), tuple(shape), (AxisType.Auto,) * len(shape))
+def abstract_mesh(shape: Mapping[str, int], platform: str | None = None) -> AbstractMesh:
+    """Returns a mesh without devices, whose programs are those of a platform ("tpu" or "cuda")."""
+    named = {"cuda": "gpu"}.get(platform or "", platform)  # as JAX names its devices
+    device = named and AbstractDevice(device_kind=named, num_cores=None, platform=named)
+    types = (AxisType.Auto,) * len(shape)
+    return AbstractMesh(tuple(shape.values()), tuple(shape), types, abstract_device=device or None)
 
 
 def check_fits_topology(config: TrainConfig, topology: Topology) -> None:

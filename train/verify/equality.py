@@ -60,7 +60,10 @@ def compare_variants(
         model = initialize(config.model, make_mesh(devices=jax.devices()), config.seed)
     exact = with_fields(model.config, numerics=NumericsConfig(), dropout=0.0)
     config = dataclasses.replace(
-        config, model=exact, init_from=None, dtype=None, remat=None, attention_kernel=None
+        config,
+        model=exact,
+        optimizer=dataclasses.replace(config.optimizer, reduce_dtype=None),
+        **dict.fromkeys(("init_from", "dtype", "remat", "attention_kernel")),
     )
     if chosen is None:
         chosen = variants(config, jax.device_count())

@@ -24,6 +24,7 @@ FREE = {
     "numerics.param_dtype",
     "numerics.dtype",
     "numerics.wide_residual",
+    "numerics.reduce_dtype",
     "scan_layers",
     "remat",
     "attention.kernel",

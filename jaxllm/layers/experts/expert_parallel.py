@@ -17,6 +17,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 from jax.typing import DTypeLike
 
+from jaxllm.config import ReduceDtype
 from jaxllm.layers.hooks import without_hooks
 from jaxllm.sharding import DIMS, partition_spec, spec_axes
 
@@ -37,6 +38,7 @@ def map_over_devices(
     x_SD: Array,
     weights_Sk: Array,
     expert_Sk: Array,
+    reduce_dtype: ReduceDtype = "float32",
 ) -> Array:
     """Runs `apply` on every device with its own experts and its own tokens.
 
@@ -50,6 +52,7 @@ def map_over_devices(
         x_SD: S tokens.
         weights_Sk: weights of each token's k choices.
         expert_Sk: the chosen experts.
+        reduce_dtype: in which devices sum the gradients of kernels.
 
     Returns:
         The outputs of all tokens, SD.
@@ -63,10 +66,11 @@ def map_over_devices(
     split_by = (*DIMS["B"], *DIMS["T"])
     axes = tuple(axis for axis in split_by if mesh.shape.get(axis, 1) > 1)  # split the tokens
     varying = (*axes, "tensor") if is_sum else axes
-    S, split, dtype = x_SD.shape[0], PartitionSpec(axes), x_SD.dtype
+    S, split = x_SD.shape[0], PartitionSpec(axes)
+    prepare = functools.partial(_prepare, varying, x_SD.dtype, reduce_dtype)
 
     def local(arrays: list[Array], *tokens: Array) -> Array:
-        own = [_prepare(*each, varying, dtype) for each in zip(arrays, dims, specs, strict=True)]
+        own = list(map(prepare, arrays, dims, specs))
         merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, own))
         out_SD = apply(merged, *(_vary(x, split, varying) for x in tokens))
         return jax.lax.psum(out_SD, "tensor") if is_sum else out_SD
@@ -79,23 +83,36 @@ def map_over_devices(
 
 
 def _prepare(
-    array: Array, dims: str, part: PartitionSpec, varying: tuple[str, ...], dtype: DTypeLike
+    varying: tuple[str, ...],
+    dtype: DTypeLike,
+    reduce_dtype: ReduceDtype,
+    array: Array,
+    dims: str,
+    part: PartitionSpec,
 ) -> Array:
     """Gathers a device's part of a parameter along D, so that only E and F remain sharded."""
-    array = _vary(array, part, varying)
+    is_kernel = {*"DF"} <= {*dims}
+    reduced: ReduceDtype = reduce_dtype if is_kernel else "float32"
+    array = copy_to(array, _unsplit(part, varying), reduced)
     for place, (letter, axes) in enumerate(zip(dims, part, strict=True)):
         if letter == "D" and axes:
-            array = gather_rounded(array, spec_axes(axes), place, dtype)
+            array = gather_rounded(array, spec_axes(axes), place, dtype, reduced)
     if "tensor" in varying and "F" not in dims:  # an output bias, which the sum must add once
         array = jnp.where(jax.lax.axis_index("tensor") == 0, array, 0)
     return array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gather_rounded(x: Array, axes: tuple[str, ...], place: int, dtype: DTypeLike) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def gather_rounded(
+    x: Array,
+    axes: tuple[str, ...],
+    place: int,
+    dtype: DTypeLike,
+    reduce_dtype: ReduceDtype = "float32",
+) -> Array:
     """Gathers an array along dimension `place`, rounded to a dtype that devices compute in.
 
-    The result has the array's own dtype, and so has its gradient, which is summed unrounded.
+    The result has the array's own dtype, and so has its gradient, which is summed in another.
     """
     rounded = jax.lax.all_gather(x.astype(dtype), axes, axis=place, tiled=True)
     return rounded.astype(x.dtype)
@@ -103,16 +120,36 @@ def gather_rounded(x: Array, axes: tuple[str, ...], place: int, dtype: DTypeLike
 
 gather_rounded.defvjp(
     lambda x, *how: (gather_rounded(x, *how), None),
-    lambda axes, place, dtype, _, dx: (
-        jax.lax.psum_scatter(dx, axes, scatter_dimension=place, tiled=True),
+    lambda axes, place, dtype, reduce_dtype, _, dx: (
+        jax.lax.psum_scatter(
+            dx.astype(reduce_dtype), axes, scatter_dimension=place, tiled=True
+        ).astype(dx.dtype),
     ),
 )
 
 
 def _vary(x: Array, part: PartitionSpec, axes: tuple[str, ...]) -> Array:
     """Marks an array that is sharded by `part` as varying along all of these mesh axes."""
-    split = jax.tree.leaves(tuple(part))
-    return jax.lax.pcast(x, tuple(axis for axis in axes if axis not in split), to="varying")
+    return jax.lax.pcast(x, _unsplit(part, axes), to="varying")
+
+
+def _unsplit(part: PartitionSpec, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns those of the mesh axes along which every device has the same."""
+    return tuple(axis for axis in axes if axis not in jax.tree.leaves(tuple(part)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def copy_to(x: Array, axes: tuple[str, ...], reduce_dtype: ReduceDtype) -> Array:
+    """Marks an array as varying along mesh axes, over which its gradient is summed in a dtype."""
+    return jax.lax.pcast(x, axes, to="varying")
+
+
+copy_to.defvjp(
+    lambda x, *how: (copy_to(x, *how), None),
+    lambda axes, reduce_dtype, _, dx: (
+        jax.lax.psum(dx.astype(reduce_dtype), axes).astype(dx.dtype),
+    ),
+)
 
 
 def group_by_device(expert: Array, num_own: int, *, has_overflow: bool) -> Array:

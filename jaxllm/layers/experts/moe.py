@@ -72,7 +72,11 @@ class MoE(nnx.Module):
         else:
             is_split = shards_experts(mesh, self.experts.num_experts)
             out_SD = map_over_devices(
-                mesh, self.apply_sharded if is_split else self.apply_experts, parts, *tokens
+                mesh,
+                self.apply_sharded if is_split else self.apply_experts,
+                parts,
+                *tokens,
+                self.config.numerics.reduce_dtype,
             )
         out_BTD = constrain(out_SD.reshape(x_BTD.shape), "BTD")
         if self.shared is not None:

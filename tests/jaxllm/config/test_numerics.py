@@ -10,6 +10,12 @@ from jaxllm.config import InitConfig, NumericsConfig
     [
         (NumericsConfig, {"dtype": "float64"}, "numerics.dtype='float64' is not one of .*bfloat16"),
         (NumericsConfig, {"param_dtype": "fp32"}, "numerics.param_dtype='fp32' .* float32"),
+        (NumericsConfig, {"reduce_dtype": "float16"}, "numerics.reduce_dtype='float16' .* float32"),
+        (
+            NumericsConfig,
+            {"reduce_dtype": "bfloat16"},
+            "needs numerics.dtype='bfloat16', not 'floa",
+        ),
         (InitConfig, {"std": -0.1}, "init.std=-0.1 is negative"),
         (InitConfig, {"std": float("nan")}, "init.std=nan is not a finite number"),
         (InitConfig, {"kind": "zeros"}, "init.kind='zeros' is not one of normal, xavier"),

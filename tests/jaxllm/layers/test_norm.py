@@ -93,6 +93,24 @@ def test_gradients_match_torch():
     assert relative_l2(ours[1], x.grad) < TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["rms", "rms_float32", "rms_plus_one", "layer"])
+def test_gradients_of_scales_are_not_rounded_to_the_activations_dtype(kind):
+    x_BTD, weight = (jnp.asarray(draw(seed, 2, 5, 24), jnp.bfloat16) for seed in (0, 2))
+    graphdef, state = nnx.split(norm_of(draw(1, 24) + 1, norms=NormConfig(kind=kind)))
+
+    def weighted(state, x_BTD):
+        return (nnx.merge(graphdef, state)(x_BTD) * weight).astype(jnp.float32).sum()
+
+    ours = jax.grad(weighted)(state, x_BTD)["scale"].get_value()
+    x = np.asarray(x_BTD, np.float64)
+    x -= x.mean(-1, keepdims=True) if kind == "layer" else 0
+    x /= np.sqrt((x**2).mean(-1, keepdims=True) + TINY.norms.eps)
+    if kind == "rms":
+        x = x.astype(np.float32).astype(jnp.bfloat16).astype(np.float64)
+    expected = (x * np.asarray(weight, np.float64)).sum((0, 1))
+    assert relative_l2(ours, expected) < TOLERANCE
+
+
 def test_only_numbers_beyond_the_range_are_saturated():
     x = jnp.asarray([1.5, -7e4, 65504.0, 1e30, jnp.nan])
     assert saturate(x, "float32") is x

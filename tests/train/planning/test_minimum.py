@@ -9,6 +9,7 @@ from tiny import TINY
 from jaxllm.config import with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters
+from jaxllm.train.optimizers.adamw import OptimizerConfig
 from jaxllm.train.planning.minimum import minimum_bytes
 from jaxllm.train.planning.step_program import mesh_shape
 
@@ -51,6 +52,25 @@ def test_tensor_parallelism_sums_the_residual_stream_four_times_a_layer():
     found = _minimum(run(fsdp=4, tensor=2))
     stream = 16 / 4 * 64 * 32 * 4
     assert found["tensor",] == pytest.approx(4 * 3 * stream * 2 * 1 / 2)
+
+
+def test_context_parallelism_gathers_keys_and_values_and_reduces_their_gradients():
+    found = _minimum(run(fsdp=2, sequence=4))
+    layers = count_parameters(build_abstract(TINY)) - 2 * TABLE
+    whole = layers * (2 * 4 + 4) + TABLE * (4 + 4) + 2 * STREAM * 4
+    assert found["fsdp", "sequence"] == pytest.approx(whole * 7 / 8)
+    keys_and_values = 16 / 2 * 64 * 3 * 2 * (2 * 16) * 4  # of all tokens, in 3 layers
+    assert found["sequence",] == pytest.approx(3 * keys_and_values * 3 / 4)
+
+
+def test_kernels_gradients_are_reduced_in_the_dtype_of_reduction():
+    config = dataclasses.replace(run(fsdp=4, data=2), dtype="bfloat16")
+    halved = dataclasses.replace(config, optimizer=OptimizerConfig(reduce_dtype="bfloat16"))
+    norms = (3 * 2 + 1) * 32
+    kernels = count_parameters(build_abstract(TINY)) - TABLE - norms
+    saved = {axis: _minimum(config)[axis] - _minimum(halved)[axis] for axis in _minimum(config)}
+    assert saved["fsdp",] == pytest.approx(kernels * 2 * 3 / 4)
+    assert saved["data",] == pytest.approx(kernels / 4 * 2 * 2 * 1 / 2)
 
 
 def test_experts_exchange_rows_and_are_not_gathered_over_their_axis():

@@ -6,15 +6,21 @@ from typing import Any
 
 from jaxllm.distributed.devices import Device
 
+from .attention import attention_flops
 from .program import Op, Region, Value, local_bytes, local_shape
 
 
-def matmul_flops(region: Region, mesh_shape: Mapping[str, int]) -> float:
-    """Returns the multiplications and additions of all matmuls on one device."""
-    return sum(op_flops(op, mesh_shape) * times for op, times in region.walk())
+def matmul_flops(region: Region, mesh_shape: Mapping[str, int], keys_seen: float = 0.0) -> float:
+    """Returns the multiplications and additions of all matmuls on one device.
+
+    `keys_seen` are those of a query in attention kernels, on average.
+    """
+    return sum(op_flops(op, mesh_shape, keys_seen) * times for op, times in region.walk())
 
 
-def matmul_seconds(region: Region, mesh_shape: Mapping[str, int], device: Device) -> float:
+def matmul_seconds(
+    region: Region, mesh_shape: Mapping[str, int], device: Device, keys_seen: float = 0.0
+) -> float:
     """Returns the time of all matmuls at the peaks of a device: of arithmetic or of HBM.
 
     A matmul takes as long as its arithmetic, or as reading its operands and writing its result,
@@ -26,7 +32,7 @@ def matmul_seconds(region: Region, mesh_shape: Mapping[str, int], device: Device
             users.setdefault(id(value), []).append(op)
     total = 0.0
     for op, times in region.walk():
-        if not (flops := op_flops(op, mesh_shape)):
+        if not (flops := op_flops(op, mesh_shape, keys_seen)):
             continue
         moved = sum(local_bytes(value, dict(mesh_shape)) for value in op.inputs)
         moved += sum(_written(value, users, dict(mesh_shape)) for value in op.outputs)
@@ -43,7 +49,7 @@ def _written(value: Value, users: Mapping[int, list[Op]], mesh_shape: dict[str, 
     return size
 
 
-def op_flops(op: Op, mesh_shape: Mapping[str, int]) -> float:
+def op_flops(op: Op, mesh_shape: Mapping[str, int], keys_seen: float = 0.0) -> float:
     """Returns the multiplications and additions of one matmul on one device; 0 for the rest."""
     sizes = dict(mesh_shape)
     if op.name == "dot_general":
@@ -59,7 +65,8 @@ def op_flops(op: Op, mesh_shape: Mapping[str, int]) -> float:
         channels = kernel[op.params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * math.prod(local_shape(op.outputs[0], sizes)) * math.prod(kernel) / channels
     if op.name == "pallas_call":
-        return _kernel_flops(op.params)
+        attention = attention_flops(op, keys_seen)
+        return _kernel_flops(op.params) if attention is None else attention
     if op.name.startswith("dot_product_attention_"):
         return _attention_flops(op, sizes)
     return 0.0

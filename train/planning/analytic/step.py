@@ -15,6 +15,7 @@ from jaxllm.train.planning.step_program import (
     trace_step,
 )
 
+from .attention import mean_keys_seen
 from .matmuls import matmul_flops, matmul_seconds
 from .memory import Liveness, vector_traffic
 from .placement import place_inputs
@@ -42,12 +43,14 @@ def price_step(config: TrainConfig, device: Device) -> Priced:
         device: one of those that it runs on.
     """
     shape = mesh_shape(config)
-    jaxpr, steps, batch = trace_step(config, abstract_mesh(shape))
+    jaxpr, steps, batch = trace_step(config, abstract_mesh(shape, device.platform))
     region = flatten(jaxpr, device.platform)
     leaves = jax.tree.leaves((steps.abstract_state, batch))
     place_inputs(region, [leaf.sharding for leaf in leaves])
     count = len(jax.tree.leaves(steps.abstract_state.params))
     split = Propagation(shape, region.inputs[:count]).run(region)
+    assert config.model is not None, "estimate_cost checks this"
+    keys_seen = mean_keys_seen(config.model, config.seq_len)
     state = sum(local_bytes(value, shape) for value in split.inputs)
     temporaries, arrays = Liveness(split, shape, is_donated=True).peak()
     return Priced(
@@ -55,8 +58,8 @@ def price_step(config: TrainConfig, device: Device) -> Priced:
         state + temporaries,
         tuple(arrays.most_common(8)),
         tuple(list_collectives(split)),
-        matmul_flops(split, shape),
-        matmul_seconds(split, shape, device),
+        matmul_flops(split, shape, keys_seen),
+        matmul_seconds(split, shape, device, keys_seen),
         vector_traffic(split, shape),
     )
 
