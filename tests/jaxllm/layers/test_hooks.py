@@ -8,6 +8,7 @@ from tiny import random_model
 
 from jaxllm.config import PositionConfig
 from jaxllm.layers.attention import attention
+from jaxllm.layers.attention.kernels.call import repeat_kv
 from jaxllm.layers.context import Context
 from jaxllm.layers.hooks import HOOK
 
@@ -82,7 +83,7 @@ def test_hook_gets_the_computed_values(layer):
     assert np.all(probs[np.broadcast_to(~seen, probs.shape)] == 0)
     np.testing.assert_allclose(probs, jax.nn.softmax(scores, axis=-1), rtol=1e-5, atol=1e-7)
     (q,), (k,), (v,), (mixed,) = (values[name] for name in ("q", "k", "v", "mixed"))
-    k, v = (attention.repeat_kv(x, q.shape[2] // k.shape[2]) for x in (k, v))
+    k, v = (repeat_kv(x, q.shape[2] // k.shape[2]) for x in (k, v))
     products = np.einsum("BTNH,BSNH->BTNS", q, k) * q.shape[-1] ** -0.5
     if (bias := given[1].bias) is not None:
         at_1T = jnp.arange(T)[None]
@@ -101,7 +102,7 @@ def test_hook_can_replace_values(layer):
 
     _, values = shown(attn, given, first_key)
     (v_BSKH,), (mixed_BTNH,) = values["v"], values["mixed"]
-    first_B1NH = attention.repeat_kv(v_BSKH, mixed_BTNH.shape[2] // v_BSKH.shape[2])[:, :1]
+    first_B1NH = repeat_kv(v_BSKH, mixed_BTNH.shape[2] // v_BSKH.shape[2])[:, :1]
     np.testing.assert_allclose(
         mixed_BTNH, np.broadcast_to(first_B1NH, mixed_BTNH.shape), rtol=1e-5, atol=1e-6
     )
