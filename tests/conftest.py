@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     # The longest tests first: at the end, one of them would run alone.
-    items.sort(key=lambda item: "test_all_blocks_of_a_page" not in item.name)
+    items.sort(key=lambda item: "blocks_of_a_page_run" not in item.name)
 
 
 def pytest_collection_finish() -> None:

@@ -18,7 +18,7 @@ GUIDES = {"README", "install", "import_export", "use_in_jax", "train", "pods", "
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("page", examples(NO_SLOW, *FIRST), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", examples(NO_SLOW, PAGES[0]), ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run_blocks(page, tmp_path, slow=False, as_reader=page in FIRST)

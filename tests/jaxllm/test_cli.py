@@ -188,6 +188,7 @@ def test_ctrl_c_is_one_line_and_an_exit_status():
     assert done.returncode == 130
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "options", [["--version"], ["inspect", "MODEL"], ["inspect", "MODEL", "--json"]]
 )

@@ -63,6 +63,7 @@ def plain():
     return run(0.0)
 
 
+@pytest.mark.exhaustive
 def test_dropout_is_active_in_training_only(plain):
     found = run(RATE)
     assert found["held out"] == plain["held out"] == pytest.approx(plain["loss"], rel=1e-6)

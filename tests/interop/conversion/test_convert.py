@@ -339,6 +339,7 @@ def kill_halfway(source: Path, destination: Path) -> Path:
     return destination.with_name(f"{destination.name}.partial")
 
 
+@pytest.mark.exhaustive
 def test_damaged_tensors_are_rewritten_on_resume(folders, tmp_path):
     partial = kill_halfway(folders["meta"], tmp_path / "out")
     (file,) = (partial / "checkpoint").glob("*.safetensors.partial")
@@ -355,6 +356,7 @@ def test_damaged_tensors_are_rewritten_on_resume(folders, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_other_arguments_do_not_resume(folders, tmp_path):
     partial = kill_halfway(folders["meta"], tmp_path / "out")
     before = content(partial)
@@ -392,6 +394,7 @@ def test_two_processes_cannot_write_one_destination(folders, tmp_path):
             convert(folders["meta"], tmp_path / "out")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("to", ["hf", "meta", "native"])
 def test_the_same_command_succeeds_after_a_kill_at_its_very_end(to, folders, tmp_path):
     """When the journal is gone, perhaps with its folder. Nothing is written; changes are seen."""

@@ -57,7 +57,7 @@ def with_own_head(tensors):
     tensors["lm_head.weight"] = torch.randn(96, 48, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("edit", [without_original, with_own_head])
 @pytest.mark.parametrize(("name", "sizes"), [("T5", T5), ("Bart", BART)])
 def test_what_is_stored_decides_as_in_transformers(name, sizes, edit, tmp_path, caplog):

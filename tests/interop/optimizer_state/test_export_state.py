@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 FAMILIES = ["phi3", "gpt_neox", "mixtral", "gemma2", "llama4_text"]
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("case", examples(FAMILIES, *list(FAMILIES)[:2]))
 def test_moments_are_converted_like_the_weights(case, tmp_path):
     """Fused projections, separate experts, layers of several kinds; then exported in both forms."""

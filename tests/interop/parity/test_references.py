@@ -185,6 +185,7 @@ def test_tokens_at_padding_do_not_affect_the_figures(kinds):
     assert sum(bucket.tokens for bucket in one.buckets) == one.tokens
 
 
+@pytest.mark.exhaustive
 def test_a_model_that_attends_to_source_padding_fails(kinds):
     reference, model, inputs = kinds("nima-transformer")
     blind = type("Blind", (type(model),), {"__call__": without_segments(type(model).__call__)})

@@ -167,6 +167,7 @@ def test_a_model_whose_tokens_are_not_bytes_is_not_prompted_on_bytes(tmp_path, g
     assert "transformers cannot read its tokenizer.model" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_prompted_as_it_was_trained(chat_model, given, tmp_path, capsys):
     """With the tokenizer of the checkpoint that it began with, which its config does not name."""
     text = tmp_path / "text.txt"

@@ -19,6 +19,7 @@ from jaxllm.train.objective import next_token_loss
 ROWS, T, L = 8, 13, 3
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -119,6 +119,7 @@ def test_traced_mask_gives_nan_where_a_row_is_missing():
     assert is_nan.tolist() == [[False] * 4, [False, False, False, True]]
 
 
+@pytest.mark.exhaustive
 def test_image_encoder_and_projection_get_gradients(model, tokens):
     """Every parameter gets a finite, nonzero gradient, unaffected by values outside the mask."""
 

@@ -118,6 +118,7 @@ def test_remat_does_not_change_gradients(model):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_generation_starts_from_the_start_token():
     model = random_of(config_of(start_token=3))
     prompts = [SRC[0].tolist(), SRC[1, :4].tolist()]

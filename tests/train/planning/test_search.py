@@ -24,6 +24,7 @@ def test_meshes_use_all_devices_and_divide_the_batch_and_the_heads():
     assert any(mesh["expert"] > 1 for mesh in find_meshes(run(EXPERTS), TPU))
 
 
+@pytest.mark.exhaustive
 def test_what_fits_is_listed_the_fastest_first(monkeypatch):
     monkeypatch.setattr(module, "MOST_MESHES", 1)
     found = search(run(), TPU)

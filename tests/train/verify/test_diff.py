@@ -205,6 +205,7 @@ def test_folders_without_a_comparable_run_are_reported(runs, tmp_path):
         diff_runs(runs["base"], tmp_path / "short")
 
 
+@pytest.mark.exhaustive
 def test_the_exit_status_of_the_command_is_the_verdict(runs, capsys):
     assert main(["diff", str(runs["base"]), str(runs["again"])]) == 0
     assert "The runs are the same" in capsys.readouterr().out

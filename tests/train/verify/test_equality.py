@@ -34,6 +34,7 @@ def config(tmp_path_factory) -> TrainConfig:
     )
 
 
+@pytest.mark.exhaustive
 def test_correct_variants_match_a_single_device(config):
     found = compare_variants(config, chosen=[MIXED, ACCUMULATED])
     assert found.first is None, found.summary

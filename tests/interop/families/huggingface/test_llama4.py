@@ -111,6 +111,7 @@ def test_logits_of_text_only_equal_transformers(original, model, tokens):
     assert relative_l2(logits_of(model, tokens), their_logits(original, tokens)) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_unscanned_layers_compute_the_same(model, images, tokens):
     listed = with_scanned_layers(model, False)
     assert "0" in listed.vision.layers

@@ -184,6 +184,7 @@ def test_the_text_config_may_be_the_config_itself(tmp_path):
     assert stored(tmp_path / "out") == stored(file.parent)
 
 
+@pytest.mark.exhaustive
 def test_a_head_that_differs_is_untied(tmp_path, caplog):
     original = build("gemma3")
     state = {name: tensor.clone() for name, tensor in original.state_dict().items()}

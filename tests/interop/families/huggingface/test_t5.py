@@ -44,6 +44,7 @@ class TestT5(EncoderDecoderFamily):
     cases = CASES
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["t5", "t5/v1.1"])
 def test_float16_is_finite_and_accurate_where_transformers_is(name, tmp_path):
     """As in t5-base, the feed-forward's outputs pass 65504: transformers keeps `wo` in float32."""

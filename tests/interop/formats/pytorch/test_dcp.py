@@ -157,7 +157,7 @@ def copied(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved / "titan", tmp_path / "copy"))
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(0)
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "__1_0.distcp"])
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

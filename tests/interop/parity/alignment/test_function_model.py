@@ -250,6 +250,7 @@ PAGE = {"equinox": any_models.equinox_llama, "linen": any_models.linen_llama}
 LLAMA_TAPS = [Rule("model.layers.{L} : B T D", "layers.{L} : B T D")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", examples(PAGE, "linen"))
 def test_the_models_of_the_page_equal_transformers(name):
     module = any_models.torch_llama()

@@ -27,6 +27,7 @@ def recording(sides):
     return record_forward(sides)
 
 
+@pytest.mark.exhaustive
 def test_a_correct_model_passes_at_every_activation(sides, recording):
     forward = judge(recording, sides.unstacked, BOTH)
     assert all(tap.ok for tap in forward.taps)

@@ -155,6 +155,7 @@ def test_scanned_model_on_a_mesh_equals_one_device():
         assert relative_l2(ours, theirs) < 10 * TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_generation_on_a_mesh_gives_the_same_tokens():
     model = random_model(num_layers=1, pattern=SPARSE, experts=EXPERTS)
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
