@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKET = "bucket"
+TO_ANOTHER = rf"(?:(?:copyTo|rewriteTo)/b/{BUCKET}|moveTo)"
 
 
 class Objects:
@@ -169,14 +170,14 @@ class Handler(BaseHTTPRequestHandler):
             self.upload(query, body)
         elif path == "/batch/storage/v1":
             self.batch(body)
-        elif found := re.fullmatch(
-            rf"/storage/v1/b/{BUCKET}/o/(.+)/(?:copyTo|rewriteTo)/b/{BUCKET}/o/(.+)", path
-        ):
+        elif found := re.fullmatch(rf"/storage/v1/b/{BUCKET}/o/(.+)/{TO_ANOTHER}/o/(.+)", path):
             source, target = unquote(found[1]), unquote(found[2])
             with self.objects.lock:
                 if source not in self.objects.data:
                     return self.missing()
                 self.objects.put(target, self.objects.data[source][1])
+                if "/moveTo/" in path:
+                    del self.objects.data[source]
                 about = self.objects.describe(target)
             done = {"kind": "storage#rewriteResponse", "done": True, "resource": about}
             self.answer(200, done if "rewriteTo" in path else about)

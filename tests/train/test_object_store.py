@@ -77,6 +77,7 @@ def test_a_run_in_a_bucket_is_killed_resumed_and_equal_to_a_local_one(served, tm
     assert "wrote gs://bucket/runs/x" in out
     assert "runs/x/.lock" not in objects.data
     names = {name.split("/")[2] for name in objects.data if name.startswith("runs/x/")}
+    names -= {"aside"}  # of a checkpoint that was being written
     assert names == {"config.yaml", "metrics.jsonl", "loss.png", "checkpoints", "tensorboard"}
     (tmp_path / "data").mkdir()
     for number in range(2):
@@ -112,6 +113,30 @@ def test_a_second_run_in_a_bucket_is_refused_and_a_host_sees_the_folder(served):
     out, _ = jaxllm("doctor", "gs://bucket/run.yaml", "--size", "1", **variables)
     assert "seen by 1 of 1" in out
     assert not [name for name in objects.data if "doctor" in name]
+
+
+MOVE = """
+from jaxllm.storage.paths import open_path
+from jaxllm.train.restarts.sound_step import _move_aside
+for _ in range(2):
+    print(_move_aside(open_path("gs://bucket/runs/x/checkpoints/4")))
+    open_path("gs://bucket/runs/x/checkpoints/4/model/b").write_text("again")
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(served):
+    objects, variables = served
+    objects.put("runs/x/checkpoints/4/model/a", b"damaged")
+    process = start("-c", MOVE, devices=1, **variables)
+    out, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error
+    aside = "runs/x/aside"
+    assert out.split() == [f"gs://bucket/{aside}/4", f"gs://bucket/{aside}/4.2"]
+    assert objects.data[f"{aside}/4/model/a"][1] == b"damaged"
+    assert objects.data[f"{aside}/4.2/model/b"][1] == b"again"
+    left = [name for name in objects.data if name.startswith("runs/x/checkpoints/")]
+    assert left == ["runs/x/checkpoints/4/model/b"]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from jaxllm.train.config import ConfigError
 log = logging.getLogger("jaxllm")
 
 ASIDE = "aside"  # the folder of a run for checkpoints that it does not continue from
+ABOUT = "Checkpoints that the run was not continued from, as they are damaged or too new.\n"
 Resumed = TypeVar("Resumed")
 
 
@@ -98,6 +99,8 @@ def _move_aside(step: Path) -> Path:
     gather_texts("")  # all have chosen the name before process 0 takes it
     if jax.process_index() == 0:
         folder.mkdir(exist_ok=True)
+        if not folder.exists():  # on an object store, where a folder is there if something is in it
+            (folder / "README").write_text(ABOUT)
         step.replace(kept)
     gather_texts("")  # all see the folder without it
     return kept
