@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import jax
 
@@ -20,8 +21,10 @@ from .lost_process import watch_stderr
 FAILURE, ENDING = "jaxllm/failure", "jaxllm/ending/"  # the keys of the message and of who ends
 WAIT_S = 10  # for the other processes to read the message before the coordinator ends
 POLL_S = 1.0
+ANSWER_S = 1.5  # three times this is less than a thread that aborts is delayed by, see lost_process
 UNREPORTED = 70  # the status where the report of an error fails
 
+T = TypeVar("T")
 Report = Callable[[BaseException], tuple[str, int]]  # prints an error; returns it, and the status
 
 _reports: list[Report] = []  # how this process reports its failure, once it has joined a job
@@ -48,7 +51,7 @@ def fail(error: BaseException) -> None:
     """Reports an error and ends all processes; returns if this process runs alone."""
     if not _reports:
         return
-    if (other := _failure_of_another()) is not None:  # which may be why this process fails
+    if (other := _soon(_failure_of_another)) is not None:  # which may be why this process fails
         _end_with(other)
     _begin_to_end()
     try:
@@ -56,8 +59,8 @@ def fail(error: BaseException) -> None:
     except BaseException:  # such as stderr that cannot be written, or Ctrl-C
         text, status = f"{type(error).__name__}: {error}", UNREPORTED
     job = joined_job()
-    with suppress(Exception):  # another process has failed first, or the coordinator is gone
-        job.client.key_value_set(FAILURE, f"{job.process_id}\n{status}\n{text}")
+    message = f"{job.process_id}\n{status}\n{text}"
+    _soon(lambda: job.client.key_value_set(FAILURE, message))  # fails if another one was first
     _end(status)
 
 
@@ -115,7 +118,10 @@ def _begin_to_end() -> None:
 def _end(status: int) -> None:
     """Ends this process without waiting for the others, as leaving Python would."""
     try:
-        _wait_for_others()
+        if joined_job().process_id == 0:
+            _wait_for_others()
+        else:
+            _soon(_say_that_this_ends)
     finally:  # also after Ctrl-C
         try:
             for flush in (*_flushes, sys.stdout.flush, sys.stderr.flush):
@@ -128,9 +134,31 @@ def _end(status: int) -> None:
 def _wait_for_others() -> None:
     """In process 0, which hosts the coordinator, waits until the others have read the message."""
     job, deadline = joined_job(), time.monotonic() + WAIT_S
-    with suppress(Exception):  # the coordinator is gone
-        job.client.key_value_set(f"{ENDING}{job.process_id}", "", allow_overwrite=True)
-        while job.process_id == 0 and time.monotonic() < deadline:
+    with suppress(Exception):
+        _say_that_this_ends()
+        while time.monotonic() < deadline:
             if len(job.client.key_value_dir_get(ENDING)) == job.num_processes:
                 break
             time.sleep(0.1)
+
+
+def _say_that_this_ends() -> None:
+    job = joined_job()
+    job.client.key_value_set(f"{ENDING}{job.process_id}", "", allow_overwrite=True)
+
+
+def _soon(ask: Callable[[], T]) -> T | None:
+    """Returns what the coordinator says; None if that is an error, or takes longer than ANSWER_S.
+
+    If the coordinator was killed, a call may take longer than jax lets this process live.
+    """
+    answers: list[T] = []
+
+    def run() -> None:
+        with suppress(Exception):
+            answers.append(ask())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return answers[0] if answers else None

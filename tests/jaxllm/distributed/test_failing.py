@@ -158,3 +158,13 @@ def test_a_process_that_has_left_waits_no_longer(coordinator):
     left.set()
     failing._wait_for_failure(left)
     assert coordinator.values == {}
+
+
+def test_a_coordinator_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(failing, "ANSWER_S", 0.05)
+    never = threading.Event()
+    assert failing._soon(never.wait) is None
+    assert failing._soon(lambda: 1 / 0) is None
+    monkeypatch.setattr(failing, "ANSWER_S", 60)
+    assert failing._soon(lambda: "an answer") == "an answer"
+    never.set()
