@@ -148,6 +148,7 @@ class EncoderDecoderFamily:
             logits.append(out.logits)
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
+    @pytest.mark.cases(0, exhaustive=3)
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("num_beams", examples([1, 3], 3))
     def test_generation_matches_transformers(self, case, inputs, num_beams):

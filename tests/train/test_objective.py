@@ -62,6 +62,7 @@ def torch_loss(out, batch: dict) -> tuple[float, np.ndarray]:
     return total.item(), given.grad.numpy()
 
 
+@pytest.mark.cases(1, exhaustive=2)
 @pytest.mark.parametrize("kind", examples(CONFIGS, "each vector"))
 def test_loss_and_gradient_match_torch(kind):
     """PyTorch's gradient by the output is backpropagated to the parameters with `jax.vjp`."""

@@ -201,6 +201,7 @@ def run(request, tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 def test_every_step_of_a_run_is_converted(run, tmp_path):
     for step in (1, 2):
@@ -295,7 +296,7 @@ def unit_bytes(folder: Path, to: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(1, exhaustive=6)
 @pytest.mark.parametrize(("to", "where"), examples(POINTS, *POINTS[::12]))
 def test_killed_conversion_resumes(to, where, folders, tmp_path):
     source = folders["meta" if to == "hf" else "hf"]

@@ -475,6 +475,7 @@ def large(tmp_path_factory) -> Callable[[str], Path]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.cases(1, exhaustive=1)
 @pytest.mark.parametrize(
     ("case", "kind", "dtype"),
     examples(

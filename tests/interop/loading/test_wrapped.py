@@ -68,7 +68,7 @@ def original(tmp_path_factory):
     return model, stored(folder), tokens, logits
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(2, exhaustive=15)
 @pytest.mark.parametrize(("kind", "wrapper"), examples(CASES, *QUICK))
 def test_wrappers_are_taken_off(original, kind, wrapper, tmp_path):
     model, plain, tokens, logits = original

@@ -57,6 +57,7 @@ def test_a_model_with_other_weights_fails(folder, make_llama, convert):
     assert report.first_divergence.path == "final_norm"
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", examples(["bfloat16", "float16"], "bfloat16"))
 def test_a_checkpoint_is_compared_in_narrow_dtypes(folder, dtype):

@@ -47,7 +47,7 @@ def pair(make_llama, tmp_path_factory):
     return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
 
 
-@pytest.mark.cases(0, exhaustive=4)
+@pytest.mark.cases(0, exhaustive=2)
 @pytest.mark.parametrize("name", exhaustive(CORRECT))
 def test_correct_models_pass(make_llama, convert, tokens, name):
     llama = make_llama(**CORRECT[name])

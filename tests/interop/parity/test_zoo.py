@@ -25,6 +25,7 @@ SOME = {
 }
 
 
+@pytest.mark.cases(1, exhaustive=3)
 @pytest.mark.parametrize("kind", examples(SOME, "outlier channels x 1000"))
 def test_a_correct_model_raises_no_alarm(kind, tmp_path):
     report = check(SOME[kind], tmp_path / "model")

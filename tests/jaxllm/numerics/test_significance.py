@@ -33,7 +33,7 @@ def in_directions(count, scale=0.0):
     return lambda rng: rng.standard_normal(count) @ basis + scale * rng.standard_normal(300)
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(2, exhaustive=3)
 @pytest.mark.parametrize(
     "draw",
     [

@@ -132,6 +132,7 @@ def test_logits_of_text_match_and_everything_goes_back(name, tmp_path):
             shutil.rmtree(tmp_path / made)
 
 
+@pytest.mark.cases(0, exhaustive=3)
 @pytest.mark.parametrize(
     ("name", "levels"),
     [

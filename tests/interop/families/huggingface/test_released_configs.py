@@ -48,7 +48,7 @@ def tokens_of(built: Built, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(4, built.config["vocab_size"], (1, LENGTH))
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(2, exhaustive=12)
 def test_the_logits_are_those_of_transformers(built):
     model, tokens, source = load_pretrained(built.folder), tokens_of(built, 1), tokens_of(built, 2)
     given = {"input_ids": torch.from_numpy(tokens)}

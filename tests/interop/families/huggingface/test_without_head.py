@@ -53,7 +53,7 @@ def case(request, tmp_path):
     return original, tmp_path / "original", carried
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(2, exhaustive=5)
 def test_hidden_states_match_transformers_and_tensors_go_back(case, tmp_path, caplog):
     original, folder, carried = case
     model = load_pretrained(folder)

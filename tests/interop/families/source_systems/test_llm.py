@@ -230,7 +230,7 @@ def without_statistics(tensors: dict) -> dict:
     return {key: value for key, value in tensors.items() if not key[1].endswith(DROPPED[1:])}
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(1, exhaustive=4)
 @pytest.mark.parametrize("naming", examples(NAMINGS, *list(NAMINGS)[::4]))
 def test_an_llm_is_read_and_written_in_every_format(naming, original, tokens, expected, tmp_path):
     folder = write_llm(tmp_path / "in", original, naming)
@@ -242,6 +242,7 @@ def test_an_llm_is_read_and_written_in_every_format(naming, original, tokens, ex
     assert says(written, json.loads((folder / "config.json").read_text()))
 
 
+@pytest.mark.cases(2, exhaustive=4)
 @pytest.mark.parametrize("shards", examples(SHARDS, 2))
 @pytest.mark.parametrize(
     "naming", examples(["modules", "released", "fc1", "mlp.layer_norm_weight"], "released", "fc1")

@@ -109,7 +109,7 @@ def checkpoint(request, tmp_path):
     return folder
 
 
-@pytest.mark.cases(0, exhaustive=2)
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 def test_the_report_is_the_same_as_in_memory(checkpoint, scratch):
     report = check_checkpoint(checkpoint, scratch=scratch, num_tokens=320, batch_size=1)
@@ -163,8 +163,7 @@ for path in sys.argv[2:]:
 """
 
 
-@pytest.mark.cases(0, exhaustive=1)
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 def test_a_deep_model_takes_no_more_memory_than_a_shallow_one(tmp_path, scratch):
     folders = [tmp_path / "shallow", tmp_path / "deep"]
     for folder, depth in zip(folders, (1, 4), strict=True):

@@ -258,6 +258,7 @@ def test_load_weights_leave_out_overflow_and_padding():
     np.testing.assert_allclose(load.weights_E, sums, rtol=1e-6)
 
 
+@pytest.mark.cases(1, exhaustive=2)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("scan", "balance"),
