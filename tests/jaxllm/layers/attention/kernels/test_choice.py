@@ -102,7 +102,14 @@ def test_a_bias_needs_blocks():
         model(np.zeros((1, 4), int))
 
 
-@pytest.mark.parametrize(("name", "target"), [("splash", "tpu"), ("triton", "cuda")])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("splash", "tpu"),
+        # Newer jax lowers Triton's kernels only where it knows the device.
+        pytest.param("triton", "cuda", marks=pytest.mark.pinned),
+    ],
+)
 def test_programs_for_accelerators_hold_no_scores(name, target):
     """Lowered for the real targets, forward and backward: no array spans queries and keys."""
     T, spec = 1000, MaskSpec(window=700)
