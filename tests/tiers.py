@@ -47,14 +47,20 @@ def divide_cases(items: Sequence[pytest.Item]) -> None:
     for cases in functions.values():
         own, marker = [item for item, _ in cases], cases[0][1]
         quick = [item for item in own if item.get_closest_marker("exhaustive") is None]
-        for item in _others(quick, *marker.args):
+        num_quick, num_exhaustive = _counts(*marker.args, **marker.kwargs)
+        for item in _others(quick, num_quick):
             item.add_marker("exhaustive")
         later = [item for item in own if item.get_closest_marker("exhaustive") is not None]
-        for item in _others(later, marker.kwargs.get("exhaustive", len(later))):
+        for item in _others(later, num_exhaustive):
             item.add_marker("campaign")
 
 
-def _others(items: Sequence[pytest.Item], count: int | None = None) -> list[pytest.Item]:
+def _counts(quick: int, exhaustive: int | None = None) -> tuple[int, int | None]:
+    """Returns the arguments of a marker; any others are an error."""
+    return quick, exhaustive
+
+
+def _others(items: Sequence[pytest.Item], count: int | None) -> list[pytest.Item]:
     """Returns all but `count` items, which are evenly spread; none if no number is given."""
     if count is None or count >= len(items):
         return []

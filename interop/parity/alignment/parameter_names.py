@@ -33,8 +33,10 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
     # Families look only at the names of the tensors: at the originals to tell whether the head is
     # tied, and at all of them for what modules name otherwise than files.
     state = reference.state_dict()
-    first = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-    originals: Any = {name: None for name in state if name in first.values()}
+    first: dict[int, str] = {}
+    for name, tensor in state.items():
+        first.setdefault(tensor.data_ptr(), name)
+    originals: Any = dict.fromkeys(first.values())
     every: Any = dict.fromkeys(state)
     try:
         values, _ = family.read_config(fields, originals)

@@ -67,7 +67,7 @@ def test_a_failure_is_told_and_the_others_are_waited_for(coordinator):
 
 
 def test_a_failure_needs_no_devices(coordinator, monkeypatch):
-    """Those of a job are only found once all of its processes look for theirs."""
+    """To look for the devices of a job is to wait until all of its processes do."""
     for name in ("devices", "process_index", "process_count"):
         monkeypatch.setattr(jax, name, lambda: pytest.fail("waits for the other processes"))
     test_a_failure_is_told_and_the_others_are_waited_for(coordinator)
