@@ -52,6 +52,13 @@ class ExpectedStep:
             name: consensus([step.update[name][counts] for step in steps], of_array)
             for name, counts in self._is_compared.items()
         }
+        # Numbers are rounded to float32, so that all evaluations may agree by chance. The norm is a
+        # sum over arrays in an order that they all share: its errors add up as a random walk.
+        self._rounding_of_number = {
+            "loss": float(np.spacing(np.float32(first.loss))),
+            "grad_norm": math.sqrt(len(first.before))
+            * float(np.spacing(np.float32(first.grad_norm))),
+        }
         # An update is the difference of two parameters that were both rounded.
         self._rounding = {
             name: norm(0.5 * np.spacing(np.abs(first.before[name][counts])))
@@ -61,7 +68,8 @@ class ExpectedStep:
     def differences(self, step: Step) -> Iterator[Difference]:
         """Yields the differences of a step: loss, norm, then those of each parameter."""
         for what, field in NUMBERS.items():
-            yield _difference(what, "", getattr(step, field), self._numbers[what])
+            more = self._rounding_of_number[field]
+            yield _difference(what, "", getattr(step, field), self._numbers[what], more=more)
         for what, field in MOMENTS.items():
             whole = math.hypot(*(norm(found.mean) for found in self._moments[what].values()))
             for name, found in self._moments[what].items():

@@ -65,6 +65,17 @@ def test_a_wrong_number_is_named(expected):
     }
 
 
+@pytest.mark.parametrize(
+    ("field", "what"), [("loss", "loss"), ("grad_norm", "norm of all gradients")]
+)
+def test_numbers_that_agree_by_chance_are_granted_their_own_rounding(field, what):
+    value = np.float32(5.51)
+    expected = ExpectedStep([step(**{field: float(value)}) for _ in range(7)], CHANCE)
+    one_more = float(np.nextafter(value, np.float32(np.inf)))
+    assert wrong_in(expected, step(**{field: one_more})) == set()
+    assert wrong_in(expected, step(**{field: float(value) * (1 + 1e-6)})) == {what}
+
+
 def test_updates_are_compared_where_the_gradient_exceeds_its_noise(expected):
     right = step()
     update = right.update["kernel"].copy()
