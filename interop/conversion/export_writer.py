@@ -82,7 +82,8 @@ class ExportWriter:
         def is_same(unit: str) -> bool:
             file, sha256 = self._file_of[unit], hashlib.sha256()
             for chunk in export.tensors[unit].payload(chunk_bytes):
-                sha256.update(chunk)
+                with chunk:
+                    sha256.update(chunk)
             stored = stored_sha256(folder / file.name, file.places[unit], self.units[unit])
             return stored == sha256.hexdigest()
 

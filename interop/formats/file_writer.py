@@ -156,13 +156,14 @@ def fill(
         stream.seek(file.places[name])
         try:
             for chunk in source.payload(chunk_bytes):
-                stream.write(chunk)
-                if hashed:
-                    sha256.update(chunk)
-                if name in file.checksums:
-                    crc32 = zlib.crc32(chunk, crc32)
-                if progress is not None:
-                    progress(chunk.nbytes)
+                with chunk:
+                    stream.write(chunk)
+                    if hashed:
+                        sha256.update(chunk)
+                    if name in file.checksums:
+                        crc32 = zlib.crc32(chunk, crc32)
+                    if progress is not None:
+                        progress(chunk.nbytes)
         except NarrowingError:
             raise  # the caller reports all tensors at once
         except CheckpointError as error:

@@ -72,6 +72,8 @@ class TensorSource:
     def payload(self, max_bytes: int) -> Iterator[memoryview]:
         """Yields the bytes of the array in C order, at most `max_bytes` at a time.
 
+        A caller that leaves each chunk by `with chunk:` holds no chunk while the next is read.
+
         Raises:
             CheckpointError: a box that was read does not have the declared dtype or shape.
         """
@@ -83,7 +85,10 @@ class TensorSource:
                     f"declared as {self.dtype}{list(declared[1])}, "
                     f"but read as {array.dtype}{list(array.shape)}"
                 )
-            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            chunk = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            del array
+            yield chunk
+            del chunk
 
     def astype(
         self, dtype: np.dtype, zeroed: Zeroed | None = None, name: str = ""

@@ -227,10 +227,12 @@ def _compare(name: str, pair: _Pair, chunk_bytes: int) -> VerifiedTensor:
     returned = iter(()) if again is None else again.payload(chunk_bytes)
     try:
         for chunk in original.payload(chunk_bytes):
-            sha256.update(chunk)
-            num_nonfinite += _count_nonfinite(np.frombuffer(chunk, original.dtype))
-            if again is not None:
-                differing += _differing_bits(chunk, next(returned))
+            with chunk:
+                sha256.update(chunk)
+                num_nonfinite += _count_nonfinite(np.frombuffer(chunk, original.dtype))
+                if again is not None:
+                    with next(returned) as other:
+                        differing += _differing_bits(chunk, other)
     except CheckpointError as error:
         again, damage = None, "; ".join(error.problems)
     return VerifiedTensor(

@@ -87,6 +87,7 @@ class Transfer:
                     if (common := overlap(region, piece.ranges)) is not None:
                         place = relative(find_box(self.source.dims, region, self.sizes), held)
                         self._copy_ranges(piece, part[slices(place)], region, common, out)
+                del part  # before the next one is read
 
     def copy(self, piece: Piece, tensor: np.ndarray, out: np.ndarray) -> None:
         """Copies a piece of the whole source tensor to its place in `out`, the requested box."""
