@@ -60,6 +60,7 @@ class EncoderDecoderFamily:
         expected = logits_of_original(original, inputs)[inputs.is_tgt_BT == 1]
         assert relative_l2(logits_of(model, inputs), expected) <= TOLERANCE
 
+    @pytest.mark.cases(0, exhaustive=1)
     @pytest.mark.exhaustive
     def test_unscanned_layers_compute_the_same(self, case, inputs):
         model = case[-1]
@@ -67,6 +68,7 @@ class EncoderDecoderFamily:
         assert not listed.config.encoder.scan_layers
         assert relative_l2(logits_of(listed, inputs), logits_of(model, inputs)) <= TOLERANCE
 
+    @pytest.mark.cases(0, exhaustive=1)
     @pytest.mark.exhaustive
     def test_a_sharded_model_computes_the_same(self, case, inputs):
         _, _, folder, model = case
@@ -148,7 +150,7 @@ class EncoderDecoderFamily:
             logits.append(out.logits)
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
 
-    @pytest.mark.cases(0, exhaustive=3)
+    @pytest.mark.cases(0, exhaustive=2)
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("num_beams", examples([1, 3], 3))
     def test_generation_matches_transformers(self, case, inputs, num_beams):

@@ -31,7 +31,7 @@ MISSED = {
 }
 
 
-@pytest.mark.cases(0, exhaustive=8)
+@pytest.mark.cases(0, exhaustive=4)
 @pytest.mark.parametrize("figure", ["peak", "moved"])
 @pytest.mark.parametrize("name", MOST)
 def test_the_analytic_plan_is_near_the_compiler(name, figure):

@@ -65,7 +65,7 @@ MESHES = {
 }
 
 
-@pytest.mark.cases(0, exhaustive=2)
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MESHES)
 def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, name):

@@ -102,6 +102,7 @@ def _gradients(reduce_dtype, sizes, folder):
     return {name: np.asarray(variable.get_value()) for name, variable in named}, summed
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "expert": 2}, {"fsdp": 4, "tensor": 2}])
 def test_kernels_are_rounded_where_devices_sum_them(sizes, tmp_path, really_compiling):

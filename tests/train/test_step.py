@@ -70,6 +70,7 @@ def test_dropout_is_active_in_training_only(plain):
     assert abs(found["loss"] / plain["loss"] - 1) > 1e-3
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["each vector", "encoder-decoder"])
 def test_dropout_of_other_model_kinds_is_active_in_training_only(kind):

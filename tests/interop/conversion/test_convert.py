@@ -296,7 +296,7 @@ def unit_bytes(folder: Path, to: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.cases(1, exhaustive=6)
+@pytest.mark.cases(1, exhaustive=3)
 @pytest.mark.parametrize(("to", "where"), examples(POINTS, *POINTS[::12]))
 def test_killed_conversion_resumes(to, where, folders, tmp_path):
     source = folders["meta" if to == "hf" else "hf"]

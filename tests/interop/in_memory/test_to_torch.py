@@ -53,7 +53,7 @@ def tied_groups(state: dict) -> set[frozenset[str]]:
     return {frozenset(names) for names in places.values() if len(names) > 1}
 
 
-@pytest.mark.cases(4, exhaustive=20)
+@pytest.mark.cases(4, exhaustive=10)
 @pytest.mark.parametrize("name", examples(NAMES, *QUICK))
 def test_a_state_dict_goes_there_and_back(name):
     module = build(name)

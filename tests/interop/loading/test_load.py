@@ -552,6 +552,7 @@ LONG_ROWS = {
 }
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("fsdp", "tensor"), examples(LONG_ROWS, next(iter(LONG_ROWS))))
 def test_each_of_two_processes_reads_only_its_half(tmp_path, fsdp, tensor):

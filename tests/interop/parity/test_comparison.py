@@ -47,7 +47,7 @@ def pair(make_llama, tmp_path_factory):
     return llama, with_scanned_layers(load_pretrained(folder, dtype="float32"), False)
 
 
-@pytest.mark.cases(0, exhaustive=2)
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.parametrize("name", exhaustive(CORRECT))
 def test_correct_models_pass(make_llama, convert, tokens, name):
     llama = make_llama(**CORRECT[name])
@@ -131,6 +131,7 @@ def tiled_heads(q_BTNH, k_BSKH, v_BSKH, *args, **options):
 CORRECT_ATTENTION = attention.attention
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("wrong", "hint"),

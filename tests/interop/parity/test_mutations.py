@@ -32,7 +32,7 @@ def pair(request, tmp_path_factory):
     jax.clear_caches()  # thousands of small programs that other families do not need
 
 
-@pytest.mark.cases(1, exhaustive=4)
+@pytest.mark.cases(1, exhaustive=2)
 def test_every_bug_is_caught_at_its_place(pair):
     family, models = pair
     wrong = {}
@@ -48,7 +48,7 @@ def test_the_page_lists_every_trial(pair):
     assert rows == {row for row in read(PAGE) if f", {family}, " in row}
 
 
-@pytest.mark.cases(1, exhaustive=4)
+@pytest.mark.cases(1, exhaustive=2)
 def test_correct_models_raise_no_false_alarm(pair, tmp_path):
     family, _ = pair
     for seed in range(1 + FAMILIES.index(family), 21, len(FAMILIES)):  # 20 seeds over all families

@@ -110,7 +110,7 @@ def is_same(folder: Path, case: Case, output: Path) -> bool:
     return alone.ok
 
 
-@pytest.mark.cases(0, exhaustive=2)
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_report_the_same_numbers_as_one(folder, together, name):

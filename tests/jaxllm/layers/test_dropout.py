@@ -118,6 +118,7 @@ PATTERN = (LayerKind(), LayerKind(rope="none", mlp="experts"))
 EXPERTS = ExpertsConfig(num_experts=5, top_k=2, mlp_dim=24)
 
 
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "changes",

@@ -83,7 +83,7 @@ def assert_equal(text: str, chosen: list[Variant], **changes: object) -> None:
         assert max(d.measured for d in except_updates) < TOLERANCE, outcome.variant
 
 
-@pytest.mark.cases(0, exhaustive=4)
+@pytest.mark.cases(0, exhaustive=2)
 @pytest.mark.parametrize("chosen", exhaustive(VARIANTS))
 def test_loss_gradients_and_update_match_a_single_device(text, chosen):
     assert_equal(text, VARIANTS[chosen], **CHANGES)
@@ -146,7 +146,7 @@ EXPERT_MESHES = {
 }
 
 
-@pytest.mark.cases(0, exhaustive=2)
+@pytest.mark.cases(0, exhaustive=1)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", ["expert=8", "fsdp=2 x tensor=2 x expert=2", "sequence=2 x tensor=2 x expert=2"]
@@ -174,7 +174,7 @@ def test_experts_are_sharded_over_expert_fsdp_and_tensor():
 INVOLUNTARY = "nvoluntary full rematerialization"
 
 
-@pytest.mark.cases(1, exhaustive=4)
+@pytest.mark.cases(1, exhaustive=2)
 @pytest.mark.parametrize(
     ("mesh_name", "microbatches"),
     examples(

@@ -110,6 +110,7 @@ def test_every_row_has_a_case():
     assert {name.partition(",")[0] for name in CASES} == {family.name for family in MULTIMODAL}
 
 
+@pytest.mark.cases(1, exhaustive=3)
 @pytest.mark.parametrize("name", examples(CASES, *QUICK))
 def test_logits_of_text_match_and_everything_goes_back(name, tmp_path):
     original, folder = build(name), tmp_path / "original"

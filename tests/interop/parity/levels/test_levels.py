@@ -30,7 +30,7 @@ def both(name, folder):
     return original, load_pretrained(folder, dtype="float32")
 
 
-@pytest.mark.cases(1, exhaustive=5)
+@pytest.mark.cases(1, exhaustive=3)
 @pytest.mark.parametrize("name", examples(FAMILIES, "gpt2"))
 def test_every_family_passes(name, tmp_path):
     original, model = both(name, tmp_path)
