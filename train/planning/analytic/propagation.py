@@ -75,7 +75,7 @@ class _Pass:
         for op in self.region.ops:
             if op.name == "sharding_constraint":
                 target = axes_by_dim(op.params["sharding"].spec, len(op.inputs[0].shape))
-                self.alias(op.outputs[0], self.reshard(op.inputs[0], self.active(target)), op)
+                self.alias(op.outputs[0], self.reshard(op.inputs[0], self.active(target)))
             elif op.name == "shard_map_enter":
                 self.enter(op)
             elif op.name == "shard_map_exit":
@@ -91,7 +91,7 @@ class _Pass:
     def active(self, axes: Axes) -> Axes:
         return active(axes, self.plan.mesh_shape)
 
-    def alias(self, output: Value, value: Value, op: Op) -> None:
+    def alias(self, output: Value, value: Value) -> None:
         """Makes an output the same array as a value."""
         output.axes, output.root, output.is_free = value.axes, value, value.is_free
         self.ops.append(Op("alias", [value], [output], {}))
