@@ -92,6 +92,11 @@ def nearest(name: str, known: Iterable[str], likeness: float = 0.7) -> str | Non
     return next(iter(difflib.get_close_matches(name, short, n=1, cutoff=likeness)), None)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message or, if it has none, the name of its class."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def listed(items: Sequence[Item], describe: Callable[[Item], str]) -> list[str]:
     """Describes the first `MOST_LISTED` items, and says how many more there are."""
     more = len(items) - MOST_LISTED

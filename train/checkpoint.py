@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.checkpointing.orbax_layout import first_line, step_metadata
+from jaxllm.checkpointing.orbax_layout import reason, step_metadata
 from jaxllm.checkpointing.restore import digest_items, restore
 from jaxllm.errors import UserError
 from jaxllm.models import Model
@@ -96,7 +96,7 @@ class Checkpoints:
                 self._remove_unfinished(step)  # it may be what fills the disk
             raise UserError(
                 f"{self._folder / str(step)}: the checkpoint of {needed:,} bytes cannot be "
-                f"written: {_reason(error)}; {self._free()}"
+                f"written: {_root_cause(error)}; {self._space_left()}"
             ) from error
 
     def _remove_unfinished(self, step: int) -> None:
@@ -127,7 +127,8 @@ class Checkpoints:
         if not self._folder.is_dir() or not os.path.samestat(self._folder.stat(), self._created):
             raise FileNotFoundError("the folder was removed or replaced during the run")
 
-    def _free(self) -> str:
+    def _space_left(self) -> str:
+        """Says how much space is free on the disk or, of an object store, what is kept."""
         with suppress(OSError, ValueError):
             return f"{shutil.disk_usage(self._folder).free:,} bytes are free there"
         return "complete checkpoints, if there are any, are kept"
@@ -165,7 +166,7 @@ def open_checkpoints(folder: Any, keep: int) -> Iterator[Checkpoints]:
         checkpoints.close()
 
 
-def _reason(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
     """Returns the innermost cause of an error of writing, such as a full disk."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
@@ -173,4 +174,4 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if (code := re.search(r"os_error_code='(\d+)'", str(error))) is not None:  # of TensorStore
         return os.strerror(int(code[1]))
-    return first_line(error)
+    return reason(error)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorstore
 
-from jaxllm.errors import OTHER_VERSION, CheckpointError
+from jaxllm.errors import OTHER_VERSION, CheckpointError, first_line
 from jaxllm.storage.download import COMMITTED
 from jaxllm.storage.paths import is_remote, kvstore
 
@@ -133,10 +133,9 @@ def stored_digest(about: Mapping[str, Any], item: str, name: str) -> str | None:
     return about[DIGESTS].get(item, {}).get(name) if DIGESTS in about else None
 
 
-def first_line(error: BaseException) -> str:
-    """Returns the first line of a message, or the error's class; without TensorStore's settings."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return line.partition(" [tensorstore_spec=")[0]
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error of TensorStore or Orbax, without TensorStore's spec."""
+    return first_line(error).partition(" [tensorstore_spec=")[0]
 
 
 def _digest_problems(about: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import tensorstore
 from jaxllm.errors import CheckpointError
 
 from .digests import Box, part_sums, to_text, zero_sums
-from .orbax_layout import DIFFERS, array_spec, chunk_bytes, first_line, stored_digest
+from .orbax_layout import DIFFERS, array_spec, chunk_bytes, reason, stored_digest
 
 
 class StoredArray:
@@ -93,7 +93,7 @@ class StoredArray:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: ValueError) -> CheckpointError:
-        return CheckpointError(f"{self._name} cannot be read: {first_line(error)}", self._step)
+        return CheckpointError(f"{self._name} cannot be read: {reason(error)}", self._step)
 
 
 def open_arrays(

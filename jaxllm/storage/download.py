@@ -4,14 +4,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
-from jaxllm.errors import MissingFileError, UserError
+from jaxllm.errors import MissingFileError, UserError, first_line
 
 from .paths import file_system, to_address
 
@@ -131,16 +131,11 @@ def _identity(about: dict[str, Any]) -> str:
     return " ".join(str(about[field]) for field in fields if field in about)
 
 
-def _reading(address: str, read: Any, *arguments: Any) -> Any:
+def _reading(address: str, read: Callable[[], Any]) -> Any:
     """Calls `read` and returns its result; raises a store's error as a UserError of one line."""
     try:
-        return read(*arguments)
+        return read()
     except FileNotFoundError:
         raise MissingFileError(f"{address}: nothing is there") from None
     except Exception as error:
         raise UserError(f"{address} cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error of a store, or the name of its class."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -14,9 +14,8 @@ from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 
-from .download import first_line
 from .paths import file_system
 
 BEAT_S = 10.0  # between two signs of life of the holder

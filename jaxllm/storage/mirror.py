@@ -11,9 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from jaxllm.errors import UserError
-
-from .download import first_line
+from jaxllm.errors import UserError, first_line
 
 log = logging.getLogger("jaxllm")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich
 from jaxllm.commands.failures import complain
 from jaxllm.commands.options import AddCommand, add_count, add_json, add_processes
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,7 +152,6 @@ def _missing_folders(folder: Any) -> list[Any]:
 def _write_probe(folder: Any) -> str:
     """Writes a file into the run's folder; returns what is in it."""
     from jaxllm.distributed.host_facts import probe_name
-    from jaxllm.storage.download import first_line
 
     nonce = secrets.token_hex(8)
     try:
