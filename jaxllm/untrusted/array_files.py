@@ -21,4 +21,7 @@ def check_archive(stream: IO[bytes]) -> None:
     size = stream.seek(0, 2)
     stream.seek(0)
     if unpacked > max(SMALL, MAX_RATIO * size):
-        raise UserError(f"its arrays have {unpacked} bytes unpacked, but the file has only {size}")
+        raise UserError(
+            f"its arrays have {unpacked:,} bytes unpacked, more than {MAX_RATIO} times the "
+            f"{size:,} of the file: write it with numpy.savez, which does not compress"
+        )

@@ -85,6 +85,8 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray | None]:
             check_archive(opened)
             with np.load(opened, allow_pickle=False) as file:
                 found = {name: np.asarray(file[name]) for name in file.files}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (ValueError, EOFError, TypeError, BadZipFile, MemoryError) as error:
         raise UserError(f"{path} is not an .npz file of numeric arrays: {error}") from error
     if "inputs" not in found or not found.keys() <= {"inputs", "targets"}:
