@@ -23,8 +23,8 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml
 
-    if len(text) > MAX_BYTES:
-        raise DocumentError(f"{len(text)} bytes; at most {MAX_BYTES} are read")
+    if (size := len(text.encode(errors="surrogatepass"))) > MAX_BYTES:
+        raise DocumentError(f"{size} bytes; at most {MAX_BYTES} are read")
     try:
         _check_extent(text)
         _check_keys(yaml.compose(text, yaml.SafeLoader))

@@ -40,6 +40,7 @@ def test_aliases_count_as_often_as_they_repeat_a_value(levels, times, merge):
         ("a: 0x" + "f" * 60_000, "60002 characters without quotes"),
         ("a: " + "1:" * 20_000 + "1", "40001 characters without quotes"),
         ("a: " + "x" * MAX_BYTES, f"at most {MAX_BYTES} are read"),
+        ("a: '" + "é" * (MAX_BYTES // 2) + "'", f"{MAX_BYTES + 5} bytes; at most {MAX_BYTES} are"),
         ("a: 1\nb: {a: 1, a: 2}", "'a' occurs more than once"),
         ("a: !!python/object:os.system x", "invalid YAML: could not determine a constructor"),
         ("a: 2020-13-45", "invalid YAML: month must be in"),
