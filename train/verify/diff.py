@@ -198,6 +198,6 @@ def _arrays(a: Mapping[Key, AnyArray], b: Mapping[Key, AnyArray]) -> Iterator[Ar
         if one is None or other is None or one.shape != other.shape:
             yield ArrayDifference(what, name, math.inf)
             continue
-        ours, theirs = other.read(), one.read()
-        if ours.tobytes() != theirs.tobytes():
-            yield ArrayDifference(what, name, relative_l2(ours, theirs))
+        first, second = one.read(), other.read()
+        if first.tobytes() != second.tobytes():
+            yield ArrayDifference(what, name, relative_l2(second, first))
