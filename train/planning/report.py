@@ -43,8 +43,8 @@ def report(config: TrainConfig, topology: Topology, options: Options) -> Report:
     """Plans a run on a topology, by the compiler if it is installed and not declined.
 
     Raises:
-        UserError: options exclude each other, the config has no model, the compiler fails, or no
-            layout fits.
+        UserError: options exclude each other, the config has no model, the compiler fails, or a
+            search finds no mesh that holds the state.
         ConfigError: the mesh or the batch does not fit the devices.
     """
     _check_options(options, topology)
