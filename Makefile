@@ -72,7 +72,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-newest .cache build dist site *.egg-info
+	rm -rf .venv .venv-newest .cache build dist *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
