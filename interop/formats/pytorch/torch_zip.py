@@ -7,7 +7,7 @@ uncompressed.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, Protocol
 
 from jaxllm.interop.formats.file_writer import PlannedFile
 from jaxllm.interop.formats.lazy_tensor import TensorSource
@@ -42,20 +42,10 @@ class Storages(Protocol):
         """Raises CheckpointError if views make far more numbers of the storages than are stored."""
 
 
-class Contents(NamedTuple):
-    """The tensors of a file, and the names of the entries that are not tensors."""
-
-    tensors: dict[str, StoredTensor]
-    skipped: tuple[str, ...]
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Locates every tensor of a file, by name; no tensor is read. See `read_contents`."""
-    return read_contents(path).tensors
+    """Locates every tensor of a file, by name; no tensor is read.
 
-
-def read_contents(path: Path) -> Contents:
-    """Locates every tensor of a file, and lists the entries (None, numbers, BytesIO) to skip.
+    Other entries, such as None, numbers and BytesIO, are left out.
 
     Raises:
         CheckpointError: the file is neither a flat state dict nor a trainer's dictionary with one,
@@ -199,25 +189,24 @@ def _lay_out(
     )
 
 
-def locate_state(path: Path, archive: Storages, state: Mapping[str, object]) -> Contents:
-    """Locates the tensors of a parsed state dict. Raises CheckpointError; see `read_contents`."""
+def locate_state(
+    path: Path, archive: Storages, state: Mapping[str, object]
+) -> dict[str, StoredTensor]:
+    """Locates the tensors of a parsed state dict. Raises CheckpointError; see `read_header`."""
     state = unwrap(path, state, torch_pickle.is_tensor)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
-    skipped: list[str] = []
     for name, entry in state.items():
         try:
             view = torch_pickle.as_view(entry)
-            if view is None:
-                skipped.append(name)
-            else:
+            if view is not None:
                 tensors[name] = _stored_tensor(path, archive, name, view)
         except CheckpointError as error:
             problems += error.within(f"entry {name!r}")
     if problems:
         raise CheckpointError(problems)
     archive.check_repeats(tensors.values())
-    return Contents(tensors, tuple(skipped))
+    return tensors
 
 
 def unwrap(

@@ -31,8 +31,8 @@ def is_legacy(path: Path) -> bool:
         return stream.read(len(MAGIC)) == MAGIC
 
 
-def read_contents(path: Path) -> torch_zip.Contents:
-    """Locates every tensor of a file; see `torch_zip.read_contents`."""
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Locates every tensor of a file; see `torch_zip.read_header`."""
     with path.open("rb") as stream:
         try:
             storages, value = _open(stream)

@@ -14,12 +14,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """Locates every tensor of a file, by name; no tensor is read.
 
     Raises:
-        CheckpointError: see `torch_zip.read_contents`.
+        CheckpointError: see `torch_zip.read_header`.
     """
     check_is_regular(path)
     _check(path)
     reader = legacy_file if legacy_file.is_legacy(path) else torch_zip
-    return reader.read_contents(path).tensors
+    return reader.read_header(path)
 
 
 def read_value(path: Path) -> object:

@@ -243,9 +243,7 @@ def test_entries_that_cannot_hold_tensors_are_listed_as_skipped(tmp_path):
         "size": torch.Size([1, 2]),
     }
     torch.save(state, tmp_path / "x")
-    contents = torch_zip.read_contents(tmp_path / "x")
-    assert_same(contents.tensors, {"w": state.pop("w")})
-    assert contents.skipped == tuple(state)
+    assert_same(torch_zip.read_header(tmp_path / "x"), {"w": state["w"]})
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
