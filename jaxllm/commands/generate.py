@@ -256,8 +256,13 @@ def own_folders(path: str, model: "TokenModel") -> list[Path]:
 def _tokenizer(
     path: str, given: str | None, model: "TokenModel"
 ) -> tuple[Path | None, "Tokenizer"]:
-    """Returns the given tokenizer, or that of the run, checkpoint or origin, and its folder."""
+    """Returns the folder of a tokenizer, None for bytes, and the tokenizer.
+
+    It is the given one, or that of the run, the checkpoint or its origin.
+    """
     from jaxllm.tokenization import check_tokens, find_tokenizer, load_tokenizer
+    from jaxllm.tokenization.finding import BYTES
+    from jaxllm.tokenization.gguf_companions import companion_folder
 
     chosen, eos, is_new = given, None, False
     if given is None and (Path(path) / "config.yaml").is_file():
@@ -267,8 +272,11 @@ def _tokenizer(
     check_tokens(
         tokenizer, model.config, is_chosen=chosen is not None or is_new, option="--tokenizer"
     )
-    folder = found if chosen is None else Path(chosen)
-    return folder if folder is None or folder.is_dir() else folder.parent, tokenizer
+    place = chosen or found
+    if place is None or str(place) == BYTES:
+        return None, tokenizer
+    folder = companion_folder(local_path(place))
+    return folder if folder.is_dir() else folder.parent, tokenizer
 
 
 def _tokenizer_of_run(path: Path, model: "TokenModel") -> tuple[str | None, str | None, bool]:

@@ -124,6 +124,14 @@ def test_special_tokens_of_a_prompt_are_one_token_unless_it_is_untrusted(chat_mo
     assert main(["generate", str(chat_model), "--prompt", "x", "--chat", "--untrusted"]) == 2
 
 
+def test_bytes_have_no_chat_template(byte_model, chat_model, given, capsys, monkeypatch):
+    """Not even that of the folder in which the command runs."""
+    monkeypatch.chdir(chat_model)
+    command = ["generate", str(byte_model), "--prompt", "x", "--tokenizer", "bytes", "--chat"]
+    assert main(command) == 2
+    assert "--chat needs a tokenizer with a chat template" in capsys.readouterr().err
+
+
 def test_generation_config_is_followed_or_named(chat_model, given, tmp_path, capsys):
     folder = shutil.copytree(chat_model, tmp_path / "llama")
     fields = {"eos_token_id": [1, 5], "suppress_tokens": [8], "repetition_penalty": 1.5}
