@@ -161,8 +161,13 @@ def _against(arguments: argparse.Namespace) -> int:
     """Compares two checkpoints."""
     from jaxllm.interop.parity import Inputs, compare_checkpoints
 
-    given = {"--text": arguments.text, "--scratch": arguments.scratch}
-    if wrong := [name for name, value in given.items() if value is not None]:
+    given = {
+        "--text": arguments.text is not None,
+        "--random": arguments.random,
+        "--scratch": arguments.scratch is not None,
+        "--dtype": arguments.dtype != "float32",
+    }
+    if wrong := [name for name, is_given in given.items() if is_given]:
         raise UserError(f"{' and '.join(wrong)} cannot be combined with --against")
     with comparison_progress():
         report = compare_checkpoints(

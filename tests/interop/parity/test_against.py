@@ -104,4 +104,6 @@ def test_the_command_says_what_differs(base, tuned, tmp_path, capsys):
     assert main(["parity", str(base), "--against", str(tuned), *report]) == 1
     assert "The checkpoints differ" in capsys.readouterr().out
     assert json.loads((tmp_path / "report" / "parity.json").read_text())["ok"] is False
-    assert main(["parity", str(base), "--against", str(tuned), "--scratch", "x"]) == 2
+    for option in (["--scratch", "x"], ["--random"], ["--dtype", "bfloat16"]):
+        assert main(["parity", str(base), "--against", str(tuned), *option]) == 2
+        assert f"{option[0]} cannot be combined with --against" in capsys.readouterr().err
