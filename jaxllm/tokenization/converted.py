@@ -43,10 +43,11 @@ def read_other_tokenizer(folder: Path, *, eos: str | None = None) -> Tokenizer:
             f"{folder} has no tokenizer.json; to read its {files}, install transformers: pip "
             "install 'jaxllm[torch]'; or save a tokenizer.json there with transformers"
         ) from None
-    for package, needing in _missing_packages(folder).items():
+    if missing := _missing_packages(folder):
+        needing, packages = (" and ".join(names) for names in (missing.values(), missing))
         raise MissingPackageError(
-            f"{folder} has no tokenizer.json; to read its {needing}, install {package}: pip "
-            f"install {package}; or save a tokenizer.json there with transformers"
+            f"{folder} has no tokenizer.json; to read its {needing}, install {packages}: pip "
+            f"install {' '.join(missing)}; or save a tokenizer.json there with transformers"
         )
     try:
         with contextlib.redirect_stderr(io.StringIO()):

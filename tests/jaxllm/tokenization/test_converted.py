@@ -89,6 +89,14 @@ def test_a_missing_package_is_named(name, content, package, tmp_path, monkeypatc
         load_tokenizer(tmp_path)
 
 
+def test_all_missing_packages_are_named_at_once(tmp_path, monkeypatch):
+    (tmp_path / "tekken.json").write_bytes(b"{}")
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x05\n\x03abc")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="pip install mistral-common sentencepiece;"):
+        load_tokenizer(tmp_path)
+
+
 def test_without_transformers_the_message_says_what_to_install(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingPackageError, match=r"read its tokenizer\.model, install transform"):
