@@ -1,6 +1,7 @@
 """Hugging Face tokenizers: a `tokenizer.json`, with the files beside it that complete it."""
 
 import functools
+import re
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -107,11 +108,14 @@ class FileTokenizer(Tokenizer):
 
         Each is cut after its first character, so that it becomes other tokens.
         """
-        for special in sorted(self._special.values(), key=len, reverse=True):
-            text = text.replace(special, f"{special[:1]}\0{special[1:]}")
+        cuts = (
+            f"(?<={re.escape(special[0])})(?={re.escape(special[1:])})"
+            for special in filter(None, self._special.values())
+        )
         self._backend.encode_special_tokens = True
         parts = [
-            encode(self._backend, part, self._place, special=False) for part in text.split("\0")
+            encode(self._backend, part, self._place, special=False)
+            for part in re.split("|".join(cuts), text)
         ]
         encoding = Encoding.merge(parts, growing_offsets=True)
         if inside := self._special_inside(encoding):

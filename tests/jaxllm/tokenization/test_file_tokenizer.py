@@ -93,6 +93,13 @@ def test_untrusted_text_has_no_special_tokens_inside(kind, tmp_path):
         assert ids[-1] == 1
 
 
+def test_text_keeps_its_nul_characters_beside_special_tokens(tmp_path):
+    tokenizer = load_tokenizer(save_tokenizer("words, end", tmp_path))
+    word = tokenizer.encode("the\0cat")
+    assert word != tokenizer.encode("the cat")
+    assert tokenizer.encode("the\0cat </s>")[: len(word)] == word
+
+
 @pytest.mark.parametrize(
     "files",
     [
