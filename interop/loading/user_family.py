@@ -118,11 +118,20 @@ def _define(source: RulesSource) -> UserFamily:
         table=own.table,
         reference=get("reference", None),
         arguments=get("arguments", in_order),
-        masks=_known_masks(name, get("masks", ())),
+        masks=known_masks(name, get("masks", ())),
     )
 
 
-def _known_masks(name: str, masks: Collection[str]) -> tuple[str, ...]:
+def known_masks(name: str, masks: Collection[str]) -> tuple[str, ...]:
+    """Returns the masks that rules say a PyTorch model takes.
+
+    Args:
+        name: what messages call the rules.
+        masks: some of `MASKS`.
+
+    Raises:
+        CheckpointError: there are others among them.
+    """
     if unknown := sorted({*masks} - {*MASKS}):
         raise CheckpointError(
             f"{name}: masks={unknown} are unknown, allowed are {', '.join(MASKS)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxllm.interop.families import Derived, RuleTable
 from jaxllm.interop.families.common.family import in_order
+from jaxllm.interop.loading.user_family import known_masks
 from jaxllm.interop.rules.rule import Rule
 from jaxllm.interop.rules.rules_file import RulesError, RulesSource, read_rules
 
@@ -85,7 +86,7 @@ def read_tree_rules(rules: Any) -> TreeRules:
             object, with the attributes of `TreeRules`. All but `rules` are optional.
 
     Raises:
-        CheckpointError: the file does not exist.
+        CheckpointError: the file does not exist, or masks are unknown.
         RulesError: the file raises an exception, or an attribute is not of its kind.
     """
     if isinstance(rules, TreeRules):
@@ -99,12 +100,15 @@ def read_tree_rules(rules: Any) -> TreeRules:
             f"{name}: rules is {_kind(given)}; rules for a pytree are a list of Rule, since there "
             "is no config that they could depend on"
         )
+    arguments = source.get("arguments", in_order)
+    if not callable(arguments):
+        raise RulesError(f"{name}: arguments is {_kind(arguments)}; it must be a function")
     return TreeRules(
         name,
         _checked_rules(name, given),
         **{attribute: _mapping(source, attribute) for attribute in OPTIONAL},
-        arguments=source.get("arguments", in_order),
-        masks=source.get("masks", ()),
+        arguments=arguments,
+        masks=known_masks(name, source.get("masks", ())),
     )
 
 

@@ -56,11 +56,17 @@ def test_copies_are_stored_if_the_checkpoint_has_them_or_there_is_none():
         (SimpleNamespace(rules=lambda config: []), "rules is a function; rules for a pytree"),
         (SimpleNamespace(rules=[RULE], sizes=[2]), "rules: sizes is a list; it must be a dict"),
         (SimpleNamespace(rules=[RULE], kept=lambda: {}), "kept is a function; it must be a dict"),
+        (SimpleNamespace(rules=[RULE], arguments=()), "arguments is a tuple; it must be a func"),
     ],
 )
 def test_wrong_attributes_are_named(given, message):
     with pytest.raises(RulesError, match=message):
         read_tree_rules(given)
+
+
+def test_unknown_masks_are_named():
+    with pytest.raises(CheckpointError, match=r"rules: masks=\['targets_mask'\] are unknown"):
+        read_tree_rules(SimpleNamespace(rules=[RULE], masks=["targets_mask"]))
 
 
 def test_a_missing_file_is_named(tmp_path):
