@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -107,6 +107,10 @@ class Spread(NamedTuple):
         part = float(self.direction @ error.sketch)
         rest = error.sketch - part * self.direction
         return norm(rest) / math.hypot(1, part / self.along)
+
+    def widened(self, allowance: float) -> Self:
+        """Returns the spread with limits that are higher by an allowance."""
+        return self._replace(limit=self.limit + allowance, rest_limit=self.rest_limit + allowance)
 
 
 def error_of(result: ArrayLike, *truth: ArrayLike) -> ErrorVector:

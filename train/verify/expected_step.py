@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.numerics.distance import max_abs, norm, relative
-from jaxllm.numerics.significance import NOISE_ONLY, Consensus, Spread, consensus
+from jaxllm.numerics.significance import NOISE_ONLY, Consensus, consensus
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT
 
 from .outcomes import Difference
@@ -68,20 +68,25 @@ class ExpectedStep:
     def differences(self, step: Step) -> Iterator[Difference]:
         """Yields the differences of a step: loss, norm, then those of each parameter."""
         for what, field in NUMBERS.items():
-            more = self._rounding_of_number[field]
-            yield _difference(what, "", getattr(step, field), self._numbers[what], more=more)
+            found, rounding = self._numbers[what], self._rounding_of_number[field]
+            yield _difference(what, "", getattr(step, field), found, rounding=rounding)
         for what, field in MOMENTS.items():
             whole = math.hypot(*(norm(found.mean) for found in self._moments[what].values()))
             for name, found in self._moments[what].items():
                 yield _difference(what, name, getattr(step, field)[name], found, whole=whole)
         for name, found in self._updates.items():
             update = step.update[name][self._is_compared[name]]
-            more = self._rounding[name]
-            yield _difference("update", name, update, found, more=more)
+            yield _difference("update", name, update, found, rounding=self._rounding[name])
 
 
 def _difference(
-    what: str, name: str, result: Any, found: Consensus, *, whole: float = 0.0, more: float = 0.0
+    what: str,
+    name: str,
+    result: Any,
+    found: Consensus,
+    *,
+    whole: float = 0.0,
+    rounding: float = 0.0,
 ) -> Difference:
     """Judges a number or an array.
 
@@ -91,9 +96,9 @@ def _difference(
         result: its value.
         found: what equivalent evaluations agree on.
         whole: norm of all arrays of this kind.
-        more: what is added to its limits.
+        rounding: what rounding the result itself adds to the limits of its error.
     """
-    error, spread = found.error_of(result), _widened(found.spread, more)
+    error, spread = found.error_of(result), found.spread.widened(rounding)
     size, relative_to = norm(found.mean), "own"
     if whole and spread.scale > NOISE_ONLY * size:
         size, relative_to = whole, "all"
@@ -112,10 +117,6 @@ def _difference(
         highest_threshold=relative(spread.limit, size),
         relative_to=relative_to,
     )
-
-
-def _widened(spread: Spread, more: float) -> Spread:
-    return spread._replace(limit=spread.limit + more, rest_limit=spread.rest_limit + more)
 
 
 def _exceeds_noise(gradient: np.ndarray, evaluations: Sequence[np.ndarray]) -> np.ndarray:

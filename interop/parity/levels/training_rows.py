@@ -104,8 +104,7 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
             yield _row(name, "update", error, size, UNKNOWN, compared=0.0)
             continue
         found = _spread_of("update", name, runs)
-        more = truth.rounding[name] + ADAMW_ROUNDING * size
-        found = found._replace(limit=found.limit + more, rest_limit=found.rest_limit + more)
+        found = found.widened(truth.rounding[name] + ADAMW_ROUNDING * size)
         yield _row(name, "update", error, size, found, compared=float(counts.mean()))
 
 

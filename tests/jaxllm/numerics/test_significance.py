@@ -89,6 +89,8 @@ def test_a_mistake_outside_of_the_directions_of_rounding_is_seen():
     assert found.outside(wrong) == pytest.approx(np.linalg.norm(mistake), rel=0.5)
     assert found.rest_limit < 0.1 * found.scale
     assert found.outside(error_of(found.limit * together, truth)) is None
+    wider = found.widened(2.0)
+    assert (wider.limit, wider.rest_limit) == (found.limit + 2, found.rest_limit + 2)
 
 
 def test_a_sketch_keeps_lengths_and_angles():
