@@ -96,10 +96,8 @@ def curve_chart(rows: Sequence[LossResult]) -> str:
     return to_svg(figure)
 
 
-def _draw_stems(
-    axes: "Axes", values: Sequence[float], colors: Sequence[str], limits: Sequence[float] = ()
-) -> None:
-    bottom, top = _set_log_scale(axes, [*values, *limits])
+def _draw_stems(axes: "Axes", values: Sequence[float], colors: Sequence[str]) -> None:
+    bottom, top = _set_log_scale(axes, values)
     drawn = _clamp(values, bottom, top)
     axes.vlines(range(len(drawn)), bottom, drawn, colors=colors, linewidth=2.5)
     axes.scatter(range(len(drawn)), drawn, c=colors, s=50, clip_on=False, zorder=3)
