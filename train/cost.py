@@ -67,7 +67,7 @@ def estimate_cost(config: TrainConfig) -> RunCost:
         config: the run. It must have `model`, since `init_from` does not give the sizes.
 
     Raises:
-        UserError: `config.model` is None.
+        UserError: `config.model` is None, or a mesh axis is -1.
     """
     check_has_model(config)
     assert config.model is not None, "just checked"

@@ -77,7 +77,7 @@ def add_json(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_processes(command: argparse.ArgumentParser) -> None:
-    """Adds the options that say where the processes of a job meet, which one this is, and so on."""
+    """Adds the options that say where the processes of a job meet, their number and this one's."""
     group = command.add_argument_group(
         "several processes (docs/pods.md; default: as the environment says)"
     )

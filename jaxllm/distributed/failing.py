@@ -22,7 +22,7 @@ FAILURE, ENDING = "jaxllm/failure", "jaxllm/ending/"  # the keys of the message 
 WAIT_S = 10  # for the other processes to read the message before the coordinator ends
 POLL_S = 1.0
 ANSWER_S = 1.5  # three times this is less than a thread that aborts is delayed by, see lost_process
-UNREPORTED = 70  # the status where the report of an error fails
+UNREPORTED = 70  # the exit status if the report of an error fails, that of internal errors
 
 T = TypeVar("T")
 Report = Callable[[BaseException], tuple[str, int]]  # prints an error; returns it, and the status
@@ -101,7 +101,7 @@ def _failure_of_another() -> str | None:
 
 
 def _end_with(message: str) -> None:
-    """Ends this process as another one does, whose message and status are repeated."""
+    """Ends this process with the message and the status of another one that has failed."""
     _begin_to_end()
     rank, status, text = message.split("\n", 2)
     with suppress(OSError):
@@ -111,12 +111,12 @@ def _end_with(message: str) -> None:
 
 
 def _begin_to_end() -> None:
-    """Returns to the first thread that ends this process; the others wait for that end."""
+    """Lets the first thread that ends this process go on; all others wait until it has ended."""
     _ending.acquire()
 
 
 def _end(status: int) -> None:
-    """Ends this process without waiting for the others, as leaving Python would."""
+    """Ends this process; leaving Python in the usual way would wait for all other processes."""
     try:
         if joined_job().process_id == 0:
             _wait_for_others()

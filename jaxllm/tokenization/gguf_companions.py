@@ -35,7 +35,7 @@ def companion_folder(path: Path) -> Path:
 
 
 @functools.cache
-def _unpack(file: Path, changed: int) -> Path:
+def _unpack(file: Path, modified: int) -> Path:  # `modified`: a file that changed is read again
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingPackageError(

@@ -25,7 +25,8 @@ class Difference:
     measured: float  # relative L2 error
     floor: float  # noise floor: the error that rounding causes in equivalent single-device steps
     threshold: float  # the largest error that rounding explains
-    # That of errors in the direction that rounding errors share, if `measured` leaves it out.
+    # The threshold of the whole error: above `threshold` if `measured` leaves out a direction that
+    # rounding errors share.
     highest_threshold: float
     relative_to: str = "own"  # norm of the array; "all" gradients if this one is only noise
 

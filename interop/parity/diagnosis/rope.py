@@ -36,9 +36,9 @@ def other_rotation(evidence: Evidence) -> Iterator[Explanation]:
         words = "Looks like RoPE in the opposite direction"
         yield Explanation(rotate(before, own.conj(), layout), theirs, words)
         if scale is not None:
-            for norm in (_normalized(before) * scale, _normalized(before) * (scale + 1)):
+            for normed in (_normalized(before) * scale, _normalized(before) * (scale + 1)):
                 words = "Looks like a missing norm of queries and keys"
-                yield Explanation(rotate(norm, own, layout), theirs, words)
+                yield Explanation(rotate(normed, own, layout), theirs, words)
         found = rotation_factors(before, theirs, layout, rotated[1])
         if rotated[0] == rotated[1]:
             words = difference(own, found)
@@ -134,15 +134,12 @@ def frequencies(gains_TP: np.ndarray) -> np.ndarray:
     return (angles_TP[-1] - angles_TP[0]) / max(len(angles_TP) - 1, 1)
 
 
-def theta(frequencies: np.ndarray) -> float | None:
+def theta(found: np.ndarray) -> float | None:
     """Returns the base of unscaled RoPE frequencies, `theta ** (-j / P)`; None for others."""
-    if len(frequencies) < 2 or not (frequencies > 0).all() or abs(frequencies[0] - 1) > 1e-3:
+    if len(found) < 2 or not (found > 0).all() or abs(found[0] - 1) > 1e-3:
         return None
-    rate = -np.log(frequencies) / np.arange(len(frequencies)).clip(1)
-    rate = rate[1:]
-    return (
-        float(np.exp(rate.mean() * len(frequencies))) if np.ptp(rate) < 5e-3 * rate.mean() else None
-    )
+    rate = -np.log(found[1:]) / np.arange(1, len(found))
+    return float(np.exp(rate.mean() * len(found))) if np.ptp(rate) < 5e-3 * rate.mean() else None
 
 
 def _scale(evidence: Evidence) -> np.ndarray | None:

@@ -32,7 +32,6 @@ def train_model(
         batches: the batches.
         optimizer: an optimizer with moments `mu` and `nu`, such as optax's Adam.
         constant: names of parameters that are not trained and not returned.
-
     """
     bind, params = split(model)
     trained = map_parameters(model, lambda name, _: float(name not in constant))

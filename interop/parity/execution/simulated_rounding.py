@@ -51,8 +51,8 @@ EXACT = frozenset(
 def simulated_rounding(seed: int) -> Iterator[None]:
     """Within this context, PyTorch's operations have additional rounding, except in float64.
 
-    All that models of transformers and plain modules usually consist of: products, sums, norms,
-    softmax, and functions of single elements. Operations in place have none.
+    These are the operations that models of transformers and plain modules usually consist of:
+    products, sums, norms, softmax, and functions of single elements. Operations in place get none.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
