@@ -22,7 +22,7 @@ ORDER = (
     *("q_norm", "k_norm", "attn_out_norm", "mlp_norm", "gate_proj", "up_proj", "down_proj"),
     *("mlp_out_norm", "final_norm", "lm_head"),
 )
-_NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")
+NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")  # a part of a name that is a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ def fold_layers(
     """Folds tensors that differ only in the index of the layer or expert into one."""
     alike: dict[tuple[str, Shape], list[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        key = _NUMBER.sub("\0", name), shape
-        alike.setdefault(key, []).append(tuple(map(int, _NUMBER.findall(name))))
+        key = NUMBER.sub("\0", name), shape
+        alike.setdefault(key, []).append(tuple(map(int, NUMBER.findall(name))))
     for (template, shape), rows in alike.items():
         yield from _fold_columns(Stored(template, shape), rows, layers, num_experts)
 

@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .layout_search import EPSILON
+from .layout_search import EPSILON, NUMBER
 from .name_similarity import words
 from .shape_layouts import Layout, Shape, stacked_layouts
 
 # Words of leaves that are often stored as one fused tensor, in this order; as in `matching.FUSED`.
 FUSED = (("q", "k", "v"), ("k", "v"), ("gate", "up"))
 
-_NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")
 GAP = "\0"  # in place of each number in a name
 
 
@@ -55,8 +54,8 @@ def group_names(
     """
     alike: dict[tuple[str, Shape], list[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        template = _NUMBER.sub("\1", name)
-        alike.setdefault((template, shape), []).append(tuple(map(int, _NUMBER.findall(name))))
+        template = NUMBER.sub("\1", name)
+        alike.setdefault((template, shape), []).append(tuple(map(int, NUMBER.findall(name))))
     groups: list[Group] = []
     for (template, own), rows in alike.items():
         groups += _split(Group(template, own, ()), rows, allowed)

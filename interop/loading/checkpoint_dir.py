@@ -16,15 +16,14 @@ from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
+from jaxllm.tokenization.special_tokens import GENERATION_CONFIG, MODEL_CONFIG
 from jaxllm.untrusted.json_objects import parse_json
 from jaxllm.untrusted.regular_files import check_is_regular, read_bytes
 from jaxllm.untrusted.substitutes import check_is_content
 
 Tensors = Mapping[str, StoredTensor]
 
-CONFIG = "config.json"
 HF = "hf"  # the format of the families that have variants
-GENERATION_CONFIG = "generation_config.json"
 SENTENCE_TRANSFORMERS = "modules.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
@@ -150,9 +149,9 @@ def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
         config = read_json(config_file)
         if config.get("model_type") == family.model_type:
             return family, config
-    if (path / CONFIG).is_file():
-        given = read_json(path / CONFIG).get("model_type")
-        raise CheckpointError(unknown_model_type(path / CONFIG, given))
+    if (path / MODEL_CONFIG).is_file():
+        given = read_json(path / MODEL_CONFIG).get("model_type")
+        raise CheckpointError(unknown_model_type(path / MODEL_CONFIG, given))
     raise CheckpointError(_no_config(path))
 
 
@@ -201,7 +200,7 @@ def unknown_model_type(place: object, given: object) -> str:
         place: the config, such as the path of its file.
         given: its `model_type`, or None.
     """
-    known = [family.model_type for family in FAMILIES if family.config_file == CONFIG]
+    known = [family.model_type for family in FAMILIES if family.config_file == MODEL_CONFIG]
     if given is None:
         return (
             f"{place} has no model_type, so the kind of model is unknown; {SUPPORTED}; {OWN_RULES}"
@@ -214,9 +213,9 @@ def _no_config(path: Path) -> str:
     """Returns the message for a folder without any family's config file."""
     if (adapter := describe_adapter(path)) is not None:
         return f"{path} holds {adapter}, but no model; {MERGE}"
-    others = sorted({family.config_file for family in FAMILIES} - {CONFIG})
-    missing = f"{CONFIG} is missing ({' or '.join(others)} would do)"
-    inside = next(iter(sorted(path.glob(f"*/{CONFIG}"))), None)
+    others = sorted({family.config_file for family in FAMILIES} - {MODEL_CONFIG})
+    missing = f"{MODEL_CONFIG} is missing ({' or '.join(others)} would do)"
+    inside = next(iter(sorted(path.glob(f"*/{MODEL_CONFIG}"))), None)
     meant = f"; did you mean {inside.parent}?" if inside is not None else ""
     return (
         f"{path} is not a checkpoint: {missing}{meant}; the folder has {file_names(path)}; "

@@ -11,12 +11,12 @@ from typing import Any
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop.families import Family
+from jaxllm.tokenization.special_tokens import GENERATION_CONFIG
 
 Json = dict[str, Any]
 
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 TEXT_PART = "text_config"  # of models with an image encoder
-GENERATION = "generation_config.json"
 # Numbers of fields in SentencePiece's model file, and the ids if a field is left out.
 TRAINER_SPEC = 2
 SENTENCEPIECE_IDS = {41: ("bos_token_id", 1), 42: ("eos_token_id", 2), 43: ("pad_token_id", -1)}
@@ -45,11 +45,11 @@ def generation_config(config: Json, family: Family, origin: Origin | None) -> di
     names = (*NAMES, "decoder_start_token_id")
     given = {name: config[name] for name in names if config.get(name) is not None}
     folders = [] if origin is None else origin.folders
-    has_own = any((folder / GENERATION).is_file() for folder in folders)
+    has_own = any((folder / GENERATION_CONFIG).is_file() for folder in folders)
     if not _is_new(family, origin) or has_own or not given:
         return {}
     text = json.dumps({"_from_model_config": True, **given}, indent=2) + "\n"
-    return {GENERATION: text.encode()}
+    return {GENERATION_CONFIG: text.encode()}
 
 
 def _is_new(family: Family, origin: Origin | None) -> bool:
@@ -68,7 +68,7 @@ def find_special_tokens(origin: Origin, vocab_size: int) -> Json:
     every = [json.loads(origin.config)]
     for folder in origin.folders:
         every += [
-            _read_json(folder / GENERATION),
+            _read_json(folder / GENERATION_CONFIG),
             _tokenizer_ids(folder),
             _tokenizer_model_ids(folder / "tokenizer.model"),
         ]

@@ -12,7 +12,7 @@ from jaxllm.errors import UserError
 
 # Limits that keep a mistyped size from filling memory: a model is laid out before it is used.
 MAX_INT = 2**31 - 1
-MAX_COUNT = 10_000
+MAX_COUNT = 10_000  # layers, experts
 MAX_SEED = 2**32 - 1  # of NumPy and grain; JAX uses as many bits
 LIMITS = {"num_layers": MAX_COUNT, "num_experts": MAX_COUNT, "seed": MAX_SEED}
 MAX_FLOAT = sys.float_info.max

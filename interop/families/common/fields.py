@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxllm.config.checks import MAX_COUNT, MAX_INT
 from jaxllm.errors import MOST_LISTED, did_you_mean, nearest
 
 from .config_fields import ReadFields
@@ -15,8 +16,6 @@ Json = dict[str, Any]
 REQUIRED: Any = object()
 # Limits that keep a damaged config from filling memory: the model is laid out before its tensors
 # are looked up.
-MAX_INT = 2**31 - 1
-MAX_COUNT = 10_000  # layers, experts
 MAX_FLOAT = float(np.finfo(np.float32).max)
 # Likeness of a field that nothing reads with one that is: names of fields are often similar.
 MISSPELLED = 0.9

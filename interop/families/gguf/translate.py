@@ -12,12 +12,12 @@ from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.gguf.header import Header, read_header
 from jaxllm.interop.formats.gguf.quantized_tensor import QuantizedTensor, list_tensors
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+from jaxllm.tokenization.gguf_companions import SUFFIX
 
 from .architecture import Architecture
 from .architectures import ARCHITECTURES, find_architecture
 from .rope_factors import read_scaling
 
-SUFFIX = ".gguf"
 ARCHITECTURE = "general.architecture"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 END_OF_TURN = "eot_token_id"

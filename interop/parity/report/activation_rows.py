@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jaxllm.numerics.distance import relative
+
 from .judged import Judged
 
 # The logits are taken from the output of the whole model, since not every family has a module that
@@ -36,9 +38,7 @@ class Error:
     @property
     def ratio(self) -> float:
         """The error divided by its threshold."""
-        if self.threshold:
-            return self.measured / self.threshold
-        return 0.0 if self.measured == 0 else math.inf
+        return relative(self.measured, self.threshold)
 
 
 @dataclasses.dataclass(frozen=True)

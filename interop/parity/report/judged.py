@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from jaxllm.numerics.distance import relative
+
 Verdict = Literal["equal within rounding", "differs", "cannot tell"]
 
 
@@ -51,9 +53,7 @@ class Judged:
     @property
     def ratio(self) -> float:
         """The error divided by its threshold."""
-        if self.threshold:
-            return self.measured / self.threshold
-        return 0.0 if self.measured == 0 else math.inf
+        return relative(self.measured, self.threshold)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields of the row, its error, noise floor, threshold and verdict."""
