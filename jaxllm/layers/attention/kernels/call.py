@@ -13,7 +13,7 @@ PADDING = np.iinfo(np.int32).max  # segment id that fills up the last tile; it s
 
 
 class Call(NamedTuple):
-    """Which keys a query sees, and how scores are computed.
+    """The arguments of a kernel beside queries, keys and values: the mask, and how scores are made.
 
     Args:
         mask_spec: the rules by position.
@@ -51,8 +51,8 @@ class Call(NamedTuple):
 Apply = Callable[[Array, Array, Array, Call], Array]  # of queries, keys and values
 
 
-def whole(length: int, tile: int) -> int:
-    """Returns the length in whole tiles."""
+def round_up(length: int, tile: int) -> int:
+    """Returns the length rounded up to a multiple of a tile's."""
     return -(-length // tile) * tile
 
 

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxllm.layers.attention.mask import MaskSpec
 from jaxllm.layers.linear import ATTENDED
 
-from .call import PADDING, Call, padded, whole
+from .call import PADDING, Call, padded, round_up
 
 LANES, TILE = 128, 512  # tokens: the least of a tile, and of the tiles of long sequences
 CHUNKS = 1 << 12  # chunks per segment that fit beside the segment's id in one number
@@ -29,7 +29,7 @@ def splash_attention(
     one, and chunks, of which a segment may have 4096: otherwise the output is NaN.
     """
     (B, T, N, _), S = q_BTNH.shape, k_BSKH.shape[1]
-    rows, columns = (whole(n, LANES if n <= TILE else TILE) for n in (T, S))
+    rows, columns = (round_up(n, LANES if n <= TILE else TILE) for n in (T, S))
     ids_BS, is_right = _segments(call)
     segments = None
     if call.segment_ids_BS is not None or call.mask_spec.chunk or (rows, columns) != (T, S):

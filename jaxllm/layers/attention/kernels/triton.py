@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from jaxllm.layers.linear import ATTENDED
 
-from .call import PADDING, Call, padded, whole
+from .call import PADDING, Call, padded, round_up
 from .tiles import Tokens, tile_ranges, visible_tiles
 from .triton_tiles import LOG2E, Places, Rules, backward_keys, backward_queries, forward
 
@@ -44,10 +44,10 @@ def triton_attention(
     size = _queries_per_tile(H)
 
     def fit(x: Array, tile: int) -> Array:
-        x = padded(x, whole(x.shape[1], tile))
+        x = padded(x, round_up(x.shape[1], tile))
         return jnp.pad(x, [(0, 0)] * 3 + [(0, pl.next_power_of_2(H) - H)])
 
-    queries, keys = _tokens(call, B, whole(T, size), whole(k_BSKH.shape[1], KEYS))
+    queries, keys = _tokens(call, B, round_up(T, size), round_up(k_BSKH.shape[1], KEYS))
     arrays = fit(q_BTNH, size), fit(k_BSKH, KEYS), fit(v_BSKH, KEYS)
     rules = Rules(call.mask_spec, call.scale, call.softcap)
     out_BTNH = _attend(Operands(*arrays, queries, keys, call.sinks_N), rules, interpret)

@@ -16,9 +16,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxllm.layers.attention.mask import MaskSpec, same_segment
 
 LOG2E = 1.4426950408889634  # log2(e)
-MASKED = -0.7 * float(
-    jnp.finfo(jnp.float32).max
-)  # the score of a masked key; differences are finite
+# The score of a masked key: the difference of two scores is finite.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 class Rules(NamedTuple):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.layers.attention.kernels.call import Call, padded, whole
+from jaxllm.layers.attention.kernels.call import Call, padded, round_up
 from jaxllm.layers.attention.mask import MaskSpec
 
 
@@ -19,4 +19,4 @@ def test_padding_is_at_the_end_of_axis_1():
 
 
 def test_lengths_are_rounded_up_to_whole_tiles():
-    assert [whole(length, 64) for length in (1, 64, 65)] == [64, 64, 128]
+    assert [round_up(length, 64) for length in (1, 64, 65)] == [64, 64, 128]
