@@ -13,11 +13,7 @@ from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
 from jaxllm.checkpointing.orbax_layout import read_step
-from jaxllm.config import (
-    check_has_head,
-    stacks_of,
-    with_fields,
-)
+from jaxllm.config import check_has_head, stacks_of, with_fields
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
@@ -62,9 +58,15 @@ def make_run_mesh(config: TrainConfig) -> Mesh:
     return mesh
 
 
-def check_rows(config: TrainConfig, mesh_shape: Mapping[str, int]) -> None:
-    """Raises ConfigError if the sequences of a microbatch cannot be divided among the devices."""
-    rows, ways = config.batch_size // config.accumulate, mesh_shape["data"] * mesh_shape["fsdp"]
+def check_rows(
+    config: TrainConfig, mesh_shape: Mapping[str, int], accumulate: int | None = None
+) -> None:
+    """Raises ConfigError if the sequences of a microbatch cannot be divided among the devices.
+
+    Mesh axes that are left out are 1, and `accumulate` is by default that of the run.
+    """
+    rows = config.batch_size // (accumulate or config.accumulate)
+    ways = mesh_shape.get("data", 1) * mesh_shape.get("fsdp", 1)
     if rows % ways:
         raise ConfigError(
             f"batch_size / accumulate = {rows} sequences is not divisible by "

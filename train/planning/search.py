@@ -86,7 +86,7 @@ def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]
         ):
             continue
         try:
-            check_rows(dataclasses.replace(config, accumulate=1), mesh)
+            check_rows(config, mesh, accumulate=1)
         except ConfigError:
             continue
         held = parameters_per_device(model, mesh)

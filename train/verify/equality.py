@@ -6,7 +6,6 @@ alone changes the result (`jaxllm.numerics.significance`).
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +17,7 @@ from jaxllm.numerics.significance import FALSE_ALARMS
 from jaxllm.params import initialize, split
 from jaxllm.train.config import ConfigError, TrainConfig
 from jaxllm.train.mesh import make_mesh
-from jaxllm.train.setup import make_batches
+from jaxllm.train.setup import check_rows, make_batches
 
 from .expected_step import ExpectedStep
 from .noise import equivalent_steps
@@ -34,8 +33,6 @@ from .variants import (
 )
 
 log = logging.getLogger("jaxllm")
-
-BATCH_AXES = ("data", "fsdp")  # their sizes must divide the rows of every microbatch
 
 
 def compare_variants(
@@ -89,13 +86,10 @@ def _check(config: TrainConfig, chosen: Sequence[Variant]) -> None:
         )
     problems = []
     for variant in chosen:
-        rows = config.batch_size // variant.accumulate
-        ways = math.prod(size for axis, size in variant.mesh if axis in BATCH_AXES)
-        if rows % ways:
-            problems.append(
-                f"{variant.name}: batch_size / accumulate = {rows} sequences is not divisible by "
-                f"{' x '.join(BATCH_AXES)} = {ways} devices"
-            )
+        try:
+            check_rows(config, dict(variant.mesh), variant.accumulate)
+        except ConfigError as error:
+            problems.append(f"{variant.name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
 
