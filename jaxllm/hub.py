@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, MissingPackageError, UserError
+from .errors import CheckpointError, MissingPackageError, UserError, first_line
 from .storage.download import download
 from .storage.paths import is_remote
 
@@ -133,13 +133,12 @@ def _explained(
 def _find_in_cache(find: Callable[[], str], name: str, error: Exception, endpoint: Any) -> str:
     from huggingface_hub import errors
 
-    cause = (str(error).splitlines() or [""])[0] or type(error).__name__
     try:
         found = find()
     except errors.LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{name} is not in the cache, and {endpoint} cannot be reached ({cause:.200}): check "
-            "the connection, or give a folder with the files"
+            f"{name} is not in the cache, and {endpoint} cannot be reached "
+            f"({first_line(error):.200}): check the connection, or give a folder with the files"
         ) from None
     logger.warning("%s: taken from the cache, since %s cannot be reached", name, endpoint)
     return found

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm import THREADS_PER_DEVICE
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, first_line
 from jaxllm.untrusted.printable import printable
 
 from .failures import WRONG_USE, complain, report_failure
@@ -173,8 +173,9 @@ def join_processes(arguments: argparse.Namespace | None = None, timeout_s: int =
                 heartbeat_timeout_seconds=HEARTBEAT_S,
             )
     except (ValueError, RuntimeError, LookupError, OSError) as error:  # for missing settings
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"this process cannot join the others of its job: {reason}") from error
+        raise UserError(
+            f"this process cannot join the others of its job: {first_line(error)}"
+        ) from error
     from jaxllm.distributed.failing import watch
 
     watch(lambda error: report_failure(error, debug="--debug" in sys.argv))

@@ -14,9 +14,7 @@ from .config_fields import ReadFields
 
 Json = dict[str, Any]
 REQUIRED: Any = object()
-# Limits that keep a damaged config from filling memory: the model is laid out before its tensors
-# are looked up.
-MAX_FLOAT = float(np.finfo(np.float32).max)
+MAX_FLOAT = float(np.finfo(np.float32).max)  # models compute with the numbers of a config
 # Likeness of a field that nothing reads with one that is: names of fields are often similar.
 MISSPELLED = 0.9
 Part = TypeVar("Part")
