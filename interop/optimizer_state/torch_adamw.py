@@ -103,9 +103,11 @@ def _named(stored: OptimizerFile, shapes: Shapes, order: Sequence[str] | None) -
             if name in named:
                 problems.append(f"{name} is listed twice in the param_groups")
             named[name] = stored.state.get(key, {}), group
-    listed = {key for group in stored.groups for key in group["params"]}
+    grouped = {key for group in stored.groups for key in group["params"]}
     problems += [
-        f"parameter {key} has state but is in no group" for key in stored.state if key not in listed
+        f"parameter {key} has state but is in no group"
+        for key in stored.state
+        if key not in grouped
     ]
     if problems:
         raise CheckpointError(problems, stored.path)
@@ -134,12 +136,12 @@ def _assign_names(stored: OptimizerFile, shapes: Shapes, order: Sequence[str]) -
     known = {
         key: moment.shape
         for key, entry in stored.state.items()
-        if isinstance(moment := entry.get("exp_avg"), StoredTensor)
+        if isinstance(moment := entry.get("exp_avg"), StoredTensor | ShardedTensor)
     }
     if missing := [key for group in keys for key in group if key not in known]:
-        listed = ", ".join(map(str, missing))
+        numbers = ", ".join(map(str, missing))
         raise CheckpointError(
-            [f"parameters {listed:.100} have no exp_avg, which AdamW stores for each"], stored.path
+            [f"parameters {numbers:.100} have no exp_avg, which AdamW stores for each"], stored.path
         )
     unknown = sorted(set(shapes).symmetric_difference(order))
     if unknown:
@@ -206,8 +208,8 @@ def _check_groups(groups: Sequence[Options]) -> Iterator[str]:
             yield f"{name} differs between groups ({' and '.join(values)}), but must be the same"
     decays = {_number(group.get("weight_decay")) for group in groups} - {0.0}
     if len(decays) > 1:
-        listed = " and ".join(map(str, sorted(decays)))
-        yield f"weight_decay differs between groups that decay ({listed}), but must be the same"
+        given = " and ".join(map(str, sorted(decays)))
+        yield f"weight_decay differs between groups that decay ({given}), but must be the same"
 
 
 def _check_options(group: Options) -> Iterator[str]:

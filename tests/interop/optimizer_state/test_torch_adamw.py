@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from torch_training import adamw, steps
 
 from jaxllm.interop import CheckpointError, load_training_state
+from jaxllm.interop.formats.sharded_tensor import Chunk, join
+from jaxllm.interop.in_memory.state_dict import describe
+from jaxllm.interop.optimizer_state.optimizer_file import OptimizerFile
 from jaxllm.interop.optimizer_state.parameter_order import named_groups
+from jaxllm.interop.optimizer_state.torch_adamw import read_adamw
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
@@ -398,3 +402,16 @@ def test_parameters_are_assigned_to_groups_if_there_is_only_one_way():
     many = {str(number): a for number in range(40)}
     with pytest.raises(CheckpointError, match="fit the groups by shape in "):
         named_groups([[a] for _ in range(40)], many)
+
+
+def test_moments_in_shards_belong_to_numbered_parameters_too():
+    """As in the state dict of an optimizer whose parameters PyTorch shards over processes."""
+    path = Path("optimizer")
+    rows = describe({"a": np.ones((1, 3), np.float32), "b": np.ones((2, 3), np.float32)}, path)
+    moment = join("w", (3, 3), path, [Chunk((0, 0), rows["a"]), Chunk((1, 0), rows["b"])])
+    entry = {"step": 2.0, "exp_avg": moment, "exp_avg_sq": moment}
+    options = {"lr": RATE, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    group = {"params": [0], "amsgrad": False, **options}
+    stored = OptimizerFile(path, {0: entry}, [group], None)
+    found = read_adamw(stored, {"w": (3, 3)}, {}, ["w"])
+    assert found.exp_avg["w"] is moment
