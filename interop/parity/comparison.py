@@ -34,6 +34,7 @@ from .levels.table import (
 )
 from .levels.weights import shape_mismatches
 from .numerics.array_store import ArrayStore, in_memory
+from .numerics.malloc import return_freed_memory
 from .numerics.precision import FLOAT32, PRECISIONS, computed_in, dtype_name
 from .progress import expecting
 from .rendered_report import Report
@@ -129,7 +130,10 @@ def _compare(comparison: Comparison) -> Report:
     ):
         stages = stages_of(alone)
     with expecting(sum(stage.runs(comparison.levels) for stage in stages)):
-        found = {stage.name: stage.compare(comparison) for stage in stages}
+        found = {}
+        for stage in stages:
+            found[stage.name] = stage.compare(comparison)
+            return_freed_memory()
     name = type(comparison.reference).__name__
     packages = "torch", "transformers"
     dtype = output_config(comparison.model).numerics.dtype

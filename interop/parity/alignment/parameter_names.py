@@ -80,21 +80,31 @@ def split_fused(
     return binding.split_fused(rules, tensors, cut)
 
 
-def imported(
-    rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Converts the reference's tensors, or gradients of the same layout, to JAX names and layouts.
+class Imported(Mapping[str, np.ndarray]):
+    """The reference's tensors, or gradients of the same layout, in JAX names and layouts.
 
-    Leaves out tensors that the reference lacks or has in another shape.
+    Each is converted when it is read: all of them take as much memory as the model. Leaves out
+    tensors that the reference lacks or has in another shape.
     """
-    sources = sources_of(rules, split_fused(rules, tensors))
-    return {name: source.read(source.whole) for name, source in sources}
+
+    def __init__(self, rules: Sequence[BoundRule], tensors: Mapping[str, np.ndarray]):
+        self._sources = dict(sources_of(rules, split_fused(rules, tensors)))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        source = self._sources[name]
+        return source.read(source.whole)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
 
 
 def sources_of(
     rules: Sequence[BoundRule], parts: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, TensorSource]]:
-    """Yields JAX names with lazy tensors, converted when read; otherwise as `imported`.
+    """Yields JAX names with lazy tensors, converted when read; otherwise as `Imported`.
 
     `parts` are the reference's tensors, the fused ones split by `split_fused`.
     """

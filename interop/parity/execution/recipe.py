@@ -1,6 +1,7 @@
 """The training recipe of both sides, and the record of a training run."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ class TrainingRecord:
 
     losses: tuple[float, ...]
     norm: float
-    first: dict[str, dict[str, Any]]
+    first: Mapping[str, Mapping[str, Any]]
 
 
 def as_tuple(losses: list[Any]) -> tuple[float, ...]:

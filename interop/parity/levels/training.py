@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.alignment.parameter_names import decayed, imported, our_names
+from jaxllm.interop.parity.alignment.parameter_names import Imported, decayed, our_names
 from jaxllm.interop.parity.execution.jax_train import check_moments, loss_unit, train_model
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
@@ -18,6 +18,7 @@ from jaxllm.interop.parity.execution.torch_train import (
     perturbed_weights,
     train_reference,
 )
+from jaxllm.interop.parity.numerics.malloc import return_freed_memory
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording
@@ -158,6 +159,7 @@ def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[Tra
         roundings[f"with simulated rounding, {seed + 1} of {DRAWS}"] = Rounding(seed=seed)
     for how, rounding in roundings.items():
         announce(f"training: reference {how}")
+        return_freed_memory()
         # Not bound to a name, which would keep it until the end of the next run.
         yield with_jax_names(
             train_reference(
@@ -169,7 +171,7 @@ def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[Tra
 
 def with_jax_names(run: TrainingRecord, rules: Sequence[BoundRule]) -> TrainingRecord:
     """Returns a run of the reference with the names and layouts of the JAX model."""
-    first = {what: imported(rules, arrays) for what, arrays in run.first.items()}
+    first = {what: Imported(rules, arrays) for what, arrays in run.first.items()}
     return dataclasses.replace(run, first=first)
 
 

@@ -82,7 +82,7 @@ def truth_of(wide: TrainingRecord, theirs: TrainingRecord, recipe: Recipe) -> Tr
         theirs: its run in float32.
         recipe: the training recipe.
     """
-    gradient, update = wide.first["gradient"], wide.first["update"]
+    gradient, update = dict(wide.first["gradient"]), dict(wide.first["update"])
     noise = {name: max_abs(theirs.first["gradient"][name], x) for name, x in gradient.items()}
     truth = Truth(recipe, wide.losses, wide.norm, gradient, update, noise, rounding={})
     before = theirs.first["parameter"]

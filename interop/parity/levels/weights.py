@@ -12,7 +12,7 @@ from jaxllm.interop.families import RuleTable
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.parity.alignment.function_model import FunctionModel
 from jaxllm.interop.parity.alignment.parameter_names import (
-    imported,
+    Imported,
     is_decayed,
     mismatches,
     our_names,
@@ -137,7 +137,7 @@ def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
 
 def record_weights(comparison: Comparison) -> dict[str, list[str]]:
     """Records the shape and SHA-256 of each of the reference's tensors, in JAX names and layout."""
-    arrays = imported(comparison.rules, tensors_of(comparison.reference))
+    arrays = Imported(comparison.rules, tensors_of(comparison.reference))
     return {name: [str(x.shape), digest(x)] for name, x in arrays.items()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 
-from .malloc import return_freed_memory
+from .malloc import map_large_arrays
 
 SEGMENT = 2**28  # bytes per file; every file takes a file descriptor
 ALIGNMENT = 64  # bytes, the same as for arrays in memory
@@ -40,7 +40,7 @@ def on_disk(folder: Path, segment: int = SEGMENT) -> ArrayStore:
     """
     if not folder.is_dir():
         raise UserError(f"scratch={str(folder)!r} is not a folder; give an existing one")
-    return_freed_memory()
+    map_large_arrays()
     free = np.empty(0, np.uint8)  # the unused rest of the last file
 
     def keep(array: np.ndarray) -> np.ndarray:

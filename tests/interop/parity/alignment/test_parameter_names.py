@@ -8,8 +8,8 @@ from hf_cases import CASES
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity.alignment.parameter_names import (
+    Imported,
     decayed,
-    imported,
     mismatches,
     our_names,
     read_config,
@@ -35,7 +35,7 @@ def bound(reference, model):
 
 def test_imported_tensors_equal_the_models_parameters(pair):
     reference, model = pair
-    found = imported(bound(*pair), tensors_of(reference))
+    found = dict(Imported(bound(*pair), tensors_of(reference)))
     chex.assert_trees_all_equal(found, arrays_of(model))
 
 
