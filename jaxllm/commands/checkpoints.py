@@ -11,6 +11,7 @@ from jaxllm.untrusted.printable import printable
 from .environment import print_rich
 from .options import (
     CHECKPOINT,
+    MAX_RAM,
     AddCommand,
     add_json,
     add_max_ram,
@@ -84,7 +85,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         arguments.path,
         step=arguments.step,
         manifest=arguments.manifest,
-        max_ram=arguments.max_ram,
+        max_ram=arguments.max_ram or MAX_RAM,
         rules=arguments.rules,
         **allowances(arguments),
     )

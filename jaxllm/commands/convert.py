@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from .choices import FormatNames
 from .options import (
     CHECKPOINT,
+    MAX_RAM,
     AddCommand,
     add_dtype,
     add_max_ram,
@@ -87,7 +88,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             model_parallel=arguments.model_parallel,
             step=arguments.step,
-            max_ram=arguments.max_ram,
+            max_ram=arguments.max_ram or MAX_RAM,
             progress=progress,
             rules=arguments.rules,
             optimizer=optimizer,

@@ -9,21 +9,27 @@ from jaxllm.errors import UserError
 from jaxllm.interop import OptimizerExport, load_training_state
 from jaxllm.interop.formats import orbax
 from jaxllm.interop.optimizer_state import parameter_order
+from jaxllm.storage.paths import is_remote
 from jaxllm.train import load_config, make_mesh, read_state, write_run
 
 from .options import allowances
 
 # Options that do not apply when a run is the source or the result, and those of optimizers only.
 NOT_FROM_RUN = ("config", "optimizer", "dtype", "model_parallel")
-NOT_INTO_RUN = ("optimizer_format", "step", "dtype", "model_parallel")
+NOT_INTO_RUN = ("optimizer_format", "step", "dtype", "model_parallel", "max_ram")
 OPTIMIZER_ONLY = ("config", "optimizer", "optimizer_format", "parameter_names")
 
 
 def is_into_run(arguments: argparse.Namespace) -> bool:
     """Whether the arguments ask to convert a PyTorch training state into a run.
 
-    Raises UserError that lists every option that cannot be combined with the others.
+    Raises UserError if the source is not on this machine, or one that lists every option that
+    cannot be combined with the others.
     """
+    if arguments.with_optimizer and is_remote(arguments.source):
+        raise UserError(
+            f"--with-optimizer reads a folder of this machine: copy {arguments.source} to one first"
+        )
     is_run = orbax.is_native(Path(arguments.source))
     if problems := list(_problems(arguments, is_run)):
         raise UserError("\n".join(problems))

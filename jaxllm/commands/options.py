@@ -14,6 +14,7 @@ from .choices import LevelNames
 from .parser import CommandParser, Run
 
 DTYPES = get_args(Dtype)
+MAX_RAM = "256MiB"
 # The help of an argument that names a checkpoint to read.
 CHECKPOINT = "a checkpoint of a known family, a GGUF file, a run, or hf://ORG/NAME[@REVISION]"
 
@@ -83,23 +84,22 @@ def add_processes(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where the processes meet")
     group.add_argument("--num-processes", type=count, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=seed, metavar="I", help="which one this is, from 0")
+    group.add_argument("--process-id", type=index, metavar="I", help="which one this is, from 0")
 
 
 def add_max_ram(command: argparse.ArgumentParser) -> None:
-    """Adds the option that bounds host memory."""
+    """Adds the option that bounds host memory; None if it is not given."""
     command.add_argument(
         "--max-ram",
-        default="256MiB",
         metavar="SIZE",
-        help="host memory for tensors, such as 2GB, 256MiB or bytes (default: %(default)s)",
+        help=f"host memory for tensors, such as 2GB, 256MiB or bytes (default: {MAX_RAM})",
     )
 
 
 def add_step(command: argparse.ArgumentParser) -> None:
     """Adds the option that selects a checkpoint of a run."""
     command.add_argument(
-        "--step", type=int, metavar="N", help="step of the run (default: the newest)"
+        "--step", type=index, metavar="N", help="step of the run (default: the newest)"
     )
 
 
@@ -139,6 +139,11 @@ def add_seed(command: argparse._ActionsContainer, purpose: str) -> None:
 def count(text: str) -> int:
     """Parses a whole number of at least 1, for argparse."""
     return _whole_number(text, 1, MAX_INT)
+
+
+def index(text: str) -> int:
+    """Parses a whole number from 0 on, for argparse."""
+    return _whole_number(text, 0, MAX_INT)
 
 
 def seed(text: str) -> int:

@@ -12,11 +12,22 @@ from jaxllm.cli import main
         (["--optimizer", "a.pt"], ["--optimizer needs --with-optimizer"]),
         (["--with-optimizer"], ["--with-optimizer needs --config"]),
         (
-            ["--with-optimizer", "--to", "meta", "--dtype", "bfloat16", "--step", "3"],
+            [
+                "--with-optimizer",
+                "--to",
+                "meta",
+                "--dtype",
+                "bfloat16",
+                "--step",
+                "3",
+                "--max-ram",
+                "1GiB",
+            ],
             [
                 "--to meta cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
                 "--dtype cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
                 "--step cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
+                "--max-ram cannot be used with --with-optimizer if SOURCE is a PyTorch checkpoint",
                 "--with-optimizer needs --config",
             ],
         ),
@@ -47,3 +58,9 @@ def test_optimizer_options_that_conflict_with_a_run_are_rejected(byte_model, tmp
     assert main(["convert", native, out, "--with-optimizer"]) == 2
     assert "holds a model without optimizer state" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_a_bucket_is_refused_by_name(tmp_path, capsys):
+    source = "gs://bucket/run"
+    assert main(["convert", source, str(tmp_path / "out"), "--with-optimizer"]) == 2
+    assert "a folder of this machine: copy gs://bucket/run to one" in capsys.readouterr().err
