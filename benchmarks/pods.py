@@ -65,6 +65,14 @@ CASES = {
     "small_v5p": Case("llama3_8b_v5p.yaml", "v5p:2x2x4", SMALL),
     "small_h100": Case("llama3_8b_h100.yaml", "h100:8", SMALL),
     "llama3_8b_v5p": Case("llama3_8b_v5p.yaml", "v5p:2x2x4"),
+    "llama3_8b_v5p_32k": Case(
+        "llama3_8b_v5p.yaml",
+        "v5p:2x2x4",
+        (
+            *("--mesh.fsdp", "2", "--mesh.sequence", "8", "--seq-len", "32768"),
+            *("--batch-size", "4", "--model.max-len", "32768"),
+        ),
+    ),
     "llama3_8b_v5p_long": Case(
         "llama3_8b_v5p.yaml",
         "v5p:2x2x4",

@@ -23,6 +23,8 @@ MISSED = {
     ("llama4_scout_v5p", "moved"): 0.43,
     ("llama3_8b_h100", "peak"): 0.09,
     ("llama3_8b_v5p", "peak"): 0.19,
+    ("llama3_8b_v5p_32k", "peak"): 0.20,
+    ("llama3_8b_v5p_32k", "moved"): 0.13,
     ("llama3_8b_v5p_long", "peak"): 0.31,
     ("llama3_8b_v5p_long", "moved"): 0.14,
     ("qwen3_30b_a3b_h100", "peak"): 0.20,
