@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxllm.errors import on_one_line
+from jaxllm.untrusted.printable import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -62,10 +65,12 @@ def new_chart(
 
 def set_title(axes: "Axes", title: str) -> None:
     """Writes a title above the axes and, below it, a legend if any line is labeled."""
-    handles, _ = axes.get_legend_handles_labels()
-    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=26)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.set_title(_literal(title), loc="left", fontsize=12, color=INK, pad=26)
     if handles:
         axes.legend(
+            handles,
+            list(map(_literal, labels)),
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
             borderaxespad=0.4,
@@ -76,6 +81,11 @@ def set_title(axes: "Axes", title: str) -> None:
             fontsize=9,
             handlelength=1.6,
         )
+
+
+def _literal(text: str) -> str:
+    """Returns a name as it can be drawn: `$` begins no formula, and nothing is a control code."""
+    return printable(on_one_line(text)).replace("$", r"\$")
 
 
 def to_svg(figure: "Figure") -> str:

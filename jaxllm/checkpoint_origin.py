@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import MissingPackageError
+from .errors import MissingPackageError, on_one_line
 from .tokenization.gguf_companions import companion_folder
 
 KEPT = "origin"  # the folder of a run or a native checkpoint that holds its origin's files
@@ -92,7 +92,7 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             if Path(name).parts[0] == own:
                 continue
             if reason is not None:
-                left_out.append(f"{name} ({reason})")
+                left_out.append(f"{on_one_line(name)} ({reason})")
                 continue
             (destination / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / name, destination / name)

@@ -31,6 +31,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "tokenization": {"config", "errors", "hub", "untrusted"},
         "checkpointing": {"errors", "sharding", "distributed", "storage", "untrusted"},
         "distributed": {"errors", "differences"},
+        "charts": {"errors", "untrusted"},
         "untrusted": {"errors"},
         "hub": {"errors", "storage"},
         "storage": {"errors"},
@@ -55,7 +56,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "train": {*CORE, "layers", "models", "params"},
         # The commands may use everything.
         "commands": {*CORE, "presets", "models", "params", "generation", "interop", "train"},
-        "cli": {"commands", "errors"},
+        "cli": {"commands", "errors", "untrusted"},
         "__main__": {"cli"},
     },
     "jaxllm.layers": {

@@ -1,18 +1,14 @@
 """Error reporting of commands: messages on stderr and exit statuses."""
 
 import os
-import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
 
 from jaxllm.errors import UserError
-from jaxllm.untrusted.printable import printable
+from jaxllm.untrusted.printable import shown
 
 WRONG_USE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
-
-_broken: list[str] = []  # parts of the command's arguments that have line breaks, longest first
 
 EXIT_STATUSES = """exit status:
   0    success
@@ -47,7 +43,7 @@ def report_failure(error: BaseException, *, debug: bool) -> tuple[str, int]:
         traceback.print_exception(error)
     text, status = _explain(error, debug=debug)
     complain(text)
-    return _shown(text), status
+    return shown(text), status
 
 
 def _explain(error: BaseException, *, debug: bool) -> tuple[str, int]:
@@ -109,24 +105,10 @@ def _device_problem() -> str | None:
     return None
 
 
-def note_arguments(arguments: Sequence[str]) -> None:
-    """Keeps the arguments of the command, of which messages may have parts, such as a path."""
-    parts = {part for argument in arguments for part in re.split("[/=]", argument)}
-    broken = {part for part in parts if "\n" in part and part.strip()}
-    _broken[:] = sorted(broken, key=len, reverse=True)
-
-
 def complain(text: str) -> None:
     """Prints lines on stderr; nothing if there are none."""
-    for line in _shown(text).split("\n") if text else ():
+    for line in shown(text).split("\n") if text else ():
         print(f"jaxllm: {line}", file=sys.stderr)
-
-
-def _shown(text: str) -> str:
-    """Returns a text as it may be shown, in which a line break in an argument begins no line."""
-    for part in _broken:
-        text = text.replace(part, part.replace("\n", "\\n"))
-    return printable(text)
 
 
 def _keep_traceback(error: BaseException) -> str:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from jaxllm.errors import UserError
 
 from .choices import LevelNames
-from .environment import comparison_progress, join_processes, log_to_stderr, print_rich
+from .environment import (
+    comparison_progress,
+    join_processes,
+    log_to_stderr,
+    print_rich,
+    say,
+)
 from .options import (
     AddCommand,
     add_dtype,
@@ -227,7 +233,7 @@ def _show(report: "Report", arguments: argparse.Namespace) -> None:
         print(json.dumps(report.to_json()))
     else:
         print_rich(report.table())
-        print(f"{folder}: parity.json, parity.html")
+        say(f"{folder}: parity.json, parity.html")
 
 
 def _record(arguments: argparse.Namespace) -> int:
@@ -248,7 +254,7 @@ def _record(arguments: argparse.Namespace) -> int:
             rules=arguments.rules,
             **allowances(arguments),
         )
-    print(f"{arguments.output}: {format_size(num_bytes)}")
+    say(f"{arguments.output}: {format_size(num_bytes)}")
     return 0
 
 
@@ -287,5 +293,5 @@ def _mesh(arguments: argparse.Namespace) -> int:
         print(json.dumps(equality.to_json()))
     else:
         print_rich(equality.table())
-        print(equality.summary)
+        say(equality.summary)
     return 0 if equality.first is None else 1

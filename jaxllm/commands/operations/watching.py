@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from jaxllm.commands.environment import print_rich
+from jaxllm.commands.environment import print_rich, say
 from jaxllm.commands.failures import complain
 from jaxllm.commands.options import AddCommand, add_json
 from jaxllm.untrusted.printable import literal
@@ -51,7 +51,7 @@ def _runs(arguments: argparse.Namespace) -> int:
         print_rich(_table(found))
         complain("\n".join(run.problem for run in found if run.problem))
     else:
-        print(f"no runs in {arguments.folder}")
+        say(f"no runs in {arguments.folder}")
     return 0
 
 
@@ -60,7 +60,7 @@ def _plot(arguments: argparse.Namespace) -> int:
     from jaxllm.train.monitoring.compared_runs import compare_runs
 
     png, page = compare_runs(arguments.runs, check_output(arguments.output))
-    print(f"wrote {png}  {page}")
+    say(f"wrote {png}  {page}")
     return 0
 
 

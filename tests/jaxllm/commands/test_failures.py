@@ -53,6 +53,18 @@ def test_a_line_break_in_a_path_is_shown_on_the_line_of_the_problem(argv, capsys
     assert f"{tmp_path}/a\\nb" in line
 
 
+def test_names_in_files_and_folders_begin_no_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "x\njaxllm: fine").write_text("")
+    fields = r'steps: 1, batch_size: 8, seq_len: 8, mesh: {data: 8}, init_from: "a\njaxllm: fine"'
+    Path("run.yaml").write_text(f"{{output: run, {fields}}}")
+    for argv, status in ((["convert", "model", "to"], 1), (["train", "run.yaml"], 2)):
+        assert main(argv) == status
+        assert "\\njaxllm: fine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
