@@ -5,6 +5,7 @@ matplotlib is imported only when a chart is drawn, so that commands start quickl
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,7 +112,9 @@ def to_svg(figure: "Figure") -> str:
 
 def save_chart(figure: "Figure", path: str | Path) -> None:
     """Writes the figure in the format of the file name: .png (1200 pixels wide), .pdf or .svg."""
-    figure.savefig(path, dpi=PNG_DPI, facecolor="white")
+    with warnings.catch_warnings():  # what a font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=PNG_DPI, facecolor="white")
 
 
 def _apply_style(axes: "Axes") -> None:

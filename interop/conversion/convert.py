@@ -17,6 +17,7 @@ from jaxllm.checkpoint_origin import KEPT, Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.hub import local_path
+from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.lazy_tensor import find_overflows
@@ -27,7 +28,7 @@ from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_tr
 from jaxllm.interop.saving.carried import keep_carried
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
-from jaxllm.storage.paths import check_output
+from jaxllm.storage.paths import check_is_utf8, check_output
 
 from .export_writer import ExportWriter
 from .journal import NAME, Journal
@@ -102,6 +103,8 @@ def convert(
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = local_path(source).resolve(), check_output(destination).resolve()
+    if to == orbax.NAME:
+        check_is_utf8(destination)
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules, dtype=dtype, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)

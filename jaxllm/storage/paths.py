@@ -94,10 +94,10 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def check_is_utf8(path: object) -> None:
-    """Raises UserError for a path that TensorStore, and so Orbax, cannot take."""
+def check_is_utf8(path: object, reader: str = "Orbax") -> None:
+    """Raises UserError for a path that a library cannot take: Orbax, or another that is named."""
     if _NOT_UTF8.search(str(path)):
-        raise UserError(f"{path} is not UTF-8, as paths of native checkpoints must be: rename it")
+        raise UserError(f"{path} is not UTF-8, as {reader} needs paths to be: rename it")
 
 
 def kvstore(path: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tiny import random_model
 
 from jaxllm.checkpoint_origin import KEPT
 from jaxllm.config import DecoderConfig, with_fields
-from jaxllm.errors import NarrowingError
+from jaxllm.errors import NarrowingError, UserError
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -65,6 +65,12 @@ def folders(llama, tmp_path_factory) -> dict[str, Path]:
         found[form] = tmp_path_factory.mktemp(form) / form
         save_pretrained(load_pretrained(llama), found[form], format=form)
     return found
+
+
+def test_a_native_checkpoint_with_a_name_that_is_not_utf8_is_refused(llama, tmp_path):
+    with pytest.raises(UserError, match="is not UTF-8, as Orbax needs paths to be"):
+        convert(llama, tmp_path / "\udcff", to="native")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.cases(5)

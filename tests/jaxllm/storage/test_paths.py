@@ -84,5 +84,5 @@ def test_what_is_written_locally_says_how_to_copy_it():
 
 
 def test_native_checkpoints_need_paths_of_utf8():
-    with pytest.raises(UserError, match="is not UTF-8, as paths of native checkpoints must be"):
+    with pytest.raises(UserError, match="is not UTF-8, as Orbax needs paths to be"):
         kvstore("runs/\udcff/checkpoints")
