@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxllm.errors import on_one_line
+from jaxllm.storage.whole_file import write_whole
 from jaxllm.untrusted.printable import printable
 
 if TYPE_CHECKING:
@@ -112,9 +113,11 @@ def to_svg(figure: "Figure") -> str:
 
 def save_chart(figure: "Figure", path: str | Path) -> None:
     """Writes the figure in the format of the file name: .png (1200 pixels wide), .pdf or .svg."""
+    file = io.BytesIO()
     with warnings.catch_warnings():  # what a font lacks is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=PNG_DPI, facecolor="white")
+        figure.savefig(file, format=Path(path).suffix[1:], dpi=PNG_DPI, facecolor="white")
+    write_whole(path, file.getvalue())
 
 
 def _apply_style(axes: "Axes") -> None:

@@ -103,11 +103,12 @@ def convert(
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = local_path(source).resolve(), check_output(destination).resolve()
-    if to == orbax.NAME:
-        check_is_utf8(destination)
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules, dtype=dtype, strict=strict, allow=allow)
     before, model = identify(opened.files), opened.astype(dtype)
+    if to == orbax.NAME:
+        check_is_utf8(destination)
+        model = model.as_on_devices()
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
@@ -157,7 +158,8 @@ def _discarding(
         raise
     except NarrowingError:
         shutil.rmtree(partial)
-        found = find_overflows(model.arrays, np.dtype(dtype), chunk_bytes)
+        to = np.dtype(dtype or "float32")  # which float64 becomes without a dtype
+        found = find_overflows(model.arrays, to, chunk_bytes)
         wider = "choose a dtype with a wider range, such as bfloat16"
         raise NarrowingError([*found[1:], wider], found[0]) from None
 

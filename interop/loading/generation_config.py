@@ -16,6 +16,7 @@ from jaxllm.tokenization.special_tokens import (
     read_ids,
     read_json,
 )
+from jaxllm.untrusted.regular_files import is_named
 
 # Token ids by the names of `TokenRules`, and numbers.
 RULES_OF_IDS = {
@@ -100,7 +101,7 @@ def read_generation_config(
     """
     folder = local_path(folder)
     file = folder / GENERATION_CONFIG
-    is_own = file.is_file()
+    is_own = is_named(file)
     file = file if is_own else folder / MODEL_CONFIG
     fields = read_json(file)
     numbers = {name: _number(file, fields, name) for name in NUMBERS}

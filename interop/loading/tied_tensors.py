@@ -47,17 +47,21 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
             *(checkpoint.path, TIED),
         )
-    if wide := [into for stored, into in plan.dtype_changes.values() if stored == WIDE]:
-        logger.warning(
-            "%s: %d arrays are %s, which devices do not have: loaded as %s",
-            *(checkpoint.path, len(wide), WIDE, wide[0]),
-        )
     if plan.carried:
         logger.warning(
             "%s: not part of the model: %s; the way back takes them from there",
             *(checkpoint.path, in_short(plan.carried)),
         )
     return plan
+
+
+def warn_of_wide(plan: Plan, path: object) -> None:
+    """Logs a warning if the arrays of a plan are narrower than what is stored of them."""
+    if wide := [into for stored, into in plan.dtype_changes.values() if stored == WIDE]:
+        logger.warning(
+            "%s: %d arrays are %s, which devices do not have: loaded as %s",
+            *(path, len(wide), WIDE, wide[0]),
+        )
 
 
 def _is_tied(config: Config) -> bool:

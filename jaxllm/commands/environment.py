@@ -55,8 +55,8 @@ def set_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Orbax logs the traceback of each error besides raising it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    if logging.lastResort is not None:  # prints warnings where a command has no log
-        logging.lastResort.setFormatter(_Printable("%(message)s"))
+    # For warnings of commands without a log, before a dependency sets up a form of its own.
+    logging.basicConfig(handlers=[_on_stderr()])
 
 
 class _Printable(logging.Formatter):
@@ -73,12 +73,16 @@ class _Printable(logging.Formatter):
 
 def log_to_stderr() -> None:
     """Prints the log messages of jaxllm, but not of its dependencies, on stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("jaxllm")
-    logger.addHandler(handler)
+    logger.addHandler(_on_stderr())
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _on_stderr() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    return handler
 
 
 def say(text: object, stream: TextIO | None = None) -> None:

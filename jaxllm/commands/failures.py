@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 
 from jaxllm.errors import UserError
 from jaxllm.untrusted.printable import shown
@@ -106,9 +107,10 @@ def _device_problem() -> str | None:
 
 
 def complain(text: str) -> None:
-    """Prints lines on stderr; nothing if there are none."""
-    for line in shown(text).split("\n") if text else ():
-        print(f"jaxllm: {line}", file=sys.stderr)
+    """Prints lines on stderr, if that can be written; nothing if there are none."""
+    with suppress(OSError):  # such as a log on a full disk
+        for line in shown(text).split("\n") if text else ():
+            print(f"jaxllm: {line}", file=sys.stderr)
 
 
 def _keep_traceback(error: BaseException) -> str:

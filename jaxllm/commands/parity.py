@@ -224,10 +224,11 @@ def _finish(report: "Report", arguments: argparse.Namespace) -> int:
 
 def _show(report: "Report", arguments: argparse.Namespace) -> None:
     from jaxllm.storage.paths import check_output
+    from jaxllm.storage.whole_file import write_whole
 
     folder = check_output(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    write_whole(folder / "parity.json", json.dumps(report.to_json(), indent=2) + "\n")
     report.write_html(folder / "parity.html")
     if arguments.json:
         print(json.dumps(report.to_json()))

@@ -7,7 +7,7 @@ from typing import Any
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.untrusted.chat_templates import render_template
-from jaxllm.untrusted.regular_files import read_bytes
+from jaxllm.untrusted.regular_files import is_named, read_bytes
 
 from .gguf_companions import companion_folder
 from .special_tokens import TOKENIZER_CONFIG, named_texts, read_json
@@ -47,7 +47,7 @@ def render_chat(path: str | Path, messages: Sequence[Mapping[str, str]]) -> str:
 def _find_template(folder: Path) -> str:
     """Returns the template of a folder; of several in its config, the one named default."""
     file = folder / TEMPLATE
-    if file.exists():
+    if is_named(file):
         given: Any = _read_text(file)
     else:
         given = read_json(folder / TOKENIZER_CONFIG).get("chat_template")

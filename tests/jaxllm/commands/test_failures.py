@@ -95,6 +95,15 @@ def test_what_other_processes_print_cannot_act_on_a_terminal(capsys):
     assert capsys.readouterr().err == "jaxllm: the tensor a\\x1b[2J\njaxllm: b\n"
 
 
+def test_a_stderr_that_cannot_be_written_keeps_the_status(monkeypatch):
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert report(UserError("a"), debug=False) == 2
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+
+
 @pytest.mark.parametrize(
     "cause", [RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()]
 )
