@@ -17,7 +17,7 @@ from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.untrusted.json_objects import parse_json
-from jaxllm.untrusted.regular_files import check_is_regular, is_named, read_bytes
+from jaxllm.untrusted.regular_files import is_named, read_bytes
 from jaxllm.untrusted.substitutes import check_is_content
 
 Tensors = Mapping[str, StoredTensor]
@@ -128,7 +128,6 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file has no valid JSON object, or a key occurs twice.
     """
     try:
-        check_is_regular(path)
         check_is_content(path)
         return parse_json(read_bytes(path))
     except CheckpointError as error:

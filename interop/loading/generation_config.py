@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.errors import UserError
+from jaxllm.config.checks import show
+from jaxllm.errors import UserError, on_one_line
 from jaxllm.generation import TokenRules
 from jaxllm.hub import local_path
 from jaxllm.tokenization import ByteTokenizer
@@ -145,5 +146,6 @@ def _not_followed(fields: Mapping[str, Any], *, with_eos: bool) -> list[str]:
             continue
         if name in SAMPLING and name not in known:
             continue
-        found.append(f"{name}={value!r}" + (f" ({option})" if option else ""))
+        shown = f"{on_one_line(name)}={show(value)}"
+        found.append(shown + (f" ({option})" if option else ""))
     return found
