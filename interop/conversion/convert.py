@@ -105,10 +105,7 @@ def convert(
     source, destination = local_path(source).resolve(), check_output(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules, dtype=dtype, strict=strict, allow=allow)
-    before, model = identify(opened.files), opened.astype(dtype)
-    if to == orbax.NAME:
-        check_is_utf8(destination)
-        model = model.as_on_devices()
+    before, model = identify(opened.files), _cast(opened, dtype, to, destination)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
@@ -122,6 +119,14 @@ def convert(
         shutil.rmtree(partial)
     _warn_of_zeros(model, work.kept)
     return _conversion(writer, work.kept)
+
+
+def _cast(model: ModelArrays, dtype: Dtype | None, to: str, destination: Path) -> ModelArrays:
+    """Returns the arrays in the dtypes that they are written in."""
+    if to != orbax.NAME:
+        return model.astype(dtype)
+    check_is_utf8(destination)
+    return model.astype(dtype).as_on_devices()
 
 
 def _warn_of_zeros(model: ModelArrays, kept: int) -> None:

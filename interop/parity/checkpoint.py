@@ -271,13 +271,8 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
         reference.config.quantization_config = None
     # transformers initializes missing tensors at random and only warns.
     if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
-        raise CheckpointError(
-            [
-                f"{name} is missing or has another shape than transformers expects"
-                for name in absent
-            ],
-            path,
-        )
+        reason = "is missing or has another shape than transformers expects"
+        raise CheckpointError([f"{name} {reason}" for name in absent], path)
     return reference
 
 
