@@ -38,11 +38,14 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     plan = make_plan(checkpoint, **options)
     try:
         check_copies(plan, checkpoint.path)
-    except CheckpointError:
+    except CheckpointError as error:
         if checkpoint.family.format != HF or not _is_tied(plan.config):
             raise
-        plan = make_plan(_untied(checkpoint), **options)
-        check_copies(plan, checkpoint.path)
+        try:
+            plan = make_plan(_untied(checkpoint), **options)
+            check_copies(plan, checkpoint.path)
+        except CheckpointError:  # another copy than the head is what differs
+            raise error from None
         logger.warning(
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
             *(checkpoint.path, TIED),
