@@ -5,9 +5,14 @@ matplotlib is imported only when a chart is drawn, so that commands start quickl
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jaxllm.errors import on_one_line
+from jaxllm.storage.whole_file import write_whole
+from jaxllm.untrusted.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,10 +67,12 @@ def new_chart(
 
 def set_title(axes: "Axes", title: str) -> None:
     """Writes a title above the axes and, below it, a legend if any line is labeled."""
-    handles, _ = axes.get_legend_handles_labels()
-    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=26)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.set_title(_literal(title), loc="left", fontsize=12, color=INK, pad=26)
     if handles:
         axes.legend(
+            handles,
+            list(map(_literal, labels)),
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
             borderaxespad=0.4,
@@ -76,6 +83,11 @@ def set_title(axes: "Axes", title: str) -> None:
             fontsize=9,
             handlelength=1.6,
         )
+
+
+def _literal(text: str) -> str:
+    """Returns a name as it can be drawn: `$` begins no formula, and nothing is a control code."""
+    return printable(on_one_line(text)).replace("$", r"\$")
 
 
 def to_svg(figure: "Figure") -> str:
@@ -101,7 +113,11 @@ def to_svg(figure: "Figure") -> str:
 
 def save_chart(figure: "Figure", path: str | Path) -> None:
     """Writes the figure in the format of the file name: .png (1200 pixels wide), .pdf or .svg."""
-    figure.savefig(path, dpi=PNG_DPI, facecolor="white")
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # what a font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format=Path(path).suffix[1:], dpi=PNG_DPI, facecolor="white")
+    write_whole(path, file.getvalue())
 
 
 def _apply_style(axes: "Axes") -> None:

@@ -1,15 +1,15 @@
 """The checkpoint a model was loaded from: its format, and its files that are not weights."""
 
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import MissingPackageError
+from .errors import MissingPackageError, UserError, on_one_line
 from .tokenization.gguf_companions import companion_folder
+from .tokenization.special_tokens import read_json
 
 KEPT = "origin"  # the folder of a run or a native checkpoint that holds its origin's files
 CARRIED = "carried.safetensors"  # in that folder: the checkpoint's tensors outside of the model
@@ -92,7 +92,7 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
             if Path(name).parts[0] == own:
                 continue
             if reason is not None:
-                left_out.append(f"{name} ({reason})")
+                left_out.append(f"{on_one_line(name)} ({reason})")
                 continue
             (destination / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / name, destination / name)
@@ -154,9 +154,9 @@ def describe_adapter(folder: Path) -> str | None:
     if not files:
         return None
     try:
-        fields = json.loads((folder / ADAPTER).read_text())
-        of = f"{fields['peft_type']} of {fields['base_model_name_or_path']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = read_json(folder / ADAPTER)
+        of = on_one_line(f"{fields['peft_type']} of {fields['base_model_name_or_path']}")
+    except (OSError, UserError, KeyError):
         of = "of a model that it does not name"
     return f"a PEFT adapter ({of}; {', '.join(files)})"
 

@@ -10,6 +10,7 @@ from .commands.operations import doctor, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
 from .commands.walkthroughs import commands as walkthroughs
+from .untrusted.printable import note_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = argparse.Namespace(debug="--debug" in argv)
-    failures.note_arguments(argv)
+    note_names(argv)
     try:
         set_environment()
         arguments, rest = make_parser().parse_known_args(argv)

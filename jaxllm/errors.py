@@ -11,6 +11,11 @@ MOST_LISTED = 100  # problems of one kind, of which each may need a search for w
 _MOST_KNOWN, _MOST_LETTERS = 1000, 200
 
 
+def on_one_line(text: object) -> str:
+    r"""Returns a name or another text that belongs on one line, with `\n` for its line breaks."""
+    return str(text).replace("\n", "\\n")
+
+
 class UserError(ValueError):
     """An invalid argument, file, config or installation.
 
@@ -32,9 +37,11 @@ class CheckpointError(UserError):
     exit_status = 1
 
     def __init__(self, problems: str | Sequence[str], place: object = None):
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        given = (problems,) if isinstance(problems, str) else problems
+        self.problems = tuple(map(on_one_line, given))  # names in them may have line breaks
         indented = (f"  {problem}" for problem in self.problems)
-        super().__init__("\n".join(self.problems if place is None else (f"{place}:", *indented)))
+        lines = self.problems if place is None else (f"{on_one_line(place)}:", *indented)
+        super().__init__("\n".join(lines))
 
     def within(self, place: object) -> list[str]:
         """Returns the problems, each prefixed with the place where it occurred."""

@@ -31,6 +31,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "tokenization": {"config", "errors", "hub", "untrusted"},
         "checkpointing": {"errors", "sharding", "distributed", "storage", "untrusted"},
         "distributed": {"errors", "differences"},
+        "charts": {"errors", "storage", "untrusted"},
         "untrusted": {"errors"},
         "hub": {"errors", "storage"},
         "storage": {"errors"},
@@ -55,7 +56,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "train": {*CORE, "layers", "models", "params"},
         # The commands may use everything.
         "commands": {*CORE, "presets", "models", "params", "generation", "interop", "train"},
-        "cli": {"commands", "errors"},
+        "cli": {"commands", "errors", "untrusted"},
         "__main__": {"cli"},
     },
     "jaxllm.layers": {
@@ -97,7 +98,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "sharded_tensor": {"stored_tensor"},
         "hf_index": {"stored_tensor"},
         "lazy_tensor": {"stored_tensor", "sharded_tensor"},
-        "file_writer": {"stored_tensor", "lazy_tensor"},
+        "file_writer": {"byte_sizes", "stored_tensor", "lazy_tensor"},
         "orbax": {"stored_tensor", "lazy_tensor"},
         "orbax_writer": {"stored_tensor", "lazy_tensor", "file_writer", "orbax"},
         "safetensors_file": {"stored_tensor", "hf_index", "lazy_tensor", "file_writer"},

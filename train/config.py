@@ -13,6 +13,7 @@ from jaxllm.differences import differences
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.storage.paths import absolute_path, is_remote
+from jaxllm.storage.whole_file import write_whole
 from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
@@ -247,10 +248,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
     if path.exists() and load_stored(path) == config:
         return
-    unfinished = path.with_suffix(".tmp")
-    text = yaml.safe_dump(_tuples_to_lists(to_dict(config)), sort_keys=False)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, yaml.safe_dump(_tuples_to_lists(to_dict(config)), sort_keys=False))
 
 
 def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[str]:

@@ -25,7 +25,7 @@ from .monitoring.run_logger import RunLogger
 from .objective import get_objective
 from .restarts.folder_lock import locked, run_folder
 from .restarts.sound_step import find_steps, load_chosen, load_newest
-from .restarts.stopping import ShouldStop, interruption, stopping_on_sigterm
+from .restarts.stopping import ShouldStop, interruption, naming_the_run, stopping_on_sigterm
 from .setup import Run, begin_run, keep_origin, make_run_mesh, resume_run
 from .speed.device_peaks import peak_flops
 from .speed.model_flops import flops_per_example
@@ -85,8 +85,9 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         check_lock = stack.enter_context(locked(folder))
         log.info("loading the data and the %s", "checkpoint" if resume else "model")
-        run = _prepare(config, model, mesh, resume, resume_from)
-        keep_origin(run.model, folder, config.data)
+        with naming_the_run(config):
+            run = _prepare(config, model, mesh, resume, resume_from)
+            keep_origin(run.model, folder, config.data)
         start = int(run.state.step)
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
         stack.enter_context(failing_together())

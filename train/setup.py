@@ -37,7 +37,7 @@ from jaxllm.tokenization.finding import BYTES
 from .checkpoint import load_state
 from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
 from .data import Data
-from .data.batches import Batches
+from .data.batches import Batches, check_batch_size
 from .data.documents import DataConfig
 from .data.pairs import PairsConfig
 from .data.placement import own_rows
@@ -79,8 +79,10 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
     try:
         for stack in stacks_of(model.config):
             check_positions(config.seq_len, stack)
+        examples = with_tokenizer(config, model).load(model, config.seq_len)
+        check_batch_size(examples, config.batch_size)  # before each row has a number
         return Batches(
-            with_tokenizer(config, model).load(model, config.seq_len),
+            examples,
             batch_size=config.batch_size,
             seed=config.data.seed,
             rows=own_rows(mesh, config.batch_size),

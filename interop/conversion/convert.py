@@ -17,6 +17,7 @@ from jaxllm.checkpoint_origin import KEPT, Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.hub import local_path
+from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
 from jaxllm.interop.formats.lazy_tensor import find_overflows
@@ -27,7 +28,7 @@ from jaxllm.interop.optimizer_state.export_state import OptimizerExport, plan_tr
 from jaxllm.interop.saving.carried import keep_carried
 from jaxllm.interop.saving.export import plan_export, possible_families
 from jaxllm.interop.saving.save import check_is_free, take_name
-from jaxllm.storage.paths import check_output
+from jaxllm.storage.paths import check_is_utf8, check_output
 
 from .export_writer import ExportWriter
 from .journal import NAME, Journal
@@ -104,7 +105,7 @@ def convert(
     source, destination = local_path(source).resolve(), check_output(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
     opened = open_model_arrays(source, step, rules, dtype=dtype, strict=strict, allow=allow)
-    before, model = identify(opened.files), opened.astype(dtype)
+    before, model = identify(opened.files), _cast(opened, dtype, to, destination)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
@@ -118,6 +119,14 @@ def convert(
         shutil.rmtree(partial)
     _warn_of_zeros(model, work.kept)
     return _conversion(writer, work.kept)
+
+
+def _cast(model: ModelArrays, dtype: Dtype | None, to: str, destination: Path) -> ModelArrays:
+    """Returns the arrays in the dtypes that they are written in."""
+    if to != orbax.NAME:
+        return model.astype(dtype)
+    check_is_utf8(destination)
+    return model.astype(dtype).as_on_devices()
 
 
 def _warn_of_zeros(model: ModelArrays, kept: int) -> None:
@@ -154,7 +163,8 @@ def _discarding(
         raise
     except NarrowingError:
         shutil.rmtree(partial)
-        found = find_overflows(model.arrays, np.dtype(dtype), chunk_bytes)
+        to = np.dtype(dtype or "float32")  # which float64 becomes without a dtype
+        found = find_overflows(model.arrays, to, chunk_bytes)
         wider = "choose a dtype with a wider range, such as bfloat16"
         raise NarrowingError([*found[1:], wider], found[0]) from None
 

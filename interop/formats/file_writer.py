@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 from jaxllm.errors import CheckpointArgumentError, CheckpointError, NarrowingError
+from jaxllm.storage.whole_file import naming
 
+from .byte_sizes import format_size
 from .lazy_tensor import TensorSource
 
 CHUNK_BYTES = 8 << 20
@@ -109,14 +111,14 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CheckpointArgumentError(
-            f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+            f"{folder} needs {format_size(needed)}, but only {format_size(free)} are free"
         )
 
 
 def create(folder: Path, file: PlannedFile) -> None:
     """Creates the incomplete file at its full size, or keeps the data of an earlier attempt."""
     path = partial_path(folder, file)
-    with path.open("r+b" if path.exists() else "wb") as stream:
+    with naming(path), path.open("r+b" if path.exists() else "wb") as stream:
         stream.truncate(file.size)
         for offset, data in file.frame.items():
             stream.seek(offset)
@@ -157,7 +159,8 @@ def fill(
         try:
             for chunk in source.payload(chunk_bytes):
                 with chunk:
-                    stream.write(chunk)
+                    with naming(path):
+                        stream.write(chunk)
                     if hashed:
                         sha256.update(chunk)
                     if name in file.checksums:
@@ -168,7 +171,8 @@ def fill(
             raise  # the caller reports all tensors at once
         except CheckpointError as error:
             raise CheckpointError(error.within(f"{folder / file.name}: tensor {name!r}")) from None
-        _start_writeback(stream, file.places[name], source.nbytes)
+        with naming(path):
+            _start_writeback(stream, file.places[name], source.nbytes)
     return Digest(sha256.hexdigest() if hashed else "", crc32)
 
 
@@ -206,7 +210,7 @@ def stored_sha256(path: Path, offset: int, nbytes: int) -> str:
 def finish(folder: Path, file: PlannedFile, digests: Mapping[str, Digest]) -> None:
     """Writes the checksums, flushes the file to disk and gives it its final name."""
     path = partial_path(folder, file)
-    with path.open("r+b") as stream:
+    with naming(path), path.open("r+b") as stream:
         for name, offsets in file.checksums.items():
             for offset in offsets:
                 stream.seek(offset)

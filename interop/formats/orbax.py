@@ -34,6 +34,7 @@ from jaxllm.layers.norm import saturate
 from jaxllm.models import Model
 from jaxllm.numerics.narrowing import Zeroed
 from jaxllm.params import describe, map_parameters, parameter_shardings, read_model, split
+from jaxllm.storage.paths import check_is_utf8
 
 from .lazy_tensor import TensorSource, find_overflows
 
@@ -50,6 +51,7 @@ def is_native(path: Path) -> bool:
 
 def save(model: Model, path: Path) -> None:
     """Writes a model into a folder, in the form of a run whose only checkpoint is step 0."""
+    check_is_utf8(path)
     step, items = path / "checkpoints" / "0", {"model": split(model)[1]}
     metadata = step_metadata(describe(model), digest_items(items))
     ocp.save_checkpointables(step, items, custom_metadata=metadata)

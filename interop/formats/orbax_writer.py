@@ -32,6 +32,7 @@ from jaxllm.errors import CheckpointError
 from jaxllm.interop.rules.boxes import box_shape, boxes, slices
 from jaxllm.models import build_abstract
 from jaxllm.params import describe, map_parameters
+from jaxllm.storage.paths import check_is_utf8
 
 from . import orbax
 from .file_writer import Digest, Progress, check_space, sync
@@ -75,6 +76,7 @@ class OrbaxWriter:
 
     def begin(self, folder: Path) -> None:
         """See `table.CheckpointWriter`."""
+        check_is_utf8(folder)
         step = _step(folder)
         for leftover in step.parent.glob("*-tmp*"):  # Orbax was killed while it was writing
             shutil.rmtree(leftover)

@@ -5,6 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jaxllm.errors import on_one_line
 from jaxllm.interop.formats.byte_sizes import format_size
 from jaxllm.untrusted.printable import literal, printable
 
@@ -19,23 +20,24 @@ def render(inspection: Inspection) -> RenderableType:
         *_planned(inspection),
         *inspection.notes,
     ]
-    summary = literal("\n".join(filter(None, lines)))
+    summary = literal("\n".join(on_one_line(line) for line in lines if line))
     problems = Text(
-        printable("\n".join(f"✗ {problem}" for problem in inspection.problems)), style="red"
+        printable("\n".join(f"✗ {on_one_line(problem)}" for problem in inspection.problems)),
+        style="red",
     )
     return Group(_tensors(inspection), summary, *([problems] if inspection.problems else []))
 
 
 def _tensors(inspection: Inspection) -> Table:
     family = inspection.family or "no known family"
-    title = literal(f"{inspection.path}: {family}")
+    title = literal(on_one_line(f"{inspection.path}: {family}"))
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("tensor and the parameter it becomes", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for group in inspection.tensors:
         shape = " x ".join(map(str, group.shape)) or "scalar"
         style = "red" if group.use == UNKNOWN else None
-        what = literal(f"{group.name}\n  ")
+        what = literal(f"{on_one_line(group.name)}\n  ")
         what.append(printable(f"{group.dtype} {shape} → {group.use}"), style="dim")
         table.add_row(what, format_size(group.num_bytes), style=style)
     return table

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +23,7 @@ from jaxllm.interop.loading.model_arrays import ModelArrays, arrays_of_checkpoin
 from jaxllm.interop.loading.plan import make_plan
 from jaxllm.interop.loading.tied_tensors import make_checked_plan
 from jaxllm.interop.saving.export import choose_family, export_tensors, possible_families
+from jaxllm.storage.whole_file import write_whole
 
 # Copies of a chunk that may be in memory: the original, its round trip and their difference.
 COPIES = 5
@@ -267,9 +267,7 @@ def _check_manifest(path: Path, tensors: list[VerifiedTensor]) -> Iterator[str]:
         for tensor in tensors
     }
     if not path.exists():
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps({"tensors": found}, indent=1) + "\n")
-        os.replace(partial, path)
+        write_whole(path, json.dumps({"tensors": found}, indent=1) + "\n")
         return
     recorded = read_json(path).get("tensors")
     if not isinstance(recorded, dict) or not all(isinstance(v, Mapping) for v in recorded.values()):

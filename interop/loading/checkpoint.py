@@ -91,7 +91,7 @@ def read_model_config(path: Path) -> Config:
         values, _ = family.read_config(fields, {})
         config = make_config(values)
     except (ValueError, ArithmeticError) as error:
-        raise CheckpointError([*fields.problems, str(error)], path) from None
+        raise CheckpointError([*fields.problems, *str(error).splitlines()], path) from None
     if problems := fields.finish():
         raise CheckpointError(problems, path)
     return config

@@ -18,7 +18,7 @@ from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.tokenization.special_tokens import GENERATION_CONFIG, MODEL_CONFIG
 from jaxllm.untrusted.json_objects import parse_json
-from jaxllm.untrusted.regular_files import check_is_regular, read_bytes
+from jaxllm.untrusted.regular_files import is_named, read_bytes
 from jaxllm.untrusted.substitutes import check_is_content
 
 Tensors = Mapping[str, StoredTensor]
@@ -127,7 +127,6 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file has no valid JSON object, or a key occurs twice.
     """
     try:
-        check_is_regular(path)
         check_is_content(path)
         return parse_json(read_bytes(path))
     except CheckpointError as error:
@@ -170,7 +169,7 @@ def with_facts_beside(family: Family, config: dict[str, Any], path: Path) -> dic
         given = config.get("architectures") or [""]
         config = {**config, "architectures": [architecture_without_head(str(given[0]) or "Model")]}
     file = path / GENERATION_CONFIG
-    generation = read_json(file) if file.is_file() and has_start_token(family) else {}
+    generation = read_json(file) if is_named(file) and has_start_token(family) else {}
     return with_start_token(family, config, generation)
 
 

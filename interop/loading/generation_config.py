@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.errors import UserError
+from jaxllm.config.checks import show
+from jaxllm.errors import UserError, on_one_line
 from jaxllm.generation import TokenRules
 from jaxllm.hub import local_path
 from jaxllm.tokenization import ByteTokenizer
@@ -16,6 +17,7 @@ from jaxllm.tokenization.special_tokens import (
     read_ids,
     read_json,
 )
+from jaxllm.untrusted.regular_files import is_named
 
 # Token ids by the names of `TokenRules`, and numbers.
 RULES_OF_IDS = {
@@ -100,7 +102,7 @@ def read_generation_config(
     """
     folder = local_path(folder)
     file = folder / GENERATION_CONFIG
-    is_own = file.is_file()
+    is_own = is_named(file)
     file = file if is_own else folder / MODEL_CONFIG
     fields = read_json(file)
     numbers = {name: _number(file, fields, name) for name in NUMBERS}
@@ -144,5 +146,6 @@ def _not_followed(fields: Mapping[str, Any], *, with_eos: bool) -> list[str]:
             continue
         if name in SAMPLING and name not in known:
             continue
-        found.append(f"{name}={value!r}" + (f" ({option})" if option else ""))
+        shown = f"{on_one_line(name)}={show(value)}"
+        found.append(shown + (f" ({option})" if option else ""))
     return found

@@ -16,7 +16,7 @@ from jaxllm.params import named_parameters, stacked_layers
 
 from .checkpoint import open_checkpoint
 from .model_arrays import apply_rules, make_origin
-from .tied_tensors import make_checked_plan
+from .tied_tensors import make_checked_plan, warn_of_wide
 
 
 class StoredParam(nnx.Param):
@@ -47,6 +47,7 @@ def open_pretrained(
     """
     checkpoint = open_checkpoint(local_path(path), rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint, dtype=dtype)
+    warn_of_wide(plan, checkpoint.path)
     model = build_abstract(with_fields(plan.config, scan_layers=False))
     arrays = apply_rules(plan.table.bound(stacked_layers(model)), plan.tensors)
     for module_path, module in nnx.iter_graph(model):

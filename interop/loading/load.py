@@ -22,7 +22,7 @@ from .checkpoint_dir import Checkpoint
 from .model_arrays import make_origin
 from .plan import MAX_RAM, Plan
 from .streaming.array_reads import NOTHING, read_arrays
-from .tied_tensors import make_checked_plan
+from .tied_tensors import make_checked_plan, warn_of_wide
 from .user_family import resolve_family
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def read_model(
         plan: its plan.
         given: arrays that need not be read, by name.
     """
+    warn_of_wide(plan, checkpoint.path)
     if plan.tolerated:
         ignored = "\n  ".join(plan.tolerated)
         logger.warning("%s: ignored (strict=False):\n  %s", checkpoint.path, ignored)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,11 @@ from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config, Dtype, dtype_fields, with_fields
 from jaxllm.config.numerics import check_dtype
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax, from_stored, transfer_tensor
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.stored_tensor import (
+    CheckpointError,
+    StoredTensor,
+    dtype_on_devices,
+)
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.rules.rule import BoundRule, Stacks
 from jaxllm.models import Model, build_abstract
@@ -26,6 +31,8 @@ from .checkpoint_dir import Checkpoint
 from .plan import Plan
 from .streaming.array_reads import find_arrays
 from .tied_tensors import make_checked_plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +72,18 @@ class ModelArrays:
         to, zeroed = np.dtype(dtype), Zeroed(np.dtype(dtype))
         arrays = {name: array.astype(to, zeroed, name) for name, array in self.arrays.items()}
         return dataclasses.replace(self, config=config, arrays=arrays, cast_to=to, zeroed=zeroed)
+
+    def as_on_devices(self) -> Self:
+        """Returns the arrays in the dtypes that they are loaded in, as native checkpoints have."""
+        dtypes = {name: dtype_on_devices(array.dtype) for name, array in self.arrays.items()}
+        wide = [name for name, dtype in dtypes.items() if dtype != self.arrays[name].dtype]
+        if not wide:
+            return self
+        stored, to = self.arrays[wide[0]].dtype, dtypes[wide[0]]
+        logger.warning("%d arrays are %s: written as %s, as devices have", len(wide), stored, to)
+        zeroed = self.zeroed or Zeroed(to)
+        cast = {name: self.arrays[name].astype(to, zeroed, name) for name in wide}
+        return dataclasses.replace(self, arrays={**self.arrays, **cast}, zeroed=zeroed)
 
 
 def arrays_of_model(model: Model) -> ModelArrays:

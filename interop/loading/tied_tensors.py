@@ -38,19 +38,17 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
     plan = make_plan(checkpoint, **options)
     try:
         check_copies(plan, checkpoint.path)
-    except CheckpointError:
+    except CheckpointError as error:
         if checkpoint.family.format != HF or not _is_tied(plan.config):
             raise
-        plan = make_plan(_untied(checkpoint), **options)
-        check_copies(plan, checkpoint.path)
+        try:
+            plan = make_plan(_untied(checkpoint), **options)
+            check_copies(plan, checkpoint.path)
+        except CheckpointError:  # another copy than the head is what differs
+            raise error from None
         logger.warning(
             "%s: %s=true in the config, but the head differs from the embedding: loaded as untied",
             *(checkpoint.path, TIED),
-        )
-    if wide := [into for stored, into in plan.dtype_changes.values() if stored == WIDE]:
-        logger.warning(
-            "%s: %d arrays are %s, which devices do not have: loaded as %s",
-            *(checkpoint.path, len(wide), WIDE, wide[0]),
         )
     if plan.carried:
         logger.warning(
@@ -58,6 +56,15 @@ def make_checked_plan(checkpoint: Checkpoint, **options: Any) -> Plan:
             *(checkpoint.path, in_short(plan.carried)),
         )
     return plan
+
+
+def warn_of_wide(plan: Plan, path: object) -> None:
+    """Logs a warning if the arrays of a plan are narrower than what is stored of them."""
+    if wide := [into for stored, into in plan.dtype_changes.values() if stored == WIDE]:
+        logger.warning(
+            "%s: %d arrays are %s, which devices do not have: loaded as %s",
+            *(path, len(wide), WIDE, wide[0]),
+        )
 
 
 def _is_tied(config: Config) -> bool:

@@ -4,6 +4,7 @@ PyTorch numbers parameters in the order in which the groups list them. Within a 
 order of `model.named_parameters()`; which parameters a group has can only be inferred from shapes.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jaxllm.interop.families import Family
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.tensor_files import TORCH_SUFFIXES
 from jaxllm.interop.reference.transformers_models import require_torch
-from jaxllm.untrusted.regular_files import check_is_regular
+from jaxllm.untrusted.regular_files import read_bytes
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -95,9 +96,11 @@ def _step(taken: tuple[int, ...], number: int, by: int) -> tuple[int, ...]:
 
 def read_names(path: Path) -> list[str]:
     """Reads names from a file, one per line. Raises CheckpointError if a name occurs twice."""
-    check_is_regular(path)
-    names = path.read_text(encoding="utf-8").split()
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    try:
+        names = read_bytes(path).decode().split()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8: {error}") from None
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise CheckpointError(f"{path}: {', '.join(twice)} occurs more than once")
     return names
 

@@ -24,6 +24,7 @@ from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.models import Model, TokenModel
+from jaxllm.storage.paths import check_is_utf8
 
 from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, draw, sequences_of
@@ -255,6 +256,7 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
     import torch
     import transformers
 
+    check_is_utf8(path, "transformers")
     with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path.parent if is_gguf(path) else path,
@@ -269,13 +271,8 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
         reference.config.quantization_config = None
     # transformers initializes missing tensors at random and only warns.
     if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
-        raise CheckpointError(
-            [
-                f"{name} is missing or has another shape than transformers expects"
-                for name in absent
-            ],
-            path,
-        )
+        reason = "is missing or has another shape than transformers expects"
+        raise CheckpointError([f"{name} {reason}" for name in absent], path)
     return reference
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from jaxllm.storage.whole_file import write_whole
 from jaxllm.untrusted.printable import printable
 
 from .render import html, terminal
@@ -19,7 +20,7 @@ class Report(report.Report):
 
     def write_html(self, path: str | Path) -> None:
         """Writes a self-contained HTML page: no network, no script, no other file."""
-        Path(path).write_text(printable(html.render(self)), encoding="utf-8")
+        write_whole(path, printable(html.render(self)))
 
     def table(self) -> RenderableType:
         """Returns the report as a rich renderable for the terminal."""

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxllm.errors import UserError
-from jaxllm.untrusted.printable import printable
 
-from .environment import print_rich
+from .environment import print_rich, say
 from .options import (
     CHECKPOINT,
     MAX_RAM,
@@ -93,8 +92,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps(found.to_json()))
     else:
         for problem in found.problems:
-            print(printable(problem))
-        print(found.summary)
+            say(problem)
+        say(found.summary)
     return 0 if found.ok else 1
 
 
@@ -116,7 +115,7 @@ def _suggest(arguments: argparse.Namespace) -> int:
 
     config = None if arguments.config is None else _read_config(Path(arguments.config))
     found = suggest(arguments.path, config, rules=arguments.rules, **allowances(arguments))
-    print(printable(str(found)))
+    say(found)
     return 0
 
 

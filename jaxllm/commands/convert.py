@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .choices import FormatNames
+from .environment import say
 from .options import (
     CHECKPOINT,
     MAX_RAM,
@@ -96,7 +97,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         )
     seconds = time.perf_counter() - begun
     kept = f" ({format_size(done.num_bytes_kept)} already written)" if done.num_bytes_kept else ""
-    print(
+    say(
         f"{arguments.destination}: {done.format_name}, {format_size(done.num_bytes)}{kept}, "
         f"{seconds:.1f} s"
     )

@@ -12,6 +12,7 @@ from jaxllm.interop.optimizer_state import parameter_order
 from jaxllm.storage.paths import is_remote
 from jaxllm.train import load_config, make_mesh, read_state, write_run
 
+from .environment import say
 from .options import allowances
 
 # Options that do not apply when a run is the source or the result, and those of optimizers only.
@@ -92,7 +93,7 @@ def into_run(arguments: argparse.Namespace) -> int:
         **allowances(arguments),
     )
     write_run(config, model, state)
-    print(
+    say(
         f"{folder}: a run at step {state.step}; to continue: "
         f"jaxllm train {folder}/config.yaml --resume"
     )

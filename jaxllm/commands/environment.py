@@ -8,11 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from jaxllm import THREADS_PER_DEVICE
-from jaxllm.errors import UserError, first_line
-from jaxllm.untrusted.printable import printable
+from jaxllm.errors import UserError, first_line, on_one_line
+from jaxllm.untrusted.printable import shown
 
 from .failures import WRONG_USE, complain, report_failure
 from .options import is_whole_number
@@ -54,24 +55,39 @@ def set_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Orbax logs the traceback of each error besides raising it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # For warnings of commands without a log, before a dependency sets up a form of its own.
+    logging.basicConfig(handlers=[_on_stderr()])
 
 
 class _Printable(logging.Formatter):
     """Formats messages, which may name tensors and files, as text that cannot act on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the message."""
-        return printable(super().format(record))
+        """Returns the message, in which no path begins a line of its own."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                on_one_line(value) if isinstance(value, Path) else value for value in record.args
+            )
+        return shown(super().format(record))
 
 
 def log_to_stderr() -> None:
     """Prints the log messages of jaxllm, but not of its dependencies, on stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("jaxllm")
-    logger.addHandler(handler)
+    logger.addHandler(_on_stderr())
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _on_stderr() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    return handler
+
+
+def say(text: object, stream: TextIO | None = None) -> None:
+    """Prints a text, in which nothing acts on a terminal, on stdout or another stream."""
+    print(shown(str(text)), file=stream)
 
 
 def print_rich(renderable: "RenderableType") -> None:

@@ -1,18 +1,15 @@
 """Error reporting of commands: messages on stderr and exit statuses."""
 
 import os
-import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from contextlib import suppress
 
 from jaxllm.errors import UserError
-from jaxllm.untrusted.printable import printable
+from jaxllm.untrusted.printable import shown
 
 WRONG_USE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
-
-_broken: list[str] = []  # parts of the command's arguments that have line breaks, longest first
 
 EXIT_STATUSES = """exit status:
   0    success
@@ -47,7 +44,7 @@ def report_failure(error: BaseException, *, debug: bool) -> tuple[str, int]:
         traceback.print_exception(error)
     text, status = _explain(error, debug=debug)
     complain(text)
-    return _shown(text), status
+    return shown(text), status
 
 
 def _explain(error: BaseException, *, debug: bool) -> tuple[str, int]:
@@ -109,24 +106,11 @@ def _device_problem() -> str | None:
     return None
 
 
-def note_arguments(arguments: Sequence[str]) -> None:
-    """Keeps the arguments of the command, of which messages may have parts, such as a path."""
-    parts = {part for argument in arguments for part in re.split("[/=]", argument)}
-    broken = {part for part in parts if "\n" in part and part.strip()}
-    _broken[:] = sorted(broken, key=len, reverse=True)
-
-
 def complain(text: str) -> None:
-    """Prints lines on stderr; nothing if there are none."""
-    for line in _shown(text).split("\n") if text else ():
-        print(f"jaxllm: {line}", file=sys.stderr)
-
-
-def _shown(text: str) -> str:
-    """Returns a text as it may be shown, in which a line break in an argument begins no line."""
-    for part in _broken:
-        text = text.replace(part, part.replace("\n", "\\n"))
-    return printable(text)
+    """Prints lines on stderr, if that can be written; nothing if there are none."""
+    with suppress(OSError):  # such as a log on a full disk
+        for line in shown(text).split("\n") if text else ():
+            print(f"jaxllm: {line}", file=sys.stderr)
 
 
 def _keep_traceback(error: BaseException) -> str:

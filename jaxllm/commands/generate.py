@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 
+from .environment import say
 from .options import (
     CHECKPOINT,
     AddCommand,
@@ -123,14 +124,14 @@ def _generate(arguments: argparse.Namespace) -> int:
     prompts = [_encode(arguments, text, folder, tokenizer, model) for text in arguments.prompt]
     is_decoder = not isinstance(model.config, EncoderDecoderConfig)
     if is_decoder and any(prompt[-1] in settings.eos_ids for prompt in prompts if prompt):
-        print("a prompt ends with an end-of-sequence token: is it complete?", file=sys.stderr)
+        say("a prompt ends with an end-of-sequence token: is it complete?", sys.stderr)
     tokens = _continue(arguments, model, prompts, settings)
     for prompt, new in zip(arguments.prompt, tokens, strict=True):
         text = tokenizer.decode([token for token in new if token not in settings.eos_ids])
         if arguments.json:
             print(json.dumps({"prompt": prompt, "text": text, "tokens": new}))
         else:
-            print(text if arguments.chat else prompt + text)
+            say(text if arguments.chat else prompt + text)
     return 0
 
 
@@ -182,7 +183,7 @@ def _settings(
         found = read_generation_config(folder, model.config.vocab_size, with_eos=with_eos)
         if found.not_followed:
             fields = ", ".join(found.not_followed)
-            print(f"{folder / GENERATION_CONFIG}: not followed: {fields}", file=sys.stderr)
+            say(f"{folder / GENERATION_CONFIG}: not followed: {fields}", sys.stderr)
     return dataclasses.replace(
         found,
         eos_ids=_eos_ids(arguments.path, found.eos_ids, tokenizer),
@@ -199,7 +200,7 @@ def _eos_ids(path: str, named: tuple[int, ...], tokenizer: "Tokenizer") -> tuple
     if (Path(path) / "config.yaml").is_file():
         return tuple(dict.fromkeys((*own, *named)))
     if not named and not own:
-        print("no file names an end-of-sequence token: texts have full length", file=sys.stderr)
+        say("no file names an end-of-sequence token: texts have full length", sys.stderr)
     return named or own
 
 

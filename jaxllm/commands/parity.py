@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from jaxllm.errors import UserError
 
 from .choices import LevelNames
-from .environment import comparison_progress, join_processes, log_to_stderr, print_rich
+from .environment import (
+    comparison_progress,
+    join_processes,
+    log_to_stderr,
+    print_rich,
+    say,
+)
 from .options import (
     AddCommand,
     add_dtype,
@@ -223,16 +229,17 @@ def _finish(report: "Report", arguments: argparse.Namespace) -> int:
 
 def _show(report: "Report", arguments: argparse.Namespace) -> None:
     from jaxllm.storage.paths import check_output
+    from jaxllm.storage.whole_file import write_whole
 
     folder = check_output(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "parity.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    write_whole(folder / "parity.json", json.dumps(report.to_json(), indent=2) + "\n")
     report.write_html(folder / "parity.html")
     if arguments.json:
         print(json.dumps(report.to_json()))
     else:
         print_rich(report.table())
-        print(f"{folder}: parity.json, parity.html")
+        say(f"{folder}: parity.json, parity.html")
 
 
 def _record(arguments: argparse.Namespace) -> int:
@@ -253,7 +260,7 @@ def _record(arguments: argparse.Namespace) -> int:
             rules=arguments.rules,
             **allowances(arguments),
         )
-    print(f"{arguments.output}: {format_size(num_bytes)}")
+    say(f"{arguments.output}: {format_size(num_bytes)}")
     return 0
 
 
@@ -292,5 +299,5 @@ def _mesh(arguments: argparse.Namespace) -> int:
         print(json.dumps(equality.to_json()))
     else:
         print_rich(equality.table())
-        print(equality.summary)
+        say(equality.summary)
     return 0 if equality.first is None else 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jaxllm.errors import MissingFileError, UserError
 
-from .environment import join_processes, log_to_stderr, print_rich
+from .environment import join_processes, log_to_stderr, print_rich, say
 from .options import AddCommand, add_json, add_processes, count
 
 if TYPE_CHECKING:
@@ -148,11 +148,11 @@ def _train(arguments: argparse.Namespace) -> int:
     result = train(config, _initial_weights(config, start), **options)
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
-            print(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
-        print(f"wrote {config.output}  config.yaml  metrics.jsonl  loss.png  checkpoints/")
+            say(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
+        say(f"wrote {config.output}  config.yaml  metrics.jsonl  loss.png  checkpoints/")
         if result.step < config.steps:
-            print(f"stopped by SIGTERM after step {result.step} of {config.steps}, which is saved")
-            print(f"continue with {resume_command(config)}")
+            say(f"stopped by SIGTERM after step {result.step} of {config.steps}, which is saved")
+            say(f"continue with {resume_command(config)}")
     return 0
 
 

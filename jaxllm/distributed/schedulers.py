@@ -18,6 +18,8 @@ _SIZES = {
     "MPI": ("PMI_SIZE", "PMI_RANK"),  # MPICH and Intel MPI
     "MVAPICH": ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     "Flux": ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
+    "LSF": ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    "AWS Batch": ("AWS_BATCH_JOB_NUM_NODES", "AWS_BATCH_JOB_NODE_INDEX"),
     "torchrun": ("WORLD_SIZE", "RANK"),
 }
 # An indexed job of Kubernetes does not tell its pods how many they are.

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -111,10 +112,13 @@ class TokenRules:
         B, S = text_BS.shape
         length_B1 = (written.lengths_B + written.num_new)[:, None]
         starts = jnp.arange(S)[None]
-        is_same_BS = starts + n <= length_B1  # n-grams that are written in full
-        for k in range(n - 1):
+
+        def compare(k: Array, is_same_BS: Array) -> Array:
             last_B1 = jnp.take_along_axis(text_BS, jnp.maximum(length_B1 - n + 1 + k, 0), axis=1)
-            is_same_BS &= jnp.roll(text_BS, -k, axis=1) == last_B1
+            return is_same_BS & (jnp.roll(text_BS, -k, axis=1) == last_B1)
+
+        is_same_BS = starts + n <= length_B1  # n-grams that are written in full
+        is_same_BS = jax.lax.fori_loop(0, min(n, S) - 1, compare, is_same_BS)
         ends_BS = jnp.where(is_same_BS, jnp.roll(text_BS, 1 - n, axis=1), vocab_size)
         banned_BV = jnp.zeros((B, vocab_size), bool)
         return banned_BV.at[jnp.arange(B)[:, None], ends_BS].set(True, mode="drop")

@@ -14,6 +14,7 @@ from jaxllm.errors import MissingPackageError, UserError
 # The package of each kind of address, and the extra of jaxllm that installs it.
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://?(?=[^/])")  # Path turns two slashes into one
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what Python makes of such bytes in names
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}(/|$)")
 
 
@@ -93,8 +94,15 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     )
 
 
+def check_is_utf8(path: object, reader: str = "Orbax") -> None:
+    """Raises UserError for a path that a library cannot take: Orbax, or another that is named."""
+    if _NOT_UTF8.search(str(path)):
+        raise UserError(f"{path} is not UTF-8, as {reader} needs paths to be: rename it")
+
+
 def kvstore(path: Any) -> dict[str, Any]:
     """Returns the TensorStore spec of a folder, on this machine or on an object store."""
+    check_is_utf8(path)
     text = str(path)  # which of an epath.Path has the address
     if not is_remote(text):
         return {"driver": "file", "path": f"{text}/"}

@@ -1,13 +1,13 @@
 """Chat templates: a conversation as the text that a chat model was trained on."""
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
+from jaxllm.untrusted.chat_templates import render_template
+from jaxllm.untrusted.regular_files import is_named, read_bytes
 
 from .gguf_companions import companion_folder
 from .special_tokens import TOKENIZER_CONFIG, named_texts, read_json
@@ -19,7 +19,8 @@ MOST_CHARACTERS = 1_000_000  # of a template
 def render_chat(path: str | Path, messages: Sequence[Mapping[str, str]]) -> str:
     """Applies the chat template of a model to messages; the model's answer comes next.
 
-    Templates run in Jinja's sandbox: they can compute texts, and nothing else.
+    Templates run in Jinja's sandbox, in limited time and memory: they can compute texts, and
+    nothing else.
 
     Args:
         path: a folder that has a tokenizer with a chat template, or a GGUF file.
@@ -32,43 +33,27 @@ def render_chat(path: str | Path, messages: Sequence[Mapping[str, str]]) -> str:
         UserError: there is no template, or it fails.
         MissingPackageError: a package that reads the GGUF file is not installed.
     """
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     folder = companion_folder(local_path(path))
     template = _find_template(folder)
-
-    def fail(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _generation_block()],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = fail
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     special = {f"{role}_token": text for role, text in named_texts(folder).items()}
-    given = [dict(message) for message in messages]
+    variables = {"messages": [dict(message) for message in messages], **special}
+    fixed = {"tools": None, "documents": None, "add_generation_prompt": True}
     try:
-        return environment.from_string(template).render(
-            messages=given, tools=None, documents=None, add_generation_prompt=True, **special
-        )
-    except Exception as error:  # a template may fail with any error of Python
+        return render_template(template, {**variables, **fixed})
+    except UserError as error:
         raise UserError(f"{path}: the chat template fails: {error}") from None
 
 
 def _find_template(folder: Path) -> str:
     """Returns the template of a folder; of several in its config, the one named default."""
     file = folder / TEMPLATE
-    if file.is_file():
-        given: Any = file.read_text(encoding="utf-8")
+    if is_named(file):
+        given: Any = _read_text(file)
     else:
         given = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(given, list):  # of objects with a name and a template
-        named = {each.get("name"): each.get("template") for each in given if isinstance(each, dict)}
-        given = named.get("default")
+        named = [each for each in given if isinstance(each, dict) and each.get("name") == "default"]
+        given = named[-1].get("template") if named else None
     if not isinstance(given, str):
         raise UserError(
             f"{folder} has no chat template: neither {TEMPLATE} nor chat_template in "
@@ -79,22 +64,8 @@ def _find_template(folder: Path) -> str:
     return given
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """The filter `tojson` of chat templates: unlike Jinja's own, it escapes nothing for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _generation_block() -> type:
-    """Returns the Jinja extension of `{% generation %}`, which marks what a model has written."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 # the base class declares it so
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    return Generation
+def _read_text(file: Path) -> str:
+    try:
+        return read_bytes(file).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8: {error}") from None

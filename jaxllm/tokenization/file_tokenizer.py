@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, Encoding
 
 from jaxllm.errors import MissingFileError, UserError
+from jaxllm.untrusted.regular_files import is_named
 from jaxllm.untrusted.tokenizer_files import decode, encode, read_tokenizer
 
 from .special_tokens import find_eos_ids, is_unicode, named_texts
@@ -68,7 +69,7 @@ class FileTokenizer(Tokenizer):
         """
         file = Path(path)
         file = file / FILE if file.is_dir() else file
-        if not file.is_file():
+        if not is_named(file):
             raise MissingFileError(f"the tokenizer file {file} does not exist")
         return cls(read_tokenizer(file), file, eos=eos)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxllm.config import Config
 from jaxllm.errors import MissingFileError, UserError
 from jaxllm.hub import local_path
+from jaxllm.untrusted.regular_files import is_named
 
 from .converted import is_other_tokenizer, read_other_tokenizer
 from .file_tokenizer import FILE, FileTokenizer
@@ -35,7 +36,7 @@ def load_tokenizer(path: str | Path | None, *, eos: str | None = None) -> Tokeni
         raise MissingFileError(f"the tokenizer file {place} does not exist")
     if place.is_file() and place.suffix != ".json":  # such as tokenizer.model
         place = place.parent
-    if place.is_dir() and not (place / FILE).is_file() and is_other_tokenizer(place):
+    if place.is_dir() and not is_named(place / FILE) and is_other_tokenizer(place):
         return read_other_tokenizer(place, eos=eos)
     return FileTokenizer.read(place, eos=eos)
 
@@ -48,7 +49,7 @@ def find_tokenizer(folders: Iterable[Path]) -> Path | None:
 def _has_tokenizer(place: Path) -> bool:
     if not place.is_dir():
         return place.suffix == SUFFIX and place.is_file()
-    return (place / FILE).is_file() or is_other_tokenizer(place)
+    return is_named(place / FILE) or is_other_tokenizer(place)
 
 
 def check_tokens(tokenizer: Tokenizer, config: Config, *, is_chosen: bool, option: str) -> None:

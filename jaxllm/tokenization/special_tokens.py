@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.untrusted.json_objects import parse_json
-from jaxllm.untrusted.regular_files import read_bytes
+from jaxllm.untrusted.regular_files import is_named, read_bytes
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -80,7 +80,7 @@ def _items(given: Any) -> Iterator[Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Returns the object in a JSON file, or {} without one. Raises UserError for other content."""
-    if not file.is_file():
+    if not is_named(file):
         return {}
     try:
         return parse_json(read_bytes(file))

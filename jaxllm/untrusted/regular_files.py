@@ -14,6 +14,11 @@ def check_is_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
+def is_named(path: Path) -> bool:
+    """Whether a folder has this name, if only for a link that leads nowhere: reading it fails."""
+    return os.path.lexists(path)
+
+
 def read_bytes(path: Path, most: int | None = None) -> bytes:
     """Reads a regular file.
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jaxllm.errors import CheckpointError
 
+from .regular_files import check_is_regular
+
 _FIRST_BYTES = 512
 _LFS = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d+)")
 _PAGE = re.compile(
@@ -19,7 +21,10 @@ def check_is_content(path: Path) -> None:
 
     Git leaves a pointer in place of a large file, and browsers save a page that was shown in place
     of a file. The message has no path.
+
+    Raises OSError if the file is not a regular one: opening a pipe may never end.
     """
+    check_is_regular(path)
     with path.open("rb") as stream:
         start = stream.read(_FIRST_BYTES)
     if pointer := _LFS.match(start):

@@ -1,12 +1,17 @@
 """YAML documents of bounded size: aliases can make a few lines stand for billions of values."""
 
+import re
 from collections import Counter
 from typing import Any
 
 from .json_objects import MAX_DEPTH
+from .printable import note_names
 
 MAX_BYTES = 64 << 10  # PyYAML reads less than 100 kB per second
 MAX_VALUES = 100_000
+# NUL, and halves of characters but for those that stand for bytes of names that are not UTF-8.
+_NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+MOST_SHOWN = 60  # characters of a text in a message
 MAX_PLAIN = 1000  # characters without quotes, which may be a number too long to be shown
 
 
@@ -51,7 +56,7 @@ def _check_extent(text: str) -> None:
                 sizes[anchor] = count
             case yaml.ScalarEvent():
                 count = sizes[anchor] = 1
-                _check_plain(event)
+                _check_scalar(event)
             case yaml.AliasEvent():
                 _check_ended(anchor, open_collections)
                 count = sizes.get(anchor, 1)
@@ -63,7 +68,12 @@ def _check_extent(text: str) -> None:
             raise DocumentError(f"nested more than {MAX_DEPTH} levels deep")
 
 
-def _check_plain(scalar: Any) -> None:
+def _check_scalar(scalar: Any) -> None:
+    if (found := _NO_TEXT.search(scalar.value)) is not None:
+        raise DocumentError(
+            f"{found[0]!r} in {scalar.value[:MOST_SHOWN]!r} is not a character of a text"
+        )
+    note_names([scalar.value])
     if scalar.style is None and len(scalar.value) > MAX_PLAIN:
         raise DocumentError(f"{len(scalar.value)} characters without quotes: quote such a text")
 

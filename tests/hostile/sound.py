@@ -30,6 +30,8 @@ def write_all(root: Path) -> None:
     (root / "bin").mkdir()
     shutil.copy(root / "hf" / "config.json", root / "bin")
     torch.save(tensors, root / "bin" / "pytorch_model.bin")
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "a/b", "target_modules": ["q"]}
+    (root / "bin" / "adapter_config.json").write_text(json.dumps(adapter))
     (root / "legacy").mkdir()
     shutil.copy(root / "hf" / "config.json", root / "legacy")
     old = {"_use_new_zipfile_serialization": False}
@@ -61,6 +63,8 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    loop = "a{% for m in messages %}{{ m.role[:1] * 2 ~ m.content | trim }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loop)
 
 
 def _write_dcp(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -18,6 +18,7 @@ PLAN = ("plan", "{}/run.yaml")
 ARRAYS = ("train", "{}/run.yaml", "--output", "{}/out")
 RESUME = ("convert", "{}/source", "{}/new", "--to", "meta")
 PROMPT = ("generate", "{}", "--prompt", "ab", "--max-new-tokens", "1")
+CHAT = (*PROMPT, "--chat")
 OPTIMIZER = ("convert", "{}", "{}/new", "--with-optimizer", "--config", "{}/run.yaml")
 DIFF = ("diff", "{}", "{}")
 TARGETS = (
@@ -27,6 +28,7 @@ TARGETS = (
         Target("hf", "generation_config.json", PROMPT),
         Target("hf", "tokenizer_config.json", PROMPT),
     ),
+    *(Target("hf", "chat_template.jinja", CHAT), Target("bin", "adapter_config.json", INSPECT)),
     *(Target("shards", "model.safetensors.index.json", INSPECT),),
     *(Target("bin", "pytorch_model.bin", INSPECT), Target("bin", "pytorch_model.bin", VERIFY)),
     *(Target("legacy", "pytorch_model.bin", VERIFY), Target("dcp", "__0_0.distcp", VERIFY)),

@@ -28,6 +28,18 @@ def test_svg_is_an_html_element_with_searchable_text():
     assert ">a line</text>" in svg
 
 
+def test_names_are_drawn_as_they_are(recwarn, tmp_path):
+    figure, [axes] = new_chart(3)
+    axes.plot([1, 2], label="run $\\x$\x1b\n\udcff")
+    set_title(axes, "run $x^$\x07")
+    svg = to_svg(figure)
+    assert r">run $\x$\x1b\n\udcff</text>" in svg
+    assert r">run $x^$\x07</text>" in svg
+    set_title(axes, "日本語")
+    save_chart(figure, tmp_path / "chart.png")
+    assert not recwarn
+
+
 def test_every_color_is_a_css_variable():
     svg = to_svg(draw())
     assert f"stroke: var({CSS_VARIABLES[BLUE]}, {BLUE})" in svg

@@ -126,6 +126,8 @@ def test_an_adapter_is_described(tmp_path):
     fields = {"peft_type": "LORA", "base_model_name_or_path": "a/b"}
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     assert describe_adapter(folder) == f"a PEFT adapter (LORA of a/b; {files})"
+    (folder / "adapter_config.json").write_text("[" * 200_000)
+    assert describe_adapter(folder) == f"a PEFT adapter (of a model that it does not name; {files})"
 
 
 def test_a_model_from_memory_takes_no_files_of_the_current_folder(

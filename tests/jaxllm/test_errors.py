@@ -36,6 +36,12 @@ def test_error_is_a_user_error_and_a_builtin_exception(error, builtin):
             raise error("what is wrong")
 
 
+def test_a_line_break_in_a_problem_or_a_place_begins_no_line():
+    error = CheckpointError(["a\nb is missing", "c"], "folder\nd")
+    assert error.problems == ("a\\nb is missing", "c")
+    assert str(error) == "folder\\nd:\n  a\\nb is missing\n  c"
+
+
 def test_only_similar_names_are_suggested():
     assert nearest("metta", ["hf", "meta", "native"]) == "meta"
     assert nearest("gguf", ["hf", "meta", "native"]) is None

@@ -47,6 +47,13 @@ def with_text(tmp_path) -> TrainConfig:
     return dataclasses.replace(RUN, output=str(tmp_path / "run"), data=data)
 
 
+def test_too_large_a_batch_is_refused_before_its_rows_are_numbered(with_text, monkeypatch):
+    monkeypatch.setattr("jaxllm.train.setup.own_rows", None)
+    run = dataclasses.replace(with_text, batch_size=2**30)
+    with pytest.raises(ConfigError, match=r"there are only [0-9]+ training examples"):
+        make_batches(run, random_model(vocab_size=256), make_run_mesh(run))
+
+
 def test_the_mesh_must_split_the_batch():
     assert dict(make_run_mesh(RUN).shape) == {axis: getattr(MESH, axis) for axis in MESH_AXES}
     with pytest.raises(ConfigError, match=r"= 2 sequences is not divisible by data x fsdp = 4"):

@@ -52,6 +52,14 @@ class ArrayRows:
         return " ".join(f"{name} {digest(array)}" for name, array in self.arrays.items())
 
 
+def check_batch_size(examples: Examples, batch_size: int) -> None:
+    """Raises UserError if there are too few training examples for one batch."""
+    if (available := len(examples.train)) < batch_size:
+        raise UserError(
+            f"batch_size={batch_size}, but there are only {available} training examples"
+        )
+
+
 class Batches:
     """The batches of a run, of which this process reads its own rows.
 
@@ -73,12 +81,9 @@ class Batches:
         seed: int = 0,
         rows: np.ndarray | None = None,
     ):
+        check_batch_size(examples, batch_size)
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.rows = np.arange(batch_size) if rows is None else rows
-        if (available := self.examples_per_epoch) < batch_size:
-            raise UserError(
-                f"batch_size={batch_size}, but there are only {available} training examples"
-            )
 
     @property
     def examples_per_epoch(self) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar, Literal
-from uuid import uuid4
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from jaxllm.tokenization import Tokenizer, check_tokens, load_tokenizer
 
 from .batches import Examples, digest
 from .held_out import check_split
+from .stream_cache import read_stream, write_stream
 from .text import split_documents, stdlib_documents, text_documents
 from .windows import TokenStream, Windows
 
@@ -123,7 +123,7 @@ def token_stream(
         documents: texts; an end-of-sequence token follows each.
         tokenizer: its fingerprint, `bos` and the texts determine the name of the cache file.
         bos: whether documents begin with the beginning-of-sequence token; see `DataConfig`.
-        cache: a folder. Its file is memory-mapped if it exists and written otherwise.
+        cache: a folder. Its file is memory-mapped if it is there and sound, and written otherwise.
     """
     if cache is None:
         return _tokenize(documents, tokenizer, bos)
@@ -131,15 +131,10 @@ def token_stream(
     for text in documents:
         digest.update(b"%d " % len(text) + text.encode())
     file = check_output(cache) / f"{digest.hexdigest()}.npy"
-    starts = file.with_suffix(".starts.npy")
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
+    if (stream := read_stream(file)) is None:
         stream = _tokenize(documents, tokenizer, bos)
-        for array, name in ((stream.starts, starts), (stream.tokens, file)):  # tokens come last
-            unfinished = name.with_suffix(f".{uuid4().hex}.npy")  # other processes may write it too
-            np.save(unfinished, array)
-            unfinished.replace(name)
-    return TokenStream(np.load(file, mmap_mode="r"), np.load(starts))
+        write_stream(file, stream)
+    return stream
 
 
 def _tokenize(documents: Sequence[str], tokenizer: Tokenizer, bos: bool | None) -> TokenStream:

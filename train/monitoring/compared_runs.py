@@ -8,7 +8,9 @@ from jaxllm.charts import SERIES, save_chart, to_svg
 from jaxllm.differences import differences
 from jaxllm.errors import MissingFileError, UserError
 from jaxllm.storage.paths import absolute_path, open_path
+from jaxllm.storage.whole_file import write_whole
 from jaxllm.train.config import load_stored, to_dict
+from jaxllm.untrusted.printable import printable
 
 from .metrics import Record, read_metrics
 from .plot import TITLES, compare_curves
@@ -45,7 +47,7 @@ def compare_runs(folders: Sequence[str], output: Path) -> tuple[Path, Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     png, page = (output.with_name(f"{output.name}.{suffix}") for suffix in ("png", "html"))
     save_chart(compare_curves(_with_metric(records, "loss")), png)
-    page.write_text(render_page(runs), encoding="utf-8")
+    write_whole(page, printable(render_page(runs)))
     return png, page
 
 

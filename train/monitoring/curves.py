@@ -7,6 +7,7 @@ import numpy as np
 
 from .metrics import Record
 
+LARGEST = 1e100  # of which a chart can still hold differences and margins
 SMOOTHING = 0.02  # of a run's length: the time constant of the average
 
 
@@ -18,10 +19,11 @@ class Curve(NamedTuple):
 
 
 def curve(records: Sequence[Record], name: str) -> Curve:
-    """Returns the values of a metric, without those that are not finite."""
+    """Returns the values of a metric, without those that are not finite or cannot be drawn."""
     found = [(record["step"], record[name]) for record in records if name in record]
     steps, values = np.array(found, np.float64).reshape(-1, 2).T
-    return Curve(steps[np.isfinite(values)], values[np.isfinite(values)])
+    kept = (np.abs(values) < LARGEST) & (np.abs(steps) < LARGEST)
+    return Curve(steps[kept], values[kept])
 
 
 def smoothed(raw: Curve) -> Curve:

@@ -12,6 +12,7 @@ from typing import Any, Self, SupportsFloat
 
 from jaxllm.errors import MissingPackageError, UserError
 from jaxllm.storage.paths import open_path
+from jaxllm.storage.whole_file import write_whole
 
 Record = dict[str, float]  # "step" and the metrics of that step
 # Names of metrics that depend on the machine begin so; those of a step depend on the run alone.
@@ -134,9 +135,7 @@ def _truncate_or_move(path: Path, resume_at: int | None) -> None:
         path.replace(next(old for old in map(path.with_name, names) if not old.exists()))
         return
     kept = [record for record in read_metrics(path) if record["step"] <= resume_at]
-    rewritten = path.with_suffix(".tmp")
-    rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    rewritten.replace(path)
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _tensorboard_writer(folder: Path, resume_at: int | None) -> Any:

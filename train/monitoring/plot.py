@@ -69,10 +69,7 @@ def plot_losses(metrics_jsonl: str | Path, path: str | Path, unit: str, name: st
     below.xaxis.set_major_formatter("{x:,.0f}")
     below.locator_params(axis="y", nbins=3)
     below.yaxis.set_major_formatter("{x:.3g}")
-    whole = Path(path)
-    unfinished = whole.with_name(f".unfinished.{whole.name}")
-    save_chart(figure, unfinished)
-    unfinished.replace(whole)
+    save_chart(figure, path)
 
 
 def compare_curves(runs: Mapping[str, list[Record]], metric: str = "loss") -> "Figure":

@@ -11,7 +11,7 @@ import jax
 
 from jaxllm.checkpointing.file_lock import claim, is_claimed
 from jaxllm.storage.lease import LeaseHeldError, is_alive, leased
-from jaxllm.storage.paths import absolute_path, is_remote, to_address
+from jaxllm.storage.paths import absolute_path, check_is_utf8, is_remote, to_address
 from jaxllm.train.config import ConfigError
 
 NAME = ".lock"  # in the folder of a run while it runs; its text says who runs
@@ -23,6 +23,7 @@ def run_folder(output: str) -> Any:
     Raises:
         ConfigError: Orbax cannot write checkpoints to this kind of store.
         MissingPackageError: the package for it is not installed.
+        UserError: the path is not UTF-8.
     """
     if is_remote(output) and not (address := to_address(output)).startswith("gs://"):
         raise ConfigError(
@@ -30,6 +31,7 @@ def run_folder(output: str) -> Any:
             "the bucket with a file system that can rename, such as FSx for Lustre, or write to a "
             "disk and `aws s3 sync` it. Data and init_from may be on s3://"
         )
+    check_is_utf8(output)
     return absolute_path(output)
 
 

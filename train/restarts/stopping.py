@@ -24,13 +24,23 @@ def resume_command(config: TrainConfig) -> str:
     return f"jaxllm train {open_path(config.output) / 'config.yaml'} --resume"
 
 
-def interruption(config: TrainConfig, step: int) -> Interrupted:
-    """Returns what to raise for a run that was interrupted after `step` steps."""
+def interruption(config: TrainConfig, step: int | None) -> Interrupted:
+    """Returns what to raise for a run that was interrupted after `step` steps; None: before any."""
     saved = list(list_steps(open_path(config.output)))
     newest = f"the newest checkpoint is of step {saved[-1]}" if saved else "nothing is saved yet"
-    return Interrupted(
-        f"interrupted after step {step}; {newest}; continue with {resume_command(config)}"
-    )
+    place = "before the first step" if step is None else f"after step {step}"
+    is_there = (open_path(config.output) / "config.yaml").exists()
+    command = resume_command(config) if is_there else "the same command"
+    return Interrupted(f"interrupted {place}; {newest}; continue with {command}")
+
+
+@contextmanager
+def naming_the_run(config: TrainConfig) -> Iterator[None]:
+    """Context before the steps of a run, in which Ctrl-C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interruption(config, None) from None
 
 
 @contextmanager

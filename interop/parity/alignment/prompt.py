@@ -92,7 +92,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer | None:
     except MissingPackageError:
         raise
     except UserError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(str(error).splitlines()) from None
 
 
 def english_tokens(

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save
 
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.checkpoint_dir import check_is_folder
+from jaxllm.storage.whole_file import write_whole
 from jaxllm.untrusted.json_objects import parse_json
 from jaxllm.untrusted.regular_files import read_bytes
 
@@ -36,8 +37,8 @@ def write_pack(data: dict[str, Any], folder: Path) -> int:
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as unfinished:
         whole = Path(unfinished) / "pack"
         whole.mkdir()
-        (whole / DATA).write_text(json.dumps(plain) + "\n", encoding="utf-8")
-        (whole / ARRAYS).write_bytes(save(arrays))
+        write_whole(whole / DATA, json.dumps(plain) + "\n")
+        write_whole(whole / ARRAYS, save(arrays))
         os.replace(whole, folder)
     return sum(file.stat().st_size for file in folder.iterdir())
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich
+from jaxllm.commands.environment import join_processes, log_to_stderr, print_rich, say
 from jaxllm.commands.failures import complain
 from jaxllm.commands.options import AddCommand, add_count, add_json, add_processes
 from jaxllm.errors import UserError, first_line
@@ -208,7 +208,7 @@ def _print(facts: "Sequence[HostFacts]", timed: "Timed | None") -> None:
             f"{timed.seconds * 1e3:.2f} ms: {timed.bus_bandwidth / 1e9:.2f} GB/s per device"
         )
     for name, text in lines.items():
-        print(f"{name:<13}{text}")
+        say(f"{name:<13}{text}")
 
 
 _SHOWN = ("python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jaxllm")

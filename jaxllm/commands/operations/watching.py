@@ -4,10 +4,11 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from jaxllm.commands.environment import print_rich
+from jaxllm.commands.environment import print_rich, say
 from jaxllm.commands.failures import complain
 from jaxllm.commands.options import AddCommand, add_json
-from jaxllm.untrusted.printable import literal
+from jaxllm.errors import on_one_line
+from jaxllm.untrusted.printable import literal, note_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +50,10 @@ def _runs(arguments: argparse.Namespace) -> int:
         print(json.dumps([run.to_json() for run in found]))
     elif found:
         print_rich(_table(found))
+        note_names(run.name for run in found)
         complain("\n".join(run.problem for run in found if run.problem))
     else:
-        print(f"no runs in {arguments.folder}")
+        say(f"no runs in {arguments.folder}")
     return 0
 
 
@@ -60,7 +62,7 @@ def _plot(arguments: argparse.Namespace) -> int:
     from jaxllm.train.monitoring.compared_runs import compare_runs
 
     png, page = compare_runs(arguments.runs, check_output(arguments.output))
-    print(f"wrote {png}  {page}")
+    say(f"wrote {png}  {page}")
     return 0
 
 
@@ -74,7 +76,7 @@ def _table(runs: "Sequence[RunState]") -> "Table":
         column.justify = "right"
     for run in runs:
         table.add_row(
-            literal(run.name),
+            literal(on_one_line(run.name)),
             f"[{colors.get(run.state, 'red')}]{run.state}",
             f"{run.step:,}/{'?' if run.steps is None else f'{run.steps:,}'}",
             "" if run.loss is None else f"{run.loss:.4f}",

@@ -19,7 +19,7 @@ from tiny import random_model
 
 from jaxllm.checkpoint_origin import KEPT
 from jaxllm.config import DecoderConfig, with_fields
-from jaxllm.errors import NarrowingError
+from jaxllm.errors import NarrowingError, UserError
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
 from jaxllm.interop.families import Layout
 from jaxllm.interop.families.huggingface.llama import LLAMA
@@ -65,6 +65,29 @@ def folders(llama, tmp_path_factory) -> dict[str, Path]:
         found[form] = tmp_path_factory.mktemp(form) / form
         save_pretrained(load_pretrained(llama), found[form], format=form)
     return found
+
+
+def test_a_native_checkpoint_with_a_name_that_is_not_utf8_is_refused(llama, tmp_path):
+    with pytest.raises(UserError, match="is not UTF-8, as Orbax needs paths to be"):
+        convert(llama, tmp_path / "\udcff", to="native")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_float64_becomes_what_devices_have_in_a_native_checkpoint_alone(llama, tmp_path, caplog):
+    folder = shutil.copytree(llama, tmp_path / "wide")
+    tensors = load_file(folder / "model.safetensors")
+    wide = {name: tensor.double() + 2.0**-40 for name, tensor in tensors.items()}
+    save_file(wide, folder / "model.safetensors")
+    convert(folder, tmp_path / "same")
+    assert load_file(tmp_path / "same" / "model.safetensors")["lm_head.weight"].dtype.itemsize == 8
+    assert "float64" not in caplog.text
+    convert(folder, tmp_path / "native", to="native")
+    assert "arrays are float64: written as float32" in caplog.text
+    assert bits(tmp_path / "native") == bits(folder)
+    wide["lm_head.weight"][0, 0] = 1e300
+    save_file(wide, folder / "model.safetensors")
+    with pytest.raises(NarrowingError, match=r"lm_head\.kernel: 1 of .*, up to 1e\+300"):
+        convert(folder, tmp_path / "beyond", to="native")
 
 
 @pytest.mark.cases(5)

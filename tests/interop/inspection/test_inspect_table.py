@@ -38,7 +38,7 @@ def test_a_folder_without_a_config_has_no_known_family():
 
 
 def test_markup_and_escape_codes_in_names_are_shown_as_they_are():
-    name = "[red]w[/red]\x1b[2J\ud800"
+    name = "[red]w[/red]\x1b[2J\n\ud800"
     group = TensorGroup(name, 1, "float32", (), 4, UNKNOWN)
     text = text_of(Inspection(name, name, {name: "unknown"}, (group,), (name,)))
-    assert text.count("[red]w[/red]\\x1b[2J\\ud800") == 5
+    assert text.count("[red]w[/red]\\x1b[2J\\n\\ud800") == 5

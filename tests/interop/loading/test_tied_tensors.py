@@ -8,7 +8,7 @@ from hf_case import randomize, stored
 from safetensors.torch import load_file, save_file
 from tiny import relative_l2
 
-from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.loading.tied_tensors import have_same_bits
 
@@ -79,3 +79,13 @@ def test_what_is_stored_decides_as_in_transformers(name, sizes, edit, tmp_path, 
     assert [said in message for message in caplog.messages] == [True] * (edit is with_own_head)
     save_pretrained(model, tmp_path / "out")
     assert stored(tmp_path / "out") == stored(file.parent)
+
+
+def test_a_copy_other_than_the_head_that_differs_is_named(tmp_path):
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**BART))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"model.{COPY}"] = tensors[f"model.{SHARED}"] + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{COPY} should be a copy of model\.{SHARED}"):
+        load_pretrained(tmp_path)

@@ -65,6 +65,11 @@ def test_names_are_read_from_a_file(tmp_path):
     (tmp_path / "names").write_text("a\na\n")
     with pytest.raises(CheckpointError, match="a occurs more than once"):
         read_names(tmp_path / "names")
+    (tmp_path / "names").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="names is not UTF-8"):
+        read_names(tmp_path / "names")
+    (tmp_path / "names").write_text("\n".join(map(str, range(100_000))))
+    assert len(read_names(tmp_path / "names")) == 100_000
 
 
 def test_torch_files_keep_the_order_and_others_do_not(tmp_path):

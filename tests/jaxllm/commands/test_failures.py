@@ -53,6 +53,18 @@ def test_a_line_break_in_a_path_is_shown_on_the_line_of_the_problem(argv, capsys
     assert f"{tmp_path}/a\\nb" in line
 
 
+def test_names_in_files_and_folders_begin_no_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "x\njaxllm: fine").write_text("")
+    fields = r'steps: 1, batch_size: 8, seq_len: 8, mesh: {data: 8}, init_from: "a\njaxllm: fine"'
+    Path("run.yaml").write_text(f"{{output: run, {fields}}}")
+    for argv, status in ((["convert", "model", "to"], 1), (["train", "run.yaml"], 2)):
+        assert main(argv) == status
+        assert "\\njaxllm: fine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -81,6 +93,15 @@ def test_what_other_processes_print_cannot_act_on_a_terminal(capsys):
     text, status = report_failure(UserError("the tensor a\x1b[2J\nb"), debug=False)
     assert (text, status) == ("the tensor a\\x1b[2J\nb", 2)
     assert capsys.readouterr().err == "jaxllm: the tensor a\\x1b[2J\njaxllm: b\n"
+
+
+def test_a_stderr_that_cannot_be_written_keeps_the_status(monkeypatch):
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert report(UserError("a"), debug=False) == 2
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def given(monkeypatch):
             Job("Open MPI", ("OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK=1")),
         ),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, Job("MPI", ("PMI_SIZE=2", "PMI_RANK=1"))),
+        (
+            {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_NODE_INDEX": "0"},
+            Job("AWS Batch", ("AWS_BATCH_JOB_NUM_NODES=2", "AWS_BATCH_JOB_NODE_INDEX=0")),
+        ),
         ({"PMI_SIZE": "two", "PMI_RANK": "1"}, None),
         (
             KUBERNETES,

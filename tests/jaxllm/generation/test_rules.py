@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny import random_model
 
 from jaxllm.errors import UserError
 from jaxllm.generation import TokenRules, beam_search, generate
+from jaxllm.generation.rules import Written
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.models import with_scanned_layers
 
@@ -106,3 +108,9 @@ def test_a_token_outside_the_vocabulary_and_a_negative_number_are_refused(decode
             beam_search(decoder[0], PROMPTS, 2, num_beams=2, rules=rules)
     with pytest.raises(UserError, match="min_length=-1 is less than 0"):
         TokenRules(min_length=-1)
+
+
+def test_ngrams_longer_than_any_text_ban_nothing():
+    written = Written(jnp.ones((1, 3), int), jnp.array([3]), jnp.ones((1, 2), int), jnp.array(1))
+    rules, scores_BV = TokenRules(no_repeat_ngram_size=2**30), jnp.arange(5.0)[None]
+    assert (rules(scores_BV, written, limit=2, eos_ids=[4]) == scores_BV).all()

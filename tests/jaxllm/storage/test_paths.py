@@ -81,3 +81,8 @@ def test_what_is_written_locally_says_how_to_copy_it():
         check_output("gs://bucket/x")
     with pytest.raises(UserError, match="aws s3 cp --recursive FOLDER s3://bucket/x"):
         check_output(Path("s3://bucket/x"))
+
+
+def test_native_checkpoints_need_paths_of_utf8():
+    with pytest.raises(UserError, match="is not UTF-8, as Orbax needs paths to be"):
+        kvstore("runs/\udcff/checkpoints")

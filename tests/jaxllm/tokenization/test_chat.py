@@ -48,15 +48,22 @@ def test_the_text_and_ids_are_those_of_transformers(place, tmp_path):
     [
         (None, "has no chat template"),
         (7, "has no chat template"),
+        ([{"name": [], "template": "x"}], "has no chat template"),
         ("{% for", "the chat template fails: "),
         ("{{ raise_exception('roles must alternate') }}", "fails: roles must alternate"),
         ("{{ messages.__class__.__mro__ }}", "fails: access to attribute '__class__'"),
         ("{{ messages.append(1) }}", "fails: .*unsafe"),
         ("x" * 1_000_001, "more than 1000000 characters"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_is_no_harmless_template_is_refused(template, message, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(UserError, match=message):
+        render_chat(tmp_path, MESSAGES)
+
+
+def test_a_template_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8"):
         render_chat(tmp_path, MESSAGES)

@@ -42,6 +42,14 @@ def test_what_is_no_id_of_the_vocabulary_is_refused(given, tmp_path):
         read_ids(tmp_path / "config.json", "eos_token_id", 9)
 
 
+def test_a_file_that_is_named_but_not_there_is_not_taken_for_none(tmp_path):
+    """As in a cache of the Hugging Face hub of which a part was deleted."""
+    (tmp_path / "generation_config.json").symlink_to(tmp_path / "gone")
+    write(tmp_path, config={"eos_token_id": 3})
+    with pytest.raises(FileNotFoundError, match="generation_config"):
+        find_eos_ids(tmp_path, 9)
+
+
 def test_files_that_hold_no_object_are_refused(tmp_path):
     file = tmp_path / "config.json"
     assert read_json(file) == {}

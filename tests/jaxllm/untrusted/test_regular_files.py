@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jaxllm.untrusted.regular_files import check_is_regular, read_bytes
+from jaxllm.untrusted.regular_files import check_is_regular, is_named, read_bytes
 
 
 def test_a_regular_file_is_read(tmp_path):
@@ -13,6 +13,14 @@ def test_a_regular_file_is_read(tmp_path):
     (tmp_path / "link").symlink_to(file)
     check_is_regular(tmp_path)
     assert read_bytes(file) == read_bytes(tmp_path / "link", 7) == b"content"
+
+
+def test_a_link_that_leads_nowhere_is_named_and_cannot_be_read(tmp_path):
+    assert not is_named(tmp_path / "link")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert is_named(tmp_path / "link")
+    with pytest.raises(FileNotFoundError, match="link"):
+        read_bytes(tmp_path / "link")
 
 
 def test_pipes_and_devices_are_refused_by_name(tmp_path):

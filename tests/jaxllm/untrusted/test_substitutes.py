@@ -1,5 +1,7 @@
 """Stand-ins for files that were not downloaded are told from the files themselves."""
 
+import os
+
 import pytest
 
 from jaxllm.errors import CheckpointError
@@ -43,3 +45,9 @@ def test_a_part_is_told_in_kilobytes():
     assert "only its first 983 kB are there" in str(cut_short(983_040))
     assert "cut short: 40 of 100 bytes are there" in str(cut_short(40, 100))
     assert "only its first 40 bytes are there" in str(cut_short(40))
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"not a regular file.*pipe"):
+        check_is_content(tmp_path / "pipe")

@@ -22,6 +22,10 @@ def test_plain_documents_are_parsed():
     assert parse_yaml("") is None
 
 
+def test_texts_may_have_line_breaks_and_bytes_of_names():
+    assert parse_yaml(r'{a: "b\nc", d: "e\udcff"}') == {"a": "b\nc", "d": "e\udcff"}
+
+
 @pytest.mark.parametrize("merge", ["", "<<"])
 @pytest.mark.parametrize(("levels", "times"), [(24, 2), (9, 9)])
 def test_aliases_count_as_often_as_they_repeat_a_value(levels, times, merge):
@@ -45,6 +49,8 @@ def test_aliases_count_as_often_as_they_repeat_a_value(levels, times, merge):
         ("a: !!python/object:os.system x", "invalid YAML: could not determine a constructor"),
         ("a: 2020-13-45", "invalid YAML: month must be in"),
         ("a: *b", "invalid YAML: found undefined alias 'b'"),
+        (r'a: "b\ud800"', r"'\\ud800' in 'b\\ud800' is not a character of a text"),
+        (r'"a\0": 1', r"'\\x00' in 'a\\x00' is not a character of a text"),
         ("a: [1", "invalid YAML: while parsing a flow sequence"),
     ],
 )

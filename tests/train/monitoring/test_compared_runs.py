@@ -30,13 +30,20 @@ def logged(folder, rate, losses):
 def test_the_page_has_all_curves_and_what_differs(tmp_path):
     runs = [
         logged(tmp_path / "a" / "run", 1e-3, [4.0, 3.5, math.nan, 3.25]),
-        logged(tmp_path / "b<i>" / "run", 2e-3, [4.0, 3.0]),
+        logged(tmp_path / "b<i>\udcff" / "run", 2e-3, [4.0, 3.0]),
     ]
     png, page = compare_runs([*runs, runs[0]], tmp_path / "out" / "both")
     assert png.read_bytes().startswith(b"\x89PNG")
     html = page.read_text()
     assert html.count("<svg") == 4
-    for text in ("a/run", "b&lt;i&gt;/run", "optimizer.learning_rate", "0.001", "0.002", "1,234"):
+    for text in (
+        "a/run",
+        "b&lt;i&gt;\\udcff/run",
+        "optimizer.learning_rate",
+        "0.001",
+        "0.002",
+        "1,234",
+    ):
         assert text in html
     for title in ("Training loss", "Held-out loss", "Learning rate", "Tokens per second"):
         assert title in html

@@ -10,6 +10,7 @@ from jaxllm.train.monitoring.curves import SMOOTHING, Curve, curve, smoothed
 
 def test_a_curve_has_the_steps_of_its_metric_without_what_is_not_finite():
     records = [{"step": 1, "loss": 2.0}, {"step": 2, "other": 1.0}, {"step": 3, "loss": math.nan}]
+    records += [{"step": 4, "loss": -1e308}, {"step": 10**300, "loss": 1.0}]
     found = curve(records, "loss")
     assert (found.steps.tolist(), found.values.tolist()) == ([1], [2])
     assert curve(records, "nothing").steps.size == 0

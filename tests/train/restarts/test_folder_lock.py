@@ -5,10 +5,11 @@ import os
 import pytest
 from memory_store import memory_store
 
+from jaxllm.errors import UserError
 from jaxllm.storage import lease
 from jaxllm.storage.paths import open_path
 from jaxllm.train.config import ConfigError
-from jaxllm.train.restarts.folder_lock import NAME, is_running, locked
+from jaxllm.train.restarts.folder_lock import NAME, is_running, locked, run_folder
 
 
 def test_a_second_run_is_refused_and_told_who_runs(tmp_path):
@@ -21,6 +22,11 @@ def test_a_second_run_is_refused_and_told_who_runs(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
     with locked(folder):
         pass
+
+
+def test_a_folder_that_orbax_cannot_take_is_refused():
+    with pytest.raises(UserError, match="is not UTF-8"):
+        run_folder("runs/\udcff")
 
 
 def test_a_lock_that_a_killed_run_left_is_taken_over(tmp_path):

@@ -4,10 +4,17 @@ import os
 import signal
 import threading
 
+import pytest
 from tiny import TINY
 
 from jaxllm.train import TrainConfig
-from jaxllm.train.restarts.stopping import interruption, resume_command, stopping_on_sigterm
+from jaxllm.train.restarts.stopping import (
+    Interrupted,
+    interruption,
+    naming_the_run,
+    resume_command,
+    stopping_on_sigterm,
+)
 
 
 def test_sigterm_is_noticed_after_the_step():
@@ -37,6 +44,10 @@ def test_an_interruption_says_where_the_run_stands(tmp_path):
     )
     command = f"jaxllm train {tmp_path}/config.yaml --resume"
     assert resume_command(config) == command
+    again = r"^interrupted before the first step; .* continue with the same command$"
+    with pytest.raises(Interrupted, match=again), naming_the_run(config):
+        raise KeyboardInterrupt
+    (tmp_path / "config.yaml").touch()
     text = str(interruption(config, 7))
     assert text == f"interrupted after step 7; nothing is saved yet; continue with {command}"
     for step in (2, 4):
