@@ -42,7 +42,7 @@ from .data.documents import DataConfig
 from .data.pairs import PairsConfig
 from .data.placement import own_rows
 from .mesh import make_mesh
-from .optimizers.schedule import make_schedule
+from .optimizers.schedule import describe_extension, make_schedule
 from .step import Steps, TrainState, make_steps
 
 log = logging.getLogger("jaxllm")
@@ -245,23 +245,11 @@ def resume_run(config: TrainConfig, mesh: Mesh, step: Path) -> Run:
         )
     steps = make_steps(config, model, mesh)
     state = load_state(step, steps.abstract_state)
-    if extension := _describe_extension(config, from_stored(about["run"], str(step))):
-        log.info("%s", extension)
+    saved = from_stored(about["run"], str(step))
+    if config.steps != saved.steps:
+        before, after = (make_schedule(run.optimizer, run.steps) for run in (saved, config))
+        log.info("%s", describe_extension(before, after, saved.steps, config.steps))
     return Run(model, batches, steps, state)
-
-
-def _describe_extension(config: TrainConfig, saved: TrainConfig) -> str:
-    """Returns what the schedule does in a run that goes on beyond its end, or "" if none does."""
-    if config.steps == saved.steps:
-        return ""
-    before, after = (make_schedule(run.optimizer, run.steps) for run in (saved, config))
-    rates = (before(saved.steps - 1), after(saved.steps), after(config.steps - 1))
-    ended, now, last = (f"{float(rate):.3g}" for rate in rates)
-    return (
-        f"extended from {saved.steps} to {config.steps} steps  the learning rate follows the "
-        f"schedule of {config.steps} steps: it ended at {ended}, is {now} in the next step and "
-        f"{last} in the last"
-    )
 
 
 def _read_together(step: Path) -> tuple[dict[str, Any], Model]:

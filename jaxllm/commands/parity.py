@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING
 from jaxllm.errors import UserError
 
 from .choices import LevelNames
-from .environment import (
-    comparison_progress,
-    join_processes,
-    log_to_stderr,
-    print_rich,
-    say,
-)
+from .environment import comparison_progress, join_processes, log_to_stderr, print_rich, say
 from .options import (
     AddCommand,
     add_dtype,

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxllm.train.optimizers.adamw import OptimizerConfig
@@ -12,6 +13,7 @@ from jaxllm.train.optimizers.schedule import (
     DECAYS,
     Phase,
     PhaseConfig,
+    describe_extension,
     join_phases,
     make_schedule,
     multi_step,
@@ -146,3 +148,10 @@ def test_invalid_arguments_are_reported(make, complaints):
 def test_an_invalid_phase_is_reported():
     with pytest.raises(ValueError, match=r"optimizer\.phases: learning_rate=nan is not a finite"):
         PhaseConfig(stop=2, learning_rate=math.nan)
+
+
+def test_an_extension_is_described_by_its_rates():
+    before, after = (optax.linear_schedule(1.0, 0.0, steps) for steps in (10, 20))
+    said = describe_extension(before, after, 10, 20)
+    assert said.startswith("extended from 10 to 20 steps")
+    assert said.endswith("it ended at 0.1, is 0.5 in the next step and 0.05 in the last")
