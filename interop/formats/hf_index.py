@@ -123,7 +123,7 @@ def _warn_if_stale(
         )
     if moved := [name for name, (file,) in holders.items() if places.get(name) != file]:
         logger.warning(
-            "%s is stale: %s are not where it says, but in the other files that it lists",
+            "%s is stale: in other files than it says: %s",
             *(index, ", ".join(listed(moved, str))),
         )
 
