@@ -45,12 +45,18 @@ def local_path(path: str | Path) -> Path:
     Addresses are `hf://org/name[@revision]`, and `gs://` and `s3://` with a bucket.
 
     Raises:
-        UserError: the address is malformed.
+        UserError: the address is malformed, or it is no path at all.
         MissingPackageError: huggingface_hub is not installed.
         CheckpointError: there is no such model or revision, it is private, or the hub cannot be
             reached and the model is not in the cache.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise UserError(
+            f"a {type(path).__name__} is not a path; modules of PyTorch and state dicts in memory "
+            "are taken by from_torch and, with rules for any JAX model, by load_into"
+        ) from None
     if _SCHEME.match(text) is None:
         return download(path) if is_remote(text) else Path(path)
     address = _ADDRESS.fullmatch(text)

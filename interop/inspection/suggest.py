@@ -12,6 +12,7 @@ from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
+from jaxllm.interop.in_memory.state_dict import state_dict_of
 from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.plan import analyze_checkpoint
 from jaxllm.interop.loading.user_family import resolve_family
@@ -31,7 +32,7 @@ Layouts = Mapping[Stored, list[list[Dims]]]  # the possible layouts of each tens
 
 
 def suggest(
-    tensors: str | Path | Mapping[str, Any],
+    tensors: Any,
     config: Config | None = None,
     *,
     rules: Any = None,
@@ -47,7 +48,7 @@ def suggest(
     by their names only.
 
     Args:
-        tensors: a file, a folder, or shapes by name, such as a state dict.
+        tensors: a file, a folder, or shapes by name, such as a state dict; or a PyTorch module.
         config: the config of the model; by default as read from the folder by `rules` or by a known
             family.
         rules: existing rules of your own; their tensors and arrays are left alone.
@@ -62,7 +63,8 @@ def suggest(
     """
     if tree is not None and config is not None:
         raise UserError("a tree needs no config: give one of the two")
-    given = tensors if isinstance(tensors, Mapping) else local_path(tensors)
+    held = state_dict_of(tensors)
+    given = local_path(tensors) if held is None else held[0]
     if tree is not None:
         return suggest_tree(given, tree, rules)
     table = None
