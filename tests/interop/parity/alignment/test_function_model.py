@@ -158,7 +158,8 @@ def test_a_tied_copy_that_differs_is_found():
 def test_without_taps_activations_are_no_level():
     model = FunctionModel(function(taps=()), Net(), TOKENS)
     assert levels_of(model) == tuple(level for level in LEVELS if level != "layers")
-    with pytest.raises(UserError, match="choose at least one of weights, logits, gradients"):
+    message = "choose at least one of weights, logits, gradients, step, curve; layers needs taps"
+    with pytest.raises(UserError, match=message):
         report(function(taps=()), levels=["layers"])
 
 
