@@ -46,13 +46,14 @@ logger = logging.getLogger(__name__)
 def local_path(path: str | Path) -> Path:
     """Returns a path; of an address, the folder or the file it is downloaded to.
 
-    Addresses are `hf://org/name[@revision]`, `hf://org/name/file.gguf[@revision]`, and `gs://` and `s3://` with a bucket.
+    Addresses are `hf://org/name[@revision]`, `hf://org/name/file.gguf[@revision]`, and `gs://` and
+    `s3://` with a bucket.
 
     Raises:
         UserError: the address is malformed, or it is no path at all.
         MissingPackageError: huggingface_hub is not installed.
-        CheckpointError: there is no such model, revision or file, it is private, or the hub cannot be
-            reached and the model is not in the cache.
+        CheckpointError: there is no such model, revision or file, it is private, or the hub cannot
+            be reached and the model is not in the cache.
     """
     try:
         text = os.fspath(path)
