@@ -12,6 +12,7 @@ _PAGE = re.compile(
 )
 # The number that an old file of PyTorch may begin with, and what a GGUF file does.
 _LIKE_TEXT = re.compile(rb"[IL]\d+|GGUF")
+_TEXTS = frozenset((".json", ".txt", ".md", ".yaml", ".yml", ".jinja", ".py", ".csv"))
 _SMALL = 10_000  # bytes; browsers show sizes of larger downloads in kB
 _AGAIN = "download it again"
 
@@ -41,8 +42,11 @@ def check_is_content(path: Path, *, is_binary: bool = False) -> None:
         )
     if is_binary and not start:
         raise CheckpointError(f"an empty file: {_AGAIN}")
-    if is_binary and (text := _printable(start)) is not None and not _LIKE_TEXT.match(start):
-        raise CheckpointError(f"the text {text.strip()[:60]!r}, not the file itself: {_AGAIN}")
+    if not is_binary or _LIKE_TEXT.match(start) or (text := _printable(start)) is None:
+        return
+    if path.suffix in _TEXTS:
+        raise CheckpointError("a text, which holds no tensors: give the weights or their folder")
+    raise CheckpointError(f"the text {text.strip()[:60]!r}, not the file itself: {_AGAIN}")
 
 
 def _printable(start: bytes) -> str | None:

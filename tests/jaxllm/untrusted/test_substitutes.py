@@ -59,6 +59,13 @@ def test_binary_files_pass(tmp_path, content):
     check_is_content(tmp_path / "x", is_binary=True)
 
 
+def test_a_text_in_place_of_weights_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"{}")
+    check_is_content(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="a text, which holds no tensors: give"):
+        check_is_content(tmp_path / "config.json", is_binary=True)
+
+
 def test_a_part_is_told_in_kilobytes():
     assert str(cut_short(983_040, 1_969_216)) == (
         "cut short: 983 of 1,969 kB are there; download it again"
