@@ -12,7 +12,6 @@ from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
-from jaxllm.interop.in_memory.state_dict import state_dict_of
 from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.plan import analyze_checkpoint
 from jaxllm.interop.loading.user_family import resolve_family
@@ -63,8 +62,9 @@ def suggest(
     """
     if tree is not None and config is not None:
         raise UserError("a tree needs no config: give one of the two")
-    held = state_dict_of(tensors)
-    given = local_path(tensors) if held is None else held[0]
+    is_module = callable(getattr(tensors, "state_dict", None))
+    state = tensors.state_dict() if is_module else tensors
+    given = state if isinstance(state, Mapping) else local_path(state)
     if tree is not None:
         return suggest_tree(given, tree, rules)
     table = None
