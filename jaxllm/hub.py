@@ -1,5 +1,7 @@
 """Checkpoints on the Hugging Face hub: `hf://org/name@revision` wherever a path is taken.
 
+One file of a repository with many, each of them a model: `hf://org/name/file.gguf@revision`.
+
 The package huggingface_hub downloads what is needed into its cache, goes on where a download was
 interrupted, and takes its token and address from its own settings.
 """
@@ -12,12 +14,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, MissingPackageError, UserError, first_line
+from .errors import (
+    CheckpointError,
+    MissingPackageError,
+    UserError,
+    did_you_mean,
+    first_line,
+    listed,
+)
 from .storage.download import download
 from .storage.paths import is_remote
 
 # `Path` turns the two slashes into one.
-_ADDRESS = re.compile(r"hf:/{1,2}([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?/?")
+_ADDRESS = re.compile(r"hf:/{1,2}([\w.-]+(?:/[\w.-]+)?)(?:/([\w./-]+\.gguf))?(?:@([\w./-]+))?/?")
+_GGUF = ".gguf"
+_FORMS = "hf://ORG/NAME[@REVISION] or hf://ORG/NAME/FILE.gguf[@REVISION]"
 _SCHEME = re.compile(r"hf:/")
 # Weights by preference: of several formats of the same numbers, only one is downloaded.
 _WEIGHTS: Sequence[tuple[str, ...]] = (
@@ -40,23 +51,30 @@ logger = logging.getLogger(__name__)
 
 
 def local_path(path: str | Path) -> Path:
-    """Returns a path; of an address, the folder it is downloaded to.
+    """Returns a path; of an address, the folder or the file it is downloaded to.
 
-    Addresses are `hf://org/name[@revision]`, and `gs://` and `s3://` with a bucket.
+    Addresses are `hf://org/name[@revision]`, `hf://org/name/file.gguf[@revision]`, and `gs://` and
+    `s3://` with a bucket.
 
     Raises:
-        UserError: the address is malformed.
+        UserError: the address is malformed, or it is no path at all.
         MissingPackageError: huggingface_hub is not installed.
-        CheckpointError: there is no such model or revision, it is private, or the hub cannot be
-            reached and the model is not in the cache.
+        CheckpointError: there is no such model, revision or file, it is private, or the hub cannot
+            be reached and the model is not in the cache.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise UserError(
+            f"a {type(path).__name__} is not a path; modules of PyTorch and state dicts in memory "
+            "are taken by from_torch and, with rules for any JAX model, by load_into"
+        ) from None
     if _SCHEME.match(text) is None:
         return download(path) if is_remote(text) else Path(path)
     address = _ADDRESS.fullmatch(text)
     if address is None:
-        raise UserError(f"{text} is not an address on the hub: write hf://ORG/NAME[@REVISION]")
-    return _download(address[1], address[2])
+        raise UserError(f"{text} is not an address on the hub: write {_FORMS}")
+    return _download(*address.groups())
 
 
 def needed_files(names: Sequence[str]) -> list[str]:
@@ -75,8 +93,31 @@ def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def _download(repository: str, revision: str | None) -> Path:
-    """Downloads what is needed of a repository, or finds it in the cache; returns the folder."""
+def _files_to_load(repository: str, names: Sequence[str], file: str | None) -> list[str]:
+    """Returns the files to download: what a model needs, or the GGUF file that is asked for.
+
+    Raises:
+        CheckpointError: there is no such file, or there are only GGUF files to choose from.
+    """
+    models = [name for name in names if name.endswith(_GGUF)]
+    if file is not None and file not in models:
+        meant = did_you_mean(file, models)
+        raise CheckpointError(f"hf://{repository} has no {file}{meant}; {_choice(models)}")
+    needed = [file] if file is not None else needed_files(names)
+    if file is None and models and not any(_matching(needed, kind) for kind in _WEIGHTS):
+        raise CheckpointError(
+            f"hf://{repository} has GGUF files only: name one, as in "
+            f"hf://{repository}/{models[0]}; {_choice(models)}"
+        )
+    return needed or ["config.json"]
+
+
+def _choice(models: Sequence[str]) -> str:
+    return f"its GGUF files: {', '.join(listed(models, str)) or 'none'}"
+
+
+def _download(repository: str, file: str | None, revision: str | None) -> Path:
+    """Downloads what is needed of a repository, or finds it in the cache; returns its place."""
     try:
         import huggingface_hub
     except ModuleNotFoundError:
@@ -86,17 +127,22 @@ def _download(repository: str, revision: str | None) -> Path:
 
     def fetch() -> str:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-        names = needed_files([str(PurePosixPath(one.rfilename)) for one in info.siblings or ()])
+        names = [str(PurePosixPath(one.rfilename)) for one in info.siblings or ()]
+        wanted = _files_to_load(repository, names, file)
         return huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=names or ["config.json"]
+            repository, revision=revision, allow_patterns=wanted
         )
 
     def find() -> str:
         return huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=["config.json"], local_files_only=True
+            repository,
+            revision=revision,
+            allow_patterns=[file or "config.json"],
+            local_files_only=True,
         )
 
-    return Path(_explained(fetch, find, repository, revision))
+    folder = Path(_explained(fetch, find, repository, revision))
+    return folder if file is None else folder / file
 
 
 def _explained(

@@ -1,9 +1,10 @@
 """Index files of Hugging Face folders: which shard holds each tensor."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jaxllm.errors import listed
 from jaxllm.untrusted.json_objects import parse_json
 from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.substitutes import check_is_content
@@ -59,32 +60,72 @@ def read_indexed(index: Path, read_header: ReadHeader) -> dict[str, StoredTensor
         index: the index file.
         read_header: locates the tensors of one shard.
 
+    As in transformers, a stale index is no error if each tensor is in one of the shards that it
+    lists: it is read from there, with a warning.
+
     Returns:
-        The tensors by name, in the order of the index file.
+        The tensors by name, in the order of the index file, those that it lacks last.
 
     Raises:
-        CheckpointError: the index file or a shard is damaged, or they disagree. Lists every
-            problem.
+        CheckpointError: the index file or a shard is damaged, or several shards have a tensor.
+            Lists every problem.
     """
     places = _read_index(index)
     directory, found = index.parent, {path.name for path in index.parent.iterdir()}
     problems: list[str] = []
-    tensors: dict[str, StoredTensor] = {}
+    shards: dict[str, Mapping[str, StoredTensor]] = {}
     for file in sorted(set(places.values())):
         # A name that the listing lacks is a missing file, or a path that leads out of the folder.
         if file not in found or not (directory / file).is_file():
             problems.append(f"{index}: {file!r} is not a file in this folder")
             continue
         try:
-            stored = read_header(directory / file)
+            shards[file] = read_header(directory / file)
         except CheckpointError as error:
             problems += error.problems
-            continue
-        tensors |= stored
-        problems += _placement_problems(directory / file, stored.keys(), places)
+    holders = _holders(shards)
+    problems += _ambiguities(directory, holders, places)
     if problems:
         raise CheckpointError(problems)
-    return {name: tensors[name] for name in places}
+    _warn_if_stale(index, holders, places)
+    names = [name for name in dict.fromkeys([*places, *holders]) if name in holders]
+    return {name: shards[holders[name][0]][name] for name in names}
+
+
+def _holders(shards: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, list[str]]:
+    """Returns the files that have each tensor."""
+    holders: dict[str, list[str]] = {}
+    for file, tensors in shards.items():
+        for name in tensors:
+            holders.setdefault(name, []).append(file)
+    return holders
+
+
+def _ambiguities(
+    directory: Path, holders: Mapping[str, Sequence[str]], places: Mapping[str, str]
+) -> Iterator[str]:
+    for name, files in holders.items():
+        place = f"the index places it in {places[name]!r}" if name in places else "not in the index"
+        for file in files if len(files) > 1 else ():
+            if file != places.get(name):
+                yield (
+                    f"{directory / file}: tensor {name!r} is in this file and in others, but "
+                    f"{place}"
+                )
+
+
+def _warn_if_stale(
+    index: Path, holders: Mapping[str, Sequence[str]], places: Mapping[str, str]
+) -> None:
+    if gone := [name for name in places if name not in holders]:
+        logger.warning(
+            "%s is stale: it lists %s, which no file has", index, ", ".join(listed(gone, str))
+        )
+    if moved := [name for name, (file,) in holders.items() if places.get(name) != file]:
+        logger.warning(
+            "%s is stale: in other files than it says: %s",
+            *(index, ", ".join(listed(moved, str))),
+        )
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -96,15 +137,3 @@ def _read_index(path: Path) -> dict[str, str]:
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None
     return places
-
-
-def _placement_problems(path: Path, stored: Iterable[str], places: Mapping[str, str]) -> list[str]:
-    here = {name for name, file in places.items() if file == path.name}
-    problems = [
-        f"{path}: tensor {name!r} is missing, but the index places it in this file"
-        for name in sorted(here.difference(stored))
-    ]
-    for name in sorted(set(stored) - here):
-        place = f"the index places it in {places[name]!r}" if name in places else "not in the index"
-        problems.append(f"{path}: tensor {name!r} is in this file, but {place}")
-    return problems

@@ -116,7 +116,7 @@ def lay_out_checkpoint(
 
 
 def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
-    check_is_content(path)
+    check_is_content(path, is_binary=True)
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -105,7 +105,7 @@ def find_config(module: Any, config: Any, rules: Any) -> tuple[Family, Json, str
         return family, {}, ""
     if given is None:
         what = "a state dict has" if module is None else f"{type(module).__name__} has"
-        raise UserError(f"{what} no config: give config=, {CONFIG_FORMS}")
+        raise UserError(f"{what} no config{inner_module(module)}: give config=, {CONFIG_FORMS}")
     fields = config_fields(given)
     if family is None:
         family = family_of(fields, f"the config of {type(given).__name__}")
@@ -115,6 +115,13 @@ def find_config(module: Any, config: Any, rules: Any) -> tuple[Family, Json, str
     fields = with_start_token(family, fields, {} if generation is None else vars(generation))
     home = getattr(given, "name_or_path", "") or ""
     return family, fields, str(Path(home).resolve()) if home and Path(home).is_dir() else ""
+
+
+def inner_module(module: Any) -> str:
+    """Returns a clause that names the part of a module that has a config, if there is one."""
+    parts = () if module is None else module.named_modules()
+    name = next((name for name, part in parts if own_config(part) is not None), None)
+    return "" if name is None else f", but its part {name} has one"
 
 
 def family_of(fields: Json, place: object) -> Family:

@@ -53,6 +53,18 @@ class HeldTensor(StoredTensor):
         return self.read(box)
 
 
+def state_dict_of(source: Any) -> tuple[Mapping[str, Any], str] | None:
+    """Returns the state dict that a source is, or that of a module, and what messages call it.
+
+    None if it is neither, such as a path.
+    """
+    if isinstance(source, Mapping):
+        return source, STATE_DICT
+    if callable(getattr(source, "state_dict", None)):
+        return source.state_dict(), type(source).__name__
+    return None
+
+
 def read_state_dict(state: Mapping[str, Any], place: str = STATE_DICT) -> dict[str, StoredTensor]:
     """Returns the tensors of a state dict by their plain names; none is copied.
 
@@ -73,7 +85,12 @@ def read_state_dict(state: Mapping[str, Any], place: str = STATE_DICT) -> dict[s
     entries = unwrap(path, state, _is_array)
     if not any(map(_is_array, entries.values())):
         found = ", ".join(map(str, entries)) or "none"
-        raise CheckpointError(f"it has no tensors; its entries: {found:.300}", path)
+        kinds = ", ".join(dict.fromkeys(type(value).__name__ for value in entries.values()))
+        raise CheckpointError(
+            "it has no tensors of PyTorch and no arrays of NumPy; its entries are of the types "
+            f"{kinds or 'none'}: {found:.300}",
+            path,
+        )
     return strip_wrappers(hold_tensors(entries, path))
 
 

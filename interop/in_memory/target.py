@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxllm.errors import CheckpointArgumentError, MissingPackageError, listed
+from jaxllm.errors import CheckpointArgumentError, MissingPackageError, UserError, listed
 from jaxllm.interop.families import FAMILIES, Family, Fields, RuleTable
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.formats.pytorch.wrapped_names import (
@@ -23,7 +23,7 @@ from jaxllm.interop.optimizer_state.parameter_order import build_without_weights
 from jaxllm.interop.saving.export import choose_family, possible_families
 
 from .config_check import differing_fields
-from .module_config import config_fields, find_config, own_config, unwrap_module
+from .module_config import config_fields, find_config, inner_module, own_config, unwrap_module
 from .process_shards import is_sharded
 from .state_dict import HeldTensor, describe
 from .torch_tensors import why_unreadable
@@ -123,6 +123,11 @@ def _families(model: ModelArrays, into: Any, rules: Any, chosen: str | None) -> 
     own = "" if origin is None else origin.family
     is_users = own and all(own != family.name for family in FAMILIES)
     if into is not None and rules is None and not is_users:
+        if own_config(unwrap_module(into)) is None:
+            raise UserError(
+                f"into={type(into).__name__} has no config{inner_module(into)}: give a module of "
+                "transformers or of a source system, or rules="
+            )
         return [find_config(unwrap_module(into), None, None)[0]]
     families = possible_families(origin, chosen, None, rules)
     if not families:

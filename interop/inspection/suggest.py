@@ -31,7 +31,7 @@ Layouts = Mapping[Stored, list[list[Dims]]]  # the possible layouts of each tens
 
 
 def suggest(
-    tensors: str | Path | Mapping[str, Any],
+    tensors: Any,
     config: Config | None = None,
     *,
     rules: Any = None,
@@ -47,7 +47,7 @@ def suggest(
     by their names only.
 
     Args:
-        tensors: a file, a folder, or shapes by name, such as a state dict.
+        tensors: a file, a folder, or shapes by name, such as a state dict; or a PyTorch module.
         config: the config of the model; by default as read from the folder by `rules` or by a known
             family.
         rules: existing rules of your own; their tensors and arrays are left alone.
@@ -62,7 +62,9 @@ def suggest(
     """
     if tree is not None and config is not None:
         raise UserError("a tree needs no config: give one of the two")
-    given = tensors if isinstance(tensors, Mapping) else local_path(tensors)
+    is_module = callable(getattr(tensors, "state_dict", None))
+    state = tensors.state_dict() if is_module else tensors
+    given = state if isinstance(state, Mapping) else local_path(state)
     if tree is not None:
         return suggest_tree(given, tree, rules)
     table = None

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxllm.errors import did_you_mean
 from jaxllm.interop.families.common.fields import Json
 
 
@@ -18,7 +19,7 @@ def apply_allowances(config: Json, allow: Iterable[str]) -> tuple[Json, tuple[st
             which is JSON or else a text. A dotted name is a field of a nested object.
 
     Returns:
-        The fields as they are to be read, and a line for each that differs.
+        The fields as they are to be read, and a line for each that differs or is not there.
     """
     lines = []
     for option in allow:
@@ -30,11 +31,13 @@ def apply_allowances(config: Json, allow: Iterable[str]) -> tuple[Json, tuple[st
             inner = within.get(part)
             within[part] = dict(inner) if isinstance(inner, Mapping) else {}
             within = within[part]
-        before = within.pop(last, None)
+        is_there, before = last in within, within.pop(last, None)
         after = _parse(text) if "=" in option else None
         if "=" in option:
             within[last] = after
-        if before != after:
+        if not is_there and "=" not in option:
+            lines.append(f"{name} is allowed, but absent{did_you_mean(last, within)}")
+        elif before != after:
             taken = f"taken as {reprlib.repr(after)}" if "=" in option else "taken as absent"
             lines.append(f"{name}={reprlib.repr(before)} is {taken}, as allowed")
     return config, tuple(lines)

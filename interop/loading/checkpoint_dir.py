@@ -11,7 +11,7 @@ from jaxllm.config import EncoderDecoderConfig
 from jaxllm.errors import MissingCheckpointError, did_you_mean
 from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.naming.heads import architecture_without_head
-from jaxllm.interop.families.gguf.translate import is_gguf, read_gguf
+from jaxllm.interop.families.gguf.translate import SUFFIX, is_gguf, read_gguf
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
@@ -212,6 +212,8 @@ def _no_config(path: Path) -> str:
     """Returns the message for a folder without any family's config file."""
     if (adapter := describe_adapter(path)) is not None:
         return f"{path} holds {adapter}, but no model; {MERGE}"
+    if (file := next(iter(sorted(path.glob(f"*{SUFFIX}"))), None)) is not None:
+        return f"{path} has no {MODEL_CONFIG}, but GGUF files: give the path of one, such as {file}"
     others = sorted({family.config_file for family in FAMILIES} - {MODEL_CONFIG})
     missing = f"{MODEL_CONFIG} is missing ({' or '.join(others)} would do)"
     inside = next(iter(sorted(path.glob(f"*/{MODEL_CONFIG}"))), None)

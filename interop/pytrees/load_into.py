@@ -10,13 +10,14 @@ import jax
 import numpy as np
 
 from jaxllm.config import Dtype
-from jaxllm.errors import MissingCheckpointError, UserError
+from jaxllm.config.numerics import check_dtype_name
+from jaxllm.errors import MissingCheckpointError
 from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
 from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.stored_tensor import DTYPE_NAMES, CheckpointError, StoredTensor
-from jaxllm.interop.in_memory.state_dict import STATE_DICT, read_state_dict
+from jaxllm.interop.in_memory.state_dict import read_state_dict, state_dict_of
 from jaxllm.interop.loading.checkpoint_dir import open_tensors
 from jaxllm.interop.loading.diagnostics import Findings, check_count, check_tensors
 from jaxllm.interop.loading.plan import MAX_RAM, split_fused
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 def load_into(
     tree: Tree,
-    source: str | Path | Mapping[str, Any],
+    source: Any,
     rules: Any,
     *,
     shardings: Any = None,
@@ -56,7 +57,7 @@ def load_into(
         tree: the tree. Its leaves may be arrays or `jax.ShapeDtypeStruct`s; only their shapes
             count. Leaves that are no arrays of numbers are kept.
         source: a folder or a file of tensors, in any format that `jaxllm inspect` reads, an address
-            `hf://ORG/NAME`, or a state dict in memory.
+            `hf://ORG/NAME`, or a state dict in memory, or the PyTorch module that has it.
         rules: a list of `Rule`, or a Python file, which is run, or an object with the attribute
             `rules` and, if needed, `sizes` of axes, `tied`, `ignored` and `derived` tensors, and
             `kept`: patterns of leaves that no tensor fills, with the reason (docs/rules.md).
@@ -81,8 +82,8 @@ def load_into(
     Example:
         model = load_into(model, "Llama-3.2-1B", rules, shardings=NamedSharding(mesh, P("data")))
     """
-    if dtype not in (None, TREE, *get_args(Dtype)):
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join([TREE, *get_args(Dtype)])}")
+    if dtype is not None:
+        check_dtype_name(dtype, [TREE, *get_args(Dtype)])
     leaves, own, budget = NamedLeaves.of(tree), read_tree_rules(rules), parse_size(max_ram)
     place, tensors, files = _open(source)
     before = identify(files)
@@ -94,10 +95,10 @@ def load_into(
     return leaves.replaced(arrays)
 
 
-def _open(source: str | Path | Mapping[str, Any]) -> tuple[object, Tensors, set[Path]]:
+def _open(source: Any) -> tuple[object, Tensors, set[Path]]:
     """Returns what messages call a checkpoint, its tensors, and the files that they are in."""
-    if isinstance(source, Mapping):
-        return STATE_DICT, read_state_dict(source), set()
+    if (held := state_dict_of(source)) is not None:
+        return held[1], read_state_dict(*held), set()
     path = local_path(source)
     tensors = read_tensors(path)
     return path, tensors, {tensor.path for tensor in tensors.values()}

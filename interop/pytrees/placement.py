@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxllm.errors import UserError, listed
 
@@ -45,6 +45,11 @@ def _by_name(leaves: NamedLeaves, shardings: Any) -> Callable[[str], Any]:
     """Returns a function from the name of a leaf to what `shardings` say about it."""
     if isinstance(shardings, Sharding):
         return lambda name: shardings
+    if isinstance(shardings, Mesh | PartitionSpec):
+        raise UserError(
+            f"shardings: a {type(shardings).__name__} is no sharding: give "
+            "NamedSharding(mesh, PartitionSpec(...))"
+        )
     if shardings is None:
         alone = SingleDeviceSharding(jax.local_devices()[0])
         return lambda name: getattr(leaves.arrays[name], "sharding", None) or alone

@@ -1,6 +1,7 @@
 """Config of dtypes and parameter initialization, and the choices of rematerialization."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 from jaxllm.errors import UserError
@@ -47,10 +48,20 @@ class NumericsConfig:
             )
 
 
-def check_dtype(dtype: str | None) -> None:
+def check_dtype(dtype: object) -> None:
     """Raises UserError if an argument `dtype=` is not a dtype of parameters; None is allowed."""
-    if dtype not in (None, *get_args(Dtype)):
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    if dtype is not None:
+        check_dtype_name(dtype, get_args(Dtype))
+
+
+def check_dtype_name(dtype: object, known: Sequence[str]) -> None:
+    """Raises UserError if a dtype is not one of the names; says so if it is no name at all."""
+    if not isinstance(dtype, str):
+        raise UserError(
+            f"dtype={dtype!r} is not the name of a dtype: give one of {', '.join(known)} as text"
+        )
+    if dtype not in known:
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(known)}")
 
 
 def dtype_fields(dtype: Dtype) -> dict[str, Dtype]:

@@ -12,17 +12,27 @@ _LFS = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d+)")
 _PAGE = re.compile(
     rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|\?xml)", re.IGNORECASE | re.DOTALL
 )
+# The number that an old file of PyTorch may begin with, and what a GGUF file does.
+_LIKE_TEXT = re.compile(rb"[IL]\d+|GGUF")
+_TEXTS = frozenset((".json", ".txt", ".md", ".yaml", ".yml", ".jinja", ".py", ".csv"))
 _SMALL = 10_000  # bytes; browsers show sizes of larger downloads in kB
 _AGAIN = "download it again"
 
 
-def check_is_content(path: Path) -> None:
-    """Raises CheckpointError if a file is only a stand-in for what its name promises.
+def check_is_content(path: Path, *, is_binary: bool = False) -> None:
+    """Checks that a file is not only a stand-in for what its name promises.
 
-    Git leaves a pointer in place of a large file, and browsers save a page that was shown in place
-    of a file. The message has no path.
+    Git leaves a pointer in place of a large file, browsers save a page that was shown in place of
+    a file, and other programs what a server answered: nothing, or an error. The message has no
+    path.
 
-    Raises OSError if the file is not a regular one: opening a pipe may never end.
+    Args:
+        path: the file.
+        is_binary: whether its name promises a file of a binary format, which no text is.
+
+    Raises:
+        CheckpointError: it is one.
+        OSError: it is not a regular file: opening a pipe may never end.
     """
     check_is_regular(path)
     with path.open("rb") as stream:
@@ -37,6 +47,22 @@ def check_is_content(path: Path) -> None:
             f"a web page, not the file itself: {_AGAIN}, from the address that serves the file "
             "(on the Hugging Face hub /resolve/ in place of /blob/)"
         )
+    if is_binary and not start:
+        raise CheckpointError(f"an empty file: {_AGAIN}")
+    if not is_binary or _LIKE_TEXT.match(start) or (text := _printable(start)) is None:
+        return
+    if path.suffix in _TEXTS:
+        raise CheckpointError("a text, which holds no tensors: give the weights or their folder")
+    raise CheckpointError(f"the text {text.strip()[:60]!r}, not the file itself: {_AGAIN}")
+
+
+def _printable(start: bytes) -> str | None:
+    """Returns the text that a file begins with; None if it has other bytes."""
+    try:
+        text = start.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if all(letter.isprintable() or letter.isspace() for letter in text) else None
 
 
 def cut_short(size: int, whole: int | None = None) -> CheckpointError:

@@ -68,6 +68,25 @@ def test_only_what_is_needed_is_downloaded_and_only_once(hub, folder):
     assert verify("hf://org/tiny@v1").ok
 
 
+def test_one_gguf_file_of_a_repository_is_named(hub, folder):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (folder / name).unlink()
+    for name in ("tiny.Q4_0.gguf", "all/tiny.Q8_0.gguf"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    files = "its GGUF files: all/tiny.Q8_0.gguf, tiny.Q4_0.gguf"
+    message = f"hf://org/tiny has GGUF files only: name one, as in hf://org/tiny/all/.*; {files}"
+    with pytest.raises(CheckpointError, match=message):
+        local_path("hf://org/tiny")
+    with pytest.raises(CheckpointError, match=rf"has no tiny.Q4.gguf; did you .*\?; {files}"):
+        local_path("hf://org/tiny/tiny.Q4.gguf")
+    assert hub.downloads() == []
+    for name in ("tiny.Q4_0.gguf", "all/tiny.Q8_0.gguf"):
+        assert local_path(f"hf://org/tiny/{name}@main").read_bytes() == name.encode()
+    assert local_path(Path("hf://org/tiny/tiny.Q4_0.gguf")).is_file()
+    assert sorted(hub.downloads()) == ["all/tiny.Q8_0.gguf", "tiny.Q4_0.gguf"]
+
+
 def test_an_interrupted_download_goes_on(hub, folder, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
     size = (folder / "model.safetensors").stat().st_size

@@ -17,6 +17,8 @@ REQUIRED: Any = object()
 MAX_FLOAT = float(np.finfo(np.float32).max)  # models compute with the numbers of a config
 # Likeness of a field that nothing reads with one that is: names of fields are often similar.
 MISSPELLED = 0.9
+# The same if the file lacks the field that is read, whose default is then taken.
+MISNAMED = 0.8
 Part = TypeVar("Part")
 
 
@@ -140,8 +142,10 @@ class Fields:
         usual = () if self.reads is None else self.reads.unread
         inert = [n for n in self._left_over() if self._is_inert(n) and n not in usual]
         own = dict.fromkeys(inert, "")
+        aliases = {} if self.reads is None else self.reads.aliases
+        absent = self.known - self.ignored - self.data.keys() - aliases.keys()
         own |= {
-            name: did_you_mean(name, self.known, MISSPELLED)
+            name: did_you_mean(name, self.known, MISSPELLED) or did_you_mean(name, absent, MISNAMED)
             for name in inert[:MOST_LISTED]
             if not name.startswith("_")
         }

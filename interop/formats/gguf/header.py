@@ -48,7 +48,7 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: it is not such a file, it is damaged, or of another version.
     """
-    check_is_content(path)
+    check_is_content(path, is_binary=True)
     try:
         with path.open("rb") as stream:
             return _read(_Cursor(stream, path.stat().st_size))
@@ -111,7 +111,9 @@ class _Cursor:
         """Reads the number of elements that follow, each of at least so many bytes."""
         (count,) = struct.unpack("<Q", self.take(8))
         if count * least_bytes > self._size - self.place:
-            raise CheckpointError(f"{count:,} elements do not fit into {self._size:,} bytes")
+            raise CheckpointError(
+                f"{count:,} elements do not fit into {self._size:,} bytes: damaged or cut short"
+            )
         return int(count)
 
     def text(self) -> str:

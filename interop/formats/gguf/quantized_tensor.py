@@ -6,6 +6,7 @@ The package `gguf` of llama.cpp decodes them, as it does for transformers.
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def list_tensors(path: Path, header: Header) -> dict[str, QuantizedTensor]:
     """Returns the tensors of a GGUF file by their names in it.
 
     Raises:
-        CheckpointError: a tensor has blocks of an unknown type, or reaches beyond the file's end.
-            Lists all of them.
+        CheckpointError: a tensor has blocks of a type that `gguf` does not decode, or reaches
+            beyond the file's end. Lists all of them.
         MissingPackageError: the package `gguf` is not installed.
     """
     size, problems, missing = path.stat().st_size, [], 0
@@ -141,6 +142,18 @@ def _block_of(kind: int) -> tuple[int, int]:
     return int(elements), int(nbytes)
 
 
+@cache
+def _is_decoded(kind: int) -> bool:
+    """Whether `gguf` decodes blocks of a type that it knows."""
+    package = import_gguf()
+    try:
+        blank = np.zeros((1, _block_of(kind)[1]), np.uint8)
+        package.dequantize(blank, package.GGMLQuantizationType(kind))
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _stored_bytes(info: TensorInfo) -> int:
     try:
         block, nbytes = _block_of(info.kind)
@@ -149,6 +162,12 @@ def _stored_bytes(info: TensorInfo) -> int:
             f"tensor {info.name!r} has type {info.kind}, which the installed gguf does not know: "
             "pip install --upgrade gguf"
         ) from None
+    if not _is_decoded(info.kind):
+        kind = import_gguf().GGMLQuantizationType(info.kind).name
+        raise CheckpointError(
+            f"tensor {info.name!r} has type {kind}, which the package gguf does not decode: "
+            "download the model in another quantization"
+        )
     row = info.shape[-1] if info.shape else 1
     if row % block:
         raise CheckpointError(

@@ -102,7 +102,7 @@ def read(folder: Path) -> Contents:
             problem.
     """
     try:
-        check_is_content(folder / METADATA)
+        check_is_content(folder / METADATA, is_binary=True)
         metadata = parse_value((folder / METADATA).read_bytes(), _KNOWN)
         return _Reader(folder, metadata).read()
     except CheckpointError as error:

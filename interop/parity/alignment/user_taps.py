@@ -18,7 +18,8 @@ def tap(name: str, x: Array) -> Array:
     """Names an activation of a JAX function, so that `compare` can record and replace it.
 
     It returns `x` as it is and costs nothing, but for the runs of a comparison. It may be called
-    inside `jax.vmap`, whose axis then comes first, and inside `jax.jit` and `jax.lax.scan`.
+    inside `jax.vmap`, whose axis then comes first, and inside `jax.jit` and `jax.lax.scan`; inside
+    `jax.checkpoint` only if the parameters are on one device.
 
     Args:
         name: the right side of a rule in `JaxFunction.taps`, such as "layers.0.mlp". In a loop or

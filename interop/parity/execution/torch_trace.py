@@ -37,15 +37,18 @@ def trace_reference(
         inputs: its inputs.
         names: names of modules as in `named_modules()`, and names inside attention as above.
         given: activations of an earlier run. Each activation is recorded and then replaced by
-            these, so that its error is its own.
+            these, so that its error is its own. Others than those of `names` are not used.
         minus: activations of an earlier run, which are subtracted from what is recorded.
         store: the store for the activations.
     """
     import torch
 
     outputs: Outputs = {}
+    kept = {*names, LOGITS}
 
     def keep(name: str, output: Any) -> Any:
+        if name not in kept:
+            return output
         first, *others = output if isinstance(output, tuple) else (output,)
         calls = outputs.setdefault(name, [])
         # A copy: later operations may write to the same memory. In float64 it stays in float64.

@@ -143,7 +143,9 @@ def select_levels(levels: Sequence[str] | None, known: Sequence[str]) -> Sequenc
     if levels is None:
         return known
     if not levels or not set(levels) <= set(known):
-        raise UserError(f"levels={levels!r}: choose at least one of {', '.join(known)}")
+        is_without_taps = "layers" in levels and "layers" not in known
+        hint = "; layers needs taps, which name the activations" if is_without_taps else ""
+        raise UserError(f"levels={levels!r}: choose at least one of {', '.join(known)}{hint}")
     return levels
 
 

@@ -60,7 +60,7 @@ def test_one_error_lists_every_problem_of_an_index(tmp_path):
     write(directory / "1", sources({"a": np.ones(1), "b": np.ones(1)}))
     write(directory / "2", sources({"b": np.ones(1), "c": np.ones(1)}))
     (directory / "3").write_bytes(b"")
-    places = {"a": "1", "b": "2", "d": "2", "e": "3", "f": "4", "g": "../outside", "h": "folder"}
+    places = {"a": "1", "b": "2", "e": "3", "f": "4", "g": "../outside", "h": "folder"}
     index(directory, {**places, "i": str(tmp_path / "outside"), "j": ".."})
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(directory)
@@ -68,10 +68,8 @@ def test_one_error_lists_every_problem_of_an_index(tmp_path):
     listed = "model/model.safetensors.index.json: "
     assert sorted(found) == sorted(
         [
-            "model/1: tensor 'b' is in this file, but the index places it in '2'",
-            "model/2: tensor 'd' is missing, but the index places it in this file",
-            "model/2: tensor 'c' is in this file, but not in the index",
-            "model/3: 0 bytes, too short for a safetensors file",
+            "model/1: tensor 'b' is in this file and in others, but the index places it in '2'",
+            "model/3: an empty file: download it again",
             f"{listed}'4' is not a file in this folder",
             f"{listed}'../outside' is not a file in this folder",
             f"{listed}'folder' is not a file in this folder",
@@ -79,6 +77,33 @@ def test_one_error_lists_every_problem_of_an_index(tmp_path):
             f"{listed}'..' is not a file in this folder",
         ]
     )
+
+
+def test_a_stale_index_is_read_as_transformers_does(tmp_path, caplog):
+    # Each tensor is in one of the shards that the index lists, if not in the one that it says.
+    arrays = {"a": np.ones(1), "moved": np.ones(2), "new": np.ones(3)}
+    write(tmp_path / "1", sources({"a": arrays["a"], "moved": arrays["moved"]}))
+    write(tmp_path / "2", sources({"new": arrays["new"]}))
+    index(tmp_path, {"moved": "2", "gone": "1", "a": "1"})
+    stored = read_checkpoint(tmp_path)
+    assert_same(stored, {name: arrays[name] for name in ("moved", "a", "new")})
+    listed = f"{tmp_path / INDEX_NAME} is stale: "
+    assert caplog.messages == [
+        f"{listed}it lists gone, which no file has",
+        f"{listed}in other files than it says: moved, new",
+    ]
+
+
+def test_a_tensor_that_two_shards_have_is_refused_even_if_the_index_lacks_it(tmp_path):
+    write(tmp_path / "1", sources({"a": np.ones(1), "b": np.ones(1)}))
+    write(tmp_path / "2", sources({"c": np.ones(1), "b": np.zeros(1)}))
+    index(tmp_path, {"a": "1", "c": "2"})
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path)
+    assert list(error.value.problems) == [
+        f"{tmp_path}/{file}: tensor 'b' is in this file and in others, but not in the index"
+        for file in "12"
+    ]
 
 
 @pytest.mark.parametrize(

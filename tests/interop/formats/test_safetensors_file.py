@@ -263,7 +263,7 @@ def test_one_error_lists_every_problem(tmp_path):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"", "0 bytes, too short for a safetensors file"),
+        (b"", "an empty file: download it again"),
         (b"\2\0\0\0\0\0\0", "7 bytes, too short for a safetensors file"),
         (b"\3\0\0\0\0\0\0\0{}", "cut short: only its first 10 bytes are there; download it again"),
         (b"\xff" * 8, "header of 18446744073709551615 bytes, but 0 bytes follow and at most"),

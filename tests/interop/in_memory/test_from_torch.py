@@ -173,6 +173,9 @@ def test_what_is_no_model_is_named(make_llama):
         from_torch(make_llama().state_dict())
     with pytest.raises(UserError, match="Linear has no config: give config="):
         from_torch(torch.nn.Linear(2, 2))
+    trainer = torch.nn.ModuleDict({"net": make_llama(), "loss": torch.nn.Linear(2, 2)})
+    with pytest.raises(UserError, match="ModuleDict has no config, but its part net has one: give"):
+        from_torch(trainer)
     with pytest.raises(CheckpointError, match="the config of dict: model_type 'lama' is not"):
         from_torch(make_llama().state_dict(), config={"model_type": "lama"})
     with pytest.raises(UserError, match="config=3 is not a config of transformers"):

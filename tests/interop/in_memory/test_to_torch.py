@@ -13,6 +13,7 @@ from hf_cases import randomize
 from tiers import examples
 from tiny import random_model
 
+from jaxllm.errors import UserError
 from jaxllm.interop import CheckpointError, from_torch, load_pretrained, to_torch
 from jaxllm.interop.families import FAMILIES
 from jaxllm.train import make_mesh
@@ -135,6 +136,13 @@ def test_a_module_of_other_names_and_shapes_is_refused_untouched(make_llama):
     assert "model.layers.{0..1}.self_attn.q_proj.bias is in the module, but not in the mo" in text
     assert "model.layers.{0..1}.mlp.up_proj.weight has shape [60, 48] in the module, [56" in text
     assert differing(module.state_dict(), before) == []
+
+
+def test_a_module_without_a_config_is_named_with_the_part_that_has_one(make_llama):
+    model, trainer = from_torch(make_llama()), torch.nn.ModuleDict({"net": make_llama()})
+    message = "into=ModuleDict has no config, but its part net has one: give a module of trans"
+    with pytest.raises(UserError, match=message):
+        to_torch(model, into=trainer)
 
 
 def test_a_module_whose_tensors_are_tied_otherwise_is_refused(make_llama):

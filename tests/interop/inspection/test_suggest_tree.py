@@ -31,7 +31,7 @@ def folder(module, tmp_path_factory):
 def test_the_suggested_rules_load_what_those_of_the_page_do(name, module, folder):
     shapes, _, rules = PAGE[name]()
     wanted = jax.tree.leaves(load_into(shapes, folder, rules))
-    for source in (folder, module.state_dict()):
+    for source in (folder, module):
         found = suggest(source, tree=shapes)
         assert (found.unmatched, found.unfilled, found.sizes, found.tied) == ({}, (), {}, {})
         again = load_into(shapes, folder, [one.rule for one in found.rules])

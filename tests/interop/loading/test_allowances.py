@@ -30,7 +30,8 @@ CONFIG = {"causal": False, "act": "mish", "part": {"scale": 2, "rate": 1.0}}
         (["part.scale"], {**CONFIG, "part": {"rate": 1.0}}, "part.scale=2 is taken as absent"),
         (["part.scale=[1, 2]"], {**CONFIG, "part": {"scale": [1, 2], "rate": 1.0}}, "[1, 2]"),
         (["new=true"], {**CONFIG, "new": True}, "new=None is taken as True"),
-        (["absent"], CONFIG, None),
+        (["casual"], CONFIG, "casual is allowed, but absent; did you mean 'causal'?"),
+        (["part.bias"], CONFIG, "part.bias is allowed, but absent"),
         (["causal=false"], CONFIG, None),
     ],
 )

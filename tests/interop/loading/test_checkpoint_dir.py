@@ -82,6 +82,12 @@ def test_missing_config_is_reported_with_advice(tmp_path):
     assert "give rules" in expected
 
 
+def test_a_gguf_file_in_the_folder_is_suggested(tmp_path):
+    (tmp_path / "model.Q4_0.gguf").touch()
+    advice = "has no config.json, but GGUF files: give the path of one, such as"
+    assert message(tmp_path) == f"{tmp_path} {advice} {tmp_path / 'model.Q4_0.gguf'}"
+
+
 def test_checkpoint_in_a_subfolder_is_suggested(tmp_path):
     config(tmp_path / "step-100", model_type="llama")
     assert f"did you mean {tmp_path / 'step-100'}?" in message(tmp_path)

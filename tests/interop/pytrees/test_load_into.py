@@ -77,6 +77,7 @@ def test_a_state_dict_gives_the_same_numbers_as_its_file(module, folder):
     found = load_into(flax.core.freeze(shapes), state, rules)
     assert isinstance(found, flax.core.FrozenDict)
     chex.assert_trees_all_equal(found, flax.core.freeze(load_into(shapes, folder, rules)))
+    chex.assert_trees_all_equal(found, flax.core.freeze(load_into(shapes, module, rules)))
 
 
 def test_jaxllms_own_models_are_trees_whose_layers_are_stacked(tmp_path):
@@ -249,6 +250,11 @@ def test_bits_of_nan_survive(tmp_path):
     _, tree, file = small(tmp_path, n=bits.view(np.float32))
     found = load_into(tree, file, RULES)
     np.testing.assert_array_equal(np.asarray(found["n"]).view(np.uint32), bits)
+
+
+def test_what_is_neither_a_path_nor_a_state_dict_is_named():
+    with pytest.raises(UserError, match="a list is not a path; modules of PyTorch and state dicts"):
+        load_into({}, [], [])
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path):

@@ -65,5 +65,10 @@ def test_every_wrong_sharding_is_named(mesh):
         place({"b": rows})
     assert "w has NoneType in place of a sharding" in str(caught.value)
     assert "b: " in str(caught.value)  # 6 does not divide over 4 devices
+    advice = r"is no sharding: give NamedSharding\(mesh, PartitionSpec\(...\)\)"
+    with pytest.raises(UserError, match=f"shardings: a Mesh {advice}"):
+        place(mesh)
+    with pytest.raises(UserError, match=rf"shardings: a P\w* {advice}"):
+        place(PartitionSpec("x"))
     with pytest.raises(UserError, match=r"w has P\w* in place of a sharding"):
         place(lambda name, leaf: PartitionSpec())

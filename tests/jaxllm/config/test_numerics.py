@@ -1,8 +1,11 @@
 """Invalid dtypes and initializations are rejected by full field name."""
 
+import jax.numpy as jnp
 import pytest
 
 from jaxllm.config import InitConfig, NumericsConfig
+from jaxllm.config.numerics import check_dtype
+from jaxllm.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,11 @@ from jaxllm.config import InitConfig, NumericsConfig
 def test_unknown_dtype_or_initialization_is_rejected(kind, fields, message):
     with pytest.raises(ValueError, match=message):
         kind(**fields)
+
+
+def test_a_dtype_that_is_no_name_is_told_to_be_one():
+    check_dtype(None)
+    check_dtype("bfloat16")
+    message = "is not the name of a dtype: give one of float32, bfloat16, float16 as text"
+    with pytest.raises(UserError, match=message):
+        check_dtype(jnp.bfloat16)

@@ -38,6 +38,36 @@ def test_other_files_pass(tmp_path, content):
     check_is_content(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "^an empty file: download it again"),
+        (b'{"error":"Invalid credentials"}', r'^the text .{"error":"Inv.*"}., not the file'),
+        ("Zugriff verweigert: für Sie\n".encode(), "^the text 'Zugriff .* Sie', not the file"),
+    ],
+)
+def test_what_a_server_answered_is_no_binary_file(tmp_path, content, reason):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason):
+        check_is_content(tmp_path / "x", is_binary=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80\x02", b"PK\3\4", b"GGUF\3\0", b"\2\0\0\0\0\0\0\0{}", b"L119547037146038801333356L\n."],
+)
+def test_binary_files_pass(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    check_is_content(tmp_path / "x", is_binary=True)
+
+
+def test_a_text_in_place_of_weights_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"{}")
+    check_is_content(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="a text, which holds no tensors: give"):
+        check_is_content(tmp_path / "config.json", is_binary=True)
+
+
 def test_a_part_is_told_in_kilobytes():
     assert str(cut_short(983_040, 1_969_216)) == (
         "cut short: 983 of 1,969 kB are there; download it again"

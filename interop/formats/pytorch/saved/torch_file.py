@@ -36,6 +36,6 @@ def read_value(path: Path) -> object:
 
 def _check(path: Path) -> None:
     try:
-        check_is_content(path)
+        check_is_content(path, is_binary=True)
     except CheckpointError as error:
         raise CheckpointError(error.within(path)) from None

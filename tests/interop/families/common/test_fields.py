@@ -84,6 +84,15 @@ def test_a_field_that_the_original_does_not_read_is_not_used():
     assert fields.finish() == ["causal=False is not implemented, and transformers reads it"]
 
 
+def test_a_field_that_is_absent_may_be_there_under_a_similar_name():
+    reads = ReadFields({"rms_norm_eps": []}, aliases={"boi_token_id": "boi_token"})
+    given = {"rms_norm_epsilon": 1e-5, "boi_token_index": 3}
+    for present, hint in (({}, "; did you mean 'rms_norm_eps'?"), ({"rms_norm_eps": 1e-6}, "")):
+        fields = Fields(given | present, reads)
+        fields.take("rms_norm_eps", float, 1e-6)
+        assert fields.unused() == {"rms_norm_epsilon": hint, "boi_token_index": ""}
+
+
 def test_a_refused_field_says_what_it_may_be():
     fields = Fields({"act": "mish", "part": {"scale": 2, "bias": True}})
     fields.require("act", "silu", "swish")

@@ -102,6 +102,17 @@ def test_types_and_shapes_that_no_blocks_have_are_refused_together(file):
     )
 
 
+def test_types_that_the_package_cannot_decode_are_refused_before_a_tensor_is_read(file):
+    wrong = (TensorInfo("a", KINDS.Q8_K, (256,), 0), TensorInfo("b", KINDS.I8, (4,), 0))
+    with pytest.raises(CheckpointError) as raised:
+        list_tensors(file, Header({}, wrong))
+    assert list(raised.value.problems) == [
+        f"tensor {name!r} has type {kind}, which the package gguf does not decode: download the "
+        "model in another quantization"
+        for name, kind in (("a", "Q8_K"), ("b", "I8"))
+    ]
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(file, tmp_path):
     copy = tmp_path / "model.gguf"
     copy.write_bytes(file.read_bytes())

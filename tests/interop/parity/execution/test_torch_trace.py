@@ -24,7 +24,7 @@ def inputs(tokens):
 
 def test_modules_and_attention_are_recorded_in_execution_order(llama, inputs):
     outputs = trace_reference(llama, inputs, NAMES)
-    assert set(NAMES) <= outputs.keys()
+    assert outputs.keys() == {*NAMES, LOGITS}
     assert next(iter(outputs)) == "model.embed_tokens"
     assert list(outputs)[-1] == LOGITS
     weight = llama.model.embed_tokens.weight.detach().numpy()
@@ -42,6 +42,13 @@ def test_given_outputs_replace_the_activations_own(llama, inputs):
     forced = trace_reference(llama, inputs, NAMES, given)
     assert not forced[LOGITS][0].any()
     np.testing.assert_array_equal(forced["model.norm"][0], plain["model.norm"][0])
+
+
+def test_only_what_is_named_is_recorded_and_replaced(llama, inputs):
+    # Not queries, keys and values: the error of attention alone is that of all it computes.
+    assert list(trace_reference(llama, inputs, [ATTENTION])) == [ATTENTION, LOGITS]
+    given = {f"{ATTENTION}@mixed": [np.zeros((1, 12, 1, 1), np.float32)]}
+    assert trace_reference(llama, inputs, [ATTENTION], given)[ATTENTION][0].any()
 
 
 def test_a_prepared_reference_is_restored(llama):
