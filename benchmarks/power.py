@@ -21,7 +21,7 @@ sys.path.append(str(ROOT / "tests"))
 import zoo  # noqa: E402
 from power_measures import (  # noqa: E402
     KINDS,
-    compare_inputs,
+    Placed,
     members,
     planted,
     subject,
@@ -70,13 +70,17 @@ def measure_zoo(results: Results, arguments: argparse.Namespace) -> None:
 
 def measure_seeds(results: Results, arguments: argparse.Namespace) -> None:
     """Compares a checkpoint on text and on random tokens, at all levels."""
-    path, mesh = arguments.checkpoint, dict(arguments.mesh)
-    devices = " x ".join(f"{axis}={size}" for axis, size in mesh.items()) or "one device"
+    path, sizes = arguments.checkpoint, dict(arguments.mesh)
+    meshes: dict[str, dict[str, int]] = {"one device": {}}
+    if sizes:
+        meshes[" x ".join(f"{axis}={size}" for axis, size in sizes.items())] = sizes
+    placed = Placed(path, meshes)
     for seed in range(arguments.seeds):
         kind = KINDS[seed % len(KINDS)]
-        key = ("seeds", path.name, devices, kind, str(seed))
-        if results.lacks(*key):
-            results.add(*key, **compare_inputs(path, kind, seed, mesh))
+        keys = {name: ("seeds", path.name, name, kind, str(seed)) for name in meshes}
+        if any(results.lacks(*key) for key in keys.values()):
+            for name, found in placed.compare(kind, seed):
+                results.add(*keys[name], **found)
 
 
 MEASURES = {

@@ -3,7 +3,7 @@
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from mutants.trial import Pair, run, trials
 from weak_bugs import STRENGTHS, WeakBug
 
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.parity import compare
+from jaxllm.interop.parity import Report, compare
+from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.checkpoint import InputOptions, open_both
 from jaxllm.interop.parity.levels.forward import judge, record_forward
 from jaxllm.interop.parity.levels.sides import Comparison
@@ -69,18 +70,18 @@ def is_noticed(one: Subject, bug: WeakBug, strength: float) -> bool:
 def planted(
     folder: Path, is_new: Callable[[tuple[str, str]], bool]
 ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    """Yields the bugs of docs/mutations.md that a forward pass shows, and what parity says."""
+    """Yields the bugs of docs/mutations.md at every level that must show them, and the outcome."""
     reference, model = open_both(folder)
     model = with_scanned_layers(model, False)
     tokens_BT = InputOptions(batch_size=1).inputs(folder, reference, model).target
     pair = Pair(reference, model, tokens_BT, {})
-    for trial in trials(folder.name, model):
+    for trial in trials(folder.name, model, is_trained=True):
         key = trial.mutation.name, trial.level
-        if trial.level not in LEVELS or not is_new(key):
+        if not is_new(key):
             continue
-        outcome = run(trial, pair)
-        for other in list(pair.recordings)[1:]:  # of other inputs; they are large
-            del pair.recordings[other]
+        has_own_inputs = trial.mutation.inputs(tokens_BT).digest != Inputs.of(tokens_BT).digest
+        # Recordings are large: only those that other trials need are kept.
+        outcome = run(trial, pair._replace(recordings={}) if has_own_inputs else pair)
         fields = ("is_caught", "is_right", "named")
         yield key, {field: getattr(outcome, field) for field in fields}
 
@@ -91,23 +92,47 @@ def members() -> list[zoo.ZooModel]:
     return [found[place] for place in np.random.default_rng(0).permutation(len(found))]
 
 
-def compare_inputs(path: Path, kind: str, seed: int, mesh: dict[str, int]) -> dict[str, Any]:
-    """Compares a checkpoint at all levels; returns the numbers of rows by verdict.
+class Placed:
+    """A checkpoint in PyTorch, and in JAX on one device and on meshes.
 
     Args:
         path: the checkpoint.
-        kind: of the inputs, one of `KINDS`.
-        seed: of the inputs.
-        mesh: sizes of the mesh that the JAX model is on; empty: one device.
+        meshes: the sizes of each mesh by axis; empty: one device.
     """
-    start = time.perf_counter()
-    devices = make_mesh(**mesh) if mesh else None
-    sharded = load_pretrained(path, dtype="float32", mesh=devices) if devices else None
-    reference, model = open_both(path, model=sharded)
-    options = InputOptions(random=kind == "random tokens", seed=seed)
-    inputs = options.inputs(path, reference, model)
-    with nullcontext() if devices is None else jax.set_mesh(devices):
-        report = compare(reference, model, inputs, levels=levels_of(model))
+
+    def __init__(self, path: Path, meshes: Mapping[str, dict[str, int]]):
+        self._path = path
+        self._reference, alone = open_both(path)
+        self._models = dict.fromkeys(meshes, (alone, None))
+        for name, sizes in meshes.items():
+            if sizes:
+                mesh = make_mesh(**sizes)
+                self._models[name] = load_pretrained(path, dtype="float32", mesh=mesh), mesh
+
+    def compare(self, kind: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Compares all levels on inputs; yields each mesh with the numbers of rows by verdict.
+
+        The reference runs once for all.
+
+        Args:
+            kind: of the inputs, one of `KINDS`.
+            seed: of the inputs.
+        """
+        recordings: dict[str, Any] = {}
+        options = InputOptions(random=kind == "random tokens", seed=seed)
+        for name, (model, mesh) in self._models.items():
+            start = time.perf_counter()
+            inputs = options.inputs(self._path, self._reference, model)
+            with nullcontext() if mesh is None else jax.set_mesh(mesh):
+                report = compare(
+                    *(self._reference, model, inputs),
+                    levels=levels_of(model),
+                    recordings=recordings,
+                )
+            yield name, {**_counts(report), "seconds": round(time.perf_counter() - start)}
+
+
+def _counts(report: Report) -> dict[str, Any]:
     rows = [(level, row) for level, found in report.rows.items() for row in found]
     unclear = [(level, row) for level, row in rows if row.verdict == "cannot tell"]
     unclear.sort(key=lambda found: -found[1].highest_threshold)
@@ -122,6 +147,5 @@ def compare_inputs(path: Path, kind: str, seed: int, mesh: dict[str, int]) -> di
             for level, row in unclear[:WORST]
         },
         "largest_ratio": max(finite),
-        "seconds": round(time.perf_counter() - start),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1),
     }

@@ -79,8 +79,9 @@ def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
         caught = sum(result["is_caught"] for result in own.values())
         right = sum(result["is_right"] for result in own.values())
         yield (
-            f"**{name}**: of {len(own)} bugs as on [mutations](mutations.md), in its layers and "
-            f"logits, {caught} are caught and {right} named at the right place."
+            f"**{name}**: {len({bug for bug, _ in own})} bugs as on [mutations](mutations.md), "
+            f"each at every level that must show it: of {len(own)} trials {caught} are caught, "
+            f"and {right} named at the right place."
         )
         yield ""
         for (bug, level), result in own.items():

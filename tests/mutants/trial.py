@@ -102,14 +102,22 @@ def compare_honest(pair: Pair) -> Judged | None:
     return compare(reference, model, inputs, levels=FORWARD).first_divergence
 
 
-def trials(family: str, model: Decoder) -> Iterator[Trial]:
-    """Yields a trial for every mutation that applies and every level that must find it."""
+def trials(family: str, model: Decoder, *, is_trained: bool | None = None) -> Iterator[Trial]:
+    """Yields a trial for every mutation that applies and every level that must find it.
+
+    Args:
+        family: the name of the model.
+        model: the correct model.
+        is_trained: whether to try training and generation too; by default for `TRAINED`.
+    """
+    if is_trained is None:
+        is_trained = family in TRAINED
     for mutation in MUTATIONS:
         if not mutation.applies(model.config):
             continue
         for place, level in enumerate(mutation.signs(model.config)):
             trial = Trial(mutation, family, level, is_first=not place)
-            if family in TRAINED or not trial.is_compiled:
+            if is_trained or not trial.is_compiled:
                 yield trial
 
 

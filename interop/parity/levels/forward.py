@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,28 +59,18 @@ class Forward:
 
 def record_forward(comparison: Comparison) -> Recording:
     """Runs the reference, or takes its recording on the same inputs from an earlier comparison."""
-    inputs, known = comparison.inputs, comparison.recordings
+    inputs, sample = comparison.inputs, comparison.sample
     is_fed = "layers" in comparison.levels
     if is_fed:
         taps = derive_taps(comparison.table, comparison.unstacked, inputs)
     else:  # routers are needed all the same, since rounding may decide what they choose
         taps = router_taps(comparison, inputs)
     alignment = Alignment(taps)
-    of_reference = id(comparison.reference), comparison.sample, is_fed
-    key = f"{inputs.digest} {alignment.digest} {of_reference}"
-    if known is not None and key in known:
-        return known[key]
-    recording = record(
-        comparison.reference,
-        inputs,
-        alignment,
-        comparison.sample,
-        comparison.store,
-        is_fed=is_fed,
+    reference, store = comparison.reference, comparison.store
+    run = partial(record, reference, inputs, alignment, sample, store, is_fed=is_fed)
+    return comparison.of_reference(
+        run, "activations", inputs.digest, alignment.digest, sample, is_fed
     )
-    if known is not None:  # otherwise it is freed when it has been judged: it is large
-        known[key] = recording
-    return recording
 
 
 def judge(

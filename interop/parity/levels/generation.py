@@ -50,8 +50,8 @@ def compare_generation(comparison: Comparison) -> Sequence[TextResult | ScoresRe
     For an encoder-decoder the prompts are sources, and the generated tokens are targets.
     """
     if not isinstance(comparison.model, TokenModel):
-        return compare_vectors(comparison.reference, comparison.model, comparison.inputs)
-    generator, theirs = decode_reference(comparison.reference, comparison.model, comparison.inputs)
+        return compare_vectors(comparison)
+    generator, theirs = decode_reference(comparison, comparison.model)
     return judge_generation(comparison.model, theirs, generator.logits)
 
 
@@ -60,7 +60,7 @@ def record_generation(comparison: Comparison) -> dict[str, Any]:
     if not isinstance(comparison.model, TokenModel):
         continued = continue_vectors(comparison.reference, comparison.inputs)
         return {**plain(continued), "distances": continued.distances.to_pack()}
-    theirs = decode_reference(comparison.reference, comparison.model, comparison.inputs)[1]
+    theirs = decode_reference(comparison, comparison.model)[1]
     return {**plain(theirs), "distances": theirs.distances.to_pack()}
 
 
@@ -86,14 +86,15 @@ def check_generation(
 
 
 def decode_reference(
-    reference: Any, model: TokenModel, inputs: Inputs
+    comparison: Comparison, model: TokenModel
 ) -> tuple[ReferenceGenerator, ReferenceGeneration]:
     """Cuts prompts from the inputs and has the reference continue them."""
-    prompts = prompts_of(
-        inputs.replace_token(adapter_of(reference).padding_token(reference), model)
-    )
+    reference = comparison.reference
+    unused = adapter_of(reference).padding_token(reference)
+    prompts = prompts_of(comparison.inputs.replace_token(unused, model))
     generator = ReferenceGenerator(reference, _starting(model)[1])
-    return generator, generator.decode(prompts)
+    run = functools.partial(generator.decode, prompts)
+    return generator, comparison.of_reference(run, "generation", prompts, generator.start_token)
 
 
 def judge_generation(

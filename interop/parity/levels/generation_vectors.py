@@ -1,6 +1,7 @@
 """Generation level for models of vectors: each new vector is the output at the last position."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from jaxllm.models import Model
 from jaxllm.numerics.distance import difference, norm
 from jaxllm.sharding import to_host
 
+from .sides import Comparison
+
 PROMPT_LENGTH = 24
 NEW_VECTORS = 8
 VECTORS = "vectors"  # their name among `Distances`
@@ -33,9 +36,11 @@ class Continued(NamedTuple):
     distances: Distances  # rounding errors of the vectors
 
 
-def compare_vectors(reference: Any, model: Model, inputs: Inputs) -> list[ScoresResult]:
+def compare_vectors(comparison: Comparison) -> list[ScoresResult]:
     """Compares both sides' continuations of the first vectors of the inputs."""
-    return judge_vectors(model, continue_vectors(reference, inputs))
+    run = functools.partial(continue_vectors, comparison.reference, comparison.inputs)
+    theirs = comparison.of_reference(run, "vectors", comparison.inputs.digest)
+    return judge_vectors(comparison.model, theirs)
 
 
 def continue_vectors(reference: Any, inputs: Inputs) -> Continued:

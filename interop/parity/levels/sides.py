@@ -1,9 +1,10 @@
 """The sides of a comparison: the JAX model alone, or together with its reference."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from hashlib import sha256
+from typing import Any, TypeVar
 
 import optax
 
@@ -12,11 +13,12 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import table_of
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
-from jaxllm.interop.parity.recording.recording import Recording
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, with_scanned_layers
 from jaxllm.params import stacked_layers
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,21 @@ class Comparison(JaxSide):
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
     store: ArrayStore = in_memory  # the store for all activations
     sample: Sample | None = None  # which elements of each output are recorded; None: all
-    recordings: dict[str, Recording] | None = None  # of the reference, kept for other comparisons
+    recordings: dict[str, Any] | None = None  # of the reference, kept for other comparisons
+
+    def of_reference(self, run: Callable[[], Result], *key: object) -> Result:
+        """Runs the reference, or returns what an earlier comparison kept.
+
+        Args:
+            run: runs the reference.
+            key: what its result depends on, besides the reference.
+        """
+        if self.recordings is None:  # then the result is freed when it has been judged: it is large
+            return run()
+        name = sha256(repr((id(self.reference), *key)).encode()).hexdigest()
+        if name not in self.recordings:
+            self.recordings[name] = run()
+        return self.recordings[name]
 
     @cached_property
     def table(self) -> RuleTable:

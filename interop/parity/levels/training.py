@@ -38,6 +38,9 @@ PERTURBATION_SEEDS = (0, 1)  # seeds of training runs from perturbed weights
 ELEMENTS = 1024  # kept in a pack of each gradient, moment and update
 
 
+Measured = tuple[Truth, RunErrors, list[RunErrors]]  # of the reference, and of the draws
+
+
 class Runs(NamedTuple):
     """Training runs on the same batches.
 
@@ -65,8 +68,11 @@ def train_both(comparison: Comparison) -> Runs:
     optimizer = comparison.optimizer or comparison.recipe.optimizer(comparison.model)
     check_moments(optimizer, comparison.model)
     setup = training_setup(comparison)
-    measured = _measured(reference_runs(comparison, setup), comparison.recipe)
-    perturbed = perturbed_losses(comparison, setup)
+    measured, perturbed = comparison.of_reference(
+        partial(_measured_reference, comparison, setup),
+        *("training", [batch.digest for batch in setup.batches], comparison.recipe),
+        *(sorted(setup.constant), comparison.rules),
+    )
     announce("training: model")
     run = train_model(comparison.model, setup.batches, optimizer, setup.constant)
     ours = errors_of(run, measured[0], clip_eps=0.0)
@@ -113,9 +119,15 @@ def sampled(run: TrainingRecord) -> TrainingRecord:
     return dataclasses.replace(run, first=first)
 
 
-def _measured(
-    runs: Iterator[TrainingRecord], recipe: Recipe
-) -> tuple[Truth, RunErrors, list[RunErrors]]:
+def _measured_reference(
+    comparison: Comparison, setup: "TrainingSetup"
+) -> tuple[Measured, list[tuple[float, ...]]]:
+    """Returns what the reference's runs say of rounding, and its losses from perturbed weights."""
+    measured = _measured(reference_runs(comparison, setup), comparison.recipe)
+    return measured, perturbed_losses(comparison, setup)
+
+
+def _measured(runs: Iterator[TrainingRecord], recipe: Recipe) -> Measured:
     """Returns the truth, and the errors of the reference and of the draws.
 
     Args:
