@@ -1,10 +1,12 @@
 """Built wheel: works in an environment without PyTorch, next to a user's own `train.py`."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -63,7 +65,10 @@ def environment(tmp_path_factory) -> Path:
     """A virtual environment with the built wheel and its dependencies, but without PyTorch."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run([sys.executable, *build], check=True, capture_output=True)
+    # Other workers of the tests build in the same folder of the checkout.
+    with (Path(tempfile.gettempdir()) / "jaxllm_wheel_tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run([sys.executable, *build], check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
     python = folder / "env" / "bin" / "python"
