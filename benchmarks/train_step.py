@@ -32,7 +32,7 @@ LLAMA = DecoderConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is trained.
+    """A model to train, the shape of its batches, and how both sides compute.
 
     Attributes:
         model: its config; parameters are float32.

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -66,7 +65,8 @@ def environment(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     # Other workers of the tests build in the same folder of the checkout.
-    with (Path(tempfile.gettempdir()) / "jaxllm_wheel_tests.lock").open("w") as lock:
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with (ROOT / ".cache" / "wheel.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run([sys.executable, *build], check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
