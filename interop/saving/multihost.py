@@ -8,7 +8,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxllm.distributed.failing import FailedElsewhereError
 from jaxllm.interop.formats.stored_tensor import CheckpointError
+
+
+class OtherProcessError(CheckpointError, FailedElsewhereError):
+    """Another process could not read or write a checkpoint."""
 
 
 def is_first_process() -> bool:
@@ -26,7 +31,7 @@ def fail_together(together: bool) -> Iterator[None]:
         together: whether several processes take part. If False, the context does nothing.
 
     Raises:
-        CheckpointError: another process failed.
+        OtherProcessError: another process failed.
     """
     if not together:
         yield
@@ -40,7 +45,7 @@ def fail_together(together: bool) -> Iterator[None]:
     if error is not None:
         raise error
     if failed.size:
-        raise CheckpointError(f"process {failed[0]} failed: see its own error message")
+        raise OtherProcessError(f"process {failed[0]} failed: see its own error message")
 
 
 def shared_name(together: bool) -> str:

@@ -24,6 +24,11 @@ POLL_S = 1.0
 ANSWER_S = 1.5  # three times this is less than a thread that aborts is delayed by, see lost_process
 UNREPORTED = 70  # the exit status if the report of an error fails, that of internal errors
 
+
+class FailedElsewhereError(Exception):
+    """The error of a process that fails because another one has, whose own error says why."""
+
+
 T = TypeVar("T")
 Report = Callable[[BaseException], tuple[str, int]]  # prints an error; returns it, and the status
 
@@ -51,7 +56,10 @@ def fail(error: BaseException) -> None:
     """Reports an error and ends all processes; returns if this process runs alone."""
     if not _reports:
         return
-    if (other := _soon(_failure_of_another)) is not None:  # which may be why this process fails
+    patience = (
+        WAIT_S if isinstance(error, FailedElsewhereError) else 0
+    )  # the reason is yet to be told
+    if (other := _reason_elsewhere(patience)) is not None:  # may be why this process fails
         _end_with(other)
     _begin_to_end()
     try:
@@ -88,6 +96,14 @@ def _wait_for_failure(left: threading.Event) -> None:
     while not left.wait(POLL_S):
         if (message := _failure_of_another()) is not None:
             _end_with(message)
+
+
+def _reason_elsewhere(patience: float) -> str | None:
+    """Returns `_failure_of_another`, asked for until there is one or `patience` seconds pass."""
+    deadline = time.monotonic() + patience
+    while (message := _soon(_failure_of_another)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return message
 
 
 def _failure_of_another() -> str | None:

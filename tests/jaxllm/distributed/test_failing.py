@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxllm.distributed import failing
-from jaxllm.distributed.failing import ENDING, FAILURE, failing_together
+from jaxllm.distributed.failing import ENDING, FAILURE, FailedElsewhereError, failing_together
 
 
 class Ended(BaseException):
@@ -64,6 +64,23 @@ def test_a_failure_is_told_and_the_others_are_waited_for(coordinator):
         f"{ENDING}0": "",
         f"{ENDING}1": "",
     }
+
+
+def test_the_process_that_knows_why_is_waited_for(coordinator, monkeypatch, capsys):
+    def sleep(seconds: float) -> None:  # process 1 is slower
+        coordinator.values |= {FAILURE: "1\n2\nno such folder", f"{ENDING}1": ""}
+
+    monkeypatch.setattr(failing.time, "sleep", sleep)
+    with pytest.raises(Ended, match="2"), failing_together():
+        raise FailedElsewhereError("process 1 failed")
+    assert capsys.readouterr().err == "jaxllm: process 1 failed: no such folder\n"
+
+
+def test_a_reason_that_never_comes_is_not_waited_for_for_good(coordinator, monkeypatch):
+    monkeypatch.setattr(failing, "WAIT_S", 0)
+    with pytest.raises(Ended, match="2"), failing_together():
+        raise FailedElsewhereError("process 1 failed")
+    assert coordinator.values[FAILURE] == "0\n2\nit was process 1 failed"
 
 
 def test_a_failure_needs_no_devices(coordinator, monkeypatch):
