@@ -5,6 +5,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+BLOCK = 2**18  # elements at once, whose float64 differences stay in the processor's cache
+
 
 def relative_l2(ours: ArrayLike, reference: ArrayLike) -> float:
     """Returns `|ours - reference| / |reference|` over all elements; 0, not NaN, if both are 0."""
@@ -19,8 +21,10 @@ def relative(distance: float, size: float) -> float:
 
 
 def max_abs(ours: ArrayLike, reference: ArrayLike) -> float:
-    """Returns the largest absolute difference of two elements."""
-    return float(np.max(np.abs(difference(ours, reference))))
+    """Returns the largest absolute difference of two elements of arrays of one shape."""
+    a, b = np.asarray(ours).reshape(-1), np.asarray(reference).reshape(-1)
+    parts = (slice(start, start + BLOCK) for start in range(0, a.size, BLOCK))
+    return float(np.max([np.max(np.abs(difference(a[part], b[part]))) for part in parts]))
 
 
 def norm(x: ArrayLike) -> float:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxllm.numerics.distance import max_abs, relative, relative_l2
+from jaxllm.numerics.distance import BLOCK, max_abs, relative, relative_l2
 
 
 def test_a_relative_distance_is_that_of_all_elements():
@@ -24,3 +24,8 @@ def test_relative_error_to_zero_is_zero_only_without_distance():
 def test_the_largest_difference_is_that_of_one_element():
     a, b = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     assert max_abs(a, b) == pytest.approx(float(np.abs(a - b).max()))
+    large = np.zeros((2, BLOCK), np.float32)
+    large[1, -1] = -2.0
+    assert max_abs(large, np.zeros_like(large)) == 2.0
+    large[0, 0] = math.nan
+    assert math.isnan(max_abs(large, np.zeros_like(large)))
