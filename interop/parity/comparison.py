@@ -34,7 +34,7 @@ from .levels.table import (
 )
 from .levels.weights import shape_mismatches
 from .numerics.array_store import ArrayStore, in_memory
-from .numerics.malloc import return_freed_memory
+from .numerics.malloc import keeping_freed_memory, return_freed_memory
 from .numerics.precision import FLOAT32, PRECISIONS, computed_in, dtype_name
 from .progress import expecting
 from .rendered_report import Report
@@ -129,7 +129,8 @@ def _compare(comparison: Comparison) -> Report:
         comparison.reference, comparison.unstacked, comparison.table
     ):
         stages = stages_of(alone)
-    with expecting(sum(stage.runs(comparison.levels) for stage in stages)):
+    runs = sum(stage.runs(comparison.levels) for stage in stages)
+    with expecting(runs), keeping_freed_memory():
         found = {}
         for stage in stages:
             found[stage.name] = stage.compare(comparison)

@@ -1,14 +1,23 @@
-"""Makes the C library's allocator return the memory of freed arrays to the system.
+"""Decides when the C library's allocator returns the memory of freed arrays to the system.
 
 By default glibc keeps arrays below a size that it raises as arrays are freed, in fragments that
-later arrays do not fit into. That wastes several times the memory of a model. NumPy has no setting
-for this, so `ctypes` calls glibc.
+later arrays do not fit into. That wastes several times the memory of a model. The memory of larger
+arrays it returns at once; the system then clears every page anew for the next array, which takes
+as long as computing with it. NumPy has no setting for either, so `ctypes` calls glibc.
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-M_MMAP_THRESHOLD = -3  # as in malloc.h
+# As in malloc.h: freed memory at the end of the heap that is kept; the size from which arrays are
+# mapped separately; how many are.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGE = 2**16  # bytes
+MOST_ARRAYS = 65536  # glibc's default for M_MMAP_MAX
+NEVER = -1  # for M_TRIM_THRESHOLD
+
+_set_now = {M_MMAP_THRESHOLD: 2**25}  # bytes; glibc raises its own threshold up to this
 
 
 def map_large_arrays() -> bool:
@@ -17,8 +26,30 @@ def map_large_arrays() -> bool:
     Returns:
         Whether the allocator supports the setting.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(M_MMAP_THRESHOLD, LARGE) == 1
+    _set_now[M_MMAP_THRESHOLD] = LARGE
+    return _set(M_MMAP_THRESHOLD, LARGE)
+
+
+@contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Within this context, later arrays take the memory of freed ones, which stays allocated.
+
+    `return_freed_memory` returns it all the same. No effect after `map_large_arrays`, which is for
+    models that take most of the memory.
+    """
+    is_scarce = _set_now[M_MMAP_THRESHOLD] == LARGE
+    if is_scarce:
+        yield
+        return
+    _set(M_MMAP_MAX, 0)
+    _set(M_TRIM_THRESHOLD, NEVER)
+    try:
+        yield
+    finally:
+        _set(M_MMAP_MAX, MOST_ARRAYS)
+        _set(M_MMAP_THRESHOLD, _set_now[M_MMAP_THRESHOLD])
+        _set(M_TRIM_THRESHOLD, 2 * _set_now[M_MMAP_THRESHOLD])  # glibc's own proportion
+        return_freed_memory()
 
 
 def return_freed_memory() -> bool:
@@ -31,3 +62,8 @@ def return_freed_memory() -> bool:
     if malloc_trim is not None:
         malloc_trim(0)
     return malloc_trim is not None
+
+
+def _set(option: int, value: int) -> bool:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(option, value) == 1

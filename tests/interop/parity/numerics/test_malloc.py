@@ -1,5 +1,6 @@
-"""The memory of freed large arrays is returned to the system."""
+"""The memory of freed large arrays is returned to the system, or kept for later ones."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -26,6 +27,43 @@ if sys.argv[1] == "returned":
     return_freed_memory()
 print(full - resident())
 """
+
+# Allocates and frees a large array many times: the system clears its pages once, or every time.
+KEEPING = """
+import resource, sys
+from contextlib import nullcontext
+import numpy as np
+from jaxllm.interop.parity.numerics.malloc import keeping_freed_memory, map_large_arrays
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+if sys.argv[1] == "mapped":
+    map_large_arrays()
+before, held = faults(), resident()
+with nullcontext() if sys.argv[1] == "not kept" else keeping_freed_memory():
+    for _ in range(20):
+        np.empty(2**26, np.int8)[::4096] = 1
+    kept = resident() - held
+print(faults() - before, kept, resident() - held)
+"""
+PAGES = 2**26 // resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    ("how", "is_kept"), [("kept", True), ("not kept", False), ("mapped", False)]
+)
+def test_kept_memory_is_not_cleared_for_every_array_and_returned_at_the_end(how, is_kept):
+    small_pages = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+    program = [sys.executable, "-c", KEEPING, how]
+    done = subprocess.run(program, env=small_pages, capture_output=True, text=True, check=True)
+    faults, kept, after = map(int, done.stdout.split())
+    assert (faults < 2 * PAGES) == is_kept
+    assert (kept > 0.9 * PAGES) == is_kept
+    assert after < 0.1 * PAGES
 
 
 def freed_bytes(how: str) -> int:
