@@ -171,8 +171,8 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("alignment", "comparison", "levels", "numerics", "progress", "rendered_report"),
         },
         "golden": {
-            *("alignment", "checkpoint", "comparison", "execution", "levels", "progress"),
-            *("recording", "rendered_report"),
+            *("alignment", "checkpoint", "comparison", "execution", "levels", "numerics"),
+            *("progress", "recording", "rendered_report"),
         },
     },
     "jaxllm.train": {
